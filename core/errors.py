@@ -1,0 +1,183 @@
+"""The one error tree. Vendor errors stop at their adapter and become one of these.
+
+ImprintError                     code internal
+├── SpecInvalid                  spec_invalid            every fault of a request, named at once
+├── KeyReused                    spec_invalid            an idempotency key with another request
+├── InsufficientCredits          insufficient_credits
+├── NotFound                     spec_invalid            a job, picture or account that is not there
+├── IllegalMove                  spec_invalid            a job that is already final, a hold already resolved
+├── TooFewImages                 too_few_images
+├── ImageUnreachable             image_unreachable       may be retried
+│   └── ImageRefused             image_unreachable       an address that we will not call; final
+├── ImageInvalid                 image_invalid
+├── BaseModelUnavailable         base_model_unavailable
+├── OutOfMemory                  out_of_memory
+├── LossNotFinite                loss_not_finite
+├── BackendUnreachable           backend_unreachable     may be retried
+├── BackendFailed                backend_failed
+├── WorkerLost                   worker_lost
+├── TrainingTimeout              timeout
+├── UploadFailed                 upload_failed
+├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
+├── ObjectExists                 upload_failed           create-only, and something is there already
+└── LoraInvalid                  upload_failed           a LoRA file that is not what it should be
+
+Stop                             no failure: why a training loop leaves early
+├── Cancelled                    the owner cancelled
+├── LeaseLost                    somebody else works on this job now
+└── HandOver                     this worker is going away; checkpoint, then leave
+"""
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class FailureCode(StrEnum):
+    """Why a job failed, in the words that owners, webhooks and docs use."""
+
+    INSUFFICIENT_CREDITS = "insufficient_credits"
+    TOO_FEW_IMAGES = "too_few_images"
+    IMAGE_UNREACHABLE = "image_unreachable"
+    IMAGE_INVALID = "image_invalid"
+    SPEC_INVALID = "spec_invalid"
+    BASE_MODEL_UNAVAILABLE = "base_model_unavailable"
+    OUT_OF_MEMORY = "out_of_memory"
+    LOSS_NOT_FINITE = "loss_not_finite"
+    BACKEND_UNREACHABLE = "backend_unreachable"
+    BACKEND_FAILED = "backend_failed"
+    WORKER_LOST = "worker_lost"
+    TIMEOUT = "timeout"
+    UPLOAD_FAILED = "upload_failed"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal"
+
+
+class ImprintError(Exception):
+    """An error that says what, where and what to do.
+
+    `message` is for the owner and never holds a secret, a foreign body or a presigned address;
+    `details` is JSON-serialisable and travels with the job.
+    """
+
+    code: ClassVar[FailureCode] = FailureCode.INTERNAL
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message, details)
+        self.message = message
+        self.details = details or {}
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SpecInvalid(ImprintError):
+    """A request with faults. `faults` maps each argument to what is wrong with it."""
+
+    code = FailureCode.SPEC_INVALID
+
+    def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message, details)
+        self.faults: dict[str, str] = dict(self.details.get("faults", {}))
+
+    @classmethod
+    def of(cls, faults: dict[str, str]) -> "SpecInvalid":
+        """One error for all `faults`, each named in the message."""
+        listed = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+        return cls(f"the request has {len(faults)} fault(s): {listed}", {"faults": faults})
+
+
+class KeyReused(ImprintError):
+    code = FailureCode.SPEC_INVALID
+
+
+class InsufficientCredits(ImprintError):
+    code = FailureCode.INSUFFICIENT_CREDITS
+
+
+class NotFound(ImprintError):
+    code = FailureCode.SPEC_INVALID
+
+
+class IllegalMove(ImprintError):
+    code = FailureCode.SPEC_INVALID
+
+
+class TooFewImages(ImprintError):
+    code = FailureCode.TOO_FEW_IMAGES
+
+
+class ImageUnreachable(ImprintError):
+    code = FailureCode.IMAGE_UNREACHABLE
+    retryable = True
+
+
+class ImageRefused(ImageUnreachable):
+    retryable = False
+
+
+class ImageInvalid(ImprintError):
+    code = FailureCode.IMAGE_INVALID
+
+
+class BaseModelUnavailable(ImprintError):
+    code = FailureCode.BASE_MODEL_UNAVAILABLE
+
+
+class OutOfMemory(ImprintError):
+    code = FailureCode.OUT_OF_MEMORY
+
+
+class LossNotFinite(ImprintError):
+    code = FailureCode.LOSS_NOT_FINITE
+
+
+class BackendUnreachable(ImprintError):
+    code = FailureCode.BACKEND_UNREACHABLE
+    retryable = True
+
+
+class BackendFailed(ImprintError):
+    code = FailureCode.BACKEND_FAILED
+
+
+class WorkerLost(ImprintError):
+    code = FailureCode.WORKER_LOST
+    retryable = True
+
+
+class TrainingTimeout(ImprintError):
+    code = FailureCode.TIMEOUT
+
+
+class UploadFailed(ImprintError):
+    code = FailureCode.UPLOAD_FAILED
+
+
+class StoreUnavailable(ImprintError):
+    code = FailureCode.UPLOAD_FAILED
+    retryable = True
+
+
+class ObjectExists(ImprintError):
+    code = FailureCode.UPLOAD_FAILED
+
+
+class LoraInvalid(ImprintError):
+    code = FailureCode.UPLOAD_FAILED
+
+
+class Stop(Exception):  # noqa: N818 - not an error: a reason to leave
+    """Why a training loop leaves early. Not a failure."""
+
+
+class Cancelled(Stop):
+    """The owner cancelled the job."""
+
+
+class LeaseLost(Stop):
+    """Another worker holds the job, or the job is final: write nothing more."""
+
+
+class HandOver(Stop):
+    """This worker is going away: checkpoint, then leave the job to another."""

@@ -1,0 +1,119 @@
+"""All settings, in one typed class, read once: environment variables `IMPRINT_*`, then `.env`, then these defaults.
+
+With no settings at all Imprint runs on one machine: SQLite, a folder as object store and a private Redis.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every dial of the service. `docs/settings.md` is made from these descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix="IMPRINT_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(Path(".imprint"), description="Folder for everything that the embedded defaults keep.")
+
+    # ---- broker and results ----
+    broker_url: SecretStr | None = Field(
+        None, description="Redis or RabbitMQ address. Unset: a private Redis that `make up` starts."
+    )
+    result_url: SecretStr | None = Field(
+        None, description="Where task results live. Unset: the broker if it is Redis, else the database."
+    )
+    visibility_timeout_s: int = Field(
+        12 * 3600, ge=10, description="Redis redelivers a message after this long; above the longest training."
+    )
+
+    # ---- database ----
+    database_url: SecretStr | None = Field(
+        None, description="`postgresql+psycopg://…` or `sqlite:///…`. Unset: SQLite under the home folder."
+    )
+
+    # ---- object store ----
+    store_url: str | None = Field(None, description="`s3://bucket/prefix` or a folder. Unset: `store/` under home.")
+    s3_endpoint_url: str | None = Field(None, description="Address of an S3 server other than Amazon's.")
+    s3_region: str = Field("us-east-1", description="Region of the S3 server.")
+    s3_access_key_id: SecretStr | None = Field(None, description="Unset: boto3's usual chain of credentials.")
+    s3_secret_access_key: SecretStr | None = Field(None, description="Goes with the access key.")
+
+    # ---- pictures from outside ----
+    file_roots: list[Path] = Field([], description="Folders that `file://` pictures may come from. JSON list.")
+    s3_source_buckets: list[str] = Field(
+        [], description="Buckets that `s3://` pictures may come from, besides the store's own. JSON list."
+    )
+    fetch_allow_hosts: list[str] = Field(
+        [], description="`host:port` pairs that may be fetched though their address is private. JSON list."
+    )
+    fetch_timeout_s: float = Field(60.0, gt=0, description="Wall-clock limit of one picture's download.")
+    max_picture_bytes: int = Field(20_000_000, gt=0, description="Largest picture file.")
+    max_picture_pixels: int = Field(50_000_000, gt=0, description="Largest picture, in pixels, before decoding.")
+    max_job_bytes: int = Field(500_000_000, gt=0, description="Largest sum of the picture files of one job.")
+
+    # ---- training ----
+    base_models: dict[str, str] = Field(
+        {}, description="Where base models are: name to folder or hub id, over the built-in names. JSON object."
+    )
+    base_model_roots: list[Path] = Field(
+        [], description="Folders that a request's `base_model` may point into, besides `bases/` under home."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What training workers train on.")
+    training_timeout_s: int = Field(8 * 3600, gt=0, description="Longest training; then it fails with `timeout`.")
+
+    # ---- the life of a job ----
+    lease_s: float = Field(25.0, gt=0, description="A worker's claim on a stage ends this long after its last sign.")
+    sweep_s: float = Field(30.0, gt=0, description="How often the sweeps look for what was left lying.")
+    max_attempts: int = Field(3, ge=1, description="Attempts per stage before a transient failure is final.")
+    retry_base_s: float = Field(2.0, gt=0, description="First delay before another attempt; then it doubles.")
+    relaunch_after_s: float = Field(
+        120.0, gt=0, description="A job whose message nobody took is sent again after this long; then it doubles."
+    )
+    hold_days: int = Field(7, ge=1, description="A hold on credits expires after this many days.")
+
+    # ---- credits ----
+    prices: dict[str, int] = Field(
+        {}, description="Credits per 1,000 steps by family, over the built-in table. JSON object."
+    )
+
+    # ---- notices ----
+    webhook_secret: SecretStr | None = Field(
+        None, description="`whsec_…`: signs webhooks (Standard Webhooks 1.0). Several, separated by spaces, rotate."
+    )
+    webhook_timeout_s: float = Field(20.0, gt=0, description="Limit of one webhook delivery.")
+
+    # ---- processes of `make up` ----
+    io_concurrency: int = Field(2, ge=1, description="Processes of the worker for fetching, preparing, uploading.")
+    flower_port: int = Field(5555, ge=0, le=65535, description="Flower's loopback port; 0 picks a free one.")
+    flower_auth: SecretStr | None = Field(None, description="`user:password` for Flower. Unset: one is made up.")
+    log_level: str = Field("INFO", description="Level of what workers print.")
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy address of the database."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home.resolve()}/imprint.db"
+
+    @property
+    def store(self) -> str:
+        """`s3://…` or the path of a folder."""
+        return self.store_url or str(self.home.resolve() / "store")
+
+    @property
+    def run_dir(self) -> Path:
+        """Where a running stack leaves what its clients need to find it; private to the user."""
+        return self.home.resolve() / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.home.resolve() / "logs"
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read on first use."""
+    return Settings()

@@ -1,0 +1,83 @@
+"""What a training takes and gives, without torch: the seams between the loop and whoever runs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from training.spec import TrainSpec
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prepared picture: an RGB PNG of exactly the size it is trained at."""
+
+    path: Path
+    caption: str
+    sha256: str  # of the PNG's bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after `step` of `total` steps."""
+
+    step: int
+    total: int
+    loss: float  # mean over the steps since the last report
+    seconds_left: float | None  # None until there is something to reckon with
+    seconds_per_step: float | None = None
+
+
+class Control(Protocol):
+    """The way between a running training and whoever watches it. Both are called on the training's thread."""
+
+    def check(self) -> None:
+        """Called before every step; cheap. Raises Cancelled, LeaseLost, HandOver or TrainingTimeout to end it."""
+
+    def report(self, progress: Progress) -> None:
+        """Called after a step, at most once a second and at the last step."""
+
+
+class Checkpoints(Protocol):
+    """Where the checkpoints of one job are kept, each whole or not at all."""
+
+    def steps(self) -> Sequence[int]:
+        """Steps of the checkpoints that are there, in ascending order."""
+
+    def load(self, step: int) -> bytes: ...
+
+    def save(self, step: int, data: bytes) -> None:
+        """Keep one; older ones may go (the last two stay)."""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """Everything that one training needs."""
+
+    job_id: str
+    spec: TrainSpec
+    examples: Sequence[Example]
+    dataset_sha256: str
+    base_model: str  # a folder, a .safetensors file or a hub id, already looked up
+    out: Path  # the LoRA file is written here, whole or not at all
+    checkpoints: Checkpoints
+    control: Control
+    device: str = "auto"  # auto, cpu, cuda
+    checkpoint_every_epochs: int = 10
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one training gave."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    steps: int
+    resumed_from: int  # the step of the checkpoint it went on from; 0 for a fresh start
+    final_loss: float
+    train_seconds: float  # in this attempt's loop
+    device: str
+    metadata: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,83 @@
+"""The recipe of one training: what it may say, and what each family says when it does not."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Family = Literal["sd15", "sdxl", "z-image"]
+Backend = Literal["local"]
+
+MIN_PICTURES, MAX_PICTURES = 5, 100
+
+
+@dataclass(frozen=True)
+class BaseModelName:
+    """A base model that has a name of its own: its family and where it is by default."""
+
+    family: Family
+    location: str
+
+
+BASE_MODELS: dict[str, BaseModelName] = {
+    "sd15": BaseModelName("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    "sdxl": BaseModelName("sdxl", "stabilityai/stable-diffusion-xl-base-1.0"),
+    "z-image-turbo": BaseModelName("z-image", "Tongyi-MAI/Z-Image-Turbo"),
+}
+
+# What a family's recipe says where a request is silent.
+RECIPES: dict[Family, dict[str, Any]] = {
+    "sd15": {"rank": 4, "alpha": 32.0, "learning_rate": 1e-4, "resolution": 512, "epochs": 100},
+    "sdxl": {"rank": 8, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
+    "z-image": {"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
+}
+
+Word = Annotated[str, StringConstraints(strip_whitespace=True, max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class TrainSpec(BaseModel):
+    """The frozen, validated recipe of one job. Build it with `TrainSpec.of`, which fills in the family's defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    base_model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+    family: Family
+    trigger_word: Annotated[Word, StringConstraints(min_length=1)]
+    class_word: Word = ""
+    rank: int = Field(ge=1, le=256)
+    alpha: float = Field(gt=0, le=1024)
+    learning_rate: float = Field(ge=1e-7, le=1e-1)
+    optimizer: Literal["adamw"] = "adamw"
+    batch_size: int = Field(default=1, ge=1, le=64)
+    resolution: int = Field(ge=64, le=2048, multiple_of=64)
+    aspect_buckets: bool = False
+    epochs: int = Field(ge=10, le=500)
+    max_steps: int | None = Field(default=None, ge=1, le=100_000)
+    seed: int = Field(ge=0, lt=2**63)
+    backend: Backend = "local"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """Take from the name of the base model its family, and from the family its recipe."""
+        if not isinstance(given, dict):
+            return given
+        given = {name: value for name, value in given.items() if value is not None}
+        named = BASE_MODELS.get(str(given.get("base_model")))
+        if named is not None:
+            if given.setdefault("family", named.family) != named.family:
+                raise ValueError(f"base_model {given['base_model']} is of family {named.family}")
+        elif "family" not in given:
+            raise ValueError(
+                f"base_model is none of {', '.join(BASE_MODELS)}: a folder or hub id needs its family "
+                f"({', '.join(RECIPES)}) beside it"
+            )
+        recipe = next((recipe for family, recipe in RECIPES.items() if family == given["family"]), {})
+        return {**recipe, **given}
+
+    def steps(self, pictures: int) -> int:
+        """How many steps training on that many pictures takes."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return self.epochs * ceil(pictures / self.batch_size)
