@@ -1,0 +1,39 @@
+# Every target is a line or two; the work is done in tools/ and in the packages themselves.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint types imports bench-pipeline clean
+
+BIN   := .venv/bin
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## .venv with everything that Imprint needs; a second run does nothing
+	@tools/setup.sh demo
+
+demo: setup  ## ten pictures become a LoRA through the real chain, live
+	@$(BIN)/python -m demo
+
+up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower; Ctrl-C ends it
+	@$(BIN)/python -m tasks.stack
+
+test:  ## everything that is checked: style, types, imports, then all tests
+	@tools/setup.sh test
+	@$(MAKE) --no-print-directory lint types imports
+	@$(BIN)/pytest -n $(CORES) --dist worksteal
+
+lint: setup  ## ruff: rules and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup  ## mypy, strict
+	@$(BIN)/mypy
+
+imports: setup  ## import-linter: who may import whom
+	@$(BIN)/lint-imports
+
+bench-pipeline: setup  ## overhead of the chain outside training, as JSON
+	@$(BIN)/python -m benchmarks.pipeline
+
+clean:  ## remove .venv and caches; .imprint/ (your jobs and LoRAs) stays
+	@tools/clean.sh
