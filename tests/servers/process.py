@@ -1,0 +1,98 @@
+"""One server process in a group of its own, that ends when this process does, however that ends."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+# Waits for the end of its input, which comes however the test process ends, and then ends the server's group.
+# A parent-death signal would do the same, but it fires when the *thread* that started the server ends.
+_GUARD = 'read -r _; kill -s KILL -- "-$1" 2>/dev/null'
+
+
+class NotStarted(Exception):  # noqa: N818 - it reads as what happened
+    """The server ended, or did not answer in time. The message holds the end of its log."""
+
+
+class ServerProcess:
+    """Starts `argv` in a process group of its own. Signals go to the whole group."""
+
+    def __init__(
+        self, argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.log = log
+        with log.open("ab") as out:
+            self._server = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "guard", str(self.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the tests, not for the guard
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._server.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Sent to the group even when its leader is gone: a child may have outlived it."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def end(self, *, kill: bool = False, timeout_s: float = 10.0) -> None:
+        """SIGTERM and a wait, then SIGKILL for whatever is left of the group. Twice does no harm."""
+        if self.alive and not kill:
+            self.signal(signal.SIGCONT)  # a paused process does not hear SIGTERM
+            self._server.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._server.wait(timeout_s)
+        self.signal(signal.SIGKILL)
+        self._server.wait()
+        self._guard.kill()
+        self._guard.wait()
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+
+    def wait_until(self, answers: Callable[[], bool], timeout_s: float) -> None:
+        """Polls until `answers()`; raises NotStarted, with the process ended, if it does not come to that."""
+        deadline = time.monotonic() + timeout_s
+        while not answers():
+            if not self.alive or time.monotonic() > deadline:
+                why = "did not answer" if self.alive else f"ended with {self._server.returncode}"
+                self.end(kill=True)
+                raise NotStarted(f"{self._server.args!r} {why}:\n{self.tail()}")
+            time.sleep(0.02)
+
+    def tail(self, size: int = 2000) -> str:
+        return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
+
+
+def free_port() -> int:
+    """A loopback port that is free now; whoever uses it must be ready to try another.
+
+    Below the range from which the kernel takes ports for outgoing connections, so that nobody gets it while a
+    server is down between `kill` and `restart`.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port between 20000 and 32000")

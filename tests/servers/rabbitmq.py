@@ -1,0 +1,160 @@
+"""A private RabbitMQ node that a test may kill, restart and pause, with an epmd of its own."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import amqp
+
+from tests.servers.process import NotStarted, ServerProcess, free_port
+
+
+class RabbitServer:
+    """One node in one folder. Durable queues outlive `kill` and `stop`; node name and ports stay the same."""
+
+    def __init__(self, folder: Path, *, port: int | None, config: Sequence[str]) -> None:
+        self.folder = folder.resolve()
+        self.node = f"imprint-{secrets.token_hex(4)}"
+        self.port = port or free_port()
+        self.config = config
+        self._distribution_port = free_port()
+        self._epmd_port = free_port()
+        self._processes: list[ServerProcess] = []  # epmd, then the node
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the node's process (beam)."""
+        return self._processes[-1].pid if self._processes else None
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Returns when AMQP answers (5 to 10 s); NotStarted with its log if it ends before that."""
+        if self._processes:
+            raise RuntimeError(f"the node on port {self.port} runs already")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "rabbitmq.conf").write_text(
+            "\n".join(["log.console.level = warning", *self.config]) + "\n"
+        )
+        (self.folder / "enabled_plugins").write_text("[].\n")
+        env = self._environment()
+        try:
+            # In the foreground, so that it ends with us: a node that finds none starts a daemon.
+            epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+            self._run(epmd, env).wait_until(lambda: _listens(self._epmd_port), 10.0)
+            self._run([_program()], env).wait_until(self._answers, timeout_s)
+        except NotStarted:
+            self._end(kill=True)
+            raise
+
+    def stop(self) -> None:
+        """SIGTERM: the node closes its queues and ends."""
+        self._end(kill=False)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash of the machine would."""
+        self._end(kill=True)
+
+    def restart(self) -> None:
+        """On the same ports and folder, whether it runs or not."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        if not self._processes:
+            raise RuntimeError("the node does not run")
+        self._processes[-1].signal(number)
+
+    def _run(self, argv: Sequence[str], env: dict[str, str]) -> ServerProcess:
+        process = ServerProcess(argv, log=self.folder / f"{Path(argv[0]).name}.log", cwd=self.folder, env=env)
+        self._processes.append(process)
+        return process
+
+    def _end(self, *, kill: bool) -> None:
+        while self._processes:
+            self._processes.pop().end(kill=kill, timeout_s=30.0)
+
+    def _answers(self) -> bool:
+        """True when *this* node answers: another program may have taken the port in the meantime."""
+        with (
+            suppress(OSError, amqp.AMQPError),
+            amqp.Connection(
+                f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=2, write_timeout=2
+            ) as connection,
+        ):
+            return str(connection.server_properties.get("cluster_name", "")).startswith(self.node + "@")
+        return False
+
+    def _environment(self) -> dict[str, str]:
+        """All that the node would otherwise share with one of the system: names, ports, folders, cookie."""
+        own = {
+            "HOME": self.folder,  # the Erlang cookie is made here
+            "RABBITMQ_NODENAME": f"{self.node}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": self.port,
+            "RABBITMQ_DIST_PORT": self._distribution_port,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_MNESIA_BASE": self.folder / "data",
+            "RABBITMQ_LOG_BASE": self.folder / "log",
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": self.folder / "rabbitmq.pid",
+            "RABBITMQ_CONF_ENV_FILE": self.folder / "no-such-file",
+            "RABBITMQ_CONFIG_FILE": self.folder / "rabbitmq.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "enabled_plugins",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": self._epmd_port,
+            # The start script becomes the node instead of watching it, so that signals reach the node.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+        theirs = {
+            name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))
+        }
+        return theirs | {name: str(value) for name, value in own.items()}
+
+
+def _program() -> str:
+    """The start script itself: the one on Debian's PATH is a wrapper that insists on the user `rabbitmq`."""
+    inner = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    program = str(inner) if inner.exists() else shutil.which("rabbitmq-server")
+    if program is None:
+        raise NotStarted("there is no rabbitmq-server on this machine: `make test` installs it")
+    return program
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@contextmanager
+def rabbitmq_server(
+    folder: Path, *, port: int | None = None, config: Sequence[str] = ()
+) -> Iterator[RabbitServer]:
+    """A running node for a `with` block; `config` are lines of rabbitmq.conf. Without `port`, a free one."""
+    for attempt in range(3):
+        server = RabbitServer(folder / f"node-{attempt}", port=port, config=config)
+        try:
+            server.start()
+            break
+        except NotStarted:
+            if port is not None or attempt == 2:
+                raise
+    try:
+        yield server
+    finally:
+        server.stop()
