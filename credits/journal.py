@@ -1,0 +1,136 @@
+"""The steps that every movement of the ledger is made of, in the order in which it takes them:
+check the request, lock the account, look up the key, move the account's sums, append to the journal.
+"""
+
+import hashlib
+import json
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.clock import utcnow
+from core.errors import KeyReused, NotFound, SpecInvalid
+from core.ids import new_id
+from credits.tables import ACCOUNT, ENTRY, HOLD, MAX_CREDITS
+
+OWN_KEYS = "imprint:"  # keys that the ledger makes itself; nobody else's begin like this
+_MAX_TEXT = 255
+_COUNTERPARTIES = {"grant": "issued", "settle": "revenue", "refund": "revenue"}
+
+
+def check(amount: int, *, least: int = 1, **texts: str | None) -> None:
+    """Refuse what no movement may ask for; SpecInvalid names every fault. A bool is no amount."""
+    faults = {}
+    if type(amount) is not int or not least <= amount <= MAX_CREDITS:
+        faults["amount"] = f"an integer from {least} to {MAX_CREDITS}"
+    for name, text in texts.items():
+        if text is not None and not 0 < len(text) <= _MAX_TEXT:
+            faults[name] = f"1 to {_MAX_TEXT} characters"
+        elif name == "key" and text is not None and text.startswith(OWN_KEYS):
+            faults[name] = f"must not begin with {OWN_KEYS}"
+    if faults:
+        raise SpecInvalid.of(faults)
+
+
+def request_hash(kind: str, amount: int, about: str | None) -> str:
+    """What makes two requests the same: the movement, its amount, and the training or hold it is about."""
+    return hashlib.sha256(json.dumps([kind, amount, about]).encode()).hexdigest()
+
+
+def open_account(session: Session, owner_id: str) -> str:
+    """The locked account of an owner, opened if there is none; its id."""
+    session.execute(
+        sa.text(
+            "INSERT INTO credit_account (id, owner_id, granted, spent, held, seq)"
+            " VALUES (:id, :owner_id, 0, 0, 0, 0) ON CONFLICT (owner_id) DO NOTHING"
+        ),
+        {"id": new_id("acct"), "owner_id": owner_id},
+    )
+    account_id = lock_account(session, owner_id)
+    assert account_id is not None, "accounts are never removed"  # noqa: S101
+    return account_id
+
+
+def lock_account(session: Session, owner_id: str) -> str | None:
+    """Lock an owner's account until the transaction ends; its id, or None.
+
+    On SQLite the lock is the transaction itself, and `with_for_update` is left out.
+    """
+    query = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.owner_id == owner_id).with_for_update()
+    account_id: str | None = session.execute(query).scalar()
+    return account_id
+
+
+def lock_account_of(session: Session, hold_id: str) -> str:
+    """Lock the account that a hold belongs to; its id. NotFound: there is no such hold."""
+    whose = sa.select(HOLD.c.account_id).where(HOLD.c.id == hold_id).scalar_subquery()
+    query = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.id == whose).with_for_update()
+    account_id: str | None = session.execute(query).scalar()
+    if account_id is None:
+        raise NotFound(f"there is no hold {hold_id}")
+    return account_id
+
+
+def answer(session: Session, account_id: str, key: str, request: str) -> str | None:
+    """The entry that this request made before, None if its key is new. KeyReused: it made another request."""
+    query = sa.select(ENTRY.c.id, ENTRY.c.request_hash).where(
+        ENTRY.c.account_id == account_id, ENTRY.c.idempotency_key == key
+    )
+    row = session.execute(query).one_or_none()
+    if row is None:
+        return None
+    if row.request_hash != request:
+        raise KeyReused(f"the key {key} was used for another request")
+    entry_id: str = row.id
+    return entry_id
+
+
+def move_if(
+    session: Session, account_id: str, condition: sa.ColumnElement[bool], **change: int
+) -> int | None:
+    """Add to the sums of a locked account if `condition` holds: the number of the entry to write, or None."""
+    sums = {name: ACCOUNT.c[name] + amount for name, amount in change.items()}
+    statement = sa.update(ACCOUNT).where(ACCOUNT.c.id == account_id, condition)
+    seq: int | None = session.execute(
+        statement.values(**sums, seq=ACCOUNT.c.seq + 1).returning(ACCOUNT.c.seq)
+    ).scalar()
+    return seq
+
+
+def move(session: Session, account_id: str, **change: int) -> int:
+    """Add to the sums of a locked account; the number of the entry to write."""
+    seq = move_if(session, account_id, sa.true(), **change)
+    assert seq is not None, "accounts are never removed"  # noqa: S101
+    return seq
+
+
+def append(
+    session: Session,
+    account_id: str,
+    seq: int,
+    kind: str,
+    amount: int,
+    *,
+    key: str,
+    request: str,
+    hold_id: str | None = None,
+    training_id: str | None = None,
+) -> str:
+    """Write one entry of the journal; its id."""
+    entry_id = new_id("entry")
+    session.execute(
+        sa.insert(ENTRY).values(
+            id=entry_id,
+            account_id=account_id,
+            seq=seq,
+            kind=kind,
+            counterparty=_COUNTERPARTIES.get(kind, "held"),
+            amount=amount,
+            hold_id=hold_id,
+            training_id=training_id,
+            idempotency_key=key,
+            request_hash=request,
+            created_at=utcnow(),
+        )
+    )
+    return entry_id

@@ -1,0 +1,248 @@
+"""Every movement of credits: grant, hold, settle, release, expire, refund; and what there is to see of them.
+
+Each movement works in the caller's transaction (`Database.writing()`), so that money, status and messages
+move together; none commits. Each locks the owner's account before anything else, so that two movements of
+one account queue and cannot deadlock; a transaction that moves credits of several accounts should take them
+in the order of their owners' ids.
+
+Of every account, always: `available + held + spent = granted`, none below zero.
+
+    grant   granted + n                           hold      held + n, if so much is available
+    settle  held - all of the hold, spent + n     release   held - all of the hold
+    refund  spent - n, so that it is available    expire    held - all of the hold
+
+Every movement has a key. The same key with the same request gives the answer of the first time; with another
+request it is `KeyReused`. A movement that raises has stored nothing, so its key may be used again.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from core.errors import IllegalMove, InsufficientCredits, SpecInvalid
+from core.ids import new_id
+from credits import journal
+from credits.tables import ACCOUNT, ENTRY, HOLD, MAX_CREDITS, RESOLUTIONS
+
+_STATES = {"settle": "settled", "release": "released", "expire": "expired"}
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What an owner has, in credits."""
+
+    granted: int
+    spent: int
+    held: int
+    available: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of an owner's statement."""
+
+    id: str
+    seq: int
+    kind: str
+    amount: int
+    hold_id: str | None
+    training_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Credits reserved for a training; `state` is held, settled, released or expired."""
+
+    id: str
+    owner_id: str
+    training_id: str
+    amount: int
+    settled: int
+    refunded: int
+    state: str
+    expires_at: datetime
+
+
+# ---- movements ----
+
+
+def grant(session: Session, owner_id: str, amount: int, *, key: str) -> str:
+    """Give an owner credits, opening the account if there is none; the entry's id.
+
+    SpecInvalid: not a positive integer, or more than an account can hold.
+    """
+    journal.check(amount, key=key, owner_id=owner_id)
+    account_id = journal.open_account(session, owner_id)
+    request = journal.request_hash("grant", amount, None)
+    if (done := journal.answer(session, account_id, key, request)) is not None:
+        return done
+    room = ACCOUNT.c.granted <= MAX_CREDITS - amount
+    seq = journal.move_if(session, account_id, room, granted=amount)
+    if seq is None:
+        raise SpecInvalid.of({"amount": f"an account is granted at most {MAX_CREDITS} credits in all"})
+    return journal.append(session, account_id, seq, "grant", amount, key=key, request=request)
+
+
+def hold(
+    session: Session, owner_id: str, training_id: str, amount: int, *, key: str, expires_at: datetime
+) -> str:
+    """Reserve credits for a training; the hold's id.
+
+    `expires_at` (aware) is no part of what makes a request the same: a retry computes it anew, and the first
+    one counts. InsufficientCredits: fewer than `amount` are available; an owner without an account has 0.
+    IllegalMove: the training has a hold already, under another key.
+    """
+    journal.check(amount, key=key, owner_id=owner_id, training_id=training_id)
+    account_id = journal.lock_account(session, owner_id)
+    if account_id is None:
+        raise InsufficientCredits(f"this training takes {amount} credits; 0 are available")
+    request = journal.request_hash("hold", amount, training_id)
+    of_training = sa.select(HOLD.c.id).where(HOLD.c.training_id == training_id)
+    if journal.answer(session, account_id, key, request) is not None:
+        return str(session.execute(of_training).scalar_one())
+    if session.execute(of_training).scalar() is not None:
+        raise IllegalMove(f"{training_id} has a hold already")
+    available = ACCOUNT.c.granted - ACCOUNT.c.spent - ACCOUNT.c.held
+    seq = journal.move_if(session, account_id, available >= amount, held=amount)
+    if seq is None:
+        left = balance(session, owner_id).available
+        raise InsufficientCredits(
+            f"this training takes {amount} credits; {left} are available",
+            {"needed": amount, "available": left},
+        )
+    hold_id = new_id("hold")
+    row = {"id": hold_id, "account_id": account_id, "training_id": training_id, "amount": amount}
+    try:
+        session.execute(
+            sa.insert(HOLD).values(**row, settled=0, refunded=0, state="held", expires_at=expires_at)
+        )
+    except IntegrityError:  # another account's hold for this training, a moment ago: nothing of this is kept
+        raise IllegalMove(f"{training_id} has a hold already") from None
+    about = {"hold_id": hold_id, "training_id": training_id}
+    journal.append(session, account_id, seq, "hold", amount, key=key, request=request, **about)
+    return hold_id
+
+
+def settle(session: Session, hold_id: str, amount: int, *, key: str | None = None) -> str:
+    """Charge `amount` of a hold, 0 to all of it, and give the rest back; the entry's id.
+
+    Settling with 0 is a release. Settling again with the same amount gives the same entry, under any key.
+    IllegalMove: more than was held, or the hold was resolved in another way. If it had expired, a late
+    success is delivered and charged nothing; that is for the caller to do.
+    """
+    journal.check(amount, least=0, key=key)
+    return _resolve(session, hold_id, "settle" if amount else "release", amount, key)
+
+
+def release(session: Session, hold_id: str) -> str:
+    """Give a whole hold back; the entry's id. IllegalMove: it was settled or expired."""
+    return _resolve(session, hold_id, "release", 0, None)
+
+
+def expire(session: Session, hold_id: str) -> str:
+    """Give a whole hold back because its time is over; the entry's id. IllegalMove: settled or released.
+
+    Whether its time is over is for the caller to know: past `expires_at`, *and* nobody at work on it.
+    """
+    return _resolve(session, hold_id, "expire", 0, None)
+
+
+def refund(session: Session, hold_id: str, amount: int, *, key: str) -> str:
+    """Give back credits that a hold settled; the entry's id. They leave `spent` and are available again.
+
+    IllegalMove: the hold was never settled, or all its refunds together were more than it settled.
+    """
+    journal.check(amount, key=key)
+    account_id = journal.lock_account_of(session, hold_id)
+    request = journal.request_hash("refund", amount, hold_id)
+    if (done := journal.answer(session, account_id, key, request)) is not None:
+        return done
+    training_id: str | None = session.execute(
+        sa.update(HOLD)
+        .where(HOLD.c.id == hold_id, HOLD.c.settled - HOLD.c.refunded >= amount)
+        .values(refunded=HOLD.c.refunded + amount)
+        .returning(HOLD.c.training_id)
+    ).scalar()
+    if training_id is None:
+        raise IllegalMove(f"{hold_id}: no more is refunded than was settled")
+    seq = journal.move(session, account_id, spent=-amount)
+    about = {"hold_id": hold_id, "training_id": training_id}
+    return journal.append(session, account_id, seq, "refund", amount, key=key, request=request, **about)
+
+
+def _resolve(
+    session: Session,
+    hold_id: str,
+    kind: Literal["settle", "release", "expire"],
+    taken: int,
+    key: str | None,
+) -> str:
+    """End a hold, once: `taken` of it is spent, and it is held no longer."""
+    account_id = journal.lock_account_of(session, hold_id)
+    request = journal.request_hash(kind, taken, hold_id)
+    if key is not None and (done := journal.answer(session, account_id, key, request)) is not None:
+        return done
+    held = session.execute(sa.select(HOLD).where(HOLD.c.id == hold_id)).one()
+    if held.state != "held":
+        if (held.state, held.settled) != (_STATES[kind], taken):
+            raise IllegalMove(f"{hold_id} is {held.state} already", {"state": held.state})
+        resolution = sa.select(ENTRY.c.id).where(ENTRY.c.hold_id == hold_id, ENTRY.c.kind.in_(RESOLUTIONS))
+        return str(session.execute(resolution).scalar_one())
+    if taken > held.amount:
+        raise IllegalMove(f"{hold_id} holds {held.amount} credits; {taken} are more", {"state": held.state})
+    session.execute(sa.update(HOLD).where(HOLD.c.id == hold_id).values(state=_STATES[kind], settled=taken))
+    seq = journal.move(session, account_id, held=-held.amount, spent=taken)
+    key = key or f"{journal.OWN_KEYS}{kind}:{hold_id}"
+    amount = taken or held.amount
+    about = {"hold_id": hold_id, "training_id": held.training_id}
+    return journal.append(session, account_id, seq, kind, amount, key=key, request=request, **about)
+
+
+# ---- what there is to see ----
+
+
+def balance(session: Session, owner_id: str) -> Balance:
+    """What an owner has; all zeros for one without an account."""
+    query = sa.select(ACCOUNT.c.granted, ACCOUNT.c.spent, ACCOUNT.c.held).where(
+        ACCOUNT.c.owner_id == owner_id
+    )
+    granted, spent, held = session.execute(query).one_or_none() or (0, 0, 0)
+    return Balance(granted, spent, held, granted - spent - held)
+
+
+def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[Entry]:
+    """An owner's movements, newest first. `before_seq`, the last one's `seq`, asks for the page after it."""
+    query = (
+        sa.select(*(ENTRY.c[name] for name in Entry.__dataclass_fields__))
+        .join(ACCOUNT, ACCOUNT.c.id == ENTRY.c.account_id)
+        .where(ACCOUNT.c.owner_id == owner_id)
+        .order_by(ENTRY.c.seq.desc())
+        .limit(limit)
+    )
+    if before_seq is not None:
+        query = query.where(ENTRY.c.seq < before_seq)
+    return [Entry(*row) for row in session.execute(query)]
+
+
+def hold_of(session: Session, training_id: str) -> Hold | None:
+    """The hold of a training, if it has one."""
+    row = session.execute(_HOLDS.where(HOLD.c.training_id == training_id)).one_or_none()
+    return Hold(*row) if row else None
+
+
+def overdue(session: Session, now: datetime, limit: int = 100) -> list[Hold]:
+    """Live holds past their time, the longest overdue first. Whether they may expire is for the caller."""
+    query = _HOLDS.where(HOLD.c.state == "held", HOLD.c.expires_at <= now)
+    return [Hold(*row) for row in session.execute(query.order_by(HOLD.c.expires_at).limit(limit))]
+
+
+_HOLDS = sa.select(
+    HOLD.c.id,
+    ACCOUNT.c.owner_id,
+    *(HOLD.c[name] for name in ("training_id", "amount", "settled", "refunded", "state", "expires_at")),
+).join(ACCOUNT, ACCOUNT.c.id == HOLD.c.account_id)

@@ -1,0 +1,49 @@
+"""What a training costs, in credits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from core.errors import SpecInvalid
+
+_PRICED_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Credits for 1,000 steps at a family's native resolution (in pixels, of a square)."""
+
+    credits: int
+    resolution: int
+
+
+RATES: dict[str, Rate] = {
+    "sd15": Rate(100, 512),
+    "sdxl": Rate(400, 1024),
+    "z-image": Rate(800, 1024),
+}
+
+
+def price(family: str, steps: int, resolution: int, prices: Mapping[str, int]) -> int:
+    """The credits that a training of `steps` steps on pictures of `resolution`² pixels takes, at least 1.
+
+        ceil(rate × steps × resolution² / (1000 × native²))
+
+    `rate` is the family's entry in `prices` (the settings), else in `RATES`. In whole numbers throughout, so
+    that the price shown is the price charged: sd15 at 100, 1,500 steps, 768 pixels: 100 × 1500 × 768² /
+    (1000 × 512²) = 337.5, so 338 credits. SpecInvalid: an unknown family, a number that is not positive, or
+    a negative rate.
+    """
+    faults = {
+        name: "must be a positive integer"
+        for name, number in (("steps", steps), ("resolution", resolution))
+        if type(number) is not int or number < 1
+    }
+    if family not in RATES:
+        faults["family"] = f"has no price; priced are {', '.join(RATES)}"
+    elif (rate := prices.get(family, RATES[family].credits)) < 0:
+        faults["prices"] = f"{family} must not cost less than nothing"
+    if faults:
+        raise SpecInvalid.of(faults)
+    native = RATES[family].resolution
+    # -(-a // b) is a / b rounded up.
+    return max(1, -(-rate * steps * resolution**2 // (_PRICED_STEPS * native**2)))
