@@ -16,7 +16,7 @@ class OutboxMessage(SQLModel, table=True):
 
     `id` is the same in every attempt. `sequence` counts a job's messages from 1; `topic` says which of its
     kind this is (a notice's event); `destination` is where it goes, so that one slow receiver can be told
-    apart from the others. `payload` is JSON.
+    apart from the others. Until `claimed_until` a relay may be sending it. `payload` is JSON.
     """
 
     __tablename__ = "outbox_message"
@@ -43,6 +43,7 @@ class OutboxMessage(SQLModel, table=True):
     payload: str = Field(sa_type=sa.Text)
     created_at: datetime = Field(sa_type=UtcDateTime)
     due_at: datetime = Field(sa_type=UtcDateTime)
+    claimed_until: datetime | None = Field(sa_type=UtcDateTime)
     attempts: int = Field(sa_type=sa.BigInteger)
     sent_at: datetime | None = Field(sa_type=UtcDateTime)
     dead_at: datetime | None = Field(sa_type=UtcDateTime)

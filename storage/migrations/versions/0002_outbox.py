@@ -17,6 +17,7 @@ CREATE TABLE outbox_message (
     payload TEXT NOT NULL,
     created_at {time} NOT NULL,
     due_at {time} NOT NULL,
+    claimed_until {time},
     attempts BIGINT NOT NULL,
     sent_at {time},
     dead_at {time},

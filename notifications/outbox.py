@@ -1,0 +1,233 @@
+"""Messages that must reach someone: written with the change they tell, sent afterwards, at least once.
+
+Every function works in the caller's transaction and commits nothing. A relay claims what is due in one
+transaction, sends with none open, and records the outcome in another. If it dies in between, the claim runs
+out and somebody sends again, under the same message id.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.clock import utcnow
+from core.ids import new_id
+from notifications.tables import MESSAGE
+
+Kind = Literal["launch", "notice", "cleanup"]
+
+SUPERSEDED = "superseded"  # the error of a message that died because a later one says more
+_MAX_ERROR = 500
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as its sender needs it. `attempts` counts the failed ones."""
+
+    id: str
+    kind: str
+    topic: str
+    job_id: str | None
+    owner_id: str | None
+    destination: str | None
+    sequence: int
+    payload: dict[str, Any]
+    created_at: datetime
+    due_at: datetime
+    attempts: int
+
+
+def put(
+    session: Session,
+    kind: Kind,
+    *,
+    job_id: str | None,
+    payload: Mapping[str, Any],
+    due_at: datetime | None = None,
+    topic: str = "",
+    owner_id: str | None = None,
+    destination: str | None = None,
+) -> str:
+    """Write a message with the change that it tells; its id, which stays the same in every attempt.
+
+    `payload` is JSON-serialisable and holds ids, not secrets. Due now unless `due_at` says later. Messages
+    of one job are numbered from 1 in the order in which they are put.
+    """
+    now = utcnow()
+    message_id = new_id("msg")
+    session.execute(
+        sa.insert(MESSAGE).values(
+            id=message_id,
+            kind=kind,
+            topic=topic,
+            job_id=job_id,
+            owner_id=owner_id,
+            destination=destination,
+            sequence=0 if job_id is None else _next_sequence(session, job_id),
+            payload=json.dumps(payload, ensure_ascii=False, allow_nan=False),
+            created_at=now,
+            due_at=due_at or now,
+            attempts=0,
+        )
+    )
+    return message_id
+
+
+def due(session: Session, now: datetime, kinds: Iterable[Kind], limit: int = 100) -> list[Message]:
+    """Messages to send now. A notice is due only when no earlier one of its job still waits.
+
+    Destinations take turns, so that a thousand messages to one that is down leave room for all the others.
+    """
+    statement = sa.select(*_COLUMNS).where(MESSAGE.c.id.in_(_ready(now, kinds, limit)))
+    rows = session.execute(statement.order_by(MESSAGE.c.due_at, MESSAGE.c.job_id, MESSAGE.c.sequence))
+    return [_message(row) for row in rows]
+
+
+def claim(
+    session: Session, now: datetime, kinds: Iterable[Kind], limit: int = 100, *, lease: timedelta
+) -> list[Message]:
+    """Like `due`, and for `lease` the messages are due to nobody else: one message, one relay.
+
+    Call it in a writing transaction. Rows that another relay is claiming at this moment are left to it.
+    """
+    ready = (
+        sa.select(MESSAGE.c.id)
+        .where(MESSAGE.c.id.in_(_ready(now, kinds, limit)), *_is_due(now))
+        .with_for_update(skip_locked=True)
+    )
+    ids = session.execute(ready).scalars().all()
+    claimed = sa.update(MESSAGE).where(MESSAGE.c.id.in_(ids)).values(claimed_until=now + lease)
+    rows = session.execute(claimed.returning(*_COLUMNS))
+    return sorted((_message(row) for row in rows), key=lambda message: (message.created_at, message.sequence))
+
+
+def mark_sent(session: Session, message_id: str, now: datetime | None = None) -> bool:
+    """Record that a message reached its receiver; False if that was recorded before."""
+    # Also of a message given up while it was on its way: what happened is what is kept.
+    statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, MESSAGE.c.sent_at.is_(None))
+    change = {"sent_at": now or utcnow(), "dead_at": None, "last_error": None, "claimed_until": None}
+    return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
+
+
+def mark_failed(
+    session: Session, message_id: str, error: str, next_due: datetime | None, now: datetime | None = None
+) -> bool:
+    """Record a failed attempt: due again at `next_due`, or dead if that is None; False if it waits no more.
+
+    `error` is ours, never a foreign body; it is cut to 500 characters.
+    """
+    change: dict[str, Any] = {"due_at": next_due} if next_due else {"dead_at": now or utcnow()}
+    change |= {"attempts": MESSAGE.c.attempts + 1, "last_error": error[:_MAX_ERROR], "claimed_until": None}
+    statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, _WAITING)
+    return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
+
+
+def drop_unsent(
+    session: Session,
+    job_id: str,
+    kind: Kind,
+    topic: str | None = None,
+    *,
+    reason: str = SUPERSEDED,
+    now: datetime | None = None,
+) -> int:
+    """Give up what still waits of a job's messages of one kind (and topic); how many those were.
+
+    One that a relay may be sending at this moment is left: else a later message could overtake it.
+    """
+    whose = [MESSAGE.c.job_id == job_id, MESSAGE.c.kind == kind]
+    if topic is not None:
+        whose.append(MESSAGE.c.topic == topic)
+    return _drop(session, whose, reason, now or utcnow())
+
+
+def drop_destination(
+    session: Session, destination: str, owner_id: str | None, *, reason: str, now: datetime | None = None
+) -> int:
+    """Give up an owner's waiting messages to a receiver that wants no more of them; how many those were."""
+    whose = [MESSAGE.c.destination == destination, MESSAGE.c.owner_id.is_not_distinct_from(owner_id)]
+    return _drop(session, whose, reason, now or utcnow())
+
+
+def is_overtaken(session: Session, message: Message) -> bool:
+    """Whether a later message of the same kind was put for the same job."""
+    later = sa.select(MESSAGE.c.id).where(MESSAGE.c.job_id == message.job_id, MESSAGE.c.kind == message.kind)
+    return session.execute(later.where(MESSAGE.c.sequence > message.sequence).limit(1)).scalar() is not None
+
+
+def dead_letters(session: Session, limit: int = 100) -> list[Message]:
+    """Messages that were given up, the newest first; not those that a later one made needless."""
+    query = sa.select(*_COLUMNS).where(MESSAGE.c.dead_at.is_not(None), MESSAGE.c.last_error != SUPERSEDED)
+    return [_message(row) for row in session.execute(query.order_by(MESSAGE.c.dead_at.desc()).limit(limit))]
+
+
+def redeliver(session: Session, message_id: str, now: datetime | None = None) -> bool:
+    """Make a sent or dead message due once more, from its first attempt on; False if there is none such."""
+    statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id)
+    change = {
+        "due_at": now or utcnow(),
+        "attempts": 0,
+        "sent_at": None,
+        "dead_at": None,
+        "claimed_until": None,
+    }
+    return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
+
+
+_WAITING = sa.and_(MESSAGE.c.sent_at.is_(None), MESSAGE.c.dead_at.is_(None))
+_COLUMNS = [MESSAGE.c[name] for name in Message.__dataclass_fields__]
+
+
+def _is_unclaimed(now: datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(MESSAGE.c.claimed_until.is_(None), MESSAGE.c.claimed_until <= now)
+
+
+def _is_due(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return _WAITING, MESSAGE.c.due_at <= now, _is_unclaimed(now)
+
+
+def _ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[Any]]:
+    """The ids of `limit` messages that are due, the destinations taking turns."""
+    earlier = MESSAGE.alias("earlier")
+    waits_for_another = (
+        sa.exists()
+        .where(earlier.c.job_id == MESSAGE.c.job_id, earlier.c.kind == "notice")
+        .where(earlier.c.sequence < MESSAGE.c.sequence)
+        .where(earlier.c.sent_at.is_(None), earlier.c.dead_at.is_(None))
+    )
+    turn = sa.func.row_number().over(
+        partition_by=MESSAGE.c.destination, order_by=(MESSAGE.c.due_at, MESSAGE.c.sequence)
+    )
+    ready = (
+        sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"))
+        .where(*_is_due(now), MESSAGE.c.kind.in_(list(kinds)))
+        .where(sa.or_(MESSAGE.c.kind != "notice", sa.not_(waits_for_another)))
+        .subquery()
+    )
+    return sa.select(ready.c.id).order_by(ready.c.turn, ready.c.due_at).limit(limit)
+
+
+def _next_sequence(session: Session, job_id: str) -> int:
+    if session.get_bind().dialect.name == "postgresql":
+        # Two transactions that number the same job's messages queue here instead of colliding; SQLite's
+        # transactions queue anyway.
+        session.execute(
+            sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:job_id, 0))"), {"job_id": job_id}
+        )
+    last = sa.select(sa.func.max(MESSAGE.c.sequence)).where(MESSAGE.c.job_id == job_id)
+    return int(session.execute(last).scalar() or 0) + 1
+
+
+def _drop(session: Session, whose: list[sa.ColumnElement[bool]], reason: str, now: datetime) -> int:
+    dropped = sa.update(MESSAGE).where(*whose, _WAITING, _is_unclaimed(now))
+    dropped = dropped.values(dead_at=now, last_error=reason[:_MAX_ERROR])
+    return len(session.execute(dropped.returning(MESSAGE.c.id)).all())
+
+
+def _message(row: sa.Row[Any]) -> Message:
+    fields = dict(row._mapping)
+    return Message(**{**fields, "payload": json.loads(fields["payload"])})
