@@ -129,17 +129,17 @@ def mark_failed(
 def drop_unsent(
     session: Session,
     job_id: str,
-    kind: Kind,
+    kinds: Iterable[Kind],
     topic: str | None = None,
     *,
     reason: str = SUPERSEDED,
     now: datetime | None = None,
 ) -> int:
-    """Give up what still waits of a job's messages of one kind (and topic); how many those were.
+    """Give up what still waits of a job's messages of these kinds (and topic); how many those were.
 
     One that a relay may be sending at this moment is left: else a later message could overtake it.
     """
-    whose = [MESSAGE.c.job_id == job_id, MESSAGE.c.kind == kind]
+    whose = [MESSAGE.c.job_id == job_id, MESSAGE.c.kind.in_(list(kinds))]
     if topic is not None:
         whose.append(MESSAGE.c.topic == topic)
     return _drop(session, whose, reason, now or utcnow())
