@@ -20,6 +20,11 @@ ImprintError                     code internal
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
 ├── ObjectExists                 upload_failed           create-only, and something is there already
+├── ObjectTooLarge               internal                an object above the limit that its reader has
+├── KeyRefused                   internal                a key of the object store that we would not make
+├── AddressRefused               internal                an address outside that we will not call; final
+├── Unreachable                  internal                nobody outside answered, or not in time; may be retried
+│   └── AnswerRefused            internal                an answer from outside that will not get better; final
 └── LoraInvalid                  upload_failed           a LoRA file that is not what it should be
 
 Stop                             no failure: why a training loop leaves early
@@ -161,6 +166,28 @@ class StoreUnavailable(ImprintError):
 
 class ObjectExists(ImprintError):
     code = FailureCode.UPLOAD_FAILED
+
+
+class ObjectTooLarge(ImprintError):
+    pass
+
+
+class KeyRefused(ImprintError):
+    pass
+
+
+class AddressRefused(ImprintError):
+    pass
+
+
+class Unreachable(ImprintError):
+    """`details["status"]` is the HTTP status, where there was one."""
+
+    retryable = True
+
+
+class AnswerRefused(Unreachable):
+    retryable = False
 
 
 class LoraInvalid(ImprintError):

@@ -4,8 +4,8 @@ The thresholds were chosen on 34 photographs of six subjects and on 40 flat draw
 line drawings), each also blurred, re-encoded, resized and brightened; what was found stands beside each.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,7 +31,7 @@ _WHITE = 235
 _BLACK = 30
 
 # Near-duplicates, by the share of the hash's set bits that differ. Different pictures, even two photographs
-# of one clock on one table: 0.49 and more; one drawing with only its arms moved: 0.12 and more; a copy as JPEG
+# of one clock on one table: 0.49 and more; one drawing with only its arms moved: 0.12 and more; a JPEG copy
 # of quality 30, or at half its size: 0.07 and less.
 _SAME = 0.10
 # Brightening burns out the lightest tones: edges vanish (up to 0.25 of the bits), but none appears.
@@ -70,8 +70,11 @@ class PictureReport:
         return {**asdict(self), "faults": list(self.faults), "notes": list(self.notes)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "PictureReport":
-        return cls(**{**values, "faults": tuple(values["faults"]), "notes": tuple(values.get("notes", ()))})
+    def from_dict(cls, values: Mapping[str, Any]) -> "PictureReport":
+        """The report that `to_dict` gave. Other keys are left alone; of what is missing nothing is known."""
+        known = {**asdict(cls(0, 0, "", 0.0, 0.0, "", ())), **values}
+        kept = {field.name: known[field.name] for field in fields(cls)}
+        return cls(**{**kept, "faults": tuple(kept["faults"]), "notes": tuple(kept["notes"])})
 
 
 def look_at(

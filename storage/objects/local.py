@@ -1,0 +1,196 @@
+"""The object store in a folder, for one machine or a shared disk."""
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from core.errors import NotFound, ObjectExists, StoreUnavailable
+from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix
+
+# Files on their way; no key starts with a dot. In the store's folder, so that a rename puts them in place.
+_ON_THE_WAY = ".tmp"
+
+
+class LocalStore:
+    """Objects as files under `folder`, which is made on first use.
+
+    A file is written aside, fsynced, renamed into place, and the folders that name it are fsynced. The writer
+    holds a lock on it meanwhile, so that what a killed writer left is known and removed by the next.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._tmp = self.folder / _ON_THE_WAY
+
+    def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
+        self._put(key, lambda out: _write_all(out, data), create_only)
+
+    def put_file(self, key: str, path: Path, *, create_only: bool = False) -> None:
+        with path.open("rb") as source:
+            self._put(key, lambda out: shutil.copyfileobj(source, out, 1 << 20), create_only)
+
+    def get(self, key: str) -> bytes:
+        path = self._path(key)
+        with _reading(key):
+            return path.read_bytes()
+
+    def get_file(self, key: str, path: Path) -> None:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+        with _reading(key):
+            source = self._path(key).open("rb")
+        with source, _writing(key):
+            try:
+                with part.open("xb") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def head(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        with _reading(key):
+            if not path.is_file():
+                raise NotFound(f"there is no object {key}")
+            return ObjectInfo(path.stat().st_size, None)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        checked_prefix(prefix)
+        top = self.folder / prefix.rpartition("/")[0]
+        found = []
+        for folder, folders, files in os.walk(top):
+            if Path(folder) == self.folder and _ON_THE_WAY in folders:
+                folders.remove(_ON_THE_WAY)
+            found += [(Path(folder) / name).relative_to(self.folder).as_posix() for name in files]
+        return iter(sorted(key for key in found if key.startswith(prefix)))
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with suppress(NotFound), _reading(key):
+            path.unlink()
+            _fsync_folder(path.parent)
+        self._prune(path.parent)
+
+    def delete_prefix(self, prefix: str) -> None:
+        for key in self.list(checked_folder(prefix)):
+            self.delete(key)
+
+    def url(self, key: str, expires_s: int) -> str:
+        """A `file://` address; it does not expire, the folder's permissions are what guards it."""
+        return self._path(key).as_uri()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / checked_key(key)
+
+    def _put(self, key: str, write: Callable[[BinaryIO], None], create_only: bool) -> None:
+        target = self._path(key)
+        if create_only and target.exists():  # the early answer; the link below is the one that counts
+            raise ObjectExists(f"there is an object {key} already")
+        with _writing(key), self._on_the_way() as (out, path):
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+            self._place(path, target, create_only)
+
+    def _place(self, path: Path, target: Path, create_only: bool) -> None:
+        for _ in range(10):
+            self._make_folders(target.parent)
+            try:
+                if create_only:
+                    target.hardlink_to(path)  # refuses, atomically, what a rename would replace
+                else:
+                    path.replace(target)
+            except FileExistsError as error:
+                raise ObjectExists(f"there is an object {target.name} already") from error
+            except FileNotFoundError:
+                # Whoever deletes the last object of a folder removes the folder, just now it seems.
+                continue
+            _fsync_folder(target.parent)
+            return
+        raise FileNotFoundError(errno.ENOENT, "its folder is being removed again and again")
+
+    def _make_folders(self, folder: Path) -> None:
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            _fsync_folder(folder.parent)
+
+    @contextmanager
+    def _on_the_way(self) -> Iterator[tuple[BinaryIO, Path]]:
+        """A new locked file that is gone at the end, whatever happens, unless it was renamed."""
+        self._make_folders(self._tmp)
+        self._clear_dead()
+        path = self._tmp / secrets.token_hex(16)
+        with path.open("xb") as out:
+            try:
+                fcntl.flock(out, fcntl.LOCK_SH)
+                if os.fstat(out.fileno()).st_nlink == 0:
+                    raise OSError(errno.EAGAIN, "cleared away between its creation and the lock")
+                yield out, path
+            finally:
+                path.unlink(missing_ok=True)
+
+    def _clear_dead(self) -> None:
+        """Remove what killed writers left: files that nobody holds a lock on."""
+        for path in self._tmp.iterdir():
+            with suppress(OSError), path.open("rb") as left:
+                # Those just created are given time to be locked; a second is an age for that.
+                if time.time() - os.fstat(left.fileno()).st_mtime > 1:
+                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
+    def _prune(self, folder: Path) -> None:
+        """Remove the folders that an object left empty."""
+        while folder != self.folder and self.folder in folder.parents:
+            try:
+                folder.rmdir()
+            except OSError:
+                return  # not empty, or gone already
+            folder = folder.parent
+
+
+def _write_all(out: BinaryIO, data: bytes) -> None:
+    out.write(data)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise NotFound(f"there is no object {key}") from error
+    except OSError as error:
+        raise _unavailable(key, error) from error
+
+
+@contextmanager
+def _writing(key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unavailable(key, error) from error
+
+
+def _unavailable(key: str, error: OSError) -> StoreUnavailable:
+    why = os.strerror(error.errno) if error.errno else "input/output error"
+    return StoreUnavailable(f"the object store's folder cannot be used: {why}", {"key": key})
