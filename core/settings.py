@@ -26,7 +26,9 @@ class Settings(BaseSettings):
         None, description="Where task results live. Unset: the broker if it is Redis, else the database."
     )
     visibility_timeout_s: int = Field(
-        12 * 3600, ge=10, description="Redis redelivers a message after this long; above the longest training."
+        12 * 3600,
+        ge=10,
+        description="Redis redelivers a message after this long; above the longest training.",
     )
 
     # ---- database ----
@@ -56,7 +58,8 @@ class Settings(BaseSettings):
 
     # ---- training ----
     base_models: dict[str, str] = Field(
-        {}, description="Where base models are: name to folder or hub id, over the built-in names. JSON object."
+        {},
+        description="Where base models are: name to folder or hub id, over the built-in names. JSON object.",
     )
     base_model_roots: list[Path] = Field(
         [], description="Folders that a request's `base_model` may point into, besides `bases/` under home."
@@ -70,7 +73,9 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="Attempts per stage before a transient failure is final.")
     retry_base_s: float = Field(2.0, gt=0, description="First delay before another attempt; then it doubles.")
     relaunch_after_s: float = Field(
-        120.0, gt=0, description="A job whose message nobody took is sent again after this long; then it doubles."
+        120.0,
+        gt=0,
+        description="A job whose message nobody took is sent again after this long; then it doubles.",
     )
     hold_days: int = Field(7, ge=1, description="A hold on credits expires after this many days.")
 
@@ -81,7 +86,8 @@ class Settings(BaseSettings):
 
     # ---- notices ----
     webhook_secret: SecretStr | None = Field(
-        None, description="`whsec_…`: signs webhooks (Standard Webhooks 1.0). Several, separated by spaces, rotate."
+        None,
+        description="`whsec_…`: signs webhooks (Standard Webhooks 1.0). Several, separated by spaces, rotate.",
     )
     webhook_timeout_s: float = Field(20.0, gt=0, description="Limit of one webhook delivery.")
 

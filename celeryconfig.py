@@ -1,0 +1,70 @@
+"""How Celery runs here. Values only; the reasons are in docs/operations.md and were measured in FINDINGS.md."""
+
+from kombu import Queue
+
+from core import embedded
+from core.settings import settings
+
+_settings = settings()
+_redis_options = {
+    "visibility_timeout": _settings.visibility_timeout_s,
+    # Look for messages of dead workers at the timeout, not up to 100 s later.
+    "unacked_restore_interval": 2,
+    "unacked_restore_throttle": 1,
+    "socket_keepalive": True,
+    "health_check_interval": 30,
+}
+
+# ---- broker and results ----
+broker_url = (
+    _settings.broker_url.get_secret_value()
+    if _settings.broker_url
+    else embedded.address(_settings) or "redis://127.0.0.1:1/0"  # no stack is running: commands say so
+)
+broker_transport_options = _redis_options if broker_url.startswith("redis") else {}
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+result_backend = (
+    _settings.result_url.get_secret_value()
+    if _settings.result_url
+    else broker_url
+    if broker_url.startswith("redis")
+    else f"db+{_settings.database}"
+)
+result_backend_always_retry = True
+result_backend_max_retries = 20
+result_expires = 24 * 3600
+task_ignore_result = True
+
+# ---- messages: JSON, ids only ----
+task_serializer = result_serializer = "json"
+accept_content = ["json"]
+task_send_sent_event = True
+worker_send_task_events = True
+
+# ---- a task may run twice, and is never lost with its worker ----
+task_acks_late = True
+worker_prefetch_multiplier = 1
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_consumer = "tasks.consumer:SteadyConsumer"
+worker_proc_alive_timeout = 60
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False
+# A large picture or a leak in a codec does not stay for ever.
+worker_max_tasks_per_child = 2000
+
+# ---- queues ----
+task_default_queue = "io"
+task_queues = [Queue(name) for name in ("io", "cpu", "train.sd15", "train.sdxl", "train.z-image")]
+task_create_missing_queues = False
+task_routes = {"imprint.dataset": {"queue": "cpu"}}
+
+# ---- sweeps ----
+_sweep = {"schedule": _settings.sweep_s, "options": {"expires": _settings.sweep_s * 0.9}}
+beat_schedule = {
+    "sweep jobs": {"task": "imprint.sweep_jobs", **_sweep},
+    "sweep outbox": {"task": "imprint.sweep_outbox", **_sweep},
+    "audit": {"task": "imprint.audit", "schedule": 3600.0, "options": {"expires": 3000}},
+}
+beat_schedule_filename = str(_settings.run_dir / "beat")
+timezone = "UTC"

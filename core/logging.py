@@ -1,0 +1,106 @@
+"""Logs: people read the console, machines read JSON lines in a rotating file. Both carry the job's id."""
+
+import json
+import logging
+import logging.handlers
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+
+_job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
+_stage: ContextVar[str | None] = ContextVar("stage", default=None)
+
+
+@contextmanager
+def working_on(job_id: str, stage: str) -> Iterator[None]:
+    """Everything logged inside belongs to this job and stage."""
+    tokens = _job_id.set(job_id), _stage.set(stage)
+    try:
+        yield
+    finally:
+        _job_id.reset(tokens[0])
+        _stage.reset(tokens[1])
+
+
+class JsonLines(logging.Formatter):
+    """One record, one JSON object on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "job_id": _job_id.get(),
+            "stage": _stage.get(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({key: value for key, value in line.items() if value is not None}, default=str)
+
+
+class ConsoleLines(logging.Formatter):
+    """`time level [job stage] message`, for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        job = f" [{_job_id.get()} {_stage.get()}]" if _job_id.get() else ""
+        at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        line = f"{at} {record.levelname:<7}{job} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def set_up(log_dir: Path, level: str) -> None:
+    """Console at `level`; warnings and errors also to `errors.jsonl` under `log_dir`, 5 files of 10 MB.
+
+    Several processes append to that one file; a line is one short write, and whichever process finds the
+    file full turns it over (the others notice by `WatchedFileHandler`'s rule: the inode has changed).
+    """
+    root = logging.getLogger()
+    root.setLevel(level)
+    console = logging.StreamHandler()
+    console.setFormatter(ConsoleLines())
+    log_dir.mkdir(parents=True, exist_ok=True)
+    errors = SharedRotatingFile(log_dir / "errors.jsonl", max_bytes=10_000_000, keep=5)
+    errors.setLevel(logging.WARNING)
+    errors.setFormatter(JsonLines())
+    root.handlers = [console, errors]
+    # Libraries that tell every request at INFO.
+    for chatty in ("httpx2", "httpcore2", "botocore", "boto3", "urllib3", "alembic", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class SharedRotatingFile(logging.handlers.WatchedFileHandler):
+    """A log file that several processes append to, turned over by size.
+
+    Python's RotatingFileHandler loses lines when two processes turn over at once; here a lock file
+    decides who does, and the others reopen.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, keep: int) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._path, self._max_bytes, self._keep = path, max_bytes, keep
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._turn_over_if_full()
+        super().emit(record)
+
+    def _turn_over_if_full(self) -> None:
+        import fcntl
+
+        try:
+            if self._path.stat().st_size < self._max_bytes:
+                return
+            with self._path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._path.stat().st_size < self._max_bytes:
+                    return  # another process was faster
+                for number in range(self._keep - 1, 0, -1):
+                    older = self._path.with_name(f"{self._path.name}.{number}")
+                    if older.exists():
+                        older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        except FileNotFoundError:
+            return  # turned over between our two looks; the parent class reopens

@@ -1,0 +1,38 @@
+"""Owners' credits, for operators: grant, balance, statement."""
+
+from typing import Any
+
+from core.errors import SpecInvalid
+from core.ids import new_id
+from credits import ledger
+from jobs.wiring import House
+
+
+def grant(house: House, owner_id: str, amount: int, key: str | None = None) -> ledger.Balance:
+    """Give an owner credits; the same key gives them once. Raises SpecInvalid for an amount below 1."""
+    if amount < 1:
+        raise SpecInvalid.of({"amount": "a grant is at least 1 credit"})
+    with house.database.writing() as session:
+        ledger.grant(session, owner_id, amount, key=key or new_id("grant"))
+        return ledger.balance(session, owner_id)
+
+
+def balance(house: House, owner_id: str) -> ledger.Balance:
+    with house.database.reading() as session:
+        return ledger.balance(session, owner_id)
+
+
+def statement(house: House, owner_id: str, limit: int = 50) -> list[dict[str, Any]]:
+    """The newest entries of an owner's account, JSON-serialisable."""
+    with house.database.reading() as session:
+        entries = ledger.entries(session, owner_id, limit)
+    return [
+        {
+            "seq": entry.seq,
+            "kind": entry.kind,
+            "amount": entry.amount,
+            "training_id": entry.training_id,
+            "created_at": entry.created_at.isoformat(),
+        }
+        for entry in entries
+    ]

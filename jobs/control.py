@@ -1,0 +1,121 @@
+"""The way between a running training and the database: progress out; cancelled, lost or leaving in."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from core.clock import utcnow
+from core.errors import Cancelled, HandOver, ImprintError, LeaseLost, NotFound, TrainingTimeout
+from jobs import keys
+from jobs.leases import Heartbeat, Lease
+from storage.database import Database
+from storage.objects import ObjectStore
+from storage.tables import Job, JobEvent, Status
+from training.ports import Progress
+
+log = logging.getLogger(__name__)
+
+# Set when this worker is asked to stop: trainings checkpoint and hand over.
+leaving = threading.Event()
+
+_LOOK_EVERY_S = 0.2
+
+
+class JobControl:
+    """Implements `training.ports.Control` for one leased training."""
+
+    def __init__(self, database: Database, lease: Lease, beat: Heartbeat, timeout_s: float) -> None:
+        self._database, self._lease, self._beat = database, lease, beat
+        self._deadline = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self._next_look = 0.0
+
+    def check(self) -> None:
+        """Raise what ends the training. Looks at the row at most five times a second."""
+        if leaving.is_set():
+            raise HandOver("this worker was asked to stop")
+        now = time.monotonic()
+        if now > self._deadline:
+            raise TrainingTimeout(f"training took longer than {self._timeout_s:.0f} s")
+        if self._beat.lost.is_set():
+            self._raise_why()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_EVERY_S
+        try:
+            with self._database.reading() as session:
+                held = self._lease.held(session)
+        except sa.exc.DBAPIError as error:
+            log.warning("training goes on while the database does not answer (%s)", error.orig)
+            return
+        if not held:
+            self._raise_why()
+
+    def report(self, progress: Progress) -> None:
+        """Write progress to the job and append it to its events, if the lease holds."""
+        data = {
+            "step": progress.step,
+            "total": progress.total,
+            "loss": progress.loss,
+            "seconds_left": progress.seconds_left,
+        }
+        try:
+            with self._database.writing() as session:
+                self._lease.write(
+                    session,
+                    step=progress.step,
+                    loss=progress.loss,
+                    seconds_left=progress.seconds_left,
+                    seconds_per_step=progress.seconds_per_step,
+                )
+                session.add(JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=json.dumps(data)))
+        except LeaseLost:
+            self._raise_why()
+        except sa.exc.DBAPIError as error:
+            log.warning("progress not written, the database does not answer (%s)", error.orig)
+
+    def _raise_why(self) -> None:
+        with self._database.reading() as session:
+            job = session.get(Job, self._lease.job_id)
+        if job is not None and job.status == Status.CANCELLED:
+            raise Cancelled("the owner cancelled")
+        raise LeaseLost(f"{self._lease.job_id}: somebody else works on it, or it is final")
+
+
+class StoredCheckpoints:
+    """Implements `training.ports.Checkpoints` in the object store, so that any worker can go on.
+
+    A checkpoint that is newer than the last one known gives the stage its attempts back: only attempts that
+    get nowhere are counted.
+    """
+
+    def __init__(self, store: ObjectStore, database: Database, lease: Lease) -> None:
+        self._store, self._database, self._lease = store, database, lease
+        self._prefix = keys.checkpoints(lease.job_id)
+
+    def steps(self) -> Sequence[int]:
+        names = (key.removeprefix(self._prefix).removesuffix(".safetensors") for key in self._store.list(self._prefix))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def load(self, step: int) -> bytes:
+        return self._store.get(self._key(step))
+
+    def save(self, step: int, data: bytes) -> None:
+        self._store.put(self._key(step), data)
+        try:
+            with self._database.writing() as session:
+                self._lease.write(session, checkpoint_step=step, attempt=1)
+        except sa.exc.DBAPIError as error:
+            log.warning("checkpoint %d is kept but not noted, the database does not answer (%s)", step, error.orig)
+        for old in self.steps()[:-2]:
+            try:
+                self._store.delete(self._key(old))
+            except (NotFound, ImprintError) as error:
+                log.warning("an old checkpoint stays: %s", error)
+
+    def _key(self, step: int) -> str:
+        return f"{self._prefix}{step:08d}.safetensors"

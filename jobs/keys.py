@@ -1,0 +1,36 @@
+"""Where things are in the object store. Keys are made from our ids and hashes, never from names that came from outside."""
+
+
+def original(sha256: str) -> str:
+    """A source file, under its own hash."""
+    return f"originals/{sha256[:2]}/{sha256}"
+
+
+def prepared(sha256: str) -> str:
+    """A prepared PNG, under its own hash."""
+    return f"prepared/{sha256[:2]}/{sha256}.png"
+
+
+def manifest(sha256: str) -> str:
+    """A dataset's manifest, under its own hash."""
+    return f"datasets/{sha256}.json"
+
+
+def checkpoints(job_id: str) -> str:
+    """Prefix of a job's checkpoints, which are there until it is final."""
+    return f"checkpoints/{job_id}/"
+
+
+def outputs(job_id: str) -> str:
+    """Prefix of what waits between `train` and `upload`."""
+    return f"outputs/{job_id}/"
+
+
+def output(job_id: str, sha256: str) -> str:
+    """A trained file on its way from `train` to `upload`."""
+    return f"{outputs(job_id)}{sha256}.safetensors"
+
+
+def lora(model_id: str) -> str:
+    """A finished LoRA file."""
+    return f"models/{model_id}/lora_weights.safetensors"

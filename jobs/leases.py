@@ -1,0 +1,171 @@
+"""Leases: who works on what. A claim gives a token that only grows; whoever writes with an old one writes nothing."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlmodel import Session, col
+
+from core.clock import utcnow
+from core.errors import LeaseLost
+from storage.database import Database
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A claim on one stage of a job, or on one of its pictures."""
+
+    job_id: str
+    stage: Stage
+    token: int
+    attempt: int
+    position: int | None = None  # of the picture, in preprocess
+
+    @property
+    def _row(self) -> type[Job] | type[JobPicture]:
+        return Job if self.position is None else JobPicture
+
+    def mine(self) -> sa.ColumnElement[bool]:
+        """The condition under which a write of this lease's holder counts."""
+        if self.position is None:
+            return sa.and_(
+                col(Job.id) == self.job_id,
+                col(Job.lease_token) == self.token,
+                col(Job.stage) == self.stage,
+                col(Job.status).in_(ACTIVE),
+            )
+        return sa.and_(
+            col(JobPicture.job_id) == self.job_id,
+            col(JobPicture.position) == self.position,
+            col(JobPicture.lease_token) == self.token,
+            col(JobPicture.state) == PictureState.WAITING,
+            sa.exists().where(col(Job.id) == self.job_id, col(Job.status).in_(ACTIVE)),
+        )
+
+    def write(self, session: Session, **values: object) -> None:
+        """Write `values` to the leased row, or raise LeaseLost and write nothing."""
+        update = sa.update(self._row).where(self.mine()).values(**values)
+        if session.connection().execute(update).rowcount != 1:
+            raise LeaseLost(f"{self.job_id} {self.stage}: token {self.token} is not the newest")
+
+    def held(self, session: Session) -> bool:
+        """Whether a write would count now."""
+        found = session.connection().execute(sa.select(sa.literal(1)).select_from(self._row).where(self.mine()))
+        return found.first() is not None
+
+    def renew(self, session: Session, lease_s: float) -> None:
+        """Hold it for another `lease_s` seconds; raises LeaseLost when it is no longer ours."""
+        self.write(session, lease_until=utcnow() + timedelta(seconds=lease_s))
+
+
+def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_s: float) -> tuple[Lease, Job] | None:
+    """Claim `stage` of a job that stands there and that nobody holds; None where that is not so.
+
+    `dataset` may also be claimed from `preprocess`, once no picture waits any more.
+    """
+    now = utcnow()
+    claim = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE), _free(Job, now))
+    if stage is Stage.DATASET:
+        waiting = sa.exists().where(col(JobPicture.job_id) == job_id, col(JobPicture.state) == PictureState.WAITING)
+        claim = claim.where(col(Job.stage).in_((Stage.PREPROCESS, Stage.DATASET)), ~waiting)
+    else:
+        claim = claim.where(col(Job.stage) == stage)
+    job = session.scalars(
+        claim.values(
+            status=Status.TRAINING,
+            stage=stage,
+            attempt=sa.case((col(Job.stage) == stage, col(Job.attempt) + 1), else_=1),
+            lease_token=col(Job.lease_token) + 1,
+            lease_holder=holder,
+            lease_until=now + timedelta(seconds=lease_s),
+            started_at=sa.func.coalesce(col(Job.started_at), now, type_=Job.__table__.c.started_at.type),  # type: ignore[attr-defined]
+        ).returning(Job),
+        execution_options={"synchronize_session": False, "populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        return None
+    return Lease(job_id, stage, job.lease_token, job.attempt), job
+
+
+def claim_picture(
+    session: Session, job_id: str, position: int, holder: str, lease_s: float
+) -> tuple[Lease, JobPicture] | None:
+    """Claim one waiting picture of an active job; None where there is none, or somebody else is at it."""
+    now = utcnow()
+    active = sa.exists().where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
+    picture = session.scalars(
+        sa.update(JobPicture)
+        .where(
+            col(JobPicture.job_id) == job_id,
+            col(JobPicture.position) == position,
+            col(JobPicture.state) == PictureState.WAITING,
+            _free(JobPicture, now),
+            active,
+        )
+        .values(
+            lease_token=col(JobPicture.lease_token) + 1,
+            lease_holder=holder,
+            lease_until=now + timedelta(seconds=lease_s),
+            attempt=col(JobPicture.attempt) + 1,
+        )
+        .returning(JobPicture),
+        execution_options={"synchronize_session": False, "populate_existing": True},
+    ).one_or_none()
+    if picture is None:
+        return None
+    return Lease(job_id, Stage.PREPROCESS, picture.lease_token, picture.attempt, position), picture
+
+
+def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[bool]:
+    until = col(row.lease_until)
+    return sa.or_(until.is_(None), until < now)
+
+
+class Heartbeat:
+    """Renews a lease from a thread of its own while a step works; `lost` is set once it is somebody else's.
+
+    A database that does not answer loses nothing: as long as nobody else could claim either, the token
+    stays ours, and the next renewal that gets through says so.
+    """
+
+    def __init__(self, database: Database, lease: Lease, lease_s: float) -> None:
+        self.lost = threading.Event()
+        self._database, self._lease, self._lease_s = database, lease, lease_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"lease {lease.job_id}", daemon=True)
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._lease_s / 3):
+            try:
+                with self._database.writing() as session:
+                    self._lease.renew(session, self._lease_s)
+            except LeaseLost:
+                self.lost.set()
+                return
+            except sa.exc.DBAPIError as error:
+                log.warning("no heartbeat for %s: the database does not answer (%s)", self._lease.job_id, error.orig)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@contextmanager
+def heartbeat(database: Database, lease: Lease, lease_s: float) -> Iterator[Heartbeat]:
+    """Keep `lease` alive inside the block."""
+    beat = Heartbeat(database, lease, lease_s)
+    beat.start()
+    try:
+        yield beat
+    finally:
+        beat.stop()

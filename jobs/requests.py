@@ -1,0 +1,138 @@
+"""What an application asks for, checked in full: every fault of a request is named at once."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from storage.sources import Sources
+
+from core.errors import SpecInvalid
+from core.settings import Settings
+from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, TrainSpec
+
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
+]
+Caption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)]
+
+
+class Image(BaseModel):
+    """One picture: where it is, and what it shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ref: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
+    caption: Caption | None = None
+
+
+class Envelope(BaseModel):
+    """The part of a request that is not the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    owner_id: Name
+    subject_id: Name
+    images: list[Image] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
+    webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request without faults."""
+
+    envelope: Envelope
+    spec: TrainSpec
+    sha256: str  # of what was asked, as it was asked: the same key must come with the same hash
+
+
+_ENVELOPE = frozenset(Envelope.model_fields)
+_RECIPE = frozenset(TrainSpec.model_fields)
+
+
+def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> Order:
+    """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or `{"ref": …, "caption": …}`.
+
+    Raises SpecInvalid with every fault at once.
+    """
+    faults: dict[str, str] = {
+        name: f"unknown argument; known are {', '.join(sorted(_ENVELOPE | _RECIPE))}"
+        for name in arguments
+        if name not in _ENVELOPE | _RECIPE
+    }
+    envelope = spec = None
+    given = {name: value for name, value in arguments.items() if name in _ENVELOPE}
+    if isinstance(given.get("images"), list):
+        given["images"] = [{"ref": image} if isinstance(image, str) else image for image in given["images"]]
+    try:
+        envelope = Envelope.model_validate(given)
+    except ValidationError as error:
+        faults.update(_told(error))
+    # The seed is part of the frozen spec, so a request without one gets one now.
+    recipe = {"seed": secrets.randbits(48)} | {
+        name: value for name, value in arguments.items() if name in _RECIPE and value is not None
+    }
+    try:
+        spec = TrainSpec.model_validate(recipe)
+    except ValidationError as error:
+        faults.update(_told(error))
+    if envelope is not None:
+        faults.update(_refused(envelope, sources))
+    if spec is not None:
+        faults.update(_misplaced_base(spec, settings))
+    if faults or envelope is None or spec is None:
+        raise SpecInvalid.of(faults)
+    return Order(envelope, spec, _sha256(arguments))
+
+
+def base_model_location(spec: TrainSpec, settings: Settings) -> str:
+    """Where the weights of the spec's base model are: a folder, a file or a hub id."""
+    if spec.base_model in settings.base_models:
+        return settings.base_models[spec.base_model]
+    named = BASE_MODELS.get(spec.base_model)
+    return named.location if named else spec.base_model
+
+
+def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
+    faults = {}
+    for index, image in enumerate(envelope.images):
+        if "://" in image.ref and (reason := sources.refuse_early(image.ref)):
+            faults[f"images.{index}"] = reason
+    if envelope.webhook_url is not None:
+        parts = urlsplit(envelope.webhook_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            faults["webhook_url"] = "needs to be an http(s) address without user info or query"
+    return faults
+
+
+def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+    """A request may point at a folder, but only below the folders that the operator named."""
+    if spec.base_model in BASE_MODELS or spec.base_model in settings.base_models:
+        return {}
+    looks_like_path = spec.base_model.startswith(("/", ".", "~")) or spec.base_model.count("/") > 1
+    if not looks_like_path:
+        return {}
+    roots = [*settings.base_model_roots, settings.home / "bases"]
+    folder = Path(spec.base_model).resolve()
+    if any(folder.is_relative_to(root.resolve()) for root in roots):
+        return {}
+    return {"base_model": "this folder is not below one of IMPRINT_BASE_MODEL_ROOTS"}
+
+
+def _told(error: ValidationError) -> dict[str, str]:
+    return {
+        ".".join(str(part) for part in fault["loc"]) or "base_model": fault["msg"].removeprefix("Value error, ")
+        for fault in error.errors(include_url=False, include_input=False)
+    }
+
+
+def _sha256(arguments: Mapping[str, Any]) -> str:
+    asked = {name: value for name, value in arguments.items() if value is not None}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,217 @@
+"""What an application or operator may ask for: quote, submit, look, cancel, retry, store pictures, grant."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from core.errors import IllegalMove, KeyReused, NotFound
+from core.ids import new_id
+from core.settings import Settings
+from credits import ledger
+from credits.price import price
+from jobs import intake, moves, requests
+from jobs.requests import Order
+from jobs.view import View, view_of
+from jobs.wiring import House
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from training.spec import TrainSpec
+
+# Seconds per step on one consumer GPU, until this installation has measured its own.
+_SECONDS_PER_STEP = {"sd15": 0.25, "sdxl": 0.9, "z-image": 1.1}
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a training would cost and how long it would take."""
+
+    credits: int
+    available: int
+    steps: int
+    seconds: float
+    measured: bool  # whether `seconds` comes from trainings that ended here
+
+
+def quote(house: House, arguments: Mapping[str, Any]) -> Quote:
+    """Price and time of a request, without starting anything. Raises SpecInvalid."""
+    order = requests.read(arguments, house.settings, house.sources)
+    steps = order.spec.steps(len(order.envelope.images))
+    with house.database.reading() as session:
+        seconds_per_step = _measured(session, order.spec)
+        available = ledger.balance(session, order.envelope.owner_id).available
+    return Quote(
+        credits=_price(order.spec, steps, house.settings),
+        available=available,
+        steps=steps,
+        seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[order.spec.family]), 1),
+        measured=seconds_per_step is not None,
+    )
+
+
+def submit(house: House, arguments: Mapping[str, Any]) -> View:
+    """Accept a training: the job, its hold on credits and its first message in one transaction.
+
+    The same idempotency key with the same request gives the same job back. Raises SpecInvalid (every fault
+    named), KeyReused, InsufficientCredits; then nothing is stored.
+    """
+    order = requests.read(arguments, house.settings, house.sources)
+    try:
+        with house.database.writing() as session:
+            job = _known(session, order) or _accept(session, order, house.settings)
+    except IntegrityError:
+        # Two requests with one key raced on PostgreSQL; the other one won and is there now.
+        with house.database.reading() as session:
+            winner = _known(session, order)
+        if winner is None:
+            raise
+        job = winner
+    return look(house, job.id)
+
+
+def _known(session: Session, order: Order) -> Job | None:
+    key = order.envelope.idempotency_key
+    if key is None:
+        return None
+    job = session.exec(
+        select(Job).where(Job.owner_id == order.envelope.owner_id, Job.idempotency_key == key)
+    ).one_or_none()
+    if job is not None and job.request_sha256 != order.sha256:
+        raise KeyReused(
+            f"idempotency key {key!r} came with another request before; use a new key for a new request",
+            {"job_id": job.id},
+        )
+    return job
+
+
+def _accept(session: Session, order: Order, settings: Settings) -> Job:
+    envelope, spec = order.envelope, order.spec
+    steps = spec.steps(len(envelope.images))
+    job = Job(
+        id=new_id("job"),
+        owner_id=envelope.owner_id,
+        subject_id=envelope.subject_id,
+        idempotency_key=envelope.idempotency_key,
+        request_sha256=order.sha256,
+        spec=spec.model_dump_json(),
+        webhook_url=envelope.webhook_url,
+        total_steps=steps,
+    )
+    pictures = intake.rows_for(session, job.id, order)
+    job.hold_id = ledger.hold(
+        session,
+        envelope.owner_id,
+        job.id,
+        _price(spec, steps, settings),
+        key=f"hold:{job.id}",
+        expires_at=utcnow() + timedelta(days=settings.hold_days),
+    )
+    session.add(job)
+    session.flush()
+    session.add_all(pictures)
+    moves.tell(session, job.id, "status", status=Status.PENDING)
+    moves.tell(session, job.id, "stage", stage=Stage.PREPROCESS)
+    session.flush()
+    moves.send_launch(session, job, settings)
+    return job
+
+
+def look(house: House, job_id: str) -> View:
+    """A job's public view. Raises NotFound."""
+    with house.database.reading() as session:
+        job = session.get(Job, job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id}")
+        pictures = session.exec(
+            select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
+        )
+        return view_of(job, pictures.all(), ledger.hold_of(session, job_id))
+
+
+def jobs(house: House, *, owner_id: str | None = None, active: bool = False, limit: int = 20) -> list[View]:
+    """Newest jobs first, without their pictures."""
+    with house.database.reading() as session:
+        query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
+        if owner_id is not None:
+            query = query.where(Job.owner_id == owner_id)
+        if active:
+            query = query.where(col(Job.status).in_(ACTIVE))
+        return [view_of(job, [], ledger.hold_of(session, job.id)) for job in session.exec(query)]
+
+
+def events(house: House, job_id: str, after: int = 0) -> list[JobEvent]:
+    """What happened to a job since event number `after`, oldest first."""
+    with house.database.reading() as session:
+        query = select(JobEvent).where(JobEvent.job_id == job_id, col(JobEvent.id) > after)
+        return list(session.exec(query.order_by(col(JobEvent.id))))
+
+
+def cancel(house: House, job_id: str) -> View:
+    """Cancel a job that is not final; its hold is released at once and its worker stops within a step.
+
+    Raises NotFound, or IllegalMove for a job that ended in another way.
+    """
+    with house.database.writing() as session:
+        if not moves.cancel(session, job_id):
+            job = session.get(Job, job_id)
+            if job is None:
+                raise NotFound(f"there is no job {job_id}")
+            if job.status != Status.CANCELLED:
+                raise IllegalMove(f"job {job_id} is {job.status} already and cannot be cancelled")
+    return look(house, job_id)
+
+
+def retry(house: House, job_id: str) -> View:
+    """Train again what ended: a new job with the same pictures and recipe. Raises NotFound, IllegalMove and as submit."""
+    with house.database.reading() as session:
+        job = session.get(Job, job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id}")
+        if job.status in ACTIVE:
+            raise IllegalMove(f"job {job_id} is still {job.status}; cancel it first, or wait")
+        pictures = session.exec(
+            select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
+        ).all()
+    arguments = json.loads(job.spec) | {
+        "owner_id": job.owner_id,
+        "subject_id": job.subject_id,
+        "webhook_url": job.webhook_url,
+        "images": [{"ref": picture.reference, "caption": picture.caption} for picture in pictures],
+    }
+    return submit(house, arguments)
+
+
+def download(house: House, job_id: str, path: Path) -> View:
+    """Copy a ready job's LoRA file to `path`. Raises NotFound, or IllegalMove for a job that is not ready."""
+    view = look(house, job_id)
+    if view["lora"] is None or view["status"] != Status.READY:
+        raise IllegalMove(f"job {job_id} is {view['status']}: there is no file yet")
+    house.store.get_file(view["lora"]["key"], path)
+    return view
+
+
+def _price(spec: TrainSpec, steps: int, settings: Settings) -> int:
+    return price(spec.family, steps, spec.resolution, settings.prices)
+
+
+def _measured(session: Session, spec: TrainSpec) -> float | None:
+    """Seconds per step of the newest trainings here that were like this one (median of at most 9)."""
+    rows: Sequence[tuple[str, float | None]] = session.exec(
+        select(Job.spec, Job.seconds_per_step)
+        .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))
+        .order_by(col(Job.finished_at).desc())
+        .limit(50)
+    ).all()
+    alike = [
+        seconds for text, seconds in rows if seconds is not None and _alike(TrainSpec.model_validate_json(text), spec)
+    ][:9]
+    return sorted(alike)[len(alike) // 2] if alike else None
+
+
+def _alike(one: TrainSpec, other: TrainSpec) -> bool:
+    return (one.family, one.resolution, one.batch_size) == (other.family, other.resolution, other.batch_size)

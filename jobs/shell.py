@@ -1,0 +1,142 @@
+"""The shell around every step: claim, keep the lease, and turn what goes wrong into the right move of the job."""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from sqlalchemy.exc import DBAPIError
+
+from core.errors import HandOver, ImprintError, OutOfMemory, Stop
+from core.logging import working_on
+from jobs import keys, moves
+from jobs.leases import Heartbeat, Lease, claim_stage, heartbeat
+from jobs.wiring import House
+from storage.tables import ACTIVE, Job, Stage, Status
+
+log = logging.getLogger(__name__)
+
+
+class NotMine(Exception):  # noqa: N818 - not an error: this message has nothing (more) to do
+    """Somebody else works on the stage, or it is done, or the job is final."""
+
+
+class TryAgain(Exception):  # noqa: N818 - not an error: a request to be called again
+    """A transient failure: call the step again in `delay_s` seconds."""
+
+    def __init__(self, reason: str, delay_s: float) -> None:
+        super().__init__(reason, delay_s)
+        self.delay_s = delay_s
+
+
+# ---- the shell of a step ----------------------------------------------------------------------------------
+
+
+def holder() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+@contextmanager
+def working(house: House, lease: Lease) -> Iterator[Heartbeat]:
+    """Keep the lease while the block works; turn what goes wrong into the right move of the job."""
+    with working_on(lease.job_id, lease.stage):
+        try:
+            with heartbeat(house.database, lease, house.settings.lease_s) as beat:
+                yield beat
+        except HandOver as stop:
+            with house.database.writing() as session:
+                moves.hand_over(session, lease, house.settings)
+            raise NotMine(str(stop)) from stop
+        except Stop as stop:
+            log.info("left: %s", stop)
+            clean_up(house, lease.job_id)  # a job that is final meanwhile keeps nothing of what was written
+            raise NotMine(str(stop)) from stop
+        except ImprintError as error:
+            _failed(house, lease, error)
+        except MemoryError as error:
+            _failed(house, lease, OutOfMemory("this worker ran out of memory"), error)
+        except DBAPIError:
+            # The database went away: the lease ends by itself, and the sweep sends the stage again.
+            raise
+        except Exception as error:
+            log.exception("unexpected")
+            _failed(
+                house,
+                lease,
+                ImprintError(f"an unexpected error in {lease.stage}: {type(error).__name__}"),
+                error,
+            )
+
+
+def _failed(house: House, lease: Lease, error: ImprintError, cause: BaseException | None = None) -> NoReturn:
+    """Another attempt if one can help and is left; else the job fails."""
+    if error.retryable and lease.attempt < house.settings.max_attempts:
+        with house.database.writing() as session:
+            try:
+                delay_s = moves.postpone(session, lease, error, house.settings)
+            except Stop as stop:
+                raise NotMine(str(stop)) from stop
+        log.warning("attempt %d failed, next in %.1f s: %s", lease.attempt, delay_s, error)
+        raise TryAgain(error.message, delay_s) from (cause or error)
+    with house.database.writing() as session:
+        failed = moves.fail_leased(session, lease, error)
+    if not failed:
+        raise NotMine("the job went on without this step") from error
+    log.error("failed: %s: %s", error.code, error)
+    raise error from cause
+
+
+def claim(house: House, job_id: str, stage: Stage) -> tuple[Lease, Job]:
+    with house.database.writing() as session:
+        claimed = claim_stage(session, job_id, stage, holder(), house.settings.lease_s)
+        if claimed is None:
+            raise NotMine(f"{job_id} has no {stage} to do here")
+        return claimed
+
+
+@contextmanager
+def work_dir(house: House, job_id: str) -> Iterator[Path]:
+    house.work_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{job_id}-", dir=house.work_dir))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- clean up ----------------------------------------------------------------------------------------------
+
+
+def clean_up(house: House, job_id: str) -> None:
+    """Take away what a final job no longer needs; of a job that is not ready, the model file too."""
+    with house.database.reading() as session:
+        job = session.get(Job, job_id)
+    if job is None or job.status in ACTIVE:
+        return
+    house.store.delete_prefix(keys.checkpoints(job_id))
+    house.store.delete_prefix(keys.outputs(job_id))
+    if job.status != Status.READY:
+        house.store.delete(keys.lora(job_id))
+
+
+def clear_dead_work_dirs(house: House) -> None:
+    """Remove the work folders of processes that are gone. Called when a worker starts."""
+    parent = house.work_dir.parent
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        if folder.name.isdigit() and not _alive(int(folder.name)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

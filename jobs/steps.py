@@ -1,0 +1,263 @@
+"""What each stage does. Every step claims its stage under a lease, works with no session open, and records the
+result if the lease still holds. Every step may run twice; twice changes nothing.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session, col, select
+from training.dataset import Manifest, build_manifest
+
+from core.errors import ImageInvalid, ImageUnreachable, NotFound, ObjectExists, UploadFailed
+from core.logging import working_on
+from jobs import keys, moves
+from jobs.control import JobControl, StoredCheckpoints
+from jobs.intake import outcome, preparation
+from jobs.leases import Heartbeat, Lease, claim_picture
+from jobs.requests import base_model_location
+from jobs.shell import NotMine, claim, holder, work_dir, working
+from jobs.wiring import House
+from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage
+from training import lora_file, pictures
+from training.ports import Example, TrainResult, TrainRun
+from training.spec import MIN_PICTURES, TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+# ---- preprocess -------------------------------------------------------------------------------------------
+
+
+def preprocess(house: House, job_id: str, position: int) -> None:
+    """Fetch one picture and prepare it, or find that this was done before; record the verdict.
+
+    A picture that cannot be had or read is left out and named; it fails nobody by itself.
+    """
+    with house.database.writing() as session:
+        claimed = claim_picture(session, job_id, position, holder(), house.settings.lease_s)
+        if claimed is None:
+            raise NotMine(f"{job_id} picture {position} is not waiting")
+        lease, picture = claimed
+        moves.begin(session, job_id)
+        spec = TrainSpec.model_validate_json(session.get_one(Job, job_id).spec)
+        known = _prepared(session, picture.source_sha256, spec)
+    with working(house, lease):
+        values = outcome(known) if known else _prepare(house, lease, picture, spec)
+        with house.database.writing() as session:
+            moves.record_picture(session, lease, **values)
+
+
+def _prepared(session: Session, source_sha256: str | None, spec: TrainSpec) -> PreparedPicture | None:
+    if source_sha256 is None:
+        return None
+    return session.get(PreparedPicture, (source_sha256, preparation(spec)))
+
+
+def _prepare(house: House, lease: Lease, picture: JobPicture, spec: TrainSpec) -> dict[str, Any]:
+    try:
+        data = _source(house, picture)
+    except ImageUnreachable as error:
+        if error.retryable and lease.attempt < house.settings.max_attempts:
+            raise
+        report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreachable"]})
+        return {"state": PictureState.BAD, "faults": '["unreachable"]', "report": report}
+    sha256 = hashlib.sha256(data).hexdigest()
+    with house.database.reading() as session:
+        done = _prepared(session, sha256, spec)
+    return outcome(done or _convert(house, data, sha256, spec))
+
+
+def _source(house: House, picture: JobPicture) -> bytes:
+    """The source file's bytes: ours if it is stored, else fetched."""
+    limit = house.settings.max_picture_bytes
+    if "://" in picture.reference:
+        return house.sources.fetch(picture.reference, max_bytes=limit)
+    with house.database.reading() as session:
+        stored = session.get_one(Picture, picture.reference)
+    try:
+        return house.store.get(stored.key)
+    except NotFound as error:
+        raise ImageUnreachable(f"stored picture {stored.id} is gone from the store") from error
+
+
+def _convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> PreparedPicture:
+    """Prepare the picture and keep the result for every job that will use it."""
+    row = PreparedPicture(source_sha256=sha256, recipe=preparation(spec), report="{}")
+    try:
+        made = pictures.prepare(
+            data,
+            resolution=spec.resolution,
+            aspect_buckets=spec.aspect_buckets,
+            max_pixels=house.settings.max_picture_pixels,
+            max_bytes=house.settings.max_picture_bytes,
+        )
+    except ImageInvalid as error:
+        row.report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreadable"]})
+    else:
+        bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
+        row.report = json.dumps(made.report.to_dict() | {"bad": bad})
+        row.sha256, row.width, row.height = made.sha256, made.width, made.height
+        row.key = keys.prepared(made.sha256)
+        house.store.put(row.key, made.png)
+    with house.database.writing() as session:
+        return session.merge(row)
+
+
+# ---- dataset ----------------------------------------------------------------------------------------------
+
+
+def dataset(house: House, job_id: str) -> None:
+    """Leave out near-duplicates, see that enough is left, write the manifest."""
+    lease, job = claim(house, job_id, Stage.DATASET)
+    with working(house, lease):
+        with house.database.reading() as session:
+            rows = _pictures_of(session, job_id)
+        duplicates = _leave_out_duplicates(rows)
+        good = [row for row in rows if row.state == PictureState.GOOD]
+        report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
+        if len(good) < MIN_PICTURES:
+            _record_duplicates(house, duplicates)
+            raise moves.too_few(len(good), report, MIN_PICTURES)
+        spec = TrainSpec.model_validate_json(job.spec)
+        manifest = build_manifest(
+            spec, [(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+        )
+        house.store.put(keys.manifest(manifest.sha256), manifest.to_json())
+        _record_duplicates(house, duplicates)
+        with house.database.writing() as session:
+            moves.advance(
+                session,
+                lease,
+                house.settings,
+                dataset_sha256=manifest.sha256,
+                total_steps=spec.steps(len(good)),
+                details=json.dumps({"good": len(good), "of": len(rows), "left_out": len(rows) - len(good)}),
+            )
+
+
+def _pictures_of(session: Session, job_id: str) -> list[JobPicture]:
+    query = select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
+    return list(session.exec(query))
+
+
+def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
+    good = [row for row in rows if row.state == PictureState.GOOD]
+    reports = [pictures.PictureReport.from_dict(json.loads(row.report or "{}")) for row in good]
+    repeats = []
+    for index, first in pictures.near_duplicates(reports).items():
+        row = good[index]
+        row.state = PictureState.BAD
+        row.faults = json.dumps(["near_duplicate"])
+        row.report = json.dumps(json.loads(row.report or "{}") | {"repeats": good[first].position})
+        repeats.append(row)
+    return repeats
+
+
+def _record_duplicates(house: House, rows: list[JobPicture]) -> None:
+    if rows:
+        with house.database.writing() as session:
+            for row in rows:
+                session.merge(row)
+
+
+# ---- train ------------------------------------------------------------------------------------------------
+
+
+def train(house: House, job_id: str) -> None:
+    """Train on this worker's device, going on from the last checkpoint; keep the file for `upload`."""
+    lease, job = claim(house, job_id, Stage.TRAIN)
+    with working(house, lease) as beat, work_dir(house, job_id) as folder:
+        result = _train(house, lease, job, beat, folder)
+        house.store.put_file(keys.output(job_id, result.sha256), result.path)
+        with house.database.writing() as session:
+            moves.advance(
+                session,
+                lease,
+                house.settings,
+                step=result.steps,
+                loss=result.final_loss,
+                seconds_left=0.0,
+                lora_sha256=result.sha256,
+                lora_bytes=result.size_bytes,
+                train_seconds=col(Job.train_seconds) + result.train_seconds,
+            )
+
+
+def _train(house: House, lease: Lease, job: Job, beat: Heartbeat, folder: Path) -> TrainResult:
+    from training.backends.local import train as train_here  # torch: only on workers that train
+
+    spec = TrainSpec.model_validate_json(job.spec)
+    manifest = Manifest.from_json(house.store.get(keys.manifest(job.dataset_sha256 or "")))
+    return train_here(
+        TrainRun(
+            job_id=job.id,
+            spec=spec,
+            examples=_unpack(house, manifest, folder),
+            dataset_sha256=manifest.sha256,
+            base_model=base_model_location(spec, house.settings),
+            out=folder / "lora_weights.safetensors",
+            checkpoints=StoredCheckpoints(house.store, house.database, lease),
+            control=JobControl(house.database, lease, beat, house.settings.training_timeout_s),
+            device=house.settings.device,
+        )
+    )
+
+
+def _unpack(house: House, manifest: Manifest, folder: Path) -> list[Example]:
+    examples = []
+    for example in manifest.examples:
+        path = folder / f"{example.sha256}.png"
+        house.store.get_file(keys.prepared(example.sha256), path)
+        examples.append(Example(path, example.caption, example.sha256, example.width, example.height))
+    return examples
+
+
+# ---- upload -----------------------------------------------------------------------------------------------
+
+
+def upload(house: House, job_id: str) -> None:
+    """Check the file, write it create-only to its final place, read it back and compare."""
+    lease, job = claim(house, job_id, Stage.UPLOAD)
+    with working(house, lease):
+        spec = TrainSpec.model_validate_json(job.spec)
+        sha256 = job.lora_sha256 or ""
+        data = house.store.get(keys.output(job_id, sha256))
+        _compare(data, sha256, "the trained file")
+        lora_file.check(data, family=spec.family, rank=spec.rank)
+        key = keys.lora(job_id)
+        try:
+            house.store.put(key, data, create_only=True)
+        except ObjectExists:
+            log.info("%s is there already; comparing", key)
+        _compare(house.store.get(key), sha256, key)
+        with house.database.writing() as session:
+            moves.advance(session, lease, house.settings, lora_key=key)
+
+
+def _compare(data: bytes, sha256: str, what: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise UploadFailed(f"{what} has SHA-256 {found} instead of {sha256}")
+
+
+# ---- settle ----------------------------------------------------------------------------------
+
+
+def settle(house: House, job_id: str) -> None:
+    """Charge, ready, notice: one transaction, so it needs no lease."""
+    with working_on(job_id, Stage.SETTLE), house.database.writing() as session:
+        if not moves.settle(session, job_id, house.settings):
+            raise NotMine(f"{job_id} has nothing to settle")
+
+
+Step = Callable[[House, str], None]
+STAGES: dict[Stage, Step] = {
+    Stage.DATASET: dataset,
+    Stage.TRAIN: train,
+    Stage.UPLOAD: upload,
+    Stage.SETTLE: settle,
+}

@@ -1,0 +1,89 @@
+"""What lies around: jobs that nobody works on, messages that nobody sent, books to check."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from credits.audit import Finding, audit
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from jobs import moves
+from jobs.wiring import House
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
+from training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What a job still needs: from which stage on, and which pictures."""
+
+    stage: Stage
+    waiting: Sequence[int]
+    family: str
+
+
+def what_is_lacking(house: House, job_id: str) -> Lacking | None:
+    """None for a job that is final or not there."""
+    with house.database.reading() as session:
+        job = session.get(Job, job_id)
+        if job is None or job.status not in ACTIVE:
+            return None
+        waiting = session.exec(
+            select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
+        ).all()
+        return Lacking(Stage(job.stage), waiting, TrainSpec.model_validate_json(job.spec).family)
+
+
+def repair_jobs(house: House, limit: int = 500) -> int:
+    """Put every job that nobody works on back on its way. Gives how many were."""
+    with house.database.reading() as session:
+        candidates = _nobody_at_work(session, limit)
+    repaired = 0
+    for job_id in candidates:
+        with house.database.writing() as session:
+            repaired += moves.repair(session, job_id, house.settings)
+    if repaired:
+        log.warning("%d job(s) had nobody at work and were put back on their way", repaired)
+    return repaired
+
+
+def repair_job(house: House, job_id: str) -> bool:
+    """The same for one job: what an error callback calls."""
+    with house.database.writing() as session:
+        return moves.repair(session, job_id, house.settings)
+
+
+def _nobody_at_work(session: Session, limit: int) -> list[str]:
+    now = utcnow()
+    dead_picture = sa.exists().where(
+        col(JobPicture.job_id) == col(Job.id),
+        col(JobPicture.state) == PictureState.WAITING,
+        col(JobPicture.lease_until) < now,
+    )
+    query = (
+        select(Job.id)
+        .where(
+            col(Job.status).in_(ACTIVE),
+            sa.or_(
+                col(Job.lease_until) < now,
+                sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now),
+                dead_picture,
+            ),
+        )
+        .order_by(col(Job.next_look_at))
+        .limit(limit)
+    )
+    return list(session.exec(query))
+
+
+def check_books(house: House) -> list[Finding]:
+    """Audit the ledger; what is off is logged as an error."""
+    with house.database.reading() as session:
+        findings = audit(session)
+    for finding in findings:
+        log.error("ledger: %s", finding)
+    return findings

@@ -1,0 +1,61 @@
+"""A job as the outside sees it: no addresses of pictures, no holders of leases, nothing secret."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from credits.ledger import Hold
+from storage.tables import Job, JobPicture, PictureState
+from training.spec import TrainSpec
+
+View = dict[str, Any]
+
+
+def view_of(job: Job, pictures: Sequence[JobPicture], hold: Hold | None) -> View:
+    """The public view, JSON-serialisable."""
+    spec = TrainSpec.model_validate_json(job.spec)
+    held = hold.amount if hold is not None and hold.state == "held" else 0
+    charged = job.charged or 0
+    return {
+        "job_id": job.id,
+        "model_id": job.id,
+        "owner_id": job.owner_id,
+        "subject_id": job.subject_id,
+        "status": job.status,
+        "stage": job.stage,
+        "attempt": job.attempt,
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "loss": job.loss,
+        "seconds_left": job.seconds_left,
+        "spec": spec.model_dump(),
+        "credits": {
+            "held": held,
+            "charged": charged,
+            "refunded": hold.amount - charged if hold is not None and not held else 0,
+        },
+        "failure": _failure(job),
+        "pictures": [picture_view(picture) for picture in pictures],
+        "lora": {"key": job.lora_key, "sha256": job.lora_sha256, "bytes": job.lora_bytes} if job.lora_key else None,
+        "train_seconds": round(job.train_seconds, 3),
+        "created_at": job.created_at.isoformat(),
+        "started_at": job.started_at.isoformat() if job.started_at else None,
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+    }
+
+
+def picture_view(picture: JobPicture) -> dict[str, Any]:
+    """One picture's verdict: good, bad (and why), or waiting."""
+    return {
+        "position": picture.position,
+        "state": PictureState(picture.state),
+        "faults": json.loads(picture.faults),
+        "report": json.loads(picture.report) if picture.report else None,
+    }
+
+
+def _failure(job: Job) -> dict[str, Any] | None:
+    if job.failure_code is None:
+        return None
+    details = json.loads(job.details) if job.details else {}
+    return {"code": job.failure_code, "message": job.failure_message, "details": details}

@@ -1,0 +1,79 @@
+"""The one place where implementations are chosen from settings."""
+
+import os
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from core.guard import Guard
+from storage.sources import Sources
+
+from core.settings import Settings, settings
+from storage.database import Database
+from storage.objects import ObjectStore
+from storage.objects.local import LocalStore
+
+
+@dataclass(frozen=True)
+class House:
+    """What the jobs of one process work with; each part is made on first use."""
+
+    settings: Settings
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, its schema up to date."""
+        database = Database(self.settings.database)
+        database.migrate()
+        return database
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        return open_store(self.settings)
+
+    @cached_property
+    def guard(self) -> Guard:
+        return Guard(allow_hosts=self.settings.fetch_allow_hosts, timeout_s=self.settings.fetch_timeout_s)
+
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources(
+            guard=self.guard,
+            store=self.store,
+            file_roots=self.settings.file_roots,
+            s3_buckets=self.settings.s3_source_buckets,
+        )
+
+    @property
+    def work_dir(self) -> Path:
+        """Where steps unpack what they work on; a folder per process, gone when the process is."""
+        return self.settings.home.resolve() / "work" / str(os.getpid())
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """The object store that the settings name."""
+    address = urlsplit(settings.store)
+    if address.scheme != "s3":
+        return LocalStore(Path(address.path if address.scheme == "file" else settings.store))
+    from storage.objects.s3 import S3Store
+
+    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return S3Store(
+        bucket=address.netloc,
+        prefix=address.path.strip("/"),
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        access_key_id=key.get_secret_value() if key else None,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
+
+
+@cache
+def _house_of(_pid: int) -> House:
+    return House(settings())
+
+
+def house() -> House:
+    """This process's house. A forked child gets its own: connections do not survive a fork."""
+    return _house_of(os.getpid())

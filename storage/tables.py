@@ -1,0 +1,166 @@
+"""What the database keeps of pictures and jobs. Money is in `credits/`, messages are in `notifications/`."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Field, SQLModel
+
+from core.clock import UtcDateTime, utcnow
+
+
+class Status(StrEnum):
+    """`pending -> training -> ready | failed | cancelled`; the last three are final and never change."""
+
+    PENDING = "pending"
+    TRAINING = "training"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ACTIVE = (Status.PENDING, Status.TRAINING)
+
+
+class Stage(StrEnum):
+    """Where in the chain a job stands: the stage that is worked on or waits to be."""
+
+    PREPROCESS = "preprocess"
+    DATASET = "dataset"
+    TRAIN = "train"
+    UPLOAD = "upload"
+    SETTLE = "settle"
+
+
+class PictureState(StrEnum):
+    """What became of one picture of a job."""
+
+    WAITING = "waiting"
+    GOOD = "good"
+    BAD = "bad"
+
+
+def _time(nullable: bool = True) -> Any:
+    return sa.Column(UtcDateTime(), nullable=nullable)
+
+
+class Picture(SQLModel, table=True):
+    """A picture that an owner has stored with us, to be named by its id."""
+
+    __tablename__ = "picture"
+
+    id: str = Field(primary_key=True)
+    owner_id: str = Field(index=True)
+    subject_id: str
+    sha256: str
+    key: str
+    size_bytes: int = Field(sa_type=sa.BigInteger)
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+
+class PreparedPicture(SQLModel, table=True):
+    """A source file prepared for one recipe (resolution, cropping): done once for all jobs that use it."""
+
+    __tablename__ = "prepared_picture"
+
+    source_sha256: str = Field(primary_key=True)
+    recipe: str = Field(primary_key=True)
+    key: str | None = None  # of the PNG in the store; None where the file cannot be read
+    sha256: str | None = None  # of the PNG
+    width: int = 0
+    height: int = 0
+    report: str  # JSON: the quality report, or why it cannot be read
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+
+class Job(SQLModel, table=True):
+    """One request to train one LoRA."""
+
+    __tablename__ = "training_job"
+    __table_args__ = (
+        sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_training_job_owner_key"),
+        sa.Index("ix_training_job_owner", "owner_id", "created_at"),
+        sa.Index("ix_training_job_status", "status", "next_look_at"),
+    )
+
+    id: str = Field(primary_key=True)
+    owner_id: str
+    subject_id: str
+    idempotency_key: str | None = None
+    request_sha256: str
+    spec: str  # JSON of a TrainSpec
+    webhook_url: str | None = None
+
+    status: str = Status.PENDING
+    stage: str = Stage.PREPROCESS
+    attempt: int = 0  # of the present stage; 0 before its first
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    seconds_left: float | None = None
+    seconds_per_step: float | None = None
+
+    failure_code: str | None = None
+    failure_message: str | None = None
+    details: str | None = None  # JSON: what goes with a failure, or the dataset's report
+
+    hold_id: str | None = None
+    charged: int | None = Field(default=None, sa_type=sa.BigInteger)
+
+    # The lease on the present stage. The token only grows: whoever writes with an old one writes nothing.
+    lease_token: int = 0
+    lease_holder: str | None = None
+    lease_until: datetime | None = Field(default=None, sa_column=_time())
+    launches: int = 0
+    next_look_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+    dataset_sha256: str | None = None
+    lora_sha256: str | None = None
+    lora_bytes: int | None = Field(default=None, sa_type=sa.BigInteger)
+    lora_key: str | None = None  # once it is uploaded and read back
+    train_seconds: float = 0.0
+    checkpoint_step: int = 0
+
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    started_at: datetime | None = Field(default=None, sa_column=_time())
+    finished_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class JobPicture(SQLModel, table=True):
+    """One picture of one job, and what became of it."""
+
+    __tablename__ = "job_picture"
+
+    job_id: str = Field(primary_key=True, foreign_key="training_job.id")
+    position: int = Field(primary_key=True)
+    reference: str  # an address or the id of a stored picture; may be presigned, so it never leaves the database
+    caption: str | None = None
+    state: str = PictureState.WAITING
+    source_sha256: str | None = None
+    prepared_sha256: str | None = None
+    width: int = 0
+    height: int = 0
+    faults: str = "[]"  # JSON list
+    report: str | None = None  # JSON
+
+    lease_token: int = 0
+    lease_holder: str | None = None
+    lease_until: datetime | None = Field(default=None, sa_column=_time())
+    attempt: int = 0
+
+
+class JobEvent(SQLModel, table=True):
+    """What happened to a job, in order: for `--watch`, the loss curve, and later the event stream."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (sa.Index("ix_job_event_job", "job_id", "id"),)
+
+    id: int | None = Field(
+        default=None,
+        sa_column=sa.Column(sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    )
+    job_id: str = Field(foreign_key="training_job.id")
+    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    kind: str  # status, stage, progress, retry
+    data: str  # JSON

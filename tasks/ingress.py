@@ -1,0 +1,52 @@
+"""The door for applications: `train_lora`, by import or by name, and the price without starting anything."""
+
+from dataclasses import asdict
+from typing import Any
+
+from celery import Task
+
+from jobs import service
+from jobs.view import View
+from jobs.wiring import house
+from tasks.app import app
+from tasks.relay import relay
+
+
+class Door(Task):  # type: ignore[misc]
+    """A task whose arguments come from outside and may hold presigned addresses: nobody else sees them."""
+
+    Request = "tasks.request:DiscreetRequest"
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        return super().apply_async(args, kwargs, **{"argsrepr": "()", "kwargsrepr": "{…}"} | options)
+
+
+@app.task(name="imprint.train_lora", base=Door, ignore_result=False)
+def train_lora(**arguments: Any) -> View:
+    """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
+
+    Fails with SpecInvalid (every fault named), KeyReused or InsufficientCredits; then nothing is stored.
+    """
+    view = service.submit(house(), arguments)
+    relay(house())
+    return view
+
+
+@app.task(name="imprint.quote", base=Door, ignore_result=False)
+def quote(**arguments: Any) -> dict[str, Any]:
+    """Price and time of what `train_lora` would do with the same arguments; starts nothing."""
+    return asdict(service.quote(house(), arguments))
+
+
+@app.task(name="imprint.job", ignore_result=False)
+def job(job_id: str) -> View:
+    """A job's public view."""
+    return service.look(house(), job_id)
+
+
+@app.task(name="imprint.cancel", ignore_result=False)
+def cancel(job_id: str) -> View:
+    """Cancel a job; its hold is released at once."""
+    view = service.cancel(house(), job_id)
+    relay(house())
+    return view

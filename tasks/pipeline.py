@@ -1,0 +1,34 @@
+"""From a job to Celery's messages: the canvas of the stages that it still lacks. Only ids travel."""
+
+from celery import chain, chord
+from celery.canvas import Signature
+
+from jobs import sweeps
+from jobs.wiring import House
+from storage.tables import Stage
+from tasks.app import app
+
+_AFTER = {
+    Stage.PREPROCESS: (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE),
+    Stage.DATASET: (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE),
+    Stage.TRAIN: (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE),
+    Stage.UPLOAD: (Stage.UPLOAD, Stage.SETTLE),
+    Stage.SETTLE: (Stage.SETTLE,),
+}
+
+
+def launch(house: House, job_id: str) -> None:
+    """Send the stages that the job still lacks: for a new job all, after a crash or a hand-over the rest."""
+    lacks = sweeps.what_is_lacking(house, job_id)
+    if lacks is None:
+        return
+    steps = [_step(stage, job_id, lacks.family) for stage in _AFTER[lacks.stage]]
+    if lacks.waiting:
+        header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
+        steps[0] = chord(header, steps[0])
+    chain(*steps).on_error(app.signature("imprint.step_failed", (job_id,), immutable=True)).apply_async()
+
+
+def _step(stage: Stage, job_id: str, family: str) -> Signature:
+    step = app.signature(f"imprint.{stage}", (job_id,), immutable=True)
+    return step.set(queue=f"train.{family}") if stage is Stage.TRAIN else step

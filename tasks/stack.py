@@ -1,0 +1,181 @@
+"""The whole stack on one machine, in the foreground: broker if none is configured, workers, beat, Flower.
+
+`python -m tasks.stack` (`make up`) runs it until Ctrl-C; the demo and the tests start it as a context manager.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from core.embedded import EmbeddedRedis, die_with_parent
+from core.settings import Settings, settings
+
+_STOP_TIMEOUT_S = 60.0
+_RESTART_AFTER_S = 1.0
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Member:
+    """One process of the stack."""
+
+    name: str
+    arguments: Sequence[str]  # of the celery command, after `-A tasks.app`
+    environment: dict[str, str] = field(default_factory=dict)
+    process: "subprocess.Popen[bytes] | None" = None
+    restarts: int = 0
+
+
+class Stack:
+    """Starts the members, restarts one that dies, stops them in an order in which nothing is lost."""
+
+    def __init__(self, configured: Settings, *, quiet: bool = False, flower: bool = True) -> None:
+        self._settings = configured
+        self._quiet = quiet
+        self._redis = EmbeddedRedis(configured) if configured.broker_url is None else None
+        self._stopping = threading.Event()
+        self.flower_url = ""
+        self.flower_login = ""
+        self.members = self._members(flower)
+
+    def _members(self, flower: bool) -> list[Member]:
+        worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
+        trains = [f"train.{family}" for family in ("sd15", "sdxl", "z-image")]
+        members = [
+            Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu", "-c", str(self._settings.io_concurrency)]),
+            Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads", "-c", "1"]),
+            Member("beat", ["beat", "--loglevel", "WARNING"]),
+        ]
+        if flower:
+            members.append(self._flower())
+        return members
+
+    def _flower(self) -> Member:
+        port = self._settings.flower_port or _free_port()
+        login = self._settings.flower_auth
+        self.flower_login = login.get_secret_value() if login else f"imprint:{secrets.token_urlsafe(9)}"
+        self.flower_url = f"http://127.0.0.1:{port}"
+        # Through the environment: a login on the command line is everybody's.
+        return Member(
+            "flower",
+            ["flower", f"--port={port}", "--address=127.0.0.1", "--logging=warning"],
+            {"FLOWER_BASIC_AUTH": self.flower_login},
+        )
+
+    def start(self) -> None:
+        """Start everything; returns once the processes run (workers are ready a few seconds later)."""
+        self._settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._settings.log_dir.mkdir(parents=True, exist_ok=True)
+        if self._redis is not None:
+            self._redis.start()
+        for member in self.members:
+            self._launch(member)
+
+    def _launch(self, member: Member) -> None:
+        output = None
+        if self._quiet:
+            output = (self._settings.log_dir / f"{member.name}.log").open("ab")
+        member.process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "tasks.app", *member.arguments],
+            cwd=_ROOT,
+            env={**os.environ, **member.environment, "IMPRINT_HOME": str(self._settings.home.resolve())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the stack; it stops its members in order
+            preexec_fn=die_with_parent,
+        )
+        if output is not None:
+            output.close()
+
+    def watch(self) -> None:
+        """Restart what dies, until `stop` is called."""
+        while not self._stopping.wait(_RESTART_AFTER_S):
+            if self._redis is not None and not self._redis.alive():
+                self._redis.start()
+            for member in self.members:
+                if member.process is not None and member.process.poll() is not None:
+                    member.restarts += 1
+                    self._launch(member)
+
+    def stop(self) -> None:
+        """Beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
+        self._stopping.set()
+        order = sorted(self.members, key=lambda member: ("beat", "train", "io", "flower").index(member.name))
+        for member in order:
+            _signal(member, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for member in order:
+            if member.process is None:
+                continue
+            try:
+                member.process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(member.process.pid, signal.SIGKILL)
+                member.process.wait()
+        if self._redis is not None:
+            self._redis.stop()
+
+    def __getitem__(self, name: str) -> Member:
+        return next(member for member in self.members if member.name == name)
+
+
+@contextlib.contextmanager
+def running(configured: Settings, *, flower: bool = True) -> Iterator[Stack]:
+    """A stack whose output goes to the log folder, watched from a thread, stopped when the block ends."""
+    stack = Stack(configured, quiet=True, flower=flower)
+    watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
+    try:
+        stack.start()
+        watcher.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def _signal(member: Member, number: int) -> None:
+    if member.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            member.process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    """Run the stack in the foreground until Ctrl-C or SIGTERM."""
+    console = Console(stderr=True)
+    stack = Stack(settings())
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    try:
+        stack.start()
+        console.print(f"[bold]Imprint is up.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
+        console.print("Submit: [bold]celery -A tasks.app imprint submit FOLDER --watch[/]   Stop: Ctrl-C")
+        threading.Thread(target=stack.watch, daemon=True).start()
+        asked.wait()
+        console.print("Stopping: trainings checkpoint and hand over …")
+    finally:
+        stack.stop()
+    console.print("Stopped; nothing is lost. Jobs go on with the next start.")
+
+
+if __name__ == "__main__":
+    main()

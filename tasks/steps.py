@@ -1,0 +1,65 @@
+"""The steps of the chain, as Celery sees them: load, call, return."""
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Ignore
+from sqlalchemy.exc import DBAPIError
+
+from jobs import steps
+from jobs.shell import NotMine, TryAgain
+from jobs.wiring import house
+from tasks.app import app
+from tasks.relay import relay
+
+_DATABASE_AWAY_S = 5.0
+_DATABASE_AWAY_RETRIES = 5
+
+
+def _run(task: "Task[..., Any]", step: Callable[[], None]) -> None:
+    """Run `step`; a message with nothing to do ends quietly, a transient failure comes back later."""
+    try:
+        step()
+    except NotMine as reason:
+        relay(house())  # a step that was handed over has left a message
+        raise Ignore(str(reason)) from reason
+    except TryAgain as again:
+        # The attempts are counted in the database, so Celery does not count them again.
+        raise task.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
+    except DBAPIError as error:
+        raise task.retry(countdown=_DATABASE_AWAY_S, max_retries=_DATABASE_AWAY_RETRIES, exc=error) from error
+
+
+@app.task(name="imprint.preprocess", bind=True, ignore_result=False)
+def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
+    """Fetch and prepare one picture."""
+    try:
+        _run(self, lambda: steps.preprocess(house(), job_id, position))
+    except Ignore:
+        return  # the chord counts its header: an ignored message would hang it
+
+
+@app.task(name="imprint.dataset", bind=True)
+def dataset(self: "Task[..., Any]", job_id: str) -> None:
+    """Write the manifest of the good pictures."""
+    _run(self, lambda: steps.dataset(house(), job_id))
+
+
+@app.task(name="imprint.train", bind=True)
+def train(self: "Task[..., Any]", job_id: str) -> None:
+    """Train the LoRA on this worker."""
+    _run(self, lambda: steps.train(house(), job_id))
+
+
+@app.task(name="imprint.upload", bind=True)
+def upload(self: "Task[..., Any]", job_id: str) -> None:
+    """Check the file and put it in its place."""
+    _run(self, lambda: steps.upload(house(), job_id))
+
+
+@app.task(name="imprint.settle", bind=True)
+def settle(self: "Task[..., Any]", job_id: str) -> None:
+    """Charge, mark ready, notify."""
+    _run(self, lambda: steps.settle(house(), job_id))
+    relay(house())

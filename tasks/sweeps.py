@@ -1,0 +1,25 @@
+"""What beat runs: repair what was left lying. Each may run twice, or on two machines at once."""
+
+from jobs import sweeps
+from jobs.wiring import house
+from tasks.app import app
+from tasks.relay import relay
+
+
+@app.task(name="imprint.sweep_jobs")
+def sweep_jobs() -> None:
+    """Put jobs that nobody works on back on their way."""
+    sweeps.repair_jobs(house())
+    relay(house())
+
+
+@app.task(name="imprint.sweep_outbox")
+def sweep_outbox() -> None:
+    """Send messages that were not sent after their commit."""
+    relay(house())
+
+
+@app.task(name="imprint.audit")
+def audit() -> None:
+    """Check every rule of the ledger; what is off is logged as an error."""
+    sweeps.check_books(house())

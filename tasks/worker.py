@@ -1,0 +1,46 @@
+"""What a worker does when it starts and when it is asked to stop."""
+
+import logging
+import os
+from typing import Any
+
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutting_down
+
+from core.logging import set_up
+from core.settings import settings
+from jobs import control
+from jobs.shell import clear_dead_work_dirs
+from jobs.wiring import house
+
+log = logging.getLogger(__name__)
+
+
+@setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    set_up(settings().log_dir, settings().log_level)
+
+
+@worker_init.connect
+def _prepare(**_: Any) -> None:
+    house().database.migrate()
+    house().database.close()  # children of a prefork pool open their own
+    clear_dead_work_dirs(house())
+
+
+@worker_ready.connect
+def _say_what_trains(sender: Any, **_: Any) -> None:
+    queues = [queue.name for queue in sender.task_consumer.queues]
+    if any(name.startswith("train.") for name in queues):
+        from training.device import probe  # torch: only on workers that train
+
+        log.info("%s", probe(settings().device))
+
+
+@worker_shutting_down.connect
+def _hand_over(**_: Any) -> None:
+    # Trainings checkpoint and leave; Celery then waits for their tasks to return.
+    control.leaving.set()
+
+
+# Spinning OpenMP threads on shared cores made the same training 5 to 7 times slower (FINDINGS.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
