@@ -105,6 +105,12 @@ def claim(
     return sorted((_message(row) for row in rows), key=lambda message: (message.created_at, message.sequence))
 
 
+def get(session: Session, message_id: str) -> Message | None:
+    """A message that still waits; None for one that was sent, given up or never there."""
+    row = session.execute(sa.select(*_COLUMNS).where(MESSAGE.c.id == message_id, _WAITING)).one_or_none()
+    return None if row is None else _message(row)
+
+
 def mark_sent(session: Session, message_id: str, now: datetime | None = None) -> bool:
     """Record that a message reached its receiver; False if that was recorded before."""
     # Also of a message given up while it was on its way: what happened is what is kept.
@@ -215,9 +221,7 @@ def _next_sequence(session: Session, job_id: str) -> int:
     if session.get_bind().dialect.name == "postgresql":
         # Two transactions that number the same job's messages queue here instead of colliding; SQLite's
         # transactions queue anyway.
-        session.execute(
-            sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:job_id, 0))"), {"job_id": job_id}
-        )
+        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:job_id, 0))"), {"job_id": job_id})
     last = sa.select(sa.func.max(MESSAGE.c.sequence)).where(MESSAGE.c.job_id == job_id)
     return int(session.execute(last).scalar() or 0) + 1
 

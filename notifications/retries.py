@@ -1,0 +1,93 @@
+"""What an answer to a webhook means, and when to try again."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+# Seconds before each attempt: ten of them over three days and three hours.
+SCHEDULE_S = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
+JITTER = 0.1  # a share of the delay, either way: receivers that were down are not met by all at once
+LONGEST_WAIT_S = 24 * 3600  # however much later a receiver asks for
+
+# A receiver that says so understood the message and refuses it; it gets two more chances to mean it.
+_REFUSED_ATTEMPTS = 3
+_MAY_PASS = {408, 425, 429}
+_NOT_LET_IN = {401, 403}
+_GONE = 410
+
+
+class Verdict(StrEnum):
+    SENT = "sent"
+    RETRY = "retry"
+    DEAD = "dead"
+    DISABLED = "disabled"  # the receiver wants nothing more, of this message or any other
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt. `error` is in our words; `alert` says that a person should look."""
+
+    verdict: Verdict
+    error: str = ""
+    next_due: datetime | None = None
+    status: int | None = None
+    alert: bool = False
+
+
+def judge(status: int, headers: Mapping[str, str], *, attempts: int, message_id: str, now: datetime) -> Outcome:
+    """What an answer means, `attempts` failed ones before it.
+
+    2xx is sent. 410 disables the receiver. 401 and 403 run through the schedule and alert, since only a
+    person can mend them. 408, 425, 429, 5xx, and 3xx (never followed), run through it too, no sooner than
+    `Retry-After` asks. Any other 4xx is dead after three attempts.
+    """
+    error = f"the receiver answered {status}"
+    if 200 <= status < 300:
+        return Outcome(Verdict.SENT, status=status)
+    if status == _GONE:
+        return Outcome(Verdict.DISABLED, error, status=status, alert=True)
+    if 400 <= status < 500 and status not in _MAY_PASS | _NOT_LET_IN and attempts + 1 >= _REFUSED_ATTEMPTS:
+        return Outcome(Verdict.DEAD, error, status=status, alert=True)
+    asked = _asked_delay(headers, now)
+    alert = status in _NOT_LET_IN
+    return again(error, attempts=attempts, message_id=message_id, now=now, asked=asked, status=status, alert=alert)
+
+
+def again(
+    error: str,
+    *,
+    attempts: int,
+    message_id: str,
+    now: datetime,
+    asked: timedelta = timedelta(),
+    status: int | None = None,
+    alert: bool = False,
+) -> Outcome:
+    """The next attempt by the schedule, no sooner than `asked`; dead when the schedule is through."""
+    made = attempts + 1
+    if made >= len(SCHEDULE_S):
+        return Outcome(Verdict.DEAD, error, status=status, alert=True)
+    wait = max(timedelta(seconds=SCHEDULE_S[made] * _jitter(message_id, made)), asked)
+    return Outcome(Verdict.RETRY, error, now + wait, status, alert)
+
+
+def _jitter(message_id: str, attempt: int) -> float:
+    """1 ± JITTER, from the message and the attempt: as good as chance, and the same each time."""
+    share = zlib.crc32(f"{message_id}/{attempt}".encode()) / 2**32
+    return 1 + JITTER * (2 * share - 1)
+
+
+def _asked_delay(headers: Mapping[str, str], now: datetime) -> timedelta:
+    """`Retry-After`, in seconds or as a date, within bounds; zero if there is none that can be read."""
+    text = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+    if text.isascii() and text.isdigit():
+        return timedelta(seconds=min(int(text[:9]), LONGEST_WAIT_S))
+    try:
+        until = parsedate_to_datetime(text)
+    except ValueError:
+        return timedelta()
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return min(max(until - now, timedelta()), timedelta(seconds=LONGEST_WAIT_S))

@@ -1,0 +1,171 @@
+"""The webhook of a training: `PATCH {base}/api/models/{id}/status`, signed as Standard Webhooks 1.0 has it.
+
+`put` queues a notice in the transaction that changes the job; a relay claims it, calls `deliver` with no
+transaction open, and `record` in one of its own.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from sqlalchemy.orm import Session
+
+from core.clock import utcnow
+from core.errors import FailureCode, ImprintError
+from notifications import outbox, retries
+from notifications.outbox import Message
+from notifications.retries import Outcome, Verdict
+from notifications.signing import sign
+
+log = logging.getLogger(__name__)
+
+PROCESSING = "training.processing"
+# What happened, and what the receiver's status becomes.
+EVENTS = {
+    PROCESSING: "processing",
+    "training.completed": "completed",
+    "training.failed": "failed",
+    "training.cancelled": "failed",
+}
+MAX_BODY_BYTES = 20_000  # Standard Webhooks asks for less than 20 kB
+_MAX_REASON, _MAX_PATH, _MAX_WORD = 2000, 1000, 200  # characters, of at most four bytes
+
+# Failures after which the same request may well succeed.
+_WORTH_RETRYING = {
+    FailureCode.IMAGE_UNREACHABLE,
+    FailureCode.BACKEND_UNREACHABLE,
+    FailureCode.WORKER_LOST,
+    FailureCode.TIMEOUT,
+    FailureCode.UPLOAD_FAILED,
+    FailureCode.INTERNAL,
+}
+
+
+class Sender(Protocol):
+    """The guarded client: sends one request, follows no redirect, gives status and headers of the answer.
+
+    Raises an ImprintError, `retryable` if another attempt may get through (no answer in time), not if the
+    address is one that we will not call.
+    """
+
+    def __call__(
+        self, method: str, url: str, content: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str]]: ...
+
+
+def payload(job: Mapping[str, Any], event: str, webhook_url: str) -> dict[str, Any]:
+    """What a notice keeps: where it goes, what happened, and the job's public view at that moment."""
+    if event not in EVENTS:
+        raise ValueError(f"{event} is none of {', '.join(EVENTS)}")
+    kept = ("job_id", "model_id", "attempt", "credits", "failure", "lora")
+    return {"webhook_url": webhook_url, "event": event, "job": {name: job.get(name) for name in kept}}
+
+
+def put(session: Session, job: Mapping[str, Any], event: str, webhook_url: str) -> str:
+    """Queue a notice about a job (its public view); the message's id.
+
+    A final event makes a `training.processing` that still waits needless: it is dropped.
+    """
+    content = payload(job, event, webhook_url)
+    job_id = str(job["job_id"])
+    if event != PROCESSING:
+        outbox.drop_unsent(session, job_id, ["notice"], PROCESSING)
+    return outbox.put(
+        session,
+        "notice",
+        job_id=job_id,
+        owner_id=job.get("owner_id"),
+        topic=event,
+        destination=webhook_url,
+        payload=content,
+    )
+
+
+def body(job: Mapping[str, Any], event: str, *, sequence: int, at: datetime) -> bytes:
+    """The JSON of an event, under 20 kB whatever the job says. `at` is when it happened, not when it is sent.
+
+    `model_path` and `artifact` come with completed, `failure_reason`, `failure_code` and `retryable` with
+    failed. A receiver that orders by `sequence` cannot be misled by a late copy.
+    """
+    status = EVENTS[event]
+    paid = job.get("credits") or {}
+    data: dict[str, Any] = {
+        "training_id": _text(job.get("job_id"), _MAX_WORD),
+        "attempt": job.get("attempt"),
+        "sequence": sequence,
+        "credits": {name: paid.get(name, 0) for name in ("held", "charged", "refunded")},
+    }
+    content: dict[str, Any] = {"training_status": status}
+    if status == "completed":
+        lora = job.get("lora") or {}
+        content["model_path"] = _text(lora.get("key"), _MAX_PATH)
+        data["artifact"] = {"sha256": _text(lora.get("sha256"), _MAX_WORD), "bytes": lora.get("bytes")}
+    if status == "failed":
+        failure = job.get("failure") or {}
+        content["failure_reason"] = _text(failure.get("message"), _MAX_REASON)
+        data["failure_code"] = _text(failure.get("code"), _MAX_WORD)
+        data["retryable"] = failure.get("code") in _WORTH_RETRYING
+    timestamp = at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    content |= {"type": event, "timestamp": timestamp, "data": data}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def status_url(webhook_url: str, model_id: str) -> str:
+    """Where a model's status goes: the application's base address and `/api/models/{id}/status`."""
+    parts = urlsplit(webhook_url)
+    path = f"{parts.path.rstrip('/')}/api/models/{quote(model_id, safe='')}/status"
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequence[bytes] = ()) -> Outcome:
+    """Make one attempt. The message's payload is one of `payload`; nothing of the answer's body is read.
+
+    Without secrets the webhook goes out unsigned, for receivers inside the same house.
+    """
+    told = message.payload
+    job, event = told["job"], told["event"]
+    content = body(job, event, sequence=message.sequence, at=message.created_at)
+    timestamp_s = int(now.timestamp())
+    headers = {
+        "content-type": "application/json",
+        "webhook-id": message.id,
+        "webhook-timestamp": str(timestamp_s),
+    }
+    if secrets:
+        headers["webhook-signature"] = sign(secrets, message.id, timestamp_s, content)
+    url = status_url(told["webhook_url"], job.get("model_id") or job["job_id"])
+    try:
+        status, answer = sender("PATCH", url, content, headers)
+    except ImprintError as error:
+        if not error.retryable:
+            return Outcome(Verdict.DEAD, error.message, alert=True)
+        return retries.again(error.message, attempts=message.attempts, message_id=message.id, now=now)
+    return retries.judge(status, answer, attempts=message.attempts, message_id=message.id, now=now)
+
+
+def record(session: Session, message: Message, outcome: Outcome, now: datetime | None = None) -> None:
+    """Write down what became of an attempt, and whatever follows from it for other messages."""
+    now = now or utcnow()
+    if outcome.alert:
+        log.error("webhook %s of job %s: %s (%s)", message.id, message.job_id, outcome.error, outcome.verdict)
+    if outcome.verdict is Verdict.SENT:
+        outbox.mark_sent(session, message.id, now)
+        return
+    next_due, error = outcome.next_due, outcome.error
+    if next_due is not None and message.topic == PROCESSING and outbox.is_overtaken(session, message):
+        # The final event was put while this one was on its way; only this one's failure sets it free.
+        next_due, error = None, outbox.SUPERSEDED
+    outbox.mark_failed(session, message.id, error, next_due, now)
+    if outcome.verdict is Verdict.DISABLED and message.destination is not None:
+        outbox.drop_destination(session, message.destination, message.owner_id, reason=error, now=now)
+
+
+def _text(value: object, longest: int) -> str | None:
+    """A value as text that no job can make long, and no control character can make longer in JSON."""
+    if value is None:
+        return None
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
