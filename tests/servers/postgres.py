@@ -17,6 +17,9 @@ import sqlalchemy as sa
 
 START_S = 60.0
 
+# Waits for the end of its input, which comes however the test process ends; then the server goes, and its folder.
+_GUARD = 'read -r _; kill -s QUIT -- "$1" 2>/dev/null; sleep 1; rm -rf -- "$2"'
+
 
 def find_postgres() -> Path | None:
     """The folder with `initdb` and `postgres`: the newest under /usr/lib/postgresql, else that on PATH."""
@@ -40,22 +43,26 @@ def postgres_server() -> Iterator[str]:
         _run(user, folder, binaries / "initdb", "-D", data, "-U", "imprint", "-A", "trust", "-E", "UTF8")
         port = _free_port()
         server = _start(user, folder, binaries / "postgres", data, port)
+        guard = _guard(server, folder)
         try:
             address = f"postgresql+psycopg://imprint@127.0.0.1:{port}/postgres"
             _wait(address, server, folder / "log")
             yield address
         finally:
+            guard.kill()
+            guard.communicate()
             _stop(server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_database(address: str) -> str:
-    """Make an empty database on the server at `address`; its own address."""
+def new_database(address: str, template: str | None = None) -> str:
+    """Make a database on the server at `address`, empty or a copy of another address's; its own address."""
     name = f"t_{secrets.token_hex(8)}"
     engine = sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        like = f" TEMPLATE {sa.make_url(template).database}" if template else ""
+        connection.exec_driver_sql(f"CREATE DATABASE {name}{like}")
     return sa.make_url(address).set(database=name).render_as_string(hide_password=False)
 
 
@@ -85,8 +92,19 @@ def _start(user: str | None, folder: Path, binary: Path, data: Path, port: int) 
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
-            [binary, "-D", data, *options], cwd=folder, user=user, env=_environment(), stdout=log, stderr=log
+            [binary, "-D", data, *options],
+            cwd=folder,
+            user=user,
+            env=_environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the tests, not for the server
         )
+
+
+def _guard(server: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[bytes]:
+    command = ["/bin/sh", "-c", _GUARD, "guard", str(server.pid), str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _environment() -> dict[str, str]:
@@ -115,10 +133,10 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """SIGINT is PostgreSQL's fast shutdown; a server that does not heed it is killed."""
-    server.send_signal(signal.SIGINT)
+    """At once and without a last checkpoint: nobody reads this database again."""
+    server.send_signal(signal.SIGQUIT)
     try:
         server.wait(timeout=20)
     except subprocess.TimeoutExpired:
-        server.send_signal(signal.SIGQUIT)
-        server.wait(timeout=20)
+        server.kill()
+        server.wait()

@@ -1,0 +1,46 @@
+"""Fixtures: a migrated database of a test's own, on SQLite and on PostgreSQL. Import them in a conftest."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database
+from tests.servers.postgres import find_postgres, new_database, postgres_server
+
+BOTH = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[tuple[str, str]]:
+    """One server for each test process: its address, and that of a migrated database to copy."""
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    with postgres_server() as server:
+        template = new_database(server)
+        _migrate(template)
+        yield server, template
+
+
+@pytest.fixture(params=BOTH)
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a migrated database that only this test uses; the test runs once on each kind."""
+    if request.param == "postgresql":
+        server, template = request.getfixturevalue("postgres")
+        return new_database(server, template)
+    address = f"sqlite:///{tmp_path}/imprint.db"
+    _migrate(address)
+    return address
+
+
+@pytest.fixture
+def database(address: str) -> Iterator[Database]:
+    database = Database(address)
+    yield database
+    database.close()
+
+
+def _migrate(address: str) -> None:
+    database = Database(address)
+    database.migrate()
+    database.close()
