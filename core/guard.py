@@ -1,0 +1,276 @@
+"""The guarded way out: HTTP to addresses that strangers gave us.
+
+Every host is looked up once, all its addresses are checked against the deny list, and one of those checked is
+dialled, so that a name cannot answer differently between check and call. Host header and TLS name stay the name's.
+No proxy, no environment, no cookies, no connection kept. One wall clock runs over everything: look-up, redirects,
+slow bodies. Errors name the host and nothing else: what comes after it may be a secret, what came back is foreign.
+"""
+
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any
+
+import httpcore2
+
+from core.addresses import Address, denied, read_address, read_pairs
+from core.errors import AddressRefused, AnswerRefused, Unreachable
+
+Resolver = Callable[[str, int], list[str]]
+
+_MAX_REDIRECTS = 3
+_REDIRECTS = {301, 302, 303, 307, 308}
+_MAY_PASS = {408, 425, 429}  # the client errors that another try may not meet
+_MAX_DRAINED = 64 * 1024
+_CONNECT_S = 10.0  # for one of several addresses, so that a dead one leaves time for the next
+
+
+class Guard:
+    """A client for foreign addresses; may be used from several threads.
+
+    `allow_hosts` are `host:port` pairs of the operator that are called whatever their address and port.
+    `timeout_s` is the wall-clock limit of one call. `resolve` and `tls` are for tests and unusual networks.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_hosts: Sequence[str] = (),
+        timeout_s: float = 60.0,
+        resolve: Resolver | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._allowed = read_pairs(tuple(allow_hosts))
+        self._timeout_s = timeout_s
+        self._resolve = resolve or _look_up
+        self._given_tls = tls
+
+    def check(self, url: str) -> None:
+        """Raises AddressRefused for what can be refused by its looks, without any I/O."""
+        read_address(url, self._allowed)
+
+    def get_bytes(self, url: str, max_bytes: int) -> bytes:
+        """The body at `url`, after at most three redirects, each checked as the first address was.
+
+        Raises AddressRefused; AnswerRefused (final) for a client error, a body above `max_bytes` or one that is
+        compressed; Unreachable (may be retried) for timeouts, resets, server errors, 408, 425 and 429.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        address = read_address(url, self._allowed)
+        for _ in range(_MAX_REDIRECTS + 1):
+            with self._answer("GET", address, b"", {"Accept": "image/*,*/*;q=0.5"}, deadline) as answer:
+                if answer.status not in _REDIRECTS:
+                    _check_answer(answer, address, max_bytes)
+                    return _body(answer, address, max_bytes)
+                onward = _header(answer, b"location")
+            if not onward:
+                raise AnswerRefused(f"{address} redirects to nowhere", {"status": answer.status})
+            address = read_address(address.joined(onward), self._allowed)
+        raise AnswerRefused(f"{address} is one redirect too many; {_MAX_REDIRECTS} are followed")
+
+    def send(self, method: str, url: str, content: bytes, headers: Mapping[str, str]) -> tuple[int, dict[str, str]]:
+        """Send `content` and return the answer's status and headers (names in lower case), whatever the status.
+
+        Redirects are not followed, of the body nothing is kept. Raises AddressRefused and Unreachable.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        address = read_address(url, self._allowed)
+        with self._answer(method, address, content, headers, deadline) as answer:
+            _drain(answer)
+            names = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in answer.headers)
+            return answer.status, dict(names)
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return self._given_tls or httpcore2.default_ssl_context()
+
+    @contextmanager
+    def _answer(
+        self, method: str, address: Address, content: bytes, headers: Mapping[str, str], deadline: float
+    ) -> Generator[httpcore2.Response]:
+        """One request on a connection of its own; the transport's errors as ours, without their words."""
+        sent: list[tuple[bytes | str, bytes | str]] = [
+            ("Host", address.netloc),
+            ("User-Agent", "imprint"),
+            ("Accept-Encoding", "identity"),
+            ("Connection", "close"),
+            *headers.items(),
+        ]
+        target = httpcore2.URL(scheme=address.scheme, host=address.host, port=address.port, target=address.target)
+        network = _Network(self._resolve, address.pair in self._allowed, deadline)
+        # `from None`: the chained messages quote foreign bytes, and tracebacks end up in logs.
+        try:
+            with httpcore2.ConnectionPool(ssl_context=self._tls, network_backend=network) as pool:
+                # None would send `Transfer-Encoding: chunked` nowhere; b"" says Content-Length: 0.
+                body = content if content or method not in ("GET", "HEAD", "DELETE") else None
+                with pool.stream(method, target, headers=sent, content=body) as answer:
+                    yield answer
+        except httpcore2.TimeoutException:
+            raise Unreachable(f"{address} did not answer in time") from None
+        except httpcore2.ConnectError as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise AnswerRefused(f"{address} has no valid certificate") from None
+            raise Unreachable(f"{address} cannot be reached") from None
+        except httpcore2.LocalProtocolError:
+            raise AnswerRefused(f"{address}: this request cannot be sent") from None
+        except (httpcore2.NetworkError, httpcore2.ProtocolError):
+            raise Unreachable(f"{address} broke off, or does not speak HTTP") from None
+
+
+# ---- answers ----
+
+
+def _check_answer(answer: httpcore2.Response, address: Address, max_bytes: int) -> None:
+    status, details = answer.status, {"status": answer.status}
+    if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise Unreachable(f"{address} answered {status}", details)
+    if status != HTTPStatus.OK:
+        raise AnswerRefused(f"{address} answered {status}", details)
+    # We asked for identity: a compressed body is one that could unpack to anything.
+    if _header(answer, b"content-encoding").strip().lower() not in ("", "identity"):
+        raise AnswerRefused(f"{address} sent a compressed body", details)
+    size = _header(answer, b"content-length")
+    if size.isdigit() and int(size[:20]) > max_bytes:
+        raise AnswerRefused(f"{address} has more than {max_bytes} bytes", details)
+
+
+def _body(answer: httpcore2.Response, address: Address, max_bytes: int) -> bytes:
+    body = bytearray()
+    for chunk in answer.iter_stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise AnswerRefused(f"{address} has more than {max_bytes} bytes")
+    return bytes(body)
+
+
+def _drain(answer: httpcore2.Response) -> None:
+    """Read a small body to its end, for senders that mind a reset; of a large one no more than the beginning.
+
+    The status is known, so a body that breaks off changes nothing.
+    """
+    drained = 0
+    with suppress(httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError):
+        for chunk in answer.iter_stream():
+            drained += len(chunk)
+            if drained > _MAX_DRAINED:
+                return
+
+
+def _header(answer: httpcore2.Response, name: bytes) -> str:
+    found = (value for key, value in answer.headers if key.lower() == name)
+    return next(found, b"").decode("latin-1")
+
+
+# ---- the network ----
+
+
+class _Network(httpcore2.NetworkBackend):
+    """Dials only what was checked, within the deadline."""
+
+    def __init__(self, resolve: Resolver, may_be_private: bool, deadline: float) -> None:
+        self._resolve = resolve
+        self._may_be_private = may_be_private
+        self._deadline = deadline
+        self._tcp = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        found = self._found(host, port)
+        for number, ip in enumerate(found, start=1):
+            left = _left(self._deadline, httpcore2.ConnectTimeout)
+            try:
+                # The address is a literal, so this looks nothing up.
+                stream = self._tcp.connect_tcp(
+                    ip, port, left if number == len(found) else min(left, _CONNECT_S), None, socket_options or ()
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                if number == len(found):
+                    raise
+            else:
+                return _Stream(stream, self._deadline)
+        raise httpcore2.ConnectError("no address")
+
+    def _found(self, host: str, port: int) -> list[str]:
+        """The host's addresses, all of them checked."""
+        found = _in_time(lambda: self._resolve(host, port), _left(self._deadline, httpcore2.ConnectTimeout))
+        for ip in found:
+            # One bad address among good ones is a trap, not an accident.
+            if not self._may_be_private and (why := denied(ip)):
+                raise AddressRefused(f"{host} has an address that is not public ({why})")
+        return found
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A connection on which every operation has only the time that is left: a trickle does not set it back."""
+
+    def __init__(self, inner: httpcore2.NetworkStream, deadline: float) -> None:
+        self._inner = inner
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(self._deadline, httpcore2.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), 1 << 16):
+            left = _left(self._deadline, httpcore2.WriteTimeout)
+            self._inner.write(buffer[start : start + (1 << 16)], left)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        left = _left(self._deadline, httpcore2.ConnectTimeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _left(deadline: float, error: type[httpcore2.TimeoutException]) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise error
+    return left
+
+
+def _look_up(host: str, port: int) -> list[str]:
+    """The addresses of a name, in the system's order, each once."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise httpcore2.ConnectError("the name cannot be looked up") from error
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _in_time(work: Callable[[], list[str]], timeout_s: float) -> list[str]:
+    """`work()` in a thread that is left behind when it takes too long: getaddrinfo knows no timeout."""
+    outcome: queue.SimpleQueue[list[str] | httpcore2.ConnectError] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(work())
+        except httpcore2.ConnectError as error:
+            outcome.put(error)
+
+    threading.Thread(target=run, name="look-up", daemon=True).start()
+    try:
+        found = outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        raise httpcore2.ConnectTimeout("the look-up took too long") from None
+    if isinstance(found, httpcore2.ConnectError):
+        raise found
+    return found
