@@ -1,6 +1,6 @@
 """How Celery runs here. Values only; the reasons are in docs/operations.md and were measured in FINDINGS.md."""
 
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from core import embedded
 from core.settings import settings
@@ -55,7 +55,9 @@ worker_max_tasks_per_child = 2000
 
 # ---- queues ----
 task_default_queue = "io"
-task_queues = [Queue(name) for name in ("io", "cpu", "train.sd15", "train.sdxl", "train.z-image")]
+task_queues = [
+    Queue(name, Exchange(name), routing_key=name) for name in ("io", "cpu", "train.sd15", "train.sdxl", "train.z-image")
+]
 task_create_missing_queues = False
 task_routes = {"imprint.dataset": {"queue": "cpu"}}
 

@@ -1,18 +1,26 @@
-"""After a job: its clean-up, told by a message of the outbox."""
+"""After a change of a job: its notice and its clean-up, each told by a message of the outbox."""
 
-import sqlalchemy as sa
-
-from core.errors import NotFound
-from jobs.shell import clean_up as take_away
+from core.clock import utcnow
+from jobs import shell
 from jobs.wiring import House
-from notifications import outbox
+from notifications import outbox, signing, webhooks
 
 
 def clean_up(house: House, job_id: str, message_id: str) -> None:
     """Take away what a final job no longer needs, and note that it is done."""
-    take_away(house, job_id)
+    shell.clean_up(house, job_id)
     with house.database.writing() as session:
         outbox.mark_sent(session, message_id)
 
 
-_ = sa, NotFound
+def notify(house: House, message_id: str) -> None:
+    """Make one attempt to deliver a notice; a failed one is due again by its schedule."""
+    with house.database.reading() as session:
+        message = outbox.find(session, message_id)
+    if message is None:
+        return
+    secret = house.settings.webhook_secret
+    secrets = signing.read_secrets(secret.get_secret_value()) if secret else []
+    outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=secrets)
+    with house.database.writing() as session:
+        webhooks.record(session, message, outcome)

@@ -1,4 +1,4 @@
-"""Where things are in the object store. Keys are made from our ids and hashes, never from names that came from outside."""
+"""Where things are in the object store. Keys are made from ids and hashes, never from names that came from outside."""
 
 
 def original(sha256: str) -> str:

@@ -21,7 +21,8 @@ from core.settings import Settings
 from credits import ledger
 from credits.price import price
 from jobs.leases import Lease
-from notifications import outbox
+from jobs.view import view_of
+from notifications import outbox, webhooks
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
 
@@ -39,12 +40,9 @@ def tell(session: Session, job_id: str, kind: str, **data: Any) -> None:
 
 
 def notify(session: Session, job: Job, event: str) -> None:
-    """Queue a notice to the application, if it asked for notices."""
+    """Queue a notice to the application, with the job as it is now, if it asked for notices."""
     if job.webhook_url:
-        outbox.put(
-            session, "notice", job_id=job.id, owner_id=job.owner_id,
-            topic=event, destination=job.webhook_url, payload={},
-        )  # fmt: skip
+        webhooks.put(session, view_of(job, [], ledger.hold_of(session, job.id)), event, job.webhook_url)
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
@@ -196,7 +194,7 @@ def _end(session: Session, job_id: str, status: Status, *, release: bool = False
         if hold is not None and hold.state == "held":
             ledger.release(session, job.hold_id)
     tell(session, job_id, "status", status=status, code=job.failure_code)
-    outbox.drop_unsent(session, job_id, ("launch", "notice"))  # that it is worked on is no news any more
+    outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
     outbox.put(session, "cleanup", job_id=job_id, owner_id=job.owner_id, payload={})
     return True

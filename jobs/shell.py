@@ -22,11 +22,11 @@ from storage.tables import ACTIVE, Job, Stage, Status
 log = logging.getLogger(__name__)
 
 
-class NotMine(Exception):  # noqa: N818 - not an error: this message has nothing (more) to do
+class NotMine(Exception):
     """Somebody else works on the stage, or it is done, or the job is final."""
 
 
-class TryAgain(Exception):  # noqa: N818 - not an error: a request to be called again
+class TryAgain(Exception):
     """A transient failure: call the step again in `delay_s` seconds."""
 
     def __init__(self, reason: str, delay_s: float) -> None:

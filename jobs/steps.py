@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 from training.dataset import Manifest, build_manifest
+from training.dataset import Picture as Prepared
 
 from core.errors import ImageInvalid, ImageUnreachable, NotFound, ObjectExists, UploadFailed
 from core.logging import working_on
@@ -124,9 +125,9 @@ def dataset(house: House, job_id: str) -> None:
             raise moves.too_few(len(good), report, MIN_PICTURES)
         spec = TrainSpec.model_validate_json(job.spec)
         manifest = build_manifest(
-            spec, [(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+            spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
-        house.store.put(keys.manifest(manifest.sha256), manifest.to_json())
+        house.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
         _record_duplicates(house, duplicates)
         with house.database.writing() as session:
             moves.advance(

@@ -37,6 +37,10 @@ class House:
         return Guard(allow_hosts=self.settings.fetch_allow_hosts, timeout_s=self.settings.fetch_timeout_s)
 
     @cached_property
+    def webhook_guard(self) -> Guard:
+        return Guard(allow_hosts=self.settings.fetch_allow_hosts, timeout_s=self.settings.webhook_timeout_s)
+
+    @cached_property
     def sources(self) -> Sources:
         return Sources(
             guard=self.guard,

@@ -26,4 +26,5 @@ def clean_up(self: "Task[..., Any]", job_id: str, message_id: str) -> None:
 @app.task(name="imprint.notify", bind=True)
 def notify(self: "Task[..., Any]", job_id: str, message_id: str) -> None:
     """Tell the application; a failed attempt is due again by its schedule, and the sweep sends it."""
-    aftermath.notify(house(), job_id, message_id)
+    aftermath.notify(house(), message_id)
+    relay(house())  # the next notice of this job was waiting for this one

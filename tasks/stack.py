@@ -44,7 +44,7 @@ class Stack:
         self._settings = configured
         self._quiet = quiet
         self._redis = EmbeddedRedis(configured) if configured.broker_url is None else None
-        self._stopping = threading.Event()
+        self._stopping, self._stopped = threading.Event(), threading.Event()
         self.flower_url = ""
         self.flower_login = ""
         self.members = self._members(flower)
@@ -100,7 +100,10 @@ class Stack:
             output.close()
 
     def watch(self) -> None:
-        """Restart what dies, until `stop` is called."""
+        """Restart what dies, until `stop` is called; returns when that is done.
+
+        A child that asked for a signal at its parent's death gets it when the *thread* that started it ends.
+        """
         while not self._stopping.wait(_RESTART_AFTER_S):
             if self._redis is not None and not self._redis.alive():
                 self._redis.start()
@@ -108,6 +111,7 @@ class Stack:
                 if member.process is not None and member.process.poll() is not None:
                     member.restarts += 1
                     self._launch(member)
+        self._stopped.wait()
 
     def stop(self) -> None:
         """Beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
@@ -127,6 +131,7 @@ class Stack:
                 member.process.wait()
         if self._redis is not None:
             self._redis.stop()
+        self._stopped.set()
 
     def __getitem__(self, name: str) -> Member:
         return next(member for member in self.members if member.name == name)

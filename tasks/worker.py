@@ -33,7 +33,7 @@ def _say_what_trains(sender: Any, **_: Any) -> None:
     if any(name.startswith("train.") for name in queues):
         from training.device import probe  # torch: only on workers that train
 
-        log.info("%s", probe(settings().device))
+        log.info("%s", probe(settings().device).text)
 
 
 @worker_shutting_down.connect

@@ -50,6 +50,10 @@ class ServerProcess:
     def alive(self) -> bool:
         return self._server.poll() is None
 
+    @property
+    def returncode(self) -> int | None:
+        return self._server.poll()
+
     def signal(self, number: int) -> None:
         """Sent to the group even when its leader is gone: a child may have outlived it."""
         try:

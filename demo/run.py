@@ -1,0 +1,128 @@
+"""What the demo does, from top to bottom."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from core.settings import settings
+from demo import pictures_of_it
+from jobs import accounts, intake, service, sweeps
+from jobs.view import View
+from jobs.wiring import house
+from tasks.stack import running
+from tasks.watch import watch
+
+PICTURES = Path(__file__).resolve().parent / "pictures"
+OWNER, TRIGGER = "demo", "imp mascot"
+RECIPE = {"base_model": "sd15", "resolution": 64, "epochs": 40, "learning_rate": 1e-3, "seed": 7}
+GRANTED = 1000
+
+console = Console()
+
+
+def main() -> int:
+    """Run the demo; 0 if the LoRA is ready and the books are in order."""
+    begun = time.monotonic()
+    home = settings().home
+    shutil.rmtree(home, ignore_errors=True)
+    console.rule("[bold]Imprint demo[/]: ten pictures, one LoRA")
+    _make_base()
+    with running(settings()) as stack:
+        console.print(f"The stack is up. Flower: {stack.flower_url} (login {stack.flower_login})")
+        accounts.grant(house(), OWNER, GRANTED, key="demo grant")
+        view = _train()
+        if view["status"] != "ready":
+            console.print(f"[red]{view['failure']}[/]", highlight=False)
+            console.print(f"The logs are in {settings().log_dir}")
+        else:
+            _show(view, home)
+        findings = sweeps.check_books(house())
+        _statement(findings == [])
+    print(json.dumps(_result(view, home, time.monotonic() - begun)))
+    return 0 if view["status"] == "ready" and not findings else 1
+
+
+def _make_base() -> None:
+    """The tiny base model, in a process of its own: this one needs no torch yet."""
+    folder = settings().base_models["sd15"]
+    subprocess.run([sys.executable, "-m", "training.tiny_base", folder], check=True)
+
+
+def _train() -> View:
+    """Send the task as an application would, then watch the job to its end."""
+    from tasks.ingress import train_lora
+
+    images = [
+        {"ref": intake.store_picture(house(), OWNER, "mascot", file.read_bytes()), "caption": _caption(file)}
+        for file in sorted(PICTURES.glob("*.png"))
+    ]
+    arguments = {
+        "owner_id": OWNER,
+        "subject_id": "mascot",
+        "images": images,
+        "trigger_word": TRIGGER,
+        "idempotency_key": "demo",
+        **RECIPE,
+    }
+    quote = service.quote(house(), arguments)
+    console.print(f"{len(images)} pictures, {quote.steps} steps: {quote.credits} credits of {quote.available}")
+    accepted = train_lora.apply_async(kwargs=arguments).get(timeout=60)
+    return watch(house(), accepted["job_id"], console)
+
+
+def _caption(picture: Path) -> str | None:
+    text = picture.with_suffix(".txt")
+    return text.read_text(encoding="utf-8").strip() if text.is_file() else None
+
+
+def _show(view: View, home: Path) -> None:
+    """The file, the loss curve, and what the base draws without and with the LoRA."""
+    lora = home / "lora_weights.safetensors"
+    service.download(house(), view["job_id"], lora)
+    losses = [
+        (data["step"], data["loss"])
+        for event in service.events(house(), view["job_id"])
+        if event.kind == "progress" and (data := json.loads(event.data))["loss"] is not None
+    ]
+    curve, samples = home / "loss.png", home / "before_after.png"
+    pictures_of_it.loss_curve(losses, curve)
+    pictures_of_it.before_after(Path(settings().base_models["sd15"]), lora, TRIGGER, samples)
+    table = Table.grid(padding=(0, 2))
+    for name, path in (("LoRA", lora), ("loss curve", curve), ("before and after", samples)):
+        table.add_row(f"[bold]{name}[/]", str(path))
+    console.print(table)
+
+
+def _statement(in_order: bool) -> None:
+    balance = accounts.balance(house(), OWNER)
+    table = Table("no.", "what", "credits", title="credit statement", title_justify="left", box=None)
+    for entry in reversed(accounts.statement(house(), OWNER)):
+        table.add_row(str(entry["seq"]), entry["kind"], str(entry["amount"]))
+    console.print(table)
+    console.print(
+        f"{balance.available} available + {balance.held} held + {balance.spent} spent = {balance.granted} granted; "
+        + ("[green]the books are in order[/]" if in_order else "[red]the books are NOT in order[/]"),
+        highlight=False,
+    )
+
+
+def _result(view: View, home: Path, seconds: float) -> dict[str, Any]:
+    ready = view["status"] == "ready"
+    return {
+        "status": view["status"],
+        "job_id": view["job_id"],
+        "lora": str(home / "lora_weights.safetensors") if ready else None,
+        "sha256": view["lora"]["sha256"] if ready else None,
+        "steps": view["step"],
+        "train_seconds": view["train_seconds"],
+        "total_seconds": round(seconds, 1),
+        "charged": view["credits"]["charged"],
+        "balance": accounts.balance(house(), OWNER).available,
+    }

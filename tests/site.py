@@ -1,0 +1,219 @@
+"""A whole Imprint of a test's own: a home in a temporary folder, servers, real worker processes, and ways to look."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from PIL import Image, ImageDraw
+
+from core.settings import Settings
+from jobs import accounts, intake, service
+from jobs.view import View
+from jobs.wiring import House
+from tests.servers.process import ServerProcess
+from tests.servers.redis import RedisServer, redis_server
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "subjects"
+MASCOT = ROOT / "demo" / "pictures"
+
+RECIPE: dict[str, Any] = {"base_model": "sd15", "resolution": 64, "trigger_word": "imp", "seed": 7, "max_steps": 2}
+
+
+class Site:
+    """One installation. `environment` is added to what its processes get."""
+
+    def __init__(self, folder: Path, base_model: Path, broker_url: str, **environment: str) -> None:
+        self.folder = folder
+        self.environment = {
+            "IMPRINT_HOME": str(folder / "home"),
+            "IMPRINT_BROKER_URL": broker_url,
+            "IMPRINT_BASE_MODELS": json.dumps({"sd15": str(base_model)}),
+            "IMPRINT_LEASE_S": "2",
+            "IMPRINT_SWEEP_S": "1",
+            "IMPRINT_RETRY_BASE_S": "0.2",
+            "IMPRINT_RELAUNCH_AFTER_S": "20",
+            "IMPRINT_IO_CONCURRENCY": "1",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **environment,
+        }
+        named = {key.removeprefix("IMPRINT_").lower(): value for key, value in self.environment.items()}
+        fields = {key: _parsed(key, value) for key, value in named.items() if key in Settings.model_fields}
+        self.settings = Settings(_env_file=None, **fields)  # type: ignore[arg-type]
+        self.house = House(self.settings)
+        result_url = self.environment.get("IMPRINT_RESULT_URL", broker_url)
+        # An application that does not have our code: a broker's address and the names of our tasks.
+        self.application = Celery("application", broker=broker_url, backend=result_url)
+        self.processes: dict[str, ServerProcess] = {}
+
+    # ---- processes ----
+
+    def celery(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments]
+
+    def start(self, name: str, **environment: str) -> ServerProcess:
+        """Start `io`, `train`, `beat` (or a second one: `io-2`), and wait until a worker is ready."""
+        kind = name.split("-")[0]
+        worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
+        arguments = {
+            "io": [*worker, "-Q", "io,cpu", "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
+            "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads", "-c", "1"],
+            "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
+        }[kind]
+        log = self.log(name)
+        mark = log.stat().st_size if log.exists() else 0
+        process = ServerProcess(self.celery(*arguments), log=log, cwd=ROOT, env=self.surroundings(**environment))
+        self.processes[name] = process
+        if kind != "beat":
+            until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
+            assert process.alive, log.read_text()
+        return process
+
+    def surroundings(self, **environment: str) -> dict[str, str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("IMPRINT_")}
+        return {**clean, **self.environment, **environment}
+
+    def log(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{name}.log"
+
+    def kill(self, name: str) -> None:
+        """kill -9 of the whole process group: a machine that loses its power."""
+        self.processes.pop(name).end(kill=True)
+
+    def stop(self, name: str, timeout_s: float = 60) -> int | None:
+        """SIGTERM, and wait for its end; the exit code."""
+        process = self.processes.pop(name)
+        process.end(timeout_s=timeout_s)
+        return process.returncode
+
+    def end(self) -> None:
+        for name in list(self.processes):
+            self.kill(name)
+        self.house.database.close()
+
+    def imprint(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run `celery -A tasks.app imprint …` as an operator would."""
+        done = subprocess.run(
+            self.celery("imprint", *arguments),
+            cwd=ROOT,
+            env=self.surroundings(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    # ---- jobs ----
+
+    def grant(self, owner_id: str, amount: int = 10_000) -> None:
+        accounts.grant(self.house, owner_id, amount, key=f"grant {owner_id}")
+
+    def pictures(self, owner_id: str, count: int = 6) -> list[str]:
+        """Ids of stored mascot pictures."""
+        files = sorted(MASCOT.glob("*.png"))[:count]
+        return [intake.store_picture(self.house, owner_id, "mascot", file.read_bytes()) for file in files]
+
+    def send(self, **arguments: Any) -> View:
+        """What an application does: send `train_lora` by name, and get the job's public view."""
+        owner_id = arguments.setdefault("owner_id", "owner")
+        arguments.setdefault("images", None)
+        if arguments["images"] is None:
+            arguments["images"] = self.pictures(owner_id)
+        request = {"subject_id": "mascot", **RECIPE, **arguments}
+        sent = self.application.send_task("imprint.train_lora", kwargs=request, queue="io")
+        view: View = sent.get(timeout=60)
+        return view
+
+    def look(self, job_id: str) -> View:
+        return service.look(self.house, job_id)
+
+    def wait(self, job_id: str, wanted: Callable[[View], bool] | None = None, timeout_s: float = 120) -> View:
+        """The view once `wanted` holds; by default once the job is final."""
+        wanted = wanted or (lambda view: view["status"] in ("ready", "failed", "cancelled"))
+        try:
+            until(lambda: wanted(self.look(job_id)), timeout_s, f"{job_id}")
+        except AssertionError as error:
+            logs = "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
+            raise AssertionError(f"{error}: {self.look(job_id)}\n{logs}") from None
+        return self.look(job_id)
+
+    def executions(self, job_id: str) -> list[str]:
+        """The stages that the job went through, with retries, in order."""
+        return [json.loads(event.data).get("stage", "") for event in service.events(self.house, job_id)]
+
+    def left_behind(self, job_id: str) -> list[str]:
+        """Objects in the store and files in the work folders that still belong to this job."""
+        found = [key for prefix in ("checkpoints/", "outputs/", "models/") for key in self.house.store.list(prefix)]
+        work = self.settings.home / "work"
+        found += [str(path) for path in work.rglob("*")] if work.is_dir() else []
+        return [name for name in found if job_id in name]
+
+
+def _parsed(key: str, value: str) -> Any:
+    complex_field = key in ("base_models", "prices", "file_roots", "fetch_allow_hosts", "base_model_roots", "s3_source_buckets")
+    return json.loads(value) if complex_field else value
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll until `condition` holds; AssertionError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def site(folder: Path, base_model: Path, *, start: tuple[str, ...] = ("io", "train", "beat"), **environment: str) -> Iterator[Site]:
+    """A running site with a Redis of its own at `site.redis`."""
+    with redis_server(folder / "redis") as redis:
+        made = Site(folder, base_model, redis.url, **environment)
+        made.redis = redis  # type: ignore[attr-defined]
+        try:
+            made.house.database.migrate()
+            for name in start:
+                made.start(name)
+            yield made
+        finally:
+            made.end()
+
+
+def make_base(shared: Path) -> Path:
+    """The tiny base model in a folder that all test processes share; made once."""
+    shared.mkdir(parents=True, exist_ok=True)
+    with (shared / "base.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(
+            [sys.executable, "-m", "training.tiny_base", str(shared / "tiny-sd15")],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
+    return shared / "tiny-sd15"
+
+
+def drawing(path: Path, number: int, size: int = 200) -> Path:
+    """A picture unlike its neighbours by number: big shapes in places of their own."""
+    picture = Image.new("RGB", (size, size), (40 + 20 * (number % 9), 220 - 17 * (number % 11), 90 + 13 * (number % 12)))
+    draw = ImageDraw.Draw(picture)
+    x, y = (number * 37) % (size // 2), (number * 53) % (size // 2)
+    draw.ellipse((x, y, x + size // 3, y + size // 3), fill=(250, 240 - 9 * (number % 20), 30))
+    draw.rectangle((size - x - 40, y, size - x - 10, size - 20), fill=(20, 30, 200 - 7 * (number % 20)))
+    draw.line((0, x, size, size - y), fill=(0, 0, 0), width=5)
+    picture.save(path)
+    return path
+
+
+__all__ = ["MASCOT", "PHOTOGRAPHS", "RECIPE", "ROOT", "RedisServer", "Site", "drawing", "make_base", "site", "until"]
