@@ -1,0 +1,30 @@
+"""What holds for every test, wherever it runs."""
+
+import os
+
+import hypothesis
+import pytest
+
+# Tests say themselves which settings they mean; what the developer's shell or machine has set is not theirs.
+for _name in [name for name in os.environ if name.startswith("IMPRINT_")]:
+    del os.environ[_name]
+
+# Several test processes share the cores: more threads in each would only wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine is no finding.
+hypothesis.settings.register_profile("imprint", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("imprint")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU skip where there is none; torch is imported only if there are such tests."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
