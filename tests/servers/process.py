@@ -15,16 +15,14 @@ from pathlib import Path
 _GUARD = 'read -r _; kill -s KILL -- "-$1" 2>/dev/null'
 
 
-class NotStarted(Exception):  # noqa: N818 - it reads as what happened
+class NotStarted(Exception):
     """The server ended, or did not answer in time. The message holds the end of its log."""
 
 
 class ServerProcess:
     """Starts `argv` in a process group of its own. Signals go to the whole group."""
 
-    def __init__(
-        self, argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = log
         with log.open("ab") as out:
             self._server = subprocess.Popen(

@@ -40,9 +40,7 @@ class RabbitServer:
         if self._processes:
             raise RuntimeError(f"the node on port {self.port} runs already")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "rabbitmq.conf").write_text(
-            "\n".join(["log.console.level = warning", *self.config]) + "\n"
-        )
+        (self.folder / "rabbitmq.conf").write_text("\n".join(["log.console.level = warning", *self.config]) + "\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
         env = self._environment()
         try:
@@ -92,9 +90,7 @@ class RabbitServer:
         """True when *this* node answers: another program may have taken the port in the meantime."""
         with (
             suppress(OSError, amqp.AMQPError),
-            amqp.Connection(
-                f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=2, write_timeout=2
-            ) as connection,
+            amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=2, write_timeout=2) as connection,
         ):
             return str(connection.server_properties.get("cluster_name", "")).startswith(self.node + "@")
         return False
@@ -120,9 +116,7 @@ class RabbitServer:
             # The start script becomes the node instead of watching it, so that signals reach the node.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
-        theirs = {
-            name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))
-        }
+        theirs = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
         return theirs | {name: str(value) for name, value in own.items()}
 
 
@@ -142,9 +136,7 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def rabbitmq_server(
-    folder: Path, *, port: int | None = None, config: Sequence[str] = ()
-) -> Iterator[RabbitServer]:
+def rabbitmq_server(folder: Path, *, port: int | None = None, config: Sequence[str] = ()) -> Iterator[RabbitServer]:
     """A running node for a `with` block; `config` are lines of rabbitmq.conf. Without `port`, a free one."""
     for attempt in range(3):
         server = RabbitServer(folder / f"node-{attempt}", port=port, config=config)
