@@ -157,7 +157,9 @@ class TestMake:
         path = ROOT / page
         if not path.exists():
             pytest.skip(f"there is no {page} yet")
-        named = re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", path.read_text(), re.MULTILINE)
+        text = path.read_text()
+        code = re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL)
+        named = re.findall(r"(?:^|[`$] ?)make ((?:[a-z-]+ ?)+)", "\n".join(code), re.MULTILINE)
         assert {target for words in named for target in words.split()} <= TARGETS
 
 
