@@ -102,21 +102,24 @@ class LocalStore:
             self._place(path, target, create_only)
 
     def _place(self, path: Path, target: Path, create_only: bool) -> None:
-        for _ in range(10):
-            self._make_folders(target.parent)
-            try:
+        for _ in range(100):
+            # Whoever deletes the last object of a folder removes the folder, perhaps just now: then once more.
+            with suppress(FileNotFoundError):
+                self._make_folders(target.parent)
                 if create_only:
-                    target.hardlink_to(path)  # refuses, atomically, what a rename would replace
+                    self._link(path, target)
                 else:
                     path.replace(target)
-            except FileExistsError as error:
-                raise ObjectExists(f"there is an object {target.name} already") from error
-            except FileNotFoundError:
-                # Whoever deletes the last object of a folder removes the folder, just now it seems.
-                continue
-            _fsync_folder(target.parent)
-            return
+                _fsync_folder(target.parent)
+                return
         raise FileNotFoundError(errno.ENOENT, "its folder is being removed again and again")
+
+    def _link(self, path: Path, target: Path) -> None:
+        """A hard link refuses, atomically, what a rename would replace."""
+        try:
+            target.hardlink_to(path)
+        except FileExistsError as error:
+            raise ObjectExists(f"there is an object {target.name} already") from error
 
     def _make_folders(self, folder: Path) -> None:
         missing = []

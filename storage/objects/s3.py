@@ -1,0 +1,259 @@
+"""The object store in a bucket of an S3 server. The only place that knows boto3."""
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
+
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from core.errors import ImprintError, NotFound, ObjectExists, ObjectTooLarge, StoreUnavailable
+from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix
+
+_CHUNK = 1 << 20
+_MAY_PASS = {408, 425, 429}
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")
+
+
+class S3Store:
+    """Objects under `prefix` of `bucket`. Without keys, boto3's usual chain of credentials is asked.
+
+    The server checks the SHA-256 of all that is sent. A multipart upload's own checksum is one of its parts'
+    checksums, so the digest of the whole is kept in the object's metadata, and what is read is checked against it.
+    Files above `multipart_bytes` go in parts of that size, 5 MiB at least and 10,000 at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        bucket: str,
+        prefix: str = "",
+        endpoint_url: str | None = None,
+        region: str = "us-east-1",
+        access_key_id: str | None = None,
+        secret_access_key: str | None = None,
+        multipart_bytes: int = 64 << 20,
+    ) -> None:
+        self.bucket = bucket
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._multipart_bytes = multipart_bytes
+        self._client: Any = _client(
+            region_name=region,
+            endpoint_url=endpoint_url,
+            aws_access_key_id=access_key_id,
+            aws_secret_access_key=secret_access_key,
+            config=Config(
+                signature_version="s3v4",
+                connect_timeout=5,
+                read_timeout=30,
+                retries={"mode": "standard", "total_max_attempts": 3},
+                max_pool_connections=16,
+                # We send SHA-256 ourselves; boto3's own CRC trailers are unknown to many servers.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"addressing_style": "path" if endpoint_url else "auto", "payload_signing_enabled": True},
+            ),
+        )
+
+    def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
+        self._put_whole(key, data, hashlib.sha256(data).digest(), create_only)
+
+    def put_file(self, key: str, path: Path, *, create_only: bool = False) -> None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+            size = file.tell()
+            file.seek(0)
+            if size <= self._multipart_bytes:
+                self._put_whole(key, file, digest, create_only)
+            else:
+                self._put_parts(key, file, digest, create_only)
+
+    def get(self, key: str) -> bytes:
+        with _our_errors(key):
+            answer = self._client.get_object(**self._at(key))
+            with closing(answer["Body"]) as body:
+                data: bytes = body.read()
+        _check_digest(key, answer, hashlib.sha256(data).hexdigest())
+        return data
+
+    def get_file(self, key: str, path: Path) -> None:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+        digest = hashlib.sha256()
+        try:
+            with _our_errors(key):
+                answer = self._client.get_object(**self._at(key))
+                with closing(answer["Body"]) as body, part.open("xb") as out:
+                    for chunk in body.iter_chunks(_CHUNK):
+                        digest.update(chunk)
+                        out.write(chunk)
+            _check_digest(key, answer, digest.hexdigest())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except NotFound:
+            return False
+        return True
+
+    def head(self, key: str) -> ObjectInfo:
+        with _our_errors(key):
+            answer = self._client.head_object(**self._at(key))
+        return ObjectInfo(int(answer["ContentLength"]), _digest(answer))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        full = self._prefix + checked_prefix(prefix)
+        with _our_errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
+            for page in pages:
+                for found in page.get("Contents", ()):
+                    yield found["Key"].removeprefix(self._prefix)
+
+    def delete(self, key: str) -> None:
+        with suppress(NotFound), _our_errors(key):
+            self._client.delete_object(**self._at(key))
+
+    def delete_prefix(self, prefix: str) -> None:
+        # One by one: the bulk call wants checksums that servers disagree on, and there are few.
+        for key in self.list(checked_folder(prefix)):
+            self.delete(key)
+
+    def url(self, key: str, expires_s: int) -> str:
+        with _our_errors(key):
+            address: str = self._client.generate_presigned_url("get_object", Params=self._at(key), ExpiresIn=expires_s)
+        return address
+
+    def read_foreign(self, bucket: str, key: str, max_bytes: int) -> bytes:
+        """An object of any bucket that our credentials may read, whatever its key.
+
+        Raises NotFound if it is not there or not for us, ObjectTooLarge above `max_bytes`, StoreUnavailable.
+        """
+        with _our_errors("of the picture", final=True):
+            answer = self._client.get_object(Bucket=bucket, Key=key)
+            with closing(answer["Body"]) as body:
+                data: bytes = body.read(max_bytes + 1) if int(answer["ContentLength"]) <= max_bytes else b""
+        if int(answer["ContentLength"]) > max_bytes or len(data) > max_bytes:
+            raise ObjectTooLarge(f"the object has more than {max_bytes} bytes")
+        return data
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._prefix + checked_key(key)}
+
+    def _put_whole(self, key: str, body: bytes | BinaryIO, digest: bytes, create_only: bool) -> None:
+        with _our_errors(key), self._ours_after_all(key, digest):
+            self._client.put_object(
+                **self._at(key),
+                Body=body,
+                ChecksumSHA256=_base64(digest),
+                Metadata={"sha256": digest.hex()},
+                **_only_new(create_only),
+            )
+
+    def _put_parts(self, key: str, file: BinaryIO, digest: bytes, create_only: bool) -> None:
+        if create_only and self.exists(key):  # the early answer, before sending it all; the last call counts
+            raise ObjectExists(f"there is an object {key} already")
+        with _our_errors(key), self._ours_after_all(key, digest):
+            upload = self._client.create_multipart_upload(
+                **self._at(key), ChecksumAlgorithm="SHA256", Metadata={"sha256": digest.hex()}
+            )
+            at = {**self._at(key), "UploadId": upload["UploadId"]}
+            try:
+                parts = list(self._send_parts(at, file))
+                self._client.complete_multipart_upload(**at, MultipartUpload={"Parts": parts}, **_only_new(create_only))
+            except (BotoCoreError, ClientError, OSError):
+                # Parts of an unfinished upload are paid for until somebody removes them.
+                with suppress(BotoCoreError, ClientError):
+                    self._client.abort_multipart_upload(**at)
+                raise
+
+    def _send_parts(self, at: dict[str, str], file: BinaryIO) -> Iterator[dict[str, Any]]:
+        for number in range(1, 10_001):
+            data = file.read(self._multipart_bytes)
+            if not data:
+                return
+            checksum = _base64(hashlib.sha256(data).digest())
+            sent = self._client.upload_part(**at, PartNumber=number, Body=data, ChecksumSHA256=checksum)
+            yield {"PartNumber": number, "ETag": sent["ETag"], "ChecksumSHA256": checksum}
+
+    @contextmanager
+    def _ours_after_all(self, key: str, digest: bytes) -> Iterator[None]:
+        """A create-only write whose answer was lost is refused when boto3 repeats it: it was ours, so all is well."""
+        try:
+            yield
+        except ClientError as error:
+            repeated = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+            if _status(error) != 412 or not repeated or self.head(key).sha256 != digest.hex():
+                raise
+
+
+@cache
+def _session() -> Session:
+    return Session()
+
+
+_SESSION_LOCK = Lock()
+
+
+def _client(**options: Any) -> Any:
+    """A client may serve several threads, the session that makes it may not. It is kept: it parses for 0.3 s."""
+    with _SESSION_LOCK:
+        return _session().client("s3", **options)
+
+
+def _only_new(create_only: bool) -> dict[str, str]:
+    return {"IfNoneMatch": "*"} if create_only else {}
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode("ascii")
+
+
+def _digest(answer: dict[str, Any]) -> str | None:
+    digest: str | None = answer.get("Metadata", {}).get("sha256")
+    return digest
+
+
+def _check_digest(key: str, answer: dict[str, Any], found: str) -> None:
+    if _digest(answer) not in (None, found):
+        raise StoreUnavailable(f"the object {key} came back damaged", {"key": key})
+
+
+@contextmanager
+def _our_errors(key: str, *, final: bool = False) -> Iterator[None]:
+    """boto3's errors as ours; `from None`, because their words hold addresses, and those hold signatures.
+
+    `final`: a refusal is as good as absence, for what is not ours.
+    """
+    try:
+        yield
+    except ClientError as error:
+        raise _of_status(error, key, final) from None
+    except BotoCoreError as error:
+        raise StoreUnavailable(f"the object store did not answer ({type(error).__name__})", {"key": key}) from None
+    except OSError as error:
+        raise StoreUnavailable(f"the object cannot be copied: {error.strerror}", {"key": key}) from None
+
+
+def _of_status(error: ClientError, key: str, final: bool) -> ImprintError:
+    status = _status(error)
+    named = _CODE.match(str(error.response.get("Error", {}).get("Code", "")))
+    said = f"{status} {named.group() if named else ''}".strip()
+    if status == 404 or (final and 400 <= status < 500 and status not in _MAY_PASS):
+        return NotFound(f"there is no object {key}, or it may not be read ({said})")
+    if status in (409, 412):
+        return ObjectExists(f"there is an object {key} already")
+    return StoreUnavailable(f"the object store answered {said}", {"key": key})
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
