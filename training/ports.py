@@ -66,6 +66,7 @@ class TrainRun:
     control: Control
     device: str = "auto"  # auto, cpu, cuda
     checkpoint_every_epochs: int = 10
+    training_adapter: Path | None = None  # z-image-turbo: a de-distilling LoRA, merged while training, not in the file
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Checkpoints: all that a training is at one step, as one safetensors blob that says what it belongs to.
+
+A checkpoint is only ever used by the run that it was made for: seed, spec, dataset and base model are in it as hashes,
+and its content is hashed too. One that is damaged or foreign is passed over for the one before it, with a line in the
+log.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from core.errors import ImprintError
+from training.ports import Checkpoints
+from training.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
+
+log = logging.getLogger(__name__)
+
+FORMAT = "imprint-checkpoint/1"
+_PARTS = ("weights", "first", "second")
+
+
+@dataclass(frozen=True)
+class State:
+    """A training after `step` steps, float32 by parameter name: the adapter and AdamW's two moments."""
+
+    step: int
+    weights: Mapping[str, Array]
+    first: Mapping[str, Array]
+    second: Mapping[str, Array]
+    updates: int  # of AdamW: fewer than `step` where float16 overflowed and GradScaler left one out
+    loss: float  # smoothed, as reported
+    prediction: str  # what the base model predicts, for the file's metadata
+    scaler: Mapping[str, float]  # GradScaler's state under float16, else empty
+
+
+def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
+    """One blob. `identity` is what must match on the way back; `versions` is for whoever reads the file."""
+    tensors = {f"{part}/{name}": tensor(values) for part in _PARTS for name, values in getattr(state, part).items()}
+    facts = {
+        "format": FORMAT,
+        "step": str(state.step),
+        "updates": str(state.updates),
+        "loss": repr(state.loss),
+        "prediction": state.prediction,
+        "scaler": json.dumps(dict(state.scaler), sort_keys=True),
+        **{f"identity.{name}": value for name, value in identity.items()},
+        **{f"version.{name}": value for name, value in versions.items()},
+    }
+    return pack(tensors, {**facts, "sha256": _content(tensors, facts)})
+
+
+def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
+    """The state in a blob; raises Malformed, which says why, for one that is damaged, foreign, or of another step."""
+    tensors, facts = unpack(data)
+    if facts.get("format") != FORMAT:
+        raise Malformed(f"it is of format {facts.get('format', 'none')[:40]!r}")
+    told = facts.pop("sha256", "")
+    if told != _content(tensors, facts):
+        raise Malformed("its content is damaged")
+    for name, value in identity.items():
+        if facts.get(f"identity.{name}") != value:
+            raise Malformed(f"it was made with another {name}")
+    if facts["step"] != str(step):
+        raise Malformed(f"it is of step {facts['step']}")
+    parts: dict[str, dict[str, Array]] = {part: {} for part in _PARTS}
+    for name, held in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = held.elements
+    return State(
+        step,
+        **parts,
+        updates=int(facts["updates"]),
+        loss=float(facts["loss"]),
+        prediction=facts["prediction"],
+        scaler=json.loads(facts["scaler"]),
+    )
+
+
+def _content(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(repr(tensors[name].shape).encode())
+        digest.update(tensors[name].elements.tobytes())
+    return digest.hexdigest()
+
+
+def latest(kept: Checkpoints, identity: Mapping[str, str], total: int) -> State | None:
+    """The highest checkpoint that validates, or None. A store that fails costs the head start, not the training."""
+    try:
+        steps = sorted((step for step in kept.steps() if 0 < step <= total), reverse=True)
+    except (OSError, ImprintError) as error:
+        log.warning("the checkpoints cannot be listed, training begins at step 0: %s", error)
+        return None
+    for step in steps:
+        try:
+            return from_bytes(kept.load(step), identity, step)
+        except Malformed as error:
+            log.warning("the checkpoint of step %d is passed over: %s", step, error)
+        except (OSError, ImprintError) as error:
+            log.warning("the checkpoint of step %d cannot be read and is passed over: %s", step, error)
+    return None
+
+
+def keep(kept: Checkpoints, state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bool:
+    """Save a checkpoint; a store that fails is a warning, since the training itself is sound. True if it was kept."""
+    try:
+        kept.save(state.step, to_bytes(state, identity, versions))
+    except (OSError, ImprintError) as error:
+        log.warning("the checkpoint of step %d could not be kept, training goes on: %s", state.step, error)
+        return False
+    return True

@@ -1,0 +1,93 @@
+"""What a training worker trains on: found and tried at its start, before a job is taken on a broken GPU."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from core.errors import BackendFailed
+
+_SIDE = 256
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """The device that trainings will run on."""
+
+    kind: str  # cuda or cpu
+    name: str
+    memory_bytes: int  # of the device; of the machine for a CPU
+    precision: str  # bfloat16, float16 or float32: of the frozen base model
+    matmul_ms: float  # the trial product, the second time round
+    text: str  # one line for the log
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON."""
+        return dict(vars(self))
+
+
+def choose(device: str = "auto") -> torch.device:
+    """The device for `auto`, `cpu` or `cuda` (or `cuda:1`). Raises BackendFailed if CUDA is asked for and not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendFailed(
+            f"the device {device} was asked for, but this machine has no usable CUDA: check nvidia-smi and the driver, "
+            "or set the device to auto"
+        )
+    return torch.device(device)
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """What the frozen base model is kept in: bfloat16 on CUDA, float16 on cards without it, float32 on a CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def probe(device: str = "auto") -> DeviceReport:
+    """Find the device and try it with a small product. Raises BackendFailed if it reckons wrongly or not at all."""
+    chosen = choose(device)
+    kept = precision(chosen)
+    try:
+        took = _try(chosen)
+        name, memory = _describe(chosen)
+    except RuntimeError as error:  # torch's CUDA errors are such
+        raise BackendFailed(f"the device {chosen} does not work: {str(error)[:200]}") from error
+    gib, trial = memory / 2**30, f"product ok, {took:.1f} ms"
+    short = str(kept).removeprefix("torch.")
+    if chosen.type == "cuda":
+        text = f"CUDA: {name}, {gib:.0f} GiB, base models in {short}; {trial}"
+    else:
+        why = "CUDA is not there" if not torch.cuda.is_available() else "CUDA was not asked for"
+        text = f"{why}: training on the CPU ({torch.get_num_threads()} threads, {gib:.0f} GiB); {trial}"
+        if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
+            # Spinning OpenMP threads on shared cores made a run 5 to 7 times slower (FINDINGS.md, section 2).
+            text += ". Set OMP_WAIT_POLICY=PASSIVE where cores are shared"
+    return DeviceReport(chosen.type, name, memory, short, took, text)
+
+
+def _try(device: torch.device) -> float:
+    """Milliseconds of a product whose result is known: (i + j) summed against ones."""
+    numbers = torch.arange(_SIDE, dtype=torch.float32)
+    left = (numbers[:, None] + numbers[None, :]).to(device)
+    ones = torch.ones(_SIDE, _SIDE, device=device)
+    took = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        made = (left @ ones)[:, 0].cpu()  # the copy waits for the device
+        took = (time.perf_counter() - begun) * 1e3
+    wanted = _SIDE * numbers + numbers.sum()
+    # A card may use TF32, which keeps 10 bits of each factor; sums of such stay within a thousandth.
+    if not torch.allclose(made, wanted, rtol=2e-3):
+        raise BackendFailed(f"the device {device} gives wrong products: take it out of service")
+    return took
+
+
+def _describe(device: torch.device) -> tuple[str, int]:
+    """The device's name and its memory in bytes."""
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return str(facts.name), int(facts.total_memory)
+    return "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,75 @@
+"""What a family of base models is: data and functions. One module per family fills this in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.ports import Example
+
+# What the denoiser is told about one picture, in the family's own words; float32 on the training device.
+Condition = dict[str, Tensor]
+
+
+@dataclass
+class Base:
+    """A loaded base model, frozen. `encoders` is emptied once pictures and captions are encoded."""
+
+    denoiser: Any  # UNet2DConditionModel or ZImageTransformer2DModel: diffusers' own module
+    encoders: dict[str, Any]  # vae, text encoders and tokenizers, by their folder's name
+    schedule: Any  # what `draw` and `losses` reckon noise with: DiscreteSchedule or FlowSchedule
+    device: torch.device
+    dtype: torch.dtype  # of the frozen weights, and of autocast
+    prediction: str  # epsilon, v_prediction or flow
+    warnings: list[str] = field(default_factory=list)  # said once, by the loop
+
+    def free_encoders(self) -> None:
+        """Let go of VAE and text encoders: the loop works from what they made."""
+        self.encoders.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how a base model is loaded."""
+
+    folder: Path  # in diffusers' layout
+    device: torch.device
+    dtype: torch.dtype
+    training_adapter: Path | None = None  # z-image: merged into the base while training, never in the file
+    distilled: bool = False  # a few-step model, such as z-image-turbo
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random part of one step: latents and noise [B, C, h, w], float32; times [B], the family's own."""
+
+    latents: Tensor
+    noise: Tensor
+    times: Tensor
+
+    def to(self, device: torch.device) -> "Draw":
+        """The same numbers on `device`."""
+        return Draw(*(part.to(device, non_blocking=True) for part in (self.latents, self.noise, self.times)))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of base model."""
+
+    name: str
+    parts: tuple[str, ...]  # subfolders of its diffusers layout that training reads
+    targets: str  # regular expression over the denoiser's module names: which linears get a LoRA
+    load: Callable[[Where], Base]
+    # Moments of the VAE's latent distribution, [2C, h, w] float32: mean, then log-variance. Constant per picture:
+    # cached.
+    encode_picture: Callable[[Base, Example], Tensor]
+    encode_captions: Callable[[Base, Sequence[Example]], list[Condition]]
+    # Draws latents, noise and times of a step, on the CPU from `generator`, so that every device sees the same numbers.
+    draw: Callable[[Base, Tensor, torch.Generator], Draw]
+    # The mean squared error of each sample, [B] float32.
+    losses: Callable[[Base, Draw, Sequence[Condition]], Tensor]

@@ -1,0 +1,76 @@
+"""Stable Diffusion 1.x: one UNet, one CLIP text encoder; epsilon or v-prediction. LoRA on the attention's linears."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from core.errors import BaseModelUnavailable
+from training.families import diffusion
+from training.families.family import Base, Condition, Draw, Family, Where
+from training.families.latents import encode_picture
+from training.families.parts import config_of, load_part
+from training.ports import Example
+
+# What kohya and diffusers call the standard set: q, k, v and output of every attention, 128 modules in the full model.
+ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
+
+
+def load(where: Where) -> Base:
+    """The base model in `where.folder`, frozen. Raises BaseModelUnavailable."""
+    config = config_of(where.folder, "unet")
+    if config.get("addition_embed_type") is not None or config.get("in_channels") != 4:
+        raise BaseModelUnavailable(
+            f"the UNet in {where.folder} is none of sd15 (in_channels {config.get('in_channels')}, addition_embed_type "
+            f"{config.get('addition_embed_type')}): is it of another family, or an inpainting model?"
+        )
+    encoders: dict[str, Any] = {
+        "tokenizer": load_part(CLIPTokenizer, where.folder, "tokenizer"),
+        "text_encoder": load_part(CLIPTextModel, where.folder, "text_encoder", torch.float32).to(where.device),
+        "vae": load_part(AutoencoderKL, where.folder, "vae", torch.float32).to(where.device),
+    }
+    schedule = diffusion.load_schedule(where, encoders["vae"])
+    unet = load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device)
+    return Base(unet, encoders, schedule, where.device, where.dtype, schedule.prediction)
+
+
+def tokenize(tokenizer: Any, caption: str) -> Tensor:
+    """The token ids of a caption, [1, length of the model]: cut where it is too long, padded where it is shorter."""
+    ids: Tensor = tokenizer(
+        caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
+    """What the UNet is told about each picture: `context` [1, tokens, width], the text encoder's last states."""
+    tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
+    made: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for caption in dict.fromkeys(example.caption for example in examples):
+            made[caption] = encoder(tokenize(tokenizer, caption).to(base.device)).last_hidden_state
+    return [{"context": made[example.caption].to(base.dtype)} for example in examples]
+
+
+def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
+    """The mean squared error of each sample, [B] float32."""
+    schedule: diffusion.DiscreteSchedule = base.schedule
+    context = torch.cat([condition["context"] for condition in conditions])
+    noisy = diffusion.noisy(schedule, made).to(base.dtype)
+    said = base.denoiser(noisy, made.times, context, return_dict=False)[0]
+    return diffusion.per_sample_error(said, diffusion.target(schedule, made))
+
+
+FAMILY = Family(
+    name="sd15",
+    parts=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
+    targets=ATTENTION,
+    load=load,
+    encode_picture=encode_picture,
+    encode_captions=encode_captions,
+    draw=diffusion.draw,
+    losses=losses,
+)

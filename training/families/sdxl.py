@@ -1,0 +1,94 @@
+"""Stable Diffusion XL: one UNet, two CLIP text encoders, and the sizes of the picture as a condition.
+
+https://arxiv.org/abs/2307.01952, section 2.2: the UNet is told the picture's original size, where it was cut, and the
+size that it is drawn at. Our pictures come prepared, so original and drawn size are the same and the cut begins at (0,
+0).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from core.errors import BaseModelUnavailable
+from training.families import diffusion
+from training.families.family import Base, Condition, Draw, Family, Where
+from training.families.latents import encode_picture
+from training.families.parts import config_of, load_part
+from training.families.sd15 import ATTENTION, tokenize
+from training.ports import Example
+
+
+def load(where: Where) -> Base:
+    """The base model in `where.folder`, frozen. Raises BaseModelUnavailable."""
+    config = config_of(where.folder, "unet")
+    if config.get("addition_embed_type") != "text_time" or config.get("in_channels") != 4:
+        raise BaseModelUnavailable(
+            f"the UNet in {where.folder} is none of sdxl (in_channels {config.get('in_channels')}, addition_embed_type "
+            f"{config.get('addition_embed_type')}): is it of another family, or an inpainting model?"
+        )
+    encoders: dict[str, Any] = {
+        "tokenizer": load_part(CLIPTokenizer, where.folder, "tokenizer"),
+        "tokenizer_2": load_part(CLIPTokenizer, where.folder, "tokenizer_2"),
+    }
+    for part, kind in (
+        ("text_encoder", CLIPTextModel),
+        ("text_encoder_2", CLIPTextModelWithProjection),
+        ("vae", AutoencoderKL),
+    ):
+        encoders[part] = load_part(kind, where.folder, part, torch.float32).to(where.device)
+    schedule = diffusion.load_schedule(where, encoders["vae"])
+    unet = load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device)
+    return Base(unet, encoders, schedule, where.device, where.dtype, schedule.prediction)
+
+
+def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
+    """`context` [1, tokens, both widths], the encoders' last but one states; `pooled` [1, width]; `sizes` [1, 6]."""
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    with torch.no_grad():
+        for caption in dict.fromkeys(example.caption for example in examples):
+            states = []
+            for number in ("", "_2"):
+                ids = tokenize(base.encoders[f"tokenizer{number}"], caption).to(base.device)
+                said = base.encoders[f"text_encoder{number}"](ids, output_hidden_states=True)
+                states.append(said.hidden_states[-2])
+            made[caption] = torch.cat(states, dim=-1), said.text_embeds
+    return [
+        {
+            "context": made[example.caption][0].to(base.dtype),
+            "pooled": made[example.caption][1].to(base.dtype),
+            "sizes": torch.tensor(
+                [[example.height, example.width, 0, 0, example.height, example.width]],
+                dtype=torch.float32,
+                device=base.device,
+            ),
+        }
+        for example in examples
+    ]
+
+
+def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
+    """The mean squared error of each sample, [B] float32."""
+    schedule: diffusion.DiscreteSchedule = base.schedule
+    context, pooled, sizes = (
+        torch.cat([condition[name] for condition in conditions]) for name in ("context", "pooled", "sizes")
+    )
+    noisy = diffusion.noisy(schedule, made).to(base.dtype)
+    added = {"text_embeds": pooled, "time_ids": sizes}
+    said = base.denoiser(noisy, made.times, context, added_cond_kwargs=added, return_dict=False)[0]
+    return diffusion.per_sample_error(said, diffusion.target(schedule, made))
+
+
+FAMILY = Family(
+    name="sdxl",
+    parts=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
+    targets=ATTENTION,
+    load=load,
+    encode_picture=encode_picture,
+    encode_captions=encode_captions,
+    draw=diffusion.draw,
+    losses=losses,
+)

@@ -1,0 +1,158 @@
+"""Z-Image: a single-stream transformer of flow matching over 16-channel latents, told by a Qwen3 language model.
+
+Flow matching (https://arxiv.org/abs/2210.02747; with the shift of https://arxiv.org/abs/2403.03206, section 5.3.2):
+x_s = (1 - s) x + s n, and the network says n - x. Diffusers' model wants 1 - s as its time and says x - n: see the
+signs in `losses`. s is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0
+by default.
+
+Z-Image-Turbo draws in 8 steps because it was distilled; training it as if it were not destroys that. With a
+de-distilling training adapter (a LoRA) merged while training, what we learn fits the distilled model, and the adapter
+is never in our file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from torch import Tensor
+from transformers import Qwen2Tokenizer, Qwen3Model
+
+from core.errors import BaseModelUnavailable
+from training import safetensor
+from training.families.diffusion import per_sample_error
+from training.families.family import Base, Condition, Draw, Family, Where
+from training.families.latents import encode_picture, sample
+from training.families.parts import load_part
+from training.ports import Example
+
+MAX_TOKENS = 512  # what diffusers' pipeline reads of a prompt
+_PREFIXES = ("diffusion_model.", "transformer.")
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """The shift towards noise, and how latents are scaled: (z - offset) * scaling."""
+
+    shift: float
+    scaling: float
+    offset: float
+
+
+def load(where: Where) -> Base:
+    """The base model in `where.folder`, frozen, the training adapter merged. Raises BaseModelUnavailable."""
+    encoders: dict[str, Any] = {
+        "tokenizer": load_part(Qwen2Tokenizer, where.folder, "tokenizer"),
+        "text_encoder": load_part(Qwen3Model, where.folder, "text_encoder", where.dtype).to(where.device),
+        "vae": load_part(AutoencoderKL, where.folder, "vae", torch.float32).to(where.device),
+    }
+    vae = encoders["vae"].config
+    shift = float(load_part(FlowMatchEulerDiscreteScheduler, where.folder, "scheduler").config.shift)
+    schedule = FlowSchedule(shift, float(vae.scaling_factor), float(vae.shift_factor or 0.0))
+    transformer = load_part(ZImageTransformer2DModel, where.folder, "transformer", where.dtype).to(where.device)
+    warnings = []
+    if where.training_adapter is not None:
+        merge_adapter(transformer, where.training_adapter)
+    elif where.distilled:
+        warnings.append(
+            "Z-Image-Turbo is trained without its training adapter: the LoRA will damage its 8-step drawing. Give the "
+            "de-distilling training adapter's file, or train on the undistilled Z-Image base"
+        )
+    return Base(transformer, encoders, schedule, where.device, where.dtype, "flow", warnings)
+
+
+def merge_adapter(transformer: Any, path: Path) -> int:
+    """Add the LoRA in `path` to the transformer's own weights, at strength +1; gives the number of layers changed.
+
+    Raises BaseModelUnavailable if the file cannot be read or does not fit.
+    """
+    try:
+        tensors, _ = safetensor.unpack(path.read_bytes())
+        downs = {name.removesuffix(".lora_A.weight"): name for name in tensors if name.endswith(".lora_A.weight")}
+        for stem, down in downs.items():
+            layer = transformer.get_submodule(_without_prefix(stem))
+            a, b = (torch.from_numpy(tensors[name].floats().copy()) for name in (down, f"{stem}.lora_B.weight"))
+            alpha = tensors.get(f"{stem}.alpha")
+            scale = float(alpha.floats()) / len(a) if alpha is not None else 1.0
+            layer.weight.add_(((b @ a) * scale).to(layer.weight))
+    except (OSError, safetensor.Malformed, AttributeError, KeyError, RuntimeError) as error:
+        raise BaseModelUnavailable(
+            f"the training adapter {path} does not fit the base model ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    if not downs:
+        raise BaseModelUnavailable(f"the training adapter {path} has no lora_A.weight: it is not such an adapter")
+    return len(downs)
+
+
+def _without_prefix(stem: str) -> str:
+    for prefix in _PREFIXES:
+        stem = stem.removeprefix(prefix)
+    return stem
+
+
+def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
+    """`context` [tokens of the caption, width] of each picture, made as diffusers' pipeline makes it."""
+    tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
+    made: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for caption in dict.fromkeys(example.caption for example in examples):
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": caption}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=True,
+            )
+            read = tokenizer(
+                [text], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+            ).to(base.device)
+            mask = read.attention_mask.bool()
+            states = encoder(input_ids=read.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+            made[caption] = states[0][mask[0]].to(base.dtype)
+    return [{"context": made[example.caption]} for example in examples]
+
+
+def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
+    """Scaled latents from moments [B, 2C, h, w], normal noise, and s in 0..1, uniform, then shifted towards noise."""
+    schedule: FlowSchedule = base.schedule
+    latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
+    noise = torch.randn(latents.shape, generator=generator)
+    return Draw(latents, noise, shifted(torch.rand(len(latents), generator=generator), schedule.shift))
+
+
+def shifted(uniform: Tensor, shift: float) -> Tensor:
+    """s of u: 0 and 1 stay, all between move towards noise for shift > 1."""
+    return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def noisy(made: Draw) -> Tensor:
+    """x_s of every sample, [B, C, h, w]."""
+    s = made.times.view(-1, 1, 1, 1)
+    return (1 - s) * made.latents + s * made.noise
+
+
+def target(made: Draw) -> Tensor:
+    """The way from picture to noise, which the network should say: [B, C, h, w]."""
+    return made.noise - made.latents
+
+
+def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
+    """The mean squared error of each sample, [B] float32."""
+    frames = list(noisy(made).to(base.dtype).unsqueeze(2).unbind(0))
+    contexts = [condition["context"] for condition in conditions]
+    said = base.denoiser(frames, 1 - made.times, contexts, return_dict=False)[0]
+    return per_sample_error(-torch.stack(list(said)).squeeze(2), target(made))
+
+
+FAMILY = Family(
+    name="z-image",
+    parts=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
+    # The linears of the main blocks; the two refiners before them stay as they are, as in ai-toolkit's LoRAs.
+    targets=r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])",
+    load=load,
+    encode_picture=encode_picture,
+    encode_captions=encode_captions,
+    draw=draw,
+    losses=losses,
+)

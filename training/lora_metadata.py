@@ -1,0 +1,103 @@
+"""What a LoRA file says about itself: fields that UIs read (modelspec, ss_*), and our recipe, enough to train it again.
+
+modelspec: https://github.com/Stability-AI/ModelSpec; ss_*: kohya sd-scripts. No time of writing: the same training
+gives the same bytes.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from training.ports import Example
+from training.spec import TrainSpec
+
+# How the adapter begins: peft's default. It is drawn by us, from the job's seed, so that no version of a library moves
+# it.
+START = "kaiming-uniform"
+
+_ARCHITECTURE = {
+    "sd15": "stable-diffusion-v1/lora",
+    "sdxl": "stable-diffusion-xl-v1-base/lora",
+    "z-image": "z-image/lora",
+}
+_BASE_VERSION = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "z-image": "z_image"}
+_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
+
+
+def own_version() -> str:
+    """Our version, as installed."""
+    try:
+        return version("imprint")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0"
+
+
+def recipe_json(spec: TrainSpec) -> str:
+    """The spec as canonical JSON. A base model given as a folder is told by its last name: our paths stay ours."""
+    recipe = spec.model_dump(mode="json")
+    if Path(spec.base_model).is_absolute():
+        recipe["base_model"] = Path(spec.base_model).name
+    return json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def tag_frequency(trigger_word: str, captions: Sequence[str]) -> str:
+    """How often each comma-separated part of a caption comes up, in kohya's form: {folder: {tag: count}}."""
+    tags = Counter(part.strip() for caption in captions for part in caption.split(",") if part.strip())
+    return json.dumps({trigger_word: dict(sorted(tags.items()))}, ensure_ascii=False)
+
+
+def describe(
+    spec: TrainSpec, examples: Sequence[Example], *, steps: int, dataset_sha256: str, base_sha256: str, prediction: str
+) -> dict[str, str]:
+    """The metadata of a finished LoRA, all texts. A pure function of its arguments and of our version."""
+    base = Path(spec.base_model).name if Path(spec.base_model).is_absolute() else spec.base_model
+    shared = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(spec.rank),
+        "ss_network_alpha": repr(spec.alpha),
+        "ss_base_model_version": _BASE_VERSION[spec.family],
+        "ss_sd_model_name": base,
+        "ss_v2": "False",
+        "ss_learning_rate": repr(spec.learning_rate),
+        "ss_unet_lr": repr(spec.learning_rate),
+        "ss_optimizer": "torch.optim.adamw.AdamW",
+        "ss_lr_scheduler": "constant",
+        "ss_max_grad_norm": "1.0",
+        "ss_batch_size_per_device": str(spec.batch_size),
+        "ss_total_batch_size": str(spec.batch_size),
+        "ss_num_train_images": str(len(examples)),
+        "ss_num_epochs": str(spec.epochs),
+        "ss_steps": str(steps),
+        "ss_max_train_steps": str(steps),
+        "ss_seed": str(spec.seed),
+        "ss_resolution": f"({spec.resolution}, {spec.resolution})",
+        "ss_enable_bucket": str(spec.aspect_buckets),
+        "ss_cache_latents": "True",
+        "ss_output_name": spec.trigger_word,
+        "ss_tag_frequency": tag_frequency(spec.trigger_word, [example.caption for example in examples]),
+        "ss_trigger_word": spec.trigger_word,
+        "ss_training_comment": f"trigger word: {spec.trigger_word}",
+    }
+    spec_fields = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _ARCHITECTURE[spec.family],
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": spec.trigger_word,
+        "modelspec.resolution": f"{spec.resolution}x{spec.resolution}",
+        "modelspec.prediction_type": _PREDICTION[prediction],
+        "modelspec.trigger_phrase": spec.trigger_word,
+        "modelspec.usage_hint": f"say {spec.trigger_word!r} in the prompt",
+    }
+    ours = {
+        "imprint_version": own_version(),
+        "imprint_family": spec.family,
+        "imprint_trigger_word": spec.trigger_word,
+        "imprint_class_word": spec.class_word,
+        "imprint_recipe": recipe_json(spec),
+        "imprint_start": START,
+        "imprint_dataset_sha256": dataset_sha256,
+        "imprint_base_sha256": base_sha256,
+    }
+    return {**shared, **spec_fields, **ours, "format": "pt"}

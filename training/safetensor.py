@@ -1,0 +1,144 @@
+"""safetensors in plain bytes and numpy: for processes without torch, and byte for byte the same on every run.
+
+The safetensors library keeps metadata in a hash map, so the order of two writes may differ; files here are compared by
+their hash, so the header is written sorted. Reading is stricter than the library's: duplicate names, holes and overlaps
+in the data, and oversized headers are refused (FINDINGS.md, section 5).
+
+Format: 8 bytes little-endian header length, a JSON header, the data. https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+MAX_HEADER_BYTES = 16 * 2**20
+
+# What we read. numpy has no bfloat16: its 16 bits are read as such and widened by `floats`.
+_KINDS: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+}
+
+
+class Malformed(ValueError):
+    """The bytes are no safetensors file, or one that we do not accept; says why."""
+
+
+class Tensor:
+    """One tensor of a file: its kind (`F32`, `BF16`, …) and its elements, which for BF16 are the raw 16 bits."""
+
+    def __init__(self, kind: str, elements: Array) -> None:
+        self.kind, self.elements = kind, elements
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.elements.shape)
+
+    def floats(self) -> Array:
+        """The values as float32 (float64 stays): BF16 is the upper half of a float32."""
+        if self.kind == "BF16":
+            return (self.elements.astype(np.uint32) << 16).view(np.float32)
+        return self.elements if self.kind == "F64" else self.elements.astype(np.float32)
+
+
+def tensor(values: Array, kind: str = "F32") -> Tensor:
+    """`values` as a tensor of that kind; BF16 rounds to nearest even, as torch does."""
+    if kind != "BF16":
+        return Tensor(kind, np.asarray(values, _KINDS[kind], order="C"))
+    wide = np.asarray(values, np.float32, order="C")
+    bits = wide.view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return Tensor("BF16", np.where(np.isnan(wide), np.uint16(0x7FC0), rounded))
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """One file as bytes, a pure function of its arguments. Tensors lie in the library's order: wide kinds first."""
+    order = sorted(tensors, key=lambda name: (-_KINDS[tensors[name].kind].itemsize, tensors[name].kind, name))
+    header: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
+    parts, at = [], 0
+    for name in order:
+        data = tensors[name].elements.tobytes()
+        header[name] = {"dtype": tensors[name].kind, "shape": tensors[name].shape, "data_offsets": [at, at + len(data)]}
+        parts.append(data)
+        at += len(data)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def unpack(data: bytes | memoryview) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file; raises Malformed. Elements are views into `data`, read-only."""
+    header, start = _header(data)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise Malformed("its metadata is not a table of texts")
+    spans: list[tuple[int, int]] = []
+    tensors = {name: _view(name, entry, data, start, spans) for name, entry in header.items()}
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise Malformed("its tensors overlap, or leave a hole between them")
+        end = last
+    if start + end != len(data):
+        raise Malformed(f"its header tells of {start + end} bytes, it has {len(data)}")
+    return tensors, metadata
+
+
+def data_offset(data: bytes | memoryview) -> int:
+    """Where the tensors' data starts."""
+    return 8 + int(struct.unpack("<Q", data[:8])[0])
+
+
+def _header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
+    if len(data) < 8:
+        raise Malformed("it is shorter than a safetensors header")
+    length = data_offset(data) - 8
+    if length > MAX_HEADER_BYTES:
+        raise Malformed(f"its header would have {length} bytes, over the {MAX_HEADER_BYTES} that we read")
+    if 8 + length > len(data):
+        raise Malformed("it is cut off in its header")
+    try:
+        header = json.loads(bytes(data[8 : 8 + length]).decode(), object_pairs_hook=_without_duplicates)
+    except Malformed:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Malformed("its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise Malformed("its header is not a table")
+    return header, 8 + length
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise Malformed("its header has the same name twice")
+    return made
+
+
+def _view(name: str, entry: Any, data: bytes | memoryview, start: int, spans: list[tuple[int, int]]) -> Tensor:
+    try:
+        kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError) as error:
+        raise Malformed(f"the entry of tensor {name[:80]!r} is malformed") from error
+    if kind not in _KINDS:
+        raise Malformed(f"tensor {name[:80]!r} is of kind {str(kind)[:20]!r}, which we do not read")
+    count = 1
+    for number in shape:
+        count *= number
+    if first + count * _KINDS[kind].itemsize != last or start + last > len(data):
+        raise Malformed(f"tensor {name[:80]!r} does not fit its shape, or lies outside of the file")
+    spans.append((first, last))
+    elements = np.frombuffer(data, _KINDS[kind], count, start + first) if count else np.empty(0, _KINDS[kind])
+    return Tensor(kind, elements.reshape(shape))
