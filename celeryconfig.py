@@ -64,8 +64,7 @@ task_routes = {"imprint.dataset": {"queue": "cpu"}}
 # ---- sweeps ----
 _sweep = {"schedule": _settings.sweep_s, "options": {"expires": _settings.sweep_s * 0.9}}
 beat_schedule = {
-    "sweep jobs": {"task": "imprint.sweep_jobs", **_sweep},
-    "sweep outbox": {"task": "imprint.sweep_outbox", **_sweep},
+    "sweep": {"task": "imprint.sweep", **_sweep},
     "audit": {"task": "imprint.audit", "schedule": 3600.0, "options": {"expires": 3000}},
 }
 beat_schedule_filename = str(_settings.run_dir / "beat")

@@ -6,13 +6,11 @@ import threading
 import time
 from collections.abc import Sequence
 
-import sqlalchemy as sa
-
 from core.clock import utcnow
 from core.errors import Cancelled, HandOver, ImprintError, LeaseLost, NotFound, TrainingTimeout
 from jobs import keys
 from jobs.leases import Heartbeat, Lease
-from storage.database import Database
+from storage.database import AWAY, Database
 from storage.objects import ObjectStore
 from storage.tables import Job, JobEvent, Status
 from training.ports import Progress
@@ -49,8 +47,8 @@ class JobControl:
         try:
             with self._database.reading() as session:
                 held = self._lease.held(session)
-        except sa.exc.DBAPIError as error:
-            log.warning("training goes on while the database does not answer (%s)", error.orig)
+        except AWAY as error:
+            log.warning("training goes on while the database does not answer (%s)", error)
             return
         if not held:
             self._raise_why()
@@ -75,8 +73,8 @@ class JobControl:
                 session.add(JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=json.dumps(data)))
         except LeaseLost:
             self._raise_why()
-        except sa.exc.DBAPIError as error:
-            log.warning("progress not written, the database does not answer (%s)", error.orig)
+        except AWAY as error:
+            log.warning("progress not written, the database does not answer (%s)", error)
 
     def _raise_why(self) -> None:
         with self._database.reading() as session:
@@ -109,8 +107,8 @@ class StoredCheckpoints:
         try:
             with self._database.writing() as session:
                 self._lease.write(session, checkpoint_step=step, attempt=1)
-        except sa.exc.DBAPIError as error:
-            log.warning("checkpoint %d is kept but not noted, the database does not answer (%s)", step, error.orig)
+        except AWAY as error:
+            log.warning("checkpoint %d is kept but not noted, the database does not answer (%s)", step, error)
         for old in self.steps()[:-2]:
             try:
                 self._store.delete(self._key(old))

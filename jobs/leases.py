@@ -12,7 +12,7 @@ from sqlmodel import Session, col
 
 from core.clock import utcnow
 from core.errors import LeaseLost
-from storage.database import Database
+from storage.database import AWAY, Database
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
@@ -149,8 +149,8 @@ class Heartbeat:
             except LeaseLost:
                 self.lost.set()
                 return
-            except sa.exc.DBAPIError as error:
-                log.warning("no heartbeat for %s: the database does not answer (%s)", self._lease.job_id, error.orig)
+            except AWAY as error:
+                log.warning("no heartbeat for %s: the database does not answer (%s)", self._lease.job_id, error)
 
     def start(self) -> None:
         self._thread.start()

@@ -167,7 +167,7 @@ def cancel(house: House, job_id: str) -> View:
 
 
 def retry(house: House, job_id: str) -> View:
-    """Train again what ended, as a new job with the same pictures and recipe. Raises NotFound, IllegalMove, as submit."""
+    """Train again what ended, as a new job with the same pictures and recipe. Raises NotFound and IllegalMove."""
     with house.database.reading() as session:
         job = session.get(Job, job_id)
         if job is None:

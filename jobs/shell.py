@@ -6,17 +6,16 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from sqlalchemy.exc import DBAPIError
-
-from core.errors import HandOver, ImprintError, OutOfMemory, Stop
+from core.errors import HandOver, ImprintError, LeaseLost, OutOfMemory, Stop
 from core.logging import working_on
 from jobs import keys, moves
 from jobs.leases import Heartbeat, Lease, claim_stage, heartbeat
 from jobs.wiring import House
+from storage.database import AWAY
 from storage.tables import ACTIVE, Job, Stage, Status
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def working(house: House, lease: Lease) -> Iterator[Heartbeat]:
             with heartbeat(house.database, lease, house.settings.lease_s) as beat:
                 yield beat
         except HandOver as stop:
-            with house.database.writing() as session:
+            with suppress(LeaseLost), house.database.writing() as session:
                 moves.hand_over(session, lease, house.settings)
             raise NotMine(str(stop)) from stop
         except Stop as stop:
@@ -60,7 +59,7 @@ def working(house: House, lease: Lease) -> Iterator[Heartbeat]:
             _failed(house, lease, error)
         except MemoryError as error:
             _failed(house, lease, OutOfMemory("this worker ran out of memory"), error)
-        except DBAPIError:
+        except AWAY:
             # The database went away: the lease ends by itself, and the sweep sends the stage again.
             raise
         except Exception as error:
@@ -96,6 +95,8 @@ def claim(house: House, job_id: str, stage: Stage) -> tuple[Lease, Job]:
         claimed = claim_stage(session, job_id, stage, holder(), house.settings.lease_s)
         if claimed is None:
             raise NotMine(f"{job_id} has no {stage} to do here")
+        if stage is Stage.DATASET and claimed[0].attempt == 1:
+            moves.tell(session, job_id, "stage", stage=stage)  # the other stages are told by the move into them
         return claimed
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session, col, select
-from training.dataset import Manifest, build_manifest
-from training.dataset import Picture as Prepared
 
 from core.errors import ImageInvalid, ImageUnreachable, NotFound, ObjectExists, UploadFailed
 from core.logging import working_on
@@ -24,6 +22,8 @@ from jobs.shell import NotMine, claim, holder, work_dir, working
 from jobs.wiring import House
 from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage
 from training import lora_file, pictures
+from training.dataset import Manifest, build_manifest
+from training.dataset import Picture as Prepared
 from training.ports import Example, TrainResult, TrainRun
 from training.spec import MIN_PICTURES, TrainSpec
 

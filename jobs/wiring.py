@@ -7,12 +7,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from core.guard import Guard
-from storage.sources import Sources
-
 from core.settings import Settings, settings
 from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
+from storage.sources import Sources
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlmodel import Session
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+# What SQLAlchemy raises when the database went away, or would not let us in just now.
+AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
 _MIGRATION_LOCK = 0x1389_71  # any number, the same in every process: PostgreSQL's advisory lock for migrations
 
 

@@ -19,7 +19,9 @@ from jobs.wiring import house
 from training.spec import BASE_MODELS
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
-out, err = Console(), Console(stderr=True)
+# A pipe has no width: lines stay whole for grep.
+out = Console(width=None if sys.stdout.isatty() else 240)
+err = Console(stderr=True)
 
 
 @click.group()
@@ -106,7 +108,8 @@ def _quote(arguments: dict[str, Any], as_json: bool) -> None:
         return
     known = "measured here" if quote.measured else "a guess until a training like it ended here"
     out.print(
-        f"{quote.steps} steps, {quote.credits} credits ({quote.available} available), about {quote.seconds:.0f} s ({known})"
+        f"{quote.steps} steps, {quote.credits} credits ({quote.available} available), "
+        f"about {quote.seconds:.0f} s ({known})"
     )
 
 
@@ -191,12 +194,12 @@ def download(job_id: str, path: Path, *, as_json: bool) -> None:
 
 @imprint.command()
 @click.argument("owner_id")
-@click.argument("credits", type=int)
+@click.argument("amount", metavar="CREDITS", type=int)
 @click.option("--key", help="The same key grants once.")
 @_answers
-def grant(owner_id: str, credits: int, *, key: str | None, as_json: bool) -> None:
+def grant(owner_id: str, amount: int, *, key: str | None, as_json: bool) -> None:
     """Give OWNER_ID a number of CREDITS."""
-    _show_balance(owner_id, asdict(accounts.grant(house(), owner_id, credits, key)), as_json)
+    _show_balance(owner_id, asdict(accounts.grant(house(), owner_id, amount, key)), as_json)
 
 
 @imprint.command()

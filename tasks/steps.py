@@ -5,11 +5,11 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore
-from sqlalchemy.exc import DBAPIError
 
 from jobs import steps
 from jobs.shell import NotMine, TryAgain
 from jobs.wiring import house
+from storage.database import AWAY
 from tasks.app import app
 from tasks.relay import relay
 
@@ -27,7 +27,7 @@ def _run(task: "Task[..., Any]", step: Callable[[], None]) -> None:
     except TryAgain as again:
         # The attempts are counted in the database, so Celery does not count them again.
         raise task.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
-    except DBAPIError as error:
+    except AWAY as error:
         raise task.retry(countdown=_DATABASE_AWAY_S, max_retries=_DATABASE_AWAY_RETRIES, exc=error) from error
 
 

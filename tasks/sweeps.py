@@ -6,16 +6,10 @@ from tasks.app import app
 from tasks.relay import relay
 
 
-@app.task(name="imprint.sweep_jobs")
-def sweep_jobs() -> None:
-    """Put jobs that nobody works on back on their way."""
+@app.task(name="imprint.sweep")
+def sweep() -> None:
+    """Put jobs that nobody works on back on their way, and send messages that were not sent after their commit."""
     sweeps.repair_jobs(house())
-    relay(house())
-
-
-@app.task(name="imprint.sweep_outbox")
-def sweep_outbox() -> None:
-    """Send messages that were not sent after their commit."""
     relay(house())
 
 

@@ -31,7 +31,8 @@ def _prepare(**_: Any) -> None:
 def _say_what_trains(sender: Any, **_: Any) -> None:
     queues = [queue.name for queue in sender.task_consumer.queues]
     if any(name.startswith("train.") for name in queues):
-        from training.device import probe  # torch: only on workers that train
+        # torch: only on workers that train, and before the first job, which need not wait for it then
+        from training.device import probe
 
         log.info("%s", probe(settings().device).text)
 

@@ -47,13 +47,18 @@ class Site:
             **environment,
         }
         named = {key.removeprefix("IMPRINT_").lower(): value for key, value in self.environment.items()}
-        fields = {key: _parsed(key, value) for key, value in named.items() if key in Settings.model_fields}
-        self.settings = Settings(_env_file=None, **fields)  # type: ignore[arg-type]
+        fields: dict[str, Any] = {
+            key: json.loads(value) if value[:1] in ("{", "[") else value
+            for key, value in named.items()
+            if key in Settings.model_fields
+        }
+        self.settings = Settings(_env_file=None, **fields)
         self.house = House(self.settings)
         result_url = self.environment.get("IMPRINT_RESULT_URL", broker_url)
         # An application that does not have our code: a broker's address and the names of our tasks.
         self.application = Celery("application", broker=broker_url, backend=result_url)
         self.processes: dict[str, ServerProcess] = {}
+        self.redis: RedisServer | None = None
 
     # ---- processes ----
 
@@ -162,11 +167,6 @@ class Site:
         return [name for name in found if job_id in name]
 
 
-def _parsed(key: str, value: str) -> Any:
-    complex_field = key in ("base_models", "prices", "file_roots", "fetch_allow_hosts", "base_model_roots", "s3_source_buckets")
-    return json.loads(value) if complex_field else value
-
-
 def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
     """Poll until `condition` holds; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
@@ -176,11 +176,13 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 
 @contextmanager
-def site(folder: Path, base_model: Path, *, start: tuple[str, ...] = ("io", "train", "beat"), **environment: str) -> Iterator[Site]:
+def site(
+    folder: Path, base_model: Path, *, start: tuple[str, ...] = ("io", "train", "beat"), **environment: str
+) -> Iterator[Site]:
     """A running site with a Redis of its own at `site.redis`."""
     with redis_server(folder / "redis") as redis:
         made = Site(folder, base_model, redis.url, **environment)
-        made.redis = redis  # type: ignore[attr-defined]
+        made.redis = redis
         try:
             made.house.database.migrate()
             for name in start:
@@ -206,7 +208,9 @@ def make_base(shared: Path) -> Path:
 
 def drawing(path: Path, number: int, size: int = 200) -> Path:
     """A picture unlike its neighbours by number: big shapes in places of their own."""
-    picture = Image.new("RGB", (size, size), (40 + 20 * (number % 9), 220 - 17 * (number % 11), 90 + 13 * (number % 12)))
+    picture = Image.new(
+        "RGB", (size, size), (40 + 20 * (number % 9), 220 - 17 * (number % 11), 90 + 13 * (number % 12))
+    )
     draw = ImageDraw.Draw(picture)
     x, y = (number * 37) % (size // 2), (number * 53) % (size // 2)
     draw.ellipse((x, y, x + size // 3, y + size // 3), fill=(250, 240 - 9 * (number % 20), 30))
