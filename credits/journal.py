@@ -85,15 +85,11 @@ def answer(session: Session, account_id: str, key: str, request: str) -> str | N
     return entry_id
 
 
-def move_if(
-    session: Session, account_id: str, condition: sa.ColumnElement[bool], **change: int
-) -> int | None:
+def move_if(session: Session, account_id: str, condition: sa.ColumnElement[bool], **change: int) -> int | None:
     """Add to the sums of a locked account if `condition` holds: the number of the entry to write, or None."""
     sums = {name: ACCOUNT.c[name] + amount for name, amount in change.items()}
     statement = sa.update(ACCOUNT).where(ACCOUNT.c.id == account_id, condition)
-    seq: int | None = session.execute(
-        statement.values(**sums, seq=ACCOUNT.c.seq + 1).returning(ACCOUNT.c.seq)
-    ).scalar()
+    seq: int | None = session.execute(statement.values(**sums, seq=ACCOUNT.c.seq + 1).returning(ACCOUNT.c.seq)).scalar()
     return seq
 
 

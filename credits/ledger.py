@@ -88,9 +88,7 @@ def grant(session: Session, owner_id: str, amount: int, *, key: str) -> str:
     return journal.append(session, account_id, seq, "grant", amount, key=key, request=request)
 
 
-def hold(
-    session: Session, owner_id: str, training_id: str, amount: int, *, key: str, expires_at: datetime
-) -> str:
+def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key: str, expires_at: datetime) -> str:
     """Reserve credits for a training; the hold's id.
 
     `expires_at` (aware) is no part of what makes a request the same: a retry computes it anew, and the first
@@ -118,9 +116,7 @@ def hold(
     hold_id = new_id("hold")
     row = {"id": hold_id, "account_id": account_id, "training_id": training_id, "amount": amount}
     try:
-        session.execute(
-            sa.insert(HOLD).values(**row, settled=0, refunded=0, state="held", expires_at=expires_at)
-        )
+        session.execute(sa.insert(HOLD).values(**row, settled=0, refunded=0, state="held", expires_at=expires_at))
     except IntegrityError:  # another account's hold for this training, a moment ago: nothing of this is kept
         raise IllegalMove(f"{training_id} has a hold already") from None
     about = {"hold_id": hold_id, "training_id": training_id}
@@ -208,9 +204,7 @@ def _resolve(
 
 def balance(session: Session, owner_id: str) -> Balance:
     """What an owner has; all zeros for one without an account."""
-    query = sa.select(ACCOUNT.c.granted, ACCOUNT.c.spent, ACCOUNT.c.held).where(
-        ACCOUNT.c.owner_id == owner_id
-    )
+    query = sa.select(ACCOUNT.c.granted, ACCOUNT.c.spent, ACCOUNT.c.held).where(ACCOUNT.c.owner_id == owner_id)
     granted, spent, held = session.execute(query).one_or_none() or (0, 0, 0)
     return Balance(granted, spent, held, granted - spent - held)
 

@@ -40,7 +40,7 @@ def postgres_server() -> Iterator[str]:
     try:
         user = _give_away(folder)
         data = folder / "data"
-        _run(user, folder, binaries / "initdb", "-D", data, "-U", "imprint", "-A", "trust", "-E", "UTF8")
+        _run(user, folder, binaries / "initdb", "-D", data, "-U", "imprint", "-A", "trust", "-E", "UTF8", "--no-sync")
         port = _free_port()
         server = _start(user, folder, binaries / "postgres", data, port)
         guard = _guard(server, folder)
