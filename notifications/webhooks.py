@@ -52,7 +52,7 @@ class Sender(Protocol):
     """
 
     def __call__(
-        self, method: str, url: str, content: bytes, headers: Mapping[str, str]
+        self, method: str, url: str, content: bytes, headers: Mapping[str, str], /
     ) -> tuple[int, Mapping[str, str]]: ...
 
 
