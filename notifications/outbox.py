@@ -111,7 +111,7 @@ def claim(
     return sorted((_message(row) for row in rows), key=lambda message: (message.created_at, message.sequence))
 
 
-def get(session: Session, message_id: str) -> Message | None:
+def find(session: Session, message_id: str) -> Message | None:
     """A message that still waits; None for one that was sent, given up or never there."""
     row = session.execute(sa.select(*_COLUMNS).where(MESSAGE.c.id == message_id, _WAITING)).one_or_none()
     return None if row is None else _message(row)

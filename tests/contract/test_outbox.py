@@ -104,8 +104,8 @@ def test_a_dead_notice_does_not_hold_up_the_next(database: Database) -> None:
     assert due(database) == [second]
     with database.reading() as session:
         assert [message.id for message in outbox.dead_letters(session)] == [first]
-        assert outbox.get(session, first) is None
-        assert outbox.get(session, second) is not None
+        assert outbox.find(session, first) is None
+        assert outbox.find(session, second) is not None
 
 
 def test_a_claim_runs_out(database: Database) -> None:
@@ -139,7 +139,7 @@ def test_failed_attempts_are_counted_and_a_redelivery_starts_anew(database: Data
     for attempts in range(1, 4):
         with database.writing() as session:
             outbox.mark_failed(session, message_id, "no answer", utcnow())
-            message = outbox.get(session, message_id)
+            message = outbox.find(session, message_id)
         assert message is not None
         assert message.attempts == attempts
     with database.writing() as session:
