@@ -7,7 +7,6 @@ again. What the pictures look like is judged in `training.quality`; both know ne
 import io
 import re
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -33,14 +32,9 @@ _DRAFT_SIDE = 512
 
 # What Pillow raises on files that are broken, or made to break it. It has no error tree of its own.
 _DECODE_FAULTS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError,
-    ArithmeticError, struct.error, zlib.error, ImageCms.PyCMSError,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
+    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError,
+    RuntimeError, struct.error, zlib.error, ImageCms.PyCMSError, Image.DecompressionBombError,
 )  # fmt: skip
-
-# Process-wide and once, because warnings.catch_warnings is not safe between threads. The cap on pixels below
-# comes first in any case; this is for operators who raise it above Pillow's own.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -100,10 +94,10 @@ def _decode(data: bytes, draft_side: int, max_pixels: int, notes: list[str]) -> 
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         # A phone's "MPO" is a JPEG with a second one behind it, say a depth map: the first is meant.
         format_ = "JPEG" if image.format == "MPO" else str(image.format)
-        if image.width * image.height > max_pixels:
-            raise ImageInvalid(
-                f"the picture has {image.width} x {image.height} pixels; at most {max_pixels} are accepted"
-            )
+        # Above MAX_IMAGE_PIXELS Pillow warns, above twice that it raises; and warnings are easily lost.
+        limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+        if image.width * image.height > limit:
+            raise ImageInvalid(f"the picture has {image.width} x {image.height} pixels; at most {limit} are accepted")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise ImageInvalid("the picture is animated; a single still picture is needed")
         image.info["imprint_size"] = image.size
@@ -118,7 +112,7 @@ def _decode(data: bytes, draft_side: int, max_pixels: int, notes: list[str]) -> 
 
 def _reason(data: bytes, error: BaseException) -> str:
     names = ", ".join(FORMATS)
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+    if isinstance(error, Image.DecompressionBombError):
         return "the picture has far too many pixels"
     if isinstance(error, UnidentifiedImageError):
         return f"this is not a picture; accepted are {names}" if data else "the file is empty"
