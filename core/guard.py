@@ -113,9 +113,7 @@ class Guard:
                     yield answer
         except httpcore2.TimeoutException:
             raise Unreachable(f"{address} did not answer in time") from None
-        except httpcore2.ConnectError as error:
-            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                raise AnswerRefused(f"{address} has no valid certificate") from None
+        except httpcore2.ConnectError:
             raise Unreachable(f"{address} cannot be reached") from None
         except httpcore2.LocalProtocolError:
             raise AnswerRefused(f"{address}: this request cannot be sent") from None
@@ -234,7 +232,13 @@ class _Stream(httpcore2.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
         left = _left(self._deadline, httpcore2.ConnectTimeout)
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._deadline)
+        try:
+            return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._deadline)
+        except httpcore2.ConnectError as error:
+            # Told apart here, for the pool drops the cause: another try will meet the same certificate.
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise AnswerRefused(f"{server_hostname} has no valid certificate") from None
+            raise
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
