@@ -1,7 +1,6 @@
 """What the demo does, from top to bottom."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -31,10 +30,9 @@ def main() -> int:
     """Run the demo; 0 if the LoRA is ready and the books are in order."""
     begun = time.monotonic()
     home = settings().home
-    shutil.rmtree(home, ignore_errors=True)
     console.rule("[bold]Imprint demo[/]: ten pictures, one LoRA")
     _make_base()
-    with running(settings()) as stack:
+    with running(settings(), fresh=True) as stack:
         console.print(f"The stack is up. Flower: {stack.flower_url} (login {stack.flower_login})")
         accounts.grant(house(), OWNER, GRANTED, key="demo grant")
         view = _train()
@@ -93,7 +91,8 @@ def _show(view: View, home: Path) -> None:
     ]
     curve, samples = home / "loss.png", home / "before_after.png"
     pictures_of_it.loss_curve(losses, curve)
-    pictures_of_it.before_after(Path(settings().base_models["sd15"]), lora, TRIGGER, samples)
+    shown = sorted(PICTURES.glob("*.png"))
+    pictures_of_it.before_after(Path(settings().base_models["sd15"]), lora, TRIGGER, shown, samples)
     table = Table.grid(padding=(0, 2))
     for name, path in (("LoRA", lora), ("loss curve", curve), ("before and after", samples)):
         table.add_row(f"[bold]{name}[/]", str(path))

@@ -1,6 +1,12 @@
 """The Celery application."""
 
+import warnings
+
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
+
+# Error callbacks on chord headers would run once for each picture; Celery warns that this default may change.
+warnings.filterwarnings("ignore", "task_allow_error_cb_on_chord_header", CPendingDeprecationWarning)
 
 app = Celery(
     "imprint",

@@ -4,8 +4,10 @@
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +21,12 @@ from pathlib import Path
 from rich.console import Console
 
 from core.embedded import EmbeddedRedis, die_with_parent
+from core.errors import BackendUnreachable
 from core.settings import Settings, settings
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
+_LOCK = "stack.lock"
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -138,16 +142,44 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(configured: Settings, *, flower: bool = True) -> Iterator[Stack]:
-    """A stack whose output goes to the log folder, watched from a thread, stopped when the block ends."""
-    stack = Stack(configured, quiet=True, flower=flower)
-    watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
-    try:
-        stack.start()
-        watcher.start()
-        yield stack
-    finally:
-        stack.stop()
+def alone(home: Path) -> Iterator[None]:
+    """Only one stack on a home at a time. Raises BackendUnreachable, and says so, for the second."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackendUnreachable(
+                f"a stack is running on {home} already: stop it, or set IMPRINT_HOME to another folder"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def running(configured: Settings, *, flower: bool = True, fresh: bool = False) -> Iterator[Stack]:
+    """A stack whose output goes to the log folder, watched from a thread, stopped when the block ends.
+
+    `fresh` empties the home first: all jobs, credits and files of it.
+    """
+    with alone(configured.home):
+        if fresh:
+            _empty(configured.home)
+        stack = Stack(configured, quiet=True, flower=flower)
+        watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
+        try:
+            stack.start()
+            watcher.start()
+            yield stack
+        finally:
+            stack.stop()
+
+
+def _empty(home: Path) -> None:
+    for entry in home.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
 
 
 def _signal(member: Member, number: int) -> None:
@@ -163,9 +195,19 @@ def _free_port() -> int:
         return port
 
 
-def main() -> None:
+def main() -> int:
     """Run the stack in the foreground until Ctrl-C or SIGTERM."""
     console = Console(stderr=True)
+    try:
+        with alone(settings().home):
+            _run(console)
+    except BackendUnreachable as error:
+        console.print(f"[red]{error}[/]", highlight=False)
+        return 1
+    return 0
+
+
+def _run(console: Console) -> None:
     stack = Stack(settings())
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -183,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
