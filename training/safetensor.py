@@ -54,7 +54,8 @@ class Tensor:
 def tensor(values: Array, kind: str = "F32") -> Tensor:
     """`values` as a tensor of that kind; BF16 rounds to nearest even, as torch does."""
     if kind != "BF16":
-        return Tensor(kind, np.asarray(values, _KINDS[kind], order="C"))
+        with np.errstate(over="ignore"):  # beyond the largest float16 is infinite, which the check of a file refuses
+            return Tensor(kind, np.asarray(values, _KINDS[kind], order="C"))
     wide = np.asarray(values, np.float32, order="C")
     bits = wide.view(np.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
@@ -128,7 +129,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _view(name: str, entry: Any, data: bytes | memoryview, start: int, spans: list[tuple[int, int]]) -> Tensor:
     try:
         kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
+        if not all(type(number) is int and number >= 0 for number in (*shape, first, last)) or type(kind) is not str:
             raise TypeError
     except (KeyError, TypeError, ValueError) as error:
         raise Malformed(f"the entry of tensor {name[:80]!r} is malformed") from error

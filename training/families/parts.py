@@ -110,7 +110,7 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
         if dtype is None:
             return kind.from_pretrained(folder / part, local_files_only=True)
         network, report = kind.from_pretrained(
-            folder / part, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            folder / part, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):

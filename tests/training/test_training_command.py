@@ -1,0 +1,138 @@
+"""`python -m training` as a person uses it: in a process of its own, with real photographs where they lie at hand."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training import lora_file, tiny_base
+from training.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures that pass the quality report, one with a caption, one that is none."""
+    made = tmp_path_factory.mktemp("folder")
+    for number in range(6):
+        chance = np.random.default_rng(number)
+        small = chance.integers(30, 226, (8, 8, 3), np.uint8)
+        Image.fromarray(small).resize((160, 160), Image.Resampling.NEAREST).save(made / f"{number}.png")
+    (made / "0.txt").write_text("wearing a hat\n")
+    (made / "odd.jpg").write_bytes(b"no picture")
+    (made / "notes.md").write_text("not a picture either")
+    return made
+
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(folder: Path, bases: Callable[..., Path], tmp_path: Path) -> Command:
+    def build(*more: str, out: str = "lora.safetensors") -> list[str]:
+        fixed = [str(folder), "--base-model", str(bases()), "--family", "sd15", "--trigger", "sks dog"]
+        return [*fixed, "--resolution", "64", "--device", "cpu", "--out", str(tmp_path / out), *more]
+
+    return build
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def test_end_to_end(command: Command, tmp_path: Path) -> None:
+    process = start(command("--max-steps", "12", "--rank", "8", "--alpha", "16", "--class-word", "dog"))
+    out, told = process.communicate(timeout=280)
+    assert process.returncode == 0, told
+    report = lora_file.check(tmp_path / "lora.safetensors", family="sd15", rank=8)
+    assert report.alpha == 16.0
+    assert report.sha256 in out
+    assert "6 pictures, 12 steps" in told
+    assert "left out odd.jpg" in told
+    assert "loss" in told
+    assert "sks dog, wearing a hat" not in told  # captions are the owner's
+    assert '"wearing a hat": 1' in report.metadata["ss_tag_frequency"]
+    assert '"a photo of sks dog dog": 5' in report.metadata["ss_tag_frequency"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ("--max-steps", "90", "--checkpoint-every", "2")
+    part = start(command(*recipe, out="part.safetensors"))
+    kept = tmp_path / "part.safetensors.checkpoints"
+    deadline = time.monotonic() + 240
+    while not list(kept.glob("step-*.safetensors")):
+        assert part.poll() is None, part.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    part.send_signal(signal.SIGINT)
+    _, told = part.communicate(timeout=120)
+    assert part.returncode == 130
+    assert "To go on:" in told
+    assert "--checkpoint-every 2" in told
+    assert not (tmp_path / "part.safetensors").exists()
+    assert main(command(*recipe, out="part.safetensors")) == 0
+    assert "resumed at step" in " ".join(capsys.readouterr().err.split())
+    assert not kept.exists()
+    assert main(command(*recipe, out="whole.safetensors")) == 0
+    assert (tmp_path / "part.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--rank", "0", "--resolution", "65"], ["--rank", "--resolution"]),
+        (["--family", "sdxl", "--base-model", "sd15"], ["is of family sd15"]),
+        (["--checkpoint-every", "0"], ["--checkpoint-every"]),
+        (["--trigger", ""], ["--trigger"]),
+    ],
+)
+def test_wrong_arguments_are_all_named(
+    command: Command, capsys: pytest.CaptureFixture[str], more: list[str], told: list[str]
+) -> None:
+    assert main(command(*more)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(words in said for words in told)
+
+
+def test_wrong_folders(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([str(tmp_path / "none"), *command()[1:]]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    few = tmp_path / "few"
+    few.mkdir()
+    Image.new("RGB", (160, 160)).save(few / "flat.png")
+    assert main([str(few), *command()[1:]]) == 2
+    said = capsys.readouterr().err
+    assert "too_few_images" in said
+    assert "flat.png" in said
+
+
+def test_a_missing_base_model_is_a_failure(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("--base-model", "/nowhere/model", "--max-steps", "1")) == 1
+    assert "base_model_unavailable" in capsys.readouterr().err
+
+
+def test_tiny_base_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(tmp_path / "base"), "--family", "z-image"]
+    assert tiny_base.main(arguments) == 0
+    assert "was there already" not in capsys.readouterr().out
+    stamp = (tmp_path / "base" / "model_index.json").stat().st_mtime_ns
+    assert tiny_base.main(arguments) == 0
+    assert "was there already" in capsys.readouterr().out
+    assert (tmp_path / "base" / "model_index.json").stat().st_mtime_ns == stamp
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    assert sum(path.stat().st_size for path in (tmp_path / "base").rglob("*") if path.is_file()) < 16e6

@@ -1,0 +1,175 @@
+"""The loop's edges: losses and memory that fail, progress, picture sizes, batches, the device."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import BackendFailed, LossNotFinite, OutOfMemory, StoreUnavailable
+from tests.training.conftest import MemoryCheckpoints, Watcher
+from training import device
+from training.backends.local import Learner, train
+from training.backends.randomness import Order
+from training.ports import Example, TrainRun
+
+Runs = Callable[..., TrainRun]
+
+
+# ---- what ends a training ----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_it_and_names_the_step(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Learner._step
+
+    def broken(self: Learner, number: int) -> torch.Tensor:
+        return step(self, number) * (float("nan") if number == 3 else 1.0)
+
+    monkeypatch.setattr(Learner, "_step", broken)
+    kept = MemoryCheckpoints()
+    run = runs(checkpoints=kept)
+    with pytest.raises(LossNotFinite, match="step 4 of 6") as caught:
+        train(run)
+    assert caught.value.details == {"step": 4}
+    assert kept.steps() == []
+    assert not run.out.exists()
+
+
+def test_weights_that_are_not_finite_are_never_kept(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Learner._step
+
+    def broken(self: Learner, number: int) -> torch.Tensor:
+        loss = step(self, number)
+        if number == 5:
+            self.masters[0].data[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(Learner, "_step", broken)
+    kept = MemoryCheckpoints()
+    with pytest.raises(LossNotFinite, match="weights after step 6"):
+        train(runs(checkpoints=kept))
+    assert kept.steps() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_memory_that_runs_out(runs: Runs, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def starved(self: Learner, step: int) -> Any:
+        raise error
+
+    monkeypatch.setattr(Learner, "_step", starved)
+    with pytest.raises(OutOfMemory, match="smaller batch or resolution"):
+        train(runs())
+
+
+def test_a_gpu_out_of_memory_goes_on_with_less(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time memory runs out, activations are given up; the step and the result stay what they were."""
+    whole = train(runs(name="whole"))
+    step, seen = Learner._step, []
+
+    def starved(self: Learner, number: int) -> torch.Tensor:
+        seen.append((number, self.base.denoiser.is_gradient_checkpointing))
+        if number == 2 and not self.base.denoiser.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, number)
+
+    monkeypatch.setattr(Learner, "_step", starved)
+    result = train(runs(name="starved"))
+    assert seen[2:4] == [(2, False), (2, True)]
+    assert result.final_loss == pytest.approx(whole.final_loss, rel=1e-4)
+
+
+def test_a_file_that_cannot_be_written(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "lora.safetensors").mkdir()
+    with pytest.raises(StoreUnavailable):
+        train(runs())
+    assert list(tmp_path.iterdir()) == [tmp_path / "lora.safetensors"]
+
+
+# ---- progress ----------------------------------------------------------------------------------------------------
+
+
+def test_progress_begins_at_once_ends_at_the_end_and_is_rare(runs: Runs) -> None:
+    watcher = Watcher()
+    result = train(runs(control=watcher, max_steps=8))
+    steps = [report.step for report in watcher.reports]
+    assert steps[0] == 1
+    assert steps[-1] == 8
+    assert len(steps) <= 2 + result.train_seconds
+    assert watcher.reports[-1].seconds_left == 0
+    assert all(report.total == 8 and report.loss > 0 for report in watcher.reports)
+    assert result.steps == 8
+    assert result.resumed_from == 0
+
+
+# ---- which pictures, in which order ------------------------------------------------------------------------------
+
+
+def example(number: int, width: int = 64) -> Example:
+    return Example(Path(f"{number}.png"), "", str(number), width, 64)
+
+
+def test_every_epoch_sees_every_picture_once_in_another_order() -> None:
+    order = Order([example(number) for number in range(7)], 1, seed=3)
+    epochs = [[order.batch(step)[0] for step in range(7 * epoch, 7 * epoch + 7)] for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    # A step's pictures do not depend on which steps were asked for before.
+    assert Order([example(number) for number in range(7)], 1, seed=3).batch(17) == order.batch(17)
+
+
+def test_batches_are_full_and_of_one_size() -> None:
+    examples = [example(number, 128 if number < 3 else 64) for number in range(10)]
+    order = Order(examples, 4, seed=0)
+    assert order.steps_per_epoch == 3
+    seen: Counter[int] = Counter()
+    for step in range(30):
+        batch = order.batch(step)
+        assert len(batch) == 4
+        assert len({examples[place].width for place in batch}) == 1
+        seen.update(batch)
+    assert set(seen) == set(range(10))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+def test_mixed_sizes_and_batches_train(runs: Runs, family: str) -> None:
+    result = train(runs(family, wide=2, count=6, batch_size=2, aspect_buckets=True))
+    assert result.steps == 6
+    assert result.metadata["ss_enable_bucket"] == "True"
+
+
+# ---- the device --------------------------------------------------------------------------------------------------
+
+
+def test_probe_says_what_there_is() -> None:
+    report = device.probe("cpu")
+    assert report.kind == "cpu"
+    assert report.precision == "float32"
+    assert report.memory_bytes > 2**28
+    assert "product ok" in report.text
+    assert report.to_dict()["kind"] == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_cuda() -> None:
+    assert device.choose("auto").type == "cpu"
+    assert "CUDA is not there" in device.probe().text
+    with pytest.raises(BackendFailed, match="no usable CUDA"):
+        device.choose("cuda")
+
+
+@pytest.mark.gpu
+def test_a_training_on_cuda(runs: Runs) -> None:
+    from dataclasses import replace
+
+    assert device.probe("cuda").kind == "cuda"
+    for family in ("sd15", "sdxl", "z-image"):
+        result = train(replace(runs(family, name=family), device="cuda"))
+        assert result.device == "cuda"

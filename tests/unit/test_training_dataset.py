@@ -1,0 +1,64 @@
+"""Captions and manifests."""
+
+import json
+
+import pytest
+
+from training.dataset import Manifest, Picture, build_manifest, caption_for
+from training.spec import TrainSpec
+
+
+def spec(**given: object) -> TrainSpec:
+    return TrainSpec(**{"base_model": "sd15", "trigger_word": "sks dog", "seed": 0, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "caption"),
+    [
+        (None, "a photo of sks dog animal"),
+        ("", "a photo of sks dog animal"),
+        ("  \n ", "a photo of sks dog animal"),
+        ("sks dog on a beach", "sks dog on a beach"),
+        ("Sks Dog on a beach", "Sks Dog on a beach"),
+        ("on  a\nbeach", "sks dog, on a beach"),
+        # Not the word: within another one.
+        ("asks dogs to run", "sks dog, asks dogs to run"),
+    ],
+)
+def test_every_caption_has_the_trigger_word(given: str | None, caption: str) -> None:
+    assert caption_for(spec(class_word="animal"), given) == caption
+
+
+def test_a_trigger_word_of_odd_letters() -> None:
+    odd = spec(trigger_word="(x+y)*")
+    assert caption_for(odd, "a (x+y)* at home") == "a (x+y)* at home"
+    assert caption_for(odd, "at home") == "(x+y)*, at home"
+    assert caption_for(odd, None) == "a photo of (x+y)*"
+
+
+def test_manifest_goes_there_and_back() -> None:
+    made = build_manifest(
+        spec(),
+        [Picture("a" * 64, 512, 512, "a hat"), Picture("b" * 64, 768, 512), Picture("c" * 64, 512, 512, "sks dog")],
+    )
+    assert [example.caption for example in made.examples] == ["sks dog, a hat", "a photo of sks dog", "sks dog"]
+    assert made.buckets == {"512x512": 2, "768x512": 1}
+    assert Manifest.from_json(made.to_json()) == made
+    assert Manifest.from_json(made.to_json().encode()).sha256 == made.sha256
+    assert json.loads(made.to_json())["count"] == 3
+
+
+def test_the_hash_is_of_pictures_captions_and_order_and_of_nothing_else() -> None:
+    pictures = [Picture("a" * 64, 512, 512, "sks dog 1"), Picture("b" * 64, 512, 512, "sks dog 2")]
+    one = build_manifest(spec(), pictures).sha256
+    assert one == build_manifest(spec(seed=9, rank=64), pictures).sha256
+    assert one != build_manifest(spec(), pictures[::-1]).sha256
+    assert one != build_manifest(spec(), [pictures[0], Picture("b" * 64, 512, 512, "sks dog 3")]).sha256
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"version": 2, "examples": []}', '{"version": 1, "examples": [{"x": 1}]}', "}"]
+)
+def test_what_is_no_manifest(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - json's own error is one
+        Manifest.from_json(text)

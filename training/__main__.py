@@ -1,0 +1,211 @@
+"""Training without any queue: `python -m training FOLDER --base-model sd15 --trigger "sks dog" --out lora.safetensors`.
+
+Exit codes: 0 the file is there, 1 the training failed, 2 what was given is wrong, 130 stopped by Ctrl-C (and
+resumable).
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
+from core.settings import settings
+from training.bar import Bar, clock
+from training.checkpoint_folder import FolderCheckpoints
+from training.folder import gather
+from training.ports import TrainResult, TrainRun
+from training.spec import BASE_MODELS, RECIPES, TrainSpec
+
+# What is wrong with what was given; everything else is a failure.
+_GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
+
+_EPILOG = """
+pictures:
+  .jpg .png .webp .avif, 5 to 100 of one subject. A caption may lie beside each: dog1.jpg, dog1.txt. Captions without
+  the trigger word get it put in front; pictures without one are "a photo of TRIGGER CLASS". Blurred, too small, wrongly
+  exposed and repeated pictures are left out and named.
+
+resuming:
+  Ctrl-C leaves a checkpoint. The same command goes on from it, and ends with the same file as if it had never stopped
+  (on a CPU byte for byte).
+
+examples:
+  python -m training pictures/ --trigger "sks dog" --class-word dog --out dog.safetensors
+  python -m training pictures/ --base-model /models/my-sd15 --family sd15 --trigger sks --out sks.safetensors
+  python -m training pictures/ --base-model sdxl --trigger sks --epochs 60 --rank 16 --out sks-xl.safetensors
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All arguments; where a recipe option is not given, the family's own default holds."""
+    made = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train a LoRA on a folder of pictures, on this machine, without any queue or server.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = {
+        name: ", ".join(f"{recipe[name]:g} ({family})" for family, recipe in RECIPES.items())
+        for name in RECIPES["sd15"]
+    }
+    add = made.add_argument
+    add(
+        "folder", metavar="FOLDER", type=Path, help="folder of pictures, each with a caption in a .txt beside it or not"
+    )
+    add("--out", type=Path, required=True, help="the .safetensors file to write")
+    add(
+        "--trigger",
+        dest="trigger_word",
+        metavar="WORDS",
+        required=True,
+        help='the word that will call the subject, such as "sks dog"',
+    )
+    add(
+        "--base-model",
+        metavar="NAME",
+        default="sd15",
+        help=f"{', '.join(BASE_MODELS)}; or a folder or hub id (default: sd15)",
+    )
+    add("--family", choices=list(RECIPES), help="of a base model given as folder or hub id")
+    add("--class-word", default="", help="what the subject is, for pictures without a caption, such as dog")
+    recipe = made.add_argument_group("recipe")
+    add = recipe.add_argument
+    add("--rank", type=int, help=f"width of the LoRA: {defaults['rank']}")
+    add("--alpha", type=float, help=f"strength, as a share of the rank: {defaults['alpha']}")
+    add("--learning-rate", type=float, help=f"of AdamW, constant: {defaults['learning_rate']}")
+    add("--resolution", type=int, help=f"pixels, a multiple of 64: {defaults['resolution']}")
+    add("--epochs", type=int, help=f"times that every picture is seen, 10 to 500: {defaults['epochs']}")
+    add("--max-steps", type=int, help="train this many steps, whatever the epochs")
+    add("--batch-size", type=int, help="pictures per step (default: 1)")
+    add("--seed", type=int, default=0, help="the same seed, recipe and pictures give the same LoRA (default: 0)")
+    add("--aspect-buckets", action="store_true", help="keep the shape of the pictures instead of cutting squares")
+    machine = made.add_argument_group("machine")
+    add = machine.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
+    add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
+    add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
+    add("--verbose", action="store_true", help="log what is done")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code."""
+    given = parser().parse_args(arguments)
+    console = Console(stderr=True)
+    level = logging.INFO if given.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    try:
+        spec = spec_of(given)
+        if given.out.is_dir() or given.checkpoint_every < 1:
+            raise SpecInvalid.of({"--out": "is a folder"} if given.out.is_dir() else {"--checkpoint-every": "is 0"})
+        return _train(given, spec, console, arguments)
+    except ImprintError as error:
+        console.print(f"[red]error[/] ({error.code}): ", end="")
+        console.print(error.message, markup=False, highlight=False)
+        return 2 if isinstance(error, _GIVEN_WRONG) else 1
+    except KeyboardInterrupt:  # before the loop, or a second time
+        console.print("stopped at once")
+        return 130
+
+
+def spec_of(given: argparse.Namespace) -> TrainSpec:
+    """The recipe in the arguments. Raises SpecInvalid, with every fault named."""
+    asked: dict[str, Any] = {
+        name: value for name, value in vars(given).items() if name in TrainSpec.model_fields and value is not None
+    }
+    base_model = Path(asked["base_model"]).expanduser()
+    if asked["base_model"] not in BASE_MODELS and base_model.is_dir():
+        asked["base_model"] = str(base_model.resolve())
+    try:
+        return TrainSpec(**asked)
+    except ValidationError as error:
+        faults = {
+            "--" + str(fault["loc"][0] if fault["loc"] else "base_model").replace("_", "-"): fault["msg"]
+            for fault in error.errors(include_url=False)
+        }
+        raise SpecInvalid.of(faults) from error
+
+
+def _train(given: argparse.Namespace, spec: TrainSpec, console: Console, arguments: Sequence[str] | None) -> int:
+    """Prepare the pictures, train, say what came of it."""
+    kept = FolderCheckpoints(given.resume_dir or given.out.with_name(f"{given.out.name}.checkpoints"))
+    with tempfile.TemporaryDirectory(prefix="imprint-") as temporary:
+        found = gather(given.folder, spec, Path(temporary))
+        for name, reason in found.left_out.items():
+            console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+        total = spec.steps(len(found.examples))
+        console.print(f"{len(found.examples)} pictures, {total} steps on {spec.base_model}", highlight=False)
+        with Bar(console, total) as bar:
+            run = TrainRun(
+                job_id=given.out.name,
+                spec=spec,
+                examples=found.examples,
+                dataset_sha256=found.manifest.sha256,
+                base_model=location(spec),
+                out=given.out,
+                checkpoints=kept,
+                control=bar,
+                device=given.device,
+                checkpoint_every_epochs=given.checkpoint_every,
+                training_adapter=given.training_adapter,
+            )
+            try:
+                result = _loop(run)
+            except HandOver:
+                stopped = True
+            else:
+                stopped = False
+    if stopped:
+        _say_how_to_resume(kept, console, arguments)
+        return 130
+    if given.resume_dir is None:
+        kept.remove()
+    _say_result(result, spec, console)
+    return 0
+
+
+def location(spec: TrainSpec) -> str:
+    """Where the base model is: as the settings say, else where its name says, else what was given."""
+    named = BASE_MODELS.get(spec.base_model)
+    return settings().base_models.get(spec.base_model) or (named.location if named is not None else spec.base_model)
+
+
+def _loop(run: TrainRun) -> TrainResult:
+    from training.backends.local import train  # torch takes seconds to import: after all that can be wrong without it
+
+    return train(run)
+
+
+def _say_how_to_resume(kept: FolderCheckpoints, console: Console, arguments: Sequence[str] | None) -> None:
+    steps = kept.steps()
+    if not steps:
+        console.print("stopped before the first step")
+        return
+    command = shlex.join(["python", "-m", "training", *(sys.argv[1:] if arguments is None else arguments)])
+    console.print(f"stopped; step {steps[-1]} is kept in {kept.folder}. To go on:", highlight=False)
+    console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_result(result: TrainResult, spec: TrainSpec, console: Console) -> None:
+    resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
+    console.print(
+        f"trained {result.steps} steps in {clock(result.train_seconds)} on {result.device}{resumed}, "
+        f"loss {result.final_loss:.4f}; say [bold]{escape(spec.trigger_word)}[/] in a prompt",
+        highlight=False,
+    )
+    print(f"{result.path}  {result.size_bytes} bytes  sha256 {result.sha256}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

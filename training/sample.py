@@ -1,0 +1,99 @@
+"""Pictures from a base model, with or without a LoRA file: through diffusers' own pipelines, as users load it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from PIL.Image import Image
+
+from core.errors import BaseModelUnavailable, LoraInvalid
+from training import families
+from training.device import choose, precision
+from training.families.parts import locate
+from training.safetensor import Malformed, unpack
+
+lib: Any = diffusers  # its classes are untyped to the checker
+
+_PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    # No safety checker: it is a part that training does not fetch, and these pictures are for the owner's own eyes.
+    "sd15": (
+        "StableDiffusionPipeline",
+        {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    ),
+    "sdxl": ("StableDiffusionXLPipeline", {"add_watermarker": False}),
+    "z-image": ("ZImagePipeline", {}),
+}
+
+
+def draw(
+    base_model: str,
+    family: str,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    lora: Path | None = None,
+    steps: int = 20,
+    guidance: float = 5.0,
+    size: tuple[int, int] = (512, 512),
+    device: str = "auto",
+) -> list[Image]:
+    """One picture of `size` (width, height) for each prompt and its seed: the same arguments, the same picture.
+
+    `lora` is loaded by diffusers' `load_lora_weights`, which proves that the file loads; one that loads in part only is
+    an error. Raises BaseModelUnavailable, LoraInvalid.
+    """
+    chosen = choose(device)
+    pipeline = load(base_model, family, chosen)
+    if lora is not None:
+        add_lora(pipeline, lora)
+    pictures: list[Image] = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        made = pipeline(
+            prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            width=size[0],
+            height=size[1],
+            generator=torch.Generator().manual_seed(seed),  # on the CPU: the same start on every device
+        )
+        pictures.append(made.images[0])
+    return pictures
+
+
+def load(base_model: str, family: str, device: torch.device) -> Any:
+    """diffusers' pipeline of that base model, quiet, on `device`. Raises BaseModelUnavailable."""
+    folder = locate(base_model, families.find(family).parts)
+    name, more = _PIPELINES[family]
+    lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below
+    try:
+        pipeline = getattr(lib, name).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=precision(device), **more
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseModelUnavailable(
+            f"the base model in {folder} cannot be loaded to draw with ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def add_lora(pipeline: Any, lora: Path) -> int:
+    """Load a LoRA file into a pipeline; gives the number of layers that it changed, which are all that the file has.
+
+    Raises LoraInvalid. Loaders pass over keys that they do not know; here that is an error.
+    """
+    try:
+        tensors, _ = unpack(lora.read_bytes())
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
+    except (OSError, Malformed, ValueError, KeyError, RuntimeError) as error:
+        raise LoraInvalid(
+            f"diffusers cannot load the LoRA file ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    wanted = sum(name.endswith((".lora_up.weight", ".lora_B.weight")) for name in tensors)
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    loaded = sum(bool(getattr(module, "lora_B", None)) for module in denoiser.modules())
+    if loaded != wanted:
+        raise LoraInvalid(f"diffusers loaded {loaded} of the {wanted} layers in the LoRA file")
+    return loaded
