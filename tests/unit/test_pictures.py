@@ -1,32 +1,14 @@
 """Pictures: what comes out is what was meant, and the faults are those that one sees."""
 
-import io
-from functools import cache
 from hashlib import sha256
-from itertools import combinations
-from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid
-from training.pictures import BAD_FAULTS, FAULTS, PictureReport, buckets, near_duplicates, prepare
-from training.quality import look_at
-
-PHOTOS = Path(__file__).parents[3] / "shared/data/subjects"
-photographs = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photographs are not here")
-
-
-def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format_, **({"compress_level": 1} if format_ == "PNG" else {}), **options)
-    return out.getvalue()
-
-
-def opened(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png), formats=["PNG"])
+from tests.unit.drawings import drawing, encoded, opened
+from training.pictures import buckets, prepare
 
 
 def pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
@@ -43,35 +25,6 @@ def quarters(width: int = 200, height: int = 100) -> Image.Image:
     draw.rectangle((width // 2, 0, width, height // 2 - 1), fill=(0, 255, 0))
     draw.rectangle((0, height // 2, width // 2 - 1, height), fill=(0, 0, 255))
     return image
-
-
-def drawing(seed: int, size: int = 512) -> Image.Image:
-    """A flat mascot on a plain ground, in a pose of its own."""
-    random = Random(seed)
-    side = 2 * size
-    image = Image.new("RGB", (side, side), random.choice(["white", "#bfe3ff", "#ffe9b8", "#d8f5d0"]))
-    draw = ImageDraw.Draw(image)
-    body = side * random.uniform(0.18, 0.3)
-    x, y = (side / 2 + random.uniform(-0.12, 0.12) * side for _ in range(2))
-    draw.ellipse((x - body, y - body, x + body, y + body), fill="#e8743b")
-    for hand in (-1, 1):
-        eye, reach = x + hand * body * 0.4, random.uniform(-0.8, 0.8)
-        draw.ellipse((eye - body * 0.18, y - body * 0.3, eye + body * 0.18, y + body * 0.1), fill="white")
-        draw.ellipse((eye - body * 0.08, y - body * 0.15, eye + body * 0.08, y + body * 0.05), fill="black")
-        arm = (x + hand * body * 0.9, y, x + hand * body * 1.4, y + reach * body)
-        draw.line(arm, fill="#c9542a", width=int(body * 0.15))
-    return image.resize((size, size), Image.Resampling.LANCZOS)
-
-
-@cache
-def photos() -> dict[str, Image.Image]:
-    """One of each real subject, at 480 pixels."""
-    found = sorted(PHOTOS.glob("*/01.jpg"))
-    return {str(path): Image.open(path).convert("RGB").resize((480, 480), Image.Resampling.LANCZOS) for path in found}
-
-
-def report(image: Image.Image, resolution: int = 64) -> PictureReport:
-    return prepare(encoded(image), resolution=resolution).report
 
 
 # ---- the picture ----
@@ -252,119 +205,3 @@ def test_bytes_and_pixels_are_capped() -> None:
     with pytest.raises(ImageInvalid, match="200 x 100 pixels"):
         prepare(data, resolution=64, max_pixels=19_999)
     prepare(data, resolution=64, max_pixels=20_000, max_bytes=len(data))
-
-
-# ---- the report ----
-
-
-def test_a_report_survives_json() -> None:
-    made = report(drawing(3))
-    assert PictureReport.from_dict(made.to_dict()) == made
-    assert PictureReport.from_dict({**made.to_dict(), "bad": []}) == made
-    gone = PictureReport.unreadable("the file is empty")
-    assert PictureReport.from_dict(gone.to_dict()) == gone
-    assert gone.is_bad
-    assert not made.is_bad
-    assert set(FAULTS) >= BAD_FAULTS
-
-
-def test_too_small_is_below_half_the_resolution() -> None:
-    image = drawing(1, 300)
-    assert "too_small" not in report(image, 600).faults
-    assert "too_small" in report(image, 602).faults
-    assert "too_small" in report(image.resize((2000, 250)), 512).faults
-
-
-def test_drawings_are_sharp_and_well_exposed() -> None:
-    for seed in range(12):
-        assert report(drawing(seed)).faults == ()
-        assert report(drawing(seed, 140)).faults == ()
-    lines = Image.new("L", (700, 700), 255)
-    ImageDraw.Draw(lines).ellipse((200, 150, 480, 500), outline=0, width=3)
-    assert report(lines).faults == ()
-    assert report(Image.eval(lines, lambda level: 255 - level)).faults == ()
-
-
-def test_blurred_drawings_are_blurred() -> None:
-    for seed in range(6):
-        assert report(drawing(seed).filter(ImageFilter.GaussianBlur(0.01 * 512))).faults == ("blurred",)
-
-
-def test_blank_pictures_have_faults() -> None:
-    assert set(report(Image.new("RGB", (300, 300), "white")).faults) == {"blurred", "over_exposed"}
-    assert set(report(Image.new("RGB", (300, 300), "black")).faults) == {"blurred", "under_exposed"}
-    assert report(Image.new("RGB", (300, 300), "grey")).faults == ("blurred",)
-
-
-def test_noise_does_not_pass_for_detail_in_the_dark() -> None:
-    noise = np.random.default_rng(0).integers(0, 6, (400, 400), dtype=np.uint8)
-    assert "under_exposed" in report(Image.fromarray(noise)).faults
-
-
-@photographs
-def test_real_photographs_have_no_faults() -> None:
-    for path in sorted(PHOTOS.glob("*/*.jpg")):
-        made = prepare(path.read_bytes(), resolution=256)
-        assert made.report.faults == (), path
-        assert made.report.notes == (), path
-
-
-@photographs
-def test_blurred_and_lost_photographs_have_faults() -> None:
-    for path, image in photos().items():
-        assert report(image.filter(ImageFilter.GaussianBlur(0.008 * 480))).faults == ("blurred",), path
-        assert "blurred" not in report(ImageEnhance.Contrast(image).enhance(0.2)).faults, path
-        burnt = image.point(lambda level: min(255, 236 + level // 12))
-        assert "over_exposed" in report(burnt).faults, path
-        assert "under_exposed" in report(image.point(lambda level: level // 10)).faults, path
-
-
-# ---- near-duplicates ----
-
-
-def test_repeats_point_to_the_first_of_their_kind() -> None:
-    one, two = report(drawing(1)), report(drawing(2))
-    copy = report(drawing(1).resize((300, 300)))
-    unreadable = PictureReport.unreadable("the file is empty")
-    assert near_duplicates([]) == {}
-    assert near_duplicates([unreadable, one, two, copy, unreadable, two, copy]) == {3: 1, 5: 2, 6: 1}
-
-
-def variants(image: Image.Image) -> dict[str, Image.Image]:
-    def jpeg(quality: int) -> Image.Image:
-        return Image.open(io.BytesIO(encoded(image, "JPEG", quality=quality)))
-
-    return {
-        "JPEG 75": jpeg(75),
-        "JPEG 30": jpeg(30),
-        "half": image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
-        "more colour": ImageEnhance.Color(image).enhance(1.3),
-        "more contrast": ImageEnhance.Contrast(image).enhance(1.1),
-        "a bit lighter": image.point(lambda level: min(255, level + 10)),
-    }
-
-
-def test_copies_of_drawings_are_found_and_other_poses_are_not() -> None:
-    poses = [report(drawing(seed)) for seed in range(20)]
-    assert near_duplicates(poses) == {}
-    for seed in range(4):
-        for name, copy in variants(drawing(seed)).items():
-            assert near_duplicates([poses[seed], report(copy)]) == {1: 0}, name
-
-
-@photographs
-def test_copies_of_photographs_are_found_and_other_photographs_are_not() -> None:
-    every = [prepare(path.read_bytes(), resolution=64).report for path in sorted(PHOTOS.glob("*/*.jpg"))]
-    assert near_duplicates(every) == {}
-    for path, image in photos().items():
-        for name, copy in variants(image).items():
-            assert near_duplicates([report(image), report(copy)]) == {1: 0}, (path, name)
-
-
-def test_the_hash_tells_apart_what_it_should() -> None:
-    """Distances well away from the thresholds, so that a change of Pillow's resizing does not tip them."""
-    shares = []
-    for a, b in combinations((drawing(seed) for seed in range(10)), 2):
-        one, two = (int(look_at(i.convert("L"), 1, 1, "", 1, ()).dhash, 16) for i in (a, b))
-        shares.append((one ^ two).bit_count() / (one | two).bit_count())
-    assert min(shares) > 0.3
