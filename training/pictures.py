@@ -27,8 +27,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ())
 # A progressive JPEG may ask for the whole picture to be decoded once per scan. Encoders write about ten.
 _MAX_JPEG_SCANS = 100
 
-# A JPEG is not decoded to a shorter side below this: the report looks at 256 pixels, shrunk by two or more.
-_DRAFT_SIDE = 512
+# A JPEG is not decoded to a shorter side below this: the report looks at 256 pixels, shrunk a little.
+_DRAFT_SIDE = 384
 
 # What Pillow raises on files that are broken, or made to break it. It has no error tree of its own.
 _DECODE_FAULTS = (

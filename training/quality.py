@@ -21,7 +21,7 @@ BAD_FAULTS: frozenset[str] = frozenset(FAULTS)
 # Below half the resolution more than three of four pixels would be made up by enlarging.
 _TOO_SMALL = 0.5
 
-# Sharpness (see `_sharpness`) of sharp photographs: 0.6 to 9, of drawings 0.75 to 57, also at a fifth of the
+# Sharpness (see `_sharpness`) of sharp photographs: 0.5 to 9, of drawings 0.75 to 57, also at a fifth of the
 # contrast. Blurred with a Gaussian of 0.6 % of the side (3 px at 512): 0.01 to 0.13; of 0.8 %: below 0.07.
 _BLURRED = 0.12
 
