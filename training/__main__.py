@@ -89,14 +89,18 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, help="pictures per step (default: 1)")
     add("--seed", type=int, default=0, help="the same seed, recipe and pictures give the same LoRA (default: 0)")
     add("--aspect-buckets", action="store_true", help="keep the shape of the pictures instead of cutting squares")
-    machine = made.add_argument_group("machine")
-    add = machine.add_argument
+    _add_machine(made.add_argument_group("machine"))
+    return made
+
+
+def _add_machine(group: "argparse._ArgumentGroup") -> None:
+    """The arguments that change nothing in the LoRA but where and how it is made."""
+    add = group.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
     add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
     add("--verbose", action="store_true", help="log what is done")
-    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

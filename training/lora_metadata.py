@@ -52,13 +52,29 @@ def describe(
     spec: TrainSpec, examples: Sequence[Example], *, steps: int, dataset_sha256: str, base_sha256: str, prediction: str
 ) -> dict[str, str]:
     """The metadata of a finished LoRA, all texts. A pure function of its arguments and of our version."""
-    base = Path(spec.base_model).name if Path(spec.base_model).is_absolute() else spec.base_model
-    shared = {
+    return {
+        **_kohya(spec, examples, steps),
+        **_modelspec(spec, prediction),
+        "imprint_version": own_version(),
+        "imprint_family": spec.family,
+        "imprint_trigger_word": spec.trigger_word,
+        "imprint_class_word": spec.class_word,
+        "imprint_recipe": recipe_json(spec),
+        "imprint_start": START,
+        "imprint_dataset_sha256": dataset_sha256,
+        "imprint_base_sha256": base_sha256,
+        "format": "pt",
+    }
+
+
+def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str, str]:
+    """The ss_ fields, as kohya's trainer writes them and UIs show them."""
+    return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(spec.rank),
         "ss_network_alpha": repr(spec.alpha),
         "ss_base_model_version": _BASE_VERSION[spec.family],
-        "ss_sd_model_name": base,
+        "ss_sd_model_name": Path(spec.base_model).name if Path(spec.base_model).is_absolute() else spec.base_model,
         "ss_v2": "False",
         "ss_learning_rate": repr(spec.learning_rate),
         "ss_unet_lr": repr(spec.learning_rate),
@@ -80,7 +96,11 @@ def describe(
         "ss_trigger_word": spec.trigger_word,
         "ss_training_comment": f"trigger word: {spec.trigger_word}",
     }
-    spec_fields = {
+
+
+def _modelspec(spec: TrainSpec, prediction: str) -> dict[str, str]:
+    """The fields of Stability's ModelSpec, but for its date."""
+    return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURE[spec.family],
         "modelspec.implementation": "diffusers",
@@ -90,14 +110,3 @@ def describe(
         "modelspec.trigger_phrase": spec.trigger_word,
         "modelspec.usage_hint": f"say {spec.trigger_word!r} in the prompt",
     }
-    ours = {
-        "imprint_version": own_version(),
-        "imprint_family": spec.family,
-        "imprint_trigger_word": spec.trigger_word,
-        "imprint_class_word": spec.class_word,
-        "imprint_recipe": recipe_json(spec),
-        "imprint_start": START,
-        "imprint_dataset_sha256": dataset_sha256,
-        "imprint_base_sha256": base_sha256,
-    }
-    return {**shared, **spec_fields, **ours, "format": "pt"}

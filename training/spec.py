@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 Family = Literal["sd15", "sdxl", "z-image"]
 Backend = Literal["local"]
@@ -65,16 +65,27 @@ class TrainSpec(BaseModel):
             return given
         given = {name: value for name, value in given.items() if value is not None}
         named = BASE_MODELS.get(str(given.get("base_model")))
-        if named is not None:
-            if given.setdefault("family", named.family) != named.family:
-                raise ValueError(f"base_model {given['base_model']} is of family {named.family}")
-        elif "family" not in given:
+        given.setdefault("family", named.family if named else None)
+        # A family that there is not is told by its own field; any recipe will do then, so that nothing else is.
+        recipe = next((recipe for family, recipe in RECIPES.items() if family == given["family"]), RECIPES["sd15"])
+        return {**recipe, **given}
+
+    @field_validator("family", mode="before")
+    @classmethod
+    def _belongs_to_its_base_model(cls, family: Any, info: ValidationInfo) -> Any:
+        """Checked with this field, not before all others, so that it is told beside their faults."""
+        base_model = info.data.get("base_model")
+        if base_model is None:
+            return family or "sd15"  # the base model's own fault is enough
+        named = BASE_MODELS.get(base_model)
+        if named is not None and family != named.family:
+            raise ValueError(f"base_model {base_model} is of family {named.family}")
+        if family is None:
             raise ValueError(
                 f"base_model is none of {', '.join(BASE_MODELS)}: a folder or hub id needs its family "
                 f"({', '.join(RECIPES)}) beside it"
             )
-        recipe = next((recipe for family, recipe in RECIPES.items() if family == given["family"]), {})
-        return {**recipe, **given}
+        return family
 
     def steps(self, pictures: int) -> int:
         """How many steps training on that many pictures takes."""

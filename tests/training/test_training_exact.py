@@ -1,14 +1,18 @@
 """A training that is killed, damaged, handed over or resumed ends with the same bytes as one that is left alone."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 
 from core.errors import Cancelled, HandOver, LeaseLost, StoreUnavailable, TrainingTimeout
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training.backends.local import train
 from training.ports import TrainRun
+from training.safetensor import unpack
 
 Runs = Callable[..., TrainRun]
 
@@ -51,6 +55,23 @@ def test_resume_is_byte_identical(runs: Runs, damage: str | None) -> None:
     assert resumed.resumed_from == (10 if damage is None else 5)
     assert resumed.sha256 == whole.sha256
     assert resumed.final_loss == whole.final_loss
+
+
+def test_half_precision_resumes_exactly_too(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on cards without bfloat16: a float16 base, and a GradScaler whose state is part of the checkpoint."""
+    monkeypatch.setattr("training.backends.local.precision", lambda device: torch.float16)
+    # A scale so high that the first updates overflow and are left out: AdamW counts fewer than there were steps.
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**19))
+    kept = MemoryCheckpoints()
+    run = runs(max_steps=12, every=1, checkpoints=kept)
+    whole = train(run)
+    facts = unpack(kept.held[5])[1]
+    assert json.loads(facts["scaler"])["scale"] < 2.0**19
+    assert 0 < int(facts["updates"]) < 5
+    del kept.held[12], kept.held[10]
+    resumed = train(run)
+    assert resumed.resumed_from == 5
+    assert resumed.sha256 == whole.sha256
 
 
 @pytest.mark.usefixtures("quick")

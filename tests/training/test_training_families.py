@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from core.errors import BaseModelUnavailable, ImageInvalid
 from training import families, lora_file, tiny_base
@@ -27,6 +30,7 @@ from training.ports import Example, TrainRun
 Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]
 CPU = torch.device("cpu")
+lib: Any = diffusers
 
 
 def drawn(latents: list[float], noise: list[float], times: Any) -> Draw:
@@ -105,7 +109,7 @@ def test_golden_loss(runs: Runs, family: str, prediction: str) -> None:
     run = runs(family, prediction=prediction, learning_rate=1e-3, seed=1234)
     found, folder = families.find(family), Path(run.base_model)
     learner = Learner(run, found, folder, CPU, {}, 6, None)
-    losses = [learner._step(step).item() for step in range(6)]
+    losses = [learner.step(step).item() for step in range(6)]
     assert (losses[0], losses[5]) == pytest.approx(GOLDEN[family, prediction], rel=1e-3)
 
 
@@ -114,11 +118,11 @@ def test_the_lora_learns(runs: Runs) -> None:
     run = runs(learning_rate=3e-3, max_steps=60)
     found, folder = families.find("sd15"), Path(run.base_model)
     learner = Learner(run, found, folder, CPU, {}, 60, None)
-    before = np.mean([learner._step(step).item() for step in range(20)])
+    before = np.mean([learner.step(step).item() for step in range(20)])
     for step in range(20, 60):
-        learner._step(step)
+        learner.step(step)
     learner.optimizer.param_groups[0]["lr"] = 0.0
-    after = np.mean([learner._step(step).item() for step in range(20)])
+    after = np.mean([learner.step(step).item() for step in range(20)])
     assert after < 0.97 * before
 
 
@@ -152,9 +156,46 @@ def test_sixteen_bit_bases_keep_full_adapters(runs: Runs, monkeypatch: pytest.Mo
     half = Learner(runs(family), families.find(family), Path(runs(family).base_model), CPU, {}, 6, None)
     assert half.base.denoiser.dtype is torch.bfloat16
     assert all(part.dtype is torch.float32 for part in half.masters)
-    losses = [(full._step(step).item(), half._step(step).item()) for step in range(4)]
+    losses = [(full.step(step).item(), half.step(step).item()) for step in range(4)]
     for wanted, got in losses:
         assert got == pytest.approx(wanted, rel=0.05)
+
+
+def full_size(family: str) -> Any:
+    """The denoiser of the real base model, without weights."""
+    with torch.device("meta"):
+        if family == "z-image":
+            return lib.ZImageTransformer2DModel()
+        if family == "sd15":
+            return lib.UNet2DConditionModel(
+                cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8
+            )
+        return lib.UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            cross_attention_dim=2048,
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+
+
+# sd15: 16 transformer blocks with two attentions of four linears; sdxl: 70 such; z-image: 30 blocks of seven linears.
+@pytest.mark.parametrize(("family", "modules"), [("sd15", 128), ("sdxl", 560), ("z-image", 210)])
+def test_targets_in_the_real_models(family: str, modules: int) -> None:
+    """Every targeted module of the full model is a linear, and its name in a file is one that the check knows."""
+    naming = lora_file.NAMINGS[family]
+    targets = families.find(family).targets
+    found = {name: part for name, part in full_size(family).named_modules() if re.fullmatch(targets, name)}
+    assert len(found) == modules
+    assert all(isinstance(part, torch.nn.Linear) for part in found.values())
+    stems = {naming.stem(name) for name in found}
+    assert len(stems) == modules
+    assert all(naming.modules.fullmatch(stem, len(naming.prefix)) for stem in stems)
 
 
 # ---- the training adapter of z-image-turbo -----------------------------------------------------------------------
@@ -220,6 +261,20 @@ def other_family(folder: Path) -> None:
     (folder / "unet" / "config.json").write_text(json.dumps(config))
 
 
+def lacking_unet(folder: Path) -> None:
+    lacking(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def lacking_text(folder: Path) -> None:
+    lacking(folder / "text_encoder" / "model.safetensors")
+
+
+def lacking(weights: Path) -> None:
+    held = load_file(weights)
+    held.pop(sorted(held)[-1])
+    save_file(held, weights, {"format": "pt"})
+
+
 def sampled(folder: Path) -> None:
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     config["prediction_type"] = "sample"
@@ -234,6 +289,8 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (unindexed, "model_index.json"),
     (other_family, "none of sd15"),
     (sampled, "predicts 'sample'"),
+    (lacking_unet, "unet .* lacks 1 weights"),
+    (lacking_text, "text_encoder .* lacks 1 weights"),
 ]
 
 
@@ -246,6 +303,16 @@ def test_faulty_base_models_are_unavailable(
     spoil(folder)
     with pytest.raises(BaseModelUnavailable, match=told):
         train(runs(base=folder))
+
+
+def test_a_base_model_with_half_weights_only(runs: Runs, bases: Bases, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(bases(), folder)
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        weights = folder / part / f"{name}.safetensors"
+        save_file({key: value.half() for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+        weights.rename(folder / part / f"{name}.fp16.safetensors")
+    assert train(runs(base=folder)).steps == 6
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "no such model", "../x/y/z"])

@@ -22,12 +22,12 @@ Runs = Callable[..., TrainRun]
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_names_the_step(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Learner._step
+    step = Learner.step
 
     def broken(self: Learner, number: int) -> torch.Tensor:
         return step(self, number) * (float("nan") if number == 3 else 1.0)
 
-    monkeypatch.setattr(Learner, "_step", broken)
+    monkeypatch.setattr(Learner, "step", broken)
     kept = MemoryCheckpoints()
     run = runs(checkpoints=kept)
     with pytest.raises(LossNotFinite, match="step 4 of 6") as caught:
@@ -38,7 +38,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_names_the_step(runs: Runs, monkey
 
 
 def test_weights_that_are_not_finite_are_never_kept(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Learner._step
+    step = Learner.step
 
     def broken(self: Learner, number: int) -> torch.Tensor:
         loss = step(self, number)
@@ -46,7 +46,7 @@ def test_weights_that_are_not_finite_are_never_kept(runs: Runs, monkeypatch: pyt
             self.masters[0].data[0, 0] = float("inf")
         return loss
 
-    monkeypatch.setattr(Learner, "_step", broken)
+    monkeypatch.setattr(Learner, "step", broken)
     kept = MemoryCheckpoints()
     with pytest.raises(LossNotFinite, match="weights after step 6"):
         train(runs(checkpoints=kept))
@@ -64,7 +64,7 @@ def test_memory_that_runs_out(runs: Runs, monkeypatch: pytest.MonkeyPatch, error
     def starved(self: Learner, step: int) -> Any:
         raise error
 
-    monkeypatch.setattr(Learner, "_step", starved)
+    monkeypatch.setattr(Learner, "step", starved)
     with pytest.raises(OutOfMemory, match="smaller batch or resolution"):
         train(runs())
 
@@ -72,7 +72,7 @@ def test_memory_that_runs_out(runs: Runs, monkeypatch: pytest.MonkeyPatch, error
 def test_a_gpu_out_of_memory_goes_on_with_less(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first time memory runs out, activations are given up; the step and the result stay what they were."""
     whole = train(runs(name="whole"))
-    step, seen = Learner._step, []
+    step, seen = Learner.step, []
 
     def starved(self: Learner, number: int) -> torch.Tensor:
         seen.append((number, self.base.denoiser.is_gradient_checkpointing))
@@ -80,7 +80,7 @@ def test_a_gpu_out_of_memory_goes_on_with_less(runs: Runs, monkeypatch: pytest.M
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, number)
 
-    monkeypatch.setattr(Learner, "_step", starved)
+    monkeypatch.setattr(Learner, "step", starved)
     result = train(runs(name="starved"))
     assert seen[2:4] == [(2, False), (2, True)]
     assert result.final_loss == pytest.approx(whole.final_loss, rel=1e-4)

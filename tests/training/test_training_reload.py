@@ -28,7 +28,7 @@ def trained(run: TrainRun) -> tuple[Learner, Path]:
     folder = Path(run.base_model)
     live = Learner(run, found, folder, torch.device("cpu"), {"base": fingerprint(folder, found.parts)}, 6, None)
     for step in range(6):
-        live._step(step)
+        live.step(step)
     return live, result.path
 
 

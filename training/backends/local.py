@@ -91,8 +91,7 @@ class Learner:
         self.order = Order(run.examples, spec.batch_size, spec.seed)
         self.start = state.step if state is not None else 0
         self.kept = self.start
-        if state is not None:
-            self._restore(state)
+        self._begin(state)
         loss = state.loss if state is not None else 0.0
         arrears = CUDA_ARREARS if device.type == "cuda" else 0
         self.meter = Meter(run.control, start=self.start, total=total, loss=loss, arrears=arrears)
@@ -112,7 +111,7 @@ class Learner:
                 self._keep(step + 1)
         return self._keep(self.total)
 
-    def _step(self, step: int) -> Tensor:
+    def step(self, step: int) -> Tensor:
         """One step, counted from 0: forward, backward, clip, AdamW. Gives its loss, still on the device."""
         places = self.order.batch(step)
         chance = generator(self.run.spec.seed, "step", step)
@@ -135,7 +134,7 @@ class Learner:
         that doing it again changes nothing.
         """
         try:
-            return self._step(step)
+            return self.step(step)
         except torch.OutOfMemoryError:
             if self.base.denoiser.is_gradient_checkpointing:
                 raise
@@ -143,7 +142,7 @@ class Learner:
         self.optimizer.zero_grad()
         torch.cuda.empty_cache()
         self.base.denoiser.enable_gradient_checkpointing()
-        return self._step(step)
+        return self.step(step)
 
     def _keep(self, step: int) -> State:
         """The state after `step` steps, also kept as a checkpoint. Raises LossNotFinite: a broken one is never kept."""
@@ -167,17 +166,24 @@ class Learner:
             self.kept = step
         return state
 
-    def _restore(self, state: State) -> None:
-        """Put a checkpoint's numbers in the place of the start."""
-        with torch.no_grad():
-            for name, master in zip(self.adapter.names(), self.masters, strict=True):
-                master.copy_(torch.from_numpy(state.weights[name].copy()))
-                self.optimizer.state[master] = {
-                    "step": torch.tensor(float(state.updates), device=master.device),
-                    "exp_avg": torch.from_numpy(state.first[name].copy()).to(master.device),
-                    "exp_avg_sq": torch.from_numpy(state.second[name].copy()).to(master.device),
-                }
-        self.scaler.load_state_dict(dict(state.scaler))
+    def _begin(self, state: State | None) -> None:
+        """Put a checkpoint's numbers in their places; without one AdamW's moments are zero, as it would have them."""
+        updates = state.updates if state is not None else 0
+        for name, master in zip(self.adapter.names(), self.masters, strict=True):
+            if state is not None:
+                master.data.copy_(torch.from_numpy(state.weights[name].copy()))
+            self.optimizer.state[master] = {
+                "step": torch.tensor(float(updates), device=master.device),
+                "exp_avg": _like(master, state.first[name] if state is not None else None),
+                "exp_avg_sq": _like(master, state.second[name] if state is not None else None),
+            }
+        if state is not None:
+            self.scaler.load_state_dict(dict(state.scaler))
+
+
+def _like(master: Tensor, held: Array | None) -> Tensor:
+    """What was held, as a tensor beside `master`; zeros for nothing."""
+    return torch.zeros_like(master) if held is None else torch.from_numpy(held.copy()).to(master.device)
 
 
 def _encode(run: TrainRun, family: Family, base: Base) -> tuple[list[Tensor], list[Condition]]:

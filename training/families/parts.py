@@ -110,7 +110,12 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
         if dtype is None:
             return kind.from_pretrained(folder / part, local_files_only=True)
         network, report = kind.from_pretrained(
-            folder / part, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
+            folder / part,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            variant=_variant(folder, part),
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -126,6 +131,13 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
             f"{min(report['missing_keys'])}: fetch it again"
         )
     return network.requires_grad_(False).eval()
+
+
+def _variant(folder: Path, part: str) -> str | None:
+    """`fp16` for a folder that holds its weights in that form only, as many downloads do."""
+    plain = folder / part / f"{_WEIGHTS[part]}.safetensors"
+    half = folder / part / f"{_WEIGHTS[part]}.fp16.safetensors"
+    return "fp16" if half.is_file() and not plain.is_file() else None
 
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:
