@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +11,19 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from storage.sources import Sources
 
 from core.errors import SpecInvalid
 from core.settings import Settings
+from storage.sources import Sources
 from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
-Caption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)]
+# A caption may have lines; a null character is what PostgreSQL does not keep.
+Caption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000, pattern=r"^[^\x00]*$")]
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 
 class Image(BaseModel):
@@ -28,7 +31,9 @@ class Image(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ref: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
+    ref: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")
+    ]
     caption: Caption | None = None
 
 
@@ -41,7 +46,9 @@ class Envelope(BaseModel):
     subject_id: Name
     images: list[Image] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
-    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    idempotency_key: (
+        Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
+    ) = None
 
 
 @dataclass(frozen=True)
@@ -105,11 +112,20 @@ def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
     for index, image in enumerate(envelope.images):
         if "://" in image.ref and (reason := sources.refuse_early(image.ref)):
             faults[f"images.{index}"] = reason
-    if envelope.webhook_url is not None:
-        parts = urlsplit(envelope.webhook_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            faults["webhook_url"] = "needs to be an http(s) address without user info or query"
+    if envelope.webhook_url is not None and (reason := _refused_webhook(envelope.webhook_url, sources)):
+        faults["webhook_url"] = reason
     return faults
+
+
+def _refused_webhook(url: str, sources: Sources) -> str | None:
+    """Notices go out through the same guard as pictures come in: what it would refuse then is refused now."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "not an address that can be read"
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        return "needs to be an http(s) address without user info or query"
+    return sources.refuse_early(url)
 
 
 def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
@@ -117,6 +133,8 @@ def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     if spec.base_model in BASE_MODELS or spec.base_model in settings.base_models:
         return {}
     looks_like_path = spec.base_model.startswith(("/", ".", "~")) or spec.base_model.count("/") > 1
+    if re.search(_CONTROL, spec.base_model):
+        return {"base_model": "has a control character"}
     if not looks_like_path:
         return {}
     roots = [*settings.base_model_roots, settings.home / "bases"]
