@@ -1,0 +1,237 @@
+"""A request: every fault of it at once, the defaults of its family, and the hash that its key is bound to."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import SpecInvalid
+from core.guard import Guard
+from core.settings import Settings
+from jobs import requests
+from jobs.requests import Order
+from storage.objects.local import LocalStore
+from storage.sources import Sources
+
+IMAGES = [f"pic_{number}" for number in range(5)]
+REQUEST: dict[str, Any] = {
+    "owner_id": "ada", "subject_id": "dog", "images": IMAGES, "base_model": "sd15", "trigger_word": "sks"
+}  # fmt: skip
+FILES = Path("/srv/pictures")
+BASES = Path("/srv/bases")
+SETTINGS = Settings(
+    _env_file=None,
+    home=Path("/nowhere/home"),
+    file_roots=[FILES],
+    base_model_roots=[BASES],
+    base_models={"house": "/operator/chose/this", "sd15": "/models/sd15"},
+)
+# Reading a request looks at nothing outside: no folder here exists, no host is looked up.
+SOURCES = Sources(
+    guard=Guard(resolve=lambda *_: pytest.fail("looked up")), store=LocalStore(Path("/nowhere")), file_roots=[FILES]
+)
+
+
+def read(**changed: Any) -> Order:
+    return requests.read({**REQUEST, **changed}, SETTINGS, SOURCES)
+
+
+def faults(**changed: Any) -> dict[str, str]:
+    """What is wrong with a request with these changes; an argument that is `...` is left out."""
+    arguments = {name: value for name, value in {**REQUEST, **changed}.items() if value is not ...}
+    with pytest.raises(SpecInvalid) as caught:
+        requests.read(arguments, SETTINGS, SOURCES)
+    assert all(name in caught.value.message for name in caught.value.faults)
+    return caught.value.faults
+
+
+def test_what_is_not_said_comes_from_the_family() -> None:
+    order = read()
+    assert (order.spec.family, order.spec.rank, order.spec.alpha, order.spec.epochs) == ("sd15", 4, 32.0, 100)
+    assert [image.ref for image in order.envelope.images] == IMAGES
+    assert (order.envelope.webhook_url, order.envelope.idempotency_key) == (None, None)
+
+
+def test_images_come_as_text_or_with_a_caption() -> None:
+    images = [*IMAGES[:4], {"ref": "https://pictures.example/1.png?sig=x", "caption": " a dog "}]
+    assert read(images=images).envelope.images[4].caption == "a dog"
+    assert read(images=images).envelope.images[0].caption is None
+
+
+def test_every_fault_is_named_at_once() -> None:
+    found = faults(
+        owner_id="",
+        subject_id=...,
+        images=["https://10.0.0.1/a.png", "ftp://x/y", "file:///etc/passwd", "s3://bucket/key", ""],
+        epochs=9,
+        rank=0,
+        learning_rate=1,
+        resolution=100,
+        base_model="someone/model",
+        trigger_word=" ",
+        webhook_url="gopher://x",
+        colour="red",
+        size="big",
+    )
+    assert set(found) >= {
+        "owner_id", "subject_id", "epochs", "rank", "learning_rate", "resolution", "trigger_word", "colour", "size",
+        "family", "images.4.ref",
+    }  # fmt: skip
+    assert "needs its family" in found["family"]
+    assert "known are" in found["colour"]
+
+
+def test_every_picture_and_the_webhook_are_looked_at_once_the_rest_can_be_read() -> None:
+    found = faults(
+        images=["https://10.0.0.1/a.png", "ftp://x/y", "file:///etc/passwd", "s3://bucket/key", "pic_1"],
+        webhook_url="gopher://x",
+        rank=0,
+    )
+    assert set(found) == {"images.0", "images.1", "images.2", "images.3", "webhook_url", "rank"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("owner_id", [..., None, "", "  ", 5, "a\nb", "a\x00b", "x" * 201]),
+        ("subject_id", [..., "", ["dog"], "x" * 201]),
+        ("images", [..., None, "pic_1", {}, [], IMAGES[:4], [f"pic_{n}" for n in range(101)]]),
+        ("images.2", [["a", "b", None, "d", "e"], ["a", "b", 7, "d", "e"], ["a", "b", "x" * 4001, "d", "e"]]),
+        ("images.2.ref", [["a", "b", {"caption": "c"}, "d", "e"]]),
+        ("images.2.caption", [["a", "b", {"ref": "c", "caption": "x" * 1001}, "d", "e"]]),
+        ("images.2.size", [["a", "b", {"ref": "c", "size": 3}, "d", "e"]]),
+        ("webhook_url", ["", "app.example", "ftp://app.example", "https://", "https://u:p@app.example",
+                         "https://app.example/?token=x", "https://" + "x" * 2000, "http://[::1", "http://a:b/", 5,
+                         "http://127.0.0.1/", "http://169.254.169.254/", "https://app.example:8443/"]),
+        ("idempotency_key", ["", "x" * 201, 5]),
+        ("base_model", [..., None, "", 5]),
+        ("trigger_word", [..., None, "", " "]),
+        ("family", ["flux"]),
+        ("backend", ["cloud"]),
+        ("seed", [-1, 2**63]),
+        ("max_steps", [0, 100_001]),
+        ("epochs", [9, 501]),
+        ("aspect_buckets", ["perhaps"]),
+    ],
+)  # fmt: skip
+def test_each_kind_of_fault_is_told_by_its_argument(name: str, values: list[Any]) -> None:
+    argument = name.split(".")[0]
+    for value in values:
+        changed = {argument: value} if argument != "family" else {"family": value, "base_model": "someone/model"}
+        found = faults(**changed)
+        assert all(f"{told}.".startswith(f"{name}.") for told in found), (value, found)
+        assert len(found) == 1, (value, found)
+
+
+def test_a_family_that_does_not_go_with_the_base_model_is_told_beside_other_faults() -> None:
+    assert faults(family="sdxl", rank=0).keys() == {"family", "rank"}
+    assert faults(base_model="someone/model", family=None, rank=0).keys() == {"family", "rank"}
+    assert faults(family=["sd15"]).keys() == {"family"}
+
+
+def test_a_fault_does_not_repeat_what_may_be_secret() -> None:
+    found = faults(
+        images=[f"https://10.0.0.1/{n}.png?X-Amz-Signature=hush" for n in range(5)], webhook_url="https://u:hush@h/"
+    )
+    assert "hush" not in str(found)
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("base_model", "accepted"),
+    [
+        (str(BASES / "mine"), True),
+        ("/nowhere/home/bases/tiny", True),
+        (str(BASES / ".." / "secrets"), False),
+        ("/etc", False),
+        ("~/models", False),
+        ("../bases", False),
+        ("./bases", False),
+        (f"{BASES}-not", False),
+        ("someone/model", True),
+        ("a/b/c", False),
+    ],
+)
+def test_a_folder_is_below_a_root_of_the_operator(base_model: str, accepted: bool) -> None:
+    if accepted:
+        assert read(base_model=base_model, family="sd15").spec.base_model == base_model
+    else:
+        assert set(faults(base_model=base_model, family="sd15")) == {"base_model"}
+
+
+def test_a_link_out_of_the_roots_is_no_way_out(tmp_path: Path) -> None:
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "bases" / "link").symlink_to(tmp_path / "elsewhere")
+    settings = Settings(_env_file=None, home=tmp_path)
+    arguments = {**REQUEST, "base_model": str(tmp_path / "bases" / "link"), "family": "sd15"}
+    with pytest.raises(SpecInvalid, match="IMPRINT_BASE_MODEL_ROOTS"):
+        requests.read(arguments, settings, SOURCES)
+
+
+def test_the_operator_says_where_a_named_base_model_is() -> None:
+    def location(**changed: Any) -> str:
+        return requests.base_model_location(read(**changed).spec, SETTINGS)
+
+    assert location() == "/models/sd15"
+    assert location(base_model="sdxl") == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert location(base_model="house", family="sd15") == "/operator/chose/this"
+    assert location(base_model="someone/model", family="sdxl") == "someone/model"
+
+
+def test_a_request_without_a_seed_gets_one_that_is_kept() -> None:
+    seeds = {read().spec.seed for _ in range(8)}
+    assert len(seeds) > 1
+    assert read(seed=7).spec.seed == 7
+
+
+def test_the_same_request_has_the_same_hash_whatever_seed_it_was_given() -> None:
+    assert read().sha256 == read().sha256
+    assert read(rank=None).sha256 == read().sha256
+    reordered = dict(reversed(REQUEST.items()))
+    assert requests.read(reordered, SETTINGS, SOURCES).sha256 == read().sha256
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"rank": 4}, {"seed": 1}, {"trigger_word": "tok"}, {"images": IMAGES[::-1]}, {"webhook_url": "https://a.example"},
+     {"images": [*IMAGES[:4], {"ref": "pic_4", "caption": "a dog"}]}],
+)  # fmt: skip
+def test_another_request_has_another_hash(changed: dict[str, Any]) -> None:
+    assert read(**changed).sha256 != read().sha256
+
+
+TEXT = st.text(st.characters(), max_size=12)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+ARGUMENTS = st.sampled_from(sorted({*requests._ENVELOPE, *requests._RECIPE, "colour"}))
+
+
+@given(changed=st.dictionaries(ARGUMENTS, ANY, max_size=4))
+def test_whatever_comes_is_accepted_or_refused_with_its_faults(changed: dict[str, Any]) -> None:
+    """No request, however odd, ends in another error; and none that is accepted has text no database takes."""
+    try:
+        order = read(**changed)
+    except SpecInvalid as error:
+        assert error.faults  # noqa: PT017 - either is right
+        return
+    assert "\\u0000" not in order.envelope.model_dump_json() + order.spec.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images": [*IMAGES[:4], {"ref": "pic_4", "caption": "a\x00dog"}]},
+        {"images": [*IMAGES[:4], "pic_\x00"]},
+        {"idempotency_key": "k\x00"},
+        {"base_model": "some\x00one/model", "family": "sd15"},
+        {"base_model": "/srv/bases/\x00", "family": "sd15"},
+    ],
+)
+def test_a_null_character_is_a_fault_for_no_database_keeps_it(changed: dict[str, Any]) -> None:
+    assert len(faults(**changed)) == 1

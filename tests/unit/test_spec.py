@@ -1,0 +1,109 @@
+"""The recipe: what each family says where a request is silent, what is refused, and how many steps it comes to."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from training.spec import BASE_MODELS, RECIPES, TrainSpec
+
+
+def spec(**given_: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "sks", "seed": 1, **given_})
+
+
+@pytest.mark.parametrize(
+    ("base_model", "family", "rank", "alpha", "resolution"),
+    [("sd15", "sd15", 4, 32.0, 512), ("sdxl", "sdxl", 8, 16.0, 1024), ("z-image-turbo", "z-image", 16, 16.0, 1024)],
+)
+def test_a_silent_request_gets_its_familys_recipe(
+    base_model: str, family: str, rank: int, alpha: float, resolution: int
+) -> None:
+    made = spec(base_model=base_model)
+    assert (made.family, made.rank, made.alpha, made.resolution) == (family, rank, alpha, resolution)
+    assert (made.learning_rate, made.epochs, made.optimizer, made.batch_size) == (1e-4, 100, "adamw", 1)
+    assert made.max_steps is None
+    assert not made.aspect_buckets
+
+
+def test_what_is_said_wins_over_the_family_and_none_is_not_said() -> None:
+    made = spec(rank=32, alpha=None, resolution=768)
+    assert (made.rank, made.alpha, made.resolution) == (32, 32.0, 768)
+
+
+def test_a_folder_or_hub_id_needs_its_family_and_gets_that_ones_recipe() -> None:
+    with pytest.raises(ValidationError, match="needs its family"):
+        spec(base_model="someone/model")
+    made = spec(base_model="someone/model", family="sdxl")
+    assert (made.rank, made.resolution) == (8, 1024)
+
+
+def test_a_named_base_model_of_another_family_is_refused() -> None:
+    with pytest.raises(ValidationError, match="is of family sd15"):
+        spec(family="sdxl")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("rank", [0, -1, 257, "many", 1.5]),
+        ("alpha", [0, -1.0, 1025, float("nan"), float("inf")]),
+        ("learning_rate", [0, 1e-8, 0.2, float("nan")]),
+        ("batch_size", [0, 65]),
+        ("resolution", [0, 63, 100, 2049, 2112]),
+        ("epochs", [9, 501]),
+        ("max_steps", [0, 100_001]),
+        ("seed", [-1, 2**63]),
+        ("optimizer", ["sgd"]),
+        ("backend", ["cloud"]),
+        ("family", ["flux"]),
+        ("trigger_word", ["", "   ", "a\nb", "x" * 121]),
+        ("class_word", ["a\x00b"]),
+        ("base_model", ["", "m" * 301]),
+        ("aspect_buckets", ["perhaps"]),
+        ("colour", ["red"]),
+    ],
+)
+def test_out_of_range_is_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValidationError):
+            spec(**{"base_model": "someone/model", "family": "sd15", **{name: value}})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("epochs", [10, 500]), ("rank", [1, 256]), ("resolution", [64, 2048]), ("max_steps", [1, 100_000])],
+)
+def test_the_ends_of_a_range_belong_to_it(name: str, values: list[Any]) -> None:
+    for value in values:
+        assert getattr(spec(**{name: value}), name) == value
+
+
+def test_a_spec_does_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        spec().rank = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch_size", "epochs", "max_steps", "steps"),
+    [(10, 1, 100, None, 1000), (10, 4, 100, None, 300), (5, 64, 10, None, 10), (10, 1, 100, 7, 7)],
+)
+def test_steps(pictures: int, batch_size: int, epochs: int, max_steps: int | None, steps: int) -> None:
+    assert spec(batch_size=batch_size, epochs=epochs, max_steps=max_steps).steps(pictures) == steps
+
+
+@given(
+    base_model=st.sampled_from(sorted(BASE_MODELS)),
+    rank=st.integers(1, 256),
+    learning_rate=st.floats(1e-7, 1e-1),
+    resolution=st.integers(1, 32).map(lambda count: 64 * count),
+    trigger_word=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=120).filter(str.strip),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_a_spec_comes_back_from_its_json(**said: Any) -> None:
+    """What the database keeps of a job is exactly what was accepted, also when a family's defaults change later."""
+    made = TrainSpec.model_validate(said)
+    assert TrainSpec.model_validate_json(made.model_dump_json()) == made
+    assert set(RECIPES[made.family]) <= made.model_dump(exclude_none=True).keys()

@@ -1,0 +1,86 @@
+"""The public view of a job: what it tells, and above all what it does not."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+from core.clock import utcnow
+from credits.ledger import Hold
+from jobs.view import view_of
+from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from training.spec import TrainSpec
+
+SECRET = "do-not-tell"
+SPEC = TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "sks", "seed": 1})
+
+
+def job(**values: Any) -> Job:
+    told = {"id": "job_1", "owner_id": "ada", "subject_id": "dog", "spec": SPEC.model_dump_json(), "total_steps": 100}
+    hidden = {
+        "request_sha256": f"{SECRET}-hash",
+        "idempotency_key": f"{SECRET}-key",
+        "webhook_url": f"https://app.example/{SECRET}",
+        "lease_holder": f"{SECRET}-host/123",
+        "hold_id": f"{SECRET}-hold",
+    }
+    return Job(**{**told, **hidden, **values})
+
+
+def picture(position: int, **values: Any) -> JobPicture:
+    return JobPicture(
+        **{
+            "job_id": "job_1",
+            "position": position,
+            "reference": f"https://bucket.example/{position}.png?X-Amz-Signature={SECRET}",
+            "source_sha256": f"{SECRET}-source",
+            "lease_holder": f"{SECRET}-host/123",
+            **values,
+        }
+    )
+
+
+def hold(state: str, amount: int = 10) -> Hold:
+    return Hold("hold_1", "ada", "job_1", amount, 0, 0, state, utcnow() + timedelta(days=1))
+
+
+def test_no_address_holder_key_or_hash_is_in_it() -> None:
+    pictures = [picture(0), picture(1, state=PictureState.BAD, faults='["unreachable"]', report='{"error": "gone"}')]
+    told = json.dumps(view_of(job(lease_until=utcnow(), started_at=utcnow()), pictures, hold("held")))
+    assert SECRET not in told
+    assert "gone" in told
+
+
+def test_it_is_json_and_has_the_same_names_at_every_stage() -> None:
+    names = {frozenset(view_of(job(status=status, stage=stage), [], None)) for status in Status for stage in Stage}
+    assert len(names) == 1
+    told = json.loads(json.dumps(view_of(job(), [], None)))
+    assert (told["status"], told["stage"], told["model_id"]) == ("pending", "preprocess", "job_1")
+    assert (told["lora"], told["failure"], told["finished_at"]) == (None, None, None)
+
+
+def test_credits_follow_the_hold() -> None:
+    def paid(status: Status, state: str, charged: int | None) -> dict[str, int]:
+        found: dict[str, int] = view_of(job(status=status, charged=charged), [], hold(state))["credits"]
+        return found
+
+    assert paid(Status.TRAINING, "held", None) == {"held": 10, "charged": 0, "refunded": 0}
+    assert paid(Status.READY, "settled", 7) == {"held": 0, "charged": 7, "refunded": 3}
+    assert paid(Status.FAILED, "released", 0) == {"held": 0, "charged": 0, "refunded": 10}
+    assert paid(Status.READY, "expired", 0) == {"held": 0, "charged": 0, "refunded": 10}
+
+
+def test_a_failure_says_why_with_its_report() -> None:
+    failed = job(
+        status=Status.FAILED, failure_code="too_few_images", failure_message="3 of 5", details='{"pictures": []}'
+    )
+    assert view_of(failed, [], None)["failure"] == {
+        "code": "too_few_images", "message": "3 of 5", "details": {"pictures": []}
+    }  # fmt: skip
+
+
+def test_a_lora_is_there_once_it_was_uploaded() -> None:
+    assert view_of(job(lora_sha256="ab", lora_bytes=3), [], None)["lora"] is None
+    uploaded = job(lora_sha256="ab", lora_bytes=3, lora_key="models/job_1/lora_weights.safetensors")
+    assert view_of(uploaded, [], None)["lora"] == {
+        "key": "models/job_1/lora_weights.safetensors", "sha256": "ab", "bytes": 3
+    }  # fmt: skip
