@@ -194,7 +194,7 @@ class LoraInvalid(ImprintError):
     code = FailureCode.UPLOAD_FAILED
 
 
-class Stop(Exception):  # noqa: N818 - not an error: a reason to leave
+class Stop(Exception):
     """Why a training loop leaves early. Not a failure."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from core.clock import utcnow
 from core.errors import Cancelled, HandOver, ImprintError, LeaseLost, NotFound, TrainingTimeout
 from jobs import keys
-from jobs.leases import Heartbeat, Lease
+from jobs.leases import Beat, Lease
 from storage.database import AWAY, Database
 from storage.objects import ObjectStore
 from storage.tables import Job, JobEvent, Status
@@ -26,7 +26,7 @@ _LOOK_EVERY_S = 0.2
 class JobControl:
     """Implements `training.ports.Control` for one leased training."""
 
-    def __init__(self, database: Database, lease: Lease, beat: Heartbeat, timeout_s: float) -> None:
+    def __init__(self, database: Database, lease: Lease, beat: Beat, timeout_s: float) -> None:
         self._database, self._lease, self._beat = database, lease, beat
         self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s

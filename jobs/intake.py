@@ -90,7 +90,7 @@ def outcome(done: PreparedPicture) -> dict[str, Any]:
     faults = report.get("bad", [])
     return {
         "state": PictureState.BAD if faults else PictureState.GOOD,
-        "source_sha256": done.source_sha256,
+        "source_sha256": done.source_sha256 or None,
         "prepared_sha256": done.sha256,
         "width": done.width,
         "height": done.height,

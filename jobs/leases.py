@@ -128,44 +128,58 @@ def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[
     return sa.or_(until.is_(None), until < now)
 
 
-class Heartbeat:
-    """Renews a lease from a thread of its own while a step works; `lost` is set once it is somebody else's.
+class Beat:
+    """One lease that is being kept; `lost` is set once it is somebody else's."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.lost = threading.Event()
+
+
+class Heart:
+    """Renews all leases of this process from one thread, while their steps work.
 
     A database that does not answer loses nothing: as long as nobody else could claim either, the token
     stays ours, and the next renewal that gets through says so.
     """
 
-    def __init__(self, database: Database, lease: Lease, lease_s: float) -> None:
-        self.lost = threading.Event()
-        self._database, self._lease, self._lease_s = database, lease, lease_s
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease {lease.job_id}", daemon=True)
+    def __init__(self, database: Database, lease_s: float) -> None:
+        self._database, self._lease_s = database, lease_s
+        self._beats: set[Beat] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
-    def _beat(self) -> None:
-        while not self._done.wait(self._lease_s / 3):
-            try:
-                with self._database.writing() as session:
-                    self._lease.renew(session, self._lease_s)
-            except LeaseLost:
-                self.lost.set()
-                return
-            except AWAY as error:
-                log.warning("no heartbeat for %s: the database does not answer (%s)", self._lease.job_id, error)
+    @contextmanager
+    def keeping(self, lease: Lease) -> Iterator[Beat]:
+        """Keep `lease` alive inside the block."""
+        beat = Beat(lease)
+        with self._lock:
+            self._beats.add(beat)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+                self._thread.start()
+        try:
+            yield beat
+        finally:
+            with self._lock:
+                self._beats.discard(beat)
 
-    def start(self) -> None:
-        self._thread.start()
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(self._lease_s / 3)
+            with self._lock:
+                beats = list(self._beats)
+            for beat in beats:
+                self._renew(beat)
 
-    def stop(self) -> None:
-        self._done.set()
-        self._thread.join()
-
-
-@contextmanager
-def heartbeat(database: Database, lease: Lease, lease_s: float) -> Iterator[Heartbeat]:
-    """Keep `lease` alive inside the block."""
-    beat = Heartbeat(database, lease, lease_s)
-    beat.start()
-    try:
-        yield beat
-    finally:
-        beat.stop()
+    def _renew(self, beat: Beat) -> None:
+        try:
+            with self._database.writing() as session:
+                beat.lease.renew(session, self._lease_s)
+        except LeaseLost:
+            beat.lost.set()  # also where the step has just ended: nobody looks then
+            with self._lock:
+                self._beats.discard(beat)
+        except AWAY as error:
+            log.warning("no heartbeat for %s: the database does not answer (%s)", beat.lease.job_id, error)

@@ -13,7 +13,7 @@ from typing import NoReturn
 from core.errors import HandOver, ImprintError, LeaseLost, OutOfMemory, Stop
 from core.logging import working_on
 from jobs import keys, moves
-from jobs.leases import Heartbeat, Lease, claim_stage, heartbeat
+from jobs.leases import Beat, Lease, claim_stage
 from jobs.wiring import House
 from storage.database import AWAY
 from storage.tables import ACTIVE, Job, Stage, Status
@@ -41,11 +41,11 @@ def holder() -> str:
 
 
 @contextmanager
-def working(house: House, lease: Lease) -> Iterator[Heartbeat]:
+def working(house: House, lease: Lease) -> Iterator[Beat]:
     """Keep the lease while the block works; turn what goes wrong into the right move of the job."""
     with working_on(lease.job_id, lease.stage):
         try:
-            with heartbeat(house.database, lease, house.settings.lease_s) as beat:
+            with house.heart.keeping(lease) as beat:
                 yield beat
         except HandOver as stop:
             with suppress(LeaseLost), house.database.writing() as session:

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -16,10 +15,11 @@ from core.logging import working_on
 from jobs import keys, moves
 from jobs.control import JobControl, StoredCheckpoints
 from jobs.intake import outcome, preparation
-from jobs.leases import Heartbeat, Lease, claim_picture
+from jobs.leases import Beat, Lease, claim_picture
 from jobs.requests import base_model_location
 from jobs.shell import NotMine, claim, holder, work_dir, working
 from jobs.wiring import House
+from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage
 from training import lora_file, pictures
 from training.dataset import Manifest, build_manifest
@@ -47,9 +47,11 @@ def preprocess(house: House, job_id: str, position: int) -> None:
         spec = TrainSpec.model_validate_json(session.get_one(Job, job_id).spec)
         known = _prepared(session, picture.source_sha256, spec)
     with working(house, lease):
-        values = outcome(known) if known else _prepare(house, lease, picture, spec)
+        made = known or _prepare(house, lease, picture, spec)
         with house.database.writing() as session:
-            moves.record_picture(session, lease, **values)
+            moves.record_picture(session, lease, **outcome(made))
+            if made.source_sha256:
+                insert_if_absent(session, made)
 
 
 def _prepared(session: Session, source_sha256: str | None, spec: TrainSpec) -> PreparedPicture | None:
@@ -58,18 +60,19 @@ def _prepared(session: Session, source_sha256: str | None, spec: TrainSpec) -> P
     return session.get(PreparedPicture, (source_sha256, preparation(spec)))
 
 
-def _prepare(house: House, lease: Lease, picture: JobPicture, spec: TrainSpec) -> dict[str, Any]:
+def _prepare(house: House, lease: Lease, picture: JobPicture, spec: TrainSpec) -> PreparedPicture:
+    """Fetch the source and convert it, or find that this was done before. What cannot be had has no source hash."""
     try:
         data = _source(house, picture)
     except ImageUnreachable as error:
         if error.retryable and lease.attempt < house.settings.max_attempts:
             raise
-        report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreachable"]})
-        return {"state": PictureState.BAD, "faults": '["unreachable"]', "report": report}
+        report = {"error": error.message, "code": error.code, "bad": ["unreachable"]}
+        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report))
     sha256 = hashlib.sha256(data).hexdigest()
     with house.database.reading() as session:
         done = _prepared(session, sha256, spec)
-    return outcome(done or _convert(house, data, sha256, spec))
+    return done or _convert(house, data, sha256, spec)
 
 
 def _source(house: House, picture: JobPicture) -> bytes:
@@ -104,8 +107,7 @@ def _convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> Prepare
         row.sha256, row.width, row.height = made.sha256, made.width, made.height
         row.key = keys.prepared(made.sha256)
         house.store.put(row.key, made.png)
-    with house.database.writing() as session:
-        return session.merge(row)
+    return row
 
 
 # ---- dataset ----------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def train(house: House, job_id: str) -> None:
             )
 
 
-def _train(house: House, lease: Lease, job: Job, beat: Heartbeat, folder: Path) -> TrainResult:
+def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> TrainResult:
     from training.backends.local import train as train_here  # torch: only on workers that train
 
     spec = TrainSpec.model_validate_json(job.spec)

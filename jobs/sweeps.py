@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from credits.audit import Finding, audit
 from sqlmodel import Session, col, select
 
 from core.clock import utcnow
+from credits.audit import Finding, audit
 from jobs import moves
 from jobs.wiring import House
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from core.guard import Guard
 from core.settings import Settings, settings
+from jobs.leases import Heart
 from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
@@ -26,6 +27,10 @@ class House:
         database = Database(self.settings.database)
         database.migrate()
         return database
+
+    @cached_property
+    def heart(self) -> Heart:
+        return Heart(self.database, self.settings.lease_s)
 
     @cached_property
     def store(self) -> ObjectStore:

@@ -87,12 +87,6 @@ def due(session: Session, now: datetime, kinds: Iterable[Kind], limit: int = 100
     return [_message(row) for row in rows]
 
 
-def find(session: Session, message_id: str) -> Message | None:
-    """A message that still waits; None if it was sent or given up."""
-    row = session.execute(sa.select(*_COLUMNS).where(MESSAGE.c.id == message_id, _WAITING)).one_or_none()
-    return _message(row) if row is not None else None
-
-
 def claim(
     session: Session, now: datetime, kinds: Iterable[Kind], limit: int = 100, *, lease: timedelta
 ) -> list[Message]:

@@ -10,7 +10,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlmodel import Session
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session, SQLModel
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # What SQLAlchemy raises when the database went away, or would not let us in just now.
@@ -67,6 +68,12 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def insert_if_absent(session: Session, row: SQLModel) -> None:
+    """Insert `row`; where its key is there already, leave what is there. Races are the database's to decide."""
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    session.connection().execute(insert(type(row)).values(**row.model_dump()).on_conflict_do_nothing())
 
 
 def _alembic_config() -> Config:

@@ -2,6 +2,7 @@
 
 from celery import chain, chord
 from celery.canvas import Signature
+from celery.result import AsyncResult, ResultBase, ResultSet
 
 from jobs import sweeps
 from jobs.wiring import House
@@ -26,7 +27,17 @@ def launch(house: House, job_id: str) -> None:
     if lacks.waiting:
         header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
         steps[0] = chord(header, steps[0])
-    chain(*steps).on_error(app.signature("imprint.step_failed", (job_id,), immutable=True)).apply_async()
+    on_error = app.signature("imprint.step_failed", (job_id,), immutable=True)
+    _let_go(chain(*steps).on_error(on_error).apply_async())
+
+
+def _let_go(result: ResultBase | None) -> None:
+    """Nobody waits for these results; left alone, each would ask Redis once more when it is thrown away."""
+    while result is not None:
+        for one in [result, *(result.results if isinstance(result, ResultSet) else ())]:
+            if isinstance(one, AsyncResult):
+                one.backend = None
+        result = result.parent
 
 
 def _step(stage: Stage, job_id: str, family: str) -> Signature:

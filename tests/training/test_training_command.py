@@ -1,4 +1,4 @@
-"""`python -m training` as a person uses it: in a process of its own, with real photographs where they lie at hand."""
+"""`python -m training` as a person uses it: in a process of its own, to the file and to the exit code."""
 
 import os
 import signal

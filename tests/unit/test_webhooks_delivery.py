@@ -1,24 +1,23 @@
 """Deliveries to a real receiver on loopback, that checks signatures with the standard's own package."""
 
-import http.client
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from standardwebhooks.webhooks import Webhook
 
 from core.clock import utcnow
-from core.errors import BackendUnreachable, ImageRefused
+from core.guard import Guard
 from notifications import webhooks
 from notifications.outbox import Message
 from notifications.retries import SCHEDULE_S, Verdict
 from notifications.signing import read_secrets
+from notifications.webhooks import Sender
 
 KEY = "whsec_" + "A" * 40
 JOB: dict[str, Any] = {
@@ -56,18 +55,9 @@ class Receiver:
         self.base = f"http://127.0.0.1:{self.server.server_port}/app/"
 
 
-def send(method: str, url: str, content: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str]]:
-    """A plain sender; the guarded one has its own tests."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=10)
-    try:
-        connection.request(method, parts.path, body=content, headers=dict(headers))
-        answer = connection.getresponse()
-        return answer.status, dict(answer.headers)
-    except OSError:
-        raise BackendUnreachable("the receiver does not answer") from None
-    finally:
-        connection.close()
+def sender_to(receiver: Receiver) -> Sender:
+    """The guarded client itself, allowed to call this one receiver on loopback."""
+    return Guard(allow_hosts=[f"127.0.0.1:{receiver.server.server_port}"], timeout_s=10).send
 
 
 @pytest.fixture
@@ -97,7 +87,7 @@ def message_to(base: str) -> Message:
 def test_a_delivery_as_the_standard_has_it(receive: Callable[..., Receiver]) -> None:
     receiver = receive((204, {}))
     message = message_to(receiver.base)
-    outcome = webhooks.deliver(message, send, utcnow(), secrets=read_secrets(KEY))
+    outcome = webhooks.deliver(message, sender_to(receiver), utcnow(), secrets=read_secrets(KEY))
     assert (outcome.verdict, outcome.status) == (Verdict.SENT, 204)
     ((method, path, headers, content),) = receiver.got
     assert (method, path) == ("PATCH", "/app/api/models/model_1/status")
@@ -109,10 +99,12 @@ def test_a_delivery_as_the_standard_has_it(receive: Callable[..., Receiver]) -> 
 
 def test_attempts_share_the_id_and_the_body_but_not_the_time(receive: Callable[..., Receiver]) -> None:
     receiver = receive((500, {}), (200, {}))
-    message, now = message_to(receiver.base), utcnow()
-    first = webhooks.deliver(message, send, now - timedelta(seconds=100), secrets=read_secrets(KEY))
+    message, sender, now = message_to(receiver.base), sender_to(receiver), utcnow()
+    first = webhooks.deliver(message, sender, now - timedelta(seconds=100), secrets=read_secrets(KEY))
     assert first.verdict is Verdict.RETRY
-    assert webhooks.deliver(replace(message, attempts=1), send, now, secrets=read_secrets(KEY)).verdict is Verdict.SENT
+    assert (
+        webhooks.deliver(replace(message, attempts=1), sender, now, secrets=read_secrets(KEY)).verdict is Verdict.SENT
+    )
     (_, _, before, content), (_, _, after, again) = receiver.got
     assert content == again
     assert before["webhook-id"] == after["webhook-id"] == "msg_1"
@@ -124,7 +116,7 @@ def test_attempts_share_the_id_and_the_body_but_not_the_time(receive: Callable[.
 def test_a_redirect_is_a_failure_and_is_not_followed(receive: Callable[..., Receiver]) -> None:
     witness = receive((200, {}))
     receiver = receive((307, {"location": witness.base}))
-    outcome = webhooks.deliver(message_to(receiver.base), send, utcnow())
+    outcome = webhooks.deliver(message_to(receiver.base), sender_to(receiver), utcnow())
     assert (outcome.verdict, outcome.status) == (Verdict.RETRY, 307)
     assert witness.got == []
 
@@ -132,13 +124,13 @@ def test_a_redirect_is_a_failure_and_is_not_followed(receive: Callable[..., Rece
 def test_retry_after_comes_through(receive: Callable[..., Receiver]) -> None:
     receiver = receive((429, {"Retry-After": "77"}))
     now = utcnow()
-    outcome = webhooks.deliver(message_to(receiver.base), send, now)
+    outcome = webhooks.deliver(message_to(receiver.base), sender_to(receiver), now)
     assert outcome.next_due == now + timedelta(seconds=77)
 
 
 def test_without_a_secret_it_goes_unsigned(receive: Callable[..., Receiver]) -> None:
     receiver = receive((200, {}))
-    webhooks.deliver(message_to(receiver.base), send, utcnow())
+    webhooks.deliver(message_to(receiver.base), sender_to(receiver), utcnow())
     ((_, _, headers, content),) = receiver.got
     assert "webhook-signature" not in headers
     assert json.loads(content)["type"] == "training.completed"
@@ -147,17 +139,16 @@ def test_without_a_secret_it_goes_unsigned(receive: Callable[..., Receiver]) -> 
 def test_no_answer_is_tried_through_the_whole_schedule(receive: Callable[..., Receiver]) -> None:
     receiver = receive()
     receiver.server.socket.close()  # nobody listens there now
-    base = receiver.base
-    message, now = message_to(base), utcnow()
+    message, sender, now = message_to(receiver.base), sender_to(receiver), utcnow()
     verdicts = [
-        webhooks.deliver(replace(message, attempts=attempts), send, now).verdict for attempts in range(len(SCHEDULE_S))
+        webhooks.deliver(replace(message, attempts=attempts), sender, now).verdict
+        for attempts in range(len(SCHEDULE_S))
     ]
     assert verdicts == [Verdict.RETRY] * 9 + [Verdict.DEAD]
 
 
-def test_an_address_that_we_will_not_call_is_final() -> None:
-    def refuse(*_: object) -> tuple[int, Mapping[str, str]]:
-        raise ImageRefused("this address is not one that we call")
-
-    outcome = webhooks.deliver(message_to("http://169.254.169.254"), refuse, utcnow())
+def test_an_address_that_we_will_not_call_is_final(receive: Callable[..., Receiver]) -> None:
+    witness = receive((200, {}))
+    outcome = webhooks.deliver(message_to(witness.base), Guard(timeout_s=10).send, utcnow())
     assert (outcome.verdict, outcome.alert) == (Verdict.DEAD, True)
+    assert witness.got == []

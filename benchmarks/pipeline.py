@@ -1,0 +1,196 @@
+"""`make bench-pipeline`: what the chain costs beside the training, against empty Celery chains on the same broker.
+
+200 jobs of five pictures and one training step each, queued at once, from submit to ready; and, before and after
+them in the same run, as many chains of five tasks that do nothing. The last line is one JSON object:
+`jobs_per_s, empty_chains_per_s, overhead_ratio, p50_s, p99_s` (ratio: how many empty chains go into one job).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OWNER = "bench"
+
+
+def main() -> int:
+    """Run the benchmark in a home of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--profile", action="store_true", help="also print where the time of a job went")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
+        _configure(Path(folder))
+        result = _run(Path(folder), options.jobs, profile=options.profile)
+    print(json.dumps(result))
+    return 0
+
+
+def _configure(folder: Path) -> None:
+    """Settings of this process and the stack; before anything reads them."""
+    base = folder / "base"
+    subprocess.run([sys.executable, "-m", "training.tiny_base", str(base)], check=True, cwd=ROOT, capture_output=True)
+    for name in [name for name in os.environ if name.startswith("IMPRINT_")]:
+        del os.environ[name]
+    os.environ.update(
+        IMPRINT_HOME=str(folder / "home"),
+        IMPRINT_BASE_MODELS=json.dumps({"sd15": str(base)}),
+        IMPRINT_IO_CONCURRENCY="2",
+        IMPRINT_RELAUNCH_AFTER_S="600",
+        IMPRINT_LOG_LEVEL="WARNING",
+        OMP_NUM_THREADS="1",
+        OMP_WAIT_POLICY="PASSIVE",
+    )
+
+
+def _run(folder: Path, count: int, *, profile: bool) -> dict[str, Any]:
+    from core import embedded
+    from core.settings import settings
+    from tasks.stack import running
+
+    with running(settings(), flower=False):
+        broker = embedded.address(settings())
+        os.environ["EMPTY_BROKER_URL"] = str(broker)
+        with _empty_worker(folder):
+            _empty_chains(count // 10)  # warm
+            _jobs(folder, max(count // 20, 2), "warm")
+            before = _empty_chains(count)
+            waits, seconds = _jobs(folder, count, "measured")
+            after = _empty_chains(count)
+        if profile:
+            _where_the_time_went()
+    empty = 2 * count / (before + after)
+    cuts = quantiles(waits, n=100)
+    return {
+        "jobs_per_s": round(count / seconds, 2),
+        "empty_chains_per_s": round(empty, 2),
+        "overhead_ratio": round(empty * seconds / count, 2),
+        "p50_s": round(cuts[49], 3),
+        "p99_s": round(cuts[98], 3),
+    }
+
+
+@contextmanager
+def _empty_worker(folder: Path) -> Iterator[None]:
+    log = folder / "empty.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "benchmarks.empty", "worker", "-c", "2", "-Q", "empty",
+             "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", "empty@%h"],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        while b" ready." not in log.read_bytes():
+            if process.poll() is not None:
+                raise SystemExit(log.read_text())
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _empty_chains(count: int) -> float:
+    """Seconds for `count` empty chains, queued at once."""
+    from benchmarks import empty
+
+    counter = f"bench:{time.monotonic_ns()}"
+    with empty.app.connection_or_acquire() as connection:
+        client = connection.default_channel.client
+        begun = time.monotonic()
+        for number in range(count):
+            empty.send(number, counter)
+        while int(client.get(counter) or 0) < count:
+            time.sleep(0.01)
+        return time.monotonic() - begun
+
+
+def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
+    """Each job's seconds from submit to ready, and those from the first submit to the last ready."""
+    from jobs import accounts, intake, service
+    from jobs.wiring import house
+    from tasks.relay import relay
+
+    accounts.grant(house(), OWNER, 100 * count)
+    orders = [
+        [intake.store_picture(house(), OWNER, name, _picture(name, job, number)) for number in range(5)]
+        for job in range(count)
+    ]
+    begun = time.monotonic()
+    accepted = [
+        service.submit(
+            house(),
+            {"owner_id": OWNER, "subject_id": name, "images": images, "base_model": "sd15", "trigger_word": "imp",
+             "resolution": 64, "max_steps": 1, "seed": 1},
+        )["job_id"]
+        for images in orders
+    ]  # fmt: skip
+    relay(house())
+    while (ended := _ended(accepted)).get("ready", 0) < count:
+        if "failed" in ended:
+            raise SystemExit(f"{ended['failed']} jobs failed; see imprint list")
+        time.sleep(0.1)
+    seconds = time.monotonic() - begun
+    views = [service.look(house(), job_id) for job_id in accepted]
+    waits = [
+        (datetime.fromisoformat(view["finished_at"]) - datetime.fromisoformat(view["created_at"])).total_seconds()
+        for view in views
+    ]
+    return waits, seconds
+
+
+def _ended(job_ids: list[str]) -> dict[str, int]:
+    """How many of the jobs have each status."""
+    import sqlalchemy as sa
+
+    from jobs.wiring import house
+    from storage.tables import Job
+
+    with house().database.reading() as session:
+        query = sa.select(Job.status, sa.func.count()).where(sa.column("id").in_(job_ids)).group_by(Job.status)
+        return {status: number for status, number in session.execute(query)}
+
+
+def _picture(name: str, job: int, number: int) -> bytes:
+    """A small picture unlike the others of its job, and of bytes that no other job has."""
+    import io
+    import random
+
+    from PIL import Image, ImageDraw
+
+    chance = random.Random(f"{name} {job} {number}")
+    picture = Image.new("RGB", (96, 96), tuple(chance.randrange(256) for _ in range(3)))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(8):
+        x, y = chance.randrange(80), chance.randrange(80)
+        pen.rectangle((x, y, x + 20, y + 20), fill=tuple(chance.randrange(256) for _ in range(3)))
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()
+
+
+def _where_the_time_went() -> None:
+    """Per job: seconds between its events."""
+    from jobs import service
+    from jobs.wiring import house
+
+    for view in service.jobs(house(), owner_id=OWNER, limit=3):
+        events = service.events(house(), view["job_id"])
+        for one, other in pairwise(events):
+            print(f"{(other.at - one.at).total_seconds():8.3f} s  until {other.kind} {other.data}")
+        print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
