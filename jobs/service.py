@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from core.clock import utcnow
-from core.errors import IllegalMove, KeyReused, NotFound
+from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound
 from core.ids import new_id
 from core.settings import Settings
 from credits import ledger
@@ -64,8 +64,8 @@ def submit(house: House, arguments: Mapping[str, Any]) -> View:
     try:
         with house.database.writing() as session:
             job = _known(session, order) or _accept(session, order, house.settings)
-    except IntegrityError:
-        # Two requests with one key raced on PostgreSQL; the other one won and is there now.
+    except (IntegrityError, InsufficientCredits):
+        # Two requests with one key raced on PostgreSQL; the other one won, perhaps with the last credits.
         with house.database.reading() as session:
             winner = _known(session, order)
         if winner is None:
