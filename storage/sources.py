@@ -30,7 +30,7 @@ class Sources:
     """Fetches what references name. May be used from several threads.
 
     `file_roots` are the folders that `file://` may name files under, wherever symbolic links lead.
-    `s3_buckets` may be read besides the store's own, with the store's credentials.
+    `s3_buckets` may be read besides the store's own (outside its prefix), with the store's credentials.
     """
 
     def __init__(
@@ -98,6 +98,9 @@ class Sources:
             raise ImageRefused("pictures on S3 need the object store to be on S3")
         if bucket not in self._buckets:
             raise ImageRefused(f"the bucket {bucket[:100]!r} is not one that pictures may come from")
+        if bucket == self._s3.bucket and key.startswith(self._s3.prefix):
+            # What others stored with us is not named by its place: that would be a way around whose it is.
+            raise ImageRefused("this place belongs to the service; a stored picture is named by its id")
 
     def _from_file(self, path: Path, max_bytes: int) -> bytes:
         try:

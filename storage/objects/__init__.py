@@ -71,6 +71,10 @@ class ReadsForeign(Protocol):
     @property
     def bucket(self) -> str: ...
 
+    @property
+    def prefix(self) -> str:
+        """What all keys of the store begin with in its bucket: empty, or ending in a slash."""
+
     def read_foreign(self, bucket: str, key: str, max_bytes: int) -> bytes:
         """An object that is not ours, whatever its key. Raises NotFound, ObjectTooLarge, StoreUnavailable."""
 

@@ -43,7 +43,7 @@ class S3Store:
         multipart_bytes: int = 64 << 20,
     ) -> None:
         self.bucket = bucket
-        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._multipart_bytes = multipart_bytes
         self._client: Any = _client(
             region_name=region,
@@ -112,12 +112,12 @@ class S3Store:
         return ObjectInfo(int(answer["ContentLength"]), _digest(answer))
 
     def list(self, prefix: str) -> Iterator[str]:
-        full = self._prefix + checked_prefix(prefix)
+        full = self.prefix + checked_prefix(prefix)
         with _our_errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
             for page in pages:
                 for found in page.get("Contents", ()):
-                    yield found["Key"].removeprefix(self._prefix)
+                    yield found["Key"].removeprefix(self.prefix)
 
     def delete(self, key: str) -> None:
         with suppress(NotFound), _our_errors(key):
@@ -147,7 +147,7 @@ class S3Store:
         return data
 
     def _at(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": self._prefix + checked_key(key)}
+        return {"Bucket": self.bucket, "Key": self.prefix + checked_key(key)}
 
     def _put_whole(self, key: str, body: bytes | BinaryIO, digest: bytes, create_only: bool) -> None:
         with _our_errors(key), self._ours_after_all(key, digest):

@@ -77,7 +77,7 @@ def test_pictures_come_from_the_stores_bucket_and_listed_ones(s3: S3Server) -> N
     own, listed, other = s3.bucket(), s3.bucket(), s3.bucket()
     for bucket in (own, listed, other):
         s3.client.put_object(Bucket=bucket, Key="Folder/My Cat.JPG", Body=b"cat")
-    sources = Sources(guard=Guard(), store=s3.store(own), s3_buckets=[listed])
+    sources = Sources(guard=Guard(), store=s3.store(own, prefix="imprint"), s3_buckets=[listed])
     for bucket in (own, listed):
         assert sources.refuse_early(f"s3://{bucket}/Folder/My Cat.JPG") is None
         assert sources.fetch(f"s3://{bucket}/Folder/My Cat.JPG", max_bytes=3) == b"cat"
@@ -86,6 +86,7 @@ def test_pictures_come_from_the_stores_bucket_and_listed_ones(s3: S3Server) -> N
         (f"s3://{other}/Folder/My Cat.JPG", "not one that pictures may come from"),
         (f"s3://{own}/nothing", "no object"),
         (f"s3://{own}/", "s3://bucket/key"),
+        (f"s3://{own}/imprint/originals/ab/abcd", "belongs to the service"),
     ):
         with pytest.raises(ImageRefused, match=words):
             sources.fetch(reference, max_bytes=3)
@@ -94,7 +95,7 @@ def test_pictures_come_from_the_stores_bucket_and_listed_ones(s3: S3Server) -> N
 
 
 def test_s3_that_is_away_may_be_retried(s3: S3Server) -> None:
-    away = s3.store("bucket", endpoint_url="http://127.0.0.1:9")
+    away = s3.store("bucket", prefix="imprint", endpoint_url="http://127.0.0.1:9")
     sources = Sources(guard=Guard(), store=away)
     with pytest.raises(ImageUnreachable) as raised:
         sources.fetch("s3://bucket/key", max_bytes=3)

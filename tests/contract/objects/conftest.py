@@ -18,7 +18,7 @@ SERVERS = ["moto", "swift"]
 
 @pytest.fixture(scope="package")
 def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], S3Server]]:
-    """The S3 server of a name, started on first use; a test skips, with the reason, where it cannot run."""
+    """The S3 server of a name, started on first use; a test fails, with the reason, where it cannot run."""
     started: dict[str, S3Server] = {}
     missing: dict[str, str] = {}
     with ExitStack() as stack:
@@ -31,7 +31,7 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
                 except NotStarted as error:
                     missing[name] = f"{name} cannot be had here: {str(error)[:300]}"
             if name in missing:
-                pytest.skip(missing[name])
+                pytest.fail(missing[name])
             return started[name]
 
         yield open_server
