@@ -134,6 +134,7 @@ class Beat:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.lost = threading.Event()
+        self.renewing = threading.Lock()
 
 
 class Heart:
@@ -161,8 +162,9 @@ class Heart:
         try:
             yield beat
         finally:
-            with self._lock:
-                self._beats.discard(beat)
+            # A renewal on its way is waited for: after it, the step may give the lease back and it stays so.
+            with beat.renewing:
+                self._forget(beat)
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -174,12 +176,20 @@ class Heart:
                 self._renew(beat)
 
     def _renew(self, beat: Beat) -> None:
-        try:
-            with self._database.writing() as session:
-                beat.lease.renew(session, self._lease_s)
-        except LeaseLost:
-            beat.lost.set()  # also where the step has just ended: nobody looks then
-            with self._lock:
-                self._beats.discard(beat)
-        except AWAY as error:
-            log.warning("no heartbeat for %s: the database does not answer (%s)", beat.lease.job_id, error)
+        with beat.renewing:
+            if beat not in self._beats:
+                return  # its step has ended meanwhile
+            try:
+                with self._database.writing() as session:
+                    beat.lease.renew(session, self._lease_s)
+            except LeaseLost:
+                beat.lost.set()
+                self._forget(beat)
+            except AWAY as error:
+                log.warning("no heartbeat for %s: the database does not answer (%s)", beat.lease.job_id, error)
+            except Exception:  # this thread keeps every lease of the process: it must not end
+                log.exception("no heartbeat for %s", beat.lease.job_id)
+
+    def _forget(self, beat: Beat) -> None:
+        with self._lock:
+            self._beats.discard(beat)
