@@ -133,7 +133,7 @@ def test_the_ledger_does_what_a_plain_model_does(database: Database) -> None:
     run_state_machine_as_test(
         type("Machine", (LedgerMachine,), {"database": database}),
         settings=settings(
-            max_examples=40,
+            max_examples=30,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -138,7 +138,8 @@ def test_without_a_secret_it_goes_unsigned(receive: Callable[..., Receiver]) -> 
 
 def test_no_answer_is_tried_through_the_whole_schedule(receive: Callable[..., Receiver]) -> None:
     receiver = receive()
-    receiver.server.socket.close()  # nobody listens there now
+    receiver.server.shutdown()
+    receiver.server.server_close()  # nobody listens there now
     message, sender, now = message_to(receiver.base), sender_to(receiver), utcnow()
     verdicts = [
         webhooks.deliver(replace(message, attempts=attempts), sender, now).verdict
