@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import logging
 import secrets
 import shutil
 import signal
@@ -20,7 +21,11 @@ from core.settings import Settings
 
 _ADDRESS_FILE = "redis.json"
 _START_TIMEOUT_S = 20.0
+# What a server says that cannot read the data it finds.
+_UNREADABLE = ("reading the append only file", "AOF MANIFEST FILE ERROR", "handle RDB format")
 _PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
 
 
 def address(settings: Settings) -> str | None:
@@ -66,6 +71,8 @@ class EmbeddedRedis:
             if self._launch():
                 self._leave_address()
                 return
+            if any(words in self._words() for words in _UNREADABLE):
+                self._set_data_aside()
             self._port = 0
         raise BackendUnreachable(f"the private Redis did not start: {self._last_words()}")
 
@@ -80,6 +87,16 @@ class EmbeddedRedis:
                 self._process.terminate()
             self._process.wait()
             self._process = None
+
+    def _set_data_aside(self) -> None:
+        """Redis 7 does not read what Valkey 9 wrote, and nobody reads a torn file: start empty.
+
+        Jobs are in the database, and the sweep sends them again; messages not yet accepted stay in the folder.
+        """
+        aside = self._data_dir.with_name(f"redis-unreadable-{time.strftime('%Y%m%d-%H%M%S')}")
+        log.warning("the private Redis cannot read its data; it starts empty, and they are in %s", aside)
+        self._data_dir.rename(aside)
+        self._data_dir.mkdir(mode=0o700)
 
     def _launch(self) -> bool:
         # The configuration goes through a private file: a password on the command line is everybody's.
@@ -103,6 +120,8 @@ class EmbeddedRedis:
             if self._answers():
                 return True
             time.sleep(0.02)
+        self._process.kill()  # one that is too slow must not hold the data while another is tried
+        self._process.wait()
         return False
 
     def _answers(self) -> bool:
@@ -124,9 +143,12 @@ class EmbeddedRedis:
         file.touch(mode=0o600)
         file.write_text(json.dumps({"port": self._port, "password": self._password}))
 
+    def _words(self) -> str:
+        return (self._run_dir / "redis.log").read_text(errors="replace")
+
     def _last_words(self) -> str:
-        lines = (self._run_dir / "redis.log").read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        lines = self._words().split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def die_with_parent() -> None:
