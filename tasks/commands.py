@@ -79,8 +79,6 @@ def _print_json(value: Any) -> None:
 @_answers
 def submit(folder: Path, *, dry_run: bool, watch: bool, as_json: bool, **arguments: Any) -> None:
     """Train a LoRA on the pictures of FOLDER. A text file beside a picture, with its name, is its caption."""
-    from tasks.relay import relay
-
     here = house()
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments.setdefault("subject_id", folder.resolve().name)
@@ -93,7 +91,7 @@ def submit(folder: Path, *, dry_run: bool, watch: bool, as_json: bool, **argumen
         reference = intake.store_picture(here, arguments["owner_id"], arguments["subject_id"], file.read_bytes())
         images.append({"ref": reference, "caption": _caption(file)})
     view = service.submit(here, arguments | {"images": images})
-    relay(here)
+    _relay()
     if watch:
         view = _watch(view["job_id"], as_json)
     _show(view, as_json)
@@ -240,8 +238,18 @@ def audit(*, as_json: bool) -> None:
 
 
 def _relay() -> None:
+    """Send what was written. Where no broker answers, say so: it is kept, and the sweep of the next stack sends it."""
+    from kombu.exceptions import OperationalError
+
+    from tasks.app import app
     from tasks.relay import relay
 
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1)
+    except OperationalError:
+        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")
+        return
     relay(house())
 
 

@@ -4,6 +4,7 @@ import logging
 from datetime import timedelta
 
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from core.clock import utcnow
 from jobs.wiring import House
@@ -13,6 +14,9 @@ from tasks.app import app
 
 log = logging.getLogger(__name__)
 
+# What sending raises while broker or result store are away: a chord asks its result store before it is sent, and
+# celery says that it has asked often enough with a plain RuntimeError.
+_AWAY = (OperationalError, RedisError, RuntimeError)
 # A message that was handed to a task is sent again if nobody has recorded its end by then.
 CLAIM = timedelta(seconds=60)
 BATCH = 100
@@ -34,7 +38,7 @@ def relay(house: House) -> int:
                     name = "imprint.notify" if message.kind == "notice" else "imprint.clean_up"
                     app.signature(name, (message.job_id, message.id)).apply_async()
                 handed += 1
-        except OperationalError as error:
+        except _AWAY as error:
             log.warning("the broker does not answer; %d message(s) wait for the sweep: %s", len(messages), error)
             return handed
         finally:

@@ -49,6 +49,7 @@ class Stack:
         self._quiet = quiet
         self._redis = EmbeddedRedis(configured) if configured.broker_url is None else None
         self._stopping, self._stopped = threading.Event(), threading.Event()
+        self._restarting = threading.Lock()
         self.flower_url = ""
         self.flower_login = ""
         self.members = self._members(flower)
@@ -109,17 +110,23 @@ class Stack:
         A child that asked for a signal at its parent's death gets it when the *thread* that started it ends.
         """
         while not self._stopping.wait(_RESTART_AFTER_S):
-            if self._redis is not None and not self._redis.alive():
-                self._redis.start()
-            for member in self.members:
-                if member.process is not None and member.process.poll() is not None:
-                    member.restarts += 1
-                    self._launch(member)
+            with self._restarting:
+                if not self._stopping.is_set():
+                    self._restart_the_dead()
         self._stopped.wait()
+
+    def _restart_the_dead(self) -> None:
+        if self._redis is not None and not self._redis.alive():
+            self._redis.start()
+        for member in self.members:
+            if member.process is not None and member.process.poll() is not None:
+                member.restarts += 1
+                self._launch(member)
 
     def stop(self) -> None:
         """Beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
-        self._stopping.set()
+        with self._restarting:  # else a member that ends because we asked it to may be taken for dead
+            self._stopping.set()
         order = sorted(self.members, key=lambda member: ("beat", "train", "io", "flower").index(member.name))
         for member in order:
             _signal(member, signal.SIGTERM)
