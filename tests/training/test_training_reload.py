@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from core.errors import LoraInvalid
 from training import families, lora_file, sample
 from training.backends.local import Learner, train
+from training.families.family import Where
 from training.families.fingerprint import fingerprint
 from training.ports import TrainRun
 
@@ -26,7 +27,8 @@ def trained(run: TrainRun) -> tuple[Learner, Path]:
     result = train(run)
     found = families.find(run.spec.family)
     folder = Path(run.base_model)
-    live = Learner(run, found, folder, torch.device("cpu"), {"base": fingerprint(folder, found.parts)}, 6, None)
+    base = found.load(Where(folder, torch.device("cpu"), torch.float32))
+    live = Learner(run, found, base, {"base": fingerprint(folder, found.parts)}, 6, None)
     for step in range(6):
         live.step(step)
     return live, result.path

@@ -18,14 +18,17 @@ class Adapter:
     """The trained part: for each target module, down `A` [rank, in] and up `B` [out, rank], float32 masters."""
 
     def __init__(self, denoiser: Any, targets: str, *, rank: int, alpha: float, seed: int) -> None:
-        """Attach a LoRA to every module of `denoiser` that `targets` matches; at first it changes nothing (B = 0)."""
+        """Attach a LoRA to every module of `denoiser` that `targets` matches; at first it changes nothing (B = 0).
+
+        The adapter of an earlier training on the same denoiser is begun anew if it has the same shape.
+        """
         self.denoiser = denoiser
-        # peft is typed for whole alphas and reckons with any.
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
-        try:
-            denoiser.add_adapter(config, NAME)
-        except ValueError as error:  # peft finds none of the targets
-            raise BaseModelUnavailable(f"the base model has no layers for a LoRA: {str(error)[:200]}") from error
+        kept = getattr(denoiser, "peft_config", {}).get(NAME)
+        if kept is not None and (kept.r, kept.lora_alpha, kept.target_modules) != (rank, alpha, targets):
+            denoiser.delete_adapters(NAME)
+            kept = None
+        if kept is None:
+            self._attach(denoiser, targets, rank, alpha)
         layers = {name: module for name, module in denoiser.named_modules() if hasattr(module, "lora_A")}
         self.pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for place, name in enumerate(sorted(layers)):
@@ -33,8 +36,18 @@ class Adapter:
             # bf16 adapters do not learn: updates below their last bit are lost (FINDINGS.md, section 2).
             down.to(torch.float32)
             up.to(torch.float32)
+            down.weight.grad = up.weight.grad = None
             self._begin(down.weight, up.weight, generator(seed, "start", place))
             self.pairs[name] = (down.weight, up.weight)
+
+    @staticmethod
+    def _attach(denoiser: Any, targets: str, rank: int, alpha: float) -> None:
+        # peft is typed for whole alphas and reckons with any.
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
+        try:
+            denoiser.add_adapter(config, NAME)
+        except ValueError as error:  # peft finds none of the targets
+            raise BaseModelUnavailable(f"the base model has no layers for a LoRA: {str(error)[:200]}") from error
 
     @staticmethod
     def _begin(down: nn.Parameter, up: nn.Parameter, chance: torch.Generator) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.errors import BaseModelUnavailable, HandOver, LossNotFinite, OutOfMemory, StoreUnavailable
 from training import families, lora_file, lora_metadata
-from training.backends import checkpoint
+from training.backends import checkpoint, resident
 from training.backends.adapter import Adapter, pairs_of
 from training.backends.checkpoint import State
 from training.backends.meter import Meter
@@ -55,8 +55,9 @@ def train(run: TrainRun) -> TrainResult:
     if state is None or state.step < total:
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
-        with memory_errors(run):
-            learner = Learner(run, family, folder, device, identity, total, state)
+        where = Where(folder, device, precision(device), run.training_adapter, _is_distilled(run))
+        with memory_errors(run), resident.borrowed(family, where, identity["base"]) as base:
+            learner = Learner(run, family, base, identity, total, state)
             begun = time.monotonic()
             state = learner.learn()
             seconds = time.monotonic() - begun
@@ -70,20 +71,18 @@ class Learner:
         self,
         run: TrainRun,
         family: Family,
-        folder: Path,
-        device: torch.device,
+        base: Base,
         identity: dict[str, str],
         total: int,
         state: State | None,
     ) -> None:
-        self.run, self.family, self.identity, self.total = run, family, identity, total
-        spec = run.spec
-        distilled = "turbo" in f"{spec.base_model} {run.base_model}".lower()
-        self.base = family.load(Where(folder, device, precision(device), run.training_adapter, distilled))
+        self.run, self.family, self.base, self.identity, self.total = run, family, base, identity, total
+        spec, device = run.spec, base.device
         for warning in self.base.warnings:
             log.warning("job %s: %s", run.job_id, warning)
-        self.moments, self.conditions = _encode(run, family, self.base)
-        self.base.free_encoders()
+        base.wake_encoders()
+        self.moments, self.conditions = _encode(run, family, base)
+        base.park_encoders()
         self.adapter = Adapter(self.base.denoiser, family.targets, rank=spec.rank, alpha=spec.alpha, seed=spec.seed)
         self.masters = self.adapter.parameters()
         self.optimizer = torch.optim.AdamW(self.masters, lr=spec.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
@@ -184,6 +183,11 @@ class Learner:
 def _like(master: Tensor, held: Array | None) -> Tensor:
     """What was held, as a tensor beside `master`; zeros for nothing."""
     return torch.zeros_like(master) if held is None else torch.from_numpy(held.copy()).to(master.device)
+
+
+def _is_distilled(run: TrainRun) -> bool:
+    """Whether the base is a few-step model, which plain training would undo."""
+    return "turbo" in f"{run.spec.base_model} {run.base_model}".lower()
 
 
 def _encode(run: TrainRun, family: Family, base: Base) -> tuple[list[Tensor], list[Condition]]:

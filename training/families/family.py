@@ -16,7 +16,7 @@ Condition = dict[str, Tensor]
 
 @dataclass
 class Base:
-    """A loaded base model, frozen. `encoders` is emptied once pictures and captions are encoded."""
+    """A loaded base model, frozen. `encoders` are parked on the host once pictures and captions are encoded."""
 
     denoiser: Any  # UNet2DConditionModel or ZImageTransformer2DModel: diffusers' own module
     encoders: dict[str, Any]  # vae, text encoders and tokenizers, by their folder's name
@@ -26,11 +26,20 @@ class Base:
     prediction: str  # epsilon, v_prediction or flow
     warnings: list[str] = field(default_factory=list)  # said once, by the loop
 
-    def free_encoders(self) -> None:
-        """Let go of VAE and text encoders: the loop works from what they made."""
-        self.encoders.clear()
+    def wake_encoders(self) -> None:
+        """Bring VAE and text encoders to the device: the next training encodes with them."""
+        self._move_encoders(self.device)
+
+    def park_encoders(self) -> None:
+        """Move VAE and text encoders out of the device's memory: the loop works from what they made."""
+        self._move_encoders(torch.device("cpu"))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _move_encoders(self, device: torch.device) -> None:
+        for encoder in self.encoders.values():
+            if isinstance(encoder, torch.nn.Module):
+                encoder.to(device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""A base model that stays loaded changes nothing but the time: the files are those of a cold start, byte for byte."""
+
+from collections.abc import Callable
+
+import pytest
+
+from core.errors import LossNotFinite
+from training.backends import resident
+from training.backends.local import train
+from training.ports import TrainRun
+
+Runs = Callable[..., TrainRun]
+
+
+def cold() -> None:
+    resident._kept = None
+
+
+@pytest.mark.parametrize("family", ["sd15", "z-image"])
+def test_a_warm_start_gives_the_same_file(runs: Runs, family: str) -> None:
+    cold()
+    first = train(runs(family, seed=3)).sha256
+    base = resident._kept
+    assert base is not None
+    # Others in between, of the same shape and of another one.
+    train(runs(family, seed=4))
+    train(runs(family, seed=4, rank=2, alpha=3.0))
+    assert train(runs(family, seed=3)).sha256 == first
+    assert resident._kept is not None
+    assert resident._kept[1] is base[1], "the base was loaded again"
+
+
+def test_another_base_takes_its_place(runs: Runs) -> None:
+    train(runs("sd15"))
+    train(runs("sdxl"))
+    assert resident._kept is not None
+    assert resident._kept[0][0] == "sdxl"
+
+
+def test_a_base_is_not_kept_after_an_error(runs: Runs) -> None:
+    cold()
+    with pytest.raises(LossNotFinite):
+        train(runs("sd15", learning_rate=1e-1, alpha=1024.0, max_steps=60))
+    assert resident._kept is None
