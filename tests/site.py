@@ -142,7 +142,8 @@ class Site:
         try:
             view: View = sent.get(timeout=60)
         finally:
-            sent.forget()  # or its end is noticed later, when a test may have ended the broker
+            sent.forget()
+            sent.backend = None  # or its destructor asks the broker, which a test may have ended by then
         return view
 
     def look(self, job_id: str) -> View:

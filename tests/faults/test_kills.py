@@ -115,6 +115,22 @@ def test_killed_while_settling(base_model: Path, tmp_path: Path) -> None:
         ready_and_charged_once(running, job_id)
 
 
+def test_cancelled_between_training_and_settling(base_model: Path, tmp_path: Path) -> None:
+    """The owner cancels while the file is on its way: charged nothing, and the file does not stay."""
+    with gated_s3() as s3, site(tmp_path, base_model, **s3.environment) as running:
+        running.grant("owner")
+        s3.hold("GET", "/models/")
+        job_id = running.send()["job_id"]
+        assert s3.reached.wait(60)
+        assert service.cancel(running.house, job_id)["status"] == "cancelled"
+        s3.release()
+        until(lambda: running.left_behind(job_id) == [], 30, "the file is taken away")
+        view = running.look(job_id)
+        assert (view["status"], view["credits"]["charged"], view["lora"]) == ("cancelled", 0, None)
+        assert accounts.balance(running.house, "owner").available == 10_000
+        assert sweeps.check_books(running.house) == []
+
+
 def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(base_model: Path, tmp_path: Path) -> None:
     with site(tmp_path, base_model) as running:
         running.grant("owner")

@@ -1,0 +1,96 @@
+"""Every command on the pages, typed as it stands there, in order, in a folder with pictures, against a running site.
+
+Two things differ from a reader's machine: `sd15` is the tiny base model, and `imprint submit` and `python -m training`
+get `--resolution 64 --max-steps 2`. Blocks that cannot run here say so on the page; test_pages.py lists them.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from core.errors import IllegalMove
+from jobs import service
+from tests.docs.pages import PAGES, ROOT, RUN, Block, blocks
+from tests.site import MASCOT, Site, make_base, site
+
+SMALL = "--resolution 64 --max-steps 2 "
+
+
+def typed(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language in RUN and block.excuse is None]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Iterator[Site]:
+    """A site whose workers may read the pages' folders."""
+    shared = tmp_path_factory.getbasetemp()
+    base = make_base((shared.parent if shared.name.startswith("popen-") else shared) / "bases")
+    with site(place / "site", base, IMPRINT_FILE_ROOTS=json.dumps([str(place)])) as made:
+        made.grant("ada")
+        made.grant("me")
+        yield made
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if typed(page)], ids=lambda page: page.name)
+def test_every_command_on_the_page_does_what_it_should(page: Path, running: Site, place: Path) -> None:
+    folder = place / page.stem
+    (folder / "pictures").mkdir(parents=True)
+    for file in sorted(MASCOT.iterdir()):
+        shutil.copy(file, folder / "pictures")
+    try:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script(page, folder)],
+            cwd=folder,
+            env=running.surroundings(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    finally:
+        leave_nothing_running(running)
+    print(done.stdout)
+    begun = re.findall(r"^--- (\S+:\d+)$", done.stdout, re.MULTILINE)
+    assert done.returncode == 0, f"{begun[-1]} ended with {done.returncode}:\n{done.stdout[-3000:]}"
+    assert begun == [str(block) for block in typed(page)]
+
+
+def script(page: Path, folder: Path) -> str:
+    """One script for the page, so that what one block sets the next ones have."""
+    lines = []
+    for block in typed(page):
+        lines.append(f"echo '--- {block}'")
+        if block.language == "python":
+            (folder / f"line_{block.line}.py").write_text(block.text)
+            lines.append(f"python line_{block.line}.py")
+        else:
+            lines.append(re.sub(r"(?<=imprint submit )|(?<=python -m training )", SMALL, block.text))
+    return "\n".join(lines)
+
+
+def leave_nothing_running(site: Site) -> None:
+    """A training at full size that a page has started would keep the next page waiting."""
+    for view in service.jobs(site.house, active=True, limit=100):
+        with suppress(IllegalMove):  # it ended meanwhile
+            service.cancel(site.house, view["job_id"])
+
+
+def test_every_page_with_commands_is_among_them() -> None:
+    assert {page.relative_to(ROOT).as_posix() for page in PAGES if typed(page)} >= {
+        "README.md", "docs/task.md", "docs/operations.md", "docs/training-by-hand.md", "docs/settings.md",
+    }  # fmt: skip

@@ -1,0 +1,197 @@
+"""What the pages say against what the code says. No I/O but the pages."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from celeryconfig import beat_schedule, task_queues
+from core.errors import FailureCode
+from core.settings import Settings
+from credits.price import RATES
+from jobs.requests import Envelope
+from jobs.view import view_of
+from notifications.signing import read_secrets, sign
+from notifications.webhooks import EVENTS
+from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from tasks.commands import imprint
+from tasks.stack import Stack
+from tests.docs.pages import (
+    ALSO_LINKED,
+    PAGES,
+    ROOT,
+    RUN,
+    SHOWN,
+    anchors,
+    blocks,
+    headings,
+    links,
+    prose,
+    section,
+    table_rows,
+)
+from training.pictures import FAULTS
+from training.spec import RECIPES, TrainSpec
+
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+TASK, OPERATIONS, TROUBLES = DOCS / "task.md", DOCS / "operations.md", DOCS / "troubleshooting.md"
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@pages
+def test_every_block_is_either_run_or_shown_or_says_why_not(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in RUN + SHOWN, f"{block}: ```{block.language} is not known; commands are sh or python"
+        assert block.excuse is None or block.language in RUN, f"{block}: only commands need an excuse"
+        if block.excuse is not None:
+            print(f"not run: {block}: {block.excuse}")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ALSO_LINKED], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: no heading for {link}"
+
+
+def test_every_page_can_be_reached_from_the_readme_and_the_index() -> None:
+    for start in (README, DOCS / "index.md"):
+        seen = {(start.parent / link.partition("#")[0]).resolve() for link in links(start)}
+        missing = [page for page in PAGES if page not in {README, DOCS / "index.md"} and page not in seen]
+        assert missing == []
+
+
+@pages
+def test_what_a_page_says_to_make_and_set_exists(page: Path) -> None:
+    text = page.read_text()
+    code = re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", "\n".join(code), re.MULTILINE)
+    assert {target for words in named for target in words.split()} <= TARGETS
+    settings = {f"IMPRINT_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"IMPRINT_[A-Z0-9_]*[A-Z0-9]", text)) <= settings
+
+
+def test_the_table_of_settings_is_up_to_date() -> None:
+    checked = subprocess.run(
+        [sys.executable, ROOT / "tools" / "settings_table.py", "--check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert set(table_rows(prose(DOCS / "settings.md"))) >= {f"IMPRINT_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_settings_in_boxes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = [block for block in blocks(DOCS / "settings.md") if block.language == "ini"]
+    assert boxes
+    for box in boxes:
+        (tmp_path / ".env").write_text(box.text)
+        read = Settings(_env_file=tmp_path / ".env")
+        names = [line.partition("=")[0] for line in box.text.splitlines()]
+        assert all(getattr(read, name.removeprefix("IMPRINT_").lower()) for name in names)
+        if read.webhook_secret:
+            assert read_secrets(read.webhook_secret.get_secret_value())
+
+
+def test_every_failure_code_and_picture_fault_has_a_section() -> None:
+    sections = headings(TROUBLES)
+    codes = sections[sections.index("Failure codes") + 1 : sections.index("Pictures")]
+    faults = sections[sections.index("Pictures") + 1 : sections.index("The stack")]
+    assert codes == [*FailureCode]
+    assert set(faults) == {*FAULTS, "unreachable"}
+    for code in FailureCode:
+        assert "- Owner:" in section(TROUBLES, code), code
+        assert "- Operator:" in section(TROUBLES, code), code
+
+
+class TestTheTask:
+    arguments = table_rows(section(TASK, "Arguments"))
+    fields = table_rows(section(TASK, "The job"))
+
+    def test_every_argument_has_a_row_with_its_bounds_and_default(self) -> None:
+        schema = TrainSpec.model_json_schema()["properties"] | Envelope.model_json_schema()["properties"]
+        for name, told in schema.items():
+            row = self.arguments[name]
+            for part in [told, *told.get("anyOf", [])]:
+                for bound in ("minimum", "maximum", "exclusiveMaximum", "maxLength", "minItems", "maxItems"):
+                    if bound in part and part[bound] != 2**63:
+                        assert f"{part[bound]:g}" in row or str(part[bound]) in row, f"{name}: {bound} {part[bound]}"
+        for name in RECIPES["sd15"]:
+            values = list(dict.fromkeys(f"{recipe[name]:g}" for recipe in RECIPES.values()))
+            wanted = values[0] if len(values) == 1 else " / ".join(f"{recipe[name]:g}" for recipe in RECIPES.values())
+            assert self.arguments[name].rstrip(" |").endswith(f"| {wanted}"), name
+
+    def test_every_field_of_the_view_is_explained(self) -> None:
+        spec = TrainSpec(base_model="sd15", trigger_word="imp", seed=1)  # type: ignore[call-arg]
+        job = Job(id="job_1", owner_id="o", subject_id="s", request_sha256="", spec=spec.model_dump_json())
+        view = view_of(job, [JobPicture(job_id="job_1", position=0, reference="pic_1")], None)
+        assert set(view) == set(self.fields)
+        assert all(f'"{name}"' in self.fields["credits"] for name in view["credits"])
+        assert all(f"`{name}`" in self.fields["pictures"] for name in view["pictures"][0])
+        assert all(f"`{state}`" in self.fields["pictures"] for state in PictureState)
+
+    def test_statuses_stages_events_and_rates(self) -> None:
+        text = TASK.read_text()
+        assert all(f"`{status}`" in text for status in Status)
+        assert list(table_rows(section(TASK, "Statuses and stages"))) == list(Stage)
+        assert all(f"`{status}`" in table_rows(section(TASK, "Webhooks"))[event] for event, status in EVENTS.items())
+        for family, rate in RATES.items():
+            assert f"| {family} | {rate.credits} | {rate.resolution} |" in text
+
+    def test_the_receiver_on_the_page_tells_genuine_notices_from_others(self) -> None:
+        [source] = [block.text for block in blocks(TASK) if "def is_genuine" in block.text]
+        page: dict[str, object] = {}
+        exec(source, page)  # noqa: S102 - our own page
+        secret, body, now = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", b'{"a":1}', int(time.time())
+
+        def judge(at: int, sent: bytes, keys: str = secret) -> bool:
+            signed = sign(read_secrets(keys), "msg_1", at, body)
+            headers = {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": signed}
+            return bool(page["is_genuine"](headers, sent, secret))  # type: ignore[operator]
+
+        other = "whsec_" + "A" * 32
+        assert judge(now, body)
+        assert judge(now, body, f"{other} {secret}")
+        assert not judge(now, body + b" ")
+        assert not judge(now - 600, body)
+        assert not judge(now, body, other)
+
+
+class TestOperations:
+    text = OPERATIONS.read_text()
+
+    def test_every_subcommand_is_shown(self) -> None:
+        assert isinstance(imprint, click.Group)
+        for name in imprint.commands:
+            assert f"imprint {name}" in self.text, name
+
+    def test_processes_are_started_as_the_stack_starts_them(self, tmp_path: Path) -> None:
+        for member in Stack(Settings(_env_file=None, home=tmp_path)).members:
+            assert f"celery -A tasks.app {' '.join(member.arguments)}\n" in self.text, member.name
+
+    def test_queues_and_sweeps_are_named(self) -> None:
+        assert all(f"`{queue.name}`" in self.text for queue in task_queues)
+        assert all(f"`{entry['task']}`" in self.text for entry in beat_schedule.values())
+
+
+def test_the_rooms_on_the_readme_are_there() -> None:
+    [tree] = [block.text for block in blocks(README) if block.text.startswith("core/")]
+    named = [line.split()[0] for line in tree.splitlines()]
+    inner = {"families/": "training/families", "backends/": "training/backends"}
+    assert [name for name in named if not (ROOT / inner.get(name, name)).exists()] == []
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert {f"{name}/" for name in packages} <= set(named)
