@@ -85,7 +85,9 @@ def _alembic_config() -> Config:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by _begin_sqlite, not by the driver
     # FULL: a commit survives a power cut, which is what a ledger promises.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON", "busy_timeout=30000"):
+    connection.execute("PRAGMA synchronous=FULL").close()
+    # recursive_triggers: without it INSERT OR REPLACE passes the journal's delete trigger.
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "recursive_triggers=ON", "busy_timeout=30000"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -1,6 +1,7 @@
 """What holds for every test, wherever it runs."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -28,3 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model, made once for all test processes."""
+    from tests.site import make_base
+
+    own = tmp_path_factory.getbasetemp()
+    return make_base((own.parent if own.name.startswith("popen-") else own) / "bases")

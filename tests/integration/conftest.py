@@ -1,22 +1,15 @@
-"""One running site per test process for tests that break nothing; a fresh one for those that do."""
+"""A running site for tests that break nothing."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.site import Site, make_base, site
-
-
-@pytest.fixture(scope="session")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base model, made once for all test processes."""
-    shared = tmp_path_factory.getbasetemp()
-    return make_base((shared.parent if shared.name.startswith("popen-") else shared) / "bases")
+from tests.site import Site, site
 
 
 @pytest.fixture(scope="session")
 def shared_site(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A running site that many tests use, each with an owner of its own."""
+    """One for each test process; each test has an owner of its own on it."""
     with site(tmp_path_factory.mktemp("site"), base_model) as running:
         yield running

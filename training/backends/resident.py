@@ -1,4 +1,4 @@
-"""One base model stays loaded between the trainings of a worker: a warm start takes milliseconds, a cold one seconds."""
+"""One base model stays loaded between the trainings of a worker: a cold start takes seconds, a warm one none."""
 
 import threading
 from collections.abc import Iterator
