@@ -13,7 +13,7 @@ from sqlmodel import Session, col
 from core.clock import utcnow
 from core.errors import LeaseLost
 from storage.database import AWAY, Database
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,11 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
         claim = claim.where(col(Job.stage) == stage)
     job = session.scalars(
         claim.values(
-            status=Status.TRAINING,
             stage=stage,
             attempt=sa.case((col(Job.stage) == stage, col(Job.attempt) + 1), else_=1),
             lease_token=col(Job.lease_token) + 1,
             lease_holder=holder,
             lease_until=now + timedelta(seconds=lease_s),
-            started_at=sa.func.coalesce(col(Job.started_at), now, type_=Job.__table__.c.started_at.type),  # type: ignore[attr-defined]
         ).returning(Job),
         execution_options={"synchronize_session": False, "populate_existing": True},
     ).one_or_none()

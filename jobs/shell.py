@@ -95,6 +95,7 @@ def claim(house: House, job_id: str, stage: Stage) -> tuple[Lease, Job]:
         claimed = claim_stage(session, job_id, stage, holder(), house.settings.lease_s)
         if claimed is None:
             raise NotMine(f"{job_id} has no {stage} to do here")
+        moves.begin(session, job_id)  # where every picture was prepared before, this is the first sign of work
         if stage is Stage.DATASET and claimed[0].attempt == 1:
             moves.tell(session, job_id, "stage", stage=stage)  # the other stages are told by the move into them
         return claimed

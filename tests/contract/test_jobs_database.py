@@ -280,8 +280,7 @@ def test_a_second_claim_is_refused_while_the_first_holds(house: House, job_id: s
     assert (first.token, first.attempt) == (1, 1)
     assert claimed(house, job_id) is None
     found = row(house, job_id)
-    assert (found.status, found.lease_holder, found.attempt) == ("training", "tests/1", 1)
-    assert found.started_at is not None
+    assert (found.lease_holder, found.attempt) == ("tests/1", 1)
 
 
 def test_of_eight_processes_one_claims(house: House, job_id: str, address: str) -> None:
@@ -450,6 +449,15 @@ def wait(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 
 
 # ---- the shell ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_pictures_were_all_prepared_before_begins_with_its_dataset(house: House, job_id: str) -> None:
+    with house.database.writing() as session:
+        session.execute(sa.update(JobPicture).values(state=PictureState.GOOD))
+    claim(house, job_id, Stage.DATASET)
+    assert (row(house, job_id).status, row(house, job_id).started_at is None) == ("training", False)
+    assert [told["status"] for told in events(house, job_id, "status")] == ["pending", "training"]
+    assert messages(house, job_id) == ["launch", "training.processing"]
 
 
 def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(house: House, job_id: str) -> None:
