@@ -222,7 +222,9 @@ def _run(console: Console) -> None:
     try:
         stack.start()
         console.print(f"[bold]Imprint is up.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
-        console.print("Submit: [bold]celery -A tasks.app imprint submit FOLDER --watch[/]   Stop: Ctrl-C")
+        console.print(
+            "Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]   Stop: Ctrl-C"
+        )
         threading.Thread(target=stack.watch, daemon=True).start()
         asked.wait()
         console.print("Stopping: trainings checkpoint and hand over …")
