@@ -1,0 +1,208 @@
+"""What Flower, the result store, the logs, the events and the webhooks show of a training: its chain, and no secret."""
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import redis
+import sqlalchemy as sa
+from celery.exceptions import TimeoutError as NotInTime
+
+from jobs import service
+from notifications.tables import MESSAGE
+from tasks.stack import Stack
+from tests.servers.gated_s3 import SECRET as S3_SECRET
+from tests.servers.gated_s3 import gated_s3
+from tests.servers.pictures import picture_server
+from tests.servers.process import ServerProcess
+from tests.servers.receiver import Receiver, receiver
+from tests.site import ROOT, Site, drawing, site, until
+
+SIGNATURE = "presigned-and-not-for-you"
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"webhook secret, not for you").decode()
+LOGIN = "operator:flower-password-not-for-you"
+PLANTED = (SIGNATURE, WEBHOOK_SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), S3_SECRET, LOGIN.split(":")[1])
+
+
+@dataclass
+class Shown:
+    """A site after three requests: one ready, one failed, one refused; with Flower on it."""
+
+    site: Site
+    flower: str
+    application: Receiver
+    pictures: str
+    ready: dict[str, Any]
+    failed: dict[str, Any]
+    refused: str
+
+    def ask(self, path: str, login: str | None = LOGIN) -> httpx2.Response:
+        name, _, password = (login or "").partition(":")
+        return httpx2.get(self.flower + path, auth=(name, password) if login else None, timeout=20)
+
+    def tasks(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("/api/tasks?limit=1000").json()
+        return found
+
+
+@pytest.fixture(scope="module")
+def shown(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    folder = tmp_path_factory.mktemp("flower")
+    with picture_server() as server, receiver() as application, gated_s3() as s3:
+        environment = {
+            "IMPRINT_FETCH_ALLOW_HOSTS": json.dumps([server.address, application.address]),
+            "IMPRINT_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            "IMPRINT_FLOWER_AUTH": LOGIN,
+            "IMPRINT_FLOWER_PORT": "0",
+            **s3.environment,
+        }
+        with site(folder, base_model, start=(), **environment) as made:
+            # The process that the stack would start, with its arguments and environment.
+            stack = Stack(made.settings)
+            member = stack["flower"]
+            made.processes["flower"] = ServerProcess(
+                made.celery(*member.arguments), log=made.log("flower"), cwd=ROOT,
+                env=made.surroundings(**member.environment),
+            )  # fmt: skip
+            for name in ("io", "train", "beat"):
+                made.start(name)
+            until(lambda: _answers(stack.flower_url), 60, "Flower answers")
+            made.grant("owner")
+            urls = [server.put(f"/{n}.png", drawing(folder / f"{n}.png", n).read_bytes()) for n in range(6)]
+            secret = [f"{url}?X-Amz-Signature={SIGNATURE}" for url in urls]
+            gone = [f"http://{server.address}/gone-{n}.png?X-Amz-Signature={SIGNATURE}" for n in range(2)]
+            ready = made.send(images=secret, webhook_url=application.url)
+            failed = made.send(images=[*secret[:4], *gone], webhook_url=application.url)
+            refused = _refused(made, [f"ftp://{server.address}/x?X-Amz-Signature={SIGNATURE}"] * 5)
+            yield Shown(
+                made, stack.flower_url, application, server.address, made.wait(ready["job_id"]),
+                made.wait(failed["job_id"]), refused,
+            )  # fmt: skip
+
+
+def _answers(url: str) -> bool:
+    try:
+        return bool(httpx2.get(f"{url}/healthcheck", timeout=5).status_code == 200)
+    except httpx2.TransportError:
+        return False
+
+
+def _refused(site: Site, images: list[str]) -> str:
+    try:
+        site.send(images=images)
+    except NotInTime:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a class that an application without our code does not have
+        return str(error)
+    raise AssertionError("accepted")
+
+
+def clean(text: str, where: str) -> None:
+    for planted in PLANTED:
+        assert planted not in text, f"{where}: …{text[max(text.index(planted) - 200, 0) :][:400]}…"
+
+
+def test_the_requests_ended_as_they_should(shown: Shown) -> None:
+    assert shown.ready["status"] == "ready", shown.ready["failure"]
+    assert shown.failed["failure"]["code"] == "too_few_images"
+    assert "5 fault(s)" in shown.refused
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/api/queues/length", "/api/task/types"],
+)
+def test_nobody_sees_anything_without_the_login(shown: Shown, path: str) -> None:
+    assert shown.ask(path, None).status_code == 401
+    assert shown.ask(path, "operator:wrong").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/api/task/apply/imprint.cancel", "/api/worker/shutdown/io@test"])
+def test_nobody_does_anything_without_the_login(shown: Shown, path: str) -> None:
+    assert httpx2.post(shown.flower + path, json={"args": []}, timeout=20).status_code == 401
+
+
+def test_the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown: Shown) -> None:
+    job_id = shown.ready["job_id"]
+    wanted = {f"imprint.{stage}" for stage in ("preprocess", "dataset", "train", "upload", "settle")}
+
+    def of_the_job() -> list[dict[str, Any]]:
+        return [task for task in shown.tasks().values() if job_id in str(task["args"]) and task["state"] == "SUCCESS"]
+
+    until(lambda: {task["name"] for task in of_the_job()} >= wanted, 30, "all of them succeeded")
+    names = [task["name"] for task in of_the_job()]
+    assert names.count("imprint.preprocess") == 6
+    assert names.count("imprint.train") == 1
+    doors = [task for task in shown.tasks().values() if task["name"] == "imprint.train_lora"]
+    assert len(doors) == 3
+    assert {(task["args"], task["kwargs"]) for task in doors} == {("()", "{…}")}
+
+
+def test_flower_shows_no_secret(shown: Shown) -> None:
+    found = shown.tasks()
+    assert found
+    clean(json.dumps(found, ensure_ascii=False), "/api/tasks")
+    for path in ("/", "/workers", "/tasks", "/broker", "/api/workers?refresh=1", "/metrics"):
+        clean(shown.ask(path).text, path)
+    for uuid, task in found.items():
+        clean(shown.ask(f"/task/{uuid}").text, task["name"])
+
+
+def test_the_broker_and_result_store_keep_no_secret(shown: Shown) -> None:
+    assert shown.site.redis is not None
+    client = redis.Redis.from_url(shown.site.redis.url)
+    names = [key for key in client.scan_iter() if b"celery-task-meta" in key]
+    assert names, "results are there to look at"
+    for key in client.scan_iter():
+        clean(f"{key!r} {_value(client, key)!r}", str(key))
+
+
+def _value(client: "redis.Redis", key: bytes) -> Any:
+    kind = client.type(key)
+    if kind == b"string":
+        return client.get(key)
+    if kind == b"hash":
+        return client.hgetall(key)
+    if kind == b"list":
+        return client.lrange(key, 0, -1)
+    if kind == b"set":
+        return client.smembers(key)
+    return client.zrange(key, 0, -1)
+
+
+def test_the_logs_tell_no_secret(shown: Shown) -> None:
+    logs = [*shown.site.folder.glob("*.log"), *shown.site.settings.log_dir.glob("*")]
+    assert {log.name for log in logs} >= {"io.log", "train.log", "flower.log", "errors.jsonl"}
+    for log in logs:
+        clean(log.read_text(), log.name)
+    assert "imprint.preprocess" in shown.site.log("io").read_text()
+
+
+def test_views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> None:
+    house = shown.site.house
+    for view in (shown.ready, shown.failed):
+        told = json.dumps(view) + json.dumps([event.data for event in service.events(house, view["job_id"])])
+        clean(told, view["job_id"])
+        assert ".png" not in told
+    with house.database.reading() as session:
+        kept = session.execute(sa.select(MESSAGE.c.payload, MESSAGE.c.last_error)).all()
+    clean(str(kept), "outbox")
+    clean(shown.refused, "the refusal")
+
+
+def test_the_webhooks_are_signed_and_tell_no_secret(shown: Shown) -> None:
+    for view, last in ((shown.ready, "completed"), (shown.failed, "failed")):
+
+        def statuses(job_id: str = view["job_id"]) -> list[str]:
+            return [one.told["training_status"] for one in shown.application.about(job_id)]
+
+        until(lambda: statuses()[-1:] == [last], 30, last)  # noqa: B023 - asked at once
+    for one in shown.application.got:
+        one.verified(WEBHOOK_SECRET)
+        clean(one.body.decode() + str(one.headers) + one.path, "webhook")
+        assert shown.pictures not in one.body.decode()
