@@ -16,6 +16,7 @@ if __name__ == "__main__":
         IMPRINT_BASE_MODELS=f'{{"sd15": "{HOME / "bases" / "tiny-sd15"}"}}',
         IMPRINT_FLOWER_PORT="0",
         IMPRINT_LOG_LEVEL="INFO",
+        OMP_NUM_THREADS="1",  # the tensors are tiny: a second thread would only wait
         OMP_WAIT_POLICY="PASSIVE",
     )
     from demo.run import main

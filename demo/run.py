@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from core.errors import ImprintError
 from core.settings import settings
 from demo import pictures_of_it
 from jobs import accounts, intake, service, sweeps
@@ -28,6 +29,14 @@ console = Console()
 
 def main() -> int:
     """Run the demo; 0 if the LoRA is ready and the books are in order."""
+    try:
+        return _demo()
+    except ImprintError as error:
+        console.print(f"[red]{error.message}[/]", highlight=False)
+        return 1
+
+
+def _demo() -> int:
     begun = time.monotonic()
     home = settings().home
     console.rule("[bold]Imprint demo[/]: ten pictures, one LoRA")
@@ -50,6 +59,8 @@ def main() -> int:
 def _make_base() -> None:
     """The tiny base model, in a process of its own: this one needs no torch yet."""
     folder = settings().base_models["sd15"]
+    if Path(folder).is_dir():  # it appears there whole or not at all
+        return
     subprocess.run([sys.executable, "-m", "training.tiny_base", folder], check=True)
 
 
