@@ -21,7 +21,8 @@ broker_url = (
     if _settings.broker_url
     else embedded.address(_settings) or "redis://127.0.0.1:1/0"  # no stack is running: commands say so
 )
-broker_transport_options = _redis_options if broker_url.startswith("redis") else {}
+# RabbitMQ says that it has a message only when it is asked to; unasked, one sent into its crash is gone in silence.
+broker_transport_options = _redis_options if broker_url.startswith("redis") else {"confirm_publish": True}
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 result_backend = (
