@@ -3,7 +3,7 @@
 from core.clock import utcnow
 from jobs import shell
 from jobs.wiring import House
-from notifications import outbox, signing, webhooks
+from notifications import outbox, webhooks
 
 
 def clean_up(house: House, job_id: str, message_id: str) -> None:
@@ -19,8 +19,6 @@ def notify(house: House, message_id: str) -> None:
         message = outbox.find(session, message_id)
     if message is None:
         return
-    secret = house.settings.webhook_secret
-    secrets = signing.read_secrets(secret.get_secret_value()) if secret else []
-    outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=secrets)
+    outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=house.webhook_secrets)
     with house.database.writing() as session:
         webhooks.record(session, message, outcome)

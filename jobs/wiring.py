@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import Heart
+from notifications import signing
 from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
@@ -52,6 +53,20 @@ class House:
             file_roots=self.settings.file_roots,
             s3_buckets=self.settings.s3_source_buckets,
         )
+
+    @cached_property
+    def webhook_secrets(self) -> list[bytes]:
+        """The keys that notices are signed with. ValueError for one that is none."""
+        secret = self.settings.webhook_secret
+        return signing.read_secrets(secret.get_secret_value()) if secret else []
+
+    def check(self) -> None:
+        """ValueError for a setting that would only fail later, again and again, with nobody looking."""
+        for part, setting in (("webhook_secrets", "IMPRINT_WEBHOOK_SECRET"), ("guard", "IMPRINT_FETCH_ALLOW_HOSTS")):
+            try:
+                getattr(self, part)
+            except ValueError as error:
+                raise ValueError(f"{setting}: {error}") from None
 
     @property
     def work_dir(self) -> Path:

@@ -23,6 +23,7 @@ from rich.console import Console
 from core.embedded import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable
 from core.settings import Settings, settings
+from jobs.wiring import House
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
@@ -206,9 +207,10 @@ def main() -> int:
     """Run the stack in the foreground until Ctrl-C or SIGTERM."""
     console = Console(stderr=True)
     try:
+        House(settings()).check()
         with alone(settings().home):
             _run(console)
-    except BackendUnreachable as error:
+    except (BackendUnreachable, ValueError) as error:
         console.print(f"[red]{error}[/]", highlight=False)
         return 1
     return 0

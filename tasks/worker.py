@@ -22,6 +22,10 @@ def _set_up_logging(**_: Any) -> None:
 
 @worker_init.connect
 def _prepare(**_: Any) -> None:
+    try:
+        house().check()
+    except ValueError as error:
+        raise SystemExit(f"this worker cannot start: {error}") from None  # any other error Celery logs and goes on
     house().database.migrate()
     house().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(house())

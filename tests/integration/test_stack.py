@@ -177,3 +177,24 @@ def test_a_second_stack_on_the_same_home_is_refused_and_a_signal_in_start_up_lea
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(60) == 0
     assert up.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [("WEBHOOK_SECRET", "whsec_hush", "not 24 to 64"), ("FETCH_ALLOW_HOSTS", '["minio"]', "not host:port"),
+     ("LEASE_S", "0", "lease_s")],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_meant_is_told_before_anything_starts(
+    up: Up, setting: str, value: str, told: str
+) -> None:
+    environment = {**up.environment, f"IMPRINT_{setting}": value}
+    worker = ["celery", "-A", "tasks.app", "worker", "-Q", "io", "-c", "1"]
+    for module in (["tasks.stack"], worker):
+        done = subprocess.run(
+            [sys.executable, "-m", *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert told in done.stderr
+        assert "hush" not in done.stderr
+    assert up.processes() == []
