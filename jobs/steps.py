@@ -123,14 +123,14 @@ def dataset(house: House, job_id: str) -> None:
         good = [row for row in rows if row.state == PictureState.GOOD]
         report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
         if len(good) < MIN_PICTURES:
-            _record_duplicates(house, duplicates)
+            _record_duplicates(house, lease, duplicates)
             raise moves.too_few(len(good), report, MIN_PICTURES)
         spec = TrainSpec.model_validate_json(job.spec)
         manifest = build_manifest(
             spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
         house.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
-        _record_duplicates(house, duplicates)
+        _record_duplicates(house, lease, duplicates)
         with house.database.writing() as session:
             moves.advance(
                 session,
@@ -160,9 +160,10 @@ def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     return repeats
 
 
-def _record_duplicates(house: House, rows: list[JobPicture]) -> None:
+def _record_duplicates(house: House, lease: Lease, rows: list[JobPicture]) -> None:
     if rows:
         with house.database.writing() as session:
+            lease.renew(session, house.settings.lease_s)  # or, if it is lost, nothing is written
             for row in rows:
                 session.merge(row)
 
