@@ -81,7 +81,7 @@ def _train() -> View:
         **RECIPE,
     }
     quote = service.quote(house(), arguments)
-    console.print(f"{len(images)} pictures, {quote.steps} steps: {quote.credits} credits of {quote.available}")
+    console.print(f"{len(images)} pictures, {quote.steps} steps: {quote.credits} of {quote.available} credits")
     accepted = train_lora.apply_async(kwargs=arguments).get(timeout=60)
     return watch(house(), accepted["job_id"], console)
 

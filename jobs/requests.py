@@ -61,6 +61,7 @@ class Order:
 
 
 _ENVELOPE = frozenset(Envelope.model_fields)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RECIPE = frozenset(TrainSpec.model_fields)
 
 
@@ -132,16 +133,15 @@ def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """A request may point at a folder, but only below the folders that the operator named."""
     if spec.base_model in BASE_MODELS or spec.base_model in settings.base_models:
         return {}
-    looks_like_path = spec.base_model.startswith(("/", ".", "~")) or spec.base_model.count("/") > 1
     if re.search(_CONTROL, spec.base_model):
         return {"base_model": "has a control character"}
-    if not looks_like_path:
+    if _HUB_ID.fullmatch(spec.base_model):
         return {}
     roots = [*settings.base_model_roots, settings.home / "bases"]
     folder = Path(spec.base_model).resolve()
     if any(folder.is_relative_to(root.resolve()) for root in roots):
         return {}
-    return {"base_model": "this folder is not below one of IMPRINT_BASE_MODEL_ROOTS"}
+    return {"base_model": "neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}
 
 
 def _told(error: ValidationError) -> dict[str, str]:

@@ -8,9 +8,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
-from core.errors import ImageInvalid, ImageUnreachable, NotFound, ObjectExists, UploadFailed
+from core.errors import ImageInvalid, ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
 from core.logging import working_on
 from jobs import keys, moves
 from jobs.control import JobControl, StoredCheckpoints
@@ -46,10 +46,11 @@ def preprocess(house: House, job_id: str, position: int) -> None:
         moves.begin(session, job_id)
         spec = TrainSpec.model_validate_json(session.get_one(Job, job_id).spec)
         known = _prepared(session, picture.source_sha256, spec)
+        limit = min(house.settings.max_picture_bytes, house.settings.max_job_bytes - _fetched(session, job_id))
     with working(house, lease):
-        made = known or _prepare(house, lease, picture, spec)
+        made, size = (known, 0) if known else _prepare(house, lease, picture, spec, limit)
         with house.database.writing() as session:
-            moves.record_picture(session, lease, **outcome(made))
+            moves.record_picture(session, lease, source_bytes=size, **outcome(made))
             if made.source_sha256:
                 insert_if_absent(session, made)
 
@@ -60,24 +61,36 @@ def _prepared(session: Session, source_sha256: str | None, spec: TrainSpec) -> P
     return session.get(PreparedPicture, (source_sha256, preparation(spec)))
 
 
-def _prepare(house: House, lease: Lease, picture: JobPicture, spec: TrainSpec) -> PreparedPicture:
-    """Fetch the source and convert it, or find that this was done before. What cannot be had has no source hash."""
+def _fetched(session: Session, job_id: str) -> int:
+    """Bytes that were fetched for the job's pictures so far."""
+    query = select(func.coalesce(func.sum(JobPicture.source_bytes), 0)).where(JobPicture.job_id == job_id)
+    return int(session.exec(query).one())
+
+
+def _prepare(
+    house: House, lease: Lease, picture: JobPicture, spec: TrainSpec, limit: int
+) -> tuple[PreparedPicture, int]:
+    """Fetch the source, of at most `limit` bytes, and convert it, or find that this was done before.
+
+    With it the number of bytes fetched. What cannot be had has no source hash.
+    """
     try:
-        data = _source(house, picture)
+        if limit <= 0:
+            raise ImageRefused("the pictures of this job have more bytes than a job may have")
+        data = _source(house, picture, limit)
     except ImageUnreachable as error:
         if error.retryable and lease.attempt < house.settings.max_attempts:
             raise
         report = {"error": error.message, "code": error.code, "bad": ["unreachable"]}
-        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report))
+        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report)), 0
     sha256 = hashlib.sha256(data).hexdigest()
     with house.database.reading() as session:
         done = _prepared(session, sha256, spec)
-    return done or _convert(house, data, sha256, spec)
+    return done or _convert(house, data, sha256, spec), len(data)
 
 
-def _source(house: House, picture: JobPicture) -> bytes:
+def _source(house: House, picture: JobPicture, limit: int) -> bytes:
     """The source file's bytes: ours if it is stored, else fetched."""
-    limit = house.settings.max_picture_bytes
     if "://" in picture.reference:
         return house.sources.fetch(picture.reference, max_bytes=limit)
     with house.database.reading() as session:

@@ -9,6 +9,7 @@ from storage.tables import Job, JobPicture, PictureState
 from training.spec import TrainSpec
 
 View = dict[str, Any]
+_INNER = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
 
 
 def view_of(job: Job, pictures: Sequence[JobPicture], hold: Hold | None) -> View:
@@ -46,11 +47,12 @@ def view_of(job: Job, pictures: Sequence[JobPicture], hold: Hold | None) -> View
 
 def picture_view(picture: JobPicture) -> dict[str, Any]:
     """One picture's verdict: good, bad (and why), or waiting."""
+    report = json.loads(picture.report) if picture.report else None
     return {
         "position": picture.position,
         "state": PictureState(picture.state),
         "faults": json.loads(picture.faults),
-        "report": json.loads(picture.report) if picture.report else None,
+        "report": {name: told for name, told in report.items() if name not in _INNER} if report else None,
     }
 
 

@@ -138,6 +138,7 @@ class JobPicture(SQLModel, table=True):
     caption: str | None = None
     state: str = PictureState.WAITING
     source_sha256: str | None = None
+    source_bytes: int = Field(default=0, sa_type=sa.BigInteger)  # what was fetched for it
     prepared_sha256: str | None = None
     width: int = 0
     height: int = 0

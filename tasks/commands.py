@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from core.errors import ImprintError, SpecInvalid
+from core.errors import ImprintError, InsufficientCredits, SpecInvalid
 from jobs import accounts, intake, service, sweeps
 from jobs.view import View
 from jobs.wiring import house
@@ -46,6 +46,8 @@ def _answers(command: Callable[..., Any]) -> Callable[..., Any]:
                     err.print(f"  [bold]{name}[/]: {fault}", highlight=False)
             else:
                 err.print(f"[red]{error.code}[/]: {error.message}", highlight=False)
+            if isinstance(error, InsufficientCredits) and not as_json:
+                err.print("An operator grants some: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False)
             sys.exit(2 if isinstance(error, SpecInvalid) else 1)
 
     return run
@@ -62,7 +64,7 @@ def _print_json(value: Any) -> None:
 @click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
 @click.option("--family", help="sd15, sdxl or z-image: for a folder or hub id.")
 @click.option("--trigger", "trigger_word", required=True, help="The word that will call the subject.")
-@click.option("--class", "class_word", help="What the subject is: dog, woman, mug …")
+@click.option("--class-word", "class_word", help="What the subject is: dog, woman, mug …")
 @click.option("--rank", type=int, help="Default: the family's.")
 @click.option("--alpha", type=float, help="Default: the family's.")
 @click.option("--learning-rate", type=float, help="Default: the family's.")
@@ -84,7 +86,8 @@ def submit(folder: Path, *, dry_run: bool, watch: bool, as_json: bool, **argumen
     arguments.setdefault("subject_id", folder.resolve().name)
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
     if dry_run:
-        _quote(arguments | {"images": [{"ref": file.resolve().as_uri()} for file in files]}, as_json)
+        # A price depends on how many pictures there are, not on which: none is stored for it.
+        _quote(arguments | {"images": [{"ref": f"picture {number}"} for number, _ in enumerate(files)]}, as_json)
         return
     images = []
     for file in files:
@@ -106,7 +109,7 @@ def _quote(arguments: dict[str, Any], as_json: bool) -> None:
         return
     known = "measured here" if quote.measured else "a guess until a training like it ended here"
     out.print(
-        f"{quote.steps} steps, {quote.credits} credits ({quote.available} available), "
+        f"{quote.steps} steps, {quote.credits} credit{'s' * (quote.credits != 1)} ({quote.available} available), "
         f"about {quote.seconds:.0f} s ({known})"
     )
 

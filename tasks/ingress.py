@@ -5,6 +5,7 @@ from typing import Any
 
 from celery import Task
 
+from core.errors import ImprintError
 from jobs import service
 from jobs.view import View
 from jobs.wiring import house
@@ -16,6 +17,7 @@ class Door(Task):  # type: ignore[misc]
     """A task whose arguments come from outside and may hold presigned addresses: nobody else sees them."""
 
     Request = "tasks.request:DiscreetRequest"
+    throws = (ImprintError,)  # a refusal is an answer, not an accident for the error log
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         return super().apply_async(args, kwargs, **{"argsrepr": "()", "kwargsrepr": "{…}"} | options)
@@ -38,13 +40,13 @@ def quote(**arguments: Any) -> dict[str, Any]:
     return asdict(service.quote(house(), arguments))
 
 
-@app.task(name="imprint.job", ignore_result=False)
+@app.task(name="imprint.job", ignore_result=False, throws=(ImprintError,))
 def job(job_id: str) -> View:
     """A job's public view."""
     return service.look(house(), job_id)
 
 
-@app.task(name="imprint.cancel", ignore_result=False)
+@app.task(name="imprint.cancel", ignore_result=False, throws=(ImprintError,))
 def cancel(job_id: str) -> View:
     """Cancel a job; its hold is released at once."""
     view = service.cancel(house(), job_id)

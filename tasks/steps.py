@@ -6,6 +6,7 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Ignore
 
+from core.errors import ImprintError
 from jobs import steps
 from jobs.shell import NotMine, TryAgain
 from jobs.wiring import house
@@ -31,7 +32,7 @@ def _run(task: "Task[..., Any]", step: Callable[[], None]) -> None:
         raise task.retry(countdown=_DATABASE_AWAY_S, max_retries=_DATABASE_AWAY_RETRIES, exc=error) from error
 
 
-@app.task(name="imprint.preprocess", bind=True, ignore_result=False)
+@app.task(name="imprint.preprocess", bind=True, ignore_result=False, throws=(ImprintError,))
 def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
     """Fetch and prepare one picture."""
     try:
@@ -40,25 +41,25 @@ def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
         return  # the chord counts its header: an ignored message would hang it
 
 
-@app.task(name="imprint.dataset", bind=True)
+@app.task(name="imprint.dataset", bind=True, throws=(ImprintError,))
 def dataset(self: "Task[..., Any]", job_id: str) -> None:
     """Write the manifest of the good pictures."""
     _run(self, lambda: steps.dataset(house(), job_id))
 
 
-@app.task(name="imprint.train", bind=True)
+@app.task(name="imprint.train", bind=True, throws=(ImprintError,))
 def train(self: "Task[..., Any]", job_id: str) -> None:
     """Train the LoRA on this worker."""
     _run(self, lambda: steps.train(house(), job_id))
 
 
-@app.task(name="imprint.upload", bind=True)
+@app.task(name="imprint.upload", bind=True, throws=(ImprintError,))
 def upload(self: "Task[..., Any]", job_id: str) -> None:
     """Check the file and put it in its place."""
     _run(self, lambda: steps.upload(house(), job_id))
 
 
-@app.task(name="imprint.settle", bind=True)
+@app.task(name="imprint.settle", bind=True, throws=(ImprintError,))
 def settle(self: "Task[..., Any]", job_id: str) -> None:
     """Charge, mark ready, notify."""
     _run(self, lambda: steps.settle(house(), job_id))

@@ -179,7 +179,7 @@ def test_a_retrain_neither_fetches_nor_converts_again(shared_site: Site, owner: 
 def test_photographs_from_a_folder_by_the_command(shared_site: Site, owner: str, tmp_path: Path) -> None:
     out = tmp_path / "dog.safetensors"
     done = shared_site.imprint(
-        "submit", str(PHOTOGRAPHS / "dog"), "--owner", owner, "--trigger", "sks", "--class", "dog",
+        "submit", str(PHOTOGRAPHS / "dog"), "--owner", owner, "--trigger", "sks", "--class-word", "dog",
         "--resolution", "64", "--max-steps", "2", "--watch", "--json",
     )  # fmt: skip
     view = json.loads(done.stdout.splitlines()[-1])

@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("caption", sa.String),
         sa.Column("state", sa.String, nullable=False),
         sa.Column("source_sha256", sa.String),
+        sa.Column("source_bytes", sa.BigInteger, nullable=False),
         sa.Column("prepared_sha256", sa.String),
         sa.Column("width", sa.Integer, nullable=False),
         sa.Column("height", sa.Integer, nullable=False),
