@@ -12,9 +12,11 @@ import pytest
 import redis
 import sqlalchemy as sa
 from celery.exceptions import TimeoutError as NotInTime
+from sqlmodel import select
 
 from jobs import service
 from notifications.tables import MESSAGE
+from storage.tables import JobPicture
 from tasks.stack import Stack
 from tests.servers.gated_s3 import SECRET as S3_SECRET
 from tests.servers.gated_s3 import gated_s3
@@ -50,9 +52,9 @@ class Shown:
         return found
 
 
-@pytest.fixture(scope="module")
-def shown(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    folder = tmp_path_factory.mktemp("flower")
+@pytest.fixture
+def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
+    folder = tmp_path
     with picture_server() as server, receiver() as application, gated_s3() as s3:
         environment = {
             "IMPRINT_FETCH_ALLOW_HOSTS": json.dumps([server.address, application.address]),
@@ -107,27 +109,39 @@ def clean(text: str, where: str) -> None:
         assert planted not in text, f"{where}: …{text[max(text.index(planted) - 200, 0) :][:400]}…"
 
 
-def test_the_requests_ended_as_they_should(shown: Shown) -> None:
+def test_a_training_is_shown_and_its_secrets_are_not(shown: Shown) -> None:
+    """One test, for each of its checks wants the same site after the same trainings."""
+    the_requests_ended_as_they_should(shown)
+    nobody_sees_anything_without_the_login(shown)
+    nobody_does_anything_without_the_login(shown)
+    the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown)
+    flower_shows_no_secret(shown)
+    the_broker_and_result_store_keep_no_secret(shown)
+    the_logs_tell_no_secret(shown)
+    views_events_and_messages_tell_no_secret_and_no_address(shown)
+    the_webhooks_are_signed_and_tell_no_secret(shown)
+
+
+def the_requests_ended_as_they_should(shown: Shown) -> None:
     assert shown.ready["status"] == "ready", shown.ready["failure"]
     assert shown.failed["failure"]["code"] == "too_few_images"
     assert "5 fault(s)" in shown.refused
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/api/queues/length", "/api/task/types"],
-)
-def test_nobody_sees_anything_without_the_login(shown: Shown, path: str) -> None:
-    assert shown.ask(path, None).status_code == 401
-    assert shown.ask(path, "operator:wrong").status_code == 401
+def nobody_sees_anything_without_the_login(shown: Shown) -> None:
+    for path in (
+        "/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/api/queues/length", "/api/task/types"
+    ):  # fmt: skip
+        assert shown.ask(path, None).status_code == 401, path
+        assert shown.ask(path, "operator:wrong").status_code == 401, path
 
 
-@pytest.mark.parametrize("path", ["/api/task/apply/imprint.cancel", "/api/worker/shutdown/io@test"])
-def test_nobody_does_anything_without_the_login(shown: Shown, path: str) -> None:
-    assert httpx2.post(shown.flower + path, json={"args": []}, timeout=20).status_code == 401
+def nobody_does_anything_without_the_login(shown: Shown) -> None:
+    for path in ("/api/task/apply/imprint.cancel", "/api/worker/shutdown/io@test"):
+        assert httpx2.post(shown.flower + path, json={"args": []}, timeout=20).status_code == 401, path
 
 
-def test_the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown: Shown) -> None:
+def the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown: Shown) -> None:
     job_id = shown.ready["job_id"]
     wanted = {f"imprint.{stage}" for stage in ("preprocess", "dataset", "train", "upload", "settle")}
 
@@ -143,7 +157,7 @@ def test_the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown
     assert {(task["args"], task["kwargs"]) for task in doors} == {("()", "{…}")}
 
 
-def test_flower_shows_no_secret(shown: Shown) -> None:
+def flower_shows_no_secret(shown: Shown) -> None:
     found = shown.tasks()
     assert found
     clean(json.dumps(found, ensure_ascii=False), "/api/tasks")
@@ -153,7 +167,7 @@ def test_flower_shows_no_secret(shown: Shown) -> None:
         clean(shown.ask(f"/task/{uuid}").text, task["name"])
 
 
-def test_the_broker_and_result_store_keep_no_secret(shown: Shown) -> None:
+def the_broker_and_result_store_keep_no_secret(shown: Shown) -> None:
     assert shown.site.redis is not None
     client = redis.Redis.from_url(shown.site.redis.url)
     names = [key for key in client.scan_iter() if b"celery-task-meta" in key]
@@ -175,7 +189,7 @@ def _value(client: "redis.Redis", key: bytes) -> Any:
     return client.zrange(key, 0, -1)
 
 
-def test_the_logs_tell_no_secret(shown: Shown) -> None:
+def the_logs_tell_no_secret(shown: Shown) -> None:
     logs = [*shown.site.folder.glob("*.log"), *shown.site.settings.log_dir.glob("*")]
     assert {log.name for log in logs} >= {"io.log", "train.log", "flower.log", "errors.jsonl"}
     for log in logs:
@@ -183,19 +197,21 @@ def test_the_logs_tell_no_secret(shown: Shown) -> None:
     assert "imprint.preprocess" in shown.site.log("io").read_text()
 
 
-def test_views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> None:
+def views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> None:
     house = shown.site.house
     for view in (shown.ready, shown.failed):
         told = json.dumps(view) + json.dumps([event.data for event in service.events(house, view["job_id"])])
         clean(told, view["job_id"])
         assert ".png" not in told
     with house.database.reading() as session:
+        references = session.exec(select(JobPicture.reference)).all()
+        assert any(SIGNATURE in reference for reference in references), "the one place where it is"
         kept = session.execute(sa.select(MESSAGE.c.payload, MESSAGE.c.last_error)).all()
     clean(str(kept), "outbox")
     clean(shown.refused, "the refusal")
 
 
-def test_the_webhooks_are_signed_and_tell_no_secret(shown: Shown) -> None:
+def the_webhooks_are_signed_and_tell_no_secret(shown: Shown) -> None:
     for view, last in ((shown.ready, "completed"), (shown.failed, "failed")):
 
         def statuses(job_id: str = view["job_id"]) -> list[str]:
