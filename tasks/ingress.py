@@ -17,6 +17,7 @@ class Door(Task):  # type: ignore[misc]
     """A task whose arguments come from outside and may hold presigned addresses: nobody else sees them."""
 
     Request = "tasks.request:DiscreetRequest"
+    trail = False  # the messages that a request causes are ours; they do not travel to the application with its result
     throws = (ImprintError,)  # a refusal is an answer, not an accident for the error log
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 """A whole Imprint of a test's own: a home in a temporary folder, servers, real worker processes, and ways to look."""
 
 import fcntl
+import gc
 import json
 import os
 import subprocess
@@ -105,6 +106,7 @@ class Site:
         for name in list(self.processes):
             self.kill(name)
         self.house.database.close()
+        gc.collect()  # Celery's results say farewell to their store when they are thrown away: now, while it is there
 
     def imprint(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run `celery -A tasks.app imprint …` as an operator would."""
