@@ -159,7 +159,7 @@ def _ended(job_ids: list[str]) -> dict[str, int]:
 
     with house().database.reading() as session:
         query = sa.select(Job.status, sa.func.count()).where(sa.column("id").in_(job_ids)).group_by(Job.status)
-        return {status: number for status, number in session.execute(query)}
+        return {str(row[0]): int(row[1]) for row in session.execute(query)}
 
 
 def _picture(name: str, job: int, number: int) -> bytes:

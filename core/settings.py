@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     file_roots: list[Path] = Field([], description="Folders that `file://` pictures may come from. JSON list.")
     s3_source_buckets: list[str] = Field(
         [],
-        description="Buckets that `s3://` pictures may come from, besides the store's own (outside its prefix). JSON list.",
+        description="Buckets that `s3://` pictures may come from, besides the store's own outside its prefix.",
     )
     fetch_allow_hosts: list[str] = Field(
         [], description="`host:port` pairs that may be fetched though their address is private. JSON list."

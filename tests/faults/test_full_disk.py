@@ -22,6 +22,9 @@ from tests.servers.redis import redis_server
 from tests.site import ROOT, Site, drawing, until
 
 SMALL, LARGE = "size=1m", "size=64m"
+# Only root may mount; who is not becomes root of a namespace of users first.
+AS_ROOT = os.geteuid() == 0
+NAMESPACE = ["--mount"] if AS_ROOT else ["--user", "--map-root-user", "--mount"]
 
 
 class Disk:
@@ -31,11 +34,11 @@ class Disk:
         folder.mkdir(parents=True)
         self._folder = folder
         mount = f"mount -t tmpfs -o {SMALL} store {folder} && echo mounted && exec sleep 100000"
-        self.process = ServerProcess(["unshare", "--mount", "sh", "-c", mount], log=log, cwd=folder.parent)
+        self.process = ServerProcess(["unshare", *NAMESPACE, "sh", "-c", mount], log=log, cwd=folder.parent)
         until(lambda: "mounted" in self.process.tail() or not self.process.alive, 20, "mounted")
         if not self.process.alive:
             self.process.end()
-            pytest.skip(f"no mount namespaces here: {self.process.tail()}")
+            pytest.fail(f"no mount namespaces here: {self.process.tail()}")
 
     @property
     def seen(self) -> Path:
@@ -43,7 +46,8 @@ class Disk:
         return Path(f"/proc/{self.process.pid}/root{self._folder}")
 
     def inside(self, *command: str) -> list[str]:
-        return ["nsenter", "--mount", f"--target={self.process.pid}", f"--wdns={ROOT}", *command]
+        user = [] if AS_ROOT else ["--user", "--preserve-credentials"]
+        return ["nsenter", *user, "--mount", f"--target={self.process.pid}", f"--wdns={ROOT}", *command]
 
     def resize(self, size: str) -> None:
         done = self.inside("mount", "-o", f"remount,{size}", str(self._folder))
@@ -76,8 +80,6 @@ class SiteOnDisk(Site):
 
 @pytest.fixture
 def running(base_model: Path, tmp_path: Path) -> Iterator[SiteOnDisk]:
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount")
     with redis_server(tmp_path / "redis") as redis:
         roots = json.dumps([str(tmp_path / "pictures")])
         made = SiteOnDisk(tmp_path, base_model, redis.url, IMPRINT_FILE_ROOTS=roots)
