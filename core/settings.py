@@ -65,6 +65,11 @@ class Settings(BaseSettings):
     base_model_roots: list[Path] = Field(
         [], description="Folders that a request's `base_model` may point into, besides `bases/` under home."
     )
+    training_adapters: dict[str, Path] = Field(
+        {},
+        description="De-distilling adapter files by base model: merged while training, never in the LoRA file. "
+        "`z-image-turbo` wants one. JSON object.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What training workers train on.")
     training_timeout_s: int = Field(8 * 3600, gt=0, description="Longest training; then it fails with `timeout`.")
 

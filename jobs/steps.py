@@ -220,6 +220,7 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
             checkpoints=StoredCheckpoints(house.store, house.database, lease),
             control=JobControl(house.database, lease, beat, house.settings.training_timeout_s),
             device=house.settings.device,
+            training_adapter=house.settings.training_adapters.get(spec.base_model),
         )
     )
 

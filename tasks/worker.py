@@ -2,6 +2,7 @@
 
 import logging
 import os
+from importlib import import_module
 from typing import Any
 
 from celery.signals import setup_logging, worker_init, worker_ready, worker_shutting_down
@@ -38,6 +39,7 @@ def _say_what_trains(sender: Any, **_: Any) -> None:
         # torch: only on workers that train, and before the first job, which need not wait for it then
         from training.device import probe
 
+        import_module("training.backends.local")
         log.info("%s", probe(settings().device).text)
 
 

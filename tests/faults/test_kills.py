@@ -136,7 +136,7 @@ def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(base_model:
         running.grant("owner")
         job_id = running.send(max_steps=100_000)["job_id"]
         for attempt in (1, 2, 3):
-            running.wait(job_id, lambda view, attempt=attempt: view["attempt"] == attempt)  # type: ignore[misc]
+            running.wait(job_id, lambda view, n=attempt: (view["stage"], view["attempt"]) == ("train", n))  # type: ignore[misc]
             running.kill("train")
             if attempt < 3:
                 running.start("train")

@@ -8,7 +8,7 @@ from pathlib import Path
 from celery import Celery
 
 from jobs import accounts, intake, service, sweeps
-from tests.servers.gated_s3 import BUCKET, gated_s3
+from tests.servers.gated_s3 import gated_s3
 from tests.servers.postgres import new_database, postgres_server
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.site import Site, site, until
@@ -74,7 +74,7 @@ def test_redis_postgresql_and_s3_together(base_model: Path, tmp_path: Path) -> N
         one_ready_and_one_failed(running)
         assert not (running.settings.home / "imprint.db").exists()
         assert not (running.settings.home / "store").exists()
-        keys = [entry["Key"] for entry in s3.client().list_objects_v2(Bucket=BUCKET)["Contents"]]
+        keys = [entry["Key"] for entry in s3.client().list_objects_v2(Bucket=s3.bucket)["Contents"]]
         assert {key.split("/")[1] for key in keys} >= {"originals", "prepared", "datasets", "models"}
         until(lambda: not any(running.house.store.list("checkpoints/")), 20, "cleaned up")
         assert json.loads(running.imprint("audit", "--json").stdout) == {"ok": True, "findings": []}

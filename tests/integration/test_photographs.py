@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from jobs import accounts
-from tests.servers.gated_s3 import BUCKET, gated_s3
+from tests.servers.gated_s3 import gated_s3
 from tests.servers.pictures import picture_server
 from tests.site import PHOTOGRAPHS, Site, site
 
@@ -27,11 +27,12 @@ def test_from_an_s3_server_into_an_s3_store(base_model: Path, tmp_path: Path) ->
     with gated_s3() as s3, site(tmp_path, base_model, **s3.environment) as running:
         images = []
         for file in sorted((PHOTOGRAPHS / "dog").glob("*.jpg")):
-            s3.client().upload_file(str(file), BUCKET, f"uploads/{file.name}")
-            images.append({"ref": f"s3://{BUCKET}/uploads/{file.name}", "caption": "a dog outside"})
+            s3.client().upload_file(str(file), s3.bucket, f"uploads/{file.name}")
+            images.append({"ref": f"s3://{s3.bucket}/uploads/{file.name}", "caption": "a dog outside"})
         trained(running, images)
         kept = [
-            entry["Key"] for entry in s3.client().list_objects_v2(Bucket=BUCKET, Prefix="imprint/models/")["Contents"]
+            entry["Key"]
+            for entry in s3.client().list_objects_v2(Bucket=s3.bucket, Prefix="imprint/models/")["Contents"]
         ]
         assert len(kept) == 1
 

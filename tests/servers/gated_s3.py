@@ -1,5 +1,6 @@
 """An S3 server (moto over real HTTP) whose answers a test can hold back, so that a worker can be killed in mid-step."""
 
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ import boto3
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-BUCKET = "imprint-test"
 KEY, SECRET = "test-key", "test-secret-that-nobody-may-see"
 
 
@@ -17,6 +17,8 @@ class GatedS3:
     """`hold(method, part)` holds every such request whose path has `part`; `reached` is set when one came."""
 
     def __init__(self) -> None:
+        # Moto keeps one world for the whole process: a bucket of its own keeps servers apart.
+        self.bucket = f"imprint-{secrets.token_hex(6)}"
         self._application = DomainDispatcherApplication(create_backend_app)
         self._gate: tuple[str, str] | None = None
         self._open = threading.Event()
@@ -32,7 +34,7 @@ class GatedS3:
     def environment(self) -> dict[str, str]:
         """The settings of a site that keeps its objects here."""
         return {
-            "IMPRINT_STORE_URL": f"s3://{BUCKET}/imprint",
+            "IMPRINT_STORE_URL": f"s3://{self.bucket}/imprint",
             "IMPRINT_S3_ENDPOINT_URL": self.endpoint,
             "IMPRINT_S3_ACCESS_KEY_ID": KEY,
             "IMPRINT_S3_SECRET_ACCESS_KEY": SECRET,
@@ -71,7 +73,7 @@ def gated_s3() -> Iterator[GatedS3]:
     server = GatedS3()
     server._thread.start()
     try:
-        server.client().create_bucket(Bucket=BUCKET)
+        server.client().create_bucket(Bucket=server.bucket)
         yield server
     finally:
         server.release()
