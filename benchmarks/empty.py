@@ -1,10 +1,13 @@
-"""The least that Celery can do: five tasks in a chain that do nothing. What the pipeline is measured against."""
+"""The least that Celery can do: tasks that do nothing, in a chain of five, or in the shape of a job's canvas."""
 
 import os
 
-from celery import Celery, chain, signature
+from celery import Celery, chain, chord, signature
+from celery.canvas import Signature
 
-app = Celery("empty", broker=os.environ.get("EMPTY_BROKER_URL"))
+from tasks.pipeline import let_go
+
+app = Celery("empty", broker=os.environ.get("EMPTY_BROKER_URL"), backend=os.environ.get("EMPTY_BROKER_URL"))
 app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=1,
@@ -19,6 +22,11 @@ def step(number: int) -> None:
     """Nothing."""
 
 
+@app.task(name="empty.picture", ignore_result=False)
+def picture(number: int) -> None:
+    """Nothing, as one of a chord's header."""
+
+
 @app.task(name="empty.last")
 def last(number: int, counter: str) -> None:
     """Nothing, and counts that a chain ended."""
@@ -26,7 +34,17 @@ def last(number: int, counter: str) -> None:
         connection.default_channel.client.incr(counter)
 
 
-def send(number: int, counter: str) -> None:
-    """One chain of five."""
-    steps = [signature("empty.step", (number,), immutable=True, app=app) for _ in range(4)]
-    chain(*steps, signature("empty.last", (number, counter), immutable=True, app=app)).apply_async()
+def _steps(count: int, number: int) -> list[Signature]:
+    return [signature("empty.step", (number,), immutable=True, app=app) for _ in range(count)]
+
+
+def send_chain(number: int, counter: str) -> None:
+    """Five tasks, one after another."""
+    chain(*_steps(4, number), signature("empty.last", (number, counter), immutable=True, app=app)).apply_async()
+
+
+def send_canvas(number: int, counter: str) -> None:
+    """What a job of five pictures sends: a chord of five, then dataset, train, upload, settle, and the clean-up."""
+    header = [signature("empty.picture", (number,), immutable=True, app=app) for _ in range(5)]
+    last = signature("empty.last", (number, counter), immutable=True, app=app)
+    let_go(chain(chord(header, _steps(1, number)[0]), *_steps(3, number), last).apply_async())

@@ -2,7 +2,8 @@
 
 200 jobs of five pictures and one training step each, queued at once, from submit to ready; and, before and after
 them in the same run, as many chains of five tasks that do nothing. The last line is one JSON object:
-`jobs_per_s, empty_chains_per_s, overhead_ratio, p50_s, p99_s` (ratio: how many empty chains go into one job).
+`jobs_per_s, empty_chains_per_s, overhead_ratio, p50_s, p99_s` (ratio: how many empty chains go into one job), and
+`empty_canvases_per_s`: what Celery alone makes of a job's ten messages, chord included.
 """
 
 import argparse
@@ -12,10 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -28,11 +28,11 @@ def main() -> int:
     """Run the benchmark in a home of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
-    parser.add_argument("--profile", action="store_true", help="also print where the time of a job went")
+    parser.add_argument("--stages", action="store_true", help="also print the CPU time of each stage")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
         _configure(Path(folder))
-        result = _run(Path(folder), options.jobs, profile=options.profile)
+        result = _run(Path(folder), options.jobs, stages=options.stages)
     print(json.dumps(result))
     return 0
 
@@ -54,7 +54,7 @@ def _configure(folder: Path) -> None:
     )
 
 
-def _run(folder: Path, count: int, *, profile: bool) -> dict[str, Any]:
+def _run(folder: Path, count: int, *, stages: bool) -> dict[str, Any]:
     from core import embedded
     from core.settings import settings
     from tasks.stack import running
@@ -63,13 +63,14 @@ def _run(folder: Path, count: int, *, profile: bool) -> dict[str, Any]:
         broker = embedded.address(settings())
         os.environ["EMPTY_BROKER_URL"] = str(broker)
         with _empty_worker(folder):
-            _empty_chains(count // 10)  # warm
+            _empty("chain", count // 10)  # warm
             _jobs(folder, max(count // 20, 2), "warm")
-            before = _empty_chains(count)
+            before = _empty("chain", count)
+            canvases = _empty("canvas", count)
             waits, seconds = _jobs(folder, count, "measured")
-            after = _empty_chains(count)
-        if profile:
-            _where_the_time_went()
+            after = _empty("chain", count)
+    if stages:
+        _stages(20)
     empty = 2 * count / (before + after)
     cuts = quantiles(waits, n=100)
     return {
@@ -78,6 +79,7 @@ def _run(folder: Path, count: int, *, profile: bool) -> dict[str, Any]:
         "overhead_ratio": round(empty * seconds / count, 2),
         "p50_s": round(cuts[49], 3),
         "p99_s": round(cuts[98], 3),
+        "empty_canvases_per_s": round(count / canvases, 2),
     }
 
 
@@ -101,16 +103,17 @@ def _empty_worker(folder: Path) -> Iterator[None]:
         process.wait()
 
 
-def _empty_chains(count: int) -> float:
-    """Seconds for `count` empty chains, queued at once."""
+def _empty(shape: str, count: int) -> float:
+    """Seconds for `count` empty chains, or canvases of a job's shape, queued at once."""
     from benchmarks import empty
 
+    send = {"chain": empty.send_chain, "canvas": empty.send_canvas}[shape]
     counter = f"bench:{time.monotonic_ns()}"
     with empty.app.connection_or_acquire() as connection:
         client = connection.default_channel.client
         begun = time.monotonic()
         for number in range(count):
-            empty.send(number, counter)
+            send(number, counter)
         while int(client.get(counter) or 0) < count:
             time.sleep(0.01)
         return time.monotonic() - begun
@@ -118,24 +121,14 @@ def _empty_chains(count: int) -> float:
 
 def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
     """Each job's seconds from submit to ready, and those from the first submit to the last ready."""
-    from jobs import accounts, intake, service
+    from jobs import accounts, service
     from jobs.wiring import house
     from tasks.relay import relay
 
     accounts.grant(house(), OWNER, 100 * count)
-    orders = [
-        [intake.store_picture(house(), OWNER, name, _picture(name, job, number)) for number in range(5)]
-        for job in range(count)
-    ]
+    orders = [_stored(name, job) for job in range(count)]
     begun = time.monotonic()
-    accepted = [
-        service.submit(
-            house(),
-            {"owner_id": OWNER, "subject_id": name, "images": images, "base_model": "sd15", "trigger_word": "imp",
-             "resolution": 64, "max_steps": 1, "seed": 1},
-        )["job_id"]
-        for images in orders
-    ]  # fmt: skip
+    accepted = [service.submit(house(), _request(name, images))["job_id"] for images in orders]
     relay(house())
     while (ended := _ended(accepted)).get("ready", 0) < count:
         if "failed" in ended:
@@ -148,6 +141,21 @@ def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
         for view in views
     ]
     return waits, seconds
+
+
+def _stored(name: str, job: int) -> list[str]:
+    """Ids of five pictures that no other job has."""
+    from jobs import intake
+    from jobs.wiring import house
+
+    owner = OWNER if name != "stages" else name
+    return [intake.store_picture(house(), owner, name, _picture(name, job, number)) for number in range(5)]
+
+
+def _request(name: str, images: list[str]) -> dict[str, Any]:
+    owner = OWNER if name != "stages" else name
+    recipe = {"base_model": "sd15", "trigger_word": "imp", "resolution": 64, "max_steps": 1, "seed": 1}
+    return {"owner_id": owner, "subject_id": name, "images": images, **recipe}
 
 
 def _ended(job_ids: list[str]) -> dict[str, int]:
@@ -180,16 +188,34 @@ def _picture(name: str, job: int, number: int) -> bytes:
     return data.getvalue()
 
 
-def _where_the_time_went() -> None:
-    """Per job: seconds between its events."""
-    from jobs import service
+def _stages(count: int) -> None:
+    """CPU milliseconds of each stage per job, run in this process one after another: where the time of a job goes."""
+    from jobs import accounts, service, shell, steps
     from jobs.wiring import house
+    from training.backends import local
 
-    for view in service.jobs(house(), owner_id=OWNER, limit=3):
-        events = service.events(house(), view["job_id"])
-        for one, other in pairwise(events):
-            print(f"{(other.at - one.at).total_seconds():8.3f} s  until {other.kind} {other.data}")
-        print()
+    here = house()
+    accounts.grant(here, "stages", 1000 * count)
+    orders = [_stored("stages", job) for job in range(count)]
+    jobs: list[str] = []
+    parts: dict[str, Callable[[int], None]] = {
+        "submit": lambda job: jobs.append(service.submit(here, _request("stages", orders[job]))["job_id"]),
+        "preprocess of five": lambda job: [steps.preprocess(here, jobs[job], number) for number in range(5)] and None,
+        "dataset": lambda job: steps.dataset(here, jobs[job]),
+        f"train ({local.__name__})": lambda job: steps.train(here, jobs[job]),
+        "upload": lambda job: steps.upload(here, jobs[job]),
+        "settle": lambda job: steps.settle(here, jobs[job]),
+        "clean up": lambda job: shell.clean_up(here, jobs[job]),
+    }
+    for name, part in parts.items():
+        first = 0
+        if name.startswith("train"):
+            part(0)  # loads the base model
+            first = 1
+        begun = time.process_time()
+        for job in range(first, count):
+            part(job)
+        print(f"{1e3 * (time.process_time() - begun) / (count - first):8.1f} ms CPU  {name}")
 
 
 if __name__ == "__main__":

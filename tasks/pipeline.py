@@ -28,10 +28,10 @@ def launch(house: House, job_id: str) -> None:
         header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
         steps[0] = chord(header, steps[0])
     on_error = app.signature("imprint.step_failed", (job_id,), immutable=True)
-    _let_go(chain(*steps).on_error(on_error).apply_async())
+    let_go(chain(*steps).on_error(on_error).apply_async())
 
 
-def _let_go(result: ResultBase | None) -> None:
+def let_go(result: ResultBase | None) -> None:
     """Nobody waits for these results; left alone, each would ask Redis once more when it is thrown away."""
     while result is not None:
         for one in [result, *(result.results if isinstance(result, ResultSet) else ())]:
