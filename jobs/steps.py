@@ -20,7 +20,7 @@ from jobs.requests import base_model_location
 from jobs.shell import NotMine, claim, holder, work_dir, working
 from jobs.wiring import House
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage
+from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
 from training import lora_file, pictures
 from training.dataset import Manifest, build_manifest
 from training.dataset import Picture as Prepared
@@ -43,10 +43,14 @@ def preprocess(house: House, job_id: str, position: int) -> None:
         if claimed is None:
             raise NotMine(f"{job_id} picture {position} is not waiting")
         lease, picture = claimed
-        moves.begin(session, job_id)
-        spec = TrainSpec.model_validate_json(session.get_one(Job, job_id).spec)
+        job = session.get_one(Job, job_id)
+        if job.status == Status.PENDING:
+            moves.begin(session, job_id)
+        spec = TrainSpec.model_validate_json(job.spec)
         known = _prepared(session, picture.source_sha256, spec)
-        limit = min(house.settings.max_picture_bytes, house.settings.max_job_bytes - _fetched(session, job_id))
+        limit = house.settings.max_picture_bytes
+        if "://" in picture.reference:
+            limit = min(limit, house.settings.max_job_bytes - _fetched(session, job_id))
     with working(house, lease):
         made, size = (known, 0) if known else _prepare(house, lease, picture, spec, limit)
         with house.database.writing() as session:
@@ -83,9 +87,10 @@ def _prepare(
             raise
         report = {"error": error.message, "code": error.code, "bad": ["unreachable"]}
         return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report)), 0
-    sha256 = hashlib.sha256(data).hexdigest()
-    with house.database.reading() as session:
-        done = _prepared(session, sha256, spec)
+    sha256, done = hashlib.sha256(data).hexdigest(), None
+    if sha256 != picture.source_sha256:  # else the claim has looked already
+        with house.database.reading() as session:
+            done = _prepared(session, sha256, spec)
     return done or _convert(house, data, sha256, spec), len(data)
 
 
