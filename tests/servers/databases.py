@@ -15,7 +15,7 @@ BOTH = ("sqlite", "postgresql")
 def postgres() -> Iterator[tuple[str, str]]:
     """One server for each test process: its address, and that of a migrated database to copy."""
     if find_postgres() is None:
-        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+        pytest.fail("no PostgreSQL here: tools/setup.sh test installs one")
     with postgres_server() as server:
         template = new_database(server)
         _migrate(template)
