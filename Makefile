@@ -19,7 +19,7 @@ up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower; C
 	@$(BIN)/python -m tasks.stack
 
 test:  ## everything that is checked: style, types, imports, then all tests
-	@tools/setup.sh test
+	@tools/setup.sh test && tools/swift.sh
 	@$(MAKE) --no-print-directory lint types imports
 	@$(BIN)/pytest -n $(CORES) --dist worksteal
 

@@ -1,16 +1,14 @@
 """OpenStack Swift with its S3 API: an S3 server that minds signatures, checksums and conditions, without Docker.
 
 Four processes, one device, one replica, in a folder of the test. Swift is no dependency of ours and wants an older
-setuptools, so it lives in a virtual environment of its own, made on first use: `$IMPRINT_TEST_CACHE/swift`, else
-`.cache/swift` in the checkout. The folder's file system must have user xattrs (ext4, overlayfs, a new tmpfs).
+setuptools, so it lives in a virtual environment of its own, made by tools/swift.sh. The folder's file system must
+have user xattrs (ext4, overlayfs, a new tmpfs).
 """
 
-import fcntl
 import os
 import pwd
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +18,6 @@ from urllib.request import urlopen
 from tests.servers.process import NotStarted, ServerProcess, free_port
 from tests.servers.s3 import S3Server
 
-_PACKAGES = ("setuptools<81", "swift==2.38.3")
 _KEY, _SECRET = "test:tester", "testing-secret"
 
 _STORAGE = """
@@ -127,18 +124,10 @@ def swift_server(folder: Path) -> Iterator[S3Server]:
 
 
 def _installed() -> Path:
-    """The folder of Swift's programs, installed where missing, once however many test processes ask."""
-    home = Path(os.environ.get("IMPRINT_TEST_CACHE") or Path(__file__).parents[2] / ".cache") / "swift"
-    home.mkdir(parents=True, exist_ok=True)
-    stamp, tools = home / "installed", home / "venv" / "bin"
-    wanted = " ".join((*_PACKAGES, sys.version))
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != wanted:
-            stamp.unlink(missing_ok=True)
-            _run([sys.executable, "-m", "venv", "--clear", str(home / "venv")])
-            _run([str(tools / "python"), "-m", "pip", "install", "--quiet", *_PACKAGES])
-            stamp.write_text(wanted)
+    """The folder of Swift's programs, which set-up has made. Raises NotStarted."""
+    tools = Path(__file__).parents[2] / ".cache" / "swift" / "venv" / "bin"
+    if not (tools / "swift-proxy-server").is_file():
+        raise NotStarted("Swift is not installed: tools/swift.sh does that, and make test calls it")
     return tools
 
 
