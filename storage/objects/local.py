@@ -102,17 +102,13 @@ class LocalStore:
             self._place(path, target, create_only)
 
     def _place(self, path: Path, target: Path, create_only: bool) -> None:
-        for _ in range(100):
-            # Whoever deletes the last object of a folder removes the folder, perhaps just now: then once more.
-            with suppress(FileNotFoundError):
-                self._make_folders(target.parent)
-                if create_only:
-                    self._link(path, target)
-                else:
-                    path.replace(target)
-                _fsync_folder(target.parent)
-                return
-        raise FileNotFoundError(errno.ENOENT, "its folder is being removed again and again")
+        with self._folders(fcntl.LOCK_SH):  # between making the target's folder and using it, nobody removes it
+            self._make_folders(target.parent)
+            if create_only:
+                self._link(path, target)
+            else:
+                path.replace(target)
+            _fsync_folder(target.parent)
 
     def _link(self, path: Path, target: Path) -> None:
         """A hard link refuses, atomically, what a rename would replace."""
@@ -155,13 +151,21 @@ class LocalStore:
                     path.unlink()
 
     def _prune(self, folder: Path) -> None:
-        """Remove the folders that an object left empty."""
-        while folder != self.folder and self.folder in folder.parents:
-            try:
-                folder.rmdir()
-            except OSError:
-                return  # not empty, or gone already
-            folder = folder.parent
+        """Remove the folders that an object left empty; not while somebody writes: then they wait for the next time."""
+        with suppress(OSError), self._folders(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            while folder != self.folder and self.folder in folder.parents:
+                folder.rmdir()  # OSError: not empty, or gone already
+                folder = folder.parent
+
+    @contextmanager
+    def _folders(self, how: int) -> Iterator[None]:
+        """Hold the lock on which folders there are: shared to write into them, alone to remove some."""
+        lock = os.open(self._tmp, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, how)
+            yield
+        finally:
+            os.close(lock)
 
 
 def _write_all(out: BinaryIO, data: bytes) -> None:
