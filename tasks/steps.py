@@ -45,6 +45,7 @@ def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
 def dataset(self: "Task[..., Any]", job_id: str) -> None:
     """Write the manifest of the good pictures."""
     _run(self, lambda: steps.dataset(house(), job_id))
+    relay(house())  # that the job is worked on: told before the training, not by the next sweep
 
 
 @app.task(name="imprint.train", bind=True, throws=(ImprintError,))

@@ -67,7 +67,8 @@ def test_processing_then_completed_signed_and_in_order_though_the_first_is_refus
 ) -> None:
     site, application = running
     application.refuse(500)
-    job_id = site.send(owner_id=owner, webhook_url=application.url)["job_id"]
+    # Long enough for `processing` to be on its way before it is overtaken.
+    job_id = site.send(owner_id=owner, webhook_url=application.url, max_steps=150)["job_id"]
     until(lambda: len(application.about(job_id)) > 0, 60, "the first notice")
     assert application.about(job_id)[0].answered == 500
     # The final notice waits for the first one, which is due again after five seconds; unless it overtook it.
