@@ -5,7 +5,6 @@ result if the lease still holds. Every step may run twice; twice changes nothing
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from sqlmodel import Session, col, func, select
@@ -275,12 +274,3 @@ def settle(house: House, job_id: str) -> None:
     with working_on(job_id, Stage.SETTLE), house.database.writing() as session:
         if not moves.settle(session, job_id, house.settings):
             raise NotMine(f"{job_id} has nothing to settle")
-
-
-Step = Callable[[House, str], None]
-STAGES: dict[Stage, Step] = {
-    Stage.DATASET: dataset,
-    Stage.TRAIN: train,
-    Stage.UPLOAD: upload,
-    Stage.SETTLE: settle,
-}

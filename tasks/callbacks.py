@@ -1,30 +1,26 @@
 """What follows a job: the error callback of its chain, its notices, its clean-up."""
 
-from typing import Any
-
-from celery import Task
-
 from jobs import aftermath, sweeps
 from jobs.wiring import house
 from tasks.app import app
 from tasks.relay import relay
 
 
-@app.task(name="imprint.step_failed", bind=True, max_retries=5)
-def step_failed(self: "Task[..., Any]", job_id: str) -> None:
+@app.task(name="imprint.step_failed")
+def step_failed(job_id: str) -> None:
     """A step ended in an error. Most have failed their job by then; one whose process died has not."""
     sweeps.repair_job(house(), job_id)
     relay(house())
 
 
-@app.task(name="imprint.clean_up", bind=True)
-def clean_up(self: "Task[..., Any]", job_id: str, message_id: str) -> None:
+@app.task(name="imprint.clean_up")
+def clean_up(job_id: str, message_id: str) -> None:
     """Take away what a final job no longer needs."""
     aftermath.clean_up(house(), job_id, message_id)
 
 
-@app.task(name="imprint.notify", bind=True)
-def notify(self: "Task[..., Any]", job_id: str, message_id: str) -> None:
+@app.task(name="imprint.notify")
+def notify(job_id: str, message_id: str) -> None:
     """Tell the application; a failed attempt is due again by its schedule, and the sweep sends it."""
     aftermath.notify(house(), message_id)
     relay(house())  # the next notice of this job was waiting for this one

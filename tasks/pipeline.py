@@ -9,13 +9,8 @@ from jobs.wiring import House
 from storage.tables import Stage
 from tasks.app import app
 
-_AFTER = {
-    Stage.PREPROCESS: (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE),
-    Stage.DATASET: (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE),
-    Stage.TRAIN: (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE),
-    Stage.UPLOAD: (Stage.UPLOAD, Stage.SETTLE),
-    Stage.SETTLE: (Stage.SETTLE,),
-}
+# What follows the pictures, one after another.
+_CHAIN = (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE)
 
 
 def launch(house: House, job_id: str) -> None:
@@ -23,7 +18,8 @@ def launch(house: House, job_id: str) -> None:
     lacks = sweeps.what_is_lacking(house, job_id)
     if lacks is None:
         return
-    steps = [_step(stage, job_id, lacks.family) for stage in _AFTER[lacks.stage]]
+    first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)
+    steps = [_step(stage, job_id, lacks.family) for stage in _CHAIN[first:]]
     if lacks.waiting:
         header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
         steps[0] = chord(header, steps[0])
