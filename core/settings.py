@@ -73,6 +73,44 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What training workers train on.")
     training_timeout_s: int = Field(8 * 3600, gt=0, description="Longest training; then it fails with `timeout`.")
 
+    # ---- remote training ----
+    backends: dict[str, Literal["local", "ai-toolkit"]] = Field(
+        {}, description="Who trains a family where the request is silent: `local` or `ai-toolkit`. JSON object."
+    )
+    ai_toolkit_url: str | None = Field(
+        None, description="Address of an ai-toolkit server that stands already. Unset: pods are rented."
+    )
+    ai_toolkit_token: SecretStr | None = Field(None, description="Its password (`AI_TOOLKIT_AUTH`).")
+    hf_token: SecretStr | None = Field(None, description="Model hub token that rented pods get, for gated models.")
+    remote_poll_s: float = Field(30.0, gt=0, description="How often remote trainings are looked at.")
+    remote_stall_s: float = Field(
+        1800.0, gt=0, description="A remote training without a new step or log line for this long is given up."
+    )
+    remote_lost_polls: int = Field(
+        10, ge=1, description="A server that fails to answer this many polls in a row is taken for lost."
+    )
+    runpod_api_key: SecretStr | None = Field(None, description="RunPod key: with it, pods may be rented.")
+    runpod_url: str = Field("https://api.runpod.io/v2", description="Address of RunPod's REST API.")
+    pod_proxy: str = Field(
+        "https://{pod_id}-8675.proxy.runpod.net", description="Where a rented pod's server is reached."
+    )
+    pod_template: str | None = Field(None, description="RunPod template to rent by. Unset: by image.")
+    pod_image: str = Field("ostris/aitoolkit:latest", description="Image to rent by.")
+    pod_gpus: list[str] = Field(
+        ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000", "NVIDIA L40S"],
+        description="GPU types to ask for, in this order. JSON list.",
+    )
+    pod_disk_gb: int = Field(80, ge=10, description="Container disk of a rented pod.")
+    pod_prefix: str = Field(
+        "imprint", pattern=r"^[a-z0-9]+$", description="Our pods' names begin with it; one per installation."
+    )
+    pod_warm_s: float = Field(300.0, ge=0, description="An idle pod is kept this long for the next training.")
+    pod_ready_s: float = Field(1200.0, gt=0, description="A pod whose server does not answer by then is given up.")
+    pods_max: int = Field(2, ge=0, description="Most pods at one time.")
+    pod_jobs_max: int = Field(4, ge=1, description="Most trainings queued on one pod before another is rented.")
+    spend_per_hour: float = Field(5.0, ge=0, description="Ceiling on what all pods cost in an hour, in dollars.")
+    spend_per_day: float = Field(40.0, ge=0, description="Ceiling on what was spent on pods in 24 hours, in dollars.")
+
     # ---- the life of a job ----
     lease_s: float = Field(25.0, gt=0, description="A worker's claim on a stage ends this long after its last sign.")
     sweep_s: float = Field(30.0, gt=0, description="How often the sweeps look for what was left lying.")

@@ -1,4 +1,4 @@
-"""The outbox's one table."""
+"""The outbox, and who wants nothing from it any more."""
 
 from datetime import datetime
 
@@ -50,5 +50,17 @@ class OutboxMessage(SQLModel, table=True):
     last_error: str | None = Field(sa_type=sa.Text)
 
 
-# The same table for statements in SQLAlchemy Core.
+class DisabledReceiver(SQLModel, table=True):
+    """A receiver of one owner that answered 410 Gone: it gets nothing until an operator enables it again."""
+
+    __tablename__ = "disabled_receiver"
+
+    owner_id: str = Field(primary_key=True, sa_type=sa.Text)
+    destination: str = Field(primary_key=True, sa_type=sa.Text)
+    reason: str = Field(sa_type=sa.Text)
+    disabled_at: datetime = Field(sa_type=UtcDateTime)
+
+
+# The same tables for statements in SQLAlchemy Core.
 MESSAGE = SQLModel.metadata.tables["outbox_message"]
+RECEIVER = SQLModel.metadata.tables["disabled_receiver"]

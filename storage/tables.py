@@ -165,3 +165,69 @@ class JobEvent(SQLModel, table=True):
     at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     kind: str  # status, stage, progress, retry
     data: str  # JSON
+
+
+class RunState(StrEnum):
+    """Where one training on a remote server stands, as far as we know."""
+
+    SUBMITTING = "submitting"  # it may or may not be there: look for it by its name first
+    SUBMITTED = "submitted"  # it is there, queued or running: the poll looks after it
+    COMPLETED = "completed"  # its file waits to be fetched
+    ENDED = "ended"  # nothing of it is needed any more; gone from the server once `cleared_at` is set
+
+
+class RemoteRun(SQLModel, table=True):
+    """One attempt to train a job on a remote server. The newest attempt counts; older ones only wait to be cleared."""
+
+    __tablename__ = "remote_run"
+    __table_args__ = (sa.Index("ix_remote_run_state", "state", "cleared_at"),)
+
+    job_id: str = Field(primary_key=True, foreign_key="training_job.id")
+    attempt: int = Field(primary_key=True)  # counted from 1 over the whole life of the job
+    name: str = Field(unique=True)  # of the job and the dataset on the server: ours, unique, [a-z0-9_]
+    pod_id: str | None = Field(default=None, foreign_key="rented_pod.id", index=True)  # None: the fixed server
+    remote_id: str | None = None  # the server's own id, once it has told us
+    state: str = RunState.SUBMITTING
+    status: str = ""  # the server's own word, as last seen
+    step: int = 0
+    log_offset: int = 0
+    previews: int = 0  # samples that were fetched
+    moved_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # last step or log growth
+    missed: int = 0  # polls in a row without an answer
+    reason: str | None = None  # why it ended without a file
+    cost_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # of the pod while it worked on this
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    submitted_at: datetime | None = Field(default=None, sa_column=_time())
+    ended_at: datetime | None = Field(default=None, sa_column=_time())
+    cleared_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class PodState(StrEnum):
+    """Where a rented machine stands. A pod that is not gone may cost money."""
+
+    RENTING = "renting"  # asked for; the provider may or may not have made it: look for it by its name
+    STARTING = "starting"  # it is there, its server does not answer yet
+    READY = "ready"
+    CLOSING = "closing"  # to be deleted, whoever gets to it
+    GONE = "gone"
+
+
+class RentedPod(SQLModel, table=True):
+    """One machine rented for trainings."""
+
+    __tablename__ = "rented_pod"
+    __table_args__ = (sa.Index("ix_rented_pod_state", "state"),)
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)  # at the provider: our prefix and the id
+    provider_id: str | None = None
+    gpu: str = ""
+    family: str = ""  # of base models that it has fetched by now: others would cost a download
+    state: str = PodState.RENTING
+    url: str | None = None
+    cost_microdollars_per_h: int = Field(default=0, sa_type=sa.BigInteger)
+    reason: str | None = None  # why it is closing
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    ready_at: datetime | None = Field(default=None, sa_column=_time())
+    idle_since: datetime | None = Field(default=None, sa_column=_time())
+    gone_at: datetime | None = Field(default=None, sa_column=_time())

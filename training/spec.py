@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 Family = Literal["sd15", "sdxl", "z-image"]
-Backend = Literal["local"]
+Backend = Literal["local", "ai-toolkit"]
 
 MIN_PICTURES, MAX_PICTURES = 5, 100
 
