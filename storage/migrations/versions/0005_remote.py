@@ -46,6 +46,8 @@ def upgrade() -> None:
         sa.Column("cost_microdollars", sa.BigInteger, nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("submitted_at", UtcDateTime()),
+        sa.Column("started_at", UtcDateTime()),
+        sa.Column("looked_at", UtcDateTime()),
         sa.Column("ended_at", UtcDateTime()),
         sa.Column("cleared_at", UtcDateTime()),
         sa.CheckConstraint("state IN ('submitting', 'submitted', 'completed', 'ended')", name="ck_remote_run_state"),
