@@ -66,7 +66,7 @@ class Site:
     def celery(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments]
 
-    def start(self, name: str, **environment: str) -> ServerProcess:
+    def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
         """Start `io`, `train`, `beat` (or a second one: `io-2`), and wait until a worker is ready."""
         kind = name.split("-")[0]
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
@@ -79,7 +79,7 @@ class Site:
         mark = log.stat().st_size if log.exists() else 0
         process = ServerProcess(self.celery(*arguments), log=log, cwd=ROOT, env=self.surroundings(**environment))
         self.processes[name] = process
-        if kind != "beat":
+        if wait and kind != "beat":
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
             assert process.alive, log.read_text()
         return process

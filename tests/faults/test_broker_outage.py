@@ -34,10 +34,7 @@ def test_redis_loses_everything(base_model: Path, tmp_path: Path) -> None:
         for job_id in jobs:
             running.wait(job_id, lambda view: view["stage"] == "train")
         running.redis.kill()
-        for file in running.redis.folder.rglob("*.aof"):
-            file.unlink()
-        for file in running.redis.folder.rglob("*manifest"):
-            file.unlink()
+        running.redis.forget()
         running.redis.start()
         running.start("train")
         running.start("beat")

@@ -5,7 +5,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
+
+from tests.servers.process import Server, free_port
 
 START_S = 60.0
 
@@ -30,30 +31,76 @@ def find_postgres() -> Path | None:
     return Path(on_path).resolve().parent if on_path else None
 
 
+class PostgresServer(Server):
+    """One cluster in one folder, with `fsync` on; its address stays the same over `kill`, `stop` and `start`."""
+
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self.folder = folder
+        self._binaries = binaries
+        self._user = _give_away(folder)
+        self._data = folder / "data"
+        initdb = [binaries / "initdb", "-D", self._data, "-U", "imprint", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        _run(self._user, folder, *initdb)
+        self._port = free_port()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"postgresql+psycopg://imprint@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        """Returns when it answers, after whatever recovery it needs; RuntimeError with its log if it does not."""
+        if self._server is not None:
+            raise RuntimeError(f"the server on port {self._port} runs already")
+        self._server = _start(self._user, self.folder, self._binaries / "postgres", self._data, self._port)
+        self._guard = _guard(self._server, self.folder)
+        _wait(self.address, self._server, self.folder / "log")
+
+    def kill(self) -> None:
+        """Immediate mode: every connection is cut, nothing is written any more, the next start recovers from its log.
+
+        SIGKILL would leave children and their shared memory behind, which the next start would wait for.
+        """
+        self._end(kill=True)
+
+    def _end(self, *, kill: bool) -> None:
+        if self._server is None or self._guard is None:
+            return
+        self._guard.kill()
+        self._guard.communicate()
+        _stop(self._server, signal.SIGQUIT if kill else signal.SIGINT)
+        self._server = self._guard = None
+
+    def _signal(self, number: int) -> None:
+        if self._server is None:
+            raise RuntimeError("the server does not run")
+        self._server.send_signal(number)
+
+
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """A running server with `fsync` on, at the address that this yields. FileNotFoundError without one."""
+def postgres_node() -> Iterator[PostgresServer]:
+    """A running server that a test may kill and start again. FileNotFoundError without one."""
     binaries = find_postgres()
     if binaries is None:
         raise FileNotFoundError("no PostgreSQL here: apt-get install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="imprint-postgres-"))
     try:
-        user = _give_away(folder)
-        data = folder / "data"
-        _run(user, folder, binaries / "initdb", "-D", data, "-U", "imprint", "-A", "trust", "-E", "UTF8", "--no-sync")
-        port = _free_port()
-        server = _start(user, folder, binaries / "postgres", data, port)
-        guard = _guard(server, folder)
+        server = PostgresServer(folder, binaries)
         try:
-            address = f"postgresql+psycopg://imprint@127.0.0.1:{port}/postgres"
-            _wait(address, server, folder / "log")
-            yield address
+            server.start()
+            yield server
         finally:
-            guard.kill()
-            guard.communicate()
-            _stop(server)
+            server.kill()  # at once and without a last checkpoint: nobody reads this database again
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """A running server at the address that this yields. FileNotFoundError without one."""
+    with postgres_node() as server:
+        yield server.address
 
 
 def new_database(address: str, template: str | None = None) -> str:
@@ -90,7 +137,7 @@ def _start(user: str | None, folder: Path, binary: Path, data: Path, port: int) 
         "fsync": "on",  # a test of crash safety on a server that is not crash-safe would prove nothing
     }
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             [binary, "-D", data, *options],
             cwd=folder,
@@ -111,13 +158,6 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
     engine = sa.create_engine(address, poolclass=sa.NullPool)
     until = time.monotonic() + START_S
@@ -132,9 +172,9 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
             return
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """At once and without a last checkpoint: nobody reads this database again."""
-    server.send_signal(signal.SIGQUIT)
+def _stop(server: subprocess.Popen[bytes], number: int) -> None:
+    server.send_signal(signal.SIGCONT)  # a paused server hears nothing else
+    server.send_signal(number)
     try:
         server.wait(timeout=20)
     except subprocess.TimeoutExpired:

@@ -37,11 +37,16 @@ class Received:
 
 
 class Receiver:
-    """`refuse(status)` answers the next request so; all others are answered with 204."""
+    """`refuse(status)` answers the next request so; all others are answered with 204.
+
+    While `refuses_first` is set, the first attempt of every message is answered with that status.
+    """
 
     def __init__(self) -> None:
         self.got: list[Received] = []
+        self.refuses_first: int | None = None
         self._refusals: list[int] = []
+        self._seen: set[str] = set()
         self._lock = threading.Lock()
         outer = self
 
@@ -74,8 +79,11 @@ class Receiver:
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers["content-length"]))
         with self._lock:
-            status = self._refusals.pop(0) if self._refusals else 204
             headers = {name.lower(): value for name, value in request.headers.items()}
+            status = self._refusals.pop(0) if self._refusals else 204
+            if self.refuses_first and headers["webhook-id"] not in self._seen:
+                status = self.refuses_first
+            self._seen.add(headers["webhook-id"])
             self.got.append(Received(request.command, request.path, headers, body, status))
         request.send_response(status)
         request.send_header("Content-Length", "0")

@@ -43,6 +43,17 @@ class RedisServer(Server):
         process.wait_until(lambda: self._answers(process.pid), timeout_s)
         self._process = process
 
+    def save(self) -> None:
+        """Write a snapshot: without `appendonly`, that is what the next start goes back to."""
+        with redis.Redis(port=self.port, password=self.password) as client:
+            client.save()
+
+    def forget(self) -> None:
+        """Take away what it has on disk; while it does not run."""
+        for file in self.folder.rglob("*"):
+            if file.suffix in (".rdb", ".aof", ".manifest"):
+                file.unlink()
+
     def _signal(self, number: int) -> None:
         if self._process is None:
             raise RuntimeError("the server does not run")
