@@ -14,6 +14,7 @@ ImprintError                     code internal
 ├── OutOfMemory                  out_of_memory
 ├── LossNotFinite                loss_not_finite
 ├── BackendUnreachable           backend_unreachable     may be retried
+│   └── BackendFull              backend_unreachable     no machine to rent now, or no money for one; may be retried
 ├── BackendFailed                backend_failed
 ├── WorkerLost                   worker_lost
 ├── TrainingTimeout              timeout
@@ -140,6 +141,10 @@ class LossNotFinite(ImprintError):
 class BackendUnreachable(ImprintError):
     code = FailureCode.BACKEND_UNREACHABLE
     retryable = True
+
+
+class BackendFull(BackendUnreachable):
+    pass
 
 
 class BackendFailed(ImprintError):

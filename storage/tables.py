@@ -56,7 +56,42 @@ class Picture(SQLModel, table=True):
     sha256: str
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
+    caption: str | None = None
+    report: str | None = None  # JSON: the quality report at the resolution of a first look; None until there was one
+    preview_key: str | None = None  # of a small picture for pages
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    removed_at: datetime | None = Field(default=None, sa_column=_time())  # by its owner; jobs that use it go on
+
+
+class Subject(SQLModel, table=True):
+    """What an owner wants to be learnt: a character, a person, a product, a style; and how to train it."""
+
+    __tablename__ = "subject"
+
+    owner_id: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    trigger_word: str | None = None
+    class_word: str | None = None
+    base_model: str | None = None
+    webhook_url: str | None = None
+    train_automatically: bool = False
+    profile_sets: int = 0  # how many times its profile set was said to be complete, each training once at most
+    updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+
+class ApiToken(SQLModel, table=True):
+    """A bearer token of the HTTP API; the token itself is kept nowhere."""
+
+    __tablename__ = "api_token"
+
+    id: str = Field(primary_key=True)
+    sha256: str = Field(unique=True)
+    name: str
+    owner_id: str | None = Field(default=None, index=True)  # None: a service token, which names the owner in each call
+    scopes: str  # separated by spaces: read, train, operate
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    revoked_at: datetime | None = Field(default=None, sa_column=_time())
 
 
 class PreparedPicture(SQLModel, table=True):
@@ -198,6 +233,8 @@ class RemoteRun(SQLModel, table=True):
     cost_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # of the pod while it worked on this
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     submitted_at: datetime | None = Field(default=None, sa_column=_time())
+    started_at: datetime | None = Field(default=None, sa_column=_time())  # first seen at work, out of the queue
+    looked_at: datetime | None = Field(default=None, sa_column=_time())  # a poll took it: no other does so soon
     ended_at: datetime | None = Field(default=None, sa_column=_time())
     cleared_at: datetime | None = Field(default=None, sa_column=_time())
 
@@ -226,8 +263,13 @@ class RentedPod(SQLModel, table=True):
     state: str = PodState.RENTING
     url: str | None = None
     cost_microdollars_per_h: int = Field(default=0, sa_type=sa.BigInteger)
+    idle_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # what it cost while no training was on it
     reason: str | None = None  # why it is closing
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    asked_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # last request to rent it
+    accounted_at: datetime = Field(
+        default_factory=utcnow, sa_column=_time(nullable=False)
+    )  # cost is shared out to here
     ready_at: datetime | None = Field(default=None, sa_column=_time())
     idle_since: datetime | None = Field(default=None, sa_column=_time())
     gone_at: datetime | None = Field(default=None, sa_column=_time())
