@@ -61,6 +61,20 @@ class DisabledReceiver(SQLModel, table=True):
     disabled_at: datetime = Field(sa_type=UtcDateTime)
 
 
+class Preferences(SQLModel, table=True):
+    """How an owner wants to be told, besides webhooks; an owner without a row is told by webhook alone."""
+
+    __tablename__ = "notice_preferences"
+
+    owner_id: str = Field(primary_key=True, sa_type=sa.Text)
+    email: str | None = Field(sa_type=sa.Text)
+    events: str = Field(sa_type=sa.Text)  # JSON list of the events that go to the e-mail address
+    low_credits: int | None = Field(sa_type=sa.BigInteger)  # tell when fewer than so many are available
+    low_told_at: datetime | None = Field(sa_type=UtcDateTime)  # not again until the balance was above it
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+
+
 # The same tables for statements in SQLAlchemy Core.
 MESSAGE = SQLModel.metadata.tables["outbox_message"]
+PREFERENCES = SQLModel.metadata.tables["notice_preferences"]
 RECEIVER = SQLModel.metadata.tables["disabled_receiver"]
