@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
 
 from core.errors import SpecInvalid
 
@@ -38,12 +40,30 @@ def price(family: str, steps: int, resolution: int, prices: Mapping[str, int]) -
         for name, number in (("steps", steps), ("resolution", resolution))
         if type(number) is not int or number < 1
     }
+    try:
+        each = price_per_step(family, resolution, prices)
+    except SpecInvalid as error:
+        faults |= error.faults
+    if faults:
+        raise SpecInvalid.of(faults)
+    return max(1, ceil(steps * each))
+
+
+def price_of_part(family: str, steps: int, resolution: int, prices: Mapping[str, int]) -> int:
+    """The credits that a training takes which was cancelled after `steps` steps, 0 or more: rounded down.
+
+    So never more than `price` of the same steps. SpecInvalid as there.
+    """
+    return floor(steps * price_per_step(family, resolution, prices))
+
+
+def price_per_step(family: str, resolution: int, prices: Mapping[str, int]) -> Fraction:
+    """Credits for one step, exactly. SpecInvalid as `price` has it."""
+    faults = {}
     if family not in RATES:
         faults["family"] = f"has no price; priced are {', '.join(RATES)}"
     elif (rate := prices.get(family, RATES[family].credits)) < 0:
         faults["prices"] = f"{family} must not cost less than nothing"
     if faults:
         raise SpecInvalid.of(faults)
-    native = RATES[family].resolution
-    # -(-a // b) is a / b rounded up.
-    return max(1, -(-rate * steps * resolution**2 // (_PRICED_STEPS * native**2)))
+    return Fraction(rate * resolution**2, _PRICED_STEPS * RATES[family].resolution ** 2)

@@ -8,6 +8,7 @@ comes second does nothing, and every move may be tried again.
 """
 
 import json
+import logging
 import random
 from datetime import timedelta
 from typing import Any
@@ -19,12 +20,14 @@ from core.clock import utcnow
 from core.errors import ImprintError, TooFewImages, TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
-from credits.price import price
+from credits.price import price, price_of_part
 from jobs.leases import Lease
 from jobs.view import view_of
 from notifications import outbox, webhooks
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 FINAL_NOTICES = {
     Status.READY: "training.completed",
@@ -133,25 +136,19 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
         return False
     spec = TrainSpec.model_validate_json(job.spec)
+    charge = price(spec.family, job.total_steps, spec.resolution, settings.prices)
     hold = ledger.hold_of(session, job_id)
-    charge = 0
-    if hold is not None and hold.state == "held":
-        charge = min(price(spec.family, job.total_steps, spec.resolution, settings.prices), hold.amount)
-        ledger.settle(session, job.hold_id, charge)
-    else:
-        tell(
-            session,
-            job_id,
-            "leak",
-            reason="the hold was resolved before the training was; nothing is charged",
-        )
-    return _end(session, job_id, Status.READY, charged=charge, seconds_left=0.0)
+    if hold is None or hold.state != "held":
+        reason = "the hold was resolved before the training was; nothing is charged"
+        tell(session, job_id, "leak", reason=reason, credits=charge)
+        log.error("leak: %s is delivered, and %d credits of %s are not charged", job_id, charge, job.owner_id)
+    return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
 
 
 def fail(session: Session, job_id: str, error: ImprintError) -> bool:
-    """Fail the job, release the hold, write the notice. False if it was final already."""
+    """Fail the job, release the hold, write the notice. False if it was final already. Failed jobs cost nothing."""
     return _end(
-        session, job_id, Status.FAILED, release=True,
+        session, job_id, Status.FAILED,
         failure_code=error.code, failure_message=error.message, details=json.dumps(error.details),
     )  # fmt: skip
 
@@ -161,16 +158,30 @@ def fail_leased(session: Session, lease: Lease, error: ImprintError) -> bool:
     return lease.held(session) and fail(session, lease.job_id, error)
 
 
-def cancel(session: Session, job_id: str) -> bool:
-    """Cancel the job, release the hold, write the notice. Whoever works on it finds its lease gone."""
+def cancel(session: Session, job_id: str, settings: Settings) -> bool:
+    """Cancel the job, charge the steps done, release the rest, write the notice. False if it was final already.
+
+    Whoever works on it finds its lease gone.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.status not in ACTIVE:
+        return False
     return _end(
-        session, job_id, Status.CANCELLED, release=True,
+        session, job_id, Status.CANCELLED, charge=_price_of_steps_done(job, settings),
         failure_code="cancelled", failure_message="cancelled by the owner",
     )  # fmt: skip
 
 
-def _end(session: Session, job_id: str, status: Status, *, release: bool = False, **values: Any) -> bool:
-    values.setdefault("charged", 0)
+def _price_of_steps_done(job: Job, settings: Settings) -> int:
+    """What a cancelled job costs: its steps as they are recorded, rounded down; nothing before it trains."""
+    if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
+        return 0
+    spec = TrainSpec.model_validate_json(job.spec)
+    return price_of_part(spec.family, min(job.step, job.total_steps), spec.resolution, settings.prices)
+
+
+def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
+    """End an active job: `charge` of its hold, if that is live, is taken, and the rest given back."""
     if status is Status.READY:  # a job that ends well does not keep what went wrong on the way
         values |= {"failure_code": None, "failure_message": None}
     job = session.scalars(
@@ -182,6 +193,7 @@ def _end(session: Session, job_id: str, status: Status, *, release: bool = False
             lease_token=col(Job.lease_token) + 1,
             lease_holder=None,
             lease_until=None,
+            charged=0,
             **values,
         )
         .returning(Job),
@@ -189,10 +201,10 @@ def _end(session: Session, job_id: str, status: Status, *, release: bool = False
     ).one_or_none()
     if job is None:
         return False
-    if release and job.hold_id is not None:
-        hold = ledger.hold_of(session, job_id)
-        if hold is not None and hold.state == "held":
-            ledger.release(session, job.hold_id)
+    hold = ledger.hold_of(session, job_id)
+    if hold is not None and hold.state == "held":
+        job.charged = min(charge, hold.amount)
+        ledger.settle(session, hold.id, job.charged)  # a settlement of nothing is a release
     tell(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])

@@ -15,7 +15,7 @@ from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound
 from core.ids import new_id
 from core.settings import Settings
 from credits import ledger
-from credits.price import price
+from credits.price import price, price_of_part, price_per_step
 from jobs import intake, moves, requests
 from jobs.requests import Order
 from jobs.view import View, view_of
@@ -29,9 +29,14 @@ _SECONDS_PER_STEP = {"sd15": 0.25, "sdxl": 0.9, "z-image": 1.1}
 
 @dataclass(frozen=True)
 class Quote:
-    """What a training would cost and how long it would take."""
+    """What a training would cost and how long it would take.
+
+    Cancelled before its first step it costs nothing; after that the steps done, at `credits_per_step`, rounded down.
+    """
 
     credits: int
+    credits_per_step: float
+    cancelled_half_way: int  # credits that it costs if it is cancelled after half of its steps
     available: int
     steps: int
     seconds: float
@@ -42,11 +47,14 @@ def quote(house: House, arguments: Mapping[str, Any]) -> Quote:
     """Price and time of a request, without starting anything. Raises SpecInvalid."""
     order = requests.read(arguments, house.settings, house.sources)
     steps = order.spec.steps(len(order.envelope.images))
+    family, resolution, prices = order.spec.family, order.spec.resolution, house.settings.prices
     with house.database.reading() as session:
         seconds_per_step = _measured(session, order.spec)
         available = ledger.balance(session, order.envelope.owner_id).available
     return Quote(
         credits=_price(order.spec, steps, house.settings),
+        credits_per_step=float(price_per_step(family, resolution, prices)),
+        cancelled_half_way=price_of_part(family, steps // 2, resolution, prices),
         available=available,
         steps=steps,
         seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[order.spec.family]), 1),
@@ -152,12 +160,13 @@ def events(house: House, job_id: str, after: int = 0) -> list[JobEvent]:
 
 
 def cancel(house: House, job_id: str) -> View:
-    """Cancel a job that is not final; its hold is released at once and its worker stops within a step.
+    """Cancel a job that is not final: the steps done are charged, the rest of its hold comes back at once, and its
+    worker stops within a step.
 
     Raises NotFound, or IllegalMove for a job that ended in another way.
     """
     with house.database.writing() as session:
-        if not moves.cancel(session, job_id):
+        if not moves.cancel(session, job_id, house.settings):
             job = session.get(Job, job_id)
             if job is None:
                 raise NotFound(f"there is no job {job_id}")

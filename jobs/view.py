@@ -16,7 +16,7 @@ def view_of(job: Job, pictures: Sequence[JobPicture], hold: Hold | None) -> View
     """The public view, JSON-serialisable."""
     spec = TrainSpec.model_validate_json(job.spec)
     held = hold.amount if hold is not None and hold.state == "held" else 0
-    charged = job.charged or 0
+    charged = (job.charged or 0) - (hold.refunded if hold is not None else 0)
     return {
         "job_id": job.id,
         "model_id": job.id,

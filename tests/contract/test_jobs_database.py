@@ -8,7 +8,7 @@ import multiprocessing
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from multiprocessing.connection import Connection
@@ -47,75 +47,13 @@ from jobs.wiring import House
 from notifications.tables import OutboxMessage
 from storage.database import Database
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from tests.contract.jobs import GRANTED, books, events, messages, picture, put_at, request, row
 from tests.contract.processes import Work, at_once
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 
 RACERS = 8
-GRANTED = 1000
-REQUEST: dict[str, Any] = {"owner_id": "ada", "subject_id": "dog", "base_model": "sd15", "trigger_word": "sks"}
 _FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def settings(address: str, tmp_path: Path) -> Settings:
-    return Settings(_env_file=None, home=tmp_path / "home", database_url=address, lease_s=30, relaunch_after_s=60)
-
-
-@pytest.fixture
-def house(settings: Settings) -> Iterator[House]:
-    house = House(settings)
-    accounts.grant(house, "ada", GRANTED, key="welcome")
-    yield house
-    house.database.close()
-
-
-def request(house: House, **changed: Any) -> dict[str, Any]:
-    images = [intake.store_picture(house, "ada", "dog", b"picture %d" % number) for number in range(5)]
-    return {**REQUEST, "images": images, "webhook_url": "https://app.example", **changed}
-
-
-@pytest.fixture
-def job_id(house: House) -> str:
-    found: str = service.submit(house, request(house))["job_id"]
-    return found
-
-
-def put_at(house: House, job_id: str, stage: Stage, **values: Any) -> None:
-    """Bring a job to a stage without the work of those before."""
-    with house.database.writing() as session:
-        session.execute(sa.update(Job).where(col(Job.id) == job_id).values(stage=stage, status="training", **values))
-        done = sa.update(JobPicture).where(col(JobPicture.job_id) == job_id).values(state=PictureState.GOOD)
-        session.execute(done)
-
-
-def row(house: House, job_id: str) -> Job:
-    with house.database.reading() as session:
-        return session.get_one(Job, job_id)
-
-
-def picture(house: House, job_id: str, position: int = 0) -> JobPicture:
-    with house.database.reading() as session:
-        return session.get_one(JobPicture, (job_id, position))
-
-
-def messages(house: House, job_id: str) -> list[str]:
-    """What was put into the outbox for the job, in order; what was given up in brackets."""
-    with house.database.reading() as session:
-        query = select(OutboxMessage).where(OutboxMessage.job_id == job_id).order_by(col(OutboxMessage.sequence))
-        names = [(message.topic or message.kind, message.dead_at) for message in session.exec(query)]
-    return [name if dead is None else f"({name})" for name, dead in names]
-
-
-def events(house: House, job_id: str, kind: str) -> list[dict[str, Any]]:
-    return [json.loads(event.data) for event in service.events(house, job_id) if event.kind == kind]
-
-
-def books(house: House) -> dict[str, int]:
-    """What Ada has; the books are in order."""
-    assert sweeps.check_books(house) == []
-    found = accounts.balance(house, "ada")
-    return {"held": found.held, "spent": found.spent, "available": found.available}
 
 
 def homes_at_once(settings: Settings, works: Sequence[Callable[[House], Any]]) -> list[Any]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import SpecInvalid
-from credits.price import RATES, price
+from credits.price import RATES, price, price_of_part, price_per_step
 
 FAMILIES = st.sampled_from(sorted(RATES))
 STEPS = st.integers(1, 100_000)
@@ -48,6 +48,21 @@ def test_more_never_costs_less(family: str, steps: int, resolution: int) -> None
     found = price(family, steps, resolution, {})
     assert price(family, steps + 1, resolution, {}) >= found
     assert price(family, steps, resolution + 64, {}) >= found
+
+
+@pytest.mark.parametrize(("steps", "credits_"), [(0, 0), (1, 0), (9, 0), (10, 1), (19, 1), (121, 12), (1000, 100)])
+def test_a_part_is_rounded_down(steps: int, credits_: int) -> None:
+    assert price_of_part("sd15", steps, 512, {}) == credits_
+
+
+@given(FAMILIES, STEPS, RESOLUTIONS)
+def test_a_part_costs_less_than_one_credit_less_and_the_parts_never_more_than_the_whole(
+    family: str, steps: int, resolution: int
+) -> None:
+    part, whole = price_of_part(family, steps, resolution, {}), price(family, steps, resolution, {})
+    assert type(part) is int
+    assert 0 <= whole - part <= 1
+    assert part <= price_per_step(family, resolution, {}) * steps < part + 1
 
 
 def test_every_fault_is_named() -> None:

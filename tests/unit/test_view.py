@@ -39,8 +39,8 @@ def picture(position: int, **values: Any) -> JobPicture:
     )
 
 
-def hold(state: str, amount: int = 10) -> Hold:
-    return Hold("hold_1", "ada", "job_1", amount, 0, 0, state, utcnow() + timedelta(days=1))
+def hold(state: str, amount: int = 10, refunded: int = 0) -> Hold:
+    return Hold("hold_1", "ada", "job_1", amount, 0, refunded, state, utcnow() + timedelta(days=1))
 
 
 def test_no_address_holder_key_or_hash_is_in_it() -> None:
@@ -67,6 +67,9 @@ def test_credits_follow_the_hold() -> None:
     assert paid(Status.READY, "settled", 7) == {"held": 0, "charged": 7, "refunded": 3}
     assert paid(Status.FAILED, "released", 0) == {"held": 0, "charged": 0, "refunded": 10}
     assert paid(Status.READY, "expired", 0) == {"held": 0, "charged": 0, "refunded": 10}
+    assert paid(Status.CANCELLED, "settled", 4) == {"held": 0, "charged": 4, "refunded": 6}
+    later = view_of(job(status=Status.READY, charged=7), [], hold("settled", refunded=2))
+    assert later["credits"] == {"held": 0, "charged": 5, "refunded": 5}
 
 
 def test_a_failure_says_why_with_its_report() -> None:
