@@ -64,8 +64,10 @@ task_routes = {"imprint.dataset": {"queue": "cpu"}}
 
 # ---- sweeps ----
 _sweep = {"schedule": _settings.sweep_s, "options": {"expires": _settings.sweep_s * 0.9}}
+_poll = {"schedule": _settings.remote_poll_s, "options": {"expires": _settings.remote_poll_s * 0.9}}
 beat_schedule = {
     "sweep": {"task": "imprint.sweep", **_sweep},
+    "poll_remote": {"task": "imprint.poll_remote", **_poll},
     "audit": {"task": "imprint.audit", "schedule": 3600.0, "options": {"expires": 3000}},
 }
 beat_schedule_filename = str(_settings.run_dir / "beat")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -12,6 +13,8 @@ from jobs import keys
 from jobs.requests import Order
 from jobs.wiring import House
 from storage.tables import JobPicture, Picture, PictureState, PreparedPicture
+from training.dataset import Manifest
+from training.ports import Example
 from training.spec import TrainSpec
 
 
@@ -97,3 +100,13 @@ def outcome(done: PreparedPicture) -> dict[str, Any]:
         "faults": json.dumps(faults),
         "report": done.report,
     }
+
+
+def unpack(house: House, manifest: Manifest, folder: Path) -> list[Example]:
+    """The pictures of a dataset, each in a file of `folder`."""
+    examples = []
+    for example in manifest.examples:
+        path = folder / f"{example.sha256}.png"
+        house.store.get_file(keys.prepared(example.sha256), path)
+        examples.append(Example(path, example.caption, example.sha256, example.width, example.height))
+    return examples

@@ -31,6 +31,16 @@ def output(job_id: str, sha256: str) -> str:
     return f"{outputs(job_id)}{sha256}.safetensors"
 
 
+def previews(job_id: str) -> str:
+    """Prefix of the samples that a remote trainer drew while training."""
+    return f"previews/{job_id}/"
+
+
+def preview(job_id: str, attempt: int, step: int, prompt: int, suffix: str) -> str:
+    """One sample: of the attempt, after a step, for one of the prompts."""
+    return f"{previews(job_id)}{attempt}/{step:09d}_{prompt}.{suffix}"
+
+
 def lora(model_id: str) -> str:
     """A finished LoRA file."""
     return f"models/{model_id}/lora_weights.safetensors"

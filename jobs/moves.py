@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from core.clock import utcnow
+from core.clock import UtcDateTime, utcnow
 from core.errors import ImprintError, TooFewImages, TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
@@ -24,7 +24,7 @@ from credits.price import price, price_of_part
 from jobs.leases import Lease
 from jobs.view import view_of
 from notifications import outbox, webhooks
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, RemoteRun, RunState, Stage, Status
 from training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
@@ -231,7 +231,9 @@ def repair(session: Session, job_id: str, settings: Settings) -> bool:
     leases = [until for until in (job.lease_until, *(picture.lease_until for picture in pictures)) if until]
     if any(until >= now for until in leases) or (not leases and job.next_look_at > now):
         return False
-    if _hold_is_over(session, job):
+    if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_looked_after(settings))):
+        return False
+    if hold_is_over(session, job):
         return True
     for picture in pictures:
         if picture.lease_until is not None:
@@ -252,7 +254,18 @@ def repair(session: Session, job_id: str, settings: Settings) -> bool:
     return True
 
 
-def _hold_is_over(session: Session, job: Job) -> bool:
+def is_looked_after(settings: Settings) -> sa.ColumnElement[bool]:
+    """Of jobs: a remote server trains it and polls look after that. Not for ever, if polls no longer come."""
+    last_look = sa.func.coalesce(RemoteRun.looked_at, RemoteRun.submitted_at, type_=UtcDateTime())
+    patience = timedelta(seconds=max(10 * settings.remote_poll_s, settings.relaunch_after_s))
+    return sa.exists().where(
+        col(RemoteRun.job_id) == col(Job.id),
+        col(RemoteRun.state) == RunState.SUBMITTED,
+        last_look > sa.literal(utcnow() - patience, UtcDateTime()),
+    )
+
+
+def hold_is_over(session: Session, job: Job) -> bool:
     """A hold past its time, with nobody at work, ends the job: its credits go back to the owner."""
     hold = ledger.hold_of(session, job.id)
     if hold is None or hold.state != "held" or hold.expires_at > utcnow():

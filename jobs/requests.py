@@ -91,10 +91,14 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
         spec = TrainSpec.model_validate(recipe)
     except ValidationError as error:
         faults.update(_told(error))
+    else:
+        if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
+            spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
     if envelope is not None:
         faults.update(_refused(envelope, sources))
     if spec is not None:
         faults.update(_misplaced_base(spec, settings))
+        faults.update(_unfit_for_remote(spec, settings))
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
     return Order(envelope, spec, _sha256(arguments))
@@ -106,6 +110,32 @@ def base_model_location(spec: TrainSpec, settings: Settings) -> str:
         return settings.base_models[spec.base_model]
     named = BASE_MODELS.get(spec.base_model)
     return named.location if named else spec.base_model
+
+
+def remote_base(spec: TrainSpec, settings: Settings) -> str:
+    """The hub id that a remote server fetches the base model by; empty where there is none.
+
+    A folder that the operator keeps for one of the built-in names is ours alone: the server takes the name's own.
+    """
+    here = base_model_location(spec, settings)
+    if _HUB_ID.fullmatch(here) and not Path(here).is_dir():
+        return here
+    named = BASE_MODELS.get(spec.base_model)
+    return named.location if named else ""
+
+
+def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+    """What a remote server cannot do, found before anything is held for it."""
+    if spec.backend == "local":
+        return {}
+    faults = {}
+    if settings.ai_toolkit_url is None and settings.runpod_api_key is None:
+        faults["backend"] = (
+            "there is no server for ai-toolkit: set IMPRINT_AI_TOOLKIT_URL to one, or IMPRINT_RUNPOD_API_KEY to rent"
+        )
+    if not remote_base(spec, settings):
+        faults["base_model"] = "a folder of ours cannot be trained on a remote server: name a hub id, or backend local"
+    return faults
 
 
 def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:

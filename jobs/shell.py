@@ -124,6 +124,7 @@ def clean_up(house: House, job_id: str) -> None:
     house.store.delete_prefix(keys.outputs(job_id))
     if job.status != Status.READY:
         house.store.delete(keys.lora(job_id))
+        house.store.delete_prefix(keys.previews(job_id))
 
 
 def clear_dead_work_dirs(house: House) -> None:

@@ -11,9 +11,9 @@ from sqlmodel import Session, col, func, select
 
 from core.errors import ImageInvalid, ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
 from core.logging import working_on
-from jobs import keys, moves
+from jobs import keys, moves, remote
 from jobs.control import JobControl, StoredCheckpoints
-from jobs.intake import outcome, preparation
+from jobs.intake import outcome, preparation, unpack
 from jobs.leases import Beat, Lease, claim_picture
 from jobs.requests import base_model_location
 from jobs.shell import NotMine, claim, holder, work_dir, working
@@ -23,7 +23,7 @@ from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPictu
 from training import lora_file, pictures
 from training.dataset import Manifest, build_manifest
 from training.dataset import Picture as Prepared
-from training.ports import Example, TrainResult, TrainRun
+from training.ports import TrainResult, TrainRun
 from training.spec import MIN_PICTURES, TrainSpec
 
 log = logging.getLogger(__name__)
@@ -189,8 +189,14 @@ def _record_duplicates(house: House, lease: Lease, rows: list[JobPicture]) -> No
 
 
 def train(house: House, job_id: str) -> None:
-    """Train on this worker's device, going on from the last checkpoint; keep the file for `upload`."""
+    """Train on this worker's device, going on from the last checkpoint; keep the file for `upload`.
+
+    For a remote backend: submit and end, or fetch what was trained there (jobs/remote.py).
+    """
     lease, job = claim(house, job_id, Stage.TRAIN)
+    if TrainSpec.model_validate_json(job.spec).backend != "local":
+        remote.train(house, lease, job)
+        return
     with working(house, lease) as beat, work_dir(house, job_id) as folder:
         result = _train(house, lease, job, beat, folder)
         house.store.put_file(keys.output(job_id, result.sha256), result.path)
@@ -217,7 +223,7 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
         TrainRun(
             job_id=job.id,
             spec=spec,
-            examples=_unpack(house, manifest, folder),
+            examples=unpack(house, manifest, folder),
             dataset_sha256=manifest.sha256,
             base_model=base_model_location(spec, house.settings),
             out=folder / "lora_weights.safetensors",
@@ -227,15 +233,6 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
             training_adapter=house.settings.training_adapters.get(spec.base_model),
         )
     )
-
-
-def _unpack(house: House, manifest: Manifest, folder: Path) -> list[Example]:
-    examples = []
-    for example in manifest.examples:
-        path = folder / f"{example.sha256}.png"
-        house.store.get_file(keys.prepared(example.sha256), path)
-        examples.append(Example(path, example.caption, example.sha256, example.width, example.height))
-    return examples
 
 
 # ---- upload -----------------------------------------------------------------------------------------------

@@ -267,9 +267,7 @@ class RentedPod(SQLModel, table=True):
     reason: str | None = None  # why it is closing
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     asked_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # last request to rent it
-    accounted_at: datetime = Field(
-        default_factory=utcnow, sa_column=_time(nullable=False)
-    )  # cost is shared out to here
+    accounted_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # cost shared out so far
     ready_at: datetime | None = Field(default=None, sa_column=_time())
     idle_since: datetime | None = Field(default=None, sa_column=_time())
     gone_at: datetime | None = Field(default=None, sa_column=_time())

@@ -19,7 +19,8 @@ def launch(house: House, job_id: str) -> None:
     if lacks is None:
         return
     first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)
-    steps = [_step(stage, job_id, lacks.family) for stage in _CHAIN[first:]]
+    trainer = f"train.{lacks.family}" if lacks.backend == "local" else "io"  # a remote training is no work for a GPU
+    steps = [_step(stage, job_id, trainer) for stage in _CHAIN[first:]]
     if lacks.waiting:
         header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
         steps[0] = chord(header, steps[0])
@@ -36,6 +37,6 @@ def let_go(result: ResultBase | None) -> None:
         result = result.parent
 
 
-def _step(stage: Stage, job_id: str, family: str) -> Signature:
+def _step(stage: Stage, job_id: str, trainer: str) -> Signature:
     step = app.signature(f"imprint.{stage}", (job_id,), immutable=True)
-    return step.set(queue=f"train.{family}") if stage is Stage.TRAIN else step
+    return step.set(queue=trainer) if stage is Stage.TRAIN else step

@@ -1,6 +1,6 @@
 """What beat runs: repair what was left lying. Each may run twice, or on two machines at once."""
 
-from jobs import sweeps
+from jobs import polls, sweeps
 from jobs.wiring import house
 from tasks.app import app
 from tasks.relay import relay
@@ -10,6 +10,13 @@ from tasks.relay import relay
 def sweep() -> None:
     """Put jobs that nobody works on back on their way, and send messages that were not sent after their commit."""
     sweeps.repair_jobs(house())
+    relay(house())
+
+
+@app.task(name="imprint.poll_remote")
+def poll_remote() -> None:
+    """Look at all trainings on remote servers; what is done goes on, what is lost is tried again or fails."""
+    polls.poll(house())
     relay(house())
 
 

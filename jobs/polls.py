@@ -1,0 +1,295 @@
+"""The poll: every submitted training looked at, side by side, over one pool of connections.
+
+One request per server lists its jobs; then at most two for each job that runs. No session is open meanwhile; what was
+seen is written a batch at a time. A run belongs to the poll that took it last, so two polls at once do nothing twice.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from core.errors import BackendFailed, BackendUnreachable, ImprintError, OutOfMemory, TrainingTimeout
+from core.settings import Settings
+from jobs import keys, moves, pods, runs
+from jobs.wiring import House
+from storage.tables import RemoteRun, RentedPod, RunState
+from training.backends.ai_toolkit import work
+from training.backends.ai_toolkit.answers import RemoteJob
+from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.work import Sighting
+
+log = logging.getLogger(__name__)
+
+THREADS = 24
+BATCH = 50  # runs that are written in one transaction
+PREVIEWS_AT_ONCE = 4
+MAX_PREVIEW_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What a poll did."""
+
+    looked_at: int
+    completed: int
+    given_up: int
+    cleared: int
+
+
+@dataclass
+class Seen:
+    """One run as a poll found it. No sighting: nobody answered (`error`), or the server does not know it."""
+
+    run: RemoteRun
+    sighting: Sighting | None = None
+    error: ImprintError | None = None
+    busy: bool = True  # whether anything runs on its server
+    previews: list[dict[str, Any]] = field(default_factory=list)
+
+
+def poll(house: House) -> Polled:
+    """Look at every submitted run once, record what became of it, and clear from the servers what has ended."""
+    with house.database.reading() as session:
+        if session.exec(select(RemoteRun.job_id).where(col(RemoteRun.cleared_at).is_(None)).limit(1)).first() is None:
+            return Polled(0, 0, 0, 0)
+    with house.database.writing() as session:
+        runs.end_overdue(session, house.settings)
+        runs.end_those_of_final_jobs(session)
+        taken = runs.take(session, house.settings)
+    done = {"completed": 0, "given up": 0}
+    with ThreadPoolExecutor(THREADS, "poll") as pool:
+        seen = _look(house, pool, taken)
+        while batch := list(islice(seen, BATCH)):
+            with house.database.writing() as session:
+                outcomes = [_record(session, one, house.settings) for one in batch]
+            for outcome in outcomes:
+                done[outcome] = done.get(outcome, 0) + 1
+    return Polled(len(taken), done["completed"], done["given up"], clear(house))
+
+
+# ---- looking --------------------------------------------------------------------------------------------------
+
+
+def _look(house: House, pool: ThreadPoolExecutor, taken: Sequence[RemoteRun]) -> Iterator[Seen]:
+    """Each run as it is seen, in the order in which the servers answer."""
+    by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
+    for run in taken:
+        by_server[run.pod_id].append(run)
+    lists = {pool.submit(_list, house, pod_id): theirs for pod_id, theirs in by_server.items()}
+    looks: list[Future[Seen]] = []
+    for listed in as_completed(lists):
+        theirs, answer = lists[listed], listed.result()
+        if isinstance(answer, ImprintError):
+            yield from (Seen(run, error=answer) for run in theirs)
+            continue
+        server, jobs = answer
+        busy = any(job.status == "running" for job in jobs.values())
+        for run in theirs:
+            if run.name in jobs:
+                looks.append(pool.submit(_look_at, house, server, run, jobs[run.name], busy))
+            else:
+                yield Seen(run)
+        if not busy and any(jobs[run.name].status == "queued" for run in theirs if run.name in jobs):
+            # A server stops its queue whenever it has drained, also one that was started a moment ago.
+            looks_at_queue = pool.submit(_attempt, server.start_queue)
+            looks_at_queue.add_done_callback(_log_failure)
+    for look in as_completed(looks):
+        yield look.result()
+
+
+def _list(house: House, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob]] | ImprintError:
+    try:
+        with house.database.reading() as session:
+            pod = session.get(RentedPod, pod_id) if pod_id else None
+        if pod_id is not None and pods.is_lost(pod):
+            return BackendUnreachable("the rented machine is gone", {"lost": True})
+        server = pods.server_of(house, pod_id)
+        return server, server.jobs()
+    except ImprintError as error:
+        return error
+
+
+def _look_at(house: House, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+    seen = Seen(run, busy=busy)
+    try:
+        seen.sighting = work.look(server, job, run.log_offset, run.step)
+    except ImprintError as error:
+        seen.error = error
+        return seen
+    except Exception as error:  # one run that cannot be read must not keep the others from being looked at
+        log.exception("looking at %s", run.name)
+        seen.error = BackendFailed(f"what the server tells cannot be read: {type(error).__name__}")
+        return seen
+    try:
+        for sample in seen.sighting.samples[run.previews : run.previews + PREVIEWS_AT_ONCE]:
+            suffix = sample.path.rsplit(".", 1)[-1].lower()
+            if suffix not in ("jpg", "jpeg", "png", "webp"):
+                suffix = "bin"
+            key = keys.preview(run.job_id, run.attempt, sample.step, sample.prompt, suffix)
+            house.store.put(key, server.sample_bytes(sample.path, MAX_PREVIEW_BYTES))
+            seen.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
+    except ImprintError as error:
+        log.warning("a sample of %s is left for the next poll: %s", run.name, error)
+    return seen
+
+
+def _attempt(call: Callable[[], None]) -> None:
+    call()
+
+
+def _log_failure(future: "Future[None]") -> None:
+    if error := future.exception():
+        log.warning("a queue could not be started: %s", error)
+
+
+# ---- recording ------------------------------------------------------------------------------------------------
+
+
+def _record(session: Session, seen: Seen, settings: Settings) -> str:
+    """Write what became of a run: completed, given up, or how far it is."""
+    run, now = seen.run, utcnow()
+    if run.looked_at is None or run.state != RunState.SUBMITTED:
+        raise ValueError("only what a poll has taken is recorded")
+    if seen.sighting is None:
+        return _unseen(session, seen, settings)
+    sighting = seen.sighting
+    info = f"{sighting.status}: {sighting.info}"
+    if sighting.status == "completed":
+        _keep_previews(session, seen)
+        values = {"status": "completed", "step": sighting.step, "previews": run.previews + len(seen.previews)}
+        return "completed" if runs.completed(session, run, settings, **values) else "overtaken"
+    if verdict := _verdict(run, sighting, seen.busy, now, settings):
+        error, again = verdict
+        return "given up" if runs.give_up(session, run, error, settings, again=again, info=info) else "overtaken"
+    moved = _has_moved(run, sighting, seen.busy)
+    values = {
+        "status": _stage_of(sighting),
+        "step": sighting.step,
+        "log_offset": sighting.log_offset,
+        "previews": run.previews + len(seen.previews),
+        "missed": 0,
+        "moved_at": now if moved else run.moved_at,
+        "started_at": run.started_at or (now if sighting.status == "running" else None),
+    }
+    progress = None
+    if sighting.status == "running" and sighting.step != run.step:
+        progress = {
+            "step": sighting.step,
+            "loss": sighting.loss,
+            "seconds_left": sighting.seconds_left,
+            "seconds_per_step": sighting.seconds_per_step,
+        }
+    if not runs.record(session, run, progress, **values):
+        return "overtaken"
+    _keep_previews(session, seen)
+    if values["status"] != run.status:
+        moves.tell(session, run.job_id, "remote", status=values["status"], attempt=run.attempt)
+    return "recorded"
+
+
+def _keep_previews(session: Session, seen: Seen) -> None:
+    for preview in seen.previews:
+        moves.tell(session, seen.run.job_id, "preview", **preview)
+
+
+def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
+    """A server that does not know the run, that is gone, or that failed to answer once more."""
+    run, error = seen.run, seen.error
+    if error is None:
+        error = BackendUnreachable("the server does not know the training any more")
+    elif not error.details.get("lost") and run.missed + 1 < settings.remote_lost_polls:
+        log.warning("%s was not seen (%d times in a row): %s", run.name, run.missed + 1, error)
+        return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
+    elif not error.details.get("lost"):
+        error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
+    return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
+
+
+def _verdict(
+    run: RemoteRun, sighting: Sighting, busy: bool, now: datetime, settings: Settings
+) -> tuple[ImprintError, bool] | None:
+    """Why a run that was seen is to be given up, and whether another one may help; None for one that goes on."""
+    if sighting.status == "failed":
+        if "out of memory" in sighting.info.lower():
+            return OutOfMemory("the server's GPU has too little memory for this training"), False
+        return BackendFailed("the training ended with an error on the server"), True
+    if sighting.status == "stopped":
+        return BackendFailed("the training was stopped on the server"), True
+    if run.started_at and now - run.started_at > timedelta(seconds=settings.training_timeout_s):
+        return TrainingTimeout(f"training took longer than {settings.training_timeout_s:.0f} s"), False
+    stalled = now - run.moved_at > timedelta(seconds=settings.remote_stall_s)
+    if stalled and not _has_moved(run, sighting, busy):
+        return BackendFailed(f"the training made no progress for {settings.remote_stall_s:.0f} s"), True
+    return None
+
+
+def _has_moved(run: RemoteRun, sighting: Sighting, busy: bool) -> bool:
+    """A step or a line in the log; for one in the queue, that the server works on another."""
+    if sighting.status == "queued":
+        return busy
+    return sighting.step != run.step or sighting.grew or run.started_at is None
+
+
+def _stage_of(sighting: Sighting) -> str:
+    """The server's words for what it does, if they are of the kind that it has for every job."""
+    words = sighting.info.split(" - ")[0].strip()
+    plain = words.replace(" ", "").replace(".", "").isalpha() and len(words) <= 60
+    return f"{sighting.status}: {words}" if plain else sighting.status
+
+
+# ---- clearing -------------------------------------------------------------------------------------------------
+
+
+def clear(house: House, job_id: str | None = None) -> int:
+    """Leave nothing on the servers of runs that have ended (of one job, or of all); what fails, the next poll repeats.
+
+    Gives how many were cleared.
+    """
+    with house.database.reading() as session:
+        ended = runs.uncleared(session, job_id)
+        lost = {run.pod_id for run in ended if run.pod_id and pods.is_lost(session.get(RentedPod, run.pod_id))}
+    if not ended:
+        return 0
+    by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
+    for run in ended:
+        by_server[run.pod_id].append(run)
+    with ThreadPoolExecutor(min(THREADS, len(by_server)), "clear") as pool:
+        parts = pool.map(lambda part: _clear_on(house, part[0], part[1], gone=part[0] in lost), by_server.items())
+    cleared = [run for part in parts for run in part]
+    with house.database.writing() as session:
+        for run in cleared:
+            runs.cleared(session, run, house.settings, gone=run.pod_id in lost)
+    return len(cleared)
+
+
+def clear_job(house: House, job_id: str) -> None:
+    """The same for a job that is final, at once: a remote training that was cancelled costs money."""
+    with house.database.reading() as session:
+        if runs.newest(session, job_id) is None:
+            return
+    with house.database.writing() as session:
+        runs.end_those_of_final_jobs(session, job_id)
+    clear(house, job_id)
+
+
+def _clear_on(house: House, pod_id: str | None, ended: Sequence[RemoteRun], *, gone: bool) -> list[RemoteRun]:
+    """The runs of which one server has nothing any more; the first that fails ends it: the others would, too."""
+    if gone:
+        return list(ended)
+    cleared: list[RemoteRun] = []
+    try:
+        server = pods.server_of(house, pod_id)
+        for run in ended:
+            work.clear(server, run.name)
+            cleared.append(run)
+    except ImprintError as error:
+        log.warning("%d run(s) are still to be cleared from a server: %s", len(ended) - len(cleared), error)
+    return cleared

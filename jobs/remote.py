@@ -1,0 +1,136 @@
+"""`train` where a remote server trains: bring the dataset there and end, or fetch the file. No worker waits.
+
+    claim -> a run with a name of its own, committed before the first call -> a place -> submit -> nobody holds the job
+    claim -> the run is completed -> download, verify, convert -> on to `upload`
+
+What lies between, the poll looks after (jobs/polls.py). A worker that dies here leaves a run in state `submitting`,
+and the next one goes on with it under the same name: what is on the server already is found by that.
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from core.errors import BackendFailed, BackendUnreachable, LeaseLost, LoraInvalid
+from jobs import intake, keys, moves, pods, runs
+from jobs.leases import Lease
+from jobs.requests import remote_base
+from jobs.shell import NotMine, work_dir, working
+from jobs.wiring import House
+from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
+from training.backends.ai_toolkit import convert, work
+from training.dataset import Manifest
+from training.ports import Example
+from training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+def train(house: House, lease: Lease, job: Job) -> None:
+    """Submit, or collect what is completed. Raises NotMine where the chain does not go on from here, but by a poll."""
+    with working(house, lease), work_dir(house, job.id) as folder:
+        is_done = _go_on(house, lease, job, folder)
+    if not is_done:
+        raise NotMine(f"{job.id} is trained elsewhere; a poll goes on with it")
+
+
+def _go_on(house: House, lease: Lease, job: Job, folder: Path) -> bool:
+    """Whether the file is here and the job has advanced."""
+    with house.database.writing() as session:
+        run = runs.current(session, lease, house.settings)
+    if run.state == RunState.SUBMITTED:  # this message came twice
+        with house.database.writing() as session:
+            runs.give_back(session, lease, house.settings)
+        return False
+    try:
+        if run.state == RunState.SUBMITTING:
+            return _submit(house, lease, job, run, folder)
+        return _collect(house, lease, job, run, folder)
+    except (BackendUnreachable, BackendFailed, LoraInvalid) as error:
+        if not _costs_the_run(house, lease, run, error):
+            raise
+        log.warning("attempt %d on %s is given up: %s", run.attempt, run.name, error)
+        with house.database.writing() as session:
+            lease.renew(session, house.settings.lease_s)
+            runs.give_up(session, run, error, house.settings)
+        return False
+
+
+def _costs_the_run(house: House, lease: Lease, run: RemoteRun, error: Exception) -> bool:
+    """Whether only another run can help, and there may be one. Else the step is tried again, or the job fails."""
+    if run.attempt >= house.settings.max_attempts:
+        return False
+    if isinstance(error, BackendUnreachable):
+        return lease.attempt >= house.settings.max_attempts or pods.is_lost(_pod_of(house, run))
+    return run.state == RunState.COMPLETED  # a server that refuses a submission would refuse the next one too
+
+
+# ---- submit ---------------------------------------------------------------------------------------------------
+
+
+def _submit(house: House, lease: Lease, job: Job, run: RemoteRun, folder: Path) -> bool:
+    spec = TrainSpec.model_validate_json(job.spec)
+    pod = _pod_of(house, run)
+    if run.pod_id is None or pods.is_lost(pod):
+        place = pods.place(house, spec, partial(runs.assign, lease, run, house.settings))
+        if not place.found:
+            return _wait(house, lease, place.reason)
+        pod = place.pod
+    if pod is not None and pod.state != PodState.READY:
+        return _wait(house, lease, "a machine is being started for this training")
+    run.pod_id = None if pod is None else pod.id
+    server = pods.server_of(house, run.pod_id)
+    manifest = Manifest.from_json(house.store.get(keys.manifest(job.dataset_sha256 or "")))
+    examples = intake.unpack(house, manifest, folder)
+    order = work.Order(run.name, spec, examples, remote_base(spec, house.settings))
+    try:
+        remote_id = work.submit(server, order)
+        with house.database.writing() as session:
+            runs.submitted(session, lease, run, remote_id, house.settings)
+    except LeaseLost:
+        with house.database.writing() as session:
+            runs.submitted_in_vain(session, run)
+        raise
+    return False
+
+
+def _wait(house: House, lease: Lease, reason: str) -> bool:
+    with house.database.writing() as session:
+        runs.wait(session, lease, reason, house.settings)
+    return False
+
+
+def _pod_of(house: House, run: RemoteRun) -> RentedPod | None:
+    if run.pod_id is None:
+        return None
+    with house.database.reading() as session:
+        return session.get(RentedPod, run.pod_id)
+
+
+# ---- collect --------------------------------------------------------------------------------------------------
+
+
+def _collect(house: House, lease: Lease, job: Job, run: RemoteRun, folder: Path) -> bool:
+    """Fetch the file, make it one of ours, keep it for `upload`."""
+    spec = TrainSpec.model_validate_json(job.spec)
+    manifest = Manifest.from_json(house.store.get(keys.manifest(job.dataset_sha256 or "")))
+    told = [Example(Path(), one.caption, one.sha256, one.width, one.height) for one in manifest.examples]
+    server = pods.server_of(house, run.pod_id)
+    fetched = work.collect(server, run.name, run.remote_id or "", folder, spec)
+    path = folder / "lora_weights.safetensors"
+    report = convert.convert(
+        fetched, path, spec, told, dataset_sha256=manifest.sha256, base_model=remote_base(spec, house.settings)
+    )
+    house.store.put_file(keys.output(job.id, report.sha256), path)
+    with house.database.writing() as session:
+        runs.collected(session, run)
+        moves.advance(
+            session,
+            lease,
+            house.settings,
+            step=job.total_steps,
+            seconds_left=0.0,
+            lora_sha256=report.sha256,
+            lora_bytes=report.size_bytes,
+        )
+    return True
