@@ -6,6 +6,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
+
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import Heart
@@ -14,6 +16,8 @@ from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
 from storage.sources import Sources
+from training.backends.ai_toolkit.server import open_client
+from training.backends.runpod import RunPod
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,17 @@ class House:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+
+    @cached_property
+    def runpod(self) -> RunPod | None:
+        """Where machines are rented; None without a key."""
+        key = self.settings.runpod_api_key
+        return RunPod(self.settings.runpod_url, key.get_secret_value()) if key else None
+
+    @cached_property
+    def ai_toolkit(self) -> httpx2.Client:
+        """One pool of connections to all ai-toolkit servers."""
+        return open_client()
 
     @property
     def work_dir(self) -> Path:

@@ -240,5 +240,5 @@ def _gpu_of(row: Any) -> GpuType:
         id=str(row["id"]),
         memory_gb=int(row.get("memory") or 0),
         price_microdollars_per_h=round(float(row["price"]["secure"]) * 1_000_000),
-        available=bool(row.get("secure", True)) and row.get("availability") not in (None, "NONE"),
+        available=bool(row.get("secure", True)) and row.get("availability") != "NONE",
     )
