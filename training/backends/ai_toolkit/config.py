@@ -1,0 +1,210 @@
+"""From our recipe to ai-toolkit's job: pure functions.
+
+What ai-toolkit cannot do as our own loop does:
+- the training itself has no seed: `spec.seed` seeds the sample pictures only, and two trainings differ;
+- Z-Image's adapters have no alpha there (scale 1): alpha must equal rank, anything else is refused;
+- AdamW's epsilon is 1e-6 instead of 1e-8; Z-Image's times are drawn uniformly and weighted ("weighted") instead of
+  shifted; the base of Z-Image is held in 8 bits;
+- sd15 and sdxl are taken to predict noise: a v-prediction base model is not told from others.
+"""
+
+import re
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from core.errors import SpecInvalid
+from training.backends.ai_toolkit.answers import Folders
+from training.spec import BASE_MODELS, TrainSpec
+
+ZIMAGE_ADAPTER = "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
+SAVE_KINDS = {"sd15": "float32", "sdxl": "float16", "z-image": "bf16"}  # as lora_file.NAMINGS keeps them
+WEIGHT_DECAY = 1e-2  # as in our own loop
+PROMPTS = ("a photo of {}", "{}, portrait, soft light", "{} in the snow, wide shot")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*/[\w.-]+\.safetensors")
+
+
+def find_base_model(spec: TrainSpec, base_models: Mapping[str, str]) -> str:
+    """The hub id of a spec's base model, for `Order.base_model`.
+
+    base_models: IMPRINT_BASE_MODELS, name to folder or hub id. Raises SpecInvalid for a folder: a remote machine
+    cannot see ours.
+    """
+    named = BASE_MODELS.get(spec.base_model)
+    found = base_models.get(spec.base_model) or (named.location if named is not None else spec.base_model)
+    check_base_model(found)
+    return found
+
+
+def check_base_model(base_model: str) -> None:
+    """Raises SpecInvalid unless it is a hub id."""
+    if not _HUB_ID.fullmatch(base_model) or ".." in base_model:
+        raise SpecInvalid.of(
+            {"base_model": "is no hub id (owner/name): a remote trainer fetches base models from the hub only"}
+        )
+
+
+def faults(spec: TrainSpec) -> dict[str, str]:
+    """What of a spec ai-toolkit cannot do, by field; {} for a spec that it can train."""
+    found = {}
+    if spec.family == "z-image" and spec.alpha != spec.rank:
+        found["alpha"] = f"ai-toolkit trains Z-Image with alpha = rank only: {spec.rank}"
+    return found
+
+
+def harmless(text: str) -> str:
+    """`text` without what ai-toolkit would act on: `${X}`, `[name]`, `[trigger]`, and ` --flags` of a prompt."""
+    text = text.replace("${", "$(").replace("[name]", "(name)").replace("[trigger]", "(trigger)")
+    return text.replace("--", "- -")
+
+
+def caption_file(caption: str) -> bytes:
+    """The `.txt` beside a picture, such that the trainer reads `caption` out of it: it joins at commas with ", "."""
+    return re.sub(r",\s+", ",", harmless(caption)).encode()
+
+
+def job_config(
+    spec: TrainSpec,
+    name: str,
+    folders: Folders,
+    *,
+    pictures: int,
+    base_model: str,
+    dataset: str | None = None,
+    training_adapter: str | None = None,
+) -> dict[str, Any]:
+    """The `job_config` of POST /api/jobs for a training of `pictures` pictures.
+
+    name: of the job, and of the dataset unless the server made another of it. training_adapter: owner/name/file on
+    the hub, for Z-Image-Turbo; None: ai-toolkit's own. Raises SpecInvalid for what ai-toolkit cannot train.
+    """
+    check_base_model(base_model)
+    if wrong := faults(spec):
+        raise SpecInvalid.of(wrong)
+    if training_adapter is not None and not _HUB_FILE.fullmatch(training_adapter):
+        raise SpecInvalid.of({"training_adapter": "is no file on the hub (owner/name/file.safetensors)"})
+    steps = spec.steps(pictures)
+    every = max(1, ceil(steps / 4))
+    process = {
+        "type": "diffusion_trainer",
+        "training_folder": folders.training,
+        "device": "cuda",
+        "trigger_word": None,  # our captions have it already
+        "performance_log_every": 10,
+        "network": _network(spec),
+        "save": {
+            "dtype": SAVE_KINDS[spec.family],
+            "save_every": every,
+            "max_step_saves_to_keep": 1,
+            "save_format": "diffusers",
+            "push_to_hub": False,
+        },
+        "datasets": [_dataset(spec, f"{folders.datasets.rstrip('/')}/{dataset or name}")],
+        "train": _train(spec, steps),
+        "logging": {"log_every": 1, "use_ui_logger": True},
+        "model": _model(spec, base_model, training_adapter),
+        "sample": _sample(spec, base_model, every),
+    }
+    return {
+        "job": "extension",
+        "config": {"name": name, "process": [process]},
+        "meta": {"name": name, "version": "1.0"},
+    }
+
+
+def is_turbo(spec: TrainSpec, base_model: str) -> bool:
+    """Whether a base model of Z-Image is the distilled one, which needs its training adapter."""
+    model = base_model.lower().split("/")[-1]
+    return spec.family == "z-image" and "turbo" in model and "de-turbo" not in model and "deturbo" not in model
+
+
+def _network(spec: TrainSpec) -> dict[str, Any]:
+    network: dict[str, Any] = {"type": "lora", "linear": spec.rank, "linear_alpha": spec.alpha}
+    if spec.family != "z-image":
+        # The attention's linears, as our own loop: by itself it takes every linear and 1x1 convolution of the UNet.
+        network["network_kwargs"] = {"only_if_contains": ["attn1.to_", "attn2.to_"]}
+    return network
+
+
+def _dataset(spec: TrainSpec, folder: str) -> dict[str, Any]:
+    return {
+        "folder_path": folder,
+        "caption_ext": "txt",
+        "default_caption": harmless(spec.trigger_word),
+        "caption_dropout_rate": 0.0,
+        "cache_latents_to_disk": True,
+        "is_reg": False,
+        "network_weight": 1,
+        "resolution": [spec.resolution],
+        "num_repeats": 1,
+        "num_frames": 1,
+    }
+
+
+def _train(spec: TrainSpec, steps: int) -> dict[str, Any]:
+    train: dict[str, Any] = {
+        "batch_size": spec.batch_size,
+        "steps": steps,
+        "gradient_accumulation": 1,
+        "train_unet": True,
+        "train_text_encoder": False,
+        "gradient_checkpointing": spec.family != "sd15",
+        "noise_scheduler": "ddpm",
+        "optimizer": spec.optimizer,
+        "optimizer_params": {"weight_decay": WEIGHT_DECAY},
+        "lr": spec.learning_rate,
+        "lr_scheduler": "constant",
+        "max_grad_norm": 1.0,
+        "dtype": "bf16",
+        "loss_type": "mse",
+        "skip_first_sample": True,
+        "disable_sampling": False,
+        "ema_config": {"use_ema": False, "ema_decay": 0.99},
+    }
+    if spec.family == "z-image":
+        train |= {
+            "noise_scheduler": "flowmatch",
+            "timestep_type": "weighted",
+            "content_or_style": "balanced",
+            "cache_text_embeddings": True,
+        }
+    return train
+
+
+def _model(spec: TrainSpec, base_model: str, training_adapter: str | None) -> dict[str, Any]:
+    if spec.family != "z-image":
+        return {"name_or_path": base_model, "arch": spec.family, "quantize": False, "quantize_te": False}
+    model: dict[str, Any] = {
+        "name_or_path": base_model,
+        "arch": "zimage",
+        "quantize": True,
+        "qtype": "qfloat8",
+        "quantize_te": True,
+        "qtype_te": "qfloat8",
+        "low_vram": True,
+    }
+    if is_turbo(spec, base_model):
+        model |= {"arch": "zimage:turbo", "assistant_lora_path": training_adapter or ZIMAGE_ADAPTER}
+    return model
+
+
+def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
+    """Previews: three prompts, at each quarter of the steps."""
+    subject = harmless(f"{spec.trigger_word} {spec.class_word}".strip())
+    guidance, drawing_steps = (6.0, 20) if spec.family != "z-image" else (4.0, 30)
+    if is_turbo(spec, base_model):
+        guidance, drawing_steps = 1.0, 9
+    return {
+        "sampler": "flowmatch" if spec.family == "z-image" else "ddpm",
+        "sample_every": every,
+        "width": spec.resolution,
+        "height": spec.resolution,
+        "samples": [{"prompt": prompt.format(subject)} for prompt in PROMPTS],
+        "neg": "",
+        "seed": spec.seed % 2**32,
+        "walk_seed": True,
+        "guidance_scale": guidance,
+        "sample_steps": drawing_steps,
+    }

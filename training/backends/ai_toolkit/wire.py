@@ -1,0 +1,157 @@
+"""The way to an ai-toolkit server: requests, what may be tried again, and every failure as one of ours.
+
+Answers are capped in size and time, and never quoted: what a stranger's server says does not end up in our messages.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx2
+
+from core.errors import BackendFailed, BackendUnreachable
+
+T = TypeVar("T")
+
+MAX_ANSWER_BYTES = 64 * 2**20  # all rows of a server with thousands of jobs, or an old server's whole log
+TRIES = 3
+FIRST_DELAY_S = 0.2
+# Node closes idle connections after 5 s: ours are given up before, so that none is closed under a request.
+KEEPALIVE_S = 4.0
+_PASSING = (408, 425, 429)  # client errors that another try may not meet
+
+
+def open_client(max_connections: int = 64, timeout_s: float = 30) -> httpx2.Client:
+    """A client for any number of servers and threads: one pool of connections, no proxy, no redirects."""
+    return httpx2.Client(
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx2.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+        limits=httpx2.Limits(
+            max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=KEEPALIVE_S
+        ),
+        headers={"User-Agent": "imprint", "Accept-Encoding": "identity"},
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status that was asked for, and the body."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        """None where the body is not JSON: a proxy's page, or an old server's."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+
+class Wire:
+    """Requests to one server."""
+
+    def __init__(self, url: str, token: str | None, http: httpx2.Client) -> None:
+        try:
+            parsed = httpx2.URL(url.rstrip("/"))
+        except (httpx2.InvalidURL, TypeError):
+            parsed = httpx2.URL("")
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.userinfo:
+            raise BackendFailed("the address of the ai-toolkit server is no http:// or https:// address")
+        self.url, self.http = str(parsed).rstrip("/"), http
+        self.place = f"the ai-toolkit server at {parsed.netloc.decode('ascii')}"
+        if token is not None and (not token or not token.isascii() or not token.isprintable() or " " in token):
+            raise BackendFailed("the password of the ai-toolkit server is empty, or has characters that it cannot read")
+        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+
+    # ---- one request ----
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        accept: Collection[int] = (200,),
+        max_bytes: int = MAX_ANSWER_BYTES,
+        patience: float = 1.0,
+        **more: Any,
+    ) -> Answer:
+        """One request, and its whole answer if its status is one of `accept`.
+
+        patience: how many times the client's timeout the whole exchange may take, beyond what is sent.
+        """
+        deadline = time.monotonic() + patience * self._timeout_s()
+        with self.stream(method, path, **more) as response:
+            body = bytearray()
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise BackendFailed(f"{self.place} answers with more than {max_bytes} bytes")
+                if time.monotonic() > deadline:
+                    raise BackendUnreachable(f"{self.place} did not answer in time")
+            answer = Answer(response.status_code, bytes(body))
+        if answer.status not in accept:
+            raise self.refusal(answer)
+        return answer
+
+    def again(self, method: str, path: str, **more: Any) -> Answer:
+        """`send`, tried again where the server cannot be reached: only for what may be done twice."""
+        return repeated(lambda: self.send(method, path, **more), give_up_s=self._timeout_s() / 2)
+
+    @contextmanager
+    def stream(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> Generator[httpx2.Response]:
+        """One request, its body not read yet; the transport's errors as ours, without their words."""
+        # `from None`: the chained messages may quote foreign bytes, and tracebacks end up in logs.
+        try:
+            with self.http.stream(method, self.url + path, headers={**self._headers, **(headers or {})}, **more) as got:
+                yield got
+        except httpx2.TimeoutException:
+            raise BackendUnreachable(f"{self.place} did not answer in time") from None
+        except httpx2.ConnectError:
+            raise BackendUnreachable(f"{self.place} cannot be reached") from None
+        except httpx2.HTTPError:
+            raise BackendUnreachable(f"the connection to {self.place} broke") from None
+
+    def refusal(self, answer: Answer) -> BackendUnreachable | BackendFailed:
+        """The error that a status stands for."""
+        status, about = answer.status, {"status": answer.status}
+        if status in (401, 403):
+            return BackendFailed(f"{self.place} refuses our password (status {status})", about)
+        told = answer.json()
+        if status == 404 and not (isinstance(told, dict) and "error" in told):
+            return BackendUnreachable(f"nothing answers yet behind the proxy of {self.place} (status 404)", about)
+        if status >= 500 or status in _PASSING:
+            return BackendUnreachable(f"{self.place} has trouble of its own (status {status})", about)
+        return BackendFailed(f"{self.place} refuses a request (status {status})", about)
+
+    def nonsense(self) -> BackendFailed:
+        return BackendFailed(f"{self.place} answers with something else than ai-toolkit's API does")
+
+    def _timeout_s(self) -> float:
+        return self.http.timeout.read or 30.0
+
+
+def repeated(call: Callable[[], T], *, tries: int = TRIES, give_up_s: float = 15.0) -> T:
+    """`call`, and again after a BackendUnreachable, with delays that double, ±50 %; none begins after `give_up_s`."""
+    begun = time.monotonic()
+    for number in range(1, tries):
+        try:
+            return call()
+        except BackendUnreachable:
+            delay = pause_s(number)
+            if time.monotonic() + delay - begun > give_up_s:
+                raise
+            time.sleep(delay)
+    return call()
+
+
+def pause_s(number: int) -> float:
+    """How long to wait after failure `number`, from 1."""
+    return float(FIRST_DELAY_S * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311
