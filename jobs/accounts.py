@@ -1,8 +1,8 @@
-"""Owners' credits, for operators: grant, balance, statement."""
+"""Owners' credits, for operators: grant, refund, balance, statement."""
 
 from typing import Any
 
-from core.errors import SpecInvalid
+from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from credits import ledger
 from jobs.wiring import House
@@ -15,6 +15,19 @@ def grant(house: House, owner_id: str, amount: int, key: str | None = None) -> l
     with house.database.writing() as session:
         ledger.grant(session, owner_id, amount, key=key or new_id("grant"))
         return ledger.balance(session, owner_id)
+
+
+def refund(house: House, job_id: str, amount: int, key: str | None = None) -> tuple[str, ledger.Balance]:
+    """Give back credits that a job was charged; the same key gives them once. The owner, and what they have now.
+
+    Raises NotFound, SpecInvalid for an amount below 1, IllegalMove for more than it was charged.
+    """
+    with house.database.writing() as session:
+        hold = ledger.hold_of(session, job_id)
+        if hold is None:
+            raise NotFound(f"there is no job {job_id}")
+        ledger.refund(session, hold.id, amount, key=key or new_id("refund"))
+        return hold.owner_id, ledger.balance(session, hold.owner_id)
 
 
 def balance(house: House, owner_id: str) -> ledger.Balance:

@@ -1,24 +1,37 @@
 """After a change of a job: its notice and its clean-up, each told by a message of the outbox."""
 
+import logging
+
 from core.clock import utcnow
-from jobs import shell
+from jobs import polls, shell
 from jobs.wiring import House
-from notifications import outbox, webhooks
+from notifications import outbox, receivers, webhooks
+
+log = logging.getLogger(__name__)
 
 
 def clean_up(house: House, job_id: str, message_id: str) -> None:
     """Take away what a final job no longer needs, and note that it is done."""
     shell.clean_up(house, job_id)
+    polls.clear_job(house, job_id)
     with house.database.writing() as session:
         outbox.mark_sent(session, message_id)
 
 
 def notify(house: House, message_id: str) -> None:
-    """Make one attempt to deliver a notice; a failed one is due again by its schedule."""
+    """Make one attempt to deliver a notice; a failed one is due again by its schedule.
+
+    One to a disabled receiver is not sent: it becomes a dead letter.
+    """
     with house.database.reading() as session:
         message = outbox.find(session, message_id)
-    if message is None:
-        return
-    outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=house.webhook_secrets)
+        if message is None:
+            return
+        unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
+    if unwanted:
+        log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
+        outcome = receivers.NOT_SENT
+    else:
+        outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=house.webhook_secrets)
     with house.database.writing() as session:
         webhooks.record(session, message, outcome)

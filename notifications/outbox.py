@@ -41,6 +41,22 @@ class Message:
     attempts: int
 
 
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that was given up, and why."""
+
+    id: str
+    kind: str
+    topic: str
+    job_id: str | None
+    owner_id: str | None
+    destination: str | None
+    sequence: int
+    attempts: int
+    reason: str
+    dead_at: datetime
+
+
 def put(
     session: Session,
     kind: Kind,
@@ -111,6 +127,12 @@ def find(session: Session, message_id: str) -> Message | None:
     return None if row is None else _message(row)
 
 
+def look(session: Session, message_id: str) -> Message | None:
+    """A message, whatever became of it."""
+    row = session.execute(sa.select(*_COLUMNS).where(MESSAGE.c.id == message_id)).one_or_none()
+    return None if row is None else _message(row)
+
+
 def mark_sent(session: Session, message_id: str, now: datetime | None = None) -> bool:
     """Record that a message reached its receiver; False if that was recorded before."""
     # Also of a message given up while it was on its way: what happened is what is kept.
@@ -159,28 +181,26 @@ def drop_destination(
     return _drop(session, whose, reason, now or utcnow())
 
 
-def is_overtaken(session: Session, message: Message) -> bool:
+def is_overtaken(session: Session, message: Message | DeadLetter) -> bool:
     """Whether a later message of the same kind was put for the same job."""
     later = sa.select(MESSAGE.c.id).where(MESSAGE.c.job_id == message.job_id, MESSAGE.c.kind == message.kind)
     return session.execute(later.where(MESSAGE.c.sequence > message.sequence).limit(1)).scalar() is not None
 
 
-def dead_letters(session: Session, limit: int = 100) -> list[Message]:
+def dead_letters(session: Session, limit: int | None = 100) -> list[DeadLetter]:
     """Messages that were given up, the newest first; not those that a later one made needless."""
-    query = sa.select(*_COLUMNS).where(MESSAGE.c.dead_at.is_not(None), MESSAGE.c.last_error != SUPERSEDED)
-    return [_message(row) for row in session.execute(query.order_by(MESSAGE.c.dead_at.desc()).limit(limit))]
+    columns = {name: MESSAGE.c[name] for name in DeadLetter.__dataclass_fields__ if name != "reason"}
+    query = sa.select(*columns.values(), MESSAGE.c.last_error.label("reason"))
+    query = query.where(MESSAGE.c.dead_at.is_not(None), MESSAGE.c.last_error != SUPERSEDED)
+    query = query.order_by(MESSAGE.c.dead_at.desc(), MESSAGE.c.sequence.desc()).limit(limit)
+    return [DeadLetter(**row._mapping) for row in session.execute(query)]
 
 
 def redeliver(session: Session, message_id: str, now: datetime | None = None) -> bool:
-    """Make a sent or dead message due once more, from its first attempt on; False if there is none such."""
-    statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id)
-    change = {
-        "due_at": now or utcnow(),
-        "attempts": 0,
-        "sent_at": None,
-        "dead_at": None,
-        "claimed_until": None,
-    }
+    """Make a message due now, from its first attempt on; False if there is none, or a relay may be sending it."""
+    now = now or utcnow()
+    statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, _is_unclaimed(now))
+    change = {"due_at": now, "attempts": 0, "sent_at": None, "dead_at": None, "claimed_until": None}
     return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
 
 

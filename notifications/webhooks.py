@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from core.clock import utcnow
 from core.errors import FailureCode, ImprintError
-from notifications import outbox, retries
+from notifications import outbox, receivers, retries
 from notifications.outbox import Message
 from notifications.retries import Outcome, Verdict
 from notifications.signing import sign
@@ -160,6 +160,8 @@ def record(session: Session, message: Message, outcome: Outcome, now: datetime |
         next_due, error = None, outbox.SUPERSEDED
     outbox.mark_failed(session, message.id, error, next_due, now)
     if outcome.verdict is Verdict.DISABLED and message.destination is not None:
+        if message.owner_id is not None:
+            receivers.disable(session, message.owner_id, message.destination, error, now)
         outbox.drop_destination(session, message.destination, message.owner_id, reason=error, now=now)
 
 

@@ -49,7 +49,7 @@ def job(job_id: str) -> View:
 
 @app.task(name="imprint.cancel", ignore_result=False, throws=(ImprintError,))
 def cancel(job_id: str) -> View:
-    """Cancel a job; its hold is released at once."""
+    """Cancel a job; the steps done are charged, and the rest of its hold is released at once."""
     view = service.cancel(house(), job_id)
     relay(house())
     return view

@@ -1,0 +1,114 @@
+"""The books of the jobs: every invariant between jobs, their holds and their messages, checked in SQL; and leaks."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from credits.audit import Finding, findings_of
+from credits.tables import CreditHold
+from storage.tables import Job, Status
+
+# Each check selects where (an id), expected and found, as text, of the rows that are off. An active job is
+# `pending` or `training`; all others are final.
+CHECKS = {
+    "every job has a hold, made for it and paid by its owner": """
+        SELECT j.id, 'a hold for ' || j.id || ' of ' || j.owner_id,
+            coalesce(h.id || ' for ' || h.training_id || ' of ' || coalesce(a.owner_id, 'nobody'), 'none')
+        FROM training_job j LEFT JOIN credit_hold h ON h.id = j.hold_id
+            LEFT JOIN credit_account a ON a.id = h.account_id
+        WHERE h.id IS NULL OR h.training_id <> j.id OR a.id IS NULL OR a.owner_id <> j.owner_id""",
+    "every hold belongs to a job": """
+        SELECT h.id, 'job ' || h.training_id, 'none'
+        FROM credit_hold h LEFT JOIN training_job j ON j.id = h.training_id WHERE j.id IS NULL""",
+    "the hold of an active job is live, or its time was over": """
+        SELECT j.id, j.status || ', hold held or expired', j.status || ', hold ' || h.state
+        FROM training_job j JOIN credit_hold h ON h.training_id = j.id
+        WHERE j.status IN ('pending', 'training') AND h.state NOT IN ('held', 'expired')""",
+    "the hold of a final job is resolved": """
+        SELECT j.id, j.status || ', hold resolved', j.status || ', hold ' || h.state
+        FROM training_job j JOIN credit_hold h ON h.training_id = j.id
+        WHERE j.status NOT IN ('pending', 'training') AND h.state = 'held'""",
+    "a job was charged what its hold settled": """
+        SELECT j.id, j.status || ', charged ' || CASE WHEN j.status IN ('pending', 'training') THEN 'nothing yet'
+                ELSE CAST(h.settled AS TEXT) END,
+            j.status || ', charged ' || coalesce(CAST(j.charged AS TEXT), 'nothing yet')
+        FROM training_job j JOIN credit_hold h ON h.training_id = j.id
+        WHERE CASE WHEN j.status IN ('pending', 'training') THEN j.charged IS NOT NULL
+            ELSE j.charged IS NULL OR j.charged <> h.settled END""",
+    "a failed job is charged nothing": """
+        SELECT j.id, 'charged 0', 'charged ' || coalesce(j.charged, 0) || ', hold settled ' || h.settled
+        FROM training_job j JOIN credit_hold h ON h.training_id = j.id
+        WHERE j.status = 'failed' AND (j.charged <> 0 OR h.settled <> 0)""",
+    "a cancelled job that had not trained is charged nothing": """
+        SELECT id, 'charged 0', 'charged ' || charged FROM training_job
+        WHERE status = 'cancelled' AND charged <> 0 AND (step = 0 OR stage IN ('preprocess', 'dataset'))""",
+    "a ready job is charged, or the time of its hold was over": """
+        SELECT j.id, 'hold settled or expired', 'hold ' || h.state
+        FROM training_job j JOIN credit_hold h ON h.training_id = j.id
+        WHERE j.status = 'ready' AND h.state NOT IN ('settled', 'expired')""",
+    "a ready job has been through every stage and names its file": """
+        SELECT id, 'stage settle, a file and its hash',
+            'stage ' || stage || ', ' || coalesce(lora_key, 'no file') || ', ' || coalesce(lora_sha256, 'no hash')
+        FROM training_job
+        WHERE status = 'ready' AND (stage <> 'settle' OR lora_key IS NULL OR lora_sha256 IS NULL)""",
+    "a job has its end when it is final, and then nobody works on it": """
+        SELECT id, status || CASE WHEN status IN ('pending', 'training') THEN ', no end' ELSE ', an end, no lease' END,
+            status || ', ' || CASE WHEN finished_at IS NULL THEN 'no end' ELSE 'an end' END
+                || CASE WHEN lease_until IS NULL THEN ', no lease' ELSE ', a lease' END
+        FROM training_job
+        WHERE (status IN ('pending', 'training')) <> (finished_at IS NULL)
+            OR (status NOT IN ('pending', 'training') AND lease_until IS NOT NULL)""",
+    "the end of a job is told once, to those who asked": """
+        SELECT j.id, CASE j.status WHEN 'ready' THEN 'training.completed' WHEN 'failed' THEN 'training.failed'
+                WHEN 'cancelled' THEN 'training.cancelled' ELSE 'no end' END,
+            coalesce(m.told, 'no notice')
+        FROM training_job j LEFT JOIN (
+            SELECT job_id, min(topic) || CASE WHEN count(*) > 1 THEN ' and more' ELSE '' END AS told
+            FROM outbox_message
+            WHERE kind = 'notice' AND topic IN ('training.completed', 'training.failed', 'training.cancelled')
+            GROUP BY job_id
+        ) m ON m.job_id = j.id
+        WHERE coalesce(m.told, 'none') <> CASE WHEN j.webhook_url IS NULL THEN 'none'
+            ELSE CASE j.status WHEN 'ready' THEN 'training.completed' WHEN 'failed' THEN 'training.failed'
+                WHEN 'cancelled' THEN 'training.cancelled' ELSE 'none' END END""",
+    "a final job is cleaned up after": """
+        SELECT j.id, '1 clean-up', coalesce(m.messages, 0) || ' clean-ups'
+        FROM training_job j LEFT JOIN (
+            SELECT job_id, count(*) AS messages FROM outbox_message WHERE kind = 'cleanup' GROUP BY job_id
+        ) m ON m.job_id = j.id
+        WHERE coalesce(m.messages, 0) <> CASE WHEN j.status IN ('pending', 'training') THEN 0 ELSE 1 END""",
+    "the messages of a job are numbered from 1 without gaps": """
+        SELECT job_id, 'messages 1 to ' || count(*), 'messages ' || min(sequence) || ' to ' || max(sequence)
+        FROM outbox_message WHERE job_id IS NOT NULL
+        GROUP BY job_id HAVING min(sequence) <> 1 OR max(sequence) <> count(*)""",
+}
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A LoRA that was delivered and not paid for: its hold was over before it was done. `credits` were held."""
+
+    job_id: str
+    owner_id: str
+    credits: int
+    at: datetime
+
+
+def check(session: Session) -> list[Finding]:
+    """Whatever is off between jobs, holds and messages; an empty list if nothing is."""
+    return findings_of(session, CHECKS)
+
+
+def leaks(session: Session, since: datetime | None = None) -> list[Leak]:
+    """Late successes after an expired hold, the newest first; those since a time, or all."""
+    query = (
+        select(Job.id, Job.owner_id, CreditHold.amount, Job.finished_at)
+        .join(CreditHold, col(CreditHold.training_id) == col(Job.id))
+        .where(Job.status == Status.READY, CreditHold.state != "settled", col(Job.finished_at).is_not(None))
+        .order_by(sa.desc(col(Job.finished_at)))
+    )
+    if since is not None:
+        query = query.where(col(Job.finished_at) >= since)
+    return [Leak(job_id, owner_id, amount, at) for job_id, owner_id, amount, at in session.exec(query) if at]
