@@ -16,7 +16,7 @@ from core.ids import new_id
 from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
-from jobs import intake, moves, requests
+from jobs import intake, moves, requests, runs
 from jobs.requests import Order
 from jobs.view import View, view_of
 from jobs.wiring import House
@@ -138,7 +138,7 @@ def look(house: House, job_id: str) -> View:
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         )
-        return view_of(job, pictures.all(), ledger.hold_of(session, job_id))
+        return _view(session, job, pictures.all())
 
 
 def jobs(house: House, *, owner_id: str | None = None, active: bool = False, limit: int = 20) -> list[View]:
@@ -149,7 +149,19 @@ def jobs(house: House, *, owner_id: str | None = None, active: bool = False, lim
             query = query.where(Job.owner_id == owner_id)
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
-        return [view_of(job, [], ledger.hold_of(session, job.id)) for job in session.exec(query)]
+        return [_view(session, job, []) for job in session.exec(query)]
+
+
+def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
+    run = None if TrainSpec.model_validate_json(job.spec).backend == "local" else runs.newest(session, job.id)
+    server = runs.server_name(session, run) if run else None
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
+
+
+def remote_runs(house: House, job_id: str) -> list[dict[str, Any]]:
+    """For operators: the attempts at training a job on remote servers, with what they cost."""
+    with house.database.reading() as session:
+        return runs.told(session, job_id)
 
 
 def events(house: House, job_id: str, after: int = 0) -> list[JobEvent]:
@@ -223,4 +235,9 @@ def _measured(session: Session, spec: TrainSpec) -> float | None:
 
 
 def _alike(one: TrainSpec, other: TrainSpec) -> bool:
-    return (one.family, one.resolution, one.batch_size) == (other.family, other.resolution, other.batch_size)
+    # Where it is trained counts as much as what.
+    return _kind(one) == _kind(other)
+
+
+def _kind(spec: TrainSpec) -> tuple[str, str, int, int]:
+    return spec.backend, spec.family, spec.resolution, spec.batch_size

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from credits.ledger import Hold
-from storage.tables import Job, JobPicture, PictureState
+from storage.tables import Job, JobPicture, PictureState, RemoteRun
 from training.spec import TrainSpec
 
 View = dict[str, Any]
 _INNER = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
 
 
-def view_of(job: Job, pictures: Sequence[JobPicture], hold: Hold | None) -> View:
-    """The public view, JSON-serialisable."""
+def view_of(
+    job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None, server: str | None = None
+) -> View:
+    """The public view, JSON-serialisable. `run` is the newest of a remote training, `server` the name of its server."""
     spec = TrainSpec.model_validate_json(job.spec)
     held = hold.amount if hold is not None and hold.state == "held" else 0
     charged = (job.charged or 0) - (hold.refunded if hold is not None else 0)
@@ -38,6 +40,7 @@ def view_of(job: Job, pictures: Sequence[JobPicture], hold: Hold | None) -> View
         "failure": _failure(job),
         "pictures": [picture_view(picture) for picture in pictures],
         "lora": {"key": job.lora_key, "sha256": job.lora_sha256, "bytes": job.lora_bytes} if job.lora_key else None,
+        "trained_on": {"backend": spec.backend, "server": server, "status": run.status or run.state if run else None},
         "train_seconds": round(job.train_seconds, 3),
         "created_at": job.created_at.isoformat(),
         "started_at": job.started_at.isoformat() if job.started_at else None,
