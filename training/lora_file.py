@@ -229,7 +229,7 @@ def _check_metadata(metadata: Mapping[str, str], data: bytes, rank: int, alpha: 
         json.loads(metadata["imprint_recipe"])
     except (ValueError, RecursionError) as error:
         raise LoraInvalid("the LoRA file's metadata has an alpha or a recipe that cannot be read") from error
-    if told_alpha != alpha:
+    if np.float32(told_alpha) != np.float32(alpha):  # a tensor holds 0.1 as the float32 next to it
         raise LoraInvalid(f"the LoRA file's metadata tells of alpha {told_alpha}, its tensors have {alpha}")
     if metadata["sshs_model_hash"] != hashlib.sha256(memoryview(data)[data_offset(data) :]).hexdigest():
         raise LoraInvalid("the LoRA file's tensors are not those that its metadata was written for")

@@ -79,7 +79,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 def unpack(data: bytes | memoryview) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file; raises Malformed. Elements are views into `data`, read-only."""
-    header, start = _header(data)
+    header, start = read_header(data)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Malformed("its metadata is not a table of texts")
@@ -100,7 +100,8 @@ def data_offset(data: bytes | memoryview) -> int:
     return 8 + int(struct.unpack("<Q", data[:8])[0])
 
 
-def _header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
+def read_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
+    """The header of a file that begins with `data`, and where its tensors' data starts. Raises Malformed."""
     if len(data) < 8:
         raise Malformed("it is shorter than a safetensors header")
     length = data_offset(data) - 8

@@ -1,11 +1,23 @@
-"""From ai-toolkit's LoRA file to ours: our key names, an explicit alpha, our metadata."""
+"""From ai-toolkit's LoRA file to ours: our key names, an explicit alpha, our metadata.
 
-from collections.abc import Sequence
+Its files for sd15 and sdxl have kohya's form: `lora_unet_…` with `.lora_down.weight`, `.lora_up.weight` and `.alpha`
+(the alpha in the precision of the file), scale alpha / rank. Those for Z-Image have peft's form: `diffusion_model.…`
+with `.lora_A.weight` and `.lora_B.weight` and no alpha, trained at scale 1, so that alpha = rank.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.lora_file import LoraReport
+import numpy as np
+
+from core.errors import LoraInvalid, StoreUnavailable
+from training import lora_file, lora_metadata
+from training.lora_file import DEFAULT_MAX_BYTES, NAMINGS, LoraReport, Naming
 from training.ports import Example
+from training.safetensor import Array, Malformed, Tensor, tensor, unpack
 from training.spec import TrainSpec
+
+_PREDICTION = {"sd15": "epsilon", "sdxl": "epsilon", "z-image": "flow"}
 
 
 def convert(
@@ -14,6 +26,81 @@ def convert(
     """Write ai-toolkit's file `source` as ours to `out`, whole or not at all; passes `lora_file.check`.
 
     base_model: the hub id that was trained on, kept in the metadata. Raises LoraInvalid for a file that is not what
-    was ordered.
+    was ordered, StoreUnavailable if `out` cannot be written.
     """
-    raise NotImplementedError
+    weights = _weights(_read(source), spec)
+    metadata = _metadata(spec, examples, dataset_sha256, base_model)
+    data = lora_file.to_bytes(spec.family, weights, spec.alpha, metadata)
+    report = lora_file.check(data, family=spec.family, rank=spec.rank)
+    try:
+        lora_file.write(out, data)
+    except OSError as error:
+        raise StoreUnavailable(f"the LoRA file cannot be written: {error.strerror}") from error
+    return report
+
+
+def _read(source: Path) -> dict[str, Tensor]:
+    try:
+        size = source.stat().st_size
+        data = source.read_bytes() if size <= DEFAULT_MAX_BYTES else b""
+    except OSError as error:
+        raise LoraInvalid(f"the trained file cannot be read: {error.strerror}") from error
+    if size > DEFAULT_MAX_BYTES:
+        raise LoraInvalid(f"the trained file has {size} bytes, over the {DEFAULT_MAX_BYTES} that are allowed")
+    try:
+        return unpack(data)[0]
+    except Malformed as error:
+        raise LoraInvalid(f"the trained file is not sound: {error}") from error
+
+
+def _weights(tensors: Mapping[str, Tensor], spec: TrainSpec) -> dict[str, tuple[Array, Array]]:
+    """Down and up of every module, by its name in a file without the prefix. Raises LoraInvalid for anything else."""
+    naming = NAMINGS[spec.family]
+    weights: dict[str, tuple[Array, Array]] = {}
+    used: set[str] = set()
+    for name in tensors:
+        if not name.endswith(naming.down):
+            continue
+        stem = name.removesuffix(naming.down)
+        if not stem.startswith(naming.prefix) or not naming.modules.fullmatch(stem, len(naming.prefix)):
+            raise LoraInvalid(f"the trained file has a tensor {name[:120]!r}, which no {spec.family} LoRA has")
+        up = tensors.get(stem + naming.up)
+        if up is None:
+            raise LoraInvalid(f"the trained file lacks {stem}{naming.up}")
+        _check_alpha(tensors.get(f"{stem}.alpha"), stem, naming, spec)
+        used |= {name, stem + naming.up, f"{stem}.alpha"}
+        weights[stem.removeprefix(naming.prefix)] = (tensors[name].floats(), up.floats())
+    if strange := sorted(set(tensors) - used):
+        raise LoraInvalid(f"the trained file has a tensor {strange[0][:120]!r}, which no {spec.family} LoRA has")
+    return weights
+
+
+def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpec) -> None:
+    """See that a module was trained at the scale that was ordered, before our own alpha is written in its place."""
+    if alpha is None:
+        if naming.underscores:  # loaders of kohya's form would take alpha = rank; the trainer always writes it
+            raise LoraInvalid(f"the trained file lacks {stem}.alpha")
+        told, ordered = float(spec.rank), spec.alpha
+    elif alpha.elements.size != 1:
+        raise LoraInvalid(f"the trained file's {stem}.alpha is no single number")
+    else:
+        # In the precision of the file, in which the order's alpha may be another number.
+        told = float(alpha.floats().reshape(-1)[0])
+        ordered = float(tensor(np.asarray(spec.alpha), alpha.kind).floats())
+    if told != ordered:
+        raise LoraInvalid(
+            f"the trained file's {stem} was trained with alpha {told:g} at rank {spec.rank}, not {spec.alpha:g}"
+        )
+
+
+def _metadata(spec: TrainSpec, examples: Sequence[Example], dataset_sha256: str, base_model: str) -> dict[str, str]:
+    steps = spec.steps(len(examples))
+    metadata = lora_metadata.describe(
+        spec, examples, steps=steps, dataset_sha256=dataset_sha256, base_sha256="", prediction=_PREDICTION[spec.family]
+    )
+    # What only our own loop knows: the base model's hash, and a start drawn from the job's seed.
+    del metadata["imprint_base_sha256"], metadata["imprint_start"]
+    metadata |= {"imprint_backend": "ai-toolkit", "modelspec.implementation": "https://github.com/ostris/ai-toolkit"}
+    if base_model:
+        metadata["ss_sd_model_name"] = base_model
+    return metadata

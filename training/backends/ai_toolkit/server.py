@@ -121,8 +121,8 @@ class Server:
         self.wire.again("GET", f"/api/queue/{quote(gpu_ids, safe='')}/start", accept=(200, 404))
 
     def stop(self, remote_id: str) -> None:
-        """End a *running* job. A queued one is not ended by it: see `mark_stopped`."""
-        self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/stop")
+        """End a *running* job; absent is fine. A queued one is not ended by it: see `mark_stopped`."""
+        self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/stop", accept=(200, 404))
 
     def mark_stopped(self, remote_id: str) -> None:
         """Write `stopped` into a job's row, whatever runs."""
