@@ -11,6 +11,7 @@ from pathlib import Path
 
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 _stage: ContextVar[str | None] = ContextVar("stage", default=None)
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 @contextmanager
@@ -24,6 +25,16 @@ def working_on(job_id: str, stage: str) -> Iterator[None]:
         _stage.reset(tokens[1])
 
 
+@contextmanager
+def answering(request_id: str) -> Iterator[None]:
+    """Everything logged inside belongs to this request of the HTTP API."""
+    token = _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _request_id.reset(token)
+
+
 class JsonLines(logging.Formatter):
     """One record, one JSON object on one line."""
 
@@ -35,6 +46,7 @@ class JsonLines(logging.Formatter):
             "process": record.process,
             "job_id": _job_id.get(),
             "stage": _stage.get(),
+            "request_id": _request_id.get(),
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -47,6 +59,7 @@ class ConsoleLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         job = f" [{_job_id.get()} {_stage.get()}]" if _job_id.get() else ""
+        job += f" [{_request_id.get()}]" if _request_id.get() else ""
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         line = f"{at} {record.levelname:<7}{job} {record.getMessage()}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

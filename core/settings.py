@@ -135,6 +135,22 @@ class Settings(BaseSettings):
     )
     webhook_timeout_s: float = Field(20.0, gt=0, description="Limit of one webhook delivery.")
 
+    # ---- HTTP API ----
+    web_host: str = Field("127.0.0.1", description="Address that the HTTP API listens on.")
+    web_port: int = Field(8080, ge=0, le=65535, description="Its port; 0 picks a free one.")
+    web_rate_per_s: float = Field(
+        50.0,
+        gt=0,
+        description="Requests a second that one token may make, for one owner, of one web process; twice "
+        "as many at once.",
+    )
+    web_secret: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Signs short-lived download addresses; the same on every machine that serves the API. Unset: one "
+        "is made and kept under home.",
+    )
+
     # ---- processes of `make up` ----
     io_concurrency: int = Field(2, ge=1, description="Processes of the worker for fetching, preparing, uploading.")
     flower_port: int = Field(5555, ge=0, le=65535, description="Flower's loopback port; 0 picks a free one.")
