@@ -109,13 +109,7 @@ def _convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> Prepare
     """Prepare the picture and keep the result for every job that will use it."""
     row = PreparedPicture(source_sha256=sha256, recipe=preparation(spec), report="{}")
     try:
-        made = pictures.prepare(
-            data,
-            resolution=spec.resolution,
-            aspect_buckets=spec.aspect_buckets,
-            max_pixels=house.settings.max_picture_pixels,
-            max_bytes=house.settings.max_picture_bytes,
-        )
+        made = house.decoder.prepare(data, resolution=spec.resolution, aspect_buckets=spec.aspect_buckets)
     except ImageInvalid as error:
         row.report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreadable"]})
     else:

@@ -18,6 +18,7 @@ from storage.objects.local import LocalStore
 from storage.sources import Sources
 from training.backends.ai_toolkit.server import open_client
 from training.backends.runpod import RunPod
+from training.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class House:
             file_roots=self.settings.file_roots,
             s3_buckets=self.settings.s3_source_buckets,
         )
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What decodes strangers' pictures; its processes start with the first picture."""
+        return Decoder(max_pixels=self.settings.max_picture_pixels, max_bytes=self.settings.max_picture_bytes)
 
     @cached_property
     def webhook_secrets(self) -> list[bytes]:

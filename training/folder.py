@@ -6,6 +6,7 @@ from pathlib import Path
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
 from training import pictures
 from training.dataset import Manifest, Picture, build_manifest
+from training.decoder import Decoder
 from training.ports import Example
 from training.spec import MAX_PICTURES, MIN_PICTURES, TrainSpec
 
@@ -33,19 +34,7 @@ def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if len(paths) > MAX_PICTURES:
         raise SpecInvalid.of({"FOLDER": f"{folder} has {len(paths)} pictures, {MAX_PICTURES} are the most"})
-    prepared: list[tuple[Path, pictures.Prepared]] = []
-    left_out: dict[str, str] = {}
-    for path in paths:
-        try:
-            made = pictures.prepare(path.read_bytes(), resolution=spec.resolution, aspect_buckets=spec.aspect_buckets)
-        except (ImageInvalid, OSError) as error:
-            left_out[path.name] = str(error)
-            continue
-        bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-        if bad:
-            left_out[path.name] = ", ".join(bad).replace("_", " ")
-        else:
-            prepared.append((path, made))
+    prepared, left_out = _prepared(paths, spec)
     repeats = pictures.near_duplicates([made.report for _, made in prepared])
     for repeat, first in repeats.items():
         left_out[prepared[repeat][0].name] = f"nearly the same as {prepared[first][0].name}"
@@ -57,6 +46,27 @@ def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
             {"left_out": left_out},
         )
     return _laid_out(good, spec, into, left_out)
+
+
+def _prepared(paths: list[Path], spec: TrainSpec) -> tuple[list[tuple[Path, pictures.Prepared]], dict[str, str]]:
+    """The pictures without a fault, and why which others are left out."""
+    prepared: list[tuple[Path, pictures.Prepared]] = []
+    left_out: dict[str, str] = {}
+    with Decoder() as decoder:
+        for path in paths:
+            try:
+                made = decoder.prepare(
+                    path.read_bytes(), resolution=spec.resolution, aspect_buckets=spec.aspect_buckets
+                )
+            except (ImageInvalid, OSError) as error:
+                left_out[path.name] = str(error)
+                continue
+            bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
+            if bad:
+                left_out[path.name] = ", ".join(bad).replace("_", " ")
+            else:
+                prepared.append((path, made))
+    return prepared, left_out
 
 
 def _laid_out(

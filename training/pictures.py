@@ -234,8 +234,8 @@ def _resizable(image: Image.Image) -> Image.Image:
     """`image` in a mode that can be resized without loss of meaning: L, RGB, RGBA or CMYK."""
     if image.mode.startswith("I"):
         # 16 bits. Pillow's own conversion clips everything above 255 to white.
-        levels = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")

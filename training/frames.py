@@ -1,0 +1,64 @@
+"""What a worker and its decoder say to each other: a head of JSON and a body of bytes, their lengths before them."""
+
+import json
+import socket
+import struct
+import time
+from typing import Any
+
+_LENGTHS = struct.Struct(">II")
+_MAX_HEAD = 64 * 1024
+
+
+class Broken(Exception):
+    """The other side is gone, or does not speak like this."""
+
+
+def send(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadline: float | None = None) -> None:
+    """Say one frame. Raises Broken, and TimeoutError past `deadline` (monotonic seconds)."""
+    text = json.dumps(head).encode()
+    try:
+        for part in (_LENGTHS.pack(len(text), len(body)) + text, body):
+            channel.settimeout(_left(deadline))
+            channel.sendall(part)
+    except (ConnectionError, BrokenPipeError) as error:
+        raise Broken("the other side is gone") from error
+
+
+def receive(channel: socket.socket, max_body: int, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
+    """Hear one frame. Raises Broken, also for a body above `max_body`, and TimeoutError past `deadline`."""
+    head_size, body_size = _LENGTHS.unpack(_exactly(channel, _LENGTHS.size, deadline))
+    if head_size > _MAX_HEAD or body_size > max_body:
+        raise Broken(f"a frame of {head_size} and {body_size} bytes")
+    try:
+        head = json.loads(_exactly(channel, head_size, deadline))
+    except (ValueError, RecursionError) as error:
+        raise Broken("a head that is not JSON") from error
+    if not isinstance(head, dict):
+        raise Broken("a head that is no table")
+    return head, _exactly(channel, body_size, deadline)
+
+
+def _exactly(channel: socket.socket, size: int, deadline: float | None) -> bytearray:
+    data = bytearray(size)
+    view, at = memoryview(data), 0
+    while at < size:
+        channel.settimeout(_left(deadline))
+        try:
+            got = channel.recv_into(view[at:])
+        except ConnectionError as error:
+            raise Broken("the other side is gone") from error
+        if not got:
+            raise Broken("the other side is gone")
+        at += got
+    return data
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds until `deadline`. Raises TimeoutError when it is past: a timeout of 0 would mean something else."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("past the deadline")
+    return left
