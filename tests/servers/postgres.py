@@ -9,9 +9,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import sqlalchemy as sa
 
 from tests.servers.process import Server, free_port
@@ -69,13 +70,18 @@ class PostgresServer(Server):
             return
         self._guard.kill()
         self._guard.communicate()
+        self.resume()  # a paused server hears nothing else
         _stop(self._server, signal.SIGQUIT if kill else signal.SIGINT)
         self._server = self._guard = None
 
     def _signal(self, number: int) -> None:
+        """To the server and all its children: each of them is a session of its own."""
         if self._server is None:
             raise RuntimeError("the server does not run")
-        self._server.send_signal(number)
+        server = psutil.Process(self._server.pid)
+        for process in (server, *server.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 @contextmanager
@@ -173,7 +179,6 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _stop(server: subprocess.Popen[bytes], number: int) -> None:
-    server.send_signal(signal.SIGCONT)  # a paused server hears nothing else
     server.send_signal(number)
     try:
         server.wait(timeout=20)
