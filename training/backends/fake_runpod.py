@@ -7,6 +7,7 @@ second, and `/fake/ledger` lists what was rented, when it went and what it cost.
 What goes wrong is drawn from a seed by the rates in `Faults`; `POST /fake/next` orders single faults instead.
 """
 
+import argparse
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -171,3 +172,18 @@ def serve(port: int, key: str, seed: int, faults: Faults) -> None:
     """Serve on loopback until SIGTERM; pods end with it."""
     app = application(FakeRunPod(key, seed, faults))
     _Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False)).run()
+
+
+def main() -> None:
+    """`python -m training.backends.fake_runpod`: what `imprint fake-runpod` does, without Celery around it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--key", default="fake-key")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=Faults.model_validate_json, default=Faults())
+    given = parser.parse_args()
+    serve(given.port, given.key, given.seed, given.faults)
+
+
+if __name__ == "__main__":
+    main()
