@@ -1,6 +1,6 @@
 """What beat runs: repair what was left lying. Each may run twice, or on two machines at once."""
 
-from jobs import polls, sweeps
+from jobs import pods, polls, sweeps
 from jobs.wiring import house
 from tasks.app import app
 from tasks.relay import relay
@@ -15,8 +15,13 @@ def sweep() -> None:
 
 @app.task(name="imprint.poll_remote")
 def poll_remote() -> None:
-    """Look at all trainings on remote servers; what is done goes on, what is lost is tried again or fails."""
+    """Look at all trainings on remote servers; what is done goes on, what is lost is tried again or fails.
+
+    And after the rented machines: none that serves nobody is kept.
+    """
+    pods.check(house())
     polls.poll(house())
+    pods.reap(house())
     relay(house())
 
 
