@@ -5,26 +5,24 @@ seen is written a batch at a time. A run belongs to the poll that took it last, 
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
-from core.clock import utcnow
-from core.errors import BackendFailed, BackendUnreachable, ImprintError, OutOfMemory, TrainingTimeout
-from core.settings import Settings
-from jobs import keys, moves, pods, runs
+from core.errors import BackendFailed, BackendUnreachable, ImprintError
+from jobs import keys, pods, runs
+from jobs.pod_costs import lock_pods
+from jobs.shell import clean_up
+from jobs.sightings import LOST, Seen, record
 from jobs.wiring import House
-from storage.tables import RemoteRun, RentedPod, RunState
+from storage.tables import RemoteRun, RentedPod
 from training.backends.ai_toolkit import work
 from training.backends.ai_toolkit.answers import RemoteJob
 from training.backends.ai_toolkit.server import Server
-from training.backends.ai_toolkit.work import Sighting
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +42,6 @@ class Polled:
     cleared: int
 
 
-@dataclass
-class Seen:
-    """One run as a poll found it. No sighting: nobody answered (`error`), or the server does not know it."""
-
-    run: RemoteRun
-    sighting: Sighting | None = None
-    error: ImprintError | None = None
-    busy: bool = True  # whether anything runs on its server
-    previews: list[dict[str, Any]] = field(default_factory=list)
-
-
 def poll(house: House) -> Polled:
     """Look at every submitted run once, record what became of it, and clear from the servers what has ended."""
     with house.database.reading() as session:
@@ -64,14 +51,17 @@ def poll(house: House) -> Polled:
         runs.end_overdue(session, house.settings)
         runs.end_those_of_final_jobs(session)
         taken = runs.take(session, house.settings)
-    done = {"completed": 0, "given up": 0}
+    done: Counter[str] = Counter()
     with ThreadPoolExecutor(THREADS, "poll") as pool:
         seen = _look(house, pool, taken)
         while batch := list(islice(seen, BATCH)):
             with house.database.writing() as session:
-                outcomes = [_record(session, one, house.settings) for one in batch]
-            for outcome in outcomes:
-                done[outcome] = done.get(outcome, 0) + 1
+                lock_pods(session)  # a batch accounts for several
+                outcomes = [record(session, one, house.settings) for one in batch]
+            done.update(outcomes)
+            for one, outcome in zip(batch, outcomes, strict=True):
+                if outcome == "overtaken" and one.previews:
+                    clean_up(house, one.run.job_id)  # if the job is final, its samples came after its end
     return Polled(len(taken), done["completed"], done["given up"], clear(house))
 
 
@@ -99,8 +89,7 @@ def _look(house: House, pool: ThreadPoolExecutor, taken: Sequence[RemoteRun]) ->
                 yield Seen(run)
         if not busy and any(jobs[run.name].status == "queued" for run in theirs if run.name in jobs):
             # A server stops its queue whenever it has drained, also one that was started a moment ago.
-            looks_at_queue = pool.submit(_attempt, server.start_queue)
-            looks_at_queue.add_done_callback(_log_failure)
+            pool.submit(server.start_queue).add_done_callback(_log_failure)
     for look in as_completed(looks):
         yield look.result()
 
@@ -110,7 +99,7 @@ def _list(house: House, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob
         with house.database.reading() as session:
             pod = session.get(RentedPod, pod_id) if pod_id else None
         if pod_id is not None and pods.is_lost(pod):
-            return BackendUnreachable("the rented machine is gone", {"lost": True})
+            return BackendUnreachable("the rented machine is gone", LOST)
         server = pods.server_of(house, pod_id)
         return server, server.jobs()
     except ImprintError as error:
@@ -141,108 +130,9 @@ def _look_at(house: House, server: Server, run: RemoteRun, job: RemoteJob, busy:
     return seen
 
 
-def _attempt(call: Callable[[], None]) -> None:
-    call()
-
-
 def _log_failure(future: "Future[None]") -> None:
     if error := future.exception():
         log.warning("a queue could not be started: %s", error)
-
-
-# ---- recording ------------------------------------------------------------------------------------------------
-
-
-def _record(session: Session, seen: Seen, settings: Settings) -> str:
-    """Write what became of a run: completed, given up, or how far it is."""
-    run, now = seen.run, utcnow()
-    if run.looked_at is None or run.state != RunState.SUBMITTED:
-        raise ValueError("only what a poll has taken is recorded")
-    if seen.sighting is None:
-        return _unseen(session, seen, settings)
-    sighting = seen.sighting
-    info = f"{sighting.status}: {sighting.info}"
-    if sighting.status == "completed":
-        _keep_previews(session, seen)
-        values = {"status": "completed", "step": sighting.step, "previews": run.previews + len(seen.previews)}
-        return "completed" if runs.completed(session, run, settings, **values) else "overtaken"
-    if verdict := _verdict(run, sighting, seen.busy, now, settings):
-        error, again = verdict
-        return "given up" if runs.give_up(session, run, error, settings, again=again, info=info) else "overtaken"
-    moved = _has_moved(run, sighting, seen.busy)
-    values = {
-        "status": _stage_of(sighting),
-        "step": sighting.step,
-        "log_offset": sighting.log_offset,
-        "previews": run.previews + len(seen.previews),
-        "missed": 0,
-        "moved_at": now if moved else run.moved_at,
-        "started_at": run.started_at or (now if sighting.status == "running" else None),
-    }
-    progress = None
-    if sighting.status == "running" and sighting.step != run.step:
-        progress = {
-            "step": sighting.step,
-            "loss": sighting.loss,
-            "seconds_left": sighting.seconds_left,
-            "seconds_per_step": sighting.seconds_per_step,
-        }
-    if not runs.record(session, run, progress, **values):
-        return "overtaken"
-    _keep_previews(session, seen)
-    if values["status"] != run.status:
-        moves.tell(session, run.job_id, "remote", status=values["status"], attempt=run.attempt)
-    return "recorded"
-
-
-def _keep_previews(session: Session, seen: Seen) -> None:
-    for preview in seen.previews:
-        moves.tell(session, seen.run.job_id, "preview", **preview)
-
-
-def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
-    """A server that does not know the run, that is gone, or that failed to answer once more."""
-    run, error = seen.run, seen.error
-    if error is None:
-        error = BackendUnreachable("the server does not know the training any more")
-    elif not error.details.get("lost") and run.missed + 1 < settings.remote_lost_polls:
-        log.warning("%s was not seen (%d times in a row): %s", run.name, run.missed + 1, error)
-        return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
-    elif not error.details.get("lost"):
-        error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
-    return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
-
-
-def _verdict(
-    run: RemoteRun, sighting: Sighting, busy: bool, now: datetime, settings: Settings
-) -> tuple[ImprintError, bool] | None:
-    """Why a run that was seen is to be given up, and whether another one may help; None for one that goes on."""
-    if sighting.status == "failed":
-        if "out of memory" in sighting.info.lower():
-            return OutOfMemory("the server's GPU has too little memory for this training"), False
-        return BackendFailed("the training ended with an error on the server"), True
-    if sighting.status == "stopped":
-        return BackendFailed("the training was stopped on the server"), True
-    if run.started_at and now - run.started_at > timedelta(seconds=settings.training_timeout_s):
-        return TrainingTimeout(f"training took longer than {settings.training_timeout_s:.0f} s"), False
-    stalled = now - run.moved_at > timedelta(seconds=settings.remote_stall_s)
-    if stalled and not _has_moved(run, sighting, busy):
-        return BackendFailed(f"the training made no progress for {settings.remote_stall_s:.0f} s"), True
-    return None
-
-
-def _has_moved(run: RemoteRun, sighting: Sighting, busy: bool) -> bool:
-    """A step or a line in the log; for one in the queue, that the server works on another."""
-    if sighting.status == "queued":
-        return busy
-    return sighting.step != run.step or sighting.grew or run.started_at is None
-
-
-def _stage_of(sighting: Sighting) -> str:
-    """The server's words for what it does, if they are of the kind that it has for every job."""
-    words = sighting.info.split(" - ")[0].strip()
-    plain = words.replace(" ", "").replace(".", "").isalpha() and len(words) <= 60
-    return f"{sighting.status}: {words}" if plain else sighting.status
 
 
 # ---- clearing -------------------------------------------------------------------------------------------------

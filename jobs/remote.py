@@ -14,11 +14,11 @@ from pathlib import Path
 from core.errors import BackendFailed, BackendUnreachable, LeaseLost, LoraInvalid
 from jobs import intake, keys, moves, pods, runs
 from jobs.leases import Lease
-from jobs.requests import remote_base
 from jobs.shell import NotMine, work_dir, working
 from jobs.wiring import House
 from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit import convert, work
+from training.backends.ai_toolkit.config import find_base_model
 from training.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec
@@ -82,7 +82,7 @@ def _submit(house: House, lease: Lease, job: Job, run: RemoteRun, folder: Path) 
     server = pods.server_of(house, run.pod_id)
     manifest = Manifest.from_json(house.store.get(keys.manifest(job.dataset_sha256 or "")))
     examples = intake.unpack(house, manifest, folder)
-    order = work.Order(run.name, spec, examples, remote_base(spec, house.settings))
+    order = work.Order(run.name, spec, examples, find_base_model(spec, house.settings.base_models))
     try:
         remote_id = work.submit(server, order)
         with house.database.writing() as session:
@@ -119,7 +119,12 @@ def _collect(house: House, lease: Lease, job: Job, run: RemoteRun, folder: Path)
     fetched = work.collect(server, run.name, run.remote_id or "", folder, spec)
     path = folder / "lora_weights.safetensors"
     report = convert.convert(
-        fetched, path, spec, told, dataset_sha256=manifest.sha256, base_model=remote_base(spec, house.settings)
+        fetched,
+        path,
+        spec,
+        told,
+        dataset_sha256=manifest.sha256,
+        base_model=find_base_model(spec, house.settings.base_models),
     )
     house.store.put_file(keys.output(job.id, report.sha256), path)
     with house.database.writing() as session:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from core.errors import SpecInvalid
 from core.settings import Settings
 from storage.sources import Sources
+from training.backends.ai_toolkit import config
 from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
@@ -112,29 +113,19 @@ def base_model_location(spec: TrainSpec, settings: Settings) -> str:
     return named.location if named else spec.base_model
 
 
-def remote_base(spec: TrainSpec, settings: Settings) -> str:
-    """The hub id that a remote server fetches the base model by; empty where there is none.
-
-    A folder that the operator keeps for one of the built-in names is ours alone: the server takes the name's own.
-    """
-    here = base_model_location(spec, settings)
-    if _HUB_ID.fullmatch(here) and not Path(here).is_dir():
-        return here
-    named = BASE_MODELS.get(spec.base_model)
-    return named.location if named else ""
-
-
 def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before anything is held for it."""
     if spec.backend == "local":
         return {}
-    faults = {}
+    faults = config.faults(spec)
     if settings.ai_toolkit_url is None and settings.runpod_api_key is None:
         faults["backend"] = (
             "there is no server for ai-toolkit: set IMPRINT_AI_TOOLKIT_URL to one, or IMPRINT_RUNPOD_API_KEY to rent"
         )
-    if not remote_base(spec, settings):
-        faults["base_model"] = "a folder of ours cannot be trained on a remote server: name a hub id, or backend local"
+    try:
+        config.find_base_model(spec, settings.base_models)
+    except SpecInvalid as error:
+        faults |= error.faults
     return faults
 
 

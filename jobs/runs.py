@@ -7,7 +7,6 @@ While a run is `submitting` or `completed`, a worker moves it, under the lease o
 comes second changes nothing, and every move may be tried again.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,7 +20,7 @@ from core.errors import ImprintError
 from core.settings import Settings
 from jobs import moves, pods
 from jobs.leases import Lease
-from storage.tables import ACTIVE, Job, JobEvent, RemoteRun, RentedPod, RunState, Stage
+from storage.tables import ACTIVE, Job, RemoteRun, RentedPod, RunState, Stage
 from training.backends.ai_toolkit.work import remote_name
 
 FIXED = "ai-toolkit"  # what the server is called that no pod is rented for
@@ -127,23 +126,30 @@ def take(session: Session, settings: Settings) -> list[RemoteRun]:
 
 def record(session: Session, run: RemoteRun, progress: dict[str, Any] | None = None, **values: Any) -> bool:
     """Write what was seen of a run that goes on; `progress` (step, loss, …) goes to the job and its events too."""
+    if values.get("status", run.status) != run.status:
+        pods.account(session, run.pod_id)  # whoever runs pays for the pod, not who waits
     if not _change(session, run, **values):
         return False
     if progress is not None:
-        told = {name: value for name, value in progress.items() if value is not None}
-        session.connection().execute(sa.update(Job).where(_in_training(run)).values(**told))
-        data = {name: progress[name] for name in ("step", "loss", "seconds_left")}
-        total = session.scalar(select(Job.total_steps).where(Job.id == run.job_id))
-        _event(session, run.job_id, "progress", data | {"total": total})
+        _tell_progress(session, run, progress)
     return True
 
 
-def completed(session: Session, run: RemoteRun, settings: Settings, **values: Any) -> bool:
+def _tell_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -> None:
+    told = {name: value for name, value in progress.items() if value is not None}
+    update = sa.update(Job).where(_in_training(run)).values(**told).returning(col(Job.total_steps), col(Job.loss))
+    for total, loss in session.connection().execute(update):
+        data = {"step": progress["step"], "total": total, "loss": loss, "seconds_left": progress["seconds_left"]}
+        moves.tell(session, run.job_id, "progress", **data)
+
+
+def completed(session: Session, run: RemoteRun, settings: Settings, progress: dict[str, Any], **values: Any) -> bool:
     """The training is done: the rest of the chain is sent."""
     now = utcnow()
     pods.account(session, run.pod_id)
     if not _change(session, run, state=RunState.COMPLETED, missed=0, **values):
         return False
+    _tell_progress(session, run, progress)
     began = run.started_at or run.submitted_at or now
     train_seconds = col(Job.train_seconds) + (now - began).total_seconds()
     update = sa.update(Job).where(_in_training(run))
@@ -244,7 +250,7 @@ def told(session: Session, job_id: str) -> list[dict[str, Any]]:
             "server": server_name(session, run),
             "name": run.name,
             "state": run.state,
-            "status": run.status,
+            "status": run.info or run.status,
             "step": run.step,
             "reason": run.reason,
             "cost_dollars": round(run.cost_microdollars / 1e6, 4),
@@ -275,7 +281,3 @@ def _change(session: Session, run: RemoteRun, **values: Any) -> bool:
         col(RemoteRun.looked_at).is_not_distinct_from(run.looked_at),
     )
     return session.connection().execute(update.values(**values)).rowcount == 1
-
-
-def _event(session: Session, job_id: str, kind: str, data: dict[str, Any]) -> None:
-    session.add(JobEvent(job_id=job_id, kind=kind, data=json.dumps(data)))

@@ -40,7 +40,7 @@ def view_of(
         "failure": _failure(job),
         "pictures": [picture_view(picture) for picture in pictures],
         "lora": {"key": job.lora_key, "sha256": job.lora_sha256, "bytes": job.lora_bytes} if job.lora_key else None,
-        "trained_on": {"backend": spec.backend, "server": server, "status": run.status or run.state if run else None},
+        "trained_on": {"backend": spec.backend, "server": server, "status": _doing(run)},
         "train_seconds": round(job.train_seconds, 3),
         "created_at": job.created_at.isoformat(),
         "started_at": job.started_at.isoformat() if job.started_at else None,
@@ -57,6 +57,10 @@ def picture_view(picture: JobPicture) -> dict[str, Any]:
         "faults": json.loads(picture.faults),
         "report": {name: told for name, told in report.items() if name not in _INNER} if report else None,
     }
+
+
+def _doing(run: RemoteRun | None) -> str | None:
+    return (run.info or run.status or run.state) if run else None
 
 
 def _failure(job: Job) -> dict[str, Any] | None:

@@ -223,7 +223,8 @@ class RemoteRun(SQLModel, table=True):
     pod_id: str | None = Field(default=None, foreign_key="rented_pod.id", index=True)  # None: the fixed server
     remote_id: str | None = None  # the server's own id, once it has told us
     state: str = RunState.SUBMITTING
-    status: str = ""  # the server's own word, as last seen
+    status: str = ""  # queued, running or completed, as last seen
+    info: str = ""  # what the server says it does
     step: int = 0
     log_offset: int = 0
     previews: int = 0  # samples that were fetched

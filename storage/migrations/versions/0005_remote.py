@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("remote_id", sa.String),
         sa.Column("state", sa.String, nullable=False),
         sa.Column("status", sa.String, nullable=False),
+        sa.Column("info", sa.String, nullable=False),
         sa.Column("step", sa.Integer, nullable=False),
         sa.Column("log_offset", sa.Integer, nullable=False),
         sa.Column("previews", sa.Integer, nullable=False),
