@@ -8,6 +8,7 @@ processes may place, check and reap at the same time.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -28,6 +29,7 @@ from training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 8  # pods that one check looks at side by side
 LOST = (PodState.CLOSING, PodState.GONE)
 
 
@@ -81,12 +83,16 @@ def place(house: House, spec: TrainSpec, assign: Assign) -> Place:
 
 
 def _with_room(session: Session, most: int, family: str) -> RentedPod | None:
-    """The pod to put a training on: ready ones first, then those that have its base model, then the emptiest."""
+    """The pod to put a training on: one that answers, ready ones first, that has its base model, the emptiest."""
     usable = select(RentedPod).where(col(RentedPod.state).in_((PodState.READY, PodState.STARTING)))
     loads = [(len(on_pod(session, pod.id)), pod) for pod in session.exec(usable.order_by(col(RentedPod.id)))]
     fit = [(load, pod) for load, pod in loads if load < most]
-    best = min(fit, key=lambda one: (one[1].state != PodState.READY, family not in one[1].family.split(), one[0]))
-    return best[1] if fit else None
+
+    def rank(one: tuple[int, RentedPod]) -> tuple[bool, bool, bool, int]:
+        load, pod = one
+        return pod.missed > 0, pod.state != PodState.READY, family not in pod.family.split(), load
+
+    return min(fit, key=rank)[1] if fit else None
 
 
 def is_lost(pod: RentedPod | None) -> bool:
@@ -154,13 +160,17 @@ def check(house: House) -> None:
         except (BackendUnreachable, BackendFailed) as error:
             log.warning("pods are not looked after: %s", error)
             return
-        for pod in pods:
-            try:
-                _look_after(house, runpod, pod, listed)
-            except (BackendUnreachable, BackendFailed) as error:
-                log.warning("pod %s: %s", pod.name, error)
+        with ThreadPoolExecutor(min(len(pods), _AT_ONCE), "pods") as pool:
+            list(pool.map(lambda pod: _try_to_look_after(house, runpod, pod, listed), pods))
     with house.database.writing() as session:
         _tidy(session)
+
+
+def _try_to_look_after(house: House, runpod: RunPod, pod: RentedPod, listed: list[Pod]) -> None:
+    try:
+        _look_after(house, runpod, pod, listed)
+    except (BackendUnreachable, BackendFailed) as error:
+        log.warning("pod %s: %s", pod.name, error)  # the next check goes on with it
 
 
 def _look_after(house: House, runpod: RunPod, pod: RentedPod, listed: list[Pod]) -> None:
@@ -171,27 +181,24 @@ def _look_after(house: House, runpod: RunPod, pod: RentedPod, listed: list[Pod])
         found = next((one for one in listed if one.id == pod.provider_id), None) or runpod.get(pod.provider_id or "")
         if found is None or found.status in DEAD:
             reason = "RunPod has it no more" if found is None else f"RunPod says {found.status}"
-        elif pod.state == PodState.STARTING:
-            reason = _start(house, pod)
         else:
-            reason = ""
+            reason = _probe(house, pod)
         with house.database.writing() as session:
             lock_pods(session)
             reason = reason or _idle(session, house, pod.id)
             if not reason or not close(session, pod.id, reason):
                 return
+    # By its name too: it may have been closed while it was being rented.
     named = [one.id for one in listed if one.name == pod.name and one.status != "TERMINATED"]
-    for provider_id in dict.fromkeys(
-        filter(None, [pod.provider_id, *named])
-    ):  # closed while it was rented: by its name
+    for provider_id in dict.fromkeys(filter(None, [pod.provider_id, *named])):
         runpod.delete(provider_id)
     with house.database.writing() as session:
         _write_off(session, pod.id)
 
 
-def _start(house: House, pod: RentedPod) -> str:
-    """See whether a starting pod's server answers; why it is given up, or nothing."""
-    why = "did not answer"
+def _probe(house: House, pod: RentedPod) -> str:
+    """See whether a pod's server answers, and note it; why the pod is given up, or nothing."""
+    settings, why = house.settings, "did not answer"
     try:
         answers = server_at(house, pod).ready()
     except BackendUnreachable:
@@ -200,16 +207,19 @@ def _start(house: House, pod: RentedPod) -> str:
         if error.details.get("status") == 401:  # the RunPod key was changed since; waiting does not help
             return error.message
         answers, why = False, "did not answer as ai-toolkit does"  # a proxy may, before the server is there
+    missed = 0 if answers else pod.missed + 1
+    values: dict[str, object] = {"missed": missed if pod.state == PodState.READY else 0}
+    if answers and pod.state == PodState.STARTING:
+        values |= {"state": PodState.READY, "ready_at": utcnow()}
+    with house.database.writing() as session:
+        seen = sa.update(RentedPod).where(col(RentedPod.id) == pod.id, col(RentedPod.state) == pod.state)
+        session.connection().execute(seen.values(**values))
     if answers:
-        with house.database.writing() as session:
-            session.connection().execute(
-                sa.update(RentedPod)
-                .where(col(RentedPod.id) == pod.id, col(RentedPod.state) == PodState.STARTING)
-                .values(state=PodState.READY, ready_at=utcnow())
-            )
         return ""
-    late = utcnow() - pod.created_at > timedelta(seconds=house.settings.pod_ready_s)
-    return f"its server {why} within {house.settings.pod_ready_s:.0f} s" if late else ""
+    if pod.state == PodState.READY:
+        return f"its server {why} {missed} times in a row" if missed >= settings.remote_lost_polls else ""
+    late = utcnow() - pod.created_at > timedelta(seconds=settings.pod_ready_s)
+    return f"its server {why} within {settings.pod_ready_s:.0f} s" if late else ""
 
 
 def _idle(session: Session, house: House, pod_id: str) -> str:

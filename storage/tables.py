@@ -265,6 +265,7 @@ class RentedPod(SQLModel, table=True):
     url: str | None = None
     cost_microdollars_per_h: int = Field(default=0, sa_type=sa.BigInteger)
     idle_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # what it cost while no training was on it
+    missed: int = 0  # looks in a row at which its server did not answer, once it was ready
     reason: str | None = None  # why it is closing
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     asked_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # last request to rent it

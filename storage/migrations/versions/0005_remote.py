@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("url", sa.String),
         sa.Column("cost_microdollars_per_h", sa.BigInteger, nullable=False),
         sa.Column("idle_microdollars", sa.BigInteger, nullable=False),
+        sa.Column("missed", sa.Integer, nullable=False),
         sa.Column("reason", sa.String),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("asked_at", UtcDateTime(), nullable=False),
