@@ -18,7 +18,7 @@ class DeviceReport:
     kind: str  # cuda or cpu
     name: str
     memory_bytes: int  # of the device; of the machine for a CPU
-    precision: str  # bfloat16, float16 or float32: of the frozen base model
+    precision: str  # bfloat16 or float32: of the frozen base model
     matmul_ms: float  # the trial product, the second time round
     text: str  # one line for the log
 
@@ -40,10 +40,13 @@ def choose(device: str = "auto") -> torch.device:
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """What the frozen base model is kept in: bfloat16 on CUDA, float16 on cards without it, float32 on a CPU."""
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    """What the frozen base model is kept in: bfloat16 on CUDA, float32 on a CPU and on cards without bfloat16.
+
+    Never float16: it overflows, and scaling losses against that would tie the jobs of a cohort together.
+    """
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
 
 
 def probe(device: str = "auto") -> DeviceReport:

@@ -31,13 +31,13 @@ class Progress:
 
 
 class Control(Protocol):
-    """The way between a running training and whoever watches it. Both are called on the training's thread."""
+    """The way between a running training and whoever watches it. Both are called on the thread that called `train`."""
 
     def check(self) -> None:
-        """Called before every step; cheap. Raises Cancelled, LeaseLost, HandOver or TrainingTimeout to end it."""
+        """Called several times a second. Raises Cancelled, LeaseLost, HandOver or TrainingTimeout to end it."""
 
     def report(self, progress: Progress) -> None:
-        """Called after a step, at most once a second and at the last step."""
+        """Called after the first step, then at most once a second, and after the last."""
 
 
 class Checkpoints(Protocol):
@@ -66,6 +66,8 @@ class TrainRun:
     control: Control
     device: str = "auto"  # auto, cpu, cuda
     checkpoint_every_epochs: int = 10
+    slots: int = 0  # most jobs in one step; 0: as many as pay on this device
+    deterministic: bool = False  # on CUDA: one number of slots, so that the same bits come whoever trains beside it
     training_adapter: Path | None = None  # z-image-turbo: a de-distilling LoRA, merged while training, not in the file
 
 

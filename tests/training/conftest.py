@@ -31,14 +31,14 @@ class MemoryCheckpoints:
 
 
 class Watcher:
-    """A control that notes reports, and raises `error` at the check before step `stop_before` (counted from 0)."""
+    """A control that notes reports, and raises `error` at a check once `stop_before` steps were reported."""
 
     def __init__(self, stop_before: int | None = None, error: Exception | None = None) -> None:
         self.reports: list[Progress] = []
         self.checks, self.stop_before, self.error = 0, stop_before, error
 
     def check(self) -> None:
-        if self.error is not None and self.reports and self.reports[-1].step == self.stop_before:
+        if self.error is not None and self.reports and self.reports[-1].step >= (self.stop_before or 0):
             raise self.error
 
     def report(self, progress: Progress) -> None:
@@ -84,7 +84,8 @@ def runs(tmp_path: Path, bases: Callable[..., Path], pictures: Callable[..., lis
     """Builds a run on a tiny base: 64 px, 5 pictures, 6 steps unless said; spec fields by name."""
 
     def build(family: str = "sd15", *, wide: int = 0, count: int = 5, **given: Any) -> TrainRun:
-        kept = {name: given.pop(name) for name in ("control", "checkpoints", "training_adapter") if name in given}
+        named = ("control", "checkpoints", "training_adapter", "slots")
+        kept = {name: given.pop(name) for name in named if name in given}
         name = given.pop("name", "lora")
         base = given.pop("base", None) or bases(family, given.pop("prediction", "epsilon"))
         every = given.pop("every", 10)

@@ -1,9 +1,7 @@
 """A training that is killed, damaged, handed over or resumed ends with the same bytes as one that is left alone."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from core.errors import Cancelled, HandOver, LeaseLost, StoreUnavailable, Traini
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training.backends.local import train
 from training.ports import TrainRun
-from training.safetensor import unpack
 
 Runs = Callable[..., TrainRun]
 
@@ -58,16 +55,11 @@ def test_resume_is_byte_identical(runs: Runs, damage: str | None) -> None:
 
 
 def test_half_precision_resumes_exactly_too(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on cards without bfloat16: a float16 base, and a GradScaler whose state is part of the checkpoint."""
-    monkeypatch.setattr("training.backends.local.precision", lambda device: torch.float16)
-    # A scale so high that the first updates overflow and are left out: AdamW counts fewer than there were steps.
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**19))
+    """What runs on a GPU: a bfloat16 base, with float32 masters."""
+    monkeypatch.setattr("training.backends.local.precision", lambda device: torch.bfloat16)
     kept = MemoryCheckpoints()
     run = runs(max_steps=12, every=1, checkpoints=kept)
     whole = train(run)
-    facts = unpack(kept.held[5])[1]
-    assert json.loads(facts["scaler"])["scale"] < 2.0**19
-    assert 0 < int(facts["updates"]) < 5
     del kept.held[12], kept.held[10]
     resumed = train(run)
     assert resumed.resumed_from == 5
@@ -76,15 +68,16 @@ def test_half_precision_resumes_exactly_too(runs: Runs, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("quick")
 def test_hand_over_checkpoints_at_the_step_it_is_at(runs: Runs) -> None:
-    whole = train(runs(name="whole"))
+    whole = train(runs(name="whole", max_steps=200))
     kept = MemoryCheckpoints()
-    run = runs(name="part", checkpoints=kept, control=Watcher(4, HandOver()))
+    run = runs(name="part", max_steps=200, every=1000, checkpoints=kept, control=Watcher(4, HandOver()))
     with pytest.raises(HandOver):
         train(run)
-    assert kept.steps() == [4]
+    (at,) = kept.steps()
+    assert 4 <= at < 200
     assert not run.out.exists()
     rest = train(replace(run, control=Watcher()))
-    assert rest.resumed_from == 4
+    assert rest.resumed_from == at
     assert rest.sha256 == whole.sha256
 
 
@@ -92,7 +85,7 @@ def test_hand_over_checkpoints_at_the_step_it_is_at(runs: Runs) -> None:
 @pytest.mark.parametrize("error", [Cancelled(), LeaseLost(), TrainingTimeout("too long")])
 def test_other_stops_write_nothing(runs: Runs, error: Exception) -> None:
     kept = MemoryCheckpoints()
-    run = runs(checkpoints=kept, control=Watcher(3, error))
+    run = runs(max_steps=1000, every=1000, checkpoints=kept, control=Watcher(3, error))
     with pytest.raises(type(error)):
         train(run)
     assert kept.steps() == []
@@ -104,7 +97,7 @@ def test_a_finished_checkpoint_is_only_exported(runs: Runs, monkeypatch: pytest.
     run = runs()
     first = train(run)
     run.out.unlink()
-    monkeypatch.setattr("training.backends.local.Learner.learn", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr("training.backends.local.Trainee.learn", lambda self: pytest.fail("trained again"))
     again = train(run)
     assert again.sha256 == first.sha256
     assert again.resumed_from == 6

@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import BaseModelUnavailable, ImageInvalid
+from tests.training.live import Live
 from training import families, lora_file, tiny_base
-from training.backends.local import Learner, train
+from training.backends.local import train
 from training.families import diffusion, z_image
 from training.families.family import Base, Draw, Family, Where
 from training.families.fingerprint import fingerprint
@@ -113,8 +114,8 @@ GOLDEN = {
 def test_golden_loss(runs: Runs, family: str, prediction: str) -> None:
     run = runs(family, prediction=prediction, learning_rate=1e-3, seed=1234)
     found, folder = families.find(family), Path(run.base_model)
-    learner = Learner(run, found, loaded(found, folder), {}, 6, None)
-    losses = [learner.step(step).item() for step in range(6)]
+    learner = Live(run, found, loaded(found, folder))
+    losses = [learner.step() for _ in range(6)]
     assert (losses[0], losses[5]) == pytest.approx(GOLDEN[family, prediction], rel=1e-3)
 
 
@@ -122,23 +123,26 @@ def test_the_lora_learns(runs: Runs) -> None:
     """The same steps again, after training, cost less. Steps are functions of their number, so that can be measured."""
     run = runs(learning_rate=3e-3, max_steps=60)
     found, folder = families.find("sd15"), Path(run.base_model)
-    learner = Learner(run, found, loaded(found, folder), {}, 60, None)
-    before = np.mean([learner.step(step).item() for step in range(20)])
-    for step in range(20, 60):
-        learner.step(step)
-    learner.optimizer.param_groups[0]["lr"] = 0.0
-    after = np.mean([learner.step(step).item() for step in range(20)])
+    learner = Live(run, found, loaded(found, folder), 60)
+    losses = [learner.step() for _ in range(60)]
+    before = np.mean(losses[:20])
+    learner.cohort.stack.rates.zero_()
+    learner.seat.step = 0
+    after = np.mean([learner.step() for _ in range(20)])
     assert after < 0.97 * before
 
 
 def test_what_is_trained_and_what_is_frozen(runs: Runs) -> None:
     run = runs("sdxl")
     found = families.find("sdxl")
-    learner = Learner(run, found, loaded(found, Path(run.base_model)), {}, 6, None)
-    trained = [name for name, part in learner.base.denoiser.named_parameters() if part.requires_grad]
-    assert len(trained) == len(learner.masters)
-    assert all(".lora_" in name for name in trained)
-    assert all(part.dtype is torch.float32 for part in learner.masters)
+    learner = Live(run, found, loaded(found, Path(run.base_model)))
+    before = {name: part.clone() for name, part in learner.base.denoiser.named_parameters()}
+    assert not any(part.requires_grad for part in learner.base.denoiser.parameters())
+    learner.step()
+    assert all(torch.equal(part, before[name]) for name, part in learner.base.denoiser.named_parameters())
+    moved = learner.cohort.snapshot(learner.seat).weights
+    assert len(moved) == 2 * len(learner.engine.ports.sites)
+    assert all(values.any() for values in moved.values())
 
 
 def test_sdxl_is_told_the_size_of_the_picture(bases: Bases, pictures: Callable[..., list[Example]]) -> None:
@@ -154,13 +158,13 @@ def test_sdxl_is_told_the_size_of_the_picture(bases: Bases, pictures: Callable[.
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
 def test_sixteen_bit_bases_keep_full_adapters(runs: Runs, family: str) -> None:
-    """What runs on a GPU: a bfloat16 base under autocast, float32 adapters, losses near those of float32."""
+    """What runs on a GPU: a bfloat16 base, float32 adapters, losses near those of float32."""
     found, folder = families.find(family), Path(runs(family).base_model)
-    full = Learner(runs(family), found, loaded(found, folder), {}, 6, None)
-    half = Learner(runs(family), found, loaded(found, folder, torch.bfloat16), {}, 6, None)
+    full = Live(runs(family), found, loaded(found, folder))
+    half = Live(runs(family), found, loaded(found, folder, torch.bfloat16))
     assert half.base.denoiser.dtype is torch.bfloat16
-    assert all(part.dtype is torch.float32 for part in half.masters)
-    losses = [(full.step(step).item(), half.step(step).item()) for step in range(4)]
+    assert half.cohort.stack.masters.dtype is torch.float32
+    losses = [(full.step(), half.step()) for _ in range(4)]
     for wanted, got in losses:
         assert got == pytest.approx(wanted, rel=0.05)
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ import torch
 from core.errors import BackendFailed, LossNotFinite, OutOfMemory, StoreUnavailable
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training import device
-from training.backends.local import Learner, train
+from training.backends.local import train
 from training.backends.randomness import Order
+from training.engine.cohort import Cohort
 from training.ports import Example, TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -22,12 +22,15 @@ Runs = Callable[..., TrainRun]
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_names_the_step(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Learner.step
+    step = Cohort.step
 
-    def broken(self: Learner, number: int) -> torch.Tensor:
-        return step(self, number) * (float("nan") if number == 3 else 1.0)
+    def broken(self: Cohort) -> None:
+        job = next(job for job in self.seats if job is not None)
+        if job.step == 3:
+            self.stack.masters.data[0, -100:] = float("nan")
+        step(self)
 
-    monkeypatch.setattr(Learner, "step", broken)
+    monkeypatch.setattr(Cohort, "step", broken)
     kept = MemoryCheckpoints()
     run = runs(checkpoints=kept)
     with pytest.raises(LossNotFinite, match="step 4 of 6") as caught:
@@ -38,15 +41,14 @@ def test_a_loss_that_is_not_finite_ends_it_and_names_the_step(runs: Runs, monkey
 
 
 def test_weights_that_are_not_finite_are_never_kept(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Learner.step
+    step = Cohort.step
 
-    def broken(self: Learner, number: int) -> torch.Tensor:
-        loss = step(self, number)
-        if number == 5:
-            self.masters[0].data[0, 0] = float("inf")
-        return loss
+    def broken(self: Cohort) -> None:
+        step(self)
+        if self.seats[0] is not None and self.seats[0].step == 6:
+            self.stack.masters.data[0, 0] = float("inf")
 
-    monkeypatch.setattr(Learner, "step", broken)
+    monkeypatch.setattr(Cohort, "step", broken)
     kept = MemoryCheckpoints()
     with pytest.raises(LossNotFinite, match="weights after step 6"):
         train(runs(checkpoints=kept))
@@ -61,28 +63,29 @@ def test_weights_that_are_not_finite_are_never_kept(runs: Runs, monkeypatch: pyt
     ],
 )
 def test_memory_that_runs_out(runs: Runs, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def starved(self: Learner, step: int) -> Any:
+    def starved(self: Cohort) -> None:
         raise error
 
-    monkeypatch.setattr(Learner, "step", starved)
+    monkeypatch.setattr(Cohort, "step", starved)
     with pytest.raises(OutOfMemory, match="smaller batch or resolution"):
         train(runs())
 
 
-def test_a_gpu_out_of_memory_goes_on_with_less(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first time memory runs out, activations are given up; the step and the result stay what they were."""
+def test_out_of_memory_goes_on_with_less(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer slots first, then activations are given up; the step and the result stay what they were."""
     whole = train(runs(name="whole"))
-    step, seen = Learner.step, []
+    step, seen = Cohort.step, []
 
-    def starved(self: Learner, number: int) -> torch.Tensor:
-        seen.append((number, self.base.denoiser.is_gradient_checkpointing))
-        if number == 2 and not self.base.denoiser.is_gradient_checkpointing:
+    def starved(self: Cohort) -> None:
+        state = len(self.seats), self.base.denoiser.is_gradient_checkpointing
+        seen.append(state)
+        if len(seen) > 2 and state != (1, True):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(self, number)
+        step(self)
 
-    monkeypatch.setattr(Learner, "step", starved)
-    result = train(runs(name="starved"))
-    assert seen[2:4] == [(2, False), (2, True)]
+    monkeypatch.setattr(Cohort, "step", starved)
+    result = train(runs(name="starved", slots=4))
+    assert seen == [(4, False)] * 3 + [(2, False), (1, False)] + [(1, True)] * 4
     assert result.final_loss == pytest.approx(whole.final_loss, rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""A LoRA file says the same when diffusers reads it back as the live peft model said: scale, keys, every layer."""
+"""A LoRA file says the same when diffusers reads it back as the live model said: scale, keys, every layer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from core.errors import LoraInvalid
+from tests.training.live import Live
 from training import families, lora_file, sample
-from training.backends.local import Learner, train
+from training.backends.local import train
 from training.families.family import Where
-from training.families.fingerprint import fingerprint
 from training.ports import TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -22,19 +22,19 @@ Runs = Callable[..., TrainRun]
 TOLERANCE = {"sd15": 1e-5, "sdxl": 2e-3, "z-image": 2e-2}
 
 
-def trained(run: TrainRun) -> tuple[Learner, Path]:
+def trained(run: TrainRun) -> tuple[Live, Path]:
     """A live model with its adapter after training, and the file that such a training writes."""
     result = train(run)
     found = families.find(run.spec.family)
     folder = Path(run.base_model)
     base = found.load(Where(folder, torch.device("cpu"), torch.float32))
-    live = Learner(run, found, base, {"base": fingerprint(folder, found.parts)}, 6, None)
-    for step in range(6):
-        live.step(step)
+    live = Live(run, found, base)
+    for _ in range(6):
+        live.step()
     return live, result.path
 
 
-def answer(family: str, denoiser: Any, live: Learner) -> torch.Tensor:
+def answer(family: str, denoiser: Any, live: Live) -> torch.Tensor:
     """What a denoiser says to fixed inputs, through the family's own loss code."""
     found, base = families.find(family), live.base
     made = found.draw(base, torch.stack(live.moments[:2]), torch.Generator().manual_seed(3))
@@ -56,8 +56,9 @@ def test_diffusers_reads_the_live_model_back(runs: Runs, family: str) -> None:
     pipeline = sample.load(run.base_model, family, torch.device("cpu"))
     denoiser = pipeline.unet if family != "z-image" else pipeline.transformer
     before = answer(family, denoiser, live)
-    wanted = answer(family, live.base.denoiser, live)
-    assert sample.add_lora(pipeline, path) == len(live.adapter.pairs)
+    with live.applied():
+        wanted = answer(family, live.base.denoiser, live)
+    assert sample.add_lora(pipeline, path) == len(live.engine.ports.sites)
     got = answer(family, denoiser, live)
     change = (wanted - before).norm()
     assert change > 1e-2 * before.norm()  # the LoRA does something
@@ -68,8 +69,7 @@ def test_scale_survives(runs: Runs) -> None:
     """Rank 4, alpha 32 is scale 8 in the live model, in the file, and after diffusers has read it."""
     run = runs(rank=4, alpha=32.0)
     live, path = trained(run)
-    layers = [module for module in live.base.denoiser.modules() if hasattr(module, "lora_A")]
-    assert {layer.scaling["default"] for layer in layers} == {8.0}
+    assert live.cohort.stack.scales.tolist() == [[8.0]]
     pipeline = sample.load(run.base_model, "sd15", torch.device("cpu"))
     sample.add_lora(pipeline, path)
     read = [module for module in pipeline.unet.modules() if hasattr(module, "lora_A")]

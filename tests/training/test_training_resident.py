@@ -7,38 +7,44 @@ import pytest
 from core.errors import LossNotFinite
 from training.backends import resident
 from training.backends.local import train
+from training.engine.cohort import Cohort
 from training.ports import TrainRun
 
 Runs = Callable[..., TrainRun]
 
 
 def cold() -> None:
-    resident._kept = None
+    resident._resident = None
 
 
 @pytest.mark.parametrize("family", ["sd15", "z-image"])
 def test_a_warm_start_gives_the_same_file(runs: Runs, family: str) -> None:
     cold()
     first = train(runs(family, seed=3)).sha256
-    base = resident._kept
+    base = resident._resident
     assert base is not None
     # Others in between, of the same shape and of another one.
     train(runs(family, seed=4))
     train(runs(family, seed=4, rank=2, alpha=3.0))
     assert train(runs(family, seed=3)).sha256 == first
-    assert resident._kept is not None
-    assert resident._kept[1] is base[1], "the base was loaded again"
+    assert resident._resident is base, "the base was loaded again"
 
 
 def test_another_base_takes_its_place(runs: Runs) -> None:
     train(runs("sd15"))
     train(runs("sdxl"))
-    assert resident._kept is not None
-    assert resident._kept[0][0] == "sdxl"
+    assert resident._resident is not None
+    assert resident._resident.key[0] == "sdxl"
 
 
-def test_a_base_is_not_kept_after_an_error(runs: Runs) -> None:
+def test_a_base_is_kept_after_a_job_that_failed_but_not_after_an_error_of_its_own(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cold()
     with pytest.raises(LossNotFinite):
         train(runs("sd15", learning_rate=1e-1, alpha=1024.0, max_steps=60))
-    assert resident._kept is None
+    assert resident._resident is not None
+    monkeypatch.setattr(Cohort, "step", lambda self: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        train(runs("sd15"))
+    assert resident._resident is None

@@ -29,10 +29,8 @@ class State:
     weights: Mapping[str, Array]
     first: Mapping[str, Array]
     second: Mapping[str, Array]
-    updates: int  # of AdamW: fewer than `step` where float16 overflowed and GradScaler left one out
-    loss: float  # smoothed, as reported
     prediction: str  # what the base model predicts, for the file's metadata
-    scaler: Mapping[str, float]  # GradScaler's state under float16, else empty
+    loss: float = 0.0  # smoothed, as reported
 
 
 def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
@@ -41,10 +39,8 @@ def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, s
     facts = {
         "format": FORMAT,
         "step": str(state.step),
-        "updates": str(state.updates),
         "loss": repr(state.loss),
         "prediction": state.prediction,
-        "scaler": json.dumps(dict(state.scaler), sort_keys=True),
         **{f"identity.{name}": value for name, value in identity.items()},
         **{f"version.{name}": value for name, value in versions.items()},
     }
@@ -71,10 +67,8 @@ def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
     return State(
         step,
         **parts,
-        updates=int(facts["updates"]),
-        loss=float(facts["loss"]),
         prediction=facts["prediction"],
-        scaler=json.loads(facts["scaler"]),
+        loss=float(facts["loss"]),
     )
 
 

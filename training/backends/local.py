@@ -1,4 +1,4 @@
-"""The local backend: one training, one loop, read top to bottom. Diffusers' modules, peft's adapters, torch's AdamW.
+"""The local backend: one training on this worker's device, beside others in the same engine.
 
 Every number that chance decides is a pure function of (job seed, step), and a checkpoint holds the rest. So on a CPU a
 training that was killed and resumed writes the same file, byte for byte, as one that was left alone.
@@ -9,32 +9,32 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from core.errors import BaseModelUnavailable, HandOver, LossNotFinite, OutOfMemory, StoreUnavailable
 from training import families, lora_file, lora_metadata
 from training.backends import checkpoint, resident
-from training.backends.adapter import Adapter, pairs_of
 from training.backends.checkpoint import State
 from training.backends.meter import Meter
-from training.backends.randomness import Order, generator
+from training.backends.randomness import Order
 from training.device import choose, precision
+from training.engine.adapters import padded, pairs_of
+from training.engine.cohort import LADDER, Seat, Shape
+from training.engine.engine import Engine
 from training.families.family import Base, Condition, Family, Where
 from training.families.fingerprint import fingerprint
 from training.families.parts import locate
 from training.ports import TrainResult, TrainRun
-from training.safetensor import Array
 
 log = logging.getLogger(__name__)
 
-WEIGHT_DECAY = 1e-2
-MAX_GRADIENT_NORM = 1.0
-# How many losses may be in flight on a GPU: reading one sooner would make the host wait for the device.
-CUDA_ARREARS = 2
+_LOOK_EVERY_S = 0.1
 
 
 def train(run: TrainRun) -> TrainResult:
@@ -56,133 +56,101 @@ def train(run: TrainRun) -> TrainResult:
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
         where = Where(folder, device, precision(device), run.training_adapter, _is_distilled(run))
-        with memory_errors(run), resident.borrowed(family, where, identity["base"]) as base:
-            learner = Learner(run, family, base, identity, total, state)
+        with memory_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
+            trainee = Trainee(run, engine, identity, total, state)
             begun = time.monotonic()
-            state = learner.learn()
+            state = trainee.learn()
             seconds = time.monotonic() - begun
     return _export(run, state, identity, total, resumed_from, seconds, device)
 
 
-class Learner:
-    """A base model with an adapter on it, everything encoded, ready to learn."""
+class Trainee:
+    """One training on an engine, watched over from the thread that asked for it: losses, checkpoints, leaving."""
 
     def __init__(
-        self,
-        run: TrainRun,
-        family: Family,
-        base: Base,
-        identity: dict[str, str],
-        total: int,
-        state: State | None,
+        self, run: TrainRun, engine: Engine, identity: dict[str, str], total: int, state: State | None
     ) -> None:
-        self.run, self.family, self.base, self.identity, self.total = run, family, base, identity, total
-        spec, device = run.spec, base.device
-        for warning in self.base.warnings:
+        self.run, self.engine, self.identity, self.total = run, engine, identity, total
+        base = engine.base
+        for warning in base.warnings:
             log.warning("job %s: %s", run.job_id, warning)
-        base.wake_encoders()
-        self.moments, self.conditions = _encode(run, family, base)
-        base.park_encoders()
-        self.adapter = Adapter(self.base.denoiser, family.targets, rank=spec.rank, alpha=spec.alpha, seed=spec.seed)
-        self.masters = self.adapter.parameters()
-        self.optimizer = torch.optim.AdamW(self.masters, lr=spec.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.base.dtype is torch.float16)
-        self.order = Order(run.examples, spec.batch_size, spec.seed)
-        self.start = state.step if state is not None else 0
-        self.kept = self.start
-        self._begin(state)
+        with engine.encoders():
+            moments, conditions = _encode(run, engine.family, base)
+        spec = run.spec
+        order = Order(run.examples, spec.batch_size, spec.seed)
+        is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
+        self.seat = Seat(
+            run,
+            total,
+            order,
+            moments,
+            conditions,
+            Shape(tuple(moments[0].shape) if is_shared else (id(self),), spec.batch_size, padded(spec.rank)),
+            state,
+            checkpoint_every=run.checkpoint_every_epochs * order.steps_per_epoch,
+            slots=(run.slots or (LADDER[-1] if base.device.type == "cuda" else 1)) if is_shared else 1,
+            is_fixed=base.device.type != "cuda" or run.deterministic,
+        )
+        self.kept = self.done = self.seat.start
+        self.state: State | None = None
         loss = state.loss if state is not None else 0.0
-        arrears = CUDA_ARREARS if device.type == "cuda" else 0
-        self.meter = Meter(run.control, start=self.start, total=total, loss=loss, arrears=arrears)
+        self.meter = Meter(run.control, start=self.seat.start, total=total, loss=loss)
 
     def learn(self) -> State:
         """All steps that are left; gives the state after the last one, which is kept as a checkpoint too."""
-        every = self.run.checkpoint_every_epochs * self.order.steps_per_epoch
-        for step in range(self.start, self.total):
-            try:
-                self.run.control.check()
-            except HandOver:
-                if step > self.kept:
-                    self._keep(step)
-                raise
-            self.meter.add(step + 1, self._step_within_memory(step))
-            if (step + 1) % every == 0 and step + 1 < self.total:
-                self._keep(step + 1)
-        return self._keep(self.total)
-
-    def step(self, step: int) -> Tensor:
-        """One step, counted from 0: forward, backward, clip, AdamW. Gives its loss, still on the device."""
-        places = self.order.batch(step)
-        chance = generator(self.run.spec.seed, "step", step)
-        base = self.base
-        made = self.family.draw(base, torch.stack([self.moments[place] for place in places]), chance).to(base.device)
-        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype is not torch.float32):
-            loss = self.family.losses(base, made, [self.conditions[place] for place in places]).mean()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.masters, MAX_GRADIENT_NORM)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return loss.detach()
-
-    def _step_within_memory(self, step: int) -> Tensor:
-        """One step; where a GPU's memory is too small, once more with activations reckoned anew instead of kept.
-
-        A step is a pure function of its number until AdamW moves the weights, which takes no memory that matters, so
-        that doing it again changes nothing.
-        """
+        seat, control = self.seat, self.run.control
+        self.engine.join(seat)
         try:
-            return self.step(step)
-        except torch.OutOfMemoryError:
-            if self.base.denoiser.is_gradient_checkpointing:
-                raise
-        log.warning("job %s: out of GPU memory, going on with gradient checkpointing", self.run.job_id)
-        self.optimizer.zero_grad()
-        torch.cuda.empty_cache()
-        self.base.denoiser.enable_gradient_checkpointing()
-        return self.step(step)
+            while not seat.gone:
+                seat.news.wait(_LOOK_EVERY_S)
+                seat.news.clear()
+                self._note()
+                control.check()
+        except HandOver:
+            self._leave()
+            self._note()
+            raise
+        except BaseException:
+            self._leave()
+            raise
+        self._note()
+        if seat.error is not None:
+            raise seat.error
+        assert self.state is not None  # noqa: S101 - who left without an error has finished
+        return self.state
 
-    def _keep(self, step: int) -> State:
-        """The state after `step` steps, also kept as a checkpoint. Raises LossNotFinite: a broken one is never kept."""
-        self.meter.settle()
-        if not self.adapter.is_finite():
-            raise LossNotFinite(f"the weights after step {step} of {self.total} are not finite", {"step": step})
-        parts: dict[str, dict[str, Array]] = {"weights": {}, "first": {}, "second": {}}
-        for name, master in zip(self.adapter.names(), self.masters, strict=True):
-            moments = self.optimizer.state[master]
-            for part, held in (("weights", master), ("first", moments["exp_avg"]), ("second", moments["exp_avg_sq"])):
-                parts[part][name] = held.detach().float().cpu().numpy()
-        state = State(
-            step,
-            **parts,
-            updates=int(self.optimizer.state[self.masters[0]]["step"]),
-            loss=self.meter.loss,
-            prediction=self.base.prediction,
-            scaler=self.scaler.state_dict(),
-        )
-        if checkpoint.keep(self.run.checkpoints, state, self.identity, _versions()):
-            self.kept = step
-        return state
+    def _leave(self) -> None:
+        """Go from the slot, and wait until that is done: at most one step."""
+        self.engine.leave(self.seat)
+        while not self.seat.gone:
+            self.seat.news.wait(1.0)
+            self.seat.news.clear()
 
-    def _begin(self, state: State | None) -> None:
-        """Put a checkpoint's numbers in their places; without one AdamW's moments are zero, as it would have them."""
-        updates = state.updates if state is not None else 0
-        for name, master in zip(self.adapter.names(), self.masters, strict=True):
-            if state is not None:
-                master.data.copy_(torch.from_numpy(state.weights[name].copy()))
-            self.optimizer.state[master] = {
-                "step": torch.tensor(float(updates), device=master.device),
-                "exp_avg": _like(master, state.first[name] if state is not None else None),
-                "exp_avg_sq": _like(master, state.second[name] if state is not None else None),
-            }
+    def _note(self) -> None:
+        """Read what the engine left here: losses, told now and then, and a state to keep."""
+        state, self.seat.snapshot = self.seat.snapshot, None  # before the losses: those up to it are all there
         if state is not None:
-            self.scaler.load_state_dict(dict(state.scaler))
+            self._read(state.step)
+            if state.step > self.kept:
+                self._keep(replace(state, loss=self.meter.loss))
+        self._read(self.total)
+        self.meter.tell(self.done)
 
+    def _read(self, until: int) -> None:
+        losses = self.seat.losses
+        while losses and losses[0][0] <= until:
+            self.done, loss = losses.popleft()
+            self.meter.add(self.done, loss)
 
-def _like(master: Tensor, held: Array | None) -> Tensor:
-    """What was held, as a tensor beside `master`; zeros for nothing."""
-    return torch.zeros_like(master) if held is None else torch.from_numpy(held.copy()).to(master.device)
+    def _keep(self, state: State) -> None:
+        """Keep a checkpoint. Raises LossNotFinite: a broken one is never kept."""
+        if not all(np.isfinite(weights).all() for weights in state.weights.values()):
+            raise LossNotFinite(
+                f"the weights after step {state.step} of {self.total} are not finite", {"step": state.step}
+            )
+        if checkpoint.keep(self.run.checkpoints, state, self.identity, _versions()):
+            self.kept = state.step
+        self.state = state
 
 
 def _is_distilled(run: TrainRun) -> bool:

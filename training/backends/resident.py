@@ -1,50 +1,97 @@
-"""One base model stays loaded between the trainings of a worker: a cold start takes seconds, a warm one none."""
+"""One base model stays loaded in a worker, shared by all trainings that want it: a cold start takes seconds, a warm one
+none.
+"""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from core.errors import Stop
-from training.families.family import Base, Family, Where
+from core.errors import ImprintError, Stop
+from training.engine.engine import Engine
+from training.families.family import Family, Where
 
 _Key = tuple[str, Where, str]
 
-_lock = threading.Lock()
-_kept: tuple[_Key, Base] | None = None
+# Somebody who wants another base waits for the trainings on this one; after so long, newcomers wait behind them.
+PATIENCE_S = 60.0
+
+
+@dataclass
+class _Resident:
+    key: _Key
+    engine: Engine
+    users: int = 0
+    is_spoilt: bool = False  # a training on it failed: perhaps because of it, so nobody else gets it
+
+
+_changed = threading.Condition()
+_resident: _Resident | None = None
+_queue: list[tuple[_Key, float]] = []  # who waits for another base, and since when
 
 
 @contextmanager
-def borrowed(family: Family, where: Where, fingerprint: str) -> Iterator[Base]:
-    """The base model in `where`, for one training: the one kept from the last, if it is the same, else loaded.
+def borrowed(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
+    """The engine on the base model in `where`, for one training: the one that is there, if it is the same, else loaded.
 
-    It is kept again when the block ends well, or early in good order (a cancelled job); after an error it is thrown
-    away, since it may be the reason. Another training at the same time in this process loads one of its own.
+    Several trainings may share it; who wants another waits until nobody uses this one, since two would not fit. It
+    stays loaded when the block ends, but for an error that is none of ours: the base may be its reason. `check` is
+    called while waiting, and may raise. Raises what `family.load` raises.
     """
-    key = (family.name, where, fingerprint)
-    base = _take(key)
-    if base is None:
-        base = family.load(where)
+    mine = _take((family.name, where, fingerprint), family, where, check)
     try:
-        yield base
-    except Stop:
-        _keep(key, base)
+        yield mine.engine
+    except (Stop, ImprintError):
         raise
-    _keep(key, base)
+    except BaseException:
+        mine.is_spoilt = True
+        raise
+    finally:
+        with _changed:
+            mine.users -= 1
+            if mine.users == 0:
+                base = mine.engine.base
+                if base.denoiser.is_gradient_checkpointing:
+                    base.denoiser.disable_gradient_checkpointing()  # the next training may have the memory
+                if mine.is_spoilt:
+                    _let_go(mine)
+            _changed.notify_all()
 
 
-def _take(key: _Key) -> Base | None:
-    """The kept base if it is the wanted one; another is let go first, so that two never share the memory."""
-    global _kept
-    with _lock:
-        kept, _kept = _kept, None
-    if kept is None or kept[0] != key:
-        return None
-    return kept[1]
+def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) -> _Resident:
+    """Wait for one's turn; load, if nobody uses the base that is there."""
+    global _resident
+    ticket = (key, time.monotonic())
+    with _changed:
+        _queue.append(ticket)
+    try:
+        while True:
+            with _changed:
+                if _is_my_turn(ticket):
+                    if _resident is None or _resident.key != key or _resident.is_spoilt:
+                        _resident = None  # before the next is loaded, so that two never share the memory
+                        _resident = _Resident(key, Engine(family, family.load(where)))
+                    _resident.users += 1
+                    return _resident
+                _changed.wait(0.5)
+            check()
+    finally:
+        with _changed:
+            _queue.remove(ticket)
+            _changed.notify_all()
 
 
-def _keep(key: _Key, base: Base) -> None:
-    global _kept
-    if base.denoiser.is_gradient_checkpointing:
-        base.denoiser.disable_gradient_checkpointing()  # the next training may have the memory
-    with _lock:
-        _kept = (key, base)
+def _is_my_turn(ticket: tuple[_Key, float]) -> bool:
+    key, since = ticket
+    if _resident is None or _resident.users == 0:
+        return _queue[0] == ticket
+    if _resident.key != key or _resident.is_spoilt:
+        return False
+    return all(other == key or since < at + PATIENCE_S for other, at in _queue)
+
+
+def _let_go(held: _Resident) -> None:
+    global _resident
+    if _resident is held:
+        _resident = None

@@ -82,3 +82,5 @@ class Family:
     draw: Callable[[Base, Tensor, torch.Generator], Draw]
     # The mean squared error of each sample, [B] float32.
     losses: Callable[[Base, Draw, Sequence[Condition]], Tensor]
+    # Whether several jobs share a step: not where a lone one fills the device, or where captions change the shape.
+    shares_steps: bool = True

@@ -155,4 +155,5 @@ FAMILY = Family(
     encode_captions=encode_captions,
     draw=draw,
     losses=losses,
+    shares_steps=False,
 )

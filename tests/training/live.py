@@ -1,0 +1,39 @@
+"""A live model with one job in its engine, stepped by the test itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from training.backends.local import Trainee
+from training.engine.cohort import Cohort
+from training.engine.engine import Engine
+from training.families.family import Base, Family
+from training.ports import TrainRun
+
+
+class Live:
+    """One job alone in a cohort of `slots` on `base`."""
+
+    def __init__(self, run: TrainRun, family: Family, base: Base, total: int = 6, slots: int = 1) -> None:
+        self.base = base
+        self.engine = Engine(family, base)
+        self.seat = Trainee(run, self.engine, {}, total, None).seat
+        self.moments, self.conditions = list(self.seat.moments), list(self.seat.conditions)
+        self.cohort = Cohort(family, base, self.engine.ports, self.seat.shape, slots)
+        self.cohort.seat(self.seat)
+
+    def step(self) -> float:
+        """One step; its loss."""
+        self.cohort.step()
+        self.cohort.settle()
+        return self.seat.losses[-1][1]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The LoRA as it is now, applied to whatever the denoiser is asked."""
+        stack, layout = self.cohort.stack, self.cohort.layout
+        with torch.no_grad():
+            self.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, self.base.dtype)
+            yield
+        self.engine.ports.pairs = None

@@ -1,0 +1,191 @@
+"""Several jobs in one step: peft is the oracle for one, and each of many is what it would be beside anybody else."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+
+from core.errors import Cancelled, HandOver, ImprintError, LossNotFinite, Stop
+from tests.training.conftest import MemoryCheckpoints, Watcher
+from tests.training.live import Live
+from training import families
+from training.backends import resident
+from training.backends.local import train
+from training.engine.cohort import Cohort
+from training.engine.optimizer import Stack
+from training.families.family import Base, Where
+from training.ports import TrainResult, TrainRun
+
+Runs = Callable[..., TrainRun]
+CPU = torch.device("cpu")
+
+
+def base_of(run: TrainRun) -> Base:
+    return families.find(run.spec.family).load(Where(Path(run.base_model), CPU, torch.float32))
+
+
+def side_by_side(*runs: TrainRun) -> list[TrainResult | BaseException]:
+    """Train all at once, each from a thread of its own; what each gave or raised."""
+    found: dict[int, TrainResult | BaseException] = {}
+
+    def work(place: int, run: TrainRun) -> None:
+        try:
+            found[place] = train(run)
+        except (ImprintError, Stop) as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[place] for place in range(len(runs))]
+
+
+# ---- one job is what peft would make of it -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
+    run, found = runs(family, rank=3, alpha=5.0), families.find(family)
+    live = Live(run, found, base_of(run))
+    for _ in range(2):
+        live.step()  # so that B is not zero
+    weights = live.cohort.snapshot(live.seat).weights
+    draws, conditions, _ = live.cohort._gather()
+
+    oracle = base_of(run)
+    config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets, lora_dropout=0.0)  # type: ignore[arg-type]
+    oracle.denoiser.add_adapter(config)
+    layers = {name: module for name, module in oracle.denoiser.named_modules() if hasattr(module, "lora_A")}
+    assert sorted(layers) == [site.name for site in live.engine.ports.sites]
+    for name, layer in layers.items():
+        layer.lora_A["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.down"]))
+        layer.lora_B["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.up"]))
+    wanted = found.losses(oracle, draws[0], conditions).mean()
+    wanted.backward()
+
+    with torch.enable_grad():
+        stack, layout = live.cohort.stack, live.cohort.layout
+        live.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, torch.float32)
+        got = found.losses(live.base, draws[0], conditions).mean()
+        got.backward()
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
+    gradients = layout.read(stack.masters.grad[0], 3)  # type: ignore[index]
+    for name, layer in layers.items():
+        for end, held in (("down", layer.lora_A), ("up", layer.lora_B)):
+            peft = held["default"].weight.grad.numpy()
+            assert np.abs(gradients[f"{name}.{end}"] - peft).max() <= 1e-5 * np.abs(peft).max() + 1e-9, name
+
+
+def test_adamw_and_clipping_are_those_of_torch() -> None:
+    chance = torch.Generator().manual_seed(1)
+    stack = Stack(3, 64, CPU)
+    rates = (1e-3, 5e-2, 1e-4)
+    rows = [torch.nn.Parameter(torch.randn(64, generator=chance)) for _ in rates]
+    oracles = [torch.optim.AdamW([row], lr=rate, weight_decay=1e-2) for row, rate in zip(rows, rates, strict=True)]
+    for slot, (row, rate) in enumerate(zip(rows, rates, strict=True)):
+        stack.seat(slot, row.detach(), torch.zeros(64), torch.zeros(64), updates=0, rate=rate, scale=1.0)
+    for step in range(20):
+        gradient = torch.randn(3, 64, generator=chance) * 10.0 ** (step % 3 - 1)
+        stack.masters.grad = gradient.clone()
+        stack.step()
+        for row, oracle, part in zip(rows, oracles, gradient, strict=True):
+            row.grad = part.clone()
+            torch.nn.utils.clip_grad_norm_([row], 1.0)
+            oracle.step()
+    for slot, row in enumerate(rows):
+        assert torch.allclose(stack.masters[slot], row, rtol=1e-5, atol=1e-6)
+
+
+# ---- one among many -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_jobs_bytes_do_not_depend_on_its_neighbours(runs: Runs, family: str) -> None:
+    """Alone in four slots, among three of other ranks, rates and lengths, and in whichever slot: the same file."""
+    mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 24}
+    alone = train(runs(family, name="alone", **mine))
+    others = [
+        runs(family, name=f"other{n}", slots=4, seed=n, rank=n + 1, alpha=7.0, learning_rate=10.0**-n, max_steps=9 * n)
+        for n in (1, 2, 3)
+    ]
+    first, *_ = side_by_side(runs(family, name="first", **mine), *others)
+    *_, last = side_by_side(*others, runs(family, name="last", **mine))
+    assert isinstance(first, TrainResult)
+    assert isinstance(last, TrainResult)
+    assert first.sha256 == last.sha256 == alone.sha256
+
+
+def test_jobs_are_stepped_together(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    step = Cohort.step
+
+    def counted(self: Cohort) -> None:
+        seen.append(len(self))
+        step(self)
+
+    monkeypatch.setattr(Cohort, "step", counted)
+    results = side_by_side(*(runs(name=str(n), seed=n, slots=4, max_steps=60) for n in range(4)))
+    assert all(isinstance(result, TrainResult) for result in results)
+    assert max(seen) == 4
+    assert len(seen) < 4 * 60
+
+
+def test_more_jobs_than_slots_wait_and_all_end(runs: Runs) -> None:
+    results = side_by_side(*(runs(name=str(n), seed=n, slots=2, max_steps=10 + n) for n in range(5)))
+    assert [result.steps for result in results if isinstance(result, TrainResult)] == [10, 11, 12, 13, 14]
+
+
+def test_across_slot_shapes_gradients_agree(runs: Runs) -> None:
+    gradients = []
+    for slots in (1, 2, 8):
+        run, found = runs(seed=5), families.find("sd15")
+        live = Live(run, found, base_of(run), slots=slots)
+        live.step()
+        live.cohort.stack.step = lambda: None  # type: ignore[method-assign]
+        live.step()
+        gradients.append(live.cohort.stack.masters.grad[0])  # type: ignore[index]
+    for gradient in gradients[1:]:
+        assert (gradient - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_whoever_fails_or_leaves_changes_nobody_else(runs: Runs) -> None:
+    mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 60}
+    alone = train(runs(name="alone", **mine))
+    kept = MemoryCheckpoints()
+    broken, cancelled, handed, beside = side_by_side(
+        runs(name="broken", slots=4, learning_rate=1e-1, alpha=1024.0, max_steps=120),
+        runs(name="cancelled", slots=4, seed=2, max_steps=10_000, control=Watcher(3, Cancelled())),
+        runs(name="handed", slots=4, seed=3, max_steps=10_000, checkpoints=kept, control=Watcher(3, HandOver())),
+        runs(name="beside", **mine),
+    )
+    assert isinstance(broken, LossNotFinite)
+    assert isinstance(cancelled, Cancelled)
+    assert isinstance(handed, HandOver)
+    assert kept.steps()
+    assert isinstance(beside, TrainResult)
+    assert beside.sha256 == alone.sha256
+
+
+def test_a_cohort_that_was_killed_goes_on_byte_identical(runs: Runs) -> None:
+    """Four jobs, all their processes' memory gone, resumed from what was kept, beside each other or others."""
+    whole = side_by_side(*(runs(name=f"w{n}", seed=n, slots=4, max_steps=20, every=1) for n in range(4)))
+    stores = [MemoryCheckpoints() for _ in range(4)]
+    cut = [runs(name=f"c{n}", seed=n, slots=4, max_steps=20, every=1, checkpoints=stores[n]) for n in range(4)]
+    side_by_side(*cut)
+    for number, store in enumerate(stores):  # each was killed at another step
+        store.held = {step: data for step, data in store.held.items() if step <= 5 * (number % 3 + 1)}
+    resident._resident = None
+    again = side_by_side(*(replace(run, out=run.out.with_name(f"again-{run.job_id}")) for run in reversed(cut)))
+    for before, after in zip(whole, reversed(again), strict=True):
+        assert isinstance(before, TrainResult)
+        assert isinstance(after, TrainResult)
+        assert after.resumed_from > 0
+        assert after.sha256 == before.sha256

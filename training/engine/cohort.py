@@ -1,0 +1,182 @@
+"""Jobs of one shape in the slots of one stack: seat them, step them all at once, let them go."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from training.backends.checkpoint import State
+from training.backends.randomness import Order, generator
+from training.engine.adapters import Layout, Ports
+from training.engine.optimizer import Stack
+from training.families.family import Base, Condition, Draw, Family
+from training.ports import TrainRun
+
+# How many losses may be in flight on a GPU: reading one sooner would make the host wait for the device.
+CUDA_ARREARS = 2
+LADDER = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What jobs must share to be trained in one step: latents [C, h, w], pictures per step, padded rank."""
+
+    latents: tuple[int, ...]
+    batch_size: int
+    rank: int
+
+
+@dataclass
+class Seat:
+    """One job in the engine: what it trains on, where it stands, and what its own thread is told.
+
+    The engine's thread writes `step`, `losses`, `snapshot`, `error` and `gone`, then sets `news`; the job's thread
+    writes `leaving`.
+    """
+
+    run: TrainRun
+    total: int
+    order: Order
+    moments: Sequence[Tensor]  # of every picture, on the CPU
+    conditions: Sequence[Condition]  # of every picture's caption, on the device
+    shape: Shape
+    state: State | None  # where to begin; None for a fresh start
+    checkpoint_every: int  # steps
+    slots: int  # most slots of the step that it may share
+    is_fixed: bool  # whether always exactly so many, filled or idle: then its bits depend on nobody
+
+    start: int = 0  # steps that were done before
+    step: int = 0  # steps that are done
+    losses: deque[tuple[int, float]] = field(default_factory=deque)  # (done, loss), oldest first
+    snapshot: State | None = None  # the newest checkpoint that nobody has saved
+    error: BaseException | None = None
+    gone: bool = False  # it has no slot any more: finished, failed, or let go
+    leaving: bool = False
+    news: Event = field(default_factory=Event)
+
+    def __post_init__(self) -> None:
+        self.start = self.step = self.state.step if self.state is not None else 0
+
+
+class Cohort:
+    """The slots of one shape on one base model. Used by the engine's thread alone."""
+
+    def __init__(self, family: Family, base: Base, ports: Ports, shape: Shape, slots: int) -> None:
+        self.family, self.base, self.ports, self.shape = family, base, ports, shape
+        self.layout = Layout(ports.sites, shape.rank)
+        self.seats: list[Seat | None] = [None] * slots
+        self.stack = Stack(slots, self.layout.size, base.device)
+        self._arrears: deque[tuple[list[tuple[Seat, int, int]], Tensor]] = deque()
+        self._idle: tuple[Draw, list[Condition]] | None = None
+
+    def __len__(self) -> int:
+        """How many jobs have a slot."""
+        return sum(seat is not None for seat in self.seats)
+
+    # ---- coming and going ----
+
+    def seat(self, job: Seat) -> None:
+        """Give a job the first free slot, at its checkpoint or at the start that its seed draws."""
+        slot = self.seats.index(None)
+        spec, state, layout = job.run.spec, job.state, self.layout
+        zeros = torch.zeros(layout.size)
+        self.stack.seat(
+            slot,
+            layout.fill(state.weights) if state is not None else layout.begin(spec.seed, spec.rank),
+            layout.fill(state.first) if state is not None else zeros,
+            layout.fill(state.second) if state is not None else zeros,
+            updates=state.step if state is not None else 0,
+            rate=spec.learning_rate,
+            scale=spec.alpha / spec.rank,
+        )
+        self.seats[slot] = job
+
+    def unseat(self, job: Seat) -> None:
+        """Empty a job's slot; the others' numbers do not change."""
+        slot = self.seats.index(job)
+        self.seats[slot] = None
+        self.stack.clear(slot)
+
+    def resize(self, slots: int) -> None:
+        """Move all jobs to a stack of another number of slots, at least as many as there are jobs."""
+        old, jobs = self.stack, [(slot, job) for slot, job in enumerate(self.seats) if job is not None]
+        self.settle()
+        self.stack = Stack(slots, self.layout.size, self.base.device)
+        self.seats, self._idle = [None] * slots, None
+        for place, (slot, job) in enumerate(jobs):
+            self.stack.copy(place, old, slot)
+            self.seats[place] = job
+
+    def snapshot(self, job: Seat) -> State:
+        """A job's state as it is now, on the host."""
+        self.settle()
+        slot, rank = self.seats.index(job), job.run.spec.rank
+        stack, read = self.stack, self.layout.read
+        return State(
+            job.step,
+            weights=read(stack.masters[slot], rank),
+            first=read(stack.first[slot], rank),
+            second=read(stack.second[slot], rank),
+            prediction=self.base.prediction,
+        )
+
+    # ---- a step ----
+
+    def step(self) -> None:
+        """One step of every seated job: draw, forward, backward, clip, AdamW."""
+        draws, conditions, seated = self._gather()
+        made = Draw(*(torch.cat(parts) for parts in zip(*[(d.latents, d.noise, d.times) for d in draws], strict=True)))
+        stack = self.stack
+        self.ports.pairs = self.layout.pairs(stack.masters, stack.scales, self.base.dtype)
+        try:
+            losses = self.family.losses(self.base, made.to(self.base.device), conditions)
+            means = losses.view(len(self.seats), -1).mean(1)
+            # Each job's own gradient, as if it were alone; an idle slot has none.
+            active = torch.tensor([float(seat is not None) for seat in self.seats], device=means.device)
+            torch.autograd.backward(means, active)
+        finally:
+            self.ports.pairs = None
+        stack.step()
+        told = []
+        for slot, job in seated:
+            job.step += 1
+            told.append((job, job.step, slot))
+        self._arrears.append((told, means.detach()))
+        keep = CUDA_ARREARS if self.base.device.type == "cuda" else 0
+        while len(self._arrears) > keep:
+            self._tell()
+
+    def settle(self) -> None:
+        """Tell the losses that are still in arrears."""
+        while self._arrears:
+            self._tell()
+
+    def _tell(self) -> None:
+        told, means = self._arrears.popleft()
+        losses = means.tolist()
+        for job, done, slot in told:
+            job.losses.append((done, losses[slot]))
+
+    def _gather(self) -> tuple[list[Draw], list[Condition], list[tuple[int, Seat]]]:
+        """The batch of every slot in order; idle ones get zeros of the same shape."""
+        drawn: dict[int, tuple[Draw, list[Condition]]] = {}
+        seated = [(slot, job) for slot, job in enumerate(self.seats) if job is not None]
+        for slot, job in seated:
+            places = job.order.batch(job.step)
+            chance = generator(job.run.spec.seed, "step", job.step)
+            made = self.family.draw(self.base, torch.stack([job.moments[place] for place in places]), chance)
+            drawn[slot] = made, [job.conditions[place] for place in places]
+        if self._idle is None and len(seated) < len(self.seats):
+            self._idle = self._nothing(*next(iter(drawn.values())))
+        parts = [drawn.get(slot, self._idle) for slot in range(len(self.seats))]
+        whole = [part for part in parts if part is not None]
+        return [part[0] for part in whole], [one for part in whole for one in part[1]], seated
+
+    @staticmethod
+    def _nothing(made: Draw, conditions: Sequence[Condition]) -> tuple[Draw, list[Condition]]:
+        """Zeros in the shape of a batch. Nobody's numbers: what fills idle slots must not depend on who is there."""
+        empty = [{name: torch.zeros_like(value) for name, value in one.items()} for one in conditions]
+        return Draw(torch.zeros_like(made.latents), torch.zeros_like(made.noise), torch.zeros_like(made.times)), empty

@@ -1,0 +1,181 @@
+"""The engine of one loaded base model: a thread that steps every cohort on it, round by round.
+
+Jobs come and go between steps, as requests do in a continuously batched inference server. Each job has a thread of its
+own (the worker's task), which waits here, watches over it, and keeps its checkpoints; the engine's thread only steps.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from training.engine.adapters import Ports
+from training.engine.cohort import LADDER, Cohort, Seat, Shape
+from training.families.family import Base, Family
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 10.0  # the thread ends after so long without a job; the next one starts another
+
+
+class Engine:
+    """One base model, its wrapped linears, and the jobs that train on it. `join` may be called from any thread."""
+
+    def __init__(self, family: Family, base: Base) -> None:
+        self.family, self.base = family, base
+        self.ports = Ports(base.denoiser, family.targets)
+        self._encoding = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiting: list[Seat] = []
+        self._cohorts: dict[Shape, Cohort] = {}
+        self._tops: dict[Shape, int] = {}  # most slots, where memory or a setting said so
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def encoders(self) -> Iterator[Base]:
+        """The base with its encoders awake, for one job at a time; the cohorts go on stepping meanwhile."""
+        with self._encoding:
+            self.base.wake_encoders()
+            try:
+                yield self.base
+            finally:
+                self.base.park_encoders()
+
+    def join(self, job: Seat) -> None:
+        """Let a job train: it gets a slot at the next step boundary that has one."""
+        with self._changed:
+            self._waiting.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def leave(self, job: Seat) -> None:
+        """Ask for a job to be let go at the next step boundary; its `snapshot` is then where it stands."""
+        with self._changed:
+            job.leaving = True
+            self._changed.notify_all()
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting and not self._cohorts and not self._changed.wait(_IDLE_S):
+                    self._thread = None
+                    return
+                self._admit()
+            for shape, cohort in list(self._cohorts.items()):
+                self._let_go(cohort)
+                if not len(cohort):
+                    del self._cohorts[shape]
+                    continue
+                try:
+                    cohort.step()
+                except (RuntimeError, MemoryError) as error:
+                    self._recover(cohort, error)
+                except Exception as error:  # noqa: BLE001 - the thread steps every job of the process: it must not end
+                    self._fail(cohort, error)
+                else:
+                    self._after(cohort)
+
+    def _admit(self) -> None:
+        """Seat whoever waits and finds room; who asked to leave before it was seated has left."""
+        still = []
+        for job in self._waiting:
+            if job.leaving:
+                _gone(job)
+            elif not self._seat(job):
+                still.append(job)
+        self._waiting = still
+
+    def _seat(self, job: Seat) -> bool:
+        cohort = self._cohorts.get(job.shape)
+        top = min(self._tops.get(job.shape, LADDER[-1]), _rung(job.slots))
+        try:
+            if cohort is None:
+                slots = top if job.is_fixed else 1
+                cohort = Cohort(self.family, self.base, self.ports, job.shape, slots)
+            elif None not in cohort.seats:
+                if len(cohort.seats) >= top:
+                    return False
+                cohort.resize(_rung(len(cohort.seats) + 1))
+            cohort.seat(job)
+        except (RuntimeError, MemoryError) as error:
+            job.error = error
+            _gone(job)
+            return True
+        self._cohorts[job.shape] = cohort
+        return True
+
+    def _let_go(self, cohort: Cohort) -> None:
+        for job in cohort.seats:
+            if job is not None and job.leaving:
+                job.snapshot = cohort.snapshot(job)
+                cohort.unseat(job)
+                _gone(job)
+
+    def _after(self, cohort: Cohort) -> None:
+        """What a step brought: first news, checkpoints that are due, jobs that are done."""
+        for job in cohort.seats:
+            if job is None:
+                continue
+            if job.step >= job.total:
+                job.snapshot = cohort.snapshot(job)
+                cohort.unseat(job)
+                _gone(job)
+            elif job.step % job.checkpoint_every == 0:
+                job.snapshot = cohort.snapshot(job)
+                job.news.set()
+            elif job.step == job.start + 1:
+                job.news.set()  # the first step is told at once, so that nobody takes a training for stuck
+
+    def _recover(self, cohort: Cohort, error: RuntimeError | MemoryError) -> None:
+        """Out of memory: fewer slots, then activations reckoned anew; then, and after any other error, no more."""
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        cohort.stack.masters.grad = None
+        if not is_memory:
+            self._fail(cohort, error)
+            return
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(cohort.seats) > 1:
+            fewer = len(cohort.seats) // 2
+            log.warning("out of memory with %d slots; going on with %d", len(cohort.seats), fewer)
+            self._tops[cohort.shape] = fewer
+            with self._changed:
+                self._waiting[:0] = self._stand_up(cohort, fewer)
+            cohort.resize(fewer)
+        elif not self.base.denoiser.is_gradient_checkpointing:
+            log.warning("out of memory; going on with gradient checkpointing")
+            self.base.denoiser.enable_gradient_checkpointing()
+        else:
+            self._fail(cohort, error)
+
+    @staticmethod
+    def _stand_up(cohort: Cohort, seats: int) -> list[Seat]:
+        """Take jobs out until `seats` are left; they wait, with their state, for a slot."""
+        seated = [job for job in cohort.seats if job is not None]
+        for job in seated[seats:]:
+            job.state = cohort.snapshot(job)
+            cohort.unseat(job)
+        return seated[seats:]
+
+    def _fail(self, cohort: Cohort, error: BaseException) -> None:
+        for job in cohort.seats:
+            if job is not None:
+                job.error = error
+                cohort.unseat(job)
+                _gone(job)
+
+
+def _gone(job: Seat) -> None:
+    job.gone = True
+    job.news.set()
+
+
+def _rung(jobs: int) -> int:
+    """The smallest shape of the ladder that seats so many jobs."""
+    return next((rung for rung in LADDER if rung >= jobs), LADDER[-1])
