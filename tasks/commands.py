@@ -11,6 +11,7 @@ from rich.table import Table
 from jobs import intake, service
 from jobs.view import View
 from jobs.wiring import house
+from tasks.backend_commands import BACKENDS
 from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
 from training.spec import BASE_MODELS
@@ -23,7 +24,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in OPERATORS:
+for _command in (*OPERATORS, *BACKENDS):
     imprint.add_command(_command)
 
 
