@@ -1,5 +1,6 @@
 """What there is to train on, from a terminal: `backends`, `pods`, and a RunPod of one's own for trying it out."""
 
+import json
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ from core.errors import NotFound
 from jobs import backends as remotes
 from jobs.wiring import house
 from tasks.terminal import answers, err, out, print_json
+from training.backends.ai_toolkit.fake.command import fake_pod
 
 _ANSWER_S = 1.5  # how long workers have to say what they are
 
@@ -138,7 +140,8 @@ def close(name: str, *, force: bool, as_json: bool) -> None:
 @click.option("--key", default="fake-key", show_default=True, help="The API key that it takes.")
 @click.option("--seed", default=0, show_default=True, help="Of what goes wrong.")
 @click.option("--faults", metavar="JSON", default="{}", help="What goes wrong, and how often: see docs/rented-gpus.md.")
-def fake_runpod(port: int, key: str, seed: int, faults: str) -> None:
+@click.option("--pods", "pod_options", metavar="JSON", default="{}", help="Options of the fake pods, the same way.")
+def fake_runpod(port: int, key: str, seed: int, faults: str, pod_options: str) -> None:
     """Serve a RunPod on this machine that rents out fake pods, until Ctrl-C."""
     from pydantic import ValidationError
 
@@ -149,7 +152,7 @@ def fake_runpod(port: int, key: str, seed: int, faults: str) -> None:
         rates = Faults.model_validate_json(faults)
     except ValidationError as error:
         raise click.BadParameter("; ".join(str(one["msg"]) for one in error.errors()), param_hint="--faults") from None
-    serve(port, key, seed, rates)
+    serve(port, key, seed, rates, json.loads(pod_options))
 
 
-BACKENDS: tuple[click.Command, ...] = (backends, pods, fake_runpod)
+BACKENDS: tuple[click.Command, ...] = (backends, pods, fake_pod, fake_runpod)
