@@ -166,7 +166,7 @@ def look(server: Server, job: RemoteJob, log_offset: int = 0, step: int = 0) -> 
     offset = log_offset
     if status == "completed" or (status == "running" and job.step != step):
         # The server gives the oldest points first: ask for the newest only.
-        points = server.loss(job.id, max(min(step, job.step), job.step - _LOSSES))
+        points = server.loss(job.id, max(step if step < job.step else 0, job.step - _LOSSES))
         loss = fmean(point.value for point in points) if points else None
         samples = tuple(server.samples(job.id))
     elif status == "running":
