@@ -22,20 +22,16 @@ ENVIRONMENT = {
 }
 
 
-def made_twice(journal: Iterable[dict[str, Any]]) -> list[str]:
-    """Names of jobs that a server made more than once, or that were queued more often than once."""
-    journal = list(journal)
-    made = Counter(
-        line["about"]
+def done_twice(journal: Iterable[dict[str, Any]]) -> list[str]:
+    """What servers did more than once for one name: a job made, a job queued. Of a `lost` answer the deed was done."""
+    done = Counter(
+        f"{'made' if line['path'] == '/api/jobs' else 'queued'} {line['about']}"
         for line in journal
-        if (line["method"], line["path"], line["status"]) == ("POST", "/api/jobs", 200) and _was_done(line)
+        if ((line["method"] == "POST" and line["path"] == "/api/jobs") or line["path"].endswith("/start"))
+        and "/queue/" not in line["path"]
+        and (line["status"] == 200 or line["fault"] == "lost")
     )
-    return sorted(name for name, times in made.items() if times > 1)
-
-
-def _was_done(line: dict[str, Any]) -> bool:
-    """Whether the server did what was asked; the fault `lost` comes after the deed."""
-    return line["fault"] in (None, "lost", "truncate")
+    return sorted(what for what, times in done.items() if times > 1)
 
 
 def remote_runs(site: Site, job_id: str) -> list[dict[str, Any]]:
