@@ -8,9 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from celery import Celery
 from PIL import Image, ImageDraw
@@ -19,7 +19,10 @@ from core.settings import Settings
 from jobs import accounts, intake, service
 from jobs.view import View
 from jobs.wiring import House
-from tests.servers.process import ServerProcess
+from tests.servers.gated_s3 import gated_s3
+from tests.servers.postgres import new_database, postgres_server
+from tests.servers.process import Server, ServerProcess
+from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,10 +58,12 @@ class Site:
         }
         self.settings = Settings(_env_file=None, **fields)
         self.house = House(self.settings)
-        result_url = self.environment.get("IMPRINT_RESULT_URL", broker_url)
+        results = broker_url if broker_url.startswith("redis") else f"db+{self.settings.database}"
+        result_url = self.environment.get("IMPRINT_RESULT_URL", results)
         # An application that does not have our code: a broker's address and the names of our tasks.
         self.application = Celery("application", broker=broker_url, backend=result_url)
         self.processes: dict[str, ServerProcess] = {}
+        self.broker: Server | None = None
         self.redis: RedisServer | None = None
 
     # ---- processes ----
@@ -183,19 +188,30 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 @contextmanager
 def site(
-    folder: Path, base_model: Path, *, start: tuple[str, ...] = ("io", "train", "beat"), **environment: str
+    folder: Path,
+    base_model: Path,
+    *,
+    start: tuple[str, ...] = ("io", "train", "beat"),
+    broker: Literal["redis", "rabbitmq"] = "redis",
+    database: Literal["sqlite", "postgresql"] = "sqlite",
+    store: Literal["local", "s3"] = "local",
+    kind: type[Site] = Site,
+    **environment: str,
 ) -> Iterator[Site]:
-    """A running site with a Redis of its own at `site.redis`."""
-    with redis_server(folder / "redis") as redis:
-        made = Site(folder, base_model, redis.url, **environment)
-        made.redis = redis
-        try:
-            made.house.database.migrate()
-            for name in start:
-                made.start(name)
-            yield made
-        finally:
-            made.end()
+    """A running site with servers of its own: its broker is at `site.broker`, if that is Redis at `site.redis` too."""
+    with ExitStack() as stack:
+        server = stack.enter_context((redis_server if broker == "redis" else rabbitmq_server)(folder / broker))
+        if database == "postgresql":
+            environment |= {"IMPRINT_DATABASE_URL": new_database(stack.enter_context(postgres_server()))}
+        if store == "s3":
+            environment |= stack.enter_context(gated_s3()).environment
+        made = kind(folder, base_model, server.url, **environment)
+        made.broker, made.redis = server, server if isinstance(server, RedisServer) else None
+        stack.callback(made.end)
+        made.house.database.migrate()
+        for name in start:
+            made.start(name)
+        yield made
 
 
 def make_base(shared: Path) -> Path:
