@@ -63,7 +63,9 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
     """
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     news = job.failure_message != reason
-    lease.write(session, attempt=max(lease.attempt - 1, 0), launches=0, failure_message=reason)
+    lease.write(
+        session, attempt=max(lease.attempt - 1, 0), launches=0, failure_message=reason, lease_token=lease.token + 1
+    )
     if moves.hold_is_over(session, job):
         return
     if news:
@@ -85,6 +87,7 @@ def give_back(session: Session, lease: Lease, settings: Settings) -> None:
     """The job stands where it is, in nobody's hands."""
     lease.write(
         session,
+        lease_token=lease.token + 1,  # a heartbeat that is under way must not take it again
         attempt=0,
         lease_holder=None,
         lease_until=None,
@@ -176,7 +179,11 @@ def give_up(
         moves.fail(session, run.job_id, error)
         return True
     begun_anew = {"attempt": 0, "launches": 0, "step": 0, "loss": None, "seconds_left": None}
-    update = sa.update(Job).where(_in_training(run)).values(**begun_anew, failure_message=error.message)
+    update = (
+        sa.update(Job)
+        .where(_in_training(run))
+        .values(**begun_anew, failure_message=error.message, lease_token=col(Job.lease_token) + 1)
+    )
     if session.connection().execute(update).rowcount:
         delay_s = settings.retry_base_s * 2 ** (run.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
         moves.tell(

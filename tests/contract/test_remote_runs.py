@@ -97,6 +97,8 @@ def test_a_run_goes_from_submission_to_collection(house: House, job_id: str) -> 
     assert (run.attempt, run.state, run.name) == (1, RunState.SUBMITTING, f"imprint_{job_id}_1")
     with house.database.writing() as session:
         runs.submitted(session, lease, run, "uuid-1", house.settings)
+    with pytest.raises(LeaseLost), house.database.writing() as session:
+        lease.renew(session, 30)  # a heartbeat that was under way
     assert (row(house, job_id).lease_until, row(house, job_id).attempt) == (None, 0)
 
     assert see(house, taken(house), SEEN) == "recorded"
