@@ -87,7 +87,9 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: a thread that holds its lock makes Python abort when the process ends.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 
