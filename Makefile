@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-remote up test lint types imports faults-remote bench-pipeline bench-remote clean
+.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-recovery bench-remote clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -35,11 +35,17 @@ types: setup  ## mypy, strict
 imports: setup  ## import-linter: who may import whom
 	@$(BIN)/lint-imports
 
+faults: setup  ## a seeded fault run of 210 jobs, about a quarter of an hour; SEED=… repeats one
+	@$(BIN)/python -m tests.faults.run
+
 faults-remote: setup  ## a hundred remote trainings at once over servers that fail in every way they know
 	@REMOTE_JOBS=100 $(BIN)/pytest -n 0 tests/faults/test_remote_storm.py
 
 bench-pipeline: setup  ## overhead of the chain outside training, as JSON
 	@$(BIN)/python -m benchmarks.pipeline
+
+bench-recovery: setup  ## from a training worker's kill -9 to the next step of its job, as JSON
+	@$(BIN)/python -m benchmarks.recovery
 
 bench-remote: setup  ## how long a poll of 500 remote trainings takes, as JSON
 	@$(BIN)/python -m benchmarks.remote

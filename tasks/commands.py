@@ -14,6 +14,7 @@ from jobs.wiring import house
 from tasks.backend_commands import BACKENDS
 from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
+from tasks.token_commands import token
 from training.spec import BASE_MODELS
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
@@ -24,7 +25,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in (*OPERATORS, *BACKENDS):
+for _command in (*OPERATORS, *BACKENDS, token):
     imprint.add_command(_command)
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx2
 from celery import Celery
 from PIL import Image, ImageDraw
 
@@ -65,6 +66,7 @@ class Site:
         self.processes: dict[str, ServerProcess] = {}
         self.broker: Server | None = None
         self.redis: RedisServer | None = None
+        self.web_url = ""
 
     # ---- processes ----
 
@@ -72,8 +74,10 @@ class Site:
         return [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments]
 
     def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
-        """Start `io`, `train`, `beat` (or a second one: `io-2`), and wait until a worker is ready."""
+        """Start `io`, `train`, `beat`, `web` (or a second one: `io-2`), and wait until a worker is ready."""
         kind = name.split("-")[0]
+        if kind == "web":
+            return self._start_web(name, **environment)
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
         arguments = {
             "io": [*worker, "-Q", "io,cpu", "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
@@ -88,6 +92,22 @@ class Site:
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
             assert process.alive, log.read_text()
         return process
+
+    def _start_web(self, name: str, **environment: str) -> ServerProcess:
+        """The HTTP API; a second start after a kill is on the same port."""
+        if not self.web_url:
+            self.web_url = f"http://127.0.0.1:{free_port()}"
+        surroundings = self.surroundings(IMPRINT_WEB_PORT=self.web_url.rpartition(":")[2], **environment)
+        process = ServerProcess([sys.executable, "-m", "web"], log=self.log(name), cwd=ROOT, env=surroundings)
+        self.processes[name] = process
+        process.wait_until(self._web_answers, 90)
+        return process
+
+    def _web_answers(self) -> bool:
+        try:
+            return httpx2.get(f"{self.web_url}/healthz", timeout=5, trust_env=False).status_code == 200
+        except httpx2.TransportError:
+            return False
 
     def surroundings(self, **environment: str) -> dict[str, str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("IMPRINT_")}
