@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-recovery bench-remote clean
+.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-ledger bench-recovery bench-remote clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -43,6 +43,9 @@ faults-remote: setup  ## a hundred remote trainings at once over servers that fa
 
 bench-pipeline: setup  ## overhead of the chain outside training, as JSON
 	@$(BIN)/python -m benchmarks.pipeline
+
+bench-ledger: setup  ## movements of credits per second on PostgreSQL and SQLite, as JSON
+	@$(BIN)/python -m benchmarks.ledger
 
 bench-recovery: setup  ## from a training worker's kill -9 to the next step of its job, as JSON
 	@$(BIN)/python -m benchmarks.recovery
