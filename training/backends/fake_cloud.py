@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training.backends.fake_machine import Machine, Options
 
-# Dollars an hour and GB, near RunPod's prices of autumn 2026.
+# Dollars an hour and GB. The prices are invented, of the right size.
 GPUS: dict[str, tuple[float, int]] = {
     "NVIDIA GeForce RTX 4090": (0.69, 24),
     "NVIDIA RTX A6000": (0.49, 48),
