@@ -22,7 +22,7 @@ from jobs.view import View
 from jobs.wiring import House
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.postgres import new_database, postgres_server
-from tests.servers.process import Server, ServerProcess
+from tests.servers.process import Server, ServerProcess, free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
 
