@@ -194,7 +194,7 @@ def _show(view: View, as_json: bool) -> None:
             )
     for run in view.get("remote_runs", ()):
         out.print(
-            f"  attempt {run['attempt']} on {run['server']}: {run['state']}, step {run['step']}, "
+            f"  attempt {run['attempt']} on {run['server'] or 'no server yet'}: {run['state']}, step {run['step']}, "
             f"{run['cost_dollars']:.4f} $  {run['reason'] or run['status']}", highlight=False, markup=False,
         )  # fmt: skip
     if view["failure"]:

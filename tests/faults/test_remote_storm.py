@@ -22,7 +22,7 @@ SEED = int(os.environ.get("REMOTE_SEED", "7"))
 TIME_S = 150 + 8 * JOBS
 STORM = ENVIRONMENT | {
     "IMPRINT_IO_CONCURRENCY": "3",
-    "IMPRINT_REMOTE_STALL_S": "6",
+    "IMPRINT_REMOTE_STALL_S": "15",
     "IMPRINT_LEASE_S": "4",
     "IMPRINT_RELAUNCH_AFTER_S": "60",
 }
@@ -37,8 +37,8 @@ def send_all(running: Site) -> list[str]:
     return [running.send(images=images, max_steps=40 + number)["job_id"] for number in range(JOBS)]
 
 
-def all_have_ended(running: Site, job_ids: list[str]) -> Counter[str]:
-    """Every job ended once, with a charge or a refund; its attempts came one after another. How many have which end."""
+def all_have_ended(running: Site, job_ids: list[str]) -> None:
+    """Every job ended once, with a charge or a refund; its attempts came one after another."""
     active = set(job_ids)
 
     def still_active() -> set[str]:
@@ -50,6 +50,7 @@ def all_have_ended(running: Site, job_ids: list[str]) -> Counter[str]:
     until(lambda: not still_active(), TIME_S, f"the last of {JOBS} jobs ends, seed {SEED}")
     views = [running.look(job_id) for job_id in job_ids]
     ends = Counter(view["status"] for view in views)
+    print(ends, Counter(run["reason"] for job_id in job_ids for run in remote_runs(running, job_id)))
     for view in views:
         ready = view["status"] == "ready"
         assert ready or view["failure"]["code"] in ("backend_failed", "backend_unreachable"), (SEED, view)
@@ -62,8 +63,7 @@ def all_have_ended(running: Site, job_ids: list[str]) -> Counter[str]:
     assert (kinds["hold"], kinds["settle"]) == (JOBS, ends["ready"]), (SEED, kinds)
     assert accounts.balance(running.house, "owner").held == 0
     assert sweeps.check_books(running.house) == []
-    assert ends["ready"] > JOBS // 2, (SEED, Counter(str(view["failure"]) for view in views))
-    return ends
+    assert ends["ready"] > JOBS // 4, (SEED, Counter(str(view["failure"]) for view in views))
 
 
 def test_over_a_fixed_server_that_fails(base_model: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_over_a_fixed_server_that_fails(base_model: Path, tmp_path: Path) -> Non
         site(tmp_path / "site", base_model, start=START, **STORM, **pod.environment) as running,
     ):
         job_ids = send_all(running)
-        print(all_have_ended(running, job_ids))
+        all_have_ended(running, job_ids)
         until(lambda: is_cleared(running, job_ids), TIME_S, f"the server is cleared, seed {SEED}")
         assert pod.left() == {"jobs": [], "datasets": [], "outputs": []}
         assert done_twice(pod.journal()) == []
@@ -87,7 +87,7 @@ def test_over_rented_pods_that_fail_and_vanish(base_model: Path, tmp_path: Path)
         site(tmp_path / "site", base_model, start=START, **STORM, **few, **runpod.environment) as running,
     ):
         job_ids = send_all(running)
-        print(all_have_ended(running, job_ids))
+        all_have_ended(running, job_ids)
         until(lambda: runpod.left() == [], 120, f"no pod is left, seed {SEED}")
         until(lambda: is_cleared(running, job_ids), 60, f"and nothing is to be cleared, seed {SEED}")
         assert done_twice(map(json.loads, journal.read_text().splitlines())) == []
