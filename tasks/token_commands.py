@@ -9,7 +9,7 @@ from rich.table import Table
 from core.clock import utcnow
 from jobs import tokens
 from jobs.wiring import house
-from tasks.terminal import answers, err, out, print_json
+from tasks.terminal import answers, out, print_json
 
 
 @click.group()
@@ -34,7 +34,7 @@ def create(name: str, *, owner_id: str | None, scopes: tuple[str, ...], days: in
         return
     click.echo(secret)  # alone on standard output, so that TOKEN=$(…) takes it
     whose = f"for {owner_id}" if owner_id else "for any owner, named in the header Imprint-Owner"
-    err.print(f"{made.id}: {', '.join(made.scopes)} {whose}. Keep it now: it is not shown again.", highlight=False)
+    click.echo(f"{made.id}: {', '.join(made.scopes)} {whose}. Keep it now: it is not shown again.", err=True)
 
 
 @token.command(name="list")
