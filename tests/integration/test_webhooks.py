@@ -165,20 +165,16 @@ def test_a_receiver_that_wants_no_more_hears_no_more_until_an_operator_enables_i
     until(lambda: second in given_up(site) and waiting(site, second) == 0, 30, "not sent, and said so")
     assert application.about(second) == []
 
-    shown = site.imprint("receivers").stdout + site.imprint("letters").stdout
-    assert owner in shown
-    assert second in shown
-    assert f"http://{application.address}" in shown
-    assert "a-secret-path" not in shown
-    refused = site.imprint("redeliver", "--job", second)
-    assert "0 notice(s)" in refused.stdout
-    assert "disabled" in refused.stderr
+    letters, receivers = site.imprint("letters").stdout, site.imprint("receivers").stdout
+    assert second in letters
+    assert owner in receivers
+    assert f"http://{application.address}" in receivers
+    assert "a-secret-path" not in letters + receivers
     site.imprint("receivers", "enable", owner, f"http://{application.address}")
     again = json.loads(site.imprint("redeliver", "--job", second, "--json").stdout)["again"]
     until(lambda: waiting(site, second) == 0, 30, "sent again")
     assert [one.id for one in application.about(second)] == again
     assert application.about(second)[-1].verified(SECRET)["type"] == "training.failed"
-    assert second not in given_up(site)
     assert "a-secret-path" not in "".join(log.read_text() for log in site.folder.glob("*.log"))
 
 
@@ -230,7 +226,6 @@ def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(runni
     assert told["ok"] is True
     assert (told["leaks"]["count"], told["leaks"]["credits"]) == (1, 200)
     assert told["leaks"]["jobs"][0]["job_id"] == job_id
-    assert "200 credits not charged" in site.imprint("audit").stdout
     # The hourly task alerts: an error in the log that monitoring watches.
     site.application.send_task("imprint.audit", queue="io")
     alerts = site.settings.log_dir / "errors.jsonl"
