@@ -38,8 +38,8 @@ imports: setup  ## import-linter: who may import whom
 faults: setup  ## a seeded fault run of 210 jobs, about a quarter of an hour; SEED=… repeats one
 	@$(BIN)/python -m tests.faults.run
 
-faults-remote: setup  ## a hundred remote trainings at once over servers that fail in every way they know
-	@REMOTE_JOBS=100 $(BIN)/pytest -n 0 tests/faults/test_remote_storm.py
+faults-remote: setup  ## a hundred remote trainings at once over servers that fail in every way, and every kill
+	@REMOTE_JOBS=100 $(BIN)/pytest -n 0 tests/faults/test_remote_storm.py tests/faults/test_remote_kills.py
 
 bench-pipeline: setup  ## overhead of the chain outside training, as JSON
 	@$(BIN)/python -m benchmarks.pipeline
