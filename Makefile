@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types imports bench-pipeline clean
+.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-ledger bench-recovery bench-remote clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -15,7 +15,10 @@ setup:  ## .venv with everything that Imprint needs; a second run does nothing
 demo: setup  ## ten pictures become a LoRA through the real chain, live
 	@$(BIN)/python -m demo
 
-up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower; Ctrl-C ends it
+demo-remote: setup  ## the same on a rented pod: a stand-in for RunPod and its GPU, on this machine
+	@$(BIN)/python -m demo --remote
+
+up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower, HTTP API; Ctrl-C ends it
 	@$(BIN)/python -m tasks.stack
 
 test:  ## everything that is checked: style, types, imports, then all tests
@@ -32,8 +35,23 @@ types: setup  ## mypy, strict
 imports: setup  ## import-linter: who may import whom
 	@$(BIN)/lint-imports
 
+faults: setup  ## a seeded fault run of 210 jobs, about a quarter of an hour; SEED=… repeats one
+	@$(BIN)/python -m tests.faults.run
+
+faults-remote: setup  ## a hundred remote trainings at once over servers that fail in every way, and every kill
+	@REMOTE_JOBS=100 $(BIN)/pytest -n 0 tests/faults/test_remote_storm.py tests/faults/test_remote_kills.py
+
 bench-pipeline: setup  ## overhead of the chain outside training, as JSON
 	@$(BIN)/python -m benchmarks.pipeline
+
+bench-ledger: setup  ## movements of credits per second on PostgreSQL and SQLite, as JSON
+	@$(BIN)/python -m benchmarks.ledger
+
+bench-recovery: setup  ## from a training worker's kill -9 to the next step of its job, as JSON
+	@$(BIN)/python -m benchmarks.recovery
+
+bench-remote: setup  ## how long a poll of 500 remote trainings takes, as JSON
+	@$(BIN)/python -m benchmarks.remote
 
 clean:  ## remove .venv and caches; .imprint/ (your jobs and LoRAs) stays
 	@tools/clean.sh

@@ -21,6 +21,7 @@ import httpcore2
 
 from core.addresses import Address, denied, read_address, read_pairs
 from core.errors import AddressRefused, AnswerRefused, Unreachable
+from core.turns import Turns
 
 Resolver = Callable[[str, int], list[str]]
 
@@ -28,6 +29,7 @@ _MAX_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAY_PASS = {408, 425, 429}  # the client errors that another try may not meet
 _MAX_DRAINED = 64 * 1024
+_AT_ONCE, _AT_ONCE_PER_HOST = 8, 4  # downloads of one process
 _CONNECT_S = 10.0  # for one of several addresses, so that a dead one leaves time for the next
 
 
@@ -50,6 +52,7 @@ class Guard:
         self._timeout_s = timeout_s
         self._resolve = resolve or _look_up
         self._given_tls = tls
+        self._turns = Turns(_AT_ONCE, _AT_ONCE_PER_HOST)
 
     def check(self, url: str) -> None:
         """Raises AddressRefused for what can be refused by its looks, without any I/O."""
@@ -59,12 +62,16 @@ class Guard:
         """The body at `url`, after at most three redirects, each checked as the first address was.
 
         Raises AddressRefused; AnswerRefused (final) for a client error, a body above `max_bytes` or one that is
-        compressed; Unreachable (may be retried) for timeouts, resets, server errors, 408, 425 and 429.
+        compressed; Unreachable (may be retried) for timeouts, resets, server errors, 408, 425 and 429. At most 8
+        downloads run at once, 4 from one host; waiting for a turn counts as time.
         """
         deadline = time.monotonic() + self._timeout_s
         address = read_address(url, self._allowed)
         for _ in range(_MAX_REDIRECTS + 1):
-            with self._answer("GET", address, b"", {"Accept": "image/*,*/*;q=0.5"}, deadline) as answer:
+            with (
+                self._turns.taken(address.host, deadline),
+                self._answer("GET", address, b"", {"Accept": "image/*,*/*;q=0.5"}, deadline) as answer,
+            ):
                 if answer.status not in _REDIRECTS:
                     _check_answer(answer, address, max_bytes)
                     return _body(answer, address, max_bytes)

@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="Attempts per stage before a transient failure is final.")
     retry_base_s: float = Field(2.0, gt=0, description="First delay before another attempt; then it doubles.")
     relaunch_after_s: float = Field(
-        120.0,
+        60.0,
         gt=0,
         description="A job whose message nobody took is sent again after this long; then it doubles.",
     )

@@ -229,6 +229,12 @@ def hold_of(session: Session, training_id: str) -> Hold | None:
     return Hold(*row) if row else None
 
 
+def live_holds(session: Session, owner_id: str, limit: int = 200) -> list[Hold]:
+    """What an owner has on hold, the newest first."""
+    query = _HOLDS.where(ACCOUNT.c.owner_id == owner_id, HOLD.c.state == "held")
+    return [Hold(*row) for row in session.execute(query.order_by(HOLD.c.id.desc()).limit(limit))]
+
+
 def overdue(session: Session, now: datetime, limit: int = 100) -> list[Hold]:
     """Live holds past their time, the longest overdue first. Whether they may expire is for the caller."""
     query = _HOLDS.where(HOLD.c.state == "held", HOLD.c.expires_at <= now)

@@ -13,6 +13,7 @@ from rich.table import Table
 from core.errors import ImprintError
 from core.settings import settings
 from demo import pictures_of_it
+from demo.cloud import Cloud
 from jobs import accounts, intake, service, sweeps
 from jobs.view import View
 from jobs.wiring import house
@@ -23,24 +24,31 @@ PICTURES = Path(__file__).resolve().parent / "pictures"
 OWNER, TRIGGER = "demo", "imp mascot"
 RECIPE = {"base_model": "sd15", "resolution": 64, "epochs": 40, "learning_rate": 1e-3, "seed": 7}
 GRANTED = 1000
+_DELETED_WITHIN_S = 60.0
 
 console = Console()
 
 
-def main() -> int:
-    """Run the demo; 0 if the LoRA is ready and the books are in order."""
+def main(base: Path, cloud: Cloud | None) -> int:
+    """Run the demo; 0 if the LoRA is ready, the books are in order, and no pod of `cloud` is left."""
     try:
-        return _demo()
+        return _demo(base, cloud)
     except ImprintError as error:
         console.print(f"[red]{error.message}[/]", highlight=False)
         return 1
 
 
-def _demo() -> int:
+def _demo(base: Path, cloud: Cloud | None) -> int:
     begun = time.monotonic()
     home = settings().home
-    console.rule("[bold]Imprint demo[/]: ten pictures, one LoRA")
-    _make_base()
+    console.rule("[bold]Imprint demo[/]: ten pictures, one LoRA" + (", on a rented GPU" if cloud else ""))
+    _make_base(base)
+    if cloud:
+        console.print(
+            "[yellow]The rented GPU is a stand-in:[/] RunPod and its pod run on this machine, with the API of the real "
+            "ones. The pod trains the tiny base for real, on this CPU. Nothing is paid."
+        )
+    left = 0
     with running(settings(), fresh=True) as stack:
         console.print(f"The stack is up. Flower: {stack.flower_url} (login {stack.flower_login})")
         accounts.grant(house(), OWNER, GRANTED, key="demo grant")
@@ -49,19 +57,21 @@ def _demo() -> int:
             console.print(f"[red]{view['failure']}[/]", highlight=False)
             console.print(f"The logs are in {settings().log_dir}")
         else:
-            _show(view, home)
+            _show(view, home, base)
+        if cloud:
+            left = _pods(cloud, view)
         findings = sweeps.check_books(house())
         _statement(findings == [])
-    print(json.dumps(_result(view, home, time.monotonic() - begun)))
-    return 0 if view["status"] == "ready" and not findings else 1
+    rented = {"trained_on": view["trained_on"]["server"], "pods_left": left} if cloud else {}
+    print(json.dumps(_result(view, home, time.monotonic() - begun) | rented))
+    return 0 if view["status"] == "ready" and not findings and not left else 1
 
 
-def _make_base() -> None:
+def _make_base(base: Path) -> None:
     """The tiny base model, in a process of its own: this one needs no torch yet."""
-    folder = settings().base_models["sd15"]
-    if Path(folder).is_dir():  # it appears there whole or not at all
+    if base.is_dir():  # it appears there whole or not at all
         return
-    subprocess.run([sys.executable, "-m", "training.tiny_base", folder], check=True)
+    subprocess.run([sys.executable, "-m", "training.tiny_base", base], check=True)
 
 
 def _train() -> View:
@@ -91,7 +101,7 @@ def _caption(picture: Path) -> str | None:
     return text.read_text(encoding="utf-8").strip() if text.is_file() else None
 
 
-def _show(view: View, home: Path) -> None:
+def _show(view: View, home: Path, base: Path) -> None:
     """The file, the loss curve, and what the base draws without and with the LoRA."""
     lora = home / "lora_weights.safetensors"
     service.download(house(), view["job_id"], lora)
@@ -103,11 +113,28 @@ def _show(view: View, home: Path) -> None:
     curve, samples = home / "loss.png", home / "before_after.png"
     pictures_of_it.loss_curve(losses, curve)
     shown = sorted(PICTURES.glob("*.png"))
-    pictures_of_it.before_after(Path(settings().base_models["sd15"]), lora, TRIGGER, shown, samples)
+    pictures_of_it.before_after(base, lora, TRIGGER, shown, samples)
     table = Table.grid(padding=(0, 2))
     for name, path in (("LoRA", lora), ("loss curve", curve), ("before and after", samples)):
         table.add_row(f"[bold]{name}[/]", str(path))
     console.print(table)
+
+
+def _pods(cloud: Cloud, view: View) -> int:
+    """What was rented and what it would have cost; gives how many pods are left once each had time to be deleted."""
+    until = time.monotonic() + _DELETED_WITHIN_S
+    while any(pod["left"] for pod in cloud.pods()) and time.monotonic() < until:
+        time.sleep(0.5)
+    table = Table(
+        "pod", "GPU it stands for", "seconds", "dollars", "now", title="rented", title_justify="left", box=None
+    )
+    for pod in cloud.pods():
+        state = "[red]still there[/]" if pod["left"] else "deleted"
+        table.add_row(pod["name"], pod["gpu"], f"{pod['seconds']:.0f}", f"{pod['microdollars'] / 1e6:.4f}", state)
+    console.print(table)
+    borne = sum(run["cost_dollars"] for run in service.remote_runs(house(), view["job_id"]))
+    console.print(f"{borne:.4f} dollars of that are this training's, the rest is waiting", highlight=False)
+    return sum(pod["left"] for pod in cloud.pods())
 
 
 def _statement(in_order: bool) -> None:

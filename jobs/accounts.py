@@ -35,10 +35,19 @@ def balance(house: House, owner_id: str) -> ledger.Balance:
         return ledger.balance(session, owner_id)
 
 
-def statement(house: House, owner_id: str, limit: int = 50) -> list[dict[str, Any]]:
-    """The newest entries of an owner's account, JSON-serialisable."""
+def holds(house: House, owner_id: str) -> list[dict[str, Any]]:
+    """The live holds of an owner, newest first, JSON-serialisable."""
     with house.database.reading() as session:
-        entries = ledger.entries(session, owner_id, limit)
+        return [
+            {"training_id": hold.training_id, "amount": hold.amount, "expires_at": hold.expires_at.isoformat()}
+            for hold in ledger.live_holds(session, owner_id)
+        ]
+
+
+def statement(house: House, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[dict[str, Any]]:
+    """The newest entries of an owner's account, JSON-serialisable; `before_seq` asks for older ones."""
+    with house.database.reading() as session:
+        entries = ledger.entries(session, owner_id, limit, before_seq)
     return [
         {
             "seq": entry.seq,

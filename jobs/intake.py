@@ -5,21 +5,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from core.errors import SpecInvalid
+from core.errors import ImageInvalid, SpecInvalid
 from core.ids import new_id
 from jobs import keys
 from jobs.requests import Order
 from jobs.wiring import House
 from storage.tables import JobPicture, Picture, PictureState, PreparedPicture
+from training import pictures
 from training.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec
 
 
 def store_picture(house: House, owner_id: str, subject_id: str, data: bytes) -> str:
-    """Keep a picture of an owner's subject; gives the id that `images` may name. The same bytes give the same id."""
+    """Keep a picture of an owner's subject; gives the id that `images` may name.
+
+    The same bytes give the same id, also after it was removed: then it is there again.
+    """
     sha256 = hashlib.sha256(data).hexdigest()
     with house.database.reading() as session:
         known = session.exec(
@@ -28,6 +33,9 @@ def store_picture(house: House, owner_id: str, subject_id: str, data: bytes) -> 
             )
         ).first()
     if known is not None:
+        if known.removed_at is not None:
+            with house.database.writing() as session:
+                session.execute(sa.update(Picture).where(col(Picture.id) == known.id).values(removed_at=None))
         return known.id
     key = keys.original(sha256)
     if not house.store.exists(key):
@@ -52,7 +60,11 @@ def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
     stored = {
         picture.id: picture
         for picture in session.exec(
-            select(Picture).where(col(Picture.id).in_(ids), Picture.owner_id == order.envelope.owner_id)
+            select(Picture).where(
+                col(Picture.id).in_(ids),
+                Picture.owner_id == order.envelope.owner_id,
+                col(Picture.removed_at).is_(None),
+            )
         )
     }
     if missing := sorted(ids - stored.keys()):
@@ -74,6 +86,7 @@ def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
     for position, image in enumerate(images):
         row = JobPicture(job_id=job_id, position=position, reference=image.ref, caption=image.caption)
         if image.ref in stored:
+            row.caption = image.caption or stored[image.ref].caption
             row.source_sha256 = stored[image.ref].sha256
             if done := prepared.get(row.source_sha256):
                 for name, value in outcome(done).items():
@@ -85,6 +98,25 @@ def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
 def preparation(spec: TrainSpec) -> str:
     """Name of how pictures are prepared for this spec; a source file is prepared once per name."""
     return f"{spec.resolution}{'-buckets' if spec.aspect_buckets else ''}"
+
+
+def convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> PreparedPicture:
+    """Decode a file and prepare it as `spec` wants it; the picture is in the store, the row is the caller's to keep.
+
+    A file that cannot be read gives a row that says why.
+    """
+    row = PreparedPicture(source_sha256=sha256, recipe=preparation(spec), report="{}")
+    try:
+        made = house.decoder.prepare(data, resolution=spec.resolution, aspect_buckets=spec.aspect_buckets)
+    except ImageInvalid as error:
+        row.report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreadable"]})
+    else:
+        bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
+        row.report = json.dumps(made.report.to_dict() | {"bad": bad})
+        row.sha256, row.width, row.height = made.sha256, made.width, made.height
+        row.key = keys.prepared(made.sha256)
+        house.store.put(row.key, made.png)
+    return row
 
 
 def outcome(done: PreparedPicture) -> dict[str, Any]:

@@ -11,6 +11,11 @@ def prepared(sha256: str) -> str:
     return f"prepared/{sha256[:2]}/{sha256}.png"
 
 
+def thumbnail(sha256: str) -> str:
+    """A small JPEG of the prepared PNG with this hash, for pages."""
+    return f"thumbnails/{sha256[:2]}/{sha256}.jpg"
+
+
 def manifest(sha256: str) -> str:
     """A dataset's manifest, under its own hash."""
     return f"datasets/{sha256}.json"

@@ -38,7 +38,15 @@ NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
 
 
 def tell(session: Session, job_id: str, kind: str, **data: Any) -> None:
-    """Append to what happened to the job."""
+    """Append to what happened to the job.
+
+    Under the lock of the job's row, so that its events become visible in the order of their numbers: whoever has
+    read up to one of them can go on behind it and misses none. SQLite's transactions queue anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().execute(
+            sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
+        )
     session.add(JobEvent(job_id=job_id, kind=kind, data=json.dumps(data)))
 
 

@@ -61,12 +61,13 @@ def day_is_over_its_ceiling(session: Session, settings: Settings) -> str:
 def too_dear(session: Session, settings: Settings, live: Iterable[RentedPod], price: int) -> str:
     """Why a pod of this hourly price may not be rented beside the `live` ones, in words; empty where it may.
 
-    For the day an hour of it is counted in advance, so that no pod is rented that would have to go at once.
+    For the day another hour of every pod is counted in advance, so that none is rented that would have to go at once.
     """
     hourly, daily = round(settings.spend_per_hour * _MICRO), round(settings.spend_per_day * _MICRO)
-    if per_hour(live) + price > hourly:
+    in_an_hour = per_hour(live) + price
+    if in_an_hour > hourly:
         return f"another pod ({dollars(price)} an hour) would pass the ceiling of {dollars(hourly)} an hour"
-    if spent_in_a_day(session, utcnow()) + price > daily:
+    if spent_in_a_day(session, utcnow()) + in_an_hour > daily:
         return f"another pod ({dollars(price)} an hour) would pass the ceiling of {dollars(daily)} in 24 hours"
     return ""
 

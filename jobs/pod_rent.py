@@ -58,7 +58,9 @@ def rent(house: House, runpod: RunPod, family: str, assign: Assign) -> tuple[Ren
         if gpu is None or reason:
             reasons.append(f"{name} {reason}")
             continue
-        row, reason = _order(house, pod_id, gpu, family)
+        row, reason, final = _order(house, pod_id, gpu, family)
+        if row is None and final:
+            return None, reason
         if row is None:
             reasons.append(reason)
             continue
@@ -119,24 +121,24 @@ def token_of(settings: Settings, name: str) -> str:
     return base64.urlsafe_b64encode(mark).decode().rstrip("=")  # without spaces: ai-toolkit splits at them
 
 
-def _order(house: House, pod_id: str, gpu: GpuType, family: str) -> tuple[RentedPod | None, str]:
-    """Write the order down, or change its GPU; None and why, where a ceiling forbids it."""
+def _order(house: House, pod_id: str, gpu: GpuType, family: str) -> tuple[RentedPod | None, str, bool]:
+    """Write the order down, or change its GPU; None, why not, and whether that holds for every type of GPU."""
     settings = house.settings
     with house.database.writing() as session:
         pod_costs.lock_pods(session)
         pod = session.get(RentedPod, pod_id, populate_existing=True)
         if pod is None and (reason := why_not(session, settings)):
-            return None, reason
+            return None, reason, True
         if pod is not None and pod.state != PodState.RENTING:
-            return None, "the order for a pod was given up"
+            return None, "the order for a pod was given up", True
         price = max(gpu.price_microdollars_per_h, _last_paid(session, gpu.id))
         others = [other for other in _live(session) if other.id != pod_id]
         if reason := pod_costs.too_dear(session, settings, others, price):
-            return None, f"{gpu.id}: {reason}"
+            return None, f"{gpu.id}: {reason}", False
         pod = pod or RentedPod(id=pod_id, name=f"{settings.pod_prefix}-{pod_id}", family=family)
         pod.gpu, pod.cost_microdollars_per_h, pod.asked_at = gpu.id, price, utcnow()
         session.add(pod)
-    return pod, ""
+    return pod, "", False
 
 
 def _order_of(house: House, pod: RentedPod) -> Order:

@@ -5,11 +5,13 @@ seen is written a batch at a time. A run belongs to the poll that took it last, 
 """
 
 import logging
+import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any
 
 from sqlmodel import col, select
 
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 THREADS = 24
 BATCH = 50  # runs that are written in one transaction
+_FLUSH_S = 1.0  # and how long the first of them waits for the others
+_LEAST_TIME_S = 10.0
 PREVIEWS_AT_ONCE = 4
 MAX_PREVIEW_BYTES = 8_000_000
 
@@ -52,46 +56,70 @@ def poll(house: House) -> Polled:
         runs.end_those_of_final_jobs(session)
         taken = runs.take(session, house.settings)
     done: Counter[str] = Counter()
-    with ThreadPoolExecutor(THREADS, "poll") as pool:
-        seen = _look(house, pool, taken)
-        while batch := list(islice(seen, BATCH)):
-            with house.database.writing() as session:
-                lock_pods(session)  # a batch accounts for several
-                outcomes = [record(session, one, house.settings) for one in batch]
-            done.update(outcomes)
-            for one, outcome in zip(batch, outcomes, strict=True):
-                if outcome == "overtaken" and one.previews:
-                    clean_up(house, one.run.job_id)  # if the job is final, its samples came after its end
-    return Polled(len(taken), done["completed"], done["given up"], clear(house))
+    for batch in _look(house, taken):
+        with house.database.writing() as session:
+            lock_pods(session)  # a batch accounts for several
+            outcomes = [record(session, one, house.settings) for one in batch]
+        done.update(outcomes)
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if outcome == "overtaken" and one.previews:
+                clean_up(house, one.run.job_id)  # if the job is final, its samples came after its end
+    return Polled(done.total(), done["completed"], done["given up"], clear(house))
+
+
+def _time_s(house: House) -> float:
+    """How long a poll waits for servers: it ends before the next one comes, however many of them hang."""
+    return max(0.8 * house.settings.remote_poll_s, _LEAST_TIME_S)
 
 
 # ---- looking --------------------------------------------------------------------------------------------------
 
 
-def _look(house: House, pool: ThreadPoolExecutor, taken: Sequence[RemoteRun]) -> Iterator[Seen]:
-    """Each run as it is seen, in the order in which the servers answer."""
+def _look(house: House, taken: Sequence[RemoteRun]) -> Iterator[list[Seen]]:
+    """Every run as it is seen, in batches, in the order in which the servers answer; who is too slow has not."""
     by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
     for run in taken:
         by_server[run.pod_id].append(run)
-    lists = {pool.submit(_list, house, pod_id): theirs for pod_id, theirs in by_server.items()}
-    looks: list[Future[Seen]] = []
-    for listed in as_completed(lists):
-        theirs, answer = lists[listed], listed.result()
-        if isinstance(answer, ImprintError):
-            yield from (Seen(run, error=answer) for run in theirs)
-            continue
-        server, jobs = answer
-        busy = any(job.status == "running" for job in jobs.values())
-        for run in theirs:
-            if run.name in jobs:
-                looks.append(pool.submit(_look_at, house, server, run, jobs[run.name], busy))
+    flushed = time.monotonic()
+    until = flushed + _time_s(house)
+    pool = ThreadPoolExecutor(THREADS, "poll")
+    waiting: dict[Future[Any], list[RemoteRun]] = {
+        pool.submit(_list, house, pod_id): theirs for pod_id, theirs in by_server.items()
+    }
+    batch: list[Seen] = []
+    while waiting and (left_s := until - time.monotonic()) > 0:
+        for future in wait(waiting, min(left_s, _FLUSH_S), FIRST_COMPLETED).done:
+            theirs, answer = waiting.pop(future), future.result()
+            if isinstance(answer, Seen):
+                batch.append(answer)
+            elif isinstance(answer, ImprintError):
+                batch += [Seen(run, error=answer) for run in theirs]
             else:
-                yield Seen(run)
-        if not busy and any(jobs[run.name].status == "queued" for run in theirs if run.name in jobs):
-            # A server stops its queue whenever it has drained, also one that was started a moment ago.
-            pool.submit(server.start_queue).add_done_callback(_log_failure)
-    for look in as_completed(looks):
-        yield look.result()
+                batch += _ask_further(house, pool, waiting, theirs, *answer)
+        if batch and (len(batch) >= BATCH or time.monotonic() > flushed + _FLUSH_S):
+            yield batch
+            batch, flushed = [], time.monotonic()
+    slow = BackendUnreachable("the server did not answer in time")
+    # Whose turn did not come has not missed anything: the next poll takes them in another order.
+    hanging = [theirs for future, theirs in waiting.items() if not future.cancel()]
+    yield batch + [Seen(run, error=slow) for theirs in hanging for run in theirs]
+    pool.shutdown(wait=False)  # what still hangs ends by its own time limit
+
+
+def _ask_further(
+    house: House, pool: ThreadPoolExecutor, waiting: dict[Future[Any], list[RemoteRun]], theirs: list[RemoteRun],
+    server: Server, jobs: dict[str, RemoteJob],
+) -> list[Seen]:  # fmt: skip
+    """Have a look at each of the runs that its server has; gives those that it does not know."""
+    busy = any(job.status == "running" for job in jobs.values())
+    known = [run for run in theirs if run.name in jobs]
+    random.shuffle(known)
+    for run in known:
+        waiting[pool.submit(_look_at, house, server, run, jobs[run.name], busy)] = [run]
+    if not busy and any(jobs[run.name].status == "queued" for run in known):
+        # A server stops its queue whenever it has drained, also one that was started a moment ago.
+        pool.submit(server.start_queue).add_done_callback(_log_failure)
+    return [Seen(run) for run in theirs if run.name not in jobs]
 
 
 def _list(house: House, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob]] | ImprintError:
@@ -131,7 +159,7 @@ def _look_at(house: House, server: Server, run: RemoteRun, job: RemoteJob, busy:
 
 
 def _log_failure(future: "Future[None]") -> None:
-    if error := future.exception():
+    if not future.cancelled() and (error := future.exception()):
         log.warning("a queue could not be started: %s", error)
 
 
@@ -151,9 +179,15 @@ def clear(house: House, job_id: str | None = None) -> int:
     by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
     for run in ended:
         by_server[run.pod_id].append(run)
-    with ThreadPoolExecutor(min(THREADS, len(by_server)), "clear") as pool:
-        parts = pool.map(lambda part: _clear_on(house, part[0], part[1], gone=part[0] in lost), by_server.items())
-    cleared = [run for part in parts for run in part]
+    pool = ThreadPoolExecutor(min(THREADS, len(by_server)), "clear")
+    time_s = _time_s(house)
+    until = time.monotonic() + time_s / 2
+    parts = [
+        pool.submit(_clear_on, house, pod_id, theirs, until, gone=pod_id in lost)
+        for pod_id, theirs in by_server.items()
+    ]
+    cleared = [run for part in wait(parts, time_s).done for run in part.result()]
+    pool.shutdown(wait=False, cancel_futures=True)
     with house.database.writing() as session:
         for run in cleared:
             runs.cleared(session, run, house.settings, gone=run.pod_id in lost)
@@ -170,14 +204,21 @@ def clear_job(house: House, job_id: str) -> None:
     clear(house, job_id)
 
 
-def _clear_on(house: House, pod_id: str | None, ended: Sequence[RemoteRun], *, gone: bool) -> list[RemoteRun]:
-    """The runs of which one server has nothing any more; the first that fails ends it: the others would, too."""
+def _clear_on(
+    house: House, pod_id: str | None, ended: Sequence[RemoteRun], until: float, *, gone: bool
+) -> list[RemoteRun]:
+    """The runs of which one server has nothing any more; the first that fails ends it: the others would, too.
+
+    After `until` (of time.monotonic) the rest is left for the next time.
+    """
     if gone:
         return list(ended)
     cleared: list[RemoteRun] = []
     try:
         server = pods.server_of(house, pod_id)
         for run in ended:
+            if time.monotonic() > until:
+                break
             work.clear(server, run.name)
             cleared.append(run)
     except ImprintError as error:

@@ -84,7 +84,7 @@ def _submit(house: House, lease: Lease, job: Job, run: RemoteRun, folder: Path) 
     examples = intake.unpack(house, manifest, folder)
     order = work.Order(run.name, spec, examples, find_base_model(spec, house.settings.base_models))
     try:
-        remote_id = work.submit(server, order)
+        remote_id = work.submit(server, order, partial(_see_that_it_is_mine, house, lease))
         with house.database.writing() as session:
             runs.submitted(session, lease, run, remote_id, house.settings)
     except LeaseLost:
@@ -92,6 +92,13 @@ def _submit(house: House, lease: Lease, job: Job, run: RemoteRun, folder: Path) 
             runs.submitted_in_vain(session, run)
         raise
     return False
+
+
+def _see_that_it_is_mine(house: House, lease: Lease) -> None:
+    """Raises LeaseLost. A worker that was held up for long must not go on with what another one does by now."""
+    with house.database.reading() as session:
+        if not lease.held(session):
+            raise LeaseLost(f"{lease.job_id}: somebody else submits it, or it is final")
 
 
 def _wait(house: House, lease: Lease, reason: str) -> bool:

@@ -134,12 +134,12 @@ def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
     for index, image in enumerate(envelope.images):
         if "://" in image.ref and (reason := sources.refuse_early(image.ref)):
             faults[f"images.{index}"] = reason
-    if envelope.webhook_url is not None and (reason := _refused_webhook(envelope.webhook_url, sources)):
+    if envelope.webhook_url is not None and (reason := refused_webhook(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
     return faults
 
 
-def _refused_webhook(url: str, sources: Sources) -> str | None:
+def refused_webhook(url: str, sources: Sources) -> str | None:
     """Notices go out through the same guard as pictures come in: what it would refuse then is refused now."""
     try:
         parts = urlsplit(url)

@@ -63,7 +63,9 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
     """
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     news = job.failure_message != reason
-    lease.write(session, attempt=max(lease.attempt - 1, 0), launches=0, failure_message=reason)
+    lease.write(
+        session, attempt=max(lease.attempt - 1, 0), launches=0, failure_message=reason, lease_token=lease.token + 1
+    )
     if moves.hold_is_over(session, job):
         return
     if news:
@@ -78,13 +80,15 @@ def submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, se
     pods.account(session, run.pod_id)
     give_back(session, lease, settings)
     _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now)
-    moves.tell(session, run.job_id, "remote", status="submitted", server=server_name(session, run), attempt=run.attempt)
+    server = server_name(session, run) or FIXED
+    moves.tell(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 
 
 def give_back(session: Session, lease: Lease, settings: Settings) -> None:
     """The job stands where it is, in nobody's hands."""
     lease.write(
         session,
+        lease_token=lease.token + 1,  # a heartbeat that is under way must not take it again
         attempt=0,
         lease_holder=None,
         lease_until=None,
@@ -176,7 +180,11 @@ def give_up(
         moves.fail(session, run.job_id, error)
         return True
     begun_anew = {"attempt": 0, "launches": 0, "step": 0, "loss": None, "seconds_left": None}
-    update = sa.update(Job).where(_in_training(run)).values(**begun_anew, failure_message=error.message)
+    update = (
+        sa.update(Job)
+        .where(_in_training(run))
+        .values(**begun_anew, failure_message=error.message, lease_token=col(Job.lease_token) + 1)
+    )
     if session.connection().execute(update).rowcount:
         delay_s = settings.retry_base_s * 2 ** (run.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
         moves.tell(
@@ -235,14 +243,18 @@ def cleared(session: Session, run: RemoteRun, settings: Settings, *, gone: bool)
 # ---- for people -----------------------------------------------------------------------------------------------
 
 
-def server_name(session: Session, run: RemoteRun) -> str:
-    """What people know the run's server by; no address, no secret."""
+def server_name(session: Session, run: RemoteRun) -> str | None:
+    """What people know the run's server by; no address, no secret. None before it has one."""
     pod = session.get(RentedPod, run.pod_id) if run.pod_id else None
-    return pod.name if pod else FIXED
+    if pod is None:
+        return FIXED if run.remote_id else None
+    return pod.name
 
 
 def told(session: Session, job_id: str) -> list[dict[str, Any]]:
-    """A job's runs for operators: where, how far, why it ended, what it cost."""
+    """A job's runs for operators: where, how far, why it ended or what it waits for, what it cost."""
+    job = session.get(Job, job_id)
+    waits_for = job.failure_message if job is not None and job.status in ACTIVE else None
     query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt))
     return [
         {
@@ -252,7 +264,7 @@ def told(session: Session, job_id: str) -> list[dict[str, Any]]:
             "state": run.state,
             "status": run.info or run.status,
             "step": run.step,
-            "reason": run.reason,
+            "reason": run.reason or (waits_for if run.state == RunState.SUBMITTING else None),
             "cost_dollars": round(run.cost_microdollars / 1e6, 4),
             "submitted_at": run.submitted_at.isoformat() if run.submitted_at else None,
             "ended_at": run.ended_at.isoformat() if run.ended_at else None,

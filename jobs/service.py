@@ -71,7 +71,7 @@ def submit(house: House, arguments: Mapping[str, Any]) -> View:
     order = requests.read(arguments, house.settings, house.sources)
     try:
         with house.database.writing() as session:
-            job = _known(session, order) or _accept(session, order, house.settings)
+            job = accept(session, order, house.settings)
     except (IntegrityError, InsufficientCredits):
         # Two requests with one key raced on PostgreSQL; the other one won, perhaps with the last credits.
         with house.database.reading() as session:
@@ -80,6 +80,11 @@ def submit(house: House, arguments: Mapping[str, Any]) -> View:
             raise
         job = winner
     return look(house, job.id)
+
+
+def accept(session: Session, order: Order, settings: Settings) -> Job:
+    """The job of an order, in the caller's transaction: the one that its key gave before, or a new one."""
+    return _known(session, order) or _accept(session, order, settings)
 
 
 def _known(session: Session, order: Order) -> Job | None:
@@ -129,11 +134,11 @@ def _accept(session: Session, order: Order, settings: Settings) -> Job:
     return job
 
 
-def look(house: House, job_id: str) -> View:
-    """A job's public view. Raises NotFound."""
+def look(house: House, job_id: str, owner_id: str | None = None) -> View:
+    """A job's public view. Raises NotFound; with an owner, also for a job that belongs to another."""
     with house.database.reading() as session:
         job = session.get(Job, job_id)
-        if job is None:
+        if job is None or owner_id not in (None, job.owner_id):
             raise NotFound(f"there is no job {job_id}")
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
@@ -141,12 +146,21 @@ def look(house: House, job_id: str) -> View:
         return _view(session, job, pictures.all())
 
 
-def jobs(house: House, *, owner_id: str | None = None, active: bool = False, limit: int = 20) -> list[View]:
+def jobs(
+    house: House,
+    *,
+    owner_id: str | None = None,
+    subject_id: str | None = None,
+    active: bool = False,
+    limit: int = 20,
+) -> list[View]:
     """Newest jobs first, without their pictures."""
     with house.database.reading() as session:
         query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
         if owner_id is not None:
             query = query.where(Job.owner_id == owner_id)
+        if subject_id is not None:
+            query = query.where(Job.subject_id == subject_id)
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
         return [_view(session, job, []) for job in session.exec(query)]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from core.errors import ImageInvalid, ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
+from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
 from core.logging import working_on
-from jobs import keys, moves, remote
+from jobs import intake, keys, moves, remote
 from jobs.control import JobControl, StoredCheckpoints
 from jobs.intake import outcome, preparation, unpack
 from jobs.leases import Beat, Lease, claim_picture
@@ -90,7 +90,7 @@ def _prepare(
     if sha256 != picture.source_sha256:  # else the claim has looked already
         with house.database.reading() as session:
             done = _prepared(session, sha256, spec)
-    return done or _convert(house, data, sha256, spec), len(data)
+    return done or intake.convert(house, data, sha256, spec), len(data)
 
 
 def _source(house: House, picture: JobPicture, limit: int) -> bytes:
@@ -103,22 +103,6 @@ def _source(house: House, picture: JobPicture, limit: int) -> bytes:
         return house.store.get(stored.key)
     except NotFound as error:
         raise ImageUnreachable(f"stored picture {stored.id} is gone from the store") from error
-
-
-def _convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> PreparedPicture:
-    """Prepare the picture and keep the result for every job that will use it."""
-    row = PreparedPicture(source_sha256=sha256, recipe=preparation(spec), report="{}")
-    try:
-        made = house.decoder.prepare(data, resolution=spec.resolution, aspect_buckets=spec.aspect_buckets)
-    except ImageInvalid as error:
-        row.report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreadable"]})
-    else:
-        bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-        row.report = json.dumps(made.report.to_dict() | {"bad": bad})
-        row.sha256, row.width, row.height = made.sha256, made.width, made.height
-        row.key = keys.prepared(made.sha256)
-        house.store.put(row.key, made.png)
-    return row
 
 
 # ---- dataset ----------------------------------------------------------------------------------------------

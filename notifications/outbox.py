@@ -6,7 +6,7 @@ out and somebody sends again, under the same message id.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from notifications.tables import MESSAGE
 
 Kind = Literal["launch", "notice", "cleanup"]
 
+AT_ONCE = 4  # notices on their way to one receiver; to one that failed the last time, a single one
 SUPERSEDED = "superseded"  # the error of a message that died because a later one says more
 _MAX_ERROR = 500
 
@@ -96,7 +97,8 @@ def put(
 def due(session: Session, now: datetime, kinds: Iterable[Kind], limit: int = 100) -> list[Message]:
     """Messages to send now. A notice is due only when no earlier one of its job still waits.
 
-    Destinations take turns, so that a thousand messages to one that is down leave room for all the others.
+    Destinations take turns, and few notices are on their way to the same one, so that a thousand messages to one
+    that is down, or slow, leave room for all the others.
     """
     statement = sa.select(*_COLUMNS).where(MESSAGE.c.id.in_(_ready(now, kinds, limit)))
     rows = session.execute(statement.order_by(MESSAGE.c.due_at, MESSAGE.c.job_id, MESSAGE.c.sequence))
@@ -119,6 +121,12 @@ def claim(
     claimed = sa.update(MESSAGE).where(MESSAGE.c.id.in_(ids)).values(claimed_until=now + lease)
     rows = session.execute(claimed.returning(*_COLUMNS))
     return sorted((_message(row) for row in rows), key=lambda message: (message.created_at, message.sequence))
+
+
+def let_go(session: Session, message_ids: Sequence[str]) -> None:
+    """Give up a claim on messages that were not handed on: they are due to others again, as they were before."""
+    statement = sa.update(MESSAGE).where(MESSAGE.c.id.in_(message_ids), _WAITING)
+    session.execute(statement.values(claimed_until=None))
 
 
 def find(session: Session, message_id: str) -> Message | None:
@@ -181,6 +189,20 @@ def drop_destination(
     return _drop(session, whose, reason, now or utcnow())
 
 
+def spare_destination(session: Session, destination: str, until: datetime, now: datetime | None = None) -> None:
+    """Ask a receiver that is down for nothing before `until`: its other waiting notices are due then."""
+    now = now or utcnow()
+    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind == "notice", MESSAGE.c.due_at < until
+    _move_due(session, (*whose, _is_unclaimed(now)), until)
+
+
+def resume_destination(session: Session, destination: str, now: datetime | None = None) -> None:
+    """A receiver answers again: notices that were never tried are due now."""
+    now = now or utcnow()
+    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind == "notice", MESSAGE.c.due_at > now
+    _move_due(session, (*whose, MESSAGE.c.attempts == 0), now)
+
+
 def is_overtaken(session: Session, message: Message | DeadLetter) -> bool:
     """Whether a later message of the same kind was put for the same job."""
     later = sa.select(MESSAGE.c.id).where(MESSAGE.c.job_id == message.job_id, MESSAGE.c.kind == message.kind)
@@ -228,13 +250,32 @@ def _ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[
     turn = sa.func.row_number().over(
         partition_by=MESSAGE.c.destination, order_by=(MESSAGE.c.due_at, MESSAGE.c.sequence)
     )
+    traffic = _traffic(now)
     ready = (
-        sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"))
+        sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"), traffic.c.room)
+        .outerjoin(traffic, sa.and_(MESSAGE.c.kind == "notice", traffic.c.destination == MESSAGE.c.destination))
         .where(*_is_due(now), MESSAGE.c.kind.in_(list(kinds)))
         .where(sa.or_(MESSAGE.c.kind != "notice", sa.not_(waits_for_another)))
         .subquery()
     )
-    return sa.select(ready.c.id).order_by(ready.c.turn, ready.c.due_at).limit(limit)
+    has_room = sa.or_(ready.c.room.is_(None), ready.c.turn <= ready.c.room)
+    return sa.select(ready.c.id).where(has_room).order_by(ready.c.turn, ready.c.due_at).limit(limit)
+
+
+def _traffic(now: datetime) -> sa.Subquery:
+    """How many more notices may be on their way to each receiver that some wait for."""
+    on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > now, 1), else_=0))
+    at_once = sa.case((sa.func.max(MESSAGE.c.attempts) > 0, 1), else_=AT_ONCE)
+    waiting = sa.select(MESSAGE.c.destination, (at_once - on_their_way).label("room"))
+    waiting = waiting.where(_WAITING, MESSAGE.c.kind == "notice", MESSAGE.c.destination.is_not(None))
+    return waiting.group_by(MESSAGE.c.destination).subquery()
+
+
+def _move_due(session: Session, whose: tuple[sa.ColumnElement[bool], ...], due_at: datetime) -> None:
+    # Rows that another transaction has in hand are left to it: it may be doing the same in another order.
+    rows = sa.select(MESSAGE.c.id).where(_WAITING, *whose).with_for_update(skip_locked=True)
+    ids = session.execute(rows).scalars().all()
+    session.execute(sa.update(MESSAGE).where(MESSAGE.c.id.in_(ids)).values(due_at=due_at))
 
 
 def _next_sequence(session: Session, job_id: str) -> int:

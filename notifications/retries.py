@@ -19,6 +19,10 @@ _NOT_LET_IN = {401, 403}
 _GONE = 410
 
 
+# A receiver that is down is asked for its other notices no sooner than after its own delay, and this at most.
+LONGEST_SPARING = timedelta(seconds=60)
+
+
 class Verdict(StrEnum):
     SENT = "sent"
     RETRY = "retry"
@@ -35,6 +39,11 @@ class Outcome:
     next_due: datetime | None = None
     status: int | None = None
     alert: bool = False
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the receiver as a whole does not work now, rather than refusing this one message."""
+        return self.verdict is Verdict.RETRY and (self.status is None or self.status in _MAY_PASS or self.status >= 500)
 
 
 def judge(status: int, headers: Mapping[str, str], *, attempts: int, message_id: str, now: datetime) -> Outcome:

@@ -29,6 +29,7 @@ EVENTS = {
     "training.completed": "completed",
     "training.failed": "failed",
     "training.cancelled": "failed",
+    "training.not_started": "failed",  # of a subject, not of a job: what was meant to start by itself and did not
 }
 MAX_BODY_BYTES = 20_000  # Standard Webhooks asks for less than 20 kB
 _MAX_REASON, _MAX_PATH, _MAX_WORD = 2000, 1000, 200  # characters, of at most four bytes
@@ -153,12 +154,18 @@ def record(session: Session, message: Message, outcome: Outcome, now: datetime |
         log.error("webhook %s of job %s: %s (%s)", message.id, message.job_id, outcome.error, outcome.verdict)
     if outcome.verdict is Verdict.SENT:
         outbox.mark_sent(session, message.id, now)
+        if message.destination is not None:
+            outbox.resume_destination(session, message.destination, now)
         return
     next_due, error = outcome.next_due, outcome.error
     if next_due is not None and message.topic == PROCESSING and outbox.is_overtaken(session, message):
         # The final event was put while this one was on its way; only this one's failure sets it free.
         next_due, error = None, outbox.SUPERSEDED
     outbox.mark_failed(session, message.id, error, next_due, now)
+    if outcome.is_down and outcome.next_due is not None and message.destination is not None and message.attempts > 0:
+        # Down for longer than a hiccup.
+        until = min(outcome.next_due, now + retries.LONGEST_SPARING)
+        outbox.spare_destination(session, message.destination, until, now)
     if outcome.verdict is Verdict.DISABLED and message.destination is not None:
         if message.owner_id is not None:
             receivers.disable(session, message.owner_id, message.destination, error, now)

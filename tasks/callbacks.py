@@ -1,15 +1,20 @@
 """What follows a job: the error callback of its chain, its notices, its clean-up."""
 
+from typing import Any
+
+from celery import Task
+
 from jobs import aftermath, sweeps
 from jobs.wiring import house
 from tasks.app import app
 from tasks.relay import relay
+from tasks.steps import run
 
 
-@app.task(name="imprint.step_failed")
-def step_failed(job_id: str) -> None:
+@app.task(name="imprint.step_failed", bind=True)
+def step_failed(self: "Task[..., Any]", job_id: str) -> None:
     """A step ended in an error. Most have failed their job by then; one whose process died has not."""
-    sweeps.repair_job(house(), job_id)
+    run(self, lambda: sweeps.repair_job(house(), job_id))
     relay(house())
 
 

@@ -11,8 +11,10 @@ from rich.table import Table
 from jobs import intake, service
 from jobs.view import View
 from jobs.wiring import house
+from tasks.backend_commands import BACKENDS
 from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
+from tasks.token_commands import token
 from training.spec import BASE_MODELS
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
@@ -23,7 +25,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in OPERATORS:
+for _command in (*OPERATORS, *BACKENDS, token):
     imprint.add_command(_command)
 
 
@@ -192,7 +194,7 @@ def _show(view: View, as_json: bool) -> None:
             )
     for run in view.get("remote_runs", ()):
         out.print(
-            f"  attempt {run['attempt']} on {run['server']}: {run['state']}, step {run['step']}, "
+            f"  attempt {run['attempt']} on {run['server'] or 'no server yet'}: {run['state']}, step {run['step']}, "
             f"{run['cost_dollars']:.4f} $  {run['reason'] or run['status']}", highlight=False, markup=False,
         )  # fmt: skip
     if view["failure"]:

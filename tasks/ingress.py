@@ -6,7 +6,7 @@ from typing import Any
 from celery import Task
 
 from core.errors import ImprintError
-from jobs import service
+from jobs import service, subjects
 from jobs.view import View
 from jobs.wiring import house
 from tasks.app import app
@@ -53,3 +53,14 @@ def cancel(job_id: str) -> View:
     view = service.cancel(house(), job_id)
     relay(house())
     return view
+
+
+@app.task(name="imprint.profile_set_completed", ignore_result=False, throws=(ImprintError,))
+def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
+    """A subject has all its pictures: train it, if it trains automatically and nothing stands in the way.
+
+    The result says whether a training was started, which, and if not, why not. Said twice, it starts one.
+    """
+    done = subjects.profile_set_completed(house(), owner_id, subject_id)
+    relay(house())
+    return asdict(done)

@@ -1,8 +1,11 @@
 """From a job to Celery's messages: the canvas of the stages that it still lacks. Only ids travel."""
 
+from contextlib import suppress
+
 from celery import chain, chord
 from celery.canvas import Signature
 from celery.result import AsyncResult, ResultBase, ResultSet
+from redis.exceptions import RedisError
 
 from jobs import sweeps
 from jobs.wiring import House
@@ -29,12 +32,25 @@ def launch(house: House, job_id: str) -> None:
 
 
 def let_go(result: ResultBase | None) -> None:
-    """Nobody waits for these results; left alone, each would ask Redis once more when it is thrown away."""
+    """Nobody waits for these results: forget them now, and do not ask Redis once more when they are thrown away.
+
+    Celery 5.7.0 keeps a second object for each picture of a chord, and a subscription with it, for as long as the
+    process lives; and one that lost its backend breaks the next launch after a reconnect to Redis.
+    """
     while result is not None:
         for one in [result, *(result.results if isinstance(result, ResultSet) else ())]:
-            if isinstance(one, AsyncResult):
-                one.backend = None
+            if isinstance(one, AsyncResult) and one.backend is not None:
+                _forget(one)
         result = result.parent
+
+
+def _forget(result: AsyncResult) -> None:
+    backend = result.backend
+    twins = [twin for waiting in backend._pending_results for twin in (waiting.get(result.id) or {}).values()]
+    for one in (*twins, result):
+        with suppress(RedisError, RuntimeError):  # away: the canvas has been sent, and here it is forgotten
+            backend.remove_pending_result(one)
+        one.backend = None
 
 
 def _step(stage: Stage, job_id: str, trainer: str) -> Signature:

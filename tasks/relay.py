@@ -1,6 +1,7 @@
 """Sends what the outbox holds: right after a commit, and from the sweep for what was left."""
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 
 from kombu.exceptions import OperationalError
@@ -9,6 +10,8 @@ from redis.exceptions import RedisError
 from core.clock import utcnow
 from jobs.wiring import House
 from notifications import outbox
+from notifications.outbox import Message
+from storage.database import AWAY
 from tasks import pipeline
 from tasks.app import app
 
@@ -23,28 +26,51 @@ BATCH = 100
 
 
 def relay(house: House) -> int:
-    """Hand every due message to whoever carries it out; gives how many. A broker that is away loses nothing."""
+    """Hand every due message to whoever carries it out; gives how many.
+
+    It fails nobody: what it is called after has been committed, and what does not go while broker or database are away
+    is sent by the sweep.
+    """
     handed = 0
-    while True:
-        with house.database.writing() as session:
-            messages = outbox.claim(session, utcnow(), ("launch", "cleanup", "notice"), BATCH, lease=CLAIM)
-        launched = []
-        try:
-            for message in messages:
-                if message.kind == "launch" and message.job_id is not None:
-                    pipeline.launch(house, message.job_id)
-                    launched.append(message.id)
-                else:
-                    name = "imprint.notify" if message.kind == "notice" else "imprint.clean_up"
-                    app.signature(name, (message.job_id, message.id)).apply_async()
-                handed += 1
-        except _AWAY as error:
-            log.warning("the broker does not answer; %d message(s) wait for the sweep: %s", len(messages), error)
-            return handed
-        finally:
-            if launched:
-                with house.database.writing() as session:
-                    for message_id in launched:
-                        outbox.mark_sent(session, message_id)
-        if len(messages) < BATCH:
-            return handed
+    try:
+        while True:
+            with house.database.writing() as session:
+                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", "notice"), BATCH, lease=CLAIM)
+            sent = _hand_on(house, messages)
+            handed += sent
+            if len(messages) < BATCH or sent < len(messages):
+                return handed
+    except AWAY as error:
+        log.warning("the database does not answer; messages wait for the sweep: %s", error)
+        return handed
+
+
+def _hand_on(house: House, messages: Sequence[Message]) -> int:
+    """Send claimed messages in order until one does not go; the rest is due to others at once. Gives how many went."""
+    sent = 0
+    try:
+        for message in messages:
+            if message.kind == "launch" and message.job_id is not None:
+                pipeline.launch(house, message.job_id)
+            else:
+                name = "imprint.notify" if message.kind == "notice" else "imprint.clean_up"
+                app.signature(name, (message.job_id, message.id)).apply_async()
+            sent += 1
+    except _AWAY as error:
+        log.warning("the broker does not answer; %d message(s) wait for the sweep: %s", len(messages) - sent, error)
+    with house.database.writing() as session:
+        for message in messages[:sent]:
+            if message.kind == "launch":
+                outbox.mark_sent(session, message.id)
+        outbox.let_go(session, [message.id for message in messages[sent:]])
+    return sent
+
+
+def broker_answers() -> bool:
+    """Whether messages could be sent now."""
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+    except OperationalError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The whole stack on one machine, in the foreground: broker if none is configured, workers, beat, Flower.
+"""The whole stack on one machine, in the foreground: broker if none is configured, workers, beat, Flower, the HTTP API.
 
 `python -m tasks.stack` (`make up`) runs it until Ctrl-C; the demo and the tests start it as a context manager.
 """
@@ -36,8 +36,9 @@ class Member:
     """One process of the stack."""
 
     name: str
-    arguments: Sequence[str]  # of the celery command, after `-A tasks.app`
+    arguments: Sequence[str]  # after the command
     environment: dict[str, str] = field(default_factory=dict)
+    command: Sequence[str] = ("celery", "-A", "tasks.app")  # a module, as `python -m` has it
     process: "subprocess.Popen[bytes] | None" = None
     restarts: int = 0
 
@@ -45,7 +46,7 @@ class Member:
 class Stack:
     """Starts the members, restarts one that dies, stops them in an order in which nothing is lost."""
 
-    def __init__(self, configured: Settings, *, quiet: bool = False, flower: bool = True) -> None:
+    def __init__(self, configured: Settings, *, quiet: bool = False, flower: bool = True, web: bool = True) -> None:
         self._settings = configured
         self._quiet = quiet
         self._redis = EmbeddedRedis(configured) if configured.broker_url is None else None
@@ -53,9 +54,10 @@ class Stack:
         self._restarting = threading.Lock()
         self.flower_url = ""
         self.flower_login = ""
-        self.members = self._members(flower)
+        self.web_url = ""
+        self.members = self._members(flower, web)
 
-    def _members(self, flower: bool) -> list[Member]:
+    def _members(self, flower: bool, web: bool) -> list[Member]:
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
         trains = [f"train.{family}" for family in ("sd15", "sdxl", "z-image")]
         members = [
@@ -65,7 +67,15 @@ class Stack:
         ]
         if flower:
             members.append(self._flower())
+        if web:
+            members.append(self._web())
         return members
+
+    def _web(self) -> Member:
+        port = self._settings.web_port or _free_port()
+        host = self._settings.web_host
+        self.web_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared
+        return Member("web", [], {"IMPRINT_WEB_PORT": str(port)}, command=("web",))
 
     def _flower(self) -> Member:
         port = self._settings.flower_port or _free_port()
@@ -93,7 +103,7 @@ class Stack:
         if self._quiet:
             output = (self._settings.log_dir / f"{member.name}.log").open("ab")
         member.process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "tasks.app", *member.arguments],
+            [sys.executable, "-m", *member.command, *member.arguments],
             cwd=_ROOT,
             env={**os.environ, **member.environment, "IMPRINT_HOME": str(self._settings.home.resolve())},
             stdin=subprocess.DEVNULL,
@@ -125,10 +135,10 @@ class Stack:
                 self._launch(member)
 
     def stop(self) -> None:
-        """Beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
+        """The API and beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
         with self._restarting:  # else a member that ends because we asked it to may be taken for dead
             self._stopping.set()
-        order = sorted(self.members, key=lambda member: ("beat", "train", "io", "flower").index(member.name))
+        order = sorted(self.members, key=lambda member: ("web", "beat", "train", "io", "flower").index(member.name))
         for member in order:
             _signal(member, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
@@ -164,7 +174,7 @@ def alone(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(configured: Settings, *, flower: bool = True, fresh: bool = False) -> Iterator[Stack]:
+def running(configured: Settings, *, flower: bool = True, web: bool = False, fresh: bool = False) -> Iterator[Stack]:
     """A stack whose output goes to the log folder, watched from a thread, stopped when the block ends.
 
     `fresh` empties the home first: all jobs, credits and files of it.
@@ -172,7 +182,7 @@ def running(configured: Settings, *, flower: bool = True, fresh: bool = False) -
     with alone(configured.home):
         if fresh:
             _empty(configured.home)
-        stack = Stack(configured, quiet=True, flower=flower)
+        stack = Stack(configured, quiet=True, flower=flower, web=web)
         watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
         try:
             stack.start()
@@ -224,6 +234,7 @@ def _run(console: Console) -> None:
     try:
         stack.start()
         console.print(f"[bold]Imprint is up.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
+        console.print(f"HTTP API: {stack.web_url} (reference: {stack.web_url}/docs)", highlight=False)
         console.print(
             "Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]   Stop: Ctrl-C"
         )

@@ -18,7 +18,7 @@ _DATABASE_AWAY_S = 5.0
 _DATABASE_AWAY_RETRIES = 5
 
 
-def _run(task: "Task[..., Any]", step: Callable[[], None]) -> None:
+def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
     """Run `step`; a message with nothing to do ends quietly, a transient failure comes back later."""
     try:
         step()
@@ -36,7 +36,7 @@ def _run(task: "Task[..., Any]", step: Callable[[], None]) -> None:
 def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
     """Fetch and prepare one picture."""
     try:
-        _run(self, lambda: steps.preprocess(house(), job_id, position))
+        run(self, lambda: steps.preprocess(house(), job_id, position))
     except Ignore:
         return  # the chord counts its header: an ignored message would hang it
 
@@ -44,24 +44,24 @@ def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
 @app.task(name="imprint.dataset", bind=True, throws=(ImprintError,))
 def dataset(self: "Task[..., Any]", job_id: str) -> None:
     """Write the manifest of the good pictures."""
-    _run(self, lambda: steps.dataset(house(), job_id))
+    run(self, lambda: steps.dataset(house(), job_id))
     relay(house())  # that the job is worked on: told before the training, not by the next sweep
 
 
 @app.task(name="imprint.train", bind=True, throws=(ImprintError,))
 def train(self: "Task[..., Any]", job_id: str) -> None:
     """Train the LoRA on this worker."""
-    _run(self, lambda: steps.train(house(), job_id))
+    run(self, lambda: steps.train(house(), job_id))
 
 
 @app.task(name="imprint.upload", bind=True, throws=(ImprintError,))
 def upload(self: "Task[..., Any]", job_id: str) -> None:
     """Check the file and put it in its place."""
-    _run(self, lambda: steps.upload(house(), job_id))
+    run(self, lambda: steps.upload(house(), job_id))
 
 
 @app.task(name="imprint.settle", bind=True, throws=(ImprintError,))
 def settle(self: "Task[..., Any]", job_id: str) -> None:
     """Charge, mark ready, notify."""
-    _run(self, lambda: steps.settle(house(), job_id))
+    run(self, lambda: steps.settle(house(), job_id))
     relay(house())

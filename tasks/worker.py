@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from celery.signals import setup_logging, worker_init, worker_ready, worker_shutting_down
+from celery.worker.control import inspect_command
 
 from core.logging import set_up
 from core.settings import settings
@@ -14,6 +15,8 @@ from jobs.shell import clear_dead_work_dirs
 from jobs.wiring import house
 
 log = logging.getLogger(__name__)
+
+_device: list[str] = []  # the name of what this worker trains on, once it was tried
 
 
 @setup_logging.connect
@@ -40,7 +43,17 @@ def _say_what_trains(sender: Any, **_: Any) -> None:
         from training.device import probe
 
         import_module("training.backends.local")
-        log.info("%s", probe(settings().device).text)
+        report = probe(settings().device)
+        log.info("%s", report.text)
+        _device.append(report.name)
+
+
+@inspect_command()
+def imprint_trains(state: Any) -> dict[str, Any]:
+    """What `imprint backends` asks: the queues of this worker, and what it trains on."""
+    consumer = state.consumer.task_consumer
+    queues = [queue.name for queue in consumer.queues] if consumer else []
+    return {"queues": queues, "device": _device[0] if _device else None}
 
 
 @worker_shutting_down.connect

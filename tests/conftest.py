@@ -6,8 +6,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Tests say themselves which settings they mean; what the developer's shell or machine has set is not theirs.
-for _name in [name for name in os.environ if name.startswith("IMPRINT_")]:
+# Tests say themselves which settings they mean; what the developer's shell or machine has set is not theirs, but for
+# IMPRINT_TEST_*, which is meant for them.
+for _name in [name for name in os.environ if name.startswith("IMPRINT_") and not name.startswith("IMPRINT_TEST_")]:
     del os.environ[_name]
 
 # Several test processes share the cores: more threads in each would only wait for one another.

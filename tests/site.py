@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import httpx2
 from celery import Celery
 from PIL import Image, ImageDraw
 
@@ -19,7 +20,10 @@ from core.settings import Settings
 from jobs import accounts, intake, service
 from jobs.view import View
 from jobs.wiring import House
-from tests.servers.process import ServerProcess
+from tests.servers.gated_s3 import gated_s3
+from tests.servers.postgres import new_database, postgres_server
+from tests.servers.process import Server, ServerProcess, free_port
+from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,11 +59,14 @@ class Site:
         }
         self.settings = Settings(_env_file=None, **fields)
         self.house = House(self.settings)
-        result_url = self.environment.get("IMPRINT_RESULT_URL", broker_url)
+        results = broker_url if broker_url.startswith("redis") else f"db+{self.settings.database}"
+        result_url = self.environment.get("IMPRINT_RESULT_URL", results)
         # An application that does not have our code: a broker's address and the names of our tasks.
         self.application = Celery("application", broker=broker_url, backend=result_url)
         self.processes: dict[str, ServerProcess] = {}
+        self.broker: Server | None = None
         self.redis: RedisServer | None = None
+        self.web_url = ""
 
     # ---- processes ----
 
@@ -67,8 +74,10 @@ class Site:
         return [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments]
 
     def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
-        """Start `io`, `train`, `beat` (or a second one: `io-2`), and wait until a worker is ready."""
+        """Start `io`, `train`, `beat`, `web` (or a second one: `io-2`), and wait until a worker is ready."""
         kind = name.split("-")[0]
+        if kind == "web":
+            return self._start_web(name, **environment)
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
         arguments = {
             "io": [*worker, "-Q", "io,cpu", "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
@@ -83,6 +92,22 @@ class Site:
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
             assert process.alive, log.read_text()
         return process
+
+    def _start_web(self, name: str, **environment: str) -> ServerProcess:
+        """The HTTP API; a second start after a kill is on the same port."""
+        if not self.web_url:
+            self.web_url = f"http://127.0.0.1:{free_port()}"
+        surroundings = self.surroundings(IMPRINT_WEB_PORT=self.web_url.rpartition(":")[2], **environment)
+        process = ServerProcess([sys.executable, "-m", "web"], log=self.log(name), cwd=ROOT, env=surroundings)
+        self.processes[name] = process
+        process.wait_until(self._web_answers, 90)
+        return process
+
+    def _web_answers(self) -> bool:
+        try:
+            return httpx2.get(f"{self.web_url}/healthz", timeout=5, trust_env=False).status_code == 200
+        except httpx2.TransportError:
+            return False
 
     def surroundings(self, **environment: str) -> dict[str, str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("IMPRINT_")}
@@ -183,19 +208,30 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 @contextmanager
 def site(
-    folder: Path, base_model: Path, *, start: tuple[str, ...] = ("io", "train", "beat"), **environment: str
+    folder: Path,
+    base_model: Path,
+    *,
+    start: tuple[str, ...] = ("io", "train", "beat"),
+    broker: Literal["redis", "rabbitmq"] = "redis",
+    database: Literal["sqlite", "postgresql"] = "sqlite",
+    store: Literal["local", "s3"] = "local",
+    kind: type[Site] = Site,
+    **environment: str,
 ) -> Iterator[Site]:
-    """A running site with a Redis of its own at `site.redis`."""
-    with redis_server(folder / "redis") as redis:
-        made = Site(folder, base_model, redis.url, **environment)
-        made.redis = redis
-        try:
-            made.house.database.migrate()
-            for name in start:
-                made.start(name)
-            yield made
-        finally:
-            made.end()
+    """A running site with servers of its own: its broker is at `site.broker`, if that is Redis at `site.redis` too."""
+    with ExitStack() as stack:
+        server = stack.enter_context((redis_server if broker == "redis" else rabbitmq_server)(folder / broker))
+        if database == "postgresql":
+            environment |= {"IMPRINT_DATABASE_URL": new_database(stack.enter_context(postgres_server()))}
+        if store == "s3":
+            environment |= stack.enter_context(gated_s3()).environment
+        made = kind(folder, base_model, server.url, **environment)
+        made.broker, made.redis = server, server if isinstance(server, RedisServer) else None
+        stack.callback(made.end)
+        made.house.database.migrate()
+        for name in start:
+            made.start(name)
+        yield made
 
 
 def make_base(shared: Path) -> Path:

@@ -1,11 +1,10 @@
 """How a process gives up what it will not need, before it touches a stranger's bytes.
 
 Every limit that this system has is taken; one that it lacks (macOS knows only some) is left out. Nothing here can be
-undone by the process itself, except the processor time, which it is given anew for each picture.
+undone by the process itself, except its timers: who waits for it has a clock of their own.
 """
 
 import ctypes
-import math
 import os
 import resource
 import signal
@@ -26,7 +25,7 @@ def confine(memory_bytes: int) -> list[str]:
     Gives the names of what is in force. The process must have one thread only, and everything imported.
     """
     held = []
-    for number in (signal.SIGXCPU, signal.SIGALRM, signal.SIGTERM):
+    for number in (signal.SIGPROF, signal.SIGALRM, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # a parent that ignores one hands that down
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if sys.platform == "linux":
@@ -43,12 +42,13 @@ def confine(memory_bytes: int) -> list[str]:
     return held
 
 
-def allow_processor(seconds: int) -> None:
-    """Let this process use `seconds` more of processor time; then the kernel ends it (SIGXCPU)."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime) + seconds, hard))
+def limit_time(processor_s: float, clock_s: float) -> None:
+    """Let the kernel end this process after so much processor time (SIGPROF) or so long (SIGALRM); 0 is no limit.
+
+    Timers, for RLIMIT_CPU counts whole seconds since the process began.
+    """
+    signal.setitimer(signal.ITIMER_PROF, processor_s)
+    signal.setitimer(signal.ITIMER_REAL, clock_s)
 
 
 def _limited(name: str, what: int, value: int) -> list[str]:

@@ -70,7 +70,7 @@ class Decoder:
         *,
         max_pixels: int = 50_000_000,
         max_bytes: int = 20_000_000,
-        cpu_s: int = 30,
+        cpu_s: float = 30.0,
         wall_s: float = 120.0,
         memory_bytes: int | None = None,
         pictures: int = 1000,
@@ -123,8 +123,8 @@ class Decoder:
             child.end(0)
             raise ImageInvalid(f"decoding the picture takes longer than {self._wall_s:g} s") from None
         except frames.Broken:
-            if child.end() in (-signal.SIGXCPU, -signal.SIGALRM):
-                raise ImageInvalid(f"decoding the picture takes more than {self._cpu_s} s of work") from None
+            if child.end() in (-signal.SIGPROF, -signal.SIGALRM):
+                raise ImageInvalid(f"decoding the picture takes more than {self._cpu_s:g} s of work") from None
             raise
         finally:
             if kept:

@@ -7,7 +7,6 @@ A parent-death signal would be sent when the *thread* that started us ends, so t
 
 import io
 import os
-import signal
 import socket
 import sys
 import warnings
@@ -19,11 +18,11 @@ from PIL import AvifImagePlugin, Image, ImageCms
 
 from core.errors import ImageInvalid
 from training import frames
-from training.confinement import allow_processor, confine
+from training.confinement import confine, limit_time
 from training.pictures import FORMATS, prepare
 
 
-def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: int, wall_s: float) -> None:
+def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_s: float) -> None:
     """Serve standard input, a socket, until it ends."""
     channel = socket.socket(fileno=os.dup(0))
     warnings.simplefilter("ignore")
@@ -39,8 +38,7 @@ def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: int, wall_s:
             asked, data = frames.receive(channel, max_bytes)
         except frames.Broken:
             return
-        allow_processor(cpu_s)
-        signal.setitimer(signal.ITIMER_REAL, wall_s)
+        limit_time(cpu_s, wall_s)
         try:
             made = prepare(bytes(data), max_pixels=max_pixels, max_bytes=max_bytes, **asked)
         except ImageInvalid as error:
@@ -51,7 +49,7 @@ def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: int, wall_s:
         else:
             told = {"width": made.width, "height": made.height, "report": asdict(made.report)}
             body = made.png
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        limit_time(0, 0)
         try:
             frames.send(channel, told, body)
         except frames.Broken:

@@ -8,8 +8,10 @@ Format: 8 bytes little-endian header length, a JSON header, the data. https://gi
 """
 
 import json
+import mmap
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,11 @@ _KINDS: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
 }
+
+
+# Bytes per element of every kind of whole bytes that the format has.
+_WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
+           "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}  # fmt: skip
 
 
 class Malformed(ValueError):
@@ -79,28 +86,51 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 def unpack(data: bytes | memoryview) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file; raises Malformed. Elements are views into `data`, read-only."""
+    laid_out, metadata, start = _layout(data)
+    tensors = {}
+    for name, (kind, shape, first, last) in laid_out.items():
+        if kind not in _KINDS:
+            raise Malformed(f"tensor {name[:80]!r} is of kind {kind!r}, which we do not read")
+        count = (last - first) // _WIDTHS[kind]
+        elements = np.frombuffer(data, _KINDS[kind], count, start + first) if count else np.empty(0, _KINDS[kind])
+        tensors[name] = Tensor(kind, elements.reshape(shape))
+    return tensors, metadata
+
+
+def check_layout(path: Path) -> None:
+    """See that the file's header is sound and its tensors fill it, without reading them. Raises Malformed, OSError."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise Malformed("it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _layout(data)
+
+
+def _layout(
+    data: bytes | memoryview | mmap.mmap,
+) -> tuple[dict[str, tuple[str, tuple[int, ...], int, int]], dict[str, str], int]:
+    """Kind, shape, first and last byte of each tensor; the metadata; where the data starts."""
     header, start = read_header(data)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Malformed("its metadata is not a table of texts")
-    spans: list[tuple[int, int]] = []
-    tensors = {name: _view(name, entry, data, start, spans) for name, entry in header.items()}
+    laid_out = {name: _entry(name, entry, len(data) - start) for name, entry in header.items()}
     end = 0
-    for first, last in sorted(spans):
+    for first, last in sorted(entry[2:] for entry in laid_out.values()):
         if first != end:
             raise Malformed("its tensors overlap, or leave a hole between them")
         end = last
     if start + end != len(data):
         raise Malformed(f"its header tells of {start + end} bytes, it has {len(data)}")
-    return tensors, metadata
+    return laid_out, metadata, start
 
 
-def data_offset(data: bytes | memoryview) -> int:
+def data_offset(data: bytes | memoryview | mmap.mmap) -> int:
     """Where the tensors' data starts."""
     return 8 + int(struct.unpack("<Q", data[:8])[0])
 
 
-def read_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
+def read_header(data: bytes | memoryview | mmap.mmap) -> tuple[dict[str, Any], int]:
     """The header of a file that begins with `data`, and where its tensors' data starts. Raises Malformed."""
     if len(data) < 8:
         raise Malformed("it is shorter than a safetensors header")
@@ -127,20 +157,18 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _view(name: str, entry: Any, data: bytes | memoryview, start: int, spans: list[tuple[int, int]]) -> Tensor:
+def _entry(name: str, entry: Any, size: int) -> tuple[str, tuple[int, ...], int, int]:
     try:
         kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (*shape, first, last)) or type(kind) is not str:
             raise TypeError
     except (KeyError, TypeError, ValueError) as error:
         raise Malformed(f"the entry of tensor {name[:80]!r} is malformed") from error
-    if kind not in _KINDS:
-        raise Malformed(f"tensor {name[:80]!r} is of kind {str(kind)[:20]!r}, which we do not read")
+    if kind not in _WIDTHS:
+        raise Malformed(f"tensor {name[:80]!r} is of kind {kind[:20]!r}, which we do not read")
     count = 1
     for number in shape:
         count *= number
-    if first + count * _KINDS[kind].itemsize != last or start + last > len(data):
+    if first + count * _WIDTHS[kind] != last or last > size:
         raise Malformed(f"tensor {name[:80]!r} does not fit its shape, or lies outside of the file")
-    spans.append((first, last))
-    elements = np.frombuffer(data, _KINDS[kind], count, start + first) if count else np.empty(0, _KINDS[kind])
-    return Tensor(kind, elements.reshape(shape))
+    return kind, shape, first, last

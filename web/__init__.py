@@ -1,1 +1,1 @@
-"""The doors that speak HTTP: the API for applications and the page for people, in one app."""
+"""The HTTP API and, beside it, the page: FastAPI around `jobs`."""

@@ -16,7 +16,7 @@ from storage.database import Database
 Work = Callable[[Session], Any]
 
 # Forked, so that sixteen of them do not import the world sixteen times; each makes connections of its own.
-_FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")
 _WAIT_S = 60
 
 
@@ -25,11 +25,11 @@ def at_once(address: str, works: Sequence[Work | Sequence[Work]]) -> list[Any]:
 
     A sequence of works is done one transaction after another, and gives a list.
     """
-    barrier = _FORK.Barrier(len(works))
+    barrier = FORK.Barrier(len(works))
     children = []
     for work in works:
-        ours, theirs = _FORK.Pipe(duplex=False)
-        child = _FORK.Process(target=_child, args=(address, work, barrier, theirs))
+        ours, theirs = FORK.Pipe(duplex=False)
+        child = FORK.Process(target=_child, args=(address, work, barrier, theirs))
         child.start()
         theirs.close()
         children.append((child, ours))
@@ -47,7 +47,7 @@ def killed_at(address: str, point: str, work: Work) -> bool:
     Points: `before N` and `after N` of the N-th statement (from 1; SQLite's BEGIN is one), `before commit`,
     `after commit`.
     """
-    child = _FORK.Process(target=_doomed, args=(address, point, work))
+    child = FORK.Process(target=_doomed, args=(address, point, work))
     child.start()
     child.join(_WAIT_S)
     assert child.exitcode in (0, -signal.SIGKILL), child.exitcode

@@ -177,15 +177,14 @@ def test_a_key_with_another_request_is_an_error_and_with_another_owner_another_j
 @pytest.mark.parametrize("granted", [GRANTED, 1], ids=["credits for all", "credits for one"])
 def test_eight_processes_with_one_key_get_one_job(house: House, settings: Settings, granted: int) -> None:
     """Also when there are credits for one job only: the others get that one, not a refusal."""
-    with house.database.writing() as session:
-        if spare := GRANTED - granted:
-            ledger.hold(session, "ada", "another", spare, key="spare", expires_at=utcnow() + timedelta(days=1))
+    if spare := GRANTED - granted:
+        service.submit(house, request(house, max_steps=10 * spare))
     asked = request(house, idempotency_key="k", max_steps=1)
     answers = homes_at_once(settings, [partial(service.submit, arguments=asked)] * RACERS)
     assert {answer["job_id"] if isinstance(answer, dict) else repr(answer) for answer in answers} == {
         service.jobs(house)[0]["job_id"]
     }
-    assert len(service.jobs(house)) == 1
+    assert len(service.jobs(house)) == 1 + bool(spare)
     assert books(house)["held"] == 1 + spare
     assert messages(house, answers[0]["job_id"]) == ["launch"]
 

@@ -134,6 +134,46 @@ def test_a_receiver_that_is_down_leaves_room_for_others(database: Database) -> N
     assert other in due(database, limit=2)
 
 
+def test_few_notices_are_on_their_way_to_one_receiver(database: Database) -> None:
+    for number in range(10):
+        tell(database, "training.completed", f"job{number}")
+    elsewhere = tell(database, "training.completed", "other", url="https://other.example")
+    claimed = claim(database)
+    assert len(claimed) == outbox.AT_ONCE + 1
+    assert elsewhere in {message.id for message in claimed}
+    assert claim(database) == []
+    record(database, next(message for message in claimed if message.id != elsewhere), Outcome(Verdict.SENT, status=204))
+    assert len(claim(database)) == 1
+
+
+def test_a_receiver_that_is_down_is_asked_for_one_notice_at_a_time_and_spared(database: Database) -> None:
+    for number in range(10):
+        tell(database, "training.completed", f"job{number}")
+    first = claim(database)
+    for message in first:
+        record(database, message, again(seconds=-1))
+    (second,) = claim(database)  # it has failed, so it gets a single one
+    assert second.attempts == 1
+    record(database, second, again(seconds=300))
+    assert claim(database) == []  # and after a second failure, for a minute none
+    (third,) = claim(database, utcnow() + timedelta(seconds=61))
+    # It answers again: what was never tried is due at once, one after another as others have failed.
+    record(database, third, Outcome(Verdict.SENT, status=204))
+    for _ in range(10 - len(first) - (third.attempts == 0)):
+        (one,) = claim(database)
+        assert one.attempts == 0
+        record(database, one, Outcome(Verdict.SENT, status=204))
+    assert claim(database) == []
+
+
+def test_a_refused_message_does_not_spare_its_receiver(database: Database) -> None:
+    tell(database, "training.completed", "job1")
+    (refused,) = claim(database)
+    other = tell(database, "training.completed", "job2")
+    record(database, refused, Outcome(Verdict.RETRY, "the receiver answered 404", utcnow() + LEASE, 404))
+    assert [message.id for message in claim(database)] == [other]
+
+
 def test_failed_attempts_are_counted_and_a_redelivery_starts_anew(database: Database) -> None:
     message_id = put(database, "notice")
     for attempts in range(1, 4):
@@ -148,6 +188,8 @@ def test_failed_attempts_are_counted_and_a_redelivery_starts_anew(database: Data
         assert not outbox.redeliver(session, "msg_none")
     (message,) = claim(database)
     assert (message.id, message.attempts) == (message_id, 0)
+    with database.writing() as session:
+        assert not outbox.redeliver(session, message_id)  # a relay has it in hand
 
 
 def test_a_final_event_drops_a_processing_that_waits(database: Database) -> None:
@@ -165,7 +207,7 @@ def test_a_processing_on_its_way_is_not_overtaken(database: Database) -> None:
     final = tell(database, "training.failed")
     assert claim(database) == []
     record(database, processing, again())  # it failed, and nobody needs it any more
-    assert [message.id for message in claim(database)] == [final]
+    assert [message.id for message in claim(database, utcnow() + timedelta(seconds=6))] == [final]
     with database.reading() as session:
         assert outbox.dead_letters(session) == []
 

@@ -41,6 +41,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Iterator[S
     with site(place / "site", base, IMPRINT_FILE_ROOTS=json.dumps([str(place)])) as made:
         made.grant("ada")
         made.grant("me")
+        made.start("web")
         yield made
 
 
@@ -54,7 +55,9 @@ def test_every_command_on_the_page_does_what_it_should(page: Path, running: Site
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script(page, folder)],
             cwd=folder,
-            env=running.surroundings(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
+            env=running.surroundings(
+                PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", API=running.web_url
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -93,4 +96,5 @@ def leave_nothing_running(site: Site) -> None:
 def test_every_page_with_commands_is_among_them() -> None:
     assert {page.relative_to(ROOT).as_posix() for page in PAGES if typed(page)} >= {
         "README.md", "docs/task.md", "docs/operations.md", "docs/training-by-hand.md", "docs/settings.md",
+        "docs/http-api.md",
     }  # fmt: skip

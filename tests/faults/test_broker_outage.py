@@ -1,28 +1,60 @@
-"""Redis goes away in mid-training: the worker stays, the training goes on, the job ends ready."""
+"""The broker goes away: the workers stay, the training goes on, the job ends ready, and launches go on working."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from jobs import accounts
-from tests.site import site, until
+import pytest
+
+from jobs import accounts, service
+from storage.tables import Job
+from tests.servers.redis import redis_server
+from tests.site import RECIPE, ROOT, Site, site, until
+
+GONE_S = 60.0
+
+# Launches, loses the connection to the results while pictures of that job have theirs, and launches again.
+LAUNCHING = """
+import sys
+from jobs.wiring import house
+from tasks import pipeline
+from tasks.app import app
+pipeline.launch(house(), sys.argv[1])
+print(len(app.backend.result_consumer.subscribed_to), flush=True)
+sys.stdin.readline()
+pipeline.launch(house(), sys.argv[2])
+"""
 
 
-def test_redis_restarts_in_mid_training(base_model: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_redis_is_gone_for_a_minute_in_mid_training(base_model: Path, tmp_path: Path) -> None:
     """Celery 5.7.0's own consumer exits with code 1 here; ours must not."""
     with site(tmp_path, base_model) as running:
-        assert running.redis is not None
+        assert running.broker is not None
         running.grant("owner")
-        job_id = running.send(max_steps=300)["job_id"]
+        # As many steps as this machine makes in a good minute, by how fast it makes the first ones.
+        measured = running.send(max_steps=200)["job_id"]
+        running.wait(measured)
+        with running.house.database.reading() as session:
+            seconds_per_step = session.get_one(Job, measured).seconds_per_step
+        assert seconds_per_step
+        job_id = running.send(max_steps=int(GONE_S * 1.3 / seconds_per_step))["job_id"]
         before = running.wait(job_id, lambda view: view["step"] > 0)["step"]
         train = running.processes["train"]
-        running.redis.kill()
-        # The training does not wait for the broker.
-        running.wait(job_id, lambda view: view["step"] > before + 50 or view["stage"] != "train", timeout_s=60)
-        running.redis.start()
-        view = running.wait(job_id)
+        running.broker.kill()
+        gone = time.monotonic()
+        # The training does not wait for the broker, neither at once nor in the end.
+        running.wait(job_id, lambda view: view["step"] > before + 50, timeout_s=60)
+        until(lambda: time.monotonic() - gone >= GONE_S, GONE_S + 5, "a minute is over")
+        assert running.look(job_id)["step"] > before + 500
+        running.broker.start()
+        view = running.wait(job_id, timeout_s=240)
         assert view["status"] == "ready", view["failure"]
         assert train.alive
         assert "Connection to broker lost" in running.log("train").read_text()
-        assert [entry["kind"] for entry in accounts.statement(running.house, "owner")] == ["settle", "hold", "grant"]
+        kinds = [entry["kind"] for entry in accounts.statement(running.house, "owner")]
+        assert kinds == ["settle", "hold", "settle", "hold", "grant"]
 
 
 def test_redis_loses_everything(base_model: Path, tmp_path: Path) -> None:
@@ -41,3 +73,36 @@ def test_redis_loses_everything(base_model: Path, tmp_path: Path) -> None:
         for job_id in jobs:
             assert running.wait(job_id)["status"] == "ready"
         until(lambda: accounts.balance(running.house, "owner").held == 0, 10, "all settled")
+
+
+def test_a_launch_keeps_no_subscription_that_breaks_the_next_one(base_model: Path, tmp_path: Path) -> None:
+    """Celery subscribes to each picture's result, and asks for all of them again when Redis has been away."""
+    with redis_server(tmp_path / "redis") as redis:
+        made = Site(tmp_path, base_model, redis.url)
+        try:
+            made.house.database.migrate()
+            made.grant("owner")
+            jobs = [accepted(made, seed) for seed in (1, 2)]
+            with subprocess.Popen(
+                [sys.executable, "-c", LAUNCHING, *jobs],
+                cwd=ROOT,
+                env=made.surroundings(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as launching:
+                assert launching.stdout is not None
+                assert int(launching.stdout.readline()) == 0
+                made.start("io")  # its pictures are prepared, and their results are there
+                until(lambda: made.look(jobs[0])["stage"] == "train", 60, "the pictures are done")
+                redis.restart()
+                _, said = launching.communicate("\n", timeout=120)
+                assert launching.returncode == 0, said
+        finally:
+            made.end()
+
+
+def accepted(site: Site, seed: int) -> str:
+    request = {"owner_id": "owner", "subject_id": "mascot", "images": site.pictures("owner"), **RECIPE, "seed": seed}
+    return str(service.submit(site.house, request)["job_id"])

@@ -18,8 +18,7 @@ from jobs import accounts, service, sweeps
 from notifications.tables import MESSAGE
 from storage.objects.local import LocalStore
 from tests.servers.process import ServerProcess
-from tests.servers.redis import redis_server
-from tests.site import ROOT, Site, drawing, until
+from tests.site import ROOT, Site, drawing, site, until
 
 SMALL, LARGE = "size=1m", "size=64m"
 # Only root may mount; who is not becomes root of a namespace of users first.
@@ -80,16 +79,10 @@ class SiteOnDisk(Site):
 
 @pytest.fixture
 def running(base_model: Path, tmp_path: Path) -> Iterator[SiteOnDisk]:
-    with redis_server(tmp_path / "redis") as redis:
-        roots = json.dumps([str(tmp_path / "pictures")])
-        made = SiteOnDisk(tmp_path, base_model, redis.url, IMPRINT_FILE_ROOTS=roots)
-        try:
-            made.house.database.migrate()
-            for name in ("io", "train", "beat"):
-                made.start(name)
-            yield made
-        finally:
-            made.end()
+    roots = json.dumps([str(tmp_path / "pictures")])
+    with site(tmp_path, base_model, kind=SiteOnDisk, IMPRINT_FILE_ROOTS=roots) as made:
+        assert isinstance(made, SiteOnDisk)
+        yield made
 
 
 def drawings(folder: Path, first: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Hostile addresses: each is refused, and a witness on loopback is never reached."""
 
+import gzip
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from storage.objects.local import LocalStore
 from storage.sources import Sources
 from tests.hostile.addresses import DENIED, PUBLIC, REFUSED_BY_LOOKS
 from tests.hostile.witness import Endless, Trickle, witness
+from tests.site import until
 
 SECRET = "X-Amz-Signature=planted"
 
@@ -220,6 +222,80 @@ def test_an_endless_body_is_cut_off(head: bytes, tmp_path: Path) -> None:
         assert endless.sent < 50_000_000
     finally:
         endless.close()
+
+
+def test_no_more_than_so_many_downloads_run_at_once() -> None:
+    """Twenty callers, two hosts that never finish: each has four connections at a time, and a third host is served."""
+    slow = [Trickle(b"HTTP/1.1 200 OK\r\n\r\n"), Trickle(b"HTTP/1.1 200 OK\r\n\r\n")]
+    names = {f"slow-{number}.example.com": one.port for number, one in enumerate(slow)}
+    with witness(body(b"ok", "Content-Length: 2")) as quick:
+        guard = Guard(
+            allow_hosts=[*(f"{name}:{port}" for name, port in names.items()), f"quick.example.com:{quick.port}"],
+            timeout_s=3,
+            resolve=lambda host, port: ["127.0.0.1"],
+        )
+        errors: list[Unreachable] = []
+
+        def call(url: str) -> None:
+            with pytest.raises(Unreachable) as raised:
+                guard.get_bytes(url, 10_000_000)
+            errors.append(raised.value)
+
+        (first, one), (second, other) = names.items()
+        threads = [threading.Thread(target=call, args=(f"http://{first}:{one}/?{SECRET}",)) for _ in range(20)]
+        try:
+            for thread in threads:
+                thread.start()
+            until(lambda: slow[0].reached == 4, 20, "four are on their way")
+            assert guard.get_bytes(f"http://quick.example.com:{quick.port}/", 10) == b"ok"
+            more = [threading.Thread(target=call, args=(f"http://{second}:{other}/",)) for _ in range(5)]
+            for thread in more:
+                thread.start()
+            for thread in [*threads, *more]:
+                thread.join(60)
+        finally:
+            for server in slow:
+                server.close()
+        assert len(errors) == 25
+        assert all(error.retryable and "planted" not in str(error) for error in errors)
+        waited = [error for error in errors if "too many downloads are running" in error.message]
+        assert waited, "some never had a turn"
+        assert guard.get_bytes(f"http://quick.example.com:{quick.port}/", 10) == b"ok", "every turn was given back"
+
+
+def test_endless_redirects_end_with_the_third(tmp_path: Path) -> None:
+    with witness() as front:
+        front.answer = redirect(f"http://127.0.0.1:{front.port}/again")
+        sources = Sources(
+            guard=Guard(allow_hosts=[f"127.0.0.1:{front.port}"], timeout_s=20), store=LocalStore(tmp_path)
+        )
+        with pytest.raises(ImageRefused, match="one redirect too many"):
+            sources.fetch(f"http://127.0.0.1:{front.port}/", max_bytes=100)
+        assert front.reached == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (body(gzip.compress(bytes(10**6)), "Content-Encoding: gzip"), "sent a compressed body"),
+        (body(gzip.compress(bytes(10**6)), "Content-Encoding: gzip, identity"), "sent a compressed body"),
+        (body(b"3e8\r\n" + bytes(1000) + b"\r\n", "Transfer-Encoding: chunked"), "has more than 999 bytes"),
+        (body(b"fffffffffffffff\r\n" + bytes(1000), "Transfer-Encoding: chunked"), "has more than 999 bytes"),
+        (body(bytes(1000), "Content-Length: -1"), "broke off, or does not speak HTTP"),
+        (body(b"", "Content-Length: 1000"), "has more than 999 bytes"),
+        (body(b"12", "Content-Length: 500"), "broke off, or does not speak HTTP"),
+        (body(b"12", "Content-Length: 2", "Content-Length: 500"), "broke off, or does not speak HTTP"),
+        (body(b"zz\r\n12\r\n", "Transfer-Encoding: chunked"), "broke off, or does not speak HTTP"),
+        (body(b"2\r\n12\r\n", "Transfer-Encoding: chunked"), "broke off, or does not speak HTTP"),
+    ],
+)
+def test_bodies_that_lie(answer: bytes, told: str, tmp_path: Path) -> None:
+    with witness(answer) as front:
+        sources = Sources(
+            guard=Guard(allow_hosts=[f"127.0.0.1:{front.port}"], timeout_s=20), store=LocalStore(tmp_path)
+        )
+        with pytest.raises(ImageUnreachable, match=told):
+            sources.fetch(f"http://127.0.0.1:{front.port}/", max_bytes=999)
 
 
 def test_endless_headers_are_cut_off() -> None:

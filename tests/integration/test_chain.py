@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from credits.price import price_of_part
 from jobs import accounts, service, sweeps
 from jobs.view import View
 from tests.servers.pictures import picture_server
@@ -203,6 +204,7 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert (before["status"], before["credits"]["charged"]) == ("cancelled", 0)
     during = json.loads(shared_site.imprint("cancel", running["job_id"], "--json").stdout)
     assert during["status"] == "cancelled"
+    assert during["credits"]["charged"] == price_of_part("sd15", during["step"], 64, {})
     # the worker is free again, and nothing is left of either
     after = shared_site.wait(shared_site.send(owner_id=owner)["job_id"])
     assert after["status"] == "ready"
@@ -213,7 +215,9 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
 
     until(lambda: shared_site.left_behind(long["job_id"]) == [], 20, "nothing left of the cancelled one")
     assert balance(shared_site, owner)["held"] == 0
-    assert balance(shared_site, owner)["spent"] == after["credits"]["charged"]
+    spent = during["credits"]["charged"] + after["credits"]["charged"]
+    assert balance(shared_site, owner)["spent"] == spent
+    assert sweeps.check_books(shared_site.house) == []
 
 
 def test_pictures_over_http_are_fetched_once_for_all_attempts(base_model: Path, tmp_path: Path) -> None:

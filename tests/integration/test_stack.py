@@ -28,6 +28,7 @@ class Up:
         ours = {
             "IMPRINT_HOME": str(home),
             "IMPRINT_FLOWER_PORT": "0",
+            "IMPRINT_WEB_PORT": "0",
             "IMPRINT_BASE_MODELS": json.dumps({"sd15": str(base_model)}),
         }
         self.environment = {**os.environ, **ours, "OMP_NUM_THREADS": "1"}

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,12 +40,15 @@ class Received:
 class Receiver:
     """`refuse(status)` answers the next request so; all others are answered with 204.
 
-    While `refuses_first` is set, the first attempt of every message is answered with that status.
+    While `refuses_first` is set, the first attempt of every message is answered with that status; while `always` is
+    set, every request, and that `slow_s` later.
     """
 
     def __init__(self) -> None:
         self.got: list[Received] = []
         self.refuses_first: int | None = None
+        self.always: int | None = None
+        self.slow_s = 0.0
         self._refusals: list[int] = []
         self._seen: set[str] = set()
         self._lock = threading.Lock()
@@ -83,8 +87,10 @@ class Receiver:
             status = self._refusals.pop(0) if self._refusals else 204
             if self.refuses_first and headers["webhook-id"] not in self._seen:
                 status = self.refuses_first
+            status = self.always or status
             self._seen.add(headers["webhook-id"])
             self.got.append(Received(request.command, request.path, headers, body, status))
+        time.sleep(self.slow_s)
         request.send_response(status)
         request.send_header("Content-Length", "0")
         request.end_headers()

@@ -18,10 +18,11 @@ KEY = "rpa_TEST_KEY"
 class RunPodServer:
     """Faults are those of `training.backends.fake_cloud.Faults`; pods run for real."""
 
-    def __init__(self, folder: Path, seed: int, faults: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, seed: int, pods: dict[str, Any], faults: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "runpod.log"
-        given = ["--key", KEY, "--seed", str(seed), "--faults", json.dumps(faults)]
+        log.unlink(missing_ok=True)
+        given = ["--key", KEY, "--seed", str(seed), "--faults", json.dumps(faults), "--pods", json.dumps(pods)]
         self.process = ServerProcess([sys.executable, "-m", "training.backends.fake_runpod", *given], log=log, cwd=ROOT)
         self.process.wait_until(lambda: b'{"url"' in log.read_bytes(), 60)
         said = next(line for line in log.read_text().splitlines() if line.startswith('{"url"'))
@@ -67,9 +68,11 @@ class RunPodServer:
 
 
 @contextmanager
-def runpod_server(folder: Path, seed: int = 0, **faults: Any) -> Iterator[RunPodServer]:
-    """A fake RunPod for a `with` block; its pods end with it."""
-    made = RunPodServer(folder, seed, faults)
+def runpod_server(
+    folder: Path, seed: int = 0, pods: dict[str, Any] | None = None, **faults: Any
+) -> Iterator[RunPodServer]:
+    """A fake RunPod for a `with` block; its pods, with the options `pods`, end with it."""
+    made = RunPodServer(folder, seed, pods or {}, faults)
     try:
         yield made
     finally:

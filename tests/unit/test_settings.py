@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+import celeryconfig
 from core import settings as module
 from core.settings import Settings
 
@@ -98,3 +99,16 @@ def test_they_are_read_once_and_do_not_change(monkeypatch: pytest.MonkeyPatch) -
             first.lease_s = 1.0
     finally:
         module.settings.cache_clear()
+
+
+def test_a_dead_worker_is_found_within_a_minute_whatever_the_broker_does() -> None:
+    """At worst it dies right after a heartbeat and right before its lease's end a sweep has passed: both in full."""
+    none = Settings()
+    assert none.lease_s + none.sweep_s < 60
+    assert celeryconfig.beat_schedule["sweep"]["schedule"] == module.settings().sweep_s
+    # A sweep that waited longer than a period is dropped, and the next one comes: it does not pile up behind others.
+    assert celeryconfig.beat_schedule["sweep"]["options"]["expires"] < module.settings().sweep_s
+    # The broker's own redelivery is no part of it: it comes after the longest training only.
+    assert none.visibility_timeout_s > none.training_timeout_s
+    # A message that nobody took, or that died with its worker before the stage was claimed, has no lease to miss.
+    assert none.relaunch_after_s + none.sweep_s <= 90

@@ -15,6 +15,9 @@ LIGHT = (
     "safetensor",
     "checkpoint_folder",
     "families",
+    "backends.ai_toolkit.work",
+    "backends.ai_toolkit.convert",
+    "backends.ai_toolkit.fake.pod",
 )
 HEAVY = ("torch", "diffusers", "peft", "transformers")
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.backends.fake_machine import Machine, PodCommand, fake_pod
+from training.backends.fake_machine import Machine, Options
 
-# Dollars an hour and GB, near RunPod's prices of autumn 2026.
+# Dollars an hour and GB. The prices are invented, of the right size.
 GPUS: dict[str, tuple[float, int]] = {
     "NVIDIA GeForce RTX 4090": (0.69, 24),
     "NVIDIA RTX A6000": (0.49, 48),
@@ -54,11 +54,11 @@ class FakeRunPod:
     """The state of one: its pods, its ledger, its luck."""
 
     def __init__(
-        self, key: str, seed: int = 0, faults: Faults | None = None, pod_command: PodCommand = fake_pod
+        self, key: str, seed: int = 0, faults: Faults | None = None, pod_options: Options | None = None
     ) -> None:
         self.key, self.faults = key, faults or Faults()
         self.luck = random.Random(seed)  # noqa: S311 - to be repeated
-        self.pod_command = pod_command
+        self.pod_options = pod_options or {}
         self.machines: dict[str, Machine] = {}
         self.past: list[Machine] = []  # deleted and vanished
         self.ordered: dict[str, deque[str]] = defaultdict(deque)
@@ -101,7 +101,10 @@ class FakeRunPod:
             raise Problem(400, "unknown GPU type")
         if gpu["id"] in self.faults.sold_out or self.luck.random() < self.faults.sold_out_creates:
             raise Problem(400, "There are no longer any instances available with the requested specifications.")
-        machine = Machine.new(self.luck, body, GPUS[gpu["id"]][0], Path(self.folder.name), self.pod_command)
+        options = dict(self.pod_options)
+        if options.get("faults") is not None:
+            options["faults"] += len(self.machines) + len(self.past)
+        machine = Machine.new(self.luck, body, GPUS[gpu["id"]][0], Path(self.folder.name), options)
         self.machines[machine.id] = machine
         machine.start_after(self.faults.start_s)
         self._doom(machine)

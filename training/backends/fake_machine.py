@@ -1,6 +1,7 @@
 """One pod of the fake RunPod: an order, a bill, and a process with the fake ai-toolkit server in it."""
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,13 +18,7 @@ from typing import Any
 
 from core.embedded import die_with_parent
 
-# From a port and a folder to what is started; the pod's `env` is added to its environment.
-PodCommand = Callable[[int, Path], list[str]]
-
-
-def fake_pod(port: int, folder: Path) -> list[str]:
-    """The fake ai-toolkit server."""
-    return [sys.executable, "-m", "training.backends.ai_toolkit.fake", "--port", str(port), "--folder", str(folder)]
+Options = dict[str, Any]  # of training.backends.ai_toolkit.fake.options, as JSON; `faults` is a seed, one more per pod
 
 
 @dataclass
@@ -35,7 +29,7 @@ class Machine:
     order: dict[str, Any]
     price: float
     folder: Path
-    command: PodCommand
+    options: Options
     created_at: float = field(default_factory=time.time)
     status: str = "PROVISIONING"
     started_at: float | None = None
@@ -45,11 +39,9 @@ class Machine:
     process: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
-    def new(
-        cls, luck: random.Random, order: dict[str, Any], price: float, folder: Path, command: PodCommand
-    ) -> "Machine":
+    def new(cls, luck: random.Random, order: dict[str, Any], price: float, folder: Path, options: Options) -> "Machine":
         made = "".join(luck.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=14))
-        return cls(made, order, price, folder / made, command)
+        return cls(made, order, price, folder / made, options | {"gpu": order["gpu"]["id"]})
 
     @property
     def address(self) -> str:
@@ -70,9 +62,10 @@ class Machine:
             return
         self.port = _free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
+        arguments = [str(self.port), str(self.folder), json.dumps(self.options)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(self.port, self.folder),
+                [sys.executable, "-m", "training.backends.fake_machine", *arguments],
                 env=os.environ | self.order.get("env", {}),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=die_with_parent,
@@ -131,3 +124,20 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def main() -> None:
+    """The container: the fake ai-toolkit server, with its password from the environment, as in the real image."""
+    from training.backends.ai_toolkit.fake import options, pod  # heavier than all of the above
+
+    port, folder, given = sys.argv[1:]
+    told = json.loads(given)
+    for name in ("base_model", "journal"):
+        if told.get(name):
+            told[name] = Path(told[name])
+    made = options.Options(folder=Path(folder), token=os.environ.get("AI_TOOLKIT_AUTH"), **told)
+    pod.serve(made, port=int(port), announce=lambda url: print(url, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from training.backends.fake_cloud import FakeRunPod, Faults, Problem
+from training.backends.fake_machine import Options
 
 _TITLES = {
     400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 404: "Not Found",
@@ -168,10 +169,10 @@ class _Server(uvicorn.Server):
         print(json.dumps({"url": f"http://127.0.0.1:{port}"}), flush=True)
 
 
-def serve(port: int, key: str, seed: int, faults: Faults) -> None:
+def serve(port: int, key: str, seed: int, faults: Faults, pod_options: Options | None = None) -> None:
     """Serve on loopback until SIGTERM; pods end with it."""
-    app = application(FakeRunPod(key, seed, faults))
-    _Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False)).run()
+    app = application(FakeRunPod(key, seed, faults, pod_options))
+    _Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)).run()
 
 
 def main() -> None:
@@ -181,8 +182,9 @@ def main() -> None:
     parser.add_argument("--key", default="fake-key")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=Faults.model_validate_json, default=Faults())
+    parser.add_argument("--pods", type=json.loads, default={})
     given = parser.parse_args()
-    serve(given.port, given.key, given.seed, given.faults)
+    serve(given.port, given.key, given.seed, given.faults, given.pods)
 
 
 if __name__ == "__main__":

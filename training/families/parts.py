@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 
 from core.errors import BaseModelUnavailable
+from training.families import soundness
 
 # Parts with weights, and the name that their weights have in diffusers' layout (before `.safetensors`).
 _WEIGHTS = {
@@ -109,6 +110,7 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
     try:
         if dtype is None:
             return kind.from_pretrained(folder / part, local_files_only=True)
+        soundness.check_files(folder / part, _WEIGHTS[part])
         network, report = kind.from_pretrained(
             folder / part,
             local_files_only=True,
@@ -117,6 +119,10 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
             variant=_variant(folder, part),
             output_loading_info=True,
         )
+    except soundness.Unsound as error:
+        raise BaseModelUnavailable(
+            f"the {part} of the base model in {folder} cannot be loaded: {error}; fetch it again, from whom you trust"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -124,12 +130,10 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
             f"the {part} of the base model in {folder} cannot be loaded ({type(error).__name__}: {str(error)[:200]}): "
             "fetch it again, or check that it belongs to this family"
         ) from error
-    if report["missing_keys"]:
-        # The libraries would go on with random numbers in their place.
-        raise BaseModelUnavailable(
-            f"the {part} of the base model in {folder} lacks {len(report['missing_keys'])} weights, such as "
-            f"{min(report['missing_keys'])}: fetch it again"
-        )
+    try:
+        soundness.check_loaded(network, report)
+    except soundness.Unsound as error:
+        raise BaseModelUnavailable(f"the {part} of the base model in {folder} {error}: fetch it again") from error
     return network.requires_grad_(False).eval()
 
 

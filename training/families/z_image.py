@@ -76,8 +76,11 @@ def merge_adapter(transformer: Any, path: Path) -> int:
             a, b = (torch.from_numpy(tensors[name].floats().copy()) for name in (down, f"{stem}.lora_B.weight"))
             alpha = tensors.get(f"{stem}.alpha")
             scale = float(alpha.floats()) / len(a) if alpha is not None else 1.0
-            layer.weight.add_(((b @ a) * scale).to(layer.weight))
-    except (OSError, safetensor.Malformed, AttributeError, KeyError, RuntimeError) as error:
+            change = (b @ a) * scale
+            if change.shape != layer.weight.shape or not change.isfinite().all():
+                raise ValueError(f"{stem[:80]} has another shape, or numbers that are not finite")
+            layer.weight.add_(change.to(layer.weight))
+    except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise BaseModelUnavailable(
             f"the training adapter {path} does not fit the base model ({type(error).__name__}: {str(error)[:200]})"
         ) from error

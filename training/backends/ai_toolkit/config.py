@@ -55,9 +55,13 @@ def faults(spec: TrainSpec) -> dict[str, str]:
 
 
 def harmless(text: str) -> str:
-    """`text` without what ai-toolkit would act on: `${X}`, `[name]`, `[trigger]`, and ` --flags` of a prompt."""
-    text = text.replace("${", "$(").replace("[name]", "(name)").replace("[trigger]", "(trigger)")
-    return text.replace("--", "- -")
+    """`text` without what ai-toolkit would replace: `${X}` by a variable of its environment, `[name]`, `[trigger]`."""
+    return text.replace("${", "$(").replace("[name]", "(name)").replace("[trigger]", "(trigger)")
+
+
+def harmless_prompt(text: str) -> str:
+    """`harmless`, and without `--w 4096` and other flags that it reads out of a prompt."""
+    return re.sub(r"-(?=-)", "- ", harmless(text))
 
 
 def caption_file(caption: str) -> bytes:
@@ -192,7 +196,7 @@ def _model(spec: TrainSpec, base_model: str, training_adapter: str | None) -> di
 
 def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
     """Previews: three prompts, at each quarter of the steps."""
-    subject = harmless(f"{spec.trigger_word} {spec.class_word}".strip())
+    subject = harmless_prompt(f"{spec.trigger_word} {spec.class_word}".strip())
     guidance, drawing_steps = (6.0, 20) if spec.family != "z-image" else (4.0, 30)
     if is_turbo(spec, base_model):
         guidance, drawing_steps = 1.0, 9

@@ -26,7 +26,7 @@ from training.backends.ai_toolkit.answers import (
     Sample,
 )
 from training.backends.ai_toolkit.download import download
-from training.backends.ai_toolkit.wire import Wire, open_client
+from training.backends.ai_toolkit.wire import Answer, Wire, open_client
 
 __all__ = ["Server", "open_client"]
 
@@ -122,7 +122,7 @@ class Server:
 
     def stop(self, remote_id: str) -> None:
         """End a *running* job; absent is fine. A queued one is not ended by it: see `mark_stopped`."""
-        self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/stop", accept=(200, 404))
+        self._found(self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/stop", accept=(200, 404)))
 
     def mark_stopped(self, remote_id: str) -> None:
         """Write `stopped` into a job's row, whatever runs."""
@@ -130,7 +130,7 @@ class Server:
 
     def delete_job(self, remote_id: str) -> None:
         """Remove a job's row and its output folder. Absent is fine."""
-        self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/delete", accept=(200, 404))
+        self._found(self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/delete", accept=(200, 404)))
 
     # ---- what a job has made ----
 
@@ -217,11 +217,7 @@ class Server:
         body = {"datasetName": _plain(dataset)}
         answer = self.wire.again("POST", "/api/datasets/listImages", json=body, accept=(200, 404))
         told = answer.json()
-        if answer.status == 404:
-            if isinstance(told, dict) and "error" in told:
-                return []
-            raise self.wire.refusal(answer)
-        return self._read(lambda: _listed(told))
+        return self._read(lambda: _listed(told)) if self._found(answer) else []
 
     def captions(self, paths: Sequence[str]) -> dict[str, str]:
         """The captions of pictures, by their absolute paths; "" for one without."""
@@ -240,6 +236,12 @@ class Server:
     def delete_dataset(self, name: str) -> None:
         """Absent is fine. Refused here unless the name is a plain one: the server would delete any folder."""
         self.wire.send("POST", "/api/datasets/delete", json={"name": _plain(name)})
+
+    def _found(self, answer: Answer) -> bool:
+        """False for the server's own 404; a proxy's says nothing about the server, and raises BackendUnreachable."""
+        if answer.status == 404 and not answer.is_error:
+            raise self.wire.refusal(answer)
+        return answer.status == 200
 
     def _read(self, reader: Callable[[], T]) -> T:
         """What `reader` makes of an answer, or BackendFailed if the answer has another shape."""

@@ -52,6 +52,12 @@ class Answer:
         except (ValueError, RecursionError):
             return None
 
+    @property
+    def is_error(self) -> bool:
+        """Whether it is ai-toolkit that refuses, in its own way, and not a proxy before it."""
+        told = self.json()
+        return isinstance(told, dict) and "error" in told
+
 
 class Wire:
     """Requests to one server."""
@@ -124,8 +130,7 @@ class Wire:
         status, about = answer.status, {"status": answer.status}
         if status in (401, 403):
             return BackendFailed(f"{self.place} refuses our password (status {status})", about)
-        told = answer.json()
-        if status == 404 and not (isinstance(told, dict) and "error" in told):
+        if status == 404 and not answer.is_error:
             return BackendUnreachable(f"nothing answers yet behind the proxy of {self.place} (status 404)", about)
         if status >= 500 or status in _PASSING:
             return BackendUnreachable(f"{self.place} has trouble of its own (status {status})", about)

@@ -6,7 +6,7 @@ All raise BackendUnreachable (try again) and BackendFailed (do not).
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -80,8 +80,15 @@ def remote_name(job_id: str, attempt: int) -> str:
     return name
 
 
-def submit(server: Server, order: Order) -> str:
+def _nothing() -> None:
+    return
+
+
+def submit(server: Server, order: Order, check: Callable[[], None] = _nothing) -> str:
     """Bring a training to the server and start it; gives the server's id.
+
+    check: called before the job is made and before it is started; what it raises ends the submission. A job that was
+    started by somebody else meanwhile must not be started again: it would run twice.
 
     Goes on with what an earlier submission of the same name left behind: dataset, pictures, job, queue. A job that
     was already started is left alone, whatever became of it. Raises SpecInvalid for what ai-toolkit cannot do.
@@ -90,8 +97,9 @@ def submit(server: Server, order: Order) -> str:
     config.check_base_model(order.base_model)
     job = server.jobs().get(order.name)
     if job is None:
-        job = _create(server, order)
+        job = _create(server, order, check)
     if _is_fresh(job):
+        check()
         job = _start(server, job)
     if job.status == QUEUED:
         # Also for a job that was queued before: whoever queued it may have died before this, and a queue stops by
@@ -100,7 +108,7 @@ def submit(server: Server, order: Order) -> str:
     return job.id
 
 
-def _create(server: Server, order: Order) -> RemoteJob:
+def _create(server: Server, order: Order, check: Callable[[], None]) -> RemoteJob:
     """The job's row, after its dataset is there, whole."""
     folders = server.folders()
     server.datasets()  # a fresh server makes its folder of datasets in this call, and cannot make one without
@@ -116,6 +124,7 @@ def _create(server: Server, order: Order) -> RemoteJob:
         base_model=order.base_model,
         training_adapter=order.training_adapter,
     )
+    check()
     try:
         made = server.create_job(order.name, job_config, GPU)
     except BackendUnreachable:
@@ -166,7 +175,7 @@ def look(server: Server, job: RemoteJob, log_offset: int = 0, step: int = 0) -> 
     offset = log_offset
     if status == "completed" or (status == "running" and job.step != step):
         # The server gives the oldest points first: ask for the newest only.
-        points = server.loss(job.id, max(min(step, job.step), job.step - _LOSSES))
+        points = server.loss(job.id, max(step if step < job.step else 0, job.step - _LOSSES))
         loss = fmean(point.value for point in points) if points else None
         samples = tuple(server.samples(job.id))
     elif status == "running":

@@ -1,0 +1,170 @@
+"""`make bench-recovery`: how long a training stands still when its worker is killed with -9, at default settings.
+
+Seven jobs train on seven workers, seven more workers wait. In each of three rounds every training worker is killed at
+a moment of its own within one period of the sweep; the time runs from the kill to the first step that another worker
+reports. The last line is one JSON object: `kills, lease_s, sweep_s, resume_p50_s, resume_p99_s, redelivered,
+executions_per_step`; `redelivered` counts the stage messages that came beyond one for each stage and picture,
+`executions_per_step` the claims of a stage or picture over those that were needed.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from sqlmodel import col, select
+
+from core.settings import Settings
+from jobs import service
+from storage.tables import Job, JobEvent, JobPicture
+from tests.servers.redis import redis_server
+from tests.site import Site, make_base, until
+
+PICTURES = 6
+# Of everything that could matter here, the defaults, and not the hurry of the tests.
+DEFAULTS = ("lease_s", "sweep_s", "retry_base_s", "relaunch_after_s", "visibility_timeout_s")
+_RECEIVED = re.compile(r"Task imprint\.(preprocess|dataset|train|upload|settle)\[\S+\] received")
+
+
+@dataclass
+class Kill:
+    """One worker killed: which job it trained, when, and the last thing that was heard of it."""
+
+    job_id: str
+    at: float  # seconds since the epoch, as the events of jobs have it
+    last_event: int
+    resumed_s: float | None = None
+
+
+def main() -> int:
+    """Run the benchmark in a folder of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=7, help="trainings side by side; as many workers wait")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each training's worker is killed")
+    options = parser.parse_args()
+    defaults = {name: str(Settings.model_fields[name].default) for name in DEFAULTS}
+    print("settings:", ", ".join(f"{name} {value}" for name, value in defaults.items()))
+    with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
+        place = Path(folder)
+        with redis_server(place / "redis") as redis:
+            environment = {f"IMPRINT_{name.upper()}": value for name, value in defaults.items()}
+            site = Site(place / "site", make_base(place / "bases"), redis.url, **environment)
+            try:
+                result = _run(site, options.jobs, options.rounds)
+            finally:
+                site.end()
+    print(json.dumps(result))
+    return 0
+
+
+def _run(site: Site, count: int, rounds: int) -> dict[str, Any]:
+    site.house.database.migrate()
+    workers = [f"train-{number}" for number in range(2 * count)]
+    for name in ("io", "beat", *workers):
+        site.start(name, wait=False)
+    for name in ("io", *workers):
+        _wait_ready(site, name, 0)
+    site.grant("owner")
+    images = site.pictures("owner", PICTURES)
+    jobs = [str(site.send(images=images, max_steps=1_000_000, seed=number)["job_id"]) for number in range(count)]
+    kept = dict.fromkeys(jobs, 0)
+    waits: list[float] = []
+    for number in range(rounds):
+        _wait_for_checkpoints(site, kept)
+        waits += _kill_all(site, jobs, f"round {number + 1} of {rounds}")
+    received = sum(len(_RECEIVED.findall(log.read_text())) for log in site.folder.glob("*.log"))
+    claims = _claims(site, jobs)
+    for job_id in jobs:
+        service.cancel(site.house, job_id)
+    needed = count * (PICTURES + 2)  # each picture, the dataset, the training
+    cuts = quantiles(waits, n=100, method="inclusive")
+    return {
+        "kills": len(waits),
+        "lease_s": site.settings.lease_s,
+        "sweep_s": site.settings.sweep_s,
+        "resume_p50_s": round(cuts[49], 1),
+        "resume_p99_s": round(cuts[98], 1),
+        "redelivered": received - needed,
+        "executions_per_step": round(claims / needed, 3),
+    }
+
+
+def _wait_ready(site: Site, name: str, mark: int) -> None:
+    until(lambda: b" ready." in site.log(name).read_bytes()[mark:], 240, f"{name} is ready")
+
+
+def _wait_for_checkpoints(site: Site, kept: dict[str, int]) -> None:
+    """Until each job has a checkpoint newer than the last one that we know of: then its attempts begin anew."""
+
+    def newer(job_id: str) -> bool:
+        with site.house.database.reading() as session:
+            return session.get_one(Job, job_id).checkpoint_step > kept[job_id]
+
+    for job_id in kept:
+        until(lambda job_id=job_id: newer(job_id), 240, f"a checkpoint of {job_id}")  # type: ignore[misc]
+    for job_id in kept:
+        with site.house.database.reading() as session:
+            kept[job_id] = session.get_one(Job, job_id).checkpoint_step
+
+
+def _kill_all(site: Site, jobs: list[str], round_: str) -> list[float]:
+    """Kill the worker of every job, each at a moment of its own; the seconds until each goes on elsewhere."""
+    chance = random.Random(round_)
+    begun = time.monotonic()
+    moments = sorted((chance.uniform(0, site.settings.sweep_s), job_id) for job_id in jobs)
+    kills: list[Kill] = []
+    killed: list[str] = []
+    deadline = begun + 240
+    while moments or any(kill.resumed_s is None for kill in kills):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{round_}: not resumed: {[kill for kill in kills if kill.resumed_s is None]}")
+        if moments and time.monotonic() - begun >= moments[0][0]:
+            killed.append(_kill(site, moments.pop(0)[1], kills))
+        for kill in kills:
+            if kill.resumed_s is None and (event := _first_step(site, kill)) is not None:
+                kill.resumed_s = event.at.timestamp() - kill.at
+                print(f"{round_}: {kill.job_id} went on after {kill.resumed_s:.1f} s", flush=True)
+        time.sleep(0.1)
+    for name in killed:  # they wait in the next round
+        mark = site.log(name).stat().st_size
+        site.start(name, wait=False)
+        _wait_ready(site, name, mark)
+    return [kill.resumed_s for kill in kills if kill.resumed_s is not None]
+
+
+def _kill(site: Site, job_id: str, kills: list[Kill]) -> str:
+    """kill -9 of the worker that holds the job; its name."""
+    with site.house.database.reading() as session:
+        holder = session.get_one(Job, job_id).lease_holder or ""
+    name = next(name for name, process in site.processes.items() if holder.endswith(f"/{process.pid}"))
+    site.kill(name)
+    at = time.time()
+    events = service.events(site.house, job_id)
+    kills.append(Kill(job_id, at, events[-1].id or 0))
+    return name
+
+
+def _first_step(site: Site, kill: Kill) -> JobEvent | None:
+    """The first step that was reported of the job since the kill."""
+    with site.house.database.reading() as session:
+        query = select(JobEvent).where(JobEvent.job_id == kill.job_id, JobEvent.kind == "progress")
+        return session.exec(query.where(col(JobEvent.id) > kill.last_event).order_by(col(JobEvent.id))).first()
+
+
+def _claims(site: Site, jobs: list[str]) -> int:
+    """How often a stage or a picture of these jobs was claimed: the token of a lease counts that."""
+    with site.house.database.reading() as session:
+        stages = session.exec(select(Job.lease_token).where(col(Job.id).in_(jobs))).all()
+        pictures = session.exec(select(JobPicture.lease_token).where(col(JobPicture.job_id).in_(jobs))).all()
+    return sum(stages) + sum(pictures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

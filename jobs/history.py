@@ -1,0 +1,50 @@
+"""What happened to jobs: the events behind a number, of one job or of many at once, and in words."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlmodel import col, func, select
+
+from jobs.wiring import House
+from storage.tables import JobEvent
+
+MOST_EVENTS = 2000  # of one answer; who gets so many asks again
+
+
+def events_of(house: House, places: Mapping[str, int]) -> Sequence[JobEvent]:
+    """The events of several jobs, of each behind the number beside it, oldest first, at most MOST_EVENTS."""
+    if not places:
+        return []
+    named = sa.values(sa.column("job_id", sa.String), sa.column("after", sa.BigInteger), name="place")
+    place = named.data(list(places.items())).cte("place")
+    query = (
+        select(JobEvent)
+        .join(place, sa.and_(col(JobEvent.job_id) == place.c.job_id, col(JobEvent.id) > place.c.after))
+        .order_by(col(JobEvent.id))
+        .limit(MOST_EVENTS)
+    )
+    with house.database.reading() as session:
+        return session.exec(query).all()
+
+
+def newest_event(house: House, job_id: str) -> int:
+    """The number of a job's newest event; 0 if it has none."""
+    with house.database.reading() as session:
+        query = select(func.max(JobEvent.id)).where(JobEvent.job_id == job_id)
+        return session.exec(query).one() or 0
+
+
+def lines(events: Sequence[JobEvent]) -> list[str]:
+    """What happened, for people: a line for each event."""
+    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_said(event.kind, json.loads(event.data))}" for event in events]
+
+
+def _said(kind: str, data: Mapping[str, object]) -> str:
+    told = "  ".join(f"{key} {_short(value)}" for key, value in data.items() if value is not None)
+    return f"{kind}: {told}" if told else kind
+
+
+def _short(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:500]

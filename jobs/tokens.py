@@ -1,0 +1,110 @@
+"""Bearer tokens of the HTTP API. What is kept is a token's hash: whoever reads the database cannot call us with it."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlmodel import col, select
+
+from core.clock import utcnow
+from core.errors import NotFound, SpecInvalid
+from core.ids import new_id
+from jobs.wiring import House
+from storage.tables import ApiToken
+
+SCOPES = ("read", "train", "operate")  # look; start, change and cancel; see the whole installation
+_PREFIX = "imp_"
+_BYTES = 32
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Token:
+    """What a token may do. Without an owner it is a service token, whose calls name the owner."""
+
+    id: str
+    name: str
+    owner_id: str | None
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def is_valid(self, now: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
+
+
+def create(
+    house: House, name: str, *, owner_id: str | None = None, scopes: Sequence[str] = ("read", "train"),
+    days: int | None = None,
+) -> tuple[str, Token]:  # fmt: skip
+    """A new token: the secret, which is shown this once, and what is known of it. Raises SpecInvalid."""
+    faults = {}
+    if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
+        faults["name"] = f"1 to {_MAX_NAME} characters"
+    if not scopes or not set(scopes) <= set(SCOPES):
+        faults["scopes"] = f"some of {', '.join(SCOPES)}"
+    elif owner_id is not None and "operate" in scopes:
+        faults["scopes"] = "operate is for service tokens: it shows what belongs to all owners"
+    if owner_id is not None and (not owner_id.strip() or len(owner_id) > _MAX_NAME or not owner_id.isprintable()):
+        faults["owner"] = f"1 to {_MAX_NAME} characters"
+    if days is not None and not 1 <= days <= 3650:
+        faults["days"] = "1 to 3650"
+    if faults:
+        raise SpecInvalid.of(faults)
+    secret = _PREFIX + secrets.token_urlsafe(_BYTES)
+    row = ApiToken(
+        id=new_id("token"),
+        sha256=_hash(secret),
+        name=name.strip(),
+        owner_id=owner_id.strip() if owner_id else None,
+        scopes=" ".join(scope for scope in SCOPES if scope in scopes),
+        expires_at=utcnow() + timedelta(days=days) if days is not None else None,
+    )
+    with house.database.writing() as session:
+        session.add(row)
+    return secret, _token(row)
+
+
+def find(house: House, secret: str) -> Token | None:
+    """The valid token that `secret` is; None for one that is unknown, expired or revoked."""
+    if not secret.startswith(_PREFIX) or len(secret) > 100 or not secret.isascii():
+        return None
+    digest = _hash(secret)
+    with house.database.reading() as session:
+        row = session.exec(select(ApiToken).where(ApiToken.sha256 == digest)).one_or_none()
+    # The index looks at the hash of a secret, which tells nothing of the secret; the comparison takes the same time
+    # wherever the two differ.
+    if row is None or not hmac.compare_digest(row.sha256, digest):
+        return None
+    token = _token(row)
+    return token if token.is_valid(utcnow()) else None
+
+
+def revoke(house: House, token_id: str) -> Token:
+    """From the next call on the token is refused; again changes nothing. Raises NotFound."""
+    with house.database.writing() as session:
+        row = session.get(ApiToken, token_id)
+        if row is None:
+            raise NotFound(f"there is no token {token_id}")
+        row.revoked_at = row.revoked_at or utcnow()
+        session.add(row)
+    return _token(row)
+
+
+def known(house: House) -> list[Token]:
+    """All tokens, newest first, also those that are over."""
+    with house.database.reading() as session:
+        return [_token(row) for row in session.exec(select(ApiToken).order_by(col(ApiToken.created_at).desc()))]
+
+
+def _token(row: ApiToken) -> Token:
+    kept = {name: getattr(row, name) for name in Token.__dataclass_fields__}
+    return Token(**kept | {"scopes": tuple(row.scopes.split())})
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

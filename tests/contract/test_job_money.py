@@ -1,0 +1,300 @@
+"""A job's money at its end: pro rata when it is cancelled, never twice, all or nothing; and what the books say."""
+
+import json
+import logging
+from collections import Counter
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlmodel import Session, col
+
+import credits.tables
+from core.clock import utcnow
+from core.errors import IllegalMove, NotFound, OutOfMemory
+from credits import ledger
+from jobs import accounts, books, moves, service, sweeps
+from jobs.wiring import House
+from notifications.tables import MESSAGE
+from storage.tables import ACTIVE, Job, Stage
+from tests.contract import jobs
+from tests.contract.jobs import GRANTED, messages, put_at, request, row
+from tests.contract.processes import Work, at_once, killed_at
+
+RACERS = 8
+RESOLVED = ("settle", "release", "expire")
+
+
+def kinds(house: House, owner_id: str = "ada") -> list[str]:
+    return [entry["kind"] for entry in accounts.statement(house, owner_id)]
+
+
+def notice(house: House, job_id: str) -> dict[str, Any]:
+    """What the last notice of the job tells."""
+    with house.database.reading() as session:
+        query = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == "notice")
+        told: dict[str, Any] = json.loads(session.execute(query.order_by(MESSAGE.c.sequence.desc())).scalars().first())
+        return told
+
+
+# ---- cancelled in mid-training --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "charged"),
+    [
+        (Stage.PREPROCESS, 0, 0),
+        (Stage.DATASET, 0, 0),
+        (Stage.TRAIN, 0, 0),
+        (Stage.TRAIN, 9, 0),  # nine tenths of a credit
+        (Stage.TRAIN, 129, 12),
+        (Stage.UPLOAD, 500, 50),
+    ],
+)
+def test_the_steps_done_are_charged_rounded_down(
+    house: House, job_id: str, stage: Stage, step: int, charged: int
+) -> None:
+    put_at(house, job_id, stage, step=step)
+    view = service.cancel(house, job_id)
+    assert view["status"] == "cancelled"
+    assert view["credits"] == {"held": 0, "charged": charged, "refunded": 50 - charged}
+    assert notice(house, job_id)["job"]["credits"] == view["credits"]
+    assert jobs.books(house) == {"held": 0, "spent": charged, "available": GRANTED - charged}
+    assert kinds(house) == ["settle" if charged else "release", "hold", "grant"]
+
+
+def test_a_failed_job_is_charged_nothing_however_far_it_came(house: House, job_id: str) -> None:
+    put_at(house, job_id, Stage.UPLOAD, step=500)
+    with house.database.writing() as session:
+        assert moves.fail(session, job_id, OutOfMemory("x"))
+    assert service.look(house, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert jobs.books(house)["spent"] == 0
+
+
+def test_a_late_cancel_costs_no_more_than_was_held(house: House, job_id: str) -> None:
+    """Though prices rose meanwhile."""
+    put_at(house, job_id, Stage.TRAIN, step=400)
+    dearer = house.settings.model_copy(update={"prices": {"sd15": 10_000}})
+    with house.database.writing() as session:
+        assert moves.cancel(session, job_id, dearer)
+    assert jobs.books(house) == {"held": 0, "spent": 50, "available": GRANTED - 50}
+
+
+def test_a_cancel_after_the_hold_was_over_costs_nothing(house: House, job_id: str) -> None:
+    put_at(house, job_id, Stage.TRAIN, step=400)
+    expire(house, job_id)
+    assert service.cancel(house, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert kinds(house) == ["expire", "hold", "grant"]
+    assert jobs.books(house)["spent"] == 0
+    assert sweeps.leaks(house) == []  # nothing was delivered
+
+
+def test_eight_cancels_and_a_worker_that_still_reports_charge_once(house: House, job_id: str, address: str) -> None:
+    put_at(house, job_id, Stage.TRAIN, step=100)
+    works: list[Work] = [partial(moves.cancel, job_id=job_id, settings=house.settings)] * RACERS
+    works.append(partial(_report, job_id=job_id))
+    *cancelled, _ = at_once(address, works)
+    assert Counter(cancelled) == {True: 1, False: RACERS - 1}
+    found = row(house, job_id)
+    assert found.charged == found.step // 10 in (10, 20)  # what was recorded is what was charged
+    assert jobs.books(house)["spent"] == found.charged
+    assert len([kind for kind in kinds(house) if kind in RESOLVED]) == 1
+    assert messages(house, job_id) == ["(launch)", "training.cancelled", "cleanup"]
+
+
+def _report(session: Session, job_id: str) -> bool:
+    """A worker's progress, which counts only while the job is active."""
+    active = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE)).values(step=200)
+    return bool(session.connection().execute(active).rowcount)
+
+
+def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(house: House, address: str) -> None:
+    """SIGKILL before and after every statement: status, money and notice are of one transaction."""
+    house.database.engine.dispose()
+    statements = [f"{side} {number}" for number in range(1, 60) for side in ("before", "after")]
+    spent = 0
+    for count, point in enumerate(["before commit", "after commit", *statements]):
+        job_id = service.submit(house, request(house, seed=count))["job_id"]
+        put_at(house, job_id, Stage.TRAIN, step=20)
+        killed = killed_at(address, point, partial(moves.cancel, job_id=job_id, settings=house.settings))
+        happened = point == "after commit" or not killed
+        view = service.look(house, job_id)
+        assert view["status"] == ("cancelled" if happened else "training"), point
+        assert ("training.cancelled" in messages(house, job_id)) == happened, point
+        service.cancel(house, job_id)
+        spent += 2
+        assert jobs.books(house) == {"held": 0, "spent": spent, "available": GRANTED - spent}, point
+        if not killed:
+            assert count >= 2 + 2 * 10, "fewer statements than a cancel has"
+            return
+    raise AssertionError("there were not enough points")
+
+
+def test_the_quote_says_what_a_cancel_would_cost(house: House) -> None:
+    quote = service.quote(house, request(house, max_steps=1001))
+    assert (quote.credits, quote.credits_per_step, quote.cancelled_half_way) == (101, 0.1, 50)
+    small = service.quote(house, request(house, max_steps=3))
+    assert (small.credits, small.cancelled_half_way) == (1, 0)
+
+
+def test_a_refund_gives_back_what_was_charged_and_no_more(house: House, job_id: str) -> None:
+    put_at(house, job_id, Stage.SETTLE)
+    with house.database.writing() as session:
+        moves.settle(session, job_id, house.settings)
+    for _ in range(2):
+        owner_id, found = accounts.refund(house, job_id, 20, "complaint 7")
+        assert (owner_id, found.spent) == ("ada", 30)
+    assert service.look(house, job_id)["credits"] == {"held": 0, "charged": 30, "refunded": 20}
+    with pytest.raises(IllegalMove):
+        accounts.refund(house, job_id, 31)
+    with pytest.raises(NotFound):
+        accounts.refund(house, "job_nowhere", 1)
+    assert jobs.books(house) == {"held": 0, "spent": 30, "available": GRANTED - 30}
+
+
+# ---- leaks ----------------------------------------------------------------------------------------------------
+
+
+def expire(house: House, job_id: str) -> None:
+    with house.database.writing() as session:
+        hold = ledger.hold_of(session, job_id)
+        assert hold is not None
+        ledger.expire(session, hold.id)
+
+
+def test_a_leak_is_counted_and_alerts_for_a_day(house: House, job_id: str, caplog: pytest.LogCaptureFixture) -> None:
+    put_at(house, job_id, Stage.SETTLE)
+    expire(house, job_id)
+    with house.database.writing() as session:
+        assert moves.settle(session, job_id, house.settings)
+    assert [(leak.job_id, leak.owner_id, leak.credits) for leak in sweeps.leaks(house)] == [(job_id, "ada", 50)]
+    assert sweeps.check_books(house) == []  # the books are in order all the same
+
+    def alerts() -> list[str]:
+        caplog.clear()
+        sweeps.check_books(house)
+        return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+    (alert,) = alerts()
+    assert alert.startswith("leak: 1 training(s)")
+    assert job_id in alert
+    with house.database.writing() as session:
+        session.execute(sa.update(Job).values(finished_at=utcnow() - timedelta(hours=25)))
+    assert alerts() == []
+    assert len(sweeps.leaks(house)) == 1
+
+
+# ---- the books of the jobs ------------------------------------------------------------------------------------
+
+# Damage by job (`{ready}`, `{failed}`, `{cancelled}`, `{active}`: its id), and the checks that must name it.
+DAMAGE = {
+    "UPDATE training_job SET hold_id = NULL WHERE id = '{active}'": {"every job has a hold"},
+    "UPDATE training_job SET hold_id = (SELECT hold_id FROM training_job WHERE id = '{ready}') WHERE id = '{active}'": {
+        "every job has a hold"
+    },
+    "UPDATE training_job SET owner_id = 'eve' WHERE id = '{ready}'": {"every job has a hold"},
+    "DELETE FROM training_job WHERE id = '{active}'": {"every hold belongs to a job"},
+    "UPDATE credit_hold SET state = 'released' WHERE training_id = '{active}'": {"the hold of an active job is live"},
+    "UPDATE training_job SET status = 'training', finished_at = NULL, charged = NULL WHERE id = '{ready}'": {
+        "the hold of an active job is live",
+        "a final job is cleaned up after",
+        "the end of a job is told once",
+    },
+    "UPDATE credit_hold SET state = 'held', settled = 0 WHERE training_id = '{ready}'": {
+        "the hold of a final job is resolved",
+        "a job was charged what its hold settled",
+        "a ready job is charged",
+    },
+    "UPDATE training_job SET charged = charged + 1 WHERE id = '{ready}'": {"a job was charged what its hold settled"},
+    "UPDATE training_job SET charged = NULL WHERE id = '{failed}'": {"a job was charged what its hold settled"},
+    "UPDATE training_job SET charged = 0 WHERE id = '{active}'": {"a job was charged what its hold settled"},
+    "UPDATE credit_hold SET state = 'settled', settled = 5 WHERE training_id = '{failed}'": {
+        "a failed job is charged nothing",
+        "a job was charged what its hold settled",
+    },
+    "UPDATE training_job SET step = 0 WHERE id = '{cancelled}'": {"a cancelled job that had not trained"},
+    "UPDATE training_job SET stage = 'dataset' WHERE id = '{cancelled}'": {"a cancelled job that had not trained"},
+    "UPDATE credit_hold SET state = 'released', settled = 0 WHERE training_id = '{ready}'": {"a ready job is charged"},
+    "UPDATE training_job SET lora_key = NULL WHERE id = '{ready}'": {"a ready job has been through every stage"},
+    "UPDATE training_job SET stage = 'upload' WHERE id = '{ready}'": {"a ready job has been through every stage"},
+    "UPDATE training_job SET finished_at = NULL WHERE id = '{failed}'": {"a job has its end"},
+    "UPDATE training_job SET finished_at = created_at WHERE id = '{active}'": {"a job has its end"},
+    "UPDATE training_job SET lease_until = created_at WHERE id = '{cancelled}'": {"a job has its end"},
+    "UPDATE outbox_message SET topic = 'training.failed' WHERE job_id = '{ready}' AND topic = 'training.completed'": {
+        "the end of a job is told once"
+    },
+    "DELETE FROM outbox_message WHERE job_id = '{failed}' AND topic = 'training.failed'": {
+        "the end of a job is told once",
+        "the messages of a job are numbered",
+    },
+    "UPDATE outbox_message SET kind = 'notice', topic = 'training.completed' WHERE job_id = '{ready}'"
+    " AND kind = 'cleanup'": {"the end of a job is told once", "a final job is cleaned up after"},
+    "UPDATE outbox_message SET kind = 'cleanup' WHERE job_id = '{active}'": {"a final job is cleaned up after"},
+    "UPDATE outbox_message SET sequence = 9 WHERE job_id = '{active}'": {"the messages of a job are numbered"},
+}
+
+
+@pytest.fixture
+def ended(house: House) -> dict[str, str]:
+    """One job of each end, and an active one: their ids, in good books."""
+    found = {name: service.submit(house, request(house, seed=n))["job_id"] for n, name in enumerate(ENDS)}
+    put_at(house, found["ready"], Stage.SETTLE)
+    for name in ("failed", "cancelled", "active"):
+        put_at(house, found[name], Stage.TRAIN, step=100)
+    with house.database.writing() as session:
+        moves.settle(session, found["ready"], house.settings)
+        moves.fail(session, found["failed"], OutOfMemory("x"))
+        moves.cancel(session, found["cancelled"], house.settings)
+    assert sweeps.check_books(house) == []
+    return found
+
+
+ENDS = ("ready", "failed", "cancelled", "active")
+
+
+def test_every_invariant_that_is_broken_is_named(house: House, ended: dict[str, str]) -> None:
+    tried = set()
+    with house.database.engine.connect() as connection:
+        without_rules(connection)
+        for damage, names in DAMAGE.items():
+            assert connection.exec_driver_sql(damage.format(**ended)).rowcount > 0, damage
+            with Session(connection) as session:
+                findings = books.check(session)
+            connection.rollback()
+            for name in names:
+                assert any(finding.what.startswith(name) for finding in findings), (damage, name, findings)
+            tried |= {finding.what for finding in findings}
+        with Session(connection) as session:
+            assert books.check(session) == []
+    assert tried == set(books.CHECKS), "a check that no damage above breaks"
+
+
+def test_what_is_off_with_a_job_is_an_error_of_the_audit(
+    house: House, ended: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with house.database.writing() as session:
+        session.execute(sa.update(Job).where(col(Job.id) == ended["ready"]).values(charged=7))
+    (finding,) = sweeps.check_books(house)
+    assert (finding.where, finding.expected, finding.found) == (ended["ready"], "ready, charged 50", "ready, charged 7")
+    assert f"ledger: a job was charged what its hold settled: {ended['ready']}" in caplog.text
+
+
+def without_rules(connection: sa.Connection) -> None:
+    """The same tables without keys, checks and triggers, so that anything can be written into them."""
+    tables = ("training_job", "outbox_message", *(table.name for table in reversed(_LEDGER)))
+    cascade = "CASCADE" if connection.dialect.name == "postgresql" else ""
+    if not cascade:
+        connection.commit()
+        connection.exec_driver_sql("ROLLBACK")
+        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+        connection.exec_driver_sql("BEGIN")
+    for table in tables:
+        connection.exec_driver_sql(f"CREATE TABLE bare_{table} AS SELECT * FROM {table}")  # noqa: S608
+        connection.exec_driver_sql(f"DROP TABLE {table} {cascade}")
+        connection.exec_driver_sql(f"ALTER TABLE bare_{table} RENAME TO {table}")
+    connection.commit()
+
+
+_LEDGER = (credits.tables.ACCOUNT, credits.tables.HOLD, credits.tables.ENTRY)

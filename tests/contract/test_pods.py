@@ -1,0 +1,580 @@
+"""Renting, keeping and giving back machines at a fake RunPod, on both databases. No pod is left, whatever happens."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from core.errors import BackendFailed, BackendUnreachable
+from core.ids import made_at, new_id
+from core.settings import Settings
+from jobs import backends, pod_costs, pods
+from jobs.pod_rent import ORDER_GRACE_S
+from jobs.wiring import House
+from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
+from tests.contract.processes import FORK
+from tests.servers.runpod import KEY, RunPodServer, runpod_server
+from tests.site import until
+from training.backends.runpod import Order, RunPod
+from training.spec import TrainSpec
+
+RTX, A6000 = "NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000"
+SPEC = TrainSpec(base_model="sd15", trigger_word="imp", seed=1, backend="ai-toolkit")  # type: ignore[call-arg]
+Z_IMAGE = TrainSpec(base_model="z-image-turbo", trigger_word="imp", seed=1)  # type: ignore[call-arg]
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPodServer]:
+    """A RunPod whose pods run at once."""
+    with runpod_server(tmp_path_factory.mktemp("running")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPodServer]:
+    """A RunPod whose pods never come to run: for all that needs no server."""
+    with runpod_server(tmp_path_factory.mktemp("cloud"), start_s=3600) as server:
+        yield server
+
+
+@pytest.fixture
+def make(address: str, tmp_path: Path) -> Iterator[Callable[..., House]]:
+    """A house that rents, with a prefix of its own, so that tests share a RunPod."""
+    made: list[House] = []
+
+    def build(server: RunPodServer | None, **changed: Any) -> House:
+        here: dict[str, Any] = {"pod_prefix": f"t{next(_numbers)}", "remote_poll_s": 30}
+        if server is not None:
+            at = {"runpod_url": server.url, "pod_proxy": f"{server.base}/proxy/{{pod_id}}"}
+            here |= {"runpod_api_key": KEY, **at}
+        house = House(Settings(_env_file=None, home=tmp_path / "home", database_url=address, **(here | changed)))
+        house.__dict__["runpod"] = house.runpod and impatient(house.settings)
+        made.append(house)
+        return house
+
+    yield build
+    for house in made:
+        house.database.close()
+
+
+def impatient(settings: Settings) -> RunPod:
+    assert settings.runpod_api_key is not None
+    return RunPod(settings.runpod_url, settings.runpod_api_key.get_secret_value(), timeout_s=20, pause=lambda _: None)
+
+
+def place(house: House, spec: TrainSpec = SPEC) -> tuple[pods.Place, str]:
+    """Place a training; its job's id."""
+    job_id = new_id("job")
+
+    def assign(session: Session, pod: RentedPod | None) -> None:
+        session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec="{}"))
+        session.flush()
+        session.add(RemoteRun(job_id=job_id, attempt=1, name=f"imprint_{job_id}", pod_id=pod and pod.id))
+
+    return pods.place(house, spec, assign), job_id
+
+
+def end(house: House, job_id: str) -> None:
+    change_run(house, job_id, state=RunState.ENDED, ended_at=utcnow())
+
+
+def change_run(house: House, job_id: str, **values: Any) -> None:
+    with house.database.writing() as session:
+        run = session.get_one(RemoteRun, (job_id, 1))
+        pods.account(session, run.pod_id)
+        session.execute(sa.update(RemoteRun).where(col(RemoteRun.job_id) == job_id).values(**values))
+
+
+def rows(house: House) -> list[RentedPod]:
+    with house.database.reading() as session:
+        return list(session.exec(select(RentedPod).order_by(col(RentedPod.id))))
+
+
+def states(house: House) -> list[str]:
+    return [str(pod.state) for pod in rows(house)]
+
+
+def change(house: House, pod_id: str, **values: Any) -> None:
+    with house.database.writing() as session:
+        session.execute(sa.update(RentedPod).where(col(RentedPod.id) == pod_id).values(**values))
+
+
+def insert(house: House, state: str, **values: Any) -> RentedPod:
+    pod_id = new_id("pod")
+    name = f"{house.settings.pod_prefix}-{pod_id}"
+    given = {"provider_id": f"x{pod_id}", "gpu": RTX, "cost_microdollars_per_h": 690_000, "url": "http://127.0.0.1:1"}
+    pod = RentedPod(id=pod_id, name=name, state=state, **(given | values))
+    with house.database.writing() as session:
+        session.add(pod)
+    return pod
+
+
+def rented(server: RunPodServer, house: House) -> list[dict[str, Any]]:
+    """What this house has ever rented, by the provider's books."""
+    return [pod for pod in server.ledger() if pod["name"].startswith(f"{house.settings.pod_prefix}-")]
+
+
+def left(server: RunPodServer, house: House) -> int:
+    return sum(pod["left"] for pod in rented(server, house))
+
+
+def ready(house: House) -> RentedPod:
+    def looks() -> bool:
+        pods.check(house)
+        return states(house) == ["ready"]
+
+    until(looks, 90, "the pod is ready")
+    return rows(house)[0]
+
+
+# ---- one pod, from the first training to its end --------------------------------------------------------------
+
+
+def test_a_pod_serves_trainings_one_after_another_is_kept_warm_and_goes(
+    make: Callable[..., House], running: RunPodServer
+) -> None:
+    house = make(running, pod_jobs_max=2, pods_max=1, pod_warm_s=100)
+    first, job = place(house)
+    assert (first.found, first.reason) == (True, "")
+    assert first.pod is not None
+    assert (first.pod.state, first.pod.gpu, first.pod.family) == (PodState.STARTING, RTX, "sd15")
+    other, other_job = place(house, Z_IMAGE)
+    assert other.pod is not None
+    assert other.pod.id == first.pod.id
+    full, _ = place(house)
+    assert (full.found, full.reason) == (False, "all 1 pods that may be rented are full")
+
+    pod = ready(house)
+    assert pod.ready_at is not None
+    assert pods.server_of(house, pod.id).ready()
+    word = pods.token_of(house, pod)
+    assert " " not in word
+    told = running.http.get(f"/v2/pods/{pod.provider_id}", headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert told["env"] == {"AI_TOOLKIT_AUTH": word}
+
+    change_run(house, job, state=RunState.SUBMITTED, status="running")
+    change(house, pod.id, accounted_at=utcnow() - timedelta(hours=1))
+    end(house, job)  # it worked for an hour, while the other waited
+    end(house, other_job)
+    pods.check(house)
+    idle = rows(house)[0]
+    assert (idle.state, idle.family) == (PodState.READY, "sd15 z-image")
+    assert idle.idle_since is not None
+    with house.database.reading() as session:
+        costs = {run.job_id: run.cost_microdollars for run in session.exec(select(RemoteRun))}
+    assert 690_000 <= costs[job] < 720_000
+    assert costs[other_job] < 20_000
+
+    again, job = place(house)  # a warm pod is taken again, and is idle no more
+    assert again.pod is not None
+    assert (again.pod.id, again.pod.idle_since) == (pod.id, None)
+    end(house, job)
+    pods.check(house)
+    change(house, pod.id, idle_since=utcnow() - timedelta(seconds=101))
+    at_once = [threading.Thread(target=pods.check, args=(house,)) for _ in range(3)]
+    for thread in at_once:
+        thread.start()
+    for thread in at_once:
+        thread.join()
+    gone = rows(house)[0]
+    assert (gone.state, gone.reason, pods.is_lost(gone)) == (PodState.GONE, "idle", True)
+    [entry] = rented(running, house)
+    assert (entry["left"], entry["end"]) == (False, "deleted")
+    with pytest.raises(BackendUnreachable):
+        pods.server_of(house, gone.id)
+
+    with house.database.reading() as session:
+        runs = list(session.exec(select(RemoteRun)))
+    assert all(run.cleared_at is not None for run in runs)  # nothing of them can be left on a pod that is gone
+    borne = sum(run.cost_microdollars for run in runs) + gone.idle_microdollars
+    took = pod_costs.cost(gone, utcnow())
+    assert abs(borne - 690_000 - took) < 100  # one hour was made up; the rest is shared out to the microdollar
+    assert took >= entry["microdollars"]
+
+
+@pytest.mark.parametrize("how", ["vanished", "EXITED", "ERROR"])
+def test_a_pod_that_vanished_or_ended_is_gone_and_what_runs_on_it_is_lost(
+    make: Callable[..., House], cloud: RunPodServer, how: str
+) -> None:
+    house = make(cloud)
+    pod = place(house)[0].pod
+    assert pod is not None
+    assert pod.provider_id is not None
+    cloud.change(pod.provider_id, how)
+    pods.check(house)
+    row = rows(house)[0]
+    assert row.state == PodState.GONE
+    assert (row.reason or "").startswith("RunPod ")
+    assert pods.is_lost(row)
+    assert left(cloud, house) == 0
+
+
+def test_a_pod_that_does_not_start_or_stops_answering_is_given_up(
+    make: Callable[..., House], cloud: RunPodServer
+) -> None:
+    house = make(cloud, pod_ready_s=600, remote_lost_polls=2)
+    pod = place(house)[0].pod
+    assert pod is not None
+    change(house, pod.id, created_at=utcnow() - timedelta(seconds=590))
+    pods.check(house)
+    assert states(house) == ["starting"]
+    change(house, pod.id, created_at=utcnow() - timedelta(seconds=610))
+    cloud.order(delete=["500"] * 4)  # and deleting it fails at first
+    pods.check(house)
+    assert states(house) == ["closing"]
+    assert left(cloud, house) == 1
+    pods.check(house)
+    assert [(row.state, row.reason) for row in rows(house)] == [("gone", "its server did not answer within 600 s")]
+
+    pod = place(house)[0].pod
+    assert pod is not None
+    change(house, pod.id, state=PodState.READY)
+    pods.check(house)
+    assert states(house) == ["gone", "ready"]
+    pods.check(house)
+    assert [row.reason for row in rows(house)][1] == "its server did not answer 2 times in a row"
+    assert left(cloud, house) == 0
+
+
+def test_a_pod_that_has_another_password_is_given_up_at_once(make: Callable[..., House], running: RunPodServer) -> None:
+    house = make(running)
+    place(house)
+    pod = ready(house)
+    changed = make(running, pod_prefix=house.settings.pod_prefix, runpod_api_key="rpa_ROTATED")
+    changed.__dict__["runpod"] = house.runpod
+    pods.check(changed)
+    assert states(house) == ["gone"]
+    assert "password" in (rows(house)[0].reason or "")
+    assert pods.token_of(house, pod) not in (rows(house)[0].reason or "")
+
+
+# ---- where a training goes ------------------------------------------------------------------------------------
+
+
+def test_a_training_goes_where_its_base_model_is_and_where_somebody_answers(
+    make: Callable[..., House], cloud: RunPodServer
+) -> None:
+    house = make(cloud, pod_jobs_max=2)
+    insert(house, PodState.STARTING, family="z-image")
+    insert(house, PodState.READY, family="sd15")
+    fit = insert(house, PodState.READY, family="sd15 z-image")
+    insert(house, PodState.READY, family="z-image", missed=1)
+    for gone in (PodState.CLOSING, PodState.GONE):
+        insert(house, gone, family="z-image", gone_at=utcnow())
+    for _ in range(2):
+        found = place(house, Z_IMAGE)[0].pod
+        assert found is not None
+        assert found.id == fit.id
+    overflow = place(house, Z_IMAGE)[0].pod
+    assert overflow is not None
+    assert overflow.family == "sd15 z-image"
+    assert overflow.id != fit.id
+    assert rented(cloud, house) == []
+
+
+def test_with_a_fixed_server_nothing_is_rented_and_without_a_key_nothing_happens(
+    make: Callable[..., House], cloud: RunPodServer
+) -> None:
+    fixed = make(cloud, ai_toolkit_url="http://127.0.0.1:1", ai_toolkit_token="word")
+    found, job_id = place(fixed)
+    assert found == pods.Place(found=True)
+    with fixed.database.reading() as session:
+        assert session.get_one(RemoteRun, (job_id, 1)).pod_id is None
+    assert rented(cloud, fixed) == []
+    nobody = make(None)
+    with pytest.raises(BackendFailed, match="IMPRINT_RUNPOD_API_KEY"):
+        place(nobody)
+    pods.check(nobody)
+    assert pods.reap(nobody) == 0
+
+
+# ---- ceilings -------------------------------------------------------------------------------------------------
+
+
+def test_the_next_type_of_gpu_is_tried_and_a_refusal_is_remembered(
+    make: Callable[..., House], cloud: RunPodServer
+) -> None:
+    house = make(cloud, pod_gpus=["NVIDIA Abacus", RTX, A6000], pods_max=5, pod_jobs_max=1)
+    cloud.order(create=["400"])
+    pod = place(house)[0].pod
+    assert pod is not None
+    assert (pod.gpu, pod.cost_microdollars_per_h) == (A6000, 490_000)
+    cloud.order(create=["402", "400"])
+    refused, _ = place(house)
+    assert not refused.found
+    assert "balance" in refused.reason
+    before = cloud.calls()
+    assert [place(house)[0].reason for _ in range(20)] == [refused.reason] * 20
+    assert cloud.calls() == before  # a crowd that waits asks RunPod nothing
+    change(house, rows(house)[1].id, gone_at=utcnow() - timedelta(seconds=31))
+    assert "no free machine" in place(house)[0].reason or place(house)[0].found
+    assert {pod.state for pod in rows(house)} <= {"starting", "gone"}
+
+
+def test_a_refused_key_is_no_reason_to_wait(make: Callable[..., House], cloud: RunPodServer) -> None:
+    house = make(cloud)
+    house.__dict__["runpod"] = RunPod(cloud.url, "wrong", pause=lambda _: None)
+    with pytest.raises(BackendFailed, match="IMPRINT_RUNPOD_API_KEY"):
+        place(house)
+    house.__dict__["runpod"] = impatient(house.settings)
+    cloud.order(create=["422"])
+    with pytest.raises(BackendFailed):
+        place(house)
+    assert states(house) == ["gone"]
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "gpus"),
+    [
+        ({"pods_max": 2}, [RTX, RTX]),
+        ({"spend_per_hour": 1.2}, [RTX, A6000]),  # a second 4090 would be too dear; the cheaper card is not
+        ({"spend_per_day": 0.7}, [RTX]),
+        ({"spend_per_day": 0.0}, []),
+    ],
+)
+def test_processes_that_race_keep_to_the_ceilings(
+    make: Callable[..., House], cloud: RunPodServer, ceiling: dict[str, Any], gpus: list[str]
+) -> None:
+    house = make(cloud, **({"pods_max": 6, "pod_jobs_max": 1, "pod_gpus": [RTX, A6000]} | ceiling))
+    house.database.migrate()
+    house.database.close()  # connections do not survive a fork
+    results = FORK.Queue()
+    barrier = FORK.Barrier(5)
+
+    def crowd() -> None:
+        here = House(house.settings)
+        barrier.wait(60)
+        found = []
+        for _ in range(6):
+            told = place(here)[0]
+            found.append(told.pod.id if told.pod else told.reason)
+        results.put(found)
+
+    children = [FORK.Process(target=crowd) for _ in range(5)]
+    for child in children:
+        child.start()
+    placed = [one for _ in children for one in results.get(timeout=120)]
+    for child in children:
+        child.join(60)
+    assert sorted(one for one in placed if one.startswith("pod_")) == [pod.id for pod in rows(house) if pod.provider_id]
+    assert [pod["gpu"] for pod in rented(cloud, house)] == gpus
+    assert left(cloud, house) == len(gpus)
+
+
+def test_the_day_has_a_ceiling_over_what_was_spent_in_24_hours(make: Callable[..., House], cloud: RunPodServer) -> None:
+    house = make(cloud, spend_per_day=3.0, pod_gpus=[RTX], pod_ready_s=10_000)
+    now = utcnow()
+
+    def used(begun_h: float, ended_h: float | None) -> RentedPod:
+        gone = {} if ended_h is None else {"gone_at": now - timedelta(hours=ended_h)}
+        state = PodState.READY if ended_h is None else PodState.GONE
+        return insert(house, state, created_at=now - timedelta(hours=begun_h), **gone)
+
+    def spent() -> float:
+        return round(float(backends.spending(house)["in_24_hours"]), 3)
+
+    used(30, 23)
+    assert spent() == 0.69
+    used(50, 25)
+    assert spent() == 0.69
+    used(10, 8)
+    assert spent() == 2.07
+    assert place(house)[0].found  # 2.07 and an hour of 0.69 stay below 3
+    warm = used(1.1, None)
+    assert spent() == 2.829
+    change(house, warm.id, created_at=now - timedelta(hours=1.4))
+    refused, _ = place(house)
+    assert (refused.found, refused.reason) == (False, "the ceiling of $3.00 on pods in 24 hours is reached")
+    # What runs goes on to its end; what is idle is not kept.
+    pods_on = [pod for pod in rows(house) if pod.state == PodState.STARTING]
+    change(house, warm.id, provider_id=pods_on[0].provider_id, state=PodState.STARTING)
+    change(house, pods_on[0].id, provider_id=None, state=PodState.GONE, gone_at=now)
+    pods.check(house)
+    [row] = [pod for pod in rows(house) if pod.id == warm.id]
+    assert (row.state, row.reason) == (PodState.GONE, refused.reason)
+
+
+# ---- crashes while renting ------------------------------------------------------------------------------------
+
+
+def die(*_: Any, **__: Any) -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rent_and_die(house: House, point: str) -> None:
+    """Rent in a process that is killed: before the order is sent, once it is done, or once it is written down."""
+    house.database.migrate()
+    house.database.close()
+
+    def doomed() -> None:
+        here = House(house.settings)
+        runpod = impatient(house.settings)
+        here.__dict__["runpod"] = runpod
+        create = runpod.create
+
+        def dying(order: Order) -> Any:
+            if point == "before":
+                die()
+            made = create(order)
+            if point == "after":
+                die()
+            return made
+
+        runpod.create = dying  # type: ignore[method-assign]
+        pods.place(here, SPEC, die)
+
+    child = FORK.Process(target=doomed)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -9
+
+
+@pytest.mark.parametrize("point", ["before", "after", "assign"])
+def test_a_crash_while_renting_is_found_by_the_name(
+    make: Callable[..., House], cloud: RunPodServer, point: str
+) -> None:
+    house = make(cloud, pod_warm_s=0)
+    rent_and_die(house, point)
+    assert states(house) == ["renting"]
+    made = len(rented(cloud, house))
+    assert made == (point != "before")
+    assert place(house)[0].reason == "a pod is being rented"
+    assert pods.reap(house) == 0  # an order on its way is nobody's prey
+    pods.check(house)
+    if point == "before":
+        assert states(house) == ["renting"]
+        change(house, rows(house)[0].id, asked_at=utcnow() - timedelta(seconds=ORDER_GRACE_S + 1))
+        pods.check(house)
+        assert rows(house)[0].reason == "RunPod never made this pod"
+    else:
+        assert states(house) == ["starting"]  # taken over; nobody needs it, so it goes with the next look
+        pods.check(house)
+    assert states(house) == ["gone"]
+    assert (len(rented(cloud, house)), left(cloud, house)) == (made, 0)
+
+
+def test_an_answer_that_was_lost_rents_one_pod(make: Callable[..., House], cloud: RunPodServer) -> None:
+    house = make(cloud)
+    cloud.order(create=["lost"], list=["500"])
+    assert place(house)[0].found
+    assert len(rented(cloud, house)) == 1
+
+
+def test_whoever_wakes_after_its_order_was_given_up_gives_the_pod_back(
+    make: Callable[..., House], cloud: RunPodServer
+) -> None:
+    house = make(cloud)
+    assert house.runpod is not None
+    create = house.runpod.create
+
+    def paused(order: Order) -> Any:
+        change(house, rows(house)[0].id, asked_at=utcnow() - timedelta(hours=1))
+        pods.check(house)
+        return create(order)
+
+    house.runpod.create = paused  # type: ignore[method-assign]
+    late, _ = place(house)
+    assert (late.found, late.reason) == (False, "the order for a pod was given up")
+    assert states(house) == ["gone"]
+    assert (len(rented(cloud, house)), left(cloud, house)) == (1, 0)
+
+
+def test_the_sweep_may_take_a_pod_over_before_its_sender_does(make: Callable[..., House], cloud: RunPodServer) -> None:
+    house = make(cloud)
+    assert house.runpod is not None
+    create = house.runpod.create
+
+    def slow(order: Order) -> Any:
+        made = create(order)
+        pods.check(house)
+        return made
+
+    house.runpod.create = slow  # type: ignore[method-assign]
+    found, job_id = place(house)
+    assert found.pod is not None
+    with house.database.reading() as session:
+        assert session.get_one(RemoteRun, (job_id, 1)).pod_id == found.pod.id
+    assert states(house) == ["starting"]
+    assert left(cloud, house) == 1
+
+
+# ---- the reaper -----------------------------------------------------------------------------------------------
+
+
+def test_the_reaper_takes_what_no_row_needs_and_nothing_else(make: Callable[..., House], cloud: RunPodServer) -> None:
+    house = make(cloud, pods_max=3, pod_jobs_max=1)
+    prefix = house.settings.pod_prefix
+    kept, forgotten = place(house)[0].pod, place(house)[0].pod
+    assert kept is not None
+    assert forgotten is not None
+    change(house, forgotten.id, state=PodState.GONE, gone_at=utcnow())  # marked gone, still there
+    old, young = _id_of(utcnow() - timedelta(days=1)), new_id("pod")
+    assert made_at(young) is not None
+    runpod = house.runpod
+    assert runpod is not None
+    names = {
+        "restored": f"{prefix}-{old}",  # rented yesterday; then our database was restored from the day before
+        "fresh": f"{prefix}-{young}",  # another process may be at it this moment
+        "twice": kept.name,
+        "theirs": f"{prefix}x-{old}",  # another installation's, or a person's
+        "odd": f"{prefix}-{old}x",
+        "hand": f"{prefix}-my-own-pod",
+    }
+    made = {key: runpod.create(Order(name, RTX, 20, {}, image="i")).id for key, name in names.items()}
+    assert pods.reap(house) == 3
+    there = {pod.id for pod in runpod.pods()}
+    assert {key for key, pod_id in made.items() if pod_id not in there} == {"restored", "twice"}
+    assert kept.provider_id in there
+    assert forgotten.provider_id not in there
+    assert pods.reap(house) == 0
+    for pod_id in made.values():
+        runpod.delete(pod_id)
+
+
+def _id_of(moment: datetime) -> str:
+    """An id as `new_id` would have made it then."""
+    alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
+    number = int(moment.timestamp() * 1000) << 80
+    made = "pod_" + "".join(alphabet[number >> shift & 31] for shift in range(125, -1, -5))
+    assert abs((made_at(made) or utcnow()) - moment) < timedelta(milliseconds=2)
+    return made
+
+
+def test_while_runpod_is_away_nothing_is_decided(make: Callable[..., House], cloud: RunPodServer) -> None:
+    house = make(cloud, pod_warm_s=0)
+    place(house)
+    cloud.order(list=["503"] * 8)
+    pods.check(house)
+    assert pods.reap(house) == 0
+    assert states(house) == ["starting"]
+    elsewhere = make(cloud, runpod_url="http://127.0.0.1:1/v2", pod_prefix=house.settings.pod_prefix, pod_jobs_max=1)
+    refused, _ = place(elsewhere)
+    assert (refused.found, refused.reason) == (False, "RunPod does not answer, or with errors")
+
+
+def test_an_operator_sees_and_closes_a_pod(make: Callable[..., House], cloud: RunPodServer) -> None:
+    house = make(cloud)
+    found, job_id = place(house)
+    assert found.pod is not None
+    [told] = backends.rented(house)
+    assert (told["name"], told["gpu"], told["state"], told["jobs"]) == (found.pod.name, RTX, "starting", [job_id])
+    assert backends.spending(house)["per_hour"] == 0.69
+    [account, pod] = backends.remote(house)
+    assert (account["name"], account["gpu"]) == ("runpod", f"{RTX} ($0.69), {A6000} ($0.49), NVIDIA L40S ($0.86)")
+    assert (pod["health"], pod["dollars_per_hour"]) == ("starting", 0.69)
+    assert backends.close(house, found.pod.name) == [job_id]
+    assert backends.close(house, "nobody") is None
+    assert backends.rented(house) == []
+    assert [pod["state"] for pod in backends.rented(house, gone=True)] == ["gone"]
+    assert left(cloud, house) == 0

@@ -1,0 +1,76 @@
+"""`imprint backends` and `imprint pods`, typed as operators do: local workers, a RunPod, a broker that is away."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import Session
+
+from core.ids import new_id
+from jobs import pods
+from storage.tables import Job, RemoteRun, RentedPod
+from tests.servers.process import free_port
+from tests.servers.rabbitmq import rabbitmq_server
+from tests.servers.redis import redis_server
+from tests.servers.runpod import runpod_server
+from tests.site import Site
+from training.spec import TrainSpec
+
+
+@pytest.mark.parametrize("server", [redis_server, rabbitmq_server], ids=["redis", "rabbitmq"])
+def test_local_workers_and_their_queues(server: Any, base_model: Path, tmp_path: Path) -> None:
+    with server(tmp_path / "broker") as broker:
+        site = Site(tmp_path / "site", base_model, broker.url, IMPRINT_DEVICE="cpu")
+        try:
+            site.house.database.migrate()
+            site.start("train")
+            found = json.loads(site.imprint("backends", "--json").stdout)
+            assert found["trouble"] == ""
+            names = ["train.sd15", "train.sdxl", "train.z-image"]
+            assert [(row["backend"], row["name"]) for row in found["backends"]] == [("local", name) for name in names]
+            for row in found["backends"]:
+                assert (row["health"], row["gpu"], row["queue"]) == ("1 worker", "CPU", 0)
+            assert site.stop("train") == 0
+            for _ in range(3):
+                site.application.send_task("imprint.train", args=["job_nobody"], queue="train.sdxl", ignore_result=True)
+            found = json.loads(site.imprint("backends", "--json").stdout)
+            assert [(row["health"], row["queue"]) for row in found["backends"]] == [
+                ("no worker answers", 0), ("no worker answers", 3), ("no worker answers", 0),
+            ]  # fmt: skip
+        finally:
+            site.end()
+
+
+def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tmp_path: Path) -> None:
+    with runpod_server(tmp_path / "runpod", start_s=3600, sold_out=["NVIDIA L40S"]) as cloud:
+        site = Site(tmp_path / "site", base_model, f"redis://127.0.0.1:{free_port()}/0", **cloud.environment)
+        site.house.database.migrate()
+        job_id = new_id("job")
+
+        def assign(session: Session, pod: RentedPod | None) -> None:
+            session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec="{}"))
+            session.flush()
+            session.add(RemoteRun(job_id=job_id, attempt=1, name=f"imprint_{job_id}", pod_id=pod and pod.id))
+
+        spec = TrainSpec(base_model="sd15", trigger_word="imp", seed=1)  # type: ignore[call-arg]
+        pod = pods.place(site.house, spec, assign).pod
+        assert pod is not None
+
+        told = site.imprint("backends")
+        assert "No broker answers" in told.stderr
+        assert f"{pod.name}  starting" in told.stdout
+        assert "NVIDIA RTX A6000 ($0.49)" in told.stdout
+        assert "L40S" not in told.stdout
+
+        [listed] = json.loads(site.imprint("pods", "--json").stdout)["pods"]
+        assert (listed["name"], listed["state"], listed["jobs"]) == (pod.name, "starting", [job_id])
+        refused = site.imprint("pods", "close", pod.name, check=False)
+        assert (refused.returncode, cloud.left()) == (1, [pod.name])
+        assert "--force" in refused.stderr
+        done = json.loads(site.imprint("pods", "close", pod.name, "--force", "--json").stdout)
+        assert done == {"name": pod.name, "state": "gone", "jobs": [job_id]}
+        assert cloud.left() == []
+        assert site.imprint("pods", "close", pod.name, check=False).returncode == 1
+        assert "closed by an operator" in site.imprint("pods", "--all").stdout
+        site.end()

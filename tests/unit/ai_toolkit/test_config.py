@@ -1,0 +1,97 @@
+"""Our recipe as ai-toolkit's job: golden files, and what must not get through.
+
+After a wanted change: `python -m tests.unit.ai_toolkit.test_config` writes the golden files anew; read the diff.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import SpecInvalid
+from training.backends.ai_toolkit.answers import Folders
+from training.backends.ai_toolkit.config import (
+    caption_file,
+    faults,
+    find_base_model,
+    harmless,
+    job_config,
+)
+from training.spec import TrainSpec
+
+GOLDEN = Path(__file__).with_name("golden")
+FOLDERS = Folders("/app/ai-toolkit/output", "/app/ai-toolkit/datasets/")
+CASES: dict[str, dict[str, Any]] = {
+    "sd15": {"base_model": "sd15", "class_word": "dog", "seed": 2**40 + 7},
+    "sdxl": {"base_model": "sdxl", "batch_size": 2, "learning_rate": 3e-4, "epochs": 20, "seed": 0},
+    "z-image-turbo": {"base_model": "z-image-turbo", "max_steps": 1500, "seed": 1},
+    "z-image": {"base_model": "Tongyi-MAI/Z-Image", "family": "z-image", "rank": 8, "alpha": 8.0, "seed": 2},
+}
+
+
+def made(case: str, **more: Any) -> dict[str, Any]:
+    spec = TrainSpec(trigger_word="sks", **CASES[case])
+    base_model = find_base_model(spec, {})
+    return job_config(spec, "imprint_job_1", FOLDERS, pictures=7, base_model=base_model, **more)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str) -> None:
+    assert made(case) == json.loads((GOLDEN / f"{case}.json").read_text())
+
+
+def test_the_adapter_is_for_the_distilled_model_only() -> None:
+    ours = "me/adapters/turbo_v3.safetensors"
+    assert made("z-image-turbo", training_adapter=ours)["config"]["process"][0]["model"]["assistant_lora_path"] == ours
+    assert "assistant_lora_path" not in made("z-image")["config"]["process"][0]["model"]
+    de_turbo = TrainSpec(base_model="ostris/Z-Image-De-Turbo", family="z-image", trigger_word="sks", seed=0)
+    config = job_config(de_turbo, "imprint_x", FOLDERS, pictures=5, base_model=de_turbo.base_model)
+    assert config["config"]["process"][0]["model"]["arch"] == "zimage"
+    with pytest.raises(SpecInvalid, match="training_adapter"):
+        made("z-image-turbo", training_adapter="/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    "word", ["${HF_TOKEN}", "sks [name]", "[trigger] x", "sks --w 99999 --n x", "$${A}[na[name]me]"]
+)
+def test_words_that_ai_toolkit_would_act_on(word: str) -> None:
+    spec = TrainSpec(base_model="sd15", trigger_word=word, class_word=word, seed=0)
+    config = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")
+    for text in (json.dumps(config), caption_file(f"a photo of {word}").decode()):
+        assert "[name]" not in text
+        assert "[trigger]" not in text
+        assert not re.search(r"\$\{([^}]+)\}", text)
+    for sample in config["config"]["process"][0]["sample"]["samples"]:
+        assert "--" not in sample["prompt"]
+    assert harmless(harmless(word)) == harmless(word)
+
+
+def test_a_caption_survives_the_way_the_trainer_joins_it() -> None:
+    for caption in ("sks, a dog, on grass", "sks dog", "a,b"):
+        stored = caption_file(caption).decode()
+        assert ", ".join(stored.split(",")) == caption.replace("a,b", "a, b")
+
+
+def test_a_folder_of_ours_is_refused() -> None:
+    named = TrainSpec(base_model="sd15", trigger_word="sks", seed=0)
+    assert find_base_model(named, {"sd15": "me/my-sd15"}) == "me/my-sd15"
+    with pytest.raises(SpecInvalid, match="hub id"):
+        find_base_model(named, {"sd15": "/models/my-sd15"})
+    for wrong in ("/models/x", "models", "a/b/c", "../x/y", "a/..", "${A}/b"):
+        with pytest.raises(SpecInvalid, match="hub id"):
+            job_config(named, "imprint_x", FOLDERS, pictures=5, base_model=wrong)
+
+
+def test_z_image_at_another_scale_is_refused_before_it_is_trained() -> None:
+    spec = TrainSpec(base_model="z-image-turbo", trigger_word="sks", rank=16, alpha=32.0, seed=0)
+    assert set(faults(spec)) == {"alpha"}
+    with pytest.raises(SpecInvalid, match="alpha = rank"):
+        job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="Tongyi-MAI/Z-Image-Turbo")
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for name in CASES:
+        (GOLDEN / f"{name}.json").write_text(json.dumps(made(name), indent=1) + "\n")

@@ -1,0 +1,47 @@
+"""Turns: so many at once in all, so many to one host, and every one is given back."""
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from core.errors import Unreachable
+from core.turns import Turns
+
+
+def test_never_more_than_allowed() -> None:
+    turns, lock = Turns(in_all=3, per_host=2), threading.Lock()
+    inside: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    def call(host: str) -> None:
+        with turns.taken(host, time.monotonic() + 60):
+            with lock:
+                inside[host] += 1
+                most[host] = max(most[host], inside[host])
+                most["in all"] = max(most["in all"], inside.total())
+            threading.Event().wait(0.005)
+            with lock:
+                inside[host] -= 1
+
+    threads = [threading.Thread(target=call, args=(host,)) for host in ["one", "other", "third"] * 10]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert inside.total() == 0
+    assert most["in all"] == 3
+    assert max(most[host] for host in ("one", "other", "third")) == 2
+
+
+def test_no_turn_in_time_may_be_retried_and_an_error_gives_its_turn_back() -> None:
+    turns = Turns(in_all=1, per_host=1)
+    with turns.taken("a", time.monotonic() + 60), pytest.raises(Unreachable, match="b was not called") as raised:
+        turns.taken("b", time.monotonic() + 0.02).__enter__()
+    assert raised.value.retryable
+    with pytest.raises(KeyError), turns.taken("a", time.monotonic()):
+        raise KeyError
+    with turns.taken("a", time.monotonic() - 1):
+        pass
+    assert not turns._taken

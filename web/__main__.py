@@ -1,0 +1,52 @@
+"""`python -m web`: serve the API (and the page) until SIGTERM or Ctrl-C."""
+
+import socket
+import sys
+
+import uvicorn
+
+from core.logging import set_up
+from core.settings import settings
+from jobs.wiring import house
+from web.app import create_app
+from web.streams import Streams
+
+_GRACE_S = 20  # for answers on their way; event streams are told to come again at once
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which lets the event streams go before it waits for open connections."""
+
+    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._streams.let_go()
+        await super().shutdown(sockets)
+
+
+def main() -> int:
+    configured = settings()
+    set_up(configured.log_dir, configured.log_level)
+    try:
+        house().check()
+    except ValueError as error:
+        print(f"the API cannot start: {error}", file=sys.stderr)
+        return 1
+    app = create_app(house())
+    config = uvicorn.Config(
+        app,
+        host=configured.web_host,
+        port=configured.web_port,
+        log_config=None,
+        access_log=False,  # the count is in /metrics; addresses may hold signatures
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    Server(config, app.state.streams).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

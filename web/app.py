@@ -1,0 +1,62 @@
+"""The application: one function that puts it together for one house."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+
+from jobs.wiring import House
+from tasks.relay import relay
+from web import problems
+from web.courier import Courier
+from web.frame import Frame
+from web.limits import RateLimit
+from web.measures import Measures
+from web.routes import account, images, pages, service, subjects, trainings
+from web.signing import secret
+from web.streams import Streams
+
+_DESCRIPTION = """
+Train LoRAs: upload pictures of a subject, start a training, follow it, fetch the file.
+
+Every call carries a bearer token. Errors have one shape (RFC 9457). Requests that start something take an
+`Idempotency-Key`: the same key with the same request gives the same training.
+"""
+
+
+def create_app(house: House, *, send: Callable[[House], object] = relay) -> FastAPI:
+    """The app for `house`. `send` hands the outbox to the broker after a commit; it may fail, the sweep sends again."""
+    streams, courier = Streams(house), Courier(house, send)
+
+    @asynccontextmanager
+    async def living(_: FastAPI) -> AsyncIterator[None]:
+        streams.start()
+        courier.start()
+        try:
+            yield
+        finally:
+            await streams.stop()
+            await run_in_threadpool(courier.stop)
+
+    app = FastAPI(
+        title="Imprint",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        lifespan=living,
+        docs_url=None,  # FastAPI's own pages load scripts from other hosts
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.house = house
+    app.state.rate_limit = RateLimit(house.settings.web_rate_per_s)
+    app.state.measures = measures = Measures(house)
+    app.state.readiness = service.Readiness()
+    app.state.streams = streams
+    app.state.courier = courier
+    app.state.secret = secret(house.settings)
+    app.add_middleware(Frame, upload_bytes=images.max_body_bytes(house.settings), observe=measures.observe)
+    problems.install(app)
+    for routes in (subjects, images, trainings, account, service, pages):
+        app.include_router(routes.router)
+    return app

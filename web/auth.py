@@ -1,0 +1,99 @@
+"""Who calls, for which owner, and what the caller may do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Annotated
+
+from fastapi import Depends, Header, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from jobs import tokens
+from jobs.wiring import House
+from web.limits import RateLimit
+from web.problems import Refused
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="token",
+    description="A token of `imprint token create`. A service token names the owner in the header `Imprint-Owner`.",
+)
+_REALM = 'Bearer realm="imprint"'
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A request's token, and the owner that it may act for."""
+
+    token: tokens.Token
+    owner_id: str
+
+
+def house_of(request: Request) -> House:
+    """The house that this app was made for."""
+    house: House = request.app.state.house
+    return house
+
+
+def token_of(
+    request: Request,
+    given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> tokens.Token:
+    """The valid token of a request. Anything else is 401, and the answer does not say which."""
+    if given is None:
+        raise Refused("unauthorized", "this address needs a bearer token", {"WWW-Authenticate": _REALM})
+    token = tokens.find(house_of(request), given.credentials)
+    if token is None:
+        headers = {"WWW-Authenticate": f'{_REALM}, error="invalid_token"'}
+        raise Refused("unauthorized", "the token is unknown, expired or revoked", headers)
+    return token
+
+
+def _check_scope(token: tokens.Token, scope: str) -> None:
+    if scope not in token.scopes:
+        headers = {"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{scope}"'}
+        raise Refused("forbidden", f"this address needs a token with the scope {scope}", headers)
+
+
+def _check_rate(request: Request, caller: str) -> None:
+    limit: RateLimit = request.app.state.rate_limit
+    if wait_s := limit.take(caller):
+        raise Refused("rate_limited", f"try again in {wait_s:.1f} s", {"Retry-After": str(ceil(wait_s))})
+
+
+def needs(scope: str) -> Callable[..., Caller]:
+    """A dependency: the caller, whose token has `scope` and stands for an owner."""
+
+    def caller(
+        request: Request,
+        token: Annotated[tokens.Token, Depends(token_of)],
+        imprint_owner: Annotated[
+            str | None,
+            Header(
+                description="The owner that a service token acts for.", max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$"
+            ),
+        ] = None,
+    ) -> Caller:
+        _check_scope(token, scope)
+        owner_id = token.owner_id or (imprint_owner or "").strip()
+        if not owner_id:
+            raise Refused("bad_request", "a service token names the owner in the header Imprint-Owner")
+        if imprint_owner is not None and imprint_owner.strip() != owner_id:
+            raise Refused("forbidden", "this token belongs to another owner than Imprint-Owner names")
+        _check_rate(request, f"{token.id} {owner_id}")
+        return Caller(token, owner_id)
+
+    return caller
+
+
+def operator(request: Request, token: Annotated[tokens.Token, Depends(token_of)]) -> tokens.Token:
+    """A dependency for what shows the whole installation: a token with the scope operate."""
+    _check_scope(token, "operate")
+    _check_rate(request, token.id)
+    return token
+
+
+Here = Annotated[House, Depends(house_of)]
+Reader = Annotated[Caller, Depends(needs("read"))]
+Trainer = Annotated[Caller, Depends(needs("train"))]
+Operator = Annotated[tokens.Token, Depends(operator)]

@@ -1,0 +1,92 @@
+"""What is around every request: its id, a cap on its body, the answer's headers, and the count of it."""
+
+import re
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.ids import new_id
+from core.logging import answering
+from web.problems import answer
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+MAX_BODY_BYTES = 256 * 1024
+# Unless a route says otherwise: nothing is kept, sniffed, framed or run.
+_DEFAULTS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+Observe = Callable[[str, str, int, float], None]
+
+
+class Frame:
+    """ASGI middleware. `upload_bytes` caps bodies of uploads, `observe` is told method, route, status and seconds."""
+
+    def __init__(self, app: ASGIApp, *, upload_bytes: int, observe: Observe) -> None:
+        self._app, self._upload_bytes, self._observe = app, upload_bytes, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else new_id("req")
+        scope["imprint.request_id"] = request_id
+        begun, status = time.perf_counter(), 500
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                told = MutableHeaders(scope=message)
+                told["X-Request-Id"] = request_id
+                for name, value in _DEFAULTS.items():
+                    told.setdefault(name, value)
+            await send(message)
+
+        with answering(request_id):
+            try:
+                limit = self._limit(scope)
+                if (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
+                    refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
+                    await refusal(scope, receive, send_framed)
+                else:
+                    await self._app(scope, _capped(receive, limit), send_framed)
+            finally:
+                self._observe(scope["method"], route_of(scope), status, time.perf_counter() - begun)
+
+    def _limit(self, scope: Scope) -> int:
+        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")
+        return self._upload_bytes if is_upload else MAX_BODY_BYTES
+
+
+def route_of(scope: Scope) -> str:
+    """The route's pattern, never the path: what a stranger asks for does not name a metric."""
+    return str(getattr(scope.get("route"), "path", "none"))
+
+
+def _capped(receive: Receive, limit: int) -> Receive:
+    """For bodies that do not say how long they are."""
+    size = 0
+
+    async def read() -> Message:
+        nonlocal size
+        message = await receive()
+        if message["type"] == "http.request":
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise HTTPException(413)
+        return message
+
+    return read
+
+
+def _too_large(limit: int) -> str:
+    return f"a body here has at most {limit} bytes"

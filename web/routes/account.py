@@ -1,0 +1,30 @@
+"""An owner's credits."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from jobs import accounts
+from web.auth import Here, Reader
+from web.models import Account, Entry, HoldNow
+from web.problems import responses
+from web.routes.subjects import ALWAYS
+
+router = APIRouter(prefix="/api", tags=["account"])
+
+
+@router.get("/account", summary="Balance, holds and entries", responses=responses(*ALWAYS))
+def account(
+    house: Here,
+    caller: Reader,
+    limit: Annotated[int, Query(ge=1, le=200, description="Entries of one page.")] = 50,
+    before: Annotated[int | None, Query(ge=1, le=2**53, description="Entries older than this `seq`.")] = None,
+) -> Account:
+    entries = [Entry(**entry) for entry in accounts.statement(house, caller.owner_id, limit, before)]
+    return Account(
+        **asdict(accounts.balance(house, caller.owner_id)),
+        holds=[HoldNow(**hold) for hold in accounts.holds(house, caller.owner_id)],
+        entries=entries,
+        next=entries[-1].seq if len(entries) == limit and entries[-1].seq > 1 else None,
+    )

@@ -1,0 +1,134 @@
+"""A subject's trainings and settings: `/api/influencer/{id}`."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from core.errors import SpecInvalid
+from jobs import requests, service, subjects
+from jobs.wiring import House
+from web.auth import Caller, Here, Reader, Trainer
+from web.models import (
+    ProfileSet,
+    Quoted,
+    SubjectChange,
+    SubjectSettings,
+    Training,
+    Trainings,
+    TrainRequest,
+    training_of,
+)
+from web.problems import responses
+
+router = APIRouter(prefix="/api/influencer/{id}", tags=["subjects"])
+
+# A name is checked where it is kept; here only what no name can be.
+SubjectId = Annotated[
+    str, Path(alias="id", min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$", description="The subject's id.")
+]
+ALWAYS = ("unauthorized", "forbidden", "bad_request", "spec_invalid", "rate_limited", "internal", "unavailable")
+_WRITES = (*ALWAYS, "too_large")
+
+
+def request_of(house: House, caller: Caller, subject_id: str, body: TrainRequest) -> dict[str, Any]:
+    """The arguments of a training: the body, and the subject's settings where the body is silent."""
+    given = {name: getattr(body, name) for name in TrainRequest.model_fields if getattr(body, name) is not None}
+    kept = subjects.settings_of(house, caller.owner_id, subject_id)
+    silent = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
+    arguments = {name: value for name, value in silent.items() if value is not None} | given
+    images = arguments.pop("image_ids", None)
+    arguments |= {"images": images, "owner_id": caller.owner_id, "subject_id": subject_id}
+    faults = dict.fromkeys(body.model_extra or {}, "there is no such field")
+    if isinstance(images, list):
+        odd = (index for index, image in enumerate(images) if not isinstance(image, str) or "://" in image)
+        faults |= {f"images.{index}": "not the id of a stored picture" for index in odd}
+    if faults:
+        try:
+            requests.read(arguments, house.settings, house.sources)
+        except SpecInvalid as error:
+            faults = error.faults | faults
+        raise SpecInvalid.of(faults)
+    return arguments
+
+
+@router.post(
+    "/lora/train",
+    status_code=202,
+    summary="Start a training, or ask for its price and time",
+    description="With `dryRun=true` nothing is started: the answer is 200 with price and time.",
+    responses={
+        200: {"model": Quoted, "description": "Price and time (`dryRun`)."},
+        202: {"headers": {"Location": {"description": "The training.", "schema": {"type": "string"}}}},
+        **responses(*_WRITES, "insufficient_credits", "key_reused", "illegal_move", "not_found"),
+    },
+    response_model=Training | Quoted,
+)
+def train(
+    request: Request,
+    house: Here,
+    caller: Trainer,
+    subject_id: SubjectId,
+    body: TrainRequest,
+    response: Response,
+    dry_run: Annotated[bool, Query(alias="dryRun", description="Only say what it would cost.")] = False,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=180,
+            pattern=r"^[\x21-\x7e]+$",
+            description="The same key with the same request gives the same training.",
+        ),
+    ] = None,
+) -> Training | Quoted:
+    arguments = request_of(house, caller, subject_id, body)
+    if dry_run:
+        response.status_code = 200
+        return Quoted(**asdict(service.quote(house, arguments)))
+    if idempotency_key is not None:
+        arguments["idempotency_key"] = f"http:{idempotency_key}"  # doors do not use each other's keys
+    view = service.submit(house, arguments)
+    request.app.state.courier.ask()
+    response.headers["Location"] = f"/api/trainings/{view['job_id']}"
+    return training_of(view)
+
+
+@router.get(
+    "/lora/status", summary="The latest training of a subject, and the earlier ones", responses=responses(*ALWAYS)
+)
+def status(
+    house: Here,
+    caller: Reader,
+    subject_id: SubjectId,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
+) -> Trainings:
+    found = service.jobs(house, owner_id=caller.owner_id, subject_id=subject_id, limit=limit)
+    trainings = [training_of(view) for view in found]
+    latest = training_of(service.look(house, trainings[0].id, caller.owner_id)) if trainings else None
+    return Trainings(latest=latest, history=trainings[1:])
+
+
+@router.get("/lora/settings", summary="How a subject is trained", responses=responses(*ALWAYS))
+def settings(house: Here, caller: Reader, subject_id: SubjectId) -> SubjectSettings:
+    return SubjectSettings(**subjects.settings_of(house, caller.owner_id, subject_id))
+
+
+@router.patch("/lora/settings", summary="Change how a subject is trained", responses=responses(*_WRITES))
+def change_settings(house: Here, caller: Trainer, subject_id: SubjectId, body: SubjectChange) -> SubjectSettings:
+    values = body.model_dump(exclude_unset=True)
+    return SubjectSettings(**subjects.change(house, caller.owner_id, subject_id, values))
+
+
+@router.post(
+    "/profile-set/completed",
+    summary="Say that a subject has all its pictures",
+    description="Starts a training if the subject trains automatically and nothing stands in the way; the answer, and "
+    "the subject's webhook, say what does. Said twice, it starts one.",
+    responses=responses(*_WRITES),
+)
+def profile_set_completed(request: Request, house: Here, caller: Trainer, subject_id: SubjectId) -> ProfileSet:
+    done = subjects.profile_set_completed(house, caller.owner_id, subject_id)
+    request.app.state.courier.ask()
+    training = training_of(done.training) if done.training else None
+    return ProfileSet(started=done.started, reason=done.reason, message=done.message, training=training)

@@ -1,0 +1,47 @@
+"""Short-lived addresses that need no token: who may download hands one to a browser or a downloader."""
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+
+from core.settings import Settings
+
+MOST_S = 15 * 60
+
+
+def secret(settings: Settings) -> bytes:
+    """The key that addresses are signed with: from the settings, else one that is made once and kept under home."""
+    if settings.web_secret is not None:
+        return settings.web_secret.get_secret_value().encode()
+    path = settings.home.resolve() / "web.key"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".web.key.{secrets.token_hex(6)}")
+    if not path.exists():
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as out:  # noqa: PTH123 - a descriptor, so that nobody else ever may read it
+            out.write(secrets.token_hex(32).encode())
+        try:
+            path.hardlink_to(fresh)  # whole or not at all; of two processes that start together one is first
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    return path.read_bytes()
+
+
+def sign(key: bytes, what: str, seconds: int = MOST_S) -> dict[str, str]:
+    """What to append to the address of `what`, as a query."""
+    expires = int(time.time()) + min(seconds, MOST_S)
+    return {"expires": str(expires), "signature": _signature(key, what, expires)}
+
+
+def is_signed(key: bytes, what: str, expires: int, signature: str) -> bool:
+    """Whether `signature` is ours for `what`, and its time is not over."""
+    fits = hmac.compare_digest(_signature(key, what, expires).encode(), signature.encode())
+    return fits and time.time() < expires <= time.time() + MOST_S + 1
+
+
+def _signature(key: bytes, what: str, expires: int) -> str:
+    return hmac.new(key, f"{what} {expires}".encode(), hashlib.sha256).hexdigest()
