@@ -71,6 +71,12 @@ class Settings(BaseSettings):
         "`z-image-turbo` wants one. JSON object.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What training workers train on.")
+    cohort: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="Most jobs that a training worker trains in one step. 0: one on a CPU, up to 32 on a GPU.",
+    )
     training_timeout_s: int = Field(8 * 3600, gt=0, description="Longest training; then it fails with `timeout`.")
 
     # ---- remote training ----

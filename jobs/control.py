@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # Set when this worker is asked to stop: trainings checkpoint and hand over.
 leaving = threading.Event()
 
-_LOOK_EVERY_S = 0.2
+_LOOK_EVERY_S = 0.5
 
 
 class JobControl:
@@ -33,7 +33,7 @@ class JobControl:
         self._next_look = 0.0
 
     def check(self) -> None:
-        """Raise what ends the training. Looks at the row at most five times a second."""
+        """Raise what ends the training. Looks at the row at most twice a second."""
         if leaving.is_set():
             raise HandOver("this worker was asked to stop")
         now = time.monotonic()

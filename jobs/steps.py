@@ -208,6 +208,8 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
             checkpoints=StoredCheckpoints(house.store, house.database, lease),
             control=JobControl(house.database, lease, beat, house.settings.training_timeout_s),
             device=house.settings.device,
+            slots=house.settings.cohort,
+            encodings=house.settings.home.resolve() / "encodings",
             training_adapter=house.settings.training_adapters.get(spec.base_model),
         )
     )

@@ -62,7 +62,7 @@ class Stack:
         trains = [f"train.{family}" for family in ("sd15", "sdxl", "z-image")]
         members = [
             Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu", "-c", str(self._settings.io_concurrency)]),
-            Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads", "-c", "1"]),
+            Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
             Member("beat", ["beat", "--loglevel", "WARNING"]),
         ]
         if flower:

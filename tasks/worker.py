@@ -5,7 +5,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from celery.signals import setup_logging, worker_init, worker_ready, worker_shutting_down
+from celery.signals import celeryd_init, setup_logging, worker_init, worker_ready, worker_shutting_down
 from celery.worker.control import inspect_command
 
 from core.logging import set_up
@@ -33,6 +33,15 @@ def _prepare(**_: Any) -> None:
     house().database.migrate()
     house().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(house())
+
+
+@celeryd_init.connect
+def _seat_jobs(conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """A training worker takes as many jobs as it trains in one step, unless `-c` says another number."""
+    if not options.get("concurrency") and any(name.startswith("train.") for name in options.get("queues") or ()):
+        from training.device import seats  # torch: only on workers that train
+
+        conf.worker_concurrency = settings().cohort or seats(settings().device)
 
 
 @worker_ready.connect

@@ -81,7 +81,7 @@ class Site:
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
         arguments = {
             "io": [*worker, "-Q", "io,cpu", "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
-            "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads", "-c", "1"],
+            "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
         log = self.log(name)

@@ -39,6 +39,11 @@ def choose(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+def seats(device: str = "auto") -> int:
+    """Most jobs that are worth training in one step: a CPU is busy with one, a GPU takes what its memory holds."""
+    return 32 if choose(device).type == "cuda" else 1
+
+
 def precision(device: torch.device) -> torch.dtype:
     """What the frozen base model is kept in: bfloat16 on CUDA, float32 on a CPU and on cards without bfloat16.
 

@@ -66,6 +66,7 @@ class TrainRun:
     control: Control
     device: str = "auto"  # auto, cpu, cuda
     checkpoint_every_epochs: int = 10
+    encodings: Path | None = None  # folder where encoded pictures and captions are kept for other trainings
     slots: int = 0  # most jobs in one step; 0: as many as pay on this device
     deterministic: bool = False  # on CUDA: one number of slots, so that the same bits come whoever trains beside it
     training_adapter: Path | None = None  # z-image-turbo: a de-distilling LoRA, merged while training, not in the file

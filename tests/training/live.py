@@ -18,7 +18,7 @@ class Live:
     def __init__(self, run: TrainRun, family: Family, base: Base, total: int = 6, slots: int = 1) -> None:
         self.base = base
         self.engine = Engine(family, base)
-        self.seat = Trainee(run, self.engine, {}, total, None).seat
+        self.seat = Trainee(run, self.engine, {"base": ""}, total, None).seat
         self.moments, self.conditions = list(self.seat.moments), list(self.seat.conditions)
         self.cohort = Cohort(family, base, self.engine.ports, self.seat.shape, slots)
         self.cohort.seat(self.seat)

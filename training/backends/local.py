@@ -15,19 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from core.errors import BaseModelUnavailable, HandOver, LossNotFinite, OutOfMemory, StoreUnavailable
 from training import families, lora_file, lora_metadata
 from training.backends import checkpoint, resident
 from training.backends.checkpoint import State
+from training.backends.encodings import Encodings
 from training.backends.meter import Meter
 from training.backends.randomness import Order
-from training.device import choose, precision
+from training.device import choose, precision, seats
 from training.engine.adapters import padded, pairs_of
-from training.engine.cohort import LADDER, Seat, Shape
+from training.engine.cohort import Seat, Shape
 from training.engine.engine import Engine
-from training.families.family import Base, Condition, Family, Where
+from training.families.family import Family, Where
 from training.families.fingerprint import fingerprint
 from training.families.parts import locate
 from training.ports import TrainResult, TrainRun
@@ -74,8 +74,10 @@ class Trainee:
         base = engine.base
         for warning in base.warnings:
             log.warning("job %s: %s", run.job_id, warning)
+        encodings = Encodings(run.encodings, f"{identity['base']} {base.dtype}")
         with engine.encoders():
-            moments, conditions = _encode(run, engine.family, base)
+            conditions = encodings.conditions(engine.family, base, run.examples)
+            moments = encodings.moments(engine.family, base, run.examples, run.control.check)
         spec = run.spec
         order = Order(run.examples, spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
@@ -88,7 +90,7 @@ class Trainee:
             Shape(tuple(moments[0].shape) if is_shared else (id(self),), spec.batch_size, padded(spec.rank)),
             state,
             checkpoint_every=run.checkpoint_every_epochs * order.steps_per_epoch,
-            slots=(run.slots or (LADDER[-1] if base.device.type == "cuda" else 1)) if is_shared else 1,
+            slots=(run.slots or seats(base.device.type)) if is_shared else 1,
             is_fixed=base.device.type != "cuda" or run.deterministic,
         )
         self.kept = self.done = self.seat.start
@@ -156,17 +158,6 @@ class Trainee:
 def _is_distilled(run: TrainRun) -> bool:
     """Whether the base is a few-step model, which plain training would undo."""
     return "turbo" in f"{run.spec.base_model} {run.base_model}".lower()
-
-
-def _encode(run: TrainRun, family: Family, base: Base) -> tuple[list[Tensor], list[Condition]]:
-    """The moments of every picture's latents, on the CPU, and the condition of every caption; each once."""
-    conditions = family.encode_captions(base, run.examples)
-    moments: dict[str, Tensor] = {}
-    for example in run.examples:
-        run.control.check()
-        if example.sha256 not in moments:
-            moments[example.sha256] = family.encode_picture(base, example)
-    return [moments[example.sha256] for example in run.examples], conditions
 
 
 def _identity(run: TrainRun, family: Family, folder: Path) -> dict[str, str]:

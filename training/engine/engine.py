@@ -89,6 +89,9 @@ class Engine:
                 _gone(job)
             elif not self._seat(job):
                 still.append(job)
+        if len(still) < len(self._waiting):
+            for cohort in self._cohorts.values():
+                log.info("%d job(s) in %d slot(s), %s", len(cohort), len(cohort.seats), cohort.shape)
         self._waiting = still
 
     def _seat(self, job: Seat) -> bool:
