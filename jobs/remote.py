@@ -11,7 +11,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from core.errors import BackendFailed, BackendUnreachable, LeaseLost, LoraInvalid
+from core.errors import BackendFailed, BackendUnreachable, ImprintError, LeaseLost, LoraInvalid
 from jobs import intake, keys, moves, pods, runs
 from jobs.leases import Lease
 from jobs.shell import NotMine, work_dir, working
@@ -46,23 +46,36 @@ def _go_on(house: House, lease: Lease, job: Job, folder: Path) -> bool:
         if run.state == RunState.SUBMITTING:
             return _submit(house, lease, job, run, folder)
         return _collect(house, lease, job, run, folder)
-    except (BackendUnreachable, BackendFailed, LoraInvalid) as error:
-        if not _costs_the_run(house, lease, run, error):
+    except BackendUnreachable as error:
+        return _be_patient(house, lease, run, error)
+    except (BackendFailed, LoraInvalid) as error:
+        # A server that refuses a submission would refuse the next one too; a file may come out right another time.
+        if run.state == RunState.SUBMITTING or run.attempt >= house.settings.max_attempts:
             raise
-        log.warning("attempt %d on %s is given up: %s", run.attempt, run.name, error)
-        with house.database.writing() as session:
-            lease.renew(session, house.settings.lease_s)
-            runs.give_up(session, run, error, house.settings)
-        return False
+        return _give_up(house, lease, run, error)
 
 
-def _costs_the_run(house: House, lease: Lease, run: RemoteRun, error: Exception) -> bool:
-    """Whether only another run can help, and there may be one. Else the step is tried again, or the job fails."""
-    if run.attempt >= house.settings.max_attempts:
-        return False
-    if isinstance(error, BackendUnreachable):
-        return lease.attempt >= house.settings.max_attempts or pods.is_lost(_pod_of(house, run))
-    return run.state == RunState.COMPLETED  # a server that refuses a submission would refuse the next one too
+def _be_patient(house: House, lease: Lease, run: RemoteRun, error: BackendUnreachable) -> bool:
+    """Ask again later, as often as a poll would: a server that restarts costs nobody an attempt.
+
+    A pod that is gone holds nothing any more: what was submitted there goes elsewhere, what was trained there is lost.
+    """
+    is_lost = pods.is_lost(_pod_of(house, run))
+    if run.missed + 1 >= house.settings.remote_lost_polls or (is_lost and run.state == RunState.COMPLETED):
+        return _give_up(house, lease, run, error)
+    log.warning("%s, %d times in a row: %s", run.name, run.missed + 1, error)
+    with house.database.writing() as session:
+        runs.wait(session, lease, error.message, house.settings)
+        runs.record(session, run, missed=run.missed + 1)
+    return False
+
+
+def _give_up(house: House, lease: Lease, run: RemoteRun, error: ImprintError) -> bool:
+    log.warning("attempt %d, %s, is given up: %s", run.attempt, run.name, error)
+    with house.database.writing() as session:
+        lease.renew(session, house.settings.lease_s)
+        runs.give_up(session, run, error, house.settings)
+    return False
 
 
 # ---- submit ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ def current(session: Session, lease: Lease, settings: Settings) -> RemoteRun:
 def assign(lease: Lease, run: RemoteRun, settings: Settings, session: Session, pod: RentedPod | None) -> None:
     """Put a run that is being submitted on a pod, or on the fixed server (None)."""
     lease.renew(session, settings.lease_s)
-    _change(session, run, pod_id=None if pod is None else pod.id)
+    pod_id = None if pod is None else pod.id
+    _change(session, run, pod_id=pod_id, missed=run.missed if pod_id == run.pod_id else 0)
 
 
 def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
@@ -79,7 +80,7 @@ def submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, se
     now = utcnow()
     pods.account(session, run.pod_id)
     give_back(session, lease, settings)
-    _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now)
+    _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0)
     server = server_name(session, run) or FIXED
     moves.tell(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 

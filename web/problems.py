@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 _TYPE = "urn:imprint:problem:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}|[0-9]{1,4}")
+_FIELD = re.compile(r"\b[a-z]+(_[a-z]+)+\b")
 _RETRY_AFTER_S = 5
 
 
@@ -158,6 +159,11 @@ def outside(name: str) -> str:
     return ".".join(["imageIds" if parts[0] == "images" else parts[0], *parts[1:]])
 
 
+def _worded(fault: str) -> str:
+    """A fault in the words of outside."""
+    return _FIELD.sub(lambda found: to_camel(found[0]), fault)
+
+
 def install(app: FastAPI) -> None:
     """Let every error of `app` be answered in this one shape."""
     app.add_exception_handler(Refused, _refused)
@@ -195,7 +201,7 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
     for kind, code, said in _OURS:
         if isinstance(error, kind):
             faults = error.faults if isinstance(error, SpecInvalid) else {}
-            told = {outside(name): fault for name, fault in faults.items()}
+            told = {outside(name): _worded(fault) for name, fault in faults.items()}
             retry = {"Retry-After": str(_RETRY_AFTER_S)} if code == "unavailable" else None
             return answer(request, code, said or error.message, faults=told, headers=retry)
     log.error("unexpected: %s: %s", error.code, error)

@@ -1,5 +1,6 @@
 """Renting, keeping and giving back machines at a fake RunPod, on both databases. No pod is left, whatever happens."""
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -561,6 +562,48 @@ def test_while_runpod_is_away_nothing_is_decided(make: Callable[..., House], clo
     elsewhere = make(cloud, runpod_url="http://127.0.0.1:1/v2", pod_prefix=house.settings.pod_prefix, pod_jobs_max=1)
     refused, _ = place(elsewhere)
     assert (refused.found, refused.reason) == (False, "RunPod does not answer, or with errors")
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_whatever_goes_wrong_no_pod_is_left_and_none_is_rented_twice(
+    make: Callable[..., House], tmp_path: Path, seed: int
+) -> None:
+    wrong = {"errors": 0.1, "too_many": 0.1, "lost_creates": 0.4, "sold_out_creates": 0.2, "failed_deletes": 0.5}
+    with runpod_server(tmp_path / "runpod", seed=seed, start_s=3600, **wrong) as server:
+        house = make(server, pods_max=4, pod_jobs_max=2, spend_per_day=1000, pod_warm_s=0.2, remote_poll_s=0.1)
+        luck, placed = random.Random(seed), []
+        for _ in range(30):
+            found, job_id = place(house)
+            placed += [job_id] if found.found else []
+            if placed and luck.random() < 0.4:
+                end(house, placed.pop(luck.randrange(len(placed))))
+            there = [pod for pod in server.ledger() if pod["left"]]
+            if there and luck.random() < 0.2:
+                server.change(luck.choice(there)["id"], luck.choice(["vanished", "EXITED", "ERROR"]))
+            if luck.random() < 0.2:  # an order whose sender fell asleep
+                with house.database.writing() as session:
+                    long_ago = sa.update(RentedPod).where(col(RentedPod.state) == PodState.RENTING)
+                    session.execute(long_ago.values(asked_at=utcnow() - timedelta(hours=1)))
+            pods.check(house)
+            pods.reap(house)
+            assert len(server.left()) <= 4
+        for job_id in placed:
+            end(house, job_id)
+
+        def all_gone() -> bool:
+            pods.check(house)
+            pods.reap(house)
+            with house.database.writing() as session:
+                session.execute(sa.update(RentedPod).values(asked_at=utcnow() - timedelta(hours=1)))
+            return server.left() == [] and set(states(house)) <= {"gone"}
+
+        until(all_gone, 60, "no pod is left")
+        names = [pod["name"] for pod in server.ledger()]
+        assert len(names) >= 5
+        assert len(names) == len(set(names))
+        billed = {pod["name"]: pod["microdollars"] for pod in server.ledger()}
+        had = [pod for pod in rows(house) if pod.provider_id]
+        assert all(pod_costs.cost(pod, utcnow()) >= billed[pod.name] - 10 for pod in had)
 
 
 def test_an_operator_sees_and_closes_a_pod(make: Callable[..., House], cloud: RunPodServer) -> None:

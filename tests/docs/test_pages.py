@@ -79,7 +79,12 @@ def test_what_a_page_says_to_make_and_set_exists(page: Path) -> None:
     named = re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", "\n".join(code), re.MULTILINE)
     assert {target for words in named for target in words.split()} <= TARGETS
     settings = {f"IMPRINT_{name.upper()}" for name in Settings.model_fields}
-    assert set(re.findall(r"IMPRINT_[A-Z0-9_]*[A-Z0-9]", text)) <= settings
+    of_tests = {
+        name
+        for path in (ROOT / "tests").rglob("conftest.py")
+        for name in re.findall(r'"(IMPRINT_TEST_[A-Z_]+)"', path.read_text())
+    }
+    assert set(re.findall(r"IMPRINT_[A-Z0-9_]*[A-Z0-9]", text)) <= settings | of_tests
 
 
 def test_the_table_of_settings_is_up_to_date() -> None:

@@ -5,7 +5,6 @@ The job goes on where it stood, ends ready, is charged once, was made and starte
 """
 
 import os
-
 from pathlib import Path
 
 import pytest

@@ -23,7 +23,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 class GatedS3:
-    """`hold(method, part)` holds every such request whose path has `part`; `reached` is set when one came.
+    """`hold(method, part)` holds every such request whose path has `part`, or the first; `reached`: one came.
 
     `spoil(trouble, share)` makes that share of all requests fail, until `release`.
     """
@@ -33,6 +33,7 @@ class GatedS3:
         self.bucket = f"imprint-{secrets.token_hex(6)}"
         self._application = DomainDispatcherApplication(create_backend_app)
         self._gate: tuple[str, str] | None = None
+        self._first_only = False
         self._trouble: tuple[Trouble, float] | None = None
         self._open = threading.Event()
         self.reached = threading.Event()
@@ -62,9 +63,10 @@ class GatedS3:
             aws_secret_access_key=SECRET,
         )
 
-    def hold(self, method: str, part: str) -> None:
+    def hold(self, method: str, part: str, *, first_only: bool = False) -> None:
         self._open.clear()
         self.reached.clear()
+        self._first_only = first_only
         self._gate = (method, part)
 
     def spoil(self, trouble: Trouble, share: float = 1.0) -> None:
@@ -77,8 +79,10 @@ class GatedS3:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         gate = self._gate
         if gate and environ["REQUEST_METHOD"] == gate[0] and gate[1] in environ["PATH_INFO"]:
+            if self._first_only:
+                self._gate = None
             self.reached.set()
-            self._open.wait(120)
+            self._open.wait(240)
         trouble, share = self._trouble or (None, 0.0)
         if trouble is None or random.random() >= share:
             return self._done(environ, start_response)

@@ -23,9 +23,12 @@ ENVIRONMENT = {
 
 
 def done_twice(journal: Iterable[dict[str, Any]]) -> list[str]:
-    """What servers did more than once for one name: a job made, a job queued. Of a `lost` answer the deed was done."""
+    """What a server did more than once for one name: a job made, a job queued. Of a `lost` answer the deed was done.
+
+    What was made on a pod that is gone since is made again on another.
+    """
     done = Counter(
-        f"{'made' if line['path'] == '/api/jobs' else 'queued'} {line['about']}"
+        f"{'made' if line['path'] == '/api/jobs' else 'queued'} {line['about']} on {line['pid']}"
         for line in journal
         if ((line["method"] == "POST" and line["path"] == "/api/jobs") or line["path"].endswith("/start"))
         and "/queue/" not in line["path"]

@@ -172,9 +172,8 @@ class _Server(uvicorn.Server):
 def serve(port: int, key: str, seed: int, faults: Faults, pod_options: Options | None = None) -> None:
     """Serve on loopback until SIGTERM; pods end with it."""
     app = application(FakeRunPod(key, seed, faults, pod_options))
-    _Server(
-        uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    ).run()
+    config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    _Server(config).run()
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def test_a_name_that_was_trained_before_is_not_trained_again(pod: FakePod, http:
     job_config = config.job_config(
         ordered.spec, ordered.name, server.folders(), pictures=5, base_model=ordered.base_model
     )
-    kept = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    kept = {f"{ordered.name}.safetensors": (folder / f"{ordered.name}.safetensors").read_bytes()}
     server.delete_job(row.id)
     assert not folder.exists()
     folder.mkdir()

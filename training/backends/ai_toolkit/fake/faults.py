@@ -5,6 +5,7 @@ Scripted: POST /_fake/faults {"kind", "method"?, "path"?, "times"?}; POST /_fake
 
 import asyncio
 import json
+import os
 import random
 import threading
 import time
@@ -87,14 +88,14 @@ def _pick(odds: dict[str, float], drawn: float) -> str | None:
 
 
 class Journal:
-    """One JSON line for each request: when, what, what about, which status, which fault."""
+    """One JSON line for each request: when, which server, what, what about, which status, which fault."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None
 
     def write(self, **line: Any) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"at": round(time.time(), 3), **line}) + "\n")
+            self._file.write(json.dumps({"at": round(time.time(), 3), "pid": os.getpid(), **line}) + "\n")
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,0 +1,84 @@
+"""An app over a house, and callers with tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from core.settings import Settings
+from jobs import accounts, tokens
+from jobs.wiring import House
+from tests.site import MASCOT
+from web.app import create_app
+
+RECIPE: dict[str, Any] = {"baseModel": "sd15", "triggerWord": "sks", "resolution": 64, "maxSteps": 10}
+REX = "/api/influencer/rex"
+
+
+@dataclass
+class Api:
+    """The app as its callers see it. Nothing is sent to a broker: what a request writes stays in the outbox."""
+
+    house: House
+    client: TestClient
+
+    def call(self, method: str, path: str, secret: str | None = None, **options: Any) -> httpx2.Response:
+        headers = dict(options.pop("headers", {}))
+        if secret is not None:
+            headers["Authorization"] = f"Bearer {secret}"
+        answer: httpx2.Response = self.client.request(method, path, headers=headers, follow_redirects=False, **options)
+        return answer
+
+    def token(self, owner_id: str | None = None, *scopes: str, **options: Any) -> str:
+        return tokens.create(self.house, "test", owner_id=owner_id, scopes=scopes or ("read", "train"), **options)[0]
+
+    def upload(self, secret: str, count: int = 6, subject: str = "rex") -> list[str]:
+        """Store mascot pictures; their ids."""
+        files = [("files", (file.name, file.read_bytes())) for file in sorted(MASCOT.glob("*.png"))[:count]]
+        answer = self.call("POST", f"/api/influencer/{subject}/images", secret, files=files)
+        assert answer.status_code == 201, answer.text
+        return [image["id"] for image in answer.json()["images"]]
+
+    def train(self, secret: str, images: list[str], **more: Any) -> httpx2.Response:
+        headers = more.pop("headers", {})
+        body = {**RECIPE, "imageIds": images, **more}
+        return self.call("POST", f"{REX}/lora/train", secret, json=body, headers=headers)
+
+
+def make_api(settings: Settings) -> Iterator[Api]:
+    house = House(settings)
+    accounts.grant(house, "ada", 1000, key="welcome")
+    with TestClient(create_app(house, send=lambda _: None), raise_server_exceptions=False) as client:
+        yield Api(house, client)
+    house.database.close()
+    house.decoder.close()
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[Api]:
+    """On each kind of database; `ada` has 1,000 credits."""
+    yield from make_api(settings)
+
+
+@pytest.fixture(scope="module")
+def lone_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """One on SQLite for a module whose tests need no state of their own."""
+    yield from make_api(Settings(_env_file=None, home=tmp_path_factory.mktemp("home")))
+
+
+def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    """The answer is this problem, whole and in the one shape; its content."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    told: dict[str, Any] = answer.json()
+    assert (told["status"], told["code"], told["type"]) == (status, code, f"urn:imprint:problem:{code}")
+    assert told["title"]
+    assert told["detail"]
+    assert told["requestId"] == answer.headers["x-request-id"]
+    return told
+
+
+__all__ = ["RECIPE", "REX", "Api", "make_api", "problem"]

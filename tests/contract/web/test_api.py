@@ -1,0 +1,295 @@
+"""What each route does, on both kinds of database."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from PIL import Image
+from sqlmodel import col
+
+from core.errors import ImprintError
+from jobs import accounts, intake, moves, service, tokens
+from storage.tables import Job, Picture, Stage, Status
+from tests.contract.web.conftest import RECIPE, REX, Api, problem
+from tests.servers.pictures import picture_server
+from web.frame import MAX_BODY_BYTES
+from web.limits import RateLimit
+
+
+@pytest.fixture
+def ada(api: Api) -> str:
+    return api.token("ada")
+
+
+def stored(api: Api, count: int = 5) -> list[str]:
+    """Ids of stored files that nobody has looked at: enough where no picture is decoded."""
+    return [intake.store_picture(api.house, "ada", "rex", b"picture %d" % number) for number in range(count)]
+
+
+class TestPictures:
+    def test_upload_verdicts_preview_caption_removal(self, api: Api, ada: str) -> None:
+        first, *_ = ids = api.upload(ada, 3)
+        small = Image.new("RGB", (100, 80), "red")
+        files = [("files", ("a.png", png(small))), ("files", ("b.png", b"<svg onload=alert(1)>"))]
+        answer = api.call("POST", f"{REX}/images", ada, files=files)
+        assert answer.status_code == 201
+        [bad], [refused] = answer.json()["images"], answer.json()["refused"]
+        assert bad["verdict"] == "bad"
+        assert {"code": "too_small", "text": "too small: 100 by 80 pixels"} in bad["faults"]
+        assert (refused["index"], refused["code"]) == (1, "image_invalid")
+        assert "svg" not in answer.text
+
+        assert api.upload(ada, 1) == [first]  # the same bytes are the same picture
+        listed = api.call("GET", f"{REX}/lora/available-images", ada).json()
+        assert [image["id"] for image in listed["images"]] == [*ids, bad["id"]]
+        assert (listed["good"], listed["needed"]) == (3, 5)
+
+        preview = api.call("GET", listed["images"][0]["previewUrl"], ada)
+        assert preview.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(preview.content)).size == (256, 256)
+
+        captioned = api.call("PATCH", f"{REX}/images/{first}", ada, json={"caption": " sks on a sofa "})
+        assert captioned.json()["caption"] == "sks on a sofa"
+
+        assert api.call("DELETE", f"{REX}/images/{first}", ada).status_code == 204
+        assert api.call("DELETE", f"{REX}/images/{first}", ada).status_code == 204
+        problem(api.call("GET", listed["images"][0]["previewUrl"], ada), 404, "not_found")
+        listed = api.call("GET", f"{REX}/lora/available-images", ada).json()
+        assert first not in [image["id"] for image in listed["images"]]
+        told = problem(api.train(ada, [*ids, *stored(api, 4)]), 422, "spec_invalid")
+        assert set(told["faults"]) == {"imageIds.0"}
+        assert api.upload(ada, 1) == [first]  # uploaded once more, it is there again
+
+    def test_a_copy_of_a_picture_is_a_near_duplicate(self, api: Api, ada: str) -> None:
+        [first] = api.upload(ada, 1)
+        with Image.open(io.BytesIO(api.house.store.get(key_of(api, first)))) as picture:
+            copy = io.BytesIO()
+            picture.convert("RGB").save(copy, "JPEG", quality=60)
+        answer = api.call("POST", f"{REX}/images", ada, files=[("files", ("copy.jpg", copy.getvalue()))])
+        [image] = answer.json()["images"]
+        assert (image["verdict"], [fault["code"] for fault in image["faults"]]) == ("bad", ["near_duplicate"])
+
+    def test_by_address_through_the_guard(self, api: Api, ada: str) -> None:
+        with picture_server() as server:
+            address = server.put("/a.png", png(Image.new("RGB", (600, 600), "blue")))
+            told = problem(api.call("POST", f"{REX}/images", ada, json={"url": address}), 422, "image_unreachable")
+            assert "a.png" not in json.dumps(told)
+            assert server.asked == {}  # a private address is not even dialled
+        for url in ("http://169.254.169.254/latest", "file:///etc/passwd", "s3://other/key", "gopher://x/"):
+            problem(api.call("POST", f"{REX}/images", ada, json={"urls": [url]}), 422, "image_unreachable")
+        problem(api.call("POST", f"{REX}/images", ada, json={}), 422, "spec_invalid")
+        problem(api.call("POST", f"{REX}/images", ada, json={"urls": [1], "odd": 2}), 422, "spec_invalid")
+        problem(api.call("POST", f"{REX}/images", ada, content=b"x"), 415, "unsupported_media_type")
+        problem(api.call("POST", f"{REX}/images", ada, files=[("other", ("a", b"x"))]), 422, "spec_invalid")
+
+    def test_sizes_are_capped_whether_they_are_told_or_not(self, api: Api, ada: str) -> None:
+        long = b"{" + b" " * MAX_BODY_BYTES
+        told = api.call("PATCH", f"{REX}/lora/settings", ada, content=long)
+        problem(told, 413, "too_large")
+        trickled = api.call(
+            "PATCH", f"{REX}/lora/settings", ada, content=(long[at : at + 9000] for at in range(0, len(long), 9000))
+        )
+        problem(trickled, 413, "too_large")
+        large = api.house.settings.max_picture_bytes + 1
+        answer = api.call("POST", f"{REX}/images", ada, files=[("files", ("a.png", bytes(large)))])
+        problem(answer, 422, "image_invalid")
+        many = [("files", (f"{number}.png", b"x")) for number in range(21)]
+        problem(api.call("POST", f"{REX}/images", ada, files=many), 400, "bad_request")
+
+
+class TestTrain:
+    def test_price_then_start_then_the_same_again(self, api: Api, ada: str) -> None:
+        images = stored(api)
+        path, body = f"{REX}/lora/train", {**RECIPE, "imageIds": images}
+        quote = api.call("POST", f"{path}?dryRun=true", ada, json=body)
+        assert quote.status_code == 200
+        assert quote.json()["steps"] == 10
+        assert api.call("GET", f"{REX}/lora/status", ada).json() == {"latest": None, "history": []}
+
+        key = {"Idempotency-Key": "invoice-17"}
+        started = api.call("POST", path, ada, json=body, headers=key)
+        assert started.status_code == 202
+        training = started.json()
+        assert started.headers["location"] == f"/api/trainings/{training['id']}"
+        assert (training["status"], training["credits"]["held"]) == ("pending", quote.json()["credits"])
+        assert training["spec"]["triggerWord"] == "sks"
+        assert api.call("POST", path, ada, json=body, headers=key).json()["id"] == training["id"]
+        told = problem(api.call("POST", path, ada, json={**body, "rank": 8}, headers=key), 409, "key_reused")
+        assert "invoice-17" not in json.dumps(told)
+        assert api.call("POST", path, ada, json=body).json()["id"] != training["id"]
+
+        status = api.call("GET", f"{REX}/lora/status", ada).json()
+        assert status["history"][0]["id"] == training["id"]
+        account = api.call("GET", "/api/account?limit=2", ada).json()
+        assert account["held"] == 2 * quote.json()["credits"]
+        assert {hold["trainingId"] for hold in account["holds"]} == {training["id"], status["latest"]["id"]}
+        older = api.call("GET", f"/api/account?limit=2&before={account['next']}", ada).json()
+        assert [entry["kind"] for entry in account["entries"] + older["entries"]] == ["hold", "hold", "grant"]
+        assert older["next"] is None
+
+    def test_all_faults_at_once_and_nothing_of_the_request_repeated(self, api: Api, ada: str) -> None:
+        body = {
+            "imageIds": ["https://inner/secret", *stored(api, 4)], "baseModel": "no-such", "rank": 0, "epochs": "many",
+            "maxSteps": -1, "webhookUrl": "ftp://hush", "<script>": 1, "base_model": "sd15",
+        }  # fmt: skip
+        told = problem(api.call("POST", f"{REX}/lora/train", ada, json=body), 422, "spec_invalid")
+        wanted = {"imageIds.0", "family", "rank", "epochs", "maxSteps", "webhookUrl", "triggerWord", "?", "baseModel"}
+        assert set(told["faults"]) == wanted
+        assert "base_model" not in told["faults"]["family"]
+        for word in ("script", "secret", "hush", "many", "no-such"):
+            assert word not in json.dumps(told)
+        headers = {"content-type": "application/json"}
+        problem(api.call("POST", f"{REX}/lora/train", ada, content=b"\xff", headers=headers), 400, "bad_request")
+        for junk in (b"", b"[", b"null", b"[]", b'"x"'):
+            problem(api.call("POST", f"{REX}/lora/train", ada, content=junk, headers=headers), 422, "spec_invalid")
+
+    def test_no_credits(self, api: Api, ada: str) -> None:
+        answer = api.train(ada, stored(api), maxSteps=100_000, resolution=512)
+        assert "1000 are available" in problem(answer, 402, "insufficient_credits")["detail"]
+        assert api.call("GET", f"{REX}/lora/status", ada).json()["latest"] is None
+
+    def test_the_subjects_settings_fill_in_what_is_silent(self, api: Api, ada: str) -> None:
+        change = {"baseModel": "sd15", "triggerWord": " imp ", "classWord": "toy"}
+        assert api.call("PATCH", f"{REX}/lora/settings", ada, json=change).json()["triggerWord"] == "imp"
+        body = {"imageIds": stored(api), "maxSteps": 3, "classWord": "dog"}
+        spec = api.call("POST", f"{REX}/lora/train", ada, json=body).json()["spec"]
+        assert (spec["triggerWord"], spec["classWord"], spec["maxSteps"]) == ("imp", "dog", 3)
+        assert api.call("PATCH", f"{REX}/lora/settings", ada, json={"classWord": None}).json()["classWord"] is None
+        bad = {"baseModel": "sd9", "triggerWord": "a\nb", "webhookUrl": "http://127.0.0.1/"}
+        told = problem(api.call("PATCH", f"{REX}/lora/settings", ada, json=bad), 422, "spec_invalid")
+        assert set(told["faults"]) == set(bad)
+
+    def test_cancel_retry_log(self, api: Api, ada: str) -> None:
+        job_id = api.train(ada, stored(api)).json()["id"]
+        problem(api.call("POST", f"/api/trainings/{job_id}/retry", ada), 409, "illegal_move")
+        problem(api.call("GET", f"/api/trainings/{job_id}/download", ada), 409, "illegal_move")
+        for _ in range(2):
+            cancelled = api.call("POST", f"/api/trainings/{job_id}/cancel", ada)
+            assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+        again = api.call("POST", f"/api/trainings/{job_id}/retry", ada)
+        assert again.status_code == 202
+        assert again.headers["location"] != f"/api/trainings/{job_id}"
+        finish(api, again.json()["id"], Status.READY)
+        problem(api.call("POST", f"/api/trainings/{again.json()['id']}/cancel", ada), 409, "illegal_move")
+        log = api.call("GET", f"/api/trainings/{job_id}/log", ada).text.splitlines()
+        assert log[0].endswith("status: status pending")
+        assert "cancelled" in log[-1]
+
+    def test_a_failure_is_told_without_what_is_ours(self, api: Api, ada: str) -> None:
+        job_id = api.train(ada, stored(api)).json()["id"]
+        with api.house.database.writing() as session:
+            moves.fail(session, job_id, ImprintError("the disk is full", {"key": "models/x"}))
+        answer = api.call("GET", f"/api/trainings/{job_id}", ada)
+        assert answer.json()["failure"] == {"code": "internal", "message": "the disk is full"}
+        assert "models/" not in answer.text
+
+
+class TestEvents:
+    def test_from_the_start_from_a_number_and_after_the_end(self, api: Api, ada: str) -> None:
+        job_id = api.train(ada, stored(api)).json()["id"]
+        service.cancel(api.house, job_id)
+        path = f"/api/trainings/{job_id}/events"
+        events = read(api.call("GET", path, ada).text)
+        assert [event["event"] for event in events] == ["status", "stage", "status"]
+        assert json.loads(events[-1]["data"])["status"] == "cancelled"
+        rest = read(api.call("GET", path, ada, headers={"Last-Event-ID": events[0]["id"]}).text)
+        assert rest == events[1:]
+        for last in (events[-1]["id"], str(2**62)):  # had all, or says so
+            assert api.call("GET", path, ada, headers={"Last-Event-ID": last}).status_code == 204
+        for junk in ("x", "-1", str(2**70)):
+            problem(api.call("GET", path, ada, headers={"Last-Event-ID": junk}), 422, "spec_invalid")
+
+
+class TestTheFrame:
+    def test_request_ids(self, api: Api, caplog: pytest.LogCaptureFixture) -> None:
+        assert (
+            api.call("GET", "/healthz", headers={"X-Request-Id": "shop-12345"}).headers["x-request-id"] == "shop-12345"
+        )
+        for odd in ("short", "x" * 65, 'a"b<script>c'):
+            given = api.call("GET", "/healthz", headers={"X-Request-Id": odd}).headers["x-request-id"]
+            assert given.startswith("req_")
+
+    def test_unknown_addresses_and_methods(self, api: Api, ada: str) -> None:
+        problem(api.call("GET", "/api/nothing/<script>"), 404, "not_found")
+        answer = api.call("PUT", "/api/account", ada)
+        problem(answer, 405, "method_not_allowed")
+        assert "GET" in answer.headers["allow"]
+
+    def test_an_error_of_ours_is_told_by_its_request_id_alone(
+        self, api: Api, ada: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any, **__: Any) -> None:
+            raise RuntimeError("hush: a detail of ours")
+
+        monkeypatch.setattr(accounts, "balance", broken)
+        answer = api.call("GET", "/api/account", ada, headers={"X-Request-Id": "shop-12345"})
+        assert "hush" not in answer.text
+        assert problem(answer, 500, "internal")["requestId"] == "shop-12345"
+
+    def test_rate_limit_of_one_token_leaves_others_alone(self, api: Api, ada: str) -> None:
+        api.client.app.state.rate_limit = RateLimit(0.5)  # type: ignore[attr-defined]
+        assert api.call("GET", "/api/account", ada).status_code == 200
+        answer = api.call("GET", "/api/account", ada)
+        problem(answer, 429, "rate_limited")
+        assert 1 <= int(answer.headers["retry-after"]) <= 2
+        assert api.call("GET", "/api/account", api.token("ada")).status_code == 200
+        service_token = api.token(None, "read")
+        for owner in ("bob", "eve"):  # a service token has a share for each owner
+            headers = {"Imprint-Owner": owner}
+            assert api.call("GET", "/api/account", service_token, headers=headers).status_code == 200
+
+    def test_nothing_comes_from_another_host(self, api: Api) -> None:
+        page = api.call("GET", "/docs")
+        assert "/api/trainings/{id}/events" in page.text
+        assert "http://" not in page.text.replace("http://127.0.0.1", "")
+        assert "<script" not in page.text
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+
+    def test_metrics(self, api: Api, ada: str) -> None:
+        job_id = api.train(ada, stored(api)).json()["id"]
+        service.cancel(api.house, job_id)
+        api.call("GET", "/api/nothing")
+        text = api.call("GET", "/metrics", api.token(None, "operate")).text
+        for line in (
+            'imprint_jobs{code="cancelled",status="cancelled"} 1.0',
+            'imprint_credits{state="granted"} 1000.0',
+            "imprint_leaks 0.0",
+            'imprint_outbox_waiting{kind="cleanup"} 1.0',
+            'imprint_http_requests_total{method="POST",route="/api/influencer/{id}/lora/train",status="202"} 1.0',
+            'imprint_http_requests_total{method="GET",route="none",status="404"} 1.0',
+        ):
+            assert line in text.splitlines(), text
+
+
+class TestTokens:
+    def test_what_a_token_may_be(self, api: Api) -> None:
+        for fault in ({"scopes": ("all",)}, {"scopes": ()}, {"scopes": ("operate",), "owner_id": "x"}, {"days": 0}):
+            with pytest.raises(ImprintError) as refused:
+                tokens.create(api.house, "name", **fault)
+            assert refused.value.details["faults"].keys() == {next(iter(fault))}
+        assert tokens.find(api.house, "imp_" + "é" * 43) is None
+
+
+def read(text: str) -> list[dict[str, str]]:
+    """The events of a stream."""
+    blocks = [block for block in text.split("\n\n") if block.startswith("event:")]
+    return [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+
+
+def finish(api: Api, job_id: str, status: Status) -> None:
+    with api.house.database.writing() as session:
+        done = sa.update(Job).where(col(Job.id) == job_id).values(status=status, stage=Stage.SETTLE)
+        session.connection().execute(done)
+
+
+def key_of(api: Api, picture_id: str) -> str:
+    with api.house.database.reading() as session:
+        return session.get_one(Picture, picture_id).key
+
+
+def png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,136 @@
+"""A complete profile set starts a training once, or says why not: by HTTP, by the task's function, and raced."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+from sqlmodel import select
+
+from core.settings import Settings
+from jobs import accounts, intake, service, subjects
+from jobs.wiring import House
+from notifications import outbox, webhooks
+from notifications.tables import OutboxMessage
+from storage.tables import Picture, Subject
+from tests.contract.processes import at_once
+from tests.contract.web.conftest import REX, Api
+
+READY = {"trainAutomatically": True, "baseModel": "sd15", "triggerWord": "sks", "webhookUrl": "https://app.example"}
+
+
+@pytest.fixture
+def ada(api: Api) -> str:
+    return api.token("ada")
+
+
+def store(api: Api, numbers: Sequence[int]) -> None:
+    """Pictures of `rex`, not looked at: as good as any until a training looks at them."""
+    for number in numbers:
+        intake.store_picture(api.house, "ada", "rex", b"picture %d" % number)
+
+
+def settle_on(api: Api, ada: str, **change: Any) -> None:
+    assert api.call("PATCH", f"{REX}/lora/settings", ada, json={**READY, **change}).status_code == 200
+
+
+def completed(api: Api, ada: str) -> dict[str, Any]:
+    answer = api.call("POST", f"{REX}/profile-set/completed", ada)
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def notices(api: Api) -> list[dict[str, Any]]:
+    """The bodies of the notices that nothing was started, as they would be sent."""
+    with api.house.database.reading() as session:
+        rows = session.exec(select(OutboxMessage).where(OutboxMessage.topic == subjects.NOT_STARTED)).all()
+        messages = [message for row in rows if (message := outbox.find(session, row.id))]
+    bodies = [
+        webhooks.body(one.payload["job"], subjects.NOT_STARTED, sequence=one.sequence, at=one.created_at)
+        for one in messages
+    ]
+    return [json.loads(body) for body in bodies]
+
+
+def test_twice_starts_one_and_more_pictures_are_another_set(api: Api, ada: str) -> None:
+    settle_on(api, ada)
+    store(api, range(5))
+    first = completed(api, ada)
+    assert (first["started"], first["reason"]) == (True, None)
+    assert first["training"]["status"] == "pending"
+    again = completed(api, ada)
+    assert (again["started"], again["reason"]) == (False, "already_started")
+    assert again["training"]["id"] == first["training"]["id"]
+
+    store(api, [6])
+    other = completed(api, ada)
+    assert (other["reason"], other["training"]["id"]) == ("running", first["training"]["id"])
+    service.cancel(api.house, first["training"]["id"])
+    assert completed(api, ada)["started"]
+    assert len(service.jobs(api.house, owner_id="ada")) == 2
+    with api.house.database.reading() as session:
+        assert session.get_one(Subject, ("ada", "rex")).profile_sets == 4
+    assert [notice["data"]["failure_code"] for notice in notices(api)] == ["running"]
+
+
+def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) -> None:
+    assert completed(api, ada)["reason"] == "disabled"
+    assert notices(api) == []  # nobody has said where to tell
+
+    def reason(**change: Any) -> str:
+        settle_on(api, ada, **change)
+        told = completed(api, ada)
+        assert (told["started"], told["training"]) == (False, None)
+        assert told["message"]
+        return str(told["reason"])
+
+    assert reason(trainAutomatically=False) == "disabled"
+    assert reason(triggerWord=None) == "not_set_up"
+    assert reason() == "too_few_images"
+    store(api, range(5))
+    balance = accounts.balance(api.house, "ada")
+    api.train(ada, ids(api), maxSteps=99_999, resolution=64)  # holds some; what is left is not enough for the rest
+    service.cancel(api.house, service.jobs(api.house, owner_id="ada")[0]["job_id"])
+    assert accounts.balance(api.house, "ada") == balance
+    poor = House(api.house.settings.model_copy(update={"prices": {"sd15": 1_000_000}}))
+    told = subjects.profile_set_completed(poor, "ada", "rex")
+    poor.database.close()
+    assert (told.started, told.reason) == (False, "insufficient_credits")
+    assert "1000 are available" in str(told.message)
+    assert accounts.balance(api.house, "ada") == balance
+
+    told_outside = notices(api)
+    codes = [notice["data"]["failure_code"] for notice in told_outside]
+    assert codes == ["disabled", "not_set_up", "too_few_images", "insufficient_credits"]
+    assert {notice["type"] for notice in told_outside} == {"training.not_started"}
+    assert told_outside[2]["failure_reason"].startswith("0 good pictures")
+    assert completed(api, ada)["started"]
+
+
+def test_eight_at_once_start_one(api: Api, ada: str) -> None:
+    settle_on(api, ada)
+    store(api, range(6))
+    settings: Settings = api.house.settings
+
+    def complete(_: Session) -> bool:
+        house = House(settings)  # of this process, in a transaction of its own
+        try:
+            return subjects.profile_set_completed(house, "ada", "rex").started
+        finally:
+            house.database.close()
+
+    # On SQLite the test's own transaction would be the writer that everybody waits for.
+    started = at_once_outside(settings, complete, 8)
+    assert sorted(started) == [False] * 7 + [True], started
+    assert len(service.jobs(api.house, owner_id="ada")) == 1
+
+
+def at_once_outside(settings: Settings, work: Any, count: int) -> list[Any]:
+    return at_once(f"sqlite:///{settings.home}/elsewhere.db", [work] * count)
+
+
+def ids(api: Api) -> list[str]:
+    with api.house.database.reading() as session:
+        return list(session.exec(select(Picture.id).where(Picture.owner_id == "ada")))

@@ -1,0 +1,9 @@
+"""The pocket base model: a small Stable Diffusion 1.x that this project trains from nothing, on pictures it draws.
+
+`python -m training.pocket --help`. The finished model lies in `model/`, with its card.
+"""
+
+from pathlib import Path
+
+MODEL = Path(__file__).resolve().parent / "model"
+PIXELS = 64  # the side of its pictures

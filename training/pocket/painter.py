@@ -1,0 +1,92 @@
+"""Third lesson: the UNet learns to draw what captions say, from latents that are encoded once and kept on disk."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from training.pocket.captions import describe
+from training.pocket.lesson import Lesson, compose_batch, draw_batch
+from training.pocket.networks import LATENT_SIDE, SCALING, make_unet, noise_schedule, tokenizer
+from training.pocket.reader import tokenize
+from training.pocket.scenes import Scene
+
+BATCH = 32
+_UNTOLD = 0.1  # share of the steps that learn without a caption, which guidance needs
+_MIN_SNR = 5.0  # https://arxiv.org/abs/2303.09556
+_SEED = 303
+_CHUNK = 64
+
+lib: Any = diffusers
+
+
+class Pool:
+    """Scenes and their latents, [N, 4, 16, 16] float16 of unit deviation, in a file that is filled once."""
+
+    def __init__(self, folder: Path, vae: Any, count: int, device: torch.device) -> None:
+        self.device = device
+        self.path, self.vae, self.count = folder / f"latents-{count}.npy", vae, count
+        if self.path.is_file():
+            self.latents = open_memmap(self.path, mode="r+")
+        else:
+            shape = (count, 4, LATENT_SIDE, LATENT_SIDE)
+            self.latents = open_memmap(self.path, mode="w+", dtype=np.float16, shape=shape)
+        self.scenes: list[Scene] = []
+        for chunk in range(count // _CHUNK):
+            self.scenes += compose_batch(_SEED, chunk, _CHUNK)
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Encode what is not there yet."""
+        for start in range(0, len(self.scenes), _CHUNK):
+            if np.any(self.latents[start + _CHUNK - 1]):
+                continue
+            pictures = draw_batch(self.scenes[start : start + _CHUNK]).to(self.device)
+            mean = self.vae.encode(pictures).latent_dist.mean
+            self.latents[start : start + _CHUNK] = (mean * SCALING).cpu().numpy().astype(np.float16)
+            if start % (50 * _CHUNK) == 0:
+                print(f"latents {start}/{len(self.scenes)}", flush=True)
+        self.latents.flush()
+
+
+def learn(folder: Path, steps: int, vae: Any, encoder: Any, drawings: int, device: torch.device) -> Any:
+    """Train it, or go on; gives the UNet with the running average of its weights."""
+    torch.manual_seed(_SEED)
+    pool = Pool(folder, vae, drawings, device)
+    pool.fill()
+    unet, words = make_unet().to(device), tokenizer()
+    if device.type == "cpu":
+        unet = unet.to(memory_format=torch.channels_last)  # a seventh faster
+    lesson = Lesson("unet", folder, {"unet": unet}, peak=1.5e-3, decay=1e-2)
+    lesson.resume()
+    alphas = lib.DDPMScheduler(**noise_schedule()).alphas_cumprod.to(device)
+
+    def step_of(step: int) -> Tensor:
+        random = Random(f"{_SEED} {step} captions")
+        generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
+        picks = [random.randrange(len(pool.scenes)) for _ in range(BATCH)]
+        texts = [describe(pool.scenes[pick], random).text for pick in picks]
+        texts = ["" if random.random() < _UNTOLD else text for text in texts]
+        with torch.no_grad():
+            context = encoder(tokenize(words, texts).to(device)).last_hidden_state
+        latents = torch.from_numpy(pool.latents[picks].astype(np.float32)).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        # One time in each of so many equal spans: the loss swings less than with times that may all be alike.
+        spans = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+        times = (spans * len(alphas)).long().to(device)
+        share = alphas[times]
+        a = share.view(-1, 1, 1, 1)
+        said = unet(a.sqrt() * latents + (1 - a).sqrt() * noise, times, context, return_dict=False)[0]
+        weight = (_MIN_SNR * (1 - share) / share).clamp(max=1.0)
+        errors: Tensor = (said - noise).pow(2).flatten(1).mean(1)
+        loss: Tensor = (errors * weight).mean()
+        return loss
+
+    lesson.learn(steps, step_of, averaged=unet)
+    unet.load_state_dict(lesson.average)
+    return unet.eval().requires_grad_(False)
