@@ -219,7 +219,7 @@ def end_those_of_final_jobs(session: Session, job_id: str | None = None) -> int:
     final = sa.exists().where(col(Job.id) == col(RemoteRun.job_id), col(Job.status).not_in(ACTIVE))
     query = select(RemoteRun).where(col(RemoteRun.state) != RunState.ENDED, final)
     runs = session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
-    for pod_id in {run.pod_id for run in runs}:
+    for pod_id in sorted({run.pod_id for run in runs}, key=str):  # one order for all, so that nobody waits in a ring
         pods.account(session, pod_id)
     return sum(_change(session, run, state=RunState.ENDED, ended_at=utcnow()) for run in runs)
 
