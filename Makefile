@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-ledger bench-recovery bench-remote bench-web clean
+.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-remote bench-web clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -46,6 +46,9 @@ bench-web: setup  ## the HTTP API under 200 event streams and 50 requests a seco
 
 bench-pipeline: setup  ## overhead of the chain outside training, as JSON
 	@$(BIN)/python -m benchmarks.pipeline
+
+bench-decoding: setup  ## what a picture's decoding in a child costs, as JSON
+	@$(BIN)/python -m benchmarks.decoding
 
 bench-ledger: setup  ## movements of credits per second on PostgreSQL and SQLite, as JSON
 	@$(BIN)/python -m benchmarks.ledger

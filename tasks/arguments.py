@@ -20,7 +20,9 @@ class CheckedTask(Task):  # type: ignore[misc]
     throws = (ImprintError,)  # our errors are answers, not accidents for the error log
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        faults = _faults(inspect.signature(self.run), args, kwargs)
+        # Celery's own tasks are made from this class too: without `celery.chord_unlock`, which takes a whole callback,
+        # no dataset follows its pictures where the results are in the database.
+        faults = {} if self.name.startswith("celery.") else _faults(inspect.signature(self.run), args, kwargs)
         if faults:
             raise SpecInvalid.of(faults)
         return self.run(*args, **kwargs)  # not Task.__call__, which would hide the message's own request

@@ -58,7 +58,8 @@ class _Report(BaseModel):
 
 
 class Decoder:
-    """`prepare` of `training.pictures`, in children. May be used from several threads: each has a child while it waits.
+    """`prepare` of `training.pictures`, in children. May be used from several threads: each has a child while it waits,
+    as many at once as there are cores.
 
     `cpu_s` and `wall_s` are the limits of one picture, of processor time and by the clock; `memory_bytes` is what a
     child may take, by default what a picture of `max_pixels` needs. A child is replaced after `pictures`, for what
@@ -85,6 +86,7 @@ class Decoder:
         self._max_bytes, self._cpu_s, self._wall_s, self._pictures = max_bytes, cpu_s, wall_s, pictures
         self._idle: list[_Child] = []
         self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def prepare(self, data: bytes, *, resolution: int, aspect_buckets: bool = False) -> Prepared:
         """As `training.pictures.prepare`.
@@ -95,15 +97,13 @@ class Decoder:
         if len(data) > self._max_bytes:
             raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
         asked = {"resolution": resolution, "aspect_buckets": aspect_buckets}
-        try:
-            return self._try(asked, data)
-        except frames.Broken:
-            # The picture's doing, or somebody's who ended the child. Twice in a row it is the picture's.
-            pass
-        try:
-            return self._try(asked, data)
-        except frames.Broken:
-            raise ImageInvalid("the picture breaks the program that decodes it: damaged, or made to do that") from None
+        with self._turns:
+            # A child that broke is the picture's doing, or somebody's who ended it. Twice in a row it is the picture's.
+            with suppress(frames.Broken):
+                return self._try(asked, data)
+            with suppress(frames.Broken):
+                return self._try(asked, data)
+        raise ImageInvalid("the picture breaks the program that decodes it: damaged, or made to do that")
 
     def _try(self, asked: dict[str, Any], data: bytes) -> Prepared:
         """One attempt. Raises Broken if the child died of it for an unknown reason, or spoke nonsense."""
