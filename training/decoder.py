@@ -6,6 +6,7 @@ docs/benchmarks.md.
 """
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,8 +40,12 @@ _START = (
 # Nothing of ours: no settings, no secrets. Libraries that would start threads are told not to.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
 
+_WANTED = {"memory", "no files", "no network"}
+
 _PNG_RGB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _Note = Annotated[str, Field(max_length=200)]
+
+log = logging.getLogger(__name__)
 
 
 class _Report(BaseModel):
@@ -190,6 +196,7 @@ class _Child:
         except frames.Broken as error:
             raise WorkerLost(f"the picture decoder ended at its start, with {self.end()}") from error
         self.held: list[str] = ready["held"]
+        _warn_without(frozenset(_WANTED.difference(self.held)))
 
     @property
     def usable(self) -> bool:
@@ -213,6 +220,15 @@ class _Child:
             return self._process.wait(grace_s)
         self._process.kill()
         return self._process.wait()
+
+
+@cache
+def _warn_without(missing: frozenset[str]) -> None:
+    """Once in a process."""
+    if missing:
+        log.warning(
+            "pictures are decoded without these limits, which this machine lacks: %s", ", ".join(sorted(missing))
+        )
 
 
 def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> Prepared:
