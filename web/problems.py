@@ -27,6 +27,7 @@ from core.errors import (
     ObjectExists,
     SpecInvalid,
     StoreUnavailable,
+    WorkerLost,
 )
 from storage.database import AWAY
 
@@ -110,6 +111,7 @@ _OURS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (IllegalMove, "illegal_move", None),
     (ObjectExists, "illegal_move", None),
     (StoreUnavailable, "unavailable", "the object store does not answer; try again"),
+    (WorkerLost, "unavailable", "pictures cannot be looked at just now; try again"),
     (ImageInvalid, "image_invalid", None),
     (ImageRefused, "image_unreachable", None),
     (ImageUnreachable, "image_unreachable", None),
