@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-ledger bench-recovery bench-remote clean
+.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-remote bench-web clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -41,8 +41,14 @@ faults: setup  ## a seeded fault run of 210 jobs, about a quarter of an hour; SE
 faults-remote: setup  ## a hundred remote trainings at once over servers that fail in every way, and every kill
 	@REMOTE_JOBS=100 $(BIN)/pytest -n 0 tests/faults/test_remote_storm.py tests/faults/test_remote_kills.py
 
+bench-web: setup  ## the HTTP API under 200 event streams and 50 requests a second, as JSON
+	@$(BIN)/python -m benchmarks.web
+
 bench-pipeline: setup  ## overhead of the chain outside training, as JSON
 	@$(BIN)/python -m benchmarks.pipeline
+
+bench-decoding: setup  ## what a picture's decoding in a child costs, as JSON
+	@$(BIN)/python -m benchmarks.decoding
 
 bench-ledger: setup  ## movements of credits per second on PostgreSQL and SQLite, as JSON
 	@$(BIN)/python -m benchmarks.ledger

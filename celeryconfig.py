@@ -57,10 +57,15 @@ worker_max_tasks_per_child = 2000
 # ---- queues ----
 task_default_queue = "io"
 task_queues = [
-    Queue(name, Exchange(name), routing_key=name) for name in ("io", "cpu", "train.sd15", "train.sdxl", "train.z-image")
+    Queue(name, Exchange(name), routing_key=name)
+    for name in ("io", "cpu", "sweep", "train.sd15", "train.sdxl", "train.z-image")
 ]
 task_create_missing_queues = False
-task_routes = {"imprint.dataset": {"queue": "cpu"}}
+# Workers take turns between their queues, so a backlog of other work keeps no sweep waiting until it expires.
+task_routes = {
+    "imprint.dataset": {"queue": "cpu"},
+    **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},
+}
 
 # ---- sweeps ----
 _sweep = {"schedule": _settings.sweep_s, "options": {"expires": _settings.sweep_s * 0.9}}

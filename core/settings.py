@@ -160,6 +160,9 @@ class Settings(BaseSettings):
     # ---- processes of `make up` ----
     io_concurrency: int = Field(2, ge=1, description="Processes of the worker for fetching, preparing, uploading.")
     flower_port: int = Field(5555, ge=0, le=65535, description="Flower's loopback port; 0 picks a free one.")
+    flower_url: str | None = Field(
+        None, description="Where operators reach Flower, for a link on their page. `make up` fills it in."
+    )
     flower_auth: SecretStr | None = Field(None, description="`user:password` for Flower. Unset: one is made up.")
     log_level: str = Field("INFO", description="Level of what workers print.")
 

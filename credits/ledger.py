@@ -209,6 +209,13 @@ def balance(session: Session, owner_id: str) -> Balance:
     return Balance(granted, spent, held, granted - spent - held)
 
 
+def totals(session: Session) -> Balance:
+    """What all owners have together."""
+    query = sa.select(*(sa.func.coalesce(sa.func.sum(ACCOUNT.c[name]), 0) for name in ("granted", "spent", "held")))
+    granted, spent, held = (int(amount) for amount in session.execute(query).one())
+    return Balance(granted, spent, held, granted - spent - held)
+
+
 def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[Entry]:
     """An owner's movements, newest first. `before_seq`, the last one's `seq`, asks for the page after it."""
     query = (

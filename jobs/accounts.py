@@ -58,3 +58,9 @@ def statement(house: House, owner_id: str, limit: int = 50, before_seq: int | No
         }
         for entry in entries
     ]
+
+
+def totals(house: House) -> ledger.Balance:
+    """The credits of all owners together."""
+    with house.database.reading() as session:
+        return ledger.totals(session)

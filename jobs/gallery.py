@@ -95,6 +95,11 @@ def preview(house: House, owner_id: str, subject_id: str, picture_id: str) -> by
     return house.store.get(picture.preview_key)
 
 
+def in_words(fault: str, width: int = 0, height: int = 0) -> str:
+    """What is wrong with a picture of this size, for people."""
+    return _WORDS[fault].format(width=width, height=height)
+
+
 def spec_of(subject: Subject | None) -> TrainSpec:
     """A recipe with the resolution at which the subject's pictures are looked at."""
     base_model = subject.base_model if subject is not None and subject.base_model in BASE_MODELS else "sd15"
@@ -140,7 +145,7 @@ def _view(picture: Picture, faults: Sequence[str]) -> dict[str, Any]:
     return {
         "id": picture.id,
         "verdict": "bad" if faults else "good" if report else "unknown",
-        "faults": [{"code": fault, "text": _WORDS[fault].format(**size)} for fault in faults],
+        "faults": [{"code": fault, "text": in_words(fault, **size)} for fault in faults],
         "caption": picture.caption,
         **size,
         "bytes": picture.size_bytes,

@@ -175,12 +175,12 @@ def cancel(session: Session, job_id: str, settings: Settings) -> bool:
     if job is None or job.status not in ACTIVE:
         return False
     return _end(
-        session, job_id, Status.CANCELLED, charge=_price_of_steps_done(job, settings),
+        session, job_id, Status.CANCELLED, charge=price_of_steps_done(job, settings),
         failure_code="cancelled", failure_message="cancelled by the owner",
     )  # fmt: skip
 
 
-def _price_of_steps_done(job: Job, settings: Settings) -> int:
+def price_of_steps_done(job: Job, settings: Settings) -> int:
     """What a cancelled job costs: its steps as they are recorded, rounded down; nothing before it trains."""
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0

@@ -64,7 +64,10 @@ def poll(house: House) -> Polled:
         for one, outcome in zip(batch, outcomes, strict=True):
             if outcome == "overtaken" and one.previews:
                 clean_up(house, one.run.job_id)  # if the job is final, its samples came after its end
-    return Polled(done.total(), done["completed"], done["given up"], clear(house))
+    cleared = clear(house)
+    with house.database.writing() as session:
+        runs.wake(session, house.settings)
+    return Polled(done.total(), done["completed"], done["given up"], cleared)
 
 
 def _time_s(house: House) -> float:

@@ -61,6 +61,7 @@ class Order:
     sha256: str  # of what was asked, as it was asked: the same key must come with the same hash
 
 
+_MAX_UNKNOWN = 10
 _ENVELOPE = frozenset(Envelope.model_fields)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RECIPE = frozenset(TrainSpec.model_fields)
@@ -71,11 +72,10 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
 
     Raises SpecInvalid with every fault at once.
     """
-    faults: dict[str, str] = {
-        name: f"unknown argument; known are {', '.join(sorted(_ENVELOPE | _RECIPE))}"
-        for name in arguments
-        if name not in _ENVELOPE | _RECIPE
-    }
+    known = _ENVELOPE | _RECIPE
+    # Of what a sender made up, enough to see what was meant: an answer is kept, and read by people.
+    unknown = [ascii(name)[1:-1][:60] for name in arguments if name not in known][:_MAX_UNKNOWN]
+    faults: dict[str, str] = {name: f"unknown argument; known are {', '.join(sorted(known))}" for name in unknown}
     envelope = spec = None
     given = {name: value for name, value in arguments.items() if name in _ENVELOPE}
     if isinstance(given.get("images"), list):

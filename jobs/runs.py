@@ -20,13 +20,14 @@ from core.errors import ImprintError
 from core.settings import Settings
 from jobs import moves, pods
 from jobs.leases import Lease
-from storage.tables import ACTIVE, Job, RemoteRun, RentedPod, RunState, Stage
+from notifications import outbox
+from storage.tables import ACTIVE, Job, PodState, RemoteRun, RentedPod, RunState, Stage
 from training.backends.ai_toolkit.work import remote_name
 
 FIXED = "ai-toolkit"  # what the server is called that no pod is rented for
 
-# The next look at a job that waits for a machine: a machine takes minutes, a message costs little.
-_WAIT_S = 15.0
+# A job that waits for a server asks again by itself after so many polls; a poll that sees a place wakes it sooner.
+_WAIT_POLLS = 10
 
 
 def newest(session: Session, job_id: str) -> RemoteRun | None:
@@ -58,7 +59,7 @@ def assign(lease: Lease, run: RemoteRun, settings: Settings, session: Session, p
 
 
 def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
-    """There is no server for the run yet: ask again later, without counting it as an attempt.
+    """There is no server for the run yet: a poll will wake it, without counting it as an attempt.
 
     A job whose hold on credits is over waits no more; it fails.
     """
@@ -71,7 +72,7 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
         return
     if news:
         moves.tell(session, job.id, "waiting", reason=reason)
-    delay_s = min(settings.remote_poll_s, _WAIT_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    delay_s = _WAIT_POLLS * settings.remote_poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     moves.send_launch(session, job, settings, delay_s)
 
 
@@ -211,6 +212,29 @@ def end_overdue(session: Session, settings: Settings) -> int:
     return sum(moves.hold_is_over(session, job) for job in session.exec(query).all())
 
 
+def wake(session: Session, settings: Settings) -> int:
+    """Let jobs that wait for a server ask again: those whose pod is ready, and as many of the others as one could take.
+
+    Not all of them: a hundred jobs that find no place would keep the workers busy with that.
+    """
+    query = (
+        select(RemoteRun, RentedPod)
+        .join(Job, col(Job.id) == col(RemoteRun.job_id))
+        .outerjoin(RentedPod, col(RentedPod.id) == col(RemoteRun.pod_id))
+        .where(
+            col(RemoteRun.state).in_((RunState.SUBMITTING, RunState.COMPLETED)),
+            col(Job.status).in_(ACTIVE),
+            col(Job.stage) == Stage.TRAIN,
+            col(Job.lease_until).is_(None),
+        )
+        .order_by(col(RemoteRun.created_at))
+    )
+    waiting = session.exec(query).all()
+    placed = [run.job_id for run, pod in waiting if pod is not None and pod.state == PodState.READY]
+    others = [run.job_id for run, pod in waiting if pod is None or pods.is_lost(pod)]
+    return outbox.hasten(session, [*placed, *others[: 2 * settings.pod_jobs_max]], "launch")
+
+
 # ---- what is left on servers ----------------------------------------------------------------------------------
 
 
@@ -219,7 +243,7 @@ def end_those_of_final_jobs(session: Session, job_id: str | None = None) -> int:
     final = sa.exists().where(col(Job.id) == col(RemoteRun.job_id), col(Job.status).not_in(ACTIVE))
     query = select(RemoteRun).where(col(RemoteRun.state) != RunState.ENDED, final)
     runs = session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
-    for pod_id in {run.pod_id for run in runs}:
+    for pod_id in sorted({run.pod_id for run in runs}, key=str):  # one order for all, so that nobody waits in a ring
         pods.account(session, pod_id)
     return sum(_change(session, run, state=RunState.ENDED, ended_at=utcnow()) for run in runs)
 

@@ -212,13 +212,37 @@ def retry(house: House, job_id: str) -> View:
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         ).all()
-    arguments = json.loads(job.spec) | {
+    return submit(house, _arguments(job, pictures))
+
+
+def quote_again(house: House, job_id: str) -> Quote:
+    """What `retry` would cost and how long it would take. Raises NotFound, and SpecInvalid as `quote` does."""
+    with house.database.reading() as session:
+        job = session.get(Job, job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id}")
+        pictures = session.exec(select(JobPicture).where(JobPicture.job_id == job_id)).all()
+    return quote(house, _arguments(job, pictures))
+
+
+def cost_of_cancelling(house: House, job_id: str) -> int:
+    """What a job would be charged if it were cancelled now. Raises NotFound."""
+    with house.database.reading() as session:
+        job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return moves.price_of_steps_done(job, house.settings)
+
+
+def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
+    """The request that a job was made of."""
+    recipe: dict[str, Any] = json.loads(job.spec)
+    return recipe | {
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
         "images": [{"ref": picture.reference, "caption": picture.caption} for picture in pictures],
     }
-    return submit(house, arguments)
 
 
 def download(house: House, job_id: str, path: Path) -> View:

@@ -84,6 +84,14 @@ def find(house: House, secret: str) -> Token | None:
     return token if token.is_valid(utcnow()) else None
 
 
+def valid(house: House, token_id: str) -> Token | None:
+    """The token with this id; None for one that is unknown, expired or revoked."""
+    with house.database.reading() as session:
+        row = session.get(ApiToken, token_id)
+    token = _token(row) if row is not None else None
+    return token if token is not None and token.is_valid(utcnow()) else None
+
+
 def revoke(house: House, token_id: str) -> Token:
     """From the next call on the token is refused; again changes nothing. Raises NotFound."""
     with house.database.writing() as session:

@@ -162,6 +162,19 @@ def mark_failed(
     return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
 
 
+def hasten(session: Session, job_ids: Iterable[str], kind: Kind, now: datetime | None = None) -> int:
+    """Make messages of these jobs that wait for a later time due now; how many those were."""
+    now = now or utcnow()
+    sooner = sa.update(MESSAGE).where(
+        MESSAGE.c.job_id.in_(list(job_ids)),
+        MESSAGE.c.kind == kind,
+        MESSAGE.c.due_at > now,
+        _WAITING,
+        _is_unclaimed(now),
+    )
+    return len(session.execute(sooner.values(due_at=now).returning(MESSAGE.c.id)).all())
+
+
 def drop_unsent(
     session: Session,
     job_id: str,
@@ -216,6 +229,14 @@ def dead_letters(session: Session, limit: int | None = 100) -> list[DeadLetter]:
     query = query.where(MESSAGE.c.dead_at.is_not(None), MESSAGE.c.last_error != SUPERSEDED)
     query = query.order_by(MESSAGE.c.dead_at.desc(), MESSAGE.c.sequence.desc()).limit(limit)
     return [DeadLetter(**row._mapping) for row in session.execute(query)]
+
+
+def count_dead(session: Session) -> int:
+    """How many messages were given up; not those that a later one made needless."""
+    dead = sa.select(sa.func.count()).where(
+        MESSAGE.c.dead_at.is_not(None), MESSAGE.c.last_error.is_distinct_from(SUPERSEDED)
+    )
+    return int(session.execute(dead).scalar_one())
 
 
 def redeliver(session: Session, message_id: str, now: datetime | None = None) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from typing import Any
 
 import click
 from rich.table import Table
@@ -10,11 +9,9 @@ from rich.table import Table
 from core.errors import NotFound
 from jobs import backends as remotes
 from jobs.wiring import house
+from tasks.fleet import look
 from tasks.terminal import answers, err, out, print_json
 from training.backends.ai_toolkit.fake.command import fake_pod
-
-_ANSWER_S = 1.5  # how long workers have to say what they are
-
 
 # ---- what there is --------------------------------------------------------------------------------------------
 
@@ -23,7 +20,8 @@ _ANSWER_S = 1.5  # how long workers have to say what they are
 @answers
 def backends(*, as_json: bool) -> None:
     """List what can train: health, GPU, queue length and dollars an hour of each."""
-    local, trouble = _local()
+    fleet = look("train.")
+    local, trouble = fleet.queues, fleet.trouble
     found = local + remotes.remote(house())
     if as_json:
         print_json({"backends": found, "trouble": trouble})
@@ -40,52 +38,6 @@ def backends(*, as_json: bool) -> None:
         err.print(
             "No remote backend: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set", highlight=False
         )
-
-
-def _local() -> tuple[list[dict[str, Any]], str]:
-    """The training queues with who works on them; and what keeps us from knowing, in words."""
-    from kombu.exceptions import OperationalError
-
-    from tasks.app import app
-
-    names = sorted(name for name in app.amqp.queues if name.startswith("train."))
-    workers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    waiting: dict[str, int] = {}
-    try:
-        with app.connection_for_read() as connection:
-            connection.ensure_connection(max_retries=1, timeout=3)
-            waiting = {name: _waiting(connection, name) for name in names}
-            replies = app.control.broadcast("imprint_trains", reply=True, timeout=_ANSWER_S, connection=connection)
-    except (OperationalError, OSError) as error:
-        trouble = f"No broker answers ({type(error).__name__}): what local workers do is not known. Is a stack running?"
-        return [_queue(name, None, []) | {"health": "not known"} for name in names], trouble
-    for reply in replies or []:
-        for worker, told in reply.items():
-            for name in told.get("queues", []):
-                workers.get(name, []).append({"worker": worker, **told})
-    return [_queue(name, waiting[name], workers[name]) for name in names], ""
-
-
-def _queue(name: str, waiting: int | None, workers: list[dict[str, Any]]) -> dict[str, Any]:
-    count = len(workers)
-    cards = list(dict.fromkeys(str(worker["device"]) for worker in workers if worker.get("device")))
-    return {
-        "backend": "local",
-        "name": name,
-        "health": f"{count} worker{'s' * (count != 1)}" if count else "no worker answers",
-        "gpu": ", ".join(cards) or None,
-        "queue": waiting,
-        "dollars_per_hour": None,
-    }
-
-
-def _waiting(connection: Any, queue: str) -> int:
-    """Messages that wait in a queue; one that nobody has made yet holds none."""
-    with connection.channel() as channel:
-        try:
-            return int(channel.queue_declare(queue, passive=True).message_count)
-        except connection.channel_errors:
-            return 0
 
 
 # ---- rented pods ----------------------------------------------------------------------------------------------

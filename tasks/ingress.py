@@ -3,22 +3,19 @@
 from dataclasses import asdict
 from typing import Any
 
-from celery import Task
-
-from core.errors import ImprintError
 from jobs import service, subjects
 from jobs.view import View
 from jobs.wiring import house
 from tasks.app import app
+from tasks.arguments import CheckedTask
 from tasks.relay import relay
 
 
-class Door(Task):  # type: ignore[misc]
+class Door(CheckedTask):
     """A task whose arguments come from outside and may hold presigned addresses: nobody else sees them."""
 
     Request = "tasks.request:DiscreetRequest"
     trail = False  # the messages that a request causes are ours; they do not travel to the application with its result
-    throws = (ImprintError,)  # a refusal is an answer, not an accident for the error log
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         return super().apply_async(args, kwargs, **{"argsrepr": "()", "kwargsrepr": "{…}"} | options)
@@ -41,13 +38,13 @@ def quote(**arguments: Any) -> dict[str, Any]:
     return asdict(service.quote(house(), arguments))
 
 
-@app.task(name="imprint.job", ignore_result=False, throws=(ImprintError,))
+@app.task(name="imprint.job", ignore_result=False)
 def job(job_id: str) -> View:
     """A job's public view."""
     return service.look(house(), job_id)
 
 
-@app.task(name="imprint.cancel", ignore_result=False, throws=(ImprintError,))
+@app.task(name="imprint.cancel", ignore_result=False)
 def cancel(job_id: str) -> View:
     """Cancel a job; the steps done are charged, and the rest of its hold is released at once."""
     view = service.cancel(house(), job_id)
@@ -55,7 +52,7 @@ def cancel(job_id: str) -> View:
     return view
 
 
-@app.task(name="imprint.profile_set_completed", ignore_result=False, throws=(ImprintError,))
+@app.task(name="imprint.profile_set_completed", ignore_result=False)
 def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
     """A subject has all its pictures: train it, if it trains automatically and nothing stands in the way.
 

@@ -61,7 +61,7 @@ class Stack:
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
         trains = [f"train.{family}" for family in ("sd15", "sdxl", "z-image")]
         members = [
-            Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu", "-c", str(self._settings.io_concurrency)]),
+            Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
             Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
             Member("beat", ["beat", "--loglevel", "WARNING"]),
         ]
@@ -75,7 +75,10 @@ class Stack:
         port = self._settings.web_port or _free_port()
         host = self._settings.web_host
         self.web_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared
-        return Member("web", [], {"IMPRINT_WEB_PORT": str(port)}, command=("web",))
+        environment = {"IMPRINT_WEB_PORT": str(port)}
+        if self.flower_url and self._settings.flower_url is None:
+            environment["IMPRINT_FLOWER_URL"] = self.flower_url
+        return Member("web", [], environment, command=("web",))
 
     def _flower(self) -> Member:
         port = self._settings.flower_port or _free_port()
@@ -234,7 +237,8 @@ def _run(console: Console) -> None:
     try:
         stack.start()
         console.print(f"[bold]Imprint is up.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
-        console.print(f"HTTP API: {stack.web_url} (reference: {stack.web_url}/docs)", highlight=False)
+        console.print(f"Page: [bold]{stack.web_url}[/]   HTTP API: {stack.web_url}/docs", highlight=False)
+        console.print("Sign in with: [bold]celery -A tasks.app imprint token create NAME --owner OWNER[/]")
         console.print(
             "Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]   Stop: Ctrl-C"
         )

@@ -80,7 +80,7 @@ class Site:
             return self._start_web(name, **environment)
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
         arguments = {
-            "io": [*worker, "-Q", "io,cpu", "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
+            "io": [*worker, "-Q", "io,cpu,sweep", "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
             "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
@@ -216,11 +216,16 @@ def site(
     database: Literal["sqlite", "postgresql"] = "sqlite",
     store: Literal["local", "s3"] = "local",
     kind: type[Site] = Site,
+    redis_password: str | None = None,
     **environment: str,
 ) -> Iterator[Site]:
     """A running site with servers of its own: its broker is at `site.broker`, if that is Redis at `site.redis` too."""
     with ExitStack() as stack:
-        server = stack.enter_context((redis_server if broker == "redis" else rabbitmq_server)(folder / broker))
+        server: Any
+        if broker == "redis":
+            server = stack.enter_context(redis_server(folder / broker, password=redis_password))
+        else:
+            server = stack.enter_context(rabbitmq_server(folder / broker))
         if database == "postgresql":
             environment |= {"IMPRINT_DATABASE_URL": new_database(stack.enter_context(postgres_server()))}
         if store == "s3":

@@ -6,6 +6,7 @@ docs/benchmarks.md.
 """
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,8 +40,12 @@ _START = (
 # Nothing of ours: no settings, no secrets. Libraries that would start threads are told not to.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
 
+_WANTED = {"memory", "no files", "no network"}
+
 _PNG_RGB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _Note = Annotated[str, Field(max_length=200)]
+
+log = logging.getLogger(__name__)
 
 
 class _Report(BaseModel):
@@ -58,7 +64,8 @@ class _Report(BaseModel):
 
 
 class Decoder:
-    """`prepare` of `training.pictures`, in children. May be used from several threads: each has a child while it waits.
+    """`prepare` of `training.pictures`, in children. May be used from several threads: each has a child while it waits,
+    as many at once as there are cores.
 
     `cpu_s` and `wall_s` are the limits of one picture, of processor time and by the clock; `memory_bytes` is what a
     child may take, by default what a picture of `max_pixels` needs. A child is replaced after `pictures`, for what
@@ -85,6 +92,7 @@ class Decoder:
         self._max_bytes, self._cpu_s, self._wall_s, self._pictures = max_bytes, cpu_s, wall_s, pictures
         self._idle: list[_Child] = []
         self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def prepare(self, data: bytes, *, resolution: int, aspect_buckets: bool = False) -> Prepared:
         """As `training.pictures.prepare`.
@@ -95,15 +103,13 @@ class Decoder:
         if len(data) > self._max_bytes:
             raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
         asked = {"resolution": resolution, "aspect_buckets": aspect_buckets}
-        try:
-            return self._try(asked, data)
-        except frames.Broken:
-            # The picture's doing, or somebody's who ended the child. Twice in a row it is the picture's.
-            pass
-        try:
-            return self._try(asked, data)
-        except frames.Broken:
-            raise ImageInvalid("the picture breaks the program that decodes it: damaged, or made to do that") from None
+        with self._turns:
+            # A child that broke is the picture's doing, or somebody's who ended it. Twice in a row it is the picture's.
+            with suppress(frames.Broken):
+                return self._try(asked, data)
+            with suppress(frames.Broken):
+                return self._try(asked, data)
+        raise ImageInvalid("the picture breaks the program that decodes it: damaged, or made to do that")
 
     def _try(self, asked: dict[str, Any], data: bytes) -> Prepared:
         """One attempt. Raises Broken if the child died of it for an unknown reason, or spoke nonsense."""
@@ -190,6 +196,7 @@ class _Child:
         except frames.Broken as error:
             raise WorkerLost(f"the picture decoder ended at its start, with {self.end()}") from error
         self.held: list[str] = ready["held"]
+        _warn_without(frozenset(_WANTED.difference(self.held)))
 
     @property
     def usable(self) -> bool:
@@ -213,6 +220,15 @@ class _Child:
             return self._process.wait(grace_s)
         self._process.kill()
         return self._process.wait()
+
+
+@cache
+def _warn_without(missing: frozenset[str]) -> None:
+    """Once in a process."""
+    if missing:
+        log.warning(
+            "pictures are decoded without these limits, which this machine lacks: %s", ", ".join(sorted(missing))
+        )
 
 
 def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> Prepared:

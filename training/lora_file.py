@@ -51,6 +51,8 @@ NAMINGS: dict[str, Naming] = {
     "z-image": Naming("diffusion_model.", ".lora_A.weight", ".lora_B.weight", False, _Z_IMAGE, "BF16"),
 }
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 REQUIRED_METADATA = (
     "modelspec.architecture",
     "ss_network_dim",
@@ -209,6 +211,8 @@ def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank
     if alpha.elements.size != 1:
         raise LoraInvalid(f"the LoRA file's {stem}.alpha is no single number")
     for part, what in ((down, naming.down), (up, naming.up), (alpha, ".alpha")):
+        if part.kind not in _FLOATS:
+            raise LoraInvalid(f"the LoRA file's {stem}{what} is of kind {part.kind}: no weights")
         if not np.isfinite(part.floats()).all():
             raise LoraInvalid(f"the LoRA file's {stem}{what} has numbers that are not finite")
     value = float(alpha.floats().reshape(-1)[0])

@@ -1,5 +1,6 @@
 """`python -m web`: serve the API (and the page) until SIGTERM or Ctrl-C."""
 
+import signal
 import socket
 import sys
 
@@ -44,6 +45,8 @@ def main() -> int:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises its signal once more at the end: an orderly end is 0
     Server(config, app.state.streams).run()
     return 0
 

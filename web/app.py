@@ -13,6 +13,9 @@ from web.courier import Courier
 from web.frame import Frame
 from web.limits import RateLimit
 from web.measures import Measures
+from web.pages import account as account_page
+from web.pages import subjects as subject_pages
+from web.pages import trainings as training_pages
 from web.routes import account, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
@@ -59,4 +62,6 @@ def create_app(house: House, *, send: Callable[[House], object] = relay) -> Fast
     problems.install(app)
     for routes in (subjects, images, trainings, account, service, pages):
         app.include_router(routes.router)
+    for shown in (account_page, subject_pages, training_pages):
+        app.include_router(shown.router)
     return app

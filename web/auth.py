@@ -55,7 +55,8 @@ def _check_scope(token: tokens.Token, scope: str) -> None:
         raise Refused("forbidden", f"this address needs a token with the scope {scope}", headers)
 
 
-def _check_rate(request: Request, caller: str) -> None:
+def check_rate(request: Request, caller: str) -> None:
+    """Count a request of `caller`. Raises Refused when there were too many."""
     limit: RateLimit = request.app.state.rate_limit
     if wait_s := limit.take(caller):
         raise Refused("rate_limited", f"try again in {wait_s:.1f} s", {"Retry-After": str(ceil(wait_s))})
@@ -80,7 +81,7 @@ def needs(scope: str) -> Callable[..., Caller]:
             raise Refused("bad_request", "a service token names the owner in the header Imprint-Owner")
         if imprint_owner is not None and imprint_owner.strip() != owner_id:
             raise Refused("forbidden", "this token belongs to another owner than Imprint-Owner names")
-        _check_rate(request, f"{token.id} {owner_id}")
+        check_rate(request, f"{token.id} {owner_id}")
         return Caller(token, owner_id)
 
     return caller
@@ -89,7 +90,7 @@ def needs(scope: str) -> Callable[..., Caller]:
 def operator(request: Request, token: Annotated[tokens.Token, Depends(token_of)]) -> tokens.Token:
     """A dependency for what shows the whole installation: a token with the scope operate."""
     _check_scope(token, "operate")
-    _check_rate(request, token.id)
+    check_rate(request, token.id)
     return token
 
 

@@ -4,6 +4,7 @@ Sums over tables are asked once per scrape, not kept up in passing: a counter in
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -11,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlmodel import Session, col, func, select
 
 from core.clock import utcnow
-from credits.tables import ACCOUNT
+from credits import ledger
 from jobs.wiring import House
 from notifications import outbox
 from notifications.tables import MESSAGE
@@ -85,21 +86,16 @@ def _outbox(session: Session) -> Iterator[Metric]:
     for kind, count, oldest in session.connection().execute(query):
         waiting.add_metric((kind,), count)
         age.add_metric((kind,), max(0.0, (now - oldest).total_seconds()))
-    dead = sa.select(sa.func.count()).where(
-        MESSAGE.c.dead_at.is_not(None), MESSAGE.c.last_error.is_distinct_from(outbox.SUPERSEDED)
-    )
-    given_up = session.connection().execute(dead).scalar_one()
     yield from (
         waiting,
         age,
-        GaugeMetricFamily("imprint_outbox_dead", "Messages that were given up.", given_up),
+        GaugeMetricFamily("imprint_outbox_dead", "Messages that were given up.", outbox.count_dead(session)),
     )
 
 
 def _ledger(session: Session) -> Iterator[Metric]:
-    sums = sa.select(*(sa.func.coalesce(sa.func.sum(ACCOUNT.c[name]), 0) for name in ("granted", "spent", "held")))
-    granted, spent, held = session.connection().execute(sums).one()
+    sums = asdict(ledger.totals(session))
     family = GaugeMetricFamily("imprint_credits", "Credits of all owners.", labels=("state",))
-    for state, amount in (("granted", granted), ("spent", spent), ("held", held)):
-        family.add_metric((state,), float(amount))
+    for state in ("granted", "spent", "held"):
+        family.add_metric((state,), float(sums[state]))
     yield family

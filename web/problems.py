@@ -27,6 +27,7 @@ from core.errors import (
     ObjectExists,
     SpecInvalid,
     StoreUnavailable,
+    WorkerLost,
 )
 from storage.database import AWAY
 
@@ -37,6 +38,7 @@ _TYPE = "urn:imprint:problem:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}|[0-9]{1,4}")
 _FIELD = re.compile(r"\b[a-z]+(_[a-z]+)+\b")
 _RETRY_AFTER_S = 5
+_OURS_SAID = "this is an error of ours; it was logged under the request's id"
 
 
 class Problem(BaseModel):
@@ -109,6 +111,7 @@ _OURS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (IllegalMove, "illegal_move", None),
     (ObjectExists, "illegal_move", None),
     (StoreUnavailable, "unavailable", "the object store does not answer; try again"),
+    (WorkerLost, "unavailable", "pictures cannot be looked at just now; try again"),
     (ImageInvalid, "image_invalid", None),
     (ImageRefused, "image_unreachable", None),
     (ImageUnreachable, "image_unreachable", None),
@@ -166,53 +169,50 @@ def _worded(fault: str) -> str:
 
 def install(app: FastAPI) -> None:
     """Let every error of `app` be answered in this one shape."""
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(RequestValidationError, _not_valid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ImprintError, _ours)
-    for error in AWAY:
-        app.add_exception_handler(error, _away)
+    for error in (Refused, RequestValidationError, HTTPException, ImprintError, *AWAY):
+        app.add_exception_handler(error, _answered)
     app.add_exception_handler(Exception, _unexpected)
 
 
-def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refused)  # noqa: S101 - what it was installed for
-    return answer(request, error.code, error.detail, faults=error.faults, headers=error.headers)
+def _answered(request: Request, error: Exception) -> JSONResponse:
+    refused = refusal(error)
+    return answer(request, refused.code, refused.detail, faults=refused.faults, headers=refused.headers)
 
 
-def _not_valid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it was installed for
+def _unexpected(request: Request, _error: Exception) -> JSONResponse:
+    return answer(request, "internal", _OURS_SAID)
+
+
+def refusal(error: Exception) -> Refused:
+    """What is said outside of an error that was foreseen: of ours, of a request, or of a database that is away."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _not_valid(error)
+    if isinstance(error, HTTPException):
+        code = _OF_STATUS.get(error.status_code, "bad_request" if error.status_code < 500 else "internal")
+        return Refused(code, PROBLEMS[code][1].lower(), error.headers)
+    if isinstance(error, ImprintError):
+        return _ours(error)
+    log.warning("the database does not answer (%s)", type(error).__name__)
+    return Refused("unavailable", "the database does not answer; try again", {"Retry-After": str(_RETRY_AFTER_S)})
+
+
+def _not_valid(error: RequestValidationError) -> Refused:
     faults = {}
     for fault in error.errors():
         where = [str(part) for part in fault["loc"] if part != "body"] or ["body"]
         name = outside(".".join(where[1:] if where[0] in ("query", "path", "header") and where[1:] else where))
         faults[name] = "is not JSON" if fault["type"] == "json_invalid" else str(fault["msg"])
-    return answer(request, "spec_invalid", f"the request has {len(faults)} fault(s)", faults=faults)
+    return Refused("spec_invalid", f"the request has {len(faults)} fault(s)", faults=faults)
 
 
-def _http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101 - what it was installed for
-    code = _OF_STATUS.get(error.status_code, "bad_request" if error.status_code < 500 else "internal")
-    return answer(request, code, f"{PROBLEMS[code][1].lower()}", headers=error.headers)
-
-
-def _ours(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ImprintError)  # noqa: S101 - what it was installed for
+def _ours(error: ImprintError) -> Refused:
     for kind, code, said in _OURS:
         if isinstance(error, kind):
             faults = error.faults if isinstance(error, SpecInvalid) else {}
             told = {outside(name): _worded(fault) for name, fault in faults.items()}
             retry = {"Retry-After": str(_RETRY_AFTER_S)} if code == "unavailable" else None
-            return answer(request, code, said or error.message, faults=told, headers=retry)
+            return Refused(code, said or error.message, retry, told)
     log.error("unexpected: %s: %s", error.code, error)
-    return answer(request, "internal", "this is an error of ours; it was logged under the request's id")
-
-
-def _away(request: Request, error: Exception) -> JSONResponse:
-    log.warning("the database does not answer (%s)", type(error).__name__)
-    headers = {"Retry-After": str(_RETRY_AFTER_S)}
-    return answer(request, "unavailable", "the database does not answer; try again", headers=headers)
-
-
-def _unexpected(request: Request, _error: Exception) -> JSONResponse:
-    return answer(request, "internal", "this is an error of ours; it was logged under the request's id")
+    return Refused("internal", _OURS_SAID)

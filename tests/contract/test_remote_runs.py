@@ -213,6 +213,9 @@ def test_waiting_for_a_machine_is_no_attempt_and_ends_with_the_hold(house: House
     assert row(house, job_id).attempt == 0
     assert events(house, job_id, "waiting") == [{"reason": "no machine is to be had"}]
     with house.database.writing() as session:
+        assert runs.wake(session, house.settings) > 0
+        assert runs.wake(session, house.settings) == 0  # it is due already
+    with house.database.writing() as session:
         session.execute(sa.update(HOLD).values(expires_at=utcnow()))
     lease, _ = begun(house, job_id)
     with house.database.writing() as session:

@@ -11,6 +11,7 @@ import click
 import pytest
 
 from celeryconfig import beat_schedule, task_queues
+from core.advice import ADVICE
 from core.errors import FailureCode
 from core.settings import Settings
 from credits.price import RATES
@@ -121,6 +122,13 @@ def test_every_failure_code_and_picture_fault_has_a_section() -> None:
     for code in FailureCode:
         assert "- Owner:" in section(TROUBLES, code), code
         assert "- Operator:" in section(TROUBLES, code), code
+
+
+@pytest.mark.parametrize("code", FailureCode)
+def test_what_the_page_tells_owners_is_what_troubleshooting_says(code: FailureCode) -> None:
+    told = " ".join(section(TROUBLES, code).split())
+    assert told.startswith(ADVICE[code].what.rstrip("."))
+    assert f"- Owner: {ADVICE[code].do} - Operator:" in told
 
 
 class TestTheTask:

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tasks.stack import Stack
 from tests.servers.gated_s3 import SECRET as S3_SECRET
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.pictures import picture_server
+from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import ServerProcess
 from tests.servers.receiver import Receiver, receiver
 from tests.site import ROOT, Site, drawing, site, until
@@ -28,7 +31,18 @@ from tests.site import ROOT, Site, drawing, site, until
 SIGNATURE = "presigned-and-not-for-you"
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"webhook secret, not for you").decode()
 LOGIN = "operator:flower-password-not-for-you"
-PLANTED = (SIGNATURE, WEBHOOK_SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), S3_SECRET, LOGIN.split(":")[1])
+BROKER_PASSWORD, DATABASE_PASSWORD = "broker-password-not-for-you", "database-password-not-for-you"
+KEYS = {
+    "IMPRINT_AI_TOOLKIT_TOKEN": "ai-toolkit-token-not-for-you",
+    "IMPRINT_RUNPOD_API_KEY": "rpa_runpod-key-not-for-you",
+    "IMPRINT_HF_TOKEN": "hf_hub-token-not-for-you",
+}
+# What comes last in a webhook's address may be all that keeps others from writing to it.
+HOOK = "secret-path-not-for-you"
+PLANTED = (
+    SIGNATURE, WEBHOOK_SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), S3_SECRET, LOGIN.split(":")[1], BROKER_PASSWORD,
+    DATABASE_PASSWORD, *KEYS.values(), HOOK,
+)  # fmt: skip
 
 
 @dataclass
@@ -55,15 +69,21 @@ class Shown:
 @pytest.fixture
 def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
     folder = tmp_path
-    with picture_server() as server, receiver() as application, gated_s3() as s3:
+    with picture_server() as server, receiver() as application, gated_s3() as s3, postgres_server() as postgres:
+        database = sa.make_url(new_database(postgres)).set(password=DATABASE_PASSWORD)
+        hook = f"{application.url}/{HOOK}"
+        application.refuse(500)  # what goes wrong is told, and the address is not
         environment = {
             "IMPRINT_FETCH_ALLOW_HOSTS": json.dumps([server.address, application.address]),
             "IMPRINT_WEBHOOK_SECRET": WEBHOOK_SECRET,
             "IMPRINT_FLOWER_AUTH": LOGIN,
             "IMPRINT_FLOWER_PORT": "0",
+            "IMPRINT_DATABASE_URL": database.render_as_string(hide_password=False),
+            "IMPRINT_RUNPOD_URL": "http://127.0.0.1:9",  # nobody: every look at the pods fails, and is logged
+            **KEYS,
             **s3.environment,
         }
-        with site(folder, base_model, start=(), **environment) as made:
+        with site(folder, base_model, start=(), redis_password=BROKER_PASSWORD, **environment) as made:
             # The process that the stack would start, with its arguments and environment.
             stack = Stack(made.settings)
             member = stack["flower"]
@@ -78,8 +98,8 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
             urls = [server.put(f"/{n}.png", drawing(folder / f"{n}.png", n).read_bytes()) for n in range(6)]
             secret = [f"{url}?X-Amz-Signature={SIGNATURE}" for url in urls]
             gone = [f"http://{server.address}/gone-{n}.png?X-Amz-Signature={SIGNATURE}" for n in range(2)]
-            ready = made.send(images=secret, webhook_url=application.url)
-            failed = made.send(images=[*secret[:4], *gone], webhook_url=application.url)
+            ready = made.send(images=secret, webhook_url=hook)
+            failed = made.send(images=[*secret[:4], *gone], webhook_url=hook)
             refused = _refused(made, [f"ftp://{server.address}/x?X-Amz-Signature={SIGNATURE}"] * 5)
             yield Shown(
                 made, stack.flower_url, application, server.address, made.wait(ready["job_id"]),
@@ -120,6 +140,8 @@ def test_a_training_is_shown_and_its_secrets_are_not(shown: Shown) -> None:
     the_logs_tell_no_secret(shown)
     views_events_and_messages_tell_no_secret_and_no_address(shown)
     the_webhooks_are_signed_and_tell_no_secret(shown)
+    the_command_line_tells_no_secret_and_is_told_none(shown)
+    errors_about_the_servers_tell_no_secret(shown)
 
 
 def the_requests_ended_as_they_should(shown: Shown) -> None:
@@ -207,7 +229,7 @@ def views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> Non
         references = session.exec(select(JobPicture.reference)).all()
         assert any(SIGNATURE in reference for reference in references), "the one place where it is"
         kept = session.execute(sa.select(MESSAGE.c.payload, MESSAGE.c.last_error)).all()
-    clean(str(kept), "outbox")
+    clean(str(kept).replace(HOOK, ""), "outbox")  # it is where notices go to
     clean(shown.refused, "the refusal")
 
 
@@ -220,5 +242,36 @@ def the_webhooks_are_signed_and_tell_no_secret(shown: Shown) -> None:
         until(lambda: statuses()[-1:] == [last], 30, last)  # noqa: B023 - asked at once
     for one in shown.application.got:
         one.verified(WEBHOOK_SECRET)
-        clean(one.body.decode() + str(one.headers) + one.path, "webhook")
+        assert HOOK in one.path, "the one place where it belongs"
+        clean(one.body.decode() + str(one.headers) + one.path.replace(HOOK, ""), "webhook")
         assert shown.pictures not in one.body.decode()
+
+
+def the_command_line_tells_no_secret_and_is_told_none(shown: Shown) -> None:
+    for arguments in (("status", shown.ready["job_id"]), ("list",), ("status", shown.failed["job_id"])):
+        done = shown.site.imprint(*arguments, "--json")
+        clean(done.stdout + done.stderr, " ".join(arguments))
+    lines = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            lines[process.name] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    assert sum("celery" in line for line in lines.values()) >= 4
+    for line in lines.values():
+        clean(line, "a process")
+
+
+def errors_about_the_servers_tell_no_secret(shown: Shown) -> None:
+    """What is said when broker and database are away, or the settings are wrong."""
+    url = sa.make_url(shown.site.settings.database)
+    for changed in (
+        {"IMPRINT_DATABASE_URL": url.set(port=9).render_as_string(hide_password=False)},
+        {"IMPRINT_DATABASE_URL": url.set(drivername="nothing").render_as_string(hide_password=False)},
+        {"IMPRINT_BROKER_URL": f"redis://:{BROKER_PASSWORD}@127.0.0.1:9/0"},
+        {"IMPRINT_LEASE_S": "soon"},
+    ):
+        done = subprocess.run(
+            shown.site.celery("imprint", "submit", str(shown.site.folder), "--trigger", "x", "--owner", "owner"),
+            cwd=ROOT, env=shown.site.surroundings(**changed), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.stderr, "it is said that something is wrong"
+        clean(done.stdout + done.stderr, str(list(changed)))

@@ -16,17 +16,18 @@ from training.pocket.networks import LATENT_SIDE, SCALING, make_unet, noise_sche
 from training.pocket.reader import tokenize
 from training.pocket.scenes import Scene
 
-BATCH = 32
+BATCH = 16
 _UNTOLD = 0.1  # share of the steps that learn without a caption, which guidance needs
 _MIN_SNR = 5.0  # https://arxiv.org/abs/2303.09556
 _SEED = 303
 _CHUNK = 64
+_FIRST, _GROWTH = 2048, 4  # drawings in the pool at the first step, and more of them with every step
 
 lib: Any = diffusers
 
 
 class Pool:
-    """Scenes and their latents, [N, 4, 16, 16] float16 of unit deviation, in a file that is filled once."""
+    """Scenes and their latents, [N, 4, 16, 16] float16 of unit deviation, in a file that outlives a restart."""
 
     def __init__(self, folder: Path, vae: Any, count: int, device: torch.device) -> None:
         self.device = device
@@ -37,28 +38,31 @@ class Pool:
             shape = (count, 4, LATENT_SIDE, LATENT_SIDE)
             self.latents = open_memmap(self.path, mode="w+", dtype=np.float16, shape=shape)
         self.scenes: list[Scene] = []
+        self.there: set[int] = set()
         for chunk in range(count // _CHUNK):
             self.scenes += compose_batch(_SEED, chunk, _CHUNK)
 
+    def known(self, step: int) -> int:
+        """How many there are at this step: the pool grows while the UNet learns, rather than keeping it waiting."""
+        known = min(len(self.scenes), _FIRST + step * _GROWTH)
+        for start in range(0, known, _CHUNK):
+            if start not in self.there:
+                self._encode(start)
+        return known
+
     @torch.no_grad()
-    def fill(self) -> None:
-        """Encode what is not there yet."""
-        for start in range(0, len(self.scenes), _CHUNK):
-            if np.any(self.latents[start + _CHUNK - 1]):
-                continue
+    def _encode(self, start: int) -> None:
+        if not np.any(self.latents[start + _CHUNK - 1]):  # else it was encoded before a restart
             pictures = draw_batch(self.scenes[start : start + _CHUNK]).to(self.device)
             mean = self.vae.encode(pictures).latent_dist.mean
             self.latents[start : start + _CHUNK] = (mean * SCALING).cpu().numpy().astype(np.float16)
-            if start % (50 * _CHUNK) == 0:
-                print(f"latents {start}/{len(self.scenes)}", flush=True)
-        self.latents.flush()
+        self.there.add(start)
 
 
 def learn(folder: Path, steps: int, vae: Any, encoder: Any, drawings: int, device: torch.device) -> Any:
     """Train it, or go on; gives the UNet with the running average of its weights."""
     torch.manual_seed(_SEED)
     pool = Pool(folder, vae, drawings, device)
-    pool.fill()
     unet, words = make_unet().to(device), tokenizer()
     if device.type == "cpu":
         unet = unet.to(memory_format=torch.channels_last)  # a seventh faster
@@ -69,16 +73,19 @@ def learn(folder: Path, steps: int, vae: Any, encoder: Any, drawings: int, devic
     def step_of(step: int) -> Tensor:
         random = Random(f"{_SEED} {step} captions")
         generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
-        picks = [random.randrange(len(pool.scenes)) for _ in range(BATCH)]
+        known = pool.known(step)
+        picks = [random.randrange(known) for _ in range(BATCH)]
         texts = [describe(pool.scenes[pick], random).text for pick in picks]
         texts = ["" if random.random() < _UNTOLD else text for text in texts]
         with torch.no_grad():
             context = encoder(tokenize(words, texts).to(device)).last_hidden_state
         latents = torch.from_numpy(pool.latents[picks].astype(np.float32)).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        # One time in each of so many equal spans: the loss swings less than with times that may all be alike.
+        # One time in each of so many spans, so that the loss swings less, and more of them in the middle: there it is
+        # decided what goes where, while the first times are nearly done and the last ones nearly nothing.
         spans = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-        times = (spans * len(alphas)).long().to(device)
+        spans = spans + 0.5 * torch.sin(2 * torch.pi * spans) / (2 * torch.pi)
+        times = (spans * len(alphas)).long().clamp(0, len(alphas) - 1).to(device)
         share = alphas[times]
         a = share.view(-1, 1, 1, 1)
         said = unet(a.sqrt() * latents + (1 - a).sqrt() * noise, times, context, return_dict=False)[0]

@@ -26,6 +26,14 @@ router = APIRouter(prefix="/api/trainings/{id}", tags=["trainings"])
 
 TrainingId = Annotated[str, Path(alias="id", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 _ONE = (*ALWAYS, "not_found")
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string"},
+    },
+}
 _PREVIEW = re.compile(r"([0-9]+)-([0-9a-z_]+)\.(png|jpg|jpeg|webp)")
 _KINDS = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp"}
 
@@ -76,7 +84,7 @@ def retry(request: Request, house: Here, caller: Trainer, job_id: TrainingId, re
     "which tells a browser not to come again.",
     response_class=StreamingResponse,  # FastAPI's EventSourceResponse runs a generator and three tasks for each stream
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": {"text/event-stream": {"schema": _EVENT}}},
         204: {"description": "The training is final, and the client has had all its events."},
         **responses(*_ONE),
     },

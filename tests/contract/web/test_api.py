@@ -4,15 +4,18 @@ import io
 import json
 from typing import Any
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 from PIL import Image
+from pydantic import SecretStr
 from sqlmodel import col
 
 from core.errors import ImprintError
+from core.settings import Settings
 from jobs import accounts, intake, moves, service, tokens
 from storage.tables import Job, Picture, Stage, Status
-from tests.contract.web.conftest import RECIPE, REX, Api, problem
+from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
 from web.frame import MAX_BODY_BYTES
 from web.limits import RateLimit
@@ -186,6 +189,21 @@ class TestTrain:
         assert "models/" not in answer.text
 
 
+def test_on_s3_the_file_is_presigned_for_a_quarter_of_an_hour(settings: Settings) -> None:
+    server = {"store_url": "s3://bucket/ours", "s3_endpoint_url": "http://127.0.0.1:9"}  # presigning calls nobody
+    keys = {"s3_access_key_id": SecretStr("us"), "s3_secret_access_key": SecretStr("hush")}
+    for api in make_api(settings.model_copy(update=server | keys)):
+        recipe = {"owner_id": "ada", "subject_id": "rex", "base_model": "sd15", "trigger_word": "sks"}
+        images = [f"https://pictures.example/{number}.png" for number in range(5)]
+        job_id = service.submit(api.house, recipe | {"images": images})["job_id"]
+        finish(api, job_id, Status.READY, lora_key="models/x/lora_weights.safetensors")
+        answer = api.call("GET", f"/api/trainings/{job_id}/download", api.token("ada"))
+        address = httpx2.URL(answer.headers["location"])
+        assert (answer.status_code, address.path) == (307, "/bucket/ours/models/x/lora_weights.safetensors")
+        assert int(address.params["X-Amz-Expires"]) <= 900
+        assert "hush" not in str(address)
+
+
 class TestEvents:
     def test_from_the_start_from_a_number_and_after_the_end(self, api: Api, ada: str) -> None:
         job_id = api.train(ada, stored(api)).json()["id"]
@@ -278,9 +296,9 @@ def read(text: str) -> list[dict[str, str]]:
     return [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
 
 
-def finish(api: Api, job_id: str, status: Status) -> None:
+def finish(api: Api, job_id: str, status: Status, **values: Any) -> None:
     with api.house.database.writing() as session:
-        done = sa.update(Job).where(col(Job.id) == job_id).values(status=status, stage=Stage.SETTLE)
+        done = sa.update(Job).where(col(Job.id) == job_id).values(status=status, stage=Stage.SETTLE, **values)
         session.connection().execute(done)
 
 

@@ -1,0 +1,101 @@
+"""The way in and out, an owner's credits, files of the page, and what operators see."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Path, Query, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+
+from core.errors import NotFound, SpecInvalid
+from jobs import accounts, backends, overview
+from tasks import fleet
+from web.auth import Here
+from web.pages import session as sessions
+from web.pages.render import STATIC, render
+from web.pages.session import COOKIE, LASTS_S, Operator, PageRoute, Reader, SomeOne, check_origin
+from web.routes.account import account as look_at_account
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
+
+_PAGE = 25  # entries
+_KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+# ---- in and out -----------------------------------------------------------------------------------------------
+
+
+@router.get("/sign-in")
+def sign_in(request: Request, back: Annotated[str, Query(alias="next", max_length=500)] = "/") -> Response:
+    return render(request, "sign_in.html", back=_safe(back), owner="", faults={})
+
+
+@router.post("/sign-in")
+def begin_session(
+    request: Request,
+    house: Here,
+    token: Annotated[str, Form(max_length=500)] = "",
+    owner: Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = "",
+    back: Annotated[str, Form(alias="next", max_length=500)] = "/",
+) -> Response:
+    check_origin(request)
+    try:
+        session, cookie = sessions.begin(request, house, token, owner)
+    except SpecInvalid as error:
+        return render(request, "sign_in.html", 422, back=_safe(back), owner=owner, faults=error.faults)
+    home = "/operators" if session.owner_id is None else _safe(back)
+    answer = RedirectResponse(home, 303)
+    secure = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, cookie, max_age=LASTS_S, secure=secure, httponly=True, samesite="strict")
+    return answer
+
+
+@router.post("/sign-out")
+def end_session(request: Request, _: SomeOne) -> Response:
+    answer = RedirectResponse("/sign-in", 303)
+    answer.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
+    return answer
+
+
+def _safe(back: str) -> str:
+    """Where to go after signing in: a path of ours, never another site."""
+    return back if back.startswith("/") and not back.startswith("//") and "\\" not in back else "/"
+
+
+@router.get("/static/{name}")
+def static(name: Annotated[str, Path(max_length=60, pattern=r"^[a-z_]+\.(css|js|svg)$")]) -> Response:
+    path = STATIC / name
+    if not path.is_file():
+        raise NotFound(f"there is no file {name}")
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return FileResponse(path, media_type=_KINDS[path.suffix], headers=headers)
+
+
+# ---- credits --------------------------------------------------------------------------------------------------
+
+
+@router.get("/account")
+def account(
+    request: Request, house: Here, caller: Reader, before: Annotated[int | None, Query(ge=1, le=2**53)] = None
+) -> Response:
+    found = look_at_account(house, caller, _PAGE, before)
+    return render(request, "account.html", account=found, before=before)
+
+
+# ---- the installation -----------------------------------------------------------------------------------------
+
+
+@router.get("/operators")
+def operators(request: Request, house: Here, _: Operator) -> Response:
+    return render(
+        request,
+        "operators.html",
+        fleet=fleet.look(),
+        remote=backends.remote(house),
+        pods=backends.rented(house, gone=True),
+        spending=backends.spending(house),
+        at_work=overview.at_work(house),
+        troubles=overview.troubles(house),
+        credits=asdict(accounts.totals(house)),
+        flower_url=house.settings.flower_url,
+        rents=house.runpod is not None,
+    )

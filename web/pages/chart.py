@@ -1,0 +1,93 @@
+"""The loss curve as an SVG, and the same in words for who does not see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+WIDTH, HEIGHT = 640, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 32
+_MOST_POINTS = 300  # what the eye can tell apart at this width
+_ROWS = 8
+Point = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A line of the grid: where it is, and what stands beside it."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the template draws. `raw` is every loss, `smooth` their running mean; both are points of a polyline."""
+
+    raw: str
+    smooth: str
+    across: list[Tick]
+    up: list[Tick]
+    words: str
+    rows: list[Point]
+
+
+def loss_curve(losses: Sequence[Point], total: int) -> Chart | None:
+    """The chart of (step, loss) in the order of their steps, on an axis up to `total`; None for fewer than two."""
+    if len(losses) < 2:
+        return None
+    smooth = _smoothed(losses)
+    kept = _thinned(losses)
+    top = max(loss for _, loss in kept) or 1.0
+    step = _round_step(top / 4)
+    highest = step * ceil(top / step)
+    last = max(total, losses[-1][0])
+
+    def place(point: Point) -> str:
+        x = _LEFT + (WIDTH - _LEFT - _RIGHT) * point[0] / last
+        return f"{x:.1f},{_y(point[1], highest):.1f}"
+
+    along = max(1, int(_round_step(last / 5)))
+    return Chart(
+        raw=" ".join(map(place, kept)),
+        smooth=" ".join(map(place, _thinned(smooth))),
+        across=[Tick(_LEFT + (WIDTH - _LEFT - _RIGHT) * at / last, str(at)) for at in range(0, last + 1, along)],
+        up=[Tick(_y(step * at, highest), f"{step * at:.3g}") for at in range(round(highest / step) + 1)],
+        words=_words(losses, smooth),
+        rows=[smooth[round(at * (len(smooth) - 1) / (_ROWS - 1))] for at in range(min(_ROWS, len(smooth)))]
+        if len(smooth) >= _ROWS
+        else list(smooth),
+    )
+
+
+def _y(loss: float, highest: float) -> float:
+    return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * loss / highest
+
+
+def _smoothed(losses: Sequence[Point]) -> list[Point]:
+    """A running mean whose reach is a tenth of what there is."""
+    weight = min(1.0, 2 / (1 + max(1, len(losses) / 10)))
+    mean, made = losses[0][1], []
+    for step, loss in losses:
+        mean += weight * (loss - mean)
+        made.append((step, mean))
+    return made
+
+
+def _thinned(points: Sequence[Point]) -> Sequence[Point]:
+    every = max(1, len(points) // _MOST_POINTS)
+    return [*points[:-1:every], points[-1]]
+
+
+def _round_step(wanted: float) -> float:
+    """The nearest of 1, 2, 5 times a power of ten that is not below `wanted`."""
+    power: float = 10 ** floor(log10(wanted))
+    return next(power * times for times in (1, 2, 5, 10) if power * times >= wanted * 0.999)
+
+
+def _words(losses: Sequence[Point], smooth: Sequence[Point]) -> str:
+    best = min(losses, key=lambda point: point[1])
+    way = "down" if smooth[-1][1] < smooth[0][1] else "up"
+    return (
+        f"Loss over {losses[-1][0]} steps: {way} from {smooth[0][1]:.3g} to {smooth[-1][1]:.3g} on average; "
+        f"the lowest was {best[1]:.3g} at step {best[0]}."
+    )

@@ -1,0 +1,120 @@
+"""Templates to answers: the words and numbers that all pages share, and the headers that hold a page in."""
+
+import hashlib
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+_HERE = Path(__file__).parent.parent
+STATIC = _HERE / "static"
+HEADERS = {
+    # Nothing is loaded from elsewhere, and nothing that stands in a page is run.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "same-origin",  # with no-referrer browsers would not say where our forms come from
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+STATUSES = {
+    "pending": "Waiting",
+    "training": "Training",
+    "ready": "Ready",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+}
+STAGES = {
+    "preprocess": "Check pictures",
+    "dataset": "Build dataset",
+    "train": "Train",
+    "upload": "Check and upload",
+    "settle": "Settle credits",
+}
+ENTRIES = {
+    "grant": "Credits granted",
+    "hold": "Held for a training",
+    "settle": "Charged for a training",
+    "release": "Hold given back",
+    "expire": "Hold expired, given back",
+    "refund": "Refunded",
+}
+_SAID = {
+    "saved": "Saved.",
+    "on": "Trains automatically from now on.",
+    "off": "No longer trains automatically.",
+    "captioned": "Caption saved.",
+    "removed": "Picture removed. Trainings that use it go on.",
+    "uploaded": "Pictures stored.",
+    "some": "Some files were no pictures that can be read, and were left out.",
+    "started": "Training started.",
+    "cancelled": "Training cancelled.",
+}
+
+
+def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
+    """A page as an answer."""
+    session = getattr(request.state, "session", None)
+    said = _SAID.get(request.query_params.get("said", ""), "")
+    text = _templates().get_template(template).render(session=session, path=request.url.path, said=said, **values)
+    return HTMLResponse(text, status, HEADERS)
+
+
+def seconds(value: float | None) -> str:
+    """A span of time as people say it."""
+    if value is None:
+        return "unknown"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{round(whole / 60)} min"
+    hours, minutes = divmod(round(whole / 60), 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def count(value: int, one: str, many: str | None = None) -> str:
+    """`1 picture`, `3 pictures`."""
+    return f"{number(value)} {one if value == 1 else many or one + 's'}"
+
+
+def number(value: int) -> str:
+    """With thin spaces between thousands, which no language takes for a decimal sign."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def at(value: datetime | str | None) -> str:
+    """A moment, to the minute, in UTC."""
+    if value is None:
+        return ""
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def size(value: int) -> str:
+    """A file's size."""
+    return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
+
+
+def segment(value: str) -> str:
+    """A name as one part of a path."""
+    return quote(value, safe="")
+
+
+@cache
+def asset(name: str) -> str:
+    """The address of a file of ours, which changes with what is in it: so it may be kept for ever."""
+    return f"/static/{name}?v={hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
+
+
+@cache
+def _templates() -> Environment:
+    folder = FileSystemLoader(_HERE / "templates" / "page")
+    made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
+    made.globals |= {"asset": asset, "count": count, "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES}
+    return made

@@ -1,0 +1,266 @@
+"""The subjects of an owner, and the page of one: pictures, how it is trained, what a training would cost, start."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from core.errors import IllegalMove, SpecInvalid
+from jobs import accounts, gallery, overview, service, subjects
+from jobs.service import Quote
+from jobs.wiring import House
+from storage.tables import ACTIVE
+from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, RECIPES
+from web.auth import Caller, Here
+from web.models import Training, TrainRequest
+from web.pages.render import count, number, render, segment
+from web.pages.session import PageRoute, Reader, Trainer
+from web.problems import refusal
+from web.routes import images as image_routes
+from web.routes import subjects as subject_routes
+from web.routes.images import PictureId
+from web.routes.subjects import SubjectId
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
+
+_ABOUT = {
+    "sd15": ("Stable Diffusion 1.5", "Small and quick; runs on every card."),
+    "sdxl": ("Stable Diffusion XL", "Larger pictures, finer detail."),
+    "z-image-turbo": ("Z-Image Turbo", "The newest here; draws in eight steps."),
+}
+_EARLIER = 20
+_ANY = "x"  # a trigger word for asking the price, which does not depend on it
+
+
+@router.get("/")
+def index(request: Request, house: Here, caller: Reader) -> Response:
+    return render(request, "subjects.html", subjects=overview.subjects_of(house, caller.owner_id))
+
+
+@router.get("/subjects")
+def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: Reader) -> Response:
+    return _to(name.strip() or _ANY)
+
+
+# ---- the page of a subject ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the form asks for, as far as it was filled in."""
+
+    base_model: str | None = None
+    max_steps: str = ""
+    resolution: str = ""
+
+    def arguments(self) -> dict[str, Any]:
+        """The part of a request that the price depends on. Raises SpecInvalid for what is no number."""
+        told: dict[str, Any] = {"base_model": self.base_model or "sd15"}
+        faults = {}
+        for name in ("max_steps", "resolution"):
+            value = getattr(self, name).strip()
+            if value and not (value.isascii() and value.isdigit()):
+                faults[name] = "a whole number"
+            elif value:
+                told[name] = int(value)
+        if faults:
+            raise SpecInvalid.of(faults)
+        return told
+
+
+@router.get("/subjects/{id}")
+def subject(
+    request: Request,
+    house: Here,
+    caller: Reader,
+    subject_id: SubjectId,
+    base_model: Annotated[str | None, Query(max_length=300)] = None,
+    max_steps: Annotated[str, Query(max_length=20)] = "",
+    resolution: Annotated[str, Query(max_length=20)] = "",
+) -> Response:
+    owner_id = caller.owner_id
+    kept = subjects.settings_of(house, owner_id, subject_id)
+    pictures = gallery.shown(house, owner_id, subject_id)
+    good = _good(pictures)
+    wish = Wish(base_model or kept["base_model"] or "sd15", max_steps, resolution)
+    quote, faults = _quoted(house, owner_id, wish, good)
+    usual, _ = _quoted(house, owner_id, Wish(kept["base_model"]), good)
+    trainings = service.jobs(house, owner_id=owner_id, subject_id=subject_id, limit=_EARLIER)
+    return render(
+        request,
+        "subject.html",
+        subject_id=subject_id,
+        kept=kept,
+        pictures=pictures,
+        good=len(good),
+        needed=MIN_PICTURES,
+        most=MAX_PICTURES,
+        most_bytes=house.settings.max_picture_bytes,
+        bases=_bases(house, owner_id, good),
+        wish=wish,
+        quote=quote,
+        faults=faults,
+        short=_short(good, quote),
+        usual=usual,
+        not_automatic=[*_not_set_up(kept), *_short(good, usual)],
+        running=next((view for view in trainings if view["status"] in ACTIVE), None),
+        trainings=trainings,
+        available=accounts.balance(house, owner_id).available,
+        key=uuid4().hex,
+        may_train="train" in caller.token.scopes,
+    )
+
+
+def _good(pictures: list[dict[str, Any]]) -> list[str]:
+    """Ids of the pictures that a training would use: the newest, where there are more than it takes."""
+    return [picture["id"] for picture in pictures if picture["verdict"] != "bad"][-MAX_PICTURES:]
+
+
+def _quoted(house: House, owner_id: str, wish: Wish, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
+    """Price and time of a wish, for five pictures where there are not so many yet; or what is wrong with it."""
+    images = [*good, *(f"pic_{at}" for at in range(MIN_PICTURES - len(good)))]
+    request = {"owner_id": owner_id, "subject_id": _ANY, "trigger_word": _ANY, "images": images}
+    try:
+        return service.quote(house, {**request, **wish.arguments()}), {}
+    except SpecInvalid as error:
+        return None, refusal(error).faults
+
+
+def _bases(house: House, owner_id: str, good: list[str]) -> list[dict[str, Any]]:
+    made = []
+    for name, base in BASE_MODELS.items():
+        title, about = _ABOUT[name]
+        quote, _ = _quoted(house, owner_id, Wish(name), good)
+        resolution = RECIPES[base.family]["resolution"]
+        made.append({"name": name, "title": title, "about": about, "resolution": resolution, "quote": quote})
+    return made
+
+
+def _not_set_up(kept: dict[str, Any]) -> list[str]:
+    return [] if kept["base_model"] and kept["trigger_word"] else ["Save a trigger word and a base model first."]
+
+
+def _short(good: list[str], quote: Quote | None) -> list[str]:
+    """What stands in the way of a training, in words."""
+    found = []
+    if len(good) < MIN_PICTURES:
+        found.append(f"A training needs {MIN_PICTURES} good pictures; there {_are(len(good))}.")
+    if quote is not None and quote.available < quote.credits:
+        found.append(f"It costs {count(quote.credits, 'credit')}; you have {number(quote.available)}.")
+    return found
+
+
+def _are(good: int) -> str:
+    return {0: "are none yet", 1: "is 1"}.get(good, f"are {good}")
+
+
+# ---- what its forms do ----------------------------------------------------------------------------------------
+
+
+@router.post("/subjects/{id}/settings")
+def save(
+    house: Here,
+    caller: Trainer,
+    subject_id: SubjectId,
+    trigger_word: Annotated[str, Form(max_length=500)] = "",
+    class_word: Annotated[str, Form(max_length=500)] = "",
+    base_model: Annotated[str, Form(max_length=300)] = "",
+) -> Response:
+    _save(house, caller, subject_id, trigger_word, class_word, base_model)
+    return _to(subject_id, "saved")
+
+
+def _save(house: House, caller: Caller, subject_id: str, trigger_word: str, class_word: str, base_model: str) -> None:
+    words = {"trigger_word": trigger_word, "class_word": class_word, "base_model": base_model}
+    values = {name: value.strip() or None for name, value in words.items()}
+    subjects.change(house, caller.owner_id, subject_id, values)
+
+
+@router.post("/subjects/{id}/automatic")
+def automatic(
+    house: Here, caller: Trainer, subject_id: SubjectId, on: Annotated[Literal["yes", "no"], Form()]
+) -> Response:
+    kept = subjects.settings_of(house, caller.owner_id, subject_id)
+    if on == "yes":
+        good = _good(gallery.shown(house, caller.owner_id, subject_id))
+        usual, _ = _quoted(house, caller.owner_id, Wish(kept["base_model"]), good)
+        if in_the_way := [*_not_set_up(kept), *_short(good, usual)]:
+            raise IllegalMove(" ".join(in_the_way))
+    subjects.change(house, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
+    return _to(subject_id, "on" if on == "yes" else "off")
+
+
+@router.post("/subjects/{id}/train")
+def start(
+    request: Request,
+    house: Here,
+    caller: Trainer,
+    subject_id: SubjectId,
+    key: Annotated[str, Form(pattern=r"^[0-9a-f]{32}$")],
+    credits_shown: Annotated[int, Form(ge=0)],
+    trigger_word: Annotated[str, Form(max_length=500)] = "",
+    class_word: Annotated[str, Form(max_length=500)] = "",
+    base_model: Annotated[str, Form(max_length=300)] = "",
+    max_steps: Annotated[str, Form(max_length=20)] = "",
+    resolution: Annotated[str, Form(max_length=20)] = "",
+) -> Response:
+    """Save the settings and start. It never costs more than what the page had shown."""
+    if not trigger_word.strip():
+        raise SpecInvalid.of({"trigger_word": "A training needs the word that will call the subject."})
+    good = _good(gallery.shown(house, caller.owner_id, subject_id))
+    wish = Wish(base_model, max_steps, resolution)
+    quote, faults = _quoted(house, caller.owner_id, wish, good)
+    if quote is None:
+        raise SpecInvalid.of(faults)
+    if in_the_way := _short(good, quote):
+        raise IllegalMove(" ".join(in_the_way))
+    if quote.credits > credits_shown:
+        raise IllegalMove(
+            f"It now costs {count(quote.credits, 'credit')}, not {number(credits_shown)}: the pictures or the choices "
+            "have changed. Look at the page again, then start."
+        )
+    _save(house, caller, subject_id, trigger_word, class_word, base_model)
+    body = TrainRequest.model_validate({"imageIds": good})
+    for name, value in wish.arguments().items():
+        setattr(body, name, value)
+    training = subject_routes.train(request, house, caller, subject_id, body, Response(), False, f"page:{key}")
+    assert isinstance(training, Training)  # noqa: S101 - it was no dry run
+    return RedirectResponse(f"/trainings/{training.id}?said=started", 303)
+
+
+@router.post("/subjects/{id}/images")
+async def upload(request: Request, house: Here, caller: Trainer, subject_id: SubjectId) -> Response:
+    """The form's files; for the script, which sends them one by one, the API's own answer."""
+    stored = await image_routes.add_images(request, house, caller, subject_id)
+    if request.headers.get("accept") == "application/json":
+        return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
+    return _to(subject_id, "some" if stored.refused else "uploaded")
+
+
+@router.get("/subjects/{id}/images/{imageId}")
+def picture(house: Here, caller: Reader, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    return image_routes.image_preview(house, caller, subject_id, picture_id)
+
+
+@router.post("/subjects/{id}/images/{imageId}/caption")
+def caption(
+    house: Here,
+    caller: Trainer,
+    subject_id: SubjectId,
+    picture_id: PictureId,
+    text: Annotated[str, Form(max_length=1000, pattern=r"^[^\x00]*$")] = "",
+) -> Response:
+    gallery.caption(house, caller.owner_id, subject_id, picture_id, text)
+    return _to(subject_id, "captioned")
+
+
+@router.post("/subjects/{id}/images/{imageId}/remove")
+def remove(house: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    gallery.remove(house, caller.owner_id, subject_id, picture_id)
+    return _to(subject_id, "removed")
+
+
+def _to(subject_id: str, said: str = "") -> Response:
+    return RedirectResponse(f"/subjects/{segment(subject_id)}{f'?said={said}' if said else ''}", 303)

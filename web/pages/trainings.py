@@ -1,0 +1,149 @@
+"""The page of one training: where it stands, its loss, its previews, what became of it, and how to use the file."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from core.advice import ADVICE
+from core.errors import SpecInvalid
+from jobs import gallery, history, service
+from jobs.service import Quote
+from jobs.view import View
+from jobs.wiring import House
+from storage.tables import ACTIVE, JobEvent, Stage
+from web.auth import Here
+from web.models import Preview
+from web.pages.chart import Point, loss_curve
+from web.pages.render import render
+from web.pages.session import PageRoute, Reader, Trainer
+from web.routes import trainings as training_routes
+from web.routes.trainings import TrainingId
+
+router = APIRouter(prefix="/trainings/{id}", route_class=PageRoute, include_in_schema=False)
+
+_SAMPLE = re.compile(r"([0-9]+)-0*([0-9]+)_([0-9a-z]+)\.[a-z]+")
+
+
+@router.get("")
+def training(request: Request, house: Here, caller: Reader, job_id: TrainingId) -> Response:
+    newest = history.newest_event(house, job_id)  # before the look: what happens in between is told again
+    view = service.look(house, job_id, caller.owner_id)
+    active = view["status"] in ACTIVE
+    return render(
+        request,
+        "training.html",
+        job=view,
+        active=active,
+        newest=newest,
+        stages_done=_stages(view),
+        chart=loss_curve(_losses(service.events(house, job_id)), view["total_steps"]),
+        samples=_samples(training_routes.previews(house, caller, job_id).previews),
+        cancel_cost=service.cost_of_cancelling(house, job_id) if active else 0,
+        again=None if active else _again(house, job_id),
+        advice=ADVICE[view["failure"]["code"]] if view["failure"] else None,
+        left_out=_left_out(view),
+        usage=_usage(view) if view["lora"] else [],
+        may_train="train" in caller.token.scopes,
+        seconds_trained=view["train_seconds"],
+    )
+
+
+def _stages(view: View) -> list[tuple[str, str]]:
+    """Each stage with how far it is: done, now, waiting, or stopped where the training ended early."""
+    names = [stage.value for stage in Stage]
+    if view["status"] == "ready":
+        return [(name, "done") for name in names]
+    at = names.index(view["stage"])
+    here = "now" if view["status"] in ACTIVE else "stopped"
+    return [(name, "done" if index < at else here if index == at else "waiting") for index, name in enumerate(names)]
+
+
+def _losses(events: Sequence[JobEvent]) -> list[Point]:
+    """Loss by step; of a step that was made twice, after a worker was lost, the later."""
+    told = [json.loads(event.data) for event in events if event.kind == "progress"]
+    return sorted({data["step"]: data["loss"] for data in told if data.get("loss") is not None}.items())
+
+
+def _samples(previews: Sequence[Preview]) -> dict[str, list[tuple[int, str]]]:
+    """For each prompt (and its fixed seed) the pictures of the way, by step; of a step made twice the later."""
+    rows: dict[str, dict[int, str]] = {}
+    for preview in sorted(previews, key=lambda one: one.name):
+        if found := _SAMPLE.fullmatch(preview.name):
+            rows.setdefault(found[3], {})[int(found[2])] = preview.name
+    return {prompt: sorted(pictures.items()) for prompt, pictures in sorted(rows.items())}
+
+
+def _again(house: House, job_id: str) -> Quote | None:
+    try:
+        return service.quote_again(house, job_id)
+    except SpecInvalid:  # it was accepted once, but today would not be
+        return None
+
+
+def _left_out(view: View) -> list[tuple[int, str]]:
+    """The pictures that were not trained on, counted from 1, and why."""
+    found = []
+    for picture in view["pictures"]:
+        report = picture["report"] or {}
+        size = {"width": report.get("width", 0), "height": report.get("height", 0)}
+        if words := [gallery.in_words(fault, **size) for fault in picture["faults"]]:
+            found.append((picture["position"] + 1, "; ".join(words)))
+    return found
+
+
+def _usage(view: View) -> list[tuple[str, str, str]]:
+    """For each program a name, what to do, and a line to copy."""
+    spec, name = view["spec"], view["job_id"]
+    prompt = " ".join(filter(None, ("a photo of", spec["trigger_word"], spec["class_word"])))
+    lines = [
+        ("ComfyUI", "Put the file into models/loras, add Load LoRA with strength 1.0, and prompt:", prompt),
+        ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
+    ]
+    if spec["family"] != "z-image":
+        place = "Put the file into models/Lora, and prompt:"
+        lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
+    return lines
+
+
+# ---- what its forms do ----------------------------------------------------------------------------------------
+
+
+@router.post("/cancel")
+def cancel(request: Request, house: Here, caller: Trainer, job_id: TrainingId) -> Response:
+    training_routes.cancel(request, house, caller, job_id)
+    return RedirectResponse(f"/trainings/{job_id}?said=cancelled", 303)
+
+
+@router.post("/again")
+def again(request: Request, house: Here, caller: Trainer, job_id: TrainingId) -> Response:
+    made = training_routes.retry(request, house, caller, job_id, Response())
+    return RedirectResponse(f"/trainings/{made.id}?said=started", 303)
+
+
+# ---- what the page shows and follows --------------------------------------------------------------------------
+
+
+@router.get("/events")
+async def events(
+    request: Request,
+    house: Here,
+    caller: Reader,
+    job_id: TrainingId,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
+    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)] = None,
+) -> Response:
+    return await training_routes.events(request, house, caller, job_id, last_event_id or after)
+
+
+@router.get("/previews/{name}")
+def preview(house: Here, caller: Reader, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]) -> Response:
+    return training_routes.preview(house, caller, job_id, name)
+
+
+@router.get("/download")
+def download(request: Request, house: Here, caller: Reader, job_id: TrainingId) -> Response:
+    return training_routes.download(request, house, caller, job_id)

@@ -1,0 +1,220 @@
+// What makes the page quicker. Without it every form still works; nothing here decides anything.
+//
+// One idea: the server draws the page, and what carries `data-live` and an id is replaced by its new self when it
+// has changed. Forms, uploads and events all end in such a replacement.
+
+const byId = (id) => document.getElementById(id);
+
+// ---- replacing ----------------------------------------------------------------------------------------------------
+
+const isTyping = (region) => {
+  const at = document.activeElement;
+  return region.contains(at) && at.matches("input:not([type=radio]), textarea") && at.value !== at.defaultValue;
+};
+
+// What is folded open, or just tells of a click, is no change that the server made.
+const shape = (region) => {
+  const copy = region.cloneNode(true);
+  copy.querySelectorAll("details").forEach((one) => one.removeAttribute("open"));
+  copy.querySelectorAll("input[name=key]").forEach((one) => one.remove());
+  prepare(copy);
+  return copy.outerHTML;
+};
+
+function replace(fresh, only) {
+  for (const region of document.querySelectorAll(only)) {
+    const next = fresh.getElementById(region.id);
+    if (!next || isTyping(region) || shape(region) === shape(next)) continue;
+    const focused = region.contains(document.activeElement) ? document.activeElement.id : "";
+    const open = [...region.querySelectorAll("details[open] > summary[id]")].map((summary) => summary.id);
+    const wasOpen = [...region.querySelectorAll("details")].some((one) => one.open);
+    region.replaceWith(document.adoptNode(next));
+    for (const id of open) byId(id)?.parentElement.setAttribute("open", "");
+    prepare(next);
+    if (focused) (byId(focused) ?? byId("main")).focus({ preventScroll: wasOpen });
+  }
+  const said = fresh.getElementById("announce"), announce = byId("announce");
+  if (said && announce && said.textContent !== announce.textContent) announce.textContent = said.textContent;
+  follow();
+}
+
+function notice(kind, ...content) {
+  const box = document.createElement("div");
+  box.className = `note ${kind}`;
+  if (kind === "bad") box.setAttribute("role", "alert");
+  box.append(...content);
+  byId("notice").replaceChildren(box);
+  if (kind === "bad") box.scrollIntoView({ block: "nearest" });
+}
+
+const trouble = () => notice("bad", "The service does not answer. Try again in a moment.");
+
+async function load(address, options = {}) {
+  const answer = await fetch(address, { credentials: "same-origin", ...options });
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  return { answer, fresh };
+}
+
+async function refresh() {
+  const { answer, fresh } = await load(location.pathname + location.search);
+  if (answer.redirected && new URL(answer.url).pathname === "/sign-in") location.reload();
+  else if (answer.ok) await settle(fresh);
+}
+
+// The price depends on what is chosen in a form, which the fresh page does not know: it is asked for by itself.
+async function settle(fresh) {
+  replace(fresh, "[data-live]:not([data-quote] *)");
+  if (fresh.title) document.title = fresh.title;
+  const form = document.querySelector("[data-quote]");
+  if (form) await ask(form);
+}
+
+// ---- forms --------------------------------------------------------------------------------------------------------
+
+async function send(form, button) {
+  const data = new FormData(form, button);
+  button?.setAttribute("aria-busy", "true");
+  try {
+    const { answer, fresh } = await load(button?.formAction || form.action, {
+      method: "POST", body: new URLSearchParams(data),
+    });
+    const error = fresh.getElementById("error");
+    if (error) notice("bad", ...error.childNodes);
+    else if (new URL(answer.url).pathname !== location.pathname) location.assign(answer.url);
+    else {
+      form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
+      await settle(fresh);
+      byId("notice").replaceChildren(...fresh.getElementById("notice").childNodes);
+    }
+  } catch { trouble(); }
+  button?.removeAttribute("aria-busy");
+}
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (!form.matches("[data-enhance]") || event.submitter?.formMethod === "get") return;
+  event.preventDefault();
+  if (event.submitter?.getAttribute("aria-busy") !== "true") send(form, event.submitter);
+});
+
+let asking;
+async function ask(form) {
+  asking?.abort();
+  asking = new AbortController();
+  const wanted = new URLSearchParams();
+  for (const name of ["base_model", "max_steps", "resolution"]) wanted.set(name, new FormData(form).get(name) ?? "");
+  try {
+    const { answer, fresh } = await load(`${location.pathname}?${wanted}`, { signal: asking.signal });
+    if (answer.ok) replace(fresh, "#price");
+  } catch (error) { if (error.name !== "AbortError") trouble(); }
+}
+document.addEventListener("change", (event) => {
+  const form = event.target.closest("[data-quote]");
+  if (form && ["base_model", "max_steps", "resolution"].includes(event.target.name)) ask(form);
+});
+
+// ---- uploads ------------------------------------------------------------------------------------------------------
+
+function put(form, file, line) {
+  return new Promise((done) => {
+    const request = new XMLHttpRequest(), body = new FormData();
+    body.append("files", file);
+    request.open("POST", form.action);
+    request.setRequestHeader("Accept", "application/json");
+    const bar = line.querySelector("progress");
+    request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
+    request.upload.onload = () => bar.removeAttribute("value"); // sent; now it is looked at
+    request.onerror = () => done(["bad", "Not sent: the connection was lost. Choose it again."]);
+    request.onload = () => {
+      let told = {};
+      try { told = JSON.parse(request.responseText); } catch { /* no JSON: told below */ }
+      const [image] = told.images ?? [];
+      if (image) done(image.faults.length
+        ? ["bad", `Stored, but left out: ${image.faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"]);
+      else done(["bad", Object.values(told.faults ?? {})[0] ?? told.detail ?? "Not stored. Sign in and try again."]);
+    };
+    request.send(body);
+  });
+}
+
+let queue = Promise.resolve();
+function upload(form, files) {
+  for (const file of files) {
+    const line = document.createElement("li"), name = document.createElement("span"), state = document.createElement("span");
+    const bar = document.createElement("progress");
+    name.textContent = file.name;
+    bar.setAttribute("aria-label", `Upload of ${file.name}`);
+    bar.value = 0;
+    state.append(bar);
+    line.append(name, state);
+    byId("uploads").append(line);
+    queue = queue.then(async () => {
+      const [kind, text] = file.size > Number(form.dataset.mostBytes)
+        ? ["bad", "Too large."] : await put(form, file, line);
+      state.className = kind;
+      state.textContent = text;
+      byId("upload-said").textContent = `${file.name}: ${text}`;
+      if (kind === "good") line.remove();
+      await refresh().catch(trouble);
+    });
+  }
+  form.reset();
+}
+
+function prepareUpload(form) {
+  const [input] = form.querySelectorAll("input[type=file]");
+  input.addEventListener("change", () => upload(form, [...input.files]));
+  for (const kind of ["dragenter", "dragover"]) form.addEventListener(kind, (event) => {
+    event.preventDefault();
+    form.classList.add("over");
+  });
+  form.addEventListener("dragleave", (event) => { if (!form.contains(event.relatedTarget)) form.classList.remove("over"); });
+  form.addEventListener("drop", (event) => {
+    event.preventDefault();
+    form.classList.remove("over");
+    upload(form, [...event.dataTransfer.files]);
+  });
+}
+
+// ---- events -------------------------------------------------------------------------------------------------------
+
+const AT_MOST_EVERY_MS = 1000;
+let source, due;
+
+function follow() {
+  const address = document.querySelector("[data-events]")?.dataset.events;
+  if (!address || source) {
+    if (!address) { source?.close(); source = undefined; }
+    return;
+  }
+  source = new EventSource(address);
+  const news = () => { due ??= setTimeout(() => { due = undefined; refresh().catch(() => {}); }, AT_MOST_EVERY_MS); };
+  for (const kind of ["status", "stage", "progress", "retry", "preview"]) source.addEventListener(kind, news);
+  source.onerror = () => { byId("connection").textContent = "The connection was lost; trying again."; news(); };
+  source.onopen = () => { byId("connection").textContent = ""; };
+}
+
+// ---- small things -------------------------------------------------------------------------------------------------
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const code = byId(button.dataset.copy);
+  try { await navigator.clipboard.writeText(code.textContent); } catch {
+    getSelection().selectAllChildren(code); // no permission, or no https: select it, so that Ctrl-C takes it
+    notice("", "Selected: press Ctrl-C to copy.");
+    return;
+  }
+  button.textContent = "Copied";
+  byId("notice").replaceChildren();
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+});
+
+function prepare(root) {
+  root.querySelectorAll("[data-copy], .with-script").forEach((one) => { one.hidden = false; });
+  root.querySelectorAll(".without-script").forEach((one) => { one.hidden = true; });
+}
+
+prepare(document);
+document.querySelectorAll("form[data-upload]").forEach(prepareUpload);
+follow();
