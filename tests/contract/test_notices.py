@@ -75,16 +75,16 @@ def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(house:
 
 
 def test_low_credits_are_told_once_until_there_were_enough(house: House) -> None:
-    notices.put(house, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 950})
+    notices.put(house, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
     first = service.submit(house, request(house))["job_id"]
     held = 1000 - accounts.balance(house, "ada").available
-    assert held > 50
+    assert held >= 50
     service.submit(house, request(house, seed=2))
     assert [one.topic for one in waiting(house, "mail")] == ["credits.low"]
     accounts.grant(house, "ada", 2000)
     service.cancel(house, first)
     service.submit(house, request(house, seed=3))
-    assert len(waiting(house, "mail")) == 1  # 950 are there
+    assert len(waiting(house, "mail")) == 1  # there are enough again
     notices.put(house, "ada", {"low_credits": 10_000})
     assert len(waiting(house, "mail")) == 2
 
@@ -158,6 +158,9 @@ def test_a_storm_of_alerts_is_one_message_to_each_channel(settings: Settings, tm
         assert "a-secret" not in str(left)
         bad.works = True
         notices.alert(house, "audit", "audit: and again")
+        notices.deliver_alerts(
+            house, next(one.id for one in waiting(house, "alert") if one.destination == channels.OPERATORS)
+        )
         deliver(house)
         assert waiting(house, "alert") == []
         assert [len(good.got), len(bad.got)] == [2, 1]
