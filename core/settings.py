@@ -141,6 +141,31 @@ class Settings(BaseSettings):
     )
     webhook_timeout_s: float = Field(20.0, gt=0, description="Limit of one webhook delivery.")
 
+    smtp_url: SecretStr | None = Field(
+        None,
+        description="`smtp://user:password@host:587` (STARTTLS where the server has it) or `smtps://…`: takes the "
+        "e-mails that owners ask for. Unset: none is sent.",
+    )
+    mail_from: str = Field("Imprint <imprint@localhost>", description="Sender of e-mails.")
+    public_url: str | None = Field(None, description="Where owners reach this installation: for links in e-mails.")
+    operator_channels: list[SecretStr] = Field(
+        [], description="Apprise addresses that alerts go to: Slack, Discord, Telegram, mail … JSON list."
+    )
+    alert_every_s: float = Field(
+        300.0, ge=0, description="A channel gets at most one message in this time; a storm of alerts is one message."
+    )
+
+    # ---- RabbitMQ ingress ----
+    ingress_url: SecretStr | None = Field(
+        None,
+        description="RabbitMQ with the queue `model_training`, beside any other broker. Unset: no ingress.",
+    )
+    ingress_owner: str | None = Field(None, description="Who pays for its messages that name no `owner_id`.")
+    ingress_paths: str | None = Field(
+        None,
+        description="What relative `image_paths` are below: `https://…`, `s3://…` or `file:///…`. Unset: refused.",
+    )
+
     # ---- HTTP API ----
     web_host: str = Field("127.0.0.1", description="Address that the HTTP API listens on.")
     web_port: int = Field(8080, ge=0, le=65535, description="Its port; 0 picks a free one.")

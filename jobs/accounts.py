@@ -5,6 +5,7 @@ from typing import Any
 from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from credits import ledger
+from jobs import notices
 from jobs.wiring import House
 
 
@@ -14,6 +15,7 @@ def grant(house: House, owner_id: str, amount: int, key: str | None = None) -> l
         raise SpecInvalid.of({"amount": "a grant is at least 1 credit"})
     with house.database.writing() as session:
         ledger.grant(session, owner_id, amount, key=key or new_id("grant"))
+        notices.watch_credits(session, owner_id)
         return ledger.balance(session, owner_id)
 
 
@@ -27,6 +29,7 @@ def refund(house: House, job_id: str, amount: int, key: str | None = None) -> tu
         if hold is None:
             raise NotFound(f"there is no job {job_id}")
         ledger.refund(session, hold.id, amount, key=key or new_id("refund"))
+        notices.watch_credits(session, hold.owner_id)
         return hold.owner_id, ledger.balance(session, hold.owner_id)
 
 

@@ -3,9 +3,10 @@
 import logging
 
 from core.clock import utcnow
-from jobs import polls, shell
+from jobs import notices, polls, shell
 from jobs.wiring import House
 from notifications import outbox, receivers, webhooks
+from notifications.retries import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -35,3 +36,5 @@ def notify(house: House, message_id: str) -> None:
         outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=house.webhook_secrets)
     with house.database.writing() as session:
         webhooks.record(session, message, outcome)
+        if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
+            notices.alert_letter(session, message, outcome)

@@ -43,7 +43,7 @@ def redeliver(house: House, message_id: str) -> Redelivery:
     """Make one notice due again, sent, dead or waiting. Raises NotFound, or IllegalMove for a disabled receiver."""
     with house.database.writing() as session:
         notice = outbox.look(session, message_id)
-        if notice is None or notice.kind != "notice":
+        if notice is None or notice.kind not in outbox.TOLD:
             raise NotFound(f"there is no notice {message_id}")
         if receivers.is_disabled(session, notice.owner_id, notice.destination):
             where = receivers.shown(notice.destination or "")

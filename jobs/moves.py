@@ -21,9 +21,10 @@ from core.errors import ImprintError, TooFewImages, TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part
+from jobs import notices
 from jobs.leases import Lease
 from jobs.view import view_of
-from notifications import outbox, webhooks
+from notifications import channels, outbox, webhooks
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, RemoteRun, RunState, Stage, Status
 from training.spec import TrainSpec
 
@@ -51,9 +52,11 @@ def tell(session: Session, job_id: str, kind: str, **data: Any) -> None:
 
 
 def notify(session: Session, job: Job, event: str) -> None:
-    """Queue a notice to the application, with the job as it is now, if it asked for notices."""
+    """Queue notices about the job as it is now: to the application and to the owner, if they asked for them."""
+    view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
-        webhooks.put(session, view_of(job, [], ledger.hold_of(session, job.id)), event, job.webhook_url)
+        webhooks.put(session, view, event, job.webhook_url)
+    notices.tell_owner(session, view, event)
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
@@ -149,6 +152,7 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     if hold is None or hold.state != "held":
         reason = "the hold was resolved before the training was; nothing is charged"
         tell(session, job_id, "leak", reason=reason, credits=charge)
+        channels.alert(session, "leak", f"leak: {job_id} was delivered, and {charge} credits are not charged")
         log.error("leak: %s is delivered, and %d credits of %s are not charged", job_id, charge, job.owner_id)
     return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
 
@@ -216,6 +220,9 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     tell(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
+    notices.watch_credits(session, job.owner_id)
+    if status is Status.FAILED:
+        notices.alert_failure(session, job_id, job.owner_id, job.failure_code)
     outbox.put(session, "cleanup", job_id=job_id, owner_id=job.owner_id, payload={})
     return True
 

@@ -8,6 +8,7 @@ from sqlmodel import select
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
 from core.ids import made_at
+from jobs import notices
 from jobs.wiring import House
 from storage.tables import PodState, RentedPod
 from training.backends.runpod import Pod
@@ -43,6 +44,7 @@ def reap(house: House) -> int:
             deleted += 1
         except (BackendUnreachable, BackendFailed) as error:
             log.warning("pod %s stays: %s", pod.name, error)
+            notices.alert(house, "pod", f"pod {pod.name} could not be deleted and may cost money: {error}")
     return deleted
 
 

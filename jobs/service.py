@@ -16,7 +16,7 @@ from core.ids import new_id
 from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
-from jobs import intake, moves, requests, runs
+from jobs import intake, moves, notices, requests, runs
 from jobs.requests import Order
 from jobs.view import View, view_of
 from jobs.wiring import House
@@ -131,6 +131,7 @@ def _accept(session: Session, order: Order, settings: Settings) -> Job:
     moves.tell(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
     moves.send_launch(session, job, settings)
+    notices.watch_credits(session, job.owner_id)
     return job
 
 

@@ -25,6 +25,10 @@ class NotMine(Exception):
     """Somebody else works on the stage, or it is done, or the job is final."""
 
 
+class DoneBefore(NotMine):
+    """The stage is done, and the job waits or is worked on behind it: what follows may be sent once more."""
+
+
 class TryAgain(Exception):
     """A transient failure: call the step again in `delay_s` seconds."""
 
@@ -94,11 +98,19 @@ def claim(house: House, job_id: str, stage: Stage) -> tuple[Lease, Job]:
     with house.database.writing() as session:
         claimed = claim_stage(session, job_id, stage, holder(), house.settings.lease_s)
         if claimed is None:
-            raise NotMine(f"{job_id} has no {stage} to do here")
+            raise _refusal(session.get(Job, job_id), stage)
         moves.begin(session, job_id)  # where every picture was prepared before, this is the first sign of work
         if stage is Stage.DATASET and claimed[0].attempt == 1:
             moves.tell(session, job_id, "stage", stage=stage)  # the other stages are told by the move into them
         return claimed
+
+
+def _refusal(job: Job | None, stage: Stage) -> NotMine:
+    """Why there is no claim on `stage`."""
+    order = list(Stage)
+    if job is not None and job.status in ACTIVE and order.index(Stage(job.stage)) > order.index(stage):
+        return DoneBefore(f"{stage} of {job.id} is done")
+    return NotMine(f"there is no {stage} to do here")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import InsufficientCredits, KeyReused, SpecInvalid
-from jobs import gallery, requests, service
+from jobs import gallery, notices, requests, service
 from jobs.view import View
 from jobs.wiring import House
 from notifications import outbox, webhooks
@@ -171,6 +171,7 @@ def _job(session: Session, subject: Subject, idempotency_key: str | None = None)
 
 def _tell_why_not(session: Session, subject: Subject, outcome: _Outcome) -> None:
     """A notice about a training that there is not; it stands under the subject's id."""
+    notices.tell_not_started(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
     told = {

@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.settings import Settings
 from credits.audit import Finding, audit
-from jobs import books, moves
+from jobs import books, moves, notices
 from jobs.wiring import House
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 from training.spec import TrainSpec
@@ -94,6 +94,7 @@ def check_books(house: House) -> list[Finding]:
         leaked = books.leaks(session, since=utcnow() - _LEAKS_ARE_TOLD)
     for finding in findings:
         log.error("ledger: %s", finding)
+        notices.alert(house, "audit", f"audit: {finding}")
     if leaked:
         log.error(
             "leak: %d training(s) were delivered and not charged, %d credits in the last %d hours: %s",

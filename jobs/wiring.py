@@ -11,7 +11,7 @@ import httpx2
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import Heart
-from notifications import signing
+from notifications import channels, mail, signing
 from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
@@ -70,9 +70,32 @@ class House:
         secret = self.settings.webhook_secret
         return signing.read_secrets(secret.get_secret_value()) if secret else []
 
+    @cached_property
+    def postman(self) -> mail.Postman | None:
+        """Who takes e-mails; None without a server. ValueError for an address that is none."""
+        url = self.settings.smtp_url
+        if url is None:
+            return None
+        made = mail.Postman(url.get_secret_value())
+        made.check()
+        return made
+
+    @cached_property
+    def channels(self) -> list[str]:
+        """Where operators are told. ValueError for an address that Apprise does not know."""
+        found = [channel.get_secret_value() for channel in self.settings.operator_channels]
+        if found:
+            channels.check(found)
+        return found
+
     def check(self) -> None:
         """ValueError for a setting that would only fail later, again and again, with nobody looking."""
-        for part, setting in (("webhook_secrets", "IMPRINT_WEBHOOK_SECRET"), ("guard", "IMPRINT_FETCH_ALLOW_HOSTS")):
+        for part, setting in (
+            ("webhook_secrets", "IMPRINT_WEBHOOK_SECRET"),
+            ("guard", "IMPRINT_FETCH_ALLOW_HOSTS"),
+            ("postman", "IMPRINT_SMTP_URL"),
+            ("channels", "IMPRINT_OPERATOR_CHANNELS"),
+        ):
             try:
                 getattr(self, part)
             except ValueError as error:

@@ -18,9 +18,11 @@ from core.clock import utcnow
 from core.ids import new_id
 from notifications.tables import MESSAGE
 
-Kind = Literal["launch", "notice", "cleanup"]
+Kind = Literal["launch", "notice", "cleanup", "mail", "alert"]
+# What tells somebody outside: in order for each job, and few at a time to each destination.
+TOLD: tuple[Kind, ...] = ("notice", "mail", "alert")
 
-AT_ONCE = 4  # notices on their way to one receiver; to one that failed the last time, a single one
+AT_ONCE = 4  # webhooks on their way to one receiver; to one that failed the last time, a single one
 SUPERSEDED = "superseded"  # the error of a message that died because a later one says more
 _MAX_ERROR = 500
 
@@ -123,6 +125,22 @@ def claim(
     return sorted((_message(row) for row in rows), key=lambda message: (message.created_at, message.sequence))
 
 
+def claim_rest(session: Session, kind: Kind, destination: str, now: datetime, *, lease: timedelta) -> list[Message]:
+    """Claim all that still waits for a destination, due or not, to be told in one; oldest first."""
+    rest = sa.select(MESSAGE.c.id).where(MESSAGE.c.kind == kind, MESSAGE.c.destination == destination)
+    ids = session.execute(rest.where(_WAITING, _is_unclaimed(now)).with_for_update(skip_locked=True)).scalars().all()
+    claimed = sa.update(MESSAGE).where(MESSAGE.c.id.in_(ids)).values(claimed_until=now + lease)
+    rows = session.execute(claimed.returning(*_COLUMNS))
+    return sorted((_message(row) for row in rows), key=lambda message: (message.created_at, message.id))
+
+
+def last_sent(session: Session, destination: str) -> datetime | None:
+    """When something last reached a destination."""
+    newest = sa.select(MESSAGE.c.sent_at).where(MESSAGE.c.destination == destination, MESSAGE.c.sent_at.is_not(None))
+    found: datetime | None = session.execute(newest.order_by(MESSAGE.c.sent_at.desc()).limit(1)).scalar()
+    return found
+
+
 def let_go(session: Session, message_ids: Sequence[str]) -> None:
     """Give up a claim on messages that were not handed on: they are due to others again, as they were before."""
     statement = sa.update(MESSAGE).where(MESSAGE.c.id.in_(message_ids), _WAITING)
@@ -205,14 +223,14 @@ def drop_destination(
 def spare_destination(session: Session, destination: str, until: datetime, now: datetime | None = None) -> None:
     """Ask a receiver that is down for nothing before `until`: its other waiting notices are due then."""
     now = now or utcnow()
-    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind == "notice", MESSAGE.c.due_at < until
+    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind.in_(TOLD), MESSAGE.c.due_at < until
     _move_due(session, (*whose, _is_unclaimed(now)), until)
 
 
 def resume_destination(session: Session, destination: str, now: datetime | None = None) -> None:
     """A receiver answers again: notices that were never tried are due now."""
     now = now or utcnow()
-    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind == "notice", MESSAGE.c.due_at > now
+    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind.in_(TOLD), MESSAGE.c.due_at > now
     _move_due(session, (*whose, MESSAGE.c.attempts == 0), now)
 
 
@@ -264,7 +282,7 @@ def _ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[
     earlier = MESSAGE.alias("earlier")
     waits_for_another = (
         sa.exists()
-        .where(earlier.c.job_id == MESSAGE.c.job_id, earlier.c.kind == "notice")
+        .where(earlier.c.job_id == MESSAGE.c.job_id, earlier.c.kind == MESSAGE.c.kind)
         .where(earlier.c.sequence < MESSAGE.c.sequence)
         .where(earlier.c.sent_at.is_(None), earlier.c.dead_at.is_(None))
     )
@@ -274,9 +292,9 @@ def _ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[
     traffic = _traffic(now)
     ready = (
         sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"), traffic.c.room)
-        .outerjoin(traffic, sa.and_(MESSAGE.c.kind == "notice", traffic.c.destination == MESSAGE.c.destination))
+        .outerjoin(traffic, sa.and_(MESSAGE.c.kind.in_(TOLD), traffic.c.destination == MESSAGE.c.destination))
         .where(*_is_due(now), MESSAGE.c.kind.in_(list(kinds)))
-        .where(sa.or_(MESSAGE.c.kind != "notice", sa.not_(waits_for_another)))
+        .where(sa.or_(MESSAGE.c.kind.not_in(TOLD), sa.not_(waits_for_another)))
         .subquery()
     )
     has_room = sa.or_(ready.c.room.is_(None), ready.c.turn <= ready.c.room)
@@ -286,9 +304,11 @@ def _ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[
 def _traffic(now: datetime) -> sa.Subquery:
     """How many more notices may be on their way to each receiver that some wait for."""
     on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > now, 1), else_=0))
-    at_once = sa.case((sa.func.max(MESSAGE.c.attempts) > 0, 1), else_=AT_ONCE)
+    # Mails share one server and alerts one channel: one at a time, so that a dead one keeps no worker from webhooks.
+    one = sa.or_(sa.func.max(MESSAGE.c.attempts) > 0, sa.func.min(MESSAGE.c.kind) != "notice")
+    at_once = sa.case((one, 1), else_=AT_ONCE)
     waiting = sa.select(MESSAGE.c.destination, (at_once - on_their_way).label("room"))
-    waiting = waiting.where(_WAITING, MESSAGE.c.kind == "notice", MESSAGE.c.destination.is_not(None))
+    waiting = waiting.where(_WAITING, MESSAGE.c.kind.in_(TOLD), MESSAGE.c.destination.is_not(None))
     return waiting.group_by(MESSAGE.c.destination).subquery()
 
 

@@ -7,7 +7,7 @@ from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime
 
-KINDS = ("launch", "notice", "cleanup")
+KINDS = ("launch", "notice", "cleanup", "mail", "alert")
 _WAITING = sa.text("sent_at IS NULL AND dead_at IS NULL")
 
 

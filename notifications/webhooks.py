@@ -151,7 +151,7 @@ def record(session: Session, message: Message, outcome: Outcome, now: datetime |
     """Write down what became of an attempt, and whatever follows from it for other messages."""
     now = now or utcnow()
     if outcome.alert:
-        log.error("webhook %s of job %s: %s (%s)", message.id, message.job_id, outcome.error, outcome.verdict)
+        log.error("%s %s of job %s: %s (%s)", message.kind, message.id, message.job_id, outcome.error, outcome.verdict)
     if outcome.verdict is Verdict.SENT:
         outbox.mark_sent(session, message.id, now)
         if message.destination is not None:

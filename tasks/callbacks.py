@@ -4,7 +4,7 @@ from typing import Any
 
 from celery import Task
 
-from jobs import aftermath, sweeps
+from jobs import aftermath, notices, sweeps
 from jobs.wiring import house
 from tasks.app import app
 from tasks.relay import relay
@@ -29,3 +29,17 @@ def notify(job_id: str, message_id: str) -> None:
     """Tell the application; a failed attempt is due again by its schedule, and the sweep sends it."""
     aftermath.notify(house(), message_id)
     relay(house())  # the next notice of this job was waiting for this one
+
+
+@app.task(name="imprint.send_mail")
+def send_mail(message_id: str) -> None:
+    """Send an e-mail to an owner; a failed attempt is due again by its schedule."""
+    notices.deliver_mail(house(), message_id)
+    relay(house())  # the next mail was waiting for this one
+
+
+@app.task(name="imprint.send_alerts")
+def send_alerts(message_id: str) -> None:
+    """Tell the operators all that waits, in one message to each channel."""
+    notices.deliver_alerts(house(), message_id)
+    relay(house())

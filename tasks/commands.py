@@ -12,6 +12,8 @@ from jobs import intake, service
 from jobs.view import View
 from jobs.wiring import house
 from tasks.backend_commands import BACKENDS
+from tasks.ingress_commands import ingress
+from tasks.notice_commands import notices
 from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
 from tasks.token_commands import token
@@ -25,7 +27,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in (*OPERATORS, *BACKENDS, token):
+for _command in (*OPERATORS, *BACKENDS, ingress, notices, token):
     imprint.add_command(_command)
 
 

@@ -35,7 +35,7 @@ def relay(house: House) -> int:
     try:
         while True:
             with house.database.writing() as session:
-                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", "notice"), BATCH, lease=CLAIM)
+                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *outbox.TOLD), BATCH, lease=CLAIM)
             sent = _hand_on(house, messages)
             handed += sent
             if len(messages) < BATCH or sent < len(messages):
@@ -53,8 +53,7 @@ def _hand_on(house: House, messages: Sequence[Message]) -> int:
             if message.kind == "launch" and message.job_id is not None:
                 pipeline.launch(house, message.job_id)
             else:
-                name = "imprint.notify" if message.kind == "notice" else "imprint.clean_up"
-                app.signature(name, (message.job_id, message.id)).apply_async()
+                app.signature(*_signature(message)).apply_async()
             sent += 1
     except _AWAY as error:
         log.warning("the broker does not answer; %d message(s) wait for the sweep: %s", len(messages) - sent, error)
@@ -64,6 +63,17 @@ def _hand_on(house: House, messages: Sequence[Message]) -> int:
                 outbox.mark_sent(session, message.id)
         outbox.let_go(session, [message.id for message in messages[sent:]])
     return sent
+
+
+def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
+    match message.kind:
+        case "notice":
+            return "imprint.notify", (message.job_id, message.id)
+        case "mail":
+            return "imprint.send_mail", (message.id,)
+        case "alert":
+            return "imprint.send_alerts", (message.id,)
+    return "imprint.clean_up", (message.job_id, message.id)
 
 
 def broker_answers() -> bool:

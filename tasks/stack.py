@@ -69,6 +69,8 @@ class Stack:
             members.append(self._flower())
         if web:
             members.append(self._web())
+        if self._settings.ingress_url is not None:
+            members.append(Member("ingress", ["imprint", "ingress"]))
         return members
 
     def _web(self) -> Member:
@@ -141,7 +143,9 @@ class Stack:
         """The API and beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
         with self._restarting:  # else a member that ends because we asked it to may be taken for dead
             self._stopping.set()
-        order = sorted(self.members, key=lambda member: ("web", "beat", "train", "io", "flower").index(member.name))
+        order = sorted(
+            self.members, key=lambda member: ("web", "ingress", "beat", "train", "io", "flower").index(member.name)
+        )
         for member in order:
             _signal(member, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S

@@ -1,5 +1,6 @@
 """The steps of the chain, as Celery sees them: load, call, return."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,20 +9,28 @@ from celery.exceptions import Ignore
 
 from core.errors import ImprintError
 from jobs import steps
-from jobs.shell import NotMine, TryAgain
+from jobs.shell import DoneBefore, NotMine, TryAgain
 from jobs.wiring import house
 from storage.database import AWAY
 from tasks.app import app
 from tasks.relay import relay
+
+log = logging.getLogger(__name__)
 
 _DATABASE_AWAY_S = 5.0
 _DATABASE_AWAY_RETRIES = 5
 
 
 def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
-    """Run `step`; a message with nothing to do ends quietly, a transient failure comes back later."""
+    """Run `step`; a message with nothing to do ends quietly, a transient failure comes back later.
+
+    Nothing to do because it is done is success: whoever did it may have died before the next message was sent, and
+    this one sends it again. Where it was sent, the next step has nothing to do in its turn.
+    """
     try:
         step()
+    except DoneBefore as reason:
+        log.info("%s", reason)
     except NotMine as reason:
         relay(house())  # a step that was handed over has left a message
         raise Ignore(str(reason)) from reason

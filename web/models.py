@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from jobs.requests import Envelope
+from notifications.preferences import EVENTS, MOST_CREDITS
 from storage.tables import PictureState, Stage, Status
 from training.spec import MAX_PICTURES, MIN_PICTURES, Backend, Family, TrainSpec
 
@@ -425,3 +426,23 @@ class Account(Said):
 def training_of(view: Mapping[str, Any]) -> Training:
     """The answer for a job's public view."""
     return Training.model_validate({**view, "id": view["job_id"]})
+
+
+class NoticesChange(Heard):
+    """How the owner wants to be told by e-mail; what is not named stays, null takes it away."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"email": "ada@example.org", "events": ["training.failed"], "lowCredits": 50}}
+    )
+
+    email: str | None = Field(None, max_length=320)
+    events: list[Literal[EVENTS]] | None = Field(None, description="Null: all but `training.processing`.")  # type: ignore[valid-type]
+    low_credits: int | None = Field(None, ge=0, le=MOST_CREDITS, strict=True)
+
+
+class Notices(Said):
+    """How the owner is told by e-mail."""
+
+    email: str | None = Field(description="Null: not at all.")
+    events: list[str]
+    low_credits: int | None = Field(description="Told once when fewer are available; null: never.")

@@ -1,14 +1,19 @@
-"""The relay while what it needs is away: it fails nobody, and keeps nothing to itself."""
+"""What passes from stage to stage: the relay while what it needs is away, and a message that comes again too late."""
 
 from pathlib import Path
+
+import pytest
 
 from core.clock import utcnow
 from core.settings import Settings
 from jobs import accounts, service
+from jobs.shell import DoneBefore, NotMine, claim
 from jobs.wiring import House
 from notifications import outbox
+from storage.tables import Stage
 from tasks.relay import relay
-from tests.contract.jobs import GRANTED, request
+from tasks.steps import run
+from tests.contract.jobs import GRANTED, put_at, request
 from tests.servers.postgres import postgres_node
 
 
@@ -29,3 +34,22 @@ def test_a_database_that_is_away_fails_nobody_who_relays(tmp_path: Path) -> None
         server.kill()
         assert relay(house) == 0
         house.database.close()
+
+
+def test_a_message_whose_stage_is_done_lets_its_chain_go_on(house: House, job_id: str) -> None:
+    """A worker died between its commit and the next message: when its own message comes again, that one is sent."""
+    put_at(house, job_id, Stage.UPLOAD)
+    run(None, lambda: claim(house, job_id, Stage.TRAIN))
+    assert refusal(house, job_id, Stage.DATASET) is DoneBefore
+    claim(house, job_id, Stage.UPLOAD)
+    assert refusal(house, job_id, Stage.UPLOAD) is NotMine, "somebody is at it"
+    put_at(house, job_id, Stage.TRAIN)
+    assert refusal(house, job_id, Stage.UPLOAD) is NotMine, "it is not its turn yet"
+    service.cancel(house, job_id)
+    assert refusal(house, job_id, Stage.DATASET) is NotMine, "the job is final"
+
+
+def refusal(house: House, job_id: str, stage: Stage) -> type[Exception]:
+    with pytest.raises(NotMine) as refused:
+        claim(house, job_id, stage)
+    return refused.type

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from jobs import accounts
-from web.auth import Here, Reader
-from web.models import Account, Entry, HoldNow
+from jobs import accounts, notices
+from web.auth import Here, Reader, Trainer
+from web.models import Account, Entry, HoldNow, Notices, NoticesChange
 from web.problems import responses
 from web.routes.subjects import ALWAYS
 
@@ -28,3 +28,18 @@ def account(
         entries=entries,
         next=entries[-1].seq if len(entries) == limit and entries[-1].seq > 1 else None,
     )
+
+
+@router.get("/account/notices", summary="How the owner is told by e-mail", responses=responses(*ALWAYS))
+def notices_of(house: Here, caller: Reader) -> Notices:
+    return Notices(**notices.get(house, caller.owner_id))
+
+
+@router.patch(
+    "/account/notices",
+    summary="Change how the owner is told by e-mail",
+    responses=responses(*ALWAYS, "too_large"),
+)
+def change_notices(house: Here, caller: Trainer, change: NoticesChange) -> Notices:
+    values = {name: getattr(change, name) for name in change.model_fields_set}
+    return Notices(**notices.put(house, caller.owner_id, values))

@@ -23,7 +23,7 @@ CREATE TABLE outbox_message (
     dead_at {time},
     last_error TEXT,
     CONSTRAINT outbox_message_order UNIQUE (job_id, sequence),
-    CONSTRAINT outbox_message_kind CHECK (kind IN ('launch', 'notice', 'cleanup')),
+    CONSTRAINT outbox_message_kind CHECK (kind IN ('launch', 'notice', 'cleanup', 'mail', 'alert')),
     CONSTRAINT outbox_message_attempts CHECK (attempts >= 0),
     CONSTRAINT outbox_message_sequence CHECK ((job_id IS NULL AND sequence = 0) OR sequence > 0),
     CONSTRAINT outbox_message_one_end CHECK (sent_at IS NULL OR dead_at IS NULL)

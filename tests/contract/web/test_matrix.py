@@ -15,6 +15,7 @@ from sqlmodel import col
 from core.clock import utcnow
 from jobs import keys, tokens
 from storage.tables import ApiToken, Job, Status
+from tests.contract.web import test_page_matrix
 from tests.contract.web.conftest import REX, Api, problem
 
 
@@ -41,6 +42,8 @@ ROWS = [
     Row("GET", f"{ONE}/file", None, 403, options={"params": {"expires": "1", "signature": "0" * 64}}),
     Row("GET", "/metrics", "operate", 200),
     Row("GET", "/api/account", "read", 200, {"granted": 0, "entries": [], "holds": []}),
+    Row("GET", "/api/account/notices", "read", 200, {"email": None}),
+    Row("PATCH", "/api/account/notices", "train", 200, {"email": None}, {"json": {"lowCredits": 5}}),
     Row("GET", f"{OF}/lora/status", "read", 200, {"latest": None, "history": []}),
     Row("GET", f"{OF}/lora/available-images", "read", 200, {"images": [], "good": 0}),
     Row("GET", f"{OF}/lora/settings", "read", 200, {"trainAutomatically": False, "triggerWord": None}),
@@ -112,7 +115,8 @@ def routes(api: Api) -> set[tuple[str, str]]:
 
 
 def test_every_route_is_in_the_matrix(lone_api: Api) -> None:
-    assert routes(lone_api) == {(row.method, row.path) for row in ROWS}
+    tables = [*ROWS, *test_page_matrix.ROWS]
+    assert routes(lone_api) == {(row.method, row.path) for row in tables}
     assert len(routes(lone_api)) > 20  # the table of routes is really read
 
 

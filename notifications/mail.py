@@ -1,0 +1,208 @@
+"""E-mail to owners: what it says, as text and as HTML made from the same words, and the SMTP server that takes it."""
+
+import html
+import smtplib
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime, parseaddr
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from core.errors import AnswerRefused, Unreachable
+from notifications.preferences import LOW
+
+SERVER = "smtp://mail"  # the destination of all mails in the outbox: they share one server
+_MAX_WORD, _MAX_LINE = 120, 600
+
+_SUBJECTS = {
+    "training.processing": "{subject}: the training has started",
+    "training.completed": "{subject}: your LoRA is ready",
+    "training.failed": "{subject}: the training failed",
+    "training.cancelled": "{subject}: the training was cancelled",
+    "training.not_started": "{subject}: no training was started",
+    LOW: "Credits are low: {available} left",
+}
+_OPENINGS = {
+    "training.processing": "The training of {subject} has started.",
+    "training.completed": "The training of {subject} is done and its LoRA is ready.",
+    "training.failed": "The training of {subject} has failed. It costs nothing; the credits held for it are back.",
+    "training.cancelled": "The training of {subject} was cancelled.",
+    "training.not_started": "The profile set of {subject} is complete, but no training was started.",
+    LOW: "You have {available} credits available, fewer than the {low} at which you asked to be told.",
+}
+_END = "You get this because notices by e-mail are switched on for {owner}."
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What a mail says: both its forms are made from this."""
+
+    subject: str
+    paragraphs: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    link: str | None
+    end: str
+    picture: bytes | None = None  # a JPEG
+
+    def text(self) -> str:
+        width = max((len(name) for name, _ in self.facts), default=0) + 2
+        blocks = [*self.paragraphs]
+        if self.facts:
+            blocks.append("\n".join(f"{name + ':':<{width}}{value}" for name, value in self.facts))
+        if self.link:
+            blocks.append(self.link)
+        return "\n\n".join([*blocks, f"-- \n{self.end}"]) + "\n"
+
+    def html(self, picture_id: str | None = None) -> str:
+        """No script, no style sheet, nothing from another host."""
+        e = html.escape
+        body = [f'<h1 style="font-size:20px;margin:0 0 16px">{e(self.subject)}</h1>']
+        body += [f'<p style="margin:0 0 16px">{e(paragraph)}</p>' for paragraph in self.paragraphs]
+        if picture_id:
+            body.append(
+                f'<p style="margin:0 0 16px"><img src="cid:{picture_id}" width="256" alt="A sample of what was learnt"'
+                ' style="display:block;max-width:100%;height:auto;border-radius:6px"></p>'
+            )
+        if self.facts:
+            cell = "padding:2px 16px 2px 0;vertical-align:top"
+            rows = (
+                f'<tr><td style="{cell};color:#5a5f66">{e(name)}</td><td style="{cell}">{e(value)}</td></tr>'
+                for name, value in self.facts
+            )
+            body.append(f'<table style="border-collapse:collapse;margin:0 0 16px">{"".join(rows)}</table>')
+        if self.link:
+            body.append(f'<p style="margin:0 0 16px"><a href="{e(self.link)}">{e(self.link)}</a></p>')
+        body.append(f'<p style="margin:24px 0 0;color:#5a5f66;font-size:13px">{e(self.end)}</p>')
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width"><title>{e(self.subject)}</title></head>'
+            '<body style="margin:0;padding:24px;background:#ffffff;color:#1b1d20;font:16px/1.5 sans-serif">'
+            f'<div style="max-width:560px;margin:0 auto">{"".join(body)}</div></body></html>'
+        )
+
+
+def write(event: str, told: Mapping[str, Any], public_url: str | None, picture: bytes | None = None) -> Letter:
+    """The letter of an event. `told` is what `facts_of` gave, or alike; none of it is trusted to be plain."""
+    words = {name: _line(told.get(name), _MAX_WORD) for name in ("subject", "owner", "available", "low")}
+    paragraphs = [_OPENINGS[event].format_map(words)]
+    if told.get("reason"):
+        paragraphs.append(f"Why: {_line(told['reason'], _MAX_LINE)}")
+    facts = [
+        (name, _line(told[key], _MAX_WORD))
+        for name, key in (
+            ("Training", "job_id"), ("Base model", "base_model"), ("Trigger word", "trigger_word"),
+            ("Steps", "steps"), ("Charged", "charged"), ("Given back", "refunded"), ("Reason", "code"),
+        )
+        if told.get(key) is not None
+    ]  # fmt: skip
+    link = None
+    if public_url and told.get("job_id"):
+        link = f"{public_url.rstrip('/')}/trainings/{quote(str(told['job_id']), safe='')}"
+    return Letter(_SUBJECTS[event].format_map(words), paragraphs, facts, link, _END.format_map(words), picture)
+
+
+def facts_of(view: Mapping[str, Any]) -> dict[str, Any]:
+    """What a mail about a training keeps of its public view."""
+    failure, spec, paid = view.get("failure") or {}, view["spec"], view["credits"]
+    over = view["status"] not in ("pending", "training")
+    return {
+        "job_id": view["job_id"],
+        "subject": view["subject_id"],
+        "owner": view["owner_id"],
+        "base_model": spec["base_model"],
+        "trigger_word": spec["trigger_word"],
+        "steps": f"{view['step']} of {view['total_steps']}",
+        "charged": f"{paid['charged']} credits" if over else None,
+        "refunded": f"{paid['refunded']} credits" if over else None,
+        "code": failure.get("code"),
+        "reason": failure.get("message"),
+    }
+
+
+def compose(letter: Letter, *, sender: str, to: str, message_id: str, at: datetime) -> EmailMessage:
+    """The message as it is sent: text, HTML, and the picture inside the HTML."""
+    domain = parseaddr(sender)[1].rpartition("@")[2] or "localhost"
+    message = EmailMessage(policy=SMTP)
+    message["Subject"] = letter.subject
+    message["From"] = sender
+    message["To"] = to
+    message["Date"] = format_datetime(at)
+    message["Message-ID"] = f"<{message_id}@{domain}>"  # the same in every attempt
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(letter.text())
+    picture_id = f"{message_id}.picture@{domain}" if letter.picture else None
+    message.add_alternative(letter.html(picture_id), subtype="html")
+    if letter.picture:
+        page = message.get_payload()[1]  # type: ignore[index]
+        page.add_related(  # type: ignore[union-attr]
+            letter.picture, "image", "jpeg", cid=f"<{picture_id}>", filename="sample.jpg", disposition="inline"
+        )
+    return message
+
+
+@dataclass(frozen=True)
+class Postman:
+    """An SMTP server: `smtp://` (with STARTTLS where the server has it) or `smtps://`, user and password if any."""
+
+    address: str
+    timeout_s: float = 15.0
+
+    def check(self) -> None:
+        """ValueError for an address that is none."""
+        parts = urlsplit(self.address)
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.port == 0:
+            raise ValueError("needs to be smtp://[user:password@]host[:port] or smtps://…")
+
+    def send(self, message: EmailMessage) -> None:
+        """Raises Unreachable when nobody took it now, AnswerRefused when the server refused it for good.
+
+        A password goes over TLS only, or to this machine.
+        """
+        parts = urlsplit(self.address)
+        try:
+            with self._connect() as server:
+                if parts.username:
+                    if not isinstance(server.sock, ssl.SSLSocket) and parts.hostname not in ("localhost", "127.0.0.1"):
+                        raise AnswerRefused("the mail server has no TLS: the password is not sent to it")
+                    server.login(unquote(parts.username), unquote(parts.password or ""))
+                server.send_message(message)
+        except smtplib.SMTPRecipientsRefused as error:
+            codes = [code for code, _ in error.recipients.values()]
+            raise _refused("the address", max(codes, default=0)) from error
+        except smtplib.SMTPSenderRefused as error:
+            raise Unreachable(f"the mail server refused our sender ({error.smtp_code})") from error
+        except smtplib.SMTPAuthenticationError as error:
+            raise Unreachable(f"the mail server refused our login ({error.smtp_code})") from error
+        except smtplib.SMTPResponseException as error:
+            raise _refused("the mail", error.smtp_code) from error
+        except (smtplib.SMTPException, OSError) as error:
+            raise Unreachable(f"the mail server did not answer ({type(error).__name__})") from error
+
+    def _connect(self) -> smtplib.SMTP:
+        parts = urlsplit(self.address)
+        host = parts.hostname or ""
+        if parts.scheme == "smtps":
+            tls = ssl.create_default_context()
+            return smtplib.SMTP_SSL(host, parts.port or 465, timeout=self.timeout_s, context=tls)
+        server = smtplib.SMTP(host, parts.port or 587, timeout=self.timeout_s)
+        server.ehlo()
+        if server.has_extn("starttls"):
+            server.starttls(context=ssl.create_default_context())
+            server.ehlo()
+        return server
+
+
+def _refused(what: str, code: int) -> Unreachable | AnswerRefused:
+    if 500 <= code < 600:
+        return AnswerRefused(f"the mail server refused {what} for good ({code})")
+    return Unreachable(f"the mail server refused {what} for now ({code})")
+
+
+def _line(value: object, longest: int) -> str:
+    """A value as one line of text: no control character, so that no name can add a header or a line."""
+    text = "" if value is None else " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,283 @@
+"""The RabbitMQ side of the ingress: its queues, the process that takes messages from them, and what operators do."""
+
+# mypy: disable-error-code="no-untyped-call"
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from amqp.exceptions import MessageNacked
+from kombu.connection import Connection
+from kombu.entity import Exchange, Queue
+from kombu.exceptions import OperationalError
+from kombu.message import Message
+from kombu.messaging import Consumer, Producer
+from kombu.mixins import ConsumerMixin
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.errors import BackendUnreachable, ImprintError
+from jobs import notices, service
+from jobs.wiring import House
+from storage.database import AWAY
+from tasks.model_training import Refused, arguments_of
+from tasks.relay import broker_answers, relay
+
+log = logging.getLogger(__name__)
+
+REASON = "x-imprint-reason"  # of a dead letter: a code, a colon and a sentence
+PREFETCH = 20
+DELIVERY_LIMIT = 20  # a message that ends the process each time goes to the dead letters after so many
+_BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # while the database is away
+_ALERT_EVERY_S = 60.0
+_CONFIRM_S = 30.0
+_LATER = (BackendUnreachable, *AWAY)
+
+_exchange = Exchange("model_training", durable=True)
+_dead_exchange = Exchange("model_training.dead", durable=True)
+DEAD = Queue(
+    "model_training.dead", _dead_exchange, routing_key="model_training", queue_arguments={"x-queue-type": "quorum"}
+)
+QUEUE = Queue(
+    "model_training", _exchange, routing_key="model_training",
+    queue_arguments={
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": _dead_exchange.name,
+        "x-dead-letter-routing-key": "model_training",
+        # Moved, not copied and forgotten: a broker that dies in between has it in one of both.
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    },
+)  # fmt: skip
+
+
+class Ingress(ConsumerMixin):
+    """Takes messages, makes jobs of them, and acknowledges each once its job is committed.
+
+    What comes is put aside by `take` and worked on by `on_iteration`, so that a database that is away keeps nothing
+    but our own time: the messages stay ours, unacknowledged, and the connection stays alive.
+    """
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.connection = _connection(house)
+        self.accepted = 0
+        self.refused: dict[str, int] = {}
+        self._waiting: deque[Message] = deque()
+        self._failures, self._not_before = 0, 0.0
+        self._dead: Producer | None = None
+        self._committed, self._alerted_at = threading.Event(), -_ALERT_EVERY_S
+        self._untold = 0
+
+    # ---- what the mixin calls ----
+
+    def get_consumers(self, make: Any, channel: Any) -> list[Consumer]:
+        """On each new connection: what was put aside before will come again on it."""
+        self._waiting.clear()
+        self._dead = Producer(channel.connection.channel())
+        DEAD.bind(channel).declare()
+        return [make(queues=[QUEUE], on_message=self._waiting.append, prefetch_count=PREFETCH)]
+
+    def on_connection_error(self, exc: Exception, interval: float) -> None:
+        log.warning("RabbitMQ does not answer; again in %.0f s (%s)", interval, type(exc).__name__)
+        if self.should_stop:
+            raise SystemExit(0)
+
+    def on_consume_ready(self, connection: Any, channel: Any, consumers: Any, **kwargs: Any) -> None:
+        log.warning("ingress: waiting for messages on %s", QUEUE.name)
+
+    def on_iteration(self) -> None:
+        """Work on what was put aside, in order, unless the database is away."""
+        while self._waiting and not self.should_stop and time.monotonic() >= self._not_before:
+            try:
+                self._work_on(self._waiting[0])
+            except _LATER as error:
+                delay_s = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
+                self._failures, self._not_before = self._failures + 1, time.monotonic() + delay_s
+                log.warning("the database does not answer; messages wait (%s)", type(error).__name__)
+                return
+            self._failures = 0
+            self._waiting.popleft()
+        if not self._waiting:
+            self._alert()
+
+    # ---- one message ----
+
+    def _work_on(self, message: Message) -> None:
+        """Make a job of it, or a dead letter. Raises what passes; a lost connection brings the message again."""
+        try:
+            arguments = arguments_of(_bytes(message.body), message.properties.get("message_id"), self.house.settings)
+            view = service.submit(self.house, arguments)
+        except Refused as refused:
+            self._bury(message, refused)
+        except ImprintError as error:
+            if error.retryable:
+                raise BackendUnreachable(error.message) from error
+            self._bury(message, Refused(error.code, error.message))
+        else:
+            message.ack()
+            self.accepted += 1
+            self._committed.set()
+            log.info("accepted %s", view["job_id"])
+
+    def _bury(self, message: Message, reason: Refused) -> None:
+        """Put it among the dead letters, and only when the broker has it there take it out of the queue."""
+        assert self._dead is not None  # noqa: S101 - there is a message, so there is a connection
+        _send(self._dead, message, _dead_exchange, {**_plain_headers(message), REASON: str(reason)})
+        message.ack()
+        self.refused[reason.code] = self.refused.get(reason.code, 0) + 1
+        self._untold += 1
+        log.warning("refused a message, %d so far: %s", sum(self.refused.values()), reason)
+
+    def _alert(self) -> None:
+        if not self._untold or time.monotonic() - self._alerted_at < _ALERT_EVERY_S:
+            return
+        told = ", ".join(f"{count} {code}" for code, count in sorted(self.refused.items()))
+        try:
+            notices.alert(self.house, "ingress", f"{self._untold} message(s) of {QUEUE.name} refused; in all: {told}")
+        except AWAY:
+            return
+        self._untold, self._alerted_at = 0, time.monotonic()
+
+    # ---- the process ----
+
+    def serve(self) -> None:
+        """Run until SIGTERM or SIGINT. What is in hand then is finished; what was put aside goes back to the queue."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(self, "should_stop", True))
+        sender = threading.Thread(target=self._relay, name="relay", daemon=True)
+        sender.start()
+        while not self.should_stop:
+            try:
+                self.run()
+            except (MessageNacked, TimeoutError) as error:
+                log.warning("RabbitMQ did not take a dead letter; the message comes again (%s)", type(error).__name__)
+        self._committed.set()
+        sender.join(timeout=10)
+        log.warning("ingress: stopped after %d accepted, %d refused", self.accepted, sum(self.refused.values()))
+
+    def _relay(self) -> None:
+        """Send what was committed. In a thread: a Celery broker that is away keeps no message from its commit."""
+        while not self.should_stop:
+            self._committed.wait()
+            self._committed.clear()
+            try:
+                if broker_answers():
+                    relay(self.house)
+                elif not self.should_stop:
+                    log.warning("no Celery broker answers; jobs wait for the sweep")
+                    time.sleep(1)
+            except SQLAlchemyError as error:
+                log.warning("what was committed waits for the sweep (%s)", type(error).__name__)
+
+
+# ---- for operators --------------------------------------------------------------------------------------------
+
+
+def lengths(house: House) -> dict[str, int]:
+    """How many messages wait, how many are dead letters, and how many consumers there are.
+
+    Raises BackendUnreachable.
+    """
+    with _talking(house) as connection:
+        channel = connection.default_channel
+        for queue in (DEAD, QUEUE):
+            queue.bind(channel).declare()
+        waiting, dead = (channel.queue_declare(queue.name, passive=True) for queue in (QUEUE, DEAD))
+        return {
+            "waiting": waiting.message_count,
+            "dead": dead.message_count,
+            "consumers": waiting.consumer_count,
+        }
+
+
+def replay(house: House, limit: int | None, reason: str | None) -> dict[str, int]:
+    """Put dead letters back into the queue, oldest first; with a reason's code, only those. Raises BackendUnreachable.
+
+    Each is published before it is taken away: one that a crash leaves in both places is still one job.
+    """
+    moved = kept = 0
+    with _talking(house) as connection:
+        channel = connection.default_channel
+        for queue in (DEAD, QUEUE):
+            queue.bind(channel).declare()
+        producer = Producer(connection.channel())
+        dead = DEAD.bind(channel)
+        for _ in range(channel.queue_declare(DEAD.name, passive=True).message_count):
+            if limit is not None and moved >= limit:
+                break
+            message = dead.get(no_ack=False)
+            if message is None:
+                break
+            if reason is None or code_of(message) == reason:
+                _send(producer, message, _exchange, _plain_headers(message))
+                moved += 1
+            else:
+                # To the end of the same queue, not back to its head: that would count as a failed delivery.
+                _send(producer, message, _dead_exchange, {**_plain_headers(message), **_reason(message)})
+                kept += 1
+            message.ack()
+    return {"replayed": moved, "kept": kept}
+
+
+def code_of(message: Message) -> str:
+    """Why a message is a dead letter; `delivery_limit` where the broker gave it up."""
+    return str(message.headers.get(REASON, "delivery_limit")).partition(":")[0]
+
+
+def _reason(message: Message) -> dict[str, str]:
+    return {REASON: str(message.headers[REASON])} if REASON in message.headers else {}
+
+
+def _connection(house: House) -> Connection:
+    url = house.settings.ingress_url
+    if url is None:
+        raise BackendUnreachable("there is no ingress: set IMPRINT_INGRESS_URL to a RabbitMQ address")
+    return Connection(url.get_secret_value(), heartbeat=30, transport_options={"confirm_publish": True})
+
+
+@contextmanager
+def _talking(house: House) -> Iterator[Connection]:
+    with _connection(house) as connection:
+        try:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            yield connection
+        except (OperationalError, MessageNacked, *connection.connection_errors) as error:
+            raise BackendUnreachable(f"RabbitMQ does not answer ({type(error).__name__})") from error
+        except connection.channel_errors as error:
+            raise BackendUnreachable(f"RabbitMQ refused that ({type(error).__name__})") from error
+
+
+def _send(producer: Producer, message: Message, exchange: Exchange, headers: dict[str, Any]) -> None:
+    """The same message again, with these headers; returns when the broker has it."""
+    kept = ("message_id", "correlation_id", "reply_to", "type", "app_id", "timestamp", "priority")
+    producer.publish(
+        _bytes(message.body),
+        exchange=exchange,
+        routing_key="model_training",
+        headers=headers,
+        content_type=message.content_type or "application/json",
+        content_encoding=message.content_encoding or "utf-8",
+        serializer=None,
+        delivery_mode=2,
+        mandatory=True,
+        confirm_timeout=_CONFIRM_S,
+        **{name: message.properties[name] for name in kept if message.properties.get(name) is not None},
+    )
+
+
+def _plain_headers(message: Message) -> dict[str, Any]:
+    """The producer's own headers: not ours, nor what the broker adds."""
+    return {
+        name: value
+        for name, value in message.headers.items()
+        if not name.startswith(("x-death", "x-first-", "x-last-", "x-delivery-count", REASON))
+    }
+
+
+def _bytes(body: Any) -> bytes:
+    return body.encode() if isinstance(body, str) else bytes(body)

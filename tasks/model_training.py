@@ -1,0 +1,113 @@
+"""What `model_training` messages say: JSON of producers that know nothing of Celery, made into arguments of a training.
+
+style_id        subject_id        text or a whole number
+image_paths     images            addresses, ids of stored pictures, or paths below IMPRINT_INGRESS_PATHS
+num_epochs      epochs
+webhook_url     webhook_url
+owner_id        owner_id          without: IMPRINT_INGRESS_OWNER
+base_model      base_model        without: sd15
+trigger_word    trigger_word      without: `style` and the letters and digits of style_id
+all others of the recipe (class_word, rank, learning_rate, max_steps, seed …) under their own names
+message_id      idempotency_key   a property of the message; without it the hash of the body
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from core.settings import Settings
+from training.spec import TrainSpec
+
+MAX_BODY_BYTES = 1 << 20  # a hundred addresses of the longest kind are less than half of it
+_OWN = ("style_id", "image_paths", "num_epochs", "webhook_url", "owner_id")
+_SAME = tuple(name for name in TrainSpec.model_fields if name != "epochs")
+_PICTURE = re.compile(r"pic_[0-9a-z]{26}")
+_MAX_SENTENCE = 500
+
+
+class Refused(Exception):
+    """A message that no further attempt will make good: `code` for programs, a sentence for people, no secrets."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(code, sentence)
+        self.code = code
+        self.sentence = "".join(letter if " " <= letter <= "~" else "?" for letter in sentence)[:_MAX_SENTENCE]
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.sentence}"
+
+
+def arguments_of(body: bytes, message_id: str | None, settings: Settings) -> dict[str, Any]:
+    """The arguments of `jobs.service.submit` for a message; their values are for it to check. Raises Refused."""
+    message = _read(body)
+    known = {*_OWN, *_SAME}
+    if unknown := [name for name in message if name not in known]:
+        raise Refused("unknown_field", f"{ascii(unknown[0])[:60]} is none of {', '.join(sorted(known))}")
+    style = message.get("style_id")
+    if isinstance(style, bool) or not isinstance(style, str | int) or not str(style).strip():
+        raise Refused("wrong_type", "style_id is no text and no whole number")
+    paths = message.get("image_paths")
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise Refused("wrong_type", "image_paths is no list of texts")
+    owner = message.get("owner_id") or settings.ingress_owner
+    if owner is None:
+        raise Refused("no_owner", "the message names no owner_id, and IMPRINT_INGRESS_OWNER is not set")
+    arguments = {name: message[name] for name in _SAME if name in message}
+    arguments.setdefault("base_model", "sd15")
+    arguments.setdefault("trigger_word", f"style{re.sub(r'[^A-Za-z0-9]', '', str(style))[:40]}")
+    if message.get("num_epochs") is not None:
+        arguments["epochs"] = message["num_epochs"]
+    return arguments | {
+        "owner_id": owner,
+        "subject_id": str(style),
+        "images": [reference(path, settings.ingress_paths) for path in paths],
+        "webhook_url": message.get("webhook_url"),
+        "idempotency_key": key_of(body, message_id),
+    }
+
+
+def key_of(body: bytes, message_id: str | None) -> str:
+    """The same message twice has the same key, and so is one job."""
+    if message_id and len(message_id) <= 150 and message_id.isprintable() and message_id.isascii():
+        return f"model_training:{message_id}"
+    return f"model_training:sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def reference(path: str, prefix: str | None) -> str:
+    """What `images` calls a path: addresses and ids stay, others go below the prefix. Raises Refused."""
+    if "://" in path or _PICTURE.fullmatch(path):
+        return path
+    if prefix is None:
+        raise Refused("path_refused", "image_paths holds a path, and IMPRINT_INGRESS_PATHS is not set")
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or not path.isprintable() or "\\" in path:
+        raise Refused("path_refused", "image_paths holds a path that is not a plain relative one")
+    # S3 keys are taken as they stand; in other addresses a % or ? of a name is no sign of its own.
+    return f"{prefix.rstrip('/')}/{path if prefix.startswith('s3://') else quote(path)}"
+
+
+def _read(body: bytes) -> Mapping[str, Any]:
+    if len(body) > MAX_BODY_BYTES:
+        raise Refused("too_large", f"{len(body)} bytes; at most {MAX_BODY_BYTES} are read")
+    try:
+        message = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        json.dumps(message, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError):  # and what is no UTF-8, or has numbers without end
+        raise Refused("malformed", "the body is no JSON") from None
+    if not isinstance(message, dict):
+        raise Refused("malformed", "the body is no JSON object")
+    return message
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,176 @@
+"""Who is told what besides webhooks, on both databases: preferences, credits that run low, alerts in one message."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+from core.clock import utcnow
+from core.errors import BackendFailed, ImageInvalid, SpecInvalid
+from core.settings import Settings
+from jobs import accounts, moves, notices, service
+from jobs.wiring import House
+from notifications import channels, mail, outbox
+from notifications.tables import MESSAGE
+from tests.contract.jobs import events, messages, request
+from tests.servers.mail import channel, mail_server
+
+LATER = timedelta(days=2)
+
+
+def waiting(house: House, kind: str) -> list[Any]:
+    with house.database.reading() as session:
+        query = sa.select(MESSAGE).where(
+            MESSAGE.c.kind == kind, MESSAGE.c.sent_at.is_(None), MESSAGE.c.dead_at.is_(None)
+        )
+        return list(session.execute(query.order_by(MESSAGE.c.created_at, MESSAGE.c.id)))
+
+
+def deliver(house: House) -> None:
+    """What the relay and the workers do with mails and alerts, whenever they are due."""
+    for _ in range(20):
+        with house.database.writing() as session:
+            claimed = outbox.claim(session, utcnow() + LATER, ("mail", "alert"), lease=-LATER)
+        if not claimed:
+            return
+        for message in claimed:
+            (notices.deliver_mail if message.kind == "mail" else notices.deliver_alerts)(house, message.id)
+
+
+def test_preferences_are_checked_kept_and_taken_away(house: House) -> None:
+    assert notices.get(house, "ada")["email"] is None
+    kept = notices.put(house, "ada", {"email": "ada@example.org", "low_credits": 5})
+    assert kept == notices.get(house, "ada")
+    assert "training.processing" not in kept["events"]
+    assert notices.put(house, "ada", {"events": ["training.failed"]})["low_credits"] == 5
+    for bad in ("x", "a@b\nBcc: c@d", "a@b, c@d", "<a@b>", "Ada <a@b.example>", "a" * 65 + "@b.example"):
+        with pytest.raises(SpecInvalid) as error:
+            notices.put(house, "ada", {"email": bad, "events": ["nonsense"], "low_credits": -2})
+        assert set(error.value.faults) == {"email", "events", "low_credits"}
+    with pytest.raises(SpecInvalid):
+        notices.put(house, "ada", {"colour": "red"})
+    assert notices.put(house, "ada", {"email": None, "events": None})["email"] is None
+
+
+def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(house: House) -> None:
+    notices.put(house, "ada", {"email": "ada@example.org", "events": ["training.processing", "training.failed"]})
+    job_id = service.submit(house, request(house))["job_id"]
+    with house.database.writing() as session:
+        moves.begin(session, job_id)
+    assert [one.topic for one in waiting(house, "mail")] == ["training.processing"]
+    with house.database.writing() as session:
+        moves.fail(session, job_id, ImageInvalid("the pictures cannot be read"))
+    assert [one.topic for one in waiting(house, "mail")] == ["training.failed"]
+    assert waiting(house, "alert") == []  # the request's fault, not ours
+    notices.put(house, "ada", {"events": ["training.completed"]})
+    deliver(house)  # what is no longer wanted is not sent, and nobody is asked to look at it
+    assert waiting(house, "mail") == []
+    with house.database.reading() as session:
+        assert outbox.dead_letters(session) == []
+    assert messages(house, job_id).count("(training.failed)") == 1
+    assert events(house, job_id, "leak") == []
+
+
+def test_low_credits_are_told_once_until_there_were_enough(house: House) -> None:
+    notices.put(house, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
+    first = service.submit(house, request(house))["job_id"]
+    held = 1000 - accounts.balance(house, "ada").available
+    assert held >= 50
+    service.submit(house, request(house, seed=2))
+    assert [one.topic for one in waiting(house, "mail")] == ["credits.low"]
+    accounts.grant(house, "ada", 2000)
+    service.cancel(house, first)
+    service.submit(house, request(house, seed=3))
+    assert len(waiting(house, "mail")) == 1  # there are enough again
+    notices.put(house, "ada", {"low_credits": 10_000})
+    assert len(waiting(house, "mail")) == 2
+
+
+def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings, house: House) -> None:
+    notices.put(house, "ada", {"email": "ada@example.org"})
+    accounts_before = accounts.balance(house, "ada")
+    service.cancel(house, service.submit(house, request(house))["job_id"])
+    [message] = waiting(house, "mail")
+    notices.deliver_mail(house, message.id)
+    [again] = waiting(house, "mail")
+    assert (again.attempts, again.last_error) == (1, "no mail server is set: IMPRINT_SMTP_URL")
+    assert accounts.balance(house, "ada") == accounts_before
+    with mail_server() as box:
+        up = House(
+            settings.model_copy(update={"smtp_url": SecretStr(box.url), "public_url": "https://imprint.example/"})
+        )
+        box.refusal = "451 later"
+        notices.deliver_mail(up, message.id)
+        assert waiting(house, "mail")[0].last_error == "the mail server refused the mail for now (451)"
+        box.refusal = ""
+        notices.deliver_mail(up, message.id)
+        assert waiting(house, "mail") == []
+        assert box.recipients == [["ada@example.org"]]
+        assert message.job_id in str(box.got[0].get_body(("plain",)))
+        up.database.close()
+
+
+def test_names_add_no_header_and_no_markup() -> None:
+    told = {
+        "subject": "rex\r\nBcc: eve@example.org\r\n\r\n<b>x",
+        "owner": "<script>",
+        "job_id": "job_1",
+        "reason": "a\nb",
+    }
+    letter = mail.write("training.failed", told, "https://imprint.example", b"jpeg")
+    message = mail.compose(letter, sender="I <i@example.org>", to="a@b.example", message_id="msg_1", at=utcnow())
+    assert message["Bcc"] is None
+    assert message["Subject"].startswith("rex Bcc: eve@example.org <b>x: the training failed")
+    page = letter.html()
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert "src=" not in page
+    for paragraph in letter.paragraphs:
+        assert paragraph in letter.text()
+
+
+def test_a_storm_of_alerts_is_one_message_to_each_channel(settings: Settings, tmp_path: Path) -> None:
+    with channel() as good, channel() as bad:
+        bad.works = False
+        addresses = [SecretStr(good.url), SecretStr(bad.url)]
+        house = House(settings.model_copy(update={"operator_channels": addresses}))
+        house.check()
+        accounts.grant(house, "ada", 1000, key="welcome")
+        for seed in range(3):
+            job_id = service.submit(house, request(house, seed=seed))["job_id"]
+            with house.database.writing() as session:
+                moves.fail(session, job_id, BackendFailed("the machine is broken"))
+        for _ in range(500):
+            notices.alert(house, "audit", "audit: something is off")
+        notices.deliver_alerts(house, waiting(house, "alert")[0].id)
+        for address in {one.destination: one.id for one in waiting(house, "alert")}.values():
+            notices.deliver_alerts(house, address)
+        [told] = good.got
+        assert told["title"] == "Imprint: 503 alerts"
+        assert "audit: something is off (500 times)" in told["message"]
+        assert told["message"].count("failed: backend_failed") == 3
+        # The one that does not work has its attempts, the other is not told twice, and nothing names its address.
+        left = waiting(house, "alert")
+        assert {one.destination for one in left} == {channels.destination(bad.url)}
+        assert "a-secret" not in str(left)
+        bad.works = True
+        notices.alert(house, "audit", "audit: and again")
+        notices.deliver_alerts(
+            house, next(one.id for one in waiting(house, "alert") if one.destination == channels.OPERATORS)
+        )
+        deliver(house)
+        assert waiting(house, "alert") == []
+        assert [len(good.got), len(bad.got)] == [2, 1]
+        house.database.close()
+
+
+def test_settings_that_cannot_work_are_said_at_the_start(settings: Settings) -> None:
+    for update, named in (
+        ({"smtp_url": SecretStr("http://x")}, "IMPRINT_SMTP_URL"),
+        ({"operator_channels": [SecretStr("nonsense")]}, "IMPRINT_OPERATOR_CHANNELS"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            House(settings.model_copy(update=update)).check()

@@ -1,0 +1,159 @@
+"""The RabbitMQ ingress while its broker restarts: every good message one job, every bad one a dead letter."""
+
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kombu import Connection
+from sqlmodel import select
+
+from core.settings import Settings
+from jobs import accounts, sweeps
+from jobs.wiring import House
+from storage.tables import Job
+from tasks.ingress_queue import DEAD, QUEUE, REASON, lengths, replay
+from tests.servers.process import ServerProcess
+from tests.servers.rabbitmq import RabbitServer, rabbitmq_server
+from tests.site import ROOT, Site, until
+
+PICTURES = [f"rex/{number}.png" for number in range(5)]
+GARBAGE = [
+    b"{", b'{"style_id": "x"}', b"[]", b"\x00\xff", b'{"style_id": 1, "image_paths": [], "colour": 2}',
+    json.dumps({"style_id": "s", "image_paths": PICTURES, "num_epochs": 1}).encode(),  # epochs are 10 or more
+    json.dumps({"style_id": "s", "image_paths": ["/etc/passwd"] * 5}).encode(),
+    json.dumps({"style_id": "s", "image_paths": PICTURES, "owner_id": "poor", "num_epochs": 10}).encode(),
+]  # fmt: skip
+
+
+@pytest.fixture
+def rabbit(tmp_path: Path) -> Iterator[RabbitServer]:
+    with rabbitmq_server(tmp_path / "rabbitmq") as server:
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path, rabbit: RabbitServer) -> Iterator[Site]:
+    # Its Celery broker is nowhere: jobs are accepted all the same, and wait.
+    made = Site(
+        tmp_path, tmp_path / "no-base", "redis://127.0.0.1:1/0",
+        IMPRINT_INGRESS_URL=rabbit.url, IMPRINT_INGRESS_OWNER="producer",
+        IMPRINT_INGRESS_PATHS="https://93.184.215.14/pictures", IMPRINT_PRICES=json.dumps({"sd15": 1}),
+    )  # fmt: skip
+    accounts.grant(made.house, "producer", 1_000_000, key="welcome")
+    yield made
+    made.end()
+
+
+def start(place: Site, name: str) -> ServerProcess:
+    process = ServerProcess(
+        [sys.executable, "-m", "celery", "-A", "tasks.app", "imprint", "ingress"],
+        log=place.log(name), cwd=ROOT, env=place.surroundings(),
+    )  # fmt: skip
+    place.processes[name] = process
+    return process
+
+
+def good(number: int) -> bytes:
+    return json.dumps({"style_id": number, "image_paths": PICTURES, "num_epochs": 10}).encode()
+
+
+def publish(rabbit: RabbitServer, bodies: list[tuple[bytes, str | None]]) -> None:
+    """As a producer with confirms does: each is in the queue when this returns."""
+    with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
+        channel = connection.default_channel
+        for queue in (DEAD, QUEUE):
+            queue.bind(channel).declare()
+        producer = connection.Producer(channel)
+        for body, message_id in bodies:
+            properties = {"message_id": message_id} if message_id else {}
+            producer.publish(
+                body, exchange=QUEUE.exchange, routing_key=QUEUE.routing_key, content_type="application/json",
+                content_encoding="utf-8", **properties,
+            )  # fmt: skip
+
+
+def jobs_of(house: House) -> Counter[str]:
+    with house.database.reading() as session:
+        return Counter(session.exec(select(Job.subject_id)).all())
+
+
+def test_a_thousand_messages_a_restart_and_five_percent_garbage(place: Site, rabbit: RabbitServer) -> None:
+    dice = random.Random(1)
+    house = place.house
+    messages: list[tuple[bytes, str | None]] = [(good(number), f"m-{number}") for number in range(700)]
+    messages += [(good(number), None) for number in range(700, 900)]  # known by their bodies
+    messages += dice.choices(messages, k=50)  # the same again
+    messages += [(GARBAGE[number % len(GARBAGE)], None) for number in range(50)]
+    dice.shuffle(messages)
+    publish(rabbit, messages[:600])
+    process = start(place, "ingress")
+    until(lambda: sum(jobs_of(house).values()) > 150, 120, "some jobs")
+    rabbit.kill()
+    stopped_at = sum(jobs_of(house).values())
+    assert stopped_at < 560, "killed in mid-stream"
+    rabbit.start()
+    publish(rabbit, messages[600:])
+    until(lambda: len(jobs_of(house)) == 900, 180, "every good message")
+    until(lambda: lengths(house)["waiting"] == 0, 30, "nothing waits")
+    assert process.alive, place.log("ingress").read_text()
+    assert jobs_of(house) == Counter({str(number): 1 for number in range(900)})
+    assert place.stop("ingress") == 0
+    # A message whose dead letter was confirmed, but not its own end, is among them twice: at least once, never lost.
+    dead = letters(rabbit)
+    assert {body for body, _ in dead} == set(GARBAGE)
+    assert 50 <= len(dead) <= 52
+    assert Counter(reason.partition(":")[0] for _, reason in dead).keys() == {
+        "malformed", "wrong_type", "unknown_field", "spec_invalid", "path_refused", "insufficient_credits",
+    }  # fmt: skip
+    assert all("etc/passwd" not in reason for _, reason in dead)
+    assert sweeps.check_books(house) == []
+    # With credits, what was refused for them goes on; the others stay.
+    accounts.grant(house, "poor", 100, key="welcome")
+    replayed = replay(house, None, "insufficient_credits")
+    assert replayed["replayed"] >= 6
+    assert lengths(house) == {"waiting": replayed["replayed"], "dead": replayed["kept"], "consumers": 0}
+    start(place, "ingress-2")
+    until(lambda: lengths(house)["waiting"] == 0 and jobs_of(house)["s"] == 1, 60, "replayed")
+    assert place.stop("ingress-2") == 0
+
+
+def letters(rabbit: RabbitServer) -> list[tuple[bytes, str]]:
+    """All dead letters, left where they are."""
+    found = []
+    with Connection(rabbit.url) as connection:
+        dead = DEAD.bind(connection.default_channel)
+        while (message := dead.get(no_ack=False)) is not None:
+            body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+            found.append((body, message.headers[REASON]))
+    return found
+
+
+def test_a_database_that_is_away_loses_no_message(place: Site, rabbit: RabbitServer, tmp_path: Path) -> None:
+    """The file's folder is gone for a while; nothing is acknowledged and nothing is refused meanwhile."""
+    publish(rabbit, [(good(1), None)])
+    broken = {"IMPRINT_DATABASE_URL": f"sqlite:///{tmp_path / 'file' / 'x.db'}"}
+    blocked = tmp_path / "file"
+    blocked.mkdir()
+    (blocked / "x.db").mkdir()  # a folder where the database should be: SQLite cannot open it
+    process = ServerProcess(
+        [sys.executable, "-m", "celery", "-A", "tasks.app", "imprint", "ingress"],
+        log=place.log("ingress"), cwd=ROOT, env=place.surroundings(**broken),
+    )  # fmt: skip
+    place.processes["ingress"] = process
+    until(lambda: "database does not answer" in place.log("ingress").read_text(), 60, "noticed")
+    seen = time.monotonic()
+    until(lambda: place.log("ingress").read_text().count("database does not answer") >= 3, 60, "tried again")
+    assert time.monotonic() - seen > 1, "it backs off"
+    assert lengths(place.house)["dead"] == 0
+    (blocked / "x.db").rmdir()
+    account = House(Settings(_env_file=None, home=tmp_path / "home", database_url=broken["IMPRINT_DATABASE_URL"]))
+    accounts.grant(account, "producer", 1000, key="welcome")
+    until(lambda: jobs_of(account)["1"] == 1, 60, "accepted once it is back")
+    assert place.stop("ingress") == 0
+    assert lengths(place.house) == {"waiting": 0, "dead": 0, "consumers": 0}
+    account.database.close()

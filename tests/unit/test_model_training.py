@@ -1,0 +1,73 @@
+"""What a `model_training` message becomes, and why it is refused."""
+
+import json
+from typing import Any
+
+import pytest
+
+from core.settings import Settings
+from tasks.model_training import MAX_BODY_BYTES, Refused, arguments_of, reference
+
+SETTINGS = Settings(_env_file=None, ingress_owner="house", ingress_paths="https://cdn.example/pictures/")
+MESSAGE: dict[str, Any] = {"style_id": 12, "image_paths": ["a/b c%2e.png"], "webhook_url": None, "num_epochs": 20}
+
+
+def read(message: Any, **changed: Any) -> dict[str, Any]:
+    body = message if isinstance(message, bytes) else json.dumps(message | changed).encode()
+    return arguments_of(body, None, SETTINGS)
+
+
+def test_a_message_becomes_the_arguments_of_a_training() -> None:
+    found = read(MESSAGE)
+    assert len(found.pop("idempotency_key")) == len("model_training:sha256:") + 64
+    assert found == {
+        "subject_id": "12", "images": ["https://cdn.example/pictures/a/b%20c%252e.png"], "webhook_url": None,
+        "epochs": 20, "owner_id": "house", "base_model": "sd15", "trigger_word": "style12",
+    }  # fmt: skip
+    more = read(MESSAGE, owner_id="ada", base_model="sdxl", trigger_word="sks", rank=8, max_steps=5)
+    assert (more["owner_id"], more["base_model"], more["trigger_word"], more["rank"]) == ("ada", "sdxl", "sks", 8)
+    body = json.dumps(MESSAGE).encode()
+    assert arguments_of(body, "m-1", SETTINGS)["idempotency_key"] == "model_training:m-1"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "malformed"),
+        (b"[]", "malformed"),
+        (b"\xff\xfe", "malformed"),
+        (b'{"style_id": NaN}', "malformed"),
+        (b'{"style_id": 1, "style_id": 2}', "malformed"),
+        (b'{"style_id": "\\ud800"}', "malformed"),
+        (b"[" * 100_000, "malformed"),
+        (b"1" * 10_000, "malformed"),
+        (b" " * (MAX_BODY_BYTES + 1), "too_large"),
+        ({"price": 0}, "unknown_field"),
+        ({"idempotency_key": "x"}, "unknown_field"),
+        ({"style_id": None}, "wrong_type"),
+        ({"style_id": True}, "wrong_type"),
+        ({"image_paths": "a.png"}, "wrong_type"),
+        ({"image_paths": [{"ref": "x"}]}, "wrong_type"),
+        ({"image_paths": ["../x.png"]}, "path_refused"),
+    ],
+)
+def test_what_no_attempt_makes_good_is_refused(body: Any, code: str) -> None:
+    with pytest.raises(Refused) as refused:
+        read(body) if isinstance(body, bytes) else read(MESSAGE, **body)
+    assert refused.value.code == code
+    assert len(str(refused.value)) < 600
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "a/../b", "./a", "a//b", "", "a\\b", "a\nb", ".."])
+def test_paths_stay_below_their_prefix(path: str) -> None:
+    for prefix in ("file:///mnt/pictures", "s3://bucket/pictures", None):
+        with pytest.raises(Refused):
+            reference(path, prefix)
+
+
+def test_addresses_and_ids_are_taken_as_they_are() -> None:
+    picture = "pic_01m804v1z0c4x9m3w7b2n5k8q6"
+    for path in ("https://x.example/a.png", "s3://bucket/a.png", picture):
+        assert reference(path, None) == path
+    assert reference("a/50%.png", "s3://bucket/in") == "s3://bucket/in/a/50%.png"
