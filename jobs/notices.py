@@ -107,9 +107,12 @@ def alert(house: House, topic: str, text: str) -> None:
 
 
 def _put_mail(session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None) -> None:
+    # A server that is down is not asked anew with every mail.
+    due_at = outbox.spared_until(session, mail.SERVER, utcnow() + retries.LONGEST_SPARING)
     outbox.put(
-        session, "mail", job_id=job_id, owner_id=owner_id, topic=event, destination=mail.SERVER, payload=dict(facts)
-    )
+        session, "mail", job_id=job_id, owner_id=owner_id, topic=event, destination=mail.SERVER, payload=dict(facts),
+        due_at=due_at,
+    )  # fmt: skip
 
 
 def _plain(name: str) -> str:
@@ -120,7 +123,11 @@ def _plain(name: str) -> str:
 
 
 def deliver_mail(house: House, message_id: str) -> None:
-    """Make one attempt to send an e-mail; a failed one is due again by the schedule of webhooks."""
+    """Make one attempt to send an e-mail; a failed one is due again by the schedule of webhooks.
+
+    A server that is down is asked once a minute: each time costs a worker some seconds, which webhooks want, too.
+    """
+    now = utcnow()
     with house.database.reading() as session:
         message = outbox.find(session, message_id)
         if message is None:
@@ -133,6 +140,8 @@ def deliver_mail(house: House, message_id: str) -> None:
     outcome = _send(house, message, wishes.email)
     with house.database.writing() as session:
         webhooks.record(session, message, outcome)
+        if outcome.is_down:
+            outbox.spare_destination(session, mail.SERVER, now + retries.LONGEST_SPARING, now)
         if outcome.verdict is Verdict.DEAD:
             alert_letter(session, message, outcome)
 

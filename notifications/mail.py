@@ -149,7 +149,7 @@ class Postman:
     """An SMTP server: `smtp://` (with STARTTLS where the server has it) or `smtps://`, user and password if any."""
 
     address: str
-    timeout_s: float = 15.0
+    timeout_s: float = 8.0  # one that hangs keeps a worker for so long
 
     def check(self) -> None:
         """ValueError for an address that is none."""

@@ -234,6 +234,13 @@ def resume_destination(session: Session, destination: str, now: datetime | None 
     _move_due(session, (*whose, MESSAGE.c.attempts == 0), now)
 
 
+def spared_until(session: Session, destination: str, longest: datetime) -> datetime | None:
+    """When a receiver that has failed is asked next, `longest` at the latest; None if it has not failed."""
+    failed = _WAITING, MESSAGE.c.destination == destination, MESSAGE.c.attempts > 0
+    due_at: datetime | None = session.execute(sa.select(sa.func.min(MESSAGE.c.due_at)).where(*failed)).scalar()
+    return None if due_at is None else min(due_at, longest)
+
+
 def is_overtaken(session: Session, message: Message | DeadLetter) -> bool:
     """Whether a later message of the same kind was put for the same job."""
     later = sa.select(MESSAGE.c.id).where(MESSAGE.c.job_id == message.job_id, MESSAGE.c.kind == message.kind)

@@ -42,6 +42,8 @@ def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
     """What is wrong with one argument. Those of a request (`**arguments`) are the matter of `jobs.requests`."""
     if parameter.kind is inspect.Parameter.VAR_KEYWORD:
         return None
+    if value is None and parameter.annotation == str | None:
+        return None
     if prefix := _ID.get(name):
         if isinstance(value, str) and re.fullmatch(rf"{prefix}_[0-9a-z]{{1,40}}", value):
             return None

@@ -25,7 +25,7 @@ def clean_up(job_id: str, message_id: str) -> None:
 
 
 @app.task(name="imprint.notify")
-def notify(job_id: str, message_id: str) -> None:
+def notify(job_id: str | None, message_id: str) -> None:
     """Tell the application; a failed attempt is due again by its schedule, and the sweep sends it."""
     aftermath.notify(house(), message_id)
     relay(house())  # the next notice of this job was waiting for this one

@@ -1,5 +1,6 @@
 """Who is told what besides webhooks, on both databases: preferences, credits that run low, alerts in one message."""
 
+import inspect
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from jobs import accounts, moves, notices, service
 from jobs.wiring import House
 from notifications import channels, mail, outbox
 from notifications.tables import MESSAGE
+from tasks import callbacks
+from tasks.arguments import _faults
 from tests.contract.jobs import events, messages, request
 from tests.servers.mail import channel, mail_server
 
@@ -174,3 +177,21 @@ def test_settings_that_cannot_work_are_said_at_the_start(settings: Settings) -> 
     ):
         with pytest.raises(ValueError, match=named):
             House(settings.model_copy(update=update)).check()
+
+
+def test_a_notice_of_no_job_is_taken_by_its_task() -> None:
+    """Why a training did not start by itself is told of a subject, and its message names no job."""
+    signature = inspect.signature(callbacks.notify.run)
+    assert _faults(signature, (None, "msg_0"), {}) == {}
+    assert set(_faults(signature, ("x", None), {})) == {"job_id", "message_id"}
+
+
+def test_a_mail_server_that_is_down_is_asked_once_a_minute(house: House) -> None:
+    notices.put(house, "ada", {"email": "ada@example.org"})
+    for seed in (1, 2, 3):
+        service.cancel(house, service.submit(house, request(house, seed=seed))["job_id"])
+    notices.deliver_mail(house, waiting(house, "mail")[0].id)
+    service.cancel(house, service.submit(house, request(house, seed=4))["job_id"])
+    with house.database.reading() as session:
+        assert outbox.due(session, utcnow() + timedelta(seconds=3), ["mail"]) == []
+        assert len(outbox.due(session, utcnow() + timedelta(seconds=70), ["mail"])) == 1

@@ -4,9 +4,12 @@ import json
 import socket
 from pathlib import Path
 
+import sqlalchemy as sa
 from PIL import Image
 
+from core.clock import utcnow
 from jobs import intake, keys, notices
+from notifications.tables import MESSAGE
 from tests.servers.mail import channel, mail_server
 from tests.servers.receiver import receiver
 from tests.site import MASCOT, site, until
@@ -65,6 +68,13 @@ def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Pat
             # It is back: the mails come, under the ids they had.
             made.stop("io")
             made.start("io")
-            until(lambda: len(box.to("bob@example.org")) >= 2, 120, "mails at last")
+
+            def all_came() -> bool:
+                with made.house.database.writing() as session:  # let the time pass until the next attempt
+                    unsent = MESSAGE.c.kind == "mail", MESSAGE.c.sent_at.is_(None)
+                    session.execute(sa.update(MESSAGE).where(*unsent).values(due_at=utcnow()))
+                return len(box.to("bob@example.org")) >= 2
+
+            until(all_came, 120, "mails at last")
             assert {mail["Subject"] for mail in box.to("bob@example.org")} >= {"mascot: your LoRA is ready"}
             assert operators.got == []  # what failed was the owner's pictures

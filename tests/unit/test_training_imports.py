@@ -10,6 +10,8 @@ LIGHT = (
     "ports",
     "dataset",
     "pictures",
+    "decoder",
+    "decoder_child",
     "lora_file",
     "lora_metadata",
     "safetensor",

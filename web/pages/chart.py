@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 32
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 12, 32
 _MOST_POINTS = 300  # what the eye can tell apart at this width
 _ROWS = 8
 Point = tuple[int, float]
@@ -31,8 +31,8 @@ class Chart:
     rows: list[Point]
 
 
-def loss_curve(losses: Sequence[Point], total: int) -> Chart | None:
-    """The chart of (step, loss) in the order of their steps, on an axis up to `total`; None for fewer than two."""
+def loss_curve(losses: Sequence[Point]) -> Chart | None:
+    """The chart of (step, loss) in the order of their steps; None for fewer than two."""
     if len(losses) < 2:
         return None
     smooth = _smoothed(losses)
@@ -40,7 +40,7 @@ def loss_curve(losses: Sequence[Point], total: int) -> Chart | None:
     top = max(loss for _, loss in kept) or 1.0
     step = _round_step(top / 4)
     highest = step * ceil(top / step)
-    last = max(total, losses[-1][0])
+    last = max(1, losses[-1][0])
 
     def place(point: Point) -> str:
         x = _LEFT + (WIDTH - _LEFT - _RIGHT) * point[0] / last

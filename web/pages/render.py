@@ -68,6 +68,8 @@ def seconds(value: float | None) -> str:
     """A span of time as people say it."""
     if value is None:
         return "unknown"
+    if value < 1:
+        return "under 1 s"
     whole = round(value)
     if whole < 60:
         return f"{whole} s"

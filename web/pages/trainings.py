@@ -40,7 +40,7 @@ def training(request: Request, house: Here, caller: Reader, job_id: TrainingId) 
         active=active,
         newest=newest,
         stages_done=_stages(view),
-        chart=loss_curve(_losses(service.events(house, job_id)), view["total_steps"]),
+        chart=loss_curve(_losses(service.events(house, job_id))),
         samples=_samples(training_routes.previews(house, caller, job_id).previews),
         cancel_cost=service.cost_of_cancelling(house, job_id) if active else 0,
         again=None if active else _again(house, job_id),

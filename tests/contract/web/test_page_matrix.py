@@ -1,0 +1,232 @@
+"""Every route of the page, called by everybody who must not: signed out, with a session that is forged, over or
+revoked, for another owner, without the scope, from another site. A route that is not in a table fails test_matrix.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import pytest
+
+from core.clock import utcnow
+from jobs import service, tokens
+from storage.tables import ApiToken
+from tests.contract.web.conftest import Api
+from web.pages.session import COOKIE
+
+HERE = {"origin": "http://testserver"}
+ADA = "/subjects/rex"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A route of the page: the scope it needs (None: open to all), its answer to the owner, and to a stranger."""
+
+    method: str
+    path: str
+    scope: str | None
+    own: int
+    stranger: int = 404
+    form: dict[str, str] = field(default_factory=dict)
+    query: str = ""
+
+
+_START = {"key": "0" * 32, "credits_shown": "9999", "trigger_word": "hush", "base_model": "sd15"}
+ROWS = [
+    Row("GET", "/sign-in", None, 200),
+    Row("POST", "/sign-in", None, 422),
+    Row("GET", "/static/{name}", None, 200),
+    Row("POST", "/sign-out", "read", 303, 303),
+    Row("GET", "/", "read", 200, 200),
+    Row("GET", "/subjects", "read", 303, 303, query="?name=rex"),
+    Row("GET", "/subjects/{id}", "read", 200, 200),
+    Row("GET", "/subjects/{id}/images/{imageId}", "read", 200),
+    Row("GET", "/trainings/{id}", "read", 200),
+    Row("GET", "/trainings/{id}/events", "read", 200),
+    Row("GET", "/trainings/{id}/previews/{name}", "read", 404),
+    Row("GET", "/trainings/{id}/download", "read", 409),
+    Row("GET", "/account", "read", 200, 200),
+    Row("GET", "/operators", "operate", 200),
+    Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
+    Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
+    Row("POST", "/subjects/{id}/images", "train", 422, 422),
+    Row("POST", "/subjects/{id}/images/{imageId}/caption", "train", 303, form={"text": "hush"}),
+    Row("POST", "/subjects/{id}/train", "train", 303, 409, _START),
+    Row("POST", "/subjects/{id}/images/{imageId}/remove", "train", 303),
+    Row("POST", "/trainings/{id}/cancel", "train", 303),
+    Row("POST", "/trainings/{id}/again", "train", 303),
+]
+GUARDED = [row for row in ROWS if row.scope is not None]
+
+
+@dataclass
+class Page:
+    """Ada's pictures and her cancelled training, and a way to call a row with a cookie."""
+
+    api: Api
+    job_id: str
+    image_ids: list[str]
+
+    def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
+        path = row.path.replace("{imageId}", self.image_ids[-1])
+        path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
+        path = path.replace("{id}", "rex" if row.path.startswith("/subjects") else self.job_id) + row.query
+        files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
+        data = None if row.method == "GET" else row.form
+        cookies = {"cookie": f"{COOKIE}={cookie}"} if cookie is not None else {}
+        sent = {**({} if row.method == "GET" else HERE), **cookies, **headers}
+        self.api.client.cookies.clear()
+        return self.api.call(row.method, path, headers=sent, data=data, files=files)
+
+    def sign_in(self, secret: str, owner: str = "", **headers: str) -> httpx2.Response:
+        self.api.client.cookies.clear()
+        data = {"token": secret, "owner": owner, "next": ADA}
+        return self.api.call("POST", "/sign-in", headers={**HERE, **headers}, data=data)
+
+    def cookie(self, secret: str, owner: str = "") -> str:
+        answer = self.sign_in(secret, owner)
+        assert answer.status_code == 303, answer.text
+        return str(answer.cookies[COOKIE])
+
+    def is_told_in(self, answer: httpx2.Response) -> bool:
+        return any(secret in answer.text for secret in (self.job_id, *self.image_ids, "hush"))
+
+
+@pytest.fixture(scope="module")
+def page(lone_api: Api) -> Page:
+    ada = lone_api.token("ada")
+    images = lone_api.upload(ada, 7)
+    job_id = lone_api.train(ada, images[:6]).json()["id"]
+    service.cancel(lone_api.house, job_id)
+    return Page(lone_api, job_id, images)
+
+
+def of(row: Row) -> str | None:
+    return None if row.scope == "operate" else "ada"
+
+
+@pytest.mark.parametrize("row", GUARDED, ids=lambda row: f"{row.method} {row.path}")
+def test_a_guarded_page(page: Page, row: Row) -> None:
+    api = page.api
+    assert row.scope is not None
+    owner, secret = of(row), api.token(of(row), row.scope)
+    good = page.cookie(secret, "" if owner else "ada")
+
+    # Signed out, a forged cookie, or a session whose token is gone: the way to the sign-in, and nothing else.
+    gone = api.token(owner, row.scope)
+    of_gone = page.cookie(gone, "" if owner else "ada")
+    found = tokens.find(api.house, gone)
+    assert found is not None
+    with api.house.database.writing() as session:
+        session.get_one(ApiToken, found.id).revoked_at = utcnow()
+    body, _, signature = good.partition(".")
+    for cookie in (None, "", "x", f"{body}.", f"{body[:-4]}AAAA.{signature}", of_gone, secret):
+        answer = page.call(row, cookie)
+        assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/sign-in"), answer.text
+        assert not page.is_told_in(answer) or page.job_id in row.path
+
+    # A token that may not; another owner's, for whom there is nothing here; a form from elsewhere.
+    others = {"read", "train", "operate"} - {row.scope}
+    if row.path != "/sign-out":
+        answer = page.call(row, page.cookie(api.token(None, *others), "ada"))
+        assert answer.status_code == 403
+        assert not page.is_told_in(answer)
+    if owner:
+        answer = page.call(row, page.cookie(api.token("bob", row.scope)))
+        assert answer.status_code == row.stranger, answer.text
+        assert not page.is_told_in(answer)
+    if row.method == "POST":
+        for headers in (
+            {"origin": "https://evil.example"},
+            {"origin": "null"},
+            {"origin": ""},
+            {"sec-fetch-site": "cross-site"},
+        ):
+            assert page.call(row, good, **headers).status_code == 403
+
+    # And the owner is let in: else the refusals above would prove nothing.
+    answer = page.call(row, good)
+    assert answer.status_code == row.own, answer.text
+    if "text/html" in answer.headers.get("content-type", ""):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert not re.search(r"<script(?! type=\"module\" src=\"/static/)|<style|\sstyle=|\son[a-z]+=", answer.text)
+        assert "http://" not in answer.text.replace("http://www.w3.org", "")
+        assert "https://" not in answer.text
+
+
+def test_open_pages_need_nothing(page: Page) -> None:
+    for row in ROWS:
+        if row.scope is None:
+            assert page.call(row).status_code == row.own, row
+
+
+def test_a_session_is_a_cookie_that_only_the_server_reads(page: Page) -> None:
+    secret = page.api.token("ada")
+    answer = page.sign_in(secret)
+    cookie = answer.headers["set-cookie"]
+    assert answer.headers["location"] == ADA
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert secret not in cookie
+    assert page.api.client.base_url.scheme == "http"
+    assert "Secure" not in cookie
+    again = page.api.call("POST", "https://testserver/sign-in", headers={"origin": "https://testserver"},
+                          data={"token": secret, "next": "//evil.example"})  # fmt: skip
+    assert "Secure" in again.headers["set-cookie"]
+    assert again.headers["location"] == "/"
+    out = page.call(next(row for row in ROWS if row.path == "/sign-out"), answer.cookies[COOKIE])
+    assert f'{COOKIE}="";' in out.headers["set-cookie"]
+    assert page.sign_in(secret, origin="https://evil.example").status_code == 403
+
+
+def test_who_may_not_sign_in_hears_why(page: Page) -> None:
+    service_token = page.api.token(None, "read")
+    for secret, owner, said in (
+        ("imp_" + "x" * 43, "", "unknown, expired or revoked"),
+        ("x" * 400, "", "unknown, expired or revoked"),
+        (page.api.token("ada"), "bob", "belongs to another owner"),
+        (service_token, "", "name the owner"),
+    ):
+        answer = page.sign_in(secret, owner)
+        assert answer.status_code == 422
+        assert said in answer.text
+        assert secret not in answer.text
+    assert page.sign_in(service_token, "ada").status_code == 303
+    operator = page.sign_in(page.api.token(None, "operate"))
+    assert operator.headers["location"] == "/operators"
+
+
+def test_from_a_mail_the_strict_cookie_comes_with_the_second_request(page: Page) -> None:
+    row = next(row for row in ROWS if row.path == "/trainings/{id}")
+    first = page.call(row, **{"sec-fetch-site": "cross-site"})
+    assert first.status_code == 200
+    assert 'http-equiv="refresh"' in first.text
+    assert not page.is_told_in(first)
+
+
+def test_it_never_costs_more_than_was_shown(page: Page) -> None:
+    row = next(row for row in ROWS if row.path == "/subjects/{id}/train")
+    cookie = page.cookie(page.api.token("ada"))
+    before = page.api.call("GET", "/api/account", page.api.token("ada")).json()["held"]
+    dearer = Row(row.method, row.path, row.scope, 409, form={**row.form, "credits_shown": "1", "key": "1" * 32})
+    answer = page.call(dearer, cookie)
+    assert (answer.status_code, "not 1" in answer.text) == (409, True), answer.text
+    odd = Row(row.method, row.path, row.scope, 422, form={**row.form, "max_steps": "many", "resolution": "65"})
+    assert page.call(odd, cookie).status_code == 422
+    assert page.api.call("GET", "/api/account", page.api.token("ada")).json()["held"] == before
+
+
+def test_what_people_typed_is_text(page: Page) -> None:
+    """Names, words and captions come out as they went in, and never as HTML."""
+    cookie = page.cookie(page.api.token("ada"))
+    odd = '"><script>alert(1)</script>'
+    form = {"trigger_word": odd, "class_word": odd, "base_model": "sd15"}
+    assert page.call(Row("POST", "/subjects/{id}/settings", "train", 303, form=form), cookie).status_code == 303
+    for path in (ADA, "/", f"/subjects/{odd.replace('/', '')}"):
+        text = page.api.call("GET", path, headers={"cookie": f"{COOKIE}={cookie}"}).text
+        assert "<script>alert" not in text
+    restored: dict[str, Any] = {"trigger_word": "hush", "base_model": "sd15"}
+    page.call(Row("POST", "/subjects/{id}/settings", "train", 303, form=restored), cookie)
