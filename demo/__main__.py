@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 HOME = HERE.parent / ".imprint"
-BASE = HOME / "bases" / "tiny-sd15"
+BASE = HERE.parent / "training" / "pocket" / "model"
 
 
 def main(remote: bool) -> int:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Cloud:
-    """The fake RunPod, with pods that train for real: our own loop on the tiny base, behind ai-toolkit's API."""
+    """The fake RunPod, with pods that train for real: our own loop on the pocket model, behind ai-toolkit's API."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url, self.key = url, key

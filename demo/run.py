@@ -1,8 +1,6 @@
 """What the demo does, from top to bottom."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -42,11 +40,10 @@ def _demo(base: Path, cloud: Cloud | None) -> int:
     begun = time.monotonic()
     home = settings().home
     console.rule("[bold]Imprint demo[/]: ten pictures, one LoRA" + (", on a rented GPU" if cloud else ""))
-    _make_base(base)
     if cloud:
         console.print(
             "[yellow]The rented GPU is a stand-in:[/] RunPod and its pod run on this machine, with the API of the real "
-            "ones. The pod trains the tiny base for real, on this CPU. Nothing is paid."
+            "ones. The pod trains the pocket model for real, on this CPU. Nothing is paid."
         )
     left = 0
     with running(settings(), fresh=True) as stack:
@@ -65,13 +62,6 @@ def _demo(base: Path, cloud: Cloud | None) -> int:
     rented = {"trained_on": view["trained_on"]["server"], "pods_left": left} if cloud else {}
     print(json.dumps(_result(view, home, time.monotonic() - begun) | rented))
     return 0 if view["status"] == "ready" and not findings and not left else 1
-
-
-def _make_base(base: Path) -> None:
-    """The tiny base model, in a process of its own: this one needs no torch yet."""
-    if base.is_dir():  # it appears there whole or not at all
-        return
-    subprocess.run([sys.executable, "-m", "training.tiny_base", base], check=True)
 
 
 def _train() -> View:

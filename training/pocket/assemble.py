@@ -13,11 +13,18 @@ from training.pocket.networks import noise_schedule, tokenizer
 lib: Any = diffusers
 
 SAMPLING_STEPS, GUIDANCE = 20, 4.0
+LATENT_RANGE = 2.5  # in deviations
 
 
 def save(folder: Path, vae: Any, text_encoder: Any, unet: Any) -> None:
-    """Write the pipeline. The scheduler is one that needs few steps; training reads only its noise."""
-    scheduler = lib.DPMSolverMultistepScheduler(**noise_schedule(), timestep_spacing="trailing")
+    """Write the pipeline. The scheduler needs few steps; training reads only its noise.
+
+    It keeps its guess of the finished latents within what latents can be: while there is almost nothing but noise, a
+    small error of the UNet is a large one of that guess, and colours would drift away.
+    """
+    scheduler = lib.DDIMScheduler(
+        **noise_schedule(), clip_sample=True, clip_sample_range=LATENT_RANGE, set_alpha_to_one=False
+    )
     pipeline = lib.StableDiffusionPipeline(
         vae=vae.cpu().half(),
         text_encoder=text_encoder.cpu().half(),
