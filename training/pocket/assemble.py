@@ -13,18 +13,12 @@ from training.pocket.networks import noise_schedule, tokenizer
 lib: Any = diffusers
 
 SAMPLING_STEPS, GUIDANCE = 20, 4.0
-LATENT_RANGE = 2.5  # in deviations
 
 
 def save(folder: Path, vae: Any, text_encoder: Any, unet: Any) -> None:
-    """Write the pipeline. The scheduler needs few steps; training reads only its noise.
-
-    It keeps its guess of the finished latents within what latents can be: while there is almost nothing but noise, a
-    small error of the UNet is a large one of that guess, and colours would drift away.
-    """
-    scheduler = lib.DDIMScheduler(
-        **noise_schedule(), clip_sample=True, clip_sample_range=LATENT_RANGE, set_alpha_to_one=False
-    )
+    """Write the pipeline. The scheduler needs few steps; training reads only its noise."""
+    # Its guess of the finished latents is not clipped: the pipeline of Stable Diffusion would undo that.
+    scheduler = lib.DDIMScheduler(**noise_schedule(), clip_sample=False, set_alpha_to_one=False)
     pipeline = lib.StableDiffusionPipeline(
         vae=vae.cpu().half(),
         text_encoder=text_encoder.cpu().half(),
