@@ -206,7 +206,7 @@ class TestOperations:
 def test_the_rooms_on_the_readme_are_there() -> None:
     [tree] = [block.text for block in blocks(README) if block.text.startswith("core/")]
     named = [line.split()[0] for line in tree.splitlines()]
-    inner = {"families/": "training/families", "backends/": "training/backends"}
+    inner = {name: f"training/{name}" for name in ("families/", "backends/", "engine/", "pocket/")}
     assert [name for name in named if not (ROOT / inner.get(name, name)).exists()] == []
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert {f"{name}/" for name in packages} <= set(named)

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--decoder-steps", type=int, default=2000, help="of 8 drawings (default: 2000)")
     train.add_argument("--text-steps", type=int, default=1600, help="of 96 captions (default: 1600)")
     train.add_argument("--unet-steps", type=int, default=12_000, help="of 16 drawings (default: 12000)")
-    train.add_argument("--judge-steps", type=int, default=900, help="of 48 drawings (default: 900)")
+    train.add_argument("--judge-steps", type=int, default=3500, help="of 48 drawings (default: 3500)")
     train.add_argument("--drawings", type=int, default=40_000, help="that the UNet learns from (default: 40000)")
     check = commands.add_parser("check", help="grade the model by its classifier, and make a contact sheet")
     check.add_argument("--model", type=Path, default=MODEL)

@@ -85,7 +85,7 @@ class Run:
             accounts.grant(self._world.site.house, f"owner-{number}", 10_000, key="start")
         for name in self._world.site.processes:
             if not name.startswith("beat"):
-                until(lambda name=name: " ready." in self._world.site.log(name).read_text(), 120, f"{name} ready")  # type: ignore[misc]
+                until(lambda name=name: " ready." in self._world.site.log(name).read_text(), 300, f"{name} ready")  # type: ignore[misc]
         with self._progress() as progress:
             task = progress.add_task("", total=len(self._plan.orders))
             show = lambda: progress.update(task, completed=len(self._world.heard), description=self._last)  # noqa: E731
@@ -129,7 +129,7 @@ class Run:
             waiting = [
                 f"order {order.number}" for order in self._plan.orders if order.number not in self.owners.accepted
             ]
-            waiting = waiting or waits(self._world, self.owners)
+            waiting = waiting or waits(self._world)
             if not waiting and not any(thread.is_alive() for thread in self._threads):
                 return
             if time.monotonic() > told + 15:

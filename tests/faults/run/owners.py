@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ class Owners:
         self.accepted: dict[int, str] = {}
         self.duplicates: list[str] = []  # two jobs for one key: must stay empty
         self.resent = 0
-        self.cancelled_in_vain = 0
         self._stored: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         self.given_up = threading.Event()
@@ -101,13 +101,8 @@ class Owners:
             if owner_id not in self._stored:
                 seed = 10_000 + 100 * len(self._stored)
                 files = [drawing(self._folder / f"{owner_id}-{n}.png", seed + n) for n in range(PICTURES)]
-                house = self._site.house
-                self._stored[owner_id] = [
-                    self._until_it_passes(
-                        lambda file=file: intake.store_picture(house, owner_id, "drawings", file.read_bytes())
-                    )
-                    for file in files
-                ]
+                store = partial(intake.store_picture, self._site.house, owner_id, "drawings")
+                self._stored[owner_id] = [self._until_it_passes(partial(store, file.read_bytes())) for file in files]
             return self._stored[owner_id]
 
     def _send(self, order: Order, request: dict[str, Any]) -> None:
@@ -135,10 +130,8 @@ class Owners:
         return None
 
     def _cancel(self, job_id: str) -> None:
-        try:
+        with suppress(IllegalMove):  # it had ended by then
             service.cancel(self._site.house, job_id)
-        except IllegalMove:
-            self.cancelled_in_vain += 1  # it had ended by then
 
     def _until_it_passes(self, action: Callable[[], Any]) -> Any:
         """Try again while servers are away, as an application would."""

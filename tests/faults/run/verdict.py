@@ -82,7 +82,7 @@ def judge(world: World, owners: Owners, plan: Plan) -> Verdict:
     return verdict
 
 
-def waits(world: World, owners: Owners) -> list[str]:
+def waits(world: World) -> list[str]:
     """What the quiet time is for: jobs that are not final, or whose end was not told, or that left something."""
     with world.site.house.database.reading() as session:
         jobs = list(session.exec(select(Job)))
