@@ -34,7 +34,10 @@ function replace(fresh, only) {
     if (focused) (byId(focused) ?? byId("main")).focus({ preventScroll: wasOpen });
   }
   const said = fresh.getElementById("announce"), announce = byId("announce");
-  if (said && announce && said.textContent !== announce.textContent) announce.textContent = said.textContent;
+  if (said && announce && said.textContent !== announce.textContent) {
+    announce.textContent = said.textContent;
+    byId("notice").replaceChildren(); // what was said before is not so any more
+  }
   follow();
 }
 
@@ -63,7 +66,7 @@ async function refresh() {
 
 // The price depends on what is chosen in a form, which the fresh page does not know: it is asked for by itself.
 async function settle(fresh) {
-  replace(fresh, "[data-live]:not([data-quote] *)");
+  replace(fresh, "[data-live]:not(#price)");
   if (fresh.title) document.title = fresh.title;
   const form = document.querySelector("[data-quote]");
   if (form) await ask(form);
@@ -75,11 +78,11 @@ async function send(form, button) {
   const data = new FormData(form, button);
   button?.setAttribute("aria-busy", "true");
   try {
-    const { answer, fresh } = await load(button?.formAction || form.action, {
-      method: "POST", body: new URLSearchParams(data),
-    });
+    const address = button?.hasAttribute("formaction") ? button.formAction : form.action;
+    const { answer, fresh } = await load(address, { method: "POST", body: new URLSearchParams(data) });
     const error = fresh.getElementById("error");
     if (error) notice("bad", ...error.childNodes);
+    else if (!answer.ok) trouble();
     else if (new URL(answer.url).pathname !== location.pathname) location.assign(answer.url);
     else {
       form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from core.clock import utcnow
-from jobs import service, tokens
+from jobs import keys, service, tokens
 from storage.tables import ApiToken
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
@@ -230,3 +230,22 @@ def test_what_people_typed_is_text(page: Page) -> None:
         assert "<script>alert" not in text
     restored: dict[str, Any] = {"trigger_word": "hush", "base_model": "sd15"}
     page.call(Row("POST", "/subjects/{id}/settings", "train", 303, form=restored), cookie)
+
+
+def test_previews_stand_in_a_row_for_each_prompt(page: Page) -> None:
+    """By step; of a step that was made again in a later attempt, the later."""
+    for attempt, step, prompt in ((1, 0, 0), (1, 250, 0), (2, 250, 0), (1, 0, 1)):
+        page.api.house.store.put(keys.preview(page.job_id, attempt, step, prompt, "png"), b"a picture")
+    cookie = page.cookie(page.api.token("ada"))
+    text = page.call(next(row for row in ROWS if row.path == "/trainings/{id}"), cookie).text
+    rows = [re.findall(r'previews/([^"]+)" alt="([^"]+)"', row) for row in text.split('<ul class="strip"')[1:]]
+    assert rows == [
+        [
+            ("1-000000000_0.png", "Preview of prompt 1 after step 0"),
+            ("2-000000250_0.png", "Preview of prompt 1 after step 250"),
+        ],
+        [("1-000000000_1.png", "Preview of prompt 2 after step 0")],
+    ]
+    shown = page.api.call("GET", f"/trainings/{page.job_id}/previews/2-000000250_0.png",
+                          headers={"cookie": f"{COOKIE}={cookie}"})  # fmt: skip
+    assert (shown.status_code, shown.content) == (200, b"a picture")

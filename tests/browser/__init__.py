@@ -1,0 +1,1 @@
+"""The page in headless Chromium, on a site with real workers."""

@@ -1,0 +1,135 @@
+"""One site with the page for all tests here, a browser, and pages that may talk to that site only."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
+
+from core.errors import IllegalMove
+from jobs import service, tokens
+from jobs.wiring import House
+from tests.site import ROOT, Site, site
+
+SHOTS = ROOT / "test-output" / "browser"
+CHROMIUM = os.environ.get("IMPRINT_TEST_CHROMIUM", "/usr/bin/chromium")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WAIT_MS = 120_000  # of one step; on a machine that does other things at the same time, all take their time
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+Scheme = Literal["light", "dark"]
+
+
+@dataclass
+class Visitor:
+    """Somebody at the page, and every request that their browser made."""
+
+    site: Site
+    browser: Browser
+    asked: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def open(self, *, size: dict[str, int] = DESKTOP, scheme: Scheme = "light", **options: Any) -> Page:
+        """A window of its own, with no session."""
+        context = self.browser.new_context(
+            base_url=self.site.web_url,
+            viewport=size,  # type: ignore[arg-type]
+            color_scheme=scheme,
+            permissions=["clipboard-read", "clipboard-write"],
+            **options,
+        )
+        context.set_default_timeout(WAIT_MS)
+        page = context.new_page()
+        page.on("request", self._note)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda said: self._hear(said.type, said.text))
+        return page
+
+    def _note(self, request: Request) -> None:
+        self.asked.append(request.url)
+
+    def _hear(self, kind: str, text: str) -> None:
+        # A refused form is no fault of the page; a broken policy or a script that fails is.
+        if kind == "error" and not text.startswith("Failed to load resource: the server responded with a status"):
+            self.errors.append(text)
+
+    def sign_in(self, page: Page, owner_id: str, *scopes: str) -> None:
+        """With a service token, so that one form does for owners and operators."""
+        secret, _ = tokens.create(self.site.house, "browser", scopes=scopes or ("read", "train"))
+        page.goto("/sign-in")
+        page.get_by_label("API token").fill(secret)
+        page.get_by_text("I have a service token").click()
+        page.get_by_label("Owner").fill(owner_id)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url(lambda url: "/sign-in" not in url)
+
+    @property
+    def house(self) -> House:
+        return self.site.house
+
+
+@pytest.fixture(scope="package")
+def web_site(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("web-site")
+    with site(folder, base_model, start=("io", "train", "beat", "web"), IMPRINT_WEB_RATE_PER_S="500") as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    if not Path(CHROMIUM).exists():
+        pytest.fail(f"there is no browser at {CHROMIUM}: tools/system.sh installs one")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visitor(web_site: Site, browser: Browser) -> Iterator[Visitor]:
+    """Nothing leaves the machine, no script fails, and the policy of the page is never broken."""
+    made = Visitor(web_site, browser)
+    yield made
+    for context in browser.contexts:
+        with suppress(PlaywrightError):  # a window that a failed test left in the middle of something
+            context.close()
+    for job in service.jobs(web_site.house, active=True, limit=100):  # or the next test would wait for its worker
+        with suppress(IllegalMove):
+            service.cancel(web_site.house, job["job_id"])
+    assert [address for address in made.asked if not address.startswith(web_site.web_url)] == []
+    assert made.errors == []
+
+
+@pytest.fixture
+def shoot(request: pytest.FixtureRequest) -> Callable[[Page, str], None]:
+    """Keep a picture of the whole page under test-output/."""
+
+    def keep(page: Page, name: str) -> None:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SHOTS / f"{re.sub(r'[^a-z0-9-]+', '-', name)}.png", full_page=True)
+
+    return keep
+
+
+def check_accessible(page: Page) -> None:
+    """axe finds nothing serious or critical, in light and in dark."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        found = Axe().run(page).response["violations"]
+        grave = [
+            f"{page.url} ({scheme}): {one['id']}: {node['html'][:200]} {node.get('failureSummary', '')}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
+        assert grave == [], "\n".join(grave)
+    page.emulate_media(color_scheme="light")
