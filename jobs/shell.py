@@ -137,6 +137,10 @@ def clean_up(house: House, job_id: str) -> None:
     if job.status != Status.READY:
         house.store.delete(keys.lora(job_id))
         house.store.delete_prefix(keys.previews(job_id))
+    # What a killed worker had unpacked, where the next one came before the killed one's last process was gone.
+    for folder in house.work_dir.parent.glob(f"*/{job_id}-*"):
+        if not _alive(int(folder.parent.name)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_dead_work_dirs(house: House) -> None:
