@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.home import ROOT, settle
+
 OWNER = "bench"
 
 
@@ -31,27 +32,10 @@ def main() -> int:
     parser.add_argument("--stages", action="store_true", help="also print the CPU time of each stage")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
-        _configure(Path(folder))
+        settle(Path(folder), IMPRINT_IO_CONCURRENCY="2", IMPRINT_RELAUNCH_AFTER_S="600")
         result = _run(Path(folder), options.jobs, stages=options.stages)
     print(json.dumps(result))
     return 0
-
-
-def _configure(folder: Path) -> None:
-    """Settings of this process and the stack; before anything reads them."""
-    base = folder / "base"
-    subprocess.run([sys.executable, "-m", "training.tiny_base", str(base)], check=True, cwd=ROOT, capture_output=True)
-    for name in [name for name in os.environ if name.startswith("IMPRINT_")]:
-        del os.environ[name]
-    os.environ.update(
-        IMPRINT_HOME=str(folder / "home"),
-        IMPRINT_BASE_MODELS=json.dumps({"sd15": str(base)}),
-        IMPRINT_IO_CONCURRENCY="2",
-        IMPRINT_RELAUNCH_AFTER_S="600",
-        IMPRINT_LOG_LEVEL="WARNING",
-        OMP_NUM_THREADS="1",
-        OMP_WAIT_POLICY="PASSIVE",
-    )
 
 
 def _run(folder: Path, count: int, *, stages: bool) -> dict[str, Any]:

@@ -8,7 +8,6 @@ server; both share the machine's cores).
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.home import ROOT, clear_settings
+
 if TYPE_CHECKING:
     from jobs.wiring import House
 
-ROOT = Path(__file__).resolve().parent.parent
 POLLS = 3
 PERIOD_S = 30.0
 
@@ -31,8 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=500)
     options = parser.parse_args()
-    for name in [name for name in os.environ if name.startswith("IMPRINT_")]:
-        del os.environ[name]
+    clear_settings()
     with tempfile.TemporaryDirectory(prefix="imprint-bench-") as name:
         folder = Path(name)
         with _server(folder, options.jobs) as url:

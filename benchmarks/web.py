@@ -10,8 +10,6 @@ comes back with `Last-Event-ID`, has not had at the end). The load is made on th
 import argparse
 import asyncio
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +21,8 @@ from statistics import quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.home import ROOT, settle
+
 OWNERS = 4
 
 
@@ -35,27 +34,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
-        _configure(Path(folder))
+        settle(Path(folder), IMPRINT_IO_CONCURRENCY="1", IMPRINT_WEB_PORT="0")
         result = _run(options.streams, options.rate, options.seconds)
     print(json.dumps(result))
     return 0
-
-
-def _configure(folder: Path) -> None:
-    """Settings of this process and the stack; before anything reads them."""
-    base = folder / "base"
-    subprocess.run([sys.executable, "-m", "training.tiny_base", str(base)], check=True, cwd=ROOT, capture_output=True)
-    for name in [name for name in os.environ if name.startswith("IMPRINT_")]:
-        del os.environ[name]
-    os.environ.update(
-        IMPRINT_HOME=str(folder / "home"),
-        IMPRINT_BASE_MODELS=json.dumps({"sd15": str(base)}),
-        IMPRINT_IO_CONCURRENCY="1",
-        IMPRINT_WEB_PORT="0",
-        IMPRINT_LOG_LEVEL="WARNING",
-        OMP_NUM_THREADS="1",
-        OMP_WAIT_POLICY="PASSIVE",
-    )
 
 
 def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:

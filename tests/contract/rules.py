@@ -6,7 +6,7 @@ neither constraints nor keys, so there a second database is made from the schema
 
 import re
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,15 @@ class Rule:
     write: str
     on: tuple[str, ...] = BOTH
     before: tuple[str, ...] = ()
+
+
+def connected(database: Database, books: Sequence[str]) -> Iterator[sa.Connection]:
+    """A connection to a database with rows that break no rule."""
+    with database.engine.connect() as connection:
+        for statement in books:
+            connection.exec_driver_sql(statement)
+        connection.commit()
+        yield connection
 
 
 def each_refuses_by_itself(connection: sa.Connection, rules: Sequence[Rule]) -> None:

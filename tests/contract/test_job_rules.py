@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from storage.database import Database
-from tests.contract.rules import Rule, each_is_needed_on_sqlite, each_refuses_by_itself, every_rule_is_tried
+from tests.contract.rules import Rule, connected, each_is_needed_on_sqlite, each_refuses_by_itself, every_rule_is_tried
 
 TABLES = ("training_job", "job_picture", "job_event", "outbox_message", "disabled_receiver")
 AT = "2026-01-01 00:00:00"
@@ -64,11 +64,7 @@ BOOKS = [
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[sa.Connection]:
-    with database.engine.connect() as connection:
-        for statement in BOOKS:
-            connection.exec_driver_sql(statement)
-        connection.commit()
-        yield connection
+    yield from connected(database, BOOKS)
 
 
 def test_each_rule_refuses_by_itself(connection: sa.Connection) -> None:

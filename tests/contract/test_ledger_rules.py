@@ -16,6 +16,7 @@ from tests.contract.rules import (
     POSTGRESQL,
     SQLITE,
     Rule,
+    connected,
     each_is_needed_on_sqlite,
     each_refuses_by_itself,
     every_rule_is_tried,
@@ -141,11 +142,7 @@ BOOKS = [
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[sa.Connection]:
-    with database.engine.connect() as connection:
-        for statement in BOOKS:
-            connection.exec_driver_sql(statement)
-        connection.commit()
-        yield connection
+    yield from connected(database, BOOKS)
 
 
 def test_each_rule_refuses_by_itself(connection: sa.Connection) -> None:
