@@ -36,7 +36,7 @@ def own_version() -> str:
 
 def recipe_json(spec: TrainSpec) -> str:
     """The spec as canonical JSON. A base model given as a folder is told by its last name: our paths stay ours."""
-    recipe = spec.model_dump(mode="json")
+    recipe = spec.told()
     if Path(spec.base_model).is_absolute():
         recipe["base_model"] = Path(spec.base_model).name
     return json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from training.options import Adapter, Data, Objective, Optimization, Validation
+
 Family = Literal["sd15", "sdxl", "z-image"]
 Backend = Literal["local", "ai-toolkit"]
 
@@ -35,6 +37,8 @@ RECIPES: dict[Family, dict[str, Any]] = {
 
 Word = Annotated[str, StringConstraints(strip_whitespace=True, max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
+GROUPS = ("adapter", "optimization", "objective", "data", "validation")
+
 
 class TrainSpec(BaseModel):
     """The frozen, validated recipe of one job. Build it with `TrainSpec.of`, which fills in the family's defaults."""
@@ -56,6 +60,11 @@ class TrainSpec(BaseModel):
     max_steps: int | None = Field(default=None, ge=1, le=100_000)
     seed: int = Field(ge=0, lt=2**63)
     backend: Backend = "local"
+    adapter: Adapter = Field(default_factory=Adapter)
+    optimization: Optimization = Field(default_factory=Optimization)
+    objective: Objective = Field(default_factory=Objective)
+    data: Data = Field(default_factory=Data)
+    validation: Validation = Field(default_factory=Validation)
 
     @model_validator(mode="before")
     @classmethod
@@ -86,6 +95,15 @@ class TrainSpec(BaseModel):
                 f"({', '.join(RECIPES)}) beside it"
             )
         return family
+
+    def told(self) -> dict[str, Any]:
+        """The recipe as JSON, each group with what differs from its defaults, and left out if nothing does.
+
+        So a recipe without options is what it was before there were any, and stays so when there are more.
+        """
+        said = self.model_dump(mode="json", exclude=set(GROUPS))
+        groups: dict[str, dict[str, Any]] = {name: getattr(self, name).told() for name in GROUPS}
+        return said | {name: group for name, group in groups.items() if group}
 
     def steps(self, pictures: int) -> int:
         """How many steps training on that many pictures takes."""

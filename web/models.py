@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from jobs.requests import Envelope
@@ -12,7 +12,28 @@ from notifications.preferences import EVENTS, MOST_CREDITS
 from storage.tables import PictureState, Stage, Status
 from training.spec import MAX_PICTURES, MIN_PICTURES, Backend, Family, TrainSpec
 
-_KNOWN = TrainSpec.model_json_schema()["properties"] | Envelope.model_json_schema()["properties"]
+
+def _said_outside(told: Any, shared: Mapping[str, Any]) -> Any:
+    """A schema with what it refers to put in place, and fields of groups by their names outside."""
+    if isinstance(told, list):
+        return [_said_outside(part, shared) for part in told]
+    if not isinstance(told, dict):
+        return told
+    if "$ref" in told:
+        told = shared[told["$ref"].rsplit("/", 1)[1]] | {key: part for key, part in told.items() if key != "$ref"}
+    said = {
+        key: _said_outside(part, shared) for key, part in told.items() if key != "title" or not isinstance(part, str)
+    }
+    if "properties" in said:
+        said["properties"] = {to_camel(name): part for name, part in said["properties"].items()}
+    return said
+
+
+_SPEC = TrainSpec.model_json_schema()
+_KNOWN = {
+    **{name: _said_outside(told, _SPEC.get("$defs", {})) for name, told in _SPEC["properties"].items()},
+    **Envelope.model_json_schema()["properties"],
+}
 _JOB, _PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6"
 
 
@@ -22,21 +43,31 @@ class Said(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
 
+def camel_keys(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with keys as they are outside."""
+    return {to_camel(key): told for key, told in value.items()}
+
+
+# A group of the recipe's options, all of them; the request's schema says which there are.
+Options = Annotated[dict[str, Any], AfterValidator(camel_keys)]
+
+
 class Heard(BaseModel):
     """A request: a field that we do not know is a fault."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid")
 
 
-def camel_keys(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` with keys as they are outside."""
-    return {to_camel(key): told for key, told in value.items()}
-
-
 def _as_in_spec(name: str, description: str) -> Any:
     """A field that the recipe checks, not this model: so that all faults of a request are named at once."""
     schema = {key: told for key, told in _KNOWN[name].items() if key not in ("title", "default")}
     return Field(None, description=description, json_schema_extra=schema)
+
+
+def inner_keys(group: str, given: Any) -> Any:
+    """The options of a group of the recipe, as they came, by their names inside."""
+    names = {to_camel(name): name for name in TrainSpec.model_fields[group].annotation.model_fields}  # type: ignore[union-attr]
+    return {names.get(name, name): value for name, value in given.items()} if isinstance(given, dict) else given
 
 
 # ---- trainings ------------------------------------------------------------------------------------------------
@@ -82,6 +113,11 @@ class TrainRequest(Heard):
     max_steps: Any = _as_in_spec("max_steps", "Instead of epochs.")
     seed: Any = _as_in_spec("seed", "The same seed gives the same LoRA.")
     backend: Any = _as_in_spec("backend", "Who trains: `local` or `ai-toolkit`.")
+    adapter: Any = _as_in_spec("adapter", "What the LoRA is attached to, and of which kind it is.")
+    optimization: Any = _as_in_spec("optimization", "How the weights are moved.")
+    objective: Any = _as_in_spec("objective", "What the loss asks for.")
+    data: Any = _as_in_spec("data", "How pictures and captions are met.")
+    validation: Any = _as_in_spec("validation", "What is looked at beside the training.")
     webhook_url: Any = _as_in_spec("webhook_url", "Base address that notices are sent to.")
 
 
@@ -103,6 +139,11 @@ class Spec(Said):
     max_steps: int | None
     seed: int
     backend: Backend
+    adapter: Options
+    optimization: Options
+    objective: Options
+    data: Options
+    validation: Options
 
 
 class Paid(Said):
@@ -162,6 +203,7 @@ class Training(Said):
                     "baseModel": "sd15", "family": "sd15", "triggerWord": "sks dog", "classWord": "dog", "rank": 4,
                     "alpha": 32.0, "learningRate": 0.0001, "optimizer": "adamw", "batchSize": 1, "resolution": 512,
                     "aspectBuckets": False, "epochs": 100, "maxSteps": None, "seed": 7, "backend": "local",
+                    "adapter": {}, "optimization": {}, "objective": {}, "data": {}, "validation": {},
                 },
             }
         }

@@ -64,6 +64,8 @@ def test_a_named_base_model_of_another_family_is_refused() -> None:
         ("base_model", ["", "m" * 301]),
         ("aspect_buckets", ["perhaps"]),
         ("colour", ["red"]),
+        ("adapter", ["all", [], {"targets": "everything"}, {"colour": "red"}]),
+        ("optimization", [7, {"warmup_steps": -1}, {"ema_decay": 1.0}, {"weight_decay": float("nan")}]),
     ],
 )
 def test_out_of_range_is_refused(name: str, values: list[Any]) -> None:
@@ -79,6 +81,16 @@ def test_out_of_range_is_refused(name: str, values: list[Any]) -> None:
 def test_the_ends_of_a_range_belong_to_it(name: str, values: list[Any]) -> None:
     for value in values:
         assert getattr(spec(**{name: value}), name) == value
+
+
+def test_an_options_fault_is_named_with_its_group() -> None:
+    with pytest.raises(ValidationError) as raised:
+        spec(adapter={"targets": "most"}, optimization={"speed": 1})
+    assert [fault["loc"] for fault in raised.value.errors()] == [("adapter", "targets"), ("optimization", "speed")]
+
+
+def test_null_is_the_default_of_a_group_and_of_an_option() -> None:
+    assert spec(adapter=None, optimization={"schedule": None}) == spec()
 
 
 def test_a_spec_does_not_change() -> None:

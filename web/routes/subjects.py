@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from core.errors import SpecInvalid
 from jobs import requests, service, subjects
 from jobs.wiring import House
+from training.spec import GROUPS
 from web.auth import Caller, Here, Reader, Trainer
 from web.models import (
     ProfileSet,
@@ -17,6 +18,7 @@ from web.models import (
     Training,
     Trainings,
     TrainRequest,
+    inner_keys,
     training_of,
 )
 from web.problems import responses
@@ -34,6 +36,7 @@ _WRITES = (*ALWAYS, "too_large")
 def request_of(house: House, caller: Caller, subject_id: str, body: TrainRequest) -> dict[str, Any]:
     """The arguments of a training: the body, and the subject's settings where the body is silent."""
     given = {name: getattr(body, name) for name in TrainRequest.model_fields if getattr(body, name) is not None}
+    given |= {name: inner_keys(name, given[name]) for name in GROUPS if name in given}
     kept = subjects.settings_of(house, caller.owner_id, subject_id)
     silent = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
     arguments = {name: value for name, value in silent.items() if value is not None} | given
