@@ -51,6 +51,14 @@ NAMINGS: dict[str, Naming] = {
     "z-image": Naming("diffusion_model.", ".lora_A.weight", ".lora_B.weight", False, _Z_IMAGE, "BF16"),
 }
 
+# DoRA's magnitudes, one per output (https://arxiv.org/abs/2402.09353). They scale the frozen weights too, so they are
+# never rounded to a family's precision.
+MAGNITUDE = ".dora_scale"
+
+# Of a module, by diffusers' name: down [rank, in] and up [out, rank], of a 1x1 convolution [rank, in, 1, 1] and
+# [out, rank, 1, 1]; of a DoRA also its magnitudes [out].
+Matrices = tuple[Array, Array] | tuple[Array, Array, Array]
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 REQUIRED_METADATA = (
@@ -86,22 +94,22 @@ class LoraReport:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def to_bytes(
-    family: str, weights: Mapping[str, tuple[Array, Array]], alpha: float, metadata: Mapping[str, str]
-) -> bytes:
+def to_bytes(family: str, weights: Mapping[str, Matrices], alpha: float, metadata: Mapping[str, str]) -> bytes:
     """A LoRA file, a pure function of its arguments.
 
-    weights: for each module, by diffusers' name, down [rank, in] and up [out, rank]. The hashes that UIs go by are
-    added to `metadata`.
+    weights: the matrices of each module, by diffusers' name. alpha: such that alpha / rank is the LoRA's scale, which
+    is what every loader makes of it. The hashes that UIs go by are added to `metadata`.
     """
     naming = NAMINGS[family]
     tensors: dict[str, Tensor] = {}
-    for module, (down, up) in weights.items():
+    for module, (down, up, *magnitude) in weights.items():
         stem = naming.stem(module)
         tensors[stem + naming.down] = tensor(down, naming.kind)
         tensors[stem + naming.up] = tensor(up, naming.kind)
         # Always in full: an alpha rounded to 16 bits is another strength.
         tensors[stem + ".alpha"] = tensor(np.asarray(alpha, np.float32))
+        for held in magnitude:  # a column, as the weights that loaders multiply with it have their outputs
+            tensors[stem + MAGNITUDE] = tensor(np.reshape(held, (-1, *[1] * (down.ndim - 1))).astype(np.float32))
     return pack(tensors, {**metadata, **_hashes(tensors, metadata)})
 
 
@@ -180,8 +188,13 @@ def _read(path_or_bytes: Path | str | bytes, max_bytes: int) -> bytes:
 
 
 def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[str]:
-    """The modules that the file has tensors for; each must have all three, and nothing else may be there."""
-    ends = (naming.down, naming.up, ".alpha")
+    """The modules that the file has tensors for; each must have all three, and nothing else may be there.
+
+    In a DoRA each has its magnitudes besides.
+    """
+    ends: tuple[str, ...] = (naming.down, naming.up, ".alpha")
+    if any(name.endswith(MAGNITUDE) for name in tensors):
+        ends = (*ends, MAGNITUDE)
     stems: dict[str, set[str]] = {}
     for name in tensors:
         end = next((end for end in ends if name.endswith(end)), None)
@@ -210,7 +223,12 @@ def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank
         raise LoraInvalid(f"the LoRA file's {stem} is empty")
     if alpha.elements.size != 1:
         raise LoraInvalid(f"the LoRA file's {stem}.alpha is no single number")
-    for part, what in ((down, naming.down), (up, naming.up), (alpha, ".alpha")):
+    parts = [(down, naming.down), (up, naming.up), (alpha, ".alpha")]
+    if (magnitude := tensors.get(stem + MAGNITUDE)) is not None:
+        parts.append((magnitude, MAGNITUDE))
+        if magnitude.shape[:1] != up.shape[:1] or magnitude.elements.size != up.shape[0]:
+            raise LoraInvalid(f"the LoRA file's {stem}{MAGNITUDE} has shape {magnitude.shape}, {up.shape[0]} outputs")
+    for part, what in parts:
         if part.kind not in _FLOATS:
             raise LoraInvalid(f"the LoRA file's {stem}{what} is of kind {part.kind}: no weights")
         if not np.isfinite(part.floats()).all():

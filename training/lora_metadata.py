@@ -72,7 +72,7 @@ def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(spec.rank),
-        "ss_network_alpha": repr(spec.alpha),
+        "ss_network_alpha": repr(spec.file_alpha),
         "ss_base_model_version": _BASE_VERSION[spec.family],
         "ss_sd_model_name": Path(spec.base_model).name if Path(spec.base_model).is_absolute() else spec.base_model,
         "ss_v2": "False",

@@ -1,7 +1,7 @@
 """The recipe of one training: what it may say, and what each family says when it does not."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
@@ -104,6 +104,16 @@ class TrainSpec(BaseModel):
         said = self.model_dump(mode="json", exclude=set(GROUPS))
         groups: dict[str, dict[str, Any]] = {name: getattr(self, name).told() for name in GROUPS}
         return said | {name: group for name, group in groups.items() if group}
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied with: alpha / rank, or with rsLoRA alpha / sqrt(rank), arXiv 2312.03732."""
+        return self.alpha / (sqrt(self.rank) if self.adapter.rslora else self.rank)
+
+    @property
+    def file_alpha(self) -> float:
+        """The alpha that a file tells: loaders divide it by the rank, and so all come to `scale`."""
+        return self.alpha * sqrt(self.rank) if self.adapter.rslora else self.alpha
 
     def steps(self, pictures: int) -> int:
         """How many steps training on that many pictures takes."""

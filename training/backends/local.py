@@ -198,7 +198,7 @@ def _export(
         base_sha256=identity["base"],
         prediction=state.prediction,
     )
-    data = lora_file.to_bytes(spec.family, pairs_of(state.weights), spec.alpha, metadata)
+    data = lora_file.to_bytes(spec.family, pairs_of(state.weights), spec.file_alpha, metadata)
     report = lora_file.check(data, family=spec.family, rank=spec.rank)
     try:
         lora_file.write(run.out, data)

@@ -90,7 +90,7 @@ class Cohort:
             layout.fill(state.second) if state is not None else zeros,
             updates=state.step if state is not None else 0,
             rate=spec.learning_rate,
-            scale=spec.alpha / spec.rank,
+            scale=spec.scale,
         )
         self.seats[slot] = job
 

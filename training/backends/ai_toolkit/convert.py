@@ -30,7 +30,7 @@ def convert(
     """
     weights = _weights(_read(source), spec)
     metadata = _metadata(spec, examples, dataset_sha256, base_model)
-    data = lora_file.to_bytes(spec.family, weights, spec.alpha, metadata)
+    data = lora_file.to_bytes(spec.family, weights, spec.file_alpha, metadata)
     report = lora_file.check(data, family=spec.family, rank=spec.rank)
     try:
         lora_file.write(out, data)
@@ -80,16 +80,16 @@ def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpe
     if alpha is None:
         if naming.underscores:  # loaders of kohya's form would take alpha = rank; the trainer always writes it
             raise LoraInvalid(f"the trained file lacks {stem}.alpha")
-        told, ordered = float(spec.rank), spec.alpha
+        told, ordered = float(spec.rank), spec.file_alpha
     elif alpha.elements.size != 1:
         raise LoraInvalid(f"the trained file's {stem}.alpha is no single number")
     else:
         # In the precision of the file, in which the order's alpha may be another number.
         told = float(alpha.floats().reshape(-1)[0])
-        ordered = float(tensor(np.asarray(spec.alpha), alpha.kind).floats())
+        ordered = float(tensor(np.asarray(spec.file_alpha), alpha.kind).floats())
     if told != ordered:
         raise LoraInvalid(
-            f"the trained file's {stem} was trained with alpha {told:g} at rank {spec.rank}, not {spec.alpha:g}"
+            f"the trained file's {stem} was trained with alpha {told:g} at rank {spec.rank}, not {spec.file_alpha:g}"
         )
 
 
