@@ -189,7 +189,20 @@ class Settings(BaseSettings):
         None, description="Where operators reach Flower, for a link on their page. `make up` fills it in."
     )
     flower_auth: SecretStr | None = Field(None, description="`user:password` for Flower. Unset: one is made up.")
-    log_level: str = Field("INFO", description="Level of what workers print.")
+    log_level: str = Field("INFO", description="Level of what processes print.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="What processes print: lines for people, or one JSON object a line for machines."
+    )
+
+    # ---- watching ----
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port on which a worker, and the web process, answers Prometheus without a token; 0 picks a free "
+        "one. Unset: none. `make up` gives it to the training worker, and the next two to the io worker and the web.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of that port: keep it to the private network.")
 
     @property
     def database(self) -> str:

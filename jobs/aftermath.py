@@ -2,6 +2,7 @@
 
 import logging
 
+from core import measures
 from core.clock import utcnow
 from jobs import notices, polls, shell
 from jobs.wiring import House
@@ -34,6 +35,7 @@ def notify(house: House, message_id: str) -> None:
         outcome = receivers.NOT_SENT
     else:
         outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=house.webhook_secrets)
+    measures.NOTICES.add(1, outcome.verdict)
     with house.database.writing() as session:
         webhooks.record(session, message, outcome)
         if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):

@@ -5,11 +5,13 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from core import measures
 from core.errors import HandOver, ImprintError, LeaseLost, OutOfMemory, Stop
 from core.logging import working_on
 from jobs import keys, moves
@@ -47,7 +49,7 @@ def holder() -> str:
 @contextmanager
 def working(house: House, lease: Lease) -> Iterator[Beat]:
     """Keep the lease while the block works; turn what goes wrong into the right move of the job."""
-    with working_on(lease.job_id, lease.stage):
+    with working_on(lease.job_id, lease.stage), _timed(lease):
         try:
             with house.heart.keeping(lease) as beat:
                 yield beat
@@ -74,6 +76,22 @@ def working(house: House, lease: Lease) -> Iterator[Beat]:
                 ImprintError(f"an unexpected error in {lease.stage}: {type(error).__name__}"),
                 error,
             )
+
+
+@contextmanager
+def _timed(lease: Lease) -> Iterator[None]:
+    begun, outcome = time.perf_counter(), "failed"
+    try:
+        yield
+        outcome = "done"
+    except TryAgain:
+        outcome = "retried"
+        raise
+    except NotMine:
+        outcome = "left"  # handed over, cancelled, or somebody else has it
+        raise
+    finally:
+        measures.STAGE_SECONDS.add(time.perf_counter() - begun, lease.stage, outcome)
 
 
 def _failed(house: House, lease: Lease, error: ImprintError, cause: BaseException | None = None) -> NoReturn:

@@ -1,6 +1,7 @@
 """What lies around: jobs that nobody works on, messages that nobody sent, books to check."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,6 +9,7 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
+from core import measures
 from core.clock import utcnow
 from core.settings import Settings
 from credits.audit import Finding, audit
@@ -55,6 +57,7 @@ def repair_jobs(house: House, limit: int = 500) -> int:
             repaired += moves.repair(session, job_id, house.settings)
     if repaired:
         log.warning("%d job(s) had nobody at work and were put back on their way", repaired)
+    measures.SWEPT_AT.add(time.time())
     return repaired
 
 
@@ -92,6 +95,8 @@ def check_books(house: House) -> list[Finding]:
     with house.database.reading() as session:
         findings = audit(session) + books.check(session)
         leaked = books.leaks(session, since=utcnow() - _LEAKS_ARE_TOLD)
+    measures.AUDIT_FINDINGS.add(len(findings))
+    measures.AUDITED_AT.add(time.time())
     for finding in findings:
         log.error("ledger: %s", finding)
         notices.alert(house, "audit", f"audit: {finding}")

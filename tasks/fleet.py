@@ -15,6 +15,20 @@ class Fleet:
     trouble: str = ""
 
 
+def lengths() -> dict[str, int] | None:
+    """How many messages wait in each queue; None where no broker answers."""
+    from kombu.exceptions import OperationalError
+
+    from tasks.app import app
+
+    try:
+        with app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+            return {name: _waiting(connection, name) for name in sorted(app.amqp.queues)}
+    except (OperationalError, OSError):
+        return None
+
+
 def look(prefix: str = "") -> Fleet:
     """The queues whose names begin with `prefix`, and the workers that take from them."""
     from kombu.exceptions import OperationalError

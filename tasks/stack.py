@@ -71,7 +71,18 @@ class Stack:
             members.append(self._web())
         if self._settings.ingress_url is not None:
             members.append(Member("ingress", ["imprint", "ingress"]))
+        self._share_ports(members)
         return members
+
+    def _share_ports(self, members: list[Member]) -> None:
+        """Each of them its own port for Prometheus, if there is one to begin with."""
+        first = self._settings.metrics_port
+        if first is None:
+            return
+        order = [name for name in ("train", "io", "web") if any(member.name == name for member in members)]
+        for member in members:
+            if member.name in order:
+                member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
 
     def _web(self) -> Member:
         port = self._settings.web_port or _free_port()

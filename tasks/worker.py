@@ -5,7 +5,14 @@ import os
 from importlib import import_module
 from typing import Any
 
-from celery.signals import celeryd_init, setup_logging, worker_init, worker_ready, worker_shutting_down
+from celery.signals import (
+    celeryd_init,
+    setup_logging,
+    worker_init,
+    worker_process_init,
+    worker_ready,
+    worker_shutting_down,
+)
 from celery.worker.control import inspect_command
 
 from core.logging import set_up
@@ -13,6 +20,7 @@ from core.settings import settings
 from jobs import control
 from jobs.shell import clear_dead_work_dirs
 from jobs.wiring import house
+from tasks import metrics
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +41,7 @@ def _prepare(**_: Any) -> None:
     house().database.migrate()
     house().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(house())
+    metrics.begin(settings())
 
 
 @celeryd_init.connect
@@ -44,8 +53,14 @@ def _seat_jobs(conf: Any, options: dict[str, Any], **_: Any) -> None:
         conf.worker_concurrency = settings().cohort or seats(settings().device)
 
 
+@worker_process_init.connect
+def _leave_the_port(**_: Any) -> None:
+    metrics.leave_to_parent()
+
+
 @worker_ready.connect
 def _say_what_trains(sender: Any, **_: Any) -> None:
+    metrics.serve(settings())
     queues = [queue.name for queue in sender.task_consumer.queues]
     if any(name.startswith("train.") for name in queues):
         # torch: only on workers that train, and before the first job, which need not wait for it then

@@ -36,6 +36,11 @@ def main() -> int:
         print(f"the API cannot start: {error}", file=sys.stderr)
         return 1
     app = create_app(house())
+    try:
+        app.state.measures.serve(configured)
+    except OSError as error:
+        print(f"no metrics on port {configured.metrics_port}: {error.strerror}", file=sys.stderr)
+        return 1
     config = uvicorn.Config(
         app,
         host=configured.web_host,

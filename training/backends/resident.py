@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from core import measures
 from core.errors import ImprintError, Stop
 from training.engine.engine import Engine
 from training.families.family import Family, Where
@@ -72,6 +73,9 @@ def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) ->
                     if _resident is None or _resident.key != key or _resident.is_spoilt:
                         _resident = None  # before the next is loaded, so that two never share the memory
                         _resident = _Resident(key, Engine(family, family.load(where)))
+                        measures.BASE_MODELS.add(1, family.name, "loaded")
+                    else:
+                        measures.BASE_MODELS.add(1, family.name, "resident")
                     _resident.users += 1
                     return _resident
                 _changed.wait(0.5)

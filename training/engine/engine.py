@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from core import measures
 from training.engine.adapters import Ports
 from training.engine.cohort import LADDER, Cohort, Seat, Shape
 from training.families.family import Base, Family
@@ -73,7 +74,8 @@ class Engine:
                     del self._cohorts[shape]
                     continue
                 try:
-                    cohort.step()
+                    with measures.stepping(self.family.name, self.base.device.type, len(cohort)):
+                        cohort.step()
                 except (RuntimeError, MemoryError) as error:
                     self._recover(cohort, error)
                 except Exception as error:  # noqa: BLE001 - the thread steps every job of the process: it must not end

@@ -1,0 +1,90 @@
+"""A worker's own numbers for Prometheus: what its processes count, served by its main process on a port of its own.
+
+The processes of a prefork pool write what they count into files of a private folder (prometheus_client's multiprocess
+mode), and the main process adds them up when it is asked.
+"""
+
+import atexit
+import logging
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from core import measures
+from core.measures import Measure
+from core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_served: list[Any] = []  # the HTTP server, in the main process
+
+
+class _Prometheus:
+    """Keeps measures as prometheus_client's metrics."""
+
+    def __init__(self, registry: Any) -> None:
+        self._metrics = {measure.name: _metric(measure, registry) for measure in measures.ALL}
+
+    def take(self, measure: Measure, amount: float, labels: tuple[str, ...]) -> None:
+        metric = self._metrics[measure.name]
+        part = metric.labels(*labels) if labels else metric
+        if measure.kind == "counter":
+            part.inc(amount)
+        elif measure.kind == "gauge":
+            part.set(amount)
+        else:
+            part.observe(amount)
+
+
+def _metric(measure: Measure, registry: Any) -> Any:
+    from prometheus_client import Counter, Gauge, Histogram
+
+    about = (measure.name, measure.told, measure.labels)
+    if measure.kind == "counter":
+        return Counter(*about, registry=registry)
+    if measure.kind == "gauge":
+        return Gauge(*about, registry=registry, multiprocess_mode="mostrecent")
+    return Histogram(*about, registry=registry, buckets=measure.buckets)
+
+
+def begin(settings: Settings) -> None:
+    """Count in this process and those that it forks. Call it before the pool starts; without a port it does nothing."""
+    if settings.metrics_port is None:
+        return
+    folder = tempfile.mkdtemp(prefix="imprint-metrics-")
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    os.environ[_FOLDER] = folder
+    from prometheus_client import CollectorRegistry, values
+
+    # It chooses when it is imported, and Flower's command, which Celery loads in every process, has imported it.
+    values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+    measures.keep_with(_Prometheus(CollectorRegistry()))
+
+
+def serve(settings: Settings) -> None:
+    """Answer on the worker's port from a thread of the main process."""
+    if settings.metrics_port is None:
+        return
+    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, os.environ[_FOLDER])  # type: ignore[no-untyped-call]
+    try:
+        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry)
+    except OSError as error:
+        # A worker that trains unseen is better than none.
+        log.error("no metrics on %s:%d: %s", settings.metrics_host, settings.metrics_port, error.strerror)
+        return
+    _served.append(server)
+    log.info("metrics on http://%s:%d/metrics", *server.server_address[:2])
+
+
+def leave_to_parent() -> None:
+    """In a forked child: the port belongs to the main process, and is free when that ends."""
+    for server in _served:
+        server.socket.close()
+    _served.clear()
