@@ -5,6 +5,7 @@ ImprintError                     code internal
 ├── KeyReused                    spec_invalid            an idempotency key with another request
 ├── InsufficientCredits          insufficient_credits
 ├── NotFound                     spec_invalid            a job, picture or account that is not there
+│   └── LoraNotReady             spec_invalid            a subject without a finished LoRA; says how far it is
 ├── IllegalMove                  spec_invalid            a job that is already final, a hold already resolved
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
@@ -26,7 +27,10 @@ ImprintError                     code internal
 ├── AddressRefused               internal                an address outside that we will not call; final
 ├── Unreachable                  internal                nobody outside answered, or not in time; may be retried
 │   └── AnswerRefused            internal                an answer from outside that will not get better; final
-└── LoraInvalid                  upload_failed           a LoRA file that is not what it should be
+├── LoraInvalid                  upload_failed           a LoRA file that is not what it should be
+├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that a generator refuses
+└── GeneratorError               backend_failed          a generator (ComfyUI) that refuses or fails; final
+    └── GeneratorUnreachable     backend_unreachable     one that does not answer, or not in time; may be retried
 
 Stop                             no failure: why a training loop leaves early
 ├── Cancelled                    the owner cancelled
@@ -103,6 +107,10 @@ class InsufficientCredits(ImprintError):
 
 class NotFound(ImprintError):
     code = FailureCode.SPEC_INVALID
+
+
+class LoraNotReady(NotFound):
+    """`details` has the latest training's `status` and `job_id`; the status is None where there was none."""
 
 
 class IllegalMove(ImprintError):
@@ -197,6 +205,21 @@ class AnswerRefused(Unreachable):
 
 class LoraInvalid(ImprintError):
     code = FailureCode.UPLOAD_FAILED
+
+
+class WorkflowInvalid(ImprintError):
+    """`details["nodes"]` maps nodes to what is wrong with them, where a generator has said so."""
+
+    code = FailureCode.SPEC_INVALID
+
+
+class GeneratorError(ImprintError):
+    code = FailureCode.BACKEND_FAILED
+
+
+class GeneratorUnreachable(GeneratorError):
+    code = FailureCode.BACKEND_UNREACHABLE
+    retryable = True
 
 
 class Stop(Exception):

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from jobs import service, subjects
+from jobs import loras, service, subjects
 from jobs.view import View
 from jobs.wiring import house
 from tasks.app import app
@@ -42,6 +42,18 @@ def quote(**arguments: Any) -> dict[str, Any]:
 def job(job_id: str) -> View:
     """A job's public view."""
     return service.look(house(), job_id)
+
+
+class Discreet(CheckedTask):
+    """A task whose result may hold a presigned address: the worker's log does not show it."""
+
+    resultrepr_maxsize = 0
+
+
+@app.task(name="imprint.resolve", base=Discreet, ignore_result=False)
+def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
+    """The newest ready LoRA of a subject: trigger word, strength, file, address. Fails with LoraNotReady."""
+    return loras.resolve(house(), owner_id, subject_id, base_model)
 
 
 @app.task(name="imprint.cancel", ignore_result=False)

@@ -229,6 +229,40 @@ class Training(Said):
     finished_at: datetime | None
 
 
+class Lora(Said):
+    """The newest finished LoRA of a subject, as a generator needs it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "trainingId": _JOB,
+                "baseModel": "sd15",
+                "family": "sd15",
+                "triggerWord": "sks dog",
+                "classWord": "dog",
+                "strength": 1.0,
+                "file": f"{_JOB}.safetensors",
+                "sha256": "0eb2c8c278e0caeedd4be7ebf7a468f88dfc1b4de9ff05ebcf860e8181d29c1b",
+                "bytes": 3297392,
+                "url": f"/api/trainings/{_JOB}/file?expires=1795500000&signature=…",
+                "finishedAt": "2026-11-22T10:04:11Z",
+            }
+        }
+    )
+
+    training_id: str
+    base_model: str
+    family: Family
+    trigger_word: str = Field(description="Say it in the prompt.")
+    class_word: str
+    strength: float = Field(description="To load it at; its own scale is in the file.")
+    file: str = Field(description="A name that no other LoRA has, to keep it under.")
+    sha256: str
+    bytes: int
+    url: str = Field(description="Good for 15 minutes, without a token; of this service, or of the object store.")
+    finished_at: datetime | None
+
+
 class Trainings(Said):
     """The trainings of a subject."""
 

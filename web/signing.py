@@ -5,6 +5,7 @@ import hmac
 import os
 import secrets
 import time
+from urllib.parse import urlencode, urlsplit
 
 from core.settings import Settings
 
@@ -41,6 +42,13 @@ def is_signed(key: bytes, what: str, expires: int, signature: str) -> bool:
     """Whether `signature` is ours for `what`, and its time is not over."""
     fits = hmac.compare_digest(_signature(key, what, expires).encode(), signature.encode())
     return fits and time.time() < expires <= time.time() + MOST_S + 1
+
+
+def file_address(key: bytes, job_id: str, stored_at: str) -> str:
+    """Where the file of a training can be had without a token: `stored_at`, unless only this service can serve that."""
+    if urlsplit(stored_at).scheme != "file":
+        return stored_at
+    return f"/api/trainings/{job_id}/file?{urlencode(sign(key, job_id))}"
 
 
 def _signature(key: bytes, what: str, expires: int) -> str:

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from core.errors import SpecInvalid
-from jobs import requests, service, subjects
+from jobs import loras, requests, service, subjects
 from jobs.wiring import House
 from training.spec import GROUPS
+from web import signing
 from web.auth import Caller, Here, Reader, Trainer
 from web.models import (
+    Lora,
     ProfileSet,
     Quoted,
     SubjectChange,
@@ -110,6 +112,34 @@ def status(
     trainings = [training_of(view) for view in found]
     latest = training_of(service.look(house, trainings[0].id, caller.owner_id)) if trainings else None
     return Trainings(latest=latest, history=trainings[1:])
+
+
+@router.get(
+    "/lora",
+    summary="The newest finished LoRA of a subject",
+    description="With the trigger word, the strength, and an address that is good for 15 minutes. 404 where none is "
+    "ready; its detail says why.",
+    responses=responses(*ALWAYS, "not_found"),
+)
+def lora(
+    request: Request,
+    house: Here,
+    caller: Reader,
+    subject_id: SubjectId,
+    base_model: Annotated[
+        str | None,
+        Query(
+            alias="baseModel",
+            min_length=1,
+            max_length=300,
+            pattern=r"^[^\x00-\x1f\x7f]+$",
+            description="Trained on it.",
+        ),
+    ] = None,
+) -> Lora:
+    found = loras.resolve(house, caller.owner_id, subject_id, base_model)
+    url = signing.file_address(request.app.state.secret, found["job_id"], found["url"])
+    return Lora.model_validate({**found, "training_id": found["job_id"], "url": url})
 
 
 @router.get("/lora/settings", summary="How a subject is trained", responses=responses(*ALWAYS))

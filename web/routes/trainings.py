@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 from typing import Annotated
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -172,9 +172,7 @@ def preview(house: Here, caller: Reader, job_id: TrainingId, name: Annotated[str
 def download(request: Request, house: Here, caller: Reader, job_id: TrainingId) -> RedirectResponse:
     view = _ready(service.look(house, job_id, caller.owner_id))
     address = house.store.url(view["lora"]["key"], signing.MOST_S)
-    if urlsplit(address).scheme == "file":
-        address = f"/api/trainings/{job_id}/file?{urlencode(signing.sign(request.app.state.secret, job_id))}"
-    return RedirectResponse(address, 307)
+    return RedirectResponse(signing.file_address(request.app.state.secret, job_id, address), 307)
 
 
 @router.get(

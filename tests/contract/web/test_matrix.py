@@ -44,6 +44,7 @@ ROWS = [
     Row("GET", "/api/account", "read", 200, {"granted": 0, "entries": [], "holds": []}),
     Row("GET", "/api/account/notices", "read", 200, {"email": None}),
     Row("PATCH", "/api/account/notices", "train", 200, {"email": None}, {"json": {"lowCredits": 5}}),
+    Row("GET", f"{OF}/lora", "read", 200),
     Row("GET", f"{OF}/lora/status", "read", 200, {"latest": None, "history": []}),
     Row("GET", f"{OF}/lora/available-images", "read", 200, {"images": [], "good": 0}),
     Row("GET", f"{OF}/lora/settings", "read", 200, {"trainAutomatically": False, "triggerWord": None}),
@@ -195,6 +196,17 @@ def change(api: Api, secret: str, **values: Any) -> None:
     assert found is not None
     with api.house.database.writing() as session:
         session.connection().execute(sa.update(ApiToken).where(col(ApiToken.id) == found.id).values(**values))
+
+
+def test_the_newest_lora_comes_with_an_address_or_with_why_not(world: World) -> None:
+    api = world.api
+    told = api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sd15"}).json()
+    assert (told["trainingId"], told["triggerWord"], told["strength"]) == (world.job_id, "sks", 1.0)
+    assert told["file"] == f"{world.job_id}.safetensors"
+    assert api.call("GET", told["url"]).content == b"a file"
+    none = problem(api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sdxl"}), 404, "not_found")
+    assert none["detail"] == "this subject was never trained on this base model"
+    problem(api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": ""}), 422, "spec_invalid")
 
 
 def test_no_token_is_kept(world: World) -> None:
