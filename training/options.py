@@ -4,12 +4,16 @@ An option that is not named leaves a training as it is, bit for bit: its recipe 
 too, because only what differs from the defaults is written there (`told`).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Targets = Literal["attention", "all"]
 Schedule = Literal["constant", "linear", "cosine"]
+Weighting = Literal["none", "min_snr", "debiased"]
+Prompt = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")
+]
 
 
 class Group(BaseModel):
@@ -49,10 +53,30 @@ class Optimization(Group):
 class Objective(Group):
     """What the loss asks for."""
 
+    weighting: Weighting = Field(default="none", description="how much each noise level counts")
+    noise_offset: float = Field(default=0.0, ge=0.0, le=1.0, description="noise that a whole channel has in common")
+    prior_weight: float = Field(default=0.0, ge=0.0, le=10.0, description="of saying what the base says of the class")
+    masked: bool = Field(default=False, description="only what a picture's mask shows counts")
+
 
 class Data(Group):
     """How pictures and captions are met."""
 
+    caption_dropout: float = Field(default=0.0, ge=0.0, le=0.9, description="how often a caption is left out")
+    flip: bool = Field(default=False, description="meet every picture also mirrored, left and right")
+
 
 class Validation(Group):
     """What is looked at beside the training: held-out pictures, previews."""
+
+    held_out: int = Field(default=0, ge=0, le=20, description="pictures that are not trained on, but measured by")
+    every_epochs: int = Field(default=10, ge=1, le=500, description="epochs from one look to the next")
+    patience: int = Field(default=0, ge=0, le=100, description="looks without a better one that end it; 0: none do")
+    keep_best: bool = Field(default=False, description="deliver the LoRA of the best look instead of the last")
+    previews: tuple[Prompt, ...] = Field(default=(), max_length=4, description="prompts that are drawn at every look")
+
+    @model_validator(mode="after")
+    def _has_something_to_go_by(self) -> Self:
+        if not self.held_out and (self.patience or self.keep_best):
+            raise ValueError("patience and keep_best go by held-out pictures: set held_out to at least 1")
+        return self

@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     for _ in range(2):
         live.step()  # so that B is not zero
     weights = live.cohort.snapshot(live.seat).weights
-    draws, conditions, _ = live.cohort._gather()
+    [lot], _ = live.cohort._gather()
 
     oracle = base_of(run)
     config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets, lora_dropout=0.0)  # type: ignore[arg-type]
@@ -68,13 +68,13 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     for name, layer in layers.items():
         layer.lora_A["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.down"]))
         layer.lora_B["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.up"]))
-    wanted = found.losses(oracle, draws[0], conditions).mean()
+    wanted = found.losses(oracle, lot.made, lot.conditions).mean()
     wanted.backward()
 
     with torch.enable_grad():
         stack, layout = live.cohort.stack, live.cohort.layout
         live.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, torch.float32)
-        got = found.losses(live.base, draws[0], conditions).mean()
+        got = found.losses(live.base, lot.made, lot.conditions).mean()
         got.backward()
     assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
     gradients = layout.read(stack.masters.grad[0], 3)  # type: ignore[index]

@@ -42,7 +42,7 @@ def loaded(found: Family, folder: Path, dtype: torch.dtype = torch.float32) -> B
 def drawn(latents: list[float], noise: list[float], times: Any) -> Draw:
     """One sample of one pixel with as many channels as there are numbers."""
     shape = (1, -1, 1, 1)
-    return Draw(torch.tensor(latents).reshape(shape), torch.tensor(noise).reshape(shape), torch.tensor(times))
+    return Draw.plain(torch.tensor(latents).reshape(shape), torch.tensor(noise).reshape(shape), torch.tensor(times))
 
 
 # ---- by hand -----------------------------------------------------------------------------------------------------
@@ -327,12 +327,6 @@ def test_a_base_model_with_half_weights_only(runs: Runs, bases: Bases, tmp_path:
 def test_a_base_model_that_is_nowhere(name: str) -> None:
     with pytest.raises(BaseModelUnavailable, match="not there"):
         locate(name, ("unet",))
-
-
-def test_a_single_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BaseModelUnavailable, match="single file"):
-        locate(str(tmp_path / "model.safetensors"), ("unet",))
 
 
 def test_offline_the_hub_fails_at_once(tmp_path: Path) -> None:

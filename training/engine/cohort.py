@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from training.backends.checkpoint import State
-from training.backends.randomness import Order, generator
+from training.backends.randomness import Order
 from training.engine.adapters import Layout, Ports
+from training.engine.draw import Extras, Lot, draw
+from training.engine.objective import losses as losses_of
 from training.engine.optimizer import Stack
 from training.families.family import Base, Condition, Draw, Family
 from training.ports import TrainRun
@@ -22,11 +24,14 @@ LADDER = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Shape:
-    """What jobs must share to be trained in one step: latents [C, h, w], pictures per step, padded rank."""
+    """What jobs must share to be trained in one step: latents [C, h, w], pictures per step, padded rank, and whether
+    they keep a prior, which takes operations of its own.
+    """
 
     latents: tuple[int, ...]
     batch_size: int
     rank: int
+    has_prior: bool = False
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Seat:
     checkpoint_every: int  # steps
     slots: int  # most slots of the step that it may share
     is_fixed: bool  # whether always exactly so many, filled or idle: then its bits depend on nobody
+    extras: Extras = field(default_factory=Extras)
 
     start: int = 0  # steps that were done before
     step: int = 0  # steps that are done
@@ -70,7 +76,7 @@ class Cohort:
         self.seats: list[Seat | None] = [None] * slots
         self.stack = Stack(slots, self.layout.size, base.device)
         self._arrears: deque[tuple[list[tuple[Seat, int, int]], Tensor]] = deque()
-        self._idle: tuple[Draw, list[Condition]] | None = None
+        self._idle: Lot | None = None
 
     def __len__(self) -> int:
         """How many jobs have a slot."""
@@ -127,12 +133,15 @@ class Cohort:
 
     def step(self) -> None:
         """One step of every seated job: draw, forward, backward, clip, AdamW."""
-        draws, conditions, seated = self._gather()
-        made = Draw(*(torch.cat(parts) for parts in zip(*[(d.latents, d.noise, d.times) for d in draws], strict=True)))
+        lots, seated = self._gather()
+        made = Draw(*(torch.cat(parts) for parts in zip(*[lot.made.parts for lot in lots], strict=True)))
+        conditions = [one for lot in lots for one in lot.conditions]
+        classes = [one for lot in lots for one in lot.classes]
         stack = self.stack
         self.ports.pairs = self.layout.pairs(stack.masters, stack.scales, self.base.dtype)
         try:
-            losses = self.family.losses(self.base, made.to(self.base.device), conditions)
+            made = made.to(self.base.device)
+            losses = losses_of(self.family, self.base, self.ports, made, conditions, classes)
             means = losses.view(len(self.seats), -1).mean(1)
             # Each job's own gradient, as if it were alone; an idle slot has none.
             active = torch.tensor([float(seat is not None) for seat in self.seats], device=means.device)
@@ -160,23 +169,11 @@ class Cohort:
         for job, done, slot in told:
             job.losses.append((done, losses[slot]))
 
-    def _gather(self) -> tuple[list[Draw], list[Condition], list[tuple[int, Seat]]]:
+    def _gather(self) -> tuple[list[Lot], list[tuple[int, Seat]]]:
         """The batch of every slot in order; idle ones get zeros of the same shape."""
-        drawn: dict[int, tuple[Draw, list[Condition]]] = {}
         seated = [(slot, job) for slot, job in enumerate(self.seats) if job is not None]
-        for slot, job in seated:
-            places = job.order.batch(job.step)
-            chance = generator(job.run.spec.seed, "step", job.step)
-            made = self.family.draw(self.base, torch.stack([job.moments[place] for place in places]), chance)
-            drawn[slot] = made, [job.conditions[place] for place in places]
+        drawn = {slot: draw(self.family, self.base, job, job.step) for slot, job in seated}
         if self._idle is None and len(seated) < len(self.seats):
-            self._idle = self._nothing(*next(iter(drawn.values())))
-        parts = [drawn.get(slot, self._idle) for slot in range(len(self.seats))]
-        whole = [part for part in parts if part is not None]
-        return [part[0] for part in whole], [one for part in whole for one in part[1]], seated
-
-    @staticmethod
-    def _nothing(made: Draw, conditions: Sequence[Condition]) -> tuple[Draw, list[Condition]]:
-        """Zeros in the shape of a batch. Nobody's numbers: what fills idle slots must not depend on who is there."""
-        empty = [{name: torch.zeros_like(value) for name, value in one.items()} for one in conditions]
-        return Draw(torch.zeros_like(made.latents), torch.zeros_like(made.noise), torch.zeros_like(made.times)), empty
+            self._idle = next(iter(drawn.values())).empty()
+        lots = [drawn.get(slot, self._idle) for slot in range(len(self.seats))]
+        return [lot for lot in lots if lot is not None], seated

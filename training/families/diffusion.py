@@ -6,6 +6,7 @@ product of 1 - beta. The network predicts n (epsilon), or v = sqrt(a_t) n - sqrt
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ class DiscreteSchedule:
     scaling: float
     prediction: str
 
+    @cached_property
+    def on_host(self) -> Tensor:
+        """`alphas` in float64 on the CPU, where weights are reckoned: asking the device would make the host wait."""
+        return self.alphas.cpu().double()
+
 
 def load_schedule(where: Where, vae: Any) -> DiscreteSchedule:
     """The schedule in the base model's folder. Raises BaseModelUnavailable for one that we cannot train on."""
@@ -48,13 +54,18 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     latents = sample(moments, generator) * schedule.scaling
     noise = torch.randn(latents.shape, generator=generator)
     times = torch.randint(0, len(schedule.alphas), (len(latents),), generator=generator)
-    return Draw(latents, noise, times)
+    return Draw.plain(latents, noise, times)
 
 
 def noisy(schedule: DiscreteSchedule, made: Draw) -> Tensor:
     """x_t of every sample, [B, C, h, w]."""
     a = schedule.alphas[made.times].view(-1, 1, 1, 1)
     return a.sqrt() * made.latents + (1 - a).sqrt() * made.noise
+
+
+def mix(base: Base, made: Draw) -> Tensor:
+    """`noisy` by the base's schedule."""
+    return noisy(base.schedule, made)
 
 
 def target(schedule: DiscreteSchedule, made: Draw) -> Tensor:
@@ -65,6 +76,64 @@ def target(schedule: DiscreteSchedule, made: Draw) -> Tensor:
     return a.sqrt() * made.noise - (1 - a).sqrt() * made.latents
 
 
-def per_sample_error(said: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error of every sample, [B] float32."""
-    return (said.float() - wanted.float()).pow(2).flatten(1).mean(1)
+def per_sample_error(said: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of every sample, [B] float32; weights [B, 1, h, w] say how much each place counts."""
+    squares = (said.float() - wanted.float()).pow(2)
+    return (squares if weights is None else squares * weights).flatten(1).mean(1)
+
+
+# ---- what counts how much ----------------------------------------------------------------------------------------
+
+
+MIN_SNR_GAMMA = 5.0
+
+
+def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
+    """How much samples at these times count, [B] float32; SNR = a / (1 - a).
+
+    min_snr (https://arxiv.org/abs/2303.09556) weighs the error of the clean latents by min(SNR, 5). An error of epsilon
+    is SNR times that of the latents, one of v is SNR + 1 times it: hence min(SNR, 5) / SNR and min(SNR, 5) / (SNR + 1).
+    debiased (https://arxiv.org/abs/2310.08442) weighs the error of epsilon by 1 / sqrt(SNR), which for v is
+    sqrt(SNR) / (SNR + 1).
+    """
+    schedule: DiscreteSchedule = base.schedule
+    a = schedule.on_host[times].clamp(min=1e-6)  # with zero terminal SNR the last weight of epsilon has no bound
+    is_epsilon = schedule.prediction == "epsilon"
+    if weighting == "min_snr":
+        found = (
+            (MIN_SNR_GAMMA * (1 - a) / a).clamp(max=1.0) if is_epsilon else torch.minimum(a, MIN_SNR_GAMMA * (1 - a))
+        )
+    elif weighting == "debiased":
+        found = ((1 - a) / a).sqrt() if is_epsilon else (a * (1 - a)).sqrt()
+    else:
+        found = torch.ones_like(a)
+    return found.float()
+
+
+# ---- drawing -----------------------------------------------------------------------------------------------------
+
+
+def levels(base: Base, count: int) -> Tensor:
+    """`count` times from T - 1 down, evenly spread ("trailing" of https://arxiv.org/abs/2305.08891, table 2)."""
+    last = len(base.schedule.alphas)
+    return torch.tensor([round(last * (count - place) / count) - 1 for place in range(count)])
+
+
+def denoise(base: Base, noisy: Tensor, said: Tensor, now: Tensor, then: Tensor | None) -> Tensor:
+    """One step of DDIM without noise (https://arxiv.org/abs/2010.02502, equation 12), all [B, C, h, w]."""
+    schedule: DiscreteSchedule = base.schedule
+    a, said = schedule.alphas[now], said.float()
+    if schedule.prediction == "epsilon":
+        clean, noise = (noisy - (1 - a).sqrt() * said) / a.sqrt(), said
+    else:
+        clean, noise = a.sqrt() * noisy - (1 - a).sqrt() * said, a.sqrt() * said + (1 - a).sqrt() * noisy
+    if then is None:
+        return clean
+    b = schedule.alphas[then]
+    return b.sqrt() * clean + (1 - b).sqrt() * noise
+
+
+def unscale(base: Base, latents: Tensor) -> Tensor:
+    """Latents as the VAE decodes them."""
+    schedule: DiscreteSchedule = base.schedule
+    return latents / schedule.scaling

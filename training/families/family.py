@@ -25,6 +25,9 @@ class Base:
     dtype: torch.dtype  # of the frozen weights, and of autocast
     prediction: str  # epsilon, v_prediction or flow
     warnings: list[str] = field(default_factory=list)  # said once, by the loop
+    drawing: tuple[int, float] = (20, 5.0)  # steps and guidance of a preview; guidance 1 is none
+    # z-image: the training adapter that is merged into the weights and not in what users draw with.
+    training_adapter: Path | None = None
 
     def wake_encoders(self) -> None:
         """Bring VAE and text encoders to the device: the next training encodes with them."""
@@ -46,7 +49,7 @@ class Base:
 class Where:
     """Where and how a base model is loaded."""
 
-    folder: Path  # in diffusers' layout
+    folder: Path  # in diffusers' layout, or a single file: what `locate` gave
     device: torch.device
     dtype: torch.dtype
     training_adapter: Path | None = None  # z-image: merged into the base while training, never in the file
@@ -55,15 +58,31 @@ class Where:
 
 @dataclass(frozen=True)
 class Draw:
-    """The random part of one step: latents and noise [B, C, h, w], float32; times [B], the family's own."""
+    """What chance and the recipe decide in one step; all of them have B samples.
 
-    latents: Tensor
-    noise: Tensor
-    times: Tensor
+    Weights and priors are tensors, so that jobs with other objectives share a step: 1 and 0 change no bit of a loss.
+    """
+
+    latents: Tensor  # [B, C, h, w] float32
+    noise: Tensor  # [B, C, h, w] float32
+    times: Tensor  # [B], the family's own
+    weights: Tensor  # [B, 1, h, w] float32: of the squared error at every place
+    priors: Tensor  # [B] float32: of staying what the base is, see training/engine/objective.py
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All of its tensors, in order."""
+        return self.latents, self.noise, self.times, self.weights, self.priors
+
+    @classmethod
+    def plain(cls, latents: Tensor, noise: Tensor, times: Tensor) -> "Draw":
+        """One in which all that is drawn counts alike."""
+        weights = torch.ones_like(latents[:, :1])
+        return cls(latents, noise, times, weights, torch.zeros(len(latents), device=latents.device))
 
     def to(self, device: torch.device) -> "Draw":
         """The same numbers on `device`."""
-        return Draw(*(part.to(device, non_blocking=True) for part in (self.latents, self.noise, self.times)))
+        return Draw(*(part.to(device, non_blocking=True) for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,20 @@ class Family:
     encode_captions: Callable[[Base, Sequence[Example]], list[Condition]]
     # Draws latents, noise and times of a step, on the CPU from `generator`, so that every device sees the same numbers.
     draw: Callable[[Base, Tensor, torch.Generator], Draw]
-    # The mean squared error of each sample, [B] float32.
+    # Latents with their noise mixed in, [B, C, h, w] float32.
+    mix: Callable[[Base, Draw], Tensor]
+    # What the denoiser says about noisy latents [B, C, h, w] at times [B]: [B, C, h, w].
+    predict: Callable[[Base, Tensor, Tensor, Sequence[Condition]], Tensor]
+    # The weighted mean squared error of each sample, [B] float32: what is predicted against what should be.
     losses: Callable[[Base, Draw, Sequence[Condition]], Tensor]
+    # How much samples at these times [B] count under a weighting of training/options.py, [B] float32 on the CPU.
+    weigh: Callable[[Base, Tensor, str], Tensor]
+    # So many times from all noise to little, evenly spread, [n] on the CPU.
+    levels: Callable[[Base, int], Tensor]
+    # One step of drawing: noisy latents [B, C, h, w], what `predict` says of them, the time they are at and the next
+    # (None: none, the picture itself), to less noisy latents.
+    denoise: Callable[[Base, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    # Latents as they are trained on, [B, C, h, w], to what the VAE decodes.
+    unscale: Callable[[Base, Tensor], Tensor]
     # Whether several jobs share a step: not where a lone one fills the device, or where captions change the shape.
     shares_steps: bool = True

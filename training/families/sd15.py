@@ -55,13 +55,17 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     return [{"context": made[example.caption].to(base.dtype)} for example in examples]
 
 
-def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
-    """The mean squared error of each sample, [B] float32."""
-    schedule: diffusion.DiscreteSchedule = base.schedule
+def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
+    """What the UNet says about noisy latents, [B, C, h, w]."""
     context = torch.cat([condition["context"] for condition in conditions])
-    noisy = diffusion.noisy(schedule, made).to(base.dtype)
-    said = base.denoiser(noisy, made.times, context, return_dict=False)[0]
-    return diffusion.per_sample_error(said, diffusion.target(schedule, made))
+    said: Tensor = base.denoiser(noisy.to(base.dtype), times, context, return_dict=False)[0]
+    return said
+
+
+def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
+    """The weighted mean squared error of each sample, [B] float32."""
+    said = predict(base, diffusion.mix(base, made), made.times, conditions)
+    return diffusion.per_sample_error(said, diffusion.target(base.schedule, made), made.weights)
 
 
 FAMILY = Family(
@@ -72,5 +76,11 @@ FAMILY = Family(
     encode_picture=encode_picture,
     encode_captions=encode_captions,
     draw=diffusion.draw,
+    mix=diffusion.mix,
+    predict=predict,
     losses=losses,
+    weigh=diffusion.weigh,
+    levels=diffusion.levels,
+    denoise=diffusion.denoise,
+    unscale=diffusion.unscale,
 )

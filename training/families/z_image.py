@@ -22,7 +22,7 @@ from transformers import Qwen2Tokenizer, Qwen3Model
 
 from core.errors import BaseModelUnavailable
 from training import safetensor
-from training.families.diffusion import per_sample_error
+from training.families.diffusion import MIN_SNR_GAMMA, per_sample_error
 from training.families.family import Base, Condition, Draw, Family, Where
 from training.families.latents import encode_picture, sample
 from training.families.parts import load_part
@@ -60,7 +60,11 @@ def load(where: Where) -> Base:
             "Z-Image-Turbo is trained without its training adapter: the LoRA will damage its 8-step drawing. Give the "
             "de-distilling training adapter's file, or train on the undistilled Z-Image base"
         )
-    return Base(transformer, encoders, schedule, where.device, where.dtype, "flow", warnings)
+    # As its makers draw with it: the few-step model without guidance.
+    drawing = (9, 1.0) if where.distilled else (28, 5.0)
+    return Base(
+        transformer, encoders, schedule, where.device, where.dtype, "flow", warnings, drawing, where.training_adapter
+    )
 
 
 def merge_adapter(transformer: Any, path: Path) -> int:
@@ -121,7 +125,7 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     schedule: FlowSchedule = base.schedule
     latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
     noise = torch.randn(latents.shape, generator=generator)
-    return Draw(latents, noise, shifted(torch.rand(len(latents), generator=generator), schedule.shift))
+    return Draw.plain(latents, noise, shifted(torch.rand(len(latents), generator=generator), schedule.shift))
 
 
 def shifted(uniform: Tensor, shift: float) -> Tensor:
@@ -140,12 +144,50 @@ def target(made: Draw) -> Tensor:
     return made.noise - made.latents
 
 
-def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
-    """The mean squared error of each sample, [B] float32."""
-    frames = list(noisy(made).to(base.dtype).unsqueeze(2).unbind(0))
+def mix(base: Base, made: Draw) -> Tensor:
+    """`noisy`, which no schedule changes."""
+    return noisy(made)
+
+
+def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
+    """n - x as the transformer has it, [B, C, h, w]: it says x - n."""
+    frames = list(mixed.to(base.dtype).unsqueeze(2).unbind(0))
     contexts = [condition["context"] for condition in conditions]
-    said = base.denoiser(frames, 1 - made.times, contexts, return_dict=False)[0]
-    return per_sample_error(-torch.stack(list(said)).squeeze(2), target(made))
+    said = base.denoiser(frames, 1 - times, contexts, return_dict=False)[0]
+    return -torch.stack(list(said)).squeeze(2)
+
+
+def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
+    """The weighted mean squared error of each sample, [B] float32."""
+    return per_sample_error(predict(base, noisy(made), made.times, conditions), target(made), made.weights)
+
+
+def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
+    """How much samples at these times count, [B] float32; as in diffusion.py, with SNR = ((1 - s) / s)^2.
+
+    An error of n - x is that of the clean latents over s^2; of the noise, over (1 - s)^2. So min_snr is
+    min((1 - s)^2, 5 s^2), and debiased s (1 - s).
+    """
+    s = times.cpu().double()
+    if weighting == "min_snr":
+        return torch.minimum((1 - s) ** 2, MIN_SNR_GAMMA * s**2).float()
+    return (s * (1 - s)).float() if weighting == "debiased" else torch.ones(len(s))
+
+
+def levels(base: Base, count: int) -> Tensor:
+    """`count` times from 1 down, evenly spread before the shift."""
+    return shifted(1 - torch.arange(count) / count, base.schedule.shift)
+
+
+def denoise(base: Base, mixed: Tensor, said: Tensor, now: Tensor, then: Tensor | None) -> Tensor:
+    """One step of Euler along the flow, all [B, C, h, w]."""
+    return mixed + ((0.0 if then is None else then) - now) * said.float()
+
+
+def unscale(base: Base, latents: Tensor) -> Tensor:
+    """Latents as the VAE decodes them."""
+    schedule: FlowSchedule = base.schedule
+    return latents / schedule.scaling + schedule.offset
 
 
 FAMILY = Family(
@@ -157,6 +199,12 @@ FAMILY = Family(
     encode_picture=encode_picture,
     encode_captions=encode_captions,
     draw=draw,
+    mix=mix,
+    predict=predict,
     losses=losses,
+    weigh=weigh,
+    levels=levels,
+    denoise=denoise,
+    unscale=unscale,
     shares_steps=False,
 )

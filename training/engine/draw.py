@@ -1,0 +1,78 @@
+"""What one job brings to one step: which pictures, how they are met, what counts. A pure function of (seed, step)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from training.backends.randomness import generator
+from training.families.family import Base, Condition, Draw, Family
+
+if TYPE_CHECKING:
+    from training.engine.cohort import Seat
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What options ask for beside moments and captions, one of each for every picture; empty if they do not."""
+
+    mirrored: Sequence[Tensor] = ()  # moments of the picture turned left to right
+    blanks: Sequence[Condition] = ()  # of an empty caption
+    classes: Sequence[Condition] = ()  # of the caption with the class word for the trigger word
+    masks: Sequence[Tensor] = ()  # [1, h, w] at the latents' resolution, 1 on average
+
+
+@dataclass(frozen=True)
+class Lot:
+    """One job's part of a step."""
+
+    made: Draw
+    conditions: list[Condition]
+    classes: list[Condition]  # of the class captions; empty where no prior is kept
+
+    def empty(self) -> "Lot":
+        """Zeros in its shape. Nobody's numbers: what fills idle slots must not depend on who is there."""
+        none = [[{name: torch.zeros_like(value) for name, value in one.items()} for one in told] for told in
+                (self.conditions, self.classes)]  # fmt: skip
+        return Lot(Draw(*(torch.zeros_like(part) for part in self.made.parts)), *none)
+
+
+def draw(family: Family, base: Base, job: "Seat", step: int) -> Lot:
+    """The batch of `step`, counted from 0, on the CPU."""
+    spec, extras = job.run.spec, job.extras
+    places = job.order.batch(step)
+    turned = _chosen(spec.seed, "flip", step, places, 0.5 if spec.data.flip else 0.0)
+    moments = [
+        (extras.mirrored if is_turned else job.moments)[place] for place, is_turned in zip(places, turned, strict=True)
+    ]
+    made = family.draw(base, torch.stack(moments), generator(spec.seed, "step", step))
+    if spec.objective.noise_offset:
+        made = replace(made, noise=offset(made.noise, spec.objective.noise_offset, spec.seed, step))
+    counts = family.weigh(base, made.times, spec.objective.weighting).view(-1, 1, 1, 1)
+    if extras.masks:
+        masks = zip([extras.masks[place] for place in places], turned, strict=True)
+        counts = counts * torch.stack([mask.flip(-1) if is_turned else mask for mask, is_turned in masks])
+    made = replace(made, weights=counts * made.weights, priors=made.priors + spec.objective.prior_weight)
+    silent = _chosen(spec.seed, "silence", step, places, spec.data.caption_dropout)
+    told = [
+        (extras.blanks if is_silent else job.conditions)[place] for place, is_silent in zip(places, silent, strict=True)
+    ]
+    return Lot(made, told, [extras.classes[place] for place in places] if extras.classes else [])
+
+
+def offset(noise: Tensor, strength: float, seed: int, step: int) -> Tensor:
+    """Noise [B, C, h, w] with a share that a whole channel has in common, so that dark and bright pictures are learnt.
+
+    https://www.crosslabs.org/blog/diffusion-with-offset-noise
+    """
+    common = torch.randn(*noise.shape[:2], 1, 1, generator=generator(seed, "offset", step))
+    return noise + strength * common
+
+
+def _chosen(seed: int, purpose: str, step: int, places: Sequence[int], share: float) -> list[bool]:
+    """Whether chance decides for something, for each place of a batch."""
+    if not share:
+        return [False] * len(places)
+    return (torch.rand(len(places), generator=generator(seed, purpose, step)) < share).tolist()
