@@ -74,9 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "--base-model",
         metavar="NAME",
         default="sd15",
-        help=f"{', '.join(BASE_MODELS)}; or a folder or hub id (default: sd15)",
+        help=f"{', '.join(BASE_MODELS)}; or a folder, a .safetensors file or a hub id (default: sd15)",
     )
-    add("--family", choices=list(RECIPES), help="of a base model given as folder or hub id")
+    add("--family", choices=list(RECIPES), help="of a base model given as folder, file or hub id")
     add("--class-word", default="", help="what the subject is, for pictures without a caption, such as dog")
     recipe = made.add_argument_group("recipe")
     add = recipe.add_argument
@@ -129,7 +129,7 @@ def spec_of(given: argparse.Namespace) -> TrainSpec:
         name: value for name, value in vars(given).items() if name in TrainSpec.model_fields and value is not None
     }
     base_model = Path(asked["base_model"]).expanduser()
-    if asked["base_model"] not in BASE_MODELS and base_model.is_dir():
+    if asked["base_model"] not in BASE_MODELS and base_model.exists():
         asked["base_model"] = str(base_model.resolve())
     try:
         return TrainSpec(**asked)

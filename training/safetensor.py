@@ -97,13 +97,17 @@ def unpack(data: bytes | memoryview) -> tuple[dict[str, Tensor], dict[str, str]]
     return tensors, metadata
 
 
-def check_layout(path: Path) -> None:
-    """See that the file's header is sound and its tensors fill it, without reading them. Raises Malformed, OSError."""
+def check_layout(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """See that the file's header is sound and its tensors fill it, without reading them.
+
+    Gives the kind of every tensor, and the metadata. Raises Malformed, OSError.
+    """
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise Malformed("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _layout(data)
+            laid_out, metadata, _ = _layout(data)
+    return {name: entry[0] for name, entry in laid_out.items()}, metadata
 
 
 def _layout(

@@ -6,24 +6,48 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
 from training import families
 from training.device import choose, precision
-from training.families.parts import locate
+from training.families import folders, single_file
+from training.families.parts import load_part, locate
 from training.safetensor import Malformed, unpack
 
 lib: Any = diffusers  # its classes are untyped to the checker
 
-_PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {
+# Each family's pipeline, what it is made without, and the scheduler it draws with where the base model names none.
+_PIPELINES: dict[str, tuple[str, dict[str, Any], str]] = {
     # No safety checker: it is a part that training does not fetch, and these pictures are for the owner's own eyes.
     "sd15": (
         "StableDiffusionPipeline",
         {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+        "EulerDiscreteScheduler",
     ),
-    "sdxl": ("StableDiffusionXLPipeline", {"add_watermarker": False}),
-    "z-image": ("ZImagePipeline", {}),
+    "sdxl": ("StableDiffusionXLPipeline", {"add_watermarker": False}, "EulerDiscreteScheduler"),
+    "z-image": ("ZImagePipeline", {}, "FlowMatchEulerDiscreteScheduler"),
+}
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "unet": lib.UNet2DConditionModel,
+        "vae": lib.AutoencoderKL,
+        "text_encoder": transformers.CLIPTextModel,
+        "tokenizer": transformers.CLIPTokenizer,
+    },
+    "z-image": {
+        "transformer": lib.ZImageTransformer2DModel,
+        "vae": lib.AutoencoderKL,
+        "text_encoder": transformers.Qwen3Model,
+        "tokenizer": transformers.Qwen2Tokenizer,
+    },
+}
+KINDS["sdxl"] = KINDS["sd15"] | {
+    "text_encoder_2": transformers.CLIPTextModelWithProjection,
+    "tokenizer_2": transformers.CLIPTokenizer,
 }
 
 
@@ -65,18 +89,35 @@ def draw(
 def load(base_model: str, family: str, device: torch.device) -> Any:
     """diffusers' pipeline of that base model, quiet, on `device`. Raises BaseModelUnavailable."""
     folder = locate(base_model, families.find(family).parts)
-    name, more = _PIPELINES[family]
+    name, more, scheduler = _PIPELINES[family]
     lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below
+    kind = getattr(lib, name)
     try:
-        pipeline = getattr(lib, name).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=precision(device), **more
-        )
+        if folder.is_file():
+            pipeline = kind(**_components(folder, family, precision(device), scheduler), **more)
+        else:
+            pipeline = kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=precision(device), **more
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise BaseModelUnavailable(
             f"the base model in {folder} cannot be loaded to draw with ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _components(file: Path, family: str, dtype: torch.dtype, scheduler: str) -> dict[str, Any]:
+    """What a pipeline is made of, out of a single file. Raises BaseModelUnavailable."""
+    made = {}
+    for part in families.find(family).parts:
+        if part == "scheduler":
+            home = single_file.folder_of(file, part)
+            named = folders.scheduler_class(home) if home is not None else None
+            made[part] = load_part(getattr(lib, named or scheduler), file, part)
+        else:
+            made[part] = load_part(KINDS[family][part], file, part, dtype if part in folders.WEIGHTS else None)
+    return made
 
 
 def add_lora(pipeline: Any, lora: Path) -> int:

@@ -64,10 +64,13 @@ def two(first: list[int], second: list[int], size: int) -> bytes:
 
 def relabelled(kind: str) -> bytes:
     """A sound file whose first matrix says that it is of another kind of the same width."""
-    data = made()
+    return relabel(made(), DOWN, kind)
+
+
+def relabel(data: bytes, name: str, kind: str) -> bytes:
     start = data_offset(data)
     header = json.loads(data[8:start])
-    header[DOWN]["dtype"] = kind
+    header[name]["dtype"] = kind
     return headed(json.dumps(header).encode(), data[start:])
 
 

@@ -141,7 +141,7 @@ def test_what_is_trained_and_what_is_frozen(runs: Runs) -> None:
     learner.step()
     assert all(torch.equal(part, before[name]) for name, part in learner.base.denoiser.named_parameters())
     moved = learner.cohort.snapshot(learner.seat).weights
-    assert len(moved) == 2 * len(learner.engine.ports.sites)
+    assert len(moved) == 2 * len(learner.cohort.layout.sites)
     assert all(values.any() for values in moved.values())
 
 
@@ -197,7 +197,7 @@ def full_size(family: str) -> Any:
 def test_targets_in_the_real_models(family: str, modules: int) -> None:
     """Every targeted module of the full model is a linear, and its name in a file is one that the check knows."""
     naming = lora_file.NAMINGS[family]
-    targets = families.find(family).targets
+    targets = families.find(family).targets["attention"]
     found = {name: part for name, part in full_size(family).named_modules() if re.fullmatch(targets, name)}
     assert len(found) == modules
     assert all(isinstance(part, torch.nn.Linear) for part in found.values())

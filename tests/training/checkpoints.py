@@ -1,0 +1,50 @@
+"""Single-file checkpoints of the tiny base models, as the original training code would have written them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.families.checkpoint_names import PREFIXES, source
+from training.families.folders import WEIGHTS
+from training.safetensor import Tensor, pack, tensor, unpack
+
+
+def exported(folder: Path, out: Path, family: str, *, only: tuple[str, ...] = (), **metadata: str) -> Path:
+    """The base model in `folder` as one file `out`; beside it, in `.parts/`, what a single file does not hold.
+
+    only: the parts with weights that go into the file; the others go beside it.
+    """
+    tensors: dict[str, Tensor] = {}
+    beside = out.with_suffix(".parts")
+    for part in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+        is_inside = part in WEIGHTS and part in (only or PREFIXES[family])
+        shutil.copytree(
+            folder / part, beside / part, ignore=shutil.ignore_patterns("*.safetensors") if is_inside else None
+        )
+        if is_inside:
+            tensors |= _renamed(folder / part, family, part)
+    out.write_bytes(pack(tensors, metadata))
+    return out
+
+
+def _renamed(folder: Path, family: str, part: str) -> dict[str, Tensor]:
+    config = json.loads((folder / "config.json").read_text())
+    held, _ = unpack((folder / f"{WEIGHTS[part]}.safetensors").read_bytes())
+    prefix = PREFIXES[family][part][0]
+    thirds: dict[str, dict[int, Any]] = {}
+    made = {}
+    for name, weights in held.items():
+        found = source(family, part, name, config)
+        values = weights.floats()
+        if found.third is not None:
+            thirds.setdefault(prefix + found.name, {})[found.third] = values
+        elif found.is_transposed:
+            made[prefix + found.name] = tensor(np.ascontiguousarray(values.T))
+        elif part == "vae" and ".mid.attn_1." in found.name and values.ndim == 2:
+            made[prefix + found.name] = tensor(values[:, :, None, None])
+        else:
+            made[prefix + found.name] = tensor(values)
+    return made | {name: tensor(np.concatenate([rows[0], rows[1], rows[2]])) for name, rows in thirds.items()}

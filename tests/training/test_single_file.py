@@ -1,0 +1,214 @@
+"""A base model in one file is the same model: name for name, weight for weight, LoRA for LoRA."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from safetensors.torch import load_file, save_file
+
+from core.errors import BaseModelUnavailable
+from tests.training.checkpoints import exported
+from training import families, sample
+from training.backends.local import train
+from training.families import single_file
+from training.families.checkpoint_configs import CONFIGS
+from training.families.checkpoint_names import source
+from training.families.family import Base, Family, Where
+from training.families.fingerprint import fingerprint
+from training.families.parts import locate
+from training.ports import TrainRun
+from training.safetensor import unpack
+
+Runs = Callable[..., TrainRun]
+Bases = Callable[..., Path]
+CPU = torch.device("cpu")
+FAMILIES = ("sd15", "sdxl", "z-image")
+lib: Any = diffusers
+utils: Any = single_file_utils
+
+
+@pytest.fixture(scope="module")
+def single(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny base model of a family in one file, made once."""
+    folder = tmp_path_factory.mktemp("single")
+
+    def make(family: str) -> Path:
+        out = folder / f"{family}.safetensors"
+        return out if out.exists() else exported(bases(family), out, family)
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_the_folders(family: str, bases: Bases, single: Callable[[str], Path]) -> None:
+    found = families.find(family)
+    one = found.load(Where(locate(str(single(family)), found.parts), CPU, torch.float32))
+    other = found.load(Where(bases(family), CPU, torch.float32))
+    parts = {"denoiser": one.denoiser, **one.encoders}
+    assert set(one.encoders) == set(other.encoders)
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            wanted = {"denoiser": other.denoiser, **other.encoders}[name].state_dict()
+            held = part.state_dict()
+            assert set(held) == set(wanted)
+            assert all(torch.equal(held[key], wanted[key]) for key in wanted)
+            assert not any(parameter.requires_grad for parameter in part.parameters())
+    assert one.prediction == other.prediction
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_on_it_gives_the_same_lora(family: str, runs: Runs, single: Callable[[str], Path]) -> None:
+    run = runs(family, max_steps=2)
+    folder = train(run)
+    file = train(replace(run, base_model=str(single(family)), out=run.out.with_name("b.safetensors")))
+    (one, told), (other, told_too) = (unpack(made.path.read_bytes()) for made in (folder, file))
+    assert all(np.array_equal(one[name].elements, other[name].elements) for name in one)
+    assert told["imprint_base_sha256"] != told_too["imprint_base_sha256"]  # another file: checkpoints do not mix
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_draws_the_same_picture(family: str, bases: Bases, single: Callable[[str], Path]) -> None:
+    given: dict[str, Any] = {"steps": 2, "size": (64, 64), "device": "cpu"}
+    drawn = [sample.draw(str(base), family, ["a dog"], [1], **given)[0] for base in (bases(family), single(family))]
+    # A step of the last bit: weights of the two lie differently in memory, and so sums are taken in another order.
+    assert np.abs(np.asarray(drawn[0], int) - np.asarray(drawn[1], int)).max() <= 1
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_diffusers_own_converter_finds_the_same_names(family: str, bases: Bases, single: Callable[[str], Path]) -> None:
+    """The names in our files are those of real checkpoints: diffusers reads them into the same weights."""
+    checkpoint = load_file(single(family))
+    for part, convert in (("unet", utils.convert_ldm_unet_checkpoint), ("vae", utils.convert_ldm_vae_checkpoint)):
+        config = json.loads((bases(family) / part / "config.json").read_text())
+        same(convert(dict(checkpoint), config), load_file(next((bases(family) / part).glob("*.safetensors"))))
+    text = utils.convert_ldm_clip_checkpoint(dict(checkpoint))
+    same({name.removeprefix("text_model."): part for name, part in text.items()}, text_of(bases(family), ""))
+
+
+def test_diffusers_own_converter_finds_openclips_names(bases: Bases, single: Callable[[str], Path]) -> None:
+    model = lib.StableDiffusionXLPipeline.from_pretrained(bases("sdxl")).text_encoder_2
+    checkpoint = load_file(single("sdxl"))
+    converted = utils.convert_open_clip_checkpoint(model, checkpoint, prefix="conditioner.embedders.1.model.")
+    same(converted, text_of(bases("sdxl"), "_2"))
+
+
+def test_diffusers_own_converter_finds_z_images_names(bases: Bases, single: Callable[[str], Path]) -> None:
+    checkpoint = {
+        name: part for name, part in load_file(single("z-image")).items() if name.startswith("model.diffusion_model.")
+    }
+    wanted = load_file(next((bases("z-image") / "transformer").glob("*.safetensors")))
+    same(utils.convert_z_image_transformer_checkpoint_to_diffusers(checkpoint), wanted)
+
+
+def same(held: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert set(held) >= set(wanted)
+    assert all(torch.equal(held[name].reshape(wanted[name].shape), wanted[name]) for name in wanted)
+
+
+def text_of(folder: Path, number: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"text_encoder{number}" / "model.safetensors")
+
+
+# Parameters of the published models.
+SIZES = {
+    ("sd15", "unet"): 859_520_964,
+    ("sd15", "vae"): 83_653_863,
+    ("sd15", "text_encoder"): 123_060_480,
+    ("sdxl", "unet"): 2_567_463_684,
+    ("sdxl", "text_encoder_2"): 694_659_840,
+    ("z-image", "transformer"): 6_154_908_736,
+    ("z-image", "vae"): 83_819_683,
+    ("z-image", "text_encoder"): 4_022_468_096,
+}
+
+
+@pytest.mark.parametrize(("family", "part"), list(SIZES))
+def test_shapes_of_the_published_models(family: str, part: str) -> None:
+    """Our configurations make the models that the families are named for, and no two weights come from one tensor."""
+    config = CONFIGS[family][part]
+    with torch.device("meta"):
+        network = single_file.empty(sample.KINDS[family][part], config)
+    assert sum(weights.numel() for weights in network.parameters()) == SIZES[family, part]
+    sources = [source(family, part, name, config) for name in network.state_dict()]
+    assert len(set(sources)) == len(sources)
+    if part in ("unet", "transformer"):
+        prefix = "model.diffusion_model."
+        names = dict.fromkeys((prefix + found.name for found in sources), torch.zeros(3, 1))
+        if part == "unet":
+            back = utils.convert_ldm_unet_checkpoint(names, config)
+        else:
+            back = utils.convert_z_image_transformer_checkpoint_to_diffusers(names)
+        assert set(back) == set(network.state_dict())
+
+
+# ---- what a file says of itself, and what it lacks ---------------------------------------------------------------
+
+
+def test_v_prediction_is_read_from_the_file(bases: Bases, tmp_path: Path) -> None:
+    def prediction(file: Path) -> str:
+        shutil.rmtree(file.with_suffix(".parts") / "scheduler")  # ours, with what the file says
+        found = families.find("sdxl")
+        return found.load(Where(locate(str(file), found.parts), CPU, torch.float32)).prediction
+
+    assert prediction(exported(bases("sdxl"), tmp_path / "e.safetensors", "sdxl")) == "epsilon"
+    told = {"modelspec.prediction_type": "v"}
+    marked = exported(bases("sdxl"), tmp_path / "v.safetensors", "sdxl", **told)
+    assert prediction(marked) == "v_prediction"
+    held = load_file(exported(bases("sdxl"), tmp_path / "k.safetensors", "sdxl"))
+    save_file({**held, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "k.safetensors")
+    found = families.find("sdxl")
+    shutil.rmtree(tmp_path / "k.parts" / "scheduler")
+    schedule = found.load(Where(tmp_path / "k.safetensors", CPU, torch.float32)).schedule
+    assert schedule.prediction == "v_prediction"
+    assert schedule.alphas[-1] == pytest.approx(0.0, abs=1e-6)  # noise alone at the end
+
+
+def test_a_denoiser_alone_with_the_rest_beside_it(runs: Runs, bases: Bases, tmp_path: Path) -> None:
+    """As ComfyUI ships Z-Image: the transformer, without a prefix to its names."""
+    file = exported(bases("z-image"), tmp_path / "z.safetensors", "z-image", only=("transformer",))
+    save_file({name.removeprefix("model.diffusion_model."): part for name, part in load_file(file).items()}, file)
+    assert train(runs("z-image", base=file, max_steps=1)).steps == 1
+
+
+def test_a_vae_beside_the_file_takes_the_place_of_its_own(bases: Bases, tmp_path: Path) -> None:
+    file = exported(bases("sd15"), tmp_path / "a.safetensors", "sd15")
+    before = fingerprint(file, families.find("sd15").parts)
+    shutil.copytree(bases("sd15") / "vae", tmp_path / "a.parts" / "vae", dirs_exist_ok=True)
+    weights = tmp_path / "a.parts" / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: part + 1 for name, part in load_file(weights).items()}, weights)
+    base = families.find("sd15").load(Where(file, CPU, torch.float32))
+    wanted = load_file(weights)
+    assert all(torch.equal(part, wanted[name]) for name, part in base.encoders["vae"].state_dict().items())
+    assert fingerprint(file, families.find("sd15").parts) != before
+
+
+def test_a_tokenizer_that_is_nowhere_is_told_with_what_to_do(
+    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    file = exported(bases("sd15"), tmp_path / "a.safetensors", "sd15")
+    shutil.rmtree(tmp_path / "a.parts" / "tokenizer")
+    with pytest.raises(BaseModelUnavailable) as raised:
+        families.find("sd15").load(Where(file, CPU, torch.float32))
+    assert "has no tokenizer" in raised.value.message
+    assert str(tmp_path / "a.parts" / "tokenizer") in raised.value.message
+
+
+def test_of_another_family(bases: Bases, single: Callable[[str], Path]) -> None:
+    for family, other in (("sd15", "sdxl"), ("sdxl", "sd15"), ("sd15", "z-image")):
+        found = families.find(family)
+        with pytest.raises(BaseModelUnavailable, match=f"one of {other}|none of sd15"):
+            load(found, single(other))
+
+
+def load(found: Family, file: Path) -> Base:
+    return found.load(Where(locate(str(file), found.parts), CPU, torch.float32))

@@ -1,0 +1,145 @@
+"""Where the weights of a base model stand in a single checkpoint file, by the names that diffusers' modules give them.
+
+The original training code of Stable Diffusion, not diffusers, named what such files hold: blocks are numbered through,
+attention in the VAE is a convolution of 1 x 1, OpenCLIP keeps query, key and value in one matrix. Nothing here reads a
+file; it only says, for each weight that a module has, which tensor it comes from and what is done to it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """One weight's tensor in the file: whole, or the third of its rows numbered `third`, or turned around."""
+
+    name: str
+    third: int | None = None
+    is_transposed: bool = False
+
+
+# How a file of each family begins its names, part by part; where programs differ, all forms, the usual one first.
+PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
+    "sd15": {
+        "unet": ("model.diffusion_model.",),
+        "vae": ("first_stage_model.", "vae."),
+        "text_encoder": ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."),
+    },
+    "sdxl": {
+        "unet": ("model.diffusion_model.",),
+        "vae": ("first_stage_model.", "vae."),
+        "text_encoder": ("conditioner.embedders.0.transformer.text_model.",),
+        "text_encoder_2": ("conditioner.embedders.1.model.",),
+    },
+    "z-image": {
+        "transformer": ("model.diffusion_model.", "diffusion_model.", ""),
+        "vae": ("vae.", "first_stage_model."),
+        "text_encoder": ("text_encoders.qwen3_4b.transformer.model.",),
+    },
+}
+
+# What files carry beside the weights: averaged copies, tables that are reckoned anew, heads that nothing here uses.
+LEFT_OVER = re.compile(
+    r"model_ema\..*|first_stage_model\.loss\..*|(.*\.)?(position_ids|logit_scale|norm_final\.weight)|"
+    r"(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|text_projection)|"
+    r"(model\.)?(betas|(sqrt_|log_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|sqrt_recipm1?_alphas_cumprod|"
+    r"posterior_\w+|lvlb_weights|logvar|scale_factor)|denoiser\.(sigmas|log_sigmas)|v_pred|ztsnr|"
+    r"text_encoders\.qwen3_4b\.(transformer\.lm_head\.weight|logit_scale)"
+)
+
+_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
+_UNET = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+         "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
+         "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+              "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
+_Z_IMAGE = (("all_final_layer.2-1.", "final_layer."), ("all_x_embedder.2-1.", "x_embedder."),
+            (".attention.to_out.0.", ".attention.out."), (".attention.norm_k.", ".attention.k_norm."),
+            (".attention.norm_q.", ".attention.q_norm."))  # fmt: skip
+
+
+def source(family: str, part: str, name: str, config: Mapping[str, Any]) -> Source:
+    """Where weight `name` of `part` stands, without the part's prefix. KeyError for a name that no such part has."""
+    if family == "sdxl" and part == "text_encoder_2":
+        return _open_clip(name)
+    return _FINDERS[part](name, config)
+
+
+def _end(name: str) -> tuple[str, str]:
+    stem, _, end = name.rpartition(".")
+    return stem, end
+
+
+def _unet(name: str, config: Mapping[str, Any]) -> Source:
+    stem, end = _end(name)
+    if stem in _UNET:
+        return Source(f"{_UNET[stem]}.{end}")
+    layers = int(config["layers_per_block"]) + 1  # each down block ends with its sampler, each up block has one more
+    found = re.fullmatch(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)", stem)
+    if not found:
+        raise KeyError(name)
+    where, kind, rest = found[1], found[3], found[5]
+    block, layer = int(found[2] or 0), int(found[4])
+    inside = {"resnets": _RESNET.get(rest, rest), "attentions": rest, "downsamplers": "op", "upsamplers": "conv"}[kind]
+    if where == "mid":
+        return Source(f"middle_block.{2 * layer if kind == 'resnets' else 1}.{inside}.{end}")
+    if where == "down":
+        if kind == "downsamplers":
+            return Source(f"input_blocks.{(block + 1) * layers}.0.op.{end}")
+        return Source(f"input_blocks.{1 + block * layers + layer}.{int(kind == 'attentions')}.{inside}.{end}")
+    if kind == "upsamplers":
+        place = 2 if "CrossAttn" in config["up_block_types"][block] else 1
+        return Source(f"output_blocks.{block * layers + layers - 1}.{place}.conv.{end}")
+    return Source(f"output_blocks.{block * layers + layer}.{int(kind == 'attentions')}.{inside}.{end}")
+
+
+def _vae(name: str, config: Mapping[str, Any]) -> Source:
+    name = name.replace(".conv_norm_out.", ".norm_out.").replace(".conv_shortcut.", ".nin_shortcut.")
+    if found := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(.+)\.(\w+)", name):
+        return Source(f"{found[1]}.mid.attn_1.{_VAE_ATTENTION[found[2]]}.{found[3]}")
+    if found := re.fullmatch(r"(\w+)\.mid_block\.resnets\.(\d)\.(.+)", name):
+        return Source(f"{found[1]}.mid.block_{int(found[2]) + 1}.{found[3]}")
+    if found := re.fullmatch(r"encoder\.down_blocks\.(\d+)\.(?:resnets\.(\d+)|downsamplers\.0)\.(.+)", name):
+        inside = f"block.{found[2]}" if found[2] else "downsample"
+        return Source(f"encoder.down.{found[1]}.{inside}.{found[3]}")
+    if found := re.fullmatch(r"decoder\.up_blocks\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0)\.(.+)", name):
+        inside = f"block.{found[2]}" if found[2] else "upsample"
+        return Source(f"decoder.up.{len(config['up_block_types']) - 1 - int(found[1])}.{inside}.{found[3]}")
+    return Source(name)
+
+
+def _text(name: str, _config: Mapping[str, Any]) -> Source:
+    return Source(name.removeprefix("text_model."))
+
+
+def _open_clip(name: str) -> Source:
+    name = name.removeprefix("text_model.")
+    if name == "text_projection.weight":
+        return Source("text_projection", is_transposed=True)
+    if name == "embeddings.position_embedding.weight":
+        return Source("positional_embedding")
+    if found := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(\w+)", name):
+        return Source(f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", third="qkv".index(found[2]))
+    if found := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", name):
+        return Source(f"transformer.resblocks.{found[1]}.{_OPEN_CLIP[found[2]]}.{found[3]}")
+    return Source(name.replace("embeddings.token_embedding", "token_embedding").replace("final_layer_norm", "ln_final"))
+
+
+def _transformer(name: str, _config: Mapping[str, Any]) -> Source:
+    if found := re.fullmatch(r"(.+\.attention)\.to_([qkv])\.weight", name):
+        return Source(f"{found[1]}.qkv.weight", third="qkv".index(found[2]))
+    for ours, theirs in _Z_IMAGE:
+        name = name.replace(ours, theirs)
+    return Source(name)
+
+
+_FINDERS: dict[str, Callable[[str, Mapping[str, Any]], Source]] = {
+    "unet": _unet,
+    "vae": _vae,
+    "text_encoder": _text,
+    "transformer": _transformer,
+}

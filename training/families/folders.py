@@ -1,0 +1,110 @@
+"""Base models as folders in diffusers' layout: here, or fetched from the model hub into its cache."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from core.errors import BaseModelUnavailable
+
+# Parts with weights, and the name that their weights have in diffusers' layout (before `.safetensors`).
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+# How long the hub may take to answer at all; without it a machine without a network hangs for minutes.
+_HUB_TIMEOUT_S = 10.0
+
+
+def from_hub(name: str, parts: Sequence[str]) -> Path:
+    """What the cache has, if that is all we need; else what the hub has."""
+    wanted = ["model_index.json", *(pattern for part in parts for pattern in _patterns(part))]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        require(folder, parts)
+        return folder
+    except (LocalEntryNotFoundError, BaseModelUnavailable, HFValidationError):
+        pass  # not here, or not whole: the hub may help
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=_HUB_TIMEOUT_S))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise BaseModelUnavailable(
+            f"the base model {name} is not in the cache of this machine, and the model hub did not give it "
+            f"({type(error).__name__}). Give this machine access to the hub (and a token, where the model asks for "
+            "one), or a folder in diffusers' layout in its place",
+            {"base_model": name, "offline": os.environ.get("HF_HUB_OFFLINE", "")},
+        ) from error
+    require(folder, parts)
+    return folder
+
+
+def _patterns(part: str) -> list[str]:
+    weights = WEIGHTS.get(part)
+    if weights is None:
+        return [f"{part}/*"]
+    return [
+        f"{part}/config.json",
+        f"{part}/{weights}.safetensors",
+        f"{part}/{weights}-*-of-*.safetensors",
+        f"{part}/{weights}.safetensors.index.json",
+    ]
+
+
+def require(folder: Path, parts: Sequence[str]) -> None:
+    """Refuse a folder that lacks what we need, before minutes go into loading the rest."""
+    if not (folder / "model_index.json").is_file():
+        raise BaseModelUnavailable(f"the folder {folder} has no model_index.json: no base model in diffusers' layout")
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise BaseModelUnavailable(f"the base model in {folder} has no {part}: of another family, or not complete")
+        weights = WEIGHTS.get(part)
+        if weights is None or list((folder / part).glob(f"{weights}*.safetensors")):
+            continue
+        if list((folder / part).glob("*.bin")):
+            raise BaseModelUnavailable(
+                f"the base model in {folder} has its {part} as a pickle only (.bin), which is not read: load and "
+                "save_pretrained it once with safe_serialization=True where you trust it"
+            )
+        raise BaseModelUnavailable(f"the base model in {folder} has no {weights}.safetensors in {part}")
+
+
+def variant(folder: Path, part: str) -> str | None:
+    """`fp16` for a folder that holds its weights in that form only, as many downloads do."""
+    plain = folder / part / f"{WEIGHTS[part]}.safetensors"
+    half = folder / part / f"{WEIGHTS[part]}.fp16.safetensors"
+    return "fp16" if half.is_file() and not plain.is_file() else None
+
+
+def config_of(folder: Path, part: str) -> dict[str, Any]:
+    """The configuration of one part. Raises BaseModelUnavailable if it cannot be read."""
+    try:
+        config = json.loads((folder / part / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise TypeError
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise BaseModelUnavailable(f"the base model in {folder} has no readable {part}/config.json") from error
+    return config
+
+
+def has_part(folder: Path, part: str) -> bool:
+    """Whether `folder` has all that a part is loaded from: its weights, or of a part without weights anything."""
+    weights = WEIGHTS.get(part)
+    return any((folder / part).glob(f"{weights}*.safetensors" if weights is not None else "*.json"))
+
+
+def scheduler_class(folder: Path) -> str | None:
+    """The class that the scheduler's configuration names, if it names one of diffusers' kind."""
+    try:
+        name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and re.fullmatch(r"\w+Scheduler", name) else None
