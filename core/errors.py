@@ -27,6 +27,8 @@ ImprintError                     code internal
 ├── AddressRefused               internal                an address outside that we will not call; final
 ├── Unreachable                  internal                nobody outside answered, or not in time; may be retried
 │   └── AnswerRefused            internal                an answer from outside that will not get better; final
+├── SchemaUnknown                internal                a database that a newer Imprint has migrated
+├── BackupInvalid                spec_invalid            a back-up that cannot be made, read or restored as asked
 ├── LoraInvalid                  upload_failed           a LoRA file that is not what it should be
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that a generator refuses
 └── GeneratorError               backend_failed          a generator (ComfyUI) that refuses or fails; final
@@ -201,6 +203,14 @@ class Unreachable(ImprintError):
 
 class AnswerRefused(Unreachable):
     retryable = False
+
+
+class SchemaUnknown(ImprintError):
+    pass
+
+
+class BackupInvalid(ImprintError):
+    code = FailureCode.SPEC_INVALID
 
 
 class LoraInvalid(ImprintError):

@@ -13,6 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel
 
+from core.errors import SchemaUnknown
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 # What SQLAlchemy raises when the database went away, or would not let us in just now.
 AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
@@ -50,21 +52,38 @@ class Database:
         with Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def migrate(self) -> None:
-        """Bring the schema to the newest revision, once however many processes ask at the same time."""
-        if self._is_current():
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the schema up to `revision`, once however many processes ask at the same time.
+
+        Raises SchemaUnknown where the database is at a revision that this Imprint does not know: a newer one has
+        migrated it.
+        """
+        if self.is_at(revision):
             return
         with self._writer.begin() as connection:
             if not self.is_sqlite:  # SQLite's BEGIN IMMEDIATE is lock enough
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:k)"), {"k": _MIGRATION_LOCK})
+            self._check_known(self.revision(connection))  # again: another may have come first
             config = _alembic_config()
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
-    def _is_current(self) -> bool:
-        head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    def is_at(self, revision: str | None = "head") -> bool:
+        """Whether the schema is at `revision` already."""
         with self.engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision() == head
+            return self.revision(connection) == (_scripts().get_current_head() if revision == "head" else revision)
+
+    def revision(self, connection: sa.Connection) -> str | None:
+        """Which revision the schema is at; None for a database without tables."""
+        return MigrationContext.configure(connection).get_current_revision()
+
+    def _check_known(self, present: str | None) -> None:
+        if present is not None and present not in known_revisions():
+            raise SchemaUnknown(
+                f"the database is at revision {present}, and this Imprint knows {_scripts().get_current_head()} as "
+                "the newest: a newer Imprint has migrated it. Install that version here too, or restore a back-up "
+                "from before into a new database"
+            )
 
     def close(self) -> None:
         self.engine.dispose()
@@ -74,6 +93,15 @@ def insert_if_absent(session: Session, row: SQLModel) -> None:
     """Insert `row`; where its key is there already, leave what is there. Races are the database's to decide."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     session.connection().execute(insert(type(row)).values(**row.model_dump()).on_conflict_do_nothing())
+
+
+def known_revisions() -> list[str]:
+    """All revisions that this Imprint can bring a database to, the newest first."""
+    return [script.revision for script in _scripts().walk_revisions()]
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic_config())
 
 
 def _alembic_config() -> Config:

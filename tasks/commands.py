@@ -17,6 +17,7 @@ from tasks.notice_commands import notices
 from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
 from tasks.token_commands import token
+from tasks.upkeep_commands import UPKEEP
 from training.spec import BASE_MODELS
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
@@ -27,7 +28,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in (*OPERATORS, *BACKENDS, ingress, notices, token):
+for _command in (*OPERATORS, *BACKENDS, *UPKEEP, ingress, notices, token):
     imprint.add_command(_command)
 
 

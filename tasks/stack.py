@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core.embedded import EmbeddedRedis, die_with_parent
-from core.errors import BackendUnreachable
+from core.errors import BackendUnreachable, ImprintError
 from core.settings import Settings, settings
 from jobs.wiring import House
 
@@ -235,10 +235,12 @@ def main() -> int:
     """Run the stack in the foreground until Ctrl-C or SIGTERM."""
     console = Console(stderr=True)
     try:
-        House(settings()).check()
+        house = House(settings())
+        house.check()
         with alone(settings().home):
+            house.database.close()  # made on first use: its schema is up to date before many ask at once
             _run(console)
-    except (BackendUnreachable, ValueError) as error:
+    except (ImprintError, ValueError) as error:
         console.print(f"[red]{error}[/]", highlight=False)
         return 1
     return 0

@@ -15,6 +15,7 @@ from celery.signals import (
 )
 from celery.worker.control import inspect_command
 
+from core.errors import ImprintError
 from core.logging import set_up
 from core.settings import settings
 from jobs import control
@@ -29,16 +30,16 @@ _device: list[str] = []  # the name of what this worker trains on, once it was t
 
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    set_up(settings().log_dir, settings().log_level)
+    set_up(settings().log_dir, settings().log_level, settings().log_format)
 
 
 @worker_init.connect
 def _prepare(**_: Any) -> None:
     try:
         house().check()
-    except ValueError as error:
+        house().database.migrate()
+    except (ValueError, ImprintError) as error:
         raise SystemExit(f"this worker cannot start: {error}") from None  # any other error Celery logs and goes on
-    house().database.migrate()
     house().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(house())
     metrics.begin(settings())

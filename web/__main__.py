@@ -3,12 +3,15 @@
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 import uvicorn
 
+from core.errors import ImprintError
 from core.logging import set_up
 from core.settings import settings
 from jobs.wiring import house
+from storage.database import AWAY
 from web.app import create_app
 from web.streams import Streams
 
@@ -29,10 +32,12 @@ class Server(uvicorn.Server):
 
 def main() -> int:
     configured = settings()
-    set_up(configured.log_dir, configured.log_level)
+    set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         house().check()
-    except ValueError as error:
+        with suppress(*AWAY):  # one that is only away: /readyz says so until it is there
+            house().database  # noqa: B018 - made on first use, its schema brought up to date
+    except (ValueError, ImprintError) as error:
         print(f"the API cannot start: {error}", file=sys.stderr)
         return 1
     app = create_app(house())

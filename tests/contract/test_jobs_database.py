@@ -111,7 +111,7 @@ def test_eight_processes_migrate_an_empty_database_together(
     settings = Settings(_env_file=None, home=tmp_path, database_url=address)
     assert homes_at_once(settings, [_migrate] * RACERS) == [None] * RACERS
     database = Database(address)
-    assert database._is_current()
+    assert database.is_at()
     database.close()
 
 

@@ -1,0 +1,138 @@
+"""Back-up and restore between both databases and stores: every row and object, books in order, nothing half-way."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from core.clock import utcnow
+from core.errors import BackupInvalid
+from core.settings import Settings
+from jobs import accounts, service, sweeps
+from jobs.wiring import House
+from storage import backup
+from storage.database import Database
+from storage.objects import ObjectStore
+from storage.objects.local import LocalStore
+from storage.tables import JobEvent, Stage
+from tests.contract.jobs import put_at
+from tests.servers.postgres import new_database
+from tests.servers.s3 import s3_server
+
+
+def rows(database: Database) -> dict[str, list[str]]:
+    """Every row of every table but the migrations' own, as sorted text without the databases' ways with times."""
+    schema = sa.MetaData()
+    with database.engine.connect() as connection:
+        schema.reflect(connection)
+        return {
+            name: sorted(
+                json.dumps([backup._told(value) for value in row]) for row in connection.execute(table.select())
+            )
+            for name, table in schema.tables.items()
+        }
+
+
+@pytest.fixture
+def elsewhere(address: str, postgres: tuple[str, str], tmp_path: Path) -> Iterator[Database]:
+    """An empty database of the other kind."""
+    is_sqlite = address.startswith("sqlite")
+    database = Database(new_database(postgres[0]) if is_sqlite else f"sqlite:///{tmp_path}/elsewhere.db")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def other_store(request: pytest.FixtureRequest, address: str, tmp_path: Path) -> Iterator[ObjectStore]:
+    if address.startswith("sqlite"):
+        with s3_server() as server:
+            yield server.store(server.bucket(), prefix="some/where")
+    else:
+        yield LocalStore(tmp_path / "other store")
+
+
+def test_everything_comes_back_on_the_other_database(
+    house: House, job_id: str, elsewhere: Database, other_store: ObjectStore, tmp_path: Path
+) -> None:
+    put_at(house, job_id, Stage.TRAIN, step=7, lease_until=utcnow(), lease_holder="train@there", loss=0.1234567890123)
+    house.store.put(f"checkpoints/{job_id}/00000005", b"five")
+    house.store.put("models/job_1/lora_weights.safetensors", b"trained", create_only=True)
+    folder = tmp_path / "backup"
+    first = backup.backup(house.database, house.store, folder)
+    assert first.rows["training_job"] == 1
+    assert first.rows["credit_entry"] == 2
+
+    # The second one copies what is new, and what is gone goes.
+    house.store.put(f"checkpoints/{job_id}/00000006", b"six")
+    house.store.delete(f"checkpoints/{job_id}/00000005")
+    accounts.grant(house, "ada", 5, key="more")
+    second = backup.backup(house.database, house.store, folder)
+    assert backup.read(folder) == second
+    assert set(LocalStore(folder / "objects").list("")) == set(house.store.list("")) == set(second.objects)
+
+    backup.restore(elsewhere, other_store, folder)
+    assert rows(elsewhere) == rows(house.database)
+    assert {key: other_store.get(key) for key in other_store.list("")} == {
+        key: house.store.get(key) for key in house.store.list("")
+    }
+    restored = House(
+        Settings(_env_file=None, home=tmp_path / "new home", database_url=elsewhere.address.render_as_string(False))
+    )
+    restored.__dict__["store"] = other_store
+    assert sweeps.check_books(restored) == []
+    view = service.look(restored, job_id)
+    assert (view["status"], view["stage"], view["step"]) == ("training", "train", 7)
+    # Numbers that the database hands out go on behind the restored ones.
+    last = max(event.id or 0 for event in service.events(restored, job_id))
+    with restored.database.writing() as session:
+        session.add(event := JobEvent(job_id=job_id, kind="progress", data="{}"))
+        session.flush()
+        assert event.id == last + 1
+    # And the owner's credits can be moved: the ledger's own counts are the restored ones.
+    service.cancel(restored, job_id)
+    assert accounts.balance(restored, "ada").held == 0
+    assert sweeps.check_books(restored) == []
+    restored.database.close()
+
+
+def test_what_cannot_be_restored_whole_is_not_begun(house: House, job_id: str, tmp_path: Path) -> None:
+    house.store.put("models/job_1/lora_weights.safetensors", b"trained")
+    folder = tmp_path / "backup"
+    made = backup.backup(house.database, house.store, folder)
+    fresh, store = Database(f"sqlite:///{tmp_path}/fresh.db"), LocalStore(tmp_path / "fresh")
+
+    def refused(told: str) -> None:
+        with pytest.raises(BackupInvalid, match=told):
+            backup.restore(fresh, store, folder)
+        assert fresh.is_at(None)
+
+    with pytest.raises(BackupInvalid, match=r"not empty.*credit_account"):
+        backup.restore(house.database, house.store, folder)
+    with pytest.raises(BackupInvalid, match="holds other things"):
+        backup.backup(house.database, house.store, tmp_path / "home")
+
+    manifest = (folder / backup.MANIFEST).read_text()
+    (folder / backup.MANIFEST).write_text(manifest.replace(f'"revision": "{made.revision}"', '"revision": "9001"'))
+    refused("made by a newer Imprint")
+    (folder / backup.MANIFEST).write_text(manifest)
+
+    model = folder / "objects" / "models" / "job_1" / "lora_weights.safetensors"
+    model.write_bytes(b"tr4ined")
+    refused("is damaged")
+    model.unlink()
+    refused("lacks 1 object")
+    model.write_bytes(b"trained")
+
+    rows_file = folder / made.database
+    whole = rows_file.read_bytes()
+    rows_file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused("missing or damaged")
+    rows_file.write_bytes(whole)
+    (folder / backup.MANIFEST).unlink()
+    refused("holds no back-up")
+    (folder / backup.MANIFEST).write_text(manifest)
+    backup.restore(fresh, store, folder)
+    assert rows(fresh) == rows(house.database)
+    fresh.close()

@@ -1,0 +1,85 @@
+"""Migrations run once however many processes start together, and nobody works on a database that it does not know."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from core.errors import SchemaUnknown
+from storage.database import Database, known_revisions
+from tests.servers.databases import BOTH
+from tests.servers.postgres import new_database
+from tests.site import ROOT
+
+_PROCESSES = 6
+# Waits for the others, then does what every process of Imprint does first, and says which revisions it ran.
+_START = """
+import logging, sys, time
+from pathlib import Path
+from storage.database import Database
+logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stdout)
+folder = Path(sys.argv[2])
+(folder / f"ready-{sys.argv[3]}").touch()
+while len(list(folder.glob("ready-*"))) < int(sys.argv[4]):
+    time.sleep(0.005)
+Database(sys.argv[1]).migrate()
+"""
+
+
+@pytest.fixture(params=BOTH)
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database without a table."""
+    if request.param == "postgresql":
+        server, _ = request.getfixturevalue("postgres")
+        return new_database(server)
+    return f"sqlite:///{tmp_path}/imprint.db"
+
+
+def test_processes_that_start_together_migrate_once(empty: str, tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _START, empty, str(tmp_path), str(number), str(_PROCESSES)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in range(_PROCESSES)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=90)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * _PROCESSES, said
+    ran = [line for text in said for line in text.splitlines() if "Running upgrade" in line]
+    assert len(ran) == len(known_revisions()), ran
+    database = Database(empty)
+    assert database.is_at("head")
+    database.close()
+
+
+def test_a_database_that_a_newer_imprint_migrated_is_left_alone(address: str) -> None:
+    database = Database(address)
+    with database.writing() as session:
+        session.connection().execute(sa.text("UPDATE alembic_version SET version_num = '9001'"))
+    with pytest.raises(SchemaUnknown, match=r"revision 9001.*newer Imprint has migrated it"):
+        database.migrate()
+    with database.engine.connect() as connection:
+        assert database.revision(connection) == "9001"
+    database.close()
+
+
+def test_every_process_says_so_and_ends(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/imprint.db"
+    database = Database(address)
+    database.migrate()
+    with database.writing() as session:
+        session.connection().execute(sa.text("UPDATE alembic_version SET version_num = '9001'"))
+    database.close()
+    environment = {**os.environ, "IMPRINT_HOME": str(tmp_path), "IMPRINT_WEB_PORT": "0", "IMPRINT_FLOWER_PORT": "0"}
+    celery = ["celery", "-A", "tasks.app"]
+    for module in (["web"], ["tasks.stack"], [*celery, "worker", "-Q", "io"], [*celery, "imprint", "migrate"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *module], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, f"{module}: {done.stdout}{done.stderr}"
+        assert "a newer Imprint has migrated" in " ".join(done.stderr.split()), module
+        assert "Traceback" not in done.stderr, module
