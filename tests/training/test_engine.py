@@ -61,10 +61,10 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     [lot], _ = live.cohort._gather()
 
     oracle = base_of(run)
-    config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets, lora_dropout=0.0)  # type: ignore[arg-type]
+    config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets["attention"], lora_dropout=0.0)  # type: ignore[arg-type]
     oracle.denoiser.add_adapter(config)
     layers = {name: module for name, module in oracle.denoiser.named_modules() if hasattr(module, "lora_A")}
-    assert sorted(layers) == [site.name for site in live.engine.ports.sites]
+    assert sorted(layers) == [site.name for site in live.cohort.layout.sites]
     for name, layer in layers.items():
         layer.lora_A["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.down"]))
         layer.lora_B["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.up"]))

@@ -58,7 +58,7 @@ def test_diffusers_reads_the_live_model_back(runs: Runs, family: str) -> None:
     before = answer(family, denoiser, live)
     with live.applied():
         wanted = answer(family, live.base.denoiser, live)
-    assert sample.add_lora(pipeline, path) == len(live.engine.ports.sites)
+    assert sample.add_lora(pipeline, path) == len(live.cohort.layout.sites)
     got = answer(family, denoiser, live)
     change = (wanted - before).norm()
     assert change > 1e-2 * before.norm()  # the LoRA does something

@@ -16,21 +16,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.errors import BaseModelUnavailable, HandOver, LossNotFinite, OutOfMemory, StoreUnavailable
+from core.errors import BaseModelUnavailable, HandOver, ImprintError, LossNotFinite, OutOfMemory, StoreUnavailable
 from training import families, lora_file, lora_metadata
 from training.backends import checkpoint, resident
 from training.backends.checkpoint import State
 from training.backends.encodings import Encodings
+from training.backends.material import encoded, split
 from training.backends.meter import Meter
 from training.backends.randomness import Order
 from training.device import choose, precision, seats
-from training.engine.adapters import padded, pairs_of
+from training.engine.adapters import matrices_of, padded
 from training.engine.cohort import Seat, Shape
 from training.engine.engine import Engine
+from training.engine.validation import is_over
 from training.families.family import Family, Where
 from training.families.fingerprint import fingerprint
+from training.families.latents import decoded
 from training.families.parts import locate
 from training.ports import TrainResult, TrainRun
+from training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ def train(run: TrainRun) -> TrainResult:
     state = checkpoint.latest(run.checkpoints, identity, total)
     resumed_from = state.step if state is not None else 0
     seconds = 0.0
-    if state is None or state.step < total:
+    if state is None or (state.step < total and not is_over(state.looks, run.spec.validation.patience)):
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
         where = Where(folder, device, precision(device), run.training_adapter, _is_distilled(run))
@@ -61,7 +65,7 @@ def train(run: TrainRun) -> TrainResult:
             begun = time.monotonic()
             state = trainee.learn()
             seconds = time.monotonic() - begun
-    return _export(run, state, identity, total, resumed_from, seconds, device)
+    return _export(run, state, identity, resumed_from, seconds, device)
 
 
 class Trainee:
@@ -75,26 +79,41 @@ class Trainee:
         for warning in base.warnings:
             log.warning("job %s: %s", run.job_id, warning)
         encodings = Encodings(run.encodings, f"{identity['base']} {base.dtype}")
-        with engine.encoders():
-            conditions = encodings.conditions(engine.family, base, run.examples)
-            moments = encodings.moments(engine.family, base, run.examples, run.control.check)
         spec = run.spec
-        order = Order(run.examples, spec.batch_size, spec.seed)
+        with engine.encoders():
+            material = encoded(engine.family, base, encodings, spec, run.examples, run.control.check)
+        moments, looks = material.moments, spec.validation
+        order = Order(split(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
+        has_prior = bool(material.extras.classes)
+        is_looked_at = material.exam is not None or (material.sketch is not None and run.previews is not None)
         self.seat = Seat(
             run,
             total,
             order,
             moments,
-            conditions,
-            Shape(tuple(moments[0].shape) if is_shared else (id(self),), spec.batch_size, padded(spec.rank)),
+            material.conditions,
+            Shape(
+                tuple(moments[0].shape) if is_shared else (id(self),),
+                spec.batch_size,
+                padded(spec.rank),
+                has_prior=has_prior,
+                targets=spec.adapter.targets,
+                dora=spec.adapter.dora,
+            ),
             state,
             checkpoint_every=run.checkpoint_every_epochs * order.steps_per_epoch,
             slots=(run.slots or seats(base.device.type)) if is_shared else 1,
             is_fixed=base.device.type != "cuda" or run.deterministic,
+            extras=material.extras,
+            exam=material.exam,
+            sketch=material.sketch if run.previews is not None else None,
+            look_every=looks.every_epochs * order.steps_per_epoch if is_looked_at else 0,
         )
+        self.lasting = checkpoint.LASTING_EPOCHS * order.steps_per_epoch
         self.kept = self.done = self.seat.start
         self.state: State | None = None
+        self.looked = 0  # looks that were told
         loss = state.loss if state is not None else 0.0
         self.meter = Meter(run.control, start=self.seat.start, total=total, loss=loss)
 
@@ -131,14 +150,31 @@ class Trainee:
     def _note(self) -> None:
         """Read what the engine left here: losses, told now and then, and a state to keep."""
         state, self.seat.snapshot = self.seat.snapshot, None  # before the losses: those up to it are all there
+        self._show()  # before a checkpoint is kept: who goes on from it draws no picture of the way to it
         if state is not None:
             self._read(state.step)
             if state.step > self.kept:
                 self._keep(replace(state, loss=self.meter.loss))
         self._read(self.total)
-        self.meter.tell(self.done)
+        self.meter.tell(self.done, is_end=self.seat.gone and self.done == self.seat.total)
+
+    def _show(self) -> None:
+        """Decode and show the previews that the engine drew."""
+        previews, engine = self.run.previews, self.engine
+        while self.seat.drawn and previews is not None:
+            step, drawn = self.seat.drawn.popleft()
+            with engine.encoders() as base:
+                pictures = [decoded(engine.family, base, latents) for latents in drawn]
+            try:
+                for prompt, picture in enumerate(pictures):
+                    previews.save(step, prompt, picture)
+            except (OSError, ImprintError) as error:
+                log.warning("the previews of step %d could not be kept, training goes on: %s", step, error)
 
     def _read(self, until: int) -> None:
+        for step, loss in self.seat.looks[self.looked :]:
+            self.meter.look(step, loss)
+            self.looked += 1
         losses = self.seat.losses
         while losses and losses[0][0] <= until:
             self.done, loss = losses.popleft()
@@ -150,7 +186,7 @@ class Trainee:
             raise LossNotFinite(
                 f"the weights after step {state.step} of {self.total} are not finite", {"step": state.step}
             )
-        if checkpoint.keep(self.run.checkpoints, state, self.identity, _versions()):
+        if checkpoint.keep(self.run.checkpoints, state, self.identity, _versions(), self.lasting):
             self.kept = state.step
         self.state = state
 
@@ -183,22 +219,24 @@ def _export(
     run: TrainRun,
     state: State,
     identity: dict[str, str],
-    total: int,
     resumed_from: int,
     seconds: float,
     device: torch.device,
 ) -> TrainResult:
     """Write the LoRA file, after the same check that it must pass before it is delivered."""
     spec = run.spec
+    look = _delivered(spec, state)
     metadata = lora_metadata.describe(
         spec,
-        run.examples,
-        steps=total,
+        split(run.examples, spec)[0],
+        steps=state.step,
         dataset_sha256=run.dataset_sha256,
         base_sha256=identity["base"],
         prediction=state.prediction,
+        look=look,
     )
-    data = lora_file.to_bytes(spec.family, pairs_of(state.weights), spec.file_alpha, metadata)
+    weights = state.best if state.best else state.weights
+    data = lora_file.to_bytes(spec.family, matrices_of(weights), spec.file_alpha, metadata)
     report = lora_file.check(data, family=spec.family, rank=spec.rank)
     try:
         lora_file.write(run.out, data)
@@ -208,13 +246,21 @@ def _export(
         path=run.out,
         sha256=report.sha256,
         size_bytes=report.size_bytes,
-        steps=total,
+        steps=state.step,
         resumed_from=resumed_from,
         final_loss=state.loss,
         train_seconds=seconds,
         device=device.type,
+        validation_loss=look[1] if look else None,
         metadata=dict(report.metadata),
     )
+
+
+def _delivered(spec: TrainSpec, state: State) -> tuple[int, float] | None:
+    """The look (step, validation loss) at the weights that are delivered; None where there are no held-out pictures."""
+    if not state.looks:
+        return None
+    return min(state.looks, key=lambda look: look[1]) if spec.validation.keep_best else state.looks[-1]
 
 
 @contextmanager

@@ -1,16 +1,15 @@
-"""LoRAs on a denoiser's linears, one per slot: all of a slot's numbers in one flat float32 vector.
+"""LoRAs on a denoiser's linears and 1x1 convolutions, one per slot: all of a slot's numbers in one flat float32 vector.
 
-The modules stay diffusers' own; only the targeted linears are wrapped, under the names that peft would give them.
-A stack of N slots is `[N, P]`; a batch of N x b samples is theirs in order, b to a slot. Each sample meets its own
-slot's LoRA (https://arxiv.org/abs/2106.09685: y = W x + (alpha / rank) B A x), and the frozen product is made once
-over all of them.
+The modules stay diffusers' own; only the targeted layers are wrapped, under the names that peft would give them. A
+stack of N slots is `[N, P]`; a batch of N x b samples is theirs in order, b to a slot. Each sample meets its own slot's
+LoRA (https://arxiv.org/abs/2106.09685: y = W x + scale B A x), and the frozen product is made once over all of them.
+With DoRA (https://arxiv.org/abs/2402.09353) every row of W + scale B A is brought to a length that is learnt.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,54 +18,81 @@ from torch.nn import functional
 
 from core.errors import BaseModelUnavailable
 from training.backends.randomness import generator
+from training.engine.product import Product
 from training.safetensor import Array
 
 # Rows begin where vector units like it, so that a slot's sums are reckoned alike wherever it stands.
 _ALIGNED = 64
+_SHORTEST = 1e-12  # a row of zeros stays one, whatever its length is to be
 
 
 @dataclass(frozen=True)
 class Site:
-    """One linear that gets LoRAs."""
+    """One layer that may get LoRAs. A 1x1 convolution is a linear over channels."""
 
     name: str  # diffusers' name of the module
     inputs: int
     outputs: int
+    is_convolution: bool
+    place: int  # among all wrapped layers of the denoiser
+    layer: nn.Module = field(compare=False, repr=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, [out, in]."""
+        weight: Tensor = self.layer.weight.detach()  # type: ignore[operator, union-attr]
+        return weight.flatten(1)
+
+
+# The LoRAs of all slots on one layer, in the dtype of the base: down [N, rank, in], up [N, out, rank] times the slot's
+# scale, and with DoRA excess [N, 1, out]: by how much of its length each row of the sum is stretched. () for a layer
+# that has none.
+Pair = tuple[Tensor, ...]
 
 
 class Layout:
-    """Where the matrices of every site stand in a slot's vector: all downs [rank, in] first, then all ups [out, rank].
+    """Where the numbers of every site stand in a slot's vector: all downs [rank, in] first, then all ups [out, rank],
+    then with DoRA all magnitudes [out].
 
     `rank` is what slots are padded to; padding is zero and stays zero, since its gradient is.
     """
 
-    def __init__(self, sites: Sequence[Site], rank: int) -> None:
-        self.sites, self.rank = tuple(sites), rank
+    def __init__(self, sites: Sequence[Site], rank: int, *, dora: bool = False, places: int | None = None) -> None:
+        """places: how many layers are wrapped, of which `sites` may be some."""
+        self.sites, self.rank, self.dora = tuple(sites), rank, dora
         self.downs = [rank * site.inputs for site in sites]
         self.ups = [site.outputs * rank for site in sites]
-        self.halves = (sum(self.downs), sum(self.ups))
-        padding = -sum(self.halves) % _ALIGNED
-        self.size = sum(self.halves) + padding
-        self._parts = [*self.halves, padding]
+        self.magnitudes = [site.outputs for site in sites] if dora else []
+        parts = [sum(self.downs), sum(self.ups), sum(self.magnitudes)]
+        self.size = sum(parts) + -sum(parts) % _ALIGNED
+        self._parts = [*parts, self.size - sum(parts)]
+        self._places = len(self.sites) if places is None else places
+        self._squares = [site.weight.float().pow(2).sum(1) for site in sites] if dora else []  # squared, of W's rows
 
-    def pairs(self, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """(down [N, rank, in], up [N, out, rank] times the slot's alpha / rank) of every site, in `dtype`.
+    def pairs(self, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> list[Pair]:
+        """What each wrapped layer applies, by its place.
 
         stack [N, P] and scales [N, 1] are float32; gradients flow to the stack.
         """
-        downs, ups, _ = torch.split(stack, self._parts, 1)
+        downs, ups, magnitudes, _ = torch.split(stack, self._parts, 1)
         downs, ups = downs.to(dtype), (ups * scales).to(dtype)
-        return [
-            (down.view(-1, self.rank, site.inputs), up.view(-1, site.outputs, self.rank))
-            for site, down, up in zip(
-                self.sites, torch.split(downs, self.downs, 1), torch.split(ups, self.ups, 1), strict=True
-            )
-        ]
+        made: list[Pair] = [()] * self._places
+        for site, down, up in zip(
+            self.sites, torch.split(downs, self.downs, 1), torch.split(ups, self.ups, 1), strict=True
+        ):
+            made[site.place] = down.view(-1, self.rank, site.inputs), up.view(-1, site.outputs, self.rank)
+        for site, squares, magnitude in zip(
+            self.sites if self.dora else (), self._squares, torch.split(magnitudes, self.magnitudes, 1), strict=True
+        ):
+            down, up = made[site.place]
+            made[site.place] = down, up, _excess(site.weight, squares, down, up, magnitude)
+        return made
 
     def begin(self, seed: int, rank: int) -> Tensor:
         """A slot's vector [P] at step 0, on the CPU: peft's default start, drawn from the job's seed.
 
-        A is uniform in ±1/sqrt(in) (kaiming with a = sqrt 5), B zero; peft: LoraLayer.reset_lora_parameters.
+        A is uniform in ±1/sqrt(in) (kaiming with a = sqrt 5), B zero; peft: LoraLayer.reset_lora_parameters. DoRA's
+        magnitudes are the lengths that the rows of W have.
         """
         drawn = {}
         for place, site in enumerate(self.sites):
@@ -75,6 +101,8 @@ class Layout:
             down = torch.empty(rank, site.inputs).uniform_(-bound, bound, generator=chance)
             drawn[f"{site.name}.down"] = down.numpy()
             drawn[f"{site.name}.up"] = np.zeros((site.outputs, rank), np.float32)
+        for site, squares in zip(self.sites, self._squares, strict=self.dora):
+            drawn[f"{site.name}.magnitude"] = squares.sqrt().cpu().numpy()
         return self.fill(drawn)
 
     def fill(self, arrays: Mapping[str, Array]) -> Tensor:
@@ -82,111 +110,131 @@ class Layout:
         vector = torch.zeros(self.size)
         for name, view in self._views(vector).items():
             held = torch.from_numpy(np.array(arrays[name], np.float32))
+            held = held.reshape(held.shape[: view.ndim])
             view[tuple(slice(length) for length in held.shape)] = held
         return vector
 
     def read(self, vector: Tensor, rank: int) -> dict[str, Array]:
-        """`{module}.down` [rank, in] and `{module}.up` [out, rank] of a slot's vector, float32, without padding."""
+        """`{module}.down` [rank, in], `{module}.up` [out, rank] and with DoRA `{module}.magnitude` [out] of a slot's
+        vector, float32, without padding; of a convolution [rank, in, 1, 1] and [out, rank, 1, 1].
+        """
         views = self._views(vector.detach().to("cpu", torch.float32, copy=True))
-        return {
-            name: (view[:rank] if name.endswith(".down") else view[:, :rank]).contiguous().numpy()
-            for name, view in views.items()
-        }
+        found = {}
+        for site in self.sites:
+            tail = (1, 1) if site.is_convolution else ()
+            down, up = views[f"{site.name}.down"][:rank], views[f"{site.name}.up"][:, :rank]
+            found[f"{site.name}.down"] = down.reshape(*down.shape, *tail).contiguous().numpy()
+            found[f"{site.name}.up"] = up.reshape(*up.shape, *tail).contiguous().numpy()
+            if self.dora:
+                found[f"{site.name}.magnitude"] = views[f"{site.name}.magnitude"].numpy()
+        return found
+
+    @property
+    def boundary(self) -> int:
+        """Where a vector's downs end: what stands behind has the rate of B in LoRA+."""
+        return self._parts[0]
 
     def _views(self, vector: Tensor) -> dict[str, Tensor]:
         found = {}
-        edges = [0, *np.cumsum([*self.downs, *self.ups]).tolist()]
+        edges = [0, *np.cumsum([*self.downs, *self.ups, *self.magnitudes]).tolist()]
         spans = [vector[begin:end] for begin, end in pairwise(edges)]
-        downs, ups = spans[: len(self.sites)], spans[len(self.sites) :]
-        for site, down, up in zip(self.sites, downs, ups, strict=True):
-            found[f"{site.name}.down"] = down.view(self.rank, site.inputs)
-            found[f"{site.name}.up"] = up.view(site.outputs, self.rank)
+        count = len(self.sites)
+        for place, site in enumerate(self.sites):
+            found[f"{site.name}.down"] = spans[place].view(self.rank, site.inputs)
+            found[f"{site.name}.up"] = spans[count + place].view(site.outputs, self.rank)
+            if self.dora:
+                found[f"{site.name}.magnitude"] = spans[2 * count + place]
         return found
 
 
-class Ports:
-    """The wrapped linears of one denoiser, and what they apply at the moment: nothing, or one pair per site."""
+def _excess(weight: Tensor, squares: Tensor, down: Tensor, up: Tensor, magnitude: Tensor) -> Tensor:
+    """magnitude / |W + B A| - 1 for every row, [N, 1, out]; the lengths are constants to the gradient, section 4.3.
 
-    def __init__(self, denoiser: nn.Module, targets: str) -> None:
-        """Wrap every linear whose full name matches `targets`. Raises BaseModelUnavailable if there is none."""
+    |W + B A|^2 = |W|^2 + 2 W (B A) + |B A|^2 row by row, without the sum itself: as dear as `rank` more samples.
+    """
+    with torch.no_grad():
+        crossed = functional.linear(down.flatten(0, 1), weight).view(*down.shape[:2], -1).transpose(1, 2).float()
+        low, high = down.float(), up.float()
+        gram = torch.bmm(low, low.transpose(1, 2))
+        grown = squares + (2 * crossed * high).sum(2) + (torch.bmm(high, gram) * high).sum(2)
+        lengths = grown.clamp_(min=_SHORTEST).sqrt_()
+    return (magnitude / lengths - 1).to(weight.dtype).unsqueeze(1)
+
+
+class Ports:
+    """The wrapped layers of one denoiser, and what they apply at the moment: nothing, or pairs by place."""
+
+    def __init__(self, denoiser: nn.Module, targets: Mapping[str, str]) -> None:
+        """Wrap every layer of the target sets, regular expressions over full names; those of the first come first.
+
+        Raises BaseModelUnavailable if a set has no layer.
+        """
+        self._targets = targets
         found = {
             name: module
             for name, module in denoiser.named_modules()
-            if isinstance(module, nn.Linear) and re.fullmatch(targets, name)
+            if _fits(module) and any(re.fullmatch(pattern, name) for pattern in targets.values())
         }
-        if not found:
+        self.pairs: Sequence[Pair] | Mapping[int, Pair] | None = None
+        order = sorted(found, key=lambda name: (self._first(name), name))
+        self.sites = [_site(name, found[name], place) for place, name in enumerate(order)]
+        if not all(any(re.fullmatch(pattern, name) for name in found) for pattern in targets.values()):
             raise BaseModelUnavailable("the base model has no layers for a LoRA: is it of another family?")
-        self.pairs: list[tuple[Tensor, Tensor]] | None = None
-        self.sites = [Site(name, found[name].in_features, found[name].out_features) for name in sorted(found)]
-        for place, site in enumerate(self.sites):
+        for site in self.sites:
             parent, _, last = site.name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), last, _Port(found[site.name], self, place))
+            setattr(denoiser.get_submodule(parent), last, _Port(self, site))
+
+    def _first(self, name: str) -> int:
+        """The place of the first target set that a layer is in."""
+        return next(place for place, pattern in enumerate(self._targets.values()) if re.fullmatch(pattern, name))
+
+    def layout(self, targets: str, rank: int, *, dora: bool = False) -> Layout:
+        """The layout of LoRAs on one target set."""
+        sites = [site for site in self.sites if re.fullmatch(self._targets[targets], site.name)]
+        return Layout(sites, rank, dora=dora, places=len(self.sites))
+
+
+def _fits(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} == set(module.stride) and module.groups == 1
+    )
+
+
+def _site(name: str, layer: nn.Module, place: int) -> Site:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return Site(name, weight.shape[1], weight.shape[0], weight.ndim == 4, place, layer)
 
 
 class _Port(nn.Module):
-    """A frozen linear with one LoRA per slot beside it."""
+    """A frozen linear or 1x1 convolution with one LoRA per slot beside it."""
 
-    def __init__(self, inner: nn.Linear, ports: Ports, place: int) -> None:
+    def __init__(self, ports: Ports, site: Site) -> None:
         super().__init__()
-        self.inner, self._ports, self._place = inner, ports, place
-        self.in_features, self.out_features = inner.in_features, inner.out_features
+        self.inner, self._ports, self._site, self._place = site.layer, ports, site, site.place
+        self.in_features, self.out_features = site.inputs, site.outputs
 
     @property
     def weight(self) -> Tensor:
         """The frozen weight, which diffusers' modules ask for its dtype."""
-        return self.inner.weight
+        return self.inner.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        return self.inner.bias
+        return self.inner.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N x b, ..., in] to [N x b, ..., out]."""
-        if self._ports.pairs is None:
+        """x [N x b, ..., in] to [N x b, ..., out]; of a convolution also [N x b, in, h, w] to [N x b, out, h, w]."""
+        is_picture = self._site.is_convolution and x.ndim == 4
+        if self._ports.pairs is None or not self._ports.pairs[self._place]:
             said: Tensor = self.inner(x)
             return said
-        down, up = self._ports.pairs[self._place]
-        per_slot = x.reshape(len(down), -1, self.in_features)
-        made: Tensor = _Product.apply(per_slot, self.inner.weight, self.inner.bias, down, up)  # type: ignore[no-untyped-call]
-        return made.view(*x.shape[:-1], self.out_features)
-
-
-class _Product(torch.autograd.Function):
-    """x W^T + bias + (x A^T) B^T: x [N, M, in], W [out, in], A [N, r, in], B [N, out, r]; nothing for W and bias.
-
-    By hand, because autograd would keep the LoRA's product in memory and add it in an operation of its own.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        said = functional.linear(x, weight, bias)
-        if len(down) == 1:
-            low = torch.mm(x[0], down[0].t())
-            said[0].addmm_(low, up[0].t())
-        else:
-            low = torch.bmm(x, down.transpose(1, 2))
-            said.baddbmm_(low, up.transpose(1, 2))
-        ctx.save_for_backward(x, weight, down, up, low)
-        return said
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        x, weight, down, up, low = ctx.saved_tensors
-        (g,) = gradients
-        wanted = ctx.needs_input_grad[0]  # not of the first layers: nothing below them learns
-        dx = None
-        if len(down) == 1:
-            flat = g[0]
-            d_low = torch.mm(flat, up[0])
-            d_up, d_down = torch.mm(flat.t(), low)[None], torch.mm(d_low.t(), x[0])[None]
-            if wanted:
-                dx = torch.mm(flat, weight).addmm_(d_low, down[0])[None]
-        else:
-            d_low = torch.bmm(g, up)
-            d_up, d_down = torch.bmm(g.transpose(1, 2), low), torch.bmm(d_low.transpose(1, 2), x)
-            if wanted:
-                dx = torch.matmul(g, weight).baddbmm_(d_low, down)
-        return dx, None, None, d_down, d_up
+        # Pixels as rows: what follows in a transformer wants them so, and the matrices are a linear's.
+        rows = x.permute(0, 2, 3, 1) if is_picture else x
+        down, up, *excess = self._ports.pairs[self._place]
+        per_slot = rows.reshape(len(down), -1, self.in_features)
+        made: Tensor = Product.apply(per_slot, self._site.weight, self.bias, down, up, *(excess or [None]))  # type: ignore[no-untyped-call]
+        made = made.view(*rows.shape[:-1], self.out_features)
+        return made.permute(0, 3, 1, 2) if is_picture else made
 
 
 def padded(rank: int) -> int:
@@ -194,7 +242,8 @@ def padded(rank: int) -> int:
     return max(4, 1 << (rank - 1).bit_length())
 
 
-def pairs_of(weights: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    """From arrays by the names of `Layout.read` to (down, up) by module."""
+def matrices_of(weights: Mapping[str, Array]) -> dict[str, tuple[Array, ...]]:
+    """From arrays by the names of `Layout.read` to (down, up), of a DoRA (down, up, magnitude), by module."""
     modules = sorted({name.rsplit(".", 1)[0] for name in weights})
-    return {module: (weights[f"{module}.down"], weights[f"{module}.up"]) for module in modules}
+    ends = ("down", "up", "magnitude") if any(name.endswith(".magnitude") for name in weights) else ("down", "up")
+    return {module: tuple(weights[f"{module}.{end}"] for end in ends) for module in modules}

@@ -1,7 +1,7 @@
 """Jobs of one shape in the slots of one stack: seat them, step them all at once, let them go."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from training.backends.checkpoint import State
 from training.backends.randomness import Order
-from training.engine.adapters import Layout, Ports
+from training.engine.adapters import Ports
 from training.engine.draw import Extras, Lot, draw
 from training.engine.objective import losses as losses_of
 from training.engine.optimizer import Stack
+from training.engine.validation import Exam, Sketch, draw_sketches, is_best, is_over, validation_loss
 from training.families.family import Base, Condition, Draw, Family
 from training.ports import TrainRun
+from training.safetensor import Array
 
 # How many losses may be in flight on a GPU: reading one sooner would make the host wait for the device.
 CUDA_ARREARS = 2
@@ -32,6 +34,8 @@ class Shape:
     batch_size: int
     rank: int
     has_prior: bool = False
+    targets: str = "attention"
+    dora: bool = False
 
 
 @dataclass
@@ -53,10 +57,16 @@ class Seat:
     slots: int  # most slots of the step that it may share
     is_fixed: bool  # whether always exactly so many, filled or idle: then its bits depend on nobody
     extras: Extras = field(default_factory=Extras)
+    exam: Exam | None = None
+    sketch: Sketch | None = None
+    look_every: int = 0  # steps between two looks at exam and sketch; 0: there is none
 
     start: int = 0  # steps that were done before
     step: int = 0  # steps that are done
     losses: deque[tuple[int, float]] = field(default_factory=deque)  # (done, loss), oldest first
+    looks: list[tuple[int, float]] = field(default_factory=list)  # (done, validation loss), oldest first
+    best: Mapping[str, Array] = field(default_factory=dict)  # the weights of the best look, if they are to be kept
+    drawn: deque[tuple[int, list[Tensor]]] = field(default_factory=deque)  # (done, latents of each prompt)
     snapshot: State | None = None  # the newest checkpoint that nobody has saved
     error: BaseException | None = None
     gone: bool = False  # it has no slot any more: finished, failed, or let go
@@ -65,6 +75,8 @@ class Seat:
 
     def __post_init__(self) -> None:
         self.start = self.step = self.state.step if self.state is not None else 0
+        if self.state is not None:
+            self.looks, self.best = list(self.state.looks), self.state.best
 
 
 class Cohort:
@@ -72,7 +84,7 @@ class Cohort:
 
     def __init__(self, family: Family, base: Base, ports: Ports, shape: Shape, slots: int) -> None:
         self.family, self.base, self.ports, self.shape = family, base, ports, shape
-        self.layout = Layout(ports.sites, shape.rank)
+        self.layout = ports.layout(shape.targets, shape.rank, dora=shape.dora)
         self.seats: list[Seat | None] = [None] * slots
         self.stack = Stack(slots, self.layout.size, base.device)
         self._arrears: deque[tuple[list[tuple[Seat, int, int]], Tensor]] = deque()
@@ -127,7 +139,29 @@ class Cohort:
             first=read(stack.first[slot], rank),
             second=read(stack.second[slot], rank),
             prediction=self.base.prediction,
+            looks=tuple(job.looks),
+            best=job.best,
         )
+
+    def look(self, job: Seat) -> None:
+        """Look at a job's held-out pictures and draw its prompts; a look may end it early. Nobody's numbers change."""
+        slot, asked = self.seats.index(job), job.run.spec.validation
+        stack = self.stack
+        with torch.no_grad():
+            self.ports.pairs = self.layout.pairs(
+                stack.masters[slot : slot + 1], stack.scales[slot : slot + 1], self.base.dtype
+            )
+        try:
+            if job.exam is not None:
+                job.looks.append((job.step, validation_loss(self.family, self.base, job.exam)))
+                if asked.keep_best and is_best(job.looks):
+                    job.best = self.layout.read(stack.masters[slot], job.run.spec.rank)
+                if is_over(job.looks, asked.patience):
+                    job.total = job.step
+            if job.sketch is not None:
+                job.drawn.append((job.step, draw_sketches(self.family, self.base, job.sketch)))
+        finally:
+            self.ports.pairs = None
 
     # ---- a step ----
 

@@ -1,6 +1,7 @@
 """What a family of base models is: data and functions. One module per family fills this in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ class Base:
     dtype: torch.dtype  # of the frozen weights, and of autocast
     prediction: str  # epsilon, v_prediction or flow
     warnings: list[str] = field(default_factory=list)  # said once, by the loop
+    own: Any = None  # the engine's own pass through the denoiser, where it knows all of its parts
+
+    @property
+    def network(self) -> Any:
+        """What to ask: called as diffusers' own module is."""
+        return self.denoiser if self.own is None else self.own
+
     drawing: tuple[int, float] = (20, 5.0)  # steps and guidance of a preview; guidance 1 is none
     # z-image: the training adapter that is merged into the weights and not in what users draw with.
     training_adapter: Path | None = None
@@ -91,7 +99,8 @@ class Family:
 
     name: str
     parts: tuple[str, ...]  # subfolders of its diffusers layout that training reads
-    targets: str  # regular expression over the denoiser's module names: which linears get a LoRA
+    # Which layers get a LoRA, by the names of options.Targets: regular expressions over the denoiser's module names.
+    targets: Mapping[str, str]
     load: Callable[[Where], Base]
     # Moments of the VAE's latent distribution, [2C, h, w] float32: mean, then log-variance. Constant per picture:
     # cached.
@@ -114,5 +123,7 @@ class Family:
     denoise: Callable[[Base, Tensor, Tensor, Tensor, Tensor | None], Tensor]
     # Latents as they are trained on, [B, C, h, w], to what the VAE decodes.
     unscale: Callable[[Base, Tensor], Tensor]
+    # Inside, the base draws as it does for users: without what is merged into it for training only.
+    as_used: Callable[[Base], AbstractContextManager[None]] = nullcontext
     # Whether several jobs share a step: not where a lone one fills the device, or where captions change the shape.
     shares_steps: bool = True

@@ -17,6 +17,11 @@ from training.ports import Example
 
 # What kohya and diffusers call the standard set: q, k, v and output of every attention, 128 modules in the full model.
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
+TARGETS = {
+    "attention": ATTENTION,
+    # The feed-forward layers and the projections around each transformer too: 192 modules.
+    "all": ATTENTION + r"|.*\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))",
+}
 
 
 def load(where: Where) -> Base:
@@ -58,7 +63,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
 def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
     """What the UNet says about noisy latents, [B, C, h, w]."""
     context = torch.cat([condition["context"] for condition in conditions])
-    said: Tensor = base.denoiser(noisy.to(base.dtype), times, context, return_dict=False)[0]
+    said: Tensor = base.network(noisy.to(base.dtype), times, context, return_dict=False)[0]
     return said
 
 
@@ -71,7 +76,7 @@ def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
 FAMILY = Family(
     name="sd15",
     parts=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
-    targets=ATTENTION,
+    targets=TARGETS,
     load=load,
     encode_picture=encode_picture,
     encode_captions=encode_captions,

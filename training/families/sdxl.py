@@ -18,7 +18,7 @@ from training.families import diffusion
 from training.families.family import Base, Condition, Draw, Family, Where
 from training.families.latents import encode_picture
 from training.families.parts import config_of, load_part
-from training.families.sd15 import ATTENTION, tokenize
+from training.families.sd15 import TARGETS, tokenize
 from training.ports import Example
 
 
@@ -76,7 +76,7 @@ def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condi
         torch.cat([condition[name] for condition in conditions]) for name in ("context", "pooled", "sizes")
     )
     added = {"text_embeds": pooled, "time_ids": sizes}
-    said: Tensor = base.denoiser(noisy.to(base.dtype), times, context, added_cond_kwargs=added, return_dict=False)[0]
+    said: Tensor = base.network(noisy.to(base.dtype), times, context, added_cond_kwargs=added, return_dict=False)[0]
     return said
 
 
@@ -89,7 +89,7 @@ def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
 FAMILY = Family(
     name="sdxl",
     parts=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
-    targets=ATTENTION,
+    targets=TARGETS,
     load=load,
     encode_picture=encode_picture,
     encode_captions=encode_captions,

@@ -10,7 +10,8 @@ de-distilling training adapter (a LoRA) merged while training, what we learn fit
 is never in our file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training.ports import Example
 
 MAX_TOKENS = 512  # what diffusers' pipeline reads of a prompt
 _PREFIXES = ("diffusion_model.", "transformer.")
+_DOWN = ".lora_A.weight"
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,51 @@ def merge_adapter(transformer: Any, path: Path) -> int:
 
     Raises BaseModelUnavailable if the file cannot be read or does not fit.
     """
+    count = 0
     try:
-        tensors, _ = safetensor.unpack(path.read_bytes())
-        downs = {name.removesuffix(".lora_A.weight"): name for name in tensors if name.endswith(".lora_A.weight")}
-        for stem, down in downs.items():
-            layer = transformer.get_submodule(_without_prefix(stem))
-            a, b = (torch.from_numpy(tensors[name].floats().copy()) for name in (down, f"{stem}.lora_B.weight"))
-            alpha = tensors.get(f"{stem}.alpha")
-            scale = float(alpha.floats()) / len(a) if alpha is not None else 1.0
-            change = (b @ a) * scale
-            if change.shape != layer.weight.shape or not change.isfinite().all():
-                raise ValueError(f"{stem[:80]} has another shape, or numbers that are not finite")
+        for layer, change in _changes(transformer, path):
             layer.weight.add_(change.to(layer.weight))
+            count += 1
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise BaseModelUnavailable(
             f"the training adapter {path} does not fit the base model ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    if not downs:
+    if not count:
         raise BaseModelUnavailable(f"the training adapter {path} has no lora_A.weight: it is not such an adapter")
-    return len(downs)
+    return count
+
+
+def _changes(transformer: Any, path: Path) -> Iterator[tuple[Any, Tensor]]:
+    """The layers that a training adapter changes, each with what is added to its weight [out, in]."""
+    tensors, _ = safetensor.unpack(path.read_bytes())
+    for stem in [name.removesuffix(_DOWN) for name in tensors if name.endswith(_DOWN)]:
+        layer = transformer.get_submodule(_without_prefix(stem))
+        a, b = (torch.from_numpy(tensors[stem + end].floats().copy()) for end in (_DOWN, ".lora_B.weight"))
+        alpha = tensors.get(f"{stem}.alpha")
+        scale = float(alpha.floats()) / len(a) if alpha is not None else 1.0
+        change = (b @ a) * scale
+        if change.shape != layer.weight.shape or not change.isfinite().all():
+            raise ValueError(f"{stem[:80]} has another shape, or numbers that are not finite")
+        yield layer, change
+
+
+@contextmanager
+def as_used(base: Base) -> Iterator[None]:
+    """Inside, the weights are without the training adapter; behind it, bit for bit what they were."""
+    if base.training_adapter is None:
+        yield
+        return
+    merged: list[tuple[Any, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for layer, change in _changes(base.denoiser, base.training_adapter):
+                merged.append((layer, layer.weight.to("cpu", copy=True)))
+                layer.weight.sub_(change.to(layer.weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, weight in merged:
+                layer.weight.copy_(weight)
 
 
 def _without_prefix(stem: str) -> str:
@@ -194,7 +222,10 @@ FAMILY = Family(
     name="z-image",
     parts=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
     # The linears of the main blocks; the two refiners before them stay as they are, as in ai-toolkit's LoRAs.
-    targets=r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])",
+    targets={
+        "attention": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])",
+        "all": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",
+    },
     load=load,
     encode_picture=encode_picture,
     encode_captions=encode_captions,
@@ -206,5 +237,6 @@ FAMILY = Family(
     levels=levels,
     denoise=denoise,
     unscale=unscale,
+    as_used=as_used,
     shares_steps=False,
 )
