@@ -1,17 +1,25 @@
-"""Logs: people read the console, machines read JSON lines in a rotating file. Both carry the job's id."""
+"""Logs: people read the console, machines read JSON lines in a rotating file, and on the console if asked to.
+
+Every line carries the id of the job that it is about, whichever process and thread writes it.
+"""
 
 import json
 import logging
 import logging.handlers
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 _stage: ContextVar[str | None] = ContextVar("stage", default=None)
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+_task: ContextVar[tuple[str, str] | None] = ContextVar("task", default=None)  # its name and id
+
+_JOB = re.compile(r"\bjob_[0-9a-z]{1,40}\b")
 
 
 @contextmanager
@@ -26,13 +34,49 @@ def working_on(job_id: str, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def answering(request_id: str) -> Iterator[None]:
-    """Everything logged inside belongs to this request of the HTTP API."""
-    token = _request_id.set(request_id)
+def about(job_id: str | None) -> Iterator[None]:
+    """Everything logged inside is about this job, at no stage in particular."""
+    token = _job_id.set(job_id)
     try:
         yield
     finally:
+        _job_id.reset(token)
+
+
+@contextmanager
+def carrying_out(task: str, task_id: str) -> Iterator[None]:
+    """Everything logged inside belongs to this task of the queue."""
+    token = _task.set((task, task_id))
+    try:
+        yield
+    finally:
+        _task.reset(token)
+
+
+@contextmanager
+def answering(request_id: str, path: str = "") -> Iterator[None]:
+    """Everything logged inside belongs to this request of the HTTP API, and to the job that its path names."""
+    token, named = _request_id.set(request_id), _JOB.search(path)
+    try:
+        with about(named[0] if named else None):
+            yield
+    finally:
         _request_id.reset(token)
+
+
+def _context(record: logging.LogRecord) -> dict[str, Any]:
+    """What a line is about: of the work that this thread does, or of the message that Celery tells of."""
+    data = getattr(record, "data", None)
+    told = data if isinstance(data, dict) and "id" in data and "name" in data else {}
+    task, task_id = _task.get() or (told.get("name"), told.get("id"))
+    named = _JOB.search(str(told.get("args", "")))  # the arguments' other parts stay where they are
+    return {
+        "job_id": _job_id.get() or (named[0] if named else None),
+        "stage": _stage.get(),
+        "task": task,
+        "task_id": task_id,
+        "request_id": _request_id.get(),
+    }
 
 
 class JsonLines(logging.Formatter):
@@ -44,9 +88,9 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "process": record.process,
-            "job_id": _job_id.get(),
-            "stage": _stage.get(),
-            "request_id": _request_id.get(),
+            "thread": record.threadName,
+            **_context(record),
+            **getattr(record, "fields", {}),
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -58,15 +102,15 @@ class ConsoleLines(logging.Formatter):
     """`time level [job stage] message`, for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        job = f" [{_job_id.get()} {_stage.get()}]" if _job_id.get() else ""
+        job = f" [{' '.join(filter(None, (_job_id.get(), _stage.get())))}]" if _job_id.get() else ""
         job += f" [{_request_id.get()}]" if _request_id.get() else ""
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         line = f"{at} {record.levelname:<7}{job} {record.getMessage()}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def set_up(log_dir: Path, level: str) -> None:
-    """Console at `level`; warnings and errors also to `errors.jsonl` under `log_dir`, 5 files of 10 MB.
+def set_up(log_dir: Path, level: str, console_format: Literal["text", "json"] = "text") -> None:
+    """Console at `level`, for people or as JSON lines; warnings and errors also to `errors.jsonl` under `log_dir`.
 
     Several processes append to that one file; a line is one short write, and whichever process finds the
     file full turns it over (the others notice by `WatchedFileHandler`'s rule: the inode has changed).
@@ -74,7 +118,7 @@ def set_up(log_dir: Path, level: str) -> None:
     root = logging.getLogger()
     root.setLevel(level)
     console = logging.StreamHandler()
-    console.setFormatter(ConsoleLines())
+    console.setFormatter(JsonLines() if console_format == "json" else ConsoleLines())
     log_dir.mkdir(parents=True, exist_ok=True)
     errors = SharedRotatingFile(log_dir / "errors.jsonl", max_bytes=10_000_000, keep=5)
     errors.setLevel(logging.WARNING)

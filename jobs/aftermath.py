@@ -4,9 +4,11 @@ import logging
 
 from core import measures
 from core.clock import utcnow
+from core.logging import about
 from jobs import notices, polls, shell
 from jobs.wiring import House
 from notifications import outbox, receivers, webhooks
+from notifications.outbox import Message
 from notifications.retries import Verdict
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,12 @@ def notify(house: House, message_id: str) -> None:
         if message is None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
+    with about(message.job_id):
+        _try_to_tell(house, message, unwanted)
+
+
+def _try_to_tell(house: House, message: Message, unwanted: bool) -> None:
+    message_id = message.id
     if unwanted:
         log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
         outcome = receivers.NOT_SENT

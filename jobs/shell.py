@@ -49,7 +49,7 @@ def holder() -> str:
 @contextmanager
 def working(house: House, lease: Lease) -> Iterator[Beat]:
     """Keep the lease while the block works; turn what goes wrong into the right move of the job."""
-    with working_on(lease.job_id, lease.stage), _timed(lease):
+    with working_on(lease.job_id, lease.stage), timed(lease.stage):
         try:
             with house.heart.keeping(lease) as beat:
                 yield beat
@@ -79,7 +79,8 @@ def working(house: House, lease: Lease) -> Iterator[Beat]:
 
 
 @contextmanager
-def _timed(lease: Lease) -> Iterator[None]:
+def timed(stage: Stage) -> Iterator[None]:
+    """Count how long a stage took, and how it ended."""
     begun, outcome = time.perf_counter(), "failed"
     try:
         yield
@@ -91,7 +92,7 @@ def _timed(lease: Lease) -> Iterator[None]:
         outcome = "left"  # handed over, cancelled, or somebody else has it
         raise
     finally:
-        measures.STAGE_SECONDS.add(time.perf_counter() - begun, lease.stage, outcome)
+        measures.STAGE_SECONDS.add(time.perf_counter() - begun, stage, outcome)
 
 
 def _failed(house: House, lease: Lease, error: ImprintError, cause: BaseException | None = None) -> NoReturn:

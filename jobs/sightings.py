@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable, ImprintError, OutOfMemory, TrainingTimeout
+from core.logging import about
 from core.settings import Settings
 from jobs import moves, runs
 from storage.tables import RemoteRun
@@ -52,7 +53,8 @@ def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
         error = BackendUnreachable("the server does not know the training any more")
     elif error.details != LOST:
         if run.missed + 1 < settings.remote_lost_polls:
-            log.warning("%s was not seen, %d times in a row: %s", run.name, run.missed + 1, error)
+            with about(run.job_id):
+                log.warning("%s was not seen, %d times in a row: %s", run.name, run.missed + 1, error)
             return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
         error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
     return "given up" if runs.give_up(session, run, error, settings) else "overtaken"

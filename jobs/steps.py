@@ -12,11 +12,11 @@ from sqlmodel import Session, col, func, select
 from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
 from core.logging import working_on
 from jobs import intake, keys, moves, remote
-from jobs.control import JobControl, StoredCheckpoints
+from jobs.control import JobControl, StoredCheckpoints, StoredPreviews
 from jobs.intake import outcome, preparation, unpack
 from jobs.leases import Beat, Lease, claim_picture
 from jobs.requests import base_model_location
-from jobs.shell import NotMine, claim, holder, work_dir, working
+from jobs.shell import NotMine, claim, holder, timed, work_dir, working
 from jobs.wiring import House
 from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
@@ -184,6 +184,7 @@ def train(house: House, job_id: str) -> None:
                 lease,
                 house.settings,
                 step=result.steps,
+                total_steps=result.steps,  # fewer if it ended early: what was trained is what is charged
                 loss=result.final_loss,
                 seconds_left=0.0,
                 lora_sha256=result.sha256,
@@ -206,6 +207,7 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
             base_model=base_model_location(spec, house.settings),
             out=folder / "lora_weights.safetensors",
             checkpoints=StoredCheckpoints(house.store, house.database, lease),
+            previews=StoredPreviews(house.store, house.database, lease),
             control=JobControl(house.database, lease, beat, house.settings.training_timeout_s),
             device=house.settings.device,
             slots=house.settings.cohort,
@@ -248,6 +250,6 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 def settle(house: House, job_id: str) -> None:
     """Charge, ready, notice: one transaction, so it needs no lease."""
-    with working_on(job_id, Stage.SETTLE), house.database.writing() as session:
+    with working_on(job_id, Stage.SETTLE), timed(Stage.SETTLE), house.database.writing() as session:
         if not moves.settle(session, job_id, house.settings):
             raise NotMine(f"{job_id} has nothing to settle")

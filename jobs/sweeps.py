@@ -11,6 +11,7 @@ from sqlmodel import Session, col, select
 
 from core import measures
 from core.clock import utcnow
+from core.logging import about
 from core.settings import Settings
 from credits.audit import Finding, audit
 from jobs import books, moves, notices
@@ -53,7 +54,7 @@ def repair_jobs(house: House, limit: int = 500) -> int:
         candidates = _nobody_at_work(session, house.settings, limit)
     repaired = 0
     for job_id in candidates:
-        with house.database.writing() as session:
+        with about(job_id), house.database.writing() as session:
             repaired += moves.repair(session, job_id, house.settings)
     if repaired:
         log.warning("%d job(s) had nobody at work and were put back on their way", repaired)

@@ -8,6 +8,7 @@ from typing import Any
 from celery import Task
 
 from core.errors import ImprintError, SpecInvalid
+from core.logging import about, carrying_out
 
 _ID = {"job_id": "job", "message_id": "msg"}
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
@@ -25,7 +26,14 @@ class CheckedTask(Task):  # type: ignore[misc]
         faults = {} if self.name.startswith("celery.") else _faults(inspect.signature(self.run), args, kwargs)
         if faults:
             raise SpecInvalid.of(faults)
-        return self.run(*args, **kwargs)  # not Task.__call__, which would hide the message's own request
+        with carrying_out(self.name, str(self.request.id)), about(_job_of(args, kwargs)):
+            return self.run(*args, **kwargs)  # not Task.__call__, which would hide the message's own request
+
+
+def _job_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """The job that a message names: our steps and callbacks take its id first."""
+    named = kwargs.get("job_id", args[0] if args else None)
+    return named if isinstance(named, str) and named.startswith("job_") else None
 
 
 def _faults(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:

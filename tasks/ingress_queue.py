@@ -20,6 +20,7 @@ from kombu.mixins import ConsumerMixin
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import BackendUnreachable, ImprintError
+from core.logging import about
 from jobs import notices, service
 from jobs.wiring import House
 from storage.database import AWAY
@@ -122,7 +123,8 @@ class Ingress(ConsumerMixin):
             message.ack()
             self.accepted += 1
             self._committed.set()
-            log.info("accepted %s", view["job_id"])
+            with about(view["job_id"]):
+                log.info("accepted %s", view["job_id"])
 
     def _bury(self, message: Message, reason: Refused) -> None:
         """Put it among the dead letters, and only when the broker has it there take it out of the queue."""

@@ -8,6 +8,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from core.clock import utcnow
+from core.logging import about
 from jobs.wiring import House
 from notifications import outbox
 from notifications.outbox import Message
@@ -50,10 +51,8 @@ def _hand_on(house: House, messages: Sequence[Message]) -> int:
     sent = 0
     try:
         for message in messages:
-            if message.kind == "launch" and message.job_id is not None:
-                pipeline.launch(house, message.job_id)
-            else:
-                app.signature(*_signature(message)).apply_async()
+            with about(message.job_id):
+                _send(house, message)
             sent += 1
     except _AWAY as error:
         log.warning("the broker does not answer; %d message(s) wait for the sweep: %s", len(messages) - sent, error)
@@ -63,6 +62,13 @@ def _hand_on(house: House, messages: Sequence[Message]) -> int:
                 outbox.mark_sent(session, message.id)
         outbox.let_go(session, [message.id for message in messages[sent:]])
     return sent
+
+
+def _send(house: House, message: Message) -> None:
+    if message.kind == "launch" and message.job_id is not None:
+        pipeline.launch(house, message.job_id)
+    else:
+        app.signature(*_signature(message)).apply_async()
 
 
 def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:

@@ -1,5 +1,6 @@
 """What is around every request: its id, a cap on its body, the answer's headers, and the count of it."""
 
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.ids import new_id
 from core.logging import answering
 from web.problems import answer
+
+log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 MAX_BODY_BYTES = 256 * 1024
@@ -51,7 +54,7 @@ class Frame:
                     told.setdefault(name, value)
             await send(message)
 
-        with answering(request_id):
+        with answering(request_id, scope["path"]):
             try:
                 limit = self._limit(scope)
                 if (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
@@ -60,7 +63,15 @@ class Frame:
                 else:
                     await self._app(scope, _capped(receive, limit), send_framed)
             finally:
-                self._observe(scope["method"], route_of(scope), status, time.perf_counter() - begun)
+                self._tell(scope, status, time.perf_counter() - begun)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count the answer, and log it: what changed something and what failed always, the rest only for debugging."""
+        method, route = scope["method"], route_of(scope)
+        self._observe(method, route, status, seconds)
+        level = logging.DEBUG if method in ("GET", "HEAD", "OPTIONS") and status < 500 else logging.INFO
+        told = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+        log.log(level, "%s %s %d", method, route, status, extra={"fields": told})
 
     def _limit(self, scope: Scope) -> int:
         is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from sqlmodel import Session, col, func, select
 
 from core.clock import utcnow
+from core.errors import FailureCode
 from credits import ledger
 from credits.tables import ENTRY
 from jobs import pod_costs
@@ -63,7 +64,9 @@ def _jobs(session: Session) -> Iterator[Metric]:
     family = GaugeMetricFamily("imprint_jobs", "Jobs by status and failure code.", labels=("status", "code"))
     query = select(Job.status, Job.failure_code, func.count()).group_by(col(Job.status), col(Job.failure_code))
     found = {(status, code or ""): count for status, code, count in session.exec(query)}
-    for status, code in dict.fromkeys([*((status, "") for status in Status if status != Status.FAILED), *found]):
+    known = [(status, "") for status in Status if status not in (Status.FAILED, Status.CANCELLED)]
+    known += [(Status.CANCELLED, "cancelled"), *((Status.FAILED, code) for code in FailureCode)]
+    for status, code in dict.fromkeys([*known, *found]):  # those of which there are none too: a first one is a rise
         family.add_metric((status, code), found.get((status, code), 0))
     yield family
     leaks = session.exec(select(func.count()).select_from(JobEvent).where(JobEvent.kind == "leak")).one()
@@ -88,18 +91,21 @@ def _waiting(session: Session) -> Iterator[Metric]:
         .where(col(JobEvent.job_id) == col(Job.id), col(JobEvent.kind).in_(("stage", "status")))
         .scalar_subquery()
     )
-    is_worked_on = sa.or_(col(Job.lease_until) > now, at_picture, remote)
-    rows = session.connection().execute(
-        sa.select(col(Job.stage), is_worked_on, entered, col(Job.created_at)).where(col(Job.status).in_(ACTIVE))
+    state_of = sa.case(
+        (sa.or_(col(Job.lease_until) > now, at_picture), "working"), (remote, "remote"), else_="waiting"
     )
-    counts = {(stage, state): 0 for stage in Stage for state in ("waiting", "working")}
+    rows = session.connection().execute(
+        sa.select(col(Job.stage), state_of, entered, col(Job.created_at)).where(col(Job.status).in_(ACTIVE))
+    )
+    counts = {(stage, state): 0 for stage in Stage for state in ("waiting", "working", "remote")}
     oldest = {str(stage): 0.0 for stage in Stage}
-    for stage, worked_on, since, created_at in rows:
-        counts[stage, "working" if worked_on else "waiting"] += 1
-        if not worked_on:
+    for stage, state, since, created_at in rows:
+        counts[stage, state] += 1
+        if state == "waiting":
             oldest[stage] = max(oldest[stage], (now - (since or created_at)).total_seconds())
     active = GaugeMetricFamily(
-        "imprint_jobs_active", "Jobs that are not final, by stage and whether somebody works on them.",
+        "imprint_jobs_active",
+        "Jobs that are not final, by stage: a worker is at it, a remote server trains it, or it waits.",
         labels=("stage", "state"),
     )  # fmt: skip
     age = GaugeMetricFamily(
