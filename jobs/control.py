@@ -5,10 +5,11 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from core.clock import utcnow
-from core.errors import Cancelled, HandOver, ImprintError, LeaseLost, NotFound, TrainingTimeout
-from jobs import keys
+from core.errors import Cancelled, HandOver, LeaseLost, NotFound, TrainingTimeout
+from jobs import keys, moves
 from jobs.leases import Beat, Lease
 from storage.database import AWAY, Database
 from storage.objects import ObjectStore
@@ -109,11 +110,28 @@ class StoredCheckpoints:
                 self._lease.write(session, checkpoint_step=step, attempt=1)
         except AWAY as error:
             log.warning("checkpoint %d is kept but not noted, the database does not answer (%s)", step, error)
-        for old in self.steps()[:-2]:
-            try:
-                self._store.delete(self._key(old))
-            except (NotFound, ImprintError) as error:
-                log.warning("an old checkpoint stays: %s", error)
+
+    def drop(self, step: int) -> None:
+        with suppress(NotFound):
+            self._store.delete(self._key(step))
 
     def _key(self, step: int) -> str:
         return f"{self._prefix}{step:08d}.safetensors"
+
+
+class StoredPreviews:
+    """Implements `training.ports.Previews`: pictures in the object store, each told as an event of the job."""
+
+    def __init__(self, store: ObjectStore, database: Database, lease: Lease) -> None:
+        self._store, self._database, self._lease = store, database, lease
+
+    def save(self, step: int, prompt: int, png: bytes) -> None:
+        # No attempt in the key: who goes on from a checkpoint draws the same picture again.
+        key = keys.preview(self._lease.job_id, 0, step, prompt, "png")
+        self._store.put(key, png)
+        try:
+            with self._database.writing() as session:
+                if self._lease.held(session):
+                    moves.tell(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
+        except AWAY as error:
+            log.warning("a preview is kept but not told, the database does not answer (%s)", error)

@@ -16,7 +16,7 @@ from jobs.control import JobControl, StoredCheckpoints, StoredPreviews
 from jobs.intake import outcome, preparation, unpack
 from jobs.leases import Beat, Lease, claim_picture
 from jobs.requests import base_model_location
-from jobs.shell import NotMine, claim, holder, timed, work_dir, working
+from jobs.shell import NotMine, claim, holder, work_dir, working
 from jobs.wiring import House
 from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
@@ -250,6 +250,6 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 def settle(house: House, job_id: str) -> None:
     """Charge, ready, notice: one transaction, so it needs no lease."""
-    with working_on(job_id, Stage.SETTLE), timed(Stage.SETTLE), house.database.writing() as session:
+    with working_on(job_id, Stage.SETTLE), house.database.writing() as session:
         if not moves.settle(session, job_id, house.settings):
             raise NotMine(f"{job_id} has nothing to settle")

@@ -1,4 +1,4 @@
-"""Checkpoints in a folder, each whole or not at all; the last two stay. For trainings without a queue."""
+"""Checkpoints and previews in folders, each whole or not at all. For trainings without a queue."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from training.lora_file import write
 
-KEPT = 2
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
@@ -27,8 +26,9 @@ class FolderCheckpoints:
 
     def save(self, step: int, data: bytes) -> None:
         write(self._path(step), data)
-        for old in self.steps()[:-KEPT]:
-            self._path(old).unlink(missing_ok=True)
+
+    def drop(self, step: int) -> None:
+        self._path(step).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the checkpoints, and the folder if nothing else is in it."""
@@ -39,3 +39,13 @@ class FolderCheckpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.safetensors"
+
+
+class FolderPreviews:
+    """`training.ports.Previews` in a folder, which is made when the first one is saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, step: int, prompt: int, png: bytes) -> None:
+        write(self.folder / f"prompt-{prompt + 1}-step-{step:06d}.png", png)

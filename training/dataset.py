@@ -85,6 +85,18 @@ def caption_for(spec: TrainSpec, given: str | None) -> str:
     return said if has_it else f"{spec.trigger_word}, {said}"
 
 
+def class_caption(spec: TrainSpec, caption: str) -> str:
+    """A caption without the subject: the class word stands where the trigger word stood, once.
+
+    "a photo of sks dog" of trigger "sks" or "sks dog" and class "dog" gives "a photo of dog".
+    """
+    subject = rf"(?<!\w){re.escape(spec.trigger_word)}(?!\w)"
+    if spec.class_word:
+        subject += rf"(\s+{re.escape(spec.class_word)}(?!\w))?"
+    said = re.sub(subject, lambda _: spec.class_word, caption, flags=re.IGNORECASE)
+    return re.sub(r"\s+([,.])", r"\1", " ".join(said.split())).lstrip(",. ")
+
+
 def build_manifest(spec: TrainSpec, pictures: Iterable[Picture]) -> Manifest:
     """The manifest of `pictures` in their order, each with its final caption."""
     return Manifest(

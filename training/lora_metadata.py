@@ -49,10 +49,22 @@ def tag_frequency(trigger_word: str, captions: Sequence[str]) -> str:
 
 
 def describe(
-    spec: TrainSpec, examples: Sequence[Example], *, steps: int, dataset_sha256: str, base_sha256: str, prediction: str
+    spec: TrainSpec,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    dataset_sha256: str,
+    base_sha256: str,
+    prediction: str,
+    look: tuple[int, float] | None = None,
 ) -> dict[str, str]:
-    """The metadata of a finished LoRA, all texts. A pure function of its arguments and of our version."""
+    """The metadata of a finished LoRA, all texts. A pure function of its arguments and of our version.
+
+    `look` is (step, validation loss) of the weights in the file, where pictures were held out.
+    """
+    looked = {} if look is None else {"imprint_step": str(look[0]), "imprint_validation_loss": repr(look[1])}
     return {
+        **looked,
         **_kohya(spec, examples, steps),
         **_modelspec(spec, prediction),
         "imprint_version": own_version(),

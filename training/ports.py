@@ -10,13 +10,14 @@ from training.spec import TrainSpec
 
 @dataclass(frozen=True)
 class Example:
-    """One prepared picture: an RGB PNG of exactly the size it is trained at."""
+    """One prepared picture: a PNG of exactly the size it is trained at, RGB; with a mask, RGBA."""
 
     path: Path
     caption: str
     sha256: str  # of the PNG's bytes
     width: int
     height: int
+    is_mirrored: bool = False  # to be met turned left to right
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Progress:
     loss: float  # mean over the steps since the last report
     seconds_left: float | None  # None until there is something to reckon with
     seconds_per_step: float | None = None
+    validation_loss: float | None = None  # of the last look at the held-out pictures, if any are
 
 
 class Control(Protocol):
@@ -49,7 +51,17 @@ class Checkpoints(Protocol):
     def load(self, step: int) -> bytes: ...
 
     def save(self, step: int, data: bytes) -> None:
-        """Keep one; older ones may go (the last two stay)."""
+        """Keep one. Its bytes are there when this ends."""
+
+    def drop(self, step: int) -> None:
+        """Let one go that is not needed any more; one that is gone is fine."""
+
+
+class Previews(Protocol):
+    """Where pictures of the way are shown to who owns the job."""
+
+    def save(self, step: int, prompt: int, png: bytes) -> None:
+        """Keep the picture of a prompt, counted from 0, after `step`; the same again replaces it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class TrainRun:
     control: Control
     device: str = "auto"  # auto, cpu, cuda
     checkpoint_every_epochs: int = 10
+    previews: Previews | None = None  # where they go if the recipe asks for any; None: they are not drawn
     encodings: Path | None = None  # folder where encoded pictures and captions are kept for other trainings
     slots: int = 0  # most jobs in one step; 0: as many as pay on this device
     deterministic: bool = False  # on CUDA: one number of slots, so that the same bits come whoever trains beside it
@@ -84,4 +97,5 @@ class TrainResult:
     final_loss: float
     train_seconds: float  # in this attempt's loop
     device: str
+    validation_loss: float | None = None  # of the weights in the file
     metadata: dict[str, Any] = field(default_factory=dict)

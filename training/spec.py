@@ -116,7 +116,7 @@ class TrainSpec(BaseModel):
         return self.alpha * sqrt(self.rank) if self.adapter.rslora else self.alpha
 
     def steps(self, pictures: int) -> int:
-        """How many steps training on that many pictures takes."""
+        """How many steps training takes where there are that many pictures, of which some are held out."""
         if self.max_steps is not None:
             return self.max_steps
-        return self.epochs * ceil(pictures / self.batch_size)
+        return self.epochs * ceil(max(pictures - self.validation.held_out, 1) / self.batch_size)

@@ -29,6 +29,19 @@ class MemoryCheckpoints:
     def save(self, step: int, data: bytes) -> None:
         self.held[step] = data
 
+    def drop(self, step: int) -> None:
+        """None goes: tests go back to any."""
+
+
+class MemoryPreviews:
+    """Previews in a dictionary."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, int], bytes] = {}
+
+    def save(self, step: int, prompt: int, png: bytes) -> None:
+        self.held[step, prompt] = png
+
 
 class Watcher:
     """A control that notes reports, and raises `error` at a check once `stop_before` steps were reported."""
@@ -84,7 +97,7 @@ def runs(tmp_path: Path, bases: Callable[..., Path], pictures: Callable[..., lis
     """Builds a run on a tiny base: 64 px, 5 pictures, 6 steps unless said; spec fields by name."""
 
     def build(family: str = "sd15", *, wide: int = 0, count: int = 5, **given: Any) -> TrainRun:
-        named = ("control", "checkpoints", "training_adapter", "slots")
+        named = ("control", "checkpoints", "training_adapter", "slots", "previews")
         kept = {name: given.pop(name) for name in named if name in given}
         name = given.pop("name", "lora")
         base = given.pop("base", None) or bases(family, given.pop("prediction", "epsilon"))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.errors import ImprintError
 from training.ports import Checkpoints
@@ -18,7 +18,9 @@ from training.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
 log = logging.getLogger(__name__)
 
 FORMAT = "imprint-checkpoint/1"
-_PARTS = ("weights", "first", "second")
+NEWEST = 2  # checkpoints that stay, whatever their step
+LASTING_EPOCHS = 10  # and those at a multiple of so many epochs stay until the training has ended
+_PARTS = ("weights", "first", "second", "best")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class State:
     second: Mapping[str, Array]
     prediction: str  # what the base model predicts, for the file's metadata
     loss: float = 0.0  # smoothed, as reported
+    looks: tuple[tuple[int, float], ...] = ()  # (step, validation loss) so far
+    best: Mapping[str, Array] = field(default_factory=dict)  # weights of the best look, where they are to be kept
 
 
 def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
@@ -41,6 +45,7 @@ def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, s
         "step": str(state.step),
         "loss": repr(state.loss),
         "prediction": state.prediction,
+        "looks": json.dumps(state.looks),
         **{f"identity.{name}": value for name, value in identity.items()},
         **{f"version.{name}": value for name, value in versions.items()},
     }
@@ -69,6 +74,7 @@ def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
         **parts,
         prediction=facts["prediction"],
         loss=float(facts["loss"]),
+        looks=tuple((step, loss) for step, loss in json.loads(facts.get("looks", "[]"))),
     )
 
 
@@ -98,11 +104,22 @@ def latest(kept: Checkpoints, identity: Mapping[str, str], total: int) -> State 
     return None
 
 
-def keep(kept: Checkpoints, state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bool:
-    """Save a checkpoint; a store that fails is a warning, since the training itself is sound. True if it was kept."""
+def keep(
+    kept: Checkpoints, state: State, identity: Mapping[str, str], versions: Mapping[str, str], lasting: int
+) -> bool:
+    """Save a checkpoint; a store that fails is a warning, since the training itself is sound. True if it was kept.
+
+    Of those before it the last one stays, and every one at a multiple of `lasting` steps.
+    """
     try:
         kept.save(state.step, to_bytes(state, identity, versions))
     except (OSError, ImprintError) as error:
         log.warning("the checkpoint of step %d could not be kept, training goes on: %s", state.step, error)
         return False
+    try:
+        for step in list(kept.steps())[:-NEWEST]:
+            if step % lasting:
+                kept.drop(step)
+    except (OSError, ImprintError) as error:
+        log.warning("an old checkpoint stays: %s", error)
     return True

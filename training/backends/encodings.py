@@ -38,15 +38,16 @@ class Encodings:
         """The moments of every picture's latents [2C, h, w] float32, on the CPU. `check` may raise between pictures."""
         known: dict[str, Tensor] = {}
         for example in examples:
-            if example.sha256 in known:
+            about = _shown(example)
+            if about in known:
                 continue
             check()
-            held = self._load("picture", example.sha256)
+            held = self._load("picture", about)
             if held is None:
                 held = {"moments": family.encode_picture(base, example)}
-                self._save("picture", example.sha256, held)
-            known[example.sha256] = held["moments"]
-        return [known[example.sha256] for example in examples]
+                self._save("picture", about, held)
+            known[about] = held["moments"]
+        return [known[_shown(example)] for example in examples]
 
     def conditions(self, family: Family, base: Base, examples: Sequence[Example]) -> list[Condition]:
         """What the denoiser is told about every picture, on the device."""
@@ -111,6 +112,11 @@ class Encodings:
                 break
             path.unlink(missing_ok=True)
             over -= stat.st_size
+
+
+def _shown(example: Example) -> str:
+    """All that moments depend on."""
+    return f"{example.sha256} mirrored" if example.is_mirrored else example.sha256
 
 
 def _told(example: Example) -> str:

@@ -19,6 +19,7 @@ class Meter:
         self._began = self._told_at = time.monotonic()
         self._told = start
         self.loss = loss  # smoothed: of a single step it says little
+        self.validation_loss: float | None = None  # of the last look
         self._fresh = start == 0
 
     def add(self, done: int, loss: float) -> None:
@@ -33,13 +34,21 @@ class Meter:
         self.loss = loss if self._fresh else _SMOOTHING * self.loss + (1 - _SMOOTHING) * loss
         self._fresh = False
 
-    def tell(self, done: int) -> None:
+    def look(self, done: int, loss: float) -> None:
+        """Note the validation loss after step number `done`. Raises LossNotFinite."""
+        if not math.isfinite(loss):
+            raise LossNotFinite(f"the validation loss after step {done} is {loss}: try a lower learning rate")
+        self.validation_loss = loss
+
+    def tell(self, done: int, *, is_end: bool = False) -> None:
         """Report that `done` steps are done, when it is time."""
-        due = time.monotonic() - self._told_at >= REPORT_EVERY_S
+        due = is_end or time.monotonic() - self._told_at >= REPORT_EVERY_S
         if done > self._told and (due or done == self._total or self._told == self._start):
             now = time.monotonic()
             per_step = (now - self._began) / (done - self._start)
             mean = sum(self._since_report) / len(self._since_report) if self._since_report else self.loss
             self._since_report.clear()
             self._told, self._told_at = done, now
-            self._control.report(Progress(done, self._total, mean, per_step * (self._total - done), per_step))
+            total = done if is_end else self._total
+            left_s = per_step * (total - done)
+            self._control.report(Progress(done, total, mean, left_s, per_step, self.validation_loss))

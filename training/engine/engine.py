@@ -125,7 +125,7 @@ class Engine:
     def _after(self, cohort: Cohort) -> None:
         """What a step brought: first news, checkpoints that are due, jobs that are done."""
         for job in cohort.seats:
-            if job is None:
+            if job is None or not self._looked(cohort, job):
                 continue
             if job.step >= job.total:
                 job.snapshot = cohort.snapshot(job)
@@ -136,6 +136,20 @@ class Engine:
                 job.news.set()
             elif job.step == job.start + 1:
                 job.news.set()  # the first step is told at once, so that nobody takes a training for stuck
+
+    @staticmethod
+    def _looked(cohort: Cohort, job: Seat) -> bool:
+        """Take a look at a job if one is due; False if that failed, which ends this job alone."""
+        if job.look_every and (job.step % job.look_every == 0 or job.step >= job.total):
+            try:
+                cohort.look(job)
+            except Exception as error:  # noqa: BLE001 - of this job, whatever it is: the others go on
+                job.error = error
+                cohort.unseat(job)
+                _gone(job)
+                return False
+            job.news.set()
+        return True
 
     def _recover(self, cohort: Cohort, error: RuntimeError | MemoryError) -> None:
         """Out of memory: fewer slots, then activations reckoned anew; then, and after any other error, no more."""

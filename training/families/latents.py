@@ -1,12 +1,15 @@
 """Pictures to latents through the VAE, and latents from what is kept of it. The same for every family."""
 
+import io
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from core.errors import ImageInvalid
-from training.families.family import Base
+from training.families.family import Base, Family
 from training.ports import Example
 
 
@@ -15,6 +18,8 @@ def pixels(example: Example) -> Tensor:
     try:
         with Image.open(example.path, formats=["PNG"]) as picture:
             values = np.asarray(picture.convert("RGB"), np.float32)
+            if example.is_mirrored:
+                values = values[:, ::-1]
     except (OSError, ValueError, SyntaxError) as error:
         told = f"the prepared picture {example.sha256[:12]} cannot be read ({type(error).__name__})"
         raise ImageInvalid(told) from error
@@ -24,6 +29,21 @@ def pixels(example: Example) -> Tensor:
             f"{example.width} x {example.height} were told"
         )
     return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def mask(example: Example, size: tuple[int, int]) -> Tensor:
+    """How much each place of a picture's latents counts, [1, h, w] float32 on the CPU, 1 on average.
+
+    From the alpha channel of the prepared picture, averaged over each latent's pixels. All ones for a picture without
+    one, or in which nothing shows: that tells nothing of what matters.
+    """
+    with Image.open(example.path, formats=["PNG"]) as picture:
+        if picture.mode != "RGBA":
+            return torch.ones(1, *size)
+        alpha = torch.from_numpy(np.asarray(picture.getchannel("A"), np.float32) / 255)
+    shown = functional.interpolate(alpha[None, None], size, mode="area")[0]
+    mean = shown.mean()
+    return shown / mean if mean > 0 else torch.ones(1, *size)
 
 
 def encode_picture(base: Base, example: Example) -> Tensor:
@@ -36,6 +56,18 @@ def encode_picture(base: Base, example: Example) -> Tensor:
     with torch.no_grad():
         moments: Tensor = vae.encode(pixels(example).to(vae.device, vae.dtype)).latent_dist.parameters
     return moments[0].float().cpu()
+
+
+def decoded(family: Family, base: Base, latents: Tensor) -> bytes:
+    """Latents [C, h, w] as they are trained on, decoded to a PNG."""
+    vae = base.encoders["vae"]
+    with torch.no_grad():
+        scaled = family.unscale(base, latents.unsqueeze(0).to(base.device))
+        shown = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+    values = ((shown[0].float().cpu() + 1) * 127.5).nan_to_num(0.0).clamp(0, 255).round().byte()
+    written = io.BytesIO()
+    Image.fromarray(values.permute(1, 2, 0).contiguous().numpy()).save(written, "PNG")
+    return written.getvalue()
 
 
 def sample(moments: Tensor, generator: torch.Generator) -> Tensor:
