@@ -193,14 +193,24 @@ def full_size(family: str) -> Any:
 
 
 # sd15: 16 transformer blocks with two attentions of four linears; sdxl: 70 such; z-image: 30 blocks of seven linears.
-@pytest.mark.parametrize(("family", "modules"), [("sd15", 128), ("sdxl", 560), ("z-image", 210)])
-def test_targets_in_the_real_models(family: str, modules: int) -> None:
-    """Every targeted module of the full model is a linear, and its name in a file is one that the check knows."""
+# And all of them: two linears more in each block, and two projections around each of the 16 transformers of sd15, of the
+# 11 of sdxl; in z-image one modulation in each block.
+@pytest.mark.parametrize(
+    ("family", "targeted", "modules"),
+    [
+        *[("sd15", "attention", 128), ("sdxl", "attention", 560), ("z-image", "attention", 210)],
+        *[("sd15", "all", 192), ("sdxl", "all", 722), ("z-image", "all", 240)],
+    ],
+)
+def test_targets_in_the_real_models(family: str, targeted: str, modules: int) -> None:
+    """Every targeted module of the full model is a linear or a 1x1 convolution, and the check knows its name."""
     naming = lora_file.NAMINGS[family]
-    targets = families.find(family).targets["attention"]
+    targets = families.find(family).targets[targeted]
     found = {name: part for name, part in full_size(family).named_modules() if re.fullmatch(targets, name)}
     assert len(found) == modules
-    assert all(isinstance(part, torch.nn.Linear) for part in found.values())
+    is_convolved = family == "sd15" and targeted == "all"
+    assert sum(isinstance(part, torch.nn.Conv2d) for part in found.values()) == (32 if is_convolved else 0)
+    assert all(isinstance(part, torch.nn.Linear) or part.kernel_size == (1, 1) for part in found.values())
     stems = {naming.stem(name) for name in found}
     assert len(stems) == modules
     assert all(naming.modules.fullmatch(stem, len(naming.prefix)) for stem in stems)

@@ -1,0 +1,183 @@
+"""Target sets, rsLoRA and DoRA, against peft; and their files, as people load them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+
+from core.errors import LoraInvalid
+from tests.training.conftest import MemoryCheckpoints
+from tests.training.live import Live
+from tests.training.test_engine import base_of, side_by_side
+from tests.training.test_training_reload import TOLERANCE
+from training import families, lora_file, sample
+from training.backends.local import train
+from training.engine.draw import draw
+from training.families.family import Base
+from training.ports import TrainResult, TrainRun
+from training.safetensor import pack, tensor, unpack
+
+Runs = Callable[..., TrainRun]
+KINDS: dict[str, dict[str, bool]] = {"all": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
+
+
+def peft_of(run: TrainRun, weights: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The base with peft's adapter of the run's recipe, holding `weights`; and its layers."""
+    oracle, found, adapter = base_of(run), families.find(run.spec.family), run.spec.adapter
+    config = LoraConfig(
+        r=run.spec.rank,
+        lora_alpha=run.spec.alpha,
+        target_modules=found.targets[adapter.targets],  # type: ignore[arg-type]
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+    )
+    oracle.denoiser.add_adapter(config)
+    layers = {name: module for name, module in oracle.denoiser.named_modules() if hasattr(module, "lora_A")}
+    for name, layer in layers.items():
+        layer.lora_A["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.down"]))
+        layer.lora_B["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.up"]))
+        if adapter.dora:
+            held = layer.lora_magnitude_vector["default"].weight.data
+            held.copy_(torch.from_numpy(weights[f"{name}.magnitude"]).view(held.shape))
+    return oracle, layers
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("sd15", "all"), ("sd15", "rslora"), ("sd15", "dora"), ("sdxl", "dora"), ("z-image", "all"), ("z-image", "dora")],
+)
+def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str, kind: str) -> None:
+    run, found = runs(family, rank=3, alpha=5.0, adapter={"targets": "all", **KINDS[kind]}), families.find(family)
+    live = Live(run, found, base_of(run))
+    for _ in range(2):
+        live.step()  # so that B is not zero
+    weights = live.cohort.snapshot(live.seat).weights
+    lot = draw(found, live.base, live.seat, live.seat.step)
+
+    oracle, layers = peft_of(run, dict(weights))
+    assert sorted(layers) == sorted(site.name for site in live.cohort.layout.sites)
+    wanted = found.losses(oracle, lot.made, lot.conditions).mean()
+    wanted.backward()
+
+    with torch.enable_grad():
+        stack, layout = live.cohort.stack, live.cohort.layout
+        live.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, torch.float32)
+        got = found.losses(live.base, lot.made, lot.conditions).mean()
+        got.backward()
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-5)
+    gradients = layout.read(stack.masters.grad[0], 3)  # type: ignore[index]
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
+    for name, layer in layers.items():
+        ends = {"down": layer.lora_A, "up": layer.lora_B}
+        if kind == "dora":
+            ends["magnitude"] = layer.lora_magnitude_vector
+        for end, held in ends.items():
+            peft = held["default"].weight.grad.numpy().reshape(gradients[f"{name}.{end}"].shape)
+            gap = np.abs(gradients[f"{name}.{end}"] - peft).max()
+            assert gap <= 2e-4 * np.abs(peft).max() + 2e-7 * largest, f"{name}.{end}"
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def learnt(run: TrainRun) -> tuple[Live, TrainResult]:
+    """A live model after the steps of a run, and the file that the run writes."""
+    result = train(run)
+    live = Live(run, families.find(run.spec.family), base_of(run))
+    for _ in range(result.steps):
+        live.step()
+    return live, result
+
+
+def answer(live: Live, base: Base) -> torch.Tensor:
+    """What a base says of fixed latents."""
+    made = live.engine.family.draw(base, torch.stack(live.moments[:2]), torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        noisy = live.engine.family.mix(base, made)
+        return live.engine.family.predict(base, noisy, made.times, live.conditions[:2]).float()
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+def test_diffusers_draws_as_the_live_model_does(runs: Runs, family: str) -> None:
+    """Feed-forward layers and projections with rsLoRA's scale, through diffusers' own loader."""
+    run = runs(family, alpha=5.0, learning_rate=1e-2, adapter={"targets": "all", "rslora": True})
+    live, result = learnt(run)
+    pipeline = sample.load(run.base_model, family, torch.device("cpu"))
+    other = replace(live.base, denoiser=getattr(pipeline, "unet", None) or pipeline.transformer, own=None)
+    before = answer(live, other)
+    with live.applied():
+        wanted = answer(live, live.base)
+    assert sample.add_lora(pipeline, result.path) == len(live.cohort.layout.sites)
+    change = (wanted - before).norm()
+    assert change > 1e-2 * before.norm()
+    assert (answer(live, other) - wanted).norm() < TOLERANCE[family] * change
+    assert (result.metadata["ss_network_alpha"], result.metadata["ss_network_dim"]) == ("10.0", "4")  # 5 sqrt(4)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+def test_peft_draws_a_dora_as_the_live_model_does(runs: Runs, family: str) -> None:
+    """From the file alone: matrices, alpha and magnitudes. diffusers' loader drops magnitudes, so peft itself is used."""
+    run = runs(family, alpha=5.0, learning_rate=1e-2, adapter={"targets": "all", "dora": True})
+    live, result = learnt(run)
+    tensors, _ = unpack(result.path.read_bytes())
+    naming = lora_file.NAMINGS[family]
+    weights: dict[str, Any] = {}
+    for site in live.cohort.layout.sites:
+        stem = naming.stem(site.name)
+        assert tensors[stem + ".alpha"].floats() == 5.0
+        ends = {"down": naming.down, "up": naming.up, "magnitude": lora_file.MAGNITUDE}
+        weights |= {f"{site.name}.{end}": np.array(tensors[stem + suffix].floats()) for end, suffix in ends.items()}
+        tail = (1, 1) if site.is_convolution else ()
+        assert weights[f"{site.name}.magnitude"].shape == (site.outputs, 1, *tail)
+        assert weights[f"{site.name}.down"].shape == (4, site.inputs, *tail)
+    oracle, _ = peft_of(run, weights)
+    before = answer(live, base_of(run))
+    with live.applied():
+        wanted = answer(live, live.base)
+    change = (wanted - before).norm()
+    assert change > 1e-2 * before.norm()
+    assert (answer(live, oracle) - wanted).norm() < TOLERANCE[family] * change
+
+
+def test_a_dora_without_all_its_magnitudes_is_refused(runs: Runs) -> None:
+    result = train(runs(max_steps=1, adapter={"dora": True}))
+    tensors, metadata = unpack(result.path.read_bytes())
+    name = next(name for name in tensors if name.endswith(lora_file.MAGNITUDE))
+    short = {other: held for other, held in tensors.items() if other != name}
+    with pytest.raises(LoraInvalid, match=r"lacks .*\.dora_scale"):
+        lora_file.check(pack(short, metadata), family="sd15", rank=4)
+    tensors[name] = tensor(np.ones((3, 1), np.float32))
+    with pytest.raises(LoraInvalid, match="has shape"):
+        lora_file.check(pack(tensors, metadata), family="sd15", rank=4)
+
+
+# ---- beside others ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["all", "dora"])
+def test_a_jobs_bytes_do_not_depend_on_its_neighbours(runs: Runs, kind: str) -> None:
+    adapter = {"targets": "all", **KINDS[kind]}
+    mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 12, "adapter": adapter}
+    alone = train(runs(name="alone", **mine))
+    others = [
+        runs(name=f"o{n}", slots=4, seed=n, rank=n + 1, max_steps=5 * n, adapter=adapter | {"rslora": n > 1})
+        for n in (1, 2)
+    ]
+    plain = runs(name="plain", slots=4, max_steps=10)  # of another shape: it takes turns
+    *_, last = side_by_side(plain, *others, runs(name="last", **mine))
+    assert isinstance(last, TrainResult)
+    assert last.sha256 == alone.sha256
+
+
+def test_a_dora_goes_on_byte_identical(runs: Runs) -> None:
+    adapter = {"targets": "all", "dora": True}
+    kept = MemoryCheckpoints()
+    whole = train(runs(name="whole", max_steps=12, every=1, checkpoints=kept, adapter=adapter))
+    kept.held = {step: data for step, data in kept.held.items() if step <= 5}
+    again = train(runs(name="again", max_steps=12, every=1, checkpoints=kept, adapter=adapter))
+    assert again.resumed_from == 5
+    assert again.sha256 == whole.sha256
