@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from core import measures
+from training.engine import unet
 from training.engine.adapters import Ports
 from training.engine.cohort import LADDER, Cohort, Seat, Shape
 from training.families.family import Base, Family
@@ -27,6 +28,7 @@ class Engine:
     def __init__(self, family: Family, base: Base) -> None:
         self.family, self.base = family, base
         self.ports = Ports(base.denoiser, family.targets)
+        unet.attach(base, self.ports)
         self._encoding = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: list[Seat] = []
