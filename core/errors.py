@@ -32,7 +32,8 @@ ImprintError                     code internal
 ├── LoraInvalid                  upload_failed           a LoRA file that is not what it should be
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that a generator refuses
 └── GeneratorError               backend_failed          a generator (ComfyUI) that refuses or fails; final
-    └── GeneratorUnreachable     backend_unreachable     one that does not answer, or not in time; may be retried
+    ├── GeneratorUnreachable     backend_unreachable     one that does not answer; may be retried
+    └── GeneratorTimeout         timeout                 one that does not finish in time
 
 Stop                             no failure: why a training loop leaves early
 ├── Cancelled                    the owner cancelled
@@ -230,6 +231,10 @@ class GeneratorError(ImprintError):
 class GeneratorUnreachable(GeneratorError):
     code = FailureCode.BACKEND_UNREACHABLE
     retryable = True
+
+
+class GeneratorTimeout(GeneratorError):
+    code = FailureCode.TIMEOUT
 
 
 class Stop(Exception):

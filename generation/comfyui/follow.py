@@ -1,0 +1,166 @@
+"""Follow a prompt to its end. The history says what came of it; the websocket, where there is one, how far it is."""
+
+import json
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
+from generation.comfyui.server import MAX_ANSWER_BYTES, Picture, Server, plain
+
+_POLL_S = 1.0
+_CONNECT_S = 10.0
+_FORGOTTEN_S = 5.0  # neither in the queue nor in the history for this long: the server was started anew
+_AWAY_S = 60.0  # a server that does not answer for this long while it draws is given up
+_ENDS = ("execution_success", "execution_error", "execution_interrupted")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a prompt is: at which node, and there at which of how many steps (0 of 0 where the node has none)."""
+
+    node_id: str | None  # None: it waits in the queue
+    step: int = 0
+    total: int = 0
+
+
+Report = Callable[[Progress], None]
+
+
+class Ears:
+    """The server's events for one client. Deaf where there is no websocket, as behind some proxies."""
+
+    def __init__(self, socket: ClientConnection | None) -> None:
+        self._socket = socket
+
+    def hear(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next event; None when none came in time."""
+        if self._socket is None:
+            time.sleep(timeout_s)
+            return None
+        try:
+            told = self._socket.recv(timeout=timeout_s)
+            event = json.loads(told) if isinstance(told, str) else None  # bytes are previews
+        except TimeoutError:
+            return None
+        except (WebSocketException, OSError):
+            self._socket = None
+            return None
+        except (ValueError, RecursionError):
+            return None
+        return event if isinstance(event, dict) else {}
+
+
+@contextmanager
+def listening(server: Server, client_id: str) -> Generator[Ears]:
+    """Listen before anything is submitted: events are not kept for latecomers."""
+    address = f"ws{server.url.removeprefix('http')}/ws?clientId={client_id}"
+    try:
+        socket = connect(
+            address, open_timeout=_CONNECT_S, close_timeout=1.0, max_size=MAX_ANSWER_BYTES, compression=None, proxy=None
+        )
+    except (WebSocketException, OSError, TimeoutError):
+        yield Ears(None)
+        return
+    try:
+        yield Ears(socket)
+    finally:
+        with suppress(WebSocketException, OSError):
+            socket.close()
+
+
+def follow(
+    server: Server, prompt_id: str, ears: Ears, *, timeout_s: float, report: Report = lambda _: None
+) -> list[Picture]:
+    """Wait until a prompt has ended; its pictures. Whatever ends the waiting early also ends the prompt.
+
+    Raises GeneratorError: a node failed, somebody interrupted it, the server forgot it, no picture came of it;
+    GeneratorTimeout after `timeout_s`; GeneratorUnreachable where the server is away for a minute.
+    """
+    try:
+        return _pictures(server, _ended(server, prompt_id, ears, time.monotonic() + timeout_s, report))
+    except BaseException as error:
+        # Also for Ctrl-C, and for what `report` raises. A prompt that has ended is not changed by it.
+        if not isinstance(error, GeneratorError) or isinstance(error, GeneratorTimeout):
+            with suppress(GeneratorError):
+                server.cancel(prompt_id)
+        raise
+
+
+def _ended(server: Server, prompt_id: str, ears: Ears, deadline: float, report: Report) -> dict[str, Any]:
+    """The history of a prompt, once there is one."""
+    looked = answered = known = time.monotonic()
+    while time.monotonic() < deadline:
+        event = ears.hear(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        ends = event is not None and _heard(event, prompt_id, report)
+        now = time.monotonic()
+        if not ends and now - looked < _POLL_S:
+            continue
+        looked = now
+        try:
+            history = server.history(prompt_id)
+            if history is not None:
+                return history
+            running, waiting = server.queued()
+        except GeneratorUnreachable:
+            if time.monotonic() - answered > _AWAY_S:
+                raise
+            continue
+        answered = time.monotonic()
+        if prompt_id in waiting:
+            report(Progress(None))
+        if prompt_id in running or prompt_id in waiting:
+            known = answered
+        elif answered - known > _FORGOTTEN_S:
+            raise GeneratorError(f"{server.place} has forgotten the prompt; it was probably started anew")
+    raise GeneratorTimeout(f"{server.place} did not finish in time; the prompt was taken back")
+
+
+def _heard(event: dict[str, Any], prompt_id: str, report: Report) -> bool:
+    """Whether an event says that the prompt has ended."""
+    data = event.get("data")
+    if not isinstance(data, dict) or data.get("prompt_id") != prompt_id:
+        return False
+    kind, node = event.get("type"), data.get("node")
+    if kind == "progress" and type(data.get("value")) is int and type(data.get("max")) is int:
+        report(Progress(str(node), data["value"], data["max"]))
+    elif kind == "executing" and node is not None:
+        report(Progress(str(node)))
+    return kind in _ENDS or (kind == "executing" and node is None)
+
+
+def _pictures(server: Server, history: dict[str, Any]) -> list[Picture]:
+    """What a prompt has saved; previews only where it has saved nothing else."""
+    status = history.get("status")
+    if isinstance(status, dict) and status.get("status_str") == "error":
+        raise _failure(server, status)
+    try:
+        found = [
+            Picture(str(image["filename"]), str(image["subfolder"]), str(image["type"]), str(node_id))
+            for node_id, made in history["outputs"].items()
+            for image in made.get("images") or []
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise GeneratorError(f"{server.place} answers with something else than ComfyUI's API does") from None
+    saved = [picture for picture in found if picture.kind == "output"] or found
+    if not saved:
+        raise GeneratorError("the workflow ran to its end and saved no picture")
+    return saved
+
+
+def _failure(server: Server, status: dict[str, Any]) -> GeneratorError:
+    messages = status.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        kind, data = (message[0], message[1]) if isinstance(message, list) and len(message) == 2 else (None, None)
+        if kind == "execution_interrupted":
+            return GeneratorError(f"somebody interrupted the prompt on {server.place}")
+        if kind == "execution_error" and isinstance(data, dict):
+            node, name = plain(data.get("node_id"), 40), plain(data.get("node_type"), 60)
+            said = plain(data.get("exception_message"))
+            return GeneratorError(f"node {node} ({name}) failed: {said}", {"node": node})
+    return GeneratorError(f"the prompt failed on {server.place}, which does not say why")

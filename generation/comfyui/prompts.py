@@ -1,0 +1,88 @@
+"""The trigger word in the texts of a workflow: said once, in the positive prompt, and nowhere else."""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+
+from generation.comfyui.workflow import Spot, Workflow
+
+# The inputs of text encoders that say what is drawn; unknown encoders are read by the inputs' usual names.
+TEXT_INPUTS = {
+    "CLIPTextEncode": ("text",),
+    "CLIPTextEncodeSDXL": ("text_g", "text_l"),
+    "CLIPTextEncodeSDXLRefiner": ("text",),
+    "CLIPTextEncodeSD3": ("clip_l", "clip_g", "t5xxl"),
+    "CLIPTextEncodeFlux": ("clip_l", "t5xxl"),
+    "CLIPTextEncodeLumina2": ("user_prompt",),
+    "TextEncodeZImageOmni": ("prompt",),
+}
+_STRING_INPUTS = ("value", "string", "text", "string_a", "string_b", "prompt")  # of nodes that make texts
+
+
+def say(workflow: Workflow, spots: Collection[Spot], word: str, prompt: str | None = None) -> None:
+    """Have the texts at `spots` say `word`, or be `prompt` and say it. A text that says the word stays as it is.
+
+    A text that also goes elsewhere, into a negative prompt say, is not changed there: this prompt gets its own copy.
+    """
+    for spot in spots:
+        if prompt is not None:
+            workflow.set(spot, prompt)
+        if word and not any(said(word, text) for text in _heard(workflow, spot)):
+            _change(workflow, spot, lambda text: f"{word}, {text}" if text.strip() else word, frozenset(spots))
+
+
+def said(word: str, text: str) -> bool:
+    """Whether `text` says `word`, as a word, in capitals or not."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _parts(workflow: Workflow, node_id: str) -> list[Spot]:
+    """The inputs that a text-making node makes its text of; [] for one that we cannot read."""
+    inputs = workflow.inputs(node_id)
+    return [
+        (node_id, name)
+        for name in _STRING_INPUTS
+        if isinstance(inputs.get(name), str) or workflow.link(node_id, name) is not None
+    ]
+
+
+def _heard(workflow: Workflow, spot: Spot, depth: int = 0) -> Iterator[str]:
+    """The texts that come in at a spot, part by part."""
+    value = workflow.inputs(spot[0]).get(spot[1])
+    if isinstance(value, str):
+        yield value
+    elif (link := workflow.link(*spot)) is not None and depth < 50:
+        for part in _parts(workflow, link[0]):
+            yield from _heard(workflow, part, depth + 1)
+
+
+def _change(
+    workflow: Workflow, spot: Spot, change: Callable[[str], str], ours: frozenset[Spot], depth: int = 0
+) -> None:
+    """Change the text at a spot where it is written, which may be nodes away."""
+    value = workflow.inputs(spot[0]).get(spot[1])
+    if isinstance(value, str):
+        workflow.set(spot, change(value))
+        return
+    link = workflow.link(*spot)
+    parts = _parts(workflow, link[0]) if link and depth < 50 else []
+    if link is None or not parts:
+        _put_before(workflow, spot, change(""))
+        return
+    if not _only_for(workflow, link[0], ours):
+        copied = workflow.add(workflow.class_of(link[0]), workflow.inputs(link[0]), "prompt with the trigger word")
+        workflow.set(spot, (copied, link[1]))
+        parts = [(copied, name) for _, name in parts]
+    _change(workflow, parts[0], change, ours | set(parts), depth + 1)
+
+
+def _only_for(workflow: Workflow, node_id: str, ours: frozenset[Spot]) -> bool:
+    """Whether all that a text-making node says goes to spots of ours."""
+    spots = [(other, name) for other in workflow.nodes for name, link in workflow.links(other) if link[0] == node_id]
+    return all(spot in ours for spot in spots)
+
+
+def _put_before(workflow: Workflow, spot: Spot, word: str) -> None:
+    """Before a text that some node makes in a way that we cannot read."""
+    value = workflow.inputs(spot[0]).get(spot[1])
+    inputs = {"string_a": word, "string_b": value, "delimiter": ", "}
+    workflow.set(spot, (workflow.add("StringConcatenate", inputs, "trigger word"), 0))

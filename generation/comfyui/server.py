@@ -1,0 +1,209 @@
+"""One ComfyUI server by its HTTP API: one method, one endpoint. Errors are ours; it is quoted on nodes only.
+
+The address is an operator's own, from the settings or a command line, and so is not guarded as strangers' are. Facts:
+the server has no password of its own, and keeps queue and history in memory.
+"""
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from core.errors import GeneratorError, GeneratorUnreachable, WorkflowInvalid
+
+MAX_ANSWER_BYTES = 64 * 2**20
+_MOST_SAID = 300  # characters of one remark of the server
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the server."""
+
+    filename: str
+    subfolder: str
+    kind: str  # output, temp, input
+    node_id: str
+
+
+class Server:
+    """`http` may be shared between servers and threads; its timeout is that of one request."""
+
+    def __init__(self, url: str, http: httpx2.Client) -> None:
+        """url: `http(s)://host[:port][/path]`. Raises GeneratorError for what is no such address."""
+        try:
+            parsed = httpx2.URL(url.rstrip("/"))
+        except (httpx2.InvalidURL, TypeError):
+            parsed = httpx2.URL("")
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.userinfo:
+            raise GeneratorError("the address of the ComfyUI server is no http:// or https:// address")
+        self.url, self.http = str(parsed).rstrip("/"), http
+        self.place = f"the ComfyUI server at {parsed.netloc.decode('ascii')}"
+
+    # ---- what it has ----
+
+    def object_info(self, class_type: str = "") -> dict[str, Any]:
+        """What nodes there are, or one of them, as the server describes them."""
+        told = self._json("GET", f"/object_info/{class_type}" if class_type else "/object_info")
+        if not isinstance(told, dict):
+            raise self._nonsense()
+        return told
+
+    def loras(self) -> list[str]:
+        """The LoRA files that its loader takes now, below a folder with a slash or backslash as its system has it."""
+        try:
+            told = self.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
+            names = told[1]["options"] if told[0] == "COMBO" else told[0]  # newer servers and older ones
+            return [str(name) for name in names]
+        except (KeyError, TypeError, IndexError):
+            raise self._nonsense() from None
+
+    def upload_lora(self, path: Path, name: str) -> bool:
+        """Send a file through the assets API; False where the server has none, or it is switched off."""
+        with path.open("rb") as file:
+            answer = self._send(
+                "POST",
+                "/api/assets",
+                accept=(200, 201, 404, 405, 503),
+                files={"file": (name, file, "application/octet-stream")},
+                data={"name": name, "tags": ["models", "model_type:loras"]},
+            )
+        return answer.status_code in (200, 201)
+
+    # ---- drawing ----
+
+    def submit(self, workflow: Mapping[str, Any], client_id: str, prompt_id: str) -> str:
+        """Put a workflow into the queue; gives the id that the server has for it.
+
+        Not to be repeated after GeneratorUnreachable without a look at queue and history. Raises WorkflowInvalid where
+        the server refuses the workflow or a part of it; then nothing is left in its queue.
+        """
+        body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
+        answer = self._send("POST", "/prompt", accept=(200, 400), json=body)
+        told = self._read(answer)
+        if not isinstance(told, dict):
+            raise self._nonsense()
+        if answer.status_code == 400:
+            raise self._refused(told)
+        given = told.get("prompt_id")
+        if not isinstance(given, str):
+            raise self._nonsense()
+        if told.get("node_errors"):  # some pictures would be drawn, others silently not
+            self.cancel(given)
+            raise self._refused(told)
+        return given
+
+    def history(self, prompt_id: str) -> dict[str, Any] | None:
+        """What came of a prompt; None until it has ended, or once the server has forgotten it."""
+        told = self._json("GET", f"/history/{prompt_id}")
+        if not isinstance(told, dict):
+            raise self._nonsense()
+        found = told.get(prompt_id)
+        return found if isinstance(found, dict) else None
+
+    def queued(self) -> tuple[list[str], list[str]]:
+        """The prompts that run, and those that wait."""
+        told = self._json("GET", "/queue")
+        try:
+            running, waiting = ([str(item[1]) for item in told[key]] for key in ("queue_running", "queue_pending"))
+        except (KeyError, TypeError, IndexError):
+            raise self._nonsense() from None
+        return running, waiting
+
+    def cancel(self, prompt_id: str) -> None:
+        """Take a prompt out of the queue, or stop it. Of one that has ended nothing changes."""
+        self._send("POST", "/queue", json={"delete": [prompt_id]})
+        if prompt_id in self.queued()[0]:  # older servers interrupt whatever runs, so only when it is ours
+            self._send("POST", "/interrupt", json={"prompt_id": prompt_id})
+
+    def picture(self, picture: Picture, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+        """A picture's file."""
+        asked = {"filename": picture.filename, "subfolder": picture.subfolder, "type": picture.kind}
+        answer = self._send("GET", "/view", max_bytes=max_bytes, params=asked)
+        return answer.content
+
+    # ---- requests ----
+
+    def _json(self, method: str, path: str) -> Any:
+        return self._read(self._send(method, path))
+
+    def _read(self, answer: httpx2.Response) -> Any:
+        try:
+            return json.loads(answer.content)
+        except (ValueError, RecursionError):
+            raise self._nonsense() from None
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        accept: tuple[int, ...] = (200,),
+        max_bytes: int = MAX_ANSWER_BYTES,
+        **more: Any,
+    ) -> httpx2.Response:
+        with self._translated(), self.http.stream(method, self.url + path, **more) as answer:
+            body = bytearray()
+            for chunk in answer.iter_bytes():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise GeneratorError(f"{self.place} answers with more than {max_bytes} bytes")
+        if answer.status_code not in accept:
+            kind = GeneratorUnreachable if answer.status_code >= 500 else GeneratorError
+            raise kind(
+                f"{self.place} answered {answer.status_code} to {path.split('?')[0]}", {"status": answer.status_code}
+            )
+        return httpx2.Response(answer.status_code, content=bytes(body))
+
+    @contextmanager
+    def _translated(self) -> Generator[None]:
+        """The transport's errors as ours, without their words."""
+        try:
+            yield
+        except httpx2.TimeoutException:
+            raise GeneratorUnreachable(f"{self.place} did not answer in time") from None
+        except httpx2.ConnectError:
+            raise GeneratorUnreachable(f"{self.place} cannot be reached") from None
+        except httpx2.HTTPError:
+            raise GeneratorUnreachable(f"the connection to {self.place} broke") from None
+
+    def _nonsense(self) -> GeneratorError:
+        return GeneratorError(f"{self.place} answers with something else than ComfyUI's API does")
+
+    def _refused(self, told: Mapping[str, Any]) -> WorkflowInvalid:
+        """What the server says of each node, or else of the whole."""
+        nodes: dict[str, str] = {}
+        errors = told.get("node_errors")
+        for node_id, about in (errors if isinstance(errors, dict) else {}).items():
+            found = about.get("errors") if isinstance(about, dict) else None
+            remarks = "; ".join(_remark(error) for error in (found if isinstance(found, list) else []))
+            nodes[str(node_id)[:40]] = f"{plain(about.get('class_type'), 60)}: {remarks}"
+        listed = "; ".join(f"node {node_id} ({text})" for node_id, text in list(nodes.items())[:5])
+        return WorkflowInvalid(
+            f"{self.place} refuses the workflow: {listed or _remark(told.get('error'))}", {"nodes": nodes}
+        )
+
+
+def plain(told: Any, most: int = _MOST_SAID) -> str:
+    """What a server said, on one line and no longer than that."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(told))[:most].strip()
+
+
+def _remark(error: Any) -> str:
+    if not isinstance(error, dict):
+        return plain(error)
+    message, details = plain(error.get("message", "")), plain(error.get("details", ""))
+    return f"{message} ({details})" if details and details != message else message
+
+
+def open_client(timeout_s: float = 60.0) -> httpx2.Client:
+    """A client for any number of servers and threads: no proxy, no redirects."""
+    return httpx2.Client(
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx2.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+        headers={"User-Agent": "imprint"},
+    )
