@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,18 +60,14 @@ class Ears:
 def listening(server: Server, client_id: str) -> Generator[Ears]:
     """Listen before anything is submitted: events are not kept for latecomers."""
     address = f"ws{server.url.removeprefix('http')}/ws?clientId={client_id}"
-    try:
-        socket = connect(
-            address, open_timeout=_CONNECT_S, close_timeout=1.0, max_size=MAX_ANSWER_BYTES, compression=None, proxy=None
-        )
-    except (WebSocketException, OSError, TimeoutError):
-        yield Ears(None)
-        return
-    try:
+    calling = connect(
+        address, open_timeout=_CONNECT_S, close_timeout=1.0, max_size=MAX_ANSWER_BYTES, compression=None, proxy=None
+    )
+    with ExitStack() as stack:
+        socket: ClientConnection | None = None
+        with suppress(WebSocketException, OSError, TimeoutError):
+            socket = stack.enter_context(calling)
         yield Ears(socket)
-    finally:
-        with suppress(WebSocketException, OSError):
-            socket.close()
 
 
 def follow(

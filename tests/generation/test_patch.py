@@ -60,9 +60,7 @@ class TestLoaders:
         assert (both.loaders, len(both.added)) == (["4", "12"], 2)
         # The refiner is known by what encodes its texts, whatever its file is called.
         assert patch(changed("sdxl-refiner", "12", ckpt_name="second.safetensors"), LORA).loaders == ["4"]
-        with pytest.raises(
-            WorkflowInvalid, match="node 5 is no model loader .*; those are: 4, 12"
-        ):
+        with pytest.raises(WorkflowInvalid, match=r"node 5 is no model loader .*; those are: 4, 12"):
             patch(workflow("sdxl-refiner"), LORA, loaders=["5"])
 
     def test_both_models_of_a_merge(self) -> None:
