@@ -13,6 +13,7 @@ from jobs.view import View
 from jobs.wiring import house
 from tasks.backend_commands import BACKENDS
 from tasks.ingress_commands import ingress
+from tasks.lora_commands import LORAS
 from tasks.notice_commands import notices
 from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
@@ -28,7 +29,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in (*OPERATORS, *BACKENDS, *UPKEEP, ingress, notices, token):
+for _command in (*OPERATORS, *BACKENDS, *LORAS, *UPKEEP, ingress, notices, token):
     imprint.add_command(_command)
 
 

@@ -110,10 +110,10 @@ def to_bytes(family: str, weights: Mapping[str, Matrices], alpha: float, metadat
         tensors[stem + ".alpha"] = tensor(np.asarray(alpha, np.float32))
         for held in magnitude:  # a column, as the weights that loaders multiply with it have their outputs
             tensors[stem + MAGNITUDE] = tensor(np.reshape(held, (-1, *[1] * (down.ndim - 1))).astype(np.float32))
-    return pack(tensors, {**metadata, **_hashes(tensors, metadata)})
+    return pack(tensors, {**metadata, **hashes(tensors, metadata)})
 
 
-def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """`sshs_model_hash` and its legacy form as kohya's train_util.precalculate_safetensors_hashes makes them.
 
     Over the data only, and over a slice of a file that holds the ss_ fields only: both survive an edit of the metadata.
@@ -153,12 +153,11 @@ def check(
 
     Raises LoraInvalid, which says what is wrong; the file may come from a remote trainer, so nothing in it is trusted.
     """
-    data = _read(path_or_bytes, max_bytes)
+    data = read_bytes(path_or_bytes, max_bytes)
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        kind = "a pickle, which is never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)
-        raise LoraInvalid(f"the LoRA file is not sound: {kind}") from error
+        raise LoraInvalid(f"the LoRA file is not sound: {told(error, data)}") from error
     naming = NAMINGS[family]
     stems = _stems(tensors, naming, family)
     alphas = {_check_module(tensors, naming, stem, rank) for stem in stems}
@@ -172,7 +171,13 @@ def check(
     )
 
 
-def _read(path_or_bytes: Path | str | bytes, max_bytes: int) -> bytes:
+def told(error: Malformed, data: bytes) -> str:
+    """What is wrong with a file that is no safetensors file."""
+    return "a pickle, which is never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)
+
+
+def read_bytes(path_or_bytes: Path | str | bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    """All of a file. Raises LoraInvalid if it cannot be read, or is larger than a LoRA can be."""
     if isinstance(path_or_bytes, bytes):
         size, data = len(path_or_bytes), path_or_bytes
     else:
