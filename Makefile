@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-remote bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-remote bench-train bench-train-quick bench-web clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -56,8 +56,20 @@ bench-ledger: setup  ## movements of credits per second on PostgreSQL and SQLite
 bench-recovery: setup  ## from a training worker's kill -9 to the next step of its job, as JSON
 	@$(BIN)/python -m benchmarks.recovery
 
+bench-train: setup  ## CPU seconds and memory of a training step beside plain diffusers and peft, as JSON
+	@$(BIN)/python -m benchmarks.training
+
+bench-train-quick: setup  ## the same on the tiny model alone, in under a minute
+	@$(BIN)/python -m benchmarks.training --quick
+
 bench-remote: setup  ## how long a poll of 500 remote trainings takes, as JSON
 	@$(BIN)/python -m benchmarks.remote
+
+docs: setup  ## the docs site in build/site, every warning an error
+	@$(BIN)/python -m tools.site build && echo "build/site/index.html"
+
+docs-serve: setup  ## the same, shown on http://127.0.0.1:8000 until Ctrl-C
+	@$(BIN)/python -m tools.site serve
 
 clean:  ## remove .venv and caches; .imprint/ (your jobs and LoRAs) stays
 	@tools/clean.sh

@@ -16,8 +16,8 @@ _PARTS = {
 # What a part may be asked to do that we do not: by its class, the attributes and the only values that are known.
 _PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
     "ResnetBlock2D": {
-        "time_embedding_norm": ("default",), "output_scale_factor": (1, 1.0), "upsample": (None,), "downsample": (None,),
-        "skip_time_act": (False,), "pre_norm": (True,),
+        "time_embedding_norm": ("default",), "output_scale_factor": (1, 1.0), "skip_time_act": (False,),
+        "upsample": (None,), "downsample": (None,), "pre_norm": (True,),
     },
     "Transformer2DModel": {"is_input_continuous": (True,), "caption_projection": (None,)},
     "BasicTransformerBlock": {

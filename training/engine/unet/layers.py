@@ -1,9 +1,9 @@
 """The layers of a UNet, each with its backward pass by hand: for a frozen network, only gradients of inputs.
 
 Every layer gives what it says and how to come back: from the gradient of what was said to that of the input. There is
-no way back (None) where nothing in the layer or below learns: then nothing is kept either. What a step needs of a module
-is looked up once, since asking a module costs as much as a small product. Pictures are [B, C, h, w] in channels-last
-memory; words, and pixels in a row, are rows [B x T, C].
+no way back (None) where nothing in the layer or below learns: then nothing is kept either. What a step needs of a
+module is looked up once, since asking a module costs as much as a small product. Pictures are [B, C, h, w] in
+channels-last memory; words, and pixels in a row, are rows [B x T, C].
 """
 
 from collections.abc import Callable, Sequence
@@ -60,12 +60,12 @@ class GroupNorm:
             if self.silu:
                 g = aten.silu_backward(g, normed)
             sizes = (batch, channels, pixels, self.groups, _INPUT_ONLY)
-            if self.widens:
-                made = aten.native_group_norm_backward(
-                    g.float(), x.float(), mean.float(), spread.float(), self.wide, *sizes
-                )
-                return made[0].to(x.dtype)  # type: ignore[no-any-return]
-            return aten.native_group_norm_backward(g, x, mean, spread, self.weight, *sizes)[0]  # type: ignore[no-any-return]
+            if not self.widens:
+                gradient: Tensor = aten.native_group_norm_backward(g, x, mean, spread, self.weight, *sizes)[0]
+                return gradient
+            wide = (part.float() for part in (g, x, mean, spread))
+            gradient = aten.native_group_norm_backward(*wide, self.wide, *sizes)[0]
+            return gradient.to(x.dtype)
 
         return functional.silu(normed) if self.silu else normed, back
 
