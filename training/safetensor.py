@@ -29,6 +29,7 @@ _KINDS: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
 }
 
 

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from training.options import Adapter, Data, Objective, Optimization, Validation
 
 Family = Literal["sd15", "sdxl", "z-image"]
+FAMILIES: tuple[Family, ...] = get_args(Family)  # each has a queue of its own
 Backend = Literal["local", "ai-toolkit"]
+Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 
+MOST_RATE = 0.1  # of AdamW
 MIN_PICTURES, MAX_PICTURES = 5, 100
 
 
@@ -26,7 +29,18 @@ BASE_MODELS: dict[str, BaseModelName] = {
     "sd15": BaseModelName("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     "sdxl": BaseModelName("sdxl", "stabilityai/stable-diffusion-xl-base-1.0"),
     "z-image-turbo": BaseModelName("z-image", "Tongyi-MAI/Z-Image-Turbo"),
+    "z-image": BaseModelName("z-image", "Tongyi-MAI/Z-Image"),
 }
+
+
+def is_distilled(*names: str) -> bool:
+    """Whether a base model is a few-step one, which plain training would undo: by its names, since nothing else tells.
+
+    One that was trained back (de-turbo) is none.
+    """
+    told = " ".join(names).lower()
+    return "turbo" in told and "de-turbo" not in told and "deturbo" not in told
+
 
 # What a family's recipe says where a request is silent.
 RECIPES: dict[Family, dict[str, Any]] = {
@@ -51,8 +65,8 @@ class TrainSpec(BaseModel):
     class_word: Word = ""
     rank: int = Field(ge=1, le=256)
     alpha: float = Field(gt=0, le=1024)
-    learning_rate: float = Field(ge=1e-7, le=1e-1)
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = Field(ge=1e-7, le=1.0)
     batch_size: int = Field(default=1, ge=1, le=64)
     resolution: int = Field(ge=64, le=2048, multiple_of=64)
     aspect_buckets: bool = False
@@ -77,7 +91,23 @@ class TrainSpec(BaseModel):
         given.setdefault("family", named.family if named else None)
         # A family that there is not is told by its own field; any recipe will do then, so that nothing else is.
         recipe = next((recipe for family, recipe in RECIPES.items() if family == given["family"]), RECIPES["sd15"])
+        # Prodigy finds its rate itself, and multiplies it with what is asked for.
+        recipe = recipe | ({"learning_rate": 1.0} if given.get("optimizer") == "prodigy" else {})
         return {**recipe, **given}
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _is_small(cls, rate: float, info: ValidationInfo) -> float:
+        if rate > MOST_RATE and info.data.get("optimizer") in ("adamw", "adamw8bit"):
+            raise ValueError(f"Input should be less than or equal to {MOST_RATE:g} (only prodigy takes up to 1)")
+        return rate
+
+    @field_validator("optimization")
+    @classmethod
+    def _fits_the_optimizer(cls, asked: Optimization, info: ValidationInfo) -> Optimization:
+        if asked.loraplus_ratio != 1 and info.data.get("optimizer") == "prodigy":
+            raise ValueError("loraplus_ratio: prodigy finds one rate for all weights; leave it at 1, or use adamw")
+        return asked
 
     @field_validator("family", mode="before")
     @classmethod

@@ -120,7 +120,7 @@ def test_diffusers_draws_as_the_live_model_does(runs: Runs, family: str) -> None
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
 def test_peft_draws_a_dora_as_the_live_model_does(runs: Runs, family: str) -> None:
-    """From the file alone: matrices, alpha and magnitudes. diffusers' loader drops magnitudes, so peft itself is used."""
+    """From the file alone: matrices, alpha and magnitudes. diffusers' loader drops those, so peft itself is used."""
     run = runs(family, alpha=5.0, learning_rate=1e-2, adapter={"targets": "all", "dora": True})
     live, result = learnt(run)
     tensors, _ = unpack(result.path.read_bytes())

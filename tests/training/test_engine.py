@@ -18,7 +18,6 @@ from training import families
 from training.backends import resident
 from training.backends.local import train
 from training.engine.cohort import Cohort
-from training.engine.optimizer import Stack
 from training.families.family import Base, Where
 from training.ports import TrainResult, TrainRun
 
@@ -82,26 +81,6 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
         for end, held in (("down", layer.lora_A), ("up", layer.lora_B)):
             peft = held["default"].weight.grad.numpy()
             assert np.abs(gradients[f"{name}.{end}"] - peft).max() <= 1e-5 * np.abs(peft).max() + 1e-9, name
-
-
-def test_adamw_and_clipping_are_those_of_torch() -> None:
-    chance = torch.Generator().manual_seed(1)
-    stack = Stack(3, 64, CPU)
-    rates = (1e-3, 5e-2, 1e-4)
-    rows = [torch.nn.Parameter(torch.randn(64, generator=chance)) for _ in rates]
-    oracles = [torch.optim.AdamW([row], lr=rate, weight_decay=1e-2) for row, rate in zip(rows, rates, strict=True)]
-    for slot, (row, rate) in enumerate(zip(rows, rates, strict=True)):
-        stack.seat(slot, row.detach(), torch.zeros(64), torch.zeros(64), updates=0, rate=rate, scale=1.0)
-    for step in range(20):
-        gradient = torch.randn(3, 64, generator=chance) * 10.0 ** (step % 3 - 1)
-        stack.masters.grad = gradient.clone()
-        stack.step()
-        for row, oracle, part in zip(rows, oracles, gradient, strict=True):
-            row.grad = part.clone()
-            torch.nn.utils.clip_grad_norm_([row], 1.0)
-            oracle.step()
-    for slot, row in enumerate(rows):
-        assert torch.allclose(stack.masters[slot], row, rtol=1e-5, atol=1e-6)
 
 
 # ---- one among many -----------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def full_size(family: str) -> Any:
 
 
 # sd15: 16 transformer blocks with two attentions of four linears; sdxl: 70 such; z-image: 30 blocks of seven linears.
-# And all of them: two linears more in each block, and two projections around each of the 16 transformers of sd15, of the
+# And all: two linears more in each block, and two projections around each of the 16 transformers of sd15, of the
 # 11 of sdxl; in z-image one modulation in each block.
 @pytest.mark.parametrize(
     ("family", "targeted", "modules"),

@@ -19,27 +19,37 @@ log = logging.getLogger(__name__)
 
 FORMAT = "imprint-checkpoint/1"
 NEWEST = 2  # checkpoints that stay, whatever their step
+_KINDS = {"uint8": "U8", "float64": "F64"}  # all else is float32
 LASTING_EPOCHS = 10  # and those at a multiple of so many epochs stay until the training has ended
-_PARTS = ("weights", "first", "second", "best")
 
 
 @dataclass(frozen=True)
 class State:
-    """A training after `step` steps, float32 by parameter name: the adapter and AdamW's two moments."""
+    """A training after `step` steps: the adapter, float32 by parameter name, and what its optimizer keeps."""
 
     step: int
     weights: Mapping[str, Array]
-    first: Mapping[str, Array]
-    second: Mapping[str, Array]
     prediction: str  # what the base model predicts, for the file's metadata
+    # In parts: AdamW's moments `first` and `second` and an `average` by parameter name, the rest by names of its own.
+    kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     loss: float = 0.0  # smoothed, as reported
     looks: tuple[tuple[int, float], ...] = ()  # (step, validation loss) so far
     best: Mapping[str, Array] = field(default_factory=dict)  # weights of the best look, where they are to be kept
 
+    @property
+    def delivered(self) -> Mapping[str, Array]:
+        """The weights that the file gets: of the best look, else averaged, else the last."""
+        return self.best or self.kept.get("average") or self.weights
+
 
 def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
     """One blob. `identity` is what must match on the way back; `versions` is for whoever reads the file."""
-    tensors = {f"{part}/{name}": tensor(values) for part in _PARTS for name, values in getattr(state, part).items()}
+    parts = {"weights": state.weights, "best": state.best, **state.kept}
+    tensors = {
+        f"{part}/{name}": tensor(values, _KINDS.get(values.dtype.name, "F32"))
+        for part, held in parts.items()
+        for name, values in held.items()
+    }
     facts = {
         "format": FORMAT,
         "step": str(state.step),
@@ -65,13 +75,15 @@ def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
             raise Malformed(f"it was made with another {name}")
     if facts["step"] != str(step):
         raise Malformed(f"it is of step {facts['step']}")
-    parts: dict[str, dict[str, Array]] = {part: {} for part in _PARTS}
+    parts: dict[str, dict[str, Array]] = {}
     for name, held in tensors.items():
         part, _, rest = name.partition("/")
-        parts[part][rest] = held.elements
+        parts.setdefault(part, {})[rest] = held.elements
     return State(
         step,
-        **parts,
+        weights=parts.pop("weights", {}),
+        best=parts.pop("best", {}),
+        kept=parts,
         prediction=facts["prediction"],
         loss=float(facts["loss"]),
         looks=tuple((step, loss) for step, loss in json.loads(facts.get("looks", "[]"))),

@@ -34,7 +34,7 @@ from training.families.fingerprint import fingerprint
 from training.families.latents import decoded
 from training.families.parts import locate
 from training.ports import TrainResult, TrainRun
-from training.spec import TrainSpec
+from training.spec import TrainSpec, is_distilled
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class Trainee:
                 has_prior=has_prior,
                 targets=spec.adapter.targets,
                 dora=spec.adapter.dora,
+                optimizer=spec.optimizer,
             ),
             state,
             checkpoint_every=run.checkpoint_every_epochs * order.steps_per_epoch,
@@ -193,7 +194,7 @@ class Trainee:
 
 def _is_distilled(run: TrainRun) -> bool:
     """Whether the base is a few-step model, which plain training would undo."""
-    return "turbo" in f"{run.spec.base_model} {run.base_model}".lower()
+    return is_distilled(run.spec.base_model, run.base_model)
 
 
 def _identity(run: TrainRun, family: Family, folder: Path) -> dict[str, str]:
@@ -235,8 +236,7 @@ def _export(
         prediction=state.prediction,
         look=look,
     )
-    weights = state.best if state.best else state.weights
-    data = lora_file.to_bytes(spec.family, matrices_of(weights), spec.file_alpha, metadata)
+    data = lora_file.to_bytes(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
     report = lora_file.check(data, family=spec.family, rank=spec.rank)
     try:
         lora_file.write(run.out, data)

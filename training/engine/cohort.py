@@ -13,7 +13,9 @@ from training.backends.randomness import Order
 from training.engine.adapters import Ports
 from training.engine.draw import Extras, Lot, draw
 from training.engine.objective import losses as losses_of
-from training.engine.optimizer import Stack
+from training.engine.optimizer import Terms
+from training.engine.schedule import rate_at
+from training.engine.stacks import STACKS
 from training.engine.validation import Exam, Sketch, draw_sketches, is_best, is_over, validation_loss
 from training.families.family import Base, Condition, Draw, Family
 from training.ports import TrainRun
@@ -36,6 +38,7 @@ class Shape:
     has_prior: bool = False
     targets: str = "attention"
     dora: bool = False
+    optimizer: str = "adamw"
 
 
 @dataclass
@@ -86,7 +89,7 @@ class Cohort:
         self.family, self.base, self.ports, self.shape = family, base, ports, shape
         self.layout = ports.layout(shape.targets, shape.rank, dora=shape.dora)
         self.seats: list[Seat | None] = [None] * slots
-        self.stack = Stack(slots, self.layout.size, base.device)
+        self.stack = STACKS[shape.optimizer](slots, self.layout, base.device)
         self._arrears: deque[tuple[list[tuple[Seat, int, int]], Tensor]] = deque()
         self._idle: Lot | None = None
 
@@ -100,16 +103,12 @@ class Cohort:
         """Give a job the first free slot, at its checkpoint or at the start that its seed draws."""
         slot = self.seats.index(None)
         spec, state, layout = job.run.spec, job.state, self.layout
-        zeros = torch.zeros(layout.size)
-        self.stack.seat(
-            slot,
-            layout.fill(state.weights) if state is not None else layout.begin(spec.seed, spec.rank),
-            layout.fill(state.first) if state is not None else zeros,
-            layout.fill(state.second) if state is not None else zeros,
-            updates=state.step if state is not None else 0,
-            rate=spec.learning_rate,
-            scale=spec.scale,
-        )
+        begun = layout.begin(spec.seed, spec.rank)
+        if state is None:
+            self.stack.seat(slot, Terms.of(spec), begun)
+        else:
+            self.stack.seat(slot, Terms.of(spec), begun, updates=state.step)
+            self.stack.load(slot, {"weights": state.weights, **state.kept})
         self.seats[slot] = job
 
     def unseat(self, job: Seat) -> None:
@@ -122,7 +121,7 @@ class Cohort:
         """Move all jobs to a stack of another number of slots, at least as many as there are jobs."""
         old, jobs = self.stack, [(slot, job) for slot, job in enumerate(self.seats) if job is not None]
         self.settle()
-        self.stack = Stack(slots, self.layout.size, self.base.device)
+        self.stack = STACKS[self.shape.optimizer](slots, self.layout, self.base.device)
         self.seats, self._idle = [None] * slots, None
         for place, (slot, job) in enumerate(jobs):
             self.stack.copy(place, old, slot)
@@ -132,12 +131,10 @@ class Cohort:
         """A job's state as it is now, on the host."""
         self.settle()
         slot, rank = self.seats.index(job), job.run.spec.rank
-        stack, read = self.stack, self.layout.read
         return State(
             job.step,
-            weights=read(stack.masters[slot], rank),
-            first=read(stack.first[slot], rank),
-            second=read(stack.second[slot], rank),
+            weights=self.layout.read(self.stack.masters[slot], rank),
+            kept=self.stack.state(slot, rank),
             prediction=self.base.prediction,
             looks=tuple(job.looks),
             best=job.best,
@@ -146,16 +143,14 @@ class Cohort:
     def look(self, job: Seat) -> None:
         """Look at a job's held-out pictures and draw its prompts; a look may end it early. Nobody's numbers change."""
         slot, asked = self.seats.index(job), job.run.spec.validation
-        stack = self.stack
+        worn, scale = self.stack.worn(slot), self.stack.scales[slot : slot + 1]
         with torch.no_grad():
-            self.ports.pairs = self.layout.pairs(
-                stack.masters[slot : slot + 1], stack.scales[slot : slot + 1], self.base.dtype
-            )
+            self.ports.pairs = self.layout.pairs(worn.unsqueeze(0), scale, self.base.dtype)
         try:
             if job.exam is not None:
                 job.looks.append((job.step, validation_loss(self.family, self.base, job.exam)))
                 if asked.keep_best and is_best(job.looks):
-                    job.best = self.layout.read(stack.masters[slot], job.run.spec.rank)
+                    job.best = self.layout.read(worn, job.run.spec.rank)
                 if is_over(job.looks, asked.patience):
                     job.total = job.step
             if job.sketch is not None:
@@ -182,7 +177,9 @@ class Cohort:
             torch.autograd.backward(means, active)
         finally:
             self.ports.pairs = None
+        stack.set_rates([0.0 if job is None else rate_at(job.run.spec, job.step, job.total) for job in self.seats])
         stack.step()
+        stack.average()
         told = []
         for slot, job in seated:
             job.step += 1

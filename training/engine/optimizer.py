@@ -1,46 +1,144 @@
-"""AdamW over a stack of slots: each row with its own rate and its own count of updates, all in one pass.
+"""The weights of N slots and what moves them: each row with its own rate, decay and count of updates, all in one pass.
 
-https://arxiv.org/abs/1711.05101, algorithm 2, as torch.optim.AdamW reckons it; gradients clipped to a norm per row.
-Nothing here waits for the device, and no row's numbers depend on another row's.
+Nothing here waits for the device, and no row's numbers depend on another row's. What jobs ask for are numbers in
+`[N, 1]`; only another kind of optimizer takes other operations, and so another stack.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from training.engine.adapters import Layout
+from training.safetensor import Array
+from training.spec import TrainSpec
+
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-WEIGHT_DECAY = 1e-2
-MAX_GRADIENT_NORM = 1.0
+
+# What is kept of an optimizer in a checkpoint: arrays by name, in parts.
+Kept = Mapping[str, Mapping[str, Array]]
 
 
-class Stack:
-    """The float32 masters of N slots [N, P], and AdamW's two moments of them. An empty slot is zero and stays zero."""
+@dataclass(frozen=True)
+class Terms:
+    """What a job asks of its row."""
 
-    def __init__(self, slots: int, size: int, device: torch.device) -> None:
-        self.masters = torch.zeros(slots, size, device=device, requires_grad=True)
-        self.first = torch.zeros(slots, size, device=device)
-        self.second = torch.zeros(slots, size, device=device)
+    rate: float
+    scale: float  # of its LoRA, see TrainSpec.scale
+    ratio: float = 1.0  # rate of B over rate of A, LoRA+: https://arxiv.org/abs/2402.12354
+    decay: float = 1e-2  # decoupled: times the rate at every update, https://arxiv.org/abs/1711.05101
+    clip: float = 1.0  # gradients are scaled down to this length
+    averaging: float = 0.0  # share of the average that an update leaves; 0: there is none
+
+    @classmethod
+    def of(cls, spec: TrainSpec) -> "Terms":
+        asked = spec.optimization
+        return cls(
+            spec.learning_rate,
+            spec.scale,
+            asked.loraplus_ratio,
+            asked.weight_decay,
+            asked.max_grad_norm,
+            asked.ema_decay,
+        )
+
+
+class Stack(ABC):
+    """The float32 masters of N slots [N, P] and an optimizer's state of them. An empty slot is zero and stays zero."""
+
+    VECTORS: ClassVar[Sequence[str]] = ()  # state [N, P], laid out as the weights are
+    RAW: ClassVar[Sequence[str]] = ()  # state [N, ...] of its own form
+    _ROW = ("updates", "rates", "ratios", "decays", "clips", "averagings", "scales")
+
+    def __init__(self, slots: int, layout: Layout, device: torch.device) -> None:
+        self.layout, self.device = layout, device
+        self.masters = torch.zeros(slots, layout.size, device=device, requires_grad=True)
+        self.averages: Tensor | None = None  # [N, P], once a job asks for one
         # float64: 1 - 0.999^t of a young slot would lose digits.
-        self.updates = torch.zeros(slots, 1, dtype=torch.float64, device=device)
-        self.rates = torch.zeros(slots, 1, dtype=torch.float64, device=device)
-        self.scales = torch.zeros(slots, 1, device=device)  # alpha / rank
+        wide = {"dtype": torch.float64, "device": device}
+        self.updates, self.rates = torch.zeros(slots, 1, **wide), torch.zeros(slots, 1, **wide)
+        self.ratios, self.decays = torch.zeros(slots, 1, **wide), torch.zeros(slots, 1, **wide)
+        self.averagings = torch.zeros(slots, 1, **wide)
+        self.clips = torch.zeros(slots, 1, device=device)
+        self.scales = torch.zeros(slots, 1, device=device)
+        self._told: list[float] = []  # rates, as they were set last
+        self._averaged = [False] * slots
 
-    def seat(
-        self, slot: int, masters: Tensor, first: Tensor, second: Tensor, *, updates: int, rate: float, scale: float
-    ) -> None:
-        """Fill a slot; the vectors are [P]."""
-        with torch.no_grad():
-            self.masters[slot].copy_(masters)
-        self.first[slot].copy_(first)
-        self.second[slot].copy_(second)
-        self.updates[slot], self.rates[slot], self.scales[slot] = updates, rate, scale
+    @abstractmethod
+    def _update(self, gradient: Tensor) -> None:
+        """Move the masters along the clipped gradient [N, P]; `updates` counts this one already. Without autograd."""
+
+    # ---- coming and going ----
+
+    def seat(self, slot: int, terms: Terms, begun: Tensor, *, updates: int = 0) -> None:
+        """Fill a slot with the weights [P] of step 0, and no state yet; after `updates`, `load` follows."""
+        self.clear(slot)
+        self.masters.data[slot].copy_(begun)
+        for name, value in (
+            *[("updates", updates), ("rates", terms.rate), ("ratios", terms.ratio), ("decays", terms.decay)],
+            *[("clips", terms.clip), ("averagings", terms.averaging), ("scales", terms.scale)],
+        ):
+            getattr(self, name)[slot] = value
+        self._averaged[slot] = terms.averaging > 0
+        if self._averaged[slot]:
+            if self.averages is None:
+                self.averages = torch.zeros_like(self.masters, requires_grad=False)
+            self.averages[slot].copy_(begun)
+
+    def load(self, slot: int, kept: Kept) -> None:
+        """Put `weights` and what `state` gave into a slot that is seated."""
+        parts = {"weights": self.masters.data, **{name: getattr(self, name) for name in self.VECTORS}}
+        if self.averages is not None and self._averaged[slot]:
+            parts["average"] = self.averages
+        for name, part in parts.items():
+            part[slot].copy_(self.layout.fill(kept[name]))
+        for name in self.RAW:
+            row = getattr(self, name)[slot]
+            row.copy_(torch.from_numpy(np.array(kept["optimizer"][name])).view(row.shape))
+
+    def state(self, slot: int, rank: int) -> dict[str, dict[str, Array]]:
+        """What a slot of that rank has beside its weights, on the host: parts by name, for a checkpoint."""
+        kept = {name: self.layout.read(getattr(self, name)[slot], rank) for name in self.VECTORS}
+        if self._averaged[slot]:
+            kept["average"] = self.layout.read(self.worn(slot), rank)
+        raw = {name: getattr(self, name)[slot].cpu().numpy().copy() for name in self.RAW}
+        return kept | ({"optimizer": raw} if raw else {})
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
-        with torch.no_grad():
-            self.masters[slot].zero_()
-        for part in (self.first, self.second, self.updates, self.rates, self.scales):
-            part[slot].zero_()
+        self._averaged[slot], self._told = False, []
+        for name in self._held():
+            getattr(self, name).data[slot].zero_()
+
+    def copy(self, slot: int, other: "Stack", source: int) -> None:
+        """Fill a slot from another stack's of the same kind."""
+        if other.averages is not None and self.averages is None:
+            self.averages = torch.zeros_like(self.masters, requires_grad=False)
+        for name in other._held():
+            getattr(self, name).data[slot].copy_(getattr(other, name).data[source])
+        self._averaged[slot], self._told = other._averaged[source], []
+
+    def worn(self, slot: int) -> Tensor:
+        """The weights [P] that a slot's job will deliver: their average, where it asks for one."""
+        whole = self.averages if self.averages is not None and self._averaged[slot] else self.masters
+        return whole.detach()[slot]
+
+    def _held(self) -> list[str]:
+        """The names of all tensors that have a row for every slot."""
+        return ["masters", *self._ROW, *self.VECTORS, *self.RAW, *(["averages"] if self.averages is not None else [])]
+
+    # ---- a step ----
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """The rate of every slot's next update; does not wait for the device."""
+        if list(rates) != self._told:
+            self._told = list(rates)
+            self.rates.copy_(torch.tensor(self._told, dtype=torch.float64).unsqueeze(1), non_blocking=True)
 
     def step(self) -> None:
         """One update from `masters.grad`, which is cleared."""
@@ -48,19 +146,53 @@ class Stack:
         assert gradient is not None  # noqa: S101 - a step follows a backward
         # Row by row: a sum over several rows at once may be split differently for each.
         norms = torch.stack([torch.linalg.vector_norm(row) for row in gradient]).unsqueeze(1)
-        gradient.mul_((MAX_GRADIENT_NORM / (norms + 1e-6)).clamp_(max=1.0))
-        one, two = BETAS
+        gradient.mul_((self.clips / (norms + 1e-6)).clamp_(max=1.0))
         self.updates += 1
-        size = (self.rates / (1 - one**self.updates)).float()
-        root = (1 - two**self.updates).sqrt().float()
         with torch.no_grad():
-            self.masters.mul_((1 - self.rates * WEIGHT_DECAY).float())
-            self.first.lerp_(gradient, 1 - one)
-            self.second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
-            self.masters.sub_(self.first / (self.second.sqrt().div_(root).add_(EPSILON)) * size)
+            self._update(gradient)
         self.masters.grad = None
 
-    def copy(self, slot: int, other: "Stack", source: int) -> None:
-        """Fill a slot from another stack's."""
-        for name in ("masters", "first", "second", "updates", "rates", "scales"):
-            getattr(self, name).data[slot].copy_(getattr(other, name).data[source])
+    def average(self) -> None:
+        """Let the averages follow the masters; after a step, where a job asks for one.
+
+        As diffusers' EMAModel: an average that is young follows faster, min(decay, (1 + k) / (10 + k)) at update k + 1.
+        """
+        if self.averages is None:
+            return
+        done = self.updates - 1
+        left = torch.minimum(self.averagings, (1 + done) / (10 + done)) * (done > 0)
+        self.averages.lerp_(self.masters.detach(), (1 - left).float())
+
+    # ---- for kinds ----
+
+    def _halves(self, whole: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What belongs to A in a stack [N, P], and the rest, each with its rate [N, 1]: LoRA+ has two."""
+        edge = self.layout.boundary
+        return (whole[:, :edge], self.rates), (whole[:, edge:], self.rates * self.ratios)
+
+
+class AdamW(Stack):
+    """AdamW as torch.optim.AdamW reckons it: https://arxiv.org/abs/1711.05101, algorithm 2."""
+
+    VECTORS = ("first", "second")
+
+    def __init__(self, slots: int, layout: Layout, device: torch.device) -> None:
+        super().__init__(slots, layout, device)
+        self.first = torch.zeros(slots, layout.size, device=device)
+        self.second = torch.zeros(slots, layout.size, device=device)
+
+    def _update(self, gradient: Tensor) -> None:
+        self._move(gradient, self.first, self.second)
+
+    def _move(self, gradient: Tensor, first: Tensor, second: Tensor) -> None:
+        """One update of the moments [N, P], which are changed, and of the masters."""
+        one, two = BETAS
+        for part, rates in self._halves(self.masters):
+            part.mul_((1 - rates * self.decays).float())
+        first.lerp_(gradient, 1 - one)
+        second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
+        root = (1 - two**self.updates).sqrt().float()
+        change = first / second.sqrt().div_(root).add_(EPSILON)
+        for part, rates in self._halves(change):
+            part.mul_((rates / (1 - one**self.updates)).float())
+        self.masters.sub_(change)

@@ -1,0 +1,22 @@
+"""The learning rate of a step, a pure function of (recipe, step): nothing of it is kept in a checkpoint.
+
+Behind the warm-up as in diffusers.optimization; in it the first step has a rate already, where diffusers' has none and
+so changes nothing.
+"""
+
+from math import cos, pi
+
+from training.spec import TrainSpec
+
+
+def rate_at(spec: TrainSpec, step: int, total: int) -> float:
+    """The rate of `step`, counted from 0, of `total` steps."""
+    asked = spec.optimization
+    warm = asked.warmup_steps
+    if step < warm:
+        return spec.learning_rate * (step + 1) / warm
+    if asked.schedule == "constant":
+        return spec.learning_rate
+    done = (step - warm) / max(1, total - warm)  # below 1: the last step has a rate too
+    share = 1 - done if asked.schedule == "linear" else (1 + cos(pi * done)) / 2
+    return spec.learning_rate * max(0.0, share)
