@@ -4,6 +4,7 @@ from kombu import Exchange, Queue
 
 from core import embedded
 from core.settings import settings
+from training.spec import FAMILIES
 
 _settings = settings()
 _redis_options = {
@@ -58,7 +59,7 @@ worker_max_tasks_per_child = 2000
 task_default_queue = "io"
 task_queues = [
     Queue(name, Exchange(name), routing_key=name)
-    for name in ("io", "cpu", "sweep", "train.sd15", "train.sdxl", "train.z-image")
+    for name in ("io", "cpu", "sweep", *(f"train.{family}" for family in FAMILIES))
 ]
 task_create_missing_queues = False
 # Workers take turns between their queues, so a backlog of other work keeps no sweep waiting until it expires.

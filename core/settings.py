@@ -117,6 +117,13 @@ class Settings(BaseSettings):
     spend_per_hour: float = Field(5.0, ge=0, description="Ceiling on what all pods cost in an hour, in dollars.")
     spend_per_day: float = Field(40.0, ge=0, description="Ceiling on what was spent on pods in 24 hours, in dollars.")
 
+    # ---- drawing with what was trained ----
+    comfyui_url: str | None = Field(None, description="ComfyUI server that `imprint.generate` draws on. Unset: none.")
+    comfyui_loras: Path | None = Field(
+        None, description="Its `models/loras` folder as the io workers see it. Unset: by its assets API."
+    )
+    comfyui_timeout_s: float = Field(600.0, gt=0, description="Longest drawing, with its time in ComfyUI's queue.")
+
     # ---- the life of a job ----
     lease_s: float = Field(25.0, gt=0, description="A worker's claim on a stage ends this long after its last sign.")
     sweep_s: float = Field(30.0, gt=0, description="How often the sweeps look for what was left lying.")
@@ -201,6 +208,9 @@ class Settings(BaseSettings):
         le=65535,
         description="Port on which a worker, and the web process, answers Prometheus without a token; 0 picks a free "
         "one. Unset: none. `make up` gives it to the training worker, and the next two to the io worker and the web.",
+    )
+    tracing: bool = Field(
+        False, description="OpenTelemetry traces; where to is said by the `OTEL_…` variables. Needs `imprint[tracing]`."
     )
     metrics_host: str = Field("127.0.0.1", description="Address of that port: keep it to the private network.")
 

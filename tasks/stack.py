@@ -24,6 +24,7 @@ from core.embedded import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
 from core.settings import Settings, settings
 from jobs.wiring import House
+from training.spec import FAMILIES
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
@@ -59,7 +60,7 @@ class Stack:
 
     def _members(self, flower: bool, web: bool) -> list[Member]:
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
-        trains = [f"train.{family}" for family in ("sd15", "sdxl", "z-image")]
+        trains = [f"train.{family}" for family in FAMILIES]
         members = [
             Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
             Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),

@@ -1,8 +1,10 @@
 """What `/metrics` shows: what this process answered, and the state of the installation (web/installation.py)."""
 
 import logging
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, start_http_server
+from prometheus_client.core import Metric
 
 from core.settings import Settings
 from jobs.wiring import House
@@ -17,7 +19,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 class Measures:
     """The metrics of one app."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, lengths: Callable[[], dict[str, int] | None] = lengths) -> None:
         self._registry = CollectorRegistry()
         self._answers = Counter(
             "imprint_http_requests", "Requests by method, route and status.", ("method", "route", "status"),
@@ -39,6 +41,10 @@ class Measures:
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def families(self) -> Iterable[Metric]:
+        """All of it, as it is now."""
+        return self._registry.collect()
 
     def serve(self, settings: Settings) -> None:
         """Answer on a port of their own too, without a token, if the settings name one."""

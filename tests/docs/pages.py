@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ALSO_LINKED = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "adr").glob("*.md"))]
+_RECORDS = sorted((ROOT / "docs" / "adr").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - set(_RECORDS))]
+ALSO_LINKED = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *_RECORDS]
 
 RUN = ("sh", "python")  # what a reader types
 SHOWN = ("text", "json", "ini")  # what a reader sees, or puts into a file
@@ -88,3 +89,8 @@ def table_rows(text: str) -> dict[str, str]:
     """Rows of tables, by each word in code of their first cell."""
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     return {name: row for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def name_of(page: Path) -> str:
+    """Short, and of one page only."""
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")

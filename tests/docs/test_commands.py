@@ -18,7 +18,7 @@ import pytest
 
 from core.errors import IllegalMove
 from jobs import service
-from tests.docs.pages import PAGES, ROOT, RUN, Block, blocks
+from tests.docs.pages import PAGES, ROOT, RUN, Block, blocks, name_of
 from tests.site import MASCOT, Site, make_base, site
 
 SMALL = "--resolution 64 --max-steps 2 "
@@ -45,9 +45,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Iterator[S
         yield made
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if typed(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if typed(page)], ids=name_of)
 def test_every_command_on_the_page_does_what_it_should(page: Path, running: Site, place: Path) -> None:
-    folder = place / page.stem
+    folder = place / name_of(page).replace("/", "-")
     (folder / "pictures").mkdir(parents=True)
     for file in sorted(MASCOT.iterdir()):
         shutil.copy(file, folder / "pictures")

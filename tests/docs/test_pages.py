@@ -32,10 +32,12 @@ from tests.docs.pages import (
     blocks,
     headings,
     links,
+    name_of,
     prose,
     section,
     table_rows,
 )
+from tools.site.nav import NAV
 from training.pictures import FAULTS
 from training.spec import RECIPES, TrainSpec
 
@@ -43,7 +45,7 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 TASK, OPERATIONS, TROUBLES = DOCS / "task.md", DOCS / "operations.md", DOCS / "troubleshooting.md"
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 @pages
@@ -55,7 +57,7 @@ def test_every_block_is_either_run_or_shown_or_says_why_not(page: Path) -> None:
             print(f"not run: {block}: {block.excuse}")
 
 
-@pytest.mark.parametrize("page", [*PAGES, *ALSO_LINKED], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *ALSO_LINKED], ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in links(page):
         if link.startswith("https://"):
@@ -66,11 +68,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name}: no heading for {link}"
 
 
-def test_every_page_can_be_reached_from_the_readme_and_the_index() -> None:
-    for start in (README, DOCS / "index.md"):
-        seen = {(start.parent / link.partition("#")[0]).resolve() for link in links(start)}
-        missing = [page for page in PAGES if page not in {README, DOCS / "index.md"} and page not in seen]
-        assert missing == []
+def test_every_page_can_be_reached_from_the_index_and_that_from_the_readme() -> None:
+    index = DOCS / "index.md"
+    seen = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    assert [page for page in PAGES if page not in {README, index} and page not in seen] == []
+    assert "docs/index.md" in links(README)
+
+
+def test_every_page_is_in_one_section_of_the_site() -> None:
+    named = [page for section in NAV.values() for page in section]
+    assert len(named) == len(set(named))
+    pages_of_the_site = {page.relative_to(ROOT).as_posix() for page in (*PAGES, *ALSO_LINKED)} - {"docs/index.md"}
+    assert set(named) == pages_of_the_site, "tools/site/nav.py has the sections"
 
 
 @pages

@@ -1,0 +1,70 @@
+"""The page on moving from SQLite to PostgreSQL, done as it says, with a training stopped in its middle."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs import accounts, service, sweeps
+from jobs.wiring import House
+from tests.docs.pages import ROOT, blocks
+from tests.servers.postgres import new_database, postgres_server
+from tests.site import Site, site
+
+PAGE = ROOT / "docs" / "how-to" / "sqlite-to-postgresql.md"
+
+
+def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> None:
+    with postgres_server() as server, site(tmp_path, base_model) as before:
+        before.grant("owner")
+        done = before.wait(before.send()["job_id"])
+        running = before.send(max_steps=400, epochs=500)["job_id"]
+        at_work = before.wait(running, lambda view: view["step"] >= 20)
+        for name in ("beat", "train", "io"):  # step 1: the stack is stopped
+            before.stop(name)
+        kept = before.look(running)
+        assert kept["status"] == "training"
+        assert kept["step"] >= at_work["step"]
+
+        back_up, restore = (block.text for block in blocks(PAGE) if block.language == "sh")
+        type_in(before, tmp_path, back_up)
+        address = new_database(server)
+        after = Site(tmp_path, base_model, before.environment["IMPRINT_BROKER_URL"], IMPRINT_DATABASE_URL=address)
+        try:
+            assert type_in(after, tmp_path, restore).count("the books are in order") == 1
+            assert not after.house.database.is_sqlite
+            assert after.look(done["job_id"]) == done
+            assert after.look(running) == kept
+            refused = type_in(after, tmp_path, restore.splitlines()[0], fails=True)
+            assert "not empty" in refused
+
+            for name in ("io", "train", "beat"):  # step 4
+                after.start(name)
+            ended = after.wait(running)
+            assert (ended["status"], ended["step"]) == ("ready", 400)
+            assert went_on_from(after.house, running) > 0
+            assert sweeps.check_books(after.house) == []
+            charged = sum(after.look(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
+            assert accounts.balance(after.house, "owner").spent == charged
+        finally:
+            after.end()
+
+
+def type_in(there: Site, folder: Path, text: str, *, fails: bool = False) -> str:
+    """Run commands of the page as its reader would."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=there.surroundings(PATH=path, PYTHONPATH=str(ROOT)),
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert (ran.returncode != 0) is fails, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def went_on_from(house: House, job_id: str) -> int:
+    """The lowest step told after the hand-over: a training that began anew would tell of its first."""
+    events = service.events(house, job_id)
+    handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data)
+    steps = [int(found[1]) for event in events[handed:] if (found := re.search(r'"step": (\d+)', event.data))]
+    return min(steps) - 1

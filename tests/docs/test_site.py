@@ -1,0 +1,61 @@
+"""The docs site: it is built without a warning, and its reference has everything that the code has."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core import measures
+from core.errors import FailureCode
+from tasks.app import app
+from tests.docs.pages import ROOT
+from tools.site.nav import NAV
+from tools.site.stage import place
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPRINT_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.site", "build", "--out", str(out)],
+        cwd=ROOT, env=clean, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_every_page_is_there_with_the_navigation(built: Path) -> None:
+    for page in [page for section in NAV.values() for page in section]:
+        shown = (built / place(page)).with_suffix(".html").read_text()
+        assert all(f'<span class="caption-text">{section}</span>' in shown for section in NAV), page
+
+
+def test_links_between_pages_lead_to_pages(built: Path) -> None:
+    tutorial = (built / "tutorial.html").read_text()
+    assert 'href="how-to/first-training.html"' in tutorial
+    contributing = (built / "project" / "contributing.html").read_text()
+    assert ".md" not in contributing.split("<article")[1].split("</article>")[0].replace("pages.md", "")
+
+
+def test_the_reference_has_what_the_code_has(built: Path) -> None:
+    tasks, http, metrics, failures = (
+        re.sub(r"<[^>]+>", "", (built / "reference" / f"{name}.html").read_text())
+        for name in ("tasks", "http", "metrics", "failure-codes")
+    )
+    app.loader.import_default_modules()
+    assert all(name in tasks for name in app.tasks if name.startswith("imprint."))
+    assert all(route in http for route in ("GET /healthz", "POST /api/influencer/{id}/lora/train", "GET /metrics"))
+    assert all(measure.name in metrics for measure in measures.ALL)
+    for name in ("imprint_jobs", "imprint_queue_oldest_seconds", "imprint_http_requests_total", "imprint_pods_dollars"):
+        assert name in metrics, name
+    assert all(code in failures for code in FailureCode)
+
+
+def test_the_site_loads_nothing_from_other_hosts(built: Path) -> None:
+    index = (built / "index.html").read_text()
+    for kind in ('<script src="http', '<link rel="stylesheet" type="text/css" href="http', '<img src="http'):
+        assert kind not in index

@@ -1,0 +1,72 @@
+"""Lays the pages out for Sphinx: a copy of each, links between them as they will be, and a table of contents.
+
+The pages are written for GitHub: README.md links to docs/task.md, which links to ../CONTRIBUTING.md. Links to files
+that are no page of the site (code, the licence) become their names.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from tools.site import reference
+from tools.site.nav import MADE_IN, NAV
+
+ROOT = Path(__file__).resolve().parents[2]
+INDEX = "docs/index.md"
+_LINK = re.compile(r"(!?)\[([^\]]*(?:\[[^\]]*\])?[^\]]*)\]\(([^)\s]+)\)")
+
+
+def place(page: str) -> str:
+    """Where a page of the repository stands on the site."""
+    return page.removeprefix("docs/").lower() if page.startswith("docs/") else f"project/{page.lower()}"
+
+
+def stage(folder: Path) -> None:
+    """Write the source of the whole site into `folder`, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "docs" / "images", folder / "images")
+    pages = [INDEX, *(page for section in NAV.values() for page in section)]
+    for page in pages:
+        target = folder / place(page)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(_with_links((ROOT / page).read_text(encoding="utf-8"), page, set(pages)), encoding="utf-8")
+    for name, text in reference.pages().items():
+        (folder / "reference").mkdir(exist_ok=True)
+        (folder / "reference" / name).write_text(text, encoding="utf-8")
+    with (folder / "index.md").open("a", encoding="utf-8") as index:
+        index.write(_contents())
+
+
+def _contents() -> str:
+    told = []
+    for section, pages in NAV.items():
+        places = [place(page) for page in pages]
+        if section == MADE_IN:
+            places += [f"reference/{name}" for name in reference.pages()]
+        lines = "\n".join(one.removesuffix(".md") for one in places)
+        told.append(f"\n```{{toctree}}\n:caption: {section}\n:hidden:\n\n{lines}\n```\n")
+    return "".join(told)
+
+
+def _with_links(text: str, page: str, pages: set[str]) -> str:
+    """Outside of fenced blocks, every relative link as it is on the site."""
+    return re.sub(
+        r"(^```.*?^```$)|" + _LINK.pattern,
+        lambda found: found[0] if found[1] else _link(found[2], found[3], found[4], page, pages),
+        text,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+
+
+def _link(bang: str, told: str, target: str, page: str, pages: set[str]) -> str:
+    if re.match(r"[a-z]+:", target) or target.startswith("#"):
+        return f"{bang}[{told}]({target})"
+    name, _, anchor = target.partition("#")
+    found = os.path.normpath(Path(page).parent / name)
+    here = Path(place(page)).parent
+    if found.startswith("docs/images/"):
+        return f"{bang}[{told}]({os.path.relpath(found.removeprefix('docs/'), here)})"
+    if found in pages:
+        return f"[{told}]({os.path.relpath(place(found), here)}{'#' + anchor if anchor else ''})"
+    return told if told.strip("`") == found or "`" in told else f"{told} (`{found}`)"
