@@ -30,6 +30,8 @@ _device: list[str] = []  # the name of what this worker trains on, once it was t
 
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
+    # Beat, started by itself on a new home, keeps its schedule there.
+    settings().run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     set_up(settings().log_dir, settings().log_level, settings().log_format)
 
 

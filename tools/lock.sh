@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes requirements.lock: the whole tree of pyproject.toml with hashes, for every platform.
+# Writes requirements.lock: the whole tree of pyproject.toml with hashes, for every platform; and from it the locks of the
+# container images, which leave out what they do not need.
 # torch and what it brings for CUDA stay out: torch is installed first, by its exact pin, in the build that suits the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,3 +12,18 @@ leave_out=$(printf -- '--no-emit-package %s ' torch triton cuda-bindings cuda-pa
 # shellcheck disable=SC2086
 "$tool/bin/uv" pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
   --no-annotate --no-header --no-emit-index-url $leave_out -o requirements.lock
+
+# The images: neither what tests and pages need, nor, in the one that serves, what trains.
+"$tool/bin/python" - >"$tool/serve.in" 3>"$tool/train.in" <<'END'
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+more = [line for extra in ("postgres", "tracing") for line in project["optional-dependencies"].get(extra, [])]
+trains = ("torch", "diffusers", "transformers", "peft", "accelerate")
+print(*(line for line in project["dependencies"] + more if not line.startswith(trains)), sep="\n")
+print(*project["dependencies"] + more, sep="\n", file=open(3, "w"))
+END
+for image in serve train; do
+  # shellcheck disable=SC2086
+  "$tool/bin/uv" pip compile -q "$tool/$image.in" -c requirements.lock --universal --python-version 3.11 \
+    --generate-hashes --no-annotate --no-header --no-emit-index-url $leave_out -o deploy/images/$image.lock
+done

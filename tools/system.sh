@@ -17,7 +17,7 @@ has() {
 missing=()
 case ${1:-} in
   servers)
-    for package in redis-server rabbitmq-server postgresql chromium prometheus; do has "$package" || missing+=("$package"); done
+    for package in redis-server rabbitmq-server postgresql chromium prometheus docker-compose; do has "$package" || missing+=("$package"); done
     ;;
   venv)
     # Debian's python3.N is without ensurepip until this package brings it.

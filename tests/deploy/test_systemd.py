@@ -1,0 +1,189 @@
+"""The single-machine way, for real: systemd boots, the installer runs as its page says, a training is sent through,
+stopped in mid-training by an update, and finished.
+
+The machine is made of namespaces (tests/servers/machine.sh). It differs from an empty Debian in this: packages are
+there already, the Python environment is that of the tests, and the base model is the tiny one.
+"""
+
+import json
+import re
+import site
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import SecretStr
+
+from core.settings import Settings
+from tasks.stack import Stack
+from tests.servers.systemd import Machine, machine, why_not
+from tests.site import MASCOT, ROOT, until
+
+UNITS = ROOT / "deploy" / "systemd"
+STEPS = 100
+
+# What a test's machine needs beside the settings of the installer.
+SETTINGS = """
+IMPRINT_BASE_MODELS={"sd15": "/srv/tiny-sd15"}
+IMPRINT_LEASE_S=3
+IMPRINT_SWEEP_S=1
+IMPRINT_RETRY_BASE_S=0.2
+OMP_NUM_THREADS=1
+LD_LIBRARY_PATH=/opt/python/lib
+"""
+
+# An environment of one's own, as the page allows: the tests' packages, on their Python.
+ENVIRONMENT = """
+set -e
+mkdir -p /opt/imprint /srv/environment/bin /srv/environment/lib/{python}
+printf 'home = /opt/python/bin\\ninclude-system-site-packages = false\\n' >/srv/environment/pyvenv.cfg
+ln -s /opt/python/bin/{python} /srv/environment/bin/python
+ln -s {packages} /srv/environment/lib/{python}/site-packages
+ln -s /srv/environment /opt/imprint/.venv
+"""
+
+# What the walls around the decoder's child are, seen from inside a unit (training/confinement.py).
+WALLS = """
+import json, os
+from training.confinement import confine
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, json.dumps(confine(1 << 30)).encode())
+    os._exit(0)
+os.close(writing)
+print("WALLS", os.read(reading, 4096).decode(), "UID", os.getuid(), flush=True)
+"""
+
+
+@pytest.fixture
+def debian(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
+    if reason := why_not():
+        pytest.skip(reason)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = [name for name in tracked.stdout.splitlines() if (ROOT / name).is_file()]
+    packages = Path(site.getsitepackages()[0])
+    with machine(tmp_path / "machine", ROOT) as booted:
+        booted.copy(ROOT, "/srv/imprint", names)
+        booted.copy(base_model, "/srv/tiny-sd15")
+        booted.copy(MASCOT, "/srv/pictures")
+        lent = Path("/opt/checkout") / packages.relative_to(ROOT) if packages.is_relative_to(ROOT) else packages
+        booted.do(ENVIRONMENT.format(python=packages.parent.name, packages=lent))
+        yield booted
+
+
+def imprint(on: Machine, *arguments: str) -> Any:
+    return json.loads(on.do(f"imprint {' '.join(arguments)} --json", 60).splitlines()[-1])
+
+
+def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None:
+    # ---- install, set, start: as the page says ----
+    debian.do("/srv/imprint/deploy/systemd/install --no-start")
+    verify = "cd /etc/systemd/system; systemd-analyze verify imprint.target imprint-*.service imprint-*.timer 2>&1"
+    assert debian.do(f"{verify} | grep imprint || true") == ""
+    security = debian.do("systemd-analyze security --no-pager imprint-io.service | tail -1")
+    # On systemd's own scale 10 is no wall at all, and what it calls OK is below 5.
+    assert float(re.findall(r"\d+\.\d", security)[0]) < 4, security
+    assert debian.do("stat -c '%a %U %G' /etc/imprint/imprint.env").split() == ["640", "root", "imprint"]
+    assert "CHANGE-ME" not in debian.do("cat /etc/imprint/imprint.env /etc/imprint/redis.conf")
+    debian.do(f"cat >>/etc/imprint/imprint.env <<'END'{SETTINGS}END\nsystemctl start imprint.target")
+    until(lambda: debian.journal().count(" ready.") >= 2, 60, "two workers")
+    states = debian.do("systemctl list-units --no-legend --plain 'imprint-*.service' | awk '{print $1, $4}'")
+    running = {f"imprint-{name}.service running" for name in ("redis", "io", "beat", "web", "flower", "train@0")}
+    assert set(states.splitlines()) == running | {"imprint-migrate.service exited"}, debian.journal()
+    debian.do("curl -fsS http://127.0.0.1:8080/healthz")
+
+    # ---- a training, as far as its middle ----
+    imprint(debian, "grant", "me", "1000")
+    recipe = f"/srv/pictures --trigger imp --resolution 64 --max-steps {STEPS} --seed 7"
+    job_id = imprint(debian, "submit", recipe)["job_id"]
+    until(lambda: imprint(debian, "status", job_id)["step"] >= 1, 60, "the first steps")
+
+    # ---- the update: a newer checkout, the same command ----
+    debian.do("echo newer >/srv/imprint/NEWER")
+    told = debian.do("/srv/imprint/deploy/systemd/install --no-start; systemctl show -P MainPID imprint-train@0")
+    assert "handed over" in told
+    debian.do("test -e /opt/imprint/NEWER")
+    between = debian.journal()
+    assert "Killing" not in between, "something had to be killed at its stop"
+    assert "Failed with result" not in between
+    until(lambda: imprint(debian, "status", job_id)["status"] in ("ready", "failed"), 90, "the end of the training")
+
+    # ---- ready, charged once, no step done twice ----
+    view = imprint(debian, "status", job_id)
+    assert view["status"] == "ready", view
+    goes_on = [line for line in debian.journal().splitlines() if "goes on from step" in line and job_id in line]
+    assert len(goes_on) == 1, debian.journal()[-4000:]
+    resumed = int(goes_on[0].split("goes on from step ")[1].split()[0])
+    assert 0 < resumed < STEPS
+    assert view["step"] == STEPS
+    balance = imprint(debian, "balance", "me")
+    assert balance["spent"] == view["credits"]["charged"] > 0
+    assert [entry["kind"] for entry in balance["entries"]].count("settle") == 1
+    assert imprint(debian, "audit")["ok"]
+    # A run that nobody stopped ends with the same file: nothing was lost on the way, and nothing done twice.
+    straight = imprint(debian, "submit", recipe, "--watch")
+    assert straight["lora"]["sha256"] == view["lora"]["sha256"]
+
+    # ---- a worker that dies is started again; the walls stand; a back-up is made ----
+    pid = debian.do("systemctl show -P MainPID imprint-io").strip()
+    debian.do(f"kill -9 {pid}")
+    until(lambda: debian.do("systemctl show -P MainPID imprint-io").strip() not in ("0", pid), 30, "another io worker")
+    debian.do(
+        "sed 's|^ExecStart=.*|ExecStart=/opt/imprint/.venv/bin/python /srv/walls.py|; s|^Restart=.*|Restart=no|' "
+        "/etc/systemd/system/imprint-io.service >/etc/systemd/system/imprint-walls.service\n"
+        f"cat >/srv/walls.py <<'END'{WALLS}END\nsystemctl start imprint-walls"
+    )
+    until(lambda: "WALLS" in debian.journal(), 20, "the walls")
+    held, uid = re.findall(r"WALLS (\[.*\]) UID (\d+)", debian.journal())[0]
+    assert {"no new rights", "no network"} <= set(json.loads(held))
+    assert uid != "0"
+    debian.do("systemctl start imprint-backup")
+    debian.do("test -s /var/backups/imprint/manifest.json")
+    debian.do("systemctl stop imprint.target 'imprint-*.service'")
+    assert debian.do("pgrep -u imprint || true").strip() == ""
+
+
+class TestUnits:
+    """What can be said of the units without booting anything."""
+
+    texts: ClassVar[dict[str, str]] = {path.name: path.read_text() for path in sorted(UNITS.glob("imprint-*.service"))}
+    common = (UNITS / "imprint-.service.d" / "common.conf").read_text()
+
+    def test_they_run_the_same_processes_as_make_up(self) -> None:
+        ran = {
+            name: re.sub(r"^\S+ -m ", "", line.removeprefix("ExecStart=")).replace("%%", "%")
+            for name, text in self.texts.items()
+            for line in text.splitlines()
+            if line.startswith("ExecStart=/opt/imprint")
+        }
+        stack = Stack(Settings(_env_file=None, flower_port=5555, ingress_url=SecretStr("amqp://there")))
+        for member in stack.members:
+            words = [*member.command, *member.arguments]
+            if member.name == "io":
+                words[-1] = "${IMPRINT_IO_CONCURRENCY}"
+            unit = {"train": "imprint-train@.service"}.get(member.name, f"imprint-{member.name}.service")
+            assert ran[unit].replace("train-%i@", "train@") == " ".join(words), unit
+
+    def test_a_stop_gives_trainings_the_time_to_hand_over(self) -> None:
+        assert "KillMode=mixed" in self.common
+        assert "KillSignal=SIGTERM" in self.common
+        for name, text in self.texts.items():
+            assert "KillMode" not in text, name
+            if "worker" in text:
+                assert "TimeoutStopSec=90" in text, name
+
+    def test_every_unit_has_the_walls(self) -> None:
+        for wall in ("NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet=\n", "User=imprint"):
+            assert wall in self.common
+        for name, text in self.texts.items():
+            assert "User=" not in text, name
+            assert not re.search("^(Protect|Restrict|NoNew|Capability)", text, re.MULTILINE), name
+
+    def test_settings_in_the_example_exist(self) -> None:
+        names = re.findall(r"^IMPRINT_([A-Z0-9_]+)=", (UNITS / "imprint.env.example").read_text(), re.MULTILINE)
+        assert names
+        assert {name.lower() for name in names} <= set(Settings.model_fields)
