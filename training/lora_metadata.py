@@ -8,8 +8,10 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from math import ceil
 from pathlib import Path
 
+from training.options import MIN_SNR_GAMMA
 from training.ports import Example
 from training.spec import TrainSpec
 
@@ -23,6 +25,12 @@ _ARCHITECTURE = {
     "z-image": "z-image/lora",
 }
 _BASE_VERSION = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "z-image": "z_image"}
+# In kohya's form: a class, with what it was given beside its rate.
+_OPTIMIZER = {
+    "adamw": "torch.optim.adamw.AdamW(weight_decay={})",
+    "adamw8bit": "AdamW8bit(weight_decay={})",
+    "prodigy": "Prodigy(weight_decay={})",
+}
 _PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
 
 
@@ -46,6 +54,19 @@ def tag_frequency(trigger_word: str, captions: Sequence[str]) -> str:
     """How often each comma-separated part of a caption comes up, in kohya's form: {folder: {tag: count}}."""
     tags = Counter(part.strip() for caption in captions for part in caption.split(",") if part.strip())
     return json.dumps({trigger_word: dict(sorted(tags.items()))}, ensure_ascii=False)
+
+
+def buckets(examples: Sequence[Example]) -> dict[str, dict[str, object]]:
+    """How many pictures there are of each size, in kohya's form: {number: {resolution, count}}, by size."""
+    sizes = Counter((example.width, example.height) for example in examples)
+    return {
+        str(number): {"resolution": list(size), "count": count}
+        for number, (size, count) in enumerate(sorted(sizes.items()))
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def describe(
@@ -90,12 +111,25 @@ def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str
         "ss_v2": "False",
         "ss_learning_rate": repr(spec.learning_rate),
         "ss_unet_lr": repr(spec.learning_rate),
-        "ss_optimizer": "torch.optim.adamw.AdamW",
-        "ss_lr_scheduler": "constant",
-        "ss_max_grad_norm": "1.0",
+        "ss_text_encoder_lr": "None",  # it is never trained
+        "ss_optimizer": _OPTIMIZER[spec.optimizer].format(spec.optimization.weight_decay),
+        "ss_lr_scheduler": spec.optimization.schedule,
+        "ss_lr_warmup_steps": str(spec.optimization.warmup_steps),
+        "ss_max_grad_norm": repr(spec.optimization.max_grad_norm),
+        "ss_noise_offset": repr(spec.objective.noise_offset) if spec.objective.noise_offset else "None",
+        "ss_min_snr_gamma": repr(MIN_SNR_GAMMA) if spec.objective.weighting == "min_snr" else "None",
+        "ss_debiased_estimation": str(spec.objective.weighting == "debiased"),
+        "ss_prior_loss_weight": repr(spec.objective.prior_weight),
+        "ss_masked_loss": str(spec.objective.masked),
+        "ss_caption_dropout_rate": repr(spec.data.caption_dropout),
         "ss_batch_size_per_device": str(spec.batch_size),
         "ss_total_batch_size": str(spec.batch_size),
+        "ss_gradient_accumulation_steps": "1",
         "ss_num_train_images": str(len(examples)),
+        "ss_num_reg_images": "0",
+        "ss_num_batches_per_epoch": str(ceil(len(examples) / spec.batch_size)),
+        "ss_dataset_dirs": _json({spec.trigger_word: {"n_repeats": 1, "img_count": len(examples)}}),
+        "ss_bucket_info": _json({"buckets": buckets(examples), "mean_img_ar_error": 0.0}),
         "ss_num_epochs": str(spec.epochs),
         "ss_steps": str(steps),
         "ss_max_train_steps": str(steps),

@@ -15,6 +15,8 @@ Prompt = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 
+MIN_SNR_GAMMA = 5.0  # of min_snr, as its paper recommends
+
 
 class Group(BaseModel):
     """Options that belong together: an object in a request, where null stands for an option's default."""

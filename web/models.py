@@ -98,7 +98,7 @@ class TrainRequest(Heard):
             "maxItems": MAX_PICTURES,
         },
     )
-    base_model: Any = _as_in_spec("base_model", "`sd15`, `sdxl`, `z-image-turbo`, a folder or a hub id.")
+    base_model: Any = _as_in_spec("base_model", "`sd15`, `sdxl`, `z-image-turbo`, `z-image`, a path or a hub id.")
     family: Any = _as_in_spec("family", "For a folder or hub id: `sd15`, `sdxl` or `z-image`.")
     trigger_word: Any = _as_in_spec("trigger_word", "The word that will call the subject.")
     class_word: Any = _as_in_spec("class_word", "What the subject is: dog, woman, mug …")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.spec import BASE_MODELS, RECIPES, TrainSpec
+from training.spec import BASE_MODELS, RECIPES, TrainSpec, is_distilled
 
 
 def spec(**given_: Any) -> TrainSpec:
@@ -16,7 +16,12 @@ def spec(**given_: Any) -> TrainSpec:
 
 @pytest.mark.parametrize(
     ("base_model", "family", "rank", "alpha", "resolution"),
-    [("sd15", "sd15", 4, 32.0, 512), ("sdxl", "sdxl", 8, 16.0, 1024), ("z-image-turbo", "z-image", 16, 16.0, 1024)],
+    [
+        ("sd15", "sd15", 4, 32.0, 512),
+        ("sdxl", "sdxl", 8, 16.0, 1024),
+        ("z-image-turbo", "z-image", 16, 16.0, 1024),
+        ("z-image", "z-image", 16, 16.0, 1024),
+    ],
 )
 def test_a_silent_request_gets_its_familys_recipe(
     base_model: str, family: str, rank: int, alpha: float, resolution: int
@@ -119,3 +124,13 @@ def test_a_spec_comes_back_from_its_json(**said: Any) -> None:
     made = TrainSpec.model_validate(said)
     assert TrainSpec.model_validate_json(made.model_dump_json()) == made
     assert set(RECIPES[made.family]) <= made.model_dump(exclude_none=True).keys()
+
+
+@pytest.mark.parametrize(("names", "is_distilled_one"), [
+    (("z-image-turbo", "Tongyi-MAI/Z-Image-Turbo"), True),
+    (("z-image", "Tongyi-MAI/Z-Image"), False),
+    (("z-image-turbo", "ostris/Z-Image-De-Turbo"), False),
+    (("mine", "/models/z_image_turbo_bf16.safetensors"), True),
+])  # fmt: skip
+def test_few_step_models_are_known_by_their_names(names: tuple[str, str], is_distilled_one: bool) -> None:
+    assert is_distilled(*names) is is_distilled_one

@@ -68,6 +68,11 @@ def test_metadata_that_uis_read() -> None:
     assert held["ss_base_model_version"] == "sd_v1"
     assert held["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert held["modelspec.trigger_phrase"] == "sks dog"
+    assert held["ss_optimizer"] == "torch.optim.adamw.AdamW(weight_decay=0.01)"
+    assert json.loads(held["ss_dataset_dirs"]) == {"sks dog": {"n_repeats": 1, "img_count": 1}}
+    assert json.loads(held["ss_bucket_info"])["buckets"] == {"0": {"resolution": [512, 512], "count": 1}}
+    asked = described(objective={"weighting": "min_snr"}, optimization={"schedule": "cosine", "warmup_steps": 5})
+    assert (asked["ss_min_snr_gamma"], asked["ss_lr_scheduler"], asked["ss_lr_warmup_steps"]) == ("5.0", "cosine", "5")
     assert json.loads(held["ss_tag_frequency"]) == {"sks dog": {"a photo of sks dog": 1, "standing": 1}}
     assert all(isinstance(value, str) for value in held.values())
 

@@ -17,6 +17,7 @@ from core.errors import BaseModelUnavailable
 from training.families.family import Base, Draw, Where
 from training.families.latents import sample
 from training.families.parts import load_part
+from training.options import MIN_SNR_GAMMA
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -83,9 +84,6 @@ def per_sample_error(said: Tensor, wanted: Tensor, weights: Tensor | None = None
 
 
 # ---- what counts how much ----------------------------------------------------------------------------------------
-
-
-MIN_SNR_GAMMA = 5.0
 
 
 def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:

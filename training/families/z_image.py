@@ -23,10 +23,11 @@ from transformers import Qwen2Tokenizer, Qwen3Model
 
 from core.errors import BaseModelUnavailable
 from training import safetensor
-from training.families.diffusion import MIN_SNR_GAMMA, per_sample_error
+from training.families.diffusion import per_sample_error
 from training.families.family import Base, Condition, Draw, Family, Where
 from training.families.latents import encode_picture, sample
 from training.families.parts import load_part
+from training.options import MIN_SNR_GAMMA
 from training.ports import Example
 
 MAX_TOKENS = 512  # what diffusers' pipeline reads of a prompt
@@ -65,8 +66,9 @@ def load(where: Where) -> Base:
     # As its makers draw with it: the few-step model without guidance.
     drawing = (9, 1.0) if where.distilled else (28, 5.0)
     return Base(
-        transformer, encoders, schedule, where.device, where.dtype, "flow", warnings, drawing, where.training_adapter
-    )
+        transformer, encoders, schedule, where.device, where.dtype, "flow", warnings,
+        drawing=drawing, training_adapter=where.training_adapter,
+    )  # fmt: skip
 
 
 def merge_adapter(transformer: Any, path: Path) -> int:

@@ -29,6 +29,7 @@ _ABOUT = {
     "sd15": ("Stable Diffusion 1.5", "Small and quick; runs on every card."),
     "sdxl": ("Stable Diffusion XL", "Larger pictures, finer detail."),
     "z-image-turbo": ("Z-Image Turbo", "The newest here; draws in eight steps."),
+    "z-image": ("Z-Image", "The undistilled Z-Image: slower to draw, trains best."),
 }
 _EARLIER = 20
 _ANY = "x"  # a trigger word for asking the price, which does not depend on it

@@ -15,7 +15,7 @@ from typing import Any
 
 from core.errors import SpecInvalid
 from training.backends.ai_toolkit.answers import Folders
-from training.spec import BASE_MODELS, TrainSpec
+from training.spec import BASE_MODELS, TrainSpec, is_distilled
 
 ZIMAGE_ADAPTER = "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
 SAVE_KINDS = {"sd15": "float32", "sdxl": "float16", "z-image": "bf16"}  # as lora_file.NAMINGS keeps them
@@ -120,8 +120,7 @@ def job_config(
 
 def is_turbo(spec: TrainSpec, base_model: str) -> bool:
     """Whether a base model of Z-Image is the distilled one, which needs its training adapter."""
-    model = base_model.lower().split("/")[-1]
-    return spec.family == "z-image" and "turbo" in model and "de-turbo" not in model and "deturbo" not in model
+    return spec.family == "z-image" and is_distilled(base_model.split("/")[-1])
 
 
 def _network(spec: TrainSpec) -> dict[str, Any]:
