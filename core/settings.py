@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         "`z-image-turbo` wants one. JSON object.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What training workers train on.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of the frozen base model while training. `auto`: bfloat16 where that is faster, on GPUs and for "
+        "full-size models on CPUs with units for it.",
+    )
     cohort: int = Field(
         0,
         ge=0,

@@ -46,6 +46,11 @@ def preview(job_id: str, attempt: int, step: int, prompt: int, suffix: str) -> s
     return f"{previews(job_id)}{attempt}/{step:09d}_{prompt}.{suffix}"
 
 
+def drawing(drawing_id: str) -> str:
+    """Prefix of the pictures that were drawn for one `imprint.generate`."""
+    return f"drawings/{drawing_id}/"
+
+
 def lora(model_id: str) -> str:
     """A finished LoRA file."""
     return f"models/{model_id}/lora_weights.safetensors"

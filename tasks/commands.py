@@ -12,6 +12,7 @@ from jobs import intake, service
 from jobs.view import View
 from jobs.wiring import house
 from tasks.backend_commands import BACKENDS
+from tasks.generate_commands import GENERATION
 from tasks.ingress_commands import ingress
 from tasks.lora_commands import LORAS
 from tasks.notice_commands import notices
@@ -29,7 +30,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in (*OPERATORS, *BACKENDS, *LORAS, *UPKEEP, ingress, notices, token):
+for _command in (*OPERATORS, *BACKENDS, *LORAS, *GENERATION, *UPKEEP, ingress, notices, token):
     imprint.add_command(_command)
 
 

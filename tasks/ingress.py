@@ -3,7 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from jobs import loras, service, subjects
+from celery import Task
+
+from jobs import drawing, loras, service, subjects
 from jobs.view import View
 from jobs.wiring import house
 from tasks.app import app
@@ -44,8 +46,8 @@ def job(job_id: str) -> View:
     return service.look(house(), job_id)
 
 
-class Discreet(CheckedTask):
-    """A task whose result may hold a presigned address: the worker's log does not show it."""
+class Discreet(Door):
+    """A task whose result may hold a presigned address: the worker's log does not show that either."""
 
     resultrepr_maxsize = 0
 
@@ -54,6 +56,15 @@ class Discreet(CheckedTask):
 def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
     """The newest ready LoRA of a subject: trigger word, strength, file, address. Fails with LoraNotReady."""
     return loras.resolve(house(), owner_id, subject_id, base_model)
+
+
+@app.task(name="imprint.generate", base=Discreet, bind=True, ignore_result=False)
+def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+    """Draw with the newest LoRA of a subject on the operator's ComfyUI. Arguments: docs/use-the-lora.md.
+
+    A message that comes twice draws once. Fails with SpecInvalid, LoraNotReady, WorkflowInvalid or a GeneratorError.
+    """
+    return drawing.generate(house(), arguments, key=str(self.request.id))
 
 
 @app.task(name="imprint.cancel", ignore_result=False)

@@ -58,6 +58,7 @@ def draw(
     seeds: Sequence[int],
     *,
     lora: Path | None = None,
+    strength: float = 1.0,
     steps: int = 20,
     guidance: float = 5.0,
     size: tuple[int, int] = (512, 512),
@@ -66,12 +67,14 @@ def draw(
     """One picture of `size` (width, height) for each prompt and its seed: the same arguments, the same picture.
 
     `lora` is loaded by diffusers' `load_lora_weights`, which proves that the file loads; one that loads in part only is
-    an error. Raises BaseModelUnavailable, LoraInvalid.
+    an error. `strength` scales it, beside the scale that is in the file. Raises BaseModelUnavailable, LoraInvalid.
     """
     chosen = choose(device)
     pipeline = load(base_model, family, chosen)
     if lora is not None:
         add_lora(pipeline, lora)
+        adapters = sorted({name for names in pipeline.get_list_adapters().values() for name in names})
+        pipeline.set_adapters(adapters, [strength] * len(adapters))
     pictures: list[Image] = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         made = pipeline(

@@ -134,6 +134,19 @@ MESSAGES: dict[str, Message] = {
     "a picture that is text": call(ODD + "position: ", "imprint.preprocess", JOB, "0"),
     "a picture that is true": call(ODD + "position: ", "imprint.preprocess", JOB, True),
     "a picture far away": call(ODD + "position: ", "imprint.preprocess", JOB, 10**30),
+    # drawings
+    "a lora of nobody's subject": call("LoraNotReady: this subject was never trained", "imprint.resolve", "bob", "rex"),
+    "a lora of a table": call(ODD + "owner_id: is no text", "imprint.resolve", {"$ne": None}, "rex"),
+    "a lora of a line break": call(ODD + "base_model: is no text", "imprint.resolve", "bob", "rex", "sd15\n"),
+    "a drawing of nothing": call("SpecInvalid: the request has 3 fault(s): owner_id: ", "imprint.generate"),
+    "a drawing on a server of the sender's": call(
+        ODD + "comfyui_url: ", "imprint.generate", owner_id="bob", subject_id="rex", workflow={}, comfyui_url=SECRET
+    ),
+    "a drawing where there is no server": call(
+        "GeneratorError: there is no ComfyUI server", "imprint.generate", owner_id="bob", subject_id="rex",
+        workflow={"1": deep(30)},
+    ),
+    "a drawing by position": call(ODD + "the task's arguments: too many", "imprint.generate", {"workflow": SECRET}),
     # requests
     "a request of nothing": call("SpecInvalid: the request has ", "imprint.train_lora"),
     "an unknown argument": asks(ODD + "price: unknown argument", price=0),

@@ -1,0 +1,166 @@
+"""`imprint.generate`: from a subject to pictures in the store; and the command, from a file to a folder."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+from sqlmodel import col
+
+from core.errors import GeneratorError, LoraNotReady, SpecInvalid, WorkflowInvalid
+from core.settings import Settings
+from jobs import accounts, drawing, keys, service
+from jobs.wiring import House
+from storage.tables import Job, Status
+from tasks import generate_commands
+from tasks.commands import imprint
+from tests.contract.comfyui.conftest import URL
+from tests.contract.comfyui.test_fake import stated
+from tests.contract.jobs import request
+from tests.generation.workflows import workflow
+from tests.servers.fake_comfyui import FakeComfyUI
+from training import lora_formats
+from training.lora_file import to_bytes
+
+pytestmark = pytest.mark.skipif(bool(URL), reason="runs on the fake alone")
+
+
+@pytest.fixture
+def house(tmp_path: Path, fake: FakeComfyUI) -> Iterator[House]:
+    made = House(Settings(_env_file=None, home=tmp_path / "home", comfyui_url=fake.url, comfyui_loras=fake.loras))
+    accounts.grant(made, "ada", 1000, key="welcome")
+    yield made
+    made.database.close()
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A file as ours are, that says its trigger word."""
+    modules = [f"down_blocks.0.attentions.0.transformer_blocks.0.{name}" for name in ("attn1.to_q", "ff.net.2")]
+    pair = (np.ones((4, 8), np.float32), np.ones((8, 4), np.float32))
+    recipe = json.dumps({"base_model": "sd15", "family": "sd15"})
+    metadata = {"imprint_trigger_word": "sks dog", "imprint_recipe": recipe, "imprint_family": "sd15"}
+    path = tmp_path / "my dog, first.safetensors"
+    path.write_bytes(to_bytes("sd15", dict.fromkeys(modules, pair), 4.0, metadata))
+    return path
+
+
+@pytest.fixture
+def job_id(house: House, lora: Path) -> str:
+    """A training of Ada's dog that is ready."""
+    found = str(service.submit(house, request(house))["job_id"])
+    house.store.put(keys.lora(found), lora.read_bytes())
+    ready = {"status": Status.READY, "lora_key": keys.lora(found), "lora_sha256": "ab" * 32, "lora_bytes": 9}
+    with house.database.writing() as session:
+        session.execute(sa.update(Job).where(col(Job.id) == found).values(**ready))
+    return found
+
+
+def test_a_subject_is_drawn_once_for_each_key(house: House, fake: FakeComfyUI, job_id: str) -> None:
+    given = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15"), "seed": 3, "strength": 0.7}
+    told = drawing.generate(house, given, "task-1")
+    assert told["job_id"] == job_id
+    [picture] = told["pictures"]
+    data = house.store.get(picture["key"])
+    assert Path(unquote(urlsplit(picture["url"]).path)).read_bytes() == data
+    [one] = stated(data)["passes"]
+    assert one["model"]["loras"] == [[f"{job_id}.safetensors", 0.7, 2]]
+    assert (one["seed"], one["positive"][0][:4]) == (3, "sks,")
+    assert (fake.loras / f"{job_id}.safetensors").is_file()
+    assert list(house.work_dir.glob("*")) == []
+    saved = sorted((fake.folder / "output").iterdir())
+    assert drawing.generate(house, given, "task-1") == told  # a message that came twice
+    assert sorted((fake.folder / "output").iterdir()) == saved
+    assert drawing.generate(house, given | {"prompt": "on a boat"}, "task-2")["prompt_id"] != told["prompt_id"]
+
+
+def test_what_it_refuses(house: House, job_id: str) -> None:
+    good = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15")}
+    with pytest.raises(SpecInvalid) as faults:
+        drawing.generate(house, {"owner_id": "", "workflow": [], "seed": -1, "comfyui": "http://127.0.0.1:1"}, "k")
+    assert set(faults.value.faults) == {"owner_id", "subject_id", "workflow", "seed", "comfyui"}
+    with pytest.raises(LoraNotReady):
+        drawing.generate(house, good | {"owner_id": "bob"}, "k")
+    with pytest.raises(WorkflowInvalid, match="editor"):
+        drawing.generate(house, good | {"workflow": {"nodes": [], "links": []}}, "k")
+    nowhere = House(house.settings.model_copy(update={"comfyui_url": None}))
+    with pytest.raises(GeneratorError, match="IMPRINT_COMFYUI_URL"):
+        drawing.generate(nowhere, good, "k")
+
+
+def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(house: House, fake: FakeComfyUI, lora: Path) -> None:
+    peft = lora.with_name("peft.safetensors")
+    peft.write_bytes(lora_formats.to_bytes(lora_formats.read(lora), "peft"))
+    told: list[str] = []
+    done = drawing.on_comfyui(
+        drawing.place(house), workflow("sd15"), drawing.weights_of(peft), trigger_word="hush", say=told.append
+    )
+    [one] = stated(done.pictures[0][1])["passes"]
+    assert one["model"]["loras"][0][2] == 2  # both modules, not the feed-forward one alone
+    assert one["positive"][0].startswith("hush, ")
+    assert any("brought as kohya" in line for line in told)
+
+
+class TestTheCommand:
+    @pytest.fixture(autouse=True)
+    def _here(self, house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(generate_commands, "house", lambda: house)
+        monkeypatch.chdir(tmp_path)
+        Path("workflow.json").write_text(json.dumps(workflow("tangled")))
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(imprint, arguments)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    def test_a_file_and_a_folder_of_pictures(self, fake: FakeComfyUI, lora: Path) -> None:
+        common = ("generate", "--comfyui", fake.url, "--workflow", "workflow.json", "--out", "drawn")
+        told = json.loads(self.run(*common, "--lora", str(lora), "--strength", "0.5", "--seed", "9", "--json"))
+        assert (told["loaders"], told["added"], told["texts"]) == (["1"], ["30"], ["8", "9"])
+        [path] = told["pictures"]
+        first, second = stated(Path(path).read_bytes())["passes"]
+        assert first["model"]["loras"] == second["model"]["loras"]
+        [[file, strength, _]] = first["model"]["loras"]
+        assert file.startswith("my-dog-first-")
+        assert (strength, first["seed"], second["seed"]) == (0.5, 9, 9)
+        assert json.loads(Path("drawn/workflow.json").read_text())["30"]["inputs"]["lora_name"] == file
+        assert "drawn/imprint_" in self.run(*common, "--lora", str(lora), "--trigger", "", "--loras", str(fake.loras))
+
+    def test_a_subject(self, fake: FakeComfyUI, job_id: str) -> None:
+        shown = self.run("resolve", "dog", "--owner", "ada")
+        assert f"{job_id}.safetensors" in shown
+        assert json.loads(self.run("resolve", "dog", "--owner", "ada", "--json"))["strength"] == 1.0
+        assert "never trained" in self.run("resolve", "dog", "--owner", "bob", code=1)
+        common = ("generate", "--comfyui", fake.url, "--workflow", "workflow.json", "--subject", "dog", "--owner")
+        assert "pictures-drawn/imprint_" in self.run(*common, "ada")
+        assert "never trained" in self.run(*common, "bob", code=1)
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["--workflow", "workflow.json"], ["--workflow", "--prompt"]),
+            (["--comfyui", "http://x"], ["--workflow"]),
+            (["--comfyui", "http://x", "--workflow", "workflow.json", "--steps", "5", "--size", "8x8"],
+             ["--steps", "--size"]),
+            (["--prompt", "x", "--base-model", "sd15", "--size", "wide"], ["--size"]),
+            (["--prompt", "x"], ["base_model"]),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_go_together(self, arguments: list[str], named: list[str]) -> None:
+        said = self.run("generate", *arguments, code=2)
+        assert all(f"{name}:" in said for name in named), said
+
+    def test_failures_have_a_code_and_a_sentence(
+        self, fake: FakeComfyUI, lora: Path, make: Callable[..., Path]
+    ) -> None:
+        Path("odd.json").write_text("{")
+        assert "no JSON file" in self.run("generate", "--comfyui", fake.url, "--workflow", "odd.json", code=1)
+        gone = ("generate", "--comfyui", "http://127.0.0.1:9", "--workflow", "workflow.json")
+        assert "backend_unreachable: the ComfyUI server at 127.0.0.1:9 cannot be reached" in self.run(*gone, code=1)
+        torn = make()
+        torn.write_bytes(b"torn")
+        assert "upload_failed" in self.run(*gone, "--lora", str(torn), code=1)

@@ -1,0 +1,63 @@
+"""Drawing on this machine: the same picture from both forms of a LoRA file, more or less of it by strength."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import SpecInvalid
+from core.settings import Settings
+from jobs import drawing
+from jobs.drawing import Here, Weights
+from jobs.wiring import House
+from training import lora_formats
+from training.backends.local import train
+from training.ports import TrainRun
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(Settings(_env_file=None, home=tmp_path / "home"))
+
+
+@pytest.mark.parametrize(("family", "forms"), [("sd15", ("kohya", "peft")), ("z-image", ("comfyui", "peft"))])
+def test_the_same_pictures_from_both_forms(
+    family: str, forms: tuple[str, str], house: House, runs: Callable[..., TrainRun], bases: Callable[..., Path]
+) -> None:
+    run = runs(family, learning_rate=1e-2, max_steps=4)
+    train(run)
+    made: dict[str, Any] = {}
+    for form in forms:
+        path = run.out.with_name(f"{form}.safetensors")
+        path.write_bytes(lora_formats.to_bytes(lora_formats.read(run.out), form))
+        weights = drawing.weights_of(path)
+        assert (weights.trigger_word, weights.family) == ("sks dog", family)
+        made[form] = draw(house, bases(family), weights, family)
+    own, peft = (made[form] for form in forms)
+    assert own == peft
+    assert len(set(own)) == 2  # two seeds
+    without = draw(house, bases(family), None, family, prompt="sks dog, on a beach")
+    assert own != without
+    assert draw(house, bases(family), weights, family, strength=0.0) == without
+    assert draw(house, bases(family), weights, family, strength=0.5) not in (own, without)
+
+
+def draw(
+    house: House,
+    base: Path,
+    weights: Weights | None,
+    family: str,
+    *,
+    strength: float = 1.0,
+    prompt: str = "on a beach",
+) -> list[bytes]:
+    how = Here(prompt, (3, 4), str(base), family, steps=2, guidance=2.0, size=(64, 64), device="cpu")
+    return drawing.here(house, how, weights, strength=strength, trigger_word=None)
+
+
+def test_what_must_be_said(house: House) -> None:
+    with pytest.raises(SpecInvalid, match="base_model: the LoRA file does not say"):
+        drawing.here(house, Here("x", (1,)), None, strength=1.0, trigger_word=None)
+    with pytest.raises(SpecInvalid, match="family: name the base model's"):
+        drawing.here(house, Here("x", (1,), "/somewhere"), None, strength=1.0, trigger_word=None)
