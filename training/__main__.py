@@ -97,6 +97,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     """The arguments that change nothing in the LoRA but where and how it is made."""
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of the base (default: auto)")
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
     add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
@@ -161,6 +162,7 @@ def _train(given: argparse.Namespace, spec: TrainSpec, console: Console, argumen
                 checkpoints=kept,
                 control=bar,
                 device=given.device,
+                precision=given.precision,
                 checkpoint_every_epochs=given.checkpoint_every,
                 training_adapter=given.training_adapter,
             )

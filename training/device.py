@@ -10,6 +10,10 @@ from core.errors import BackendFailed
 
 _SIDE = 256
 
+# From here on bfloat16 pays on a CPU that has units for it: a full-size sd15 takes half the time, the tiny model twice
+# as long (docs/training-speed.md). In file: a UNet of sd15 has 1.7 GB in float16.
+LARGE_BYTES = 512 * 2**20
+
 
 @dataclass(frozen=True)
 class DeviceReport:
@@ -44,14 +48,27 @@ def seats(device: str = "auto") -> int:
     return 32 if choose(device).type == "cuda" else 1
 
 
-def precision(device: torch.device) -> torch.dtype:
-    """What the frozen base model is kept in: bfloat16 on CUDA, float32 on a CPU and on cards without bfloat16.
+def precision(device: torch.device, base_bytes: int = 0, asked: str = "auto") -> torch.dtype:
+    """What a frozen base model of `base_bytes` is kept in: bfloat16 where that is faster, else float32.
 
-    Never float16: it overflows, and scaling losses against that would tie the jobs of a cohort together.
+    That is: on CUDA cards that have it, and on CPUs with units for it if the base is so large that arithmetic counts.
+    `asked` decides where it is not `auto`; raises BackendFailed if the device cannot do it. Never float16: it
+    overflows, and scaling losses against that would tie the jobs of a cohort together.
     """
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
+    if asked != "auto":
+        dtype: torch.dtype = getattr(torch, asked)
+        if not can_hold(device, dtype):
+            raise BackendFailed(f"{asked} was asked for, which {device} does not have: set the precision to auto")
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if can_hold(device, torch.bfloat16) else torch.float32
+    is_faster = base_bytes >= LARGE_BYTES and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if is_faster else torch.float32
+
+
+def can_hold(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a base model in `dtype` can be trained on at all: every CPU reckons with both, if slowly."""
+    return dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def probe(device: str = "auto") -> DeviceReport:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 
 from core.errors import Cancelled, HandOver, LeaseLost, StoreUnavailable, TrainingTimeout
 from tests.training.conftest import MemoryCheckpoints, Watcher
@@ -54,16 +53,20 @@ def test_resume_is_byte_identical(runs: Runs, damage: str | None) -> None:
     assert resumed.final_loss == whole.final_loss
 
 
-def test_half_precision_resumes_exactly_too(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on a GPU: a bfloat16 base, with float32 masters."""
-    monkeypatch.setattr("training.backends.local.precision", lambda device: torch.bfloat16)
+def test_half_precision_resumes_exactly_and_stays_it(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    """A bfloat16 base with float32 masters, as on a GPU; on a machine that would not, a job goes on as it began."""
     kept = MemoryCheckpoints()
-    run = runs(max_steps=12, every=1, checkpoints=kept)
+    run = runs(max_steps=12, every=1, checkpoints=kept, precision="bfloat16")
     whole = train(run)
-    del kept.held[12], kept.held[10]
-    resumed = train(run)
-    assert resumed.resumed_from == 5
-    assert resumed.sha256 == whole.sha256
+    assert whole.sha256 != train(runs(name="single", max_steps=12)).sha256
+    for asked in ("bfloat16", "auto"):
+        kept.held = {step: data for step, data in kept.held.items() if step <= 5}
+        resumed = train(replace(run, precision=asked))
+        assert resumed.resumed_from == 5
+        assert resumed.sha256 == whole.sha256
+    kept.held = {step: data for step, data in kept.held.items() if step <= 5}
+    assert train(replace(run, precision="float32")).resumed_from == 0
+    assert "begins anew: its checkpoint was trained in bfloat16, and float32 is asked for" in caplog.text
 
 
 @pytest.mark.usefixtures("quick")

@@ -176,3 +176,13 @@ def test_a_training_on_cuda(runs: Runs) -> None:
     for family in ("sd15", "sdxl", "z-image"):
         result = train(replace(runs(family, name=family), device="cuda"))
         assert result.device == "cuda"
+
+
+def test_a_large_base_is_in_bfloat16_where_a_cpu_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, large = torch.device("cpu"), device.LARGE_BYTES
+    for has_units, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has_units: has)
+        assert device.precision(cpu, large) is wanted
+        assert device.precision(cpu, large - 1) is torch.float32
+        assert device.precision(cpu, large, "float32") is torch.float32
+        assert device.precision(cpu, 0, "bfloat16") is torch.bfloat16

@@ -32,6 +32,7 @@ class State:
     prediction: str  # what the base model predicts, for the file's metadata
     # In parts: AdamW's moments `first` and `second` and an `average` by parameter name, the rest by names of its own.
     kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    precision: str = ""  # of the frozen base that it was trained on: float32 or bfloat16
     loss: float = 0.0  # smoothed, as reported
     looks: tuple[tuple[int, float], ...] = ()  # (step, validation loss) so far
     best: Mapping[str, Array] = field(default_factory=dict)  # weights of the best look, where they are to be kept
@@ -55,6 +56,7 @@ def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, s
         "step": str(state.step),
         "loss": repr(state.loss),
         "prediction": state.prediction,
+        "precision": state.precision,
         "looks": json.dumps(state.looks),
         **{f"identity.{name}": value for name, value in identity.items()},
         **{f"version.{name}": value for name, value in versions.items()},
@@ -85,6 +87,7 @@ def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
         best=parts.pop("best", {}),
         kept=parts,
         prediction=facts["prediction"],
+        precision=facts.get("precision", ""),
         loss=float(facts["loss"]),
         looks=tuple((step, loss) for step, loss in json.loads(facts.get("looks", "[]"))),
     )

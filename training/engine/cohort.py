@@ -138,6 +138,7 @@ class Cohort:
             prediction=self.base.prediction,
             looks=tuple(job.looks),
             best=job.best,
+            precision=str(self.base.dtype).removeprefix("torch."),
         )
 
     def look(self, job: Seat) -> None:

@@ -82,3 +82,10 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
         return folders.config_of(folder, part)
     home = single_file.folder_of(folder, part)
     return folders.config_of(home, part) if home is not None else single_file.read(folder).config(part)
+
+
+def weights_bytes(base: Path, part: str) -> int:
+    """The size of one part's weights on disk; of a base model in a single file, the file's."""
+    if base.is_file():
+        return base.stat().st_size
+    return sum(path.stat().st_size for path in (base / part).glob("*.safetensors"))

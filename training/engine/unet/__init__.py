@@ -2,7 +2,7 @@
 whoever launches it.
 
 A step of a small model, or of a large one on a fast GPU, is bound by how many operations Python and autograd send, not
-by their arithmetic. Here each layer knows its own backward pass, the frozen weights have no gradient, nothing is kept or
+by their arithmetic. Here each layer knows its own backward pass, frozen weights have no gradient, nothing is kept or
 reckoned below the first adapter, and autograd sees one function in all.
 """
 

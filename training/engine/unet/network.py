@@ -28,7 +28,7 @@ def attach(base: Base, ports: Ports) -> None:
 
 
 class Network:
-    """Called as diffusers' UNet is, with an answer in a tuple; gradients flow to what the ports apply and nowhere else."""
+    """Called as diffusers' UNet is, with an answer in a tuple; gradients flow to what the ports apply only."""
 
     def __init__(self, unet: Any, ports: Ports, times: int) -> None:
         """times: how many times the noise schedule has."""
