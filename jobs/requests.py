@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from core.errors import SpecInvalid
 from core.settings import Settings
 from storage.sources import Sources
-from training.backends.ai_toolkit import config
+from training.backends.ai_toolkit import config, options
 from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
@@ -97,6 +97,10 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
     if envelope is not None:
         faults.update(_refused(envelope, sources))
+    if spec is not None and envelope is not None:
+        left = len(envelope.images) - spec.validation.held_out
+        if left < MIN_PICTURES:
+            faults["validation.held_out"] = f"leaves {left} pictures to train on; at least {MIN_PICTURES} are needed"
     if spec is not None:
         faults.update(_misplaced_base(spec, settings))
         faults.update(_unfit_for_remote(spec, settings))
@@ -117,7 +121,7 @@ def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before anything is held for it."""
     if spec.backend == "local":
         return {}
-    faults = config.faults(spec)
+    faults = options.faults(spec)
     if settings.ai_toolkit_url is None and settings.runpod_api_key is None:
         faults["backend"] = (
             "there is no server for ai-toolkit: set IMPRINT_AI_TOOLKIT_URL to one, or IMPRINT_RUNPOD_API_KEY to rent"

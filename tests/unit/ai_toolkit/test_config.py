@@ -14,11 +14,11 @@ from core.errors import SpecInvalid
 from training.backends.ai_toolkit.answers import Folders
 from training.backends.ai_toolkit.config import (
     caption_file,
-    faults,
     find_base_model,
     harmless,
     job_config,
 )
+from training.backends.ai_toolkit.options import faults
 from training.spec import TrainSpec
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -72,6 +72,59 @@ def test_a_caption_survives_the_way_the_trainer_joins_it() -> None:
     for caption in ("sks, a dog, on grass", "sks dog", "a,b"):
         stored = caption_file(caption).decode()
         assert ", ".join(stored.split(",")) == caption.replace("a,b", "a, b")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"optimization": {"schedule": "cosine", "weight_decay": 0.1}},
+         {"lr_scheduler": "cosine", "optimizer_params": {"weight_decay": 0.1}}),
+        ({"optimization": {"schedule": "linear"}},
+         {"lr_scheduler": "linear", "lr_scheduler_params": {"start_factor": 1.0, "end_factor": 0.0}}),
+        ({"optimization": {"warmup_steps": 50}},
+         {"lr_scheduler": "constant_with_warmup", "lr_scheduler_params": {"num_warmup_steps": 50}}),
+        ({"optimization": {"ema_decay": 0.999}}, {"ema_config": {"use_ema": True, "ema_decay": 0.999}}),
+        ({"optimizer": "adamw8bit"}, {"optimizer": "adamw8bit"}),
+        ({"optimizer": "prodigy"}, {"optimizer": "prodigy", "lr": 1.0}),
+        ({"objective": {"weighting": "min_snr", "noise_offset": 0.1}}, {"min_snr_gamma": 5.0, "noise_offset": 0.1}),
+    ],
+)  # fmt: skip
+def test_options_that_are_carried_over(asked: dict[str, Any], said: dict[str, Any]) -> None:
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, **asked)
+    assert faults(spec) == {}
+    [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
+    assert said.items() <= process["train"].items()
+
+
+def test_layers_scale_captions_and_prompts_are_carried_over() -> None:
+    adapter, prompts = {"targets": "all", "rslora": True}, ("sks dog in a park", "a cat --w 9")
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, adapter=adapter,
+                     data={"caption_dropout": 0.1}, validation={"previews": prompts})  # fmt: skip
+    [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
+    assert process["network"]["linear_alpha"] == 64.0  # 32 sqrt(4): it divides by the rank
+    assert {"ff.net.", "proj_in", "proj_out"} < set(process["network"]["network_kwargs"]["only_if_contains"])
+    assert process["datasets"][0]["caption_dropout_rate"] == 0.1
+    assert process["sample"]["samples"] == [{"prompt": "sks dog in a park"}, {"prompt": "a cat - -w 9"}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"adapter": {"dora": True}}, "adapter.dora"),
+        ({"optimization": {"loraplus_ratio": 4}}, "optimization.loraplus_ratio"),
+        ({"optimization": {"schedule": "cosine", "warmup_steps": 5}}, "optimization.warmup_steps"),
+        ({"optimizer": "prodigy", "learning_rate": 0.01}, "learning_rate"),
+        ({"objective": {"weighting": "debiased"}}, "objective.weighting"),
+        ({"objective": {"masked": True}}, "objective.masked"),
+        ({"data": {"flip": True}}, "data.flip"),
+        ({"validation": {"held_out": 1}}, "validation.held_out"),
+    ],
+)
+def test_options_that_it_cannot_do_are_refused_by_name(asked: dict[str, Any], field: str) -> None:
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, **asked)
+    assert set(faults(spec)) == {field}
+    with pytest.raises(SpecInvalid, match=field):
+        job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")
 
 
 def test_a_folder_of_ours_is_refused() -> None:

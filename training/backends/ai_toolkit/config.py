@@ -14,12 +14,12 @@ from math import ceil
 from typing import Any
 
 from core.errors import SpecInvalid
+from training.backends.ai_toolkit import options
 from training.backends.ai_toolkit.answers import Folders
 from training.spec import BASE_MODELS, TrainSpec, is_distilled
 
 ZIMAGE_ADAPTER = "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
 SAVE_KINDS = {"sd15": "float32", "sdxl": "float16", "z-image": "bf16"}  # as lora_file.NAMINGS keeps them
-WEIGHT_DECAY = 1e-2  # as in our own loop
 PROMPTS = ("a photo of {}", "{}, portrait, soft light", "{} in the snow, wide shot")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -44,14 +44,6 @@ def check_base_model(base_model: str) -> None:
         raise SpecInvalid.of(
             {"base_model": "is no hub id (owner/name): a remote trainer fetches base models from the hub only"}
         )
-
-
-def faults(spec: TrainSpec) -> dict[str, str]:
-    """What of a spec ai-toolkit cannot do, by field; {} for a spec that it can train."""
-    found = {}
-    if spec.family == "z-image" and spec.alpha != spec.rank:
-        found["alpha"] = f"ai-toolkit trains Z-Image with alpha = rank only: {spec.rank}"
-    return found
 
 
 def harmless(text: str) -> str:
@@ -85,7 +77,7 @@ def job_config(
     the hub, for Z-Image-Turbo; None: ai-toolkit's own. Raises SpecInvalid for what ai-toolkit cannot train.
     """
     check_base_model(base_model)
-    if wrong := faults(spec):
+    if wrong := options.faults(spec):
         raise SpecInvalid.of(wrong)
     if training_adapter is not None and not _HUB_FILE.fullmatch(training_adapter):
         raise SpecInvalid.of({"training_adapter": "is no file on the hub (owner/name/file.safetensors)"})
@@ -124,10 +116,10 @@ def is_turbo(spec: TrainSpec, base_model: str) -> bool:
 
 
 def _network(spec: TrainSpec) -> dict[str, Any]:
-    network: dict[str, Any] = {"type": "lora", "linear": spec.rank, "linear_alpha": spec.alpha}
-    if spec.family != "z-image":
-        # The attention's linears, as our own loop: by itself it takes every linear and 1x1 convolution of the UNet.
-        network["network_kwargs"] = {"only_if_contains": ["attn1.to_", "attn2.to_"]}
+    network: dict[str, Any] = {"type": "lora", "linear": spec.rank, "linear_alpha": spec.file_alpha}
+    if (names := options.targets(spec)) is not None:
+        # As our own loop: by itself it takes every linear and 1x1 convolution of the UNet.
+        network["network_kwargs"] = {"only_if_contains": names}
     return network
 
 
@@ -136,7 +128,7 @@ def _dataset(spec: TrainSpec, folder: str) -> dict[str, Any]:
         "folder_path": folder,
         "caption_ext": "txt",
         "default_caption": harmless(spec.trigger_word),
-        "caption_dropout_rate": 0.0,
+        "caption_dropout_rate": spec.data.caption_dropout,
         "cache_latents_to_disk": True,
         "is_reg": False,
         "network_weight": 1,
@@ -155,16 +147,11 @@ def _train(spec: TrainSpec, steps: int) -> dict[str, Any]:
         "train_text_encoder": False,
         "gradient_checkpointing": spec.family != "sd15",
         "noise_scheduler": "ddpm",
-        "optimizer": spec.optimizer,
-        "optimizer_params": {"weight_decay": WEIGHT_DECAY},
-        "lr": spec.learning_rate,
-        "lr_scheduler": "constant",
-        "max_grad_norm": 1.0,
+        **options.training(spec),
         "dtype": "bf16",
         "loss_type": "mse",
         "skip_first_sample": True,
         "disable_sampling": False,
-        "ema_config": {"use_ema": False, "ema_decay": 0.99},
     }
     if spec.family == "z-image":
         train |= {
@@ -194,8 +181,9 @@ def _model(spec: TrainSpec, base_model: str, training_adapter: str | None) -> di
 
 
 def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
-    """Previews: three prompts, at each quarter of the steps."""
+    """Previews: those that are asked for, else three prompts, at each quarter of the steps."""
     subject = harmless_prompt(f"{spec.trigger_word} {spec.class_word}".strip())
+    prompts = [harmless_prompt(one) for one in spec.validation.previews] or [one.format(subject) for one in PROMPTS]
     guidance, drawing_steps = (6.0, 20) if spec.family != "z-image" else (4.0, 30)
     if is_turbo(spec, base_model):
         guidance, drawing_steps = 1.0, 9
@@ -204,7 +192,7 @@ def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
         "sample_every": every,
         "width": spec.resolution,
         "height": spec.resolution,
-        "samples": [{"prompt": prompt.format(subject)} for prompt in PROMPTS],
+        "samples": [{"prompt": prompt} for prompt in prompts],
         "neg": "",
         "seed": spec.seed % 2**32,
         "walk_seed": True,
