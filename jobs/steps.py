@@ -16,7 +16,7 @@ from jobs.control import JobControl, StoredCheckpoints, StoredPreviews
 from jobs.intake import outcome, preparation, unpack
 from jobs.leases import Beat, Lease, claim_picture
 from jobs.requests import base_model_location
-from jobs.shell import NotMine, claim, holder, work_dir, working
+from jobs.shell import NotMine, claim, holder, timed, work_dir, working
 from jobs.wiring import House
 from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
@@ -117,10 +117,11 @@ def dataset(house: House, job_id: str) -> None:
         duplicates = _leave_out_duplicates(rows)
         good = [row for row in rows if row.state == PictureState.GOOD]
         report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
-        if len(good) < MIN_PICTURES:
-            _record_duplicates(house, lease, duplicates)
-            raise moves.too_few(len(good), report, MIN_PICTURES)
         spec = TrainSpec.model_validate_json(job.spec)
+        fewest = MIN_PICTURES + spec.validation.held_out
+        if len(good) < fewest:
+            _record_duplicates(house, lease, duplicates)
+            raise moves.too_few(len(good), report, fewest)
         manifest = build_manifest(
             spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
@@ -210,6 +211,7 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
             previews=StoredPreviews(house.store, house.database, lease),
             control=JobControl(house.database, lease, beat, house.settings.training_timeout_s),
             device=house.settings.device,
+            precision=house.settings.precision,
             slots=house.settings.cohort,
             encodings=house.settings.home.resolve() / "encodings",
             training_adapter=house.settings.training_adapters.get(spec.base_model),
@@ -250,6 +252,6 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 def settle(house: House, job_id: str) -> None:
     """Charge, ready, notice: one transaction, so it needs no lease."""
-    with working_on(job_id, Stage.SETTLE), house.database.writing() as session:
+    with working_on(job_id, Stage.SETTLE), timed(Stage.SETTLE), house.database.writing() as session:
         if not moves.settle(session, job_id, house.settings):
             raise NotMine(f"{job_id} has nothing to settle")
