@@ -97,7 +97,7 @@ def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
 
 def preparation(spec: TrainSpec) -> str:
     """Name of how pictures are prepared for this spec; a source file is prepared once per name."""
-    return f"{spec.resolution}{'-buckets' if spec.aspect_buckets else ''}"
+    return f"{spec.resolution}{'-buckets' if spec.aspect_buckets else ''}{'-masked' if spec.objective.masked else ''}"
 
 
 def convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> PreparedPicture:
@@ -107,7 +107,12 @@ def convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> Prepared
     """
     row = PreparedPicture(source_sha256=sha256, recipe=preparation(spec), report="{}")
     try:
-        made = house.decoder.prepare(data, resolution=spec.resolution, aspect_buckets=spec.aspect_buckets)
+        made = house.decoder.prepare(
+            data,
+            resolution=spec.resolution,
+            aspect_buckets=spec.aspect_buckets,
+            masked=spec.objective.masked,
+        )
     except ImageInvalid as error:
         row.report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreadable"]})
     else:

@@ -42,7 +42,7 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "
 
 _WANTED = {"memory", "no files", "no network"}
 
-_PNG_RGB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _Note = Annotated[str, Field(max_length=200)]
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Decoder:
         self._lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(os.cpu_count() or 1)
 
-    def prepare(self, data: bytes, *, resolution: int, aspect_buckets: bool = False) -> Prepared:
+    def prepare(self, data: bytes, *, resolution: int, aspect_buckets: bool = False, masked: bool = False) -> Prepared:
         """As `training.pictures.prepare`.
 
         Raises ImageInvalid, also for a picture that kills, hangs or exhausts its decoder; WorkerLost if this machine
@@ -102,7 +102,7 @@ class Decoder:
         """
         if len(data) > self._max_bytes:
             raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
-        asked = {"resolution": resolution, "aspect_buckets": aspect_buckets}
+        asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": masked}
         with self._turns:
             # A child that broke is the picture's doing, or somebody's who ended it. Twice in a row it is the picture's.
             with suppress(frames.Broken):
@@ -205,7 +205,7 @@ class _Child:
 
     def ask(self, asked: dict[str, Any], data: bytes, deadline: float) -> tuple[dict[str, Any], bytearray]:
         """Raises Broken and TimeoutError."""
-        largest = 8 * int(asked["resolution"]) ** 2 + 2**20  # RGB of at most 1.25 times the area
+        largest = 8 * int(asked["resolution"]) ** 2 + 2**20  # RGBA of at most 1.25 times the area
         frames.send(self._channel, asked, data, deadline)
         answer = frames.receive(self._channel, largest, deadline)
         self.answered += 1
@@ -241,7 +241,9 @@ def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> Prepa
         raise frames.Broken("a report that none of us writes") from error
     if not isinstance(width, int) or not isinstance(height, int) or (width, height) not in sizes:
         raise frames.Broken("a picture of another size")
-    header = _PNG_RGB + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((8, 2, 0, 0, 0))
-    if not png.startswith(header) or told.format not in FORMATS:
+    size = _PNG_SIGNATURE + width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    colours = (2, 6) if asked["masked"] else (2,)  # RGB, RGBA
+    headers = tuple(size + bytes((8, colour, 0, 0, 0)) for colour in colours)
+    if not png.startswith(headers) or told.format not in FORMATS:
         raise frames.Broken("no picture of ours")
     return Prepared(png, width, height, sha256(png).hexdigest(), PictureReport(**told.model_dump()))

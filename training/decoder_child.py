@@ -68,7 +68,7 @@ def _warm_up() -> None:
         prepare(_encoded(picture, format_, exif=exif, icc_profile=profile), resolution=64, aspect_buckets=True)
     prepare(_encoded(picture.convert("CMYK"), "JPEG"), resolution=64)
     prepare(_encoded(picture, "MPO", save_all=True, append_images=[picture]), resolution=64)
-    prepare(_encoded(picture.convert("P"), "PNG", transparency=1), resolution=64)
+    prepare(_encoded(picture.convert("P"), "PNG", transparency=1), resolution=64, masked=True)
     prepare(_encoded(Image.fromarray(np.zeros((64, 64), np.uint16)), "PNG"), resolution=64)
     try:
         prepare(b"no picture", resolution=64)

@@ -1,6 +1,7 @@
 """A folder of pictures, prepared for a training without any queue, and judged as in the pipeline."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
@@ -12,6 +13,7 @@ from training.spec import MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 MAX_CAPTION_BYTES = 10_000
+MASKS = "masks"  # folder beside the pictures: white counts, black does not
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
     for repeat, first in repeats.items():
         left_out[prepared[repeat][0].name] = f"nearly the same as {prepared[first][0].name}"
     good = [pair for place, pair in enumerate(prepared) if place not in repeats]
-    if len(good) < MIN_PICTURES:
+    fewest = MIN_PICTURES + spec.validation.held_out
+    if len(good) < fewest:
         raise TooFewImages(
-            f"{folder} has {len(good)} good pictures of {len(paths)}, {MIN_PICTURES} are the fewest"
+            f"{folder} has {len(good)} good pictures of {len(paths)}, {fewest} are the fewest"
             + "".join(f"\n  {name}: {reason}" for name, reason in sorted(left_out.items())),
             {"left_out": left_out},
         )
@@ -55,9 +58,7 @@ def _prepared(paths: list[Path], spec: TrainSpec) -> tuple[list[tuple[Path, pict
     with Decoder() as decoder:
         for path in paths:
             try:
-                made = decoder.prepare(
-                    path.read_bytes(), resolution=spec.resolution, aspect_buckets=spec.aspect_buckets
-                )
+                made = _prepare(decoder, path, spec)
             except (ImageInvalid, OSError) as error:
                 left_out[path.name] = str(error)
                 continue
@@ -67,6 +68,18 @@ def _prepared(paths: list[Path], spec: TrainSpec) -> tuple[list[tuple[Path, pict
             else:
                 prepared.append((path, made))
     return prepared, left_out
+
+
+def _prepare(decoder: Decoder, path: Path, spec: TrainSpec) -> pictures.Prepared:
+    """One picture; where the loss is masked, with its alpha channel, or with the mask of its name in `masks/`."""
+    prepare = partial(decoder.prepare, resolution=spec.resolution, aspect_buckets=spec.aspect_buckets)
+    if not spec.objective.masked:
+        return prepare(path.read_bytes())
+    masks = [path.parent / MASKS / f"{path.stem}{suffix}" for suffix in SUFFIXES]
+    mask = next((mask for mask in masks if mask.is_file()), None)
+    if mask is None:
+        return prepare(path.read_bytes(), masked=True)
+    return pictures.with_mask(prepare(path.read_bytes()), prepare(mask.read_bytes()))
 
 
 def _laid_out(

@@ -8,7 +8,7 @@ import io
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from hashlib import sha256
 from math import log
@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError, features
 from core.errors import ImageInvalid
 from training.quality import BAD_FAULTS, FAULTS, PictureReport, look_at, near_duplicates
 
-__all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "Prepared", "buckets", "near_duplicates", "prepare"]
+__all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "Prepared", "buckets", "near_duplicates", "prepare", "with_mask"]
 
 # Never Image.open without `formats=`: Pillow knows some seventy, among them EPS, which starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
@@ -41,7 +41,7 @@ _DECODE_FAULTS = (
 class Prepared:
     """One picture ready to be trained on."""
 
-    png: bytes  # RGB, 8 bits, no metadata; the same bytes for the same input
+    png: bytes  # RGB (with a mask RGBA), 8 bits, no metadata; the same bytes for the same input
     width: int
     height: int
     sha256: str  # of `png`
@@ -53,14 +53,16 @@ def prepare(
     *,
     resolution: int,
     aspect_buckets: bool = False,
+    masked: bool = False,
     max_pixels: int = 50_000_000,
     max_bytes: int = 20_000_000,
 ) -> Prepared:
     """Decode `data` safely and make it a picture of `resolution` pixels, with a report on its quality.
 
     The result is `resolution` × `resolution` (shorter side fitted, centre kept), or with `aspect_buckets` the
-    bucket of `buckets(resolution)` that is nearest in shape. A picture with faults is prepared all the same;
-    who wants to leave it out compares `report.faults` with BAD_FAULTS.
+    bucket of `buckets(resolution)` that is nearest in shape. With `masked` a picture that is transparent somewhere
+    keeps its alpha channel, over white all the same: it is the mask of the loss. A picture with faults is prepared
+    too; who wants to leave it out compares `report.faults` with BAD_FAULTS.
 
     Raises ImageInvalid when the file is too large, of another format, animated, truncated or damaged.
     """
@@ -74,13 +76,28 @@ def prepare(
         width, height = height, width
     image = _oriented(image, orientation)
     target = _nearest_bucket(width / height, resolution) if aspect_buckets else (resolution, resolution)
-    picture = _flatten(_fit(image, target), image, notes)
+    small = _fit(image, target)
+    picture = _flatten(small, image, notes)
+    if masked and small.mode == "RGBA":
+        picture.putalpha(small.getchannel("A"))
     out = io.BytesIO()
     # Level 3: a tenth larger than level 6 and three times as fast, for files that are read a few times.
     picture.save(out, "PNG", compress_level=3)
     png = out.getvalue()
     report = look_at(_seen(image), width, height, format_, resolution, tuple(notes))
     return Prepared(png, *picture.size, sha256(png).hexdigest(), report)
+
+
+def with_mask(made: Prepared, mask: Prepared) -> Prepared:
+    """A picture with the lightness of another one as its alpha channel. Raises ImageInvalid if their sizes differ."""
+    if (made.width, made.height) != (mask.width, mask.height):
+        raise ImageInvalid("its mask has another shape than the picture")
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(made.png)) as picture, Image.open(io.BytesIO(mask.png)) as shown:
+        whole = picture.convert("RGB")
+        whole.putalpha(shown.convert("L"))
+        whole.save(out, "PNG", compress_level=3)
+    return replace(made, png=out.getvalue(), sha256=sha256(out.getvalue()).hexdigest())
 
 
 # ---- decoding ----

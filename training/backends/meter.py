@@ -20,6 +20,7 @@ class Meter:
         self._told = start
         self.loss = loss  # smoothed: of a single step it says little
         self.validation_loss: float | None = None  # of the last look
+        self._told_look: float | None = None
         self._fresh = start == 0
 
     def add(self, done: int, loss: float) -> None:
@@ -43,12 +44,13 @@ class Meter:
     def tell(self, done: int, *, is_end: bool = False) -> None:
         """Report that `done` steps are done, when it is time."""
         due = is_end or time.monotonic() - self._told_at >= REPORT_EVERY_S
-        if done > self._told and (due or done == self._total or self._told == self._start):
+        is_news = done > self._told or (is_end and self.validation_loss != self._told_look)
+        if is_news and (due or done == self._total or self._told == self._start):
             now = time.monotonic()
             per_step = (now - self._began) / (done - self._start)
             mean = sum(self._since_report) / len(self._since_report) if self._since_report else self.loss
             self._since_report.clear()
-            self._told, self._told_at = done, now
+            self._told, self._told_at, self._told_look = done, now, self.validation_loss
             total = done if is_end else self._total
             left_s = per_step * (total - done)
             self._control.report(Progress(done, total, mean, left_s, per_step, self.validation_loss))

@@ -71,11 +71,11 @@ class Engine:
                     return
                 self._admit()
             for shape, cohort in list(self._cohorts.items()):
-                self._let_go(cohort)
-                if not len(cohort):
-                    del self._cohorts[shape]
-                    continue
                 try:
+                    self._let_go(cohort)
+                    if not len(cohort):
+                        del self._cohorts[shape]
+                        continue
                     with measures.stepping(self.family.name, self.base.device.type, len(cohort)):
                         cohort.step()
                 except (RuntimeError, MemoryError) as error:
@@ -83,7 +83,10 @@ class Engine:
                 except Exception as error:  # noqa: BLE001 - the thread steps every job of the process: it must not end
                     self._fail(cohort, error)
                 else:
-                    self._after(cohort)
+                    try:
+                        self._after(cohort)
+                    except Exception as error:  # noqa: BLE001 - as above; the step is made, so nothing is to be recovered
+                        self._fail(cohort, error)
 
     def _admit(self) -> None:
         """Seat whoever waits and finds room; who asked to leave before it was seated has left."""
@@ -110,7 +113,7 @@ class Engine:
                     return False
                 cohort.resize(_rung(len(cohort.seats) + 1))
             cohort.seat(job)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - of this job, whatever it is: the thread must not end
             job.error = error
             _gone(job)
             return True

@@ -1,0 +1,222 @@
+"""Beside the training: held-out pictures, early stop, the best look, previews. None of it disturbs a number."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.errors import TooFewImages
+from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
+from tests.training.test_engine import side_by_side
+from training.backends.local import train
+from training.backends.material import split
+from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
+from training.engine.validation import is_best, is_over
+from training.ports import TrainResult, TrainRun
+from training.safetensor import unpack
+
+Runs = Callable[..., TrainRun]
+
+# Every option of ours at once.
+ALL: dict[str, Any] = {
+    "class_word": "dog",
+    "batch_size": 2,
+    "objective": {"weighting": "min_snr", "noise_offset": 0.05, "prior_weight": 0.3, "masked": True},
+    "data": {"caption_dropout": 0.3, "flip": True},
+    "validation": {"held_out": 1, "every_epochs": 1, "keep_best": True, "previews": ["sks dog"]},
+}
+
+
+def weights(result: TrainResult) -> dict[str, bytes]:
+    tensors, _ = unpack(result.path.read_bytes())
+    return {name: held.elements.tobytes() for name, held in tensors.items()}
+
+
+# ---- held out ------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_held_out_by_the_seed(runs: Runs) -> None:
+    run = runs(count=8, validation={"held_out": 3})
+    trained, held = split(run.examples, run.spec)
+    assert (len(trained), len(held)) == (5, 3)
+    assert not {one.sha256 for one in trained} & {one.sha256 for one in held}
+    assert split(run.examples, run.spec) == (trained, held)
+    specs = [runs(seed=number, count=8, validation={"held_out": 3}).spec for number in range(8)]
+    others = {tuple(one.sha256 for one in split(run.examples, spec)[1]) for spec in specs}
+    assert len(others) > 3
+    assert runs(validation={"held_out": 2}, max_steps=None, epochs=10).spec.steps(8) == 60
+    with pytest.raises(TooFewImages, match="none is left"):
+        train(runs(count=5, validation={"held_out": 5}))
+
+
+@pytest.mark.parametrize("family", ["sd15", "z-image"])
+def test_looks_change_no_bit(runs: Runs, family: str) -> None:
+    """As if the held-out picture had never been there, and as if nobody had looked."""
+    options: dict[str, Any] = {"count": 6, "max_steps": 12}
+    looked = runs(family, name="looked", validation={"held_out": 1, "every_epochs": 1, "previews": ["sks"]}, **options)
+    looked = replace(looked, previews=MemoryPreviews())
+    blind = runs(family, name="blind", validation={"held_out": 1, "every_epochs": 500}, **options)
+    without = replace(runs(family, name="without", **options), examples=split(looked.examples, looked.spec)[0])
+    made = [train(run) for run in (looked, blind, without)]
+    assert weights(made[0]) == weights(made[1]) == weights(made[2])
+    assert made[0].validation_loss == made[1].validation_loss is not None
+    assert made[2].validation_loss is None
+    assert made[0].metadata["imprint_step"] == "12"
+    assert made[0].metadata["ss_num_train_images"] == "5"
+    assert "imprint_step" not in made[2].metadata
+
+
+def test_looks_are_comparable_between_trainings(runs: Runs) -> None:
+    """Noise and times are the picture's: before anything is learnt, any seed and any objective give the same."""
+    options: dict[str, Any] = {"learning_rate": 1e-7, "max_steps": 1, "count": 6}
+    losses = set()
+    for number, objective in enumerate(({}, {"weighting": "min_snr"}, {"noise_offset": 0.5})):
+        run = runs(name=str(number), validation={"held_out": 5}, objective=objective, **options)
+        loss = train(run).validation_loss
+        assert loss is not None
+        losses.add(round(loss, 4))
+    assert len(losses) == 1
+
+
+def test_the_validation_loss_is_told(runs: Runs) -> None:
+    watcher = Watcher()
+    result = train(runs(control=watcher, max_steps=12, validation={"held_out": 1, "every_epochs": 1}))
+    assert watcher.reports[-1].validation_loss == result.validation_loss
+    assert watcher.reports[-1].validation_loss is not None
+
+
+# ---- early stop, the best look -------------------------------------------------------------------------------------
+
+
+def test_when_it_is_over() -> None:
+    assert not is_over([], 1)
+    assert not is_over([(1, 3.0), (2, 2.0)], 1)
+    assert is_over([(1, 2.0), (2, 2.0)], 1), "no better is no better"
+    assert not is_over([(1, 2.0), (2, 3.0)], 2)
+    assert is_over([(1, 2.0), (2, 3.0), (3, 2.5)], 2)
+    assert not is_over([(1, 2.0), (2, 3.0), (3, 2.5)], 0)
+    assert [is_best(looks) for looks in ([(1, 2.0)], [(1, 2.0), (2, 1.0)], [(1, 1.0), (2, 1.0)])] == [True, True, False]
+
+
+def test_a_training_that_gets_worse_ends_early_and_gives_its_best(runs: Runs) -> None:
+    """With so high a rate it learns to say nonsense. What is delivered is what stood at the best look."""
+    options: dict[str, Any] = {"learning_rate": 5e-2, "max_steps": 400, "every": 1}
+    looks = {"held_out": 1, "every_epochs": 1}
+    watcher, kept = Watcher(), MemoryCheckpoints()
+    ended = train(
+        runs(
+            name="ended",
+            checkpoints=kept,
+            control=watcher,
+            validation=looks | {"patience": 2, "keep_best": True},
+            **options,
+        )
+    )
+    assert ended.steps < 400
+    assert ended.steps == kept.steps()[-1] == watcher.reports[-1].step == watcher.reports[-1].total
+    assert ended.metadata["ss_steps"] == str(ended.steps)
+    best = int(ended.metadata["imprint_step"])
+    assert best == ended.steps - 2 * 4
+    # The same, stopped by its length at the best look, and one that was killed and goes on.
+    short = train(runs(name="short", validation=looks, **options | {"max_steps": best}))
+    assert weights(short) == weights(ended)
+    assert short.validation_loss == ended.validation_loss
+    for step in kept.steps():
+        if step > best:
+            del kept.held[step]
+    resumed = train(
+        runs(name="resumed", checkpoints=kept, validation=looks | {"patience": 2, "keep_best": True}, **options)
+    )
+    assert resumed.resumed_from == best
+    assert resumed.sha256 == ended.sha256
+    exported = train(
+        runs(name="exported", checkpoints=kept, validation=looks | {"patience": 2, "keep_best": True}, **options)
+    )
+    assert (exported.resumed_from, exported.train_seconds) == (ended.steps, 0.0)
+    assert exported.sha256 == ended.sha256
+
+
+# ---- previews ------------------------------------------------------------------------------------------------------
+
+
+def test_previews_are_pictures_of_the_way(runs: Runs, tmp_path: Path) -> None:
+    previews = MemoryPreviews()
+    asked = {"previews": ["a photo of sks dog", "a lawn"], "every_epochs": 1}
+    run = runs(max_steps=12, validation=asked, previews=previews, learning_rate=1e-2)
+    first = train(run)
+    assert sorted(previews.held) == [(step, prompt) for step in (5, 10, 12) for prompt in (0, 1)]
+    pictures = {at: np.asarray(Image.open(io.BytesIO(png))) for at, png in previews.held.items()}
+    assert {picture.shape for picture in pictures.values()} == {(64, 64, 3)}
+    assert (pictures[5, 0] != pictures[12, 0]).any(), "it is the live adapter that draws"
+    assert (pictures[5, 0] != pictures[5, 1]).any()
+    # The same again, into a folder, and beside other trainings.
+    folder = FolderPreviews(tmp_path / "shown")
+    again, *_ = side_by_side(
+        replace(run, out=tmp_path / "again.safetensors", previews=folder, checkpoints=MemoryCheckpoints()),
+        runs(name="beside", seed=4, max_steps=30),
+    )
+    assert isinstance(again, TrainResult)
+    assert again.sha256 == first.sha256
+    assert (tmp_path / "shown" / "prompt-1-step-000012.png").read_bytes() == previews.held[12, 0]
+
+
+@pytest.mark.parametrize("family", ["sdxl", "z-image"])
+def test_previews_of_every_family(runs: Runs, family: str) -> None:
+    previews = MemoryPreviews()
+    train(runs(family, max_steps=1, validation={"previews": ["sks dog"]}, previews=previews))
+    assert Image.open(io.BytesIO(previews.held[1, 0])).size == (64, 64)
+
+
+def test_previews_that_cannot_be_kept_cost_no_training(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(MemoryPreviews):
+        def save(self, step: int, prompt: int, png: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    assert train(runs(max_steps=2, validation={"previews": ["sks"]}, previews=Full())).steps == 2
+    assert "could not be kept" in caplog.text
+
+
+# ---- all at once ---------------------------------------------------------------------------------------------------
+
+
+def test_killed_and_resumed_with_every_option_on(runs: Runs) -> None:
+    """Byte-identical, alone or beside a job with other options in the same step."""
+    kept = MemoryCheckpoints()
+    run = runs(count=6, max_steps=12, every=1, checkpoints=kept, previews=MemoryPreviews(), slots=2, **ALL)
+    whole = train(run)
+    for step in kept.steps():
+        if step > 4:
+            del kept.held[step]
+    # Of the same shape but for how it counts: they share a step.
+    other = runs(name="other", count=6, batch_size=2, seed=3, slots=2, max_steps=20,
+                 objective={"prior_weight": 0.1})  # fmt: skip
+    resumed, beside = side_by_side(replace(run, out=run.out.with_name("resumed")), other)
+    assert isinstance(resumed, TrainResult)
+    assert isinstance(beside, TrainResult)
+    assert resumed.resumed_from == 3
+    assert resumed.sha256 == whole.sha256
+
+
+def test_options_of_a_neighbour_change_nobody_else(runs: Runs) -> None:
+    mine: dict[str, Any] = {"slots": 4, "max_steps": 24}
+    alone = train(runs(name="alone", **mine))
+    weighted = {"objective": {"weighting": "debiased", "noise_offset": 0.1}, "data": {"flip": True}}
+    beside, *_ = side_by_side(
+        runs(name="beside", **mine), *(runs(name=str(n), seed=n, slots=4, max_steps=30, **weighted) for n in (1, 2))
+    )
+    assert isinstance(beside, TrainResult)
+    assert beside.sha256 == alone.sha256
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_the_last_two_checkpoints_and_every_tenth_epoch_stay(runs: Runs, tmp_path: Path) -> None:
+    kept = FolderCheckpoints(tmp_path / "kept")
+    train(runs(max_steps=63, every=1, checkpoints=kept))
+    assert kept.steps() == [50, 60, 63]
