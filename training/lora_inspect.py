@@ -85,11 +85,20 @@ def inspect(path: Path | bytes) -> Report:
         kinds=_kinds(modules),
         trigger_word=word,
         recipe=recipe,
-        readers=_READERS.get((lora.form, lora.family == "z-image"), {}),
+        readers=_readers(lora, modules),
         problems=problems,
         warnings=_warnings(lora, modules),
         metadata=lora.metadata,
     )
+
+
+def _is_dora_beside_alphas(lora: Lora, modules: list[Module]) -> bool:
+    return lora.form in ("kohya", "comfyui") and any(module.magnitude is not None for module in modules)
+
+
+def _readers(lora: Lora, modules: list[Module]) -> dict[str, str]:
+    readers = _READERS.get((lora.form, lora.family == "z-image"), {})
+    return readers | {"diffusers": "without its magnitudes"} if _is_dora_beside_alphas(lora, modules) else readers
 
 
 def _some(told: Iterable[str]) -> list[str]:
@@ -133,6 +142,8 @@ def _warnings(lora: Lora, modules: list[Module]) -> list[str]:
         )
     if lora.form == "peft" and lora.family in ("sd15", "sdxl"):
         told.append("ComfyUI passes over the attention of such a file without a word: convert it to kohya for it")
+    if _is_dora_beside_alphas(lora, modules):
+        told.append("diffusers passes over the magnitudes of a DoRA in this form: convert it to peft for it")
     if lora.form == "bare peft":
         told.append("its scale is in an adapter_config.json, not in the file, and diffusers and ComfyUI pass over it")
     if lora.family is None and modules:

@@ -1,5 +1,6 @@
 """Pictures from a base model, with or without a LoRA file: through diffusers' own pipelines, as users load it."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import transformers
 from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
-from training import families
+from training import families, lora_formats
 from training.device import choose, precision
 from training.families import folders, single_file
 from training.families.parts import load_part, locate
+from training.lora_file import MAGNITUDE
 from training.safetensor import Malformed, unpack
 
 lib: Any = diffusers  # its classes are untyped to the checker
@@ -123,6 +125,16 @@ def _components(file: Path, family: str, dtype: torch.dtype, scheduler: str) -> 
     return made
 
 
+def _load(pipeline: Any, lora: Path, *, is_dora: bool) -> None:
+    """Into the pipeline; a DoRA in peft's form, since diffusers passes over the magnitudes of any other."""
+    if not is_dora:
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / lora.name).write_bytes(lora_formats.to_bytes(lora_formats.read(lora), "peft"))
+        pipeline.load_lora_weights(folder, weight_name=lora.name, use_safetensors=True)
+
+
 def add_lora(pipeline: Any, lora: Path) -> int:
     """Load a LoRA file into a pipeline; gives the number of layers that it changed, which are all that the file has.
 
@@ -130,7 +142,7 @@ def add_lora(pipeline: Any, lora: Path) -> int:
     """
     try:
         tensors, _ = unpack(lora.read_bytes())
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
+        _load(pipeline, lora, is_dora=any(name.endswith(MAGNITUDE) for name in tensors))
     except (OSError, Malformed, ValueError, KeyError, RuntimeError) as error:
         raise LoraInvalid(
             f"diffusers cannot load the LoRA file ({type(error).__name__}: {str(error)[:200]})"

@@ -1,6 +1,8 @@
 """A LoRA file says the same when diffusers reads it back as the live model said: scale, keys, every layer."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ from safetensors.torch import load_file
 
 from core.errors import LoraInvalid
 from tests.training.live import Live
+from tests.training.test_training_families import full_size
 from training import families, lora_file, sample
 from training.backends.local import train
 from training.families.family import Where
+from training.lora_formats import read, to_bytes
+from training.lora_inspect import inspect
 from training.ports import TrainRun
+from training.safetensor import unpack
 
 Runs = Callable[..., TrainRun]
 # float32 files come back exactly; the rounding of 16-bit ones is a part in 2,000 (float16) or 256 (bfloat16) of the
@@ -36,33 +42,152 @@ def trained(run: TrainRun) -> tuple[Live, Path]:
 
 def answer(family: str, denoiser: Any, live: Live) -> torch.Tensor:
     """What a denoiser says to fixed inputs, through the family's own loss code."""
-    found, base = families.find(family), live.base
-    made = found.draw(base, torch.stack(live.moments[:2]), torch.Generator().manual_seed(3))
-    kept, base.denoiser = base.denoiser, denoiser
-    seen: list[torch.Tensor] = []
-    hook = denoiser.register_forward_hook(lambda _module, _given, out: seen.append(out[0]))
+    found = families.find(family)
+    made = found.draw(live.base, torch.stack(live.moments[:2]), torch.Generator().manual_seed(3))
+    seen: list[Any] = []
+
+    def recorded(*given: Any, **named: Any) -> Any:
+        seen.append(denoiser(*given, **named))
+        return seen[-1]
+
     with torch.no_grad():
-        found.losses(base, made, live.conditions[:2])
-    hook.remove()
-    base.denoiser = kept
-    said = seen[0]
+        found.losses(replace(live.base, denoiser=recorded, own=None), made, live.conditions[:2])
+    said = seen[0][0]
     return torch.stack(said) if isinstance(said, list) else said
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
-def test_diffusers_reads_the_live_model_back(runs: Runs, family: str) -> None:
+def drawn(pipeline: Any) -> Any:
+    """A picture of two steps, [64, 64, 3] in 0..255."""
+    chance = torch.Generator().manual_seed(1)
+    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "width": 64, "height": 64, "generator": chance}
+    return np.asarray(pipeline("a photo of sks dog", **given).images[0], int)
+
+
+def part_of(pipeline: Any, family: str) -> str:
+    return "transformer" if family == "z-image" else "unet"
+
+
+FORMS = [("sd15", "kohya"), ("sd15", "peft"), ("sdxl", "kohya"), ("sdxl", "peft"), ("z-image", "comfyui"),
+         ("z-image", "peft")]  # fmt: skip
+# Of a picture's 255 levels. The file's rounding of sdxl and z-image moves the picture more, see TOLERANCE.
+LEVELS = {"sd15": 1, "sdxl": 2, "z-image": 4}
+
+
+@pytest.fixture(scope="module")
+def taught() -> dict[str, tuple[Live, Path]]:
+    """The live model and the file of each family, trained once."""
+    return {}
+
+
+@pytest.mark.parametrize(("family", "form"), FORMS)
+def test_diffusers_reads_the_live_model_back(
+    runs: Runs, family: str, form: str, taught: dict[str, tuple[Live, Path]], tmp_path: Path
+) -> None:
+    """Its answer and its picture are those of the live model, in every form of the file."""
     run = runs(family, rank=4, alpha=32.0, learning_rate=1e-2)
-    live, path = trained(run)
+    if family not in taught:
+        taught[family] = trained(run)
+    live, written = taught[family]
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(to_bytes(read(written), form))
     pipeline = sample.load(run.base_model, family, torch.device("cpu"))
-    denoiser = pipeline.unet if family != "z-image" else pipeline.transformer
-    before = answer(family, denoiser, live)
+    denoiser = getattr(pipeline, part_of(pipeline, family))
+    before, plain = answer(family, denoiser, live), drawn(pipeline)
+    setattr(pipeline, part_of(pipeline, family), live.base.denoiser)
     with live.applied():
-        wanted = answer(family, live.base.denoiser, live)
+        wanted, picture = answer(family, live.base.denoiser, live), drawn(pipeline)
+    setattr(pipeline, part_of(pipeline, family), denoiser)
     assert sample.add_lora(pipeline, path) == len(live.cohort.layout.sites)
     got = answer(family, denoiser, live)
     change = (wanted - before).norm()
     assert change > 1e-2 * before.norm()  # the LoRA does something
     assert (got - wanted).norm() < TOLERANCE[family] * change
+    assert np.abs(plain - picture).max() > 3 * LEVELS[family]
+    assert np.abs(drawn(pipeline) - picture).max() <= LEVELS[family]
+
+
+@pytest.mark.parametrize("adapter", [{"targets": "all"}, {"dora": True}, {"rslora": True}], ids=str)
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_options_of_the_adapter_are_read_back(runs: Runs, form: str, adapter: dict[str, Any], tmp_path: Path) -> None:
+    """Projections and feed-forward, DoRA's magnitudes, rsLoRA's scale: the same picture as the live model."""
+    run = runs("sd15", rank=4, alpha=8.0, learning_rate=1e-2, adapter=adapter)
+    live, written = trained(run)
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(to_bytes(read(written), form))
+    pipeline = sample.load(run.base_model, "sd15", torch.device("cpu"))
+    before = answer("sd15", pipeline.unet, live)
+    with live.applied():
+        wanted = answer("sd15", live.base.denoiser, live)
+    sample.add_lora(pipeline, path)
+    assert (answer("sd15", pipeline.unet, live) - wanted).norm() < 1e-4 * (wanted - before).norm()
+
+
+# ---- what ComfyUI reads ------------------------------------------------------------------------------------------
+
+COMFYUI_SUFFIXES = (
+    ".lora_up.weight", ".lora_down.weight", ".lora_B.weight", ".lora_A.weight", ".alpha", ".dora_scale",
+)  # fmt: skip
+
+
+def comfyui_accepts(family: str) -> set[str]:
+    """The names of modules that ComfyUI's key map has for the full model of a family.
+
+    For a UNet kohya's names, and without them only attention in the form of the old processors; for Z-Image diffusers'
+    own names, with or without a prefix.
+    """
+    modules = [name for name, part in full_size(family).named_modules() if getattr(part, "weight", None) is not None]
+    if family == "z-image":
+        return {f"{prefix}{name}" for name in modules for prefix in ("diffusion_model.", "transformer.", "")}
+    old = re.compile(r"(.*\.attn[12])\.to_(q|k|v|out)(\.0)?")
+    plain = {name for name in modules if not old.fullmatch(name)}
+    processors = {f"{found[1]}.processor.to_{found[2]}" for name in modules if (found := old.fullmatch(name))}
+    named = {f"{prefix}{name}" for name in plain | processors for prefix in ("unet.", "")}
+    return named | {"lora_unet_" + name.replace(".", "_") for name in modules}
+
+
+def keys_of_a_full_lora(family: str, form: str, targets: str) -> set[str]:
+    """The tensors in a file of a LoRA on the full model, by a tiny stand-in for each matrix."""
+    pair = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    found = {name: pair for name, _ in full_size(family).named_modules() if re.fullmatch(targets, name)}
+    assert found
+    data = lora_file.to_bytes(family, found, 1.0, {"imprint_family": family})
+    return set(unpack(to_bytes(read(data), form))[0])
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+@pytest.mark.parametrize(("family", "form"), [("sd15", "kohya"), ("sdxl", "kohya"), ("z-image", "comfyui")])
+def test_every_key_of_a_full_lora_is_one_that_comfyui_reads(family: str, form: str, targets: str) -> None:
+    accepted = comfyui_accepts(family)
+    for key in keys_of_a_full_lora(family, form, families.find(family).targets[targets]):
+        end = next(end for end in COMFYUI_SUFFIXES if key.endswith(end))
+        assert key.removesuffix(end) in accepted, key
+
+
+def test_comfyui_passes_over_the_attention_of_a_peft_file() -> None:
+    """Why our files are not in that form, and what `imprint inspect` says of those that are."""
+    accepted = comfyui_accepts("sd15")
+    stems = {
+        key.removesuffix(".lora_A.weight")
+        for key in keys_of_a_full_lora("sd15", "peft", families.find("sd15").targets["all"])
+    }
+    missed = {stem for stem in stems if not stem.endswith(".lora_B.weight") and stem not in accepted}
+    assert missed
+    assert all(".attn" in stem for stem in missed)
+    assert any(".ff." in stem for stem in stems & accepted)
+
+
+def test_diffusers_own_loader_drops_the_magnitudes_that_stand_beside_alphas(runs: Runs) -> None:
+    """Why a DoRA is given to it in peft's form, and what `imprint inspect` says; once it reads them, this fails."""
+    run = runs("sd15", adapter={"dora": True})
+    path = train(run).path
+    pipeline = sample.load(run.base_model, "sd15", torch.device("cpu"))
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    layers = [module for module in pipeline.unet.modules() if hasattr(module, "lora_magnitude_vector")]
+    assert layers
+    assert not any(layer.lora_magnitude_vector for layer in layers)
+    report = inspect(path)
+    assert report.readers["diffusers"] == "without its magnitudes"
+    assert any("convert it to peft" in warning for warning in report.warnings)
 
 
 def test_scale_survives(runs: Runs) -> None:
