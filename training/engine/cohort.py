@@ -10,14 +10,15 @@ from torch import Tensor
 
 from training.backends.checkpoint import State
 from training.backends.randomness import Order
+from training.engine import share
 from training.engine.adapters import Ports
 from training.engine.draw import Extras, Lot, draw
-from training.engine.objective import losses as losses_of
 from training.engine.optimizer import Terms
 from training.engine.schedule import rate_at
 from training.engine.stacks import STACKS
+from training.engine.step import Batch, Step, Told, cuda_graph
 from training.engine.validation import Exam, Sketch, draw_sketches, is_best, is_over, validation_loss
-from training.families.family import Base, Condition, Draw, Family
+from training.families.family import Base, Condition, Family
 from training.ports import TrainRun
 from training.safetensor import Array
 
@@ -89,9 +90,17 @@ class Cohort:
         self.family, self.base, self.ports, self.shape = family, base, ports, shape
         self.layout = ports.layout(shape.targets, shape.rank, dora=shape.dora)
         self.seats: list[Seat | None] = [None] * slots
-        self.stack = STACKS[shape.optimizer](slots, self.layout, base.device)
-        self._arrears: deque[tuple[list[tuple[Seat, int, int]], Tensor]] = deque()
+        self._stack_up(slots)
+        self._arrears: deque[tuple[list[tuple[Seat, int, int]], Told]] = deque()
         self._idle: Lot | None = None
+
+    def _stack_up(self, slots: int) -> None:
+        """An empty stack of so many slots, and the step that moves it."""
+        base = self.base
+        self.stack = STACKS[self.shape.optimizer](slots, self.layout, base.device)
+        # Who does not share its steps has pictures or captions of several sizes: too many shapes to record.
+        records = base.device.type == "cuda" and self.family.shares_steps and not share.is_asked_for()
+        self._step = Step(self.family, base, self.ports, self.layout, self.stack, cuda_graph if records else None)
 
     def __len__(self) -> int:
         """How many jobs have a slot."""
@@ -121,7 +130,7 @@ class Cohort:
         """Move all jobs to a stack of another number of slots, at least as many as there are jobs."""
         old, jobs = self.stack, [(slot, job) for slot, job in enumerate(self.seats) if job is not None]
         self.settle()
-        self.stack = STACKS[self.shape.optimizer](slots, self.layout, self.base.device)
+        self._stack_up(slots)
         self.seats, self._idle = [None] * slots, None
         for place, (slot, job) in enumerate(jobs):
             self.stack.copy(place, old, slot)
@@ -164,28 +173,15 @@ class Cohort:
     def step(self) -> None:
         """One step of every seated job: draw, forward, backward, clip, AdamW."""
         lots, seated = self._gather()
-        made = Draw(*(torch.cat(parts) for parts in zip(*[lot.made.parts for lot in lots], strict=True)))
-        conditions = [one for lot in lots for one in lot.conditions]
-        classes = [one for lot in lots for one in lot.classes]
-        stack = self.stack
-        self.ports.pairs = self.layout.pairs(stack.masters, stack.scales, self.base.dtype)
-        try:
-            made = made.to(self.base.device)
-            losses = losses_of(self.family, self.base, self.ports, made, conditions, classes)
-            means = losses.view(len(self.seats), -1).mean(1)
-            # Each job's own gradient, as if it were alone; an idle slot has none.
-            active = torch.tensor([float(seat is not None) for seat in self.seats], device=means.device)
-            torch.autograd.backward(means, active)
-        finally:
-            self.ports.pairs = None
-        stack.set_rates([0.0 if job is None else rate_at(job.run.spec, job.step, job.total) for job in self.seats])
-        stack.step()
-        stack.average()
+        batch = Batch.of(lots, [seat is not None for seat in self.seats], self.base.device)
+        rates = [0.0 if job is None else rate_at(job.run.spec, job.step, job.total) for job in self.seats]
+        self.stack.set_rates(rates)
+        means = self._step(batch)
         told = []
         for slot, job in seated:
             job.step += 1
             told.append((job, job.step, slot))
-        self._arrears.append((told, means.detach()))
+        self._arrears.append((told, Told(means)))
         keep = CUDA_ARREARS if self.base.device.type == "cuda" else 0
         while len(self._arrears) > keep:
             self._tell()
@@ -197,14 +193,14 @@ class Cohort:
 
     def _tell(self) -> None:
         told, means = self._arrears.popleft()
-        losses = means.tolist()
+        losses = means.read()
         for job, done, slot in told:
             job.losses.append((done, losses[slot]))
 
     def _gather(self) -> tuple[list[Lot], list[tuple[int, Seat]]]:
         """The batch of every slot in order; idle ones get zeros of the same shape."""
         seated = [(slot, job) for slot, job in enumerate(self.seats) if job is not None]
-        drawn = {slot: draw(self.family, self.base, job, job.step) for slot, job in seated}
+        drawn = {slot: share.part(draw(self.family, self.base, job, job.step)) for slot, job in seated}
         if self._idle is None and len(seated) < len(self.seats):
             self._idle = next(iter(drawn.values())).empty()
         lots = [drawn.get(slot, self._idle) for slot in range(len(self.seats))]
