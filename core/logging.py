@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from core import tracing
+
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 _stage: ContextVar[str | None] = ContextVar("stage", default=None)
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -76,6 +78,7 @@ def _context(record: logging.LogRecord) -> dict[str, Any]:
         "task": task,
         "task_id": task_id,
         "request_id": _request_id.get(),
+        "trace_id": tracing.trace_id(),
     }
 
 

@@ -5,6 +5,7 @@ import logging
 from core import measures
 from core.clock import utcnow
 from core.logging import about
+from core.tracing import span
 from jobs import notices, polls, shell
 from jobs.wiring import House
 from notifications import outbox, receivers, webhooks
@@ -42,7 +43,8 @@ def _try_to_tell(house: House, message: Message, unwanted: bool) -> None:
         log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
         outcome = receivers.NOT_SENT
     else:
-        outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=house.webhook_secrets)
+        with span("webhook", "client", job_id=message.job_id, event=message.topic):
+            outcome = webhooks.deliver(message, house.webhook_guard.send, utcnow(), secrets=house.webhook_secrets)
     measures.NOTICES.add(1, outcome.verdict)
     with house.database.writing() as session:
         webhooks.record(session, message, outcome)

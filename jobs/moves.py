@@ -68,7 +68,9 @@ def send_launch(session: Session, job: Job, settings: Settings, delay_s: float =
         .where(col(Job.id) == job.id)
         .values(launches=col(Job.launches) + 1, next_look_at=look, lease_holder=None, lease_until=None)
     )
-    outbox.put(session, "launch", job_id=job.id, owner_id=job.owner_id, payload={}, due_at=due)
+    outbox.put(
+        session, "launch", job_id=job.id, owner_id=job.owner_id, payload=outbox.trace_of(session, job.id), due_at=due
+    )
 
 
 # ---- leased moves ---------------------------------------------------------------------------------------------

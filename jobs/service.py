@@ -10,10 +10,12 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
+from core import tracing
 from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound
 from core.ids import new_id
 from core.settings import Settings
+from core.tracing import span
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs import intake, moves, notices, requests, runs
@@ -68,6 +70,13 @@ def submit(house: House, arguments: Mapping[str, Any]) -> View:
     The same idempotency key with the same request gives the same job back. Raises SpecInvalid (every fault
     named), KeyReused, InsufficientCredits; then nothing is stored.
     """
+    with span("submit") as begun:
+        job = _submit(house, arguments)
+        tracing.name_job(begun, job.id)
+    return look(house, job.id)
+
+
+def _submit(house: House, arguments: Mapping[str, Any]) -> Job:
     order = requests.read(arguments, house.settings, house.sources)
     try:
         with house.database.writing() as session:
@@ -79,7 +88,7 @@ def submit(house: House, arguments: Mapping[str, Any]) -> View:
         if winner is None:
             raise
         job = winner
-    return look(house, job.id)
+    return job
 
 
 def accept(session: Session, order: Order, settings: Settings) -> Job:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from core import tracing
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import Heart
@@ -100,6 +101,10 @@ class House:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        try:
+            tracing.check()
+        except ValueError as error:
+            raise ValueError(f"IMPRINT_TRACING: {error}") from None
 
     @cached_property
     def runpod(self) -> RunPod | None:

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from core import tracing
 from core.clock import utcnow
 from core.ids import new_id
+from core.settings import settings
 from notifications.tables import MESSAGE
 
 Kind = Literal["launch", "notice", "cleanup", "mail", "alert"]
@@ -87,13 +89,22 @@ def put(
             owner_id=owner_id,
             destination=destination,
             sequence=0 if job_id is None else _next_sequence(session, job_id),
-            payload=json.dumps(payload, ensure_ascii=False, allow_nan=False),
+            payload=json.dumps({**tracing.carried(), **payload}, ensure_ascii=False, allow_nan=False),
             created_at=now,
             due_at=due_at or now,
             attempts=0,
         )
     )
     return message_id
+
+
+def trace_of(session: Session, job_id: str) -> dict[str, str]:
+    """What the first message of a job carried: the trace of the request that began it, for work that begins again."""
+    if not settings().tracing:
+        return {}
+    first = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id).order_by(MESSAGE.c.sequence).limit(1)
+    told = json.loads(session.execute(first).scalar() or "{}")
+    return {tracing.HEADER: told[tracing.HEADER]} if tracing.HEADER in told else {}
 
 
 def due(session: Session, now: datetime, kinds: Iterable[Kind], limit: int = 100) -> list[Message]:

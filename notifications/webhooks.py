@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from sqlalchemy.orm import Session
 
+from core import tracing
 from core.clock import utcnow
 from core.errors import FailureCode, ImprintError
 from notifications import outbox, receivers, retries
@@ -134,6 +135,7 @@ def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequenc
         "content-type": "application/json",
         "webhook-id": message.id,
         "webhook-timestamp": str(timestamp_s),
+        **tracing.carried(),
     }
     if secrets:
         headers["webhook-signature"] = sign(secrets, message.id, timestamp_s, content)

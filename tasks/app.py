@@ -5,6 +5,8 @@ import warnings
 from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
 
+from tasks import tracing  # its signals: in every process that sends or carries out
+
 # Error callbacks on chord headers would run once for each picture; Celery warns that this default may change.
 warnings.filterwarnings("ignore", "task_allow_error_cb_on_chord_header", CPendingDeprecationWarning)
 
@@ -14,3 +16,5 @@ app = Celery(
     include=["tasks.callbacks", "tasks.ingress", "tasks.steps", "tasks.sweeps", "tasks.worker"],
 )
 app.config_from_object("celeryconfig")
+
+__all__ = ["app", "tracing"]

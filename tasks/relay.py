@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from core.clock import utcnow
 from core.logging import about
+from core.tracing import continued
 from jobs.wiring import House
 from notifications import outbox
 from notifications.outbox import Message
@@ -51,7 +52,7 @@ def _hand_on(house: House, messages: Sequence[Message]) -> int:
     sent = 0
     try:
         for message in messages:
-            with about(message.job_id):
+            with about(message.job_id), continued(message.payload):
                 _send(house, message)
             sent += 1
     except _AWAY as error:

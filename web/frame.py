@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core import tracing
 from core.ids import new_id
 from core.logging import answering
 from web.problems import answer
@@ -54,7 +55,11 @@ class Frame:
                     told.setdefault(name, value)
             await send(message)
 
-        with answering(request_id, scope["path"]):
+        with (
+            answering(request_id, scope["path"]),
+            tracing.continued(headers),
+            tracing.span("HTTP", "server", request_id=request_id) as seen,
+        ):
             try:
                 limit = self._limit(scope)
                 if (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
@@ -63,6 +68,7 @@ class Frame:
                 else:
                     await self._app(scope, _capped(receive, limit), send_framed)
             finally:
+                tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
                 self._tell(scope, status, time.perf_counter() - begun)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
