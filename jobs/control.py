@@ -62,6 +62,9 @@ class JobControl:
             "loss": progress.loss,
             "seconds_left": progress.seconds_left,
         }
+        looked: dict[str, float] = {}
+        if progress.validation_loss is not None:
+            looked = {"validation_loss": progress.validation_loss}
         try:
             with self._database.writing() as session:
                 self._lease.write(
@@ -70,8 +73,10 @@ class JobControl:
                     loss=progress.loss,
                     seconds_left=progress.seconds_left,
                     seconds_per_step=progress.seconds_per_step,
+                    **looked,
                 )
-                session.add(JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=json.dumps(data)))
+                told = json.dumps(data | looked)
+                session.add(JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=told))
         except LeaseLost:
             self._raise_why()
         except AWAY as error:

@@ -187,6 +187,7 @@ def train(house: House, job_id: str) -> None:
                 step=result.steps,
                 total_steps=result.steps,  # fewer if it ended early: what was trained is what is charged
                 loss=result.final_loss,
+                validation_loss=result.validation_loss,
                 seconds_left=0.0,
                 lora_sha256=result.sha256,
                 lora_bytes=result.size_bytes,

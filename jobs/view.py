@@ -30,6 +30,7 @@ def view_of(
         "step": job.step,
         "total_steps": job.total_steps,
         "loss": job.loss,
+        "validation_loss": job.validation_loss,
         "seconds_left": job.seconds_left,
         "spec": spec.model_dump(),
         "credits": {

@@ -133,6 +133,7 @@ class Job(SQLModel, table=True):
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
+    validation_loss: float | None = None  # of the last look at held-out pictures; at the end, of what is delivered
     seconds_left: float | None = None
     seconds_per_step: float | None = None
 

@@ -104,8 +104,8 @@ class TrainRequest(Heard):
     class_word: Any = _as_in_spec("class_word", "What the subject is: dog, woman, mug …")
     rank: Any = _as_in_spec("rank", "Size of the LoRA.")
     alpha: Any = _as_in_spec("alpha", "Its strength is alpha / rank.")
-    learning_rate: Any = _as_in_spec("learning_rate", "Default: the family's.")
-    optimizer: Any = _as_in_spec("optimizer", "`adamw`.")
+    learning_rate: Any = _as_in_spec("learning_rate", "Default: the family's; with prodigy 1.")
+    optimizer: Any = _as_in_spec("optimizer", "`adamw`, `adamw8bit` or `prodigy`.")
     batch_size: Any = _as_in_spec("batch_size", "Pictures per step.")
     resolution: Any = _as_in_spec("resolution", "In pixels, a multiple of 64.")
     aspect_buckets: Any = _as_in_spec("aspect_buckets", "Keep shapes near the pictures' own.")
@@ -190,6 +190,7 @@ class Training(Said):
                 "step": 120,
                 "totalSteps": 600,
                 "loss": 0.0912,
+                "validationLoss": None,
                 "secondsLeft": 118.5,
                 "credits": {"held": 60, "charged": 0, "refunded": 0},
                 "failure": None,
@@ -217,6 +218,7 @@ class Training(Said):
     step: int
     total_steps: int
     loss: float | None
+    validation_loss: float | None = Field(description="On the held-out pictures, where there are any.")
     seconds_left: float | None
     spec: Spec
     credits: Paid
