@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -21,13 +21,17 @@ from rich.markup import escape
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
 from training.bar import Bar, clock
-from training.checkpoint_folder import FolderCheckpoints
+from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
 from training.folder import gather
+from training.options import assigned
 from training.ports import TrainResult, TrainRun
-from training.spec import BASE_MODELS, RECIPES, TrainSpec
+from training.several import processes
+from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec
 
 # What is wrong with what was given; everything else is a failure.
 _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
+
+_ARGUMENTS = frozenset(TrainSpec.model_fields) - set(GROUPS)
 
 _EPILOG = """
 pictures:
@@ -42,6 +46,7 @@ resuming:
 examples:
   python -m training pictures/ --trigger "sks dog" --class-word dog --out dog.safetensors
   python -m training pictures/ --base-model /models/my-sd15 --family sd15 --trigger sks --out sks.safetensors
+  python -m training pictures/ --trigger sks --set adapter.targets=all --set data.flip=true --out sks.safetensors
   python -m training pictures/ --base-model sdxl --trigger sks --epochs 60 --rank 16 --out sks-xl.safetensors
 """
 
@@ -82,12 +87,14 @@ def parser() -> argparse.ArgumentParser:
     add = recipe.add_argument
     add("--rank", type=int, help=f"width of the LoRA: {defaults['rank']}")
     add("--alpha", type=float, help=f"strength, as a share of the rank: {defaults['alpha']}")
-    add("--learning-rate", type=float, help=f"of AdamW, constant: {defaults['learning_rate']}")
+    add("--learning-rate", type=float, help=f"{defaults['learning_rate']}; 1 with prodigy")
+    add("--optimizer", choices=get_args(Optimizer), help="what moves the weights (default: adamw)")
     add("--resolution", type=int, help=f"pixels, a multiple of 64: {defaults['resolution']}")
     add("--epochs", type=int, help=f"times that every picture is seen, 10 to 500: {defaults['epochs']}")
     add("--max-steps", type=int, help="train this many steps, whatever the epochs")
     add("--batch-size", type=int, help="pictures per step (default: 1)")
     add("--seed", type=int, default=0, help="the same seed, recipe and pictures give the same LoRA (default: 0)")
+    add("--set", action="append", default=[], metavar="GROUP.OPTION=VALUE", help="an option of docs/recipe.md")
     add("--aspect-buckets", action="store_true", help="keep the shape of the pictures instead of cutting squares")
     _add_machine(made.add_argument_group("machine"))
     return made
@@ -114,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = spec_of(given)
         if given.out.is_dir() or given.checkpoint_every < 1:
             raise SpecInvalid.of({"--out": "is a folder"} if given.out.is_dir() else {"--checkpoint-every": "is 0"})
-        return _train(given, spec, console, arguments)
+        with processes(given, spec.batch_size, console) as kept:
+            return _train(given, spec, kept, console, arguments)
     except ImprintError as error:
         console.print(f"[red]error[/] ({error.code}): ", end="")
         console.print(error.message, markup=False, highlight=False)
@@ -129,22 +137,35 @@ def spec_of(given: argparse.Namespace) -> TrainSpec:
     asked: dict[str, Any] = {
         name: value for name, value in vars(given).items() if name in TrainSpec.model_fields and value is not None
     }
+    try:
+        asked |= assigned(given.set)
+    except ValueError as error:
+        raise SpecInvalid.of({"--set": str(error)}) from error
     base_model = Path(asked["base_model"]).expanduser()
     if asked["base_model"] not in BASE_MODELS and base_model.exists():
         asked["base_model"] = str(base_model.resolve())
     try:
         return TrainSpec(**asked)
     except ValidationError as error:
-        faults = {
-            "--" + str(fault["loc"][0] if fault["loc"] else "base_model").replace("_", "-"): fault["msg"]
-            for fault in error.errors(include_url=False)
-        }
+        faults = {_argument(fault["loc"]): fault["msg"] for fault in error.errors(include_url=False)}
         raise SpecInvalid.of(faults) from error
 
 
-def _train(given: argparse.Namespace, spec: TrainSpec, console: Console, arguments: Sequence[str] | None) -> int:
+def _argument(where: Sequence[Any]) -> str:
+    """The argument that a fault of the recipe is in."""
+    if where and where[0] not in _ARGUMENTS:
+        return f"--set {'.'.join(str(part) for part in where)}"
+    return "--" + str(where[0] if where else "base_model").replace("_", "-")
+
+
+def _train(
+    given: argparse.Namespace,
+    spec: TrainSpec,
+    kept: FolderCheckpoints,
+    console: Console,
+    arguments: Sequence[str] | None,
+) -> int:
     """Prepare the pictures, train, say what came of it."""
-    kept = FolderCheckpoints(given.resume_dir or given.out.with_name(f"{given.out.name}.checkpoints"))
     with tempfile.TemporaryDirectory(prefix="imprint-") as temporary:
         found = gather(given.folder, spec, Path(temporary))
         for name, reason in found.left_out.items():
@@ -165,6 +186,7 @@ def _train(given: argparse.Namespace, spec: TrainSpec, console: Console, argumen
                 precision=given.precision,
                 checkpoint_every_epochs=given.checkpoint_every,
                 training_adapter=given.training_adapter,
+                previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
             )
             try:
                 result = _loop(run)

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from core import measures
-from training.engine import unet
+from core.errors import HandOver
+from training.engine import share, unet
 from training.engine.adapters import Ports
 from training.engine.cohort import LADDER, Cohort, Seat, Shape
 from training.families.family import Base, Family
@@ -122,7 +123,9 @@ class Engine:
 
     def _let_go(self, cohort: Cohort) -> None:
         for job in cohort.seats:
-            if job is not None and job.leaving:
+            if job is not None and share.any_of(job.leaving, self.base.device):
+                if not job.leaving:
+                    job.error = HandOver()  # another process of this training was asked to stop
                 job.snapshot = cohort.snapshot(job)
                 cohort.unseat(job)
                 _gone(job)

@@ -1,0 +1,89 @@
+"""`accelerate launch` with two processes on the CPU: the LoRA of one process with the whole batch; a stop, and on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from tests.servers.process import free_port
+from tests.site import MASCOT, ROOT, until
+
+# On a machine without GPUs the launcher's multi-GPU mode is the one that starts plain processes.
+LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
+          "--dynamo_backend", "no", "--module"]  # fmt: skip
+
+
+def command(base_model: Path, out: Path, *more: str, processes: int = 1) -> list[str]:
+    launched = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+    start = [LAUNCH[0], *launched, *LAUNCH[1:]] if processes > 1 else []
+    return [
+        sys.executable, "-m", *start, "training", str(MASCOT), "--base-model", str(base_model),
+        "--family", "sd15", "--trigger", "imp", "--resolution", "64", "--device", "cpu", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+        check=False,
+    )  # fmt: skip
+
+
+def test_two_processes_make_the_lora_of_one(base_model: Path, tmp_path: Path) -> None:
+    recipe = ("--max-steps", "5", "--batch-size", "4", "--set", "optimization.max_grad_norm=0.01")
+    one, two, half = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "half"))
+    assert run(command(base_model, one, *recipe)).returncode == 0
+    shared = run(command(base_model, two, *recipe, processes=2))
+    assert shared.returncode == 0, shared.stderr
+    assert shared.stdout.count(str(two)) == 1, "only the first process tells"
+    assert {path.name for path in tmp_path.iterdir()} == {"one.safetensors", "two.safetensors"}
+    alone, together = load_file(one), load_file(two)
+    assert alone.keys() == together.keys()
+    moved = max(float(np.abs(alone[name]).max()) for name in alone if "lora_up" in name)
+    apart = max(float(np.abs(alone[name] - together[name]).max()) for name in alone)
+    assert apart < 1e-4
+    assert apart < moved / 20, "and it is not that nothing was learnt"
+    # That comparison would find a process that trains on its half alone.
+    assert run(command(base_model, half, "--max-steps", "5", "--batch-size", "2", *recipe[4:])).returncode == 0
+    other = load_file(half)
+    assert max(float(np.abs(alone[name] - other[name]).max()) for name in alone) > 10 * apart
+
+
+def test_a_batch_that_cannot_be_shared_is_told(base_model: Path, tmp_path: Path) -> None:
+    done = run(command(base_model, tmp_path / "odd.safetensors", "--batch-size", "3", processes=2))
+    assert done.returncode != 0
+    assert "3 cannot be shared evenly by 2 processes" in done.stderr
+
+
+def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "shared.safetensors", tmp_path / "log"
+    arguments = command(
+        base_model, out, "--max-steps", "400", "--batch-size", "2", "--checkpoint-every", "1", processes=2
+    )
+    kept = tmp_path / "shared.safetensors.checkpoints"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            until(lambda: kept.is_dir() and any(kept.glob("*.safetensors")), 120, "a checkpoint")
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the launcher and all its processes
+            process.wait(60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    stopped = int(re.findall(r"step (\d+) is kept", log.read_text())[0])
+    assert 0 < stopped < 400
+    shorter = command(
+        base_model, out, "--max-steps", "400", "--batch-size", "2", "--checkpoint-every", "1", processes=2
+    )
+    done = run(shorter)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {stopped}" in " ".join(done.stderr.split())
+    assert not kept.exists()

@@ -1,0 +1,65 @@
+"""`accelerate launch -m training …`: one training by hand over several processes; only the first leaves files."""
+
+import contextlib
+import os
+import signal
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from training.checkpoint_folder import FolderCheckpoints
+
+
+class Lent(FolderCheckpoints):
+    """The checkpoints of the first process for another one: they are read at once, before any is written or removed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._read = {step: super(Lent, self).load(step) for step in list(super().steps())[-2:]}
+
+    def steps(self) -> Sequence[int]:
+        return sorted(self._read)
+
+    def load(self, step: int) -> bytes:
+        return self._read[step]
+
+    def save(self, step: int, data: bytes) -> None:
+        """The first process does."""
+
+    def drop(self, step: int) -> None:
+        """The first process does."""
+
+    def remove(self) -> None:
+        """The first process does."""
+
+
+@contextlib.contextmanager
+def processes(given: Namespace, batch_size: int, console: Console) -> Iterator[FolderCheckpoints]:
+    """The checkpoints of this training; where a launcher started several processes, this one meets the others first.
+
+    The first process tells and writes everything; the others' files go nowhere. Raises SpecInvalid for a batch that
+    cannot be shared.
+    """
+    folder = given.resume_dir or given.out.with_name(f"{given.out.name}.checkpoints")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield FolderCheckpoints(folder)
+        return
+    from training.engine import share  # torch takes seconds to import
+
+    with share.sharing(given.device, batch_size) as given.device, contextlib.ExitStack() as stack:
+        # A launcher passes on a Ctrl-C that the terminal has sent to all already: only the first one counts.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if share.rank() == 0:
+            share.wait_for_all()
+            yield FolderCheckpoints(folder)
+            return
+        lent = Lent(folder)
+        share.wait_for_all()
+        console.quiet = True
+        given.out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imprint-"))) / given.out.name
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        yield lent
