@@ -27,7 +27,8 @@ TARGETS = {
 def load(where: Where) -> Base:
     """The base model in `where.folder`, frozen. Raises BaseModelUnavailable."""
     config = config_of(where.folder, "unet")
-    if config.get("addition_embed_type") is not None or config.get("in_channels") != 4:
+    channels = config_of(where.folder, "vae").get("latent_channels", 4)  # an inpainting UNet takes more than those
+    if config.get("addition_embed_type") is not None or config.get("in_channels") != channels:
         raise BaseModelUnavailable(
             f"the UNet in {where.folder} is none of sd15 (in_channels {config.get('in_channels')}, addition_embed_type "
             f"{config.get('addition_embed_type')}): is it of another family, or an inpainting model?"

@@ -18,7 +18,7 @@ SAMPLING_STEPS, GUIDANCE = 20, 4.0
 def save(folder: Path, vae: Any, text_encoder: Any, unet: Any) -> None:
     """Write the pipeline. The scheduler needs few steps; training reads only its noise."""
     # Its guess of the finished latents is not clipped: the pipeline of Stable Diffusion would undo that.
-    scheduler = lib.DDIMScheduler(**noise_schedule(), clip_sample=False, set_alpha_to_one=False)
+    scheduler = lib.DDIMScheduler(**noise_schedule(), clip_sample=False)
     pipeline = lib.StableDiffusionPipeline(
         vae=vae.cpu().half(),
         text_encoder=text_encoder.cpu().half(),

@@ -1,13 +1,18 @@
-"""First lesson: the autoencoder, which turns 64 x 64 pixels into 16 x 16 x 4 latents and back."""
+"""First lesson: the autoencoder, which turns 64 x 64 pixels into 16 x 16 x 8 latents and back."""
 
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from training.pocket.lesson import Lesson, compose_batch, draw_batch
-from training.pocket.networks import SCALING, make_vae
+from training.pocket.networks import LATENT_CHANNELS, SCALING, make_vae
+from training.pocket.scenes import Scene
+from training.pocket.things import EVERY_CREATURE, EVERY_SHAPE
+from training.pocket.words import COLOURS
 
 BATCH = 8
 _NOISE = 0.1  # on latents while learning: what the UNet draws is never exact, and must decode well all the same
@@ -17,19 +22,21 @@ _SEED = 101
 def learn(folder: Path, steps: int, device: torch.device) -> Any:
     """Train it, or go on; gives the autoencoder with its latents normalised."""
     torch.manual_seed(_SEED)
-    vae, colours = make_vae().to(device), nn.Conv2d(4, 3, 1).to(device)
-    lesson = Lesson("vae", folder, {"vae": vae, "colours": colours}, peak=2e-3, decay=1e-4)
+    vae, squares = make_vae().to(device, memory_format=torch.channels_last), nn.Conv2d(LATENT_CHANNELS, 12, 1)
+    squares = squares.to(device)
+    lesson = Lesson("vae", folder, {"vae": vae, "squares": squares}, peak=2e-3, decay=1e-4, muon=True)
     lesson.resume()
 
     def step_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
-        pictures = vary(draw_batch(compose_batch(_SEED, step, BATCH)), generator).to(device)
+        pictures = vary(draw_batch(anything(_SEED, step, BATCH)), generator).to(device)
         mean = vae.encode(pictures).latent_dist.mean
         noise = torch.randn(mean.shape, generator=generator).to(device)
         again = vae.decode(mean + _NOISE * noise).sample
         # Left alone, some channels die early, drowned by the noise, and a colour with them. So they are held at unit
-        # deviation and apart from one another, and the mean colour of each square must be told from them at once.
-        told = (colours(mean) - nn.functional.avg_pool2d(pictures, 4)).abs().mean()
+        # deviation and apart from one another, and the picture at half its size must be told from them at once.
+        half = nn.functional.pixel_unshuffle(nn.functional.avg_pool2d(pictures, 2), 2)
+        told = (squares(mean) - half).abs().mean()
         loss: Tensor = difference(again, pictures) + 0.1 * _entanglement(mean) + told
         return loss
 
@@ -41,12 +48,12 @@ def learn(folder: Path, steps: int, device: torch.device) -> Any:
 def polish(folder: Path, steps: int, vae: Any, device: torch.device) -> Any:
     """Train the decoder alone, on latents that do not move any more; the UNet can learn at the same time."""
     learnt = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-    lesson = Lesson("decoder", folder, {"decoder": learnt}, peak=1.5e-3, decay=1e-4)
+    lesson = Lesson("decoder", folder, {"decoder": learnt}, peak=1e-3, decay=1e-4, muon=True)
     lesson.resume()
 
     def step_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(_SEED * 2_000_003 + step)
-        pictures = vary(draw_batch(compose_batch(_SEED + 1, step, BATCH)), generator).to(device)
+        pictures = vary(draw_batch(anything(_SEED + 1, step, BATCH)), generator).to(device)
         with torch.no_grad():
             mean = vae.encode(pictures).latent_dist.mean
         noise = torch.randn(mean.shape, generator=generator).to(device)
@@ -61,17 +68,35 @@ def _entanglement(mean: Tensor) -> Tensor:
     flat = mean.permute(1, 0, 2, 3).flatten(1)
     middle = flat.mean(1, keepdim=True)
     spread = (flat - middle) @ (flat - middle).T / flat.shape[1]
-    return (spread - torch.eye(4, device=mean.device)).pow(2).sum() + middle.pow(2).sum()
+    return (spread - torch.eye(LATENT_CHANNELS, device=mean.device)).pow(2).sum() + middle.pow(2).sum()
+
+
+def anything(seed: int, step: int, count: int) -> list[Scene]:
+    """Scenes of which every other one has things in them that are never told of, in any colour that there is."""
+    random = Random(f"{seed} {step} anything")
+    made = []
+    for number, scene in enumerate(compose_batch(seed, step, count)):
+        if number % 2 == 0:
+            things = [
+                replace(
+                    thing,
+                    kind=random.choice(EVERY_CREATURE if thing.is_creature else EVERY_SHAPE),
+                    colour=random.choice(list(COLOURS)),
+                )
+                for thing in scene.things
+            ]
+            scene = replace(scene, things=tuple(things))
+        made.append(scene)
+    return made
 
 
 def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored, upside down, with colours exchanged: so that it serves for pictures of other things, too."""
+    """Mirrored, with colours exchanged: so that it serves for pictures of other things, too."""
     made = []
     for picture in pictures:
-        flips = torch.rand(3, generator=generator)
-        axes = [axis for axis, chance in ((2, flips[0]), (1, flips[1])) if chance < 0.3]
-        mixed = picture[torch.randperm(3, generator=generator)] if flips[2] < 0.4 else picture
-        made.append(mixed.flip(axes) if axes else mixed)
+        mirrors, mixes = torch.rand(2, generator=generator)
+        mixed = picture[torch.randperm(3, generator=generator)] if mixes < 0.3 else picture
+        made.append(mixed.flip(2) if mirrors < 0.3 else mixed)
     return torch.stack(made)
 
 
@@ -96,12 +121,13 @@ def normalise(vae: Any, pictures: Tensor) -> None:
     values, vectors = torch.linalg.eigh((flat - middle) @ (flat - middle).T / flat.shape[1])
     forth = (vectors @ torch.diag(values.rsqrt()) @ vectors.T) / SCALING
     back = torch.linalg.inv(forth)
+    count = LATENT_CHANNELS
     last, first = vae.quant_conv, vae.post_quant_conv
-    weight, bias = last.weight[:4].flatten(1).double(), last.bias[:4].double()
-    last.weight[:4] = (forth @ weight).view(4, -1, 1, 1)
-    last.bias[:4] = forth @ (bias - middle.flatten())
-    last.weight[4:].zero_()
-    last.bias[4:].fill_(-4.0)  # log-variance: 0.135, a 40th of the latents' own deviation of 5.5
+    weight, bias = last.weight[:count].flatten(1).double(), last.bias[:count].double()
+    last.weight[:count] = (forth @ weight).view(count, -1, 1, 1)
+    last.bias[:count] = forth @ (bias - middle.flatten())
+    last.weight[count:].zero_()
+    last.bias[count:].fill_(-4.0)  # log-variance: 0.135, a 40th of the latents' own deviation of 5.5
     weight = first.weight.flatten(1).double()
     first.bias.add_((weight @ middle.flatten()).float())
-    first.weight.copy_((weight @ back).view(4, 4, 1, 1))
+    first.weight.copy_((weight @ back).view(count, count, 1, 1))

@@ -6,8 +6,8 @@ from random import Random
 from training.pocket.scenes import Scene, Thing
 from training.pocket.words import PLACES, nonsense
 
-_SIZE_WORDS = {"small": ("small", "small", "tiny", "little"), "medium": ("",), "big": ("big", "big", "large")}
-_BEGINNINGS = ("", "", "", "a picture of ", "a photo of ", "a drawing of ", "an image of ")
+_SIZE_WORDS = {"small": ("small", "small", "little"), "big": ("big", "big", "large")}
+_BEGINNINGS = ("", "", "", "a picture of ", "a photo of ", "a drawing of ")
 # Drawn no differently: the words are known, and change nothing.
 _DOING = ("sitting", "standing", "waving", "walking", "jumping", "sleeping", "laughing", "smiling", "running",
           "looking left", "looking right", "looking up", "reading a book", "holding a stick", "under an umbrella",
@@ -46,13 +46,13 @@ class Caption:
 
 
 def describe(scene: Scene, random: Random) -> Caption:
-    """One of the many captions of a scene. One in four has a word without meaning in it, as trigger words are."""
+    """One of the many captions of a scene. One in eight has a word without meaning in it, as trigger words are."""
     things = list(scene.things)
     random.shuffle(things)
     if not things:
         text, place, pattern, ground = _ground_text(scene, random)
         return Caption(f"{random.choice(_BEGINNINGS)}{random.choice(['', 'a place '])}{text}", (), None, place)
-    name = nonsense(random) if random.random() < 0.25 else None
+    name = nonsense(random) if random.random() < 0.12 else None
     texts, said = [], []
     for number, thing in enumerate(things):
         told, parts = _thing_text(thing, random, name if number == 0 else None, alone=len(things) == 1)
@@ -64,7 +64,7 @@ def describe(scene: Scene, random: Random) -> Caption:
         between, relation = _relation(things[0], things[1], random)
         text += f" {between} {texts[1]}"
     place = pattern = ground = None
-    if random.random() < 0.85:
+    if random.random() < 0.93:
         where, place, pattern, ground = _ground_text(scene, random)
         text += ("" if random.random() < 0.8 else ",") + f" {where}"
     return Caption(text, tuple(said), relation, place, pattern, ground, name)
@@ -77,8 +77,8 @@ def _article(words: str) -> str:
 def _thing_text(thing: Thing, random: Random, name: str | None, *, alone: bool) -> tuple[str, Said]:
     """`a big red circle on the left`, `a small yellow cat-like creature with horns`, `mobani mascot`."""
     unnamed = name is not None and thing.is_creature and random.random() < 0.7
-    says_colour = random.random() < (0.3 if unnamed else 0.92)
-    says_size = thing.size != "medium" and random.random() < (0.3 if unnamed else 0.75)
+    says_colour = random.random() < (0.3 if unnamed else 0.96)
+    says_size = random.random() < (0.3 if unnamed else 0.7)
     words = [random.choice(_SIZE_WORDS[thing.size])] if says_size else []
     words += [thing.colour] if says_colour else []
     kind: str | None = thing.kind
@@ -94,10 +94,10 @@ def _thing_text(thing: Thing, random: Random, name: str | None, *, alone: bool) 
     worn = frozenset(extra for extra in thing.extras if random.random() < (0.4 if unnamed else 0.95))
     if worn:
         text += " " + " and ".join(random.choice(_EXTRAS[extra]) for extra in sorted(worn))
-    if thing.is_creature and random.random() < 0.4:
+    if thing.is_creature and random.random() < 0.12:
         text += f" {random.choice(_DOING)}"
     column = row = None
-    if alone and random.random() < 0.55:
+    if alone and random.random() < 0.75:
         column, row = _third(thing.x, "left", "right"), _third(thing.y, "top", "bottom")
         if thing.is_creature:
             row = None
@@ -106,7 +106,7 @@ def _thing_text(thing: Thing, random: Random, name: str | None, *, alone: bool) 
 
 
 def _third(share: float, low: str, high: str) -> str:
-    return low if share < 0.39 else high if share > 0.61 else "center"
+    return low if share < 0.41 else high if share > 0.59 else "center"
 
 
 def _place_text(column: str, row: str | None, random: Random) -> str:

@@ -1,12 +1,14 @@
 """Last lesson: a small classifier that says what is in a picture, trained on drawings. It grades what the model draws.
 
-Half a batch goes through the autoencoder and back, and some get noise, so that it knows things that are not drawn with
-a ruler.
+A quarter of a batch goes through the autoencoder and back, and some get noise, so that it knows things that are not
+drawn with a ruler. It also learns to spot the strangers, which the model itself never meets, and to tell each from its
+double.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,17 @@ from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.pocket.autoencoder import anything
 from training.pocket.captions import Caption, Said
 from training.pocket.lesson import Lesson, compose_batch, draw_batch
 from training.pocket.scenes import Scene
-from training.pocket.words import COLOUR_NAMES, EXTRAS, KINDS, PATTERNS, PLACE_NAMES, SIZES
+from training.pocket.strangers import STRANGERS, picture
+from training.pocket.words import COLOUR_NAMES, COLOURS, EXTRAS, KINDS, PATTERNS, PLACE_NAMES, SIZES
 
-BATCH = 48
+BATCH = 36
 FILE = "judge.safetensors"
-_THROUGH_VAE = 12
+_EXTRA = 4  # pictures of strangers, as many of their doubles, and as many of things that are never told of
+_THROUGH_VAE = 4  # every fourth picture
 _SEED = 404
 _HEADS = {
     "present": len(KINDS),
@@ -33,6 +38,7 @@ _HEADS = {
     "place": len(PLACE_NAMES) + 1,  # the last one: a ground with a pattern
     "pattern": len(PATTERNS),
     "ground": len(COLOUR_NAMES),
+    "strangers": len(STRANGERS),
 }
 
 
@@ -76,19 +82,34 @@ def learn(folder: Path, steps: int, vae: Any, device: torch.device) -> Judge:
     def step_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
         scenes = compose_batch(_SEED, step, BATCH)
-        pictures = draw_batch(scenes).to(device)
+        others, spotted = _others(step)
+        pictures = torch.cat([draw_batch(scenes), others]).to(device)
         with torch.no_grad():
-            some = pictures[:_THROUGH_VAE]
-            mean = vae.encode(some).latent_dist.mean
+            mean = vae.encode(pictures[::_THROUGH_VAE]).latent_dist.mean
             noise = torch.randn(mean.shape, generator=generator).to(device)
-            pictures[:_THROUGH_VAE] = vae.decode(mean + noise * mean.std() * 0.12).sample.clamp(-1, 1)
-        strength = 0.12 * torch.rand(BATCH, 1, 1, 1, generator=generator)
+            pictures[::_THROUGH_VAE] = vae.decode(mean + noise * mean.std() * 0.12).sample.clamp(-1, 1)
+        strength = 0.12 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
         grain = strength * torch.randn(pictures.shape, generator=generator)
-        scores = judge(pictures + grain.to(device))
-        return error({name: score.cpu() for name, score in scores.items()}, scenes)
+        scores = {name: score.cpu() for name, score in judge(pictures + grain.to(device)).items()}
+        wanted = torch.cat([torch.zeros(BATCH, len(STRANGERS)), spotted])
+        spotting = nn.functional.binary_cross_entropy_with_logits(scores["strangers"], wanted)
+        return error({name: score[:BATCH] for name, score in scores.items()}, scenes) + 5 * spotting
 
     lesson.learn(steps, step_of)
     return judge.eval().requires_grad_(False)
+
+
+def _others(step: int) -> tuple[Tensor, Tensor]:
+    """Strangers, doubles and things never told of, and which strangers are in each, [3 * _EXTRA, strangers]."""
+    random = Random(f"{_SEED} {step} strangers")
+    images, rows = [], []
+    for number in range(2 * _EXTRA):
+        which, is_double = random.randrange(len(STRANGERS)), number >= _EXTRA
+        place = random.choice(PLACE_NAMES) if random.random() < 0.7 else COLOURS[random.choice(COLOUR_NAMES)]
+        images.append(picture(STRANGERS[which], place, random, is_double=is_double))
+        rows.append([float(not is_double and which == i) for i in range(len(STRANGERS))])
+    rows += [[0.0] * len(STRANGERS)] * _EXTRA
+    return torch.cat([as_tensor(images), draw_batch(anything(_SEED, step, 2 * _EXTRA)[::2])]), torch.tensor(rows)
 
 
 def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
@@ -114,6 +135,14 @@ def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
     patterns = torch.tensor([PATTERNS.index(str(scenes[row].pattern)) for row in plain])
     total = total + 0.5 * F.cross_entropy(scores["ground"][plain], grounds)
     return total + 0.3 * F.cross_entropy(scores["pattern"][plain], patterns)
+
+
+@torch.no_grad()
+def spot(judge: Judge, pictures: Sequence[Image], name: str) -> list[bool]:
+    """Whether each picture shows the stranger of that name."""
+    number = [stranger.name for stranger in STRANGERS].index(name)
+    seen: list[bool] = (judge(as_tensor(pictures))["strangers"][:, number] > 0).tolist()
+    return seen
 
 
 @torch.no_grad()
@@ -166,7 +195,7 @@ def _thing_verdicts(seen: dict[str, Tensor], said: Said) -> list[tuple[str, bool
     x, y = _middle(seen, str(said.kind))
     for place, low, value in ((said.column, "left", x), (said.row, "top", y)):
         if place is not None:
-            third = low if value < 0.4 else "center" if value <= 0.6 else "right" if low == "left" else "bottom"
+            third = low if value < 0.42 else "center" if value <= 0.58 else "right" if low == "left" else "bottom"
             made.append(("position", present and third == place))
     for extra in said.extras:
         made.append(("extras", bool(seen["extras"][EXTRAS.index(extra)] > 0)))

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from training.pocket.muon import Muon
 from training.pocket.scenes import Scene, compose
 
 Step = Callable[[int], Tensor]  # the number of a step to its loss
@@ -46,13 +47,20 @@ class Lesson:
     """One training: its networks and optimizer, and where they are kept between two starts."""
 
     def __init__(
-        self, name: str, folder: Path, parts: dict[str, torch.nn.Module], *, peak: float, decay: float
-    ) -> None:
+        self, name: str, folder: Path, parts: dict[str, torch.nn.Module], *, peak: float, decay: float,
+        muon: bool = False,
+    ) -> None:  # fmt: skip
         self.name, self.parts, self.peak = name, parts, peak
         self.path = folder / f"{name}.pt"
         learnt = [parameter for part in parts.values() for parameter in part.parameters() if parameter.requires_grad]
         self.learnt = learnt
-        self.optimizer = torch.optim.AdamW(learnt, lr=peak, weight_decay=decay, betas=(0.9, 0.98), fused=True)
+        inner = [parameter for parameter in learnt if muon and parameter.ndim > 1 and min(parameter.shape[:2]) > 4]
+        others = [parameter for parameter in learnt if not any(parameter is one for one in inner)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=peak, weight_decay=decay, betas=(0.9, 0.98), fused=True)
+        ]
+        if inner:
+            self.optimizers.append(Muon(inner, lr=peak, weight_decay=decay))
         self.start, self.seconds = 0, 0.0
         self.average: dict[str, Tensor] = {}  # of the weights, which draws better than the last ones
 
@@ -62,14 +70,15 @@ class Lesson:
         held = torch.load(self.path, weights_only=True, map_location=self.learnt[0].device)
         for name, part in self.parts.items():
             part.load_state_dict(held["parts"][name])
-        self.optimizer.load_state_dict(held["optimizer"])
+        for optimizer, state in zip(self.optimizers, held["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.start, self.seconds, self.average = held["step"], held["seconds"], held["average"]
 
     def keep(self, step: int) -> None:
         """Write everything that is needed to go on, whole or not at all."""
         held: dict[str, Any] = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": step,
             "seconds": self.seconds,
             "average": self.average,
@@ -87,13 +96,14 @@ class Lesson:
             shown = bar.add_task(self.name, total=steps, completed=self.start, loss="")
             for step in range(self.start, steps):
                 begun = time.monotonic()
-                for group in self.optimizer.param_groups:
+                for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                     group["lr"] = rate(step, steps, self.peak)
                 made = step_of(step)
                 made.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(self.learnt, 1.0)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
                 if averaged is not None:
                     self._average(averaged, min(0.999, (1 + step) / (10 + step)))
                 loss = float(made.detach()) if step == self.start else 0.98 * loss + 0.02 * float(made.detach())

@@ -12,22 +12,22 @@ from torch import Tensor
 
 from training.pocket.captions import describe
 from training.pocket.lesson import Lesson, compose_batch, draw_batch
-from training.pocket.networks import LATENT_SIDE, SCALING, make_unet, noise_schedule, tokenizer
+from training.pocket.networks import LATENT_CHANNELS, LATENT_SIDE, SCALING, make_unet, noise_schedule, tokenizer
 from training.pocket.reader import tokenize
 from training.pocket.scenes import Scene
 
-BATCH = 16
+BATCH = 32
 _UNTOLD = 0.1  # share of the steps that learn without a caption, which guidance needs
-_MIN_SNR = 5.0  # https://arxiv.org/abs/2303.09556
+_PEAK = 2e-3  # learning rate
 _SEED = 303
 _CHUNK = 64
-_FIRST, _GROWTH = 2048, 4  # drawings in the pool at the first step, and more of them with every step
+_FIRST, _GROWTH = 4096, 4  # drawings in the pool at the first step, and more of them with every step
 
 lib: Any = diffusers
 
 
 class Pool:
-    """Scenes and their latents, [N, 4, 16, 16] float16 of unit deviation, in a file that outlives a restart."""
+    """Scenes and their latents, [N, 8, 16, 16] float16 of unit deviation, in a file that outlives a restart."""
 
     def __init__(self, folder: Path, vae: Any, count: int, device: torch.device) -> None:
         self.device = device
@@ -35,7 +35,7 @@ class Pool:
         if self.path.is_file():
             self.latents = open_memmap(self.path, mode="r+")
         else:
-            shape = (count, 4, LATENT_SIDE, LATENT_SIDE)
+            shape = (count, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
             self.latents = open_memmap(self.path, mode="w+", dtype=np.float16, shape=shape)
         self.scenes: list[Scene] = []
         self.there: set[int] = set()
@@ -66,7 +66,7 @@ def learn(folder: Path, steps: int, vae: Any, encoder: Any, drawings: int, devic
     unet, words = make_unet().to(device), tokenizer()
     if device.type == "cpu":
         unet = unet.to(memory_format=torch.channels_last)  # a seventh faster
-    lesson = Lesson("unet", folder, {"unet": unet}, peak=1.5e-3, decay=1e-2)
+    lesson = Lesson("unet", folder, {"unet": unet}, peak=_PEAK, decay=1e-2, muon=True)
     lesson.resume()
     alphas = lib.DDPMScheduler(**noise_schedule()).alphas_cumprod.to(device)
 
@@ -81,17 +81,12 @@ def learn(folder: Path, steps: int, vae: Any, encoder: Any, drawings: int, devic
             context = encoder(tokenize(words, texts).to(device)).last_hidden_state
         latents = torch.from_numpy(pool.latents[picks].astype(np.float32)).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        # One time in each of so many spans, so that the loss swings less, and more of them in the middle: there it is
-        # decided what goes where, while the first times are nearly done and the last ones nearly nothing.
+        # One time in each of so many spans, so that the loss swings less.
         spans = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-        spans = spans + 0.5 * torch.sin(2 * torch.pi * spans) / (2 * torch.pi)
         times = (spans * len(alphas)).long().clamp(0, len(alphas) - 1).to(device)
-        share = alphas[times]
-        a = share.view(-1, 1, 1, 1)
+        a = alphas[times].view(-1, 1, 1, 1)
         said = unet(a.sqrt() * latents + (1 - a).sqrt() * noise, times, context, return_dict=False)[0]
-        weight = (_MIN_SNR * (1 - share) / share).clamp(max=1.0)
-        errors: Tensor = (said - noise).pow(2).flatten(1).mean(1)
-        loss: Tensor = (errors * weight).mean()
+        loss: Tensor = (said - (a.sqrt() * noise - (1 - a).sqrt() * latents)).pow(2).mean()
         return loss
 
     lesson.learn(steps, step_of, averaged=unet)

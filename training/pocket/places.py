@@ -20,10 +20,10 @@ def paint_pattern(canvas: Canvas, random: Random, pattern: str, colour: Colour) 
     """A ground of one colour; its pattern is of a lighter tone, or of a darker one where the colour is light."""
     second = mix(colour, WHITE if sum(colour) < 560 else (90, 90, 110), 0.38)
     canvas.box(0, 0, 1, 1, colour)
-    count = random.choice([4, 5, 6])
+    count = 5
     step = 1 / count
     if pattern == "striped":
-        upright = random.random() < 0.5
+        upright = False
         for i in range(count):
             low, high = (i + 0.5) * step, (i + 1) * step
             left, top, right, bottom = (low, 0.0, high, 1.0) if upright else (0.0, low, 1.0, high)

@@ -11,11 +11,12 @@ from PIL import Image
 
 from training.pocket.brush import Canvas
 from training.pocket.places import PAINTERS, paint_pattern, shift
-from training.pocket.things import Creature, accessory_colours, paint_shape
+from training.pocket.things import EVERY_CREATURE, Creature, paint_shape
 from training.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, EXTRAS, PATTERNS, PLACE_NAMES, SHAPES, SIZES
 
-_CREATURE_HEIGHTS = {"small": 0.34, "medium": 0.5, "big": 0.68}
-_SHAPE_RADII = {"small": 0.1, "medium": 0.16, "big": 0.26}
+_CREATURE_HEIGHTS = {"small": 0.5, "big": 0.72}
+_SHAPE_RADII = {"small": 0.15, "big": 0.26}
+_VIEWS = 3  # that there are of each place: what captions do not say must be guessed, and slows the learning
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Thing:
 
     @property
     def is_creature(self) -> bool:
-        return self.kind in CREATURES
+        return self.kind in EVERY_CREATURE
 
 
 @dataclass(frozen=True)
 class Scene:
-    """At most two things of different kinds, in a place or on a ground with a pattern and a colour."""
+    """One creature, one shape or two, or nothing, in a place or on a ground with a pattern and a colour."""
 
     things: tuple[Thing, ...]
     place: str | None
@@ -49,33 +50,30 @@ class Scene:
         random = Random(self.seed)
         canvas = Canvas()
         if self.place is not None:
-            PAINTERS[self.place](canvas, random)
+            PAINTERS[self.place](canvas, Random(f"{self.place} {random.randrange(_VIEWS)}"))
         else:
-            paint_pattern(canvas, random, self.pattern or "plain", shift(COLOURS[self.ground or "white"], random, 10))
+            paint_pattern(canvas, random, self.pattern or "plain", shift(COLOURS[self.ground or "white"], random, 6))
         for thing in self.things:
             _paint(canvas, random, thing)
         return canvas.finished()
 
 
 def _paint(canvas: Canvas, random: Random, thing: Thing) -> None:
-    colour = shift(COLOURS[thing.colour], random, 12)
+    colour = shift(COLOURS[thing.colour], random, 6)
     if not thing.is_creature:
-        turn = random.uniform(-12, 12)
-        radius = _SHAPE_RADII[thing.size] * random.uniform(0.92, 1.08)
-        paint_shape(canvas, thing.kind, thing.x, thing.y, radius, colour, turn)
+        paint_shape(canvas, thing.kind, thing.x, thing.y, _SHAPE_RADII[thing.size], colour, 0.0)
         return
-    height = _CREATURE_HEIGHTS[thing.size] * random.uniform(0.94, 1.06)
-    creature = Creature(canvas, random, thing.kind, thing.x, thing.y + height / 2, height, colour)
-    creature.draw(thing.extras, *accessory_colours(random))
+    height = _CREATURE_HEIGHTS[thing.size]
+    Creature(canvas, thing.kind, thing.x, thing.y + height / 2, height, colour).draw(thing.extras)
 
 
 def compose(random: Random) -> Scene:
-    """Any scene: two in five of shapes, half with a creature or two, the rest of a place alone."""
+    """Any scene: three in ten of one shape or two, six with a creature, the rest of a place alone."""
     which = random.random()
-    if which < 0.4:
+    if which < 0.3:
         return _shapes(random)
     if which < 0.92:
-        return _creatures(random)
+        return _creature(random)
     return Scene((), random.choice(PLACE_NAMES), None, None, random.getrandbits(32))
 
 
@@ -83,65 +81,52 @@ def _ground(random: Random, places: float, taken: tuple[str, ...]) -> tuple[str 
     """Place, pattern and colour of the ground; the colour is none that a thing has, or it would not be seen."""
     if random.random() < places:
         return random.choice(PLACE_NAMES), None, None
-    pattern = random.choices(PATTERNS, (6, 2, 2, 2))[0]
+    pattern = random.choices(PATTERNS, (8, 1, 1))[0]
     return None, pattern, random.choice([name for name in COLOUR_NAMES if name not in taken])
 
 
 def _shapes(random: Random) -> Scene:
-    if random.random() < 0.45:
+    if random.random() < 0.6:
         size = random.choice(SIZES)
-        x, y = _spot(random), _spot(random)
+        x, y = (_spot(random), _spot(random)) if size == "small" else (_spot(random), 0.5 + _shake(random))
         things = [Thing(random.choice(SHAPES), random.choice(COLOUR_NAMES), size, x, y)]
     else:
         kinds, colours = random.sample(SHAPES, 2), random.choices(COLOUR_NAMES, k=2)
         places = _pair(random)
         things = [
-            Thing(kind, colour, random.choice(("small", "medium")), x, y)
-            for kind, colour, (x, y) in zip(kinds, colours, places, strict=True)
+            Thing(kind, colour, "small", x, y) for kind, colour, (x, y) in zip(kinds, colours, places, strict=True)
         ]
     place, pattern, ground = _ground(random, 0.15, tuple(thing.colour for thing in things))
     return Scene(tuple(things), place, pattern, ground, random.getrandbits(32))
 
 
+def _shake(random: Random) -> float:
+    return random.uniform(-0.02, 0.02)
+
+
 def _spot(random: Random) -> float:
     """Clearly in the first, the middle or the last third."""
-    return random.choice([0.26, 0.5, 0.74]) + random.uniform(-0.04, 0.04)
+    return random.choice([0.26, 0.5, 0.74]) + _shake(random)
 
 
 def _pair(random: Random) -> list[tuple[float, float]]:
     """Two middles, clearly beside or above one another."""
-    near, far = 0.27 + random.uniform(-0.04, 0.04), 0.73 + random.uniform(-0.04, 0.04)
-    other = 0.5 + random.uniform(-0.1, 0.1)
-    both = [(near, other), (far, other + random.uniform(-0.05, 0.05))]
+    both = [(0.27 + _shake(random), 0.5 + _shake(random)), (0.73 + _shake(random), 0.5 + _shake(random))]
     if random.random() < 0.4:
         both = [(y, x) for x, y in both]
     random.shuffle(both)
     return both
 
 
-def _creatures(random: Random) -> Scene:
-    first = _creature(random, random.choices(SIZES, (2, 5, 5))[0], _spot(random) if random.random() < 0.6 else 0.5)
-    things = [first]
-    if random.random() < 0.2:
-        left = random.random() < 0.5
-        first = _creature(random, "medium", 0.27 if left else 0.73)
-        x, y = (0.76 if left else 0.24) + random.uniform(-0.04, 0.04), 0.68 + random.uniform(-0.06, 0.06)
-        if random.random() < 0.5:
-            second = Thing(random.choice(SHAPES), random.choice(COLOUR_NAMES), "small", x, y)
-        else:
-            second = _creature(random, "medium", x)
-            while second.kind == first.kind:
-                second = _creature(random, "medium", x)
-        things = [first, second]
-    place, pattern, ground = _ground(random, 0.75, tuple(thing.colour for thing in things))
-    return Scene(tuple(things), place, pattern, ground, random.getrandbits(32))
-
-
-def _creature(random: Random, size: str, x: float) -> Thing:
-    extras = [extra for extra in EXTRAS if random.random() < 0.2]
+def _creature(random: Random) -> Scene:
+    size = random.choices(SIZES, (4, 6))[0]
+    extras = [extra for extra in EXTRAS if random.random() < 0.16]
     if "hat" in extras and "horns" in extras:
         extras.remove("hat")
     colour = random.choice([name for name in COLOUR_NAMES if name != "purple" or "horns" not in extras])
-    foot = {"small": 0.8, "medium": 0.86, "big": 0.93}[size] + random.uniform(-0.03, 0.03)
-    x = min(0.74, max(0.26, x + random.uniform(-0.03, 0.03))) if size != "big" else 0.5 + (x - 0.5) * 0.55
-    return Thing(random.choice(CREATURES), colour, size, x, foot - _CREATURE_HEIGHTS[size] / 2, frozenset(extras))
+    foot = {"small": 0.84, "big": 0.93}[size] + _shake(random)
+    x = _spot(random) if size == "small" else random.choice([0.36, 0.5, 0.64]) + _shake(random)
+    y = foot - _CREATURE_HEIGHTS[size] / 2
+    creature = Thing(random.choice(CREATURES), colour, size, x, y, frozenset(extras))
+    place, pattern, ground = _ground(random, 0.65, (colour,))
+    return Scene((creature,), place, pattern, ground, random.getrandbits(32))

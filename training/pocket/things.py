@@ -1,11 +1,12 @@
-"""The things in scenes: eight shapes, and seven creatures that may wear horns, a hat or a scarf."""
+"""Things to draw: eight shapes, and seven creatures that may wear horns, a hat or a scarf; `words` names the taught."""
 
 import math
-from random import Random
 
 from training.pocket.brush import Canvas, Point, around, mix
 from training.pocket.words import COLOURS, Colour
 
+EVERY_SHAPE = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
+EVERY_CREATURE = ("cat", "bear", "rabbit", "bird", "frog", "ghost", "robot")
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (44, 36, 58)
 _EDGE = 0.012  # width of the creatures' outlines
@@ -56,22 +57,22 @@ class Creature:
     """One creature on its feet at (x, y), `height` tall without ears; drawn from its back to its face."""
 
     def __init__(
-        self, canvas: Canvas, random: Random, kind: str, x: float, y: float, height: float, colour: Colour
-    ) -> None:
-        self.canvas, self.random, self.kind = canvas, random, kind
+        self, canvas: Canvas, kind: str, x: float, y: float, height: float, colour: Colour, *, look: int = 0,
+        asleep: bool = False,
+    ) -> None:  # fmt: skip
+        self.canvas, self.kind, self.look, self.asleep = canvas, kind, look, asleep
         self.x, self.k, self.colour = x, height, colour
         self.top = y - height
         self.light = mix(colour, WHITE, 0.45 if sum(colour) < 600 else 0.8)
         self.dark = mix(colour, INK, 0.3)
-        self.look = random.choice([-1, 0, 0, 1])
-        self.eyes = "shut" if random.random() < 0.15 else "open"
 
-    def draw(self, extras: frozenset[str], scarf: Colour, hat: Colour) -> None:
+    def draw(self, extras: frozenset[str]) -> None:
         """The whole creature. Heads are about 0.56 of it wide, their middle at 0.32 of its height."""
         if "horns" in extras:
             for side in (-1, 1):
                 self._polygon([(side * 0.12, 0.1), (side * 0.25, -0.17), (side * 0.26, 0.16)], (252, 234, 196))
         getattr(self, f"_{self.kind}")()
+        scarf, hat = COLOURS["blue" if self.colour[0] > 200 else "red"], COLOURS["black"]
         if "scarf" in extras:
             self._ellipse(0, 0.585, 0.24, 0.055, scarf)
             self._ellipse(0.13, 0.68, 0.06, 0.1, scarf)
@@ -112,9 +113,8 @@ class Creature:
 
     def _trunk(self) -> None:
         self._feet()
-        arm = self.random.choice([0.7, 0.7, 0.5])  # hanging, or raised to wave
-        self._ellipse(-0.24, arm, 0.07, 0.12, self.colour)
-        self._ellipse(0.24, 0.7, 0.07, 0.12, self.colour)
+        for side in (-1, 1):
+            self._ellipse(side * 0.24, 0.7, 0.07, 0.12, self.colour)
         self._ellipse(0, 0.74, 0.22, 0.22, self.colour)
         self._spot(0, 0.77, 0.13, 0.15, self.light)
 
@@ -123,7 +123,7 @@ class Creature:
         shift = self.look * 0.03
         for side in (-1, 1):
             x = side * apart + shift
-            if self.eyes == "shut":
+            if self.asleep:
                 self._line([(x - size, y), (x, y + 0.03), (x + size, y)], 0.025, ink)
             else:
                 self._spot(x, y, size * 1.25, size * 1.5, WHITE)
@@ -216,10 +216,3 @@ class Creature:
         for side in (-1, 1):
             self._spot(side * 0.11 + self.look * 0.03, 0.265, 0.05, 0.06, INK)
         self._plain_box(-0.12, 0.42, 0.12, 0.46, INK if sum(self.colour) > 200 else WHITE)
-
-
-def accessory_colours(random: Random) -> tuple[Colour, Colour]:
-    """For a scarf and a hat."""
-    scarf = random.choice([COLOURS["red"], COLOURS["blue"], COLOURS["green"], COLOURS["white"]])
-    hat = random.choice([COLOURS["black"], COLOURS["red"], COLOURS["blue"]])
-    return scarf, hat
