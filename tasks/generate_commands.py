@@ -106,7 +106,7 @@ def _on_comfyui(
 ) -> dict[str, Any]:
     place = Place(url, given["shared"], given["timeout_s"])
     columns = (TextColumn("{task.description}"), *Bar.get_default_columns()[1:3], TimeElapsedColumn())
-    with Bar(*columns, console=err, transient=True, disable=as_json) as bar:
+    with Bar(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
         line = bar.add_task("looking", total=None)
 
         def report(progress: Progress) -> None:

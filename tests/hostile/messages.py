@@ -144,7 +144,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "a drawing where there is no server": call(
         "GeneratorError: there is no ComfyUI server", "imprint.generate", owner_id="bob", subject_id="rex",
-        workflow={"1": deep(30)},
+        workflow={"1": deep(3)},
     ),
     "a drawing by position": call(ODD + "the task's arguments: too many", "imprint.generate", {"workflow": SECRET}),
     # requests

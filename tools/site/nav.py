@@ -13,11 +13,20 @@ NAV: dict[str, tuple[str, ...]] = {
     "How to": (
         "docs/how-to/first-training.md",
         "docs/how-to/connect-an-application.md",
+        "docs/use-the-lora.md",
         "docs/how-to/rent-a-pod.md",
         "docs/how-to/sqlite-to-postgresql.md",
         "docs/how-to/read-a-failure.md",
         "docs/how-to/add-a-family.md",
         "docs/training-by-hand.md",
+    ),
+    "Deploy": (
+        "docs/deploy/single-machine.md",
+        "docs/deploy/compose.md",
+        "docs/deploy/kubernetes.md",
+        "docs/deploy/updates.md",
+        "docs/deploy/backup.md",
+        "docs/deploy/several-gpus.md",
     ),
     "Run it": (
         "docs/operations.md",
