@@ -1,13 +1,15 @@
 """`celery -A tasks.app imprint …`: submit, watch, cancel, retry, and the credits, from a terminal."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.table import Table
 
+from core.errors import SpecInvalid
 from jobs import intake, service
 from jobs.view import View
 from jobs.wiring import house
@@ -20,7 +22,8 @@ from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
 from tasks.token_commands import token
 from tasks.upkeep_commands import UPKEEP
-from training.spec import BASE_MODELS
+from training.options import assigned
+from training.spec import BASE_MODELS, Optimizer
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
 
@@ -45,6 +48,8 @@ for _command in (*OPERATORS, *BACKENDS, *LORAS, *GENERATION, *UPKEEP, ingress, n
 @click.option("--rank", type=int, help="Default: the family's.")
 @click.option("--alpha", type=float, help="Default: the family's.")
 @click.option("--learning-rate", type=float, help="Default: the family's.")
+@click.option("--optimizer", type=click.Choice(get_args(Optimizer)), help="What moves the weights. Default: adamw.")
+@click.option("--set", "options", multiple=True, metavar="GROUP.OPTION=VALUE", help="An option of docs/recipe.md.")
 @click.option("--resolution", type=int, help="In pixels, a multiple of 64. Default: the family's.")
 @click.option("--epochs", type=int, help="10 to 500.")
 @click.option("--max-steps", type=int, help="Instead of epochs.")
@@ -57,10 +62,15 @@ for _command in (*OPERATORS, *BACKENDS, *LORAS, *GENERATION, *UPKEEP, ingress, n
 @click.option("--dry-run", is_flag=True, help="Only say what it would cost and how long it would take.")
 @click.option("--watch", is_flag=True, help="Follow the job to its end.")
 @answers
-def submit(folder: Path, *, dry_run: bool, watch: bool, as_json: bool, **arguments: Any) -> None:
+def submit(
+    folder: Path, *, options: Sequence[str], dry_run: bool, watch: bool, as_json: bool, **arguments: Any
+) -> None:
     """Train a LoRA on the pictures of FOLDER. A text file beside a picture, with its name, is its caption."""
     here = house()
-    arguments = {name: value for name, value in arguments.items() if value is not None}
+    try:
+        arguments = {name: value for name, value in arguments.items() if value is not None} | assigned(options)
+    except ValueError as error:
+        raise SpecInvalid.of({"--set": str(error)}) from error
     arguments.setdefault("subject_id", folder.resolve().name)
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
     if dry_run:

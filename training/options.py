@@ -4,6 +4,8 @@ An option that is not named leaves a training as it is, bit for bit: its recipe 
 too, because only what differs from the defaults is written there (`told`).
 """
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -82,3 +84,19 @@ class Validation(Group):
         if not self.held_out and (self.patience or self.keep_best):
             raise ValueError("patience and keep_best go by held-out pictures: set held_out to at least 1")
         return self
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Groups from `group.option=value`, as on a command line; a value is JSON, or else text. Raises ValueError."""
+    groups: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        group, dot, option = name.partition(".")
+        if not equals or not dot or not option:
+            raise ValueError(f"{assignment!r} is not of the form group.option=value, such as adapter.targets=all")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        groups.setdefault(group, {})[option] = value
+    return groups

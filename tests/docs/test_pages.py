@@ -1,5 +1,6 @@
 """What the pages say against what the code says. No I/O but the pages."""
 
+import json
 import os
 import re
 import subprocess
@@ -39,9 +40,10 @@ from tests.docs.pages import (
 )
 from tools.site.nav import NAV
 from training.pictures import FAULTS
-from training.spec import RECIPES, TrainSpec
+from training.spec import GROUPS, RECIPES, TrainSpec
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
+RECIPE = DOCS / "recipe.md"
 TASK, OPERATIONS, TROUBLES = DOCS / "task.md", DOCS / "operations.md", DOCS / "troubleshooting.md"
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -156,6 +158,26 @@ class TestTheTask:
             values = list(dict.fromkeys(f"{recipe[name]:g}" for recipe in RECIPES.values()))
             wanted = values[0] if len(values) == 1 else " / ".join(f"{recipe[name]:g}" for recipe in RECIPES.values())
             assert self.arguments[name].rstrip(" |").endswith(f"| {wanted}"), name
+
+    @pytest.mark.parametrize("group", GROUPS)
+    def test_every_option_of_the_recipe_has_a_row_with_its_bounds_and_default(self, group: str) -> None:
+        rows = table_rows(section(RECIPE, group.capitalize()))
+        schema = TrainSpec.model_json_schema()["$defs"][group.capitalize()]["properties"]
+        assert set(schema) <= set(rows)
+        for name, told in schema.items():
+            for bound in ("minimum", "maximum", "exclusiveMinimum", "maxItems"):
+                assert bound not in told or f"{told[bound]:.10g}" in rows[name], name
+            assert all(f"`{value}`" in rows[name] for value in told.get("enum", ())), name
+            default = told["default"]
+            said = {str: f"`{default}`", list: "none", bool: json.dumps(default)}.get(type(default))
+            assert f"| {said or f'{default:g}'} |" in rows[name], name
+
+    def test_every_example_of_a_recipe_is_one(self) -> None:
+        shown = [json.loads(block.text) for block in blocks(RECIPE) if block.language == "json"]
+        assert {group for recipe in shown for group in recipe} >= set(GROUPS)
+        for recipe in shown:
+            made = TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "imp", "seed": 1, **recipe})
+            assert made.told().items() >= {name: recipe[name] for name in set(GROUPS) & set(recipe)}.items()
 
     def test_every_field_of_the_view_is_explained(self) -> None:
         spec = TrainSpec(base_model="sd15", trigger_word="imp", seed=1)  # type: ignore[call-arg]

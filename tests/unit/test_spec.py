@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from training.options import assigned
 from training.spec import BASE_MODELS, RECIPES, TrainSpec, is_distilled
 
 
@@ -134,3 +135,16 @@ def test_a_spec_comes_back_from_its_json(**said: Any) -> None:
 ])  # fmt: skip
 def test_few_step_models_are_known_by_their_names(names: tuple[str, str], is_distilled_one: bool) -> None:
     assert is_distilled(*names) is is_distilled_one
+
+
+def test_options_on_a_command_line() -> None:
+    given = ["adapter.targets=all", "optimization.ema_decay=0.9", 'validation.previews=["a=b"]', "data.flip=true"]
+    assert assigned(given) == {
+        "adapter": {"targets": "all"},
+        "optimization": {"ema_decay": 0.9},
+        "validation": {"previews": ["a=b"]},
+        "data": {"flip": True},
+    }
+    for wrong in ("targets=all", "adapter.targets", "adapter.=all", "all"):
+        with pytest.raises(ValueError, match=r"group\.option=value"):
+            assigned([wrong])
