@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from core.settings import Settings
 from tasks.stack import Stack
+from tests.docs.pages import blocks
 from tests.servers.systemd import Machine, machine, why_not
 from tests.site import MASCOT, ROOT, until
 
@@ -75,13 +76,24 @@ def debian(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
         yield booted
 
 
+PAGE = ROOT / "docs" / "deploy" / "single-machine.md"
+
+# What a reader's machine has and this one need not: root types, and the newer checkout is there already.
+AS_ROOT = 'sudo() { "$@"; }; cd /srv/imprint; set -e\n'
+
+
+def typed(number: int) -> str:
+    """A block of commands of the page, as it stands there."""
+    return AS_ROOT + [block.text for block in blocks(PAGE) if block.language == "sh"][number]
+
+
 def imprint(on: Machine, *arguments: str) -> Any:
     return json.loads(on.do(f"imprint {' '.join(arguments)} --json", 60).splitlines()[-1])
 
 
 def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None:
     # ---- install, set, start: as the page says ----
-    debian.do("/srv/imprint/deploy/systemd/install --no-start")
+    debian.do(typed(0))
     verify = "cd /etc/systemd/system; systemd-analyze verify imprint.target imprint-*.service imprint-*.timer 2>&1"
     assert debian.do(f"{verify} | grep imprint || true") == ""
     security = debian.do("systemd-analyze security --no-pager imprint-io.service | tail -1")
@@ -97,14 +109,13 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     debian.do("curl -fsS http://127.0.0.1:8080/healthz")
 
     # ---- a training, as far as its middle ----
-    imprint(debian, "grant", "me", "1000")
-    recipe = f"/srv/pictures --trigger imp --resolution 64 --max-steps {STEPS} --seed 7"
-    job_id = imprint(debian, "submit", recipe)["job_id"]
+    debian.do(typed(2))
+    [job_id] = [job["job_id"] for job in imprint(debian, "list")]
     until(lambda: imprint(debian, "status", job_id)["step"] >= 1, 60, "the first steps")
 
     # ---- the update: a newer checkout, the same command ----
     debian.do("echo newer >/srv/imprint/NEWER")
-    told = debian.do("/srv/imprint/deploy/systemd/install --no-start; systemctl show -P MainPID imprint-train@0")
+    told = debian.do(typed(3))
     assert "handed over" in told
     debian.do("test -e /opt/imprint/NEWER")
     between = debian.journal()
@@ -125,7 +136,7 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     assert [entry["kind"] for entry in balance["entries"]].count("settle") == 1
     assert imprint(debian, "audit")["ok"]
     # A run that nobody stopped ends with the same file: nothing was lost on the way, and nothing done twice.
-    straight = imprint(debian, "submit", recipe, "--watch")
+    straight = imprint(debian, "retry", job_id, "--watch")
     assert straight["lora"]["sha256"] == view["lora"]["sha256"]
 
     # ---- a worker that dies is started again; the walls stand; a back-up is made ----
@@ -143,7 +154,7 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     assert uid != "0"
     debian.do("systemctl start imprint-backup")
     debian.do("test -s /var/backups/imprint/manifest.json")
-    debian.do("systemctl stop imprint.target 'imprint-*.service'")
+    assert "goes on from step" in debian.do(typed(4).replace("--lines 50", "--lines 500"))
     assert debian.do("pgrep -u imprint || true").strip() == ""
 
 
