@@ -170,9 +170,15 @@ def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
 
 
 def _told(error: ValidationError) -> dict[str, str]:
+    # Names of options may be a sender's own, too: see _MAX_UNKNOWN.
+    told = error.errors(include_url=False, include_input=False)
+    known = [fault for fault in told if fault["type"] != "extra_forbidden"]
+    unknown = [fault for fault in told if fault["type"] == "extra_forbidden"][:_MAX_UNKNOWN]
     return {
-        ".".join(str(part) for part in fault["loc"]) or "base_model": fault["msg"].removeprefix("Value error, ")
-        for fault in error.errors(include_url=False, include_input=False)
+        ".".join(ascii(str(part))[1:-1][:60] for part in fault["loc"]) or "base_model": (
+            fault["msg"].removeprefix("Value error, ")
+        )
+        for fault in [*known, *unknown]
     }
 
 

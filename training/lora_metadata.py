@@ -87,6 +87,7 @@ def describe(
     return {
         **looked,
         **_kohya(spec, examples, steps),
+        **({"ss_network_args": _json(spec.adapter.told())} if spec.adapter.told() else {}),
         **_modelspec(spec, prediction),
         "imprint_version": own_version(),
         "imprint_family": spec.family,

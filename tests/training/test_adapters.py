@@ -1,5 +1,6 @@
 """Target sets, rsLoRA and DoRA, against peft; and their files, as people load them."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -115,6 +116,7 @@ def test_diffusers_draws_as_the_live_model_does(runs: Runs, family: str) -> None
     change = (wanted - before).norm()
     assert change > 1e-2 * before.norm()
     assert (answer(live, other) - wanted).norm() < TOLERANCE[family] * change
+    assert json.loads(result.metadata["ss_network_args"]) == {"targets": "all", "rslora": True}
     assert (result.metadata["ss_network_alpha"], result.metadata["ss_network_dim"]) == ("10.0", "4")  # 5 sqrt(4)
 
 

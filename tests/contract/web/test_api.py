@@ -136,9 +136,12 @@ class TestTrain:
         body = {
             "imageIds": ["https://inner/secret", *stored(api, 4)], "baseModel": "no-such", "rank": 0, "epochs": "many",
             "maxSteps": -1, "webhookUrl": "ftp://hush", "<script>": 1, "base_model": "sd15",
+            "adapter": {"targets": "hush"},
+            "optimization": {"warmupSteps": -1, **{f"<script>{number}": 1 for number in range(99)}},
         }  # fmt: skip
         told = problem(api.call("POST", f"{REX}/lora/train", ada, json=body), 422, "spec_invalid")
         wanted = {"imageIds.0", "family", "rank", "epochs", "maxSteps", "webhookUrl", "triggerWord", "?", "baseModel"}
+        wanted |= {"adapter.targets", "optimization.warmupSteps", "optimization.?"}
         assert set(told["faults"]) == wanted
         assert "base_model" not in told["faults"]["family"]
         for word in ("script", "secret", "hush", "many", "no-such"):
@@ -157,7 +160,10 @@ class TestTrain:
         change = {"baseModel": "sd15", "triggerWord": " imp ", "classWord": "toy"}
         assert api.call("PATCH", f"{REX}/lora/settings", ada, json=change).json()["triggerWord"] == "imp"
         body = {"imageIds": stored(api), "maxSteps": 3, "classWord": "dog"}
+        body |= {"optimization": {"warmupSteps": 5, "schedule": "cosine"}, "data": {"flip": True}}
         spec = api.call("POST", f"{REX}/lora/train", ada, json=body).json()["spec"]
+        assert (spec["optimization"]["warmupSteps"], spec["optimization"]["emaDecay"]) == (5, 0.0)
+        assert (spec["data"]["flip"], spec["adapter"]["targets"]) == (True, "attention")
         assert (spec["triggerWord"], spec["classWord"], spec["maxSteps"]) == ("imp", "dog", 3)
         assert api.call("PATCH", f"{REX}/lora/settings", ada, json={"classWord": None}).json()["classWord"] is None
         bad = {"baseModel": "sd9", "triggerWord": "a\nb", "webhookUrl": "http://127.0.0.1/"}
