@@ -66,6 +66,7 @@ def _say_what_trains(sender: Any, **_: Any) -> None:
     metrics.serve(settings())
     queues = [queue.name for queue in sender.task_consumer.queues]
     if any(name.startswith("train.") for name in queues):
+        metrics.expect(name.removeprefix("train.") for name in queues if name.startswith("train."))
         # torch: only on workers that train, and before the first job, which need not wait for it then
         from training.device import probe
 

@@ -59,7 +59,7 @@ ROWS: list[tuple[str, list[Panel]]] = [
         ("Devices at work", "percentunit", "lines",
          {"{{instance}} {{device}}": f"sum by (instance, device) (rate(imprint_device_seconds_total{_INTERVAL}))"},
          "Share of the time in which a worker's device was stepping trainings."),
-        ("GPU hours in the last day", "none", "lines",
+        ("Device hours in the last day", "none", "lines",
          {"{{device}}": "sum by (device) (increase(imprint_device_seconds_total[1d])) / 3600"}, ""),
         ("Encodings found in the cache", "percentunit", "lines",
          {"{{kind}}": 'sum by (kind) (rate(imprint_encodings_total{result="found"}[1h])) / '
@@ -81,6 +81,7 @@ ROWS: list[tuple[str, list[Panel]]] = [
         ("Credits moved in an hour", "none", "lines",
          {"{{kind}}": "max by (kind) (increase(imprint_credits_moved_total[1h]))"}, ""),
         ("Delivered and not charged", "none", "lines", {"leaks": "max(imprint_leaks)"}, ""),
+        ("Since the last audit", "s", "lines", {"audit": "time() - max(imprint_audit_time_seconds)"}, ""),
         ("Pods", "none", "stacked", {"{{state}}": "max by (state) (imprint_pods)"}, ""),
         ("Pods, dollars in 24 hours", "currencyUSD", "lines",
          {"spent": 'max(imprint_pods_dollars{period="day"})',
@@ -108,7 +109,8 @@ def dashboard() -> dict[str, Any]:
              "gridPos": {"x": 0, "y": y, "w": 24, "h": 1}}
         )  # fmt: skip
         small = title == "Now"
-        width, height, x, y = (3, 4, 0, y + 1) if small else (8, 8, 0, y + 1)
+        # Lines without gaps: three of eight columns, or four of six.
+        width, height, x, y = (3, 4, 0, y + 1) if small else (6 if len(row) % 4 == 0 else 8, 8, 0, y + 1)
         for panel in row:
             if x + width > 24:
                 x, y = 0, y + height
@@ -141,7 +143,8 @@ def _panel(panel: Panel, x: int, y: int, width: int, height: int) -> dict[str, A
         "datasource": _SOURCE,
         "gridPos": {"x": x, "y": y, "w": width, "h": height},
         "fieldConfig": {
-            "defaults": {"unit": unit, "min": 0, "custom": {} if is_number else custom,
+            "defaults": {"unit": unit, "min": 0, "noValue": "none yet" if kind == "alarm" else "",
+                         "custom": {} if is_number else custom,
                          "thresholds": {"mode": "absolute", "steps": steps}},
             "overrides": [],
         },

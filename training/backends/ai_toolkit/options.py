@@ -17,6 +17,9 @@ _KNOWN = {
 }
 
 
+_FAMILIES = ("sd15", "sdxl", "z-image")  # whose jobs config.py can write and whose files convert.py can read
+
+
 def faults(spec: TrainSpec) -> dict[str, str]:
     """What of a spec ai-toolkit cannot do, by field; {} for a spec that it can train."""
     found = {
@@ -25,6 +28,8 @@ def faults(spec: TrainSpec) -> dict[str, str]:
         for name in getattr(spec, group).told()
         if name not in known
     }
+    if spec.family not in _FAMILIES:
+        found["backend"] = f"{spec.family} is not trained by ai-toolkit from here: train with backend local"
     if spec.family == "z-image" and spec.file_alpha != spec.rank:
         found["alpha"] = f"ai-toolkit trains Z-Image with alpha = rank only: {spec.rank}"
     if spec.optimizer == "prodigy" and spec.learning_rate < 0.1:
