@@ -39,6 +39,7 @@ from training.spec import TrainSpec, is_distilled
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.1
+_MOST_WAITING = 4  # checkpoints: each holds memory of the device
 
 
 def train(run: TrainRun) -> TrainResult:
@@ -151,12 +152,13 @@ class Trainee:
 
     def _note(self) -> None:
         """Read what the engine left here: losses, told now and then, and a state to keep."""
-        state, self.seat.snapshot = self.seat.snapshot, None  # before the losses: those up to it are all there
         self._show()  # before a checkpoint is kept: who goes on from it draws no picture of the way to it
-        if state is not None:
-            self._read(state.step)
-            if state.step > self.kept:
-                self._keep(replace(state, loss=self.meter.loss))
+        snapshots = self.seat.snapshots
+        while snapshots and snapshots[0].step <= self._told():
+            snapshot = snapshots.popleft()
+            self._read(snapshot.step)
+            if len(snapshots) < _MOST_WAITING and snapshot.step > self.kept:  # with a slow store the newest will do
+                self._keep(replace(snapshot.state(), loss=self.meter.loss))
         self._read(self.total)
         self.meter.tell(self.done, is_end=self.seat.gone and self.done == self.seat.total)
 
@@ -172,6 +174,11 @@ class Trainee:
                     previews.save(step, prompt, picture)
             except (OSError, ImprintError) as error:
                 log.warning("the previews of step %d could not be kept, training goes on: %s", step, error)
+
+    def _told(self) -> int:
+        """The last step whose loss is here: on a GPU losses come later than what is made of them."""
+        losses = self.seat.losses
+        return losses[-1][0] if losses else self.done
 
     def _read(self, until: int) -> None:
         for step, loss in self.seat.looks[self.looked :]:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from training.backends.randomness import Order
 from training.engine import share
 from training.engine.adapters import Ports
 from training.engine.draw import Extras, Lot, draw
-from training.engine.optimizer import Terms
+from training.engine.optimizer import Stack, Terms
 from training.engine.schedule import rate_at
 from training.engine.stacks import STACKS
 from training.engine.step import Batch, Step, Told, cuda_graph
@@ -46,7 +47,7 @@ class Shape:
 class Seat:
     """One job in the engine: what it trains on, where it stands, and what its own thread is told.
 
-    The engine's thread writes `step`, `losses`, `snapshot`, `error` and `gone`, then sets `news`; the job's thread
+    The engine's thread writes `step`, `losses`, `snapshots`, `error` and `gone`, then sets `news`; the job's thread
     writes `leaving`.
     """
 
@@ -71,7 +72,7 @@ class Seat:
     looks: list[tuple[int, float]] = field(default_factory=list)  # (done, validation loss), oldest first
     best: Mapping[str, Array] = field(default_factory=dict)  # the weights of the best look, if they are to be kept
     drawn: deque[tuple[int, list[Tensor]]] = field(default_factory=deque)  # (done, latents of each prompt)
-    snapshot: State | None = None  # the newest checkpoint that nobody has saved
+    snapshots: deque["Snapshot"] = field(default_factory=deque)  # to be kept, oldest first
     error: BaseException | None = None
     gone: bool = False  # it has no slot any more: finished, failed, or let go
     leaving: bool = False
@@ -81,6 +82,24 @@ class Seat:
         self.start = self.step = self.state.step if self.state is not None else 0
         if self.state is not None:
             self.looks, self.best = list(self.state.looks), self.state.best
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One job as it was after `step` steps: a copy of its row, on the device until somebody asks for its state.
+
+    So a checkpoint costs the engine's thread a copy; reading, writing and sending it is for the job's own.
+    """
+
+    step: int
+    row: Stack  # of one slot
+    rank: int
+    rest: Mapping[str, Any]  # what else is in a State
+
+    def state(self) -> State:
+        """It all, on the host. Waits for the device."""
+        weights = self.row.layout.read(self.row.masters[0], self.rank)
+        return State(self.step, weights=weights, kept=self.row.state(0, self.rank), **self.rest)
 
 
 class Cohort:
@@ -139,16 +158,19 @@ class Cohort:
     def snapshot(self, job: Seat) -> State:
         """A job's state as it is now, on the host."""
         self.settle()
-        slot, rank = self.seats.index(job), job.run.spec.rank
-        return State(
-            job.step,
-            weights=self.layout.read(self.stack.masters[slot], rank),
-            kept=self.stack.state(slot, rank),
-            prediction=self.base.prediction,
-            looks=tuple(job.looks),
-            best=job.best,
-            precision=str(self.base.dtype).removeprefix("torch."),
-        )
+        return self.copied(job).state()
+
+    def copied(self, job: Seat) -> Snapshot:
+        """A job as it is now. Does not wait for the device."""
+        row = STACKS[self.shape.optimizer](1, self.layout, self.base.device)
+        row.copy(0, self.stack, self.seats.index(job))
+        rest = {
+            "prediction": self.base.prediction,
+            "looks": tuple(job.looks),
+            "best": job.best,
+            "precision": str(self.base.dtype).removeprefix("torch."),
+        }
+        return Snapshot(job.step, row, job.run.spec.rank, rest)
 
     def look(self, job: Seat) -> None:
         """Look at a job's held-out pictures and draw its prompts; a look may end it early. Nobody's numbers change."""

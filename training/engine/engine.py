@@ -57,7 +57,7 @@ class Engine:
             self._changed.notify_all()
 
     def leave(self, job: Seat) -> None:
-        """Ask for a job to be let go at the next step boundary; its `snapshot` is then where it stands."""
+        """Ask for a job to be let go at the next step boundary; its last snapshot is then where it stands."""
         with self._changed:
             job.leaving = True
             self._changed.notify_all()
@@ -126,7 +126,8 @@ class Engine:
             if job is not None and share.any_of(job.leaving, self.base.device):
                 if not job.leaving:
                     job.error = HandOver()  # another process of this training was asked to stop
-                job.snapshot = cohort.snapshot(job)
+                cohort.settle()
+                job.snapshots.append(cohort.copied(job))
                 cohort.unseat(job)
                 _gone(job)
 
@@ -136,11 +137,12 @@ class Engine:
             if job is None or not self._looked(cohort, job):
                 continue
             if job.step >= job.total:
-                job.snapshot = cohort.snapshot(job)
+                cohort.settle()
+                job.snapshots.append(cohort.copied(job))
                 cohort.unseat(job)
                 _gone(job)
             elif job.step % job.checkpoint_every == 0:
-                job.snapshot = cohort.snapshot(job)
+                job.snapshots.append(cohort.copied(job))
                 job.news.set()
             elif job.step == job.start + 1:
                 job.news.set()  # the first step is told at once, so that nobody takes a training for stuck
