@@ -1,10 +1,11 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-remote bench-train bench-train-quick bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+JOBS  ?= 1
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -12,8 +13,8 @@ help:  ## this list
 setup:  ## .venv with everything that Imprint needs; a second run does nothing
 	@tools/setup.sh demo
 
-demo: setup  ## ten pictures become a LoRA through the real chain, live
-	@$(BIN)/python -m demo
+demo: setup  ## ten pictures become a LoRA through the real chain, live; JOBS=4 sends four at once
+	@$(BIN)/python -m demo --jobs $(JOBS)
 
 demo-remote: setup  ## the same on a rented pod: a stand-in for RunPod and its GPU, on this machine
 	@$(BIN)/python -m demo --remote
@@ -59,8 +60,17 @@ bench-recovery: setup  ## from a training worker's kill -9 to the next step of i
 bench-train: setup  ## CPU seconds and memory of a training step beside plain diffusers and peft, as JSON
 	@$(BIN)/python -m benchmarks.training
 
+bench-quality: setup  ## LoRAs of five unseen subjects, ours and a plain loop's, in four figures, as JSON
+	@$(BIN)/python -m benchmarks.quality
+
 bench-train-quick: setup  ## the same on the tiny model alone, in under a minute
 	@$(BIN)/python -m benchmarks.training --quick
+
+bench-resume: setup  ## error after kill -9 and resume, ours and a plain loop's, as JSON
+	@$(BIN)/python -m benchmarks.resume
+
+bench-full: setup  ## ten photographs (PICTURES=folder) on a base of sd15's size, the whole chain: memory, time, as JSON
+	@$(BIN)/python -m benchmarks.full_size
 
 bench-remote: setup  ## how long a poll of 500 remote trainings takes, as JSON
 	@$(BIN)/python -m benchmarks.remote

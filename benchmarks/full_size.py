@@ -1,0 +1,174 @@
+"""`make bench-full`: ten photographs through the whole chain on a base model of sd15's exact size, on this machine.
+
+The base model is one `.safetensors` file of random weights in float16, 2 GB, made for the run: its numbers mean
+nothing, and cost what real ones do. A training of a few steps at 512 pixels goes through Redis, an io worker and a
+training worker of their own. Seconds of each stage come from the job's own events, memory from the kernel: the peak of
+the training worker's resident memory, and what it had before the job.
+
+`PICTURES=folder make bench-full` takes your photographs (their first ten); without it the demo's drawings are taken,
+enlarged. The last line is one JSON object: `steps, resolution, pictures, threads, precision, stage_s, first_step_s,
+s_per_step, train_peak_gb, train_idle_gb, io_peak_gb, lora_bytes`.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTokenizer
+
+from benchmarks.home import ROOT, clear_settings
+from jobs import intake, service
+from tests.servers.redis import redis_server
+from tests.site import Site
+from training.families import single_file
+from training.families.checkpoint_configs import CONFIGS
+from training.families.checkpoint_names import PREFIXES, source
+from training.sample import KINDS
+from training.tiny_words import clip_vocabulary
+
+PICTURES = 10
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_WAIT_S = 3600.0
+
+
+def main() -> int:
+    """Run the benchmark in a folder of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, default=os.environ.get("PICTURES"), help="a folder of photographs")
+    parser.add_argument("--base", type=Path, help="a file to train on in place of one of random weights")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the training worker")
+    given = parser.parse_args()
+    clear_settings()
+    with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
+        place = Path(folder)
+        base = given.base or full_size(place / "sd15.safetensors")
+        print(f"base model: {base.stat().st_size / 1e9:.2f} GB in one file")
+        with redis_server(place / "redis") as redis:
+            # Defaults, and not the hurry of the tests.
+            site = Site(
+                place / "site", base, redis.url, IMPRINT_LEASE_S="25", IMPRINT_SWEEP_S="30",
+                OMP_NUM_THREADS=str(given.threads), HF_HUB_OFFLINE="1",
+            )  # fmt: skip
+            try:
+                result = _run(site, _pictures(given.pictures), given)
+            finally:
+                site.end()
+    print(json.dumps(result))
+    return 0
+
+
+def full_size(path: Path) -> Path:
+    """An sd15 checkpoint of random weights as small as fresh ones; a tokenizer of ours beside it."""
+    chance = torch.Generator().manual_seed(0)
+    tensors = {}
+    for part, prefixes in PREFIXES["sd15"].items():
+        config = CONFIGS["sd15"][part]
+        for name, weights in single_file.empty(KINDS["sd15"][part], config).named_parameters():
+            if weights.ndim == 1:
+                made = (
+                    torch.ones(weights.shape)
+                    if "norm" in name and name.endswith("weight")
+                    else torch.zeros(weights.shape)
+                )
+            else:
+                made = (torch.rand(weights.shape, generator=chance) * 2 - 1) * weights[0].numel() ** -0.5
+            tensors[prefixes[0] + source("sd15", part, name, config).name] = made.half()
+    save_file(tensors, path)
+    vocabulary, merges = clip_vocabulary()
+    tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # type: ignore[arg-type]
+    tokenizer.save_pretrained(path.with_suffix(".parts") / "tokenizer")
+    return path
+
+
+def _pictures(folder: Path | None) -> list[bytes]:
+    """The first ten pictures of a folder and of those in it; the demo's, twice as large, where none is given."""
+    if folder is not None:
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        return [file.read_bytes() for file in files[:PICTURES]]
+    found = []
+    for file in sorted((ROOT / "demo" / "pictures").glob("*.png"))[:PICTURES]:
+        with Image.open(file) as picture:
+            out = BytesIO()
+            picture.resize((2 * picture.width, 2 * picture.height)).save(out, "PNG")
+            found.append(out.getvalue())
+    return found
+
+
+def _run(site: Site, pictures: list[bytes], given: argparse.Namespace) -> dict[str, Any]:
+    site.house.database.migrate()
+    for name in ("io", "beat", "train"):
+        site.start(name)
+    idle = _memory(site, "train")[1]
+    site.grant("owner", 100_000)
+    images = [{"ref": intake.store_picture(site.house, "owner", "photographs", picture)} for picture in pictures]
+    job_id = site.send(images=images, max_steps=given.steps, resolution=given.resolution)["job_id"]
+    until = time.monotonic() + _WAIT_S
+    while (view := site.look(job_id))["status"] not in ("ready", "failed", "cancelled"):
+        if time.monotonic() > until:
+            raise SystemExit(f"not done after {_WAIT_S:.0f} s: {view}")
+        time.sleep(1)
+    if view["status"] != "ready":
+        raise SystemExit(f"the job {view['status']}: {view['failure']}")
+    stages, steps = _seconds(site, job_id)
+    return {
+        "steps": given.steps,
+        "resolution": given.resolution,
+        "pictures": sum(picture["state"] == "good" for picture in view["pictures"]),
+        "threads": given.threads,
+        "precision": _precision(site),
+        "stage_s": stages,
+        **steps,
+        "train_peak_gb": _memory(site, "train")[0],
+        "train_idle_gb": idle,
+        "io_peak_gb": _memory(site, "io")[0],
+        "lora_bytes": view["lora"]["bytes"],
+    }
+
+
+def _seconds(site: Site, job_id: str) -> tuple[dict[str, float], dict[str, float]]:
+    """How long each stage took, and within the training the time to the first step and from one step to the next."""
+    begun: dict[str, float] = {}
+    reported: list[tuple[int, float]] = []
+    last = 0.0
+    for event in service.events(site.house, job_id):
+        data, at = json.loads(event.data), event.at.timestamp()
+        if event.kind == "stage" and data.get("stage"):
+            begun.setdefault(data["stage"], at)
+        if event.kind == "progress" and data.get("step"):
+            reported.append((data["step"], at))
+        last = at
+    names = list(begun)
+    ends = [*[begun[name] for name in names[1:]], last]
+    stages = {name: round(end - begun[name], 1) for name, end in zip(names, ends, strict=True)}
+    (first, at_first), (final, at_last) = reported[0], reported[-1]
+    per_step = (at_last - at_first) / (final - first) if final > first else 0.0
+    return stages, {"first_step_s": round(at_first - begun["train"], 1), "s_per_step": round(per_step, 2)}
+
+
+def _memory(site: Site, name: str) -> tuple[float, float]:
+    """Peak and present resident memory of a worker's process, in GB."""
+    status = Path(f"/proc/{site.processes[name].pid}/status").read_text()
+    told = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", status, re.MULTILINE))
+    return round(int(told["VmHWM"]) * 1024 / 1e9, 2), round(int(told["VmRSS"]) * 1024 / 1e9, 2)
+
+
+def _precision(site: Site) -> str:
+    """What the training worker kept the base model in, as its log says."""
+    found = re.findall(r"\b(bfloat16|float32)\b", site.log("train").read_text())
+    return found[-1] if found else "not told"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""`make bench-resume`: how far a training that was killed with -9 and resumed ends from one that was left alone.
+
+Ours and a plain loop (peft, AdamW and generator states kept as diffusers' scripts keep them), each in processes of its
+own on the tiny base model, the demo's ten pictures, the same number of steps: once straight through, once killed as
+soon as its second half has begun and a checkpoint is there, then started again by the same command. The error is the
+distance between the two final LoRAs, as a share of the change that the straight one made after the checkpoint: 0 is
+exact, 1 as good as not having trained since. The last line is one JSON object: `ours_error, plain_error`, and beside
+them `plain_rerun_error` (the plain loop twice without a kill: what of its error is not the kill's), `steps`,
+`ours_killed_after`, `plain_killed_after` (the checkpoints' steps) and `byte_identical` (our two files).
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.home import ROOT, clear_settings
+from training import lora_file
+from training.checkpoint_folder import FolderCheckpoints
+from training.safetensor import Array, unpack
+
+PICTURES = ROOT / "demo" / "pictures"
+# The plain loop keeps a checkpoint every so many steps, as the scripts do: their epochs mean nothing to it.
+PLAIN_EVERY = 45
+_WAIT_S = 600.0
+
+Weights = dict[str, Array]
+
+
+def main() -> int:
+    """Run the benchmark in a folder of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400, help="of each training; the kill comes in the second half")
+    steps = parser.parse_args().steps
+    clear_settings()
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1")
+    with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
+        place = Path(folder)
+        base = place / "base"
+        run([sys.executable, "-m", "training.tiny_base", str(base)])
+        result = {"steps": steps, **_ours(place, base, steps), **_plain(place, base, steps)}
+    print(json.dumps({"ours_error": result.pop("ours_error"), "plain_error": result.pop("plain_error"), **result}))
+    return 0
+
+
+def _ours(place: Path, base: Path, steps: int) -> dict[str, Any]:
+    def command(name: str) -> list[str]:
+        return [
+            sys.executable, "-m", "training", str(PICTURES), "--base-model", str(base), "--family", "sd15",
+            "--trigger", "zrk", "--class-word", "mascot", "--resolution", "64", "--max-steps", str(steps),
+            "--device", "cpu", "--resume-dir", str(place / name), "--out", str(place / f"{name}.safetensors"),
+        ]  # fmt: skip
+
+    def at_kill(folder: Path) -> tuple[int, Weights] | None:
+        kept = FolderCheckpoints(folder)
+        step = max(kept.steps(), default=0)
+        if step < steps // 2:
+            return None
+        tensors, _ = unpack(kept.load(step))
+        held = {name.removeprefix("weights/"): part for name, part in tensors.items() if name.startswith("weights/")}
+        return step, {name: part.floats() for name, part in held.items()}
+
+    run(command("straight"))
+    step, before = killed(command("killed"), place / "killed", at_kill)
+    run(command("killed"))
+    one, other = (place / f"{name}.safetensors" for name in ("straight", "killed"))
+    error = share(_of_file(one), _of_file(other), before)
+    print(f"ours: killed after step {step} of {steps}, error {error:.3g}")
+    return {
+        "ours_error": error,
+        "ours_killed_after": step,
+        "byte_identical": one.read_bytes() == other.read_bytes(),
+    }
+
+
+def _of_file(path: Path) -> Weights:
+    """A file's matrices by the names that checkpoints have for them, with kohya's underscores for dots."""
+    naming = lora_file.NAMINGS["sd15"]
+    tensors, _ = unpack(path.read_bytes())
+    ends = {naming.down: ".down", naming.up: ".up"}
+    return {
+        name.removeprefix(naming.prefix).removesuffix(end) + short: part.floats()
+        for name, part in tensors.items()
+        for end, short in ends.items()
+        if name.endswith(end)
+    }
+
+
+def _plain(place: Path, base: Path, steps: int) -> dict[str, Any]:
+    def command(name: str) -> list[str]:
+        return [
+            sys.executable, "-m", "benchmarks.resume_plain", str(base), str(PICTURES), str(place / name),
+            "--steps", str(steps), "--every", str(PLAIN_EVERY),
+        ]  # fmt: skip
+
+    def read(path: Path) -> Weights:
+        return {name: part.floats() for name, part in unpack(path.read_bytes())[0].items()}
+
+    def at_kill(folder: Path) -> tuple[int, Weights] | None:
+        steps_there = [int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*")]
+        step = max(steps_there, default=0)
+        return (step, read(folder / f"checkpoint-{step}" / "lora.safetensors")) if step >= steps // 2 else None
+
+    run(command("plain-straight"))
+    run(command("plain-again"))
+    step, before = killed(command("plain-killed"), place / "plain-killed", at_kill)
+    run(command("plain-killed"))
+    straight, again, resumed = (
+        read(place / name / "lora.safetensors") for name in ("plain-straight", "plain-again", "plain-killed")
+    )
+    error, control = share(straight, resumed, before), share(straight, again, before)
+    print(f"plain: killed after step {step} of {steps}, error {error:.3g}; without a kill {control:.3g}")
+    return {"plain_error": error, "plain_rerun_error": control, "plain_killed_after": step}
+
+
+def share(straight: Weights, resumed: Weights, before: Mapping[str, Array]) -> float:
+    """The distance of the final LoRAs over the change that the straight one made after the checkpoint."""
+    named = {name.replace(".", "_"): values for name, values in before.items()}
+
+    def distance(one: Weights, other: Mapping[str, Array]) -> float:
+        plain = {name.replace(".", "_"): values for name, values in other.items()}
+        parts = [(values, plain[name.replace(".", "_")]) for name, values in one.items()]
+        return float(sum(np.square(a - b, dtype=np.float64).sum() for a, b in parts) ** 0.5)
+
+    return distance(straight, resumed) / distance(straight, named)
+
+
+def run(command: Sequence[str]) -> None:
+    """Run to its end; what it said is shown if it fails."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
+
+
+def killed(
+    command: Sequence[str], folder: Path, at_kill: Callable[[Path], tuple[int, Weights] | None]
+) -> tuple[int, Weights]:
+    """Start it, kill it with -9 once it has a checkpoint in its second half; gives that checkpoint's step and weights.
+
+    A checkpoint that is later than the one first seen counts: it is what the next run goes on from.
+    """
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + _WAIT_S
+        while at_kill(folder) is None:
+            if process.poll() is not None or time.monotonic() > until:
+                process.kill()
+                raise SystemExit(f"{' '.join(command)} ended before it could be killed: {process.returncode}")
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    if (found := at_kill(folder)) is None:
+        raise SystemExit(f"{folder} has lost its checkpoint")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
