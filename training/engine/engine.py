@@ -6,6 +6,7 @@ own (the worker's task), which waits here, watches over it, and keeps its checkp
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from core.errors import HandOver
 from training.engine import share, unet
 from training.engine.adapters import Ports
 from training.engine.cohort import LADDER, Cohort, Seat, Shape
+from training.engine.ladder import Ladder
 from training.families.family import Base, Family
 
 log = logging.getLogger(__name__)
@@ -26,10 +28,11 @@ _IDLE_S = 10.0  # the thread ends after so long without a job; the next one star
 class Engine:
     """One base model, its wrapped linears, and the jobs that train on it. `join` may be called from any thread."""
 
-    def __init__(self, family: Family, base: Base) -> None:
+    def __init__(self, family: Family, base: Base, fingerprint: str = "") -> None:
         self.family, self.base = family, base
         self.ports = Ports(base.denoiser, family.targets)
         unet.attach(base, self.ports)
+        self._ladder = Ladder(fingerprint, base.device)
         self._encoding = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: list[Seat] = []
@@ -77,8 +80,10 @@ class Engine:
                     if not len(cohort):
                         del self._cohorts[shape]
                         continue
+                    begun = time.monotonic()
                     with measures.stepping(self.family.name, self.base.device.type, len(cohort)):
                         cohort.step()
+                    self._learn(cohort, time.monotonic() - begun)
                 except (RuntimeError, MemoryError) as error:
                     self._recover(cohort, error)
                 except Exception as error:  # noqa: BLE001 - the thread steps every job of the process: it must not end
@@ -107,12 +112,15 @@ class Engine:
         top = min(self._tops.get(job.shape, LADDER[-1]), _rung(job.slots))
         try:
             if cohort is None:
+                self._ladder.remember(job.run.encodings)
                 slots = top if job.is_fixed else 1
                 cohort = Cohort(self.family, self.base, self.ports, job.shape, slots)
             elif None not in cohort.seats:
-                if len(cohort.seats) >= top:
+                now = len(cohort.seats)
+                slots = _rung(now + 1)
+                if now >= top or not (self._ladder.pays(job.shape, slots) and self._ladder.fits(slots, now)):
                     return False
-                cohort.resize(_rung(len(cohort.seats) + 1))
+                cohort.resize(slots)
             cohort.seat(job)
         except Exception as error:  # noqa: BLE001 - of this job, whatever it is: the thread must not end
             job.error = error
@@ -120,6 +128,12 @@ class Engine:
             return True
         self._cohorts[job.shape] = cohort
         return True
+
+    def _learn(self, cohort: Cohort, seconds: float) -> None:
+        """Note what a step took, where slots follow the jobs; on a GPU the host is soon as slow as the device."""
+        follow = [job for job in cohort.seats if job is not None and job.slots > 1 and not job.is_fixed]
+        if follow and len(self._cohorts) == 1:
+            self._ladder.note(cohort.shape, len(cohort.seats), seconds, follow[0].run.encodings)
 
     def _let_go(self, cohort: Cohort) -> None:
         for job in cohort.seats:
