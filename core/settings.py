@@ -214,10 +214,10 @@ class Settings(BaseSettings):
         description="Port on which a worker, and the web process, answers Prometheus without a token; 0 picks a free "
         "one. Unset: none. `make up` gives it to the training worker, and the next two to the io worker and the web.",
     )
+    metrics_host: str = Field("127.0.0.1", description="Address of that port: keep it to the private network.")
     tracing: bool = Field(
         False, description="OpenTelemetry traces; where to is said by the `OTEL_…` variables. Needs `imprint[tracing]`."
     )
-    metrics_host: str = Field("127.0.0.1", description="Address of that port: keep it to the private network.")
 
     @property
     def database(self) -> str:

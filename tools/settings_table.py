@@ -54,7 +54,7 @@ def _kind(field: FieldInfo) -> str:
 
 def _name(kind: Any) -> str:
     """A type in the words of somebody who sets an environment variable."""
-    words = {str: "text", int: "whole number", float: "number", Path: "path", SecretStr: "secret text"}
+    words = {bool: "`true`, `false`", str: "text", int: "whole number", float: "number", Path: "path", SecretStr: "secret text"}
     if kind in words:
         return words[kind]
     origin, arguments = get_origin(kind), [part for part in get_args(kind) if part is not type(None)]
@@ -70,6 +70,8 @@ def _name(kind: Any) -> str:
 def _default(value: Any) -> str:
     if value is None or value in ([], {}):
         return "unset" if value is None else "empty"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
