@@ -54,7 +54,9 @@ def _kind(field: FieldInfo) -> str:
 
 def _name(kind: Any) -> str:
     """A type in the words of somebody who sets an environment variable."""
-    words = {bool: "`true`, `false`", str: "text", int: "whole number", float: "number", Path: "path", SecretStr: "secret text"}
+    words = {str: "text", int: "whole number", float: "number", Path: "path", SecretStr: "secret text"}
+    if kind is bool:
+        return "`true`, `false`"
     if kind in words:
         return words[kind]
     origin, arguments = get_origin(kind), [part for part in get_args(kind) if part is not type(None)]
