@@ -63,15 +63,18 @@ class Server:
 
     def upload_lora(self, path: Path, name: str) -> bool:
         """Send a file through the assets API; False where the server has none, or it is switched off."""
-        with path.open("rb") as file:
-            answer = self._send(
-                "POST",
-                "/api/assets",
-                accept=(200, 201, 404, 405, 503),
-                files={"file": (name, file, "application/octet-stream")},
-                data={"name": name, "tags": ["models", "model_type:loras"]},
-            )
-        return answer.status_code in (200, 201)
+        for tag in ("model_type:loras", "loras"):  # the second as older builds have it, which refuse the first
+            with path.open("rb") as file:
+                answer = self._send(
+                    "POST",
+                    "/api/assets",
+                    accept=(200, 201, 400, 404, 405, 503),
+                    files={"file": (name, file, "application/octet-stream")},
+                    data={"name": name, "tags": ["models", tag]},
+                )
+            if answer.status_code != 400:
+                return answer.status_code in (200, 201)
+        raise GeneratorError(f"{self.place} refuses {name} as a file for its LoRAs", {"status": 400})
 
     # ---- drawing ----
 

@@ -26,6 +26,7 @@ class Options:
 
     folder: Path
     assets: bool = False  # the assets API is switched on
+    old_assets: bool = False  # it is, and takes the tags of its first builds
     websocket: bool = True  # False: as behind a proxy that lets none through
     seconds_per_step: float = 0.02
     max_upload_mb: int = 100
@@ -160,13 +161,14 @@ class Api:
         return JSONResponse({"name": Path(file.filename).name, "subfolder": below, "type": kind})
 
     async def assets(self, request: Request) -> Response:
-        if not self.options.assets:
+        if not self.options.assets and not self.options.old_assets:
             return _refused(503, "SERVICE_DISABLED", "Assets system is disabled.")
         form = await request.form(max_part_size=self.options.max_upload_mb << 20)
         file, tags = form.get("file"), [str(tag) for tag in form.getlist("tags")]
         if file is None or isinstance(file, str):
             return _refused(400, "MISSING_FILE", "Form must include a 'file' part or a known 'hash'.")
-        kinds = [tag.removeprefix("model_type:") for tag in tags if tag.startswith("model_type:")]
+        sign = "" if self.options.old_assets else "model_type:"
+        kinds = [tag.removeprefix(sign) for tag in tags if tag.startswith(sign) and tag != "models"]
         if "models" not in tags or len(kinds) != 1 or kinds[0] not in KINDS:
             return _refused(400, "INVALID_BODY", "a model asset names exactly one model_type")
         name = Path(str(form.get("name") or file.filename)).name

@@ -14,6 +14,7 @@ import click
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8188, show_default=True, help="0 takes a free one.")
 @click.option("--assets", is_flag=True, help="Take files through the assets API, as a real one with --enable-assets.")
+@click.option("--old-assets", is_flag=True, help="The same, with the tags of the first builds that had it.")
 @click.option("--no-websocket", is_flag=True, help="Without events, as behind a proxy that lets none through.")
 @click.option("--seconds-per-step", default=0.02, show_default=True, help="Of every sampler.")
 @click.option(

@@ -16,7 +16,7 @@ from core.settings import Settings
 from jobs import accounts, drawing, keys, service
 from jobs.wiring import House
 from storage.tables import Job, Status
-from tasks import generate_commands
+from tasks import generate_commands, ingress
 from tasks.commands import imprint
 from tests.contract.comfyui.conftest import URL
 from tests.contract.comfyui.test_fake import stated
@@ -76,6 +76,16 @@ def test_a_subject_is_drawn_once_for_each_key(house: House, fake: FakeComfyUI, j
     assert drawing.generate(house, given, "task-1") == told  # a message that came twice
     assert sorted((fake.folder / "output").iterdir()) == saved
     assert drawing.generate(house, given | {"prompt": "on a boat"}, "task-2")["prompt_id"] != told["prompt_id"]
+
+
+def test_the_task_draws_under_its_own_id(house: House, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "house", lambda: house)
+    given = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15")}
+    told = [ingress.generate.apply(kwargs=given, task_id=id_).get() for id_ in ("one", "one", "two")]
+    assert told[0] == told[1] != told[2]
+    assert ingress.resolve.apply(args=("ada", "dog", "sd15")).get()["job_id"] == job_id
+    with pytest.raises(LoraNotReady):
+        ingress.resolve.apply(args=("bob", "dog")).get()
 
 
 def test_what_it_refuses(house: House, job_id: str) -> None:

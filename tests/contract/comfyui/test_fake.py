@@ -110,6 +110,16 @@ def test_without_a_websocket_and_without_assets(
         assert draw(server, workflow("sd15"), Lora(name)).pictures
 
 
+def test_the_assets_api_of_older_builds(tmp_path: Path, http: httpx2.Client, make: Callable[..., Path]) -> None:
+    with fake_comfyui(tmp_path / "old", "--old-assets") as old:
+        server, path = Server(old.url, http), make()
+        assert deliver(server, path, path.name, folder=None) == path.name
+        assert (old.loras / path.name).read_bytes() == path.read_bytes()
+        odd = path.rename(path.with_name("odd name.safetensors"))
+        with pytest.raises(GeneratorError, match="refuses odd name"):
+            server.upload_lora(odd, odd.name)
+
+
 def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unreachable(
     tmp_path: Path, http: httpx2.Client, simple: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
