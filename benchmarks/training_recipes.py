@@ -150,27 +150,34 @@ def ours(base: Base, size: str, folder: Path, jobs: int = 1) -> Step:
     """One step of the engine with `jobs` jobs in as many slots, each with pictures, captions and a seed of its own."""
     family = families.find("sd15")
     engine = Engine(family, base)
-    seats = [Trainee(_run(folder, size, seed, jobs), engine, {"base": ""}, 10**6, None).seat for seed in range(jobs)]
+    seats = [
+        Trainee(
+            run_of(folder, size, seed, jobs, pictures=2 if size == "tiny" else 1), engine, {"base": ""}, 10**6, None
+        ).seat
+        for seed in range(jobs)
+    ]
     cohort = Cohort(family, base, engine.ports, seats[0].shape, jobs)
     for seat in seats:
         cohort.seat(seat)
     return cohort.step
 
 
-def _run(folder: Path, size: str, seed: int, jobs: int) -> TrainRun:
-    examples = [_picture(folder, PIXELS[size], number) for number in range(2 if size == "tiny" else 1)]
+def run_of(
+    folder: Path, size: str, seed: int, jobs: int, *, base: Path | None = None, pictures: int = 2, epochs: int = 100
+) -> TrainRun:
+    """A run on `pictures` pictures, of a recipe's defaults; files go to `folder`."""
     spec = TrainSpec(
         base_model="sd15", family="sd15", trigger_word="sks dog", rank=RANK, alpha=ALPHA, learning_rate=RATE,
-        resolution=PIXELS[size], epochs=100, seed=seed,
+        resolution=PIXELS[size], epochs=epochs, seed=seed,
     )  # fmt: skip
     return TrainRun(
         job_id=f"bench-{seed}",
         spec=spec,
-        examples=examples,
+        examples=[_picture(folder, PIXELS[size], number) for number in range(pictures)],
         dataset_sha256="d" * 64,
-        base_model="sd15",
-        out=folder / "lora.safetensors",
-        checkpoints=FolderCheckpoints(folder / "checkpoints"),
+        base_model=str(base or "sd15"),
+        out=folder / f"lora-{seed}.safetensors",
+        checkpoints=FolderCheckpoints(folder / f"checkpoints-{seed}"),
         control=Nobody(),
         encodings=folder / "encodings",
         slots=jobs,
@@ -183,3 +190,14 @@ def _picture(folder: Path, pixels: int, number: int) -> Example:
         values = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(values).resize((pixels, pixels)).save(path)
     return Example(path, CAPTION, hashlib.sha256(path.read_bytes()).hexdigest(), pixels, pixels)
+
+
+def save(folder: Path) -> Path:
+    """The large base model with random weights, in diffusers' layout on disk: what a cold request loads."""
+    base = base_of("full", torch.device("cpu"), torch.float16, folder)
+    scheduler = lib.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    lib.StableDiffusionPipeline(
+        unet=base.denoiser, **base.encoders, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    return folder
