@@ -62,7 +62,10 @@ _FORMS = {
     "lycoris_": "lycoris",
     "base_model.model.": "bare peft",
 }
-_Z_IMAGE = re.compile(r"(layers|noise_refiner|context_refiner)\.\d+\.(attention|feed_forward|adaLN_modulation)\b.*")
+# One for each family whose denoiser is a transformer: its modules by diffusers' names.
+_TRANSFORMERS = (
+    re.compile(r"(layers|noise_refiner|context_refiner)\.\d+\.(attention|feed_forward|adaLN_modulation)\b.*"),
+)
 _LDM = re.compile(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)|middle_block\.(\d)\.(.+)")
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
            "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}  # fmt: skip
@@ -95,7 +98,7 @@ def parse(stem: str) -> Name | None:
 
 def _named(part: str, module: str, form: str) -> Name | None:
     module = module.replace(".processor.", ".").replace("adaLN.modulation", "adaLN_modulation")
-    if part in ("unet", "transformer") and _Z_IMAGE.fullmatch(module):
+    if part in ("unet", "transformer") and any(known.fullmatch(module) for known in _TRANSFORMERS):
         return Name("transformer", module, form)
     if part.startswith("text_encoder"):
         module = module if module.startswith("text_model.") or module == "text_projection" else f"text_model.{module}"
