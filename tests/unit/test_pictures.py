@@ -1,6 +1,7 @@
 """Pictures: what comes out is what was meant, and the faults are those that one sees."""
 
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.pictures import buckets, prepare
+from training.folder import gather
+from training.pictures import buckets, prepare, with_mask
+from training.spec import TrainSpec
 
 
 def pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
@@ -205,3 +208,51 @@ def test_bytes_and_pixels_are_capped() -> None:
     with pytest.raises(ImageInvalid, match="200 x 100 pixels"):
         prepare(data, resolution=64, max_pixels=19_999)
     prepare(data, resolution=64, max_pixels=20_000, max_bytes=len(data))
+
+
+# ---- masks ----
+
+
+def test_a_mask_is_the_alpha_channel_of_a_picture_that_has_one() -> None:
+    picture = quarters().convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize((200, 100)))
+    masked = opened(prepare(encoded(picture, "PNG"), resolution=64, masked=True).png)
+    plain = opened(prepare(encoded(picture, "PNG"), resolution=64).png)
+    assert (masked.mode, plain.mode) == ("RGBA", "RGB")
+    assert np.array_equal(np.asarray(masked.convert("RGB")), np.asarray(plain))
+    alpha = np.asarray(masked.getchannel("A"), int)
+    assert abs(alpha[0].mean() - 2) < 3
+    assert abs(alpha[-1].mean() - 253) < 3
+    assert opened(prepare(encoded(quarters(), "PNG"), resolution=64, masked=True).png).mode == "RGB"
+
+
+def test_a_mask_of_its_own_is_put_on() -> None:
+    made = prepare(encoded(quarters(), "PNG"), resolution=64, masked=True)
+    white_left = Image.new("L", (200, 100))
+    white_left.paste(255, (0, 0, 100, 100))
+    whole = with_mask(made, prepare(encoded(white_left, "PNG"), resolution=64))
+    picture = opened(whole.png)
+    assert picture.mode == "RGBA"
+    assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(opened(made.png)))
+    alpha = np.asarray(picture.getchannel("A"))
+    assert (alpha[:, :28] >= 253).all()  # resampling rings a little
+    assert (alpha[:, 36:] <= 2).all()
+    assert whole.sha256 == sha256(whole.png).hexdigest() != made.sha256
+    with pytest.raises(ImageInvalid, match="another shape"):
+        with_mask(made, prepare(encoded(white_left, "PNG"), resolution=128))
+
+
+def test_masks_lie_beside_the_pictures_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for number in range(5):
+        drawing(number).save(tmp_path / f"{number}.png")
+    Image.new("L", opened((tmp_path / "0.png").read_bytes()).size, 128).save(tmp_path / "masks" / "0.png")
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
+    (into := tmp_path / "into").mkdir()
+    found = gather(tmp_path, spec, into)
+    modes = {opened(one.path.read_bytes()).mode for one in found.examples[1:]}
+    first = opened(found.examples[0].path.read_bytes())
+    assert (first.mode, modes) == ("RGBA", {"RGB"})
+    assert first.getpixel((5, 5))[3] == 128  # type: ignore[index]
+    ignored = spec.model_copy(update={"objective": type(spec.objective)()})
+    assert opened(gather(tmp_path, ignored, into).examples[0].path.read_bytes()).mode == "RGB"

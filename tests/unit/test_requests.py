@@ -235,3 +235,15 @@ def test_whatever_comes_is_accepted_or_refused_with_its_faults(changed: dict[str
 )
 def test_a_null_character_is_a_fault_for_no_database_keeps_it(changed: dict[str, Any]) -> None:
     assert len(faults(**changed)) == 1
+
+
+def test_enough_pictures_must_be_left_to_train_on() -> None:
+    assert faults(validation={"held_out": 1}) == {
+        "validation.held_out": "leaves 4 pictures to train on; at least 5 are needed"
+    }
+    assert read(images=[*IMAGES, "pic_5"], validation={"held_out": 1}).spec.validation.held_out == 1
+
+
+def test_early_stop_needs_something_to_go_by() -> None:
+    assert "held_out" in faults(validation={"patience": 3})["validation"]
+    assert "held_out" in faults(validation={"keep_best": True})["validation"]
