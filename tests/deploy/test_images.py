@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,27 @@ class TestDockerfile:
 
     def test_its_scripts_are_sound(self) -> None:
         subprocess.run(["sh", "-n", IMAGES / "health"], check=True)
+
+
+def test_the_wheel_in_the_images_has_every_file_of_the_packages(tmp_path: Path) -> None:
+    """An installation from the checkout would not notice a template that is packed nowhere."""
+    let = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", *let], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in tracked:
+        if (ROOT / name).is_file():
+            (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "src" / name)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir",
+         tmp_path, tmp_path / "src"], check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    [wheel] = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    missing = {name for name in tracked if name.split("/")[0] in packages & set(let)} - packed
+    assert {name for name in missing if (ROOT / name).is_file()} == set()
 
 
 class TestLocks:

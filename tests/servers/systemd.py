@@ -59,7 +59,7 @@ class Machine:
         spaces = ("mount", "uts", "ipc", "net", "pid", "cgroup")
         return ["nsenter", "--target", str(self._systemd()), *(f"--{space}" for space in spaces)]
 
-    def run(self, script: str, timeout_s: float = 120) -> "subprocess.CompletedProcess[str]":
+    def run(self, script: str, timeout_s: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run a script as root on the machine; its output, both streams together."""
         return subprocess.run(
             [*self._enter(), "--", "bash", "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ class Machine:
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
         )  # fmt: skip
 
-    def do(self, script: str, timeout_s: float = 120) -> str:
+    def do(self, script: str, timeout_s: float = 300) -> str:
         """As `run`, and it has to succeed."""
         done = self.run(script, timeout_s)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{self.journal()[-6000:]}"

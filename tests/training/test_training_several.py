@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
+from core.errors import SpecInvalid
 from tests.servers.process import free_port
 from tests.site import MASCOT, ROOT, until
+from training.engine import share
 
 # On a machine without GPUs the launcher's multi-GPU mode is the one that starts plain processes.
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
@@ -54,10 +57,10 @@ def test_two_processes_make_the_lora_of_one(base_model: Path, tmp_path: Path) ->
     assert max(float(np.abs(alone[name] - other[name]).max()) for name in alone) > 10 * apart
 
 
-def test_a_batch_that_cannot_be_shared_is_told(base_model: Path, tmp_path: Path) -> None:
-    done = run(command(base_model, tmp_path / "odd.safetensors", "--batch-size", "3", processes=2))
-    assert done.returncode != 0
-    assert "3 cannot be shared evenly by 2 processes" in done.stderr
+def test_a_batch_that_cannot_be_shared_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SpecInvalid, match="3 cannot be shared evenly by 2 processes"), share.sharing("cpu", 3):
+        pass
 
 
 def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) -> None:
