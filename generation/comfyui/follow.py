@@ -60,13 +60,19 @@ class Ears:
 def listening(server: Server, client_id: str) -> Generator[Ears]:
     """Listen before anything is submitted: events are not kept for latecomers."""
     address = f"ws{server.url.removeprefix('http')}/ws?clientId={client_id}"
-    calling = connect(
-        address, open_timeout=_CONNECT_S, close_timeout=1.0, max_size=MAX_ANSWER_BYTES, compression=None, proxy=None
-    )
     with ExitStack() as stack:
         socket: ClientConnection | None = None
         with suppress(WebSocketException, OSError, TimeoutError):
-            socket = stack.enter_context(calling)
+            socket = stack.enter_context(
+                connect(
+                    address,
+                    open_timeout=_CONNECT_S,
+                    close_timeout=1.0,
+                    max_size=MAX_ANSWER_BYTES,
+                    compression=None,
+                    proxy=None,
+                )
+            )
         yield Ears(socket)
 
 

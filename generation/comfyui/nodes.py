@@ -35,7 +35,7 @@ _SAMPLERS: Kind = ["euler", "euler_ancestral", "heun", "dpm_2", "lms", "dpmpp_2m
                    "res_multistep"]  # fmt: skip
 _SCHEDULERS: Kind = ["simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal"]
 _SWITCH: Kind = ["enable", "disable"]
-_CLIP_TYPES: Kind = ["stable_diffusion", "stable_cascade", "sd3", "stable_audio", "flux", "lumina2", "qwen_image"]
+_CLIP_TYPES: Kind = ["stable_diffusion", "stable_cascade", "sd3", "stable_audio", "lumina2", "qwen_image"]
 _SAMPLING: dict[str, Kind] = {"steps": _STEPS, "cfg": _CFG, "sampler_name": _SAMPLERS, "scheduler": _SCHEDULERS}
 _GUIDED: dict[str, Kind] = {"positive": "CONDITIONING", "negative": "CONDITIONING"}
 

@@ -141,7 +141,7 @@ def _insert(workflow: Workflow, model: Link, lora: Lora) -> str | None:
     reads_model, reads_clip = workflow.consumers(model), workflow.consumers(clip) if clip else []
     title = f"LoRA {lora.file}"
     if clip and reads_clip:
-        inputs = {"model": list(model), "clip": list(clip), "lora_name": lora.file}
+        inputs: dict[str, Any] = {"model": list(model), "clip": list(clip), "lora_name": lora.file}
         strengths = {"strength_model": lora.strength, "strength_clip": lora.strength}
         node_id = workflow.add("LoraLoader", inputs | strengths, title)
     else:  # the text encoder has a loader of its own, and our files change no text encoder

@@ -72,8 +72,9 @@ class Api:
         given = await _body(request)
         self.loop = asyncio.get_running_loop()
         if not isinstance(given.get("prompt"), dict):
-            error = {"type": "no_prompt", "message": "No prompt provided", "details": "No prompt provided"}
-            return JSONResponse({"error": {**error, "extra_info": {}}, "node_errors": {}}, 400)
+            said = "No prompt provided"
+            none = {"type": "no_prompt", "message": said, "details": said, "extra_info": {}}
+            return JSONResponse({"error": none, "node_errors": {}}, 400)
         prompt, extra = given["prompt"], dict(given.get("extra_data") or {})
         error, outputs, node_errors = await asyncio.to_thread(validate, prompt, self.folders)
         if error is not None:

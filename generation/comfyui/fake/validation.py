@@ -29,10 +29,10 @@ def validate(prompt: dict[str, Any], folders: Folders) -> tuple[Refusal | None, 
             if check.node(output, []):
                 good.append(output)
                 continue
-        except Exception as error:  # noqa: BLE001 - as the real one: a prompt may break it in any way
+        except Exception as broken:  # noqa: BLE001 - as the real one: a prompt may break it in any way
             check.found[output] = [
-                _error("exception_during_validation", "Exception when validating node", str(error),
-                       exception_type=type(error).__name__, traceback=[])
+                _error("exception_during_validation", "Exception when validating node", str(broken),
+                       exception_type=type(broken).__name__, traceback=[])
             ]  # fmt: skip
         said += [f"{reason['message']}: {reason['details']}" for reason in check.found.get(output, [])]
         for node_id, reasons in check.found.items():
