@@ -158,7 +158,7 @@ def family_of(lora: Lora) -> str | None:
     if any(name.startswith(("text_encoder_2.", "unet.up_blocks.0.attentions.")) for name in names):
         return "sdxl"
     widths = {lora.modules[name].down.shape[1:2] for name in names if name.endswith(("attn2.to_k", "attn2.to_v"))}
-    known = {(768,): "sd15", (2048,): "sdxl"}
+    known: dict[tuple[int, ...], str] = {(768,): "sd15", (2048,): "sdxl"}
     if len(widths) == 1 and (found := known.get(next(iter(widths)))) is not None:
         return found
     base = lora.metadata.get("ss_base_model_version", "") + lora.metadata.get("modelspec.architecture", "")
