@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from core.errors import TooFewImages
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
 from tests.training.test_engine import side_by_side
+from training import families, lora_file
 from training.backends.local import train
 from training.backends.material import split
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
 from training.engine.validation import is_best, is_over
+from training.families.family import Where
 from training.ports import TrainResult, TrainRun
 from training.safetensor import unpack
 
@@ -220,3 +223,22 @@ def test_the_last_two_checkpoints_and_every_tenth_epoch_stay(runs: Runs, tmp_pat
     kept = FolderCheckpoints(tmp_path / "kept")
     train(runs(max_steps=63, every=1, checkpoints=kept))
     assert kept.steps() == [50, 60, 63]
+
+
+def test_previews_of_turbo_are_without_its_training_adapter(runs: Runs, tmp_path: Path) -> None:
+    """Inside, the weights are the base's own but for rounding; behind it, bit for bit the merged ones."""
+    chance = np.random.default_rng(0)
+    pair = chance.normal(size=(2, 64)).astype("f4"), chance.normal(size=(64, 2)).astype("f4")
+    adapter = tmp_path / "adapter.safetensors"
+    lora_file.write(adapter, lora_file.to_bytes("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
+    found, folder = families.find("z-image"), Path(runs("z-image").base_model)
+    plain, merged = (found.load(Where(folder, torch.device("cpu"), torch.float32, given)) for given in (None, adapter))
+    weight, own = (base.denoiser.layers[0].attention.to_q.weight for base in (merged, plain))
+    before = weight.clone()
+    with found.as_used(merged):
+        assert not torch.equal(weight, before)
+        assert torch.allclose(weight, own, atol=1e-5)
+    assert torch.equal(weight, before)
+    with pytest.raises(ZeroDivisionError), found.as_used(merged):
+        1 // 0  # noqa: B018 - whatever happens inside
+    assert torch.equal(weight, before)
