@@ -1,17 +1,25 @@
 """`make demo`, and with `--remote` `make demo-remote`: sets what makes it small and private, then runs it."""
 
+import argparse
+import json
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from training.pocket import MODEL
+
 HERE = Path(__file__).resolve().parent
 HOME = HERE.parent / ".imprint"
-BASE = HOME / "bases" / "tiny-sd15"
 
 
-def main(remote: bool) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the demo on this machine's worker, or on a rented pod."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description="ten pictures become a LoRA, live")
+    parser.add_argument("--remote", action="store_true", help="on a rented GPU: a stand-in for it on this machine")
+    parser.add_argument("--jobs", type=int, default=1, choices=range(1, 9), metavar="1..8", help="sent at once")
+    given = parser.parse_args(arguments)
+    remote, jobs = given.remote, given.jobs
     for name in [name for name in os.environ if name.startswith("IMPRINT_")]:
         del os.environ[name]  # the demo shows the defaults, whatever this machine is set up for
     os.chdir(HERE.parent)
@@ -25,12 +33,15 @@ def main(remote: bool) -> int:
     from demo.cloud import stand_in
 
     with ExitStack() as stack:
-        cloud = stack.enter_context(stand_in(BASE)) if remote else None
-        os.environ.update(cloud.environment if cloud else {"IMPRINT_BASE_MODELS": f'{{"sd15": "{BASE}"}}'})
+        cloud = stack.enter_context(stand_in(MODEL)) if remote else None
+        local = {"IMPRINT_BASE_MODELS": json.dumps({"sd15": str(MODEL)})}
+        if jobs > 1:
+            local["IMPRINT_COHORT"] = str(jobs)  # a CPU trains one at a time if nobody says otherwise
+        os.environ.update(cloud.environment if cloud else local)
         from demo.run import main as run
 
-        return run(BASE, cloud)
+        return run(MODEL, cloud, jobs)
 
 
 if __name__ == "__main__":
-    sys.exit(main("--remote" in sys.argv[1:]))
+    sys.exit(main())

@@ -1,8 +1,6 @@
 """What the demo does, from top to bottom."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,78 +20,76 @@ from tasks.watch import watch
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 OWNER, TRIGGER = "demo", "imp mascot"
-RECIPE = {"base_model": "sd15", "resolution": 64, "epochs": 40, "learning_rate": 1e-3, "seed": 7}
+RECIPE = {"base_model": "sd15", "resolution": 64, "epochs": 40, "learning_rate": 1e-3}
+SEED = 7
 GRANTED = 1000
 _DELETED_WITHIN_S = 60.0
 
 console = Console()
 
 
-def main(base: Path, cloud: Cloud | None) -> int:
-    """Run the demo; 0 if the LoRA is ready, the books are in order, and no pod of `cloud` is left."""
+def main(base: Path, cloud: Cloud | None, jobs: int = 1) -> int:
+    """Run the demo; 0 if each LoRA is ready, the books are in order, and no pod of `cloud` is left."""
     try:
-        return _demo(base, cloud)
+        return _demo(base, cloud, jobs)
     except ImprintError as error:
         console.print(f"[red]{error.message}[/]", highlight=False)
         return 1
 
 
-def _demo(base: Path, cloud: Cloud | None) -> int:
+def _demo(base: Path, cloud: Cloud | None, jobs: int) -> int:
     begun = time.monotonic()
     home = settings().home
-    console.rule("[bold]Imprint demo[/]: ten pictures, one LoRA" + (", on a rented GPU" if cloud else ""))
-    _make_base(base)
+    many = "one LoRA" if jobs == 1 else f"{jobs} LoRAs, trained as one cohort"
+    console.rule(f"[bold]Imprint demo[/]: ten pictures, {many}" + (", on a rented GPU" if cloud else ""))
     if cloud:
         console.print(
             "[yellow]The rented GPU is a stand-in:[/] RunPod and its pod run on this machine, with the API of the real "
-            "ones. The pod trains the tiny base for real, on this CPU. Nothing is paid."
+            "ones. The pod trains for real, on this CPU. Nothing is paid."
         )
     left = 0
     with running(settings(), fresh=True) as stack:
         console.print(f"The stack is up. Flower: {stack.flower_url} (login {stack.flower_login})")
         accounts.grant(house(), OWNER, GRANTED, key="demo grant")
-        view = _train()
-        if view["status"] != "ready":
-            console.print(f"[red]{view['failure']}[/]", highlight=False)
+        sent = send(jobs)
+        views = [watch(house(), job_id, console) for job_id in sent]
+        view = views[0]
+        failed = [one for one in views if one["status"] != "ready"]
+        for one in failed:
+            console.print(f"[red]{one['failure']}[/]", highlight=False)
             console.print(f"The logs are in {settings().log_dir}")
-        else:
+        if not failed:
             _show(view, home, base)
         if cloud:
             left = _pods(cloud, view)
         findings = sweeps.check_books(house())
         _statement(findings == [])
     rented = {"trained_on": view["trained_on"]["server"], "pods_left": left} if cloud else {}
-    print(json.dumps(_result(view, home, time.monotonic() - begun) | rented))
-    return 0 if view["status"] == "ready" and not findings and not left else 1
+    others = {"jobs": [_brief(one) for one in views]} if jobs > 1 else {}
+    print(json.dumps(_result(view, home, time.monotonic() - begun) | others | rented))
+    return 0 if not failed and not findings and not left else 1
 
 
-def _make_base(base: Path) -> None:
-    """The tiny base model, in a process of its own: this one needs no torch yet."""
-    if base.is_dir():  # it appears there whole or not at all
-        return
-    subprocess.run([sys.executable, "-m", "training.tiny_base", base], check=True)
+def _brief(view: View) -> dict[str, Any]:
+    ready = view["status"] == "ready"
+    return {name: view[name] for name in ("job_id", "status")} | {"sha256": view["lora"]["sha256"] if ready else None}
 
 
-def _train() -> View:
-    """Send the task as an application would, then watch the job to its end."""
+def send(jobs: int) -> list[str]:
+    """Send the task as an application would, once or several times with a seed of its own each; the jobs' ids."""
     from tasks.ingress import train_lora
 
     images = [
         {"ref": intake.store_picture(house(), OWNER, "mascot", file.read_bytes()), "caption": _caption(file)}
         for file in sorted(PICTURES.glob("*.png"))
     ]
-    arguments = {
-        "owner_id": OWNER,
-        "subject_id": "mascot",
-        "images": images,
-        "trigger_word": TRIGGER,
-        "idempotency_key": "demo",
-        **RECIPE,
-    }
-    quote = service.quote(house(), arguments)
-    console.print(f"{len(images)} pictures, {quote.steps} steps: {quote.credits} of {quote.available} credits")
-    accepted = train_lora.apply_async(kwargs=arguments).get(timeout=60)
-    return watch(house(), accepted["job_id"], console)
+    common = {"owner_id": OWNER, "subject_id": "mascot", "images": images, "trigger_word": TRIGGER, **RECIPE}
+    quote = service.quote(house(), common)
+    each = f", each of {jobs} jobs" if jobs > 1 else ""
+    console.print(f"{len(images)} pictures, {quote.steps} steps: {quote.credits} of {quote.available} credits{each}")
+    asked = [common | {"seed": SEED + number, "idempotency_key": f"demo {number}"} for number in range(jobs)]
+    answers = [train_lora.apply_async(kwargs=arguments) for arguments in asked]
+    return [answer.get(timeout=60)["job_id"] for answer in answers]
 
 
 def _caption(picture: Path) -> str | None:
