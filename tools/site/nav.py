@@ -49,6 +49,7 @@ NAV: dict[str, tuple[str, ...]] = {
     "Explanation": (
         "docs/why.md",
         "docs/faults.md",
+        "docs/training-speed.md",
         "docs/benchmarks.md",
         *(f"docs/adr/{record.name}" for record in sorted((_ROOT / "docs" / "adr").glob("*.md"))),
     ),
