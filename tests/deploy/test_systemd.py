@@ -23,7 +23,7 @@ from tests.servers.systemd import Machine, machine, why_not
 from tests.site import MASCOT, ROOT, until
 
 UNITS = ROOT / "deploy" / "systemd"
-STEPS = 300
+STEPS = 200
 WAIT_S = 300  # limits of waits on a busy machine; on a quiet one none takes more than a few seconds
 
 # What a test's machine needs beside the settings of the installer.
@@ -99,6 +99,7 @@ def imprint(on: Machine, *arguments: str) -> Any:
     return json.loads(on.do(f"imprint {' '.join(arguments)} --json", WAIT_S).splitlines()[-1])
 
 
+@pytest.mark.timeout(900)  # a minute on a quiet machine; it boots, trains twice and starts everything twice
 def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None:
     # ---- install, set, start: as the page says ----
     debian.do(typed(0))
