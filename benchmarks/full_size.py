@@ -7,7 +7,7 @@ the training worker's resident memory, and what it had before the job.
 
 `PICTURES=folder make bench-full` takes your photographs (their first ten); without it the demo's drawings are taken,
 enlarged. The last line is one JSON object: `steps, resolution, pictures, threads, precision, stage_s, first_step_s,
-s_per_step, train_peak_gb, train_idle_gb, io_peak_gb, lora_bytes`.
+s_per_step, train_cpu_s, train_peak_gb, train_idle_gb, io_peak_gb, lora_bytes`.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from benchmarks.home import ROOT, clear_settings
 from jobs import intake, service
 from tests.servers.redis import redis_server
 from tests.site import Site
+from training.device import choose, precision
 from training.families import single_file
 from training.families.checkpoint_configs import CONFIGS
 from training.families.checkpoint_names import PREFIXES, source
@@ -62,7 +63,7 @@ def main() -> int:
                 OMP_NUM_THREADS=str(given.threads), HF_HUB_OFFLINE="1",
             )  # fmt: skip
             try:
-                result = _run(site, _pictures(given.pictures), given)
+                result = _run(site, _pictures(given.pictures), base.stat().st_size, given)
             finally:
                 site.end()
     print(json.dumps(result))
@@ -106,11 +107,11 @@ def _pictures(folder: Path | None) -> list[bytes]:
     return found
 
 
-def _run(site: Site, pictures: list[bytes], given: argparse.Namespace) -> dict[str, Any]:
+def _run(site: Site, pictures: list[bytes], base_bytes: int, given: argparse.Namespace) -> dict[str, Any]:
     site.house.database.migrate()
     for name in ("io", "beat", "train"):
         site.start(name)
-    idle = _memory(site, "train")[1]
+    idle, cpu_idle = _memory(site, "train")[1], _cpu_seconds(site, "train")
     site.grant("owner", 100_000)
     images = [{"ref": intake.store_picture(site.house, "owner", "photographs", picture)} for picture in pictures]
     job_id = site.send(images=images, max_steps=given.steps, resolution=given.resolution)["job_id"]
@@ -127,9 +128,10 @@ def _run(site: Site, pictures: list[bytes], given: argparse.Namespace) -> dict[s
         "resolution": given.resolution,
         "pictures": sum(picture["state"] == "good" for picture in view["pictures"]),
         "threads": given.threads,
-        "precision": _precision(site),
+        "precision": str(precision(choose(), base_bytes)).removeprefix("torch."),
         "stage_s": stages,
         **steps,
+        "train_cpu_s": round(_cpu_seconds(site, "train") - cpu_idle, 1),
         "train_peak_gb": _memory(site, "train")[0],
         "train_idle_gb": idle,
         "io_peak_gb": _memory(site, "io")[0],
@@ -164,10 +166,10 @@ def _memory(site: Site, name: str) -> tuple[float, float]:
     return round(int(told["VmHWM"]) * 1024 / 1e9, 2), round(int(told["VmRSS"]) * 1024 / 1e9, 2)
 
 
-def _precision(site: Site) -> str:
-    """What the training worker kept the base model in, as its log says."""
-    found = re.findall(r"\b(bfloat16|float32)\b", site.log("train").read_text())
-    return found[-1] if found else "not told"
+def _cpu_seconds(site: Site, name: str) -> float:
+    """CPU time that a worker's process has taken: what other users of the machine do not lengthen."""
+    told = Path(f"/proc/{site.processes[name].pid}/stat").read_text().rpartition(")")[2].split()
+    return round((int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK"), 1)
 
 
 if __name__ == "__main__":
