@@ -19,6 +19,7 @@ from torch.nn import functional
 from core.errors import BaseModelUnavailable
 from training.backends.randomness import generator
 from training.engine.product import Product
+from training.lora_file import Matrices
 from training.safetensor import Array
 
 # Rows begin where vector units like it, so that a slot's sums are reckoned alike wherever it stands.
@@ -40,7 +41,7 @@ class Site:
     @property
     def weight(self) -> Tensor:
         """The frozen weight, [out, in]."""
-        weight: Tensor = self.layer.weight.detach()  # type: ignore[operator, union-attr]
+        weight: Tensor = self.layer.weight.detach()  # type: ignore[operator]
         return weight.flatten(1)
 
 
@@ -230,9 +231,10 @@ class _Port(nn.Module):
             return said
         # Pixels as rows: what follows in a transformer wants them so, and the matrices are a linear's.
         rows = x.permute(0, 2, 3, 1) if is_picture else x
-        down, up, *excess = self._ports.pairs[self._place]
+        down, up, *rest = self._ports.pairs[self._place]
+        excess = rest[0] if rest else None
         per_slot = rows.reshape(len(down), -1, self.in_features)
-        made: Tensor = Product.apply(per_slot, self._site.weight, self.bias, down, up, *(excess or [None]))  # type: ignore[no-untyped-call]
+        made: Tensor = Product.apply(per_slot, self._site.weight, self.bias, down, up, excess)  # type: ignore[no-untyped-call]
         made = made.view(*rows.shape[:-1], self.out_features)
         return made.permute(0, 3, 1, 2) if is_picture else made
 
@@ -242,8 +244,11 @@ def padded(rank: int) -> int:
     return max(4, 1 << (rank - 1).bit_length())
 
 
-def matrices_of(weights: Mapping[str, Array]) -> dict[str, tuple[Array, ...]]:
+def matrices_of(weights: Mapping[str, Array]) -> dict[str, Matrices]:
     """From arrays by the names of `Layout.read` to (down, up), of a DoRA (down, up, magnitude), by module."""
-    modules = sorted({name.rsplit(".", 1)[0] for name in weights})
-    ends = ("down", "up", "magnitude") if any(name.endswith(".magnitude") for name in weights) else ("down", "up")
-    return {module: tuple(weights[f"{module}.{end}"] for end in ends) for module in modules}
+    made: dict[str, Matrices] = {}
+    for module in sorted({name.rsplit(".", 1)[0] for name in weights}):
+        pair = weights[f"{module}.down"], weights[f"{module}.up"]
+        magnitude = weights.get(f"{module}.magnitude")
+        made[module] = pair if magnitude is None else (*pair, magnitude)
+    return made

@@ -60,10 +60,8 @@ class Stack(ABC):
         self.masters = torch.zeros(slots, layout.size, device=device, requires_grad=True)
         self.averages: Tensor | None = None  # [N, P], once a job asks for one
         # float64: 1 - 0.999^t of a young slot would lose digits.
-        wide = {"dtype": torch.float64, "device": device}
-        self.updates, self.rates = torch.zeros(slots, 1, **wide), torch.zeros(slots, 1, **wide)
-        self.ratios, self.decays = torch.zeros(slots, 1, **wide), torch.zeros(slots, 1, **wide)
-        self.averagings = torch.zeros(slots, 1, **wide)
+        wide = torch.zeros(slots, 1, dtype=torch.float64, device=device)
+        self.updates, self.rates, self.ratios, self.decays, self.averagings = (wide.clone() for _ in range(5))
         self.clips = torch.zeros(slots, 1, device=device)
         self.scales = torch.zeros(slots, 1, device=device)
         self._told: list[float] = []  # rates, as they were set last
@@ -174,7 +172,7 @@ class Stack(ABC):
 class AdamW(Stack):
     """AdamW as torch.optim.AdamW reckons it: https://arxiv.org/abs/1711.05101, algorithm 2."""
 
-    VECTORS = ("first", "second")
+    VECTORS: ClassVar[Sequence[str]] = ("first", "second")
 
     def __init__(self, slots: int, layout: Layout, device: torch.device) -> None:
         super().__init__(slots, layout, device)
