@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from jobs import accounts
 from storage import backup
@@ -17,6 +18,7 @@ STEPS = 130
 HEALTH = ROOT / "deploy" / "images" / "health"
 
 
+@pytest.mark.timeout(900)  # two installations, one after the other; a minute on a quiet machine
 def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, base_model: Path) -> None:
     kept = tmp_path / "backup"
     with site(tmp_path / "old", base_model) as old:
