@@ -53,7 +53,7 @@ class Attention:
             heard, back_heard = self.heard(now, context, False)
             said = [query, *heard]
         inside = back_heard is not None or back_query is not None
-        seen, back_seen = attend(now.batch, self.heads, *said, inside)
+        seen, back_seen = attend(now.batch, self.heads, said, inside)
         out, back_out = self.out(now, seen, inside)
         if back_out is None or back_seen is None:
             return out, back_out

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 from training.engine.adapters import _Port
 
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}
@@ -62,7 +60,7 @@ def why_unknown(denoiser: Any) -> str | None:
     return None
 
 
-def _why_unknown_part(module: nn.Module) -> str | None:
+def _why_unknown_part(module: Any) -> str | None:
     kind = type(module).__name__
     if kind not in _PARTS:
         return kind
@@ -71,7 +69,12 @@ def _why_unknown_part(module: nn.Module) -> str | None:
             return f"{name} {getattr(module, name)!r}"
     if kind == "Dropout" and module.p > 0:
         return "dropout"
-    if kind == "Conv2d" and (module.groups != 1 or set(module.dilation) != {1} or module.padding_mode != "zeros"):
+    if kind == "Conv2d" and (
+        module.groups != 1
+        or set(module.dilation) != {1}
+        or module.padding_mode != "zeros"
+        or isinstance(module.padding, str)
+    ):
         return "a convolution of another kind"
     if kind == "Attention":
         return _why_unknown_attention(module)

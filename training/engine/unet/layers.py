@@ -25,7 +25,8 @@ class Conv:
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self.weight, self.bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-        self.stride, self.padding, self.kernel = layer.stride, layer.padding, layer.weight.shape[2:]
+        self.stride, self.kernel = layer.stride, layer.weight.shape[2:]
+        self.padding: Any = layer.padding  # numbers; a name for it is not known here
 
     def __call__(self, x: Tensor, live: bool) -> tuple[Tensor, Back | None]:
         weight, stride, padding = self.weight, self.stride, self.padding

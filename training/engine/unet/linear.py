@@ -72,8 +72,10 @@ class Linear:
     """A linear layer or a 1 x 1 convolution over rows, with its LoRAs if it is a port."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.port, self.place = (layer, layer._place) if isinstance(layer, _Port) else (None, None)
-        self.inner: Any = layer.inner if isinstance(layer, _Port) else layer
+        is_port = isinstance(layer, _Port)
+        self.port: Any = layer if is_port else None
+        self.place: Any = layer._place if is_port else None  # a number, of a port
+        self.inner: Any = layer.inner if is_port else layer
         self.look_up()
 
     def look_up(self) -> None:
@@ -94,7 +96,7 @@ class Linear:
 
         def back(g: Tensor) -> Tensor | None:
             made = torch.mm(g, weight) if live else None
-            give_back(now, place, rows, low, g, made)  # type: ignore[arg-type]
+            give_back(now, place, rows, low, g, made)
             return made
 
         return said, back if now.learns else None
@@ -104,19 +106,19 @@ class Linear:
         port, place, ports = self.port, self.place, now.ports
         x = rows.view(now.batch, -1, rows.shape[1])
         if not now.learns:
-            return port(x).flatten(0, 1), None  # type: ignore[misc]
+            return port(x).flatten(0, 1), None
         leaves = [part.detach().requires_grad_() for part in pair]
         inputs = [x.detach().requires_grad_(live), *leaves]
-        kept, ports.pairs = ports.pairs, {place: tuple(leaves)}  # type: ignore[dict-item]
+        kept, ports.pairs = ports.pairs, {place: tuple(leaves)}
         try:
             with torch.enable_grad():
-                out = port(inputs[0])  # type: ignore[misc]
+                out = port(inputs[0])
         finally:
             ports.pairs = kept
 
         def back(g: Tensor) -> Tensor | None:
             made = torch.autograd.grad(out, inputs if live else leaves, g.view(out.shape))
-            now.gradients[place] = made[-len(leaves) :]  # type: ignore[index]
+            now.gradients[place] = made[-len(leaves) :]
             return made[0].flatten(0, 1) if live else None
 
         return out.detach().clone().flatten(0, 1), back
@@ -151,7 +153,7 @@ class Beside:
             made = torch.mm(torch.cat(list(gs), 1), self.weight) if live else None
             for layer, low, g in zip(self.layers, lows, gs, strict=True):
                 if low is not None:
-                    give_back(now, layer.place, rows, low, g, made)  # type: ignore[arg-type]
+                    give_back(now, layer.place, rows, low, g, made)
             return made
 
         return said, back

@@ -34,7 +34,7 @@ class Network:
         """times: how many times the noise schedule has."""
         self.unet, self.ports = unet, ports
         unet.to(memory_format=torch.channels_last)
-        self._residuals: list[Residual] = []
+        self._residuals: list[Any] = []  # diffusers' own
         self.enter = Conv(unet.conv_in)
         self.downs = [self._level(block, getattr(block, "downsamplers", None)) for block in unet.down_blocks]
         self.middle = self._level(unet.mid_block, None)
@@ -68,7 +68,8 @@ class Network:
             if self._table is not None:
                 rows = self._table[times]
             else:
-                rows = self._said_of_time(times, self.unet.get_aug_embed(torch.empty(0), context, added or {}))
+                kind = torch.empty(0, dtype=self.unet.dtype)  # it is asked for its dtype alone
+                rows = self._said_of_time(times, self.unet.get_aug_embed(kind, context, added or {}))
             return list(rows[:, :, None, None].split(self._widths, 1))
 
     def _said_of_time(self, times: Tensor, more: Tensor | None) -> Tensor:
