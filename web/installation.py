@@ -91,9 +91,7 @@ def _waiting(session: Session) -> Iterator[Metric]:
         .where(col(JobEvent.job_id) == col(Job.id), col(JobEvent.kind).in_(("stage", "status")))
         .scalar_subquery()
     )
-    state_of = sa.case(
-        (sa.or_(col(Job.lease_until) > now, at_picture), "working"), (remote, "remote"), else_="waiting"
-    )
+    state_of = sa.case((sa.or_(col(Job.lease_until) > now, at_picture), "working"), (remote, "remote"), else_="waiting")
     rows = session.connection().execute(
         sa.select(col(Job.stage), state_of, entered, col(Job.created_at)).where(col(Job.status).in_(ACTIVE))
     )
