@@ -124,6 +124,6 @@ class Family:
     # Latents as they are trained on, [B, C, h, w], to what the VAE decodes.
     unscale: Callable[[Base, Tensor], Tensor]
     # Inside, the base draws as it does for users: without what is merged into it for training only.
-    as_used: Callable[[Base], AbstractContextManager[None]] = nullcontext
+    as_used: Callable[[Base], AbstractContextManager[None]] = lambda _: nullcontext()
     # Whether several jobs share a step: not where a lone one fills the device, or where captions change the shape.
     shares_steps: bool = True
