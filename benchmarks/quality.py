@@ -1,0 +1,227 @@
+"""`make bench-quality`: how good the LoRAs are, ours and a plain loop's, on five subjects that the base has never seen.
+
+The base is the pocket model, the subjects are its strangers, ten pictures each, resolution 64, else the recipe of the
+sd15 family; both sides train the same number of steps. Each LoRA then draws 32 called prompts (with its trigger word)
+and 32 uncalled ones (without) at fixed seeds. The last line is one JSON object; in `ours`, `plain` and `default_scale`
+the means over the subjects of:
+
+recall    share of the called pictures that show the subject, by the judge: higher is better
+leak      share of the uncalled ones that show it: lower is better
+drift     mean difference of the uncalled ones from what the base draws, 0 to 1 of the range of a pixel: lower is better
+nearness  cosine of what the judge sees in a called picture and in the nearest of the ten, mean: higher is better
+
+`plain` is diffusers' LoRA script with peft at our rank, alpha and learning rate; `default_scale` (asked for with
+--default-scale) is the same with alpha = rank, as that script has it. `judge` says how often the judge is right about
+drawings: fresh ones of the subjects (`spotted`), and their doubles without what is special (`taken_for_it`), through
+the autoencoder and back.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from training.pocket import MODEL
+from training.pocket.strangers import STRANGERS, Stranger, album, picture
+from training.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, PLACE_NAMES, PLACES, SHAPES
+
+SAMPLES = 32
+_SEED = 7
+_SIDES = ("ours", "plain", "default_scale")
+_FIGURES = ("recall", "leak", "drift", "nearness")
+_TILE, _GAP = 96, 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does for each subject."""
+
+    model: Path
+    subjects: tuple[str, ...]
+    samples: int
+    steps: int | None  # of each training; None: the recipe's
+    sides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One LoRA: its figures, a few of its pictures, and the seconds that its training took."""
+
+    figures: dict[str, float]
+    called: list[Image.Image]
+    uncalled: list[Image.Image]
+    seconds: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; the last line is its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one subject, few steps and samples: that it runs at all")
+    parser.add_argument("--steps", type=int, help="of each training (default: the recipe's 100 epochs)")
+    parser.add_argument("--sheet", type=Path, default=Path(".imprint/bench-quality.png"), help="contact sheet, PNG")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of the pocket model")
+    parser.add_argument("--default-scale", action="store_true", help="a third side: the plain loop with alpha = rank")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="subjects side by side")
+    given = parser.parse_args(arguments)
+    names = tuple(stranger.name for stranger in STRANGERS)
+    sides = _SIDES if given.default_scale else _SIDES[:2]
+    plan = Plan(given.model, names, SAMPLES, given.steps, sides)
+    if given.quick:
+        plan = Plan(given.model, names[:1], 4, given.steps or 20, sides)
+    begun = time.monotonic()
+    if given.processes > 1 and len(plan.subjects) > 1:
+        with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+            results = list(pool.map(of_subject, [plan] * len(plan.subjects), plan.subjects))
+    else:
+        results = [of_subject(plan, name) for name in plan.subjects]
+    given.sheet.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(plan, results).save(given.sheet, optimize=True)
+    for name, result in zip(plan.subjects, results, strict=True):
+        for side in ("base", *plan.sides):
+            print(f"{name:10} {side:14}", result[side].figures, f"{result[side].seconds:.0f} s")
+    told: dict[str, Any] = {side: _means([result[side] for result in results]) for side in ("base", *plan.sides)}
+    told["judge"] = _judge_on_drawings(plan)
+    told |= {"subjects": len(plan.subjects), "samples": plan.samples, "seconds": round(time.monotonic() - begun)}
+    print(json.dumps(told))
+    return 0
+
+
+def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
+    """All there is to know of one subject: the base without a LoRA, and each side with its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    from benchmarks import quality_sides as sides
+    from training.pocket import assemble, judge
+
+    stranger = next(one for one in STRANGERS if one.name == name)
+    critic, shown = judge.load(plan.model), [drawn for drawn, _ in album(stranger)]
+    called, uncalled = _called(stranger, plan.samples), _uncalled(plan.samples)
+
+    def outcome(pipeline: Any, before: list[Image.Image] | None, seconds: float) -> Outcome:
+        with_it = assemble.draw(pipeline, called, 1)
+        without = assemble.draw(pipeline, uncalled, 2)
+        figures = {
+            "recall": mean(judge.spot(critic, with_it, name)),
+            "leak": mean(judge.spot(critic, without, name)),
+            "drift": mean(map(_difference, without, before)) if before else 0.0,
+            "nearness": float(critic.likeness(with_it, shown).max(dim=1).values.mean()),
+        }
+        return Outcome({what: round(value, 4) for what, value in figures.items()}, with_it, without, seconds)
+
+    made = {"base": outcome(assemble.load(plan.model), None, 0.0)}
+    with TemporaryDirectory(prefix="imprint-bench-") as folder:
+        for side in plan.sides:
+            trained = sides.TRAINERS[side](plan.model, stranger, plan.steps, Path(folder) / side, _SEED)
+            made[side] = outcome(trained.pipeline, made["base"].uncalled, trained.seconds)
+    return made
+
+
+def _called(stranger: Stranger, count: int) -> list[str]:
+    """With the trigger word, in places as its captions say them and otherwise, and on grounds that no caption had."""
+    random = Random("called")
+    prompts = []
+    for number in range(count):
+        place = PLACE_NAMES[number % len(PLACE_NAMES)]
+        where = random.choice(PLACES[place]) if number % 4 else f"on a {random.choice(COLOUR_NAMES)} background"
+        prompts.append(f"{random.choice(['a picture of ', 'a photo of ', ''])}{stranger.trigger} mascot {where}")
+    return prompts
+
+
+def _uncalled(count: int) -> list[str]:
+    """Without it: creatures that the base knows, mascots without a name, shapes, and places alone."""
+    random = Random("uncalled")
+    prompts = []
+    for number in range(count):
+        where = random.choice(PLACES[random.choice(PLACE_NAMES)])
+        colour, other = random.sample(COLOUR_NAMES, 2)
+        prompts.append(
+            (
+                f"a big {colour} {random.choice(CREATURES)} {where}",
+                f"a picture of a mascot {where}",
+                f"a {colour} {random.choice(SHAPES)} on a {other} background",
+                f"a {colour} {random.choice(CREATURES)} on a {other} background",
+                f"a picture of a place {where}",
+            )[number % 5]
+        )
+    return prompts
+
+
+def _difference(one: Image.Image, other: Image.Image) -> float:
+    import numpy as np
+
+    values = [np.asarray(image.convert("RGB"), np.float32) for image in (one, other)]
+    return float(np.abs(values[0] - values[1]).mean() / 255)
+
+
+def _means(outcomes: list[Outcome]) -> dict[str, float]:
+    return {figure: round(mean(one.figures[figure] for one in outcomes), 4) for figure in _FIGURES}
+
+
+def _judge_on_drawings(plan: Plan) -> dict[str, float]:
+    """How often the judge spots a subject in fresh drawings of it, and in its doubles, both through the autoencoder."""
+    import torch
+
+    from training.pocket import assemble, judge
+
+    critic, vae = judge.load(plan.model), assemble.load(plan.model).vae
+
+    def again(drawn: list[Image.Image]) -> list[Image.Image]:
+        with torch.no_grad():
+            made = vae.decode(vae.encode(judge.as_tensor(drawn)).latent_dist.mean).sample.clamp(-1, 1)
+        return [Image.fromarray(one) for one in ((made + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()]
+
+    found: dict[str, list[bool]] = {"spotted": [], "taken_for_it": []}
+    for stranger in STRANGERS:
+        for what, is_double in (("spotted", False), ("taken_for_it", True)):
+            random = Random(f"{stranger.name} {what}")
+            drawn = [picture(stranger, _anywhere(random), random, is_double=is_double) for _ in range(16)]
+            found[what] += judge.spot(critic, again(drawn), stranger.name)
+    return {what: round(mean(seen), 4) for what, seen in found.items()}
+
+
+def _anywhere(random: Random) -> Any:
+    return random.choice(PLACE_NAMES) if random.random() < 0.7 else COLOURS[random.choice(COLOUR_NAMES)]
+
+
+def contact_sheet(plan: Plan, results: list[dict[str, Outcome]]) -> Image.Image:
+    """A row for each subject: what was shown, what each side draws when called, and what when not called."""
+    columns = [
+        ("shown", 2),
+        *((side, 3) for side in plan.sides),
+        *((f"{side}, uncalled", 2) for side in ("base", *plan.sides)),
+    ]
+    count = sum(many for _, many in columns)
+    head = 20
+    sheet = Image.new("RGB", (count * (_TILE + _GAP) + _GAP, head + len(results) * (_TILE + _GAP) + _GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    left = _GAP
+    for title, many in columns:
+        pen.text((left, 4), title, fill="black", font=font)
+        for row, (name, result) in enumerate(zip(plan.subjects, results, strict=True)):
+            stranger = next(one for one in STRANGERS if one.name == name)
+            side, _, what = title.partition(", ")
+            if side == "shown":
+                tiles = [drawn for drawn, _ in album(stranger)]
+            else:
+                tiles = result[side].uncalled if what else result[side].called
+            for number, tile in enumerate(tiles[:many]):
+                at = (left + number * (_TILE + _GAP), head + row * (_TILE + _GAP))
+                sheet.paste(tile.resize((_TILE, _TILE), Image.Resampling.BICUBIC), at)
+        left += many * (_TILE + _GAP)
+    return sheet.quantize(256)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""`make bench-quality` in its short form: both sides train, draw and are graded, and the last line is the JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import quality
+
+
+def test_both_sides_are_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert quality.main(["--quick", "--sheet", str(sheet)]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for side in ("ours", "plain"):
+        assert set(told[side]) == {"recall", "leak", "drift", "nearness"}
+        assert 0 < told[side]["drift"] < 1  # twenty steps are seen, however little they teach
+    assert told["base"]["drift"] == 0
+    assert told["judge"]["spotted"] > told["judge"]["taken_for_it"]
+    with Image.open(sheet) as picture:
+        assert picture.width > 5 * picture.height
