@@ -119,7 +119,7 @@ def _ask_further(
     known = [run for run in theirs if run.name in jobs]
     random.shuffle(known)
     for run in known:
-        waiting[pool.submit(_look, house, server, run, jobs[run.name], busy)] = [run]
+        waiting[pool.submit(_look_once, house, server, run, jobs[run.name], busy)] = [run]
     if not busy and any(jobs[run.name].status == "queued" for run in known):
         # A server stops its queue whenever it has drained, also one that was started a moment ago.
         pool.submit(server.start_queue).add_done_callback(_log_failure)
@@ -138,7 +138,7 @@ def _list(house: House, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob
         return error
 
 
-def _look(house: House, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+def _look_once(house: House, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
     with about(run.job_id):
         return _look_at(house, server, run, job, busy)
 

@@ -64,7 +64,8 @@ def _jobs(session: Session) -> Iterator[Metric]:
     family = GaugeMetricFamily("imprint_jobs", "Jobs by status and failure code.", labels=("status", "code"))
     query = select(Job.status, Job.failure_code, func.count()).group_by(col(Job.status), col(Job.failure_code))
     found = {(status, code or ""): count for status, code, count in session.exec(query)}
-    known = [(status, "") for status in Status if status not in (Status.FAILED, Status.CANCELLED)]
+    alone = (Status.PENDING, Status.TRAINING, Status.READY)
+    known: list[tuple[Status, str]] = [(status, "") for status in alone]
     known += [(Status.CANCELLED, "cancelled"), *((Status.FAILED, code) for code in FailureCode)]
     for status, code in dict.fromkeys([*known, *found]):  # those of which there are none too: a first one is a rise
         family.add_metric((status, code), found.get((status, code), 0))

@@ -143,7 +143,7 @@ class Told:
         if means.device.type == "cuda":
             self._held = torch.empty(means.shape, dtype=means.dtype, pin_memory=True)
             self._held.copy_(means, non_blocking=True)
-            self._there = torch.cuda.Event()
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._there.record()
 
     def read(self) -> list[float]:

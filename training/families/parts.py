@@ -41,9 +41,9 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
     """
     if folder.is_file():
         home = single_file.folder_of(folder, part)
-        if home is None and dtype is None:
-            return kind.from_config(single_file.scheduler(folder))
         if home is None:
+            if dtype is None:
+                return kind.from_config(single_file.scheduler(folder))
             return single_file.load(kind, folder, part, dtype)
         folder = home
     try:

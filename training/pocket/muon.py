@@ -50,4 +50,5 @@ def orthogonal(matrices: Tensor, rounds: int = 4) -> Tensor:
     for _ in range(rounds):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return (x.mT if turned else x).float()
+    made: Tensor = (x.mT if turned else x).float()
+    return made

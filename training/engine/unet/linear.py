@@ -134,7 +134,8 @@ class Beside:
         self.layers = layers
         with torch.no_grad():
             self.weight = torch.cat([layer.weight for layer in layers])
-            for layer, part in zip(layers, self.weight.split([len(layer.weight) for layer in layers]), strict=True):
+            parts = torch.split(self.weight, [len(layer.weight) for layer in layers])
+            for layer, part in zip(layers, parts, strict=True):
                 layer.inner.weight.data = part.view(layer.inner.weight.shape)
                 layer.look_up()
         self.turned = self.weight.t()
@@ -144,7 +145,7 @@ class Beside:
         pairs = [now.adapter(layer.place) for layer in self.layers]
         if any(len(pair) > 2 for pair in pairs):
             return self._apart(now, rows, live)
-        said = torch.mm(rows, self.turned).split(self.widths, 1)
+        said = torch.split(torch.mm(rows, self.turned), self.widths, 1)
         lows = [apply(now, pair, rows, part) if pair else None for pair, part in zip(pairs, said, strict=True)]
         if not live and not (now.learns and any(pairs)):
             return said, None

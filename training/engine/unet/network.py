@@ -70,7 +70,7 @@ class Network:
             else:
                 kind = torch.empty(0, dtype=self.unet.dtype)  # it is asked for its dtype alone
                 rows = self._said_of_time(times, self.unet.get_aug_embed(kind, context, added or {}))
-            return list(rows[:, :, None, None].split(self._widths, 1))
+            return list(torch.split(rows[:, :, None, None], self._widths, 1))
 
     def _said_of_time(self, times: Tensor, more: Tensor | None) -> Tensor:
         unet = self.unet
