@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         description="Of the frozen base model while training. `auto`: bfloat16 where that is faster, on GPUs and for "
         "full-size models on CPUs with units for it.",
     )
+    deterministic: bool = Field(
+        False,
+        description="On GPUs: the same file to the bit whoever trains beside it and after every resume, on one kind of "
+        "card. Slower; every step has `IMPRINT_COHORT` slots, filled or idle. CPUs always do so.",
+    )
     cohort: int = Field(
         0,
         ge=0,

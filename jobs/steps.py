@@ -214,6 +214,7 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
             device=house.settings.device,
             precision=house.settings.precision,
             slots=house.settings.cohort,
+            deterministic=house.settings.deterministic,
             encodings=house.settings.home.resolve() / "encodings",
             training_adapter=house.settings.training_adapters.get(spec.base_model),
         )

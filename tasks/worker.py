@@ -71,7 +71,7 @@ def _say_what_trains(sender: Any, **_: Any) -> None:
         from training.device import probe
 
         import_module("training.backends.local")
-        report = probe(settings().device)
+        report = probe(settings().device, deterministic=settings().deterministic)
         log.info("%s", report.text)
         _device.append(report.name)
 

@@ -105,6 +105,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of the base (default: auto)")
+    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, slower; a CPU always does so")
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
     add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
@@ -184,6 +185,7 @@ def _train(
                 control=bar,
                 device=given.device,
                 precision=given.precision,
+                deterministic=given.deterministic,
                 checkpoint_every_epochs=given.checkpoint_every,
                 training_adapter=given.training_adapter,
                 previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),

@@ -71,9 +71,24 @@ def can_hold(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def probe(device: str = "auto") -> DeviceReport:
+def repeat_exactly() -> None:
+    """From now on this process gives the same bits for the same numbers on CUDA, too, with slower kernels.
+
+    https://docs.pytorch.org/docs/stable/notes/randomness.html. Call it before the first product on the device: cuBLAS
+    reads its part of the environment then, and torch refuses products of a process that was late.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # Its way back adds in whatever order threads arrive; flash attention has one that does not, and takes bfloat16.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+
+
+def probe(device: str = "auto", *, deterministic: bool = False) -> DeviceReport:
     """Find the device and try it with a small product. Raises BackendFailed if it reckons wrongly or not at all."""
     chosen = choose(device)
+    if deterministic and chosen.type == "cuda":
+        repeat_exactly()
     kept = precision(chosen)
     try:
         took = _try(chosen)

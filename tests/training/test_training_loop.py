@@ -1,5 +1,8 @@
 """The loop's edges: losses and memory that fail, progress, picture sizes, batches, the device."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +179,33 @@ def test_a_training_on_cuda(runs: Runs) -> None:
     for family in ("sd15", "sdxl", "z-image"):
         result = train(replace(runs(family, name=family), device="cuda"))
         assert result.device == "cuda"
+
+
+@pytest.mark.gpu
+def test_the_deterministic_mode_repeats_a_file_on_cuda(runs: Runs) -> None:
+    from dataclasses import replace
+
+    device.probe("cuda", deterministic=True)
+    first, second = (
+        train(replace(runs("sd15", name=name), device="cuda", deterministic=True, slots=2)) for name in ("one", "two")
+    )
+    assert first.sha256 == second.sha256
+
+
+def test_no_operation_of_a_step_is_refused_as_not_repeatable(bases: Callable[..., Path], tmp_path: Path) -> None:
+    # In a process of its own, since the mode cannot be taken back. torch refuses operations that have no exact form.
+    code = (
+        "import sys; from training.device import repeat_exactly; repeat_exactly(); "
+        "from training.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    pictures = Path(__file__).parents[2] / "demo" / "pictures"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(pictures), "--base-model", str(bases()), "--family", "sd15", "--trigger",
+         "imp", "--resolution", "64", "--max-steps", "3", "--device", "cpu", "--out", str(tmp_path / "a.safetensors"),
+         "--set", "adapter.dora=true", "--set", "adapter.targets=all"],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_large_base_is_in_bfloat16_where_a_cpu_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from training.backends.encodings import Encodings
 from training.backends.material import encoded, split
 from training.backends.meter import Meter
 from training.backends.randomness import Order
-from training.device import can_hold, choose, precision, seats
+from training.device import can_hold, choose, precision, repeat_exactly, seats
 from training.engine.adapters import matrices_of, padded
 from training.engine.cohort import Seat, Shape
 from training.engine.engine import Engine
@@ -50,6 +50,8 @@ def train(run: TrainRun) -> TrainResult:
     whatever `run.control.check` raises.
     """
     device = choose(run.device)
+    if run.deterministic and device.type == "cuda":
+        repeat_exactly()
     family = families.find(run.spec.family)
     folder = locate(run.base_model, family.parts)
     total = run.spec.steps(len(run.examples))
