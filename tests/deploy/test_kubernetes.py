@@ -60,20 +60,25 @@ def test_the_api_takes_them(version: str) -> None:
             kubernetes_validate.validate(one, version, strict=True)
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here; the files were looked at one by one")
 def test_kustomize_renders_them() -> None:
-    done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    rendered = list(yaml.safe_load_all(done.stdout))
-    assert len(rendered) == len(objects())
-    assert {one["metadata"].get("namespace") for one in rendered if one["kind"] != "Namespace"} == {"imprint"}
+    told = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    assert told["namespace"] == "imprint"
+    rendered = objects()
+    if shutil.which("kubectl"):  # else the files themselves are what it would render, but for the namespace
+        done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        rendered = list(yaml.safe_load_all(done.stdout))
+        assert len(rendered) == len(objects())
+        assert {one["metadata"].get("namespace") for one in rendered if one["kind"] != "Namespace"} == {"imprint"}
     images = {
         container["image"]
         for one in rendered
         if one["kind"] in ("Deployment", "Job")
         for container in one["spec"]["template"]["spec"]["containers"]
     }
-    assert images == {"imprint-serve:0.1.0", "imprint-train:0.1.0"}
+    tags = {one["name"]: one["newTag"] for one in told["images"]}
+    named = {image if ":" in image else f"{image}:{tags[image]}" for image in images}
+    assert named == {"imprint-serve:0.1.0", "imprint-train:0.1.0"}
 
 
 def pods() -> dict[str, dict[str, Any]]:
