@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from core.settings import settings
 
 _SEEDS = (1, 2, 3, 4, 5)
+_WHERE = ("on a flower meadow", "at night", "on a beach by the sea", "in the snow", "in a desert")
+_GUIDANCE = 3.0
 _TILE, _GAP, _MARGIN = 160, 12, 150
 
 
@@ -32,13 +34,13 @@ def before_after(base_model: Path, lora: Path, trigger: str, shown: Sequence[Pat
     """Three rows: what the training was shown, what the base draws at fixed seeds, and the same with the LoRA file."""
     from training.sample import draw  # torch: not before it is needed
 
-    prompt = f"a photo of {trigger}"
     common = {
         "base_model": str(base_model),
         "family": "sd15",
-        "prompts": [prompt] * len(_SEEDS),
+        "prompts": [f"a picture of {trigger} {where}" for where in _WHERE],
         "seeds": _SEEDS,
         "size": (64, 64),
+        "guidance": _GUIDANCE,
         "device": settings().device,
     }
     rows = {
