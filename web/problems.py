@@ -174,6 +174,15 @@ def install(app: FastAPI) -> None:
     for error in (Refused, RequestValidationError, HTTPException, ImprintError, *AWAY):
         app.add_exception_handler(error, _answered)
     app.add_exception_handler(Exception, _unexpected)
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = describe()
+        # No route returns one, so FastAPI does not know the shape that `responses` refers to.
+        document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _answered(request: Request, error: Exception) -> JSONResponse:

@@ -51,7 +51,7 @@ _BODY = {
                 }
             },
             "application/json": {
-                "schema": {"$ref": "#/components/schemas/ImageAddresses"},
+                "schema": ImageAddresses.model_json_schema(),  # its body is read by hand, so it is in no component
                 "example": {"urls": ["https://pictures.example/rex1.jpg"]},
             },
         },

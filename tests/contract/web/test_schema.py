@@ -1,5 +1,7 @@
 """Schemathesis: whatever the OpenAPI document allows, and much that it does not, gets an answer that is documented."""
 
+import json
+import re
 import threading
 import traceback
 from collections.abc import Iterator
@@ -104,3 +106,10 @@ def aim(case: Any, there: There) -> None:
         given["id"] = there[case.path.split("/")[2]]
         if "imageId" in given:
             given["imageId"] = there["imageId"]
+
+
+def test_every_reference_leads_to_a_component(described: tuple[Any, There, dict[str, str]]) -> None:
+    document = described[0].raw_schema
+    named = set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document)))
+    assert named
+    assert named - set(document["components"]["schemas"]) == set()
