@@ -50,6 +50,7 @@ NAV: dict[str, tuple[str, ...]] = {
         "docs/why.md",
         "docs/faults.md",
         "docs/training-speed.md",
+        "docs/pocket-model.md",
         "docs/benchmarks.md",
         *(f"docs/adr/{record.name}" for record in sorted((_ROOT / "docs" / "adr").glob("*.md"))),
     ),

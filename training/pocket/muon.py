@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal before each step; the rest of a network learns by AdamW beside it.
 
 https://kellerjordan.github.io/posts/muon/, with the scale of https://arxiv.org/abs/2502.16982 (equation 4), so that it
-takes AdamW's learning rate. On the pocket model's UNet it needs about half of AdamW's steps (docs/pocket-model.md).
+takes AdamW's learning rate. What it gains here is in docs/pocket-model.md.
 """
 
 from collections import defaultdict
