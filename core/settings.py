@@ -128,7 +128,9 @@ class Settings(BaseSettings):
     spend_per_day: float = Field(40.0, ge=0, description="Ceiling on what was spent on pods in 24 hours, in dollars.")
 
     # ---- drawing with what was trained ----
-    comfyui_url: str | None = Field(None, description="ComfyUI server that `imprint.generate` draws on. Unset: none.")
+    comfyui_url: SecretStr | None = Field(
+        None, description="ComfyUI server that `imprint.generate` draws on. Unset: none."
+    )
     comfyui_loras: Path | None = Field(
         None, description="Its `models/loras` folder as the io workers see it. Unset: by its assets API."
     )

@@ -86,7 +86,7 @@ def place(house: House) -> Place:
     settings = house.settings
     if settings.comfyui_url is None:
         raise GeneratorError("there is no ComfyUI server: the operator names one with IMPRINT_COMFYUI_URL")
-    return Place(settings.comfyui_url, settings.comfyui_loras, settings.comfyui_timeout_s)
+    return Place(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
 
 
 def on_comfyui(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
+from pydantic import SecretStr
 from sqlmodel import col
 
 from core.errors import GeneratorError, LoraNotReady, SpecInvalid, WorkflowInvalid
@@ -31,7 +32,9 @@ pytestmark = pytest.mark.skipif(bool(URL), reason="runs on the fake alone")
 
 @pytest.fixture
 def house(tmp_path: Path, fake: FakeComfyUI) -> Iterator[House]:
-    made = House(Settings(_env_file=None, home=tmp_path / "home", comfyui_url=fake.url, comfyui_loras=fake.loras))
+    made = House(
+        Settings(_env_file=None, home=tmp_path / "home", comfyui_url=SecretStr(fake.url), comfyui_loras=fake.loras)
+    )
     accounts.grant(made, "ada", 1000, key="welcome")
     yield made
     made.database.close()
