@@ -7,9 +7,11 @@ import torch
 
 from training.backends.local import Trainee
 from training.engine.cohort import Cohort
+from training.engine.draw import Lot
 from training.engine.engine import Engine
 from training.families.family import Base, Family
 from training.ports import TrainRun
+from training.safetensor import Array
 
 
 class Live:
@@ -28,6 +30,16 @@ class Live:
         self.cohort.step()
         self.cohort.settle()
         return self.seat.losses[-1][1]
+
+    def gradients(self, lot: Lot) -> tuple[float, dict[str, Array]]:
+        """The loss on `lot` with the LoRA as it is now, and the gradient of each of its matrices."""
+        stack, layout = self.cohort.stack, self.cohort.layout
+        with torch.enable_grad():
+            self.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, torch.float32)
+            loss = self.engine.family.losses(self.base, lot.made, lot.conditions).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+        assert stack.masters.grad is not None
+        return loss.item(), layout.read(stack.masters.grad[0], self.seat.run.spec.rank)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -186,7 +186,7 @@ def test_a_step_that_cannot_be_recorded_is_made_all_the_same(runs: Runs, caplog:
     assert caplog.text.count("cannot be recorded as a CUDA graph") == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_a_gpu_steps_are_recorded(runs: Runs) -> None:
     run, found = runs(seed=5, max_steps=20), families.find("sd15")
     live = Live(run, found, found.load(Where(run_folder(run), torch.device("cuda"), torch.bfloat16)), total=20, slots=2)
