@@ -27,8 +27,8 @@ def test_killed_training_goes_on_from_its_last_checkpoint(base_model: Path, tmp_
     with site(tmp_path, base_model) as running:
         running.grant("owner")
         images = running.pictures("owner")
-        undisturbed = running.wait(running.send(images=images, max_steps=150)["job_id"])
-        disturbed = running.send(images=images, max_steps=150)["job_id"]
+        undisturbed = running.wait(running.send(images=images, max_steps=400)["job_id"])
+        disturbed = running.send(images=images, max_steps=400)["job_id"]
         # Past its first checkpoint, which comes after ten epochs of six pictures, and not at its end.
         running.wait(disturbed, lambda view: any(running.house.store.list(f"checkpoints/{disturbed}/")))
         running.kill("train")

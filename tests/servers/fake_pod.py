@@ -55,8 +55,8 @@ class FakePod(Server):
     # ---- looking, and trouble ----
 
     def ask(self, path: str, body: Any = None) -> Any:
-        """One plain request, beside any client of ours; its JSON."""
-        headers = {"Authorization": f"Bearer {self.token}"}
+        """One plain request, beside any client of ours, which no fault befalls; its JSON."""
+        headers = {"Authorization": f"Bearer {self.token}", "X-Fake-Look": "1"}
         with httpx2.Client(trust_env=False, timeout=30) as http:
             method = "GET" if body is None else "POST"
             return http.request(method, self.url + path, headers=headers, json=body).json()

@@ -1,6 +1,7 @@
 """What goes wrong with a fake server: scripted by a test, or drawn from a seed. And the journal of all requests.
 
 Scripted: POST /_fake/faults {"kind", "method"?, "path"?, "times"?}; POST /_fake/fates {"name", "fate"}.
+A request with the header x-fake-look is somebody's who only looks: nothing befalls it, and it is not in the journal.
 """
 
 import asyncio
@@ -114,7 +115,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         path: str = scope["path"]
-        ours = path.startswith("/_fake/")
+        ours = path.startswith("/_fake/") or any(name == b"x-fake-look" for name, _ in scope["headers"])
         fault = None if ours else self.faults.decide(scope["method"], path)
         if time.monotonic() < self.opens_at:
             fault = "gateway"
