@@ -11,8 +11,8 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
         running.grant("owner")
         images = running.pictures("owner")
         # What each gives with nobody beside it, in the same four slots.
-        alone = [running.wait(running.send(images=images, seed=seed, max_steps=150)["job_id"]) for seed in (1, 2)]
-        jobs = [running.send(images=images, seed=seed, max_steps=150)["job_id"] for seed in (1, 2, 3, 4)]
+        alone = [running.wait(running.send(images=images, seed=seed, max_steps=300)["job_id"]) for seed in (1, 2)]
+        jobs = [running.send(images=images, seed=seed, max_steps=300)["job_id"] for seed in (1, 2, 3, 4)]
         until(
             lambda: all(any(running.house.store.list(f"checkpoints/{job}/")) for job in jobs),
             240,
