@@ -11,6 +11,7 @@ ImprintError                     code internal
 ├── ImageUnreachable             image_unreachable       may be retried
 │   └── ImageRefused             image_unreachable       an address that we will not call; final
 ├── ImageInvalid                 image_invalid
+│   └── MaskInvalid              image_invalid           the mask of a picture that may be good itself
 ├── BaseModelUnavailable         base_model_unavailable
 ├── OutOfMemory                  out_of_memory
 ├── LossNotFinite                loss_not_finite
@@ -135,6 +136,10 @@ class ImageRefused(ImageUnreachable):
 
 class ImageInvalid(ImprintError):
     code = FailureCode.IMAGE_INVALID
+
+
+class MaskInvalid(ImageInvalid):
+    pass
 
 
 class BaseModelUnavailable(ImprintError):

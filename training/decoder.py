@@ -22,8 +22,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.errors import ImageInvalid, WorkerLost
+from core.errors import ImageInvalid, MaskInvalid, WorkerLost
 from training import frames
+from training.masks import with_mask
 from training.pictures import FORMATS, Prepared, buckets
 from training.quality import Fault, PictureReport
 
@@ -94,15 +95,34 @@ class Decoder:
         self._lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(os.cpu_count() or 1)
 
-    def prepare(self, data: bytes, *, resolution: int, aspect_buckets: bool = False, masked: bool = False) -> Prepared:
-        """As `training.pictures.prepare`.
+    def prepare(
+        self,
+        data: bytes,
+        *,
+        resolution: int,
+        aspect_buckets: bool = False,
+        masked: bool = False,
+        mask: bytes | None = None,
+    ) -> Prepared:
+        """As `training.pictures.prepare`; with `masked`, the file `mask` takes the place of an alpha channel.
 
-        Raises ImageInvalid, also for a picture that kills, hangs or exhausts its decoder; WorkerLost if this machine
-        cannot start one, which is no picture's fault.
+        Raises ImageInvalid, also for a picture that kills, hangs or exhausts its decoder; MaskInvalid for such a mask,
+        and for one of another shape; WorkerLost if this machine cannot start a decoder, which is no picture's fault.
         """
+        asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": masked and mask is None}
+        made = self._decoded(asked, data)
+        if not masked or mask is None:
+            return made
+        try:
+            shown = self._decoded(asked, mask)
+        except ImageInvalid as error:
+            raise MaskInvalid(f"its mask cannot be used: {error.message}") from error
+        return with_mask(made, shown)
+
+    def _decoded(self, asked: dict[str, Any], data: bytes) -> Prepared:
+        """One file, in a child. Raises ImageInvalid and WorkerLost."""
         if len(data) > self._max_bytes:
             raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
-        asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": masked}
         with self._turns:
             # A child that broke is the picture's doing, or somebody's who ended it. Twice in a row it is the picture's.
             with suppress(frames.Broken):

@@ -1,7 +1,6 @@
 """A folder of pictures, prepared for a training without any queue, and judged as in the pipeline."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
@@ -71,15 +70,16 @@ def _prepared(paths: list[Path], spec: TrainSpec) -> tuple[list[tuple[Path, pict
 
 
 def _prepare(decoder: Decoder, path: Path, spec: TrainSpec) -> pictures.Prepared:
-    """One picture; where the loss is masked, with its alpha channel, or with the mask of its name in `masks/`."""
-    prepare = partial(decoder.prepare, resolution=spec.resolution, aspect_buckets=spec.aspect_buckets)
-    if not spec.objective.masked:
-        return prepare(path.read_bytes())
-    masks = [path.parent / MASKS / f"{path.stem}{suffix}" for suffix in SUFFIXES]
-    mask = next((mask for mask in masks if mask.is_file()), None)
-    if mask is None:
-        return prepare(path.read_bytes(), masked=True)
-    return pictures.with_mask(prepare(path.read_bytes()), prepare(mask.read_bytes()))
+    """One picture; where the loss is masked, with the mask beside it, or else with its alpha channel."""
+    masked = spec.objective.masked
+    mask = mask_beside(path) if masked else None
+    return decoder.prepare(
+        path.read_bytes(),
+        resolution=spec.resolution,
+        aspect_buckets=spec.aspect_buckets,
+        masked=masked,
+        mask=mask.read_bytes() if mask else None,
+    )
 
 
 def _laid_out(
@@ -107,3 +107,9 @@ def caption_beside(path: Path) -> str | None:
             return file.read(MAX_CAPTION_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecInvalid.of({beside.name: "the caption is no UTF-8 text"}) from error
+
+
+def mask_beside(path: Path) -> Path | None:
+    """The picture of the same name in `masks/` beside a picture, or None."""
+    masks = [path.parent / MASKS / f"{path.stem}{suffix}" for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))]
+    return next((mask for mask in masks if mask.is_file()), None)

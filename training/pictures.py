@@ -8,7 +8,7 @@ import io
 import re
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from hashlib import sha256
 from math import log
@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError, features
 from core.errors import ImageInvalid
 from training.quality import BAD_FAULTS, FAULTS, PictureReport, look_at, near_duplicates
 
-__all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "Prepared", "buckets", "near_duplicates", "prepare", "with_mask"]
+__all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "Prepared", "buckets", "near_duplicates", "prepare"]
 
 # Never Image.open without `formats=`: Pillow knows some seventy, among them EPS, which starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
@@ -31,7 +31,7 @@ _MAX_JPEG_SCANS = 100
 _DRAFT_SIDE = 384
 
 # What Pillow raises on files that are broken, or made to break it. It has no error tree of its own.
-_DECODE_FAULTS = (
+DECODE_FAULTS = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError,
     RuntimeError, struct.error, zlib.error, ImageCms.PyCMSError, Image.DecompressionBombError,
 )  # fmt: skip
@@ -88,18 +88,6 @@ def prepare(
     return Prepared(png, *picture.size, sha256(png).hexdigest(), report)
 
 
-def with_mask(made: Prepared, mask: Prepared) -> Prepared:
-    """A picture with the lightness of another one as its alpha channel. Raises ImageInvalid if their sizes differ."""
-    if (made.width, made.height) != (mask.width, mask.height):
-        raise ImageInvalid("its mask has another shape than the picture")
-    out = io.BytesIO()
-    with Image.open(io.BytesIO(made.png)) as picture, Image.open(io.BytesIO(mask.png)) as shown:
-        whole = picture.convert("RGB")
-        whole.putalpha(shown.convert("L"))
-        whole.save(out, "PNG", compress_level=3)
-    return replace(made, png=out.getvalue(), sha256=sha256(out.getvalue()).hexdigest())
-
-
 # ---- decoding ----
 
 
@@ -121,7 +109,7 @@ def _decode(data: bytes, draft_side: int, max_pixels: int, notes: list[str]) -> 
         if format_ == "JPEG":
             image.draft(None, (draft_side, draft_side))
         image.load()
-    except _DECODE_FAULTS as error:
+    except DECODE_FAULTS as error:
         # Never the decoder's own words: they may quote the file.
         raise ImageInvalid(_reason(data, error)) from error
     return image, format_
@@ -182,7 +170,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 def _orientation(image: Image.Image, notes: list[str]) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
-    except _DECODE_FAULTS:
+    except DECODE_FAULTS:
         notes.append("broken EXIF data ignored")
         return 1
 
@@ -288,7 +276,7 @@ def _to_srgb(colours: Image.Image, profile: bytes | None, notes: list[str]) -> I
             if transform is not None:
                 return transform.apply(colours)
             notes.append("colour profile for other colours than the picture's ignored")
-        except _DECODE_FAULTS:
+        except DECODE_FAULTS:
             notes.append("broken colour profile ignored")
     elif colours.mode == "CMYK":
         notes.append("CMYK without a colour profile: colours are a guess")

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from PIL import Image
 
-from core.errors import ImageInvalid
+from core.errors import ImageInvalid, MaskInvalid
 from tests.hostile.pictures import CLEANED, PNG, REFUSED, SECRET, gps, picture, png
 from training.decoder import Decoder
 from training.pictures import prepare
@@ -38,6 +38,18 @@ def test_it_is_refused_in_our_own_words(decoder: Decoder, name: str) -> None:
     assert decoder._idle == before, "the decoder lives on"
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mask_is_refused_as_a_picture_is(decoder: Decoder, name: str) -> None:
+    make, words = REFUSED[name]
+    data = make()
+    decoder.prepare(picture("PNG"), resolution=64)
+    before = list(decoder._idle)
+    with pytest.raises(MaskInvalid) as raised:
+        decoder.prepare(picture("PNG"), resolution=64, masked=True, mask=data)
+    assert raised.value.message == f"its mask cannot be used: {words}"
+    assert decoder._idle == before, "the decoder lives on"
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_costs_no_memory() -> None:
     """Refused by its header: nothing of 144 megapixels is ever allocated by us."""
@@ -59,18 +71,32 @@ def test_a_raised_cap_still_stops_at_pillows_own() -> None:
         prepare(png(12_000, 12_000), resolution=64, max_pixels=10**9)
 
 
+def chunks(data: bytes) -> set[bytes]:
+    """What kinds of chunks a PNG has."""
+    found, at = set(), len(PNG)
+    while at < len(data):
+        (size,) = struct.unpack(">I", data[at : at + 4])
+        found.add(data[at + 4 : at + 8])
+        at += 12 + size
+    return found
+
+
 @pytest.mark.parametrize("name", CLEANED)
 @pytest.mark.parametrize("aspect_buckets", [False, True])
 def test_it_comes_out_as_pixels_and_nothing_else(decoder: Decoder, name: str, aspect_buckets: bool) -> None:
     made = decoder.prepare(CLEANED[name](), resolution=128, aspect_buckets=aspect_buckets)
-    chunks, at = [], len(PNG)
-    while at < len(made.png):
-        (size,) = struct.unpack(">I", made.png[at : at + 4])
-        chunks.append(made.png[at + 4 : at + 8])
-        at += 12 + size
-    assert set(chunks) == {b"IHDR", b"IDAT", b"IEND"}
+    assert chunks(made.png) == {b"IHDR", b"IDAT", b"IEND"}
     assert SECRET not in made.png
     assert len(Image.open(io.BytesIO(made.png)).getexif()) == 0
+
+
+@pytest.mark.parametrize("name", CLEANED)
+def test_of_a_mask_comes_its_lightness_and_nothing_else(decoder: Decoder, name: str) -> None:
+    data = CLEANED[name]()
+    seen = decoder.prepare(data, resolution=64).report
+    whole = decoder.prepare(picture("PNG", size=(seen.width, seen.height)), resolution=64, masked=True, mask=data)
+    assert chunks(whole.png) == {b"IHDR", b"IDAT", b"IEND"}
+    assert SECRET not in whole.png
 
 
 def test_where_a_picture_was_taken_is_dropped(decoder: Decoder) -> None:

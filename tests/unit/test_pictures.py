@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
-from core.errors import ImageInvalid
+from core.errors import ImageInvalid, MaskInvalid
 from tests.unit.drawings import drawing, encoded, opened
 from training.folder import gather
-from training.pictures import buckets, prepare, with_mask
+from training.masks import with_mask
+from training.pictures import buckets, prepare
 from training.spec import TrainSpec
 
 
@@ -242,6 +243,31 @@ def test_a_mask_of_its_own_is_put_on() -> None:
         with_mask(made, prepare(encoded(white_left, "PNG"), resolution=128))
 
 
+@pytest.mark.parametrize(
+    ("picture", "mask", "fits"),
+    [
+        ((200, 100), (100, 50), True),
+        ((1000, 667), (500, 333), True),  # half of it, rounded down
+        ((500, 333), (1000, 667), True),
+        ((667, 1000), (64, 96), True),
+        ((200, 100), (100, 200), False),
+        ((200, 100), (100, 100), False),
+        ((1000, 667), (1000, 650), False),
+        ((1000, 1000), (500, 510), False),
+    ],
+)
+def test_a_mask_has_the_shape_of_its_picture(picture: tuple[int, int], mask: tuple[int, int], fits: bool) -> None:
+    """Both are cut to the same square: of another shape it would lie askew, and nobody would see it."""
+    made, shown = (prepare(encoded(Image.new("RGB", size, "red")), resolution=64) for size in (picture, mask))
+    if fits:
+        assert opened(with_mask(made, shown).png).mode == "RGBA"
+        return
+    with pytest.raises(MaskInvalid) as raised:
+        with_mask(made, shown)
+    told = "its mask has another shape: {} x {} pixels, and the picture {} x {}".format(*mask, *picture)
+    assert raised.value.message == told
+
+
 def test_masks_lie_beside_the_pictures_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     for number in range(5):
@@ -256,3 +282,17 @@ def test_masks_lie_beside_the_pictures_of_a_folder(tmp_path: Path) -> None:
     assert first.getpixel((5, 5))[3] == 128  # type: ignore[index]
     ignored = spec.model_copy(update={"objective": type(spec.objective)()})
     assert opened(gather(tmp_path, ignored, into).examples[0].path.read_bytes()).mode == "RGB"
+
+
+def test_a_picture_whose_mask_is_none_is_left_out_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for number in range(7):
+        drawing(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "masks" / "1.PNG").write_bytes(b"no picture")
+    Image.new("L", (64, 32)).save(tmp_path / "masks" / "2.jpg")
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
+    (into := tmp_path / "into").mkdir()
+    left_out = gather(tmp_path, spec, into).left_out
+    assert left_out.keys() == {"1.png", "2.png"}
+    assert left_out["1.png"].startswith("its mask cannot be used: this is not a picture")
+    assert left_out["2.png"].startswith("its mask has another shape: 64 x 32 pixels")
