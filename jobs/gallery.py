@@ -28,11 +28,13 @@ _WORDS = {
     "near_duplicate": "nearly the same as another picture of this subject",
     "unreadable": "it cannot be read",
     "unreachable": "it could not be fetched",
+    "unusable_mask": "its mask could not be fetched or read, or has another shape",
 }
 
 
-def add(house: House, owner_id: str, subject_id: str, data: bytes) -> str:
-    """Keep a picture after a first look at it, at the resolution that the subject is trained at; its id.
+def add(house: House, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
+    """Keep a picture, or a mask of one, after a first look at it, at the resolution that the subject is trained at;
+    its id.
 
     What the look prepared, a training need not prepare again. Raises ImageInvalid for what is no picture, and
     IllegalMove when the subject has as many as it may.
@@ -41,16 +43,18 @@ def add(house: House, owner_id: str, subject_id: str, data: bytes) -> str:
         spec = spec_of(session.get(Subject, (owner_id, subject_id)))
         sha256 = hashlib.sha256(data).hexdigest()
         made = session.get(PreparedPicture, (sha256, intake.preparation(spec)))
-        if session.exec(select(func.count()).where(*_of(owner_id, subject_id))).one() >= MOST_PICTURES:
+        if session.exec(select(func.count()).where(*_of(owner_id, subject_id, is_mask))).one() >= MOST_PICTURES:
             raise IllegalMove(f"a subject has at most {MOST_PICTURES} pictures; remove some first")
     made = made or intake.convert(house, data, sha256, spec)
     report = json.loads(made.report)
     if made.key is None or made.sha256 is None:
         raise ImageInvalid(report.get("error", "the picture cannot be read"))
+    if is_mask:
+        report["bad"] = []  # a mask may be as white, black or flat as it likes
     preview_key = keys.thumbnail(made.sha256)
     if not house.store.exists(preview_key):
         house.store.put(preview_key, thumbnail(house.store.get(made.key)))
-    picture_id = intake.store_picture(house, owner_id, subject_id, data)
+    picture_id = intake.store_picture(house, owner_id, subject_id, data, is_mask=is_mask)
     seen = sa.update(Picture).where(col(Picture.id) == picture_id)
     with house.database.writing() as session:
         insert_if_absent(session, made)
@@ -62,6 +66,13 @@ def shown(house: House, owner_id: str, subject_id: str) -> list[dict[str, Any]]:
     """A subject's pictures with their verdicts, oldest first."""
     with house.database.reading() as session:
         return [_view(picture, faults) for picture, faults in _judged(session, owner_id, subject_id)]
+
+
+def masks(house: House, owner_id: str, subject_id: str) -> list[dict[str, Any]]:
+    """A subject's masks as `shown` has pictures; nothing is held against one."""
+    with house.database.reading() as session:
+        found = session.exec(select(Picture).where(*_of(owner_id, subject_id, is_mask=True)))
+        return [_view(mask, ()) for mask in found]
 
 
 def usable(session: Session, owner_id: str, subject_id: str) -> list[str]:
@@ -80,7 +91,8 @@ def remove(house: House, owner_id: str, subject_id: str, picture_id: str) -> Non
 def caption(house: House, owner_id: str, subject_id: str, picture_id: str, text: str | None) -> dict[str, Any]:
     """Say what a picture shows, for trainings to come; its view. Raises NotFound."""
     with house.database.writing() as session:
-        _mine(session, owner_id, subject_id, picture_id, gone_too=False)
+        if _mine(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
+            raise NotFound(f"{picture_id} is a mask, which has no caption")
         change = sa.update(Picture).where(col(Picture.id) == picture_id)
         session.connection().execute(change.values(caption=(text or "").strip() or None))
     return next(view for view in shown(house, owner_id, subject_id) if view["id"] == picture_id)
@@ -106,10 +118,11 @@ def spec_of(subject: Subject | None) -> TrainSpec:
     return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "look", "seed": 0})
 
 
-def _of(owner_id: str, subject_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+def _of(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         col(Picture.owner_id) == owner_id,
         col(Picture.subject_id) == subject_id,
+        col(Picture.is_mask) == is_mask,
         col(Picture.removed_at).is_(None),
     )
 

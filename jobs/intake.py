@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from core.errors import ImageInvalid, SpecInvalid
+from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from core.ids import new_id
 from jobs import keys
 from jobs.requests import Order
@@ -20,8 +21,8 @@ from training.ports import Example
 from training.spec import TrainSpec
 
 
-def store_picture(house: House, owner_id: str, subject_id: str, data: bytes) -> str:
-    """Keep a picture of an owner's subject; gives the id that `images` may name.
+def store_picture(house: House, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
+    """Keep a picture of an owner's subject, or a mask of one; gives the id that `images` may name.
 
     The same bytes give the same id, also after it was removed: then it is there again.
     """
@@ -29,7 +30,10 @@ def store_picture(house: House, owner_id: str, subject_id: str, data: bytes) -> 
     with house.database.reading() as session:
         known = session.exec(
             select(Picture).where(
-                Picture.owner_id == owner_id, Picture.subject_id == subject_id, Picture.sha256 == sha256
+                Picture.owner_id == owner_id,
+                Picture.subject_id == subject_id,
+                Picture.sha256 == sha256,
+                Picture.is_mask == is_mask,
             )
         ).first()
     if known is not None:
@@ -47,6 +51,7 @@ def store_picture(house: House, owner_id: str, subject_id: str, data: bytes) -> 
         sha256=sha256,
         key=key,
         size_bytes=len(data),
+        is_mask=is_mask,
     )
     with house.database.writing() as session:
         session.add(picture)
@@ -56,65 +61,80 @@ def store_picture(house: House, owner_id: str, subject_id: str, data: bytes) -> 
 def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
     """Rows for the pictures; a stored one that was prepared for this recipe before is done already."""
     images = order.envelope.images
-    ids = {image.ref for image in images if "://" not in image.ref}
-    stored = {
-        picture.id: picture
-        for picture in session.exec(
-            select(Picture).where(
-                col(Picture.id).in_(ids),
-                Picture.owner_id == order.envelope.owner_id,
-                col(Picture.removed_at).is_(None),
-            )
-        )
-    }
-    if missing := sorted(ids - stored.keys()):
-        raise SpecInvalid.of(
-            {f"images.{index}": "no stored picture of this owner has this id"
-             for index, image in enumerate(images) if image.ref in missing}
-        )  # fmt: skip
-    hashes = {picture.sha256 for picture in stored.values()}
-    prepared = {
-        row.source_sha256: row
-        for row in session.exec(
-            select(PreparedPicture).where(
-                col(PreparedPicture.source_sha256).in_(hashes),
-                PreparedPicture.recipe == preparation(order.spec),
-            )
-        )
-    }
+    stored = _stored(session, order)
+    if missing := {
+        name: "no stored picture of this owner has this id"
+        for index, image in enumerate(images)
+        for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask))
+        if reference and "://" not in reference and reference not in stored
+    }:
+        raise SpecInvalid.of(missing)
     rows = []
     for position, image in enumerate(images):
-        row = JobPicture(job_id=job_id, position=position, reference=image.ref, caption=image.caption)
+        row = JobPicture(job_id=job_id, position=position, reference=image.ref, caption=image.caption, mask=image.mask)
         if image.ref in stored:
             row.caption = image.caption or stored[image.ref].caption
             row.source_sha256 = stored[image.ref].sha256
-            if done := prepared.get(row.source_sha256):
-                for name, value in outcome(done).items():
-                    setattr(row, name, value)
         rows.append(row)
+    # What a picture with a mask is prepared as depends on both: it is known where both are stored.
+    recipes = {
+        row.position: preparation(order.spec, stored[row.mask].sha256 if row.mask else None)
+        for row in rows
+        if row.source_sha256 and (row.mask is None or row.mask in stored)
+    }
+    prepared = _prepared(session, {picture.sha256 for picture in stored.values()}, recipes.values())
+    for row in rows:
+        if done := prepared.get((row.source_sha256, recipes.get(row.position))):
+            for name, value in outcome(done).items():
+                setattr(row, name, value)
     return rows
 
 
-def preparation(spec: TrainSpec) -> str:
-    """Name of how pictures are prepared for this spec; a source file is prepared once per name."""
-    return f"{spec.resolution}{'-buckets' if spec.aspect_buckets else ''}{'-masked' if spec.objective.masked else ''}"
+def _stored(session: Session, order: Order) -> dict[str, Picture]:
+    """The stored pictures that an order names, by id."""
+    named = {reference for image in order.envelope.images for reference in (image.ref, image.mask) if reference}
+    query = select(Picture).where(
+        col(Picture.id).in_({reference for reference in named if "://" not in reference}),
+        Picture.owner_id == order.envelope.owner_id,
+        col(Picture.removed_at).is_(None),
+    )
+    return {picture.id: picture for picture in session.exec(query)}
 
 
-def convert(house: House, data: bytes, sha256: str, spec: TrainSpec) -> PreparedPicture:
+def _prepared(
+    session: Session, hashes: Iterable[str], recipes: Iterable[str]
+) -> dict[tuple[str | None, str | None], PreparedPicture]:
+    query = select(PreparedPicture).where(
+        col(PreparedPicture.source_sha256).in_(set(hashes)), col(PreparedPicture.recipe).in_(set(recipes))
+    )
+    return {(row.source_sha256, row.recipe): row for row in session.exec(query)}
+
+
+def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
+    """Name of how a picture is prepared for this spec, and with which mask; a file is prepared once per name."""
+    buckets = "-buckets" if spec.aspect_buckets else ""
+    masked = "-masked" if spec.objective.masked else ""
+    return f"{spec.resolution}{buckets}{masked}{f'-{mask_sha256}' if mask_sha256 else ''}"
+
+
+def convert(house: House, data: bytes, sha256: str, spec: TrainSpec, mask: bytes | None = None) -> PreparedPicture:
     """Decode a file and prepare it as `spec` wants it; the picture is in the store, the row is the caller's to keep.
 
-    A file that cannot be read gives a row that says why.
+    A file, or its mask, that cannot be read gives a row that says why.
     """
-    row = PreparedPicture(source_sha256=sha256, recipe=preparation(spec), report="{}")
+    recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None)
+    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report="{}")
     try:
         made = house.decoder.prepare(
             data,
             resolution=spec.resolution,
             aspect_buckets=spec.aspect_buckets,
             masked=spec.objective.masked,
+            mask=mask,
         )
     except ImageInvalid as error:
-        row.report = json.dumps({"error": error.message, "code": error.code, "bad": ["unreadable"]})
+        fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"
+        row.report = json.dumps({"error": error.message, "code": error.code, "bad": [fault]})
     else:
         bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
         row.report = json.dumps(made.report.to_dict() | {"bad": bad})

@@ -49,7 +49,7 @@ def _pictures(session: Session, owner_id: str) -> dict[str, tuple[int, str | Non
     shown = sa.case((col(Picture.preview_key).is_not(None), col(Picture.id)))
     rows = session.exec(
         select(Picture.subject_id, func.count(), func.min(shown))
-        .where(Picture.owner_id == owner_id, col(Picture.removed_at).is_(None))
+        .where(Picture.owner_id == owner_id, col(Picture.removed_at).is_(None), ~col(Picture.is_mask))
         .group_by(Picture.subject_id)
     )
     return {subject_id: (count, cover) for subject_id, count, cover in rows}

@@ -24,18 +24,20 @@ Name = Annotated[
 ]
 # A caption may have lines; a null character is what PostgreSQL does not keep.
 Caption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000, pattern=r"^[^\x00]*$")]
+Reference = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")
+]
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
 class Image(BaseModel):
-    """One picture: where it is, and what it shows."""
+    """One picture: where it is, what it shows, and what of it counts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ref: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")
-    ]
+    ref: Reference
     caption: Caption | None = None
+    mask: Reference | None = None
 
 
 class Envelope(BaseModel):
@@ -68,7 +70,7 @@ _RECIPE = frozenset(TrainSpec.model_fields)
 
 
 def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> Order:
-    """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or `{"ref": …, "caption": …}`.
+    """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or `{"ref": …, "caption": …, "mask": …}`.
 
     Raises SpecInvalid with every fault at once.
     """
@@ -101,6 +103,8 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
         left = len(envelope.images) - spec.validation.held_out
         if left < MIN_PICTURES:
             faults["validation.held_out"] = f"leaves {left} pictures to train on; at least {MIN_PICTURES} are needed"
+        if not spec.objective.masked and any(image.mask for image in envelope.images):
+            faults["objective.masked"] = "pictures come with masks: set it to true, or leave the masks out"
     if spec is not None:
         faults.update(_misplaced_base(spec, settings))
         faults.update(_unfit_for_remote(spec, settings))
@@ -136,8 +140,9 @@ def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
 def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
-        if "://" in image.ref and (reason := sources.refuse_early(image.ref)):
-            faults[f"images.{index}"] = reason
+        for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
+            if reference and "://" in reference and (reason := sources.refuse_early(reference)):
+                faults[name] = reason
     if envelope.webhook_url is not None and (reason := refused_webhook(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
     return faults

@@ -251,7 +251,9 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
-        "images": [{"ref": picture.reference, "caption": picture.caption} for picture in pictures],
+        "images": [
+            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask} for picture in pictures
+        ],
     }
 
 

@@ -46,22 +46,19 @@ def preprocess(house: House, job_id: str, position: int) -> None:
         if job.status == Status.PENDING:
             moves.begin(session, job_id)
         spec = TrainSpec.model_validate_json(job.spec)
-        known = _prepared(session, picture.source_sha256, spec)
-        limit = house.settings.max_picture_bytes
-        if "://" in picture.reference:
-            limit = min(limit, house.settings.max_job_bytes - _fetched(session, job_id))
+        # Of a picture with a mask only rows_for knows beforehand; here its files tell.
+        known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
+        left = house.settings.max_job_bytes - _fetched(session, job_id)
     with working(house, lease):
-        made, size = (known, 0) if known else _prepare(house, lease, picture, spec, limit)
+        made, size = (known, 0) if known else _prepare(house, lease, picture, spec, left)
         with house.database.writing() as session:
             moves.record_picture(session, lease, source_bytes=size, **outcome(made))
             if made.source_sha256:
                 insert_if_absent(session, made)
 
 
-def _prepared(session: Session, source_sha256: str | None, spec: TrainSpec) -> PreparedPicture | None:
-    if source_sha256 is None:
-        return None
-    return session.get(PreparedPicture, (source_sha256, preparation(spec)))
+def _prepared(session: Session, source_sha256: str | None, recipe: str) -> PreparedPicture | None:
+    return session.get(PreparedPicture, (source_sha256, recipe)) if source_sha256 else None
 
 
 def _fetched(session: Session, job_id: str) -> int:
@@ -71,34 +68,37 @@ def _fetched(session: Session, job_id: str) -> int:
 
 
 def _prepare(
-    house: House, lease: Lease, picture: JobPicture, spec: TrainSpec, limit: int
+    house: House, lease: Lease, picture: JobPicture, spec: TrainSpec, left: int
 ) -> tuple[PreparedPicture, int]:
-    """Fetch the source, of at most `limit` bytes, and convert it, or find that this was done before.
+    """Fetch the source and its mask, of at most `left` bytes, and convert it, or find that this was done before.
 
     With it the number of bytes fetched. What cannot be had has no source hash.
     """
+    files: list[bytes] = []
     try:
-        if limit <= 0:
-            raise ImageRefused("the pictures of this job have more bytes than a job may have")
-        data = _source(house, picture, limit)
+        for reference in filter(None, (picture.reference, picture.mask)):
+            files.append(_source(house, reference, left - sum(map(len, files))))
     except ImageUnreachable as error:
         if error.retryable and lease.attempt < house.settings.max_attempts:
             raise
-        report = {"error": error.message, "code": error.code, "bad": ["unreachable"]}
-        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report)), 0
-    sha256, done = hashlib.sha256(data).hexdigest(), None
-    if sha256 != picture.source_sha256:  # else the claim has looked already
-        with house.database.reading() as session:
-            done = _prepared(session, sha256, spec)
-    return done or intake.convert(house, data, sha256, spec), len(data)
-
-
-def _source(house: House, picture: JobPicture, limit: int) -> bytes:
-    """The source file's bytes: ours if it is stored, else fetched."""
-    if "://" in picture.reference:
-        return house.sources.fetch(picture.reference, max_bytes=limit)
+        fault, said = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
+        report = {"error": said, "code": error.code, "bad": [fault]}
+        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report)), sum(map(len, files))
+    data, mask = files[0], files[1] if picture.mask else None
+    sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
     with house.database.reading() as session:
-        stored = session.get_one(Picture, picture.reference)
+        done = _prepared(session, sha256, preparation(spec, *of_mask))
+    return done or intake.convert(house, data, sha256, spec, mask), sum(map(len, files))
+
+
+def _source(house: House, reference: str, left: int) -> bytes:
+    """A file's bytes: ours if it is stored, else fetched, at most `left`."""
+    if "://" in reference:
+        if left <= 0:
+            raise ImageRefused("the pictures of this job have more bytes than a job may have")
+        return house.sources.fetch(reference, max_bytes=min(left, house.settings.max_picture_bytes))
+    with house.database.reading() as session:
+        stored = session.get_one(Picture, reference)
     try:
         return house.store.get(stored.key)
     except NotFound as error:

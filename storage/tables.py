@@ -59,6 +59,8 @@ class Picture(SQLModel, table=True):
     caption: str | None = None
     report: str | None = None  # JSON: the quality report at the resolution of a first look; None until there was one
     preview_key: str | None = None  # of a small picture for pages
+    # Of another picture: not among those that the subject is learnt from.
+    is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     removed_at: datetime | None = Field(default=None, sa_column=_time())  # by its owner; jobs that use it go on
 
@@ -95,7 +97,7 @@ class ApiToken(SQLModel, table=True):
 
 
 class PreparedPicture(SQLModel, table=True):
-    """A source file prepared for one recipe (resolution, cropping): done once for all jobs that use it."""
+    """A source file prepared for one recipe (resolution, cropping, mask): done once for all jobs that use it."""
 
     __tablename__ = "prepared_picture"
 
@@ -172,6 +174,7 @@ class JobPicture(SQLModel, table=True):
     position: int = Field(primary_key=True)
     reference: str  # an address or the id of a stored picture; may be presigned, so it never leaves the database
     caption: str | None = None
+    mask: str | None = None  # a reference of the same kinds
     state: str = PictureState.WAITING
     source_sha256: str | None = None
     source_bytes: int = Field(default=0, sa_type=sa.BigInteger)  # what was fetched for it

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -341,16 +342,21 @@ def test_in_a_job_it_is_one_bad_picture(tmp_path: Path, slow: bytes) -> None:
     try:
         accounts.grant(house, "ada", 1000, key="welcome")
         files = [slow, *(picture("PNG", size=(200 + number, 200)) for number in range(4))]
-        images = [intake.store_picture(house, "ada", "dog", file) for file in files]
-        job_id: str = service.submit(house, {**REQUEST, "images": images, "resolution": 64})["job_id"]
-        steps.preprocess(house, job_id, 0)
-        steps.preprocess(house, job_id, 1)
+        images: list[Any] = [intake.store_picture(house, "ada", "dog", file) for file in files]
+        images[2] = {"ref": images[2], "mask": images[0]}
+        request = {**REQUEST, "images": images, "resolution": 64, "objective": {"masked": True}}
+        job_id: str = service.submit(house, request)["job_id"]
+        for position in range(3):
+            steps.preprocess(house, job_id, position)
         with house.database.reading() as session:
-            rows = [session.get_one(JobPicture, (job_id, position)) for position in (0, 1)]
-        assert [row.state for row in rows] == [PictureState.BAD, PictureState.GOOD]
+            rows = [session.get_one(JobPicture, (job_id, position)) for position in range(3)]
+        assert [row.state for row in rows] == [PictureState.BAD, PictureState.GOOD, PictureState.BAD]
         report = json.loads(rows[0].report or "")
         assert (report["code"], report["bad"]) == ("image_invalid", ["unreadable"])
         assert report["error"] == "decoding the picture takes more than 0.3 s of work"
+        of_mask = json.loads(rows[2].report or "")
+        assert (of_mask["code"], of_mask["bad"]) == ("image_invalid", ["unusable_mask"])
+        assert of_mask["error"] == f"its mask cannot be used: {report['error']}"
     finally:
         house.decoder.close()
         house.database.close()

@@ -60,6 +60,41 @@ def test_images_come_as_text_or_with_a_caption() -> None:
     assert read(images=images).envelope.images[0].caption is None
 
 
+MASKED = {"masked": True}
+
+
+def test_a_mask_comes_beside_its_picture_by_the_same_references() -> None:
+    masks = ["pic_9", "https://pictures.example/m.png", (FILES / "m.png").as_uri(), None, "pic_9"]
+    images = [{"ref": image, "mask": mask} for image, mask in zip(IMAGES, masks, strict=True)]
+    assert [image.mask for image in read(images=images, objective=MASKED).envelope.images] == masks
+    assert read(objective=MASKED).envelope.images[0].mask is None
+
+
+def test_a_mask_without_a_masked_loss_is_a_fault_that_says_what_to_do() -> None:
+    images = [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_9"}]
+    for objective in ({}, None, {"masked": False}):
+        assert faults(images=images, objective=objective) == {
+            "objective.masked": "pictures come with masks: set it to true, or leave the masks out"
+        }
+
+
+def test_masks_are_looked_at_as_pictures_are() -> None:
+    masks = ["https://10.0.0.1/m.png?sig=hush", "ftp://x/y", "file:///etc/passwd", "s3://bucket/key", "pic_9"]
+    images = [{"ref": image, "mask": mask} for image, mask in zip(IMAGES, masks, strict=True)]
+    found = faults(images=images, objective=MASKED)
+    assert set(found) == {f"images.{index}.mask" for index in range(4)}
+    assert "hush" not in str(found)
+    plain = faults(images=[mask for mask in masks if mask])
+    assert list(found.values()) == list(plain.values())
+
+
+def test_a_remote_trainer_is_refused_a_masked_loss_with_masks_as_without() -> None:
+    images = [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_9"}]
+    found = faults(images=images, objective=MASKED, backend="ai-toolkit")
+    assert found == faults(objective=MASKED, backend="ai-toolkit")
+    assert "ai-toolkit cannot do this" in found["objective.masked"]
+
+
 def test_every_fault_is_named_at_once() -> None:
     found = faults(
         owner_id="",
@@ -101,6 +136,7 @@ def test_every_picture_and_the_webhook_are_looked_at_once_the_rest_can_be_read()
         ("images.2", [["a", "b", None, "d", "e"], ["a", "b", 7, "d", "e"], ["a", "b", "x" * 4001, "d", "e"]]),
         ("images.2.ref", [["a", "b", {"caption": "c"}, "d", "e"]]),
         ("images.2.caption", [["a", "b", {"ref": "c", "caption": "x" * 1001}, "d", "e"]]),
+        ("images.2.mask", [["a", "b", {"ref": "c", "mask": mask}, "d", "e"] for mask in ("", 5, "m\nm", "x" * 4001)]),
         ("images.2.size", [["a", "b", {"ref": "c", "size": 3}, "d", "e"]]),
         ("webhook_url", ["", "app.example", "ftp://app.example", "https://", "https://u:p@app.example",
                          "https://app.example/?token=x", "https://" + "x" * 2000, "http://[::1", "http://a:b/", 5,
@@ -197,7 +233,8 @@ def test_the_same_request_has_the_same_hash_whatever_seed_it_was_given() -> None
 @pytest.mark.parametrize(
     "changed",
     [{"rank": 4}, {"seed": 1}, {"trigger_word": "tok"}, {"images": IMAGES[::-1]}, {"webhook_url": "https://a.example"},
-     {"images": [*IMAGES[:4], {"ref": "pic_4", "caption": "a dog"}]}],
+     {"images": [*IMAGES[:4], {"ref": "pic_4", "caption": "a dog"}]}, {"objective": {"masked": True}},
+     {"images": [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_9"}], "objective": {"masked": True}}],
 )  # fmt: skip
 def test_another_request_has_another_hash(changed: dict[str, Any]) -> None:
     assert read(**changed).sha256 != read().sha256
@@ -228,6 +265,7 @@ def test_whatever_comes_is_accepted_or_refused_with_its_faults(changed: dict[str
     [
         {"images": [*IMAGES[:4], {"ref": "pic_4", "caption": "a\x00dog"}]},
         {"images": [*IMAGES[:4], "pic_\x00"]},
+        {"images": [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_\x00"}], "objective": {"masked": True}},
         {"idempotency_key": "k\x00"},
         {"base_model": "some\x00one/model", "family": "sd15"},
         {"base_model": "/srv/bases/\x00", "family": "sd15"},
