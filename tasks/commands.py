@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ import click
 from rich.table import Table
 
 from core.errors import SpecInvalid
-from jobs import intake, service
+from jobs import intake, requests, service
 from jobs.view import View
 from jobs.wiring import house
 from tasks.backend_commands import BACKENDS
@@ -22,10 +23,9 @@ from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
 from tasks.token_commands import token
 from tasks.upkeep_commands import UPKEEP
+from training.folder import SUFFIXES, mask_beside
 from training.options import assigned
 from training.spec import BASE_MODELS, Optimizer
-
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
 
 
 @click.group()
@@ -65,22 +65,28 @@ for _command in (*OPERATORS, *BACKENDS, *LORAS, *GENERATION, *UPKEEP, ingress, n
 def submit(
     folder: Path, *, options: Sequence[str], dry_run: bool, watch: bool, as_json: bool, **arguments: Any
 ) -> None:
-    """Train a LoRA on the pictures of FOLDER. A text file beside a picture, with its name, is its caption."""
+    """Train a LoRA on the pictures of FOLDER. A text file beside a picture, with its name, is its caption; with
+    --set objective.masked=true a picture of its name in masks/ is its mask."""
     here = house()
     try:
         arguments = {name: value for name, value in arguments.items() if value is not None} | assigned(options)
     except ValueError as error:
         raise SpecInvalid.of({"--set": str(error)}) from error
     arguments.setdefault("subject_id", folder.resolve().name)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    # Whether a request is right, and what it costs, does not depend on which pictures there are: none is stored for it.
+    asked = arguments | {"images": [{"ref": f"picture {number}"} for number, _ in enumerate(files)]}
     if dry_run:
-        # A price depends on how many pictures there are, not on which: none is stored for it.
-        _quote(arguments | {"images": [{"ref": f"picture {number}"} for number, _ in enumerate(files)]}, as_json)
+        _quote(asked, as_json)
         return
+    masked = requests.read(asked, here.settings, here.sources).spec.objective.masked
+    store = partial(intake.store_picture, here, arguments["owner_id"], arguments["subject_id"])
     images = []
     for file in files:
-        reference = intake.store_picture(here, arguments["owner_id"], arguments["subject_id"], file.read_bytes())
-        images.append({"ref": reference, "caption": _caption(file)})
+        image = {"ref": store(file.read_bytes()), "caption": _caption(file)}
+        if masked and (mask := mask_beside(file)):
+            image["mask"] = store(mask.read_bytes(), is_mask=True)
+        images.append(image)
     view = service.submit(here, arguments | {"images": images})
     relay_now()
     if watch:

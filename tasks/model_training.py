@@ -2,6 +2,7 @@
 
 style_id        subject_id        text or a whole number
 image_paths     images            addresses, ids of stored pictures, or paths below IMPRINT_INGRESS_PATHS
+mask_paths      their masks       the same, or null, one for each of image_paths
 num_epochs      epochs
 webhook_url     webhook_url
 owner_id        owner_id          without: IMPRINT_INGRESS_OWNER
@@ -21,8 +22,8 @@ from urllib.parse import quote
 from core.settings import Settings
 from training.spec import TrainSpec
 
-MAX_BODY_BYTES = 1 << 20  # a hundred addresses of the longest kind are less than half of it
-_OWN = ("style_id", "image_paths", "num_epochs", "webhook_url", "owner_id")
+MAX_BODY_BYTES = 1 << 20  # a hundred pictures and masks with addresses of the longest kind are less
+_OWN = ("style_id", "image_paths", "mask_paths", "num_epochs", "webhook_url", "owner_id")
 _SAME = tuple(name for name in TrainSpec.model_fields if name != "epochs")
 _PICTURE = re.compile(r"pic_[0-9a-z]{26}")
 _MAX_SENTENCE = 500
@@ -52,6 +53,9 @@ def arguments_of(body: bytes, message_id: str | None, settings: Settings) -> dic
     paths = message.get("image_paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise Refused("wrong_type", "image_paths is no list of texts")
+    masks = message.get("mask_paths")
+    if masks is not None and not _go_with(masks, paths):
+        raise Refused("wrong_type", "mask_paths is no list of texts and nulls, one for each of image_paths")
     owner = message.get("owner_id") or settings.ingress_owner
     if owner is None:
         raise Refused("no_owner", "the message names no owner_id, and IMPRINT_INGRESS_OWNER is not set")
@@ -63,10 +67,27 @@ def arguments_of(body: bytes, message_id: str | None, settings: Settings) -> dic
     return arguments | {
         "owner_id": owner,
         "subject_id": str(style),
-        "images": [reference(path, settings.ingress_paths) for path in paths],
+        "images": [
+            _image(path, mask, settings.ingress_paths)
+            for path, mask in zip(paths, masks or [None] * len(paths), strict=True)
+        ],
         "webhook_url": message.get("webhook_url"),
         "idempotency_key": key_of(body, message_id),
     }
+
+
+def _go_with(masks: Any, paths: list[str]) -> bool:
+    return (
+        isinstance(masks, list)
+        and len(masks) == len(paths)
+        and all(mask is None or isinstance(mask, str) for mask in masks)
+    )
+
+
+def _image(path: str, mask: str | None, prefix: str | None) -> str | dict[str, str]:
+    """An entry of `images`."""
+    found = reference(path, prefix)
+    return found if mask is None else {"ref": found, "mask": reference(mask, prefix)}
 
 
 def key_of(body: bytes, message_id: str | None) -> str:
@@ -81,10 +102,10 @@ def reference(path: str, prefix: str | None) -> str:
     if "://" in path or _PICTURE.fullmatch(path):
         return path
     if prefix is None:
-        raise Refused("path_refused", "image_paths holds a path, and IMPRINT_INGRESS_PATHS is not set")
+        raise Refused("path_refused", "the message holds a path, and IMPRINT_INGRESS_PATHS is not set")
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or not path.isprintable() or "\\" in path:
-        raise Refused("path_refused", "image_paths holds a path that is not a plain relative one")
+        raise Refused("path_refused", "the message holds a path that is not a plain relative one")
     # S3 keys are taken as they stand; in other addresses a % or ? of a name is no sign of its own.
     return f"{prefix.rstrip('/')}/{path if prefix.startswith('s3://') else quote(path)}"
 

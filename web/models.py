@@ -98,6 +98,16 @@ class TrainRequest(Heard):
             "maxItems": MAX_PICTURES,
         },
     )
+    mask_ids: Any = Field(
+        None,
+        description="Stored masks, in the order of `imageIds`, null for a picture without one; with "
+        "`objective.masked`.",
+        json_schema_extra={
+            "type": "array",
+            "items": {"type": ["string", "null"], "maxLength": 200},
+            "maxItems": MAX_PICTURES,
+        },
+    )
     base_model: Any = _as_in_spec("base_model", "`sd15`, `sdxl`, `z-image-turbo`, `z-image`, a path or a hub id.")
     family: Any = _as_in_spec("family", "For a folder or hub id: `sd15`, `sdxl` or `z-image`.")
     trigger_word: Any = _as_in_spec("trigger_word", "The word that will call the subject.")

@@ -159,8 +159,10 @@ def answer(
 
 
 def outside(name: str) -> str:
-    """A field's name as it is called outside: `images.3` is `imageIds.3`, `base_model` is `baseModel`."""
+    """A field's name as it is called outside: `images.3` is `imageIds.3`, and `images.3.mask` `maskIds.3`."""
     parts = [to_camel(part) if _NAME.fullmatch(part) else "?" for part in name.split(".")]
+    if parts[0] == "images" and parts[2:] == ["mask"]:
+        return f"maskIds.{parts[1]}"
     return ".".join(["imageIds" if parts[0] == "images" else parts[0], *parts[1:]])
 
 

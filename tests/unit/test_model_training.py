@@ -30,6 +30,17 @@ def test_a_message_becomes_the_arguments_of_a_training() -> None:
     assert arguments_of(body, "m-1", SETTINGS)["idempotency_key"] == "model_training:m-1"
 
 
+def test_masks_stand_beside_the_paths_of_their_pictures() -> None:
+    paths = ["a.png", "https://cdn.example/b.png", "c.png"]
+    found = read(MESSAGE, image_paths=paths, mask_paths=["masks/a.png", "pic_" + "0" * 26, None])
+    assert found["images"] == [
+        {"ref": "https://cdn.example/pictures/a.png", "mask": "https://cdn.example/pictures/masks/a.png"},
+        {"ref": "https://cdn.example/b.png", "mask": "pic_" + "0" * 26},
+        "https://cdn.example/pictures/c.png",
+    ]
+    assert read(MESSAGE, mask_paths=None)["images"] == read(MESSAGE)["images"]
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -49,6 +60,10 @@ def test_a_message_becomes_the_arguments_of_a_training() -> None:
         ({"image_paths": "a.png"}, "wrong_type"),
         ({"image_paths": [{"ref": "x"}]}, "wrong_type"),
         ({"image_paths": ["../x.png"]}, "path_refused"),
+        ({"mask_paths": "m.png"}, "wrong_type"),
+        ({"mask_paths": []}, "wrong_type"),
+        ({"mask_paths": [7]}, "wrong_type"),
+        ({"mask_paths": ["../m.png"]}, "path_refused"),
     ],
 )
 def test_what_no_attempt_makes_good_is_refused(body: Any, code: str) -> None:

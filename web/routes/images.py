@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -75,17 +75,23 @@ def max_body_bytes(settings: Settings) -> int:
         *ALWAYS, "too_large", "unsupported_media_type", "image_invalid", "image_unreachable", "illegal_move"
     ),
 )
-async def add_images(request: Request, house: Here, caller: Trainer, subject_id: SubjectId) -> StoredImages:
+async def add_images(
+    request: Request,
+    house: Here,
+    caller: Trainer,
+    subject_id: SubjectId,
+    masks: Annotated[bool, Query(description="What is stored are masks: they are not among the pictures.")] = False,
+) -> StoredImages:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         async with request.form(max_files=MOST_FILES, max_fields=10, max_part_size=10_000) as form:
             files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
             readers = [_reader(file, house.settings.max_picture_bytes) for file in files]
-            return await run_in_threadpool(_store, house, caller.owner_id, subject_id, readers)
+            return await run_in_threadpool(_store, house, caller.owner_id, subject_id, readers, masks)
     if kind == "application/json":
         addresses = _addresses(await request.body())
         readers = [_fetcher(house, address) for address in addresses]
-        return await run_in_threadpool(_store, house, caller.owner_id, subject_id, readers)
+        return await run_in_threadpool(_store, house, caller.owner_id, subject_id, readers, masks)
     raise Refused("unsupported_media_type", "pictures come as multipart/form-data or application/json")
 
 
@@ -117,18 +123,19 @@ def _addresses(body: bytes) -> list[str]:
     return addresses
 
 
-def _store(house: House, owner_id: str, subject_id: str, readers: Iterable[Read]) -> StoredImages:
+def _store(house: House, owner_id: str, subject_id: str, readers: Iterable[Read], masks: bool) -> StoredImages:
     stored, refused = [], []
     for index, read in enumerate(readers):
         try:
-            stored.append(gallery.add(house, owner_id, subject_id, read()))
+            stored.append(gallery.add(house, owner_id, subject_id, read(), is_mask=masks))
         except (ImageInvalid, ImageUnreachable) as error:
             refused.append(RefusedImage(index=index, code=error.code, detail=error.message))
     if not stored and not refused:
         raise SpecInvalid.of({"files": "the form has no files"})
     if not stored:
         raise _nothing(refused)
-    by_id = {view["id"]: view for view in gallery.shown(house, owner_id, subject_id)}
+    kept = (gallery.masks if masks else gallery.shown)(house, owner_id, subject_id)
+    by_id = {view["id"]: view for view in kept}
     images = [_image(subject_id, by_id[picture_id]) for picture_id in dict.fromkeys(stored) if picture_id in by_id]
     return StoredImages(images=images, refused=refused)
 

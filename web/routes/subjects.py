@@ -42,12 +42,17 @@ def request_of(house: House, caller: Caller, subject_id: str, body: TrainRequest
     kept = subjects.settings_of(house, caller.owner_id, subject_id)
     silent = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
     arguments = {name: value for name, value in silent.items() if value is not None} | given
-    images = arguments.pop("image_ids", None)
-    arguments |= {"images": images, "owner_id": caller.owner_id, "subject_id": subject_id}
+    images, masks = arguments.pop("image_ids", None), arguments.pop("mask_ids", None)
     faults = dict.fromkeys(body.model_extra or {}, "there is no such field")
     if isinstance(images, list):
-        odd = (index for index, image in enumerate(images) if not isinstance(image, str) or "://" in image)
-        faults |= {f"images.{index}": "not the id of a stored picture" for index in odd}
+        faults |= {f"images.{index}": "not the id of a stored picture" for index in _odd(images)}
+        if masks is not None and (not isinstance(masks, list) or len(masks) != len(images)):
+            faults["mask_ids"] = "not as many as there are pictures; null stands for a picture without a mask"
+        elif masks is not None:
+            odd = [index for index in _odd(masks) if masks[index] is not None]
+            faults |= {f"images.{index}.mask": "not the id of a stored mask" for index in odd}
+            images = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
+    arguments |= {"images": images, "owner_id": caller.owner_id, "subject_id": subject_id}
     if faults:
         try:
             requests.read(arguments, house.settings, house.sources)
@@ -55,6 +60,15 @@ def request_of(house: House, caller: Caller, subject_id: str, body: TrainRequest
             faults = error.faults | faults
         raise SpecInvalid.of(faults)
     return arguments
+
+
+def _odd(ids: list[Any]) -> list[int]:
+    """Where there is no id."""
+    return [index for index, named in enumerate(ids) if not isinstance(named, str) or "://" in named]
+
+
+def _masked(image: Any, mask: Any) -> Any:
+    return image if mask is None else {"ref": image, "mask": mask}
 
 
 @router.post(

@@ -1,0 +1,92 @@
+"""Masks over HTTP: stored beside the pictures, and named by a training."""
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+from sqlmodel import select
+
+from jobs import gallery
+from storage.tables import JobPicture
+from tests.contract.web.conftest import RECIPE, REX, Api, problem
+
+MASKED = {"objective": {"masked": True}}
+
+
+@pytest.fixture
+def ada(api: Api) -> str:
+    return api.token("ada")
+
+
+def png(lightness: int, side: int = 64) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (side, side), lightness).save(out, "PNG")
+    return out.getvalue()
+
+
+def upload(api: Api, secret: str, *files: bytes) -> dict[str, Any]:
+    named = [("files", ("m.png", data)) for data in files]
+    answer = api.call("POST", f"{REX}/images?masks=true", secret, files=named)
+    assert answer.status_code == 201, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def test_masks_are_stored_beside_the_pictures(api: Api, ada: str) -> None:
+    images = api.upload(ada, 5)
+    told = upload(api, ada, png(255), png(0), b"<svg>")
+    masks = [image["id"] for image in told["images"]]
+    assert [(image["verdict"], image["faults"]) for image in told["images"]] == [
+        ("good", [])
+    ] * 2  # as flat as they are
+    assert [(one["index"], one["code"]) for one in told["refused"]] == [(2, "image_invalid")]
+    assert [image["id"] for image in upload(api, ada, png(255))["images"]] == masks[:1]
+
+    listed = api.call("GET", f"{REX}/lora/available-images", ada).json()
+    assert [image["id"] for image in listed["images"]] == images
+    with api.house.database.reading() as session:
+        assert gallery.usable(session, "ada", "rex") == images  # no training that starts by itself takes a mask
+    assert api.call("GET", told["images"][0]["previewUrl"], ada).status_code == 200
+    one = f"{REX}/images/{masks[0]}"
+    problem(api.call("PATCH", one, ada, json={"caption": "a mask"}), 404, "not_found")
+    assert api.call("DELETE", one, ada).status_code == 204
+    told = problem(api.train(ada, images, maskIds=[masks[0], *[None] * 4], **MASKED), 422, "spec_invalid")
+    assert set(told["faults"]) == {"maskIds.0"}
+
+
+def test_a_training_names_a_mask_for_each_picture_or_none(api: Api, ada: str) -> None:
+    images = api.upload(ada, 5)
+    [mask] = [image["id"] for image in upload(api, ada, png(128))["images"]]
+    body = {**RECIPE, **MASKED, "imageIds": images, "maskIds": [None, mask, None, mask, None]}
+    quote = api.call("POST", f"{REX}/lora/train?dryRun=true", ada, json=body)
+    assert quote.status_code == 200, quote.text
+    started = api.call("POST", f"{REX}/lora/train", ada, json=body)
+    assert started.status_code == 202, started.text
+    again = f"/api/trainings/{started.json()['id']}"
+    assert api.call("POST", f"{again}/cancel", ada).status_code == 200
+    assert api.call("POST", f"{again}/retry", ada).status_code == 202
+    with api.house.database.reading() as session:
+        rows = session.exec(select(JobPicture)).all()
+    kept = {(row.job_id, row.position): row.mask for row in rows}
+    assert len(kept) == 10
+    assert {position for (_, position), named in kept.items() if named == mask} == {1, 3}
+
+
+def test_faults_are_named_by_the_place_of_the_mask(api: Api, ada: str) -> None:
+    images = api.upload(ada, 5)
+    [mask] = [image["id"] for image in upload(api, ada, png(128))["images"]]
+
+    def faults(masks: Any, **more: Any) -> dict[str, str]:
+        told = problem(api.train(ada, images, maskIds=masks, **{**MASKED, **more}), 422, "spec_invalid")
+        found: dict[str, str] = told["faults"]
+        return found
+
+    nothing: list[Any] = [None] * 5
+    assert set(faults(["https://hush/m.png", 7, {}, images[0], mask])) == {"maskIds.0", "maskIds.1", "maskIds.2"}
+    assert set(faults(["pic_unknown", *nothing[1:]])) == {"maskIds.0"}
+    assert set(faults([*nothing, None])) == set(faults(mask)) == set(faults({})) == {"maskIds"}
+    assert set(faults([mask, *nothing[1:]], objective={})) == {"objective.masked"}
+    bob = api.token("bob")
+    theirs = [image["id"] for image in upload(api, bob, png(9))["images"]]
+    assert set(faults([*theirs, *nothing[1:]])) == {"maskIds.0"}
