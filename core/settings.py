@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     fetch_timeout_s: float = Field(60.0, gt=0, description="Wall-clock limit of one picture's download.")
     max_picture_bytes: int = Field(20_000_000, gt=0, description="Largest picture file.")
     max_picture_pixels: int = Field(50_000_000, gt=0, description="Largest picture, in pixels, before decoding.")
-    max_job_bytes: int = Field(500_000_000, gt=0, description="Largest sum of the picture files of one job.")
+    max_job_bytes: int = Field(
+        500_000_000, gt=0, description="Largest sum of the files of one job, pictures and masks."
+    )
 
     # ---- training ----
     base_models: dict[str, str] = Field(

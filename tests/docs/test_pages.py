@@ -129,7 +129,7 @@ def test_every_failure_code_and_picture_fault_has_a_section() -> None:
     codes = sections[sections.index("Failure codes") + 1 : sections.index("Pictures")]
     faults = sections[sections.index("Pictures") + 1 : sections.index("The stack")]
     assert codes == [*FailureCode]
-    assert set(faults) == {*FAULTS, "unreachable"}
+    assert set(faults) == {*FAULTS, "unreachable", "unusable_mask"}
     for code in FailureCode:
         assert "- Owner:" in section(TROUBLES, code), code
         assert "- Operator:" in section(TROUBLES, code), code

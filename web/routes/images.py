@@ -69,7 +69,8 @@ def max_body_bytes(settings: Settings) -> int:
     status_code=201,
     summary="Store pictures: files of a form, or addresses to fetch",
     description="What is no picture is left out and named in `refused`; if nothing is left, the answer is 422. Each "
-    "picture gets a verdict at once. The same picture again gives the same id.",
+    "picture gets a verdict at once. The same picture again gives the same id. With `masks=true` they are masks, for "
+    "trainings to name beside pictures: not among the subject's pictures, and judged good if they can be read.",
     openapi_extra=_BODY,
     responses=responses(
         *ALWAYS, "too_large", "unsupported_media_type", "image_invalid", "image_unreachable", "illegal_move"
