@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from core.errors import SchemaUnknown
 from storage.database import Database, known_revisions
+from storage.tables import Picture
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT
@@ -52,6 +53,21 @@ def test_processes_that_start_together_migrate_once(empty: str, tmp_path: Path) 
     assert len(ran) == len(known_revisions()), ran
     database = Database(empty)
     assert database.is_at("head")
+    database.close()
+
+
+def test_pictures_of_before_there_were_masks_are_none(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0007")
+    old = (
+        "INSERT INTO picture (id, owner_id, subject_id, sha256, key, size_bytes, created_at)"
+        " VALUES ('pic_1', 'ada', 'dog', '', '', 1, '2026-01-01 00:00:00')"
+    )
+    with database.engine.begin() as connection:
+        connection.execute(sa.text(old))
+    database.migrate()
+    with database.reading() as session:
+        assert session.get_one(Picture, "pic_1").is_mask is False
     database.close()
 
 

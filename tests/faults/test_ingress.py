@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection
-from sqlmodel import select
+from sqlmodel import col, select
 
 from core.settings import Settings
 from jobs import accounts, sweeps
 from jobs.wiring import House
-from storage.tables import Job
+from storage.tables import Job, JobPicture
 from tasks.ingress_queue import DEAD, QUEUE, REASON, lengths, replay
 from tests.servers.process import ServerProcess
 from tests.servers.rabbitmq import RabbitServer, rabbitmq_server
@@ -120,6 +120,24 @@ def test_a_thousand_messages_a_restart_and_five_percent_garbage(place: Site, rab
     start(place, "ingress-2")
     until(lambda: lengths(house)["waiting"] == 0 and jobs_of(house)["s"] == 1, 60, "replayed")
     assert place.stop("ingress-2") == 0
+
+
+def test_a_message_with_masks_becomes_a_job_that_has_them(place: Site, rabbit: RabbitServer) -> None:
+    masks = ["masks/0.png", None, None, None, "https://93.184.215.14/masks/4.png"]
+    message = {"style_id": "s", "image_paths": PICTURES, "mask_paths": masks, "num_epochs": 10}
+    bad = json.dumps({**message, "style_id": "bad"}).encode()
+    publish(rabbit, [(json.dumps({**message, "objective": {"masked": True}}).encode(), None), (bad, None)])
+    start(place, "ingress")
+    until(lambda: jobs_of(place.house) == Counter({"s": 1}), 60, "the job")
+    until(lambda: lengths(place.house)["dead"] == 1, 60, "the letter")
+    assert place.stop("ingress") == 0
+    with place.house.database.reading() as session:
+        kept = list(session.exec(select(JobPicture.mask).order_by(col(JobPicture.position))))
+    assert kept == ["https://93.184.215.14/pictures/masks/0.png", *masks[1:]]
+    [(body, reason)] = letters(rabbit)
+    assert body == bad
+    assert reason.startswith("spec_invalid")
+    assert "objective.masked" in reason
 
 
 def letters(rabbit: RabbitServer) -> list[tuple[bytes, str]]:

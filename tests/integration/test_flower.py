@@ -98,8 +98,10 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
             urls = [server.put(f"/{n}.png", drawing(folder / f"{n}.png", n).read_bytes()) for n in range(6)]
             secret = [f"{url}?X-Amz-Signature={SIGNATURE}" for url in urls]
             gone = [f"http://{server.address}/gone-{n}.png?X-Amz-Signature={SIGNATURE}" for n in range(2)]
-            ready = made.send(images=secret, webhook_url=hook)
-            failed = made.send(images=[*secret[:4], *gone], webhook_url=hook)
+            masked = [{"ref": url, "mask": f"{url}&mask"} for url in secret]
+            ready = made.send(images=masked, objective={"masked": True}, webhook_url=hook)
+            without = {"ref": secret[4], "mask": gone[0]}
+            failed = made.send(images=[*secret[:4], without, gone[1]], objective={"masked": True}, webhook_url=hook)
             refused = _refused(made, [f"ftp://{server.address}/x?X-Amz-Signature={SIGNATURE}"] * 5)
             yield Shown(
                 made, stack.flower_url, application, server.address, made.wait(ready["job_id"]),
@@ -226,8 +228,9 @@ def views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> Non
         clean(told, view["job_id"])
         assert ".png" not in told
     with house.database.reading() as session:
-        references = session.exec(select(JobPicture.reference)).all()
-        assert any(SIGNATURE in reference for reference in references), "the one place where it is"
+        for column in (JobPicture.reference, JobPicture.mask):
+            kept_there = session.exec(select(column)).all()
+            assert any(SIGNATURE in (reference or "") for reference in kept_there), "the two places where it is"
         kept = session.execute(sa.select(MESSAGE.c.payload, MESSAGE.c.last_error)).all()
     clean(str(kept).replace(HOOK, ""), "outbox")  # it is where notices go to
     clean(shown.refused, "the refusal")
