@@ -1,4 +1,9 @@
-"""What `make bench-train` adds on a CUDA machine: rates along the ladder, the matrix peak, cold and warm requests."""
+"""What `make bench-train` adds on a CUDA machine: rates along the ladder, the matrix peak, cold and warm requests.
+
+Of compiled steps (`IMPRINT_COMPILE`), beside those without: `compiled_samples_per_s` along the ladder, `compiled_ratio`
+at each number of slots (compiled over not; above 1 is what the setting is worth), `compile_s` how long the first steps
+at each took, from an empty cache. All are null where this machine cannot compile.
+"""
 
 import shutil
 import subprocess
@@ -11,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import training_recipes as recipes
+from training.engine import compiler as compiling
 from training.engine.cohort import LADDER
 
 # One training step of sd15 at 512 px with rank 4, forward and backward, per sample: counted on the meta device.
@@ -24,6 +30,7 @@ def measure(place: Path) -> dict[str, Any]:
     peak = _matrix_peak()
     plain = _plain_rate(place)
     ladder = {jobs: rate for jobs in LADDER if (rate := _rate(place, jobs)) is not None}
+    compiled, compile_s = _compiled(place, list(ladder))
     best = max(ladder.values())
     cold, warm = _requests(place)
     return {
@@ -32,6 +39,9 @@ def measure(place: Path) -> dict[str, Any]:
         "steps_per_s": round(ladder[1], 1),
         "ratio": round(ladder[1] / plain, 2),
         "ladder_samples_per_s": {str(jobs): round(rate, 1) for jobs, rate in ladder.items()},
+        "compiled_samples_per_s": compiled and {str(jobs): round(rate, 1) for jobs, rate in compiled.items()},
+        "compiled_ratio": compiled and {str(jobs): round(rate / ladder[jobs], 3) for jobs, rate in compiled.items()},
+        "compile_s": compile_s and {str(jobs): round(took, 1) for jobs, took in compile_s.items()},
         "matrix_peak_tflops": round(peak, 1),
         "peak_share": {str(jobs): round(rate * STEP_TFLOP / peak, 3) for jobs, rate in ladder.items()},
         "idle_share": round(_idle_share(place), 3),
@@ -83,6 +93,30 @@ def _rate(place: Path, jobs: int) -> float | None:
         return None
     finally:
         torch.cuda.empty_cache()
+
+
+def _compiled(place: Path, rungs: list[int]) -> tuple[dict[int, float] | None, dict[int, float] | None]:
+    """The same with compiled code at each rung, and the seconds that its warm-up took; None where it cannot be."""
+    compiler = compiling.compiler(place / "compiled", _DEVICE)
+    if compiler is None:
+        return None, None
+    rates: dict[int, float] = {}
+    took: dict[int, float] = {}
+    for jobs in rungs:
+        try:
+            base = recipes.base_of("full", _DEVICE, torch.bfloat16, place)
+            step = recipes.ours(base, "full", place, jobs, compiler)
+            begun = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            took[jobs] = time.perf_counter() - begun
+            rates[jobs] = jobs / _seconds(step, 40)
+        except torch.OutOfMemoryError:
+            break
+        finally:
+            base = step = None
+            torch.cuda.empty_cache()
+    return rates, took
 
 
 def _idle_share(place: Path) -> float:

@@ -213,6 +213,7 @@ def _train(house: House, lease: Lease, job: Job, beat: Beat, folder: Path) -> Tr
             control=JobControl(house.database, lease, beat, house.settings.training_timeout_s),
             device=house.settings.device,
             precision=house.settings.precision,
+            compiled=house.settings.home.resolve() / "compiled" if house.settings.compile == "on" else None,
             slots=house.settings.cohort,
             deterministic=house.settings.deterministic,
             encodings=house.settings.home.resolve() / "encodings",

@@ -7,6 +7,7 @@ import torch
 
 from training.backends.local import Trainee
 from training.engine.cohort import Cohort
+from training.engine.compiler import Compiler
 from training.engine.draw import Lot
 from training.engine.engine import Engine
 from training.families.family import Base, Family
@@ -17,12 +18,20 @@ from training.safetensor import Array
 class Live:
     """One job alone in a cohort of `slots` on `base`."""
 
-    def __init__(self, run: TrainRun, family: Family, base: Base, total: int = 6, slots: int = 1) -> None:
+    def __init__(
+        self,
+        run: TrainRun,
+        family: Family,
+        base: Base,
+        total: int = 6,
+        slots: int = 1,
+        compiler: Compiler | None = None,
+    ) -> None:
         self.base = base
-        self.engine = Engine(family, base)
+        self.engine = Engine(family, base, compiler=compiler)
         self.seat = Trainee(run, self.engine, {"base": ""}, total, None).seat
         self.moments, self.conditions = list(self.seat.moments), list(self.seat.conditions)
-        self.cohort = Cohort(family, base, self.engine.ports, self.seat.shape, slots)
+        self.cohort = Cohort(family, base, self.engine.ports, self.seat.shape, slots, compiler)
         self.cohort.seat(self.seat)
 
     def step(self) -> float:

@@ -33,6 +33,7 @@ class State:
     # In parts: AdamW's moments `first` and `second` and an `average` by parameter name, the rest by names of its own.
     kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     precision: str = ""  # of the frozen base that it was trained on: float32 or bfloat16
+    compiled: bool = False  # whether steps ran compiled code, which rounds in other places
     loss: float = 0.0  # smoothed, as reported
     looks: tuple[tuple[int, float], ...] = ()  # (step, validation loss) so far
     best: Mapping[str, Array] = field(default_factory=dict)  # weights of the best look, where they are to be kept
@@ -57,6 +58,7 @@ def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, s
         "loss": repr(state.loss),
         "prediction": state.prediction,
         "precision": state.precision,
+        "compiled": "yes" if state.compiled else "",
         "looks": json.dumps(state.looks),
         **{f"identity.{name}": value for name, value in identity.items()},
         **{f"version.{name}": value for name, value in versions.items()},
@@ -88,6 +90,7 @@ def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
         kept=parts,
         prediction=facts["prediction"],
         precision=facts.get("precision", ""),
+        compiled=bool(facts.get("compiled")),
         loss=float(facts["loss"]),
         looks=tuple((step, loss) for step, loss in json.loads(facts.get("looks", "[]"))),
     )

@@ -19,12 +19,13 @@ import torch
 from core.errors import BaseModelUnavailable, HandOver, ImprintError, LossNotFinite, OutOfMemory, StoreUnavailable
 from training import families, lora_file, lora_metadata
 from training.backends import checkpoint, resident
+from training.backends.agreement import agreed_compiled, agreed_precision
 from training.backends.checkpoint import State
 from training.backends.encodings import Encodings
 from training.backends.material import encoded, split
 from training.backends.meter import Meter
 from training.backends.randomness import Order
-from training.device import can_hold, choose, precision, repeat_exactly, seats
+from training.device import choose, repeat_exactly, seats
 from training.engine.adapters import matrices_of, padded
 from training.engine.cohort import Seat, Shape
 from training.engine.engine import Engine
@@ -57,13 +58,14 @@ def train(run: TrainRun) -> TrainResult:
     total = run.spec.steps(len(run.examples))
     identity = _identity(run, family, folder)
     state = checkpoint.latest(run.checkpoints, identity, total)
-    dtype, state = _agreed(run, device, weights_bytes(folder, family.parts[0]), state)
+    dtype, state = agreed_precision(run, device, weights_bytes(folder, family.parts[0]), state)
+    compiled, state = agreed_compiled(run, device, state)
     resumed_from = state.step if state is not None else 0
     seconds = 0.0
     if state is None or (state.step < total and not is_over(state.looks, run.spec.validation.patience)):
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
-        where = Where(folder, device, dtype, run.training_adapter, _is_distilled(run))
+        where = Where(folder, device, dtype, run.training_adapter, _is_distilled(run), compiled)
         with memory_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
             trainee = Trainee(run, engine, identity, total, state)
             begun = time.monotonic()
@@ -200,25 +202,6 @@ class Trainee:
         if checkpoint.keep(self.run.checkpoints, state, self.identity, _versions(), self.lasting):
             self.kept = state.step
         self.state = state
-
-
-def _agreed(
-    run: TrainRun, device: torch.device, base_bytes: int, state: State | None
-) -> tuple[torch.dtype, State | None]:
-    """The precision of the base, and the state to go on from: a job that moved to another machine stays as it began.
-
-    Where it cannot, it begins anew: half of a training in each precision would be neither's.
-    """
-    wanted = precision(device, base_bytes, run.precision)
-    if state is None or state.precision in ("", str(wanted).removeprefix("torch.")):
-        return wanted, state
-    began: torch.dtype = getattr(torch, state.precision)
-    if run.precision == "auto" and can_hold(device, began):
-        log.info("job %s goes on in %s, as it began; here it would be %s", run.job_id, began, wanted)
-        return began, state
-    why = f"{run.precision} is asked for" if run.precision != "auto" else f"{device} does not have that"
-    log.warning("job %s begins anew: its checkpoint was trained in %s, and %s", run.job_id, state.precision, why)
-    return wanted, None
 
 
 def _is_distilled(run: TrainRun) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from core import measures
 from core.errors import ImprintError, Stop
+from training.engine.compiler import compiler
 from training.engine.engine import Engine
 from training.families.family import Family, Where
 
@@ -72,7 +73,8 @@ def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) ->
                 if _is_my_turn(ticket):
                     if _resident is None or _resident.key != key or _resident.is_spoilt:
                         _resident = None  # before the next is loaded, so that two never share the memory
-                        _resident = _Resident(key, Engine(family, family.load(where), key[2]))
+                        made = compiler(where.compiled, where.device)
+                        _resident = _Resident(key, Engine(family, family.load(where), key[2], made))
                         measures.BASE_MODELS.add(1, family.name, "loaded")
                     else:
                         measures.BASE_MODELS.add(1, family.name, "resident")

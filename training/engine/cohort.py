@@ -13,6 +13,7 @@ from training.backends.checkpoint import State
 from training.backends.randomness import Order
 from training.engine import share
 from training.engine.adapters import Ports
+from training.engine.compiler import Compiler
 from training.engine.draw import Extras, Lot, draw
 from training.engine.optimizer import Stack, Terms
 from training.engine.schedule import rate_at
@@ -105,8 +106,10 @@ class Snapshot:
 class Cohort:
     """The slots of one shape on one base model. Used by the engine's thread alone."""
 
-    def __init__(self, family: Family, base: Base, ports: Ports, shape: Shape, slots: int) -> None:
-        self.family, self.base, self.ports, self.shape = family, base, ports, shape
+    def __init__(
+        self, family: Family, base: Base, ports: Ports, shape: Shape, slots: int, compiler: Compiler | None = None
+    ) -> None:
+        self.family, self.base, self.ports, self.shape, self.compiler = family, base, ports, shape, compiler
         self.layout = ports.layout(shape.targets, shape.rank, dora=shape.dora)
         self.seats: list[Seat | None] = [None] * slots
         self._stack_up(slots)
@@ -117,6 +120,8 @@ class Cohort:
         """An empty stack of so many slots, and the step that moves it."""
         base = self.base
         self.stack = STACKS[self.shape.optimizer](slots, self.layout, base.device)
+        if self.compiler is not None:
+            self.stack.compile(self.compiler)
         # Who does not share its steps has pictures or captions of several sizes: too many shapes to record.
         records = base.device.type == "cuda" and self.family.shares_steps and not share.is_asked_for()
         self._step = Step(self.family, base, self.ports, self.layout, self.stack, cuda_graph if records else None)
@@ -169,6 +174,7 @@ class Cohort:
             "looks": tuple(job.looks),
             "best": job.best,
             "precision": str(self.base.dtype).removeprefix("torch."),
+            "compiled": self.compiler is not None,
         }
         return Snapshot(job.step, row, job.run.spec.rank, rest)
 

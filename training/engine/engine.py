@@ -17,6 +17,7 @@ from core.errors import HandOver
 from training.engine import share, unet
 from training.engine.adapters import Ports
 from training.engine.cohort import LADDER, Cohort, Seat, Shape
+from training.engine.compiler import Compiler
 from training.engine.ladder import Ladder
 from training.families.family import Base, Family
 
@@ -28,11 +29,12 @@ _IDLE_S = 10.0  # the thread ends after so long without a job; the next one star
 class Engine:
     """One base model, its wrapped linears, and the jobs that train on it. `join` may be called from any thread."""
 
-    def __init__(self, family: Family, base: Base, fingerprint: str = "") -> None:
-        self.family, self.base = family, base
+    def __init__(self, family: Family, base: Base, fingerprint: str = "", compiler: Compiler | None = None) -> None:
+        """compiler: of what stands between products; None: torch's own operations do it."""
+        self.family, self.base, self.compiler = family, base, compiler
         self.ports = Ports(base.denoiser, family.targets)
-        unet.attach(base, self.ports)
-        self._ladder = Ladder(fingerprint, base.device)
+        unet.attach(base, self.ports, compiler)
+        self._ladder = Ladder(fingerprint if compiler is None else f"{fingerprint} compiled", base.device)
         self._encoding = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: list[Seat] = []
@@ -114,7 +116,7 @@ class Engine:
             if cohort is None:
                 self._ladder.remember(job.run.encodings)
                 slots = top if job.is_fixed else 1
-                cohort = Cohort(self.family, self.base, self.ports, job.shape, slots)
+                cohort = Cohort(self.family, self.base, self.ports, job.shape, slots, self.compiler)
             elif None not in cohort.seats:
                 now = len(cohort.seats)
                 slots = _rung(now + 1)

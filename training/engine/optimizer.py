@@ -5,15 +5,16 @@ Nothing here waits for the device, and no row's numbers depend on another row's.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.engine.adapters import Layout
+from training.engine.compiler import Compiler
 from training.safetensor import Array
 from training.spec import TrainSpec
 
@@ -66,6 +67,12 @@ class Stack(ABC):
         self.scales = torch.zeros(slots, 1, device=device)
         self._told: list[float] = []  # rates, as they were set last
         self._averaged = [False] * slots
+        self._clip: Callable[..., Any] = _clip
+        self._adamw: Callable[..., Any] = _adamw  # of the kinds that are AdamW
+
+    def compile(self, compiler: Compiler) -> None:
+        """From now on what moves the stack runs compiled."""
+        self._clip = compiler(_clip_at_once)
 
     @abstractmethod
     def _update(self, gradient: Tensor) -> None:
@@ -142,9 +149,7 @@ class Stack(ABC):
         """One update from `masters.grad`, which is cleared."""
         gradient = self.masters.grad
         assert gradient is not None  # noqa: S101 - a step follows a backward
-        # Row by row: a sum over several rows at once may be split differently for each.
-        norms = torch.stack([torch.linalg.vector_norm(row) for row in gradient]).unsqueeze(1)
-        gradient.mul_((self.clips / (norms + 1e-6)).clamp_(max=1.0))
+        self._clip(gradient, self.clips)
         self.updates += 1
         with torch.no_grad():
             self._update(gradient)
@@ -161,13 +166,6 @@ class Stack(ABC):
         left = torch.minimum(self.averagings, (1 + done) / (10 + done)) * (done > 0)
         self.averages.lerp_(self.masters.detach(), (1 - left).float())
 
-    # ---- for kinds ----
-
-    def _halves(self, whole: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """What belongs to A in a stack [N, P], and the rest, each with its rate [N, 1]: LoRA+ has two."""
-        edge = self.layout.boundary
-        return (whole[:, :edge], self.rates), (whole[:, edge:], self.rates * self.ratios)
-
 
 class AdamW(Stack):
     """AdamW as torch.optim.AdamW reckons it: https://arxiv.org/abs/1711.05101, algorithm 2."""
@@ -179,18 +177,54 @@ class AdamW(Stack):
         self.first = torch.zeros(slots, layout.size, device=device)
         self.second = torch.zeros(slots, layout.size, device=device)
 
+    def compile(self, compiler: Compiler) -> None:
+        super().compile(compiler)
+        self._adamw = compiler(_adamw)
+
     def _update(self, gradient: Tensor) -> None:
         self._move(gradient, self.first, self.second)
 
     def _move(self, gradient: Tensor, first: Tensor, second: Tensor) -> None:
         """One update of the moments [N, P], which are changed, and of the masters."""
-        one, two = BETAS
-        for part, rates in self._halves(self.masters):
-            part.mul_((1 - rates * self.decays).float())
-        first.lerp_(gradient, 1 - one)
-        second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
-        root = (1 - two**self.updates).sqrt().float()
-        change = first / second.sqrt().div_(root).add_(EPSILON)
-        for part, rates in self._halves(change):
-            part.mul_((rates / (1 - one**self.updates)).float())
-        self.masters.sub_(change)
+        told = self.updates, self.rates, self.ratios, self.decays, self.layout.boundary
+        self._adamw(self.masters.detach(), gradient, first, second, *told)
+
+
+# ---- functions of tensors ------------------------------------------------------------------------------------------
+
+
+def _clip(gradient: Tensor, clips: Tensor) -> None:
+    """Scale each row [N, P] down to its longest length [N, 1].
+
+    Row by row: a sum over several rows at once may be split differently for each.
+    """
+    norms = torch.stack([torch.linalg.vector_norm(row) for row in gradient]).unsqueeze(1)
+    gradient.mul_((clips / (norms + 1e-6)).clamp_(max=1.0))
+
+
+def _clip_at_once(gradient: Tensor, clips: Tensor) -> None:
+    """The same for a compiler, which makes one loop over a row and goes through it for each."""
+    norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    gradient.mul_((clips / (norms + 1e-6)).clamp(max=1.0))
+
+
+def _adamw(
+    masters: Tensor, gradient: Tensor, first: Tensor, second: Tensor, updates: Tensor, rates: Tensor, ratios: Tensor,
+    decays: Tensor, boundary: int,
+) -> None:  # fmt: skip
+    """One update, in place, of masters and moments [N, P]; what stands before `boundary` has the rate of A."""
+    one, two = BETAS
+    for part, own in _halves(masters, boundary, rates, ratios):
+        part.mul_((1 - own * decays).float())
+    first.lerp_(gradient, 1 - one)
+    second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
+    root = (1 - two**updates).sqrt().float()
+    change = first / second.sqrt().div_(root).add_(EPSILON)
+    for part, own in _halves(change, boundary, rates, ratios):
+        part.mul_((own / (1 - one**updates)).float())
+    masters.sub_(change)
+
+
+def _halves(whole: Tensor, boundary: int, rates: Tensor, ratios: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """What belongs to A in a stack [N, P], and the rest, each with its rate [N, 1]: LoRA+ has two."""
+    return (whole[:, :boundary], rates), (whole[:, boundary:], rates * ratios)

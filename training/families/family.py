@@ -62,6 +62,7 @@ class Where:
     dtype: torch.dtype
     training_adapter: Path | None = None  # z-image: merged into the base while training, never in the file
     distilled: bool = False  # a few-step model, such as z-image-turbo
+    compiled: Path | None = None  # where compiled code for its steps is kept; None: they run without
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,20 @@
 """Residual and transformer blocks of a UNet, put together from layers that know their way back."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from training.engine.unet.attention import attend
-from training.engine.unet.layers import Back, Conv, GroupNorm, LayerNorm, gated, joined
+from training.engine.unet.layers import PLAIN, Back, Conv, Kit, Norm, joined
 from training.engine.unet.linear import Beside, Linear, Pass
 
 
 class Residual:
     """diffusers' ResnetBlock2D."""
 
-    def __init__(self, block: Any, place: int) -> None:
-        self.norm_in, self.conv_in = GroupNorm(block.norm1, silu=True), Conv(block.conv1)
-        self.norm_out, self.conv_out = GroupNorm(block.norm2, silu=True), Conv(block.conv2)
+    def __init__(self, block: Any, place: int, kit: Kit = PLAIN) -> None:
+        self.norm_in, self.conv_in = kit.group_norm(block.norm1, silu=True), Conv(block.conv1)
+        self.norm_out, self.conv_out = kit.group_norm(block.norm2, silu=True), Conv(block.conv2)
         self.aside = None if block.conv_shortcut is None else Conv(block.conv_shortcut)
         self.place = place  # among all residual blocks
 
@@ -23,15 +22,15 @@ class Residual:
         """x [B, C, h, w]; `told` [B, out, 1, 1] is what the time says to this block."""
         h, back_1 = self.norm_in(x, live)
         h, back_2 = self.conv_in(h, live)
-        h, back_3 = self.norm_out(h.add_(told), live)
+        h, back_3 = self.norm_out(h, live, told)
         h, back_4 = self.conv_out(h, live)
         aside, back_aside = (x, None) if self.aside is None else self.aside(x, live)
         h.add_(aside)
         if not live:
             return h, None
-        way = joined([back_1, back_2, back_3, back_4])
-        assert way is not None  # noqa: S101 - all four are there
-        return h, lambda g: way(g).add_(g if back_aside is None else back_aside(g))
+        way = joined([back_2, back_3, back_4])
+        assert way is not None and back_1 is not None  # noqa: S101, PT018 - all four are there
+        return h, lambda g: back_1(way(g), g if back_aside is None else back_aside(g))
 
 
 class Attention:
@@ -72,44 +71,41 @@ class Attention:
 class TransformerBlock:
     """diffusers' BasicTransformerBlock: attention to itself, attention to the context, feed-forward."""
 
-    def __init__(self, block: Any) -> None:
-        self.norms = [LayerNorm(norm) for norm in (block.norm1, block.norm2, block.norm3)]
+    def __init__(self, block: Any, kit: Kit = PLAIN) -> None:
+        self.norms = [kit.layer_norm(norm) for norm in (block.norm1, block.norm2, block.norm3)]
         self.attentions = [Attention(block.attn1, is_self=True), Attention(block.attn2, is_self=False)]
-        self.rise, self.fall = Linear(block.ff.net[0].proj), Linear(block.ff.net[2])
+        self.rise, self.gated, self.fall = Linear(block.ff.net[0].proj), kit.gated, Linear(block.ff.net[2])
 
     def __call__(self, now: Pass, x: Tensor, context: Tensor, live: bool) -> tuple[Tensor, Back | None]:
         """x rows [B x T, C]."""
-        ways = []
+        said, ways = None, []
         for norm, attention in zip(self.norms, self.attentions, strict=False):
-            h, back_norm = norm(x, live)
-            h, back_branch = attention(now, h, context, live)
-            x, way = _added(x, h, (back_norm, back_branch), live)
-            ways.append(way)
-            live = live or way is not None
-        h, back_norm = self.norms[2](x, live)
+            x, h, back_norm = norm(x, said, live)
+            said, back_branch = attention(now, h, context, live)
+            ways.append(_around(back_norm, back_branch))
+            live = live or ways[-1] is not None
+        x, h, back_norm = self.norms[2](x, said, live)
         h, back_rise = self.rise(now, h, live)
-        h, back_gate = gated(h, back_rise is not None)
-        h, back_fall = self.fall(now, h, back_gate is not None)
-        x, way = _added(x, h, (back_norm, back_rise, back_gate, back_fall), live)
-        return x, joined([*ways, way])
+        h, back_gate = self.gated(h, back_rise is not None)
+        said, back_fall = self.fall(now, h, back_gate is not None)
+        ways.append(_around(back_norm, joined((back_rise, back_gate, back_fall))))
+        return said.add_(x), joined(ways)
 
 
-def _added(x: Tensor, said: Tensor, backs: Sequence[Back | None], live: bool) -> tuple[Tensor, Back | None]:
-    """x plus what a branch says of it, and the way back through both."""
-    said.add_(x)
-    way = joined(backs)
-    if way is None or live is False:
-        return said, way  # there is no x to come back to
-    return said, lambda g: way(g).add_(g)
+def _around(back_norm: Norm | None, back_branch: Back | None) -> Back | None:
+    """The way back through a branch with a norm before it, and past both; of the branch alone where none is below."""
+    if back_norm is None or back_branch is None:
+        return back_branch
+    return lambda g: back_norm(back_branch(g), g)
 
 
 class Transformer:
     """diffusers' Transformer2DModel over the pixels of a picture."""
 
-    def __init__(self, block: Any) -> None:
-        self.norm = GroupNorm(block.norm, silu=False)
+    def __init__(self, block: Any, kit: Kit = PLAIN) -> None:
+        self.norm = kit.group_norm(block.norm, silu=False)
         self.enter, self.leave = Linear(block.proj_in), Linear(block.proj_out)
-        self.blocks = [TransformerBlock(one) for one in block.transformer_blocks]
+        self.blocks = [TransformerBlock(one, kit) for one in block.transformer_blocks]
 
     def __call__(self, now: Pass, x: Tensor, context: Tensor, live: bool) -> tuple[Tensor, Back | None]:
         """x [B, C, h, w]; context rows [B x S, E]."""
@@ -130,6 +126,6 @@ class Transformer:
             made = rows(g.permute(0, 2, 3, 1).reshape(-1, channels))
             if back_norm is None:
                 return None
-            return back_norm(made.view(batch, height, width, channels).permute(0, 3, 1, 2)).add_(g)  # type: ignore[no-any-return]
+            return back_norm(made.view(batch, height, width, channels).permute(0, 3, 1, 2), g)  # type: ignore[no-any-return]
 
         return said, back

@@ -7,6 +7,7 @@ channels-last memory; words, and pixels in a row, are rows [B x T, C].
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 # From the gradient of what was said to that of the input; None where nothing below learns.
 Back = Callable[[Any], Any]
+# The same of a norm, which may be given the gradient of what goes past it, to be added.
+Norm = Callable[..., Any]
 aten: Any = torch.ops.aten
 
 _INPUT_ONLY = [True, False, False]  # of a layer's input, weight and bias: which gradients are wanted
@@ -48,7 +51,10 @@ class GroupNorm:
         self.widens = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
         self.wide = self.weight.float() if self.widens else self.weight
 
-    def __call__(self, x: Tensor, live: bool) -> tuple[Tensor, Back | None]:
+    def __call__(self, x: Tensor, live: bool, told: Tensor | None = None) -> tuple[Tensor, Norm | None]:
+        """x [B, C, h, w]; what is `told` [B, C, 1, 1] is added to it first, in place."""
+        if told is not None:
+            x.add_(told)
         batch, channels, height, width = x.shape
         pixels = height * width
         normed, mean, spread = torch.native_group_norm(
@@ -57,16 +63,16 @@ class GroupNorm:
         if not live:
             return functional.silu(normed, inplace=True) if self.silu else normed, None
 
-        def back(g: Tensor) -> Tensor:
+        def back(g: Tensor, beside: Tensor | None = None) -> Tensor:
             if self.silu:
                 g = aten.silu_backward(g, normed)
             sizes = (batch, channels, pixels, self.groups, _INPUT_ONLY)
-            if not self.widens:
-                gradient: Tensor = aten.native_group_norm_backward(g, x, mean, spread, self.weight, *sizes)[0]
-                return gradient
-            wide = (part.float() for part in (g, x, mean, spread))
-            gradient = aten.native_group_norm_backward(*wide, self.wide, *sizes)[0]
-            return gradient.to(x.dtype)
+            if self.widens:
+                wide = (part.float() for part in (g, x, mean, spread))
+                gradient: Tensor = aten.native_group_norm_backward(*wide, self.wide, *sizes)[0].to(x.dtype)
+            else:
+                gradient = aten.native_group_norm_backward(g, x, mean, spread, self.weight, *sizes)[0]
+            return gradient if beside is None else gradient.add_(beside)
 
         return functional.silu(normed) if self.silu else normed, back
 
@@ -78,12 +84,21 @@ class LayerNorm:
         self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
         self.shape, self.epsilon = list(layer.normalized_shape), layer.eps
 
-    def __call__(self, x: Tensor, live: bool) -> tuple[Tensor, Back | None]:
+    def __call__(self, x: Tensor, said: Tensor | None, live: bool) -> tuple[Tensor, Tensor, Norm | None]:
+        """x [M, C] plus what a branch `said` of it, in that one's place; the same normed; and the way back to x."""
+        if said is not None:
+            x = said.add_(x)
         shape, weight, bias = self.shape, self.weight, self.bias
-        said, mean, spread = torch.native_layer_norm(x, shape, weight, bias, self.epsilon)
+        normed, mean, spread = torch.native_layer_norm(x, shape, weight, bias, self.epsilon)
         if not live:
-            return said, None
-        return said, lambda g: aten.native_layer_norm_backward(g, x, shape, mean, spread, weight, bias, _INPUT_ONLY)[0]
+            return x, normed, None
+
+        def back(g: Tensor, beside: Tensor | None = None) -> Tensor:
+            gradient: Tensor
+            gradient = aten.native_layer_norm_backward(g, x, shape, mean, spread, weight, bias, _INPUT_ONLY)[0]
+            return gradient if beside is None else gradient.add_(beside)
+
+        return x, normed, back
 
 
 def gated(x: Tensor, live: bool) -> tuple[Tensor, Back | None]:
@@ -94,6 +109,18 @@ def gated(x: Tensor, live: bool) -> tuple[Tensor, Back | None]:
     if not live:
         return said, None
     return said, lambda g: torch.cat([g * opened, aten.gelu_backward(g * value, gate)], -1)
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What stands between products and convolutions: by torch's own operations here, compiled in `fused`."""
+
+    group_norm: Callable[..., Callable[..., tuple[Tensor, Norm | None]]]
+    layer_norm: Callable[[nn.LayerNorm], Callable[..., tuple[Tensor, Tensor, Norm | None]]]
+    gated: Callable[[Tensor, bool], tuple[Tensor, Back | None]]
+
+
+PLAIN = Kit(GroupNorm, LayerNorm, gated)
 
 
 def resized(x: Tensor, size: tuple[int, int], live: bool) -> tuple[Tensor, Back | None]:

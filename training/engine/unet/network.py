@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.engine.adapters import Ports
+from training.engine.compiler import Compiler
+from training.engine.unet import fused
 from training.engine.unet.blocks import Residual, Transformer
 from training.engine.unet.known import why_unknown
-from training.engine.unet.layers import Conv, GroupNorm
+from training.engine.unet.layers import PLAIN, Conv, Kit
 from training.engine.unet.linear import Pass
 from training.engine.unet.walk import Level, Walk
 from training.families.family import Base
@@ -18,11 +20,12 @@ from training.families.family import Base
 log = logging.getLogger(__name__)
 
 
-def attach(base: Base, ports: Ports) -> None:
+def attach(base: Base, ports: Ports, compiler: Compiler | None = None) -> None:
     """Let `base` be run by our own pass, if its denoiser is a UNet whose every part is known; else it runs itself."""
     reason = why_unknown(base.denoiser)
     if reason is None:
-        base.own = Network(base.denoiser, ports, len(base.schedule.alphas))
+        kit = PLAIN if compiler is None else fused.kit(compiler)
+        base.own = Network(base.denoiser, ports, len(base.schedule.alphas), kit)
     else:
         log.info("the base model runs through diffusers' own module: it has %s", reason)
 
@@ -30,24 +33,24 @@ def attach(base: Base, ports: Ports) -> None:
 class Network:
     """Called as diffusers' UNet is, with an answer in a tuple; gradients flow to what the ports apply only."""
 
-    def __init__(self, unet: Any, ports: Ports, times: int) -> None:
+    def __init__(self, unet: Any, ports: Ports, times: int, kit: Kit = PLAIN) -> None:
         """times: how many times the noise schedule has."""
-        self.unet, self.ports = unet, ports
+        self.unet, self.ports, self.kit = unet, ports, kit
         unet.to(memory_format=torch.channels_last)
         self._residuals: list[Any] = []  # diffusers' own
         self.enter = Conv(unet.conv_in)
         self.downs = [self._level(block, getattr(block, "downsamplers", None)) for block in unet.down_blocks]
         self.middle = self._level(unet.mid_block, None)
         self.ups = [self._level(block, getattr(block, "upsamplers", None)) for block in unet.up_blocks]
-        self.norm, self.leave = GroupNorm(unet.conv_norm_out, silu=True), Conv(unet.conv_out)
+        self.norm, self.leave = kit.group_norm(unet.conv_norm_out, silu=True), Conv(unet.conv_out)
         self._learn_times(times)
 
     def _level(self, block: Any, samplers: Any) -> Level:
         residuals = []
         for layer in block.resnets:
-            residuals.append(Residual(layer, len(self._residuals)))
+            residuals.append(Residual(layer, len(self._residuals), self.kit))
             self._residuals.append(layer)
-        transformers = [layer and Transformer(layer) for layer in getattr(block, "attentions", ())]
+        transformers = [layer and Transformer(layer, self.kit) for layer in getattr(block, "attentions", ())]
         return Level(residuals, transformers, Conv(samplers[0].conv) if samplers else None)
 
     # ---- what time says ----
