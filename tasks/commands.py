@@ -1,5 +1,6 @@
 """`celery -A tasks.app imprint …`: submit, watch, cancel, retry, and the credits, from a terminal."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -189,6 +190,8 @@ def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
 @answers
 def download(job_id: str, path: Path, *, as_json: bool) -> None:
     """Copy a ready job's LoRA file to PATH."""
+    if not os.access(path.parent, os.W_OK):  # else it would look like a fault of the store
+        raise SpecInvalid.of({"PATH": f"nothing can be written into {path.parent.resolve()}"})
     view = service.download(house(), job_id, path)
     print_json({"path": str(path)} | view["lora"]) if as_json else out.print(f"{path}  sha256 {view['lora']['sha256']}")
 

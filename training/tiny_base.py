@@ -54,7 +54,9 @@ def make(out: Path, family: str = "sd15", seed: int = 0, *, prediction: str = "e
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _MAKERS[family](prediction).save_pretrained(temporary, safe_serialization=True)
-        temporary.chmod(0o755)
+        # safetensors writes weights for their owner only, and a training worker may be another user.
+        for path in [temporary, *temporary.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
         try:
             temporary.rename(out)
         except OSError:

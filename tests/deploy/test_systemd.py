@@ -2,7 +2,7 @@
 stopped in mid-training by an update, and finished.
 
 The machine is made of namespaces (tests/servers/machine.sh). It differs from an empty Debian in this: packages are
-there already, the Python environment is that of the tests, and the base model is the tiny one.
+there already, and the Python environment is that of the tests.
 """
 
 import json
@@ -20,7 +20,7 @@ from core.settings import Settings
 from tasks.stack import Stack
 from tests.docs.pages import blocks
 from tests.servers.systemd import Machine, machine, why_not
-from tests.site import MASCOT, ROOT, until
+from tests.site import ROOT, until
 
 UNITS = ROOT / "deploy" / "systemd"
 STEPS = 200
@@ -28,7 +28,6 @@ WAIT_S = 300  # limits of waits on a busy machine; on a quiet one none takes mor
 
 # What a test's machine needs beside the settings of the installer.
 SETTINGS = """
-IMPRINT_BASE_MODELS={"sd15": "/srv/tiny-sd15"}
 IMPRINT_LEASE_S=3
 IMPRINT_SWEEP_S=1
 IMPRINT_RETRY_BASE_S=0.2
@@ -67,7 +66,7 @@ print("WALLS", os.read(reading, 4096).decode(), "UID", os.getuid(), flush=True)
 
 
 @pytest.fixture
-def debian(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
+def debian(tmp_path: Path) -> Iterator[Machine]:
     if reason := why_not():
         pytest.skip(reason)
     tracked = subprocess.run(
@@ -77,8 +76,6 @@ def debian(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
     packages = Path(site.getsitepackages()[0])
     with machine(tmp_path / "machine", ROOT) as booted:
         booted.copy(ROOT, "/srv/imprint", names)
-        booted.copy(base_model, "/srv/tiny-sd15")
-        booted.copy(MASCOT, "/srv/pictures")
         lent = Path("/opt/checkout") / packages.relative_to(ROOT) if packages.is_relative_to(ROOT) else packages
         booted.do(ENVIRONMENT.format(python=packages.parent.name, packages=lent))
         yield booted
@@ -87,7 +84,8 @@ def debian(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
 PAGE = ROOT / "docs" / "deploy" / "single-machine.md"
 
 # What a reader's machine has and this one need not: root types, and the newer checkout is there already.
-AS_ROOT = 'sudo() { "$@"; }; cd /srv/imprint; set -e\n'
+AS_ROOT = 'sudo() { "$@"; }; export LD_LIBRARY_PATH=/opt/python/lib; cd /srv/imprint; set -e\n'
+INSTALL, BASE, START, SUBMIT, UPDATE, STOP = range(6)  # the page's blocks of commands
 
 
 def typed(number: int) -> str:
@@ -102,7 +100,7 @@ def imprint(on: Machine, *arguments: str) -> Any:
 @pytest.mark.timeout(900)  # a minute on a quiet machine; it boots, trains twice and starts everything twice
 def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None:
     # ---- install, set, start: as the page says ----
-    debian.do(typed(0))
+    debian.do(typed(INSTALL))
     verify = "cd /etc/systemd/system; systemd-analyze verify imprint.target imprint-*.service imprint-*.timer 2>&1"
     assert debian.do(f"{verify} | grep imprint || true") == ""
     security = debian.do("systemd-analyze security --no-pager imprint-io.service | tail -1")
@@ -110,7 +108,9 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     assert float(re.findall(r"\d+\.\d", security)[0]) < 4, security
     assert debian.do("stat -c '%a %U %G' /etc/imprint/imprint.env").split() == ["640", "root", "imprint"]
     assert "CHANGE-ME" not in debian.do("cat /etc/imprint/imprint.env /etc/imprint/redis.conf")
-    debian.do(f"cat >>/etc/imprint/imprint.env <<'END'{SETTINGS}END\nsystemctl start imprint.target")
+    debian.do(f"cat >>/etc/imprint/imprint.env <<'END'{SETTINGS}END")
+    debian.do(typed(BASE))
+    debian.do(typed(START))
     until(lambda: debian.journal().count(" ready.") >= 2, WAIT_S, "two workers")
     states = debian.do("systemctl list-units --no-legend --plain 'imprint-*.service' | awk '{print $1, $4}'")
     running = {f"imprint-{name}.service running" for name in ("redis", "io", "beat", "web", "flower", "train@0")}
@@ -118,13 +118,13 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     debian.do("curl -fsS http://127.0.0.1:8080/healthz")
 
     # ---- a training, as far as its middle ----
-    debian.do(typed(2))
+    debian.do(typed(SUBMIT))
     [job_id] = [job["job_id"] for job in imprint(debian, "list")]
     until(lambda: debian.do(STEP) != "0\n", WAIT_S, "the first steps")
 
     # ---- the update: a newer checkout, the same command ----
     debian.do("echo newer >/srv/imprint/NEWER")
-    told = debian.do(typed(3))
+    told = debian.do(typed(UPDATE))
     assert "handed over" in told
     debian.do("test -e /opt/imprint/NEWER")
     between = debian.journal()
@@ -148,6 +148,16 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     straight = imprint(debian, "retry", job_id, "--watch")
     assert straight["lora"]["sha256"] == view["lora"]["sha256"]
 
+    # ---- the command is the installation's, in a checkout too, and where its user may not go ----
+    debian.do(
+        "mkdir -p /srv/other/tasks; cd /srv/other; echo 'raise OSError' | tee celeryconfig.py >tasks/__init__.py\n"
+        "echo IMPRINT_DATABASE_URL=sqlite:////tmp/x.db >.env; chmod -R a+rX .; imprint list; test ! -e /tmp/x.db"
+    )
+    debian.do("mkdir -m 700 /srv/closed; cd /srv/closed; imprint list")
+    refused = debian.run("cd /srv/closed; mkdir pictures; imprint submit pictures --trigger imp")
+    assert refused.returncode == 2
+    assert "may not enter /srv/closed" in refused.stdout
+
     # ---- a worker that dies is started again; the walls stand; a back-up is made ----
     pid = debian.do("systemctl show -P MainPID imprint-io").strip()
     debian.do(f"kill -9 {pid}")
@@ -167,7 +177,7 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     assert uid != "0"
     debian.do("systemctl start imprint-backup")
     debian.do("test -s /var/backups/imprint/manifest.json")
-    assert "goes on from step" in debian.do(typed(4).replace("--lines 50", "--lines 500"))
+    assert "goes on from step" in debian.do(typed(STOP).replace("--lines 50", "--lines 500"))
     assert debian.do("pgrep -u imprint || true").strip() == ""
 
 

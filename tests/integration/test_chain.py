@@ -188,6 +188,9 @@ def test_photographs_from_a_folder_by_the_command(shared_site: Site, owner: str,
     assert view["subject_id"] == "dog"
     shared_site.imprint("download", view["job_id"], str(out))
     assert hashlib.sha256(out.read_bytes()).hexdigest() == view["lora"]["sha256"]
+    nowhere = shared_site.imprint("download", view["job_id"], str(tmp_path / "none" / "dog.safetensors"), check=False)
+    assert nowhere.returncode == 2
+    assert "nothing can be written into" in nowhere.stderr
     assert view["job_id"] in shared_site.imprint("list", "--owner", owner).stdout
     assert "in order" in shared_site.imprint("audit").stdout
     assert json.loads(shared_site.imprint("balance", owner, "--json").stdout)["spent"] == view["credits"]["charged"]

@@ -130,6 +130,8 @@ def test_tiny_base_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     arguments = [str(tmp_path / "base"), "--family", "z-image"]
     assert tiny_base.main(arguments) == 0
     assert "was there already" not in capsys.readouterr().out
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "base").rglob("*") if path.is_file()}
+    assert modes == {0o644}, "workers may run as another user"
     stamp = (tmp_path / "base" / "model_index.json").stat().st_mtime_ns
     assert tiny_base.main(arguments) == 0
     assert "was there already" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The objectives against numbers worked out by hand, each family's loss against a committed one, faulty base models."""
 
+import errno
 import json
 import os
 import re
@@ -338,6 +339,35 @@ def test_a_base_model_with_half_weights_only(runs: Runs, bases: Bases, tmp_path:
 def test_a_base_model_that_is_nowhere(name: str) -> None:
     with pytest.raises(BaseModelUnavailable, match="not there"):
         locate(name, ("unet",))
+
+
+def test_a_base_model_in_a_folder_that_the_worker_may_not_enter(tmp_path: Path) -> None:
+    """Such as one below /root, which the systemd units do not see."""
+    locked = tmp_path / "locked"
+    locked.mkdir(0o700)
+    locked.chmod(0)
+    was = os.geteuid()
+    if was == 0:  # nothing is closed to root
+        os.seteuid(65534)
+    try:
+        with pytest.raises(BaseModelUnavailable, match=r"cannot be read .Permission denied.: the user"):
+            locate(str(locked / "model"), ("unet",))
+    finally:
+        os.seteuid(was)
+        locked.chmod(0o700)
+
+
+def test_a_base_model_whose_weights_the_worker_may_not_read(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens = Path.open
+
+    def refuses(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opens(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(BaseModelUnavailable, match=r"model\.safetensors cannot be read .Permission denied"):
+        fingerprint(bases(), families.find("sd15").parts)
 
 
 def test_offline_the_hub_fails_at_once(tmp_path: Path) -> None:

@@ -21,12 +21,18 @@ def locate(base_model: str, parts: Sequence[str]) -> Path:
     such file.
     """
     path = Path(base_model).expanduser()
-    if path.is_dir():
-        folders.require(path, parts)
-        return path.resolve()
-    if path.is_file():
-        single_file.require(path.resolve(), parts)
-        return path.resolve()
+    try:
+        if path.is_dir():
+            folders.require(path, parts)
+            return path.resolve()
+        if path.is_file():
+            single_file.require(path.resolve(), parts)
+            return path.resolve()
+    except PermissionError as error:
+        raise BaseModelUnavailable(
+            f"the base model {base_model} cannot be read ({error.strerror}): the user that training workers run as "
+            "must be able to, the folders above it included"
+        ) from error
     if not folders.HUB_ID.match(base_model) or path.is_absolute():
         raise BaseModelUnavailable(f"the base model {base_model} is not there: no such folder, and no hub id")
     return folders.from_hub(base_model, parts)
