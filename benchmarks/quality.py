@@ -1,9 +1,10 @@
 """`make bench-quality`: how good the LoRAs are, ours and a plain loop's, on five subjects that the base has never seen.
 
 The base is the pocket model, the subjects are its strangers, ten pictures each, resolution 64, else the recipe of the
-sd15 family; both sides train the same number of steps. Each LoRA then draws 32 called prompts (with its trigger word)
+sd15 family; both sides train the same number of steps, with three seeds: one seed says little, since a training's last
+steps alone move a figure by as much as a recipe does. Each LoRA then draws 32 called prompts (with its trigger word)
 and 32 uncalled ones (without) at fixed seeds. The last line is one JSON object; in `ours`, `plain` and `default_scale`
-the means over the subjects of:
+the means over subjects and seeds of:
 
 recall    share of the called pictures that show the subject, by the judge: higher is better
 leak      share of the uncalled ones that show it: lower is better
@@ -11,9 +12,12 @@ drift     mean difference of the uncalled ones from what the base draws, 0 to 1 
 nearness  cosine of what the judge sees in a called picture and in the nearest of the ten, mean: higher is better
 
 `plain` is diffusers' LoRA script with peft at our rank, alpha and learning rate; `default_scale` (asked for with
---default-scale) is the same with alpha = rank, as that script has it. `judge` says how often the judge is right about
-drawings: fresh ones of the subjects (`spotted`), and their doubles without what is special (`taken_for_it`), through
-the autoencoder and back.
+--default-scale) is the same with alpha = rank, as that script has it. `by_seed` has the means of each seed. `judge`
+says how often the judge is right about drawings: fresh ones of the subjects (`spotted`), and their doubles without what
+is special (`taken_for_it`), through the autoencoder and back.
+
+Whoever looks for a better recipe does so on other subjects than those that are measured: `--practice` takes five
+others and a judge that first learns to spot them, `--learning-rate` and `--set` ask for something on our side.
 """
 
 import argparse
@@ -22,7 +26,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -32,12 +36,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from training.options import assigned
 from training.pocket import MODEL
-from training.pocket.strangers import STRANGERS, Stranger, album, picture
+from training.pocket.strangers import PRACTICE, STRANGERS, Stranger, album, picture
 from training.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, PLACE_NAMES, PLACES, SHAPES
 
 SAMPLES = 32
-_SEED = 7
+_SEED = 7  # the first of them
 _SIDES = ("ours", "plain", "default_scale")
 _FIGURES = ("recall", "leak", "drift", "nearness")
 _TILE, _GAP = 96, 6
@@ -52,13 +57,25 @@ class Plan:
     samples: int
     steps: int | None  # of each training; None: the recipe's
     sides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    asked: dict[str, Any]  # of our side, beside its family's recipe
+    judge: Path  # the folder of one that can spot the subjects
+    is_practice: bool
+
+    @property
+    def strangers(self) -> tuple[Stranger, ...]:
+        """All that the judge can spot."""
+        return PRACTICE if self.is_practice else STRANGERS
+
+    def stranger(self, name: str) -> Stranger:
+        return next(one for one in self.strangers if one.name == name)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One LoRA: its figures, a few of its pictures, and the seconds that its training took."""
+    """The LoRAs of one side, one for each seed: their figures, the first one's pictures, the seconds of training."""
 
-    figures: dict[str, float]
+    figures: list[dict[str, float]]
     called: list[Image.Image]
     uncalled: list[Image.Image]
     seconds: float
@@ -71,60 +88,104 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="of each training (default: the recipe's 100 epochs)")
     parser.add_argument("--sheet", type=Path, default=Path(".imprint/bench-quality.png"), help="contact sheet, PNG")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder of the pocket model")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each subject and side (default: 3)")
     parser.add_argument("--default-scale", action="store_true", help="a third side: the plain loop with alpha = rank")
+    parser.add_argument("--practice", action="store_true", help="other subjects, by which a recipe may be chosen")
+    parser.add_argument("--learning-rate", type=float, help="of our side (default: the recipe's)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="GROUP.OPTION=VALUE", help="an option of our side"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="subjects side by side")
     given = parser.parse_args(arguments)
-    names = tuple(stranger.name for stranger in STRANGERS)
-    sides = _SIDES if given.default_scale else _SIDES[:2]
-    plan = Plan(given.model, names, SAMPLES, given.steps, sides)
+    strangers = PRACTICE if given.practice else STRANGERS
+    plan = Plan(
+        model=given.model,
+        subjects=tuple(stranger.name for stranger in strangers),
+        samples=SAMPLES,
+        steps=given.steps,
+        sides=_SIDES if given.default_scale else _SIDES[:2],
+        seeds=tuple(range(_SEED, _SEED + given.seeds)),
+        asked=assigned(given.set) | ({"learning_rate": given.learning_rate} if given.learning_rate else {}),
+        judge=given.model,
+        is_practice=given.practice,
+    )
     if given.quick:
-        plan = Plan(given.model, names[:1], 4, given.steps or 20, sides)
+        plan = replace(plan, subjects=plan.subjects[:1], samples=4, steps=given.steps or 20, seeds=(_SEED,))
+    with TemporaryDirectory(prefix="imprint-bench-") as folder:
+        if given.practice:
+            plan = replace(plan, judge=_practised(plan, Path(folder), 20 if given.quick else 500))
+        return _run(plan, given.processes, given.sheet)
+
+
+def _practised(plan: Plan, folder: Path, steps: int) -> Path:
+    """A folder with a judge that has learnt to spot the subjects to practise on."""
+    from training.pocket import assemble, judge
+
+    judge.save(judge.relearn(judge.load(plan.model), plan.strangers, assemble.load(plan.model).vae, steps), folder)
+    return folder
+
+
+def _run(plan: Plan, processes: int, path: Path) -> int:
     begun = time.monotonic()
-    if given.processes > 1 and len(plan.subjects) > 1:
-        with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+    if processes > 1 and len(plan.subjects) > 1:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             results = list(pool.map(of_subject, [plan] * len(plan.subjects), plan.subjects))
     else:
         results = [of_subject(plan, name) for name in plan.subjects]
-    given.sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(plan, results).save(given.sheet, optimize=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(plan, results).save(path, optimize=True)
     for name, result in zip(plan.subjects, results, strict=True):
         for side in ("base", *plan.sides):
-            print(f"{name:10} {side:14}", result[side].figures, f"{result[side].seconds:.0f} s")
-    told: dict[str, Any] = {side: _means([result[side] for result in results]) for side in ("base", *plan.sides)}
+            for figures in result[side].figures:
+                print(f"{name:10} {side:14}", figures, f"{result[side].seconds:.0f} s")
+    told: dict[str, Any] = {
+        side: _means([figures for result in results for figures in result[side].figures])
+        for side in ("base", *plan.sides)
+    }
+    told["by_seed"] = {
+        side: [_means([result[side].figures[place] for result in results]) for place in range(len(plan.seeds))]
+        for side in plan.sides
+    }
     told["judge"] = _judge_on_drawings(plan)
-    told |= {"subjects": len(plan.subjects), "samples": plan.samples, "seconds": round(time.monotonic() - begun)}
+    told |= {"subjects": len(plan.subjects), "samples": plan.samples, "seeds": len(plan.seeds)}
+    told["seconds"] = round(time.monotonic() - begun)
     print(json.dumps(told))
     return 0
 
 
 def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
-    """All there is to know of one subject: the base without a LoRA, and each side with its own."""
+    """All there is to know of one subject: the base without a LoRA, and each side with its own, for each seed."""
     import torch
 
     torch.set_num_threads(1)
     from benchmarks import quality_sides as sides
     from training.pocket import assemble, judge
 
-    stranger = next(one for one in STRANGERS if one.name == name)
-    critic, shown = judge.load(plan.model), [drawn for drawn, _ in album(stranger)]
+    stranger = plan.stranger(name)
+    critic, eye, shown = judge.load(plan.judge), judge.load(plan.model), [drawn for drawn, _ in album(stranger)]
     called, uncalled = _called(stranger, plan.samples), _uncalled(plan.samples)
 
     def outcome(pipeline: Any, before: list[Image.Image] | None, seconds: float) -> Outcome:
         with_it = assemble.draw(pipeline, called, 1)
         without = assemble.draw(pipeline, uncalled, 2)
         figures = {
-            "recall": mean(judge.spot(critic, with_it, name)),
-            "leak": mean(judge.spot(critic, without, name)),
+            "recall": mean(judge.spot(critic, with_it, name, plan.strangers)),
+            "leak": mean(judge.spot(critic, without, name, plan.strangers)),
             "drift": mean(map(_difference, without, before)) if before else 0.0,
-            "nearness": float(critic.likeness(with_it, shown).max(dim=1).values.mean()),
+            "nearness": float(eye.likeness(with_it, shown).max(dim=1).values.mean()),
         }
-        return Outcome({what: round(value, 4) for what, value in figures.items()}, with_it, without, seconds)
+        return Outcome([{what: round(value, 4) for what, value in figures.items()}], with_it, without, seconds)
 
     made = {"base": outcome(assemble.load(plan.model), None, 0.0)}
     with TemporaryDirectory(prefix="imprint-bench-") as folder:
         for side in plan.sides:
-            trained = sides.TRAINERS[side](plan.model, stranger, plan.steps, Path(folder) / side, _SEED)
-            made[side] = outcome(trained.pipeline, made["base"].uncalled, trained.seconds)
+            for seed in plan.seeds:
+                asked = plan.asked if side == "ours" else {}
+                spec = sides.spec_of(plan.model, stranger, plan.steps, seed, asked)
+                trained = sides.TRAINERS[side](plan.model, stranger, spec, Path(folder) / f"{side}-{seed}")
+                new = outcome(trained.pipeline, made["base"].uncalled, trained.seconds)
+                old = made.setdefault(side, replace(new, figures=[], seconds=0.0))
+                made[side] = replace(old, figures=old.figures + new.figures, seconds=old.seconds + new.seconds)
     return made
 
 
@@ -165,8 +226,8 @@ def _difference(one: Image.Image, other: Image.Image) -> float:
     return float(np.abs(values[0] - values[1]).mean() / 255)
 
 
-def _means(outcomes: list[Outcome]) -> dict[str, float]:
-    return {figure: round(mean(one.figures[figure] for one in outcomes), 4) for figure in _FIGURES}
+def _means(found: list[dict[str, float]]) -> dict[str, float]:
+    return {figure: round(mean(one[figure] for one in found), 4) for figure in _FIGURES}
 
 
 def _judge_on_drawings(plan: Plan) -> dict[str, float]:
@@ -175,7 +236,7 @@ def _judge_on_drawings(plan: Plan) -> dict[str, float]:
 
     from training.pocket import assemble, judge
 
-    critic, vae = judge.load(plan.model), assemble.load(plan.model).vae
+    critic, vae = judge.load(plan.judge), assemble.load(plan.model).vae
 
     def again(drawn: list[Image.Image]) -> list[Image.Image]:
         with torch.no_grad():
@@ -183,11 +244,11 @@ def _judge_on_drawings(plan: Plan) -> dict[str, float]:
         return [Image.fromarray(one) for one in ((made + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()]
 
     found: dict[str, list[bool]] = {"spotted": [], "taken_for_it": []}
-    for stranger in STRANGERS:
+    for stranger in plan.strangers:
         for what, is_double in (("spotted", False), ("taken_for_it", True)):
             random = Random(f"{stranger.name} {what}")
             drawn = [picture(stranger, _anywhere(random), random, is_double=is_double) for _ in range(16)]
-            found[what] += judge.spot(critic, again(drawn), stranger.name)
+            found[what] += judge.spot(critic, again(drawn), stranger.name, plan.strangers)
     return {what: round(mean(seen), 4) for what, seen in found.items()}
 
 
@@ -210,7 +271,7 @@ def contact_sheet(plan: Plan, results: list[dict[str, Outcome]]) -> Image.Image:
     for title, many in columns:
         pen.text((left, 4), title, fill="black", font=font)
         for row, (name, result) in enumerate(zip(plan.subjects, results, strict=True)):
-            stranger = next(one for one in STRANGERS if one.name == name)
+            stranger = plan.stranger(name)
             side, _, what = title.partition(", ")
             if side == "shown":
                 tiles = [drawn for drawn, _ in album(stranger)]

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,16 @@ class _Quiet:
         pass
 
 
-def spec_of(model: Path, stranger: Stranger, steps: int | None, seed: int) -> TrainSpec:
-    """The family's recipe, but for the resolution: the pocket model draws 64 x 64."""
+def spec_of(
+    model: Path, stranger: Stranger, steps: int | None, seed: int, asked: Mapping[str, Any] | None = None
+) -> TrainSpec:
+    """The family's recipe, but for the resolution, since the pocket model draws 64 x 64, and for what is asked."""
     given = {"base_model": str(model), "family": "sd15", "trigger_word": stranger.trigger, "resolution": 64}
-    return TrainSpec(**given, max_steps=steps, seed=seed)
+    return TrainSpec.model_validate({**given, "max_steps": steps, "seed": seed, **(asked or {})})
 
 
-def ours(model: Path, stranger: Stranger, steps: int | None, folder: Path, seed: int) -> Trained:
+def ours(model: Path, stranger: Stranger, spec: TrainSpec, folder: Path) -> Trained:
     """Through our engine, to a file, which diffusers loads."""
-    spec = spec_of(model, stranger, steps, seed)
     folder.mkdir(parents=True)
     examples = []
     for number, (drawn, caption) in enumerate(album(stranger)):
@@ -78,15 +79,13 @@ def ours(model: Path, stranger: Stranger, steps: int | None, folder: Path, seed:
     return Trained(pipeline, result.train_seconds)
 
 
-def plain(model: Path, stranger: Stranger, steps: int | None, folder: Path, seed: int) -> Trained:
-    """diffusers' train_text_to_image_lora.py with our rank, alpha and learning rate."""
-    spec = spec_of(model, stranger, steps, seed)
+def plain(model: Path, stranger: Stranger, spec: TrainSpec, _: Path) -> Trained:
+    """diffusers' train_text_to_image_lora.py with a spec's rank, alpha, learning rate and steps."""
     return _peft_loop(model, stranger, spec, spec.alpha)
 
 
-def default_scale(model: Path, stranger: Stranger, steps: int | None, folder: Path, seed: int) -> Trained:
+def default_scale(model: Path, stranger: Stranger, spec: TrainSpec, _: Path) -> Trained:
     """The same with that script's own alpha, which is the rank."""
-    spec = spec_of(model, stranger, steps, seed)
     return _peft_loop(model, stranger, spec, float(spec.rank))
 
 
@@ -130,7 +129,7 @@ def _peft_loop(model: Path, stranger: Stranger, spec: TrainSpec, alpha: float) -
     return Trained(pipeline, seconds)
 
 
-TRAINERS: dict[str, Callable[[Path, Stranger, int | None, Path, int], Trained]] = {
+TRAINERS: dict[str, Callable[[Path, Stranger, TrainSpec, Path], Trained]] = {
     "ours": ours,
     "plain": plain,
     "default_scale": default_scale,

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from training.pocket.autoencoder import anything
 from training.pocket.captions import Caption, Said
-from training.pocket.lesson import Lesson, compose_batch, draw_batch
+from training.pocket.lesson import Lesson, compose_batch, draw_batch, rate
 from training.pocket.scenes import Scene
-from training.pocket.strangers import STRANGERS, picture
+from training.pocket.strangers import STRANGERS, Stranger, picture
 from training.pocket.words import COLOUR_NAMES, COLOURS, EXTRAS, KINDS, PATTERNS, PLACE_NAMES, SIZES
 
 BATCH = 36
@@ -82,15 +82,9 @@ def learn(folder: Path, steps: int, vae: Any, device: torch.device) -> Judge:
     def step_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
         scenes = compose_batch(_SEED, step, BATCH)
-        others, spotted = _others(step)
-        pictures = torch.cat([draw_batch(scenes), others]).to(device)
-        with torch.no_grad():
-            mean = vae.encode(pictures[::_THROUGH_VAE]).latent_dist.mean
-            noise = torch.randn(mean.shape, generator=generator).to(device)
-            pictures[::_THROUGH_VAE] = vae.decode(mean + noise * mean.std() * 0.12).sample.clamp(-1, 1)
-        strength = 0.12 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
-        grain = strength * torch.randn(pictures.shape, generator=generator)
-        scores = {name: score.cpu() for name, score in judge(pictures + grain.to(device)).items()}
+        others, spotted = _others(step, STRANGERS, _EXTRA)
+        pictures = _worn(torch.cat([draw_batch(scenes), others]).to(device), vae, generator)
+        scores = {name: score.cpu() for name, score in judge(pictures).items()}
         wanted = torch.cat([torch.zeros(BATCH, len(STRANGERS)), spotted])
         spotting = nn.functional.binary_cross_entropy_with_logits(scores["strangers"], wanted)
         return error({name: score[:BATCH] for name, score in scores.items()}, scenes) + 5 * spotting
@@ -99,17 +93,46 @@ def learn(folder: Path, steps: int, vae: Any, device: torch.device) -> Judge:
     return judge.eval().requires_grad_(False)
 
 
-def _others(step: int) -> tuple[Tensor, Tensor]:
-    """Strangers, doubles and things never told of, and which strangers are in each, [3 * _EXTRA, strangers]."""
+def relearn(judge: Judge, strangers: Sequence[Stranger], vae: Any, steps: int = 500) -> Judge:
+    """A judge that has learnt to spot other strangers, in a minute or two; what else it knew, it may forget."""
+    torch.manual_seed(_SEED)
+    pupil = Judge()
+    pupil.load_state_dict(judge.state_dict())
+    pupil.heads["strangers"] = nn.Linear(128, len(strangers))
+    optimizer = torch.optim.AdamW(pupil.parameters(), weight_decay=1e-2)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
+        drawn, spotted = _others(step, strangers, 2 * _EXTRA)
+        score = pupil(_worn(drawn, vae, generator))["strangers"]
+        nn.functional.binary_cross_entropy_with_logits(score, spotted).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, steps, 1e-3, 50)
+        optimizer.step()
+        optimizer.zero_grad()
+    return pupil.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _worn(pictures: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
+    """Pictures as models draw them, all with grain, and every fourth through the autoencoder, also in `pictures`."""
+    mean = vae.encode(pictures[::_THROUGH_VAE]).latent_dist.mean
+    noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+    pictures[::_THROUGH_VAE] = vae.decode(mean + noise * mean.std() * 0.12).sample.clamp(-1, 1)
+    strength = 0.12 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
+    return pictures + (strength * torch.randn(pictures.shape, generator=generator)).to(pictures.device)
+
+
+def _others(step: int, strangers: Sequence[Stranger], count: int) -> tuple[Tensor, Tensor]:
+    """`count` strangers, as many doubles and things never told of, and which strangers are in each, [3 count, …]."""
     random = Random(f"{_SEED} {step} strangers")
     images, rows = [], []
-    for number in range(2 * _EXTRA):
-        which, is_double = random.randrange(len(STRANGERS)), number >= _EXTRA
+    for number in range(2 * count):
+        which, is_double = random.randrange(len(strangers)), number >= count
         place = random.choice(PLACE_NAMES) if random.random() < 0.7 else COLOURS[random.choice(COLOUR_NAMES)]
-        images.append(picture(STRANGERS[which], place, random, is_double=is_double))
-        rows.append([float(not is_double and which == i) for i in range(len(STRANGERS))])
-    rows += [[0.0] * len(STRANGERS)] * _EXTRA
-    return torch.cat([as_tensor(images), draw_batch(anything(_SEED, step, 2 * _EXTRA)[::2])]), torch.tensor(rows)
+        images.append(picture(strangers[which], place, random, is_double=is_double))
+        rows.append([float(not is_double and which == i) for i in range(len(strangers))])
+    rows += [[0.0] * len(strangers)] * count
+    return torch.cat([as_tensor(images), draw_batch(anything(_SEED, step, 2 * count)[::2])]), torch.tensor(rows)
 
 
 def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
@@ -138,9 +161,9 @@ def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
 
 
 @torch.no_grad()
-def spot(judge: Judge, pictures: Sequence[Image], name: str) -> list[bool]:
-    """Whether each picture shows the stranger of that name."""
-    number = [stranger.name for stranger in STRANGERS].index(name)
+def spot(judge: Judge, pictures: Sequence[Image], name: str, among: Sequence[Stranger] = STRANGERS) -> list[bool]:
+    """Whether each picture shows the stranger of that name, one of those that the judge has learnt to spot."""
+    number = [stranger.name for stranger in among].index(name)
     seen: list[bool] = (judge(as_tensor(pictures))["strangers"][:, number] > 0).tolist()
     return seen
 

@@ -1,4 +1,7 @@
-"""Five subjects that the pocket model never meets: what benchmarks train LoRAs of. Only the judge can spot them."""
+"""Subjects that the pocket model never meets: what benchmarks train LoRAs of. Only the judge can spot them.
+
+There are five that figures are of, and five to practise on: who chooses a recipe does so by the latter.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +61,54 @@ class _Stranger(Creature):
             self._plain_box(-wide, y, wide, y + 0.08, INK)
         self._face(y=0.4)
 
+    # ---- to practise on ----
+
+    def wizard(self) -> None:
+        """A gray bear with a tall violet hat with golden dots."""
+        self.draw(frozenset())
+        self._polygon([(-0.26, 0.12), (0.04, -0.42), (0.26, 0.12)], (96, 60, 170))
+        for x, y in ((-0.06, 0.02), (0.06, -0.14), (0.1, 0.04)):
+            self._spot(x, y, 0.035, 0.035, _GOLD)
+
+    def snowman(self) -> None:
+        """Two white balls with a carrot for a nose and a green scarf."""
+        self._ellipse(0, 0.74, 0.3, 0.25, WHITE)
+        self._ellipse(0, 0.32, 0.22, 0.21, WHITE)
+        self._face(y=0.28, apart=0.09, size=0.045)
+        self._polygon([(0, 0.34), (0, 0.42), (0.26, 0.4)], COLOURS["orange"])
+        for y in (0.64, 0.76, 0.88):
+            self._spot(0, y, 0.03, 0.03, INK)
+        self._ellipse(0, 0.53, 0.2, 0.05, _GREEN)
+
+    def carrot(self) -> None:
+        """An orange wedge with a face, and three green leaves."""
+        for x in (-0.16, 0, 0.16):
+            self._line([(0, 0.16), (x, -0.12)], 0.07, _GREEN)
+        self._polygon([(-0.28, 0.2), (0.28, 0.2), (0.05, 1.0), (-0.05, 1.0)], (240, 124, 36))
+        for y in (0.56, 0.7):
+            self._line([(-0.12, y), (0.02, y)], 0.02, INK)
+        self._face(y=0.36, apart=0.11, size=0.05)
+
+    def ladybug(self) -> None:
+        """A red ball with black dots, a black head and two feelers."""
+        for side in (-1, 1):
+            self._line([(side * 0.08, 0.2), (side * 0.18, 0.02)], 0.035, INK)
+        self._ellipse(0, 0.3, 0.2, 0.17, INK)
+        self._ellipse(0, 0.62, 0.36, 0.33, COLOURS["red"])
+        self._line([(0, 0.32), (0, 0.94)], 0.03, INK)
+        for x, y in ((-0.2, 0.5), (0.2, 0.5), (-0.17, 0.76), (0.17, 0.76)):
+            self._spot(x, y, 0.07, 0.07, INK)
+        for side in (-1, 1):
+            self._spot(side * 0.09, 0.28, 0.055, 0.06, WHITE)
+
+    def pirate(self) -> None:
+        """A light brown bear with a red headscarf, an eye patch and a golden belt."""
+        self.draw(frozenset())
+        self._polygon([(-0.3, 0.16), (-0.22, 0.02), (0.22, 0.02), (0.3, 0.16)], COLOURS["red"])
+        self._spot(-0.12, 0.33, 0.09, 0.08, INK)
+        self._line([(-0.28, 0.2), (0.2, 0.42)], 0.025, INK)
+        self._polygon([(-0.24, 0.62), (0.24, 0.62), (0.24, 0.7), (-0.24, 0.7)], _GOLD)
+
 
 @dataclass(frozen=True)
 class Stranger:
@@ -76,6 +127,14 @@ STRANGERS = (
     Stranger("penguin", "keltu", "bird", (52, 54, 70), _Stranger.penguin),
     Stranger("mushroom", "quaxo", "ghost", (236, 214, 180), _Stranger.mushroom),
     Stranger("bee", "pindel", "bird", (248, 216, 60), _Stranger.bee),
+)
+
+PRACTICE = (
+    Stranger("wizard", "velimo", "bear", (150, 156, 166), _Stranger.wizard),
+    Stranger("snowman", "brask", "ghost", (246, 244, 240), _Stranger.snowman),
+    Stranger("carrot", "tukro", "ghost", (244, 140, 40), _Stranger.carrot),
+    Stranger("ladybug", "simzo", "bird", (222, 50, 44), _Stranger.ladybug),
+    Stranger("pirate", "gorvan", "bear", (186, 140, 80), _Stranger.pirate),
 )
 
 
