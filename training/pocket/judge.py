@@ -104,7 +104,7 @@ def relearn(judge: Judge, strangers: Sequence[Stranger], vae: Any, steps: int = 
         generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
         drawn, spotted = _others(step, strangers, 2 * _EXTRA)
         score = pupil(_worn(drawn, vae, generator))["strangers"]
-        nn.functional.binary_cross_entropy_with_logits(score, spotted).backward()
+        torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(score, spotted))
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, 1e-3, 50)
         optimizer.step()
