@@ -41,12 +41,10 @@ class _Quiet:
         pass
 
 
-def spec_of(
-    model: Path, stranger: Stranger, steps: int | None, seed: int, asked: Mapping[str, Any] | None = None
-) -> TrainSpec:
+def spec_of(model: Path, stranger: Stranger, steps: int | None, seed: int, asked: Mapping[str, Any]) -> TrainSpec:
     """The family's recipe, but for the resolution, since the pocket model draws 64 x 64, and for what is asked."""
     given = {"base_model": str(model), "family": "sd15", "trigger_word": stranger.trigger, "resolution": 64}
-    return TrainSpec.model_validate({**given, "max_steps": steps, "seed": seed, **(asked or {})})
+    return TrainSpec.model_validate({**given, "max_steps": steps, "seed": seed, **asked})
 
 
 def ours(model: Path, stranger: Stranger, spec: TrainSpec, folder: Path) -> Trained:
@@ -80,7 +78,7 @@ def ours(model: Path, stranger: Stranger, spec: TrainSpec, folder: Path) -> Trai
 
 
 def plain(model: Path, stranger: Stranger, spec: TrainSpec, _: Path) -> Trained:
-    """diffusers' train_text_to_image_lora.py with a spec's rank, alpha, learning rate and steps."""
+    """diffusers' train_text_to_image_lora.py with a spec's rank, alpha, learning rate and steps, and nothing else."""
     return _peft_loop(model, stranger, spec, spec.alpha)
 
 
@@ -131,6 +129,7 @@ def _peft_loop(model: Path, stranger: Stranger, spec: TrainSpec, alpha: float) -
 
 TRAINERS: dict[str, Callable[[Path, Stranger, TrainSpec, Path], Trained]] = {
     "ours": ours,
+    "family": ours,
     "plain": plain,
     "default_scale": default_scale,
 }

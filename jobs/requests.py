@@ -16,7 +16,7 @@ from core.errors import SpecInvalid
 from core.settings import Settings
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
-from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, TrainSpec, family_of
+from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
     str,
@@ -90,12 +90,13 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
     recipe = {"seed": secrets.randbits(48)} | {
         name: value for name, value in arguments.items() if name in _RECIPE and value is not None
     }
-    # The operator's choice is frozen into it, too, and decides on some defaults.
-    chosen = [backend for family, backend in settings.backends.items() if family == family_of(recipe)]
     try:
-        spec = TrainSpec.model_validate({"backend": chosen[0] if chosen else "local"} | recipe)
+        spec = TrainSpec.model_validate(recipe)
     except ValidationError as error:
         faults.update(_told(error))
+    else:
+        if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
+            spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
     if envelope is not None:
         faults.update(_refused(envelope, sources))
     if spec is not None and envelope is not None:

@@ -1,6 +1,5 @@
 """The recipe of one training: what it may say, and what each family says when it does not."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Annotated, Any, Literal, get_args
@@ -50,15 +49,6 @@ RECIPES: dict[Family, dict[str, Any]] = {
     "z-image": {"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
 }
 
-# Options of a family that go with its own learning rate: they were measured as one whole (make bench-quality). So a
-# request that names a rate or Prodigy has the plain ones, and so has a remote server, which knows no LoRA+.
-OPTIONS: dict[Family, dict[str, dict[str, Any]]] = {
-    "sd15": {
-        "optimization": {"loraplus_ratio": 8.0, "ema_decay": 0.99},
-        "objective": {"weighting": "min_snr"},
-    },
-}
-
 Word = Annotated[str, StringConstraints(strip_whitespace=True, max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 GROUPS = ("adapter", "optimization", "objective", "data", "validation")
@@ -97,12 +87,13 @@ class TrainSpec(BaseModel):
         if not isinstance(given, dict):
             return given
         given = {name: value for name, value in given.items() if value is not None}
-        given.setdefault("family", family_of(given))
+        named = BASE_MODELS.get(str(given.get("base_model")))
+        given.setdefault("family", named.family if named else None)
         # A family that there is not is told by its own field; any recipe will do then, so that nothing else is.
         recipe = next((recipe for family, recipe in RECIPES.items() if family == given["family"]), RECIPES["sd15"])
         # Prodigy finds its rate itself, and multiplies it with what is asked for.
         recipe = recipe | ({"learning_rate": 1.0} if given.get("optimizer") == "prodigy" else {})
-        return {**recipe, **given, **_options(given)}
+        return {**recipe, **given}
 
     @field_validator("learning_rate")
     @classmethod
@@ -159,22 +150,3 @@ class TrainSpec(BaseModel):
         if self.max_steps is not None:
             return self.max_steps
         return self.epochs * ceil(max(pictures - self.validation.held_out, 1) / self.batch_size)
-
-
-def family_of(given: Mapping[str, Any]) -> Any:
-    """The family that a request says, right or not, or that its base model's name tells; None if neither does."""
-    named = BASE_MODELS.get(str(given.get("base_model")))
-    return given.get("family") or (named.family if named else None)
-
-
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The groups of a request with the family's own options where it is silent, if it takes the family's own rate."""
-    own = next((options for family, options in OPTIONS.items() if family == given["family"]), {})
-    if "learning_rate" in given or given.get("optimizer") == "prodigy" or given.get("backend", "local") != "local":
-        return {}
-    silent = {name: given.get(name, {}) for name in own}
-    return {
-        name: own[name] | {option: value for option, value in asked.items() if value is not None}
-        for name, asked in silent.items()
-        if isinstance(asked, dict)  # else a group that is read already, or a fault that its own field tells
-    }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.options import Objective, Optimization, assigned
+from training.options import assigned
 from training.spec import BASE_MODELS, RECIPES, TrainSpec, is_distilled
 
 
@@ -32,21 +32,6 @@ def test_a_silent_request_gets_its_familys_recipe(
     assert (made.learning_rate, made.epochs, made.optimizer, made.batch_size) == (1e-4, 100, "adamw", 1)
     assert made.max_steps is None
     assert not made.aspect_buckets
-
-
-def test_sd15_has_options_that_go_with_its_own_rate() -> None:
-    """They were measured as one whole: who names a rate, Prodigy or a remote server has the plain ones."""
-    made = spec()
-    assert (made.optimization.loraplus_ratio, made.optimization.ema_decay, made.objective.weighting) == (
-        8.0, 0.99, "min_snr",
-    )  # fmt: skip
-    named = spec(optimization={"schedule": "cosine", "ema_decay": 0, "loraplus_ratio": None}, objective=None)
-    assert named.optimization == Optimization(schedule="cosine", ema_decay=0, loraplus_ratio=8)
-    assert named.objective == made.objective
-    for other in ({"learning_rate": 1e-4}, {"optimizer": "prodigy"}, {"backend": "ai-toolkit"}, {"base_model": "sdxl"}):
-        assert (spec(**other).optimization, spec(**other).objective) == (Optimization(), Objective()), other
-    with pytest.raises(ValidationError, match="optimization"):
-        spec(optimization=[])
 
 
 def test_what_is_said_wins_over_the_family_and_none_is_not_said() -> None:

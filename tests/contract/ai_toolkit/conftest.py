@@ -68,14 +68,7 @@ def order(examples: list[Example]) -> Orders:
     """An order with a name of its own."""
 
     def make(**given: Any) -> Order:
-        recipe = {
-            "base_model": "sd15",
-            "trigger_word": "sks mascot",
-            "seed": 1,
-            "max_steps": 12,
-            "backend": "ai-toolkit",
-            **given,
-        }
+        recipe = {"base_model": "sd15", "trigger_word": "sks mascot", "seed": 1, "max_steps": 12, **given}
         name = work.remote_name(f"job_{secrets.token_hex(8)}", 1)
         return Order(name, TrainSpec(**recipe), examples, "stable-diffusion-v1-5/stable-diffusion-v1-5")
 

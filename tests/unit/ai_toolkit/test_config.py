@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def made(case: str, **more: Any) -> dict[str, Any]:
-    spec = TrainSpec(trigger_word="sks", backend="ai-toolkit", **CASES[case])
+    spec = TrainSpec(trigger_word="sks", **CASES[case])
     base_model = find_base_model(spec, {})
     return job_config(spec, "imprint_job_1", FOLDERS, pictures=7, base_model=base_model, **more)
 
@@ -46,9 +46,7 @@ def test_the_adapter_is_for_the_distilled_model_only() -> None:
     ours = "me/adapters/turbo_v3.safetensors"
     assert made("z-image-turbo", training_adapter=ours)["config"]["process"][0]["model"]["assistant_lora_path"] == ours
     assert "assistant_lora_path" not in made("z-image")["config"]["process"][0]["model"]
-    de_turbo = TrainSpec(
-        base_model="ostris/Z-Image-De-Turbo", family="z-image", trigger_word="sks", seed=0, backend="ai-toolkit"
-    )
+    de_turbo = TrainSpec(base_model="ostris/Z-Image-De-Turbo", family="z-image", trigger_word="sks", seed=0)
     config = job_config(de_turbo, "imprint_x", FOLDERS, pictures=5, base_model=de_turbo.base_model)
     assert config["config"]["process"][0]["model"]["arch"] == "zimage"
     with pytest.raises(SpecInvalid, match="training_adapter"):
@@ -59,7 +57,7 @@ def test_the_adapter_is_for_the_distilled_model_only() -> None:
     "word", ["${HF_TOKEN}", "sks [name]", "[trigger] x", "sks --w 99999 --n x", "$${A}[na[name]me]"]
 )
 def test_words_that_ai_toolkit_would_act_on(word: str) -> None:
-    spec = TrainSpec(base_model="sd15", trigger_word=word, class_word=word, seed=0, backend="ai-toolkit")
+    spec = TrainSpec(base_model="sd15", trigger_word=word, class_word=word, seed=0)
     config = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")
     for text in (json.dumps(config), caption_file(f"a photo of {word}").decode()):
         assert "[name]" not in text
@@ -92,7 +90,7 @@ def test_a_caption_survives_the_way_the_trainer_joins_it() -> None:
     ],
 )  # fmt: skip
 def test_options_that_are_carried_over(asked: dict[str, Any], said: dict[str, Any]) -> None:
-    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, backend="ai-toolkit", **asked)
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, **asked)
     assert faults(spec) == {}
     [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
     assert said.items() <= process["train"].items()
@@ -100,7 +98,7 @@ def test_options_that_are_carried_over(asked: dict[str, Any], said: dict[str, An
 
 def test_layers_scale_captions_and_prompts_are_carried_over() -> None:
     adapter, prompts = {"targets": "all", "rslora": True}, ("sks dog in a park", "a cat --w 9")
-    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, backend="ai-toolkit", adapter=adapter,
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, adapter=adapter,
                      data={"caption_dropout": 0.1}, validation={"previews": prompts})  # fmt: skip
     [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
     assert process["network"]["linear_alpha"] == 64.0  # 32 sqrt(4): it divides by the rank
@@ -123,14 +121,14 @@ def test_layers_scale_captions_and_prompts_are_carried_over() -> None:
     ],
 )
 def test_options_that_it_cannot_do_are_refused_by_name(asked: dict[str, Any], field: str) -> None:
-    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, backend="ai-toolkit", **asked)
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, **asked)
     assert set(faults(spec)) == {field}
     with pytest.raises(SpecInvalid, match=field):
         job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")
 
 
 def test_a_folder_of_ours_is_refused() -> None:
-    named = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, backend="ai-toolkit")
+    named = TrainSpec(base_model="sd15", trigger_word="sks", seed=0)
     assert find_base_model(named, {"sd15": "me/my-sd15"}) == "me/my-sd15"
     with pytest.raises(SpecInvalid, match="hub id"):
         find_base_model(named, {"sd15": "/models/my-sd15"})
@@ -140,7 +138,7 @@ def test_a_folder_of_ours_is_refused() -> None:
 
 
 def test_z_image_at_another_scale_is_refused_before_it_is_trained() -> None:
-    spec = TrainSpec(base_model="z-image-turbo", trigger_word="sks", rank=16, alpha=32.0, seed=0, backend="ai-toolkit")
+    spec = TrainSpec(base_model="z-image-turbo", trigger_word="sks", rank=16, alpha=32.0, seed=0)
     assert set(faults(spec)) == {"alpha"}
     with pytest.raises(SpecInvalid, match="alpha = rank"):
         job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="Tongyi-MAI/Z-Image-Turbo")
