@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from core.errors import BaseModelUnavailable
 from training.families import folders, single_file, soundness
 
+_ALIGNMENT = 64  # bytes: what PyTorch's CPU allocator gives
+
 
 def locate(base_model: str, parts: Sequence[str]) -> Path:
     """Where a base model is, given as a folder, a single file or a hub id; what the hub has is fetched into its cache.
@@ -50,7 +52,7 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
         if home is None:
             if dtype is None:
                 return kind.from_config(single_file.scheduler(folder))
-            return single_file.load(kind, folder, part, dtype)
+            return _ready(single_file.load(kind, folder, part, dtype))
         folder = home
     try:
         if dtype is None:
@@ -79,6 +81,16 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
         soundness.check_loaded(network, report)
     except soundness.Unsound as error:
         raise BaseModelUnavailable(f"the {part} of the base model in {folder} {error}: fetch it again") from error
+    return _ready(network)
+
+
+def _ready(network: torch.nn.Module) -> torch.nn.Module:
+    """The part frozen, in eval mode, all its weights in memory of PyTorch's own."""
+    # Weights that need no conversion are views into the mapped file, wherever its header's length puts them, and a
+    # CPU's kernels choose by alignment in which order they sum: one base in two files would give LoRAs of other bits.
+    for weights in (*network.parameters(), *network.buffers()):
+        if weights.data_ptr() % _ALIGNMENT:
+            weights.data = weights.data.clone()
     return network.requires_grad_(False).eval()
 
 

@@ -163,7 +163,10 @@ def scheduler(path: Path) -> dict[str, Any]:
 
 
 def load(kind: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
-    """One part out of the file: `kind` is diffusers' or transformers' class. Raises BaseModelUnavailable."""
+    """One part out of the file, still mapped: `kind` is diffusers' or transformers' class.
+
+    Raises BaseModelUnavailable.
+    """
     held = read(path)
     if part not in held.prefixes:
         raise BaseModelUnavailable(f"the base model {path} has no {part}: of another family, or not complete")
@@ -182,7 +185,7 @@ def load(kind: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
             f"the {part} of the base model {path} cannot be loaded ({type(error).__name__}: {str(error)[:200]}): "
             "fetch it again, or check that it belongs to this family"
         ) from error
-    return network.requires_grad_(False).eval()
+    return network
 
 
 def empty(kind: Any, config: Mapping[str, Any]) -> Any:
