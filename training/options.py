@@ -60,6 +60,7 @@ class Objective(Group):
     weighting: Weighting = Field(default="none", description="how much each noise level counts")
     noise_offset: float = Field(default=0.0, ge=0.0, le=1.0, description="noise that a whole channel has in common")
     prior_weight: float = Field(default=0.0, ge=0.0, le=10.0, description="of saying what the base says of the class")
+    prior_share: float = Field(default=0.0, ge=0.0, le=0.9, description="of samples that ask this instead of a picture")
     masked: bool = Field(default=False, description="only what a picture's mask shows counts")
 
 

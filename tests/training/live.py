@@ -10,6 +10,7 @@ from training.engine.cohort import Cohort
 from training.engine.compiler import Compiler
 from training.engine.draw import Lot
 from training.engine.engine import Engine
+from training.engine.objective import errors
 from training.families.family import Base, Family
 from training.ports import TrainRun
 from training.safetensor import Array
@@ -45,7 +46,7 @@ class Live:
         stack, layout = self.cohort.stack, self.cohort.layout
         with torch.enable_grad():
             self.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, torch.float32)
-            loss = self.engine.family.losses(self.base, lot.made, lot.conditions).mean()
+            loss = errors(self.engine.family, self.base, lot.made, lot.conditions).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         assert stack.masters.grad is not None
         return loss.item(), layout.read(stack.masters.grad[0], self.seat.run.spec.rank)

@@ -18,6 +18,7 @@ from tests.training.test_training_reload import TOLERANCE
 from training import families, lora_file, sample
 from training.backends.local import train
 from training.engine.draw import draw
+from training.engine.objective import errors
 from training.families.family import Base
 from training.ports import TrainResult, TrainRun
 from training.safetensor import pack, tensor, unpack
@@ -61,7 +62,7 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str, kind: str
 
     oracle, layers = peft_of(run, dict(weights))
     assert sorted(layers) == sorted(site.name for site in live.cohort.layout.sites)
-    wanted = found.losses(oracle, lot.made, lot.conditions).mean()
+    wanted = errors(found, oracle, lot.made, lot.conditions).mean()
     wanted.backward()
 
     got, gradients = live.gradients(lot)

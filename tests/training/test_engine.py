@@ -18,6 +18,7 @@ from training import families
 from training.backends import resident
 from training.backends.local import train
 from training.engine.cohort import Cohort
+from training.engine.objective import errors
 from training.families.family import Base, Where
 from training.ports import TrainResult, TrainRun
 
@@ -67,7 +68,7 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     for name, layer in layers.items():
         layer.lora_A["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.down"]))
         layer.lora_B["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.up"]))
-    wanted = found.losses(oracle, lot.made, lot.conditions).mean()
+    wanted = errors(found, oracle, lot.made, lot.conditions).mean()
     wanted.backward()
 
     got, gradients = live.gradients(lot)

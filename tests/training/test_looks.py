@@ -29,7 +29,13 @@ Runs = Callable[..., TrainRun]
 ALL: dict[str, Any] = {
     "class_word": "dog",
     "batch_size": 2,
-    "objective": {"weighting": "min_snr", "noise_offset": 0.05, "prior_weight": 0.3, "masked": True},
+    "objective": {
+        "weighting": "min_snr",
+        "noise_offset": 0.05,
+        "prior_weight": 0.3,
+        "prior_share": 0.3,
+        "masked": True,
+    },
     "data": {"caption_dropout": 0.3, "flip": True},
     "validation": {"held_out": 1, "every_epochs": 1, "keep_best": True, "previews": ["sks dog"]},
 }
@@ -208,7 +214,10 @@ def test_killed_and_resumed_with_every_option_on(runs: Runs) -> None:
 def test_options_of_a_neighbour_change_nobody_else(runs: Runs) -> None:
     mine: dict[str, Any] = {"slots": 4, "max_steps": 24}
     alone = train(runs(name="alone", **mine))
-    weighted = {"objective": {"weighting": "debiased", "noise_offset": 0.1}, "data": {"flip": True}}
+    weighted = {
+        "objective": {"weighting": "debiased", "noise_offset": 0.1, "prior_share": 0.3},
+        "data": {"flip": True},
+    }
     beside, *_ = side_by_side(
         runs(name="beside", **mine), *(runs(name=str(n), seed=n, slots=4, max_steps=30, **weighted) for n in (1, 2))
     )

@@ -191,13 +191,13 @@ def test_the_prior_by_hand(runs: Runs, family: str) -> None:
     lot = draw(found, live.base, live.seat, 0)
     with live.applied():
         first = objective.losses(found, live.base, live.engine.ports, lot.made, lot.conditions, lot.classes)
-        assert torch.equal(first, found.losses(live.base, lot.made, lot.conditions))
+        assert torch.equal(first, objective.errors(found, live.base, lot.made, lot.conditions))
     for _ in range(3):
         live.step()
     with live.applied():
         noisy = found.mix(live.base, lot.made)
         with_lora = found.predict(live.base, noisy, lot.made.times, lot.classes)
-        own = found.losses(live.base, lot.made, lot.conditions)
+        own = objective.errors(found, live.base, lot.made, lot.conditions)
         whole = objective.losses(found, live.base, live.engine.ports, lot.made, lot.conditions, lot.classes)
     without = found.predict(live.base, noisy, lot.made.times, lot.classes)
     strays = (with_lora - without).pow(2).mean()
@@ -205,10 +205,73 @@ def test_the_prior_by_hand(runs: Runs, family: str) -> None:
     assert (whole - own).item() == pytest.approx(0.5 * strays.item(), rel=1e-3, abs=1e-6)
 
 
-def test_a_prior_keeps_the_class_nearer_to_the_base(runs: Runs) -> None:
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+def test_recalled_samples_by_hand(runs: Runs, family: str) -> None:
+    """Of some samples it is asked what the base says of the class; the others' losses keep every bit."""
+    options: dict[str, Any] = {"batch_size": 4, "class_word": "dog", "objective": {"prior_share": 0.5}}
+    run, found = runs(family, **options), families.find(family)
+    live = Live(run, found, base_of(run))
+    for _ in range(3):
+        live.step()
+    recalled = 0
+    for step in range(3, 8):
+        lot = draw(found, live.base, live.seat, step)
+        given = (found, live.base, live.engine.ports, lot.made, lot.conditions)
+        with live.applied():
+            losses = objective.losses(*given, recalls=True)
+            plain = objective.losses(*given)
+            said = found.predict(live.base, found.mix(live.base, lot.made), lot.made.times, lot.conditions)
+        base = found.predict(live.base, found.mix(live.base, lot.made), lot.made.times, lot.conditions)
+        away = (said - base).pow(2).flatten(1).mean(1)
+        for row, is_recalled in enumerate(lot.made.recalled.tolist()):
+            recalled += is_recalled
+            assert any(lot.conditions[row] is one for one in live.seat.extras.classes) == is_recalled
+            assert losses[row] == (pytest.approx(away[row].item(), rel=1e-5) if is_recalled else plain[row])
+            assert not is_recalled or losses[row] > 0
+    assert 4 < recalled < 16
+
+
+def test_what_is_recalled_is_chances_choice_and_nothing_else_moves(runs: Runs, tmp_path: Path) -> None:
+    """A fifth of the samples, the same again; noise, times and the other samples stay; masks are for pictures."""
+    found = families.find("sd15")
+    options: dict[str, Any] = {"batch_size": 4, "wide": 5, "class_word": "dog"}
+    shown = np.zeros((96, 96, 4), np.uint8)
+    shown[:, :48] = 255
+
+    def seat(**asked: Any) -> Any:
+        run = runs(objective={"masked": True, **asked}, **options)
+        examples = []
+        for place, one in enumerate(run.examples):
+            path = tmp_path / f"{place}.png"
+            Image.fromarray(shown[: one.height, : one.width]).resize((one.width, one.height)).save(path)
+            examples.append(replace(one, path=path))
+        return Live(replace(run, examples=tuple(examples)), found, base_of(run)).seat
+
+    plain, asked = seat(), seat(prior_share=0.2)
+    base, recalled = base_of(asked.run), []
+    for step in range(50):
+        before, after = draw(found, base, plain, step), draw(found, base, asked, step)
+        assert torch.equal(before.made.noise, after.made.noise)
+        assert torch.equal(before.made.times, after.made.times)
+        assert not before.made.recalled.any()
+        assert not after.classes
+        for row, is_recalled in enumerate(after.made.recalled.tolist()):
+            recalled.append(is_recalled)
+            assert (
+                (after.made.weights[row] == 1).all()
+                if is_recalled
+                else torch.equal(before.made.weights[row], after.made.weights[row])
+            )
+        assert torch.equal(after.made.recalled, draw(found, base, asked, step).made.recalled)
+    assert (before.made.weights == 0).any()
+    assert sum(recalled) / len(recalled) == pytest.approx(0.2, abs=0.08)
+
+
+@pytest.mark.parametrize("asked", [{"prior_weight": 5.0}, {"prior_share": 0.5}])
+def test_a_prior_keeps_the_class_nearer_to_the_base(runs: Runs, asked: dict[str, float]) -> None:
     found, strays = families.find("sd15"), []
-    for weight in (0.0, 5.0):
-        run = runs(objective={"prior_weight": weight}, class_word="dog", max_steps=20, learning_rate=3e-3)
+    for options in ({}, asked):
+        run = runs(objective=options, class_word="dog", max_steps=20, learning_rate=3e-3)
         live = Live(run, found, base_of(run), 20)
         for _ in range(20):
             live.step()

@@ -13,6 +13,7 @@ from tests.training.live import Live
 from training import families
 from training.engine import unet as own
 from training.engine.adapters import Ports
+from training.engine.draw import draw
 from training.engine.step import WARM_STEPS
 from training.engine.unet.known import why_unknown
 from training.engine.unet.network import Network
@@ -146,11 +147,15 @@ def run_folder(run: TrainRun) -> Path:
 # ---- recorded steps ---------------------------------------------------------------------------------------------
 
 
-def test_recorded_steps_are_the_steps(runs: Runs) -> None:
-    """A GPU repeats a recording over fixed tensors; here it is repeated by calling what was to be recorded."""
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_recorded_steps_are_the_steps(runs: Runs, share: float) -> None:
+    """A GPU repeats a recording over fixed tensors; here it is repeated by calling what was to be recorded.
+
+    Steps in which something is recalled are other operations: they have a recording of their own.
+    """
     weights = []
     for is_recorded in (False, True):
-        run, found = runs(seed=5, max_steps=20), families.find("sd15")
+        run, found = runs(seed=5, max_steps=20, objective={"prior_share": share}), families.find("sd15")
         base: Base = found.load(Where(run_folder(run), torch.device("cpu"), torch.float32))
         live = Live(run, found, base, total=20, slots=2)
         repeats: list[int] = []
@@ -165,9 +170,13 @@ def test_recorded_steps_are_the_steps(runs: Runs) -> None:
             return repeat, means
 
         live.cohort._step.record = record if is_recorded else None
-        losses = [live.step() for _ in range(WARM_STEPS + 4)]
+        recalls = [bool(draw(found, base, live.seat, step).made.recalled.any()) for step in range(WARM_STEPS + 9)]
+        losses = [live.step() for _ in recalls]
         weights.append((live.cohort.stack.masters.detach().clone(), losses))
-        assert len(repeats) == (4 if is_recorded else 0)
+        kinds = {kind for kind in recalls if recalls.count(kind) > WARM_STEPS}
+        assert len(kinds) == (2 if share else 1)
+        assert len(live.cohort._step._recorded) == (len(kinds) if is_recorded else 0)
+        assert len(repeats) == (len(recalls) - len(kinds) * WARM_STEPS if is_recorded else 0)
     assert torch.equal(weights[0][0], weights[1][0])
     assert weights[0][1] == weights[1][1]
 

@@ -23,6 +23,7 @@ from core.errors import BaseModelUnavailable, ImageInvalid
 from tests.training.live import Live
 from training import families, lora_file, tiny_base
 from training.backends.local import train
+from training.engine.objective import errors
 from training.families import diffusion, z_image
 from training.families.family import Base, Draw, Family, Where
 from training.families.fingerprint import fingerprint
@@ -33,6 +34,10 @@ Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]
 CPU = torch.device("cpu")
 lib: Any = diffusers
+
+
+def of(schedule: Any) -> Base:
+    return Base(None, {}, schedule, CPU, torch.float32, "")
 
 
 def loaded(found: Family, folder: Path, dtype: torch.dtype = torch.float32) -> Base:
@@ -56,13 +61,13 @@ def test_epsilon_and_v_by_hand() -> None:
     epsilon = diffusion.DiscreteSchedule(alphas, 1.0, "epsilon")
     velocity = diffusion.DiscreteSchedule(alphas, 1.0, "v_prediction")
     # 0.8 * 1 + 0.6 * 0.5 = 1.1; 0.8 * -2 + 0.6 * 1 = -1.0
-    assert diffusion.noisy(epsilon, made).flatten().tolist() == pytest.approx([1.1, -1.0])
-    assert diffusion.target(epsilon, made).flatten().tolist() == [0.5, 1.0]
+    assert diffusion.mix(of(epsilon), made).flatten().tolist() == pytest.approx([1.1, -1.0])
+    assert diffusion.target(of(epsilon), made).flatten().tolist() == [0.5, 1.0]
     # 0.8 * 0.5 - 0.6 * 1 = -0.2; 0.8 * 1 - 0.6 * -2 = 2.0
-    assert diffusion.target(velocity, made).flatten().tolist() == pytest.approx([-0.2, 2.0])
+    assert diffusion.target(of(velocity), made).flatten().tolist() == pytest.approx([-0.2, 2.0])
     # ((0 + 0.2)^2 + (1 - 2)^2) / 2 = 0.52
     said = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
-    assert diffusion.per_sample_error(said, diffusion.target(velocity, made)).tolist() == pytest.approx([0.52])
+    assert diffusion.per_sample_error(said, diffusion.target(of(velocity), made)).tolist() == pytest.approx([0.52])
 
 
 def test_flow_by_hand() -> None:
@@ -70,8 +75,8 @@ def test_flow_by_hand() -> None:
     assert z_image.shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == pytest.approx([0.0, 0.75, 1.0])
     made = drawn([1.0, -2.0], [0.5, 1.0], [0.75])
     # 0.25 * 1 + 0.75 * 0.5 = 0.625; 0.25 * -2 + 0.75 * 1 = 0.25
-    assert z_image.noisy(made).flatten().tolist() == pytest.approx([0.625, 0.25])
-    assert z_image.target(made).flatten().tolist() == pytest.approx([-0.5, 3.0])
+    assert z_image.mix(of(None), made).flatten().tolist() == pytest.approx([0.625, 0.25])
+    assert z_image.target(of(None), made).flatten().tolist() == pytest.approx([-0.5, 3.0])
 
 
 def test_flow_asks_the_model_in_its_own_signs() -> None:
@@ -84,7 +89,7 @@ def test_flow_asks_the_model_in_its_own_signs() -> None:
         return ([(made.latents - made.noise)[0].unsqueeze(1)],)
 
     base: Any = SimpleNamespace(denoiser=knows, dtype=torch.float32)
-    assert z_image.losses(base, made, [{"context": torch.zeros(3, 2)}]).tolist() == [0.0]
+    assert errors(families.find("z-image"), base, made, [{"context": torch.zeros(3, 2)}]).tolist() == [0.0]
     assert asked == [(2, 1, 1, 1), [0.25]]
 
 

@@ -16,6 +16,7 @@ from tests.training.live import Live
 from tests.training.test_training_families import full_size
 from training import families, lora_file, sample
 from training.backends.local import train
+from training.engine.objective import errors
 from training.families.family import Where
 from training.lora_formats import read, to_bytes
 from training.lora_inspect import inspect
@@ -51,7 +52,7 @@ def answer(family: str, denoiser: Any, live: Live) -> torch.Tensor:
         return seen[-1]
 
     with torch.no_grad():
-        found.losses(replace(live.base, denoiser=recorded, own=None), made, live.conditions[:2])
+        errors(found, replace(live.base, denoiser=recorded, own=None), made, live.conditions[:2])
     said = seen[0][0]
     return torch.stack(said) if isinstance(said, list) else said
 

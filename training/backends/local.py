@@ -91,7 +91,6 @@ class Trainee:
         moments, looks = material.moments, spec.validation
         order = Order(split(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
-        has_prior = bool(material.extras.classes)
         is_looked_at = material.exam is not None or (material.sketch is not None and run.previews is not None)
         self.seat = Seat(
             run,
@@ -103,7 +102,7 @@ class Trainee:
                 tuple(moments[0].shape) if is_shared else (id(self),),
                 spec.batch_size,
                 padded(spec.rank),
-                has_prior=has_prior,
+                has_prior=spec.objective.prior_weight > 0,
                 targets=spec.adapter.targets,
                 dora=spec.adapter.dora,
                 optimizer=spec.optimizer,

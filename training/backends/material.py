@@ -65,7 +65,7 @@ def encoded(
     extras = Extras(
         mirrored=seen([replace(one, is_mirrored=True) for one in trained]) if spec.data.flip else [],
         blanks=told(blanks),
-        classes=told(classes) if spec.objective.prior_weight else [],
+        classes=told(classes) if spec.objective.prior_weight or spec.objective.prior_share else [],
         masks=masks(trained, moments),
     )
     exam = None

@@ -32,7 +32,7 @@ LADDER = (1, 2, 4, 8, 16, 32)
 @dataclass(frozen=True)
 class Shape:
     """What jobs must share to be trained in one step: latents [C, h, w], pictures per step, padded rank, and whether
-    they keep a prior, which takes operations of its own.
+    they keep a prior beside pictures, which takes operations of its own.
     """
 
     latents: tuple[int, ...]

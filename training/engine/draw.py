@@ -20,7 +20,7 @@ class Extras:
 
     mirrored: Sequence[Tensor] = ()  # moments of the picture turned left to right
     blanks: Sequence[Condition] = ()  # of an empty caption
-    classes: Sequence[Condition] = ()  # of the caption with the class word for the trigger word
+    classes: Sequence[Condition] = ()  # of the caption with the class word for the trigger word, where a prior is kept
     masks: Sequence[Tensor] = ()  # [1, h, w] at the latents' resolution, 1 on average
 
 
@@ -30,7 +30,7 @@ class Lot:
 
     made: Draw
     conditions: list[Condition]
-    classes: list[Condition]  # of the class captions; empty where no prior is kept
+    classes: list[Condition]  # of the class captions; empty where no prior is kept beside pictures
 
     def empty(self) -> "Lot":
         """Zeros in its shape. Nobody's numbers: what fills idle slots must not depend on who is there."""
@@ -50,16 +50,17 @@ def draw(family: Family, base: Base, job: "Seat", step: int) -> Lot:
     made = family.draw(base, torch.stack(moments), generator(spec.seed, "step", step))
     if spec.objective.noise_offset:
         made = replace(made, noise=offset(made.noise, spec.objective.noise_offset, spec.seed, step))
-    counts = family.weigh(base, made.times, spec.objective.weighting).view(-1, 1, 1, 1)
-    if extras.masks:
-        masks = zip([extras.masks[place] for place in places], turned, strict=True)
-        counts = counts * torch.stack([mask.flip(-1) if is_turned else mask for mask, is_turned in masks])
-    made = replace(made, weights=counts * made.weights, priors=made.priors + spec.objective.prior_weight)
+    recalled = _chosen(spec.seed, "recall", step, places, spec.objective.prior_share)
     silent = _chosen(spec.seed, "silence", step, places, spec.data.caption_dropout)
-    told = [
-        (extras.blanks if is_silent else job.conditions)[place] for place, is_silent in zip(places, silent, strict=True)
-    ]
-    return Lot(made, told, [extras.classes[place] for place in places] if extras.classes else [])
+    told, counts = [], family.weigh(base, made.times, spec.objective.weighting).view(-1, 1, 1, 1) * made.weights
+    for row, place in enumerate(places):
+        captions = extras.classes if recalled[row] else extras.blanks if silent[row] else job.conditions
+        told.append(captions[place])
+        if extras.masks and not recalled[row]:  # the base is recalled everywhere
+            counts[row] *= extras.masks[place].flip(-1) if turned[row] else extras.masks[place]
+    weight = spec.objective.prior_weight
+    made = replace(made, weights=counts, priors=made.priors + weight, recalled=torch.tensor(recalled))
+    return Lot(made, told, [extras.classes[place] for place in places] if weight else [])
 
 
 def offset(noise: Tensor, strength: float, seed: int, step: int) -> Tensor:

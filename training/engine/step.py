@@ -38,8 +38,9 @@ class Batch:
 
     made: Draw
     conditions: list[Condition]
-    classes: list[Condition]  # of the class captions; empty where no prior is kept
+    classes: list[Condition]  # of the class captions; empty where no prior is kept beside pictures
     active: Tensor  # [N] float32: 1 for a slot with a job, 0 for an idle one
+    recalls: bool  # whether any sample is recalled
 
     @classmethod
     def of(cls, lots: Sequence[Lot], active: Sequence[bool], device: torch.device) -> "Batch":
@@ -53,6 +54,7 @@ class Batch:
             [one for lot in lots for one in lot.conditions],
             [one for lot in lots for one in lot.classes],
             there.to(device, non_blocking=True),
+            recalls=any(bool(lot.made.recalled.any()) for lot in lots),
         )
 
     @property
@@ -67,7 +69,8 @@ class Batch:
             [{name: value.clone() for name, value in one.items()} for one in told]
             for told in (self.conditions, self.classes)
         )
-        return Batch(Draw(*(part.clone() for part in self.made.parts)), conditions, classes, self.active.clone())
+        made = Draw(*(part.clone() for part in self.made.parts))
+        return Batch(made, conditions, classes, self.active.clone(), self.recalls)
 
 
 class Step:
@@ -99,7 +102,8 @@ class Step:
     def _shape(self, batch: Batch) -> Any:
         """What decides which operations a step is made of."""
         sizes = tuple(tuple(part.shape) for part in batch.tensors)
-        return sizes, self.stack.averages is None, bool(self.base.denoiser.is_gradient_checkpointing)
+        is_checkpointing = bool(self.base.denoiser.is_gradient_checkpointing)
+        return sizes, batch.recalls, self.stack.averages is None, is_checkpointing
 
     def _learn(self, shape: Any, batch: Batch) -> bool:
         """Record the step over a copy of `batch`; False if that cannot be, and then never again."""
@@ -121,7 +125,9 @@ class Step:
         stack, slots = self.stack, len(batch.active)
         self.ports.pairs = self.layout.pairs(stack.masters, stack.scales, self.base.dtype)
         try:
-            found = losses(self.family, self.base, self.ports, batch.made, batch.conditions, batch.classes)
+            found = losses(
+                self.family, self.base, self.ports, batch.made, batch.conditions, batch.classes, recalls=batch.recalls
+            )
             means = found.view(slots, -1).mean(1)
             # Each job's own gradient, as if it were alone; an idle slot has none.
             torch.autograd.backward(means, batch.active)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.backends.randomness import generator
+from training.engine.objective import errors
 from training.families.family import Base, Condition, Family
 
 LEVELS = 8  # noise levels at which every held-out picture is met
@@ -52,7 +53,7 @@ def validation_loss(family: Family, base: Base, exam: Exam) -> float:
                 made = replace(made, times=times[level : level + 1])
                 if exam.masks:
                     made = replace(made, weights=exam.masks[place].unsqueeze(0))
-                losses.append(family.losses(base, made.to(base.device), [exam.conditions[place]]))
+                losses.append(errors(family, base, made.to(base.device), [exam.conditions[place]]))
         return float(torch.cat(losses).double().mean())
 
 

@@ -58,19 +58,16 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     return Draw.plain(latents, noise, times)
 
 
-def noisy(schedule: DiscreteSchedule, made: Draw) -> Tensor:
+def mix(base: Base, made: Draw) -> Tensor:
     """x_t of every sample, [B, C, h, w]."""
+    schedule: DiscreteSchedule = base.schedule
     a = schedule.alphas[made.times].view(-1, 1, 1, 1)
     return a.sqrt() * made.latents + (1 - a).sqrt() * made.noise
 
 
-def mix(base: Base, made: Draw) -> Tensor:
-    """`noisy` by the base's schedule."""
-    return noisy(base.schedule, made)
-
-
-def target(schedule: DiscreteSchedule, made: Draw) -> Tensor:
+def target(base: Base, made: Draw) -> Tensor:
     """What the network should say about every sample, [B, C, h, w]."""
+    schedule: DiscreteSchedule = base.schedule
     if schedule.prediction == "epsilon":
         return made.noise
     a = schedule.alphas[made.times].view(-1, 1, 1, 1)

@@ -21,7 +21,7 @@ class Base:
 
     denoiser: Any  # UNet2DConditionModel or ZImageTransformer2DModel: diffusers' own module
     encoders: dict[str, Any]  # vae, text encoders and tokenizers, by their folder's name
-    schedule: Any  # what `draw` and `losses` reckon noise with: DiscreteSchedule or FlowSchedule
+    schedule: Any  # what `draw` and `target` reckon noise with: DiscreteSchedule or FlowSchedule
     device: torch.device
     dtype: torch.dtype  # of the frozen weights, and of autocast
     prediction: str  # epsilon, v_prediction or flow
@@ -69,25 +69,28 @@ class Where:
 class Draw:
     """What chance and the recipe decide in one step; all of them have B samples.
 
-    Weights and priors are tensors, so that jobs with other objectives share a step: 1 and 0 change no bit of a loss.
+    What a recipe decides is tensors too, so that jobs with other objectives share a step: weights of 1, priors of 0 and
+    nothing recalled change no bit of a loss.
     """
 
     latents: Tensor  # [B, C, h, w] float32
     noise: Tensor  # [B, C, h, w] float32
     times: Tensor  # [B], the family's own
     weights: Tensor  # [B, 1, h, w] float32: of the squared error at every place
-    priors: Tensor  # [B] float32: of staying what the base is, see training/engine/objective.py
+    # Of staying what the base is, see training/engine/objective.py.
+    priors: Tensor  # [B] float32: how much it counts beside the picture
+    recalled: Tensor  # [B] bool: whether it is asked instead of the picture
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """All of its tensors, in order."""
-        return self.latents, self.noise, self.times, self.weights, self.priors
+        return self.latents, self.noise, self.times, self.weights, self.priors, self.recalled
 
     @classmethod
     def plain(cls, latents: Tensor, noise: Tensor, times: Tensor) -> "Draw":
         """One in which all that is drawn counts alike."""
-        weights = torch.ones_like(latents[:, :1])
-        return cls(latents, noise, times, weights, torch.zeros(len(latents), device=latents.device))
+        none = torch.zeros(len(latents), device=latents.device)
+        return cls(latents, noise, times, torch.ones_like(latents[:, :1]), priors=none, recalled=none.bool())
 
     def to(self, device: torch.device) -> "Draw":
         """The same numbers on `device`."""
@@ -113,8 +116,8 @@ class Family:
     mix: Callable[[Base, Draw], Tensor]
     # What the denoiser says about noisy latents [B, C, h, w] at times [B]: [B, C, h, w].
     predict: Callable[[Base, Tensor, Tensor, Sequence[Condition]], Tensor]
-    # The weighted mean squared error of each sample, [B] float32: what is predicted against what should be.
-    losses: Callable[[Base, Draw, Sequence[Condition]], Tensor]
+    # What the denoiser should say of them, [B, C, h, w].
+    target: Callable[[Base, Draw], Tensor]
     # How much samples at these times [B] count under a weighting of training/options.py, [B] float32 on the CPU.
     weigh: Callable[[Base, Tensor, str], Tensor]
     # So many times from all noise to little, evenly spread, [n] on the CPU.

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from core.errors import BaseModelUnavailable
 from training.families import diffusion
-from training.families.family import Base, Condition, Draw, Family, Where
+from training.families.family import Base, Condition, Family, Where
 from training.families.latents import encode_picture
 from training.families.parts import config_of, load_part
 from training.families.sd15 import TARGETS, tokenize
@@ -80,12 +80,6 @@ def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condi
     return said
 
 
-def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
-    """The weighted mean squared error of each sample, [B] float32."""
-    said = predict(base, diffusion.mix(base, made), made.times, conditions)
-    return diffusion.per_sample_error(said, diffusion.target(base.schedule, made), made.weights)
-
-
 FAMILY = Family(
     name="sdxl",
     parts=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
@@ -96,7 +90,7 @@ FAMILY = Family(
     draw=diffusion.draw,
     mix=diffusion.mix,
     predict=predict,
-    losses=losses,
+    target=diffusion.target,
     weigh=diffusion.weigh,
     levels=diffusion.levels,
     denoise=diffusion.denoise,

@@ -2,7 +2,7 @@
 
 Flow matching (https://arxiv.org/abs/2210.02747; with the shift of https://arxiv.org/abs/2403.03206, section 5.3.2):
 x_s = (1 - s) x + s n, and the network says n - x. Diffusers' model wants 1 - s as its time and says x - n: see the
-signs in `losses`. s is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0
+signs in `target`. s is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0
 by default.
 
 Z-Image-Turbo draws in 8 steps because it was distilled; training it as if it were not destroys that. With a
@@ -23,7 +23,6 @@ from transformers import Qwen2Tokenizer, Qwen3Model
 
 from core.errors import BaseModelUnavailable
 from training import safetensor
-from training.families.diffusion import per_sample_error
 from training.families.family import Base, Condition, Draw, Family, Where
 from training.families.latents import encode_picture, sample
 from training.families.parts import load_part
@@ -163,20 +162,15 @@ def shifted(uniform: Tensor, shift: float) -> Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
-def noisy(made: Draw) -> Tensor:
+def mix(base: Base, made: Draw) -> Tensor:
     """x_s of every sample, [B, C, h, w]."""
     s = made.times.view(-1, 1, 1, 1)
     return (1 - s) * made.latents + s * made.noise
 
 
-def target(made: Draw) -> Tensor:
+def target(base: Base, made: Draw) -> Tensor:
     """The way from picture to noise, which the network should say: [B, C, h, w]."""
     return made.noise - made.latents
-
-
-def mix(base: Base, made: Draw) -> Tensor:
-    """`noisy`, which no schedule changes."""
-    return noisy(made)
 
 
 def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
@@ -185,11 +179,6 @@ def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condi
     contexts = [condition["context"] for condition in conditions]
     said = base.denoiser(frames, 1 - times, contexts, return_dict=False)[0]
     return -torch.stack(list(said)).squeeze(2)
-
-
-def losses(base: Base, made: Draw, conditions: Sequence[Condition]) -> Tensor:
-    """The weighted mean squared error of each sample, [B] float32."""
-    return per_sample_error(predict(base, noisy(made), made.times, conditions), target(made), made.weights)
 
 
 def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
@@ -234,7 +223,7 @@ FAMILY = Family(
     draw=draw,
     mix=mix,
     predict=predict,
-    losses=losses,
+    target=target,
     weigh=weigh,
     levels=levels,
     denoise=denoise,
