@@ -14,5 +14,5 @@ PIXELS = 64  # the side of its pictures
 RECIPE: dict[str, Any] = {
     "learning_rate": 6e-4,
     "optimization": {"loraplus_ratio": 1.5, "ema_decay": 0.99},
-    "objective": {"weighting": "min_snr"},
+    "objective": {"weighting": "min_snr", "prior_share": 0.1},
 }
