@@ -19,7 +19,7 @@ from jobs import history
 from jobs.wiring import House
 from storage.database import AWAY
 from storage.tables import ACTIVE, JobEvent
-from web.models import camel_keys
+from web.models.common import camel_keys
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from jobs.wiring import House
 from storage.tables import ACTIVE
 from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, RECIPES
 from web.auth import Caller, Here
-from web.models import Training, TrainRequest
+from web.models.trainings import Training, TrainRequest
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageRoute, Reader, Trainer
 from web.problems import refusal

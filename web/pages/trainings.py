@@ -16,7 +16,7 @@ from jobs.view import View
 from jobs.wiring import House
 from storage.tables import ACTIVE, JobEvent, Stage
 from web.auth import Here
-from web.models import Preview
+from web.models.trainings import Preview
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
 from web.pages.session import PageRoute, Reader, Trainer

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 
 from jobs import accounts, notices
 from web.auth import Here, Reader, Trainer
-from web.models import Account, Entry, HoldNow, Notices, NoticesChange
+from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange
 from web.problems import responses
 from web.routes.subjects import ALWAYS
 

@@ -15,15 +15,7 @@ from core.settings import Settings
 from jobs import gallery
 from jobs.wiring import House
 from web.auth import Here, Reader, Trainer
-from web.models import (
-    Fault,
-    Image,
-    ImageAddresses,
-    ImageChange,
-    Images,
-    RefusedImage,
-    StoredImages,
-)
+from web.models.pictures import Fault, Image, ImageAddresses, ImageChange, Images, RefusedImage, StoredImages
 from web.problems import Refused, responses
 from web.routes.subjects import ALWAYS, SubjectId
 

@@ -11,18 +11,9 @@ from jobs.wiring import House
 from training.spec import GROUPS
 from web import signing
 from web.auth import Caller, Here, Reader, Trainer
-from web.models import (
-    Lora,
-    ProfileSet,
-    Quoted,
-    SubjectChange,
-    SubjectSettings,
-    Training,
-    Trainings,
-    TrainRequest,
-    inner_keys,
-    training_of,
-)
+from web.models.common import inner_keys
+from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
+from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest, training_of
 from web.problems import responses
 
 router = APIRouter(prefix="/api/influencer/{id}", tags=["subjects"])

@@ -17,7 +17,7 @@ from jobs.wiring import House
 from storage.tables import ACTIVE, Status
 from web import signing
 from web.auth import Here, Reader, Trainer
-from web.models import Preview, Previews, Training, training_of
+from web.models.trainings import Preview, Previews, Training, training_of
 from web.problems import Refused, responses
 from web.routes.subjects import ALWAYS
 from web.streams import Streams, encoded

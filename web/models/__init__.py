@@ -1,0 +1,1 @@
+"""What the API says and hears, in camelCase, with an example of each."""

@@ -1,0 +1,76 @@
+"""An owner's account, and how the owner is told."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from notifications.preferences import EVENTS, MOST_CREDITS
+from web.models.common import JOB, Heard, Said
+
+
+class Entry(Said):
+    """One movement of credits."""
+
+    seq: int
+    kind: Literal["grant", "hold", "settle", "release", "expire", "refund"]
+    amount: int
+    training_id: str | None
+    created_at: datetime
+
+
+class HoldNow(Said):
+    """Credits reserved for a training that is not final."""
+
+    training_id: str
+    amount: int
+    expires_at: datetime
+
+
+class Account(Said):
+    """An owner's credits."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "available": 940,
+                "held": 60,
+                "spent": 0,
+                "granted": 1000,
+                "holds": [{"trainingId": JOB, "amount": 60, "expiresAt": "2026-11-29T10:00:00+00:00"}],
+                "entries": [
+                    {"seq": 2, "kind": "hold", "amount": 60, "trainingId": JOB,
+                     "createdAt": "2026-11-22T10:00:00+00:00"}
+                ],
+                "next": None,
+            }
+        }
+    )  # fmt: skip
+
+    available: int
+    held: int
+    spent: int
+    granted: int
+    holds: list[HoldNow]
+    entries: list[Entry] = Field(description="Newest first.")
+    next: int | None = Field(description="`before` of the next page; null on the last.")
+
+
+class NoticesChange(Heard):
+    """How the owner wants to be told by e-mail; what is not named stays, null takes it away."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"email": "ada@example.org", "events": ["training.failed"], "lowCredits": 50}}
+    )
+
+    email: str | None = Field(None, max_length=320)
+    events: list[Literal[EVENTS]] | None = Field(None, description="Null: all but `training.processing`.")  # type: ignore[valid-type]
+    low_credits: int | None = Field(None, ge=0, le=MOST_CREDITS, strict=True)
+
+
+class Notices(Said):
+    """How the owner is told by e-mail."""
+
+    email: str | None = Field(description="Null: not at all.")
+    events: list[str]
+    low_credits: int | None = Field(description="Told once when fewer are available; null: never.")

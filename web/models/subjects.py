@@ -1,0 +1,60 @@
+"""Subjects: their settings, and who they are."""
+
+from pydantic import ConfigDict, Field
+
+from web.models.common import Heard, Said
+from web.models.trainings import Training
+
+
+class SubjectSettings(Said):
+    """How a subject is trained."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "trainAutomatically": True,
+                "baseModel": "sd15",
+                "triggerWord": "sks dog",
+                "classWord": "dog",
+                "webhookUrl": None,
+            }
+        }
+    )
+
+    train_automatically: bool
+    base_model: str | None
+    trigger_word: str | None
+    class_word: str | None
+    webhook_url: str | None
+
+
+class SubjectChange(Heard):
+    """What to change; what is not named stays, and null takes a value away."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"trainAutomatically": True, "triggerWord": "sks dog"}})
+
+    train_automatically: bool | None = None
+    base_model: str | None = Field(None, max_length=300)
+    trigger_word: str | None = Field(None, max_length=120)
+    class_word: str | None = Field(None, max_length=120)
+    webhook_url: str | None = Field(None, max_length=2000)
+
+
+class ProfileSet(Said):
+    """Whether a complete profile set started a training, and why not."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "started": False,
+                "reason": "too_few_images",
+                "message": "3 good pictures; a training takes at least 5",
+                "training": None,
+            }
+        }
+    )
+
+    started: bool
+    reason: str | None
+    message: str | None
+    training: Training | None
