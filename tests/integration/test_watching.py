@@ -101,7 +101,12 @@ def test_every_line_about_a_job_carries_its_id_in_every_process(watched: Watched
     answer = httpx2.post(
         f"{watched.site.web_url}/api/trainings/{job_id}/cancel", headers={"Authorization": f"Bearer {token}"}
     )
-    about = {name: [line for line in lines(watched, name) if line.get("job_id") == job_id] for name in watched.ports}
+
+    def told_by(name: str) -> list[dict[str, Any]]:
+        return [line for line in lines(watched, name) if line.get("job_id") == job_id]
+
+    until(lambda: bool(told_by("web")), 30, "a request is logged, which is after it was answered")
+    about = {name: told_by(name) for name in watched.ports}
     assert {line["task"] for line in about["train"]} == {"imprint.train"}
     assert {line.get("task") for line in about["io"]} >= {"imprint.dataset", "imprint.upload", "imprint.settle"}
     assert [(line["method"], line["status"]) for line in about["web"]] == [("POST", answer.status_code)]
@@ -114,9 +119,10 @@ def test_every_line_about_a_job_carries_its_id_in_every_process(watched: Watched
 
 
 def lines(watched: Watched, name: str) -> list[dict[str, Any]]:
-    """The log of a process, less Celery's banner: all of it is JSON."""
+    """The log of a process, less Celery's banner and a line that is being written: all of it is JSON."""
     text = watched.site.log(name).read_text()
-    return [json.loads(line) for line in text[text.index("{") :].splitlines() if line.startswith("{")]
+    whole = text[text.index("{") : text.rindex("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
 
 def test_the_web_tells_the_state_of_the_installation(watched: Watched) -> None:
