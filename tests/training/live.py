@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,6 +15,11 @@ from training.engine.objective import errors
 from training.families.family import Base, Family
 from training.ports import TrainRun
 from training.safetensor import Array
+
+
+def of(schedule: Any) -> Base:
+    """A base of which only the schedule is asked, on the CPU."""
+    return Base(None, {}, schedule, torch.device("cpu"), torch.float32, "")
 
 
 class Live:

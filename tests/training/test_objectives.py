@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.live import Live
+from tests.training.live import Live, of
 from training import families
 from training.dataset import class_caption
 from training.engine import objective
@@ -27,10 +27,6 @@ CPU = torch.device("cpu")
 
 def base_of(run: TrainRun) -> Base:
     return families.find(run.spec.family).load(Where(Path(run.base_model), CPU, torch.float32))
-
-
-def of(schedule: Any) -> Base:
-    return Base(None, {}, schedule, CPU, torch.float32, "")
 
 
 # ---- how much each noise level counts ----------------------------------------------------------------------------
@@ -112,7 +108,7 @@ def test_a_mask_by_hand(tmp_path: Path) -> None:
     assert found.flatten().tolist() == pytest.approx([1 / 0.55, 0.2 / 0.55, 1 / 0.55, 0.0])
     # Errors 1, 2, 3, 4 squared at the four places: (1 + 0.2 * 4 + 9) / 0.55 / 4.
     said = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 2, 2)
-    error = diffusion.per_sample_error(said, torch.zeros_like(said), found.unsqueeze(0))
+    error = objective.per_sample_error(said, torch.zeros_like(said), found.unsqueeze(0))
     assert error.tolist() == pytest.approx([10.8 / 0.55 / 4])
 
 

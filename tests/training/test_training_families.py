@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import BaseModelUnavailable, ImageInvalid
-from tests.training.live import Live
+from tests.training.live import Live, of
 from training import families, lora_file, tiny_base
 from training.backends.local import train
-from training.engine.objective import errors
+from training.engine.objective import errors, per_sample_error
 from training.families import diffusion, z_image
 from training.families.family import Base, Draw, Family, Where
 from training.families.fingerprint import fingerprint
@@ -34,10 +34,6 @@ Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]
 CPU = torch.device("cpu")
 lib: Any = diffusers
-
-
-def of(schedule: Any) -> Base:
-    return Base(None, {}, schedule, CPU, torch.float32, "")
 
 
 def loaded(found: Family, folder: Path, dtype: torch.dtype = torch.float32) -> Base:
@@ -67,7 +63,7 @@ def test_epsilon_and_v_by_hand() -> None:
     assert diffusion.target(of(velocity), made).flatten().tolist() == pytest.approx([-0.2, 2.0])
     # ((0 + 0.2)^2 + (1 - 2)^2) / 2 = 0.52
     said = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
-    assert diffusion.per_sample_error(said, diffusion.target(of(velocity), made)).tolist() == pytest.approx([0.52])
+    assert per_sample_error(said, diffusion.target(of(velocity), made)).tolist() == pytest.approx([0.52])
 
 
 def test_flow_by_hand() -> None:

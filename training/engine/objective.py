@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from training.engine.adapters import Ports
-from training.families.diffusion import per_sample_error
 from training.families.family import Base, Condition, Draw, Family
 
 
@@ -40,6 +39,12 @@ def errors(
     if known is not None:
         wanted = torch.where(made.recalled.view(-1, 1, 1, 1), known.to(wanted.dtype), wanted)
     return per_sample_error(family.predict(base, family.mix(base, made), made.times, conditions), wanted, made.weights)
+
+
+def per_sample_error(said: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of every sample, [B] float32; weights [B, 1, h, w] say how much each place counts."""
+    squares = (said.float() - wanted.float()).pow(2)
+    return (squares if weights is None else squares * weights).flatten(1).mean(1)
 
 
 def stray(family: Family, base: Base, ports: Ports, made: Draw, classes: Sequence[Condition]) -> Tensor:

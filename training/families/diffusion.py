@@ -74,12 +74,6 @@ def target(base: Base, made: Draw) -> Tensor:
     return a.sqrt() * made.noise - (1 - a).sqrt() * made.latents
 
 
-def per_sample_error(said: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error of every sample, [B] float32; weights [B, 1, h, w] say how much each place counts."""
-    squares = (said.float() - wanted.float()).pow(2)
-    return (squares if weights is None else squares * weights).flatten(1).mean(1)
-
-
 # ---- what counts how much ----------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 Flow matching (https://arxiv.org/abs/2210.02747; with the shift of https://arxiv.org/abs/2403.03206, section 5.3.2):
 x_s = (1 - s) x + s n, and the network says n - x. Diffusers' model wants 1 - s as its time and says x - n: see the
-signs in `target`. s is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0
+signs in `predict`. s is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0
 by default.
 
 Z-Image-Turbo draws in 8 steps because it was distilled; training it as if it were not destroys that. With a
