@@ -1,5 +1,7 @@
 """One database, SQLite or PostgreSQL: sessions that read, transactions that write, and the schema's migrations."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from core.errors import SchemaUnknown
 MIGRATIONS = Path(__file__).parent / "migrations"
 # What SQLAlchemy raises when the database went away, or would not let us in just now.
 AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+_SQLITE_WAITS_S = 30  # for the others' transactions
 _MIGRATION_LOCK = 0x1389_71  # any number, the same in every process: PostgreSQL's advisory lock for migrations
 
 
@@ -110,13 +113,33 @@ def _alembic_config() -> Config:
     return config
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by _begin_sqlite, not by the driver
+    connection.execute(f"PRAGMA busy_timeout={_SQLITE_WAITS_S * 1000}").close()
+    _write_ahead(connection)
     # FULL: a commit survives a power cut, which is what a ledger promises.
-    connection.execute("PRAGMA synchronous=FULL").close()
     # recursive_triggers: without it INSERT OR REPLACE passes the journal's delete trigger.
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "recursive_triggers=ON", "busy_timeout=30000"):
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Have the file keep a write-ahead log.
+
+    Here alone the busy timeout does not help: the change reads first and then wants the write lock, and SQLite gives
+    whoever stands between the two no time, lest two of them wait for each other. So processes that open a new file
+    together ask again, and find it changed by one of them.
+    """
+    deadline = time.monotonic() + _SQLITE_WAITS_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -5,10 +5,12 @@ No Celery here: what the tasks call is called, in a house over a temporary home.
 
 import json
 import multiprocessing
+import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 from multiprocessing.connection import Connection
@@ -117,6 +119,25 @@ def test_eight_processes_migrate_an_empty_database_together(
 
 def _migrate(house: House) -> None:
     house.database.migrate()
+
+
+def test_a_new_file_that_another_is_writing_is_waited_for(tmp_path: Path) -> None:
+    # One that no process has given its write-ahead log yet: that change is what SQLite's own timeout does not cover.
+    other = sqlite3.connect(tmp_path / "new.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    database = Database(f"sqlite:///{tmp_path}/new.db")
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(database.migrate)
+        with pytest.raises(TimeoutError):
+            opened.exception(0.3)
+        other.execute("CREATE TABLE theirs (id INTEGER)")
+        other.execute("COMMIT")
+        opened.result(60)
+    other.close()
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert {"theirs", "training_job"} <= set(sa.inspect(connection).get_table_names())
+    database.close()
 
 
 @pytest.mark.parametrize(
