@@ -16,14 +16,16 @@ from core.errors import SpecInvalid
 from core.settings import Settings
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
-from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, TrainSpec
+from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
 # A caption may have lines; a null character is what PostgreSQL does not keep.
-Caption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000, pattern=r"^[^\x00]*$")]
+Caption = Annotated[
+    str, StringConstraints(strip_whitespace=True, max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
+]
 Reference = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]

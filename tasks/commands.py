@@ -24,7 +24,7 @@ from tasks.operator_commands import OPERATORS
 from tasks.terminal import answers, err, out, print_json, relay_now
 from tasks.token_commands import token
 from tasks.upkeep_commands import UPKEEP
-from training.folder import SUFFIXES, mask_beside
+from training.folder import caption_beside, masks_of, pictures_of, unused_masks
 from training.options import assigned
 from training.spec import BASE_MODELS, Optimizer
 
@@ -74,19 +74,25 @@ def submit(
     except ValueError as error:
         raise SpecInvalid.of({"--set": str(error)}) from error
     arguments.setdefault("subject_id", folder.resolve().name)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = pictures_of(folder)
+    captions = [caption_beside(file) for file in files]
     # Whether a request is right, and what it costs, does not depend on which pictures there are: none is stored for it.
-    asked = arguments | {"images": [{"ref": f"picture {number}"} for number, _ in enumerate(files)]}
+    asked = arguments | {
+        "images": [{"ref": f"picture {number}", "caption": caption} for number, caption in enumerate(captions)]
+    }
+    spec = requests.read(asked, here.settings, here.sources).spec
+    masks = masks_of(folder, files) if spec.objective.masked else {}
+    if note := unused_masks(folder, spec):
+        err.print(note, markup=False, highlight=False)
     if dry_run:
         _quote(asked, as_json)
         return
-    masked = requests.read(asked, here.settings, here.sources).spec.objective.masked
     store = partial(intake.store_picture, here, arguments["owner_id"], arguments["subject_id"])
     images = []
-    for file in files:
-        image = {"ref": store(file.read_bytes()), "caption": _caption(file)}
-        if masked and (mask := mask_beside(file)):
-            image["mask"] = store(mask.read_bytes(), is_mask=True)
+    for file, caption in zip(files, captions, strict=True):
+        image = {"ref": store(file.read_bytes()), "caption": caption}
+        if file in masks:
+            image["mask"] = store(masks[file].read_bytes(), is_mask=True)
         images.append(image)
     view = service.submit(here, arguments | {"images": images})
     relay_now()
@@ -115,11 +121,6 @@ def _quote(arguments: dict[str, Any], as_json: bool) -> None:
 
 def _credits(count: int) -> str:
     return f"{count} credit{'s' * (count != 1)}"
-
-
-def _caption(picture: Path) -> str | None:
-    text = picture.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() or None if text.is_file() else None
 
 
 def _watch(job_id: str, as_json: bool) -> View:

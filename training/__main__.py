@@ -22,7 +22,7 @@ from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFe
 from core.settings import settings
 from training.bar import Bar, clock
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
-from training.folder import gather
+from training.folder import gather, unused_masks
 from training.options import assigned
 from training.ports import TrainResult, TrainRun
 from training.several import processes
@@ -171,6 +171,8 @@ def _train(
         found = gather(given.folder, spec, Path(temporary))
         for name, reason in found.left_out.items():
             console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+        if note := unused_masks(given.folder, spec):
+            console.print(note, markup=False, highlight=False)
         total = spec.steps(len(found.examples))
         console.print(f"{len(found.examples)} pictures, {total} steps on {spec.base_model}", highlight=False)
         with Bar(console, total) as bar:

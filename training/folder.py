@@ -1,5 +1,6 @@
-"""A folder of pictures, prepared for a training without any queue, and judged as in the pipeline."""
+"""A folder of pictures and what lies beside them; prepared without any queue, and judged as in the pipeline."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,10 @@ from training import pictures
 from training.dataset import Manifest, Picture, build_manifest
 from training.decoder import Decoder
 from training.ports import Example
-from training.spec import MAX_PICTURES, MIN_PICTURES, TrainSpec
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
-MAX_CAPTION_BYTES = 10_000
+_MAX_CAPTION_BYTES = 8 * MAX_CAPTION_CHARACTERS  # four are the most of a character; the rest is for space around
 MASKS = "masks"  # folder beside the pictures: white counts, black does not
 
 
@@ -27,15 +28,15 @@ class Gathered:
 def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
     """Prepare every picture of `folder`, by name, as a PNG in `into`; captions are read from `NAME.txt` beside one.
 
-    Raises SpecInvalid if there is no such folder or it has too many pictures, TooFewImages, with every reason, if too
-    few of them are good.
+    Raises SpecInvalid if there is no such folder, it has too many pictures, or what lies beside them does not fit;
+    TooFewImages, with every reason, if too few of them are good.
     """
     if not folder.is_dir():
         raise SpecInvalid.of({"FOLDER": f"{folder} is no folder"})
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = pictures_of(folder)
     if len(paths) > MAX_PICTURES:
         raise SpecInvalid.of({"FOLDER": f"{folder} has {len(paths)} pictures, {MAX_PICTURES} are the most"})
-    prepared, left_out = _prepared(paths, spec)
+    prepared, left_out = _prepared(paths, masks_of(folder, paths) if spec.objective.masked else {}, spec)
     repeats = pictures.near_duplicates([made.report for _, made in prepared])
     for repeat, first in repeats.items():
         left_out[prepared[repeat][0].name] = f"nearly the same as {prepared[first][0].name}"
@@ -50,14 +51,16 @@ def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
     return _laid_out(good, spec, into, left_out)
 
 
-def _prepared(paths: list[Path], spec: TrainSpec) -> tuple[list[tuple[Path, pictures.Prepared]], dict[str, str]]:
+def _prepared(
+    paths: list[Path], masks: Mapping[Path, Path], spec: TrainSpec
+) -> tuple[list[tuple[Path, pictures.Prepared]], dict[str, str]]:
     """The pictures without a fault, and why which others are left out."""
     prepared: list[tuple[Path, pictures.Prepared]] = []
     left_out: dict[str, str] = {}
     with Decoder() as decoder:
         for path in paths:
             try:
-                made = _prepare(decoder, path, spec)
+                made = _prepare(decoder, path, masks.get(path), spec)
             except (ImageInvalid, OSError) as error:
                 left_out[path.name] = str(error)
                 continue
@@ -69,15 +72,13 @@ def _prepared(paths: list[Path], spec: TrainSpec) -> tuple[list[tuple[Path, pict
     return prepared, left_out
 
 
-def _prepare(decoder: Decoder, path: Path, spec: TrainSpec) -> pictures.Prepared:
+def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -> pictures.Prepared:
     """One picture; where the loss is masked, with the mask beside it, or else with its alpha channel."""
-    masked = spec.objective.masked
-    mask = mask_beside(path) if masked else None
     return decoder.prepare(
         path.read_bytes(),
         resolution=spec.resolution,
         aspect_buckets=spec.aspect_buckets,
-        masked=masked,
+        masked=spec.objective.masked,
         mask=mask.read_bytes() if mask else None,
     )
 
@@ -97,19 +98,42 @@ def _laid_out(
     return Gathered(examples, manifest, left_out)
 
 
+def pictures_of(folder: Path) -> list[Path]:
+    """The files of `folder` that are called pictures, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
 def caption_beside(path: Path) -> str | None:
-    """What `NAME.txt` beside a picture says, or None. Raises SpecInvalid if it is no text."""
+    """What `NAME.txt` beside a picture says, or None. Raises SpecInvalid if it is no text, or too long."""
     beside = path.with_suffix(".txt")
     if not beside.is_file():
         return None
+    with beside.open("rb") as file:
+        raw = file.read(_MAX_CAPTION_BYTES + 1)
     try:
-        with beside.open("rb") as file:
-            return file.read(MAX_CAPTION_BYTES).decode("utf-8-sig")
+        said = raw.decode("utf-8-sig").strip() if len(raw) <= _MAX_CAPTION_BYTES else None
     except UnicodeDecodeError as error:
         raise SpecInvalid.of({beside.name: "the caption is no UTF-8 text"}) from error
+    if said is None or len(said) > MAX_CAPTION_CHARACTERS:
+        raise SpecInvalid.of({beside.name: f"the caption is longer than {MAX_CAPTION_CHARACTERS} characters"})
+    return said or None
 
 
-def mask_beside(path: Path) -> Path | None:
-    """The picture of the same name in `masks/` beside a picture, or None."""
-    masks = [path.parent / MASKS / f"{path.stem}{suffix}" for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))]
-    return next((mask for mask in masks if mask.is_file()), None)
+def masks_of(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """The mask of each picture that has one: the picture of the same name in `masks/` beside them.
+
+    Raises SpecInvalid if one there has no picture's name: it would be left out without a word.
+    """
+    masks = {mask.stem: mask for mask in pictures_of(folder / MASKS)} if (folder / MASKS).is_dir() else {}
+    if strays := masks.keys() - {path.stem for path in paths}:
+        raise SpecInvalid.of(
+            {f"{MASKS}/{masks[stem].name}": "no picture has this mask's name" for stem in sorted(strays)}
+        )
+    return {path: masks[path.stem] for path in paths if path.stem in masks}
+
+
+def unused_masks(folder: Path, spec: TrainSpec) -> str | None:
+    """What to tell whoever laid masks beside the pictures and did not say that they count; None if all is well."""
+    if spec.objective.masked or not (folder / MASKS).is_dir():
+        return None
+    return f"the masks in {folder / MASKS} are not used: --set objective.masked=true has them count"

@@ -15,6 +15,7 @@ Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 
 MOST_RATE = 0.1  # of AdamW
 MIN_PICTURES, MAX_PICTURES = 5, 100
+MAX_CAPTION_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)

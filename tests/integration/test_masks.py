@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+from sqlmodel import select
 
 from jobs.view import View
+from storage.tables import Picture
 from tasks.model_training import arguments_of
 from tests.integration.test_web import Client
 from tests.site import MASCOT, ROOT, Site, site
@@ -66,6 +68,7 @@ def trained_by_hand(running: Site, folder: Path, out: Path, masked: bool) -> str
         cwd=ROOT, env=running.surroundings(), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert ("are not used" in done.stderr) == (not masked and (folder / "masks").exists())
     return hashlib.sha256(out.read_bytes()).hexdigest()
 
 
@@ -99,8 +102,23 @@ def test_the_command_takes_the_masks_of_a_folder(
         "submit", str(folder), "--owner", "ada", "--trigger", "imp", "--resolution", "64", "--max-steps", "2",
         "--seed", "7", "--set", f"objective.masked={json.dumps(masked)}", "--watch", "--json",
     )  # fmt: skip
+    assert ("are not used" in done.stderr) == (not masked)
     view = json.loads(done.stdout.splitlines()[-1])
     assert lora(running.look(view["job_id"])) == by_hand[masked]
+
+
+def test_the_command_stores_nothing_of_a_folder_whose_masks_do_not_fit(
+    running: Site, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "stray")
+    (tmp_path / "stray" / "masks" / "cat.png").write_bytes(b"")
+    asked = ["submit", str(tmp_path / "stray"), "--trigger", "imp", "--set", "objective.masked=true"]
+    for more in ([], ["--dry-run"]):
+        done = running.imprint(*asked, *more, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "masks/cat.png: no picture has this mask's name" in " ".join(done.stderr.split())
+    with running.house.database.reading() as session:
+        assert session.exec(select(Picture).where(Picture.subject_id == "stray")).all() == []
 
 
 def test_the_task_and_a_training_again(running: Site, folder: Path, by_hand: dict[bool, str]) -> None:

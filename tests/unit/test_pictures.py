@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
-from core.errors import ImageInvalid, MaskInvalid
+from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.folder import gather
+from training.folder import caption_beside, gather
 from training.masks import with_mask
 from training.pictures import buckets, prepare
 from training.spec import TrainSpec
@@ -296,3 +296,40 @@ def test_a_picture_whose_mask_is_none_is_left_out_and_says_so(tmp_path: Path) ->
     assert left_out.keys() == {"1.png", "2.png"}
     assert left_out["1.png"].startswith("its mask cannot be used: this is not a picture")
     assert left_out["2.png"].startswith("its mask has another shape: 64 x 32 pixels")
+
+
+def test_a_mask_that_no_picture_has_the_name_of_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for number in range(5):
+        drawing(number).save(tmp_path / f"{number}.png")
+    for name in ("0.png", "5.png", "0_mask.png"):
+        Image.new("L", (64, 64)).save(tmp_path / "masks" / name)
+    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
+    with pytest.raises(SpecInvalid) as raised:
+        gather(tmp_path, spec, tmp_path)
+    assert raised.value.faults == dict.fromkeys(("masks/0_mask.png", "masks/5.png"), "no picture has this mask's name")
+
+
+@pytest.mark.parametrize(
+    ("caption", "fault"),
+    [
+        ("Käfer".encode("latin-1"), "the caption is no UTF-8 text"),
+        ("ä".encode() * 1001, "the caption is longer than 1000 characters"),
+        (b"a" * 100_000, "the caption is longer than 1000 characters"),
+    ],
+)
+def test_a_caption_that_is_none_is_refused(tmp_path: Path, caption: bytes, fault: str) -> None:
+    (tmp_path / "dog.txt").write_bytes(caption)
+    with pytest.raises(SpecInvalid) as raised:
+        caption_beside(tmp_path / "dog.png")
+    assert raised.value.faults == {"dog.txt": fault}
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [(b"\xef\xbb\xbfa dog\r\n", "a dog"), ("ä".encode() * 1000 + b" " * 2000, "ä" * 1000), (b" \n", None)],
+)
+def test_a_caption_is_what_the_text_beside_a_picture_says(tmp_path: Path, caption: bytes, said: str | None) -> None:
+    (tmp_path / "dog.txt").write_bytes(caption)
+    assert caption_beside(tmp_path / "dog.png") == said
+    assert caption_beside(tmp_path / "cat.png") is None

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from training.spec import MIN_PICTURES
+from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES
 from web.models.common import PICTURE, Heard, Said
 
 
@@ -83,4 +83,4 @@ class ImageChange(Heard):
 
     model_config = ConfigDict(json_schema_extra={"example": {"caption": "sks dog on a sofa"}})
 
-    caption: str | None = Field(max_length=1000, pattern=r"^[^\x00]*$")
+    caption: str | None = Field(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
