@@ -12,7 +12,7 @@ from jobs import accounts, gallery, overview, service, subjects
 from jobs.service import Quote
 from jobs.wiring import House
 from storage.tables import ACTIVE
-from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, RECIPES
+from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
 from web.auth import Caller, Here
 from web.models.trainings import Training, TrainRequest
 from web.pages.render import count, number, render, segment
@@ -98,6 +98,7 @@ def subject(
         good=len(good),
         needed=MIN_PICTURES,
         most=MAX_PICTURES,
+        most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=house.settings.max_picture_bytes,
         bases=_bases(house, owner_id, good),
         wish=wish,
@@ -251,7 +252,7 @@ def caption(
     caller: Trainer,
     subject_id: SubjectId,
     picture_id: PictureId,
-    text: Annotated[str, Form(max_length=1000, pattern=r"^[^\x00]*$")] = "",
+    text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
     gallery.caption(house, caller.owner_id, subject_id, picture_id, text)
     return _to(subject_id, "captioned")
