@@ -73,7 +73,7 @@ def test_redis_loses_everything(base_model: Path, tmp_path: Path) -> None:
         running.start("beat")
         for job_id in jobs:
             assert running.wait(job_id)["status"] == "ready"
-        until(lambda: accounts.balance(running.house, "owner").held == 0, 10, "all settled")
+        until(lambda: accounts.balance(running.house, "owner").held == 0, 60, "all settled")
 
 
 def test_a_launch_keeps_no_subscription_that_breaks_the_next_one(base_model: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_what_it_was_told_is_there_after_kill_9_and_on_the_same_port(settings: S
     before = address(settings)
     client(settings).set("told", "1")
     process_of(settings).send_signal(signal.SIGKILL)
-    until(lambda: not server.alive(), 10, "dead")
+    until(lambda: not server.alive(), 60, "dead")
     server.start()
     assert address(settings) == before
     assert client(settings).get("told") == "1"

@@ -54,7 +54,7 @@ class TestRedis:
         with redis_server(tmp_path) as server, kombu.Connection(server.url) as connection:
             queue = connection.SimpleQueue("letters")
             queue.put({"n": 1})
-            assert queue.get(timeout=5).payload == {"n": 1}
+            assert queue.get(timeout=60).payload == {"n": 1}
             server.pause()
             with pytest.raises(redis.TimeoutError):
                 redis.Redis.from_url(server.url, socket_timeout=0.2, retry=None).ping()
