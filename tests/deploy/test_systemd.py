@@ -23,7 +23,7 @@ from tests.servers.systemd import Machine, machine, why_not
 from tests.site import ROOT, until
 
 UNITS = ROOT / "deploy" / "systemd"
-STEPS = 200
+STEPS = 1000  # as on the page: still at work when the update comes, on a busy machine too
 WAIT_S = 300  # limits of waits on a busy machine; on a quiet one none takes more than a few seconds
 
 # What a test's machine needs beside the settings of the installer.
