@@ -11,9 +11,9 @@ from training.decoder import Decoder
 from training.ports import Example
 from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 _MAX_CAPTION_BYTES = 8 * MAX_CAPTION_CHARACTERS  # four are the most of a character; the rest is for space around
-MASKS = "masks"  # folder beside the pictures: white counts, black does not
+_MASKS = "masks"  # folder beside the pictures: white counts, black does not
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _laid_out(
 
 def pictures_of(folder: Path) -> list[Path]:
     """The files of `folder` that are called pictures, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
 
 
 def caption_beside(path: Path) -> str | None:
@@ -124,16 +124,19 @@ def masks_of(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
 
     Raises SpecInvalid if one there has no picture's name: it would be left out without a word.
     """
-    masks = {mask.stem: mask for mask in pictures_of(folder / MASKS)} if (folder / MASKS).is_dir() else {}
+    found = pictures_of(folder / _MASKS) if (folder / _MASKS).is_dir() else []
+    # Of several with one name the suffix that comes first: always the same one, whatever their order in the folder.
+    found.sort(key=lambda mask: _SUFFIXES.index(mask.suffix.lower()), reverse=True)
+    masks = {mask.stem: mask for mask in found}
     if strays := masks.keys() - {path.stem for path in paths}:
         raise SpecInvalid.of(
-            {f"{MASKS}/{masks[stem].name}": "no picture has this mask's name" for stem in sorted(strays)}
+            {f"{_MASKS}/{masks[stem].name}": "no picture has this mask's name" for stem in sorted(strays)}
         )
     return {path: masks[path.stem] for path in paths if path.stem in masks}
 
 
 def unused_masks(folder: Path, spec: TrainSpec) -> str | None:
     """What to tell whoever laid masks beside the pictures and did not say that they count; None if all is well."""
-    if spec.objective.masked or not (folder / MASKS).is_dir():
+    if spec.objective.masked or not (folder / _MASKS).is_dir():
         return None
-    return f"the masks in {folder / MASKS} are not used: --set objective.masked=true has them count"
+    return f"the masks in {folder / _MASKS} are not used: --set objective.masked=true has them count"

@@ -9,10 +9,12 @@ from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.folder import caption_beside, gather
+from training.folder import caption_beside, gather, masks_of
 from training.masks import with_mask
 from training.pictures import buckets, prepare
 from training.spec import TrainSpec
+
+MASKED = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
 
 
 def pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
@@ -273,14 +275,13 @@ def test_masks_lie_beside_the_pictures_of_a_folder(tmp_path: Path) -> None:
     for number in range(5):
         drawing(number).save(tmp_path / f"{number}.png")
     Image.new("L", opened((tmp_path / "0.png").read_bytes()).size, 128).save(tmp_path / "masks" / "0.png")
-    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
     (into := tmp_path / "into").mkdir()
-    found = gather(tmp_path, spec, into)
+    found = gather(tmp_path, MASKED, into)
     modes = {opened(one.path.read_bytes()).mode for one in found.examples[1:]}
     first = opened(found.examples[0].path.read_bytes())
     assert (first.mode, modes) == ("RGBA", {"RGB"})
     assert first.getpixel((5, 5))[3] == 128  # type: ignore[index]
-    ignored = spec.model_copy(update={"objective": type(spec.objective)()})
+    ignored = MASKED.model_copy(update={"objective": type(MASKED.objective)()})
     assert opened(gather(tmp_path, ignored, into).examples[0].path.read_bytes()).mode == "RGB"
 
 
@@ -290,9 +291,8 @@ def test_a_picture_whose_mask_is_none_is_left_out_and_says_so(tmp_path: Path) ->
         drawing(number).save(tmp_path / f"{number}.png")
     (tmp_path / "masks" / "1.PNG").write_bytes(b"no picture")
     Image.new("L", (64, 32)).save(tmp_path / "masks" / "2.jpg")
-    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
     (into := tmp_path / "into").mkdir()
-    left_out = gather(tmp_path, spec, into).left_out
+    left_out = gather(tmp_path, MASKED, into).left_out
     assert left_out.keys() == {"1.png", "2.png"}
     assert left_out["1.png"].startswith("its mask cannot be used: this is not a picture")
     assert left_out["2.png"].startswith("its mask has another shape: 64 x 32 pixels")
@@ -304,10 +304,20 @@ def test_a_mask_that_no_picture_has_the_name_of_is_refused(tmp_path: Path) -> No
         drawing(number).save(tmp_path / f"{number}.png")
     for name in ("0.png", "5.png", "0_mask.png"):
         Image.new("L", (64, 64)).save(tmp_path / "masks" / name)
-    spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
     with pytest.raises(SpecInvalid) as raised:
-        gather(tmp_path, spec, tmp_path)
+        gather(tmp_path, MASKED, tmp_path)
     assert raised.value.faults == dict.fromkeys(("masks/0_mask.png", "masks/5.png"), "no picture has this mask's name")
+
+
+def test_of_two_masks_with_one_name_always_the_same_counts(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for name in ("dog.avif", "dog.png", "dog.JPG", "cat.PNG"):
+        (tmp_path / "masks" / name).touch()
+    dog, cat, cow = (tmp_path / f"{name}.webp" for name in ("dog", "cat", "cow"))
+    assert masks_of(tmp_path, [dog, cat, cow]) == {
+        dog: tmp_path / "masks" / "dog.JPG",
+        cat: tmp_path / "masks" / "cat.PNG",
+    }
 
 
 @pytest.mark.parametrize(
