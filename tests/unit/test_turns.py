@@ -14,18 +14,22 @@ def test_never_more_than_allowed() -> None:
     turns, lock = Turns(in_all=3, per_host=2), threading.Lock()
     inside: Counter[str] = Counter()
     most: Counter[str] = Counter()
+    all_in = threading.Barrier(3)
 
-    def call(host: str) -> None:
+    def call(host: str, meets: bool) -> None:
         with turns.taken(host, time.monotonic() + 60):
             with lock:
                 inside[host] += 1
                 most[host] = max(most[host], inside[host])
                 most["in all"] = max(most["in all"], inside.total())
+            if meets:  # so that all the turns there are were taken at once, however the threads are scheduled
+                all_in.wait(60)
             threading.Event().wait(0.005)
             with lock:
                 inside[host] -= 1
 
-    threads = [threading.Thread(target=call, args=(host,)) for host in ["one", "other", "third"] * 10]
+    calls = [("one", True), ("one", True), ("other", True), *((host, False) for host in ["one", "other", "third"] * 10)]
+    threads = [threading.Thread(target=call, args=one) for one in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
