@@ -20,7 +20,7 @@ demo-remote: setup  ## the same on a rented pod: a stand-in for RunPod and its G
 	@$(BIN)/python -m demo --remote
 
 up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower, HTTP API; Ctrl-C ends it
-	@$(BIN)/python -m tasks.stack
+	@$(BIN)/python -m cli.stack
 
 test:  ## everything that is checked: style, types, imports, then all tests
 	@tools/setup.sh test && tools/swift.sh

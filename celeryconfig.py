@@ -2,7 +2,7 @@
 
 from kombu import Exchange, Queue
 
-from core import embedded
+from core import embedded_broker
 from core.settings import settings
 from training.spec import FAMILIES
 
@@ -20,7 +20,7 @@ _redis_options = {
 broker_url = (
     _settings.broker_url.get_secret_value()
     if _settings.broker_url
-    else embedded.address(_settings) or "redis://127.0.0.1:1/0"  # no stack is running: commands say so
+    else embedded_broker.address(_settings) or "redis://127.0.0.1:1/0"  # no stack is running: commands say so
 )
 # RabbitMQ says that it has a message only when it is asked to; unasked, one sent into its crash is gone in silence.
 broker_transport_options = _redis_options if broker_url.startswith("redis") else {"confirm_publish": True}

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from training.decoder import Decoder
-from training.pictures import prepare
+from training.data.decoder import Decoder
+from training.data.pictures import prepare
 
 TRIES = 15
 

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from benchmarks.home import ROOT, clear_settings
-from jobs import intake, service
+from jobs import service
+from jobs.stages import intake
 from tests.servers.redis import redis_server
 from tests.site import Site
 from training.device import choose, precision
@@ -108,12 +109,12 @@ def _pictures(folder: Path | None) -> list[bytes]:
 
 
 def _run(site: Site, pictures: list[bytes], base_bytes: int, given: argparse.Namespace) -> dict[str, Any]:
-    site.house.database.migrate()
+    site.services.database.migrate()
     for name in ("io", "beat", "train"):
         site.start(name)
     idle, cpu_idle = _memory(site, "train")[1], _cpu_seconds(site, "train")
     site.grant("owner", 100_000)
-    images = [{"ref": intake.store_picture(site.house, "owner", "photographs", picture)} for picture in pictures]
+    images = [{"ref": intake.store_picture(site.services, "owner", "photographs", picture)} for picture in pictures]
     job_id = site.send(images=images, max_steps=given.steps, resolution=given.resolution)["job_id"]
     until = time.monotonic() + _WAIT_S
     while (view := site.look(job_id))["status"] not in ("ready", "failed", "cancelled"):
@@ -144,7 +145,7 @@ def _seconds(site: Site, job_id: str) -> tuple[dict[str, float], dict[str, float
     begun: dict[str, float] = {}
     reported: list[tuple[int, float]] = []
     last = 0.0
-    for event in service.events(site.house, job_id):
+    for event in service.events(site.services, job_id):
         data, at = json.loads(event.data), event.at.timestamp()
         if event.kind == "stage" and data.get("stage"):
             begun.setdefault(data["stage"], at)

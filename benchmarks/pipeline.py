@@ -39,12 +39,12 @@ def main() -> int:
 
 
 def _run(folder: Path, count: int, *, stages: bool) -> dict[str, Any]:
-    from core import embedded
+    from cli.stack import running
+    from core import embedded_broker
     from core.settings import settings
-    from tasks.stack import running
 
     with running(settings(), flower=False):
-        broker = embedded.address(settings())
+        broker = embedded_broker.address(settings())
         os.environ["EMPTY_BROKER_URL"] = str(broker)
         with _empty_worker(folder):
             _empty("chain", count // 10)  # warm
@@ -106,20 +106,20 @@ def _empty(shape: str, count: int) -> float:
 def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
     """Each job's seconds from submit to ready, and those from the first submit to the last ready."""
     from jobs import accounts, service
-    from jobs.wiring import house
+    from jobs.services import services
     from tasks.relay import relay
 
-    accounts.grant(house(), OWNER, 100 * count)
+    accounts.grant(services(), OWNER, 100 * count)
     orders = [_stored(name, job) for job in range(count)]
     begun = time.monotonic()
-    accepted = [service.submit(house(), _request(name, images))["job_id"] for images in orders]
-    relay(house())
+    accepted = [service.submit(services(), _request(name, images))["job_id"] for images in orders]
+    relay(services())
     while (ended := _ended(accepted)).get("ready", 0) < count:
         if "failed" in ended:
             raise SystemExit(f"{ended['failed']} jobs failed; see imprint list")
         time.sleep(0.1)
     seconds = time.monotonic() - begun
-    views = [service.look(house(), job_id) for job_id in accepted]
+    views = [service.look(services(), job_id) for job_id in accepted]
     waits = [
         (datetime.fromisoformat(view["finished_at"]) - datetime.fromisoformat(view["created_at"])).total_seconds()
         for view in views
@@ -129,11 +129,11 @@ def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
 
 def _stored(name: str, job: int) -> list[str]:
     """Ids of five pictures that no other job has."""
-    from jobs import intake
-    from jobs.wiring import house
+    from jobs.services import services
+    from jobs.stages import intake
 
     owner = OWNER if name != "stages" else name
-    return [intake.store_picture(house(), owner, name, _picture(name, job, number)) for number in range(5)]
+    return [intake.store_picture(services(), owner, name, _picture(name, job, number)) for number in range(5)]
 
 
 def _request(name: str, images: list[str]) -> dict[str, Any]:
@@ -146,10 +146,10 @@ def _ended(job_ids: list[str]) -> dict[str, int]:
     """How many of the jobs have each status."""
     import sqlalchemy as sa
 
-    from jobs.wiring import house
+    from jobs.services import services
     from storage.tables import Job
 
-    with house().database.reading() as session:
+    with services().database.reading() as session:
         query = sa.select(Job.status, sa.func.count()).where(sa.column("id").in_(job_ids)).group_by(Job.status)
         return {str(row[0]): int(row[1]) for row in session.execute(query)}
 
@@ -174,11 +174,12 @@ def _picture(name: str, job: int, number: int) -> bytes:
 
 def _stages(count: int) -> None:
     """CPU milliseconds of each stage per job, run in this process one after another: where the time of a job goes."""
-    from jobs import accounts, service, shell, steps
-    from jobs.wiring import house
+    from jobs import accounts, service
+    from jobs.services import services
+    from jobs.stages import stage_runner, steps
     from training.backends import local
 
-    here = house()
+    here = services()
     accounts.grant(here, "stages", 1000 * count)
     orders = [_stored("stages", job) for job in range(count)]
     jobs: list[str] = []
@@ -189,7 +190,7 @@ def _stages(count: int) -> None:
         f"train ({local.__name__})": lambda job: steps.train(here, jobs[job]),
         "upload": lambda job: steps.upload(here, jobs[job]),
         "settle": lambda job: steps.settle(here, jobs[job]),
-        "clean up": lambda job: shell.clean_up(here, jobs[job]),
+        "clean up": lambda job: stage_runner.clean_up(here, jobs[job]),
     }
     for name, part in parts.items():
         first = 0

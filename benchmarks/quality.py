@@ -36,10 +36,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from demo.pocket import MODEL, RECIPE
+from demo.pocket.strangers import PRACTICE, STRANGERS, Stranger, album, picture
+from demo.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, PLACE_NAMES, PLACES, SHAPES
 from training.options import assigned
-from training.pocket import MODEL, RECIPE
-from training.pocket.strangers import PRACTICE, STRANGERS, Stranger, album, picture
-from training.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, PLACE_NAMES, PLACES, SHAPES
 
 SAMPLES = 32
 _SEED = 7  # the first of them
@@ -126,7 +126,7 @@ def _asked(given: argparse.Namespace) -> dict[str, Any]:
 
 def _practised(plan: Plan, folder: Path, steps: int) -> Path:
     """A folder with a judge that has learnt to spot the subjects to practise on."""
-    from training.pocket import assemble, judge
+    from demo.pocket import assemble, judge
 
     judge.save(judge.relearn(judge.load(plan.model), plan.strangers, assemble.load(plan.model).vae, steps), folder)
     return folder
@@ -166,7 +166,7 @@ def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
 
     torch.set_num_threads(1)
     from benchmarks import quality_sides as sides
-    from training.pocket import assemble, judge
+    from demo.pocket import assemble, judge
 
     stranger = plan.stranger(name)
     critic, eye, shown = judge.load(plan.judge), judge.load(plan.model), [drawn for drawn, _ in album(stranger)]
@@ -241,7 +241,7 @@ def _judge_on_drawings(plan: Plan) -> dict[str, float]:
     """How often the judge spots a subject in fresh drawings of it, and in its doubles, both through the autoencoder."""
     import torch
 
-    from training.pocket import assemble, judge
+    from demo.pocket import assemble, judge
 
     critic, vae = judge.load(plan.judge), assemble.load(plan.model).vae
 

@@ -12,12 +12,12 @@ import torch
 from diffusers import DDPMScheduler
 from peft import LoraConfig
 
+from demo.pocket import assemble
+from demo.pocket.judge import as_tensor
+from demo.pocket.reader import tokenize
+from demo.pocket.strangers import Stranger, album
 from training.backends.local import train
 from training.checkpoint_folder import FolderCheckpoints
-from training.pocket import assemble
-from training.pocket.judge import as_tensor
-from training.pocket.reader import tokenize
-from training.pocket.strangers import Stranger, album
 from training.ports import Example, Progress, TrainRun
 from training.sample import add_lora
 from training.spec import TrainSpec

@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def _run(site: Site, count: int, rounds: int) -> dict[str, Any]:
-    site.house.database.migrate()
+    site.services.database.migrate()
     workers = [f"train-{number}" for number in range(2 * count)]
     for name in ("io", "beat", *workers):
         site.start(name, wait=False)
@@ -87,7 +87,7 @@ def _run(site: Site, count: int, rounds: int) -> dict[str, Any]:
     received = sum(len(_RECEIVED.findall(log.read_text())) for log in site.folder.glob("*.log"))
     claims, needed = _claims(site, jobs)
     for job_id in jobs:
-        service.cancel(site.house, job_id)
+        service.cancel(site.services, job_id)
     cuts = quantiles(waits, n=100, method="inclusive")
     return {
         "kills": len(waits),
@@ -108,13 +108,13 @@ def _wait_for_checkpoints(site: Site, kept: dict[str, int]) -> None:
     """Until each job has a checkpoint newer than the last one that we know of: then its attempts begin anew."""
 
     def newer(job_id: str) -> bool:
-        with site.house.database.reading() as session:
+        with site.services.database.reading() as session:
             return session.get_one(Job, job_id).checkpoint_step > kept[job_id]
 
     for job_id in kept:
         until(lambda job_id=job_id: newer(job_id), 240, f"a checkpoint of {job_id}")  # type: ignore[misc]
     for job_id in kept:
-        with site.house.database.reading() as session:
+        with site.services.database.reading() as session:
             kept[job_id] = session.get_one(Job, job_id).checkpoint_step
 
 
@@ -145,17 +145,17 @@ def _kill_all(site: Site, jobs: list[str], marks: dict[str, int], round_: str) -
 
 def _kill(site: Site, job_id: str) -> Kill:
     """kill -9 of the worker that holds the job."""
-    with site.house.database.reading() as session:
+    with site.services.database.reading() as session:
         holder = session.get_one(Job, job_id).lease_holder or ""
     name = next(name for name, process in site.processes.items() if holder.endswith(f"/{process.pid}"))
     site.kill(name)
     at = time.time()
-    return Kill(job_id, name, at, service.events(site.house, job_id)[-1].id or 0)
+    return Kill(job_id, name, at, service.events(site.services, job_id)[-1].id or 0)
 
 
 def _first_step(site: Site, kill: Kill) -> JobEvent | None:
     """The first step that was reported of the job since the kill."""
-    with site.house.database.reading() as session:
+    with site.services.database.reading() as session:
         query = select(JobEvent).where(JobEvent.job_id == kill.job_id, JobEvent.kind == "progress")
         return session.exec(query.where(col(JobEvent.id) > kill.last_event).order_by(col(JobEvent.id))).first()
 
@@ -165,7 +165,7 @@ def _claims(site: Site, jobs: list[str]) -> tuple[int, int]:
 
     Those are each job's dataset and training, and the pictures that were not prepared for another job before.
     """
-    with site.house.database.reading() as session:
+    with site.services.database.reading() as session:
         stages = session.exec(select(Job.lease_token).where(col(Job.id).in_(jobs))).all()
         pictures = session.exec(select(JobPicture.lease_token).where(col(JobPicture.job_id).in_(jobs))).all()
     return sum(stages) + sum(pictures), 2 * len(jobs) + sum(1 for token in pictures if token)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.home import ROOT, clear_settings
 
 if TYPE_CHECKING:
-    from jobs.wiring import House
+    from jobs.services import Services
 
 POLLS = 3
 PERIOD_S = 30.0
@@ -44,7 +44,7 @@ def main() -> int:
 def _server(folder: Path, slots: int) -> Iterator[str]:
     """A fake ai-toolkit server that trains as many jobs at a time as it is given; its address."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "training.backends.ai_toolkit.fake", "--port", "0", "--folder", str(folder / "server"),
+        [sys.executable, "-m", "fakes.ai_toolkit", "--port", "0", "--folder", str(folder / "server"),
          "--slots", str(slots), "--tick", "2", "--seconds-per-step", "0.5", "--journal", str(folder / "journal")],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -58,15 +58,15 @@ def _server(folder: Path, slots: int) -> Iterator[str]:
 
 def _run(folder: Path, url: str, count: int) -> dict[str, Any]:
     from core.settings import Settings
-    from jobs.wiring import House
+    from jobs.services import Services
 
-    house = House(Settings(_env_file=None, home=folder / "home", ai_toolkit_url=url, remote_poll_s=PERIOD_S))
+    services = Services(Settings(_env_file=None, home=folder / "home", ai_toolkit_url=url, remote_poll_s=PERIOD_S))
     print(f"bringing {count} trainings to the server …", flush=True)
-    _bring(house, _picture(folder), count)
+    _bring(services, _picture(folder), count)
     polls = []
     for _ in range(POLLS):
-        _wait_until_all_have_moved(house)
-        polls.append(_poll(house, folder, count))
+        _wait_until_all_have_moved(services)
+        polls.append(_poll(services, folder, count))
         print(polls[-1], flush=True)
     return max(polls, key=lambda poll: float(poll["sweep_s"]))
 
@@ -79,10 +79,10 @@ def _picture(folder: Path) -> Path:
     return path
 
 
-def _bring(house: "House", picture: Path, count: int) -> None:
+def _bring(services: "Services", picture: Path, count: int) -> None:
     """The rows of jobs that stand in `train`, submitted, and the server's own jobs, all on one dataset."""
     from core.clock import utcnow
-    from jobs import pods
+    from jobs.remote import pods
     from storage.tables import Job, RemoteRun, RunState, Stage, Status
     from training.backends.ai_toolkit.config import find_base_model, job_config
     from training.backends.ai_toolkit.work import remote_name
@@ -90,7 +90,7 @@ def _bring(house: "House", picture: Path, count: int) -> None:
 
     given = {"base_model": "sd15", "trigger_word": "imp", "resolution": 64, "max_steps": 100_000, "seed": 1}
     spec = TrainSpec.model_validate(given | {"backend": "ai-toolkit"})
-    server = pods.server_of(house, None)
+    server = pods.server_of(services, None)
     server.datasets()
     dataset = server.create_dataset("imprint_bench")
     server.upload(dataset, [("0001.png", picture.read_bytes()), ("0001.txt", b"imp")])
@@ -103,7 +103,7 @@ def _bring(house: "House", picture: Path, count: int) -> None:
         if made is None:
             raise SystemExit(f"the server has a job {name} already")
         server.start(made.id)
-        with house.database.writing() as session:
+        with services.database.writing() as session:
             session.add(
                 Job(
                     id=job_id, owner_id="bench", subject_id="bench", request_sha256="", spec=spec.model_dump_json(),
@@ -120,29 +120,29 @@ def _bring(house: "House", picture: Path, count: int) -> None:
     server.start_queue()
 
 
-def _wait_until_all_have_moved(house: "House") -> None:
+def _wait_until_all_have_moved(services: "Services") -> None:
     """Until each of the server's jobs has done steps that we do not know of; and nobody has looked just now."""
     import sqlalchemy as sa
     from sqlmodel import select
 
-    from jobs import pods
+    from jobs.remote import pods
     from storage.tables import RemoteRun
 
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.execute(sa.update(RemoteRun).values(looked_at=None))
         known = dict(session.exec(select(RemoteRun.name, RemoteRun.step)).all())
-    server = pods.server_of(house, None)
+    server = pods.server_of(services, None)
     while not all(job.step > known[name] for name, job in server.jobs().items()):
         time.sleep(1)
 
 
-def _poll(house: "House", folder: Path, count: int) -> dict[str, Any]:
-    from jobs import polls
+def _poll(services: "Services", folder: Path, count: int) -> dict[str, Any]:
+    from jobs.remote import polls
 
     journal = folder / "journal"
     asked = len(journal.read_text().splitlines())
     begun, cpu = time.monotonic(), time.process_time()
-    polled = polls.poll(house)
+    polled = polls.poll(services)
     seconds, cpu_s = time.monotonic() - begun, time.process_time() - cpu
     if (polled.looked_at, polled.given_up) != (count, 0):
         raise SystemExit(f"not every job was seen: {polled}")

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.home import ROOT, clear_settings
-from training import lora_file
 from training.checkpoint_folder import FolderCheckpoints
-from training.safetensor import Array, unpack
+from training.lora import file as lora_file
+from training.lora.safetensor import Array, unpack
 
 PICTURES = ROOT / "demo" / "pictures"
 # The plain loop keeps a checkpoint every so many steps, as the scripts do: their epochs mean nothing to it.

@@ -41,27 +41,27 @@ def main() -> int:
 
 
 def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
+    from cli.stack import running
     from core.settings import settings
     from jobs import service
-    from jobs.wiring import house
+    from jobs.services import services
     from storage.tables import Stage
     from tasks.relay import relay
-    from tasks.stack import running
 
     with running(settings(), flower=False, web=True) as stack:
         callers = [_caller(f"owner-{number}") for number in range(OWNERS)]
-        relay(house())
+        relay(services())
         jobs = [job_id for _, job_id in callers]
         deadline = time.monotonic() + 120
-        while not any(view["stage"] == Stage.TRAIN and view["step"] for view in service.jobs(house(), active=True)):
+        while not any(view["stage"] == Stage.TRAIN and view["step"] for view in service.jobs(services(), active=True)):
             if time.monotonic() > deadline:
                 raise SystemExit("no training has begun within two minutes")
             time.sleep(0.2)
         load = Load(stack.web_url, callers, streams)
         load.kill = lambda: _kill(stack["web"])
-        load.cancel = lambda: [service.cancel(house(), job_id) for job_id in jobs]
+        load.cancel = lambda: [service.cancel(services(), job_id) for job_id in jobs]
         asyncio.run(load.run(rate, seconds))
-        written = {job_id: [event.id for event in service.events(house(), job_id)] for job_id in jobs}
+        written = {job_id: [event.id for event in service.events(services(), job_id)] for job_id in jobs}
     lost = sum(len(set(written[stream.job_id]) - set(stream.ids)) for stream in load.streams)
     twice = sum(len(stream.ids) - len(set(stream.ids)) for stream in load.streams)
     print(f"{sum(map(len, load.events))} events arrived in the {seconds:.0f} s, {twice} twice in all; {load.failed} of "
@@ -80,18 +80,19 @@ def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
 
 def _caller(owner: str) -> tuple[str, str]:
     """A token, and a training that lasts longer than the benchmark."""
-    from jobs import accounts, intake, service, tokens
-    from jobs.wiring import house
+    from jobs import accounts, service, tokens
+    from jobs.services import services
+    from jobs.stages import intake
 
-    accounts.grant(house(), owner, 1_000_000)
+    accounts.grant(services(), owner, 1_000_000)
     files = sorted((ROOT / "demo" / "pictures").glob("*.png"))[:5]
-    images = [intake.store_picture(house(), owner, "mascot", file.read_bytes()) for file in files]
+    images = [intake.store_picture(services(), owner, "mascot", file.read_bytes()) for file in files]
     request = {
         "owner_id": owner, "subject_id": "mascot", "base_model": "sd15", "trigger_word": "imp", "resolution": 64,
         "max_steps": 100_000, "images": images,
     }  # fmt: skip
-    job_id = service.submit(house(), request)["job_id"]
-    return tokens.create(house(), "bench", owner_id=owner)[0], job_id
+    job_id = service.submit(services(), request)["job_id"]
+    return tokens.create(services(), "bench", owner_id=owner)[0], job_id
 
 
 def _kill(member: Any) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import httpcore2
 
 from core.addresses import Address, denied, read_address, read_pairs
+from core.connection_limiter import Turns
 from core.errors import AddressRefused, AnswerRefused, Unreachable
-from core.turns import Turns
 
 Resolver = Callable[[str, int], list[str]]
 

@@ -1,6 +1,6 @@
 """OpenTelemetry traces across all processes: nothing at all unless IMPRINT_TRACING says so.
 
-The rest of the house knows three words: a `span` is work with a beginning and an end, `carried` is what a message takes
+The rest of the code knows three words: a `span` is work with a beginning and an end, `carried` is what a message takes
 along so that the work that it causes belongs to the same trace, and `continued` takes that up on the other side. Where
 spans go is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and its kin).
 """

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from training.pocket import MODEL
+from demo.pocket import MODEL
 
 HERE = Path(__file__).resolve().parent
 HOME = HERE.parent / ".imprint"

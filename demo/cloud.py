@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.embedded import die_with_parent
+from core.embedded_broker import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,7 +47,7 @@ def stand_in(base: Path) -> Iterator[Cloud]:
     key = f"demo-{secrets.token_hex(8)}"
     pods = json.dumps({"trainer": "real", "base_model": str(base), "tick_s": 0.2})
     server = subprocess.Popen(
-        [sys.executable, "-m", "training.backends.fake_runpod", "--key", key, "--pods", pods],
+        [sys.executable, "-m", "fakes.runpod.server", "--key", key, "--pods", pods],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

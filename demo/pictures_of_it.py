@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -34,7 +35,7 @@ def before_after(base_model: Path, lora: Path, trigger: str, shown: Sequence[Pat
     """Three rows: what the training was shown, what the base draws at fixed seeds, and the same with the LoRA file."""
     from training.sample import draw  # torch: not before it is needed
 
-    common = {
+    common: dict[str, Any] = {
         "base_model": str(base_model),
         "family": "sd15",
         "prompts": [f"a picture of {trigger} {where}" for where in _WHERE],

@@ -8,15 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cli.stack import running
+from cli.watch import watch
 from core.errors import ImprintError
 from core.settings import settings
 from demo import pictures_of_it
 from demo.cloud import Cloud
-from jobs import accounts, intake, service, sweeps
+from jobs import accounts, service, sweeps
+from jobs.services import services
+from jobs.stages import intake
 from jobs.view import View
-from jobs.wiring import house
-from tasks.stack import running
-from tasks.watch import watch
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 OWNER, TRIGGER = "demo", "imp mascot"
@@ -61,9 +62,9 @@ def _demo(base: Path, cloud: Cloud | None, jobs: int) -> int:
     left = 0
     with running(settings(), fresh=True) as stack:
         console.print(f"The stack is up. Flower: {stack.flower_url} (login {stack.flower_login})")
-        accounts.grant(house(), OWNER, GRANTED, key="demo grant")
+        accounts.grant(services(), OWNER, GRANTED, key="demo grant")
         sent = send(jobs)
-        views = [watch(house(), job_id, console) for job_id in sent]
+        views = [watch(services(), job_id, console) for job_id in sent]
         view = views[0]
         failed = [one for one in views if one["status"] != "ready"]
         for one in failed:
@@ -73,7 +74,7 @@ def _demo(base: Path, cloud: Cloud | None, jobs: int) -> int:
             _show(view, home, base)
         if cloud:
             left = _pods(cloud, view)
-        findings = sweeps.check_books(house())
+        findings = sweeps.check_books(services())
         _statement(findings == [])
     rented = {"trained_on": view["trained_on"]["server"], "pods_left": left} if cloud else {}
     others = {"jobs": [_brief(one) for one in views]} if jobs > 1 else {}
@@ -91,11 +92,11 @@ def send(jobs: int) -> list[str]:
     from tasks.ingress import train_lora
 
     images = [
-        {"ref": intake.store_picture(house(), OWNER, "mascot", file.read_bytes()), "caption": _caption(file)}
+        {"ref": intake.store_picture(services(), OWNER, "mascot", file.read_bytes()), "caption": _caption(file)}
         for file in sorted(PICTURES.glob("*.png"))
     ]
     common = {"owner_id": OWNER, "subject_id": "mascot", "images": images, "trigger_word": TRIGGER, **RECIPE}
-    quote = service.quote(house(), common)
+    quote = service.quote(services(), common)
     each = f", each of {jobs} jobs" if jobs > 1 else ""
     console.print(f"{len(images)} pictures, {quote.steps} steps: {quote.credits} of {quote.available} credits{each}")
     asked = [common | {"seed": SEED + number, "idempotency_key": f"demo {number}"} for number in range(jobs)]
@@ -111,10 +112,10 @@ def _caption(picture: Path) -> str | None:
 def _show(view: View, home: Path, base: Path) -> None:
     """The file, the loss curve, and what the base draws without and with the LoRA."""
     lora = home / "lora_weights.safetensors"
-    service.download(house(), view["job_id"], lora)
+    service.download(services(), view["job_id"], lora)
     losses = [
         (data["step"], data["loss"])
-        for event in service.events(house(), view["job_id"])
+        for event in service.events(services(), view["job_id"])
         if event.kind == "progress" and (data := json.loads(event.data))["loss"] is not None
     ]
     curve, samples = home / "loss.png", home / "before_after.png"
@@ -139,15 +140,15 @@ def _pods(cloud: Cloud, view: View) -> int:
         state = "[red]still there[/]" if pod["left"] else "deleted"
         table.add_row(pod["name"], pod["gpu"], f"{pod['seconds']:.0f}", f"{pod['microdollars'] / 1e6:.4f}", state)
     console.print(table)
-    borne = sum(run["cost_dollars"] for run in service.remote_runs(house(), view["job_id"]))
+    borne = sum(run["cost_dollars"] for run in service.remote_runs(services(), view["job_id"]))
     console.print(f"{borne:.4f} dollars of that are this training's, the rest is waiting", highlight=False)
     return sum(pod["left"] for pod in cloud.pods())
 
 
 def _statement(in_order: bool) -> None:
-    balance = accounts.balance(house(), OWNER)
+    balance = accounts.balance(services(), OWNER)
     table = Table("no.", "what", "credits", title="credit statement", title_justify="left", box=None)
-    for entry in reversed(accounts.statement(house(), OWNER)):
+    for entry in reversed(accounts.statement(services(), OWNER)):
         table.add_row(str(entry["seq"]), entry["kind"], str(entry["amount"]))
     console.print(table)
     console.print(
@@ -168,5 +169,5 @@ def _result(view: View, home: Path, seconds: float) -> dict[str, Any]:
         "train_seconds": view["train_seconds"],
         "total_seconds": round(seconds, 1),
         "charged": view["credits"]["charged"],
-        "balance": accounts.balance(house(), OWNER).available,
+        "balance": accounts.balance(services(), OWNER).available,
     }

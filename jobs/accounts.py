@@ -5,26 +5,26 @@ from typing import Any
 from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from credits import ledger
-from jobs import notices
-from jobs.wiring import House
+from jobs.notices import notices
+from jobs.services import Services
 
 
-def grant(house: House, owner_id: str, amount: int, key: str | None = None) -> ledger.Balance:
+def grant(services: Services, owner_id: str, amount: int, key: str | None = None) -> ledger.Balance:
     """Give an owner credits; the same key gives them once. Raises SpecInvalid for an amount below 1."""
     if amount < 1:
         raise SpecInvalid.of({"amount": "a grant is at least 1 credit"})
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         ledger.grant(session, owner_id, amount, key=key or new_id("grant"))
         notices.watch_credits(session, owner_id)
         return ledger.balance(session, owner_id)
 
 
-def refund(house: House, job_id: str, amount: int, key: str | None = None) -> tuple[str, ledger.Balance]:
+def refund(services: Services, job_id: str, amount: int, key: str | None = None) -> tuple[str, ledger.Balance]:
     """Give back credits that a job was charged; the same key gives them once. The owner, and what they have now.
 
     Raises NotFound, SpecInvalid for an amount below 1, IllegalMove for more than it was charged.
     """
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         hold = ledger.hold_of(session, job_id)
         if hold is None:
             raise NotFound(f"there is no job {job_id}")
@@ -33,23 +33,25 @@ def refund(house: House, job_id: str, amount: int, key: str | None = None) -> tu
         return hold.owner_id, ledger.balance(session, hold.owner_id)
 
 
-def balance(house: House, owner_id: str) -> ledger.Balance:
-    with house.database.reading() as session:
+def balance(services: Services, owner_id: str) -> ledger.Balance:
+    with services.database.reading() as session:
         return ledger.balance(session, owner_id)
 
 
-def holds(house: House, owner_id: str) -> list[dict[str, Any]]:
+def holds(services: Services, owner_id: str) -> list[dict[str, Any]]:
     """The live holds of an owner, newest first, JSON-serialisable."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         return [
             {"training_id": hold.training_id, "amount": hold.amount, "expires_at": hold.expires_at.isoformat()}
             for hold in ledger.live_holds(session, owner_id)
         ]
 
 
-def statement(house: House, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[dict[str, Any]]:
+def statement(
+    services: Services, owner_id: str, limit: int = 50, before_seq: int | None = None
+) -> list[dict[str, Any]]:
     """The newest entries of an owner's account, JSON-serialisable; `before_seq` asks for older ones."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         entries = ledger.entries(session, owner_id, limit, before_seq)
     return [
         {
@@ -63,7 +65,7 @@ def statement(house: House, owner_id: str, limit: int = 50, before_seq: int | No
     ]
 
 
-def totals(house: House) -> ledger.Balance:
+def totals(services: Services) -> ledger.Balance:
     """The credits of all owners together."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         return ledger.totals(session)

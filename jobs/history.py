@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlmodel import col, func, select
 
-from jobs.wiring import House
+from jobs.services import Services
 from storage.tables import JobEvent
 
 MOST_EVENTS = 2000  # of one answer; who gets so many asks again
 
 
-def events_of(house: House, places: Mapping[str, int]) -> Sequence[JobEvent]:
+def events_of(services: Services, places: Mapping[str, int]) -> Sequence[JobEvent]:
     """The events of several jobs, of each behind the number beside it, oldest first, at most MOST_EVENTS."""
     if not places:
         return []
@@ -24,13 +24,13 @@ def events_of(house: House, places: Mapping[str, int]) -> Sequence[JobEvent]:
         .order_by(col(JobEvent.id))
         .limit(MOST_EVENTS)
     )
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         return session.exec(query).all()
 
 
-def newest_event(house: House, job_id: str) -> int:
+def newest_event(services: Services, job_id: str) -> int:
     """The number of a job's newest event; 0 if it has none."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         query = select(func.max(JobEvent.id)).where(JobEvent.job_id == job_id)
         return session.exec(query).one() or 0
 

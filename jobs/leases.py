@@ -126,7 +126,7 @@ def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[
     return sa.or_(until.is_(None), until < now)
 
 
-class Beat:
+class HeldLease:
     """One lease that is being kept; `lost` is set once it is somebody else's."""
 
     def __init__(self, lease: Lease) -> None:
@@ -135,7 +135,7 @@ class Beat:
         self.renewing = threading.Lock()
 
 
-class Heart:
+class LeaseKeeper:
     """Renews all leases of this process from one thread, while their steps work.
 
     A database that does not answer loses nothing: as long as nobody else could claim either, the token
@@ -144,50 +144,50 @@ class Heart:
 
     def __init__(self, database: Database, lease_s: float) -> None:
         self._database, self._lease_s = database, lease_s
-        self._beats: set[Beat] = set()
+        self._all_held: set[HeldLease] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def keeping(self, lease: Lease) -> Iterator[Beat]:
+    def keeping(self, lease: Lease) -> Iterator[HeldLease]:
         """Keep `lease` alive inside the block."""
-        beat = Beat(lease)
+        held = HeldLease(lease)
         with self._lock:
-            self._beats.add(beat)
+            self._all_held.add(held)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
                 self._thread.start()
         try:
-            yield beat
+            yield held
         finally:
             # A renewal on its way is waited for: after it, the step may give the lease back and it stays so.
-            with beat.renewing:
-                self._forget(beat)
+            with held.renewing:
+                self._forget(held)
 
     def _run(self) -> None:
         pause = threading.Event()
         while True:
             pause.wait(self._lease_s / 3)
             with self._lock:
-                beats = list(self._beats)
-            for beat in beats:
-                self._renew(beat)
+                all_held = list(self._all_held)
+            for held in all_held:
+                self._renew(held)
 
-    def _renew(self, beat: Beat) -> None:
-        with beat.renewing:
-            if beat not in self._beats:
+    def _renew(self, held: HeldLease) -> None:
+        with held.renewing:
+            if held not in self._all_held:
                 return  # its step has ended meanwhile
             try:
                 with self._database.writing() as session:
-                    beat.lease.renew(session, self._lease_s)
+                    held.lease.renew(session, self._lease_s)
             except LeaseLost:
-                beat.lost.set()
-                self._forget(beat)
+                held.lost.set()
+                self._forget(held)
             except AWAY as error:
-                log.warning("no heartbeat for %s: the database does not answer (%s)", beat.lease.job_id, error)
+                log.warning("no heartbeat for %s: the database does not answer (%s)", held.lease.job_id, error)
             except Exception:  # this thread keeps every lease of the process: it must not end
-                log.exception("no heartbeat for %s", beat.lease.job_id)
+                log.exception("no heartbeat for %s", held.lease.job_id)
 
-    def _forget(self, beat: Beat) -> None:
+    def _forget(self, held: HeldLease) -> None:
         with self._lock:
-            self._beats.discard(beat)
+            self._all_held.discard(held)

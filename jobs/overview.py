@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
 from core.clock import utcnow
-from jobs import books
-from jobs.wiring import House
+from jobs import invariants
+from jobs.services import Services
 from notifications import outbox
 from storage.tables import ACTIVE, Job, Picture, Status, Subject
 from training.spec import TrainSpec
@@ -21,9 +21,9 @@ _DAY = timedelta(days=1)
 # ---- of an owner ----------------------------------------------------------------------------------------------
 
 
-def subjects_of(house: House, owner_id: str) -> list[dict[str, Any]]:
+def subjects_of(services: Services, owner_id: str) -> list[dict[str, Any]]:
     """The subjects of an owner, those with the newest trainings first: whatever has settings, pictures or trainings."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         names = set(session.exec(select(Subject.id).where(Subject.owner_id == owner_id)))
         pictures = _pictures(session, owner_id)
         newest = _newest_jobs(session, owner_id)
@@ -77,9 +77,9 @@ def _told(job: Job) -> dict[str, Any]:
 # ---- of the installation --------------------------------------------------------------------------------------
 
 
-def at_work(house: House) -> list[dict[str, Any]]:
+def at_work(services: Services) -> list[dict[str, Any]]:
     """The trainings that are not final, oldest first, with who works on them (None: nobody at this moment)."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         query = select(Job).where(col(Job.status).in_(ACTIVE)).order_by(col(Job.id)).limit(_MOST_JOBS)
         return [
             _told(job)
@@ -92,9 +92,9 @@ def at_work(house: House) -> list[dict[str, Any]]:
         ]
 
 
-def troubles(house: House) -> dict[str, Any]:
+def troubles(services: Services) -> dict[str, Any]:
     """What went wrong: failures by code (of the last day, and in all), notices given up, unpaid deliveries."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         recent = func.sum(sa.case((col(Job.finished_at) > utcnow() - _DAY, 1), else_=0))
         failures = session.exec(
             select(Job.failure_code, recent, func.count())
@@ -105,5 +105,5 @@ def troubles(house: House) -> dict[str, Any]:
         return {
             "failures": [{"code": code, "day": int(day), "all": count} for code, day, count in failures],
             "dead_letters": outbox.count_dead(session),
-            "leaks": len(books.leaks(session)),
+            "leaks": len(invariants.leaks(session)),
         }

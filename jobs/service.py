@@ -18,10 +18,14 @@ from core.settings import Settings
 from core.tracing import span
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
-from jobs import intake, moves, notices, requests, runs
-from jobs.requests import Order
+from jobs import transitions
+from jobs.notices import notices
+from jobs.remote import runs
+from jobs.requests import training_request
+from jobs.requests.training_request import Order
+from jobs.services import Services
+from jobs.stages import intake
 from jobs.view import View, view_of
-from jobs.wiring import House
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training.spec import TrainSpec
 
@@ -45,16 +49,16 @@ class Quote:
     measured: bool  # whether `seconds` comes from trainings that ended here
 
 
-def quote(house: House, arguments: Mapping[str, Any]) -> Quote:
+def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     """Price and time of a request, without starting anything. Raises SpecInvalid."""
-    order = requests.read(arguments, house.settings, house.sources)
+    order = training_request.read(arguments, services.settings, services.sources)
     steps = order.spec.steps(len(order.envelope.images))
-    family, resolution, prices = order.spec.family, order.spec.resolution, house.settings.prices
-    with house.database.reading() as session:
+    family, resolution, prices = order.spec.family, order.spec.resolution, services.settings.prices
+    with services.database.reading() as session:
         seconds_per_step = _measured(session, order.spec)
         available = ledger.balance(session, order.envelope.owner_id).available
     return Quote(
-        credits=_price(order.spec, steps, house.settings),
+        credits=_price(order.spec, steps, services.settings),
         credits_per_step=float(price_per_step(family, resolution, prices)),
         cancelled_half_way=price_of_part(family, steps // 2, resolution, prices),
         available=available,
@@ -64,26 +68,26 @@ def quote(house: House, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(house: House, arguments: Mapping[str, Any]) -> View:
+def submit(services: Services, arguments: Mapping[str, Any]) -> View:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
     The same idempotency key with the same request gives the same job back. Raises SpecInvalid (every fault
     named), KeyReused, InsufficientCredits; then nothing is stored.
     """
     with span("submit") as begun:
-        job = _submit(house, arguments)
+        job = _submit(services, arguments)
         tracing.name_job(begun, job.id)
-    return look(house, job.id)
+    return look(services, job.id)
 
 
-def _submit(house: House, arguments: Mapping[str, Any]) -> Job:
-    order = requests.read(arguments, house.settings, house.sources)
+def _submit(services: Services, arguments: Mapping[str, Any]) -> Job:
+    order = training_request.read(arguments, services.settings, services.sources)
     try:
-        with house.database.writing() as session:
-            job = accept(session, order, house.settings)
+        with services.database.writing() as session:
+            job = accept(session, order, services.settings)
     except (IntegrityError, InsufficientCredits):
         # Two requests with one key raced on PostgreSQL; the other one won, perhaps with the last credits.
-        with house.database.reading() as session:
+        with services.database.reading() as session:
             winner = _known(session, order)
         if winner is None:
             raise
@@ -136,17 +140,17 @@ def _accept(session: Session, order: Order, settings: Settings) -> Job:
     session.add(job)
     session.flush()
     session.add_all(pictures)
-    moves.tell(session, job.id, "status", status=Status.PENDING)
-    moves.tell(session, job.id, "stage", stage=Stage.PREPROCESS)
+    transitions.tell(session, job.id, "status", status=Status.PENDING)
+    transitions.tell(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    moves.send_launch(session, job, settings)
+    transitions.send_launch(session, job, settings)
     notices.watch_credits(session, job.owner_id)
     return job
 
 
-def look(house: House, job_id: str, owner_id: str | None = None) -> View:
+def look(services: Services, job_id: str, owner_id: str | None = None) -> View:
     """A job's public view. Raises NotFound; with an owner, also for a job that belongs to another."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         job = session.get(Job, job_id)
         if job is None or owner_id not in (None, job.owner_id):
             raise NotFound(f"there is no job {job_id}")
@@ -157,7 +161,7 @@ def look(house: House, job_id: str, owner_id: str | None = None) -> View:
 
 
 def jobs(
-    house: House,
+    services: Services,
     *,
     owner_id: str | None = None,
     subject_id: str | None = None,
@@ -165,7 +169,7 @@ def jobs(
     limit: int = 20,
 ) -> list[View]:
     """Newest jobs first, without their pictures."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
         if owner_id is not None:
             query = query.where(Job.owner_id == owner_id)
@@ -182,38 +186,38 @@ def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
     return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
 
 
-def remote_runs(house: House, job_id: str) -> list[dict[str, Any]]:
+def remote_runs(services: Services, job_id: str) -> list[dict[str, Any]]:
     """For operators: the attempts at training a job on remote servers, with what they cost."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         return runs.told(session, job_id)
 
 
-def events(house: House, job_id: str, after: int = 0) -> list[JobEvent]:
+def events(services: Services, job_id: str, after: int = 0) -> list[JobEvent]:
     """What happened to a job since event number `after`, oldest first."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         query = select(JobEvent).where(JobEvent.job_id == job_id, col(JobEvent.id) > after)
         return list(session.exec(query.order_by(col(JobEvent.id))))
 
 
-def cancel(house: House, job_id: str) -> View:
+def cancel(services: Services, job_id: str) -> View:
     """Cancel a job that is not final: the steps done are charged, the rest of its hold comes back at once, and its
     worker stops within a step.
 
     Raises NotFound, or IllegalMove for a job that ended in another way.
     """
-    with house.database.writing() as session:
-        if not moves.cancel(session, job_id, house.settings):
+    with services.database.writing() as session:
+        if not transitions.cancel(session, job_id, services.settings):
             job = session.get(Job, job_id)
             if job is None:
                 raise NotFound(f"there is no job {job_id}")
             if job.status != Status.CANCELLED:
                 raise IllegalMove(f"job {job_id} is {job.status} already and cannot be cancelled")
-    return look(house, job_id)
+    return look(services, job_id)
 
 
-def retry(house: House, job_id: str) -> View:
+def retry(services: Services, job_id: str) -> View:
     """Train again what ended, as a new job with the same pictures and recipe. Raises NotFound and IllegalMove."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         job = session.get(Job, job_id)
         if job is None:
             raise NotFound(f"there is no job {job_id}")
@@ -222,26 +226,26 @@ def retry(house: House, job_id: str) -> View:
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         ).all()
-    return submit(house, _arguments(job, pictures))
+    return submit(services, _arguments(job, pictures))
 
 
-def quote_again(house: House, job_id: str) -> Quote:
+def quote_again(services: Services, job_id: str) -> Quote:
     """What `retry` would cost and how long it would take. Raises NotFound, and SpecInvalid as `quote` does."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         job = session.get(Job, job_id)
         if job is None:
             raise NotFound(f"there is no job {job_id}")
         pictures = session.exec(select(JobPicture).where(JobPicture.job_id == job_id)).all()
-    return quote(house, _arguments(job, pictures))
+    return quote(services, _arguments(job, pictures))
 
 
-def cost_of_cancelling(house: House, job_id: str) -> int:
+def cost_of_cancelling(services: Services, job_id: str) -> int:
     """What a job would be charged if it were cancelled now. Raises NotFound."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         job = session.get(Job, job_id)
     if job is None:
         raise NotFound(f"there is no job {job_id}")
-    return moves.price_of_steps_done(job, house.settings)
+    return transitions.price_of_steps_done(job, services.settings)
 
 
 def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
@@ -257,12 +261,12 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
     }
 
 
-def download(house: House, job_id: str, path: Path) -> View:
+def download(services: Services, job_id: str, path: Path) -> View:
     """Copy a ready job's LoRA file to `path`. Raises NotFound, or IllegalMove for a job that is not ready."""
-    view = look(house, job_id)
+    view = look(services, job_id)
     if view["lora"] is None or view["status"] != Status.READY:
         raise IllegalMove(f"job {job_id} is {view['status']}: there is no file yet")
-    house.store.get_file(view["lora"]["key"], path)
+    services.store.get_file(view["lora"]["key"], path)
     return view
 
 

@@ -9,13 +9,14 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from core import measures
+from core import metrics
 from core.clock import utcnow
 from core.logging import about
 from core.settings import Settings
 from credits.audit import Finding, audit
-from jobs import books, moves, notices
-from jobs.wiring import House
+from jobs import invariants, transitions
+from jobs.notices import notices
+from jobs.services import Services
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 from training.spec import TrainSpec
 
@@ -35,9 +36,9 @@ class Lacking:
     backend: str
 
 
-def what_is_lacking(house: House, job_id: str) -> Lacking | None:
+def what_is_lacking(services: Services, job_id: str) -> Lacking | None:
     """None for a job that is final or not there."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         job = session.get(Job, job_id)
         if job is None or job.status not in ACTIVE:
             return None
@@ -48,24 +49,24 @@ def what_is_lacking(house: House, job_id: str) -> Lacking | None:
         return Lacking(Stage(job.stage), waiting, spec.family, spec.backend)
 
 
-def repair_jobs(house: House, limit: int = 500) -> int:
+def repair_jobs(services: Services, limit: int = 500) -> int:
     """Put every job that nobody works on back on its way. Gives how many were."""
-    with house.database.reading() as session:
-        candidates = _nobody_at_work(session, house.settings, limit)
+    with services.database.reading() as session:
+        candidates = _nobody_at_work(session, services.settings, limit)
     repaired = 0
     for job_id in candidates:
-        with about(job_id), house.database.writing() as session:
-            repaired += moves.repair(session, job_id, house.settings)
+        with about(job_id), services.database.writing() as session:
+            repaired += transitions.repair(session, job_id, services.settings)
     if repaired:
         log.warning("%d job(s) had nobody at work and were put back on their way", repaired)
-    measures.SWEPT_AT.add(time.time())
+    metrics.SWEPT_AT.add(time.time())
     return repaired
 
 
-def repair_job(house: House, job_id: str) -> bool:
+def repair_job(services: Services, job_id: str) -> bool:
     """The same for one job: what an error callback calls."""
-    with house.database.writing() as session:
-        return moves.repair(session, job_id, house.settings)
+    with services.database.writing() as session:
+        return transitions.repair(session, job_id, services.settings)
 
 
 def _nobody_at_work(session: Session, settings: Settings, limit: int) -> list[str]:
@@ -81,7 +82,9 @@ def _nobody_at_work(session: Session, settings: Settings, limit: int) -> list[st
             col(Job.status).in_(ACTIVE),
             sa.or_(
                 col(Job.lease_until) < now,
-                sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~moves.is_looked_after(settings)),
+                sa.and_(
+                    col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~transitions.is_looked_after(settings)
+                ),
                 dead_picture,
             ),
         )
@@ -91,16 +94,16 @@ def _nobody_at_work(session: Session, settings: Settings, limit: int) -> list[st
     return list(session.exec(query))
 
 
-def check_books(house: House) -> list[Finding]:
+def check_books(services: Services) -> list[Finding]:
     """Audit the ledger, and the jobs against it; what is off, and what leaked today, is logged as an error."""
-    with house.database.reading() as session:
-        findings = audit(session) + books.check(session)
-        leaked = books.leaks(session, since=utcnow() - _LEAKS_ARE_TOLD)
-    measures.AUDIT_FINDINGS.add(len(findings))
-    measures.AUDITED_AT.add(time.time())
+    with services.database.reading() as session:
+        findings = audit(session) + invariants.check(session)
+        leaked = invariants.leaks(session, since=utcnow() - _LEAKS_ARE_TOLD)
+    metrics.AUDIT_FINDINGS.add(len(findings))
+    metrics.AUDITED_AT.add(time.time())
     for finding in findings:
         log.error("ledger: %s", finding)
-        notices.alert(house, "audit", f"audit: {finding}")
+        notices.alert(services, "audit", f"audit: {finding}")
     if leaked:
         log.error(
             "leak: %d training(s) were delivered and not charged, %d credits in the last %d hours: %s",
@@ -112,7 +115,7 @@ def check_books(house: House) -> list[Finding]:
     return findings
 
 
-def leaks(house: House) -> list[books.Leak]:
+def leaks(services: Services) -> list[invariants.Leak]:
     """Every LoRA that was delivered and not charged, since its hold was over by then; the newest first."""
-    with house.database.reading() as session:
-        return books.leaks(session)
+    with services.database.reading() as session:
+        return invariants.leaks(session)

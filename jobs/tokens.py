@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
-from jobs.wiring import House
+from jobs.services import Services
 from storage.tables import ApiToken
 
 SCOPES = ("read", "train", "operate")  # look; start, change and cancel; see the whole installation
@@ -38,7 +38,7 @@ class Token:
 
 
 def create(
-    house: House, name: str, *, owner_id: str | None = None, scopes: Sequence[str] = ("read", "train"),
+    services: Services, name: str, *, owner_id: str | None = None, scopes: Sequence[str] = ("read", "train"),
     days: int | None = None,
 ) -> tuple[str, Token]:  # fmt: skip
     """A new token: the secret, which is shown this once, and what is known of it. Raises SpecInvalid."""
@@ -64,17 +64,17 @@ def create(
         scopes=" ".join(scope for scope in SCOPES if scope in scopes),
         expires_at=utcnow() + timedelta(days=days) if days is not None else None,
     )
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.add(row)
     return secret, _token(row)
 
 
-def find(house: House, secret: str) -> Token | None:
+def find(services: Services, secret: str) -> Token | None:
     """The valid token that `secret` is; None for one that is unknown, expired or revoked."""
     if not secret.startswith(_PREFIX) or len(secret) > 100 or not secret.isascii():
         return None
     digest = _hash(secret)
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         row = session.exec(select(ApiToken).where(ApiToken.sha256 == digest)).one_or_none()
     # The index looks at the hash of a secret, which tells nothing of the secret; the comparison takes the same time
     # wherever the two differ.
@@ -84,17 +84,17 @@ def find(house: House, secret: str) -> Token | None:
     return token if token.is_valid(utcnow()) else None
 
 
-def valid(house: House, token_id: str) -> Token | None:
+def valid(services: Services, token_id: str) -> Token | None:
     """The token with this id; None for one that is unknown, expired or revoked."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         row = session.get(ApiToken, token_id)
     token = _token(row) if row is not None else None
     return token if token is not None and token.is_valid(utcnow()) else None
 
 
-def revoke(house: House, token_id: str) -> Token:
+def revoke(services: Services, token_id: str) -> Token:
     """From the next call on the token is refused; again changes nothing. Raises NotFound."""
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         row = session.get(ApiToken, token_id)
         if row is None:
             raise NotFound(f"there is no token {token_id}")
@@ -103,9 +103,9 @@ def revoke(house: House, token_id: str) -> Token:
     return _token(row)
 
 
-def known(house: House) -> list[Token]:
+def known(services: Services) -> list[Token]:
     """All tokens, newest first, also those that are over."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         return [_token(row) for row in session.exec(select(ApiToken).order_by(col(ApiToken.created_at).desc()))]
 
 

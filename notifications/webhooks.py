@@ -125,7 +125,7 @@ def status_url(webhook_url: str, model_id: str) -> str:
 def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequence[bytes] = ()) -> Outcome:
     """Make one attempt. The message's payload is one of `payload`; nothing of the answer's body is read.
 
-    Without secrets the webhook goes out unsigned, for receivers inside the same house.
+    Without secrets the webhook goes out unsigned, for receivers inside the same network.
     """
     told = message.payload
     job, event = told["job"], told["event"]

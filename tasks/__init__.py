@@ -1,1 +1,1 @@
-"""Celery's side of the house: an app, shells around `jobs`, sweeps, and the `imprint` command."""
+"""The Celery application, its tasks around `jobs`, the sweeps and the RabbitMQ ingress."""

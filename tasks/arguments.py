@@ -47,7 +47,7 @@ def _faults(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[s
 
 
 def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
-    """What is wrong with one argument. Those of a request (`**arguments`) are the matter of `jobs.requests`."""
+    """What is wrong with one argument. `jobs.requests` checks those of a request (`**arguments`)."""
     if parameter.kind is inspect.Parameter.VAR_KEYWORD:
         return None
     if value is None and parameter.annotation == str | None:

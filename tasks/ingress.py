@@ -5,9 +5,10 @@ from typing import Any
 
 from celery import Task
 
-from jobs import drawing, loras, service, subjects
+from jobs import service
+from jobs.services import services
+from jobs.subjects import drawing, loras, subject_settings
 from jobs.view import View
-from jobs.wiring import house
 from tasks.app import app
 from tasks.arguments import CheckedTask
 from tasks.relay import relay
@@ -29,21 +30,21 @@ def train_lora(**arguments: Any) -> View:
 
     Fails with SpecInvalid (every fault named), KeyReused or InsufficientCredits; then nothing is stored.
     """
-    view = service.submit(house(), arguments)
-    relay(house())
+    view = service.submit(services(), arguments)
+    relay(services())
     return view
 
 
 @app.task(name="imprint.quote", base=Door, ignore_result=False)
 def quote(**arguments: Any) -> dict[str, Any]:
     """Price and time of what `train_lora` would do with the same arguments; starts nothing."""
-    return asdict(service.quote(house(), arguments))
+    return asdict(service.quote(services(), arguments))
 
 
 @app.task(name="imprint.job", ignore_result=False)
 def job(job_id: str) -> View:
     """A job's public view."""
-    return service.look(house(), job_id)
+    return service.look(services(), job_id)
 
 
 class Discreet(Door):
@@ -55,7 +56,7 @@ class Discreet(Door):
 @app.task(name="imprint.resolve", base=Discreet, ignore_result=False)
 def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
     """The newest ready LoRA of a subject: trigger word, strength, file, address. Fails with LoraNotReady."""
-    return loras.resolve(house(), owner_id, subject_id, base_model)
+    return loras.resolve(services(), owner_id, subject_id, base_model)
 
 
 @app.task(name="imprint.generate", base=Discreet, bind=True, ignore_result=False)
@@ -64,14 +65,14 @@ def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
 
     A message that comes twice draws once. Fails with SpecInvalid, LoraNotReady, WorkflowInvalid or a GeneratorError.
     """
-    return drawing.generate(house(), arguments, key=str(self.request.id))
+    return drawing.generate(services(), arguments, key=str(self.request.id))
 
 
 @app.task(name="imprint.cancel", ignore_result=False)
 def cancel(job_id: str) -> View:
     """Cancel a job; the steps done are charged, and the rest of its hold is released at once."""
-    view = service.cancel(house(), job_id)
-    relay(house())
+    view = service.cancel(services(), job_id)
+    relay(services())
     return view
 
 
@@ -81,6 +82,6 @@ def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
 
     The result says whether a training was started, which, and if not, why not. Said twice, it starts one.
     """
-    done = subjects.profile_set_completed(house(), owner_id, subject_id)
-    relay(house())
+    done = subject_settings.profile_set_completed(services(), owner_id, subject_id)
+    relay(services())
     return asdict(done)

@@ -21,8 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import BackendUnreachable, ImprintError
 from core.logging import about
-from jobs import notices, service
-from jobs.wiring import House
+from jobs import service
+from jobs.notices import notices
+from jobs.services import Services
 from storage.database import AWAY
 from tasks.model_training import Refused, arguments_of
 from tasks.relay import broker_answers, relay
@@ -63,9 +64,9 @@ class Ingress(ConsumerMixin):
     but our own time: the messages stay ours, unacknowledged, and the connection stays alive.
     """
 
-    def __init__(self, house: House) -> None:
-        self.house = house
-        self.connection = _connection(house)
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.connection = _connection(services)
         self.accepted = 0
         self.refused: dict[str, int] = {}
         self._waiting: deque[Message] = deque()
@@ -111,8 +112,8 @@ class Ingress(ConsumerMixin):
     def _work_on(self, message: Message) -> None:
         """Make a job of it, or a dead letter. Raises what passes; a lost connection brings the message again."""
         try:
-            arguments = arguments_of(_bytes(message.body), message.properties.get("message_id"), self.house.settings)
-            view = service.submit(self.house, arguments)
+            arguments = arguments_of(_bytes(message.body), message.properties.get("message_id"), self.services.settings)
+            view = service.submit(self.services, arguments)
         except Refused as refused:
             self._bury(message, refused)
         except ImprintError as error:
@@ -140,7 +141,9 @@ class Ingress(ConsumerMixin):
             return
         told = ", ".join(f"{count} {code}" for code, count in sorted(self.refused.items()))
         try:
-            notices.alert(self.house, "ingress", f"{self._untold} message(s) of {QUEUE.name} refused; in all: {told}")
+            notices.alert(
+                self.services, "ingress", f"{self._untold} message(s) of {QUEUE.name} refused; in all: {told}"
+            )
         except AWAY:
             return
         self._untold, self._alerted_at = 0, time.monotonic()
@@ -169,7 +172,7 @@ class Ingress(ConsumerMixin):
             self._committed.clear()
             try:
                 if broker_answers():
-                    relay(self.house)
+                    relay(self.services)
                 elif not self.should_stop:
                     log.warning("no Celery broker answers; jobs wait for the sweep")
                     time.sleep(1)
@@ -180,12 +183,12 @@ class Ingress(ConsumerMixin):
 # ---- for operators --------------------------------------------------------------------------------------------
 
 
-def lengths(house: House) -> dict[str, int]:
+def lengths(services: Services) -> dict[str, int]:
     """How many messages wait, how many are dead letters, and how many consumers there are.
 
     Raises BackendUnreachable.
     """
-    with _talking(house) as connection:
+    with _talking(services) as connection:
         channel = connection.default_channel
         for queue in (DEAD, QUEUE):
             queue.bind(channel).declare()
@@ -197,13 +200,13 @@ def lengths(house: House) -> dict[str, int]:
         }
 
 
-def replay(house: House, limit: int | None, reason: str | None) -> dict[str, int]:
+def replay(services: Services, limit: int | None, reason: str | None) -> dict[str, int]:
     """Put dead letters back into the queue, oldest first; with a reason's code, only those. Raises BackendUnreachable.
 
     Each is published before it is taken away: one that a crash leaves in both places is still one job.
     """
     moved = kept = 0
-    with _talking(house) as connection:
+    with _talking(services) as connection:
         channel = connection.default_channel
         for queue in (DEAD, QUEUE):
             queue.bind(channel).declare()
@@ -235,16 +238,16 @@ def _reason(message: Message) -> dict[str, str]:
     return {REASON: str(message.headers[REASON])} if REASON in message.headers else {}
 
 
-def _connection(house: House) -> Connection:
-    url = house.settings.ingress_url
+def _connection(services: Services) -> Connection:
+    url = services.settings.ingress_url
     if url is None:
         raise BackendUnreachable("there is no ingress: set IMPRINT_INGRESS_URL to a RabbitMQ address")
     return Connection(url.get_secret_value(), heartbeat=30, transport_options={"confirm_publish": True})
 
 
 @contextmanager
-def _talking(house: House) -> Iterator[Connection]:
-    with _connection(house) as connection:
+def _talking(services: Services) -> Iterator[Connection]:
+    with _connection(services) as connection:
         try:
             connection.ensure_connection(max_retries=1, timeout=5)
             yield connection

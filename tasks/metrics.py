@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterable
 from typing import Any
 
-from core import measures
-from core.measures import Measure
+from core import metrics
+from core.metrics import Measure
 from core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class _Prometheus:
     """Keeps measures as prometheus_client's metrics."""
 
     def __init__(self, registry: Any) -> None:
-        self._metrics = {measure.name: _metric(measure, registry) for measure in measures.ALL}
+        self._metrics = {measure.name: _metric(measure, registry) for measure in metrics.ALL}
 
     def take(self, measure: Measure, amount: float, labels: tuple[str, ...]) -> None:
         metric = self._metrics[measure.name]
@@ -62,7 +62,7 @@ def begin(settings: Settings) -> None:
 
     # It chooses when it is imported, and Flower's command, which Celery loads in every process, has imported it.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
-    measures.keep_with(_Prometheus(CollectorRegistry()))
+    metrics.keep_with(_Prometheus(CollectorRegistry()))
 
 
 def serve(settings: Settings) -> None:
@@ -87,12 +87,12 @@ def serve(settings: Settings) -> None:
 def expect(families: Iterable[str]) -> None:
     """Begin a training worker's counters at 0: Prometheus takes no notice of a rise from nothing to 1."""
     for family in families:
-        measures.STEPS.add(0, family)
+        metrics.STEPS.add(0, family)
         for result in ("loaded", "resident"):
-            measures.BASE_MODELS.add(0, family, result)
+            metrics.BASE_MODELS.add(0, family, result)
     for kind in ("picture", "caption"):
         for result in ("found", "made"):
-            measures.ENCODINGS.add(0, kind, result)
+            metrics.ENCODINGS.add(0, kind, result)
 
 
 def leave_to_parent() -> None:

@@ -8,7 +8,7 @@ from celery.result import AsyncResult, ResultBase, ResultSet
 from redis.exceptions import RedisError
 
 from jobs import sweeps
-from jobs.wiring import House
+from jobs.services import Services
 from storage.tables import Stage
 from tasks.app import app
 
@@ -16,9 +16,9 @@ from tasks.app import app
 _CHAIN = (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE)
 
 
-def launch(house: House, job_id: str) -> None:
+def launch(services: Services, job_id: str) -> None:
     """Send the stages that the job still lacks: for a new job all, after a crash or a hand-over the rest."""
-    lacks = sweeps.what_is_lacking(house, job_id)
+    lacks = sweeps.what_is_lacking(services, job_id)
     if lacks is None:
         return
     first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)

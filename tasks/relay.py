@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from core.clock import utcnow
 from core.logging import about
 from core.tracing import continued
-from jobs.wiring import House
+from jobs.services import Services
 from notifications import outbox
 from notifications.outbox import Message
 from storage.database import AWAY
@@ -27,7 +27,7 @@ CLAIM = timedelta(seconds=60)
 BATCH = 100
 
 
-def relay(house: House) -> int:
+def relay(services: Services) -> int:
     """Hand every due message to whoever carries it out; gives how many.
 
     It fails nobody: what it is called after has been committed, and what does not go while broker or database are away
@@ -36,9 +36,9 @@ def relay(house: House) -> int:
     handed = 0
     try:
         while True:
-            with house.database.writing() as session:
+            with services.database.writing() as session:
                 messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *outbox.TOLD), BATCH, lease=CLAIM)
-            sent = _hand_on(house, messages)
+            sent = _hand_on(services, messages)
             handed += sent
             if len(messages) < BATCH or sent < len(messages):
                 return handed
@@ -47,17 +47,17 @@ def relay(house: House) -> int:
         return handed
 
 
-def _hand_on(house: House, messages: Sequence[Message]) -> int:
+def _hand_on(services: Services, messages: Sequence[Message]) -> int:
     """Send claimed messages in order until one does not go; the rest is due to others at once. Gives how many went."""
     sent = 0
     try:
         for message in messages:
             with about(message.job_id), continued(message.payload):
-                _send(house, message)
+                _send(services, message)
             sent += 1
     except _AWAY as error:
         log.warning("the broker does not answer; %d message(s) wait for the sweep: %s", len(messages) - sent, error)
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         for message in messages[:sent]:
             if message.kind == "launch":
                 outbox.mark_sent(session, message.id)
@@ -65,9 +65,9 @@ def _hand_on(house: House, messages: Sequence[Message]) -> int:
     return sent
 
 
-def _send(house: House, message: Message) -> None:
+def _send(services: Services, message: Message) -> None:
     if message.kind == "launch" and message.job_id is not None:
-        pipeline.launch(house, message.job_id)
+        pipeline.launch(services, message.job_id)
     else:
         app.signature(*_signature(message)).apply_async()
 

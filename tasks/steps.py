@@ -8,9 +8,9 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from core.errors import ImprintError
-from jobs import steps
-from jobs.shell import DoneBefore, NotMine, TryAgain
-from jobs.wiring import house
+from jobs.services import services
+from jobs.stages import steps
+from jobs.stages.stage_runner import DoneBefore, NotMine, TryAgain
 from storage.database import AWAY
 from tasks.app import app
 from tasks.relay import relay
@@ -32,7 +32,7 @@ def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
     except DoneBefore as reason:
         log.info("%s", reason)
     except NotMine as reason:
-        relay(house())  # a step that was handed over has left a message
+        relay(services())  # a step that was handed over has left a message
         raise Ignore(str(reason)) from reason
     except TryAgain as again:
         # The attempts are counted in the database, so Celery does not count them again.
@@ -45,7 +45,7 @@ def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
 def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
     """Fetch and prepare one picture."""
     try:
-        run(self, lambda: steps.preprocess(house(), job_id, position))
+        run(self, lambda: steps.preprocess(services(), job_id, position))
     except Ignore:
         return  # the chord counts its header: an ignored message would hang it
 
@@ -53,24 +53,24 @@ def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
 @app.task(name="imprint.dataset", bind=True, throws=(ImprintError,))
 def dataset(self: "Task[..., Any]", job_id: str) -> None:
     """Write the manifest of the good pictures."""
-    run(self, lambda: steps.dataset(house(), job_id))
-    relay(house())  # that the job is worked on: told before the training, not by the next sweep
+    run(self, lambda: steps.dataset(services(), job_id))
+    relay(services())  # that the job is worked on: told before the training, not by the next sweep
 
 
 @app.task(name="imprint.train", bind=True, throws=(ImprintError,))
 def train(self: "Task[..., Any]", job_id: str) -> None:
     """Train the LoRA on this worker."""
-    run(self, lambda: steps.train(house(), job_id))
+    run(self, lambda: steps.train(services(), job_id))
 
 
 @app.task(name="imprint.upload", bind=True, throws=(ImprintError,))
 def upload(self: "Task[..., Any]", job_id: str) -> None:
     """Check the file and put it in its place."""
-    run(self, lambda: steps.upload(house(), job_id))
+    run(self, lambda: steps.upload(services(), job_id))
 
 
 @app.task(name="imprint.settle", bind=True, throws=(ImprintError,))
 def settle(self: "Task[..., Any]", job_id: str) -> None:
     """Charge, mark ready, notify."""
-    run(self, lambda: steps.settle(house(), job_id))
-    relay(house())
+    run(self, lambda: steps.settle(services(), job_id))
+    relay(services())

@@ -1,7 +1,8 @@
 """What beat runs: repair what was left lying. Each may run twice, or on two machines at once."""
 
-from jobs import pods, polls, sweeps
-from jobs.wiring import house
+from jobs import sweeps
+from jobs.remote import pods, polls
+from jobs.services import services
 from tasks.app import app
 from tasks.relay import relay
 
@@ -9,8 +10,8 @@ from tasks.relay import relay
 @app.task(name="imprint.sweep")
 def sweep() -> None:
     """Put jobs that nobody works on back on their way, and send messages that were not sent after their commit."""
-    sweeps.repair_jobs(house())
-    relay(house())
+    sweeps.repair_jobs(services())
+    relay(services())
 
 
 @app.task(name="imprint.poll_remote")
@@ -19,13 +20,13 @@ def poll_remote() -> None:
 
     And after the rented machines: none that serves nobody is kept.
     """
-    pods.check(house())
-    polls.poll(house())
-    pods.reap(house())
-    relay(house())
+    pods.check(services())
+    polls.poll(services())
+    pods.reap(services())
+    relay(services())
 
 
 @app.task(name="imprint.audit")
 def audit() -> None:
     """Check every rule of the ledger; what is off is logged as an error."""
-    sweeps.check_books(house())
+    sweeps.check_books(services())

@@ -18,9 +18,9 @@ from celery.worker.control import inspect_command
 from core.errors import ImprintError
 from core.logging import set_up
 from core.settings import settings
-from jobs import control
-from jobs.shell import clear_dead_work_dirs
-from jobs.wiring import house
+from jobs.services import services
+from jobs.stages import control
+from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks import metrics
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ def _set_up_logging(**_: Any) -> None:
 @worker_init.connect
 def _prepare(**_: Any) -> None:
     try:
-        house().check()
-        house().database.migrate()
+        services().check()
+        services().database.migrate()
     except (ValueError, ImprintError) as error:
         raise SystemExit(f"this worker cannot start: {error}") from None  # any other error Celery logs and goes on
-    house().database.close()  # children of a prefork pool open their own
-    clear_dead_work_dirs(house())
+    services().database.close()  # children of a prefork pool open their own
+    clear_dead_work_dirs(services())
     metrics.begin(settings())
 
 

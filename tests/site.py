@@ -17,9 +17,10 @@ from celery import Celery
 from PIL import Image, ImageDraw
 
 from core.settings import Settings
-from jobs import accounts, intake, service
+from jobs import accounts, service
+from jobs.services import Services
+from jobs.stages import intake
 from jobs.view import View
-from jobs.wiring import House
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import Server, ServerProcess, free_port
@@ -58,7 +59,7 @@ class Site:
             if key in Settings.model_fields
         }
         self.settings = Settings(_env_file=None, **fields)
-        self.house = House(self.settings)
+        self.services = Services(self.settings)
         results = broker_url if broker_url.startswith("redis") else f"db+{self.settings.database}"
         result_url = self.environment.get("IMPRINT_RESULT_URL", results)
         # An application that does not have our code: a broker's address and the names of our tasks.
@@ -130,7 +131,7 @@ class Site:
     def end(self) -> None:
         for name in list(self.processes):
             self.kill(name)
-        self.house.database.close()
+        self.services.database.close()
         gc.collect()  # Celery's results say farewell to their store when they are thrown away: now, while it is there
 
     def imprint(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -151,12 +152,12 @@ class Site:
     # ---- jobs ----
 
     def grant(self, owner_id: str, amount: int = 10_000) -> None:
-        accounts.grant(self.house, owner_id, amount, key=f"grant {owner_id}")
+        accounts.grant(self.services, owner_id, amount, key=f"grant {owner_id}")
 
     def pictures(self, owner_id: str, count: int = 6) -> list[str]:
         """Ids of stored mascot pictures."""
         files = sorted(MASCOT.glob("*.png"))[:count]
-        return [intake.store_picture(self.house, owner_id, "mascot", file.read_bytes()) for file in files]
+        return [intake.store_picture(self.services, owner_id, "mascot", file.read_bytes()) for file in files]
 
     def send(self, **arguments: Any) -> View:
         """What an application does: send `train_lora` by name, and get the job's public view."""
@@ -174,7 +175,7 @@ class Site:
         return view
 
     def look(self, job_id: str) -> View:
-        return service.look(self.house, job_id)
+        return service.look(self.services, job_id)
 
     def wait(self, job_id: str, wanted: Callable[[View], bool] | None = None, timeout_s: float = 120) -> View:
         """The view once `wanted` holds; by default once the job is final."""
@@ -188,11 +189,11 @@ class Site:
 
     def executions(self, job_id: str) -> list[str]:
         """The stages that the job went through, with retries, in order."""
-        return [json.loads(event.data).get("stage", "") for event in service.events(self.house, job_id)]
+        return [json.loads(event.data).get("stage", "") for event in service.events(self.services, job_id)]
 
     def left_behind(self, job_id: str) -> list[str]:
         """Objects in the store and files in the work folders that still belong to this job."""
-        found = [key for prefix in ("checkpoints/", "outputs/", "models/") for key in self.house.store.list(prefix)]
+        found = [key for prefix in ("checkpoints/", "outputs/", "models/") for key in self.services.store.list(prefix)]
         work = self.settings.home / "work"
         found += [str(path) for path in work.rglob("*")] if work.is_dir() else []
         return [name for name in found if job_id in name]
@@ -233,7 +234,7 @@ def site(
         made = kind(folder, base_model, server.url, **environment)
         made.broker, made.redis = server, server if isinstance(server, RedisServer) else None
         stack.callback(made.end)
-        made.house.database.migrate()
+        made.services.database.migrate()
         for name in start:
             made.start(name)
         yield made

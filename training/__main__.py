@@ -20,12 +20,12 @@ from rich.markup import escape
 
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
-from training.bar import Bar, clock
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
-from training.folder import gather, unused_masks
+from training.data.folder import gather, unused_masks
+from training.multi_process import processes
 from training.options import assigned
 from training.ports import TrainResult, TrainRun
-from training.several import processes
+from training.progress_bar import Bar, clock
 from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec
 
 # What is wrong with what was given; everything else is a failure.

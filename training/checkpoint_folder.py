@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.lora_file import write
+from training.lora.file import write
 
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 

@@ -11,12 +11,13 @@ import transformers
 from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
-from training import families, lora_formats
+from training import families
 from training.device import choose, precision
 from training.families import folders, single_file
 from training.families.parts import load_part, locate
-from training.lora_file import MAGNITUDE
-from training.safetensor import Malformed, unpack
+from training.lora import formats as lora_formats
+from training.lora.file import MAGNITUDE
+from training.lora.safetensor import Malformed, unpack
 
 lib: Any = diffusers  # its classes are untyped to the checker
 

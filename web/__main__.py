@@ -10,7 +10,7 @@ import uvicorn
 from core.errors import ImprintError
 from core.logging import set_up
 from core.settings import settings
-from jobs.wiring import house
+from jobs.services import services
 from storage.database import AWAY
 from web.app import create_app
 from web.streams import Streams
@@ -34,13 +34,13 @@ def main() -> int:
     configured = settings()
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
-        house().check()
+        services().check()
         with suppress(*AWAY):  # one that is only away: /readyz says so until it is there
-            house().database  # noqa: B018 - made on first use, its schema brought up to date
+            services().database  # noqa: B018 - made on first use, its schema brought up to date
     except (ValueError, ImprintError) as error:
         print(f"the API cannot start: {error}", file=sys.stderr)
         return 1
-    app = create_app(house())
+    app = create_app(services())
     try:
         app.state.measures.serve(configured)
     except OSError as error:

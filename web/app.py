@@ -1,4 +1,4 @@
-"""The application: one function that puts it together for one house."""
+"""The application, put together by one function."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -6,16 +6,16 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from jobs.wiring import House
+from jobs.services import Services
 from tasks.relay import relay
 from web import problems
 from web.courier import Courier
-from web.frame import Frame
 from web.limits import RateLimit
-from web.measures import Measures
+from web.metrics import Measures
 from web.pages import account as account_page
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
+from web.request_middleware import Frame
 from web.routes import account, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
@@ -28,9 +28,12 @@ Every call carries a bearer token. Errors have one shape (RFC 9457). Requests th
 """
 
 
-def create_app(house: House, *, send: Callable[[House], object] = relay) -> FastAPI:
-    """The app for `house`. `send` hands the outbox to the broker after a commit; it may fail, the sweep sends again."""
-    streams, courier = Streams(house), Courier(house, send)
+def create_app(services: Services, *, send: Callable[[Services], object] = relay) -> FastAPI:
+    """The app over `services`.
+
+    `send` hands the outbox to the broker after a commit; it may fail, the sweep sends again.
+    """
+    streams, courier = Streams(services), Courier(services, send)
 
     @asynccontextmanager
     async def living(_: FastAPI) -> AsyncIterator[None]:
@@ -51,14 +54,14 @@ def create_app(house: House, *, send: Callable[[House], object] = relay) -> Fast
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    app.state.house = house
-    app.state.rate_limit = RateLimit(house.settings.web_rate_per_s)
-    app.state.measures = measures = Measures(house)
+    app.state.services = services
+    app.state.rate_limit = RateLimit(services.settings.web_rate_per_s)
+    app.state.measures = measures = Measures(services)
     app.state.readiness = service.Readiness()
     app.state.streams = streams
     app.state.courier = courier
-    app.state.secret = secret(house.settings)
-    app.add_middleware(Frame, upload_bytes=images.max_body_bytes(house.settings), observe=measures.observe)
+    app.state.secret = secret(services.settings)
+    app.add_middleware(Frame, upload_bytes=images.max_body_bytes(services.settings), observe=measures.observe)
     problems.install(app)
     for routes in (subjects, images, trainings, account, service, pages):
         app.include_router(routes.router)

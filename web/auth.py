@@ -9,7 +9,7 @@ from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from jobs import tokens
-from jobs.wiring import House
+from jobs.services import Services
 from web.limits import RateLimit
 from web.problems import Refused
 
@@ -29,10 +29,10 @@ class Caller:
     owner_id: str
 
 
-def house_of(request: Request) -> House:
-    """The house that this app was made for."""
-    house: House = request.app.state.house
-    return house
+def services_of(request: Request) -> Services:
+    """The services that this app was made with."""
+    services: Services = request.app.state.services
+    return services
 
 
 def token_of(
@@ -42,7 +42,7 @@ def token_of(
     """The valid token of a request. Anything else is 401, and the answer does not say which."""
     if given is None:
         raise Refused("unauthorized", "this address needs a bearer token", {"WWW-Authenticate": _REALM})
-    token = tokens.find(house_of(request), given.credentials)
+    token = tokens.find(services_of(request), given.credentials)
     if token is None:
         headers = {"WWW-Authenticate": f'{_REALM}, error="invalid_token"'}
         raise Refused("unauthorized", "the token is unknown, expired or revoked", headers)
@@ -94,7 +94,7 @@ def operator(request: Request, token: Annotated[tokens.Token, Depends(token_of)]
     return token
 
 
-Here = Annotated[House, Depends(house_of)]
+Here = Annotated[Services, Depends(services_of)]
 Reader = Annotated[Caller, Depends(needs("read"))]
 Trainer = Annotated[Caller, Depends(needs("train"))]
 Operator = Annotated[tokens.Token, Depends(operator)]

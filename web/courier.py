@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from jobs.wiring import House
+from jobs.services import Services
 from storage.database import AWAY
 
 log = logging.getLogger(__name__)
@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 class Courier:
     """One thread that empties the outbox whenever it is told that there is something in it."""
 
-    def __init__(self, house: House, send: Callable[[House], object]) -> None:
-        self._house, self._send = house, send
+    def __init__(self, services: Services, send: Callable[[Services], object]) -> None:
+        self._house, self._send = services, send
         self._asked, self._leaving = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 

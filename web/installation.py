@@ -18,8 +18,8 @@ from core.clock import utcnow
 from core.errors import FailureCode
 from credits import ledger
 from credits.tables import ENTRY
-from jobs import pod_costs
-from jobs.wiring import House
+from jobs.remote import pod_costs
+from jobs.services import Services
 from notifications import outbox
 from notifications.tables import MESSAGE
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PodState, RemoteRun, RentedPod, Stage, Status
@@ -31,8 +31,8 @@ _DOLLAR = 1_000_000
 class Installation(Collector):
     """`lengths` gives the messages that wait in each queue, None where no broker answers."""
 
-    def __init__(self, house: House, lengths: Callable[[], dict[str, int] | None]) -> None:
-        self._house, self._lengths = house, lengths
+    def __init__(self, services: Services, lengths: Callable[[], dict[str, int] | None]) -> None:
+        self._house, self._lengths = services, lengths
         self._lock, self._until = threading.Lock(), 0.0
         self._kept: list[Metric] = []
 
@@ -160,8 +160,8 @@ def _ledger(session: Session) -> Iterator[Metric]:
     yield moved
 
 
-def _pods(session: Session, house: House) -> Iterator[Metric]:
-    settings = house.settings
+def _pods(session: Session, services: Services) -> Iterator[Metric]:
+    settings = services.settings
     live = list(session.exec(select(RentedPod).where(RentedPod.state != PodState.GONE)))
     pods = GaugeMetricFamily("imprint_pods", "Rented machines that are not gone, by state.", labels=("state",))
     for state in PodState:

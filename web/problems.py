@@ -69,7 +69,7 @@ class Problem(BaseModel):
 
 
 class Refused(Exception):
-    """An answer that is a problem and is not one of the errors of the house: 401, 403, 429 and their like."""
+    """An answer that is a problem and is none of our own errors: 401, 403, 429 and their like."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ PROBLEMS = {
 }
 _OF_STATUS = {status: code for code, (status, _) in reversed(PROBLEMS.items())}
 
-# The errors of the house, the first that fits counts. Where None stands, the message may quote the request.
+# Our own errors: the first that fits counts. Where None stands, the message may quote the request.
 _OURS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (SpecInvalid, "spec_invalid", "the request has faults; they are named in `faults`"),
     (KeyReused, "key_reused", "this Idempotency-Key came with another request before; use a new one"),

@@ -1,7 +1,7 @@
 """Event streams: everybody who watches is served by one poller of this process, with one query a round.
 
 An event's id is its number in the database, so a client that comes back with `Last-Event-ID`, to this process or
-to another, goes on behind it. Events of one job become visible in the order of their numbers (`jobs.moves.tell`);
+to another, goes on behind it. Events of one job become visible in the order of their numbers (`jobs.transitions.tell`);
 those of different jobs need not, so each stream keeps a place of its own and the poller asks job by job.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from jobs import history
-from jobs.wiring import House
+from jobs.services import Services
 from storage.database import AWAY
 from storage.tables import ACTIVE, JobEvent
 from web.models.common import camel_keys
@@ -57,8 +57,8 @@ class Stream:
 class Streams:
     """The open streams of this process and their poller. All but the query runs on the event loop."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, services: Services) -> None:
+        self._house = services
         self._open: dict[str, set[Stream]] = {}
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="streams")  # not the handlers' pool: it may be full

@@ -15,7 +15,7 @@ from playwright.sync_api import Error as PlaywrightError
 
 from core.errors import IllegalMove
 from jobs import service, tokens
-from jobs.wiring import House
+from jobs.services import Services
 from tests.site import ROOT, Site, site
 
 SHOTS = ROOT / "test-output" / "browser"
@@ -64,7 +64,7 @@ class Visitor:
 
     def sign_in(self, page: Page, owner_id: str, *scopes: str) -> None:
         """With a service token, so that one form does for owners and operators."""
-        secret, _ = tokens.create(self.site.house, "browser", scopes=scopes or ("read", "train"))
+        secret, _ = tokens.create(self.site.services, "browser", scopes=scopes or ("read", "train"))
         page.goto("/sign-in")
         page.get_by_label("API token").fill(secret)
         page.get_by_text("I have a service token").click()
@@ -73,8 +73,8 @@ class Visitor:
         page.wait_for_url(lambda url: "/sign-in" not in url)
 
     @property
-    def house(self) -> House:
-        return self.site.house
+    def services(self) -> Services:
+        return self.site.services
 
 
 @pytest.fixture(scope="package")
@@ -102,9 +102,9 @@ def visitor(web_site: Site, browser: Browser) -> Iterator[Visitor]:
     for context in browser.contexts:
         with suppress(PlaywrightError):  # a window that a failed test left in the middle of something
             context.close()
-    for job in service.jobs(web_site.house, active=True, limit=100):  # or the next test would wait for its worker
+    for job in service.jobs(web_site.services, active=True, limit=100):  # or the next test would wait for its worker
         with suppress(IllegalMove):
-            service.cancel(web_site.house, job["job_id"])
+            service.cancel(web_site.services, job["job_id"])
     assert [address for address in made.asked if not address.startswith(web_site.web_url)] == []
     assert made.errors == []
 

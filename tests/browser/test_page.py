@@ -12,7 +12,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from core.advice import ADVICE
-from jobs import accounts, gallery, service, subjects
+from jobs import accounts, service
+from jobs.subjects import subject_pictures, subject_settings
 from tests.browser.conftest import DESKTOP, PHONE, WAIT_MS, Visitor, check_accessible
 from tests.site import MASCOT, until
 from web.pages.render import number
@@ -36,13 +37,13 @@ def equip(visitor: Visitor, owner_id: str, pictures: int = 6, granted: int = 10_
     if granted:
         visitor.site.grant(owner_id, granted)
     for file in FILES[:pictures]:
-        gallery.add(visitor.house, owner_id, "mascot", file.read_bytes())
-    subjects.change(visitor.house, owner_id, "mascot", {"trigger_word": "imp", "base_model": "sd15"})
+        subject_pictures.add(visitor.services, owner_id, "mascot", file.read_bytes())
+    subject_settings.change(visitor.services, owner_id, "mascot", {"trigger_word": "imp", "base_model": "sd15"})
 
 
 def begin(visitor: Visitor, owner_id: str, **more: object) -> str:
     """A training that was asked for elsewhere; its id."""
-    pictures = [one["id"] for one in gallery.shown(visitor.house, owner_id, "mascot")]
+    pictures = [one["id"] for one in subject_pictures.shown(visitor.services, owner_id, "mascot")]
     job_id: str = visitor.site.send(owner_id=owner_id, images=pictures, **more)["job_id"]
     return job_id
 
@@ -99,7 +100,7 @@ def test_from_pictures_to_a_file_and_again(visitor: Visitor, shoot: Shoot, tmp_p
     bad.locator("summary").click()
     bad.get_by_role("button", name="Remove").click()
     expect(page.locator(".picture.bad")).to_have_count(0)
-    kept = gallery.shown(visitor.house, "ada", "mascot")
+    kept = subject_pictures.shown(visitor.services, "ada", "mascot")
     assert [one["caption"] for one in kept if one["caption"]] == ["sks mascot on a meadow"]
 
     # The price follows what is chosen, and is the one that is held.
@@ -147,7 +148,7 @@ def test_from_pictures_to_a_file_and_again(visitor: Visitor, shoot: Shoot, tmp_p
     page.get_by_role("button", name="Train again").click()
     page.wait_for_url(lambda url: "/trainings/" in url and job_id not in url)
     again = id_of(page)
-    service.cancel(visitor.house, again)
+    service.cancel(visitor.services, again)
     expect(page.locator("#outcome")).to_contain_text("was cancelled")
     assert visitor.site.look(again)["spec"]["seed"] == view["spec"]["seed"]
 
@@ -177,7 +178,7 @@ def test_cancel_says_what_it_costs(visitor: Visitor, shoot: Shoot) -> None:
     check_accessible(page)
     page.goto("/account")
     expect(page.get_by_role("region", name="Entries")).to_contain_text("Charged for a training")
-    expect(page.locator("#main")).to_contain_text(number(accounts.balance(visitor.house, "carl").available))
+    expect(page.locator("#main")).to_contain_text(number(accounts.balance(visitor.services, "carl").available))
     check_accessible(page)
 
 
@@ -200,7 +201,7 @@ def test_a_failure_in_plain_words(visitor: Visitor, shoot: Shoot) -> None:
     expect(outcome).to_contain_text("Nothing was charged: 2 credits came back")
     expect(page.locator("#left-out li")).to_have_count(6)
     expect(page.locator("#left-out li").first).to_contain_text("too small: ")
-    assert accounts.balance(visitor.house, "fay").available == 10_000
+    assert accounts.balance(visitor.services, "fay").available == 10_000
     assert visitor.site.look(job_id)["failure"]["code"] == "too_few_images"
     shoot(page, "training-failed")
     check_accessible(page)
@@ -225,10 +226,10 @@ def test_train_automatically_says_why_not(visitor: Visitor, shoot: Shoot) -> Non
     expect(page.locator("#automatic-about")).to_contain_text(re.compile(r"50 credits · about \d+ (s|min)"))
     switch.click()
     expect(switch).to_be_checked()
-    assert subjects.settings_of(visitor.house, "tess", "mascot")["train_automatically"] is True
+    assert subject_settings.settings_of(visitor.services, "tess", "mascot")["train_automatically"] is True
     switch.click()
     expect(switch).not_to_be_checked()
-    assert subjects.settings_of(visitor.house, "tess", "mascot")["train_automatically"] is False
+    assert subject_settings.settings_of(visitor.services, "tess", "mascot")["train_automatically"] is False
 
 
 def test_by_keyboard_alone(visitor: Visitor) -> None:
@@ -348,6 +349,6 @@ def test_operators_see_the_installation(visitor: Visitor, shoot: Shoot) -> None:
             shoot(page, f"{path.strip('/').split('/')[0] or 'subjects'}-{size['width']}")
     page.goto(f"/trainings/{job_id}")
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)  # a token that may only look
-    service.cancel(visitor.house, job_id)
+    service.cancel(visitor.services, job_id)
     log = json.dumps(visitor.asked)
     assert "imp_" not in log  # no token is ever in an address

@@ -1,6 +1,6 @@
 """What the contract tests share."""
 
-from tests.contract.jobs import house, job_id, settings
+from tests.contract.jobs import job_id, services, settings
 from tests.servers.databases import address, database, postgres
 
-__all__ = ["address", "database", "house", "job_id", "postgres", "settings"]
+__all__ = ["address", "database", "job_id", "postgres", "services", "settings"]

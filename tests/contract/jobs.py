@@ -1,4 +1,4 @@
-"""A house on both databases with an owner who has credits and one accepted job; ways to move and to look at jobs."""
+"""Services on both databases with an owner who has credits and one accepted job; ways to move and to look at jobs."""
 
 import json
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from sqlmodel import col, select
 
 from core.settings import Settings
-from jobs import accounts, intake, service, sweeps
-from jobs.wiring import House
+from jobs import accounts, service, sweeps
+from jobs.services import Services
+from jobs.stages import intake
 from notifications.tables import OutboxMessage
 from storage.tables import Job, JobPicture, PictureState, Stage
 
@@ -25,58 +26,58 @@ def settings(address: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def house(settings: Settings) -> Iterator[House]:
-    house = House(settings)
-    accounts.grant(house, "ada", GRANTED, key="welcome")
-    yield house
-    house.database.close()
+def services(settings: Settings) -> Iterator[Services]:
+    services = Services(settings)
+    accounts.grant(services, "ada", GRANTED, key="welcome")
+    yield services
+    services.database.close()
 
 
-def request(house: House, **changed: Any) -> dict[str, Any]:
-    images = [intake.store_picture(house, "ada", "dog", b"picture %d" % number) for number in range(5)]
+def request(services: Services, **changed: Any) -> dict[str, Any]:
+    images = [intake.store_picture(services, "ada", "dog", b"picture %d" % number) for number in range(5)]
     return {**REQUEST, "images": images, "webhook_url": "https://app.example", **changed}
 
 
 @pytest.fixture
-def job_id(house: House) -> str:
-    found: str = service.submit(house, request(house))["job_id"]
+def job_id(services: Services) -> str:
+    found: str = service.submit(services, request(services))["job_id"]
     return found
 
 
-def put_at(house: House, job_id: str, stage: Stage, **values: Any) -> None:
+def put_at(services: Services, job_id: str, stage: Stage, **values: Any) -> None:
     """Bring a job to a stage without the work of those before."""
     if stage is Stage.SETTLE:
         values = {"lora_key": f"models/{job_id}/lora_weights.safetensors", "lora_sha256": "ab" * 32} | values
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.execute(sa.update(Job).where(col(Job.id) == job_id).values(stage=stage, status="training", **values))
         done = sa.update(JobPicture).where(col(JobPicture.job_id) == job_id).values(state=PictureState.GOOD)
         session.execute(done)
 
 
-def row(house: House, job_id: str) -> Job:
-    with house.database.reading() as session:
+def row(services: Services, job_id: str) -> Job:
+    with services.database.reading() as session:
         return session.get_one(Job, job_id)
 
 
-def picture(house: House, job_id: str, position: int = 0) -> JobPicture:
-    with house.database.reading() as session:
+def picture(services: Services, job_id: str, position: int = 0) -> JobPicture:
+    with services.database.reading() as session:
         return session.get_one(JobPicture, (job_id, position))
 
 
-def messages(house: House, job_id: str) -> list[str]:
+def messages(services: Services, job_id: str) -> list[str]:
     """What was put into the outbox for the job, in order; what was given up in brackets."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         query = select(OutboxMessage).where(OutboxMessage.job_id == job_id).order_by(col(OutboxMessage.sequence))
         names = [(message.topic or message.kind, message.dead_at) for message in session.exec(query)]
     return [name if dead is None else f"({name})" for name, dead in names]
 
 
-def events(house: House, job_id: str, kind: str) -> list[dict[str, Any]]:
-    return [json.loads(event.data) for event in service.events(house, job_id) if event.kind == kind]
+def events(services: Services, job_id: str, kind: str) -> list[dict[str, Any]]:
+    return [json.loads(event.data) for event in service.events(services, job_id) if event.kind == kind]
 
 
-def books(house: House) -> dict[str, int]:
+def balances(services: Services) -> dict[str, int]:
     """What Ada has; the books are in order."""
-    assert sweeps.check_books(house) == []
-    found = accounts.balance(house, "ada")
+    assert sweeps.check_books(services) == []
+    found = accounts.balance(services, "ada")
     return {"held": found.held, "spent": found.spent, "available": found.available}

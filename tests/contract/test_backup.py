@@ -11,7 +11,7 @@ from core.clock import utcnow
 from core.errors import BackupInvalid
 from core.settings import Settings
 from jobs import accounts, service, sweeps
-from jobs.wiring import House
+from jobs.services import Services
 from storage import backup
 from storage.database import Database
 from storage.objects import ObjectStore
@@ -54,30 +54,32 @@ def other_store(request: pytest.FixtureRequest, address: str, tmp_path: Path) ->
 
 
 def test_everything_comes_back_on_the_other_database(
-    house: House, job_id: str, elsewhere: Database, other_store: ObjectStore, tmp_path: Path
+    services: Services, job_id: str, elsewhere: Database, other_store: ObjectStore, tmp_path: Path
 ) -> None:
-    put_at(house, job_id, Stage.TRAIN, step=7, lease_until=utcnow(), lease_holder="train@there", loss=0.1234567890123)
-    house.store.put(f"checkpoints/{job_id}/00000005", b"five")
-    house.store.put("models/job_1/lora_weights.safetensors", b"trained", create_only=True)
+    put_at(
+        services, job_id, Stage.TRAIN, step=7, lease_until=utcnow(), lease_holder="train@there", loss=0.1234567890123
+    )
+    services.store.put(f"checkpoints/{job_id}/00000005", b"five")
+    services.store.put("models/job_1/lora_weights.safetensors", b"trained", create_only=True)
     folder = tmp_path / "backup"
-    first = backup.backup(house.database, house.store, folder)
+    first = backup.backup(services.database, services.store, folder)
     assert first.rows["training_job"] == 1
     assert first.rows["credit_entry"] == 2
 
     # The second one copies what is new, and what is gone goes.
-    house.store.put(f"checkpoints/{job_id}/00000006", b"six")
-    house.store.delete(f"checkpoints/{job_id}/00000005")
-    accounts.grant(house, "ada", 5, key="more")
-    second = backup.backup(house.database, house.store, folder)
+    services.store.put(f"checkpoints/{job_id}/00000006", b"six")
+    services.store.delete(f"checkpoints/{job_id}/00000005")
+    accounts.grant(services, "ada", 5, key="more")
+    second = backup.backup(services.database, services.store, folder)
     assert backup.read(folder) == second
-    assert set(LocalStore(folder / "objects").list("")) == set(house.store.list("")) == set(second.objects)
+    assert set(LocalStore(folder / "objects").list("")) == set(services.store.list("")) == set(second.objects)
 
     backup.restore(elsewhere, other_store, folder)
-    assert rows(elsewhere) == rows(house.database)
+    assert rows(elsewhere) == rows(services.database)
     assert {key: other_store.get(key) for key in other_store.list("")} == {
-        key: house.store.get(key) for key in house.store.list("")
+        key: services.store.get(key) for key in services.store.list("")
     }
-    restored = House(
+    restored = Services(
         Settings(_env_file=None, home=tmp_path / "new home", database_url=elsewhere.address.render_as_string(False))
     )
     restored.__dict__["store"] = other_store
@@ -97,10 +99,10 @@ def test_everything_comes_back_on_the_other_database(
     restored.database.close()
 
 
-def test_what_cannot_be_restored_whole_is_not_begun(house: House, job_id: str, tmp_path: Path) -> None:
-    house.store.put("models/job_1/lora_weights.safetensors", b"trained")
+def test_what_cannot_be_restored_whole_is_not_begun(services: Services, job_id: str, tmp_path: Path) -> None:
+    services.store.put("models/job_1/lora_weights.safetensors", b"trained")
     folder = tmp_path / "backup"
-    made = backup.backup(house.database, house.store, folder)
+    made = backup.backup(services.database, services.store, folder)
     fresh, store = Database(f"sqlite:///{tmp_path}/fresh.db"), LocalStore(tmp_path / "fresh")
 
     def refused(told: str) -> None:
@@ -109,9 +111,9 @@ def test_what_cannot_be_restored_whole_is_not_begun(house: House, job_id: str, t
         assert fresh.is_at(None)
 
     with pytest.raises(BackupInvalid, match=r"not empty.*credit_account"):
-        backup.restore(house.database, house.store, folder)
+        backup.restore(services.database, services.store, folder)
     with pytest.raises(BackupInvalid, match="holds other things"):
-        backup.backup(house.database, house.store, tmp_path / "home")
+        backup.backup(services.database, services.store, tmp_path / "home")
 
     manifest = (folder / backup.MANIFEST).read_text()
     (folder / backup.MANIFEST).write_text(manifest.replace(f'"revision": "{made.revision}"', '"revision": "9001"'))
@@ -134,5 +136,5 @@ def test_what_cannot_be_restored_whole_is_not_begun(house: House, job_id: str, t
     refused("holds no back-up")
     (folder / backup.MANIFEST).write_text(manifest)
     backup.restore(fresh, store, folder)
-    assert rows(fresh) == rows(house.database)
+    assert rows(fresh) == rows(services.database)
     fresh.close()

@@ -2,10 +2,10 @@
 
 import json
 
-from jobs import keys, moves, service
-from jobs.control import JobControl, StoredCheckpoints, StoredPreviews
-from jobs.leases import Beat, Lease, claim_stage
-from jobs.wiring import House
+from jobs import keys, service, transitions
+from jobs.leases import HeldLease, Lease, claim_stage
+from jobs.services import Services
+from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from storage.tables import Stage
 from tests.contract.jobs import books, events, put_at
 from training.ports import Progress
@@ -13,58 +13,58 @@ from web.pages.trainings import _samples
 from web.routes.trainings import _PREVIEW, Preview
 
 
-def at_work(house: House, job_id: str) -> Lease:
-    put_at(house, job_id, Stage.TRAIN)
-    with house.database.writing() as session:
+def at_work(services: Services, job_id: str) -> Lease:
+    put_at(services, job_id, Stage.TRAIN)
+    with services.database.writing() as session:
         claimed = claim_stage(session, job_id, Stage.TRAIN, "somebody", 30)
         assert claimed is not None
         return claimed[0]
 
 
-def test_the_validation_loss_is_in_the_job_and_its_events(house: House, job_id: str) -> None:
-    lease = at_work(house, job_id)
-    control = JobControl(house.database, lease, Beat(lease), 60)
+def test_the_validation_loss_is_in_the_job_and_its_events(services: Services, job_id: str) -> None:
+    lease = at_work(services, job_id)
+    control = JobControl(services.database, lease, HeldLease(lease), 60)
     control.report(Progress(1, 500, 0.5, 10.0))
-    assert service.look(house, job_id)["validation_loss"] is None
-    assert "validation_loss" not in events(house, job_id, "progress")[-1]
+    assert service.look(services, job_id)["validation_loss"] is None
+    assert "validation_loss" not in events(services, job_id, "progress")[-1]
     control.report(Progress(50, 500, 0.4, 9.0, 0.02, 0.25))
-    assert service.look(house, job_id)["validation_loss"] == 0.25
-    assert events(house, job_id, "progress")[-1]["validation_loss"] == 0.25
+    assert service.look(services, job_id)["validation_loss"] == 0.25
+    assert events(services, job_id, "progress")[-1]["validation_loss"] == 0.25
 
 
-def test_previews_are_told_and_found_where_the_page_looks(house: House, job_id: str) -> None:
-    lease = at_work(house, job_id)
-    previews = StoredPreviews(house.store, house.database, lease)
+def test_previews_are_told_and_found_where_the_page_looks(services: Services, job_id: str) -> None:
+    lease = at_work(services, job_id)
+    previews = StoredPreviews(services.store, services.database, lease)
     for step, prompt in ((50, 0), (50, 1), (100, 0), (50, 0)):
         previews.save(step, prompt, b"%d %d" % (step, prompt))
-    assert [(told["step"], told["prompt"]) for told in events(house, job_id, "preview")] == [
+    assert [(told["step"], told["prompt"]) for told in events(services, job_id, "preview")] == [
         (50, 0), (50, 1), (100, 0), (50, 0)
     ]  # fmt: skip
     prefix = keys.previews(job_id)
-    names = [key.removeprefix(prefix).replace("/", "-") for key in house.store.list(prefix)]
+    names = [key.removeprefix(prefix).replace("/", "-") for key in services.store.list(prefix)]
     assert len(names) == 3, "the same picture again replaces it"
     assert all(_PREVIEW.fullmatch(name) for name in names)
     rows = _samples([Preview(name=name, url="") for name in names])
     assert {prompt: [step for step, _ in pictures] for prompt, pictures in rows.items()} == {"0": [50, 100], "1": [50]}
-    assert house.store.get(events(house, job_id, "preview")[2]["key"]) == b"100 0"
+    assert services.store.get(events(services, job_id, "preview")[2]["key"]) == b"100 0"
 
 
-def test_one_that_ended_early_costs_the_steps_that_were_done(house: House, job_id: str) -> None:
+def test_one_that_ended_early_costs_the_steps_that_were_done(services: Services, job_id: str) -> None:
     """500 steps were held for: 50 credits. It ended after 120."""
-    lease = at_work(house, job_id)
-    with house.database.writing() as session:
-        moves.advance(session, lease, house.settings, step=120, total_steps=120, validation_loss=0.2)
-    put_at(house, job_id, Stage.SETTLE)
-    with house.database.writing() as session:
-        assert moves.settle(session, job_id, house.settings)
-    view = service.look(house, job_id)
+    lease = at_work(services, job_id)
+    with services.database.writing() as session:
+        transitions.advance(session, lease, services.settings, step=120, total_steps=120, validation_loss=0.2)
+    put_at(services, job_id, Stage.SETTLE)
+    with services.database.writing() as session:
+        assert transitions.settle(session, job_id, services.settings)
+    view = service.look(services, job_id)
     assert (view["status"], view["step"], view["total_steps"], view["validation_loss"]) == ("ready", 120, 120, 0.2)
     assert view["credits"] == {"held": 0, "charged": 12, "refunded": 38}
-    assert books(house)["spent"] == 12
+    assert books(services)["spent"] == 12
 
 
-def test_a_checkpoint_that_is_dropped_is_gone_and_again_is_fine(house: House, job_id: str) -> None:
-    kept = StoredCheckpoints(house.store, house.database, at_work(house, job_id))
+def test_a_checkpoint_that_is_dropped_is_gone_and_again_is_fine(services: Services, job_id: str) -> None:
+    kept = StoredCheckpoints(services.store, services.database, at_work(services, job_id))
     for step in (5, 10):
         kept.save(step, json.dumps(step).encode())
     kept.drop(5)

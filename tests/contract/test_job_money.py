@@ -15,8 +15,8 @@ import credits.tables
 from core.clock import utcnow
 from core.errors import IllegalMove, NotFound, OutOfMemory
 from credits import ledger
-from jobs import accounts, books, moves, service, sweeps
-from jobs.wiring import House
+from jobs import accounts, invariants, service, sweeps, transitions
+from jobs.services import Services
 from notifications.tables import MESSAGE
 from storage.tables import ACTIVE, Job, Stage
 from tests.contract import jobs
@@ -27,13 +27,13 @@ RACERS = 8
 RESOLVED = ("settle", "release", "expire")
 
 
-def kinds(house: House, owner_id: str = "ada") -> list[str]:
-    return [entry["kind"] for entry in accounts.statement(house, owner_id)]
+def kinds(services: Services, owner_id: str = "ada") -> list[str]:
+    return [entry["kind"] for entry in accounts.statement(services, owner_id)]
 
 
-def notice(house: House, job_id: str) -> dict[str, Any]:
+def notice(services: Services, job_id: str) -> dict[str, Any]:
     """What the last notice of the job tells."""
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         query = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == "notice")
         told: dict[str, Any] = json.loads(session.execute(query.order_by(MESSAGE.c.sequence.desc())).scalars().first())
         return told
@@ -54,54 +54,56 @@ def notice(house: House, job_id: str) -> dict[str, Any]:
     ],
 )
 def test_the_steps_done_are_charged_rounded_down(
-    house: House, job_id: str, stage: Stage, step: int, charged: int
+    services: Services, job_id: str, stage: Stage, step: int, charged: int
 ) -> None:
-    put_at(house, job_id, stage, step=step)
-    view = service.cancel(house, job_id)
+    put_at(services, job_id, stage, step=step)
+    view = service.cancel(services, job_id)
     assert view["status"] == "cancelled"
     assert view["credits"] == {"held": 0, "charged": charged, "refunded": 50 - charged}
-    assert notice(house, job_id)["job"]["credits"] == view["credits"]
-    assert jobs.books(house) == {"held": 0, "spent": charged, "available": GRANTED - charged}
-    assert kinds(house) == ["settle" if charged else "release", "hold", "grant"]
+    assert notice(services, job_id)["job"]["credits"] == view["credits"]
+    assert jobs.balances(services) == {"held": 0, "spent": charged, "available": GRANTED - charged}
+    assert kinds(services) == ["settle" if charged else "release", "hold", "grant"]
 
 
-def test_a_failed_job_is_charged_nothing_however_far_it_came(house: House, job_id: str) -> None:
-    put_at(house, job_id, Stage.UPLOAD, step=500)
-    with house.database.writing() as session:
-        assert moves.fail(session, job_id, OutOfMemory("x"))
-    assert service.look(house, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
-    assert jobs.books(house)["spent"] == 0
+def test_a_failed_job_is_charged_nothing_however_far_it_came(services: Services, job_id: str) -> None:
+    put_at(services, job_id, Stage.UPLOAD, step=500)
+    with services.database.writing() as session:
+        assert transitions.fail(session, job_id, OutOfMemory("x"))
+    assert service.look(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert jobs.balances(services)["spent"] == 0
 
 
-def test_a_late_cancel_costs_no_more_than_was_held(house: House, job_id: str) -> None:
+def test_a_late_cancel_costs_no_more_than_was_held(services: Services, job_id: str) -> None:
     """Though prices rose meanwhile."""
-    put_at(house, job_id, Stage.TRAIN, step=400)
-    dearer = house.settings.model_copy(update={"prices": {"sd15": 10_000}})
-    with house.database.writing() as session:
-        assert moves.cancel(session, job_id, dearer)
-    assert jobs.books(house) == {"held": 0, "spent": 50, "available": GRANTED - 50}
+    put_at(services, job_id, Stage.TRAIN, step=400)
+    dearer = services.settings.model_copy(update={"prices": {"sd15": 10_000}})
+    with services.database.writing() as session:
+        assert transitions.cancel(session, job_id, dearer)
+    assert jobs.balances(services) == {"held": 0, "spent": 50, "available": GRANTED - 50}
 
 
-def test_a_cancel_after_the_hold_was_over_costs_nothing(house: House, job_id: str) -> None:
-    put_at(house, job_id, Stage.TRAIN, step=400)
-    expire(house, job_id)
-    assert service.cancel(house, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
-    assert kinds(house) == ["expire", "hold", "grant"]
-    assert jobs.books(house)["spent"] == 0
-    assert sweeps.leaks(house) == []  # nothing was delivered
+def test_a_cancel_after_the_hold_was_over_costs_nothing(services: Services, job_id: str) -> None:
+    put_at(services, job_id, Stage.TRAIN, step=400)
+    expire(services, job_id)
+    assert service.cancel(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert kinds(services) == ["expire", "hold", "grant"]
+    assert jobs.balances(services)["spent"] == 0
+    assert sweeps.leaks(services) == []  # nothing was delivered
 
 
-def test_eight_cancels_and_a_worker_that_still_reports_charge_once(house: House, job_id: str, address: str) -> None:
-    put_at(house, job_id, Stage.TRAIN, step=100)
-    works: list[Work] = [partial(moves.cancel, job_id=job_id, settings=house.settings)] * RACERS
+def test_eight_cancels_and_a_worker_that_still_reports_charge_once(
+    services: Services, job_id: str, address: str
+) -> None:
+    put_at(services, job_id, Stage.TRAIN, step=100)
+    works: list[Work] = [partial(transitions.cancel, job_id=job_id, settings=services.settings)] * RACERS
     works.append(partial(_report, job_id=job_id))
     *cancelled, _ = at_once(address, works)
     assert Counter(cancelled) == {True: 1, False: RACERS - 1}
-    found = row(house, job_id)
+    found = row(services, job_id)
     assert found.charged == found.step // 10 in (10, 20)  # what was recorded is what was charged
-    assert jobs.books(house)["spent"] == found.charged
-    assert len([kind for kind in kinds(house) if kind in RESOLVED]) == 1
-    assert messages(house, job_id) == ["(launch)", "training.cancelled", "cleanup"]
+    assert jobs.balances(services)["spent"] == found.charged
+    assert len([kind for kind in kinds(services) if kind in RESOLVED]) == 1
+    assert messages(services, job_id) == ["(launch)", "training.cancelled", "cleanup"]
 
 
 def _report(session: Session, job_id: str) -> bool:
@@ -110,80 +112,82 @@ def _report(session: Session, job_id: str) -> bool:
     return bool(session.connection().execute(active).rowcount)
 
 
-def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(house: House, address: str) -> None:
+def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(services: Services, address: str) -> None:
     """SIGKILL before and after every statement: status, money and notice are of one transaction."""
-    house.database.engine.dispose()
+    services.database.engine.dispose()
     statements = [f"{side} {number}" for number in range(1, 60) for side in ("before", "after")]
     spent = 0
     for count, point in enumerate(["before commit", "after commit", *statements]):
-        job_id = service.submit(house, request(house, seed=count))["job_id"]
-        put_at(house, job_id, Stage.TRAIN, step=20)
-        killed = killed_at(address, point, partial(moves.cancel, job_id=job_id, settings=house.settings))
+        job_id = service.submit(services, request(services, seed=count))["job_id"]
+        put_at(services, job_id, Stage.TRAIN, step=20)
+        killed = killed_at(address, point, partial(transitions.cancel, job_id=job_id, settings=services.settings))
         happened = point == "after commit" or not killed
-        view = service.look(house, job_id)
+        view = service.look(services, job_id)
         assert view["status"] == ("cancelled" if happened else "training"), point
-        assert ("training.cancelled" in messages(house, job_id)) == happened, point
-        service.cancel(house, job_id)
+        assert ("training.cancelled" in messages(services, job_id)) == happened, point
+        service.cancel(services, job_id)
         spent += 2
-        assert jobs.books(house) == {"held": 0, "spent": spent, "available": GRANTED - spent}, point
+        assert jobs.balances(services) == {"held": 0, "spent": spent, "available": GRANTED - spent}, point
         if not killed:
             assert count >= 2 + 2 * 10, "fewer statements than a cancel has"
             return
     raise AssertionError("there were not enough points")
 
 
-def test_the_quote_says_what_a_cancel_would_cost(house: House) -> None:
-    quote = service.quote(house, request(house, max_steps=1001))
+def test_the_quote_says_what_a_cancel_would_cost(services: Services) -> None:
+    quote = service.quote(services, request(services, max_steps=1001))
     assert (quote.credits, quote.credits_per_step, quote.cancelled_half_way) == (101, 0.1, 50)
-    small = service.quote(house, request(house, max_steps=3))
+    small = service.quote(services, request(services, max_steps=3))
     assert (small.credits, small.cancelled_half_way) == (1, 0)
 
 
-def test_a_refund_gives_back_what_was_charged_and_no_more(house: House, job_id: str) -> None:
-    put_at(house, job_id, Stage.SETTLE)
-    with house.database.writing() as session:
-        moves.settle(session, job_id, house.settings)
+def test_a_refund_gives_back_what_was_charged_and_no_more(services: Services, job_id: str) -> None:
+    put_at(services, job_id, Stage.SETTLE)
+    with services.database.writing() as session:
+        transitions.settle(session, job_id, services.settings)
     for _ in range(2):
-        owner_id, found = accounts.refund(house, job_id, 20, "complaint 7")
+        owner_id, found = accounts.refund(services, job_id, 20, "complaint 7")
         assert (owner_id, found.spent) == ("ada", 30)
-    assert service.look(house, job_id)["credits"] == {"held": 0, "charged": 30, "refunded": 20}
+    assert service.look(services, job_id)["credits"] == {"held": 0, "charged": 30, "refunded": 20}
     with pytest.raises(IllegalMove):
-        accounts.refund(house, job_id, 31)
+        accounts.refund(services, job_id, 31)
     with pytest.raises(NotFound):
-        accounts.refund(house, "job_nowhere", 1)
-    assert jobs.books(house) == {"held": 0, "spent": 30, "available": GRANTED - 30}
+        accounts.refund(services, "job_nowhere", 1)
+    assert jobs.balances(services) == {"held": 0, "spent": 30, "available": GRANTED - 30}
 
 
 # ---- leaks ----------------------------------------------------------------------------------------------------
 
 
-def expire(house: House, job_id: str) -> None:
-    with house.database.writing() as session:
+def expire(services: Services, job_id: str) -> None:
+    with services.database.writing() as session:
         hold = ledger.hold_of(session, job_id)
         assert hold is not None
         ledger.expire(session, hold.id)
 
 
-def test_a_leak_is_counted_and_alerts_for_a_day(house: House, job_id: str, caplog: pytest.LogCaptureFixture) -> None:
-    put_at(house, job_id, Stage.SETTLE)
-    expire(house, job_id)
-    with house.database.writing() as session:
-        assert moves.settle(session, job_id, house.settings)
-    assert [(leak.job_id, leak.owner_id, leak.credits) for leak in sweeps.leaks(house)] == [(job_id, "ada", 50)]
-    assert sweeps.check_books(house) == []  # the books are in order all the same
+def test_a_leak_is_counted_and_alerts_for_a_day(
+    services: Services, job_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_at(services, job_id, Stage.SETTLE)
+    expire(services, job_id)
+    with services.database.writing() as session:
+        assert transitions.settle(session, job_id, services.settings)
+    assert [(leak.job_id, leak.owner_id, leak.credits) for leak in sweeps.leaks(services)] == [(job_id, "ada", 50)]
+    assert sweeps.check_books(services) == []  # the books are in order all the same
 
     def alerts() -> list[str]:
         caplog.clear()
-        sweeps.check_books(house)
+        sweeps.check_books(services)
         return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
     (alert,) = alerts()
     assert alert.startswith("leak: 1 training(s)")
     assert job_id in alert
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.execute(sa.update(Job).values(finished_at=utcnow() - timedelta(hours=25)))
     assert alerts() == []
-    assert len(sweeps.leaks(house)) == 1
+    assert len(sweeps.leaks(services)) == 1
 
 
 # ---- the books of the jobs ------------------------------------------------------------------------------------
@@ -237,46 +241,46 @@ DAMAGE = {
 
 
 @pytest.fixture
-def ended(house: House) -> dict[str, str]:
+def ended(services: Services) -> dict[str, str]:
     """One job of each end, and an active one: their ids, in good books."""
-    found = {name: service.submit(house, request(house, seed=n))["job_id"] for n, name in enumerate(ENDS)}
-    put_at(house, found["ready"], Stage.SETTLE)
+    found = {name: service.submit(services, request(services, seed=n))["job_id"] for n, name in enumerate(ENDS)}
+    put_at(services, found["ready"], Stage.SETTLE)
     for name in ("failed", "cancelled", "active"):
-        put_at(house, found[name], Stage.TRAIN, step=100)
-    with house.database.writing() as session:
-        moves.settle(session, found["ready"], house.settings)
-        moves.fail(session, found["failed"], OutOfMemory("x"))
-        moves.cancel(session, found["cancelled"], house.settings)
-    assert sweeps.check_books(house) == []
+        put_at(services, found[name], Stage.TRAIN, step=100)
+    with services.database.writing() as session:
+        transitions.settle(session, found["ready"], services.settings)
+        transitions.fail(session, found["failed"], OutOfMemory("x"))
+        transitions.cancel(session, found["cancelled"], services.settings)
+    assert sweeps.check_books(services) == []
     return found
 
 
 ENDS = ("ready", "failed", "cancelled", "active")
 
 
-def test_every_invariant_that_is_broken_is_named(house: House, ended: dict[str, str]) -> None:
+def test_every_invariant_that_is_broken_is_named(services: Services, ended: dict[str, str]) -> None:
     tried = set()
-    with house.database.engine.connect() as connection:
+    with services.database.engine.connect() as connection:
         without_rules(connection)
         for damage, names in DAMAGE.items():
             assert connection.exec_driver_sql(damage.format(**ended)).rowcount > 0, damage
             with Session(connection) as session:
-                findings = books.check(session)
+                findings = invariants.check(session)
             connection.rollback()
             for name in names:
                 assert any(finding.what.startswith(name) for finding in findings), (damage, name, findings)
             tried |= {finding.what for finding in findings}
         with Session(connection) as session:
-            assert books.check(session) == []
-    assert tried == set(books.CHECKS), "a check that no damage above breaks"
+            assert invariants.check(session) == []
+    assert tried == set(invariants.CHECKS), "a check that no damage above breaks"
 
 
 def test_what_is_off_with_a_job_is_an_error_of_the_audit(
-    house: House, ended: dict[str, str], caplog: pytest.LogCaptureFixture
+    services: Services, ended: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.execute(sa.update(Job).where(col(Job.id) == ended["ready"]).values(charged=7))
-    (finding,) = sweeps.check_books(house)
+    (finding,) = sweeps.check_books(services)
     assert (finding.where, finding.expected, finding.found) == (ended["ready"], "ready, charged 50", "ready, charged 7")
     assert f"ledger: a job was charged what its hold settled: {ended['ready']}" in caplog.text
 

@@ -91,7 +91,7 @@ def test_every_process_says_so_and_ends(tmp_path: Path) -> None:
     database.close()
     environment = {**os.environ, "IMPRINT_HOME": str(tmp_path), "IMPRINT_WEB_PORT": "0", "IMPRINT_FLOWER_PORT": "0"}
     celery = ["celery", "-A", "tasks.app"]
-    for module in (["web"], ["tasks.stack"], [*celery, "worker", "-Q", "io"], [*celery, "imprint", "migrate"]):
+    for module in (["web"], ["cli.stack"], [*celery, "worker", "-Q", "io"], [*celery, "imprint", "migrate"]):
         done = subprocess.run(
             [sys.executable, "-m", *module], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=60, check=False,

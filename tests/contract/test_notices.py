@@ -12,8 +12,9 @@ from pydantic import SecretStr
 from core.clock import utcnow
 from core.errors import BackendFailed, ImageInvalid, SpecInvalid
 from core.settings import Settings
-from jobs import accounts, moves, notices, service
-from jobs.wiring import House
+from jobs import accounts, service, transitions
+from jobs.notices import notices
+from jobs.services import Services
 from notifications import channels, mail, outbox
 from notifications.tables import MESSAGE
 from tasks import callbacks
@@ -24,93 +25,93 @@ from tests.servers.mail import channel, mail_server
 LATER = timedelta(days=2)
 
 
-def waiting(house: House, kind: str) -> list[Any]:
-    with house.database.reading() as session:
+def waiting(services: Services, kind: str) -> list[Any]:
+    with services.database.reading() as session:
         query = sa.select(MESSAGE).where(
             MESSAGE.c.kind == kind, MESSAGE.c.sent_at.is_(None), MESSAGE.c.dead_at.is_(None)
         )
         return list(session.execute(query.order_by(MESSAGE.c.created_at, MESSAGE.c.id)))
 
 
-def deliver(house: House) -> None:
+def deliver(services: Services) -> None:
     """What the relay and the workers do with mails and alerts, whenever they are due."""
     for _ in range(20):
-        with house.database.writing() as session:
+        with services.database.writing() as session:
             claimed = outbox.claim(session, utcnow() + LATER, ("mail", "alert"), lease=-LATER)
         if not claimed:
             return
         for message in claimed:
-            (notices.deliver_mail if message.kind == "mail" else notices.deliver_alerts)(house, message.id)
+            (notices.deliver_mail if message.kind == "mail" else notices.deliver_alerts)(services, message.id)
 
 
-def test_preferences_are_checked_kept_and_taken_away(house: House) -> None:
-    assert notices.get(house, "ada")["email"] is None
-    kept = notices.put(house, "ada", {"email": "ada@example.org", "low_credits": 5})
-    assert kept == notices.get(house, "ada")
+def test_preferences_are_checked_kept_and_taken_away(services: Services) -> None:
+    assert notices.get(services, "ada")["email"] is None
+    kept = notices.put(services, "ada", {"email": "ada@example.org", "low_credits": 5})
+    assert kept == notices.get(services, "ada")
     assert "training.processing" not in kept["events"]
-    assert notices.put(house, "ada", {"events": ["training.failed"]})["low_credits"] == 5
+    assert notices.put(services, "ada", {"events": ["training.failed"]})["low_credits"] == 5
     for bad in ("x", "a@b\nBcc: c@d", "a@b, c@d", "<a@b>", "Ada <a@b.example>", "a" * 65 + "@b.example"):
         with pytest.raises(SpecInvalid) as error:
-            notices.put(house, "ada", {"email": bad, "events": ["nonsense"], "low_credits": -2})
+            notices.put(services, "ada", {"email": bad, "events": ["nonsense"], "low_credits": -2})
         assert set(error.value.faults) == {"email", "events", "low_credits"}
     with pytest.raises(SpecInvalid):
-        notices.put(house, "ada", {"colour": "red"})
-    assert notices.put(house, "ada", {"email": None, "events": None})["email"] is None
+        notices.put(services, "ada", {"colour": "red"})
+    assert notices.put(services, "ada", {"email": None, "events": None})["email"] is None
 
 
-def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(house: House) -> None:
-    notices.put(house, "ada", {"email": "ada@example.org", "events": ["training.processing", "training.failed"]})
-    job_id = service.submit(house, request(house))["job_id"]
-    with house.database.writing() as session:
-        moves.begin(session, job_id)
-    assert [one.topic for one in waiting(house, "mail")] == ["training.processing"]
-    with house.database.writing() as session:
-        moves.fail(session, job_id, ImageInvalid("the pictures cannot be read"))
-    assert [one.topic for one in waiting(house, "mail")] == ["training.failed"]
-    assert waiting(house, "alert") == []  # the request's fault, not ours
-    notices.put(house, "ada", {"events": ["training.completed"]})
-    deliver(house)  # what is no longer wanted is not sent, and nobody is asked to look at it
-    assert waiting(house, "mail") == []
-    with house.database.reading() as session:
+def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(services: Services) -> None:
+    notices.put(services, "ada", {"email": "ada@example.org", "events": ["training.processing", "training.failed"]})
+    job_id = service.submit(services, request(services))["job_id"]
+    with services.database.writing() as session:
+        transitions.begin(session, job_id)
+    assert [one.topic for one in waiting(services, "mail")] == ["training.processing"]
+    with services.database.writing() as session:
+        transitions.fail(session, job_id, ImageInvalid("the pictures cannot be read"))
+    assert [one.topic for one in waiting(services, "mail")] == ["training.failed"]
+    assert waiting(services, "alert") == []  # the request's fault, not ours
+    notices.put(services, "ada", {"events": ["training.completed"]})
+    deliver(services)  # what is no longer wanted is not sent, and nobody is asked to look at it
+    assert waiting(services, "mail") == []
+    with services.database.reading() as session:
         assert outbox.dead_letters(session) == []
-    assert messages(house, job_id).count("(training.failed)") == 1
-    assert events(house, job_id, "leak") == []
+    assert messages(services, job_id).count("(training.failed)") == 1
+    assert events(services, job_id, "leak") == []
 
 
-def test_low_credits_are_told_once_until_there_were_enough(house: House) -> None:
-    notices.put(house, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
-    first = service.submit(house, request(house))["job_id"]
-    held = 1000 - accounts.balance(house, "ada").available
+def test_low_credits_are_told_once_until_there_were_enough(services: Services) -> None:
+    notices.put(services, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
+    first = service.submit(services, request(services))["job_id"]
+    held = 1000 - accounts.balance(services, "ada").available
     assert held >= 50
-    service.submit(house, request(house, seed=2))
-    assert [one.topic for one in waiting(house, "mail")] == ["credits.low"]
-    accounts.grant(house, "ada", 2000)
-    service.cancel(house, first)
-    service.submit(house, request(house, seed=3))
-    assert len(waiting(house, "mail")) == 1  # there are enough again
-    notices.put(house, "ada", {"low_credits": 10_000})
-    assert len(waiting(house, "mail")) == 2
+    service.submit(services, request(services, seed=2))
+    assert [one.topic for one in waiting(services, "mail")] == ["credits.low"]
+    accounts.grant(services, "ada", 2000)
+    service.cancel(services, first)
+    service.submit(services, request(services, seed=3))
+    assert len(waiting(services, "mail")) == 1  # there are enough again
+    notices.put(services, "ada", {"low_credits": 10_000})
+    assert len(waiting(services, "mail")) == 2
 
 
-def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings, house: House) -> None:
-    notices.put(house, "ada", {"email": "ada@example.org"})
-    accounts_before = accounts.balance(house, "ada")
-    service.cancel(house, service.submit(house, request(house))["job_id"])
-    [message] = waiting(house, "mail")
-    notices.deliver_mail(house, message.id)
-    [again] = waiting(house, "mail")
+def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings, services: Services) -> None:
+    notices.put(services, "ada", {"email": "ada@example.org"})
+    accounts_before = accounts.balance(services, "ada")
+    service.cancel(services, service.submit(services, request(services))["job_id"])
+    [message] = waiting(services, "mail")
+    notices.deliver_mail(services, message.id)
+    [again] = waiting(services, "mail")
     assert (again.attempts, again.last_error) == (1, "no mail server is set: IMPRINT_SMTP_URL")
-    assert accounts.balance(house, "ada") == accounts_before
+    assert accounts.balance(services, "ada") == accounts_before
     with mail_server() as box:
-        up = House(
+        up = Services(
             settings.model_copy(update={"smtp_url": SecretStr(box.url), "public_url": "https://imprint.example/"})
         )
         box.refusal = "451 later"
         notices.deliver_mail(up, message.id)
-        assert waiting(house, "mail")[0].last_error == "the mail server refused the mail for now (451)"
+        assert waiting(services, "mail")[0].last_error == "the mail server refused the mail for now (451)"
         box.refusal = ""
         notices.deliver_mail(up, message.id)
-        assert waiting(house, "mail") == []
+        assert waiting(services, "mail") == []
         assert box.recipients == [["ada@example.org"]]
         assert message.job_id in str(box.got[0].get_body(("plain",)))
         up.database.close()
@@ -139,36 +140,36 @@ def test_a_storm_of_alerts_is_one_message_to_each_channel(settings: Settings, tm
     with channel() as good, channel() as bad:
         bad.works = False
         addresses = [SecretStr(good.url), SecretStr(bad.url)]
-        house = House(settings.model_copy(update={"operator_channels": addresses}))
-        house.check()
-        accounts.grant(house, "ada", 1000, key="welcome")
+        services = Services(settings.model_copy(update={"operator_channels": addresses}))
+        services.check()
+        accounts.grant(services, "ada", 1000, key="welcome")
         for seed in range(3):
-            job_id = service.submit(house, request(house, seed=seed))["job_id"]
-            with house.database.writing() as session:
-                moves.fail(session, job_id, BackendFailed("the machine is broken"))
-        with house.database.writing() as session:
+            job_id = service.submit(services, request(services, seed=seed))["job_id"]
+            with services.database.writing() as session:
+                transitions.fail(session, job_id, BackendFailed("the machine is broken"))
+        with services.database.writing() as session:
             for _ in range(50):
                 channels.alert(session, "audit", "audit: something is off")
-        notices.deliver_alerts(house, waiting(house, "alert")[0].id)
-        for address in {one.destination: one.id for one in waiting(house, "alert")}.values():
-            notices.deliver_alerts(house, address)
+        notices.deliver_alerts(services, waiting(services, "alert")[0].id)
+        for address in {one.destination: one.id for one in waiting(services, "alert")}.values():
+            notices.deliver_alerts(services, address)
         [told] = good.got
         assert told["title"] == "Imprint: 53 alerts"
         assert "audit: something is off (50 times)" in told["message"]
         assert told["message"].count("failed: backend_failed") == 3
         # The one that does not work has its attempts, the other is not told twice, and nothing names its address.
-        left = waiting(house, "alert")
+        left = waiting(services, "alert")
         assert {one.destination for one in left} == {channels.destination(bad.url)}
         assert "a-secret" not in str(left)
         bad.works = True
-        notices.alert(house, "audit", "audit: and again")
+        notices.alert(services, "audit", "audit: and again")
         notices.deliver_alerts(
-            house, next(one.id for one in waiting(house, "alert") if one.destination == channels.OPERATORS)
+            services, next(one.id for one in waiting(services, "alert") if one.destination == channels.OPERATORS)
         )
-        deliver(house)
-        assert waiting(house, "alert") == []
+        deliver(services)
+        assert waiting(services, "alert") == []
         assert [len(good.got), len(bad.got)] == [2, 1]
-        house.database.close()
+        services.database.close()
 
 
 def test_settings_that_cannot_work_are_said_at_the_start(settings: Settings) -> None:
@@ -177,7 +178,7 @@ def test_settings_that_cannot_work_are_said_at_the_start(settings: Settings) -> 
         ({"operator_channels": [SecretStr("nonsense")]}, "IMPRINT_OPERATOR_CHANNELS"),
     ):
         with pytest.raises(ValueError, match=named):
-            House(settings.model_copy(update=update)).check()
+            Services(settings.model_copy(update=update)).check()
 
 
 def test_a_notice_of_no_job_is_taken_by_its_task() -> None:
@@ -187,12 +188,12 @@ def test_a_notice_of_no_job_is_taken_by_its_task() -> None:
     assert set(_faults(signature, ("x", None), {})) == {"job_id", "message_id"}
 
 
-def test_a_mail_server_that_is_down_is_asked_once_a_minute(house: House) -> None:
-    notices.put(house, "ada", {"email": "ada@example.org"})
+def test_a_mail_server_that_is_down_is_asked_once_a_minute(services: Services) -> None:
+    notices.put(services, "ada", {"email": "ada@example.org"})
     for seed in (1, 2, 3):
-        service.cancel(house, service.submit(house, request(house, seed=seed))["job_id"])
-    notices.deliver_mail(house, waiting(house, "mail")[0].id)
-    service.cancel(house, service.submit(house, request(house, seed=4))["job_id"])
-    with house.database.reading() as session:
+        service.cancel(services, service.submit(services, request(services, seed=seed))["job_id"])
+    notices.deliver_mail(services, waiting(services, "mail")[0].id)
+    service.cancel(services, service.submit(services, request(services, seed=4))["job_id"])
+    with services.database.reading() as session:
         assert outbox.due(session, utcnow() + timedelta(seconds=3), ["mail"]) == []
         assert len(outbox.due(session, utcnow() + timedelta(seconds=70), ["mail"])) == 1

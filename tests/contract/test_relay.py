@@ -7,8 +7,8 @@ import pytest
 from core.clock import utcnow
 from core.settings import Settings
 from jobs import accounts, service
-from jobs.shell import DoneBefore, NotMine, claim
-from jobs.wiring import House
+from jobs.services import Services
+from jobs.stages.stage_runner import DoneBefore, NotMine, claim
 from notifications import outbox
 from storage.tables import Stage
 from tasks.relay import relay
@@ -17,39 +17,39 @@ from tests.contract.jobs import GRANTED, put_at, request
 from tests.servers.postgres import postgres_node
 
 
-def test_what_no_broker_took_is_due_again_at_once(house: House) -> None:
+def test_what_no_broker_took_is_due_again_at_once(services: Services) -> None:
     """Not only when the relay's claim has run out: a broker that is back for ten seconds is enough."""
-    jobs = [service.submit(house, request(house, seed=seed))["job_id"] for seed in (1, 2)]
-    assert relay(house) == 0  # tests have no broker
-    with house.database.reading() as session:
+    jobs = [service.submit(services, request(services, seed=seed))["job_id"] for seed in (1, 2)]
+    assert relay(services) == 0  # tests have no broker
+    with services.database.reading() as session:
         assert [message.job_id for message in outbox.due(session, utcnow(), ["launch"])] == jobs
 
 
 def test_a_database_that_is_away_fails_nobody_who_relays(tmp_path: Path) -> None:
     """Else a step that is done would count as failed, and what follows it in the chain would not be sent."""
     with postgres_node() as server:
-        house = House(Settings(_env_file=None, home=tmp_path, database_url=server.address))
-        accounts.grant(house, "ada", GRANTED)
-        service.submit(house, request(house))
+        services = Services(Settings(_env_file=None, home=tmp_path, database_url=server.address))
+        accounts.grant(services, "ada", GRANTED)
+        service.submit(services, request(services))
         server.kill()
-        assert relay(house) == 0
-        house.database.close()
+        assert relay(services) == 0
+        services.database.close()
 
 
-def test_a_message_whose_stage_is_done_lets_its_chain_go_on(house: House, job_id: str) -> None:
+def test_a_message_whose_stage_is_done_lets_its_chain_go_on(services: Services, job_id: str) -> None:
     """A worker died between its commit and the next message: when its own message comes again, that one is sent."""
-    put_at(house, job_id, Stage.UPLOAD)
-    run(None, lambda: claim(house, job_id, Stage.TRAIN))
-    assert refusal(house, job_id, Stage.DATASET) is DoneBefore
-    claim(house, job_id, Stage.UPLOAD)
-    assert refusal(house, job_id, Stage.UPLOAD) is NotMine, "somebody is at it"
-    put_at(house, job_id, Stage.TRAIN)
-    assert refusal(house, job_id, Stage.UPLOAD) is NotMine, "it is not its turn yet"
-    service.cancel(house, job_id)
-    assert refusal(house, job_id, Stage.DATASET) is NotMine, "the job is final"
+    put_at(services, job_id, Stage.UPLOAD)
+    run(None, lambda: claim(services, job_id, Stage.TRAIN))
+    assert refusal(services, job_id, Stage.DATASET) is DoneBefore
+    claim(services, job_id, Stage.UPLOAD)
+    assert refusal(services, job_id, Stage.UPLOAD) is NotMine, "somebody is at it"
+    put_at(services, job_id, Stage.TRAIN)
+    assert refusal(services, job_id, Stage.UPLOAD) is NotMine, "it is not its turn yet"
+    service.cancel(services, job_id)
+    assert refusal(services, job_id, Stage.DATASET) is NotMine, "the job is final"
 
 
-def refusal(house: House, job_id: str, stage: Stage) -> type[Exception]:
+def refusal(services: Services, job_id: str, stage: Stage) -> type[Exception]:
     with pytest.raises(NotMine) as refused:
-        claim(house, job_id, stage)
+        claim(services, job_id, stage)
     return refused.type

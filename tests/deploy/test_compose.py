@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.stack import Stack
 from core.settings import Settings
-from tasks.stack import Stack
 from tests.servers.s3 import s3_server
 from tests.site import ROOT
 

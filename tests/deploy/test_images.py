@@ -41,8 +41,8 @@ for name in ("steps", "sweeps", "ingress", "worker", "consumer", "commands"):
     importlib.import_module(f"tasks.{{name}}")
 for name in ("web.app", "flower.command", "storage.objects.s3", "psycopg"):
     importlib.import_module(name)
-from jobs.wiring import house
-house().decoder.prepare(Path({picture!r}).read_bytes(), resolution=64)
+from jobs.services import services
+services().decoder.prepare(Path({picture!r}).read_bytes(), resolution=64)
 assert "torch" not in sys.modules
 """
 

@@ -15,15 +15,15 @@ from sqlmodel import col
 
 from core.settings import Settings
 from jobs import service
-from jobs.wiring import House
+from jobs.services import Services
 from storage.tables import Job, RemoteRun, Stage
-from tests.contract.jobs import house, put_at, request, settings
+from tests.contract.jobs import put_at, request, services, settings
 from tests.servers.databases import postgres
 from tests.servers.postgres import new_database
 from tests.servers.redis import redis_server
 from tests.site import ROOT
 
-__all__ = ["house", "postgres", "settings"]
+__all__ = ["postgres", "services", "settings"]
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 FAMILIES = ("sd15", "sdxl", "z-image")
@@ -140,27 +140,27 @@ def test_keda_scales_to_zero_and_down_without_haste(family: str) -> None:
         assert all(isinstance(value, str) for value in trigger["metadata"].values())
 
 
-def test_keda_counts_the_jobs_that_wait_or_train(house: House) -> None:
+def test_keda_counts_the_jobs_that_wait_or_train(services: Services) -> None:
     """The very query of the manifest, on a real PostgreSQL, with jobs of every kind."""
     queries = {
         family: of("ScaledObject", f"train-{family}")["spec"]["triggers"][0]["metadata"]["query"] for family in FAMILIES
     }
 
     def counted() -> dict[str, int]:
-        with house.database.reading() as session:
+        with services.database.reading() as session:
             return {family: session.execute(sa.text(query)).scalar_one() for family, query in queries.items()}
 
-    submitted = [service.submit(house, request(house, max_steps=10 + number))["job_id"] for number in range(4)]
-    other = service.submit(house, request(house, base_model="sdxl", max_steps=10))["job_id"]
+    submitted = [service.submit(services, request(services, max_steps=10 + number))["job_id"] for number in range(4)]
+    other = service.submit(services, request(services, base_model="sdxl", max_steps=10))["job_id"]
     assert counted() == {"sd15": 0, "sdxl": 0, "z-image": 0}, "jobs whose pictures are being prepared need no GPU"
     for each in (*submitted, other):
-        put_at(house, each, Stage.TRAIN)
+        put_at(services, each, Stage.TRAIN)
     assert counted() == {"sd15": 4, "sdxl": 1, "z-image": 0}
-    put_at(house, submitted[0], Stage.TRAIN, lease_holder="train@pod", lease_token=1, step=7)  # in mid-training
-    put_at(house, submitted[1], Stage.UPLOAD)
-    service.cancel(house, submitted[2])
+    put_at(services, submitted[0], Stage.TRAIN, lease_holder="train@pod", lease_token=1, step=7)  # in mid-training
+    put_at(services, submitted[1], Stage.UPLOAD)
+    service.cancel(services, submitted[2])
     assert counted() == {"sd15": 2, "sdxl": 1, "z-image": 0}
-    with house.database.writing() as session:  # and one that trains on a rented machine needs none of ours
+    with services.database.writing() as session:  # and one that trains on a rented machine needs none of ours
         session.add(RemoteRun(job_id=other, attempt=1, name="run_1", state="submitted"))
         session.execute(sa.update(Job).where(col(Job.id) == submitted[0]).values(status="ready"))
     assert counted() == {"sd15": 1, "sdxl": 0, "z-image": 0}

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import SecretStr
 
+from cli.stack import Stack
 from core.settings import Settings
-from tasks.stack import Stack
 from tests.docs.pages import blocks
 from tests.servers.systemd import Machine, machine, why_not
 from tests.site import ROOT, until
@@ -52,10 +52,10 @@ database = sqlite3.connect('file:/var/lib/imprint/imprint.db?mode=ro', uri=True)
 print(database.execute('SELECT step FROM training_job').fetchone()[0])"
 """
 
-# What the walls around the decoder's child are, seen from inside a unit (training/confinement.py).
+# What the walls around the decoder's child are, seen from inside a unit (training/data/confinement.py).
 WALLS = """
 import json, os
-from training.confinement import confine
+from training.data.confinement import confine
 reading, writing = os.pipe()
 if os.fork() == 0:
     os.write(writing, json.dumps(confine(1 << 30)).encode())

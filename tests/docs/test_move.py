@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from jobs import accounts, service, sweeps
-from jobs.wiring import House
+from jobs.services import Services
 from tests.docs.pages import ROOT, blocks
 from tests.servers.postgres import new_database, postgres_server
 from tests.site import Site, site
@@ -33,7 +33,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
         after = Site(tmp_path, base_model, before.environment["IMPRINT_BROKER_URL"], IMPRINT_DATABASE_URL=address)
         try:
             assert type_in(after, tmp_path, restore).count("the books are in order") == 1
-            assert not after.house.database.is_sqlite
+            assert not after.services.database.is_sqlite
             assert after.look(done["job_id"]) == done
             assert after.look(running) == kept
             refused = type_in(after, tmp_path, restore.splitlines()[0], fails=True)
@@ -43,10 +43,10 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
                 after.start(name)
             ended = after.wait(running)
             assert (ended["status"], ended["step"]) == ("ready", 400)
-            assert went_on_from(after.house, running) > 0
-            assert sweeps.check_books(after.house) == []
+            assert went_on_from(after.services, running) > 0
+            assert sweeps.check_books(after.services) == []
             charged = sum(after.look(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
-            assert accounts.balance(after.house, "owner").spent == charged
+            assert accounts.balance(after.services, "owner").spent == charged
         finally:
             after.end()
 
@@ -62,9 +62,9 @@ def type_in(there: Site, folder: Path, text: str, *, fails: bool = False) -> str
     return ran.stdout + ran.stderr
 
 
-def went_on_from(house: House, job_id: str) -> int:
+def went_on_from(services: Services, job_id: str) -> int:
     """The lowest step told after the hand-over: a training that began anew would tell of its first."""
-    events = service.events(house, job_id)
+    events = service.events(services, job_id)
     handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data)
     steps = [int(found[1]) for event in events[handed:] if (found := re.search(r'"step": (\d+)', event.data))]
     return min(steps) - 1

@@ -12,17 +12,17 @@ import click
 import pytest
 
 from celeryconfig import beat_schedule, task_queues
+from cli.main import imprint
+from cli.stack import Stack
 from core.advice import ADVICE
 from core.errors import FailureCode
 from core.settings import Settings
 from credits.price import RATES
-from jobs.requests import Envelope
+from jobs.requests.training_request import Envelope
 from jobs.view import view_of
 from notifications.signing import read_secrets, sign
 from notifications.webhooks import EVENTS
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
-from tasks.commands import imprint
-from tasks.stack import Stack
 from tests.docs.pages import (
     ALSO_LINKED,
     PAGES,
@@ -39,7 +39,7 @@ from tests.docs.pages import (
     table_rows,
 )
 from tools.site.nav import NAV
-from training.pictures import FAULTS
+from training.data.pictures import FAULTS
 from training.spec import GROUPS, RECIPES, TrainSpec
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"

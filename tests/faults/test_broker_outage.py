@@ -17,13 +17,13 @@ GONE_S = 60.0
 # Launches, loses the connection to the results while pictures of that job have theirs, and launches again.
 LAUNCHING = """
 import sys
-from jobs.wiring import house
+from jobs.services import services
 from tasks import pipeline
 from tasks.app import app
-pipeline.launch(house(), sys.argv[1])
+pipeline.launch(services(), sys.argv[1])
 print(len(app.backend.result_consumer.subscribed_to), flush=True)
 sys.stdin.readline()
-pipeline.launch(house(), sys.argv[2])
+pipeline.launch(services(), sys.argv[2])
 """
 
 
@@ -36,7 +36,7 @@ def test_redis_is_gone_for_a_minute_in_mid_training(base_model: Path, tmp_path: 
         # As many steps as this machine makes in a good minute, by how fast it makes the first ones.
         measured = running.send(max_steps=200)["job_id"]
         running.wait(measured)
-        with running.house.database.reading() as session:
+        with running.services.database.reading() as session:
             seconds_per_step = session.get_one(Job, measured).seconds_per_step
         assert seconds_per_step
         job_id = running.send(max_steps=int(GONE_S * 1.3 / seconds_per_step))["job_id"]
@@ -54,7 +54,7 @@ def test_redis_is_gone_for_a_minute_in_mid_training(base_model: Path, tmp_path: 
         assert view["status"] == "ready", view["failure"]
         assert train.alive
         assert "Connection to broker lost" in running.log("train").read_text()
-        kinds = [entry["kind"] for entry in accounts.statement(running.house, "owner")]
+        kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
         assert kinds == ["settle", "hold", "settle", "hold", "grant"]
 
 
@@ -73,7 +73,7 @@ def test_redis_loses_everything(base_model: Path, tmp_path: Path) -> None:
         running.start("beat")
         for job_id in jobs:
             assert running.wait(job_id)["status"] == "ready"
-        until(lambda: accounts.balance(running.house, "owner").held == 0, 60, "all settled")
+        until(lambda: accounts.balance(running.services, "owner").held == 0, 60, "all settled")
 
 
 def test_a_launch_keeps_no_subscription_that_breaks_the_next_one(base_model: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_launch_keeps_no_subscription_that_breaks_the_next_one(base_model: Pat
     with redis_server(tmp_path / "redis") as redis:
         made = Site(tmp_path, base_model, redis.url)
         try:
-            made.house.database.migrate()
+            made.services.database.migrate()
             made.grant("owner")
             jobs = [accepted(made, seed) for seed in (1, 2)]
             with subprocess.Popen(
@@ -106,4 +106,4 @@ def test_a_launch_keeps_no_subscription_that_breaks_the_next_one(base_model: Pat
 
 def accepted(site: Site, seed: int) -> str:
     request = {"owner_id": "owner", "subject_id": "mascot", "images": site.pictures("owner"), **RECIPE, "seed": seed}
-    return str(service.submit(site.house, request)["job_id"])
+    return str(service.submit(site.services, request)["job_id"])

@@ -14,7 +14,7 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
         alone = [running.wait(running.send(images=images, seed=seed, max_steps=300)["job_id"]) for seed in (1, 2)]
         jobs = [running.send(images=images, seed=seed, max_steps=300)["job_id"] for seed in (1, 2, 3, 4)]
         until(
-            lambda: all(any(running.house.store.list(f"checkpoints/{job}/")) for job in jobs),
+            lambda: all(any(running.services.store.list(f"checkpoints/{job}/")) for job in jobs),
             240,
             "all four are past their first checkpoint",
         )
@@ -26,9 +26,9 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
         assert [view["status"] for view in views] == ["ready"] * 4, [view["failure"] for view in views]
         assert running.log("train").read_text().count("goes on from step") >= 4
         assert [view["lora"]["sha256"] for view in views[:2]] == [view["lora"]["sha256"] for view in alone]
-        kinds = [entry["kind"] for entry in accounts.statement(running.house, "owner")]
+        kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
         assert kinds.count("settle") == 6
-        assert sweeps.check_books(running.house) == []
+        assert sweeps.check_books(running.services) == []
 
 
 def test_a_cohort_that_is_asked_to_stop_hands_all_over(base_model: Path, tmp_path: Path) -> None:
@@ -39,6 +39,6 @@ def test_a_cohort_that_is_asked_to_stop_hands_all_over(base_model: Path, tmp_pat
         for job in jobs:
             running.wait(job, lambda view: view["step"] > 5, timeout_s=240)
         assert running.stop("train", timeout_s=30) == 0
-        assert all(any(running.house.store.list(f"checkpoints/{job}/")) for job in jobs)
+        assert all(any(running.services.store.list(f"checkpoints/{job}/")) for job in jobs)
         running.start("train")
         assert [running.wait(job, timeout_s=240)["status"] for job in jobs] == ["ready"] * 4

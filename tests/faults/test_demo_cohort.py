@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from demo.pocket import MODEL
 from demo.run import PICTURES, RECIPE, SEED, TRIGGER
 from tests.site import Site, site, until
-from training.pocket import MODEL
 
 
 def test_no_file_shows_who_trained_beside_it(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import accounts, intake, service, sweeps
+from jobs import accounts, service, sweeps
+from jobs.stages import intake
 from jobs.view import View
 from tests.servers.pictures import PictureServer, picture_server
 from tests.site import Site, drawing, site, until
@@ -30,7 +31,7 @@ def ready(running: Site, job_id: str) -> View:
 
 def undisturbed(running: Site, job_id: str) -> None:
     """Nobody had to be helped: every message came, and the body of the chord ran by itself."""
-    assert [event for event in service.events(running.house, job_id) if event.kind == "retry"] == []
+    assert [event for event in service.events(running.services, job_id) if event.kind == "retry"] == []
 
 
 # ---- what happens, one after another on the same site ----------------------------------------------------------
@@ -43,7 +44,7 @@ def trains_and_fails_as_it_should(running: Site, _: PictureServer, __: list[str]
     for name in ("io", "train"):
         assert running.stop(name) == 0, running.log(name).read_text()[-3000:]
         running.start(name)
-    poison = [intake.store_picture(running.house, "owner", "m", b"poison %d" % number) for number in range(2)]
+    poison = [intake.store_picture(running.services, "owner", "m", b"poison %d" % number) for number in range(2)]
     failed = running.wait(running.send(images=[*running.pictures("owner", 4), *poison])["job_id"])
     assert (failed["status"], failed["failure"]["code"]) == ("failed", "too_few_images")
     assert [entry["state"] for entry in failed["failure"]["details"]["pictures"]] == ["good"] * 4 + ["bad"] * 2
@@ -126,14 +127,14 @@ def test_the_suite(base_model: Path, tmp_path: Path, broker: str, database: str,
             running.grant("owner")
             for step in SUITE:
                 step(running, server, urls)
-            until(lambda: accounts.balance(running.house, "owner").held == 0, 30, "no hold is left")
-            entries = [entry["kind"] for entry in accounts.statement(running.house, "owner")]
-            ended = [view["status"] for view in service.jobs(running.house, owner_id="owner")]
+            until(lambda: accounts.balance(running.services, "owner").held == 0, 30, "no hold is left")
+            entries = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
+            ended = [view["status"] for view in service.jobs(running.services, owner_id="owner")]
             assert sorted(ended) == ["cancelled", "failed", "ready", "ready", "ready", "ready"]
             assert entries.count("hold") == 6
-            charged = sum(view["credits"]["charged"] for view in service.jobs(running.house, owner_id="owner"))
-            assert accounts.balance(running.house, "owner").spent == charged
-            assert sweeps.check_books(running.house) == []
+            charged = sum(view["credits"]["charged"] for view in service.jobs(running.services, owner_id="owner"))
+            assert accounts.balance(running.services, "owner").spent == charged
+            assert sweeps.check_books(running.services) == []
             audit = json.loads(running.imprint("audit", "--json").stdout)
             assert (audit["ok"], audit["findings"]) == (True, [])
             assert (running.settings.home / "imprint.db").exists() == (database == "sqlite")

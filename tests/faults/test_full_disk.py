@@ -95,7 +95,7 @@ def failed_for_want_of_space(site: SiteOnDisk, job_id: str, stage: str) -> None:
     assert (view["status"], view["stage"]) == ("failed", stage), view
     assert view["failure"]["code"] == "upload_failed"
     assert "No space left on device" in view["failure"]["message"]
-    told = [json.loads(event.data) for event in service.events(site.house, job_id) if event.kind == "retry"]
+    told = [json.loads(event.data) for event in service.events(site.services, job_id) if event.kind == "retry"]
     attempts = {one["attempt"] for one in told}
     assert attempts == {1, 2}, "three attempts, the third one final"
     until(lambda: waiting_messages(site, job_id) == 0, 20, "cleaned up")
@@ -107,7 +107,7 @@ def failed_for_want_of_space(site: SiteOnDisk, job_id: str, stage: str) -> None:
 
 
 def waiting_messages(site: SiteOnDisk, job_id: str) -> int:
-    with site.house.database.reading() as session:
+    with site.services.database.reading() as session:
         waiting = sa.select(sa.func.count()).where(
             MESSAGE.c.job_id == job_id, MESSAGE.c.sent_at.is_(None), MESSAGE.c.dead_at.is_(None)
         )
@@ -126,7 +126,7 @@ def test_a_full_store_fails_jobs_for_nothing_and_a_retry_succeeds_once_there_is_
     site.disk.fill()
     early = site.send(images=drawings(tmp_path / "pictures", 10))["job_id"]
     failed_for_want_of_space(site, early, "preprocess")
-    balance = accounts.balance(site.house, "owner")
+    balance = accounts.balance(site.services, "owner")
     assert (balance.available, balance.held, balance.spent) == (10_000, 0, 0)
 
     (site.disk.seen / "filler").unlink()
@@ -137,7 +137,7 @@ def test_a_full_store_fails_jobs_for_nothing_and_a_retry_succeeds_once_there_is_
         assert view["status"] == "ready", view["failure"]
         data = LocalStore(site.disk.seen).get(view["lora"]["key"])
         assert hashlib.sha256(data).hexdigest() == view["lora"]["sha256"]
-    assert sweeps.check_books(site.house) == []
-    assert [entry["kind"] for entry in accounts.statement(site.house, "owner")] == [
+    assert sweeps.check_books(site.services) == []
+    assert [entry["kind"] for entry in accounts.statement(site.services, "owner")] == [
         "settle", "hold", "settle", "hold", "release", "hold", "release", "hold", "grant"
     ]  # fmt: skip

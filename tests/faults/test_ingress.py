@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from core.settings import Settings
 from jobs import accounts, sweeps
-from jobs.wiring import House
+from jobs.services import Services
 from storage.tables import Job, JobPicture
 from tasks.ingress_queue import DEAD, QUEUE, REASON, lengths, replay
 from tests.servers.process import ServerProcess
@@ -44,7 +44,7 @@ def place(tmp_path: Path, rabbit: RabbitServer) -> Iterator[Site]:
         IMPRINT_INGRESS_URL=rabbit.url, IMPRINT_INGRESS_OWNER="producer",
         IMPRINT_INGRESS_PATHS="https://93.184.215.14/pictures", IMPRINT_PRICES=json.dumps({"sd15": 1}),
     )  # fmt: skip
-    accounts.grant(made.house, "producer", 1_000_000, key="welcome")
+    accounts.grant(made.services, "producer", 1_000_000, key="welcome")
     yield made
     made.end()
 
@@ -77,14 +77,14 @@ def publish(rabbit: RabbitServer, bodies: list[tuple[bytes, str | None]]) -> Non
             )  # fmt: skip
 
 
-def jobs_of(house: House) -> Counter[str]:
-    with house.database.reading() as session:
+def jobs_of(services: Services) -> Counter[str]:
+    with services.database.reading() as session:
         return Counter(session.exec(select(Job.subject_id)).all())
 
 
 def test_a_thousand_messages_a_restart_and_five_percent_garbage(place: Site, rabbit: RabbitServer) -> None:
     dice = random.Random(1)
-    house = place.house
+    services = place.services
     messages: list[tuple[bytes, str | None]] = [(good(number), f"m-{number}") for number in range(700)]
     messages += [(good(number), None) for number in range(700, 900)]  # known by their bodies
     messages += dice.choices(messages, k=50)  # the same again
@@ -92,16 +92,16 @@ def test_a_thousand_messages_a_restart_and_five_percent_garbage(place: Site, rab
     dice.shuffle(messages)
     publish(rabbit, messages[:600])
     process = start(place, "ingress")
-    until(lambda: sum(jobs_of(house).values()) > 150, 120, "some jobs")
+    until(lambda: sum(jobs_of(services).values()) > 150, 120, "some jobs")
     rabbit.kill()
-    stopped_at = sum(jobs_of(house).values())
+    stopped_at = sum(jobs_of(services).values())
     assert stopped_at < 560, "killed in mid-stream"
     rabbit.start()
     publish(rabbit, messages[600:])
-    until(lambda: len(jobs_of(house)) == 900, 180, "every good message")
-    until(lambda: lengths(house)["waiting"] == 0, 30, "nothing waits")
+    until(lambda: len(jobs_of(services)) == 900, 180, "every good message")
+    until(lambda: lengths(services)["waiting"] == 0, 30, "nothing waits")
     assert process.alive, place.log("ingress").read_text()
-    assert jobs_of(house) == Counter({str(number): 1 for number in range(900)})
+    assert jobs_of(services) == Counter({str(number): 1 for number in range(900)})
     assert place.stop("ingress") == 0
     # A message whose dead letter was confirmed, but not its own end, is among them twice: at least once, never lost.
     dead = letters(rabbit)
@@ -111,14 +111,14 @@ def test_a_thousand_messages_a_restart_and_five_percent_garbage(place: Site, rab
         "malformed", "wrong_type", "unknown_field", "spec_invalid", "path_refused", "insufficient_credits",
     }  # fmt: skip
     assert all("etc/passwd" not in reason for _, reason in dead)
-    assert sweeps.check_books(house) == []
+    assert sweeps.check_books(services) == []
     # With credits, what was refused for them goes on; the others stay.
-    accounts.grant(house, "poor", 100, key="welcome")
-    replayed = replay(house, None, "insufficient_credits")
+    accounts.grant(services, "poor", 100, key="welcome")
+    replayed = replay(services, None, "insufficient_credits")
     assert replayed["replayed"] >= 6
-    assert lengths(house) == {"waiting": replayed["replayed"], "dead": replayed["kept"], "consumers": 0}
+    assert lengths(services) == {"waiting": replayed["replayed"], "dead": replayed["kept"], "consumers": 0}
     start(place, "ingress-2")
-    until(lambda: lengths(house)["waiting"] == 0 and jobs_of(house)["s"] == 1, 60, "replayed")
+    until(lambda: lengths(services)["waiting"] == 0 and jobs_of(services)["s"] == 1, 60, "replayed")
     assert place.stop("ingress-2") == 0
 
 
@@ -128,10 +128,10 @@ def test_a_message_with_masks_becomes_a_job_that_has_them(place: Site, rabbit: R
     bad = json.dumps({**message, "style_id": "bad"}).encode()
     publish(rabbit, [(json.dumps({**message, "objective": {"masked": True}}).encode(), None), (bad, None)])
     start(place, "ingress")
-    until(lambda: jobs_of(place.house) == Counter({"s": 1}), 60, "the job")
-    until(lambda: lengths(place.house)["dead"] == 1, 60, "the letter")
+    until(lambda: jobs_of(place.services) == Counter({"s": 1}), 60, "the job")
+    until(lambda: lengths(place.services)["dead"] == 1, 60, "the letter")
     assert place.stop("ingress") == 0
-    with place.house.database.reading() as session:
+    with place.services.database.reading() as session:
         kept = list(session.exec(select(JobPicture.mask).order_by(col(JobPicture.position))))
     assert kept == ["https://93.184.215.14/pictures/masks/0.png", *masks[1:]]
     [(body, reason)] = letters(rabbit)
@@ -167,11 +167,11 @@ def test_a_database_that_is_away_loses_no_message(place: Site, rabbit: RabbitSer
     seen = time.monotonic()
     until(lambda: place.log("ingress").read_text().count("database does not answer") >= 3, 60, "tried again")
     assert time.monotonic() - seen > 1, "it backs off"
-    assert lengths(place.house)["dead"] == 0
+    assert lengths(place.services)["dead"] == 0
     (blocked / "x.db").rmdir()
-    account = House(Settings(_env_file=None, home=tmp_path / "home", database_url=broken["IMPRINT_DATABASE_URL"]))
+    account = Services(Settings(_env_file=None, home=tmp_path / "home", database_url=broken["IMPRINT_DATABASE_URL"]))
     accounts.grant(account, "producer", 1000, key="welcome")
     until(lambda: jobs_of(account)["1"] == 1, 60, "accepted once it is back")
     assert place.stop("ingress") == 0
-    assert lengths(place.house) == {"waiting": 0, "dead": 0, "consumers": 0}
+    assert lengths(place.services) == {"waiting": 0, "dead": 0, "consumers": 0}
     account.database.close()

@@ -16,10 +16,10 @@ from tests.site import Site, drawing, site, until
 def ready_and_charged_once(running: Site, job_id: str) -> View:
     view = running.wait(job_id)
     assert view["status"] == "ready", view["failure"]
-    kinds = [entry["kind"] for entry in accounts.statement(running.house, "owner")]
+    kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
     assert kinds.count("settle") == kinds.count("hold")
-    assert accounts.balance(running.house, "owner").held == 0
-    assert sweeps.check_books(running.house) == []
+    assert accounts.balance(running.services, "owner").held == 0
+    assert sweeps.check_books(running.services) == []
     return view
 
 
@@ -30,7 +30,7 @@ def test_killed_training_goes_on_from_its_last_checkpoint(base_model: Path, tmp_
         undisturbed = running.wait(running.send(images=images, max_steps=400)["job_id"])
         disturbed = running.send(images=images, max_steps=400)["job_id"]
         # Past its first checkpoint, which comes after ten epochs of six pictures, and not at its end.
-        running.wait(disturbed, lambda view: any(running.house.store.list(f"checkpoints/{disturbed}/")))
+        running.wait(disturbed, lambda view: any(running.services.store.list(f"checkpoints/{disturbed}/")))
         running.kill("train")
         assert running.look(disturbed)["status"] == "training"
         running.start("train")
@@ -47,7 +47,7 @@ def test_a_worker_that_is_asked_to_stop_hands_over(base_model: Path, tmp_path: P
         job_id = running.send(max_steps=400)["job_id"]
         at = running.wait(job_id, lambda view: view["step"] > 20)["step"]
         assert running.stop("train") == 0
-        kept = [int(key.split("/")[-1].split(".")[0]) for key in running.house.store.list(f"checkpoints/{job_id}/")]
+        kept = [int(key.split("/")[-1].split(".")[0]) for key in running.services.store.list(f"checkpoints/{job_id}/")]
         assert max(kept) >= at
         # The lease was given back: with 60 s of it, waiting for its end would be too long for this.
         running.start("train")
@@ -122,13 +122,13 @@ def test_cancelled_between_training_and_settling(base_model: Path, tmp_path: Pat
         s3.hold("GET", "/models/")
         job_id = running.send()["job_id"]
         assert s3.reached.wait(60)
-        assert service.cancel(running.house, job_id)["status"] == "cancelled"
+        assert service.cancel(running.services, job_id)["status"] == "cancelled"
         s3.release()
         until(lambda: running.left_behind(job_id) == [], 30, "the file is taken away")
         view = running.look(job_id)
         assert (view["status"], view["credits"]["charged"], view["lora"]) == ("cancelled", 0, None)
-        assert accounts.balance(running.house, "owner").available == 10_000
-        assert sweeps.check_books(running.house) == []
+        assert accounts.balance(running.services, "owner").available == 10_000
+        assert sweeps.check_books(running.services) == []
 
 
 def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(base_model: Path, tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(base_model:
                 running.start("train")
         view = running.wait(job_id, timeout_s=60)
         assert (view["status"], view["failure"]["code"]) == ("failed", "worker_lost")
-        assert accounts.balance(running.house, "owner").available == 10_000
-        assert sweeps.check_books(running.house) == []
+        assert accounts.balance(running.services, "owner").available == 10_000
+        assert sweeps.check_books(running.services) == []
 
 
 def test_two_beats_and_a_message_delivered_twice_change_nothing(base_model: Path, tmp_path: Path) -> None:
@@ -161,5 +161,5 @@ def test_two_beats_and_a_message_delivered_twice_change_nothing(base_model: Path
         ) * 2:
             running.application.send_task(name, arguments, queue=queue)
         ready_and_charged_once(running, job_id)
-        trained = [event for event in service.events(running.house, job_id) if event.kind == "retry"]
+        trained = [event for event in service.events(running.services, job_id) if event.kind == "retry"]
         assert trained == []

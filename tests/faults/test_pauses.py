@@ -18,8 +18,8 @@ def all_that_is_kept(running: Site, s3: GatedS3, job_id: str) -> dict[str, Any]:
     objects = [entry for page in pages for entry in page.get("Contents", ()) if job_id in entry["Key"]]
     return {
         "job": running.look(job_id),
-        "events": [(event.kind, event.data) for event in service.events(running.house, job_id)],
-        "credits": accounts.statement(running.house, "owner"),
+        "events": [(event.kind, event.data) for event in service.events(running.services, job_id)],
+        "credits": accounts.statement(running.services, "owner"),
         "objects": [(entry["Key"], entry["ETag"], entry["LastModified"]) for entry in objects],
     }
 
@@ -51,9 +51,9 @@ def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(bas
         following = running.send()["job_id"]
         settled(running, s3, following)
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
-        kinds = [entry["kind"] for entry in accounts.statement(running.house, "owner")]
+        kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
         assert kinds == ["settle", "hold", "settle", "hold", "grant"]
-        assert sweeps.check_books(running.house) == []
+        assert sweeps.check_books(running.services) == []
 
 
 def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_model: Path, tmp_path: Path) -> None:
@@ -74,4 +74,4 @@ def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_m
         running.stop("io-2")
         settled(running, s3, running.send()["job_id"])
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
-        assert sweeps.check_books(running.house) == []
+        assert sweeps.check_books(running.services) == []

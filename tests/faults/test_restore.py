@@ -26,9 +26,9 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
         before = old.wait(old.send()["job_id"])
         assert before["status"] == "ready"
         job_id = old.send(max_steps=STEPS, seed=11)["job_id"]
-        until(lambda: any(old.house.store.list(f"checkpoints/{job_id}/")), 90, "a checkpoint")
+        until(lambda: any(old.services.store.list(f"checkpoints/{job_id}/")), 90, "a checkpoint")
         # Not by the command: it takes seconds to start, and the training may be over by then.
-        backup.backup(old.house.database, old.house.store, kept)
+        backup.backup(old.services.database, old.services.store, kept)
         for name in ("beat", "io", "train"):
             old.kill(name)
 
@@ -45,12 +45,12 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
         goes_on = re.findall(r"goes on from step (\d+) of", new.log("train").read_text())
         assert len(goes_on) == 1
         assert 0 < int(goes_on[0]) < STEPS
-        assert accounts.balance(new.house, "owner").spent == sum(
+        assert accounts.balance(new.services, "owner").spent == sum(
             new.look(each)["credits"]["charged"] for each in (before["job_id"], job_id)
         )
         assert json.loads(new.imprint("audit", "--json").stdout)["ok"]
-        assert new.house.store.exists(view["lora"]["key"])
-        assert new.house.store.exists(before["lora"]["key"])
+        assert new.services.store.exists(view["lora"]["key"])
+        assert new.services.store.exists(before["lora"]["key"])
 
         # The images ask their processes the same way: by what they are, and of a dead one they hear nothing.
         for name in ("io", "train", "web"):

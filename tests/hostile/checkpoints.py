@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.hostile.weights import Runs, doubled, headed, relabel, two, zipped
 from tests.unit.test_training_lora_file import made
-from training.safetensor import Tensor, pack, tensor, unpack
+from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 UNET = "model.diffusion_model."
 FIRST = UNET + "input_blocks.0.0.weight"

@@ -17,15 +17,16 @@ import pytest
 
 from core.errors import ImageInvalid, WorkerLost
 from core.settings import Settings
-from jobs import accounts, intake, service, steps
-from jobs.wiring import House
+from jobs import accounts, service
+from jobs.services import Services
+from jobs.stages import intake, steps
 from storage.tables import JobPicture, PictureState
 from tests.contract.jobs import REQUEST
 from tests.hostile.pictures import flat, jpeg_of_scans, picture
 from tests.hostile.witness import witness
 from tests.site import ROOT, until
-from training import pictures
-from training.decoder import Decoder
+from training.data import pictures
+from training.data.decoder import Decoder
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits that only Linux has")
 
@@ -52,7 +53,10 @@ def child_of(decoder: Decoder) -> int:
 def children() -> set[int]:
     """Decoders that this process has started, whatever they do."""
     found = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "training.decoder_child"], capture_output=True, text=True, check=False
+        ["pgrep", "-P", str(os.getpid()), "-f", "training.data.decoder_child"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {int(pid) for pid in found.stdout.split()}
 
@@ -160,7 +164,7 @@ def test_a_decoder_that_somebody_ended_costs_nothing(decoder: Decoder) -> None:
 
 def test_a_machine_that_cannot_start_one_blames_no_picture(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     for nowhere, words in (("/nowhere/python", "does not start"), ("/bin/false", "ended at its start, with 1")):
-        monkeypatch.setattr("training.decoder.sys.executable", nowhere)
+        monkeypatch.setattr("training.data.decoder.sys.executable", nowhere)
         with pytest.raises(WorkerLost, match=words) as raised:
             decoder.prepare(picture("PNG"), resolution=64)
         assert raised.value.retryable
@@ -193,7 +197,7 @@ def test_what_a_taken_over_decoder_says_is_not_believed(answer: str, monkeypatch
         f"frames.receive(channel, 10**8)\n{answer}\n"
         "frames.receive(channel, 0)"
     )
-    monkeypatch.setattr("training.decoder._START", program)
+    monkeypatch.setattr("training.data.decoder._START", program)
     with Decoder(wall_s=20) as decoder, pytest.raises(ImageInvalid, match="breaks the program that decodes it"):
         decoder.prepare(b"x", resolution=64)
 
@@ -203,7 +207,7 @@ def test_what_a_taken_over_decoder_says_is_not_believed(answer: str, monkeypatch
 TRIES = """
 import json, os, signal, socket, sys, threading
 sys.path.insert(0, sys.argv[1])
-from training.confinement import confine
+from training.data.confinement import confine
 held = confine(100_000_000)
 def of(what):
     try:
@@ -319,7 +323,7 @@ def test_a_fork_has_its_own(decoder: Decoder) -> None:
 def test_it_ends_with_its_worker(tmp_path: Path) -> None:
     """However that ends: here by kill -9."""
     image, program = tmp_path / "a.png", (
-        "import sys, time; from pathlib import Path; from training.decoder import Decoder; made = Decoder()\n"
+        "import sys, time; from pathlib import Path; from training.data.decoder import Decoder; made = Decoder()\n"
         "made.prepare(Path(sys.argv[1]).read_bytes(), resolution=64)\n"
         "print(made._idle[0]._process.pid, flush=True); time.sleep(600)"
     )  # fmt: skip
@@ -337,18 +341,18 @@ def test_it_ends_with_its_worker(tmp_path: Path) -> None:
 
 def test_in_a_job_it_is_one_bad_picture(tmp_path: Path, slow: bytes) -> None:
     """The step of the pipeline, over a decoder with little time: the job goes on with the others."""
-    house = House(Settings(_env_file=None, home=tmp_path))
-    house.__dict__["decoder"] = Decoder(cpu_s=0.3)
+    services = Services(Settings(_env_file=None, home=tmp_path))
+    services.__dict__["decoder"] = Decoder(cpu_s=0.3)
     try:
-        accounts.grant(house, "ada", 1000, key="welcome")
+        accounts.grant(services, "ada", 1000, key="welcome")
         files = [slow, *(picture("PNG", size=(200 + number, 200)) for number in range(4))]
-        images: list[Any] = [intake.store_picture(house, "ada", "dog", file) for file in files]
+        images: list[Any] = [intake.store_picture(services, "ada", "dog", file) for file in files]
         images[2] = {"ref": images[2], "mask": images[0]}
         request = {**REQUEST, "images": images, "resolution": 64, "objective": {"masked": True}}
-        job_id: str = service.submit(house, request)["job_id"]
+        job_id: str = service.submit(services, request)["job_id"]
         for position in range(3):
-            steps.preprocess(house, job_id, position)
-        with house.database.reading() as session:
+            steps.preprocess(services, job_id, position)
+        with services.database.reading() as session:
             rows = [session.get_one(JobPicture, (job_id, position)) for position in range(3)]
         assert [row.state for row in rows] == [PictureState.BAD, PictureState.GOOD, PictureState.BAD]
         report = json.loads(rows[0].report or "")
@@ -358,5 +362,5 @@ def test_in_a_job_it_is_one_bad_picture(tmp_path: Path, slow: bytes) -> None:
         assert (of_mask["code"], of_mask["bad"]) == ("image_invalid", ["unusable_mask"])
         assert of_mask["error"] == f"its mask cannot be used: {report['error']}"
     finally:
-        house.decoder.close()
-        house.database.close()
+        services.decoder.close()
+        services.database.close()

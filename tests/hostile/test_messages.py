@@ -92,7 +92,7 @@ def post(request: pytest.FixtureRequest, base_model: Any, tmp_path_factory: pyte
         if request.param == "rabbitmq":
             site.application = Celery("application", broker=broker.url, backend=f"db+{site.settings.database}")
         try:
-            site.house.database.migrate()
+            site.services.database.migrate()
             site.start("io")
             yield Post(site, (onto_redis if request.param == "redis" else onto_rabbitmq)(broker.url))
             told = "".join(log.read_text() for log in [site.log("io"), *site.settings.log_dir.glob("*")])

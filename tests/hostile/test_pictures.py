@@ -12,8 +12,8 @@ from PIL import Image
 
 from core.errors import ImageInvalid, MaskInvalid
 from tests.hostile.pictures import CLEANED, PNG, REFUSED, SECRET, gps, picture, png
-from training.decoder import Decoder
-from training.pictures import prepare
+from training.data.decoder import Decoder
+from training.data.pictures import prepare
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from core.errors import BaseModelUnavailable, LoraInvalid
 from tests.hostile.checkpoints import CHECKPOINTS
 from tests.hostile.weights import BASES, LORAS, Runs
-from training.lora_file import check
+from training.lora.file import check
 
 RAN = Path("/tmp/imprint-was-here")  # noqa: S108 - what a pickle would leave
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tests.unit.test_training_lora_file import STEM, changed, made, put
-from training.safetensor import data_offset, pack, tensor, unpack
+from training.lora.safetensor import data_offset, pack, tensor, unpack
 
 UNSOUND = "the LoRA file is not sound: "
 PICKLE = UNSOUND + "a pickle, which is never loaded"

@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import Session
 
 from core.ids import new_id
-from jobs import pods
+from jobs.remote import pods
 from storage.tables import Job, RemoteRun, RentedPod
 from tests.servers.process import free_port
 from tests.servers.rabbitmq import rabbitmq_server
@@ -23,7 +23,7 @@ def test_local_workers_and_their_queues(server: Any, base_model: Path, tmp_path:
     with server(tmp_path / "broker") as broker:
         site = Site(tmp_path / "site", base_model, broker.url, IMPRINT_DEVICE="cpu")
         try:
-            site.house.database.migrate()
+            site.services.database.migrate()
             site.start("train")
             found = json.loads(site.imprint("backends", "--json").stdout)
             assert found["trouble"] == ""
@@ -45,7 +45,7 @@ def test_local_workers_and_their_queues(server: Any, base_model: Path, tmp_path:
 def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tmp_path: Path) -> None:
     with runpod_server(tmp_path / "runpod", start_s=3600, sold_out=["NVIDIA L40S"]) as cloud:
         site = Site(tmp_path / "site", base_model, f"redis://127.0.0.1:{free_port()}/0", **cloud.environment)
-        site.house.database.migrate()
+        site.services.database.migrate()
         job_id = new_id("job")
 
         def assign(session: Session, pod: RentedPod | None) -> None:
@@ -54,7 +54,7 @@ def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tm
             session.add(RemoteRun(job_id=job_id, attempt=1, name=f"imprint_{job_id}", pod_id=pod and pod.id))
 
         spec = TrainSpec(base_model="sd15", trigger_word="imp", seed=1)  # type: ignore[call-arg]
-        pod = pods.place(site.house, spec, assign).pod
+        pod = pods.place(site.services, spec, assign).pod
         assert pod is not None
 
         told = site.imprint("backends")

@@ -25,7 +25,7 @@ def owner(shared_site: Site) -> str:
 
 
 def balance(site: Site, owner: str) -> dict[str, int]:
-    found = accounts.balance(site.house, owner)
+    found = accounts.balance(site.services, owner)
     return {"available": found.available, "held": found.held, "spent": found.spent}
 
 
@@ -34,7 +34,7 @@ def released(site: Site, owner: str, view: View) -> None:
     assert balance(site, owner) == {"available": 10_000, "held": 0, "spent": 0}
     assert view["credits"]["charged"] == 0
     assert view["credits"]["held"] == 0
-    assert sweeps.check_books(site.house) == []
+    assert sweeps.check_books(site.services) == []
 
 
 def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: str, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: s
     assert {picture["state"] for picture in view["pictures"]} == {"good"}
 
     path = tmp_path / "lora.safetensors"
-    service.download(shared_site.house, view["job_id"], path)
+    service.download(shared_site.services, view["job_id"], path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == view["lora"]["sha256"]
     assert path.stat().st_size == view["lora"]["bytes"]
     with safe_open(path, "np") as file:
@@ -58,9 +58,9 @@ def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: s
     charged = view["credits"]["charged"]
     assert charged >= 1
     assert balance(shared_site, owner) == {"available": 10_000 - charged, "held": 0, "spent": charged}
-    kinds = [entry["kind"] for entry in accounts.statement(shared_site.house, owner)]
+    kinds = [entry["kind"] for entry in accounts.statement(shared_site.services, owner)]
     assert kinds == ["settle", "hold", "grant"]
-    assert sweeps.check_books(shared_site.house) == []
+    assert sweeps.check_books(shared_site.services) == []
 
 
 def test_a_final_job_leaves_nothing_but_its_file(shared_site: Site, owner: str) -> None:
@@ -79,7 +79,7 @@ def test_the_same_key_gives_the_same_job_and_another_request_is_an_error(shared_
     with pytest.raises(Exception, match="came with another request before"):
         shared_site.send(owner_id=owner, images=images, idempotency_key="one", rank=8)
     shared_site.wait(first["job_id"])
-    assert [entry["kind"] for entry in accounts.statement(shared_site.house, owner)] == ["settle", "hold", "grant"]
+    assert [entry["kind"] for entry in accounts.statement(shared_site.services, owner)] == ["settle", "hold", "grant"]
 
 
 def test_every_fault_of_a_request_is_named_at_once(shared_site: Site, owner: str) -> None:
@@ -90,7 +90,7 @@ def test_every_fault_of_a_request_is_named_at_once(shared_site: Site, owner: str
     for word in ("colour", "epochs", "rank", "trigger_word", "images.0"):
         assert word in str(caught.value)
     assert "169.254.169.254/x" not in str(caught.value)
-    assert service.jobs(shared_site.house, owner_id=owner) == []
+    assert service.jobs(shared_site.services, owner_id=owner) == []
     assert balance(shared_site, owner)["held"] == 0
 
 
@@ -99,7 +99,7 @@ def test_too_few_credits_store_nothing(shared_site: Site) -> None:
     images = shared_site.pictures(owner)
     with pytest.raises(Exception, match="credits"):
         shared_site.send(owner_id=owner, images=images, idempotency_key="k")
-    assert service.jobs(shared_site.house, owner_id=owner) == []
+    assert service.jobs(shared_site.services, owner_id=owner) == []
     shared_site.grant(owner)
     assert shared_site.send(owner_id=owner, images=images, idempotency_key="k")["job_id"]
 
@@ -111,16 +111,16 @@ def test_a_quote_starts_nothing(shared_site: Site, owner: str) -> None:
     assert quote["steps"] == 60
     assert quote["credits"] == 6
     assert quote["seconds"] > 0
-    assert service.jobs(shared_site.house, owner_id=owner) == []
+    assert service.jobs(shared_site.services, owner_id=owner) == []
 
 
 def test_bad_pictures_are_left_out_and_named(shared_site: Site, owner: str, tmp_path: Path) -> None:
     """A file that is no picture, half a picture, one that cannot be reached, a copy: the rest is trained."""
     whole = (MASCOT / sorted(file.name for file in MASCOT.glob("*.png"))[7]).read_bytes()
-    from jobs import intake
+    from jobs.stages import intake
 
     def store(data: bytes) -> str:
-        return intake.store_picture(shared_site.house, owner, "mascot", data)
+        return intake.store_picture(shared_site.services, owner, "mascot", data)
 
     copy = tmp_path / "copy.png"
     from PIL import Image
@@ -144,9 +144,9 @@ def test_bad_pictures_are_left_out_and_named(shared_site: Site, owner: str, tmp_
 
 
 def test_too_few_good_pictures_fail_with_the_whole_report(shared_site: Site, owner: str) -> None:
-    from jobs import intake
+    from jobs.stages import intake
 
-    poison = [intake.store_picture(shared_site.house, owner, "m", b"poison %d" % number) for number in range(3)]
+    poison = [intake.store_picture(shared_site.services, owner, "m", b"poison %d" % number) for number in range(3)]
     view = shared_site.wait(
         shared_site.send(owner_id=owner, images=[*shared_site.pictures(owner, 4), *poison])["job_id"]
     )
@@ -172,7 +172,7 @@ def test_a_retrain_neither_fetches_nor_converts_again(shared_site: Site, owner: 
     assert second["status"] == "ready"
     # The same pictures, seed and recipe: the same file.
     assert second["lora"]["sha256"] == first["lora"]["sha256"]
-    stages = [event.kind for event in service.events(shared_site.house, second["job_id"]) if event.kind == "retry"]
+    stages = [event.kind for event in service.events(shared_site.services, second["job_id"]) if event.kind == "retry"]
     assert stages == []
 
 
@@ -220,7 +220,7 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert balance(shared_site, owner)["held"] == 0
     spent = during["credits"]["charged"] + after["credits"]["charged"]
     assert balance(shared_site, owner)["spent"] == spent
-    assert sweeps.check_books(shared_site.house) == []
+    assert sweeps.check_books(shared_site.services) == []
 
 
 def test_pictures_over_http_are_fetched_once_for_all_attempts(base_model: Path, tmp_path: Path) -> None:

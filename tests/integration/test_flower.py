@@ -16,10 +16,10 @@ import sqlalchemy as sa
 from celery.exceptions import TimeoutError as NotInTime
 from sqlmodel import select
 
+from cli.stack import Stack
 from jobs import service
 from notifications.tables import MESSAGE
 from storage.tables import JobPicture
-from tasks.stack import Stack
 from tests.servers.gated_s3 import SECRET as S3_SECRET
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.pictures import picture_server
@@ -222,12 +222,12 @@ def the_logs_tell_no_secret(shown: Shown) -> None:
 
 
 def views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> None:
-    house = shown.site.house
+    services = shown.site.services
     for view in (shown.ready, shown.failed):
-        told = json.dumps(view) + json.dumps([event.data for event in service.events(house, view["job_id"])])
+        told = json.dumps(view) + json.dumps([event.data for event in service.events(services, view["job_id"])])
         clean(told, view["job_id"])
         assert ".png" not in told
-    with house.database.reading() as session:
+    with services.database.reading() as session:
         for column in (JobPicture.reference, JobPicture.mask):
             kept_there = session.exec(select(column)).all()
             assert any(SIGNATURE in (reference or "") for reference in kept_there), "the two places where it is"

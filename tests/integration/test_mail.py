@@ -8,7 +8,9 @@ import sqlalchemy as sa
 from PIL import Image
 
 from core.clock import utcnow
-from jobs import intake, keys, notices
+from jobs import keys
+from jobs.notices import notices
+from jobs.stages import intake
 from notifications.tables import MESSAGE
 from tests.servers.mail import channel, mail_server
 from tests.servers.receiver import receiver
@@ -34,7 +36,7 @@ def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Pat
             told = ["--email", "ada@example.org", "--low-credits", "99", *(f"--event={event}" for event in events)]
             assert json.loads(made.imprint("notices", "ada", *told, "--json").stdout)["events"] == events
             job_id = made.send(owner_id="ada", subject_id="the imp", max_steps=2)["job_id"]
-            made.house.store.put_file(keys.preview(job_id, 1, 2, 0, "png"), sorted(MASCOT.glob("*.png"))[0])
+            made.services.store.put_file(keys.preview(job_id, 1, 2, 0, "png"), sorted(MASCOT.glob("*.png"))[0])
             made.start("train")
             made.wait(job_id)
             until(lambda: len(box.to("ada@example.org")) >= 3, 60, "mails")
@@ -57,8 +59,10 @@ def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Pat
             # Now a mail server that hangs: a training that fails is told by webhook at once, its mail waits.
             made.stop("io")
             made.start("io", IMPRINT_SMTP_URL=f"smtp://127.0.0.1:{hanging.getsockname()[1]}")
-            notices.put(made.house, "bob", {"email": "bob@example.org"})
-            poison = [intake.store_picture(made.house, "bob", "m", f"poison {number}".encode()) for number in range(5)]
+            notices.put(made.services, "bob", {"email": "bob@example.org"})
+            poison = [
+                intake.store_picture(made.services, "bob", "m", f"poison {number}".encode()) for number in range(5)
+            ]
             failed = made.send(owner_id="bob", images=poison, webhook_url=application.url)["job_id"]
             assert made.wait(failed)["status"] == "failed"
             until(lambda: len(application.about(failed)) >= 1, 60, "the webhook")
@@ -70,7 +74,7 @@ def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Pat
             made.start("io")
 
             def all_came() -> bool:
-                with made.house.database.writing() as session:  # let the time pass until the next attempt
+                with made.services.database.writing() as session:  # let the time pass until the next attempt
                     unsent = MESSAGE.c.kind == "mail", MESSAGE.c.sent_at.is_(None)
                     session.execute(sa.update(MESSAGE).where(*unsent).values(due_at=utcnow()))
                 return len(box.to("bob@example.org")) >= 2

@@ -121,7 +121,7 @@ def test_the_command_stores_nothing_of_a_folder_whose_masks_do_not_fit(
         done = running.imprint(*asked, *more, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert "masks/cat.png: no picture has this mask's name" in " ".join(done.stderr.split())
-    with running.house.database.reading() as session:
+    with running.services.database.reading() as session:
         assert session.exec(select(Picture).where(Picture.subject_id == "stray")).all() == []
 
 

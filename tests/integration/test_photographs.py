@@ -20,7 +20,7 @@ def trained(running: Site, images: list[dict[str, str]]) -> None:
     view = running.wait(accepted["job_id"])
     assert view["status"] == "ready", view["failure"]
     assert [picture["state"] for picture in view["pictures"]] == ["good"] * len(images)
-    assert accounts.balance(running.house, "owner").spent == view["credits"]["charged"] > 0
+    assert accounts.balance(running.services, "owner").spent == view["credits"]["charged"] > 0
 
 
 def test_from_an_s3_server_into_an_s3_store(base_model: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import pods, polls
-from jobs.wiring import House
+from jobs.remote import pods, polls
+from jobs.services import Services
 from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState, Stage, Status
 from tests.servers.fake_pod import FakePod, fake_pod
 from training.backends.ai_toolkit.config import job_config
@@ -23,16 +23,18 @@ SPEC = TrainSpec.model_validate(
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    made = House(Settings(_env_file=None, home=tmp_path, runpod_api_key="key", remote_lost_polls=3, remote_poll_s=0.5))
+def services(tmp_path: Path) -> Iterator[Services]:
+    made = Services(
+        Settings(_env_file=None, home=tmp_path, runpod_api_key="key", remote_lost_polls=3, remote_poll_s=0.5)
+    )
     yield made
     made.database.close()
 
 
-def bring(house: House, pod: FakePod, name: str, picture: bytes) -> None:
+def bring(services: Services, pod: FakePod, name: str, picture: bytes) -> None:
     """A job that one pod trains."""
     run_name = f"imprint_job_{name}_1"
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.add(RentedPod(id=name, name=name, provider_id=name, state=PodState.READY, url=pod.url))
         session.add(
             Job(id=f"job_{name}", owner_id="o", subject_id="s", request_sha256="", spec=SPEC.model_dump_json(),
@@ -43,7 +45,7 @@ def bring(house: House, pod: FakePod, name: str, picture: bytes) -> None:
             RemoteRun(job_id=f"job_{name}", attempt=1, name=run_name, pod_id=name, remote_id="x",
                       state=RunState.SUBMITTED, submitted_at=utcnow())
         )  # fmt: skip
-    server = pods.server_of(house, name)
+    server = pods.server_of(services, name)
     server.datasets()
     server.upload(server.create_dataset(run_name), [("0001.png", picture), ("0001.txt", b"imp")])
     job = server.create_job(run_name, job_config(SPEC, run_name, server.folders(), pictures=1, base_model="a/b"))
@@ -52,37 +54,37 @@ def bring(house: House, pod: FakePod, name: str, picture: bytes) -> None:
     server.start_queue()
 
 
-def run_of(house: House, name: str) -> RemoteRun:
-    with house.database.reading() as session:
+def run_of(services: Services, name: str) -> RemoteRun:
+    with services.database.reading() as session:
         return session.get_one(RemoteRun, (f"job_{name}", 1))
 
 
-def later(house: House) -> None:
+def later(services: Services) -> None:
     """Time passes: so soon after a poll nobody needs to look again."""
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.execute(sa.update(RemoteRun).values(looked_at=None))
 
 
 def test_a_server_that_hangs_keeps_nobody_from_being_seen(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = (Path(__file__).resolve().parents[2] / "demo" / "pictures" / "01.png").read_bytes()
     monkeypatch.setattr(polls, "_LEAST_TIME_S", 6.0)
-    token = pods.token_of(house, RentedPod(id="good", name="good"))
-    other = pods.token_of(house, RentedPod(id="bad", name="bad"))
+    token = pods.token_of(services, RentedPod(id="good", name="good"))
+    other = pods.token_of(services, RentedPod(id="bad", name="bad"))
     with fake_pod(tmp_path / "1", token=token) as good, fake_pod(tmp_path / "2", token=other) as bad:
-        bring(house, good, "good", picture)
-        bring(house, bad, "bad", picture)
+        bring(services, good, "good", picture)
+        bring(services, bad, "bad", picture)
         bad.pause()
         for missed in (1, 2):
-            later(house)
+            later(services)
             begun = time.monotonic()
-            seen = polls.poll(house)
+            seen = polls.poll(services)
             assert (seen.looked_at, seen.given_up) == (2, 0)
             assert time.monotonic() - begun < 25
-            assert (run_of(house, "bad").missed, run_of(house, "good").missed) == (missed, 0)
-            assert run_of(house, "good").status in ("queued", "running")
+            assert (run_of(services, "bad").missed, run_of(services, "good").missed) == (missed, 0)
+            assert run_of(services, "good").status in ("queued", "running")
         bad.resume()
-        later(house)
-        assert polls.poll(house).looked_at == 2
-        assert (run_of(house, "bad").missed, run_of(house, "bad").status) == (0, "running")
+        later(services)
+        assert polls.poll(services).looked_at == 2
+        assert (run_of(services, "bad").missed, run_of(services, "bad").status) == (0, "running")

@@ -8,16 +8,16 @@ from jobs.view import View
 from tests.servers.remote import ENVIRONMENT, START, is_cleared, remote_runs
 from tests.servers.runpod import runpod_server
 from tests.site import Site, site, until
-from training import lora_file
+from training.lora import file as lora_file
 
 
 def ready_and_charged_once(running: Site, job_id: str) -> View:
     view = running.wait(job_id, timeout_s=200)
     assert view["status"] == "ready", view["failure"]
-    kinds = [entry["kind"] for entry in accounts.statement(running.house, view["owner_id"])]
+    kinds = [entry["kind"] for entry in accounts.statement(running.services, view["owner_id"])]
     assert kinds.count("settle") == kinds.count("hold")
-    assert accounts.balance(running.house, view["owner_id"]).held == 0
-    assert sweeps.check_books(running.house) == []
+    assert accounts.balance(running.services, view["owner_id"]).held == 0
+    assert sweeps.check_books(running.services) == []
     return view
 
 
@@ -38,16 +38,16 @@ def test_ten_pictures_become_a_lora_on_a_rented_pod_that_is_deleted(base_model: 
         assert (view["step"], view["total_steps"], view["train_seconds"] > 3) == (100, 100, True)
 
         path = tmp_path / "lora.safetensors"
-        service.download(running.house, job_id, path)
+        service.download(running.services, job_id, path)
         report = lora_file.check(path, family="sd15", rank=4)
         assert report.sha256 == view["lora"]["sha256"]
         assert (report.alpha, report.metadata["imprint_trigger_word"]) == (32.0, "imp")
 
-        kinds = [event.kind for event in service.events(running.house, job_id)]
+        kinds = [event.kind for event in service.events(running.services, job_id)]
         assert kinds.count("progress") >= 2
-        previews = list(running.house.store.list(f"previews/{job_id}/"))
+        previews = list(running.services.store.list(f"previews/{job_id}/"))
         assert kinds.count("preview") == len(previews) >= 3
-        assert running.house.store.get(previews[0])[:3] == b"\xff\xd8\xff"
+        assert running.services.store.get(previews[0])[:3] == b"\xff\xd8\xff"
 
         until(lambda: runpod.left() == [], 60, "the pod is deleted")
         assert len(runpod.ledger()) == 1
@@ -84,9 +84,9 @@ def test_a_cancelled_training_stops_on_its_server_at_once(base_model: Path, tmp_
         running.grant("owner")
         job_id = running.send(max_steps=1000)["job_id"]
         running.wait(job_id, lambda view: (view["trained_on"]["status"] or "").startswith("Training"), timeout_s=120)
-        assert service.cancel(running.house, job_id)["status"] == "cancelled"
+        assert service.cancel(running.services, job_id)["status"] == "cancelled"
         until(lambda: is_cleared(running, [job_id]), 60, "cleared from the server")
         until(lambda: runpod.left() == [], 60, "the pod is deleted")
         until(lambda: running.left_behind(job_id) == [], 20, "nothing is left here")
-        assert list(running.house.store.list(f"previews/{job_id}/")) == []
-        assert accounts.balance(running.house, "owner").held == 0
+        assert list(running.services.store.list(f"previews/{job_id}/")) == []
+        assert accounts.balance(running.services, "owner").held == 0

@@ -39,7 +39,7 @@ class Up:
         mark = len(self.said())
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.stack"],
+                [sys.executable, "-m", "cli.stack"],
                 cwd=ROOT,
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
@@ -164,12 +164,12 @@ def test_up_heals_ends_and_goes_on(up: Up) -> None:
 def test_a_second_stack_on_the_same_home_is_refused_and_a_signal_in_start_up_leaves_nothing(up: Up) -> None:
     with up.log.open("ab") as log:
         up.process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.stack"], cwd=ROOT, env=up.environment, stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "cli.stack"], cwd=ROOT, env=up.environment, stdin=subprocess.DEVNULL,
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     until(lambda: "Imprint is up" in up.said(), 60, "up")
     second = subprocess.run(
-        [sys.executable, "-m", "tasks.stack"], cwd=ROOT, env=up.environment, capture_output=True, text=True,
+        [sys.executable, "-m", "cli.stack"], cwd=ROOT, env=up.environment, capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
     assert second.returncode != 0
@@ -190,7 +190,7 @@ def test_a_setting_that_cannot_be_meant_is_told_before_anything_starts(
 ) -> None:
     environment = {**up.environment, f"IMPRINT_{setting}": value}
     worker = ["celery", "-A", "tasks.app", "worker", "-Q", "io", "-c", "1"]
-    for module in (["tasks.stack"], worker):
+    for module in (["cli.stack"], worker):
         done = subprocess.run(
             [sys.executable, "-m", *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
             check=False,

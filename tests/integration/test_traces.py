@@ -66,7 +66,7 @@ def test_one_trace_from_the_request_to_the_webhook(base_model: Path, tmp_path: P
         }
         with site(tmp_path, base_model, start=("io", "train", "beat", "web"), **environment) as running:
             running.grant("ada")
-            token = tokens.create(running.house, "traces", owner_id="ada", scopes=("read", "train"))[0]
+            token = tokens.create(running.services, "traces", owner_id="ada", scopes=("read", "train"))[0]
             answer = httpx2.post(
                 f"{running.web_url}/api/influencer/mascot/lora/train",
                 headers={"Authorization": f"Bearer {token}", "traceparent": f"00-{TRACE}-{CALLER}-01"},

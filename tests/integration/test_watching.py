@@ -14,7 +14,7 @@ import pytest
 import yaml
 from sqlmodel import col, func, select
 
-from core import measures
+from core import metrics
 from jobs import service, sweeps, tokens
 from storage.tables import Job, Stage
 from tests.servers.process import ServerProcess, free_port
@@ -58,7 +58,7 @@ def watched(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 assert view["status"] == "ready", view["failure"]
             failed = running.wait(running.send(images=running.pictures("owner", 5)[:1] * 5)["job_id"])
             assert failed["failure"]["code"] == "too_few_images"
-            sweeps.check_books(running.house)
+            sweeps.check_books(running.services)
             until(lambda: len(application.got) >= 4, 30, "the application was told")
             yield Watched(running, ports)
 
@@ -87,17 +87,17 @@ def test_workers_tell_what_they_did_and_it_is_true(watched: Watched) -> None:
 
 
 def _ready(site: Site) -> list[dict[str, Any]]:
-    return [job for job in service.jobs(site.house, limit=10) if job["status"] == "ready"]
+    return [job for job in service.jobs(site.services, limit=10) if job["status"] == "ready"]
 
 
 def _train_seconds(site: Site) -> float:
-    with site.house.database.reading() as session:
+    with site.services.database.reading() as session:
         return float(session.exec(select(func.sum(col(Job.train_seconds)))).one())
 
 
 def test_every_line_about_a_job_carries_its_id_in_every_process(watched: Watched) -> None:
     job_id = _ready(watched.site)[0]["job_id"]
-    token = tokens.create(watched.site.house, "logs", owner_id="owner", scopes=("read", "train"))[0]
+    token = tokens.create(watched.site.services, "logs", owner_id="owner", scopes=("read", "train"))[0]
     answer = httpx2.post(
         f"{watched.site.web_url}/api/trainings/{job_id}/cancel", headers={"Authorization": f"Bearer {token}"}
     )
@@ -169,7 +169,7 @@ def test_dashboard_and_alerts_name_only_metrics_that_are_there(watched: Watched)
         sample for name in watched.ports for sample in re.findall(r"^(imprint_\w+)", watched.text(name), re.MULTILINE)
     }
     told |= {"imprint_audit_findings", "imprint_audit_time_seconds"}  # hourly: of the table, not of this site
-    assert {measure.name for measure in measures.ALL} >= {"imprint_audit_findings", "imprint_audit_time_seconds"}
+    assert {measure.name for measure in metrics.ALL} >= {"imprint_audit_findings", "imprint_audit_time_seconds"}
     asked = {name for query in queries() for name in _METRIC.findall(query)}
     assert len(asked) >= 20
     assert asked <= told, asked - told

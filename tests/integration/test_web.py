@@ -14,8 +14,8 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from jobs import history, moves, service, tokens
-from jobs.wiring import House
+from jobs import history, service, tokens, transitions
+from jobs.services import Services
 from tests.servers.databases import address, postgres
 from tests.site import MASCOT, Site, site, until
 
@@ -26,7 +26,7 @@ class Client:
     """A caller of one owner."""
 
     def __init__(self, made: Site, owner: str) -> None:
-        self.secret = tokens.create(made.house, "test", owner_id=owner)[0]
+        self.secret = tokens.create(made.services, "test", owner_id=owner)[0]
         self.http = httpx2.Client(
             base_url=made.web_url, headers={"Authorization": f"Bearer {self.secret}"}, timeout=60, trust_env=False
         )
@@ -71,7 +71,7 @@ def test_upload_train_follow_download(base_model: Path, tmp_path: Path) -> None:
         assert json.loads(events[-1]["data"])["status"] == "ready", events
         assert "progress" in kinds
         numbers = [int(event["id"]) for event in events]
-        assert numbers == sorted(set(numbers)) == [event.id for event in service.events(made.house, job_id)]
+        assert numbers == sorted(set(numbers)) == [event.id for event in service.events(made.services, job_id)]
         assert list(ada.events(job_id, events[-1]["id"])) == []
 
         training = ada.json("GET", f"/api/trainings/{job_id}")
@@ -105,13 +105,13 @@ def served(address: str, base_model: Path, tmp_path: Path) -> Iterator[Site]:
 
 def accepted(made: Site, owner: str = "ada") -> str:
     recipe = {"base_model": "sd15", "trigger_word": "imp", "subject_id": "rex", "owner_id": owner}
-    job_id: str = service.submit(made.house, {**recipe, "images": made.pictures(owner, 5)})["job_id"]
+    job_id: str = service.submit(made.services, {**recipe, "images": made.pictures(owner, 5)})["job_id"]
     return job_id
 
 
-def write(house: House, job_id: str, number: int) -> None:
-    with house.database.writing() as session:
-        moves.tell(session, job_id, "progress", step=number)
+def write(services: Services, job_id: str, number: int) -> None:
+    with services.database.writing() as session:
+        transitions.tell(session, job_id, "progress", step=number)
 
 
 def test_no_event_is_lost_over_restarts_and_writers_that_commit_late(served: Site) -> None:
@@ -131,19 +131,19 @@ def test_no_event_is_lost_over_restarts_and_writers_that_commit_late(served: Sit
             time.sleep(0.05)
 
     def write_slowly() -> None:
-        house = House(served.settings)
+        services = Services(served.settings)
         for number in range(1000, 1040):
-            with house.database.writing() as session:
-                moves.tell(session, job_id, "progress", step=number)
+            with services.database.writing() as session:
+                transitions.tell(session, job_id, "progress", step=number)
                 session.flush()  # it has its number now, and is visible only later
                 time.sleep(0.05)
-        house.database.close()
+        services.database.close()
 
     follower, slow = threading.Thread(target=follow), threading.Thread(target=write_slowly)
     follower.start()
     slow.start()
     for number in range(120):
-        write(served.house, job_id, number)
+        write(served.services, job_id, number)
         if number == 40:
             served.kill("web")
             served.start("web")
@@ -151,10 +151,10 @@ def test_no_event_is_lost_over_restarts_and_writers_that_commit_late(served: Sit
             assert served.stop("web") == 0  # open streams do not keep it
             served.start("web")
     slow.join(120)
-    service.cancel(served.house, job_id)
+    service.cancel(served.services, job_id)
     follower.join(120)
     over.set()
-    written = [event.id for event in service.events(served.house, job_id)]
+    written = [event.id for event in service.events(served.services, job_id)]
     assert [int(event["id"]) for event in seen] == written
     steps = {json.loads(event["data"]).get("step") for event in seen} - {None}
     assert steps == {*range(120), *range(1000, 1040)}
@@ -188,13 +188,13 @@ def test_two_hundred_streams_cost_the_queries_of_one(base_model: Path, tmp_path:
         idle = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - begun)
         for number in range(10):
             for job_id in jobs:
-                write(made.house, job_id, number)
+                write(made.services, job_id, number)
         for job_id in jobs:
-            service.cancel(made.house, job_id)
+            service.cancel(made.services, job_id)
         for thread in threads:
             thread.join(120)
         for index, ids in enumerate(streams):
-            assert ids == [str(event.id) for event in service.events(made.house, jobs[index % 4])], index
+            assert ids == [str(event.id) for event in service.events(made.services, jobs[index % 4])], index
         assert idle < 0.2, f"200 idle streams take {idle:.0%} of a core"
     finally:
         made.end()
@@ -204,12 +204,12 @@ def test_events_of_many_jobs_come_in_one_query(served: Site) -> None:
     ids = [accepted(served) for _ in range(3)]
     for number in range(5):
         for job_id in ids:
-            write(served.house, job_id, number)
+            write(served.services, job_id, number)
     queries: list[str] = []
-    sa.event.listen(served.house.database.engine, "before_cursor_execute", lambda *told: queries.append(told[2]))
-    middle = service.events(served.house, ids[0])[2].id or 0
+    sa.event.listen(served.services.database.engine, "before_cursor_execute", lambda *told: queries.append(told[2]))
+    middle = service.events(served.services, ids[0])[2].id or 0
     queries.clear()
-    found = history.events_of(served.house, {ids[0]: middle, ids[1]: 0})
+    found = history.events_of(served.services, {ids[0]: middle, ids[1]: 0})
     assert len([query for query in queries if "job_event" in query]) == 1
-    expected = service.events(served.house, ids[0], middle) + service.events(served.house, ids[1])
+    expected = service.events(served.services, ids[0], middle) + service.events(served.services, ids[1])
     assert [event.id for event in found] == sorted(event.id or 0 for event in expected)

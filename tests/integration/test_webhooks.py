@@ -11,7 +11,8 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from core.clock import utcnow
 from credits import ledger
-from jobs import accounts, intake, service, sweeps
+from jobs import accounts, service, sweeps
+from jobs.stages import intake
 from notifications.outbox import dead_letters
 from notifications.tables import MESSAGE
 from tests.servers.receiver import Receiver, receiver
@@ -43,7 +44,7 @@ def owner(running: Running) -> str:
 
 def waiting(site: Site, job_id: str) -> int:
     """How many notices of the job were neither sent nor given up."""
-    with site.house.database.reading() as session:
+    with site.services.database.reading() as session:
         notices = sa.select(sa.func.count()).where(
             MESSAGE.c.job_id == job_id,
             MESSAGE.c.kind == "notice",
@@ -54,13 +55,13 @@ def waiting(site: Site, job_id: str) -> int:
 
 
 def given_up(site: Site) -> list[str | None]:
-    with site.house.database.reading() as session:
+    with site.services.database.reading() as session:
         return [message.job_id for message in dead_letters(session)]
 
 
 def make_due(site: Site, job_id: str) -> None:
     """Let the time pass until the next attempt: the schedule itself has tests of its own."""
-    with site.house.database.writing() as session:
+    with site.services.database.writing() as session:
         refused = sa.and_(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == "notice", MESSAGE.c.attempts > 0)
         session.execute(sa.update(MESSAGE).where(refused).values(due_at=utcnow()))
 
@@ -105,7 +106,7 @@ def test_a_refused_final_notice_comes_again_under_the_same_id(running: Running, 
     site.wait(job_id, lambda view: view["step"] > 0)
     until(lambda: len(application.about(job_id)) == 1, 30, "processing")
     application.refuse(503, 429)
-    service.cancel(site.house, job_id)
+    service.cancel(site.services, job_id)
     for attempts in (2, 3, 4):
 
         def came_again(attempts: int = attempts) -> bool:
@@ -127,13 +128,13 @@ def test_a_refused_final_notice_comes_again_under_the_same_id(running: Running, 
     assert 0 < view["credits"]["charged"] == view["step"] < 9_000
     assert view["credits"] == {"held": 0, "charged": view["step"], "refunded": 9_000 - view["step"]}
     assert failed[0].told["data"]["credits"] == view["credits"]
-    assert accounts.balance(site.house, owner).spent == view["step"]
-    assert sweeps.check_books(site.house) == []
+    assert accounts.balance(site.services, owner).spent == view["step"]
+    assert sweeps.check_books(site.services) == []
 
 
 def test_a_failing_job_is_told_with_its_code_and_the_credits_that_came_back(running: Running, owner: str) -> None:
     site, application, _ = running
-    poison = [intake.store_picture(site.house, owner, "m", b"poison %d" % number) for number in range(2)]
+    poison = [intake.store_picture(site.services, owner, "m", b"poison %d" % number) for number in range(2)]
     images = [*site.pictures(owner, 4), *poison]
     accepted = site.send(owner_id=owner, images=images, webhook_url=application.url)
     site.wait(accepted["job_id"])
@@ -148,7 +149,7 @@ def test_a_failing_job_is_told_with_its_code_and_the_credits_that_came_back(runn
 
 def poison(site: Site, owner: str, name: str) -> list[str]:
     """Files that are no pictures: a job of them fails at once."""
-    return [intake.store_picture(site.house, owner, "m", f"{name} {owner} {number}".encode()) for number in range(5)]
+    return [intake.store_picture(site.services, owner, "m", f"{name} {owner} {number}".encode()) for number in range(5)]
 
 
 def test_a_receiver_that_wants_no_more_hears_no_more_until_an_operator_enables_it(running: Running, owner: str) -> None:
@@ -213,13 +214,13 @@ def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(runni
     site, application, _ = running
     job_id = site.send(owner_id=owner, webhook_url=application.url, max_steps=200)["job_id"]
     site.wait(job_id, lambda view: view["step"] > 0)
-    with site.house.database.writing() as session:
+    with site.services.database.writing() as session:
         hold = ledger.hold_of(session, job_id)
         assert hold is not None
         ledger.expire(session, hold.id)
     view = site.wait(job_id)
     assert (view["status"], view["credits"]) == ("ready", {"held": 0, "charged": 0, "refunded": 200})
-    site.house.store.get(view["lora"]["key"])
+    site.services.store.get(view["lora"]["key"])
     until(lambda: waiting(site, job_id) == 0, 30, "told")
     assert application.about(job_id)[-1].told["data"]["credits"]["charged"] == 0
     told = json.loads(site.imprint("audit", "--json").stdout)

@@ -16,14 +16,14 @@ KEY = "rpa_TEST_KEY"
 
 
 class RunPodServer:
-    """Faults are those of `training.backends.fake_cloud.Faults`; pods run for real."""
+    """Faults are those of `fakes.runpod.cloud.Faults`; pods run for real."""
 
     def __init__(self, folder: Path, seed: int, pods: dict[str, Any], faults: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "runpod.log"
         log.unlink(missing_ok=True)
         given = ["--key", KEY, "--seed", str(seed), "--faults", json.dumps(faults), "--pods", json.dumps(pods)]
-        self.process = ServerProcess([sys.executable, "-m", "training.backends.fake_runpod", *given], log=log, cwd=ROOT)
+        self.process = ServerProcess([sys.executable, "-m", "fakes.runpod.server", *given], log=log, cwd=ROOT)
         self.process.wait_until(lambda: b'{"url"' in log.read_bytes(), 60)
         said = next(line for line in log.read_text().splitlines() if line.startswith('{"url"'))
         self.base = json.loads(said)["url"]

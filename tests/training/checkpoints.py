@@ -9,7 +9,7 @@ import numpy as np
 
 from training.families.checkpoint_names import PREFIXES, source
 from training.families.folders import WEIGHTS
-from training.safetensor import Tensor, pack, tensor, unpack
+from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 
 def exported(folder: Path, out: Path, family: str, *, only: tuple[str, ...] = (), **metadata: str) -> Path:

@@ -13,8 +13,8 @@ from training.engine.draw import Lot
 from training.engine.engine import Engine
 from training.engine.objective import errors
 from training.families.family import Base, Family
+from training.lora.safetensor import Array
 from training.ports import TrainRun
-from training.safetensor import Array
 
 
 def of(schedule: Any) -> Base:

@@ -15,13 +15,14 @@ from tests.training.conftest import MemoryCheckpoints
 from tests.training.live import Live
 from tests.training.test_engine import base_of, side_by_side
 from tests.training.test_training_reload import TOLERANCE
-from training import families, lora_file, sample
+from training import families, sample
 from training.backends.local import train
 from training.engine.draw import draw
 from training.engine.objective import errors
 from training.families.family import Base
+from training.lora import file as lora_file
+from training.lora.safetensor import pack, tensor, unpack
 from training.ports import TrainResult, TrainRun
-from training.safetensor import pack, tensor, unpack
 
 Runs = Callable[..., TrainRun]
 KINDS: dict[str, dict[str, bool]] = {"all": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}

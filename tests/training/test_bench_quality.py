@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import quality
-from training.pocket.strangers import PRACTICE
+from demo.pocket.strangers import PRACTICE
 
 
 def test_a_recipe_is_tried_on_subjects_to_practise_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

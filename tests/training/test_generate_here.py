@@ -8,22 +8,22 @@ import pytest
 
 from core.errors import SpecInvalid
 from core.settings import Settings
-from jobs import drawing
-from jobs.drawing import Here, Weights
-from jobs.wiring import House
-from training import lora_formats
+from jobs.services import Services
+from jobs.subjects import drawing
+from jobs.subjects.drawing import Here, Weights
 from training.backends.local import train
+from training.lora import formats as lora_formats
 from training.ports import TrainRun
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(Settings(_env_file=None, home=tmp_path / "home"))
+def services(tmp_path: Path) -> Services:
+    return Services(Settings(_env_file=None, home=tmp_path / "home"))
 
 
 @pytest.mark.parametrize(("family", "forms"), [("sd15", ("kohya", "peft")), ("z-image", ("comfyui", "peft"))])
 def test_the_same_pictures_from_both_forms(
-    family: str, forms: tuple[str, str], house: House, runs: Callable[..., TrainRun], bases: Callable[..., Path]
+    family: str, forms: tuple[str, str], services: Services, runs: Callable[..., TrainRun], bases: Callable[..., Path]
 ) -> None:
     run = runs(family, learning_rate=1e-2, max_steps=4)
     train(run)
@@ -33,18 +33,18 @@ def test_the_same_pictures_from_both_forms(
         path.write_bytes(lora_formats.to_bytes(lora_formats.read(run.out), form))
         weights = drawing.weights_of(path)
         assert (weights.trigger_word, weights.family) == ("sks dog", family)
-        made[form] = draw(house, bases(family), weights, family)
+        made[form] = draw(services, bases(family), weights, family)
     own, peft = (made[form] for form in forms)
     assert own == peft
     assert len(set(own)) == 2  # two seeds
-    without = draw(house, bases(family), None, family, prompt="sks dog, on a beach")
+    without = draw(services, bases(family), None, family, prompt="sks dog, on a beach")
     assert own != without
-    assert draw(house, bases(family), weights, family, strength=0.0) == without
-    assert draw(house, bases(family), weights, family, strength=0.5) not in (own, without)
+    assert draw(services, bases(family), weights, family, strength=0.0) == without
+    assert draw(services, bases(family), weights, family, strength=0.5) not in (own, without)
 
 
 def draw(
-    house: House,
+    services: Services,
     base: Path,
     weights: Weights | None,
     family: str,
@@ -53,11 +53,11 @@ def draw(
     prompt: str = "on a beach",
 ) -> list[bytes]:
     how = Here(prompt, (3, 4), str(base), family, steps=2, guidance=2.0, size=(64, 64), device="cpu")
-    return drawing.here(house, how, weights, strength=strength, trigger_word=None)
+    return drawing.here(services, how, weights, strength=strength, trigger_word=None)
 
 
-def test_what_must_be_said(house: House) -> None:
+def test_what_must_be_said(services: Services) -> None:
     with pytest.raises(SpecInvalid, match="base_model: the LoRA file does not say"):
-        drawing.here(house, Here("x", (1,)), None, strength=1.0, trigger_word=None)
+        drawing.here(services, Here("x", (1,)), None, strength=1.0, trigger_word=None)
     with pytest.raises(SpecInvalid, match="family: name the base model's"):
-        drawing.here(house, Here("x", (1,), "/somewhere"), None, strength=1.0, trigger_word=None)
+        drawing.here(services, Here("x", (1,), "/somewhere"), None, strength=1.0, trigger_word=None)

@@ -14,14 +14,15 @@ from PIL import Image
 from core.errors import TooFewImages
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
 from tests.training.test_engine import side_by_side
-from training import families, lora_file
+from training import families
 from training.backends.local import train
 from training.backends.material import split
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
 from training.engine.validation import is_best, is_over
 from training.families.family import Where
+from training.lora import file as lora_file
+from training.lora.safetensor import unpack
 from training.ports import TrainResult, TrainRun
-from training.safetensor import unpack
 
 Runs = Callable[..., TrainRun]
 

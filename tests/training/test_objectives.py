@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.training.live import Live, of
 from training import families
-from training.dataset import class_caption
+from training.data.dataset import class_caption
 from training.engine import objective
 from training.engine.draw import draw, offset
 from training.families import diffusion, z_image

@@ -21,8 +21,8 @@ from training.engine.prodigy import Prodigy
 from training.engine.quantised import AdamW8bit, codes
 from training.engine.schedule import rate_at
 from training.engine.stacks import STACKS
+from training.lora.safetensor import unpack
 from training.ports import TrainResult, TrainRun
-from training.safetensor import unpack
 from training.spec import TrainSpec
 
 Runs = Callable[..., TrainRun]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from demo.pocket import MODEL, assemble, exam, judge
+from demo.pocket.strangers import STRANGERS, album
 from training import families
 from training.families.family import Where
-from training.pocket import MODEL, assemble, exam, judge
-from training.pocket.strangers import STRANGERS, album
 
 MAX_BYTES = 16_000_000
 
@@ -17,7 +17,7 @@ def test_it_is_small_and_has_its_card() -> None:
     assert sum(file.stat().st_size for file in MODEL.rglob("*") if file.is_file()) <= MAX_BYTES
     card = (MODEL / "README.md").read_text(encoding="utf-8")
     assert "license" in card
-    assert "training.pocket train" in card
+    assert "demo.pocket train" in card
 
 
 def test_it_ships_with_the_package() -> None:

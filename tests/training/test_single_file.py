@@ -24,8 +24,8 @@ from training.families.checkpoint_names import source
 from training.families.family import Base, Family, Where
 from training.families.fingerprint import fingerprint
 from training.families.parts import locate
+from training.lora.safetensor import unpack
 from training.ports import TrainRun
-from training.safetensor import unpack
 
 Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]

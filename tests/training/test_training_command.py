@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import lora_file, tiny_base
+from training import tiny_base
 from training.__main__ import main
+from training.lora import file as lora_file
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import BaseModelUnavailable, ImageInvalid
 from tests.training.live import Live, of
-from training import families, lora_file, tiny_base
+from training import families, tiny_base
 from training.backends.local import train
 from training.engine.objective import errors, per_sample_error
 from training.families import diffusion, z_image
 from training.families.family import Base, Draw, Family, Where
 from training.families.fingerprint import fingerprint
 from training.families.parts import locate
+from training.lora import file as lora_file
 from training.ports import Example, TrainRun
 
 Runs = Callable[..., TrainRun]

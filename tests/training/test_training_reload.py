@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 from core.errors import LoraInvalid
 from tests.training.live import Live
 from tests.training.test_training_families import full_size
-from training import families, lora_file, sample
+from training import families, sample
 from training.backends.local import train
 from training.engine.objective import errors
 from training.families.family import Where
-from training.lora_formats import read, to_bytes
-from training.lora_inspect import inspect
+from training.lora import file as lora_file
+from training.lora.formats import read, to_bytes
+from training.lora.inspect import inspect
+from training.lora.safetensor import unpack
 from training.ports import TrainRun
-from training.safetensor import unpack
 
 Runs = Callable[..., TrainRun]
 # float32 files come back exactly; the rounding of 16-bit ones is a part in 2,000 (float16) or 256 (bfloat16) of the

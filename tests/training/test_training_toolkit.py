@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tests.servers.fake_pod import fake_pod
-from training import lora_file, sample
+from training import sample
 from training.backends.ai_toolkit import work
 from training.backends.ai_toolkit.convert import convert
 from training.backends.ai_toolkit.server import Server, open_client
 from training.backends.local import train
+from training.lora import file as lora_file
+from training.lora.safetensor import unpack
 from training.ports import TrainRun
-from training.safetensor import unpack
 
 
 def trained_there(run: TrainRun, folder: Path, hub_id: str) -> tuple[Path, work.Sighting]:

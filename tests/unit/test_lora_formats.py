@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from core.errors import LoraInvalid
 from tests.hostile.weights import LORAS
 from tests.unit.test_training_lora_file import changed, made, put
-from training import lora_formats, lora_names
-from training.lora_formats import ADAPTER, FORMATS, read, to_bytes
-from training.lora_inspect import inspect
-from training.safetensor import Tensor, pack, tensor, unpack
+from training.lora import formats as lora_formats
+from training.lora import names as lora_names
+from training.lora.formats import ADAPTER, FORMATS, read, to_bytes
+from training.lora.inspect import inspect
+from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 HOME = {"sd15": "kohya", "sdxl": "kohya", "z-image": "comfyui"}
 TO_Q = "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -242,7 +243,7 @@ def test_hostile_files_are_told_or_refused_in_our_own_words(name: str) -> None:
 
 
 def run(*arguments: Any) -> Any:
-    from tasks.commands import imprint
+    from cli.main import imprint
 
     return CliRunner().invoke(imprint, [str(argument) for argument in arguments])
 
@@ -276,6 +277,6 @@ def test_the_commands(tmp_path: Path) -> None:
 def test_no_torch_is_needed() -> None:
     import subprocess
 
-    code = "import sys; from training import lora_inspect, lora_formats; sys.exit('torch' in sys.modules)"
+    code = "import sys; from training.lora import inspect, formats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert lora_formats.FORMATS

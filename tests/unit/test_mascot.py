@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from demo.mascot.scenes import SCENES
-from training.pictures import prepare
-from training.quality import near_duplicates
+from training.data.pictures import prepare
+from training.data.quality import near_duplicates
 
 ROOT = Path(__file__).parents[2]
 PICTURES = sorted((ROOT / "demo" / "pictures").glob("*.png"))

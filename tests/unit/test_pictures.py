@@ -9,9 +9,9 @@ from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.folder import caption_beside, gather, masks_of
-from training.masks import with_mask
-from training.pictures import buckets, prepare
+from training.data.folder import caption_beside, gather, masks_of
+from training.data.masks import with_mask
+from training.data.pictures import buckets, prepare
 from training.spec import TrainSpec
 
 MASKED = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]

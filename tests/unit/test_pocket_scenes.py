@@ -2,9 +2,9 @@
 
 from random import Random
 
-from training.pocket.captions import describe
-from training.pocket.scenes import Scene, compose
-from training.pocket.words import CREATURES, KINDS, PLACE_NAMES
+from demo.pocket.captions import describe
+from demo.pocket.scenes import Scene, compose
+from demo.pocket.words import CREATURES, KINDS, PLACE_NAMES
 
 
 def scenes(count: int, seed: int = 1) -> list[Scene]:

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from tests.unit.drawings import PHOTOS, drawing, encoded, photographs, photos
-from training.pictures import prepare
-from training.quality import BAD_FAULTS, FAULTS, PictureReport, look_at, near_duplicates
+from training.data.pictures import prepare
+from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, look_at, near_duplicates
 
 
 def report(image: Image.Image, resolution: int = 64) -> PictureReport:

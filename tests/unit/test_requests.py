@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from core.errors import SpecInvalid
 from core.guard import Guard
 from core.settings import Settings
-from jobs import requests
-from jobs.requests import Order
+from jobs.requests import training_request
+from jobs.requests.training_request import Order
 from storage.objects.local import LocalStore
 from storage.sources import Sources
 
@@ -35,14 +35,14 @@ SOURCES = Sources(
 
 
 def read(**changed: Any) -> Order:
-    return requests.read({**REQUEST, **changed}, SETTINGS, SOURCES)
+    return training_request.read({**REQUEST, **changed}, SETTINGS, SOURCES)
 
 
 def faults(**changed: Any) -> dict[str, str]:
     """What is wrong with a request with these changes; an argument that is `...` is left out."""
     arguments = {name: value for name, value in {**REQUEST, **changed}.items() if value is not ...}
     with pytest.raises(SpecInvalid) as caught:
-        requests.read(arguments, SETTINGS, SOURCES)
+        training_request.read(arguments, SETTINGS, SOURCES)
     assert all(name in caught.value.message for name in caught.value.faults)
     return caught.value.faults
 
@@ -204,12 +204,12 @@ def test_a_link_out_of_the_roots_is_no_way_out(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, home=tmp_path)
     arguments = {**REQUEST, "base_model": str(tmp_path / "bases" / "link"), "family": "sd15"}
     with pytest.raises(SpecInvalid, match="IMPRINT_BASE_MODEL_ROOTS"):
-        requests.read(arguments, settings, SOURCES)
+        training_request.read(arguments, settings, SOURCES)
 
 
 def test_the_operator_says_where_a_named_base_model_is() -> None:
     def location(**changed: Any) -> str:
-        return requests.base_model_location(read(**changed).spec, SETTINGS)
+        return training_request.base_model_location(read(**changed).spec, SETTINGS)
 
     assert location() == "/models/sd15"
     assert location(base_model="sdxl") == "stabilityai/stable-diffusion-xl-base-1.0"
@@ -227,7 +227,7 @@ def test_the_same_request_has_the_same_hash_whatever_seed_it_was_given() -> None
     assert read().sha256 == read().sha256
     assert read(rank=None).sha256 == read().sha256
     reordered = dict(reversed(REQUEST.items()))
-    assert requests.read(reordered, SETTINGS, SOURCES).sha256 == read().sha256
+    assert training_request.read(reordered, SETTINGS, SOURCES).sha256 == read().sha256
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ ANY = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-ARGUMENTS = st.sampled_from(sorted({*requests._ENVELOPE, *requests._RECIPE, "colour"}))
+ARGUMENTS = st.sampled_from(sorted({*training_request._ENVELOPE, *training_request._RECIPE, "colour"}))
 
 
 @given(changed=st.dictionaries(ARGUMENTS, ANY, max_size=4))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.dataset import Manifest, Picture, build_manifest, caption_for
+from training.data.dataset import Manifest, Picture, build_manifest, caption_for
 from training.spec import TrainSpec
 
 

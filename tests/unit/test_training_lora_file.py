@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from core.errors import FailureCode, LoraInvalid
-from training import lora_file, lora_metadata
-from training.lora_file import check
+from training.lora import file as lora_file
+from training.lora import metadata as lora_metadata
+from training.lora.file import check
+from training.lora.safetensor import Tensor, data_offset, pack, tensor, unpack
 from training.ports import Example
-from training.safetensor import Tensor, data_offset, pack, tensor, unpack
 from training.spec import TrainSpec
 
 MODULE = {
@@ -195,7 +196,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(_file: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.lora_file.os.fsync", full)
+    monkeypatch.setattr("training.lora.file.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         lora_file.write(path, b"after")
     assert path.read_bytes() == b"before"

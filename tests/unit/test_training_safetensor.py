@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors import numpy as library
 
-from training.safetensor import MAX_HEADER_BYTES, Malformed, data_offset, pack, tensor, unpack
+from training.lora.safetensor import MAX_HEADER_BYTES, Malformed, data_offset, pack, tensor, unpack
 
 SHAPES = array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 

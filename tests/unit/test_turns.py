@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from core.connection_limiter import Turns
 from core.errors import Unreachable
-from core.turns import Turns
 
 
 def test_never_more_than_allowed() -> None:

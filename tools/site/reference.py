@@ -40,8 +40,8 @@ def http() -> str:
     from tools.site.scrape import empty_house
     from web.app import create_app
 
-    with empty_house() as house:
-        document = create_app(house).openapi()
+    with empty_house() as services:
+        document = create_app(services).openapi()
     told = ["# HTTP API: every route", _NOTE]
     told.append("A first call and the rules for all of them are in [the HTTP API](../http-api.md). ")
     told.append("A running service has the same as `/openapi.json`, and to read at `/docs`.\n")
@@ -80,15 +80,15 @@ def _fields(schema: dict[str, Any]) -> str:
 
 
 def metrics() -> str:
-    """Every metric: of the workers from core/measures.py, of the web process as it registers them."""
-    from core import measures
+    """Every metric: of the workers from core/metrics.py, of the web process as it registers them."""
+    from core import metrics
     from tools.site.scrape import families
 
     told = ["# Metrics", _NOTE, "How they are collected and shown is in [Watching](../watching.md).\n"]
     told.append("\n## Of the workers\n\n")
     rows = [
         (f"`{one.name}{'_total' if one.kind == 'counter' else ''}`", one.kind, _names(one.labels), one.told)
-        for one in measures.ALL
+        for one in metrics.ALL
     ]
     told.append(_table(("metric", "kind", "labels", "what"), rows))
     told.append("\n## Of the web process\n\n")

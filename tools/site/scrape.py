@@ -6,25 +6,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.settings import Settings
-from jobs.wiring import House
-from web.measures import Measures
+from jobs.services import Services
+from web.metrics import Measures
 
 
 @contextmanager
-def empty_house() -> Iterator[House]:
-    """A house with nothing in it, which leaves nothing behind."""
+def empty_house() -> Iterator[Services]:
+    """Services with nothing in them, which leaves nothing behind."""
     with tempfile.TemporaryDirectory() as folder:
-        house = House(Settings(_env_file=None, home=Path(folder)))  # type: ignore[call-arg]
+        services = Services(Settings(_env_file=None, home=Path(folder)))  # type: ignore[call-arg]
         try:
-            yield house
+            yield services
         finally:
-            house.database.close()
+            services.database.close()
 
 
 def families() -> list[tuple[str, str, tuple[str, ...], str]]:
     """Name, kind, labels and help of each, by name."""
-    with empty_house() as house:
-        measures = Measures(house, lengths=lambda: {"io": 0})
+    with empty_house() as services:
+        measures = Measures(services, lengths=lambda: {"io": 0})
         measures.observe("GET", "/healthz", 200, 0.001)
         found = []
         for family in measures.families():

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from core.errors import ImprintError
+from training.lora.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
 from training.ports import Checkpoints
-from training.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import measures
+from core import metrics
 from training.families.family import Base, Condition, Family
-from training.lora_file import write
+from training.lora.file import write
+from training.lora.safetensor import Malformed, pack, tensor, unpack
 from training.ports import Example
-from training.safetensor import Malformed, pack, tensor, unpack
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +82,14 @@ class Encodings:
             log.warning("an encoding is made again: %s", error)
             return None
         self.found += 1
-        measures.ENCODINGS.add(1, kind, "found")
+        metrics.ENCODINGS.add(1, kind, "found")
         return {
             name: torch.from_numpy(one.elements.copy()).to(getattr(torch, facts[name])) for name, one in held.items()
         }
 
     def _save(self, kind: str, about: str, values: dict[str, Tensor]) -> None:
         self.made += 1
-        measures.ENCODINGS.add(1, kind, "made")
+        metrics.ENCODINGS.add(1, kind, "made")
         path = self._path(kind, about)
         if path is None:
             return

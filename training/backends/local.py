@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from core.errors import BaseModelUnavailable, HandOver, ImprintError, LossNotFinite, OutOfMemory, StoreUnavailable
-from training import families, lora_file, lora_metadata
+from training import families
 from training.backends import checkpoint, resident
 from training.backends.agreement import agreed_compiled, agreed_precision
 from training.backends.checkpoint import State
@@ -34,6 +34,8 @@ from training.families.family import Family, Where
 from training.families.fingerprint import fingerprint
 from training.families.latents import decoded
 from training.families.parts import locate, weights_bytes
+from training.lora import file as lora_file
+from training.lora import metadata as lora_metadata
 from training.ports import TrainResult, TrainRun
 from training.spec import TrainSpec, is_distilled
 

@@ -9,7 +9,7 @@ import torch
 from core.errors import TooFewImages
 from training.backends.encodings import Encodings
 from training.backends.randomness import generator
-from training.dataset import class_caption
+from training.data.dataset import class_caption
 from training.engine.draw import Extras
 from training.engine.validation import Exam, Sketch
 from training.families.family import Base, Condition, Family

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from core import measures
+from core import metrics
 from core.errors import ImprintError, Stop
 from training.engine.compiler import compiler
 from training.engine.engine import Engine
@@ -75,9 +75,9 @@ def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) ->
                         _resident = None  # before the next is loaded, so that two never share the memory
                         made = compiler(where.compiled, where.device)
                         _resident = _Resident(key, Engine(family, family.load(where), key[2], made))
-                        measures.BASE_MODELS.add(1, family.name, "loaded")
+                        metrics.BASE_MODELS.add(1, family.name, "loaded")
                     else:
-                        measures.BASE_MODELS.add(1, family.name, "resident")
+                        metrics.BASE_MODELS.add(1, family.name, "resident")
                     _resident.users += 1
                     return _resident
                 _changed.wait(0.5)

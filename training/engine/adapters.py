@@ -19,8 +19,8 @@ from torch.nn import functional
 from core.errors import BaseModelUnavailable
 from training.backends.randomness import generator
 from training.engine.product import Product
-from training.lora_file import Matrices
-from training.safetensor import Array
+from training.lora.file import Matrices
+from training.lora.safetensor import Array
 
 # Rows begin where vector units like it, so that a slot's sums are reckoned alike wherever it stands.
 _ALIGNED = 64

@@ -21,8 +21,8 @@ from training.engine.stacks import STACKS
 from training.engine.step import Batch, Step, Told, cuda_graph
 from training.engine.validation import Exam, Sketch, draw_sketches, is_best, is_over, validation_loss
 from training.families.family import Base, Condition, Family
+from training.lora.safetensor import Array
 from training.ports import TrainRun
-from training.safetensor import Array
 
 # How many losses may be in flight on a GPU: reading one sooner would make the host wait for the device.
 CUDA_ARREARS = 2

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from core import measures
+from core import metrics
 from core.errors import HandOver
 from training.engine import share, unet
 from training.engine.adapters import Ports
@@ -83,7 +83,7 @@ class Engine:
                         del self._cohorts[shape]
                         continue
                     begun = time.monotonic()
-                    with measures.stepping(self.family.name, self.base.device.type, len(cohort)):
+                    with metrics.stepping(self.family.name, self.base.device.type, len(cohort)):
                         cohort.step()
                     self._learn(cohort, time.monotonic() - begun)
                 except (RuntimeError, MemoryError) as error:

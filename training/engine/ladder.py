@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from training.lora_file import write
+from training.lora.file import write
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.engine.adapters import Layout
 from training.engine.compiler import Compiler
-from training.safetensor import Array
+from training.lora.safetensor import Array
 from training.spec import TrainSpec
 
 BETAS = (0.9, 0.999)

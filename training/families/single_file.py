@@ -19,10 +19,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from core.errors import BaseModelUnavailable
-from training import safetensor
 from training.families import folders, soundness
 from training.families.checkpoint_configs import CONFIGS, HOMES
 from training.families.checkpoint_names import LEFT_OVER, PREFIXES, Source, source
+from training.lora import safetensor
 
 # The largest of the families is 25 GB in float32 with all that belongs to it.
 MAX_BYTES = 48 * 2**30

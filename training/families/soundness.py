@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from training import safetensor
+from training.lora import safetensor
 
 # What the libraries themselves leave over in sound files: a table of 0, 1, 2 …, and the head that words are read from.
 _LEFT_OVER = re.compile(r"(.*\.)?(position_ids|lm_head\.weight)")

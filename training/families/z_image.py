@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen3Model
 
 from core.errors import BaseModelUnavailable
-from training import safetensor
 from training.families.family import Base, Condition, Draw, Family, Where
 from training.families.latents import encode_picture, sample
 from training.families.parts import load_part
+from training.lora import safetensor
 from training.options import MIN_SNR_GAMMA
 from training.ports import Example
 

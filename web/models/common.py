@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from jobs.requests import Envelope
+from jobs.requests.training_request import Envelope
 from training.spec import TrainSpec
 
 

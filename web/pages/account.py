@@ -7,7 +7,8 @@ from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from core.errors import NotFound, SpecInvalid
-from jobs import accounts, backends, overview
+from jobs import accounts, overview
+from jobs.remote import trainers
 from tasks import fleet
 from web.auth import Here
 from web.pages import session as sessions
@@ -32,14 +33,14 @@ def sign_in(request: Request, back: Annotated[str, Query(alias="next", max_lengt
 @router.post("/sign-in")
 def begin_session(
     request: Request,
-    house: Here,
+    services: Here,
     token: Annotated[str, Form(max_length=500)] = "",
     owner: Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = "",
     back: Annotated[str, Form(alias="next", max_length=500)] = "/",
 ) -> Response:
     check_origin(request)
     try:
-        session, cookie = sessions.begin(request, house, token, owner)
+        session, cookie = sessions.begin(request, services, token, owner)
     except SpecInvalid as error:
         return render(request, "sign_in.html", 422, back=_safe(back), owner=owner, faults=error.faults)
     home = "/operators" if session.owner_id is None else _safe(back)
@@ -75,9 +76,9 @@ def static(name: Annotated[str, Path(max_length=60, pattern=r"^[a-z_]+\.(css|js|
 
 @router.get("/account")
 def account(
-    request: Request, house: Here, caller: Reader, before: Annotated[int | None, Query(ge=1, le=2**53)] = None
+    request: Request, services: Here, caller: Reader, before: Annotated[int | None, Query(ge=1, le=2**53)] = None
 ) -> Response:
-    found = look_at_account(house, caller, _PAGE, before)
+    found = look_at_account(services, caller, _PAGE, before)
     return render(request, "account.html", account=found, before=before)
 
 
@@ -85,17 +86,17 @@ def account(
 
 
 @router.get("/operators")
-def operators(request: Request, house: Here, _: Operator) -> Response:
+def operators(request: Request, services: Here, _: Operator) -> Response:
     return render(
         request,
         "operators.html",
         fleet=fleet.look(),
-        remote=backends.remote(house),
-        pods=backends.rented(house, gone=True),
-        spending=backends.spending(house),
-        at_work=overview.at_work(house),
-        troubles=overview.troubles(house),
-        credits=asdict(accounts.totals(house)),
-        flower_url=house.settings.flower_url,
-        rents=house.runpod is not None,
+        remote=trainers.remote(services),
+        pods=trainers.rented(services, gone=True),
+        spending=trainers.spending(services),
+        at_work=overview.at_work(services),
+        troubles=overview.troubles(services),
+        credits=asdict(accounts.totals(services)),
+        flower_url=services.settings.flower_url,
+        rents=services.runpod is not None,
     )

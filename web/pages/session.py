@@ -23,9 +23,9 @@ from starlette.exceptions import HTTPException
 
 from core.errors import ImprintError, SpecInvalid
 from jobs import tokens
-from jobs.wiring import House
+from jobs.services import Services
 from storage.database import AWAY
-from web.auth import Caller, check_rate, house_of
+from web.auth import Caller, check_rate, services_of
 from web.pages.render import render
 from web.problems import PROBLEMS, Refused, refusal
 
@@ -52,9 +52,9 @@ class Session:
 # ---- the cookie -----------------------------------------------------------------------------------------------
 
 
-def begin(request: Request, house: House, secret: str, owner_id: str) -> tuple[Session, str]:
+def begin(request: Request, services: Services, secret: str, owner_id: str) -> tuple[Session, str]:
     """The session of who shows a token, and its cookie. Raises SpecInvalid, by field."""
-    token = tokens.find(house, secret.strip()) if len(secret) <= _MOST_TOKEN else None
+    token = tokens.find(services, secret.strip()) if len(secret) <= _MOST_TOKEN else None
     if token is None:
         raise SpecInvalid.of({"token": "This token is unknown, expired or revoked."})
     owner_id = owner_id.strip()
@@ -68,7 +68,7 @@ def begin(request: Request, house: House, secret: str, owner_id: str) -> tuple[S
     return session, f"{body}.{_signature(request, body)}"
 
 
-def read(request: Request, house: House) -> Session | None:
+def read(request: Request, services: Services) -> Session | None:
     """The session of a request's cookie, if it is ours, not over, and its token is still valid."""
     body, _, signature = request.cookies.get(COOKIE, "").partition(".")
     if not hmac.compare_digest(_signature(request, body).encode(), signature.encode()):
@@ -77,7 +77,7 @@ def read(request: Request, house: House) -> Session | None:
         told = json.loads(base64.urlsafe_b64decode(body))
     except (binascii.Error, ValueError):
         return None
-    token = tokens.valid(house, told["token"]) if time.time() < told["until"] else None
+    token = tokens.valid(services, told["token"]) if time.time() < told["until"] else None
     return None if token is None else Session(token, told["owner"])
 
 
@@ -97,9 +97,9 @@ def check_origin(request: Request) -> None:
         raise Refused("forbidden", "this form was not sent from a page of this service")
 
 
-def session_of(request: Request, house: Annotated[House, Depends(house_of)]) -> Session:
+def session_of(request: Request, services: Annotated[Services, Depends(services_of)]) -> Session:
     """A dependency: who is signed in, and for a POST that it comes from our pages. Raises SignedOut."""
-    session = read(request, house)
+    session = read(request, services)
     if session is None:
         raise SignedOut
     if request.method != "GET":

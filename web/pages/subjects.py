@@ -8,9 +8,10 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import IllegalMove, SpecInvalid
-from jobs import accounts, gallery, overview, service, subjects
+from jobs import accounts, overview, service
 from jobs.service import Quote
-from jobs.wiring import House
+from jobs.services import Services
+from jobs.subjects import subject_pictures, subject_settings
 from storage.tables import ACTIVE
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
 from web.auth import Caller, Here
@@ -36,8 +37,8 @@ _ANY = "x"  # a trigger word for asking the price, which does not depend on it
 
 
 @router.get("/")
-def index(request: Request, house: Here, caller: Reader) -> Response:
-    return render(request, "subjects.html", subjects=overview.subjects_of(house, caller.owner_id))
+def index(request: Request, services: Here, caller: Reader) -> Response:
+    return render(request, "subjects.html", subjects=overview.subjects_of(services, caller.owner_id))
 
 
 @router.get("/subjects")
@@ -74,7 +75,7 @@ class Wish:
 @router.get("/subjects/{id}")
 def subject(
     request: Request,
-    house: Here,
+    services: Here,
     caller: Reader,
     subject_id: SubjectId,
     base_model: Annotated[str | None, Query(max_length=300)] = None,
@@ -82,13 +83,13 @@ def subject(
     resolution: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
     owner_id = caller.owner_id
-    kept = subjects.settings_of(house, owner_id, subject_id)
-    pictures = gallery.shown(house, owner_id, subject_id)
+    kept = subject_settings.settings_of(services, owner_id, subject_id)
+    pictures = subject_pictures.shown(services, owner_id, subject_id)
     good = _good(pictures)
     wish = Wish(base_model or kept["base_model"] or "sd15", max_steps, resolution)
-    quote, faults = _quoted(house, owner_id, wish, good)
-    usual, _ = _quoted(house, owner_id, Wish(kept["base_model"]), good)
-    trainings = service.jobs(house, owner_id=owner_id, subject_id=subject_id, limit=_EARLIER)
+    quote, faults = _quoted(services, owner_id, wish, good)
+    usual, _ = _quoted(services, owner_id, Wish(kept["base_model"]), good)
+    trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_EARLIER)
     return render(
         request,
         "subject.html",
@@ -99,8 +100,8 @@ def subject(
         needed=MIN_PICTURES,
         most=MAX_PICTURES,
         most_characters=MAX_CAPTION_CHARACTERS,
-        most_bytes=house.settings.max_picture_bytes,
-        bases=_bases(house, owner_id, good),
+        most_bytes=services.settings.max_picture_bytes,
+        bases=_bases(services, owner_id, good),
         wish=wish,
         quote=quote,
         faults=faults,
@@ -109,7 +110,7 @@ def subject(
         not_automatic=[*_not_set_up(kept), *_short(good, usual)],
         running=next((view for view in trainings if view["status"] in ACTIVE), None),
         trainings=trainings,
-        available=accounts.balance(house, owner_id).available,
+        available=accounts.balance(services, owner_id).available,
         key=uuid4().hex,
         may_train="train" in caller.token.scopes,
     )
@@ -120,21 +121,21 @@ def _good(pictures: list[dict[str, Any]]) -> list[str]:
     return [picture["id"] for picture in pictures if picture["verdict"] != "bad"][-MAX_PICTURES:]
 
 
-def _quoted(house: House, owner_id: str, wish: Wish, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
+def _quoted(services: Services, owner_id: str, wish: Wish, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
     """Price and time of a wish, for five pictures where there are not so many yet; or what is wrong with it."""
     images = [*good, *(f"pic_{at}" for at in range(MIN_PICTURES - len(good)))]
     request = {"owner_id": owner_id, "subject_id": _ANY, "trigger_word": _ANY, "images": images}
     try:
-        return service.quote(house, {**request, **wish.arguments()}), {}
+        return service.quote(services, {**request, **wish.arguments()}), {}
     except SpecInvalid as error:
         return None, refusal(error).faults
 
 
-def _bases(house: House, owner_id: str, good: list[str]) -> list[dict[str, Any]]:
+def _bases(services: Services, owner_id: str, good: list[str]) -> list[dict[str, Any]]:
     made = []
     for name, base in BASE_MODELS.items():
         title, about = _ABOUT[name]
-        quote, _ = _quoted(house, owner_id, Wish(name), good)
+        quote, _ = _quoted(services, owner_id, Wish(name), good)
         resolution = RECIPES[base.family]["resolution"]
         made.append({"name": name, "title": title, "about": about, "resolution": resolution, "quote": quote})
     return made
@@ -163,41 +164,43 @@ def _are(good: int) -> str:
 
 @router.post("/subjects/{id}/settings")
 def save(
-    house: Here,
+    services: Here,
     caller: Trainer,
     subject_id: SubjectId,
     trigger_word: Annotated[str, Form(max_length=500)] = "",
     class_word: Annotated[str, Form(max_length=500)] = "",
     base_model: Annotated[str, Form(max_length=300)] = "",
 ) -> Response:
-    _save(house, caller, subject_id, trigger_word, class_word, base_model)
+    _save(services, caller, subject_id, trigger_word, class_word, base_model)
     return _to(subject_id, "saved")
 
 
-def _save(house: House, caller: Caller, subject_id: str, trigger_word: str, class_word: str, base_model: str) -> None:
+def _save(
+    services: Services, caller: Caller, subject_id: str, trigger_word: str, class_word: str, base_model: str
+) -> None:
     words = {"trigger_word": trigger_word, "class_word": class_word, "base_model": base_model}
     values = {name: value.strip() or None for name, value in words.items()}
-    subjects.change(house, caller.owner_id, subject_id, values)
+    subject_settings.change(services, caller.owner_id, subject_id, values)
 
 
 @router.post("/subjects/{id}/automatic")
 def automatic(
-    house: Here, caller: Trainer, subject_id: SubjectId, on: Annotated[Literal["yes", "no"], Form()]
+    services: Here, caller: Trainer, subject_id: SubjectId, on: Annotated[Literal["yes", "no"], Form()]
 ) -> Response:
-    kept = subjects.settings_of(house, caller.owner_id, subject_id)
+    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
     if on == "yes":
-        good = _good(gallery.shown(house, caller.owner_id, subject_id))
-        usual, _ = _quoted(house, caller.owner_id, Wish(kept["base_model"]), good)
+        good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
+        usual, _ = _quoted(services, caller.owner_id, Wish(kept["base_model"]), good)
         if in_the_way := [*_not_set_up(kept), *_short(good, usual)]:
             raise IllegalMove(" ".join(in_the_way))
-    subjects.change(house, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
+    subject_settings.change(services, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
     return _to(subject_id, "on" if on == "yes" else "off")
 
 
 @router.post("/subjects/{id}/train")
 def start(
     request: Request,
-    house: Here,
+    services: Here,
     caller: Trainer,
     subject_id: SubjectId,
     key: Annotated[str, Form(pattern=r"^[0-9a-f]{32}$")],
@@ -211,9 +214,9 @@ def start(
     """Save the settings and start. It never costs more than what the page had shown."""
     if not trigger_word.strip():
         raise SpecInvalid.of({"trigger_word": "A training needs the word that will call the subject."})
-    good = _good(gallery.shown(house, caller.owner_id, subject_id))
+    good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
     wish = Wish(base_model, max_steps, resolution)
-    quote, faults = _quoted(house, caller.owner_id, wish, good)
+    quote, faults = _quoted(services, caller.owner_id, wish, good)
     if quote is None:
         raise SpecInvalid.of(faults)
     if in_the_way := _short(good, quote):
@@ -223,44 +226,44 @@ def start(
             f"It now costs {count(quote.credits, 'credit')}, not {number(credits_shown)}: the pictures or the choices "
             "have changed. Look at the page again, then start."
         )
-    _save(house, caller, subject_id, trigger_word, class_word, base_model)
+    _save(services, caller, subject_id, trigger_word, class_word, base_model)
     body = TrainRequest.model_validate({"imageIds": good})
     for name, value in wish.arguments().items():
         setattr(body, name, value)
-    training = subject_routes.train(request, house, caller, subject_id, body, Response(), False, f"page:{key}")
+    training = subject_routes.train(request, services, caller, subject_id, body, Response(), False, f"page:{key}")
     assert isinstance(training, Training)  # noqa: S101 - it was no dry run
     return RedirectResponse(f"/trainings/{training.id}?said=started", 303)
 
 
 @router.post("/subjects/{id}/images")
-async def upload(request: Request, house: Here, caller: Trainer, subject_id: SubjectId) -> Response:
+async def upload(request: Request, services: Here, caller: Trainer, subject_id: SubjectId) -> Response:
     """The form's files; for the script, which sends them one by one, the API's own answer."""
-    stored = await image_routes.add_images(request, house, caller, subject_id)
+    stored = await image_routes.add_images(request, services, caller, subject_id)
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _to(subject_id, "some" if stored.refused else "uploaded")
 
 
 @router.get("/subjects/{id}/images/{imageId}")
-def picture(house: Here, caller: Reader, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    return image_routes.image_preview(house, caller, subject_id, picture_id)
+def picture(services: Here, caller: Reader, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    return image_routes.image_preview(services, caller, subject_id, picture_id)
 
 
 @router.post("/subjects/{id}/images/{imageId}/caption")
 def caption(
-    house: Here,
+    services: Here,
     caller: Trainer,
     subject_id: SubjectId,
     picture_id: PictureId,
     text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
-    gallery.caption(house, caller.owner_id, subject_id, picture_id, text)
+    subject_pictures.caption(services, caller.owner_id, subject_id, picture_id, text)
     return _to(subject_id, "captioned")
 
 
 @router.post("/subjects/{id}/images/{imageId}/remove")
-def remove(house: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    gallery.remove(house, caller.owner_id, subject_id, picture_id)
+def remove(services: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    subject_pictures.remove(services, caller.owner_id, subject_id, picture_id)
     return _to(subject_id, "removed")
 
 

@@ -10,10 +10,11 @@ from fastapi.responses import RedirectResponse
 
 from core.advice import ADVICE
 from core.errors import SpecInvalid
-from jobs import gallery, history, service
+from jobs import history, service
 from jobs.service import Quote
+from jobs.services import Services
+from jobs.subjects import subject_pictures
 from jobs.view import View
-from jobs.wiring import House
 from storage.tables import ACTIVE, JobEvent, Stage
 from web.auth import Here
 from web.models.trainings import Preview
@@ -29,9 +30,9 @@ _SAMPLE = re.compile(r"([0-9]+)-0*([0-9]+)_([0-9a-z]+)\.[a-z]+")
 
 
 @router.get("")
-def training(request: Request, house: Here, caller: Reader, job_id: TrainingId) -> Response:
-    newest = history.newest_event(house, job_id)  # before the look: what happens in between is told again
-    view = service.look(house, job_id, caller.owner_id)
+def training(request: Request, services: Here, caller: Reader, job_id: TrainingId) -> Response:
+    newest = history.newest_event(services, job_id)  # before the look: what happens in between is told again
+    view = service.look(services, job_id, caller.owner_id)
     active = view["status"] in ACTIVE
     return render(
         request,
@@ -40,10 +41,10 @@ def training(request: Request, house: Here, caller: Reader, job_id: TrainingId) 
         active=active,
         newest=newest,
         stages_done=_stages(view),
-        chart=loss_curve(_losses(service.events(house, job_id))),
-        samples=_samples(training_routes.previews(house, caller, job_id).previews),
-        cancel_cost=service.cost_of_cancelling(house, job_id) if active else 0,
-        again=None if active else _again(house, job_id),
+        chart=loss_curve(_losses(service.events(services, job_id))),
+        samples=_samples(training_routes.previews(services, caller, job_id).previews),
+        cancel_cost=service.cost_of_cancelling(services, job_id) if active else 0,
+        again=None if active else _again(services, job_id),
         advice=ADVICE[view["failure"]["code"]] if view["failure"] else None,
         left_out=_left_out(view),
         usage=_usage(view) if view["lora"] else [],
@@ -77,9 +78,9 @@ def _samples(previews: Sequence[Preview]) -> dict[str, list[tuple[int, str]]]:
     return {prompt: sorted(pictures.items()) for prompt, pictures in sorted(rows.items())}
 
 
-def _again(house: House, job_id: str) -> Quote | None:
+def _again(services: Services, job_id: str) -> Quote | None:
     try:
-        return service.quote_again(house, job_id)
+        return service.quote_again(services, job_id)
     except SpecInvalid:  # it was accepted once, but today would not be
         return None
 
@@ -90,7 +91,7 @@ def _left_out(view: View) -> list[tuple[int, str]]:
     for picture in view["pictures"]:
         report = picture["report"] or {}
         size = {"width": report.get("width", 0), "height": report.get("height", 0)}
-        if words := [gallery.in_words(fault, **size) for fault in picture["faults"]]:
+        if words := [subject_pictures.in_words(fault, **size) for fault in picture["faults"]]:
             found.append((picture["position"] + 1, "; ".join(words)))
     return found
 
@@ -113,14 +114,14 @@ def _usage(view: View) -> list[tuple[str, str, str]]:
 
 
 @router.post("/cancel")
-def cancel(request: Request, house: Here, caller: Trainer, job_id: TrainingId) -> Response:
-    training_routes.cancel(request, house, caller, job_id)
+def cancel(request: Request, services: Here, caller: Trainer, job_id: TrainingId) -> Response:
+    training_routes.cancel(request, services, caller, job_id)
     return RedirectResponse(f"/trainings/{job_id}?said=cancelled", 303)
 
 
 @router.post("/again")
-def again(request: Request, house: Here, caller: Trainer, job_id: TrainingId) -> Response:
-    made = training_routes.retry(request, house, caller, job_id, Response())
+def again(request: Request, services: Here, caller: Trainer, job_id: TrainingId) -> Response:
+    made = training_routes.retry(request, services, caller, job_id, Response())
     return RedirectResponse(f"/trainings/{made.id}?said=started", 303)
 
 
@@ -130,20 +131,20 @@ def again(request: Request, house: Here, caller: Trainer, job_id: TrainingId) ->
 @router.get("/events")
 async def events(
     request: Request,
-    house: Here,
+    services: Here,
     caller: Reader,
     job_id: TrainingId,
     after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)] = None,
 ) -> Response:
-    return await training_routes.events(request, house, caller, job_id, last_event_id or after)
+    return await training_routes.events(request, services, caller, job_id, last_event_id or after)
 
 
 @router.get("/previews/{name}")
-def preview(house: Here, caller: Reader, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]) -> Response:
-    return training_routes.preview(house, caller, job_id, name)
+def preview(services: Here, caller: Reader, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]) -> Response:
+    return training_routes.preview(services, caller, job_id, name)
 
 
 @router.get("/download")
-def download(request: Request, house: Here, caller: Reader, job_id: TrainingId) -> Response:
-    return training_routes.download(request, house, caller, job_id)
+def download(request: Request, services: Here, caller: Reader, job_id: TrainingId) -> Response:
+    return training_routes.download(request, services, caller, job_id)

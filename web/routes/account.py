@@ -5,7 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from jobs import accounts, notices
+from jobs import accounts
+from jobs.notices import notices
 from web.auth import Here, Reader, Trainer
 from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange
 from web.problems import responses
@@ -16,23 +17,23 @@ router = APIRouter(prefix="/api", tags=["account"])
 
 @router.get("/account", summary="Balance, holds and entries", responses=responses(*ALWAYS))
 def account(
-    house: Here,
+    services: Here,
     caller: Reader,
     limit: Annotated[int, Query(ge=1, le=200, description="Entries of one page.")] = 50,
     before: Annotated[int | None, Query(ge=1, le=2**53, description="Entries older than this `seq`.")] = None,
 ) -> Account:
-    entries = [Entry(**entry) for entry in accounts.statement(house, caller.owner_id, limit, before)]
+    entries = [Entry(**entry) for entry in accounts.statement(services, caller.owner_id, limit, before)]
     return Account(
-        **asdict(accounts.balance(house, caller.owner_id)),
-        holds=[HoldNow(**hold) for hold in accounts.holds(house, caller.owner_id)],
+        **asdict(accounts.balance(services, caller.owner_id)),
+        holds=[HoldNow(**hold) for hold in accounts.holds(services, caller.owner_id)],
         entries=entries,
         next=entries[-1].seq if len(entries) == limit and entries[-1].seq > 1 else None,
     )
 
 
 @router.get("/account/notices", summary="How the owner is told by e-mail", responses=responses(*ALWAYS))
-def notices_of(house: Here, caller: Reader) -> Notices:
-    return Notices(**notices.get(house, caller.owner_id))
+def notices_of(services: Here, caller: Reader) -> Notices:
+    return Notices(**notices.get(services, caller.owner_id))
 
 
 @router.patch(
@@ -40,6 +41,6 @@ def notices_of(house: Here, caller: Reader) -> Notices:
     summary="Change how the owner is told by e-mail",
     responses=responses(*ALWAYS, "too_large"),
 )
-def change_notices(house: Here, caller: Trainer, change: NoticesChange) -> Notices:
+def change_notices(services: Here, caller: Trainer, change: NoticesChange) -> Notices:
     values = {name: getattr(change, name) for name in change.model_fields_set}
-    return Notices(**notices.put(house, caller.owner_id, values))
+    return Notices(**notices.put(services, caller.owner_id, values))

@@ -12,8 +12,8 @@ from starlette.datastructures import UploadFile
 
 from core.errors import FailureCode, ImageInvalid, ImageUnreachable, SpecInvalid
 from core.settings import Settings
-from jobs import gallery
-from jobs.wiring import House
+from jobs.services import Services
+from jobs.subjects import subject_pictures
 from web.auth import Here, Reader, Trainer
 from web.models.pictures import Fault, Image, ImageAddresses, ImageChange, Images, RefusedImage, StoredImages
 from web.problems import Refused, responses
@@ -70,7 +70,7 @@ def max_body_bytes(settings: Settings) -> int:
 )
 async def add_images(
     request: Request,
-    house: Here,
+    services: Here,
     caller: Trainer,
     subject_id: SubjectId,
     masks: Annotated[bool, Query(description="What is stored are masks: they are not among the pictures.")] = False,
@@ -79,12 +79,12 @@ async def add_images(
     if kind == "multipart/form-data":
         async with request.form(max_files=MOST_FILES, max_fields=10, max_part_size=10_000) as form:
             files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
-            readers = [_reader(file, house.settings.max_picture_bytes) for file in files]
-            return await run_in_threadpool(_store, house, caller.owner_id, subject_id, readers, masks)
+            readers = [_reader(file, services.settings.max_picture_bytes) for file in files]
+            return await run_in_threadpool(_store, services, caller.owner_id, subject_id, readers, masks)
     if kind == "application/json":
         addresses = _addresses(await request.body())
-        readers = [_fetcher(house, address) for address in addresses]
-        return await run_in_threadpool(_store, house, caller.owner_id, subject_id, readers, masks)
+        readers = [_fetcher(services, address) for address in addresses]
+        return await run_in_threadpool(_store, services, caller.owner_id, subject_id, readers, masks)
     raise Refused("unsupported_media_type", "pictures come as multipart/form-data or application/json")
 
 
@@ -101,8 +101,8 @@ def _reader(file: UploadFile, limit: int) -> Read:
     return read
 
 
-def _fetcher(house: House, address: str) -> Read:
-    return lambda: house.sources.fetch(address, max_bytes=house.settings.max_picture_bytes)
+def _fetcher(services: Services, address: str) -> Read:
+    return lambda: services.sources.fetch(address, max_bytes=services.settings.max_picture_bytes)
 
 
 def _addresses(body: bytes) -> list[str]:
@@ -116,18 +116,18 @@ def _addresses(body: bytes) -> list[str]:
     return addresses
 
 
-def _store(house: House, owner_id: str, subject_id: str, readers: Iterable[Read], masks: bool) -> StoredImages:
+def _store(services: Services, owner_id: str, subject_id: str, readers: Iterable[Read], masks: bool) -> StoredImages:
     stored, refused = [], []
     for index, read in enumerate(readers):
         try:
-            stored.append(gallery.add(house, owner_id, subject_id, read(), is_mask=masks))
+            stored.append(subject_pictures.add(services, owner_id, subject_id, read(), is_mask=masks))
         except (ImageInvalid, ImageUnreachable) as error:
             refused.append(RefusedImage(index=index, code=error.code, detail=error.message))
     if not stored and not refused:
         raise SpecInvalid.of({"files": "the form has no files"})
     if not stored:
         raise _nothing(refused)
-    kept = (gallery.masks if masks else gallery.shown)(house, owner_id, subject_id)
+    kept = (subject_pictures.masks if masks else subject_pictures.shown)(services, owner_id, subject_id)
     by_id = {view["id"]: view for view in kept}
     images = [_image(subject_id, by_id[picture_id]) for picture_id in dict.fromkeys(stored) if picture_id in by_id]
     return StoredImages(images=images, refused=refused)
@@ -140,16 +140,16 @@ def _nothing(refused: list[RefusedImage]) -> Refused:
 
 
 @router.get("/lora/available-images", summary="The pictures of a subject, with verdicts", responses=responses(*ALWAYS))
-def available_images(house: Here, caller: Reader, subject_id: SubjectId) -> Images:
-    images = [_image(subject_id, view) for view in gallery.shown(house, caller.owner_id, subject_id)]
+def available_images(services: Here, caller: Reader, subject_id: SubjectId) -> Images:
+    images = [_image(subject_id, view) for view in subject_pictures.shown(services, caller.owner_id, subject_id)]
     return Images(images=images, good=sum(image.verdict != "bad" for image in images))
 
 
 @router.patch("/images/{imageId}", summary="Caption a picture", responses=responses(*ALWAYS, "not_found", "too_large"))
 def caption_image(
-    house: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId, body: ImageChange
+    services: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId, body: ImageChange
 ) -> Image:
-    return _image(subject_id, gallery.caption(house, caller.owner_id, subject_id, picture_id, body.caption))
+    return _image(subject_id, subject_pictures.caption(services, caller.owner_id, subject_id, picture_id, body.caption))
 
 
 @router.delete(
@@ -158,8 +158,8 @@ def caption_image(
     summary="Remove a picture; trainings that use it go on",
     responses=responses(*ALWAYS, "not_found"),
 )
-def remove_image(house: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId) -> None:
-    gallery.remove(house, caller.owner_id, subject_id, picture_id)
+def remove_image(services: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId) -> None:
+    subject_pictures.remove(services, caller.owner_id, subject_id, picture_id)
 
 
 @router.get(
@@ -168,8 +168,8 @@ def remove_image(house: Here, caller: Trainer, subject_id: SubjectId, picture_id
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}}, **responses(*ALWAYS, "not_found")},
 )
-def image_preview(house: Here, caller: Reader, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    data = gallery.preview(house, caller.owner_id, subject_id, picture_id)
+def image_preview(services: Here, caller: Reader, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    data = subject_pictures.preview(services, caller.owner_id, subject_id, picture_id)
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 

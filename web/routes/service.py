@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from core.errors import StoreUnavailable
-from jobs.wiring import House
+from jobs.services import Services
 from storage.database import AWAY
 from tasks.relay import broker_answers
 from web.auth import Here, Operator
-from web.measures import Measures
+from web.metrics import Measures
 from web.problems import responses
 
 router = APIRouter(tags=["service"])
@@ -44,32 +44,32 @@ class Readiness:
         self._lock, self._until = threading.Lock(), 0.0
         self._kept: Ready | None = None
 
-    def look(self, house: House) -> Ready:
+    def look(self, services: Services) -> Ready:
         with self._lock:
             if self._kept is None or time.monotonic() >= self._until:
-                self._kept = _look(house)
+                self._kept = _look(services)
                 self._until = time.monotonic() + _KEPT_S
             return self._kept
 
 
-def _look(house: House) -> Ready:
-    parts = {"database": _database(house), "store": _store(house), "broker": broker_answers()}
+def _look(services: Services) -> Ready:
+    parts = {"database": _database(services), "store": _store(services), "broker": broker_answers()}
     told: dict[str, Literal["ok", "away"]] = {name: "ok" if well else "away" for name, well in parts.items()}
     return Ready(status="ok" if all(parts.values()) else "away", **told)
 
 
-def _database(house: House) -> bool:
+def _database(services: Services) -> bool:
     try:
-        with house.database.reading() as session:
+        with services.database.reading() as session:
             session.connection().execute(text("SELECT 1"))
     except AWAY:
         return False
     return True
 
 
-def _store(house: House) -> bool:
+def _store(services: Services) -> bool:
     try:
-        house.store.exists("readyz")
+        services.store.exists("readyz")
     except StoreUnavailable:
         return False
     return True
@@ -83,9 +83,9 @@ async def healthz() -> Alive:
 @router.get(
     "/readyz", summary="Can it work? 503 if database, store or broker is away.", responses={503: {"model": Ready}}
 )
-def readyz(request: Request, house: Here, response: Response) -> Ready:
+def readyz(request: Request, services: Here, response: Response) -> Ready:
     readiness: Readiness = request.app.state.readiness
-    found = readiness.look(house)
+    found = readiness.look(services)
     if found.status != "ok":
         response.status_code = 503
     return found

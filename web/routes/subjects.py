@@ -6,8 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from core.errors import SpecInvalid
-from jobs import loras, requests, service, subjects
-from jobs.wiring import House
+from jobs import service
+from jobs.requests import training_request
+from jobs.services import Services
+from jobs.subjects import loras, subject_settings
 from training.spec import GROUPS
 from web import signing
 from web.auth import Caller, Here, Reader, Trainer
@@ -26,11 +28,11 @@ ALWAYS = ("unauthorized", "forbidden", "bad_request", "spec_invalid", "rate_limi
 _WRITES = (*ALWAYS, "too_large")
 
 
-def request_of(house: House, caller: Caller, subject_id: str, body: TrainRequest) -> dict[str, Any]:
+def request_of(services: Services, caller: Caller, subject_id: str, body: TrainRequest) -> dict[str, Any]:
     """The arguments of a training: the body, and the subject's settings where the body is silent."""
     given = {name: getattr(body, name) for name in TrainRequest.model_fields if getattr(body, name) is not None}
     given |= {name: inner_keys(name, given[name]) for name in GROUPS if name in given}
-    kept = subjects.settings_of(house, caller.owner_id, subject_id)
+    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
     silent = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
     arguments = {name: value for name, value in silent.items() if value is not None} | given
     images, masks = arguments.pop("image_ids", None), arguments.pop("mask_ids", None)
@@ -46,7 +48,7 @@ def request_of(house: House, caller: Caller, subject_id: str, body: TrainRequest
     arguments |= {"images": images, "owner_id": caller.owner_id, "subject_id": subject_id}
     if faults:
         try:
-            requests.read(arguments, house.settings, house.sources)
+            training_request.read(arguments, services.settings, services.sources)
         except SpecInvalid as error:
             faults = error.faults | faults
         raise SpecInvalid.of(faults)
@@ -76,7 +78,7 @@ def _masked(image: Any, mask: Any) -> Any:
 )
 def train(
     request: Request,
-    house: Here,
+    services: Here,
     caller: Trainer,
     subject_id: SubjectId,
     body: TrainRequest,
@@ -92,13 +94,13 @@ def train(
         ),
     ] = None,
 ) -> Training | Quoted:
-    arguments = request_of(house, caller, subject_id, body)
+    arguments = request_of(services, caller, subject_id, body)
     if dry_run:
         response.status_code = 200
-        return Quoted(**asdict(service.quote(house, arguments)))
+        return Quoted(**asdict(service.quote(services, arguments)))
     if idempotency_key is not None:
         arguments["idempotency_key"] = f"http:{idempotency_key}"  # doors do not use each other's keys
-    view = service.submit(house, arguments)
+    view = service.submit(services, arguments)
     request.app.state.courier.ask()
     response.headers["Location"] = f"/api/trainings/{view['job_id']}"
     return training_of(view)
@@ -108,14 +110,14 @@ def train(
     "/lora/status", summary="The latest training of a subject, and the earlier ones", responses=responses(*ALWAYS)
 )
 def status(
-    house: Here,
+    services: Here,
     caller: Reader,
     subject_id: SubjectId,
     limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
 ) -> Trainings:
-    found = service.jobs(house, owner_id=caller.owner_id, subject_id=subject_id, limit=limit)
+    found = service.jobs(services, owner_id=caller.owner_id, subject_id=subject_id, limit=limit)
     trainings = [training_of(view) for view in found]
-    latest = training_of(service.look(house, trainings[0].id, caller.owner_id)) if trainings else None
+    latest = training_of(service.look(services, trainings[0].id, caller.owner_id)) if trainings else None
     return Trainings(latest=latest, history=trainings[1:])
 
 
@@ -128,7 +130,7 @@ def status(
 )
 def lora(
     request: Request,
-    house: Here,
+    services: Here,
     caller: Reader,
     subject_id: SubjectId,
     base_model: Annotated[
@@ -142,20 +144,20 @@ def lora(
         ),
     ] = None,
 ) -> Lora:
-    found = loras.resolve(house, caller.owner_id, subject_id, base_model)
+    found = loras.resolve(services, caller.owner_id, subject_id, base_model)
     url = signing.file_address(request.app.state.secret, found["job_id"], found["url"])
     return Lora.model_validate({**found, "training_id": found["job_id"], "url": url})
 
 
 @router.get("/lora/settings", summary="How a subject is trained", responses=responses(*ALWAYS))
-def settings(house: Here, caller: Reader, subject_id: SubjectId) -> SubjectSettings:
-    return SubjectSettings(**subjects.settings_of(house, caller.owner_id, subject_id))
+def settings(services: Here, caller: Reader, subject_id: SubjectId) -> SubjectSettings:
+    return SubjectSettings(**subject_settings.settings_of(services, caller.owner_id, subject_id))
 
 
 @router.patch("/lora/settings", summary="Change how a subject is trained", responses=responses(*_WRITES))
-def change_settings(house: Here, caller: Trainer, subject_id: SubjectId, body: SubjectChange) -> SubjectSettings:
+def change_settings(services: Here, caller: Trainer, subject_id: SubjectId, body: SubjectChange) -> SubjectSettings:
     values = body.model_dump(exclude_unset=True)
-    return SubjectSettings(**subjects.change(house, caller.owner_id, subject_id, values))
+    return SubjectSettings(**subject_settings.change(services, caller.owner_id, subject_id, values))
 
 
 @router.post(
@@ -165,8 +167,8 @@ def change_settings(house: Here, caller: Trainer, subject_id: SubjectId, body: S
     "the subject's webhook, say what does. Said twice, it starts one.",
     responses=responses(*_WRITES),
 )
-def profile_set_completed(request: Request, house: Here, caller: Trainer, subject_id: SubjectId) -> ProfileSet:
-    done = subjects.profile_set_completed(house, caller.owner_id, subject_id)
+def profile_set_completed(request: Request, services: Here, caller: Trainer, subject_id: SubjectId) -> ProfileSet:
+    done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id)
     request.app.state.courier.ask()
     training = training_of(done.training) if done.training else None
     return ProfileSet(started=done.started, reason=done.reason, message=done.message, training=training)

@@ -12,8 +12,8 @@ from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse,
 
 from core.errors import IllegalMove, NotFound
 from jobs import history, keys, service
+from jobs.services import Services
 from jobs.view import View
-from jobs.wiring import House
 from storage.tables import ACTIVE, Status
 from web import signing
 from web.auth import Here, Reader, Trainer
@@ -39,8 +39,8 @@ _KINDS = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp":
 
 
 @router.get("", summary="Where a training stands", responses=responses(*_ONE))
-def training(house: Here, caller: Reader, job_id: TrainingId) -> Training:
-    return training_of(service.look(house, job_id, caller.owner_id))
+def training(services: Here, caller: Reader, job_id: TrainingId) -> Training:
+    return training_of(service.look(services, job_id, caller.owner_id))
 
 
 @router.post(
@@ -49,9 +49,9 @@ def training(house: Here, caller: Reader, job_id: TrainingId) -> Training:
     description="Steps that were done are charged, the rest of the credits comes back. Again changes nothing.",
     responses=responses(*_ONE, "illegal_move"),
 )
-def cancel(request: Request, house: Here, caller: Trainer, job_id: TrainingId) -> Training:
-    service.look(house, job_id, caller.owner_id)
-    view = service.cancel(house, job_id)
+def cancel(request: Request, services: Here, caller: Trainer, job_id: TrainingId) -> Training:
+    service.look(services, job_id, caller.owner_id)
+    view = service.cancel(services, job_id)
     request.app.state.courier.ask()
     return training_of(view)
 
@@ -65,9 +65,9 @@ def cancel(request: Request, house: Here, caller: Trainer, job_id: TrainingId) -
         **responses(*_ONE, "illegal_move", "insufficient_credits"),
     },
 )
-def retry(request: Request, house: Here, caller: Trainer, job_id: TrainingId, response: Response) -> Training:
-    service.look(house, job_id, caller.owner_id)
-    view = service.retry(house, job_id)
+def retry(request: Request, services: Here, caller: Trainer, job_id: TrainingId, response: Response) -> Training:
+    service.look(services, job_id, caller.owner_id)
+    view = service.retry(services, job_id)
     request.app.state.courier.ask()
     response.headers["Location"] = f"/api/trainings/{view['job_id']}"
     return training_of(view)
@@ -91,7 +91,7 @@ def retry(request: Request, house: Here, caller: Trainer, job_id: TrainingId, re
 )
 async def events(
     request: Request,
-    house: Here,
+    services: Here,
     caller: Reader,
     job_id: TrainingId,
     last_event_id: Annotated[
@@ -99,24 +99,24 @@ async def events(
     ] = None,
 ) -> Response:
     streams: Streams = request.app.state.streams
-    active, newest = await run_in_threadpool(_place, house, job_id, caller.owner_id)
+    active, newest = await run_in_threadpool(_place, services, job_id, caller.owner_id)
     after = min(last_event_id or 0, newest)  # a number that we never gave must not make somebody wait for ever
     if not active and after == newest:
         return Response(status_code=204)
-    stream = streams.follow(job_id, after) if active else _past(house, job_id, after)
+    stream = streams.follow(job_id, after) if active else _past(services, job_id, after)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-def _place(house: House, job_id: str, owner_id: str) -> tuple[bool, int]:
+def _place(services: Services, job_id: str, owner_id: str) -> tuple[bool, int]:
     """Whether more may happen, and the number of an event so new that the last one is none before it."""
-    newest = history.newest_event(house, job_id)
-    if service.look(house, job_id, owner_id)["status"] in ACTIVE:
+    newest = history.newest_event(services, job_id)
+    if service.look(services, job_id, owner_id)["status"] in ACTIVE:
         return True, newest  # the last event comes after the look, so behind this one
-    return False, history.newest_event(house, job_id)
+    return False, history.newest_event(services, job_id)
 
 
-async def _past(house: House, job_id: str, after: int) -> AsyncIterator[bytes]:
-    while found := await run_in_threadpool(history.events_of, house, {job_id: after}):
+async def _past(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:
+    while found := await run_in_threadpool(history.events_of, services, {job_id: after}):
         for event in found:
             after = event.id or after
             yield encoded(event)
@@ -125,19 +125,19 @@ async def _past(house: House, job_id: str, after: int) -> AsyncIterator[bytes]:
 @router.get(
     "/log", summary="What happened, in lines for people", response_class=PlainTextResponse, responses=responses(*_ONE)
 )
-def log(house: Here, caller: Reader, job_id: TrainingId) -> str:
-    service.look(house, job_id, caller.owner_id)
-    return "".join(f"{line}\n" for line in history.lines(service.events(house, job_id)))
+def log(services: Here, caller: Reader, job_id: TrainingId) -> str:
+    service.look(services, job_id, caller.owner_id)
+    return "".join(f"{line}\n" for line in history.lines(service.events(services, job_id)))
 
 
 # ---- what comes of it -----------------------------------------------------------------------------------------
 
 
 @router.get("/previews", summary="Pictures that were made on the way", responses=responses(*_ONE))
-def previews(house: Here, caller: Reader, job_id: TrainingId) -> Previews:
-    service.look(house, job_id, caller.owner_id)
+def previews(services: Here, caller: Reader, job_id: TrainingId) -> Previews:
+    service.look(services, job_id, caller.owner_id)
     prefix = keys.previews(job_id)
-    names = [key.removeprefix(prefix).replace("/", "-") for key in house.store.list(prefix)]
+    names = [key.removeprefix(prefix).replace("/", "-") for key in services.store.list(prefix)]
     named = [name for name in names if _PREVIEW.fullmatch(name)]
     return Previews(previews=[Preview(name=name, url=f"/api/trainings/{job_id}/previews/{name}") for name in named])
 
@@ -148,12 +148,12 @@ def previews(house: Here, caller: Reader, job_id: TrainingId) -> Previews:
     response_class=Response,
     responses={200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}}, **responses(*_ONE)},
 )
-def preview(house: Here, caller: Reader, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]) -> Response:
-    service.look(house, job_id, caller.owner_id)
+def preview(services: Here, caller: Reader, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]) -> Response:
+    service.look(services, job_id, caller.owner_id)
     found = _PREVIEW.fullmatch(name)
     if found is None:
         raise NotFound("there is no such preview")
-    data = house.store.get(f"{keys.previews(job_id)}{found[1]}/{found[2]}.{found[3]}")
+    data = services.store.get(f"{keys.previews(job_id)}{found[1]}/{found[2]}.{found[3]}")
     return Response(data, media_type=_KINDS[found[3]], headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -169,9 +169,9 @@ def preview(house: Here, caller: Reader, job_id: TrainingId, name: Annotated[str
         **responses(*_ONE, "illegal_move"),
     },
 )
-def download(request: Request, house: Here, caller: Reader, job_id: TrainingId) -> RedirectResponse:
-    view = _ready(service.look(house, job_id, caller.owner_id))
-    address = house.store.url(view["lora"]["key"], signing.MOST_S)
+def download(request: Request, services: Here, caller: Reader, job_id: TrainingId) -> RedirectResponse:
+    view = _ready(service.look(services, job_id, caller.owner_id))
+    address = services.store.url(view["lora"]["key"], signing.MOST_S)
     return RedirectResponse(signing.file_address(request.app.state.secret, job_id, address), 307)
 
 
@@ -187,14 +187,14 @@ def download(request: Request, house: Here, caller: Reader, job_id: TrainingId) 
 )
 def file(
     request: Request,
-    house: Here,
+    services: Here,
     job_id: TrainingId,
     expires: Annotated[int, Query(ge=0, le=2**53)],
     signature: Annotated[str, Query(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")],
 ) -> FileResponse:
     if not signing.is_signed(request.app.state.secret, job_id, expires, signature):
         raise Refused("forbidden", "this address is not signed by us, or its time is over; ask for a new one")
-    address = house.store.url(_ready(service.look(house, job_id))["lora"]["key"], signing.MOST_S)
+    address = services.store.url(_ready(service.look(services, job_id))["lora"]["key"], signing.MOST_S)
     path = FilePath(unquote(urlsplit(address).path))
     if urlsplit(address).scheme != "file" or not path.is_file():
         raise NotFound("the file is not here")

@@ -78,7 +78,7 @@ def test_the_command(how: str, tmp_path: Path) -> None:
     """It says where it is, takes more arguments from the environment, and leaves nothing behind."""
     argv = {
         "celery": [str(Path(sys.executable).parent / "celery"), "-A", "tasks.app", "imprint", "fake-pod"],
-        "module": [sys.executable, "-m", "training.backends.ai_toolkit.fake"],
+        "module": [sys.executable, "-m", "fakes.ai_toolkit"],
     }[how]
     env = {**os.environ, "TMPDIR": str(tmp_path), "AI_TOOLKIT_AUTH": "from-env", "IMPRINT_HOME": str(tmp_path / "home")}
     arguments = ["--port", "0"]
@@ -101,7 +101,7 @@ def test_the_command(how: str, tmp_path: Path) -> None:
 
 
 def test_a_wrong_command_says_so() -> None:
-    argv = [sys.executable, "-m", "training.backends.ai_toolkit.fake", "--trainer", "real"]
+    argv = [sys.executable, "-m", "fakes.ai_toolkit", "--trainer", "real"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 2
     assert "--base-model" in done.stderr

@@ -10,12 +10,12 @@ from PIL import Image
 from core.errors import BackendFailed
 from tests.contract.ai_toolkit.conftest import PATIENCE_S, Orders
 from tests.site import until
-from training import lora_file
 from training.backends.ai_toolkit import config, work
 from training.backends.ai_toolkit.answers import QUEUED, STOPPED
 from training.backends.ai_toolkit.convert import convert
 from training.backends.ai_toolkit.server import Server
 from training.backends.ai_toolkit.work import Order, Sighting
+from training.lora import file as lora_file
 
 pytestmark = pytest.mark.timeout(4 * PATIENCE_S)
 

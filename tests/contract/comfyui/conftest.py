@@ -17,8 +17,8 @@ import pytest
 from generation.comfyui.server import Server, open_client
 from tests.generation.workflows import workflow
 from tests.servers.fake_comfyui import FakeComfyUI, fake_comfyui
-from training.lora_file import to_bytes
-from training.safetensor import pack, tensor
+from training.lora.file import to_bytes
+from training.lora.safetensor import pack, tensor
 
 URL = os.environ.get("IMPRINT_TEST_COMFYUI_URL")
 LORAS = os.environ.get("IMPRINT_TEST_COMFYUI_LORAS")

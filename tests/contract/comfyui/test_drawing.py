@@ -12,27 +12,29 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 from sqlmodel import col
 
+from cli import generate as generate_commands
+from cli.main import imprint
 from core.errors import GeneratorError, LoraNotReady, SpecInvalid, WorkflowInvalid
 from core.settings import Settings
-from jobs import accounts, drawing, keys, service
-from jobs.wiring import House
+from jobs import accounts, keys, service
+from jobs.services import Services
+from jobs.subjects import drawing
 from storage.tables import Job, Status
-from tasks import generate_commands, ingress
-from tasks.commands import imprint
+from tasks import ingress
 from tests.contract.comfyui.conftest import URL
 from tests.contract.comfyui.test_fake import stated
 from tests.contract.jobs import request
 from tests.generation.workflows import workflow
 from tests.servers.fake_comfyui import FakeComfyUI
-from training import lora_formats
-from training.lora_file import to_bytes
+from training.lora import formats as lora_formats
+from training.lora.file import to_bytes
 
 pytestmark = pytest.mark.skipif(bool(URL), reason="runs on the fake alone")
 
 
 @pytest.fixture
-def house(tmp_path: Path, fake: FakeComfyUI) -> Iterator[House]:
-    made = House(
+def services(tmp_path: Path, fake: FakeComfyUI) -> Iterator[Services]:
+    made = Services(
         Settings(_env_file=None, home=tmp_path / "home", comfyui_url=SecretStr(fake.url), comfyui_loras=fake.loras)
     )
     accounts.grant(made, "ada", 1000, key="welcome")
@@ -53,36 +55,36 @@ def lora(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def job_id(house: House, lora: Path) -> str:
+def job_id(services: Services, lora: Path) -> str:
     """A training of Ada's dog that is ready."""
-    found = str(service.submit(house, request(house))["job_id"])
-    house.store.put(keys.lora(found), lora.read_bytes())
+    found = str(service.submit(services, request(services))["job_id"])
+    services.store.put(keys.lora(found), lora.read_bytes())
     ready = {"status": Status.READY, "lora_key": keys.lora(found), "lora_sha256": "ab" * 32, "lora_bytes": 9}
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.execute(sa.update(Job).where(col(Job.id) == found).values(**ready))
     return found
 
 
-def test_a_subject_is_drawn_once_for_each_key(house: House, fake: FakeComfyUI, job_id: str) -> None:
+def test_a_subject_is_drawn_once_for_each_key(services: Services, fake: FakeComfyUI, job_id: str) -> None:
     given = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15"), "seed": 3, "strength": 0.7}
-    told = drawing.generate(house, given, "task-1")
+    told = drawing.generate(services, given, "task-1")
     assert told["job_id"] == job_id
     [picture] = told["pictures"]
-    data = house.store.get(picture["key"])
+    data = services.store.get(picture["key"])
     assert Path(unquote(urlsplit(picture["url"]).path)).read_bytes() == data
     [one] = stated(data)["passes"]
     assert one["model"]["loras"] == [[f"{job_id}.safetensors", 0.7, 2]]
     assert (one["seed"], one["positive"][0][:4]) == (3, "sks,")
     assert (fake.loras / f"{job_id}.safetensors").is_file()
-    assert list(house.work_dir.glob("*")) == []
+    assert list(services.work_dir.glob("*")) == []
     saved = sorted((fake.folder / "output").iterdir())
-    assert drawing.generate(house, given, "task-1") == told  # a message that came twice
+    assert drawing.generate(services, given, "task-1") == told  # a message that came twice
     assert sorted((fake.folder / "output").iterdir()) == saved
-    assert drawing.generate(house, given | {"prompt": "on a boat"}, "task-2")["prompt_id"] != told["prompt_id"]
+    assert drawing.generate(services, given | {"prompt": "on a boat"}, "task-2")["prompt_id"] != told["prompt_id"]
 
 
-def test_the_task_draws_under_its_own_id(house: House, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingress, "house", lambda: house)
+def test_the_task_draws_under_its_own_id(services: Services, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "services", lambda: services)
     given = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15")}
     told = [ingress.generate.apply(kwargs=given, task_id=id_).get() for id_ in ("one", "one", "two")]
     assert told[0] == told[1] != told[2]
@@ -91,26 +93,28 @@ def test_the_task_draws_under_its_own_id(house: House, job_id: str, monkeypatch:
         ingress.resolve.apply(args=("bob", "dog")).get()
 
 
-def test_what_it_refuses(house: House, job_id: str) -> None:
+def test_what_it_refuses(services: Services, job_id: str) -> None:
     good = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15")}
     with pytest.raises(SpecInvalid) as faults:
-        drawing.generate(house, {"owner_id": "", "workflow": [], "seed": -1, "comfyui": "http://127.0.0.1:1"}, "k")
+        drawing.generate(services, {"owner_id": "", "workflow": [], "seed": -1, "comfyui": "http://127.0.0.1:1"}, "k")
     assert set(faults.value.faults) == {"owner_id", "subject_id", "workflow", "seed", "comfyui"}
     with pytest.raises(LoraNotReady):
-        drawing.generate(house, good | {"owner_id": "bob"}, "k")
+        drawing.generate(services, good | {"owner_id": "bob"}, "k")
     with pytest.raises(WorkflowInvalid, match="editor"):
-        drawing.generate(house, good | {"workflow": {"nodes": [], "links": []}}, "k")
-    nowhere = House(house.settings.model_copy(update={"comfyui_url": None}))
+        drawing.generate(services, good | {"workflow": {"nodes": [], "links": []}}, "k")
+    nowhere = Services(services.settings.model_copy(update={"comfyui_url": None}))
     with pytest.raises(GeneratorError, match="IMPRINT_COMFYUI_URL"):
         drawing.generate(nowhere, good, "k")
 
 
-def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(house: House, fake: FakeComfyUI, lora: Path) -> None:
+def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
+    services: Services, fake: FakeComfyUI, lora: Path
+) -> None:
     peft = lora.with_name("peft.safetensors")
     peft.write_bytes(lora_formats.to_bytes(lora_formats.read(lora), "peft"))
     told: list[str] = []
     done = drawing.on_comfyui(
-        drawing.place(house), workflow("sd15"), drawing.weights_of(peft), trigger_word="hush", say=told.append
+        drawing.place(services), workflow("sd15"), drawing.weights_of(peft), trigger_word="hush", say=told.append
     )
     [one] = stated(done.pictures[0][1])["passes"]
     assert one["model"]["loras"][0][2] == 2  # both modules, not the feed-forward one alone
@@ -120,8 +124,8 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(house: House, f
 
 class TestTheCommand:
     @pytest.fixture(autouse=True)
-    def _here(self, house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(generate_commands, "house", lambda: house)
+    def _here(self, services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(generate_commands, "services", lambda: services)
         monkeypatch.chdir(tmp_path)
         Path("workflow.json").write_text(json.dumps(workflow("tangled")))
 

@@ -1,4 +1,4 @@
-"""An app over a house, and callers with tokens."""
+"""An app, and callers with tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from core.settings import Settings
 from jobs import accounts, tokens
-from jobs.wiring import House
+from jobs.services import Services
 from tests.site import MASCOT
 from web.app import create_app
 
@@ -22,7 +22,7 @@ REX = "/api/influencer/rex"
 class Api:
     """The app as its callers see it. Nothing is sent to a broker: what a request writes stays in the outbox."""
 
-    house: House
+    services: Services
     client: TestClient
 
     def call(self, method: str, path: str, secret: str | None = None, **options: Any) -> httpx2.Response:
@@ -33,7 +33,7 @@ class Api:
         return answer
 
     def token(self, owner_id: str | None = None, *scopes: str, **options: Any) -> str:
-        return tokens.create(self.house, "test", owner_id=owner_id, scopes=scopes or ("read", "train"), **options)[0]
+        return tokens.create(self.services, "test", owner_id=owner_id, scopes=scopes or ("read", "train"), **options)[0]
 
     def upload(self, secret: str, count: int = 6, subject: str = "rex") -> list[str]:
         """Store mascot pictures; their ids."""
@@ -49,12 +49,12 @@ class Api:
 
 
 def make_api(settings: Settings) -> Iterator[Api]:
-    house = House(settings)
-    accounts.grant(house, "ada", 1000, key="welcome")
-    with TestClient(create_app(house, send=lambda _: None), raise_server_exceptions=False) as client:
-        yield Api(house, client)
-    house.database.close()
-    house.decoder.close()
+    services = Services(settings)
+    accounts.grant(services, "ada", 1000, key="welcome")
+    with TestClient(create_app(services, send=lambda _: None), raise_server_exceptions=False) as client:
+        yield Api(services, client)
+    services.database.close()
+    services.decoder.close()
 
 
 @pytest.fixture

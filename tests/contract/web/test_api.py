@@ -13,12 +13,13 @@ from sqlmodel import col
 
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs import accounts, intake, moves, service, tokens
+from jobs import accounts, service, tokens, transitions
+from jobs.stages import intake
 from storage.tables import Job, Picture, Stage, Status
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
-from web.frame import MAX_BODY_BYTES
 from web.limits import RateLimit
+from web.request_middleware import MAX_BODY_BYTES
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def ada(api: Api) -> str:
 
 def stored(api: Api, count: int = 5) -> list[str]:
     """Ids of stored files that nobody has looked at: enough where no picture is decoded."""
-    return [intake.store_picture(api.house, "ada", "rex", b"picture %d" % number) for number in range(count)]
+    return [intake.store_picture(api.services, "ada", "rex", b"picture %d" % number) for number in range(count)]
 
 
 class TestPictures:
@@ -67,7 +68,7 @@ class TestPictures:
 
     def test_a_copy_of_a_picture_is_a_near_duplicate(self, api: Api, ada: str) -> None:
         [first] = api.upload(ada, 1)
-        with Image.open(io.BytesIO(api.house.store.get(key_of(api, first)))) as picture:
+        with Image.open(io.BytesIO(api.services.store.get(key_of(api, first)))) as picture:
             copy = io.BytesIO()
             picture.convert("RGB").save(copy, "JPEG", quality=60)
         answer = api.call("POST", f"{REX}/images", ada, files=[("files", ("copy.jpg", copy.getvalue()))])
@@ -95,7 +96,7 @@ class TestPictures:
             "PATCH", f"{REX}/lora/settings", ada, content=(long[at : at + 9000] for at in range(0, len(long), 9000))
         )
         problem(trickled, 413, "too_large")
-        large = api.house.settings.max_picture_bytes + 1
+        large = api.services.settings.max_picture_bytes + 1
         answer = api.call("POST", f"{REX}/images", ada, files=[("files", ("a.png", bytes(large)))])
         problem(answer, 422, "image_invalid")
         many = [("files", (f"{number}.png", b"x")) for number in range(21)]
@@ -188,8 +189,8 @@ class TestTrain:
 
     def test_a_failure_is_told_without_what_is_ours(self, api: Api, ada: str) -> None:
         job_id = api.train(ada, stored(api)).json()["id"]
-        with api.house.database.writing() as session:
-            moves.fail(session, job_id, ImprintError("the disk is full", {"key": "models/x"}))
+        with api.services.database.writing() as session:
+            transitions.fail(session, job_id, ImprintError("the disk is full", {"key": "models/x"}))
         answer = api.call("GET", f"/api/trainings/{job_id}", ada)
         assert answer.json()["failure"] == {"code": "internal", "message": "the disk is full"}
         assert "models/" not in answer.text
@@ -201,7 +202,7 @@ def test_on_s3_the_file_is_presigned_for_a_quarter_of_an_hour(settings: Settings
     for api in make_api(settings.model_copy(update=server | keys)):
         recipe = {"owner_id": "ada", "subject_id": "rex", "base_model": "sd15", "trigger_word": "sks"}
         images = [f"https://pictures.example/{number}.png" for number in range(5)]
-        job_id = service.submit(api.house, recipe | {"images": images})["job_id"]
+        job_id = service.submit(api.services, recipe | {"images": images})["job_id"]
         finish(api, job_id, Status.READY, lora_key="models/x/lora_weights.safetensors")
         answer = api.call("GET", f"/api/trainings/{job_id}/download", api.token("ada"))
         address = httpx2.URL(answer.headers["location"])
@@ -213,7 +214,7 @@ def test_on_s3_the_file_is_presigned_for_a_quarter_of_an_hour(settings: Settings
 class TestEvents:
     def test_from_the_start_from_a_number_and_after_the_end(self, api: Api, ada: str) -> None:
         job_id = api.train(ada, stored(api)).json()["id"]
-        service.cancel(api.house, job_id)
+        service.cancel(api.services, job_id)
         path = f"/api/trainings/{job_id}/events"
         events = read(api.call("GET", path, ada).text)
         assert [event["event"] for event in events] == ["status", "stage", "status"]
@@ -273,7 +274,7 @@ class TestTheFrame:
 
     def test_metrics(self, api: Api, ada: str) -> None:
         job_id = api.train(ada, stored(api)).json()["id"]
-        service.cancel(api.house, job_id)
+        service.cancel(api.services, job_id)
         api.call("GET", "/api/nothing")
         text = api.call("GET", "/metrics", api.token(None, "operate")).text
         for line in (
@@ -291,9 +292,9 @@ class TestTokens:
     def test_what_a_token_may_be(self, api: Api) -> None:
         for fault in ({"scopes": ("all",)}, {"scopes": ()}, {"scopes": ("operate",), "owner_id": "x"}, {"days": 0}):
             with pytest.raises(ImprintError) as refused:
-                tokens.create(api.house, "name", **fault)
+                tokens.create(api.services, "name", **fault)
             assert refused.value.details["faults"].keys() == {next(iter(fault))}
-        assert tokens.find(api.house, "imp_" + "é" * 43) is None
+        assert tokens.find(api.services, "imp_" + "é" * 43) is None
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -303,13 +304,13 @@ def read(text: str) -> list[dict[str, str]]:
 
 
 def finish(api: Api, job_id: str, status: Status, **values: Any) -> None:
-    with api.house.database.writing() as session:
+    with api.services.database.writing() as session:
         done = sa.update(Job).where(col(Job.id) == job_id).values(status=status, stage=Stage.SETTLE, **values)
         session.connection().execute(done)
 
 
 def key_of(api: Api, picture_id: str) -> str:
-    with api.house.database.reading() as session:
+    with api.services.database.reading() as session:
         return session.get_one(Picture, picture_id).key
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sqlmodel import select
 
-from jobs import gallery
+from jobs.subjects import subject_pictures
 from storage.tables import JobPicture
 from tests.contract.web.conftest import RECIPE, REX, Api, problem
 
@@ -45,8 +45,10 @@ def test_masks_are_stored_beside_the_pictures(api: Api, ada: str) -> None:
 
     listed = api.call("GET", f"{REX}/lora/available-images", ada).json()
     assert [image["id"] for image in listed["images"]] == images
-    with api.house.database.reading() as session:
-        assert gallery.usable(session, "ada", "rex") == images  # no training that starts by itself takes a mask
+    with api.services.database.reading() as session:
+        assert (
+            subject_pictures.usable(session, "ada", "rex") == images
+        )  # no training that starts by itself takes a mask
     assert api.call("GET", told["images"][0]["previewUrl"], ada).status_code == 200
     one = f"{REX}/images/{masks[0]}"
     problem(api.call("PATCH", one, ada, json={"caption": "a mask"}), 404, "not_found")
@@ -66,7 +68,7 @@ def test_a_training_names_a_mask_for_each_picture_or_none(api: Api, ada: str) ->
     again = f"/api/trainings/{started.json()['id']}"
     assert api.call("POST", f"{again}/cancel", ada).status_code == 200
     assert api.call("POST", f"{again}/retry", ada).status_code == 202
-    with api.house.database.reading() as session:
+    with api.services.database.reading() as session:
         rows = session.exec(select(JobPicture)).all()
     kept = {(row.job_id, row.position): row.mask for row in rows}
     assert len(kept) == 10

@@ -95,11 +95,11 @@ def world(lone_api: Api) -> World:
     change = {"triggerWord": "hush", "baseModel": "sd15", "trainAutomatically": True}
     assert lone_api.call("PATCH", f"{REX}/lora/settings", ada, json=change).status_code == 200
     job_id = lone_api.train(ada, images[:6]).json()["id"]
-    house = lone_api.house
-    house.store.put(keys.lora(job_id), b"a file")
-    house.store.put(keys.preview(job_id, 1, 10, 0, "png"), b"a picture")
+    services = lone_api.services
+    services.store.put(keys.lora(job_id), b"a file")
+    services.store.put(keys.preview(job_id, 1, 10, 0, "png"), b"a picture")
     ready = sa.update(Job).where(col(Job.id) == job_id)
-    with house.database.writing() as session:
+    with services.database.writing() as session:
         session.connection().execute(
             ready.values(status=Status.READY, lora_key=keys.lora(job_id), lora_sha256="0" * 64, lora_bytes=6)
         )
@@ -192,9 +192,9 @@ def test_a_signed_address_serves_one_file_for_a_while(world: World) -> None:
 
 
 def change(api: Api, secret: str, **values: Any) -> None:
-    found = tokens.find(api.house, secret)
+    found = tokens.find(api.services, secret)
     assert found is not None
-    with api.house.database.writing() as session:
+    with api.services.database.writing() as session:
         session.connection().execute(sa.update(ApiToken).where(col(ApiToken.id) == found.id).values(**values))
 
 
@@ -210,7 +210,7 @@ def test_the_newest_lora_comes_with_an_address_or_with_why_not(world: World) -> 
 
 
 def test_no_token_is_kept(world: World) -> None:
-    with world.api.house.database.reading() as session:
+    with world.api.services.database.reading() as session:
         kept = session.connection().execute(sa.select(sa.table("api_token", sa.column("sha256")))).scalars().all()
     assert world.ada.removeprefix("imp_") not in json.dumps(kept)
     assert all(len(sha256) == 64 for sha256 in kept)

@@ -98,7 +98,7 @@ def page(lone_api: Api) -> Page:
     ada = lone_api.token("ada")
     images = lone_api.upload(ada, 7)
     job_id = lone_api.train(ada, images[:6]).json()["id"]
-    service.cancel(lone_api.house, job_id)
+    service.cancel(lone_api.services, job_id)
     return Page(lone_api, job_id, images)
 
 
@@ -116,9 +116,9 @@ def test_a_guarded_page(page: Page, row: Row) -> None:
     # Signed out, a forged cookie, or a session whose token is gone: the way to the sign-in, and nothing else.
     gone = api.token(owner, row.scope)
     of_gone = page.cookie(gone, "" if owner else "ada")
-    found = tokens.find(api.house, gone)
+    found = tokens.find(api.services, gone)
     assert found is not None
-    with api.house.database.writing() as session:
+    with api.services.database.writing() as session:
         session.get_one(ApiToken, found.id).revoked_at = utcnow()
     body, _, signature = good.partition(".")
     for cookie in (None, "", "x", f"{body}.", f"{body[:-4]}AAAA.{signature}", of_gone, secret):
@@ -235,7 +235,7 @@ def test_what_people_typed_is_text(page: Page) -> None:
 def test_previews_stand_in_a_row_for_each_prompt(page: Page) -> None:
     """By step; of a step that was made again in a later attempt, the later."""
     for attempt, step, prompt in ((1, 0, 0), (1, 250, 0), (2, 250, 0), (1, 0, 1)):
-        page.api.house.store.put(keys.preview(page.job_id, attempt, step, prompt, "png"), b"a picture")
+        page.api.services.store.put(keys.preview(page.job_id, attempt, step, prompt, "png"), b"a picture")
     cookie = page.cookie(page.api.token("ada"))
     text = page.call(next(row for row in ROWS if row.path == "/trainings/{id}"), cookie).text
     rows = [re.findall(r'previews/([^"]+)" alt="([^"]+)"', row) for row in text.split('<ul class="strip"')[1:]]

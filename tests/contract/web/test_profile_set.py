@@ -9,8 +9,10 @@ from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from core.settings import Settings
-from jobs import accounts, intake, service, subjects
-from jobs.wiring import House
+from jobs import accounts, service
+from jobs.services import Services
+from jobs.stages import intake
+from jobs.subjects import subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from storage.tables import Picture, Subject
@@ -28,7 +30,7 @@ def ada(api: Api) -> str:
 def store(api: Api, numbers: Sequence[int]) -> None:
     """Pictures of `rex`, not looked at: as good as any until a training looks at them."""
     for number in numbers:
-        intake.store_picture(api.house, "ada", "rex", b"picture %d" % number)
+        intake.store_picture(api.services, "ada", "rex", b"picture %d" % number)
 
 
 def settle_on(api: Api, ada: str, **change: Any) -> None:
@@ -44,11 +46,11 @@ def completed(api: Api, ada: str) -> dict[str, Any]:
 
 def notices(api: Api) -> list[dict[str, Any]]:
     """The bodies of the notices that nothing was started, as they would be sent."""
-    with api.house.database.reading() as session:
-        rows = session.exec(select(OutboxMessage).where(OutboxMessage.topic == subjects.NOT_STARTED)).all()
+    with api.services.database.reading() as session:
+        rows = session.exec(select(OutboxMessage).where(OutboxMessage.topic == subject_settings.NOT_STARTED)).all()
         messages = [message for row in rows if (message := outbox.find(session, row.id))]
     bodies = [
-        webhooks.body(one.payload["job"], subjects.NOT_STARTED, sequence=one.sequence, at=one.created_at)
+        webhooks.body(one.payload["job"], subject_settings.NOT_STARTED, sequence=one.sequence, at=one.created_at)
         for one in messages
     ]
     return [json.loads(body) for body in bodies]
@@ -67,10 +69,10 @@ def test_twice_starts_one_and_more_pictures_are_another_set(api: Api, ada: str) 
     store(api, [6])
     other = completed(api, ada)
     assert (other["reason"], other["training"]["id"]) == ("running", first["training"]["id"])
-    service.cancel(api.house, first["training"]["id"])
+    service.cancel(api.services, first["training"]["id"])
     assert completed(api, ada)["started"]
-    assert len(service.jobs(api.house, owner_id="ada")) == 2
-    with api.house.database.reading() as session:
+    assert len(service.jobs(api.services, owner_id="ada")) == 2
+    with api.services.database.reading() as session:
         assert session.get_one(Subject, ("ada", "rex")).profile_sets == 4
     assert [notice["data"]["failure_code"] for notice in notices(api)] == ["running"]
 
@@ -90,16 +92,16 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
     assert reason(triggerWord=None) == "not_set_up"
     assert reason() == "too_few_images"
     store(api, range(5))
-    balance = accounts.balance(api.house, "ada")
+    balance = accounts.balance(api.services, "ada")
     api.train(ada, ids(api), maxSteps=99_999, resolution=64)  # holds some; what is left is not enough for the rest
-    service.cancel(api.house, service.jobs(api.house, owner_id="ada")[0]["job_id"])
-    assert accounts.balance(api.house, "ada") == balance
-    poor = House(api.house.settings.model_copy(update={"prices": {"sd15": 1_000_000}}))
-    told = subjects.profile_set_completed(poor, "ada", "rex")
+    service.cancel(api.services, service.jobs(api.services, owner_id="ada")[0]["job_id"])
+    assert accounts.balance(api.services, "ada") == balance
+    poor = Services(api.services.settings.model_copy(update={"prices": {"sd15": 1_000_000}}))
+    told = subject_settings.profile_set_completed(poor, "ada", "rex")
     poor.database.close()
     assert (told.started, told.reason) == (False, "insufficient_credits")
     assert "1000 are available" in str(told.message)
-    assert accounts.balance(api.house, "ada") == balance
+    assert accounts.balance(api.services, "ada") == balance
 
     told_outside = notices(api)
     codes = [notice["data"]["failure_code"] for notice in told_outside]
@@ -112,19 +114,19 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
 def test_eight_at_once_start_one(api: Api, ada: str) -> None:
     settle_on(api, ada)
     store(api, range(6))
-    settings: Settings = api.house.settings
+    settings: Settings = api.services.settings
 
     def complete(_: Session) -> bool:
-        house = House(settings)  # of this process, in a transaction of its own
+        services = Services(settings)  # of this process, in a transaction of its own
         try:
-            return subjects.profile_set_completed(house, "ada", "rex").started
+            return subject_settings.profile_set_completed(services, "ada", "rex").started
         finally:
-            house.database.close()
+            services.database.close()
 
     # On SQLite the test's own transaction would be the writer that everybody waits for.
     started = at_once_outside(settings, complete, 8)
     assert sorted(started) == [False] * 7 + [True], started
-    assert len(service.jobs(api.house, owner_id="ada")) == 1
+    assert len(service.jobs(api.services, owner_id="ada")) == 1
 
 
 def at_once_outside(settings: Settings, work: Any, count: int) -> list[Any]:
@@ -132,5 +134,5 @@ def at_once_outside(settings: Settings, work: Any, count: int) -> list[Any]:
 
 
 def ids(api: Api) -> list[str]:
-    with api.house.database.reading() as session:
+    with api.services.database.reading() as session:
         return list(session.exec(select(Picture.id).where(Picture.owner_id == "ada")))

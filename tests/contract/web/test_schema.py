@@ -48,7 +48,7 @@ def described(lone_api: Api) -> Iterator[tuple[Any, There, dict[str, str]]]:
     owner = lone_api.token("ada")
     images = lone_api.upload(owner, 5)
     job_id = lone_api.train(owner, images).json()["id"]
-    service.cancel(lone_api.house, job_id)
+    service.cancel(lone_api.services, job_id)
     there = {"trainings": job_id, "influencer": "rex", "imageId": images[0]}
     headers = {"Authorization": f"Bearer {secret}", "Imprint-Owner": "ada"}
     with served(lone_api) as url:
@@ -57,8 +57,8 @@ def described(lone_api: Api) -> Iterator[tuple[Any, There, dict[str, str]]]:
 
 @contextmanager
 def served(api: Api) -> Iterator[str]:
-    """The house over real HTTP, in a thread."""
-    app = create_app(api.house, send=lambda _: None)
+    """The app over real HTTP, in a thread."""
+    app = create_app(api.services, send=lambda _: None)
     app.state.rate_limit = RateLimit(1e6)
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error"))
     thread = threading.Thread(target=server.run)

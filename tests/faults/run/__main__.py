@@ -82,7 +82,7 @@ class Run:
     def go(self, quiet_s: float) -> None:
         """Everything of the plan, and then the quiet time: at most `quiet_s`, less if there is nothing to wait for."""
         for number in range(OWNERS):
-            accounts.grant(self._world.site.house, f"owner-{number}", 10_000, key="start")
+            accounts.grant(self._world.site.services, f"owner-{number}", 10_000, key="start")
         for name in self._world.site.processes:
             if not name.startswith("beat"):
                 until(lambda name=name: " ready." in self._world.site.log(name).read_text(), 300, f"{name} ready")  # type: ignore[misc]

@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 from sqlmodel import select
 
 from core.errors import IllegalMove, StoreUnavailable
-from jobs import intake, service
+from jobs import service
+from jobs.stages import intake
 from storage.database import AWAY
 from storage.tables import Job
 from tests.faults.run.plan import PICTURES, Order, Resend
@@ -101,7 +102,7 @@ class Owners:
             if owner_id not in self._stored:
                 seed = 10_000 + 100 * len(self._stored)
                 files = [drawing(self._folder / f"{owner_id}-{n}.png", seed + n) for n in range(PICTURES)]
-                store = partial(intake.store_picture, self._site.house, owner_id, "drawings")
+                store = partial(intake.store_picture, self._site.services, owner_id, "drawings")
                 self._stored[owner_id] = [self._until_it_passes(partial(store, file.read_bytes())) for file in files]
             return self._stored[owner_id]
 
@@ -111,14 +112,14 @@ class Owners:
             send = self._site.application.send_task
             send("imprint.train_lora", kwargs=request, queue="io", ignore_result=True)
             return
-        job_id = service.submit(self._site.house, request)["job_id"]
+        job_id = service.submit(self._site.services, request)["job_id"]
         if self.accepted.setdefault(order.number, job_id) != job_id:
             self.duplicates.append(job_id)
 
     def _wait_for_job(self, order: Order) -> str | None:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not self.given_up.is_set():
-            with suppress(*AWAY, sa.exc.DBAPIError), self._site.house.database.reading() as session:
+            with suppress(*AWAY, sa.exc.DBAPIError), self._site.services.database.reading() as session:
                 query = select(Job.id).where(
                     Job.owner_id == order.owner_id, Job.idempotency_key == f"order {order.number}"
                 )
@@ -131,7 +132,7 @@ class Owners:
 
     def _cancel(self, job_id: str) -> None:
         with suppress(IllegalMove):  # it had ended by then
-            service.cancel(self._site.house, job_id)
+            service.cancel(self._site.services, job_id)
 
     def _until_it_passes(self, action: Callable[[], Any]) -> Any:
         """Try again while servers are away, as an application would."""

@@ -22,12 +22,12 @@ from core.errors import ImprintError
 from credits.audit import audit
 from credits.price import price
 from credits.tables import CreditAccount, CreditEntry, CreditHold
-from jobs import shell
+from jobs.stages import stage_runner
 from storage.tables import ACTIVE, Job, Status
 from tests.faults.run.owners import Owners
 from tests.faults.run.plan import Plan
 from tests.faults.run.world import World
-from training import lora_file
+from training.lora import file as lora_file
 from training.spec import TrainSpec
 
 _TOLD = {Status.READY: "completed", Status.FAILED: "failed", Status.CANCELLED: "failed"}
@@ -61,7 +61,7 @@ class Verdict:
 def judge(world: World, owners: Owners, plan: Plan) -> Verdict:
     """Look at everything, once the processes have ended and all servers answer."""
     verdict = Verdict(jobs=len(owners.accepted))
-    with world.site.house.database.reading() as session:
+    with world.site.services.database.reading() as session:
         jobs = list(session.exec(select(Job)))
         known = {job.id: job for job in jobs}
         for order in plan.orders:
@@ -84,7 +84,7 @@ def judge(world: World, owners: Owners, plan: Plan) -> Verdict:
 
 def waits(world: World) -> list[str]:
     """What the quiet time is for: jobs that are not final, or whose end was not told, or that left something."""
-    with world.site.house.database.reading() as session:
+    with world.site.services.database.reading() as session:
         jobs = list(session.exec(select(Job)))
     active = [f"{job.id} {job.stage}" for job in jobs if job.status in ACTIVE]
     if active:
@@ -115,7 +115,7 @@ def _judge_job(world: World, job: Job, heard: Sequence[str], verdict: Verdict) -
 def _file_fault(world: World, job: Job) -> str | None:
     """What is wrong with a ready job's file."""
     try:
-        data = world.site.house.store.get(job.lora_key or "")
+        data = world.site.services.store.get(job.lora_key or "")
         spec = TrainSpec.model_validate_json(job.spec)
         lora_file.check(data, family=spec.family, rank=spec.rank)
     except ImprintError as error:
@@ -127,13 +127,15 @@ def _file_fault(world: World, job: Job) -> str | None:
 def _left_in_store(world: World, jobs: Sequence[Job]) -> list[str]:
     """What final jobs have left in the store, and anybody in the work folders."""
     status = {job.id: job.status for job in jobs}
-    store, found = world.site.house.store, []
+    store, found = world.site.services.store, []
     for prefix in ("checkpoints/", "outputs/", "models/"):
         for key in store.list(prefix):
             owner = status.get(key.split("/")[1], Status.PENDING)
             if owner not in ACTIVE and not (prefix == "models/" and owner == Status.READY):
                 found.append(key)
-    shell.clear_dead_work_dirs(world.site.house)  # what a worker does when it starts: some were killed for good
+    stage_runner.clear_dead_work_dirs(
+        world.site.services
+    )  # what a worker does when it starts: some were killed for good
     work = world.site.settings.home / "work"
     return found + [str(path) for path in work.glob("*/*") if any(job_id in path.name for job_id in status)]
 

@@ -141,7 +141,7 @@ def world(folder: Path) -> Iterator[World]:
         (folder / "pictures").mkdir()
         _break_base(site.settings.home.resolve() / "bases" / "broken")
         stack.callback(site.end)
-        site.house.database.migrate()
+        site.services.database.migrate()
         for name in (*WORKERS, "beat", "beat-2"):
             site.start(name, wait=False)
         yield World(site, redis, postgres, s3, told)

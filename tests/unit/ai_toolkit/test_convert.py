@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from core.errors import LoraInvalid
-from training import lora_file
 from training.backends.ai_toolkit.convert import convert
+from training.lora import file as lora_file
+from training.lora.safetensor import Array, Tensor, pack, tensor, unpack
 from training.ports import Example
-from training.safetensor import Array, Tensor, pack, tensor, unpack
 from training.spec import TrainSpec
 
 MODULES = {

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import LoraInvalid, StoreUnavailable
-from training import lora_file, lora_metadata
-from training.lora_file import DEFAULT_MAX_BYTES, NAMINGS, LoraReport, Naming
+from training.lora import file as lora_file
+from training.lora import metadata as lora_metadata
+from training.lora.file import DEFAULT_MAX_BYTES, NAMINGS, LoraReport, Naming
+from training.lora.safetensor import Array, Malformed, Tensor, tensor, unpack
 from training.ports import Example
-from training.safetensor import Array, Malformed, Tensor, tensor, unpack
 from training.spec import TrainSpec
 
 _PREDICTION = {"sd15": "epsilon", "sdxl": "epsilon", "z-image": "flow"}

@@ -17,8 +17,8 @@ from training.backends.ai_toolkit import config
 from training.backends.ai_toolkit.answers import COMPLETED, ERROR, QUEUED, RUNNING, STOPPED, RemoteJob, Sample
 from training.backends.ai_toolkit.delivery import deliver
 from training.backends.ai_toolkit.server import Server
+from training.lora.safetensor import MAX_HEADER_BYTES, Malformed, read_header
 from training.ports import Example
-from training.safetensor import MAX_HEADER_BYTES, Malformed, read_header
 from training.spec import TrainSpec
 
 PREFIX = "imprint_"

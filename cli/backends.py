@@ -1,0 +1,88 @@
+"""What there is to train on, from a terminal: `backends`, `pods`, and a RunPod of one's own for trying it out."""
+
+import sys
+
+import click
+from rich.table import Table
+
+from cli.terminal import answers, err, out, print_json
+from core.errors import NotFound
+from jobs.remote import trainers as remotes
+from jobs.services import services
+from tasks.fleet import look
+
+# ---- what there is --------------------------------------------------------------------------------------------
+
+
+@click.command()
+@answers
+def backends(*, as_json: bool) -> None:
+    """List what can train: health, GPU, queue length and dollars an hour of each."""
+    fleet = look("train.")
+    local, trouble = fleet.queues, fleet.trouble
+    found = local + remotes.remote(services())
+    if as_json:
+        print_json({"backends": found, "trouble": trouble})
+        return
+    table = Table("backend", "name", "health", "GPU", "queue", "$/h", box=None)
+    for row in found:
+        price = "" if row["dollars_per_hour"] is None else f"{row['dollars_per_hour']:.2f}"
+        queue = "" if row["queue"] is None else str(row["queue"])
+        table.add_row(row["backend"], row["name"], row["health"], row["gpu"] or "", queue, price)
+    out.print(table)
+    if trouble:
+        err.print(f"[yellow]{trouble}[/]")
+    if len(found) == len(local):
+        err.print(
+            "No remote backend: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set", highlight=False
+        )
+
+
+# ---- rented pods ----------------------------------------------------------------------------------------------
+
+
+@click.group(invoke_without_command=True)
+@click.option("--all", "everything", is_flag=True, help="Also those that went in the last 24 hours.")
+@click.pass_context
+@answers
+def pods(context: click.Context, *, everything: bool, as_json: bool) -> None:
+    """List rented pods: state, age, what they cost so far, and the jobs on them."""
+    if context.invoked_subcommand is not None:
+        return
+    found, spent = remotes.rented(services(), gone=everything), remotes.spending(services())
+    if as_json:
+        print_json({"pods": found, "spending": spent})
+        return
+    table = Table("pod", "GPU", "state", "age", "cost", "jobs", "why", box=None)
+    for pod in found:
+        minutes, cost, jobs = f"{pod['age_s'] / 60:.0f} min", f"${pod['dollars']:.4f}", " ".join(pod["jobs"])
+        table.add_row(pod["name"], pod["gpu"], pod["state"], minutes, cost, jobs, pod["reason"] or "")
+    out.print(table if found else "no pod is rented")
+    out.print(
+        f"{spent['pods']} of {spent['pods_max']} pods, ${spent['per_hour']:.2f} of ${spent['per_hour_max']:.2f} an "
+        f"hour, ${spent['in_24_hours']:.2f} of ${spent['in_24_hours_max']:.2f} in 24 hours", highlight=False,
+    )  # fmt: skip
+
+
+@pods.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also with trainings on it: they begin again elsewhere.")
+@answers
+def close(name: str, *, force: bool, as_json: bool) -> None:
+    """Delete the pod NAME now."""
+    pod = next((pod for pod in remotes.rented(services()) if pod["name"] == name), None)
+    if pod is None:
+        raise NotFound(f"no pod of this name is rented: {name}")
+    if pod["jobs"] and not force:
+        err.print(f"{len(pod['jobs'])} training(s) are on it; --force closes it all the same", highlight=False)
+        sys.exit(1)
+    jobs = remotes.close(services(), name) or []
+    [state] = [pod["state"] for pod in remotes.rented(services(), gone=True) if pod["name"] == name]
+    if as_json:
+        print_json({"name": name, "state": state, "jobs": jobs})
+        return
+    text = "deleted" if state == "gone" else "to be deleted; RunPod did not do it yet, the sweep goes on trying"
+    out.print(f"{name}: {text}; {len(jobs)} training(s) begin again elsewhere", highlight=False)
+
+
+BACKENDS: tuple[click.Command, ...] = (backends, pods)

@@ -1,0 +1,173 @@
+"""`imprint resolve` and `imprint generate`: the LoRA of a subject, and pictures with it, on ComfyUI or here."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn, TimeElapsedColumn
+
+from cli.terminal import answers, err, out, print_json
+from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
+from generation.comfyui.follow import Progress
+from jobs.services import services
+from jobs.subjects import drawing, loras
+from jobs.subjects.drawing import Here, Place, Weights
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("subject_id")
+@click.option("--owner", "owner_id", default="me", show_default=True, help="Whose subject.")
+@click.option("--base-model", help="Trained on this one; else on any.")
+@answers
+def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: bool) -> None:
+    """Show the newest finished LoRA of SUBJECT_ID: trigger word, strength, file, address."""
+    found = loras.resolve(services(), owner_id, subject_id, base_model)
+    if as_json:
+        print_json(found)
+        return
+    for name in ("job_id", "base_model", "trigger_word", "strength", "file", "sha256", "bytes", "url"):
+        out.print(f"{name:13}{found[name]}", highlight=False, markup=False)
+
+
+@click.command()
+@click.option("--lora", "file", type=_FILE, help="A LoRA file.")
+@click.option("--subject", "subject_id", help="Instead: a subject, for its newest finished LoRA.")
+@click.option("--owner", "owner_id", default="me", show_default=True, help="Whose subject.")
+@click.option("--base-model", help="Its name, folder or hub id. Default: what the LoRA was trained on.")
+@click.option("--family", help="sd15, sdxl or z-image: of a folder or hub id.")
+@click.option("--prompt", help="What to draw; the trigger word is put before it. ComfyUI: instead of the workflow's.")
+@click.option("--trigger", "trigger_word", help='Instead of the LoRA\'s own trigger word; "" for none.')
+@click.option("--strength", default=loras.STRENGTH, show_default=True, help="1 is what it was trained for, 0 is none.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: a drawn one. ComfyUI: the workflow's.")
+@click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("pictures-drawn"),
+              show_default=True, help="Folder for the pictures.")  # fmt: skip
+@click.option("--comfyui", "url", help="Address of a ComfyUI server that draws; without, this machine does.")
+@click.option("--workflow", "workflow_file", type=_FILE, help="ComfyUI: a workflow in API format.")
+@click.option("--loras", "shared", type=click.Path(file_okay=False, path_type=Path),
+              help="ComfyUI: its models/loras as seen from here. Without: its assets API.")  # fmt: skip
+@click.option("--loader", "loaders", multiple=True, help="ComfyUI: the model loader node to put the LoRA behind.")
+@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="ComfyUI: seconds to wait.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Here: steps of the sampler.")
+@click.option("--guidance", type=float, help="Here: how closely the prompt is followed.")
+@click.option("--size", metavar="WxH", help="Here: in pixels, such as 768x512.")
+@click.option("--count", type=click.IntRange(1, 100), default=1, show_default=True, help="Here: pictures to draw.")
+@click.option("--device", default="auto", show_default=True, help="Here: auto, cpu, cuda.")
+@answers
+def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> None:
+    """Draw with a LoRA: on this machine with diffusers, or on a ComfyUI server with a workflow of yours."""
+    _check(url, given)
+    with _weights(given) as weights:
+        told = _here(folder, weights, given) if url is None else _on_comfyui(folder, url, weights, given, as_json)
+    if as_json:
+        print_json(told)
+        return
+    for path in told["pictures"]:
+        out.print(path, highlight=False, markup=False)
+
+
+def _check(url: str | None, given: dict[str, Any]) -> None:
+    faults = {}
+    if given["file"] is not None and given["subject_id"] is not None:
+        faults["--subject"] = "is for instead of --lora"
+    only_there = ("workflow_file", "shared", "loaders")
+    only_here = ("steps", "guidance", "size", "family")
+    if url is None:
+        faults |= {f"--{name.split('_')[0]}": "goes with --comfyui" for name in only_there if given[name]}
+        if given["prompt"] is None:
+            faults["--prompt"] = "say what to draw"
+    else:
+        faults |= {f"--{name}": "is in the workflow" for name in only_here if given[name] is not None}
+        if given["workflow_file"] is None:
+            faults["--workflow"] = "ComfyUI draws a workflow: a file in API format"
+    if faults:
+        raise SpecInvalid.of(faults)
+
+
+@contextmanager
+def _weights(given: dict[str, Any]) -> Iterator[Weights | None]:
+    if given["subject_id"] is not None:
+        base_model = given["base_model"]
+        with drawing.weights_of_subject(services(), given["owner_id"], given["subject_id"], base_model) as weights:
+            yield weights
+    else:
+        yield drawing.weights_of(given["file"]) if given["file"] is not None else None
+
+
+def _on_comfyui(
+    folder: Path, url: str, weights: Weights | None, given: dict[str, Any], as_json: bool
+) -> dict[str, Any]:
+    place = Place(url, given["shared"], given["timeout_s"])
+    columns = (TextColumn("{task.description}"), *Bar.get_default_columns()[1:3], TimeElapsedColumn())
+    with Bar(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
+        line = bar.add_task("looking", total=None)
+
+        def report(progress: Progress) -> None:
+            what = "waiting in the queue" if progress.node_id is None else f"node {progress.node_id}"
+            bar.update(line, description=what, completed=progress.step, total=progress.total or None)
+
+        def say(what: str) -> None:
+            bar.update(line, description=what, completed=0, total=None)
+
+        done = drawing.on_comfyui(
+            place,
+            _workflow(given["workflow_file"]),
+            weights,
+            strength=given["strength"],
+            trigger_word=given["trigger_word"],
+            prompt=given["prompt"],
+            seed=given["seed"],
+            loaders=given["loaders"],
+            say=say,
+            report=report,
+        )
+    _write(folder / "workflow.json", (json.dumps(done.patched.workflow, indent=2) + "\n").encode())
+    paths = [_write(folder / name, data) for name, data in done.pictures]
+    changed = {"loaders": done.patched.loaders, "added": done.patched.added, "texts": done.patched.texts}
+    return {"pictures": paths, "prompt_id": done.prompt_id, "workflow": str(folder / "workflow.json")} | changed
+
+
+def _workflow(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise WorkflowInvalid(f"{path} is no JSON file") from None
+
+
+def _here(folder: Path, weights: Weights | None, given: dict[str, Any]) -> dict[str, Any]:
+    first = secrets.randbits(32) if given["seed"] is None else given["seed"]
+    seeds = tuple(first + number for number in range(given["count"]))
+    names = ("prompt", "base_model", "family", "steps", "guidance", "device")
+    how = Here(seeds=seeds, size=_size(given["size"]), **{name: given[name] for name in names})
+    made = drawing.here(services(), how, weights, strength=given["strength"], trigger_word=given["trigger_word"])
+    paths = [_write(folder / f"{seed}.png", data) for seed, data in zip(seeds, made, strict=True)]
+    return {"pictures": paths, "seeds": seeds}
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()) or not all(
+        64 <= int(side) <= 4096 and int(side) % 8 == 0 for side in (width, height)
+    ):
+        raise SpecInvalid.of({"--size": "is not such as 768x512: 64 to 4096 pixels, multiples of 8"})
+    return int(width), int(height)
+
+
+def _write(path: Path, data: bytes) -> str:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StoreUnavailable(f"{path} cannot be written: {error.strerror}") from error
+    return str(path)
+
+
+GENERATION: tuple[click.Command, ...] = (resolve, generate)

@@ -1,0 +1,236 @@
+"""`celery -A tasks.app imprint …`: submit, watch, cancel, retry, and the credits, from a terminal."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.table import Table
+
+from cli.backends import BACKENDS
+from cli.fakes import FAKES
+from cli.generate import GENERATION
+from cli.ingress import ingress
+from cli.loras import LORAS
+from cli.notices import notices
+from cli.operators import OPERATORS
+from cli.terminal import answers, err, out, print_json, relay_now
+from cli.tokens import token
+from cli.upkeep import UPKEEP
+from core.errors import SpecInvalid
+from jobs import service
+from jobs.requests import training_request
+from jobs.services import services
+from jobs.stages import intake
+from jobs.view import View
+from training.data.folder import caption_beside, masks_of, pictures_of, unused_masks
+from training.options import assigned
+from training.spec import BASE_MODELS, Optimizer
+
+
+@click.group()
+def imprint() -> None:
+    """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
+
+
+for _command in (*OPERATORS, *BACKENDS, *FAKES, *LORAS, *GENERATION, *UPKEEP, ingress, notices, token):
+    imprint.add_command(_command)
+
+
+@imprint.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--owner", "owner_id", default="me", show_default=True, help="Who pays.")
+@click.option("--subject", "subject_id", help="What is learnt; the folder's name if not given.")
+@click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
+@click.option("--family", help="sd15, sdxl or z-image: for a folder or hub id.")
+@click.option("--trigger", "trigger_word", required=True, help="The word that will call the subject.")
+@click.option("--class-word", "class_word", help="What the subject is: dog, woman, mug …")
+@click.option("--rank", type=int, help="Default: the family's.")
+@click.option("--alpha", type=float, help="Default: the family's.")
+@click.option("--learning-rate", type=float, help="Default: the family's.")
+@click.option("--optimizer", type=click.Choice(get_args(Optimizer)), help="What moves the weights. Default: adamw.")
+@click.option("--set", "options", multiple=True, metavar="GROUP.OPTION=VALUE", help="An option of docs/recipe.md.")
+@click.option("--resolution", type=int, help="In pixels, a multiple of 64. Default: the family's.")
+@click.option("--epochs", type=int, help="10 to 500.")
+@click.option("--max-steps", type=int, help="Instead of epochs.")
+@click.option("--batch-size", type=int)
+@click.option("--backend", type=click.Choice(["local", "ai-toolkit"]), help="Who trains. Default: the operator's.")
+@click.option("--seed", type=int)
+@click.option("--aspect-buckets", is_flag=True, default=None, help="Keep shapes near the pictures' own.")
+@click.option("--webhook-url", help="Base address that notices are sent to.")
+@click.option("--key", "idempotency_key", help="The same key gives the same job.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would cost and how long it would take.")
+@click.option("--watch", is_flag=True, help="Follow the job to its end.")
+@answers
+def submit(
+    folder: Path, *, options: Sequence[str], dry_run: bool, watch: bool, as_json: bool, **arguments: Any
+) -> None:
+    """Train a LoRA on the pictures of FOLDER. A text file beside a picture, with its name, is its caption; with
+    --set objective.masked=true a picture of its name in masks/ is its mask."""
+    here = services()
+    try:
+        arguments = {name: value for name, value in arguments.items() if value is not None} | assigned(options)
+    except ValueError as error:
+        raise SpecInvalid.of({"--set": str(error)}) from error
+    arguments.setdefault("subject_id", folder.resolve().name)
+    files = pictures_of(folder)
+    captions = [caption_beside(file) for file in files]
+    # Whether a request is right, and what it costs, does not depend on which pictures there are: none is stored for it.
+    asked = arguments | {
+        "images": [{"ref": f"picture {number}", "caption": caption} for number, caption in enumerate(captions)]
+    }
+    spec = training_request.read(asked, here.settings, here.sources).spec
+    masks = masks_of(folder, files) if spec.objective.masked else {}
+    if note := unused_masks(folder, spec):
+        err.print(note, markup=False, highlight=False)
+    if dry_run:
+        _quote(asked, as_json)
+        return
+    store = partial(intake.store_picture, here, arguments["owner_id"], arguments["subject_id"])
+    images = []
+    for file, caption in zip(files, captions, strict=True):
+        image = {"ref": store(file.read_bytes()), "caption": caption}
+        if file in masks:
+            image["mask"] = store(masks[file].read_bytes(), is_mask=True)
+        images.append(image)
+    view = service.submit(here, arguments | {"images": images})
+    relay_now()
+    if watch:
+        view = _watch(view["job_id"], as_json)
+    _show(view, as_json)
+    if watch and view["status"] != "ready":
+        sys.exit(1)
+
+
+def _quote(arguments: dict[str, Any], as_json: bool) -> None:
+    quote = service.quote(services(), arguments)
+    if as_json:
+        print_json(asdict(quote))
+        return
+    known = "measured here" if quote.measured else "a guess until a training like it ended here"
+    out.print(
+        f"{quote.steps} steps, {_credits(quote.credits)} ({quote.available} available), "
+        f"about {quote.seconds:.0f} s ({known})"
+    )
+    out.print(
+        "Cancelled before its first step it costs nothing, after that the steps done, rounded down: "
+        f"{_credits(quote.cancelled_half_way)} half-way", highlight=False,
+    )  # fmt: skip
+
+
+def _credits(count: int) -> str:
+    return f"{count} credit{'s' * (count != 1)}"
+
+
+def _watch(job_id: str, as_json: bool) -> View:
+    from cli.watch import watch
+
+    try:
+        return watch(services(), job_id, err if as_json else out)
+    except KeyboardInterrupt:
+        err.print(f"\nThe job goes on. Look again with: celery -A tasks.app imprint status {job_id} --watch")
+        sys.exit(130)
+
+
+@imprint.command()
+@click.argument("job_id")
+@click.option("--watch", is_flag=True, help="Follow the job to its end.")
+@answers
+def status(job_id: str, *, watch: bool, as_json: bool) -> None:
+    """Show a job: where it stands, its pictures' verdicts, what it cost."""
+    view = service.look(services(), job_id)
+    _show(
+        (_watch(job_id, as_json) if watch else view) | {"remote_runs": service.remote_runs(services(), job_id)}, as_json
+    )
+
+
+@imprint.command(name="list")
+@click.option("--owner", "owner_id", help="Only this owner's.")
+@click.option("--active", is_flag=True, help="Only those that are not final.")
+@click.option("--limit", default=20, show_default=True)
+@answers
+def list_jobs(owner_id: str | None, *, active: bool, limit: int, as_json: bool) -> None:
+    """List jobs, newest first."""
+    views = service.jobs(services(), owner_id=owner_id, active=active, limit=limit)
+    if as_json:
+        print_json(views)
+        return
+    table = Table("job", "owner", "subject", "status", "stage", "step", "loss", "charged", box=None)
+    for view in views:
+        loss = "" if view["loss"] is None else f"{view['loss']:.4f}"
+        table.add_row(
+            view["job_id"], view["owner_id"], view["subject_id"], _coloured(view), view["stage"],
+            f"{view['step']}/{view['total_steps']}", loss, str(view["credits"]["charged"]),
+        )  # fmt: skip
+    out.print(table)
+
+
+@imprint.command()
+@click.argument("job_id")
+@answers
+def cancel(job_id: str, *, as_json: bool) -> None:
+    """Cancel a job; the steps done are charged, rounded down, and the rest of its credits comes back at once."""
+    view = service.cancel(services(), job_id)
+    relay_now()
+    _show(view, as_json)
+
+
+@imprint.command()
+@click.argument("job_id")
+@click.option("--watch", is_flag=True, help="Follow the new job to its end.")
+@answers
+def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
+    """Train again what ended, as a new job with the same pictures and recipe."""
+    view = service.retry(services(), job_id)
+    relay_now()
+    _show(_watch(view["job_id"], as_json) if watch else view, as_json)
+
+
+@imprint.command()
+@click.argument("job_id")
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@answers
+def download(job_id: str, path: Path, *, as_json: bool) -> None:
+    """Copy a ready job's LoRA file to PATH."""
+    if not os.access(path.parent, os.W_OK):  # else it would look like a fault of the store
+        raise SpecInvalid.of({"PATH": f"nothing can be written into {path.parent.resolve()}"})
+    view = service.download(services(), job_id, path)
+    print_json({"path": str(path)} | view["lora"]) if as_json else out.print(f"{path}  sha256 {view['lora']['sha256']}")
+
+
+def _coloured(view: View) -> str:
+    colour = {"ready": "green", "failed": "red", "cancelled": "yellow"}.get(view["status"], "cyan")
+    return f"[{colour}]{view['status']}[/]"
+
+
+def _show(view: View, as_json: bool) -> None:
+    if as_json:
+        print_json(view)
+        return
+    out.print(
+        f"{view['job_id']}  {_coloured(view)}  stage {view['stage']}  step {view['step']}/{view['total_steps']}  "
+        f"held {view['credits']['held']}  charged {view['credits']['charged']}", highlight=False,
+    )  # fmt: skip
+    for picture in view["pictures"]:
+        if picture["faults"]:
+            why = (picture["report"] or {}).get("error", "")
+            out.print(
+                f"  picture {picture['position']}: [yellow]{', '.join(picture['faults'])}[/] {why}",
+                highlight=False,
+            )
+    for run in view.get("remote_runs", ()):
+        out.print(
+            f"  attempt {run['attempt']} on {run['server'] or 'no server yet'}: {run['state']}, step {run['step']}, "
+            f"{run['cost_dollars']:.4f} $  {run['reason'] or run['status']}", highlight=False, markup=False,
+        )  # fmt: skip
+    if view["failure"]:
+        out.print(f"  [red]{view['failure']['code']}[/]: {view['failure']['message']}", highlight=False)
+    if view["lora"]:
+        out.print(
+            f"  LoRA {view['lora']['key']}  {view['lora']['bytes']} bytes  sha256 {view['lora']['sha256']}",
+            highlight=False,
+        )

@@ -1,0 +1,43 @@
+"""`imprint notices`: how an owner wants to be told besides webhooks."""
+
+from typing import Any
+
+import click
+
+from cli.terminal import answers, err, out, print_json
+from jobs.notices import notices as wishes
+from jobs.services import services
+from notifications.preferences import EVENTS
+
+
+@click.command()
+@click.argument("owner_id")
+@click.option("--email", help='The address for e-mails; "" for none.')
+@click.option(
+    "--event", "events", multiple=True, help=f"An event to mail: {', '.join(EVENTS)}. Several times for more."
+)
+@click.option("--low-credits", type=int, help="Tell when fewer credits are available; -1 for never.")
+@answers
+def notices(
+    owner_id: str, *, email: str | None, events: tuple[str, ...], low_credits: int | None, as_json: bool
+) -> None:
+    """Show or change how OWNER_ID is told by e-mail."""
+    changed: dict[str, Any] = {}
+    if email is not None:
+        changed["email"] = email or None
+    if events:
+        changed["events"] = events
+    if low_credits is not None:
+        changed["low_credits"] = None if low_credits == -1 else low_credits
+    found = wishes.put(services(), owner_id, changed) if changed else wishes.get(services(), owner_id)
+    if as_json:
+        print_json(found)
+        return
+    if found["email"] is None:
+        out.print(f"{owner_id}: no e-mail", highlight=False)
+        return
+    out.print(f"{owner_id}: {found['email']} for {', '.join(found['events'])}", highlight=False)
+    low = found["low_credits"]
+    out.print("never told of low credits" if low is None else f"told when fewer than {low} credits are available")
+    if services().settings.smtp_url is None:
+        err.print("[yellow]No e-mail is sent until IMPRINT_SMTP_URL is set[/]")

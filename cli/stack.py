@@ -1,0 +1,272 @@
+"""The whole stack on one machine, in the foreground: broker if none is configured, workers, beat, Flower, the HTTP API.
+
+`python -m cli.stack` (`make up`) runs it until Ctrl-C; the demo and the tests start it as a context manager.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from core.embedded_broker import EmbeddedRedis, die_with_parent
+from core.errors import BackendUnreachable, ImprintError
+from core.settings import Settings, settings
+from jobs.services import Services
+from training.spec import FAMILIES
+
+_STOP_TIMEOUT_S = 60.0
+_RESTART_AFTER_S = 1.0
+_LOCK = "stack.lock"
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Member:
+    """One process of the stack."""
+
+    name: str
+    arguments: Sequence[str]  # after the command
+    environment: dict[str, str] = field(default_factory=dict)
+    command: Sequence[str] = ("celery", "-A", "tasks.app")  # a module, as `python -m` has it
+    process: "subprocess.Popen[bytes] | None" = None
+    restarts: int = 0
+
+
+class Stack:
+    """Starts the members, restarts one that dies, stops them in an order in which nothing is lost."""
+
+    def __init__(self, configured: Settings, *, quiet: bool = False, flower: bool = True, web: bool = True) -> None:
+        self._settings = configured
+        self._quiet = quiet
+        self._redis = EmbeddedRedis(configured) if configured.broker_url is None else None
+        self._stopping, self._stopped = threading.Event(), threading.Event()
+        self._restarting = threading.Lock()
+        self.flower_url = ""
+        self.flower_login = ""
+        self.web_url = ""
+        self.members = self._members(flower, web)
+
+    def _members(self, flower: bool, web: bool) -> list[Member]:
+        worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
+        trains = [f"train.{family}" for family in FAMILIES]
+        members = [
+            Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
+            Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
+            Member("beat", ["beat", "--loglevel", "WARNING"]),
+        ]
+        if flower:
+            members.append(self._flower())
+        if web:
+            members.append(self._web())
+        if self._settings.ingress_url is not None:
+            members.append(Member("ingress", ["imprint", "ingress"]))
+        self._share_ports(members)
+        return members
+
+    def _share_ports(self, members: list[Member]) -> None:
+        """Each of them its own port for Prometheus, if there is one to begin with."""
+        first = self._settings.metrics_port
+        if first is None:
+            return
+        order = [name for name in ("train", "io", "web") if any(member.name == name for member in members)]
+        for member in members:
+            if member.name in order:
+                member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
+
+    def _web(self) -> Member:
+        port = self._settings.web_port or _free_port()
+        host = self._settings.web_host
+        self.web_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared
+        environment = {"IMPRINT_WEB_PORT": str(port)}
+        if self.flower_url and self._settings.flower_url is None:
+            environment["IMPRINT_FLOWER_URL"] = self.flower_url
+        return Member("web", [], environment, command=("web",))
+
+    def _flower(self) -> Member:
+        port = self._settings.flower_port or _free_port()
+        login = self._settings.flower_auth
+        self.flower_login = login.get_secret_value() if login else f"imprint:{secrets.token_urlsafe(9)}"
+        self.flower_url = f"http://127.0.0.1:{port}"
+        # Through the environment: a login on the command line is everybody's.
+        return Member(
+            "flower",
+            ["flower", f"--port={port}", "--address=127.0.0.1", "--logging=warning"],
+            {"FLOWER_BASIC_AUTH": self.flower_login},
+        )
+
+    def start(self) -> None:
+        """Start everything; returns once the processes run (workers are ready a few seconds later)."""
+        self._settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._settings.log_dir.mkdir(parents=True, exist_ok=True)
+        if self._redis is not None:
+            self._redis.start()
+        for member in self.members:
+            self._launch(member)
+
+    def _launch(self, member: Member) -> None:
+        output = None
+        if self._quiet:
+            output = (self._settings.log_dir / f"{member.name}.log").open("ab")
+        member.process = subprocess.Popen(
+            [sys.executable, "-m", *member.command, *member.arguments],
+            cwd=_ROOT,
+            env={**os.environ, **member.environment, "IMPRINT_HOME": str(self._settings.home.resolve())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the stack; it stops its members in order
+            preexec_fn=die_with_parent,
+        )
+        if output is not None:
+            output.close()
+
+    def watch(self) -> None:
+        """Restart what dies, until `stop` is called; returns when that is done.
+
+        A child that asked for a signal at its parent's death gets it when the *thread* that started it ends.
+        """
+        while not self._stopping.wait(_RESTART_AFTER_S):
+            with self._restarting:
+                if not self._stopping.is_set():
+                    self._restart_the_dead()
+        self._stopped.wait()
+
+    def _restart_the_dead(self) -> None:
+        if self._redis is not None and not self._redis.alive():
+            self._redis.start()
+        for member in self.members:
+            if member.process is not None and member.process.poll() is not None:
+                member.restarts += 1
+                self._launch(member)
+
+    def stop(self) -> None:
+        """The API and beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
+        with self._restarting:  # else a member that ends because we asked it to may be taken for dead
+            self._stopping.set()
+        order = sorted(
+            self.members, key=lambda member: ("web", "ingress", "beat", "train", "io", "flower").index(member.name)
+        )
+        for member in order:
+            _signal(member, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for member in order:
+            if member.process is None:
+                continue
+            try:
+                member.process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(member.process.pid, signal.SIGKILL)
+                member.process.wait()
+        if self._redis is not None:
+            self._redis.stop()
+        self._stopped.set()
+
+    def __getitem__(self, name: str) -> Member:
+        return next(member for member in self.members if member.name == name)
+
+
+@contextlib.contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Only one stack on a home at a time. Raises BackendUnreachable, and says so, for the second."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackendUnreachable(
+                f"a stack is running on {home} already: stop it, or set IMPRINT_HOME to another folder"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def running(configured: Settings, *, flower: bool = True, web: bool = False, fresh: bool = False) -> Iterator[Stack]:
+    """A stack whose output goes to the log folder, watched from a thread, stopped when the block ends.
+
+    `fresh` empties the home first: all jobs, credits and files of it.
+    """
+    with alone(configured.home):
+        if fresh:
+            _empty(configured.home)
+        stack = Stack(configured, quiet=True, flower=flower, web=web)
+        watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
+        try:
+            stack.start()
+            watcher.start()
+            yield stack
+        finally:
+            stack.stop()
+
+
+def _empty(home: Path) -> None:
+    for entry in home.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
+
+
+def _signal(member: Member, number: int) -> None:
+    if member.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            member.process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> int:
+    """Run the stack in the foreground until Ctrl-C or SIGTERM."""
+    console = Console(stderr=True)
+    try:
+        services = Services(settings())
+        services.check()
+        with alone(settings().home):
+            services.database.close()  # made on first use: its schema is up to date before many ask at once
+            _run(console)
+    except (ImprintError, ValueError) as error:
+        console.print(f"[red]{error}[/]", highlight=False)
+        return 1
+    return 0
+
+
+def _run(console: Console) -> None:
+    stack = Stack(settings())
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    try:
+        stack.start()
+        console.print(f"[bold]Imprint is up.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
+        console.print(f"Page: [bold]{stack.web_url}[/]   HTTP API: {stack.web_url}/docs", highlight=False)
+        console.print("Sign in with: [bold]celery -A tasks.app imprint token create NAME --owner OWNER[/]")
+        console.print(
+            "Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]   Stop: Ctrl-C"
+        )
+        threading.Thread(target=stack.watch, daemon=True).start()
+        asked.wait()
+        console.print("Stopping: trainings checkpoint and hand over …")
+    finally:
+        stack.stop()
+    console.print("Stopped; nothing is lost. Jobs go on with the next start.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

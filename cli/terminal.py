@@ -1,0 +1,61 @@
+"""What the commands share: where they print, how they answer, and sending what they have written."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+from rich.console import Console
+
+from core.errors import ImprintError, InsufficientCredits, SpecInvalid
+from jobs.services import services
+
+# A pipe has no width: lines stay whole for grep.
+out = Console(width=None if sys.stdout.isatty() else 240)
+err = Console(stderr=True)
+
+
+def answers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--json`; turn our errors into a message and an exit code (2 for a bad request, else 1)."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text for people.")
+    @wraps(command)
+    def run(*args: Any, as_json: bool, **kwargs: Any) -> None:
+        try:
+            command(*args, as_json=as_json, **kwargs)
+        except ImprintError as error:
+            if as_json:
+                print_json({"error": error.code, "message": error.message, "details": error.details})
+            elif isinstance(error, SpecInvalid) and error.faults:
+                err.print("[red]The request cannot be accepted:[/]")
+                for name, fault in error.faults.items():
+                    err.print(f"  [bold]{name}[/]: {fault}", highlight=False)
+            else:
+                err.print(f"[red]{error.code}[/]: {error.message}", highlight=False)
+            if isinstance(error, InsufficientCredits) and not as_json:
+                err.print("An operator grants some: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False)
+            sys.exit(2 if isinstance(error, SpecInvalid) else 1)
+
+    return run
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value))
+
+
+def relay_now() -> None:
+    """Send what was written. Where no broker answers, say so: it is kept, and the sweep of the next stack sends it."""
+    from kombu.exceptions import OperationalError
+
+    from tasks.app import app
+    from tasks.relay import relay
+
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1)
+    except OperationalError:
+        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")
+        return
+    relay(services())

@@ -1,0 +1,80 @@
+"""`imprint fake-pod`, and `python -m fakes.ai_toolkit`: one command line for both."""
+
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+ARGUMENTS = "FAKE_POD_ARGUMENTS"  # more arguments, for whoever is started by somebody else
+
+_EPILOG = """
+\b
+Try it: in one terminal
+  celery -A tasks.app imprint fake-pod --port 8675 --token secret
+and for the stack in another
+  IMPRINT_AI_TOOLKIT_URL=http://127.0.0.1:8675 IMPRINT_AI_TOOLKIT_TOKEN=secret make up
+"""
+
+
+@click.command(name="fake-pod", epilog=_EPILOG)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8675, show_default=True, help="0 takes a free one.")
+@click.option("--token", envvar="AI_TOOLKIT_AUTH", help="Password that clients need. Unset: everything is open.")
+@click.option(
+    "--trainer", type=click.Choice(["quick", "real"]), default="quick", show_default=True,
+    help="quick: weights made from pictures and recipe, steps by the clock. real: our own training loop, on the CPU.",
+)  # fmt: skip
+@click.option(
+    "--base-model", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that `real` trains on, whatever base model a job names.",
+)  # fmt: skip
+@click.option("--seconds-per-step", default=0.05, show_default=True, help="Of the quick trainer.")
+@click.option("--loading", "loading_s", default=0.2, show_default=True, help="Seconds before a job's first step.")
+@click.option("--tick", "tick_s", default=0.1, show_default=True, help="Seconds between looks at the queue; real: 1.")
+@click.option("--slots", default=1, show_default=True, help="Jobs of a queue at one time; real: 1.")
+@click.option("--gpu", default="NVIDIA GeForce RTX 4090", show_default=True, help="The GPU that it says it has.")
+@click.option("--old-api", is_flag=True, help="Answers as before 2026-07, without queues as before 2025-10.")
+@click.option("--faults", type=int, metavar="SEED", help="Let things go wrong, drawn from this seed.")
+@click.option("--hang", "hang_s", default=20.0, show_default=True, help="Seconds that a hanging request hangs.")
+@click.option("--ready-after", "ready_after_s", default=0.0, help="Seconds of a slow start: 502 until then.")
+@click.option("--vanish-after", "vanish_after_s", type=float, help="Seconds until the whole pod is gone.")
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps everything here, and goes on with what is there. Unset: a folder that goes with the process.",
+)  # fmt: skip
+@click.option("--journal", type=click.Path(dir_okay=False, path_type=Path), help="One JSON line for each request.")
+def fake_pod(host: str, port: int, **given: Any) -> None:
+    """Serve a fake ai-toolkit server, until Ctrl-C: the same API, statuses, files and traps as a real one.
+
+    With --faults: answers of 500 and 502, requests that hang, connections that break before or after the deed,
+    downloads that break off, trainers that fail or stall, workers that die and leave their job at `running`.
+    """
+    from fakes.ai_toolkit.options import Options
+    from fakes.ai_toolkit.pod import serve
+
+    if given["trainer"] == "real" and given["base_model"] is None:
+        raise click.UsageError(
+            "--trainer real needs --base-model: python -m training.tiny_base FOLDER makes a tiny one"
+        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn listens to it: temporary folders go
+    with tempfile.TemporaryDirectory(prefix="fake-pod-") as temporary:
+        options = Options(**{**given, "folder": given["folder"] or Path(temporary)})
+        serve(options, host=host, port=port, announce=_announce)
+
+
+def _announce(address: str) -> None:
+    click.echo(f"fake ai-toolkit server on {address}")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """As a module: further arguments may come from the environment."""
+    fake_pod.main([*sys.argv[1:], *shlex.split(os.environ.get(ARGUMENTS, ""))], prog_name="fake-pod")
+
+
+COMMAND = fake_pod

@@ -1,0 +1,164 @@
+"""Datasets, captions and files of a fake server."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from fakes.ai_toolkit.faults import note
+from fakes.ai_toolkit.options import Options
+from fakes.ai_toolkit.world import World
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_MAX_FILES = 10_000
+
+
+def routes(world: World, options: Options) -> list[Route]:
+    """The routes; a world from before 2026-07 has other shapes and no getBatch."""
+    files = Files(world, options)
+    made = [
+        Route("/api/datasets/list", files.list_datasets),
+        Route("/api/datasets/create", files.create, methods=["POST"]),
+        Route("/api/datasets/upload", files.upload, methods=["POST"]),
+        Route("/api/datasets/listImages", files.list_images, methods=["POST"]),
+        Route("/api/datasets/delete", files.delete, methods=["POST"]),
+        Route("/api/caption/get", files.caption, methods=["POST"]),
+        Route("/api/img/caption", files.set_caption, methods=["POST"]),
+        Route("/api/img/delete", files.delete_picture, methods=["POST"]),
+        Route("/api/img/{path:path}", files.file),
+        Route("/api/files/{path:path}", files.file),
+    ]
+    if not options.old_api:
+        made.append(Route("/api/caption/getBatch", files.captions, methods=["POST"]))
+    return made
+
+
+class Files:
+    """What each address answers."""
+
+    def __init__(self, world: World, options: Options) -> None:
+        self.world, self.options = world, options
+
+    async def list_datasets(self, request: Request) -> Response:
+        root = self.world.datasets()
+        root.mkdir(exist_ok=True)
+        return JSONResponse(
+            sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        )
+
+    async def create(self, request: Request) -> Response:
+        name = re.sub(r"[^a-z0-9]+", "_", str((await _body(request)).get("name") or "").lower())
+        note(request.scope, name)
+        try:
+            if not name:
+                raise OSError
+            (self.world.datasets() / name).mkdir(exist_ok=True)  # not where the root is not there yet
+        except OSError:
+            return JSONResponse({"error": "Failed to create dataset"}, 500)
+        return JSONResponse({"success": True, "name": name})
+
+    async def upload(self, request: Request) -> Response:
+        try:
+            async with request.form(max_files=_MAX_FILES) as form:
+                name = form.get("datasetName")
+                parts = [part for part in form.getlist("files") if isinstance(part, UploadFile)]
+                files = [(str(part.filename), await part.read()) for part in parts]
+        except HTTPException:
+            return JSONResponse({"error": "Error uploading files"}, 500)
+        note(request.scope, name)
+        if not files:
+            return JSONResponse({"error": "No files provided"}, 400)
+        if not isinstance(name, str) or not self.world.is_ours(folder := self.world.datasets() / name):
+            return JSONResponse({"error": "Error uploading files"}, 500)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = []
+        for given, data in files:
+            kept = re.sub(r"[^a-zA-Z0-9.-]", "_", given)
+            (folder / kept).write_bytes(data)  # over whatever is there
+            stored.append(kept)
+        return JSONResponse({"message": "Files uploaded successfully", "files": stored})
+
+    async def list_images(self, request: Request) -> Response:
+        name = str((await _body(request)).get("datasetName"))
+        folder = self.world.datasets() / name
+        if not folder.is_dir() or not self.world.is_ours(folder):
+            return JSONResponse({"error": f"Folder '{name}' not found"}, 404)
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
+        if self.options.old_api:
+            return JSONResponse({"images": [{"img_path": str(path)} for path in paths]})
+        return JSONResponse({"root": f"{folder}/", "images": [str(path.relative_to(folder)) for path in paths]})
+
+    async def delete(self, request: Request) -> Response:
+        name = str((await _body(request)).get("name") or "")
+        note(request.scope, name)
+        folder = self.world.datasets() / name  # for "" that is the folder of all datasets
+        if self.world.is_ours(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        return JSONResponse({"success": True})
+
+    async def caption(self, request: Request) -> Response:
+        path = self._inside((await _body(request)).get("imgPath"))
+        return PlainTextResponse(_caption(path)) if path is not None else PlainTextResponse("Access denied", 403)
+
+    async def captions(self, request: Request) -> Response:
+        paths = (await _body(request)).get("imgPaths") or []
+        inside = {str(told): self._inside(told) for told in paths}
+        return JSONResponse({"captions": {told: _caption(path) for told, path in inside.items() if path is not None}})
+
+    async def set_caption(self, request: Request) -> Response:
+        given = await _body(request)
+        path = self._inside(given.get("imgPath"))
+        if path is None:
+            return JSONResponse({"error": "Invalid image path"}, 400)
+        if not path.is_file():
+            return JSONResponse({"error": "Image does not exist"}, 404)
+        path.with_suffix(".txt").write_text(str(given.get("caption")), encoding="utf-8")
+        return JSONResponse({"success": True})
+
+    async def delete_picture(self, request: Request) -> Response:
+        path = self._inside((await _body(request)).get("imgPath"))
+        if path is None:
+            return JSONResponse({"error": "Invalid image path"}, 400)
+        path.unlink(missing_ok=True)
+        path.with_suffix(".txt").unlink(missing_ok=True)
+        return JSONResponse({"success": True})
+
+    async def file(self, request: Request) -> Response:
+        told = request.path_params["path"]
+        path = Path(told)
+        if not told.startswith("/") or not self.world.serves(path):  # with plain slashes the leading one is lost
+            return PlainTextResponse("Access denied", 403)
+        if path.is_dir():
+            return PlainTextResponse("Not a file", 400)
+        if not path.is_file():
+            return PlainTextResponse("File not found", 404)
+        note(request.scope, path.name)
+        kind = "image/jpeg" if path.suffix == ".jpg" else "application/octet-stream"
+        return FileResponse(path, media_type=kind, headers={"Cache-Control": "public, max-age=86400"})
+
+    def _inside(self, told: Any) -> Path | None:
+        """A picture's path, if it lies in the datasets."""
+        if not isinstance(told, str):
+            return None
+        path = Path(told)
+        return path if self.world.datasets().resolve() in path.resolve().parents else None
+
+
+def _caption(path: Path) -> str:
+    beside = path.with_suffix(".txt")
+    return beside.read_text(encoding="utf-8") if beside.is_file() else ""
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        given = json.loads(await request.body())
+    except ValueError:
+        return {}
+    return given if isinstance(given, dict) else {}

@@ -1,0 +1,75 @@
+"""LoRA files as ai-toolkit writes them: its key names, its metadata, its hash."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.lora.file import NAMINGS
+from training.lora.safetensor import Array, Malformed, Tensor, data_offset, pack, tensor, unpack
+
+_KINDS = {
+    "float32": "F32", "fp32": "F32", "float": "F32", "float16": "F16", "fp16": "F16", "bf16": "BF16", "bfloat16": "BF16"
+}  # fmt: skip
+
+
+def family_of(process: Mapping[str, Any]) -> str:
+    """Our family for the architecture that a job names. KeyError for one that the fake does not train."""
+    return {"sd15": "sd15", "sdxl": "sdxl", "zimage": "z-image"}[str(process["model"]["arch"]).split(":")[0]]
+
+
+def to_bytes(
+    process: Mapping[str, Any], name: str, weights: Mapping[str, tuple[Array, Array]], *, step: int, epoch: int = 0
+) -> bytes:
+    """A file of `weights` (module, by our name in a file without prefix: down, up) after `step` steps.
+
+    Everything is in the precision of the job's `save.dtype`, alpha too; peft's form (Z-Image) has no alpha.
+    """
+    family = family_of(process)
+    naming, kind = NAMINGS[family], _KINDS[str(process["save"]["dtype"])]
+    tensors: dict[str, Tensor] = {}
+    for module, (down, up) in weights.items():
+        stem = naming.stem(module)
+        tensors[stem + naming.down], tensors[stem + naming.up] = tensor(down, kind), tensor(up, kind)
+        if naming.underscores:
+            tensors[stem + ".alpha"] = tensor(np.asarray(process["network"]["linear_alpha"], np.float32), kind)
+    metadata = {
+        "ss_output_name": name,
+        "ss_base_model_version": {"sd15": "sd_1.5", "sdxl": "sdxl_1.0", "z-image": "zimage"}[family],
+        "name": name,
+        "version": "1.0",
+        "training_info": json.dumps({"step": step, "epoch": epoch}),
+        "software": json.dumps(
+            {"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "fake"}
+        ),
+        "format": "pt",
+    }
+    plain = pack(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    whole = hashlib.sha256(memoryview(plain)[data_offset(plain) :]).hexdigest()
+    return pack(tensors, {**metadata, "sshs_model_hash": whole, "sshs_legacy_hash": whole[:8]})
+
+
+def from_ours(process: Mapping[str, Any], name: str, ours: bytes, *, step: int) -> bytes:
+    """A file that our own loop wrote, as ai-toolkit would have written it."""
+    naming = NAMINGS[family_of(process)]
+    tensors, _ = unpack(ours)
+    stems = [held.removesuffix(naming.down) for held in tensors if held.endswith(naming.down)]
+    weights = {
+        stem.removeprefix(naming.prefix): (tensors[stem + naming.down].floats(), tensors[stem + naming.up].floats())
+        for stem in stems
+    }
+    return to_bytes(process, name, weights, step=step)
+
+
+def step_in(folder: Path) -> int:
+    """The step of the newest LoRA file in a folder, which a trainer goes on from; 0 if there is none."""
+    found = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_ctime)
+    if not found:
+        return 0
+    try:
+        return int(json.loads(unpack(found[-1].read_bytes())[1]["training_info"])["step"])
+    except (Malformed, KeyError, ValueError, TypeError):
+        return 0

@@ -1,0 +1,111 @@
+"""The quick trainer: no network is trained. Weights come from the pictures and the config, steps from the clock."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from fakes.ai_toolkit.lora import family_of, to_bytes
+from fakes.ai_toolkit.options import Options
+from fakes.ai_toolkit.task import Item, Task
+from training.lora.safetensor import Array
+
+# A few of a model's modules, in its own widths: enough to be a LoRA of that family.
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_MODULES = {
+    "sd15": [(f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{part}", 320) for part in _ATTENTION],
+    "sdxl": [(f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{part}", 640) for part in _ATTENTION],
+    "z-image": [(f"layers.0.attention.{part}", 3840) for part in _ATTENTION],
+}
+
+
+def train(task: Task, options: Options) -> Iterator[None]:
+    """Trains as long as it is asked for the next item; in between it waits, for time to pass or to be stopped."""
+    loaded_at = time.monotonic() + options.loading_s
+    task.say("Loading model")
+    yield
+    while time.monotonic() < loaded_at:
+        yield
+    task.say("Loading dataset")
+    items = task.items()
+    task.log(f"Found {len(items)} images")
+    seed = _digest(items, task)
+    level = _contrast(items)
+    yield
+    task.say("Training")
+    begun, first = time.monotonic(), task.step
+    while task.step < task.total:
+        due = first + int((time.monotonic() - begun) / max(options.seconds_per_step, 1e-6))
+        step = min(due, task.total, _next_stop(task))
+        if step == task.step:
+            yield
+            continue
+        losses = [(number, _loss(seed, level, number, task.total)) for number in range(task.step + 1, step + 1)]
+        task.advance(step, losses, options.seconds_per_step)
+        if task.saves_at(step):
+            task.say("Saving model")
+            task.keep(to_bytes(task.process, task.name, _weights(task, seed, level), step=step), step)
+        if task.draws_at(step):
+            task.draw()
+        task.say("Training")
+        yield
+    if first < task.total or not task.final.exists():  # the trap: with a finished file there, it only says so
+        yield from _save(task, seed, level)
+        task.draw()
+    task.complete()
+
+
+def _next_stop(task: Task) -> int:
+    """The next step at which something is saved or drawn."""
+    spans = (int(task.process["save"]["save_every"]), int(task.process["sample"]["sample_every"]))
+    return min((task.step // span + 1) * span for span in spans)
+
+
+def _save(task: Task, seed: bytes, level: float) -> Iterator[None]:
+    """The finished file, written in place: for a while it is there and not whole."""
+    task.say("Saving model")
+    data = to_bytes(task.process, task.name, _weights(task, seed, level), step=task.total)
+    task.final.write_bytes(data[: len(data) // 2])
+    yield
+    task.final.write_bytes(data)
+    task.saved_step = task.total
+
+
+def _digest(items: list[Item], task: Task) -> bytes:
+    """Of all pictures, captions and the config."""
+    held = hashlib.sha256(json.dumps(dict(task.process), sort_keys=True).encode())
+    for item in items:
+        held.update(item.path.read_bytes())
+        held.update(item.caption.encode())
+    return held.digest()
+
+
+def _contrast(items: list[Item]) -> float:
+    """How much the pictures vary, 0 to 1."""
+    spreads = []
+    for item in items[:8]:
+        with Image.open(item.path) as picture:
+            spreads.append(float(np.asarray(picture.convert("L").resize((32, 32)), np.float32).std()) / 128)
+    return min(1.0, sum(spreads) / len(spreads))
+
+
+def _weights(task: Task, seed: bytes, level: float) -> dict[str, tuple[Array, Array]]:
+    """Down and up of a few modules: noise from the seed, as large as the pictures' contrast and the steps make it."""
+    rank, chance = int(task.process["network"]["linear"]), np.random.default_rng(list(seed))
+    share = task.step / task.total if task.total else 1.0
+    made = {}
+    for module, width in _MODULES[family_of(task.process)]:
+        down = chance.uniform(-(width**-0.5), width**-0.5, (rank, width)).astype(np.float32)
+        up = (chance.standard_normal((width, rank)) * 0.01 * (0.1 + level) * share).astype(np.float32)
+        made[module] = (down, up)
+    return made
+
+
+def _loss(seed: bytes, level: float, step: int, total: int) -> float:
+    """Falls from about 0.2 to 0.05, with the noise that such curves have."""
+    chance = np.random.default_rng([*seed[:8], step])
+    return float((0.05 + (0.1 + 0.1 * level) * math.exp(-3 * step / total)) * (1 + 0.2 * chance.standard_normal()))

@@ -1,0 +1,75 @@
+"""The real trainer: our own local loop, in a child process, on the pictures that were uploaded."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from fakes.ai_toolkit.options import Options
+from fakes.ai_toolkit.task import Task, TrainingFailed
+
+PROGRESS = ".progress"
+
+
+def train(task: Task, options: Options) -> Iterator[None]:
+    """Starts the child, and passes on what it writes. Closing this ends the child. Raises TrainingFailed."""
+    if options.base_model is None:
+        raise TrainingFailed("the fake server has no base model")
+    task.say("Loading model")
+    progress = task.folder / PROGRESS
+    progress.write_text("")
+    job = {
+        "process": dict(task.process),
+        "name": task.name,
+        "items": [[str(item.path), item.caption] for item in task.items()],
+        "base_model": str(options.base_model.resolve()),
+        "out": str(task.final),
+        "progress": str(progress),
+        "total": task.total,
+    }
+    with (task.folder / "log.txt").open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fakes.ai_toolkit.real_child"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+    assert child.stdin is not None  # noqa: S101 - it is a pipe
+    try:
+        child.stdin.write(json.dumps(job).encode() + b"\n")
+        child.stdin.flush()  # and it stays open: its end tells the child that we are gone
+        yield from _follow(task, child, progress)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+
+
+def _follow(task: Task, child: "subprocess.Popen[bytes]", progress: Path) -> Iterator[None]:
+    with progress.open() as lines:
+        left = ""
+        while True:
+            ended = child.poll() is not None
+            left += lines.read()
+            *whole, left = left.split("\n")
+            for line in whole:
+                _pass_on(task, json.loads(line))
+            if ended:
+                break
+            yield
+    if child.returncode != 0:
+        raise TrainingFailed(f"Job process terminated with exit code {child.returncode}.")
+    task.draw()
+    task.complete()
+
+
+def _pass_on(task: Task, told: dict[str, float]) -> None:
+    before, step = task.step, int(told["step"])
+    task.say("Training")
+    task.advance(step, [(step, told["loss"])], told["seconds_per_step"])
+    if any(task.draws_at(passed) for passed in range(before + 1, step + 1)):
+        task.draw()
+        task.say("Training")

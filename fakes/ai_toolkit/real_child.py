@@ -1,0 +1,97 @@
+"""The process that trains for the fake server's `real` trainer: a job on standard input, progress into a file."""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+
+from core.errors import ImprintError
+from fakes.ai_toolkit.lora import family_of, from_ours
+from training.checkpoint_folder import FolderCheckpoints
+from training.ports import Example, Progress, TrainRun
+from training.spec import Family, TrainSpec
+
+
+class Reporter:
+    """`training.ports.Control`: every report is a line of JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def check(self) -> None:
+        return
+
+    def report(self, progress: Progress) -> None:
+        pace = progress.seconds_per_step or 1.0
+        line = {"step": progress.step, "loss": progress.loss, "seconds_per_step": max(pace, 1e-3)}
+        self._file.write(json.dumps(line) + "\n")
+
+
+def spec_of(process: dict[str, Any], total: int) -> TrainSpec:
+    """Our recipe, as far as a job's config tells it."""
+    train, network = process["train"], process["network"]
+    return TrainSpec(
+        base_model="fake/base-model",
+        family=cast(Family, family_of(process)),
+        trigger_word="trained",
+        rank=network["linear"],
+        alpha=network["linear_alpha"],
+        learning_rate=train["lr"],
+        batch_size=train["batch_size"],
+        resolution=process["datasets"][0]["resolution"][0],
+        epochs=10,
+        max_steps=total,
+        seed=process["sample"]["seed"],
+    )
+
+
+def example_of(path: Path, caption: str) -> Example:
+    with Image.open(path) as picture:
+        width, height = picture.size
+    return Example(path, caption, hashlib.sha256(path.read_bytes()).hexdigest(), width, height)
+
+
+def main() -> int:
+    """Train the job on the first line of standard input; its exit code says whether the file is there."""
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    examples = [example_of(Path(path), caption) for path, caption in job["items"]]
+    from training.backends.local import train  # torch takes seconds
+
+    with tempfile.TemporaryDirectory(prefix="fake-pod-") as folder:
+        run = TrainRun(
+            job_id=job["name"],
+            spec=spec_of(job["process"], job["total"]),
+            examples=examples,
+            dataset_sha256=hashlib.sha256(json.dumps(job["items"]).encode()).hexdigest(),
+            base_model=job["base_model"],
+            out=Path(folder) / "lora.safetensors",
+            checkpoints=FolderCheckpoints(Path(folder) / "checkpoints"),
+            control=Reporter(Path(job["progress"])),
+            device="cpu",
+        )
+        try:
+            train(run)
+        except ImprintError as error:
+            print(error.message, flush=True)
+            return 1
+        data = from_ours(job["process"], job["name"], run.out.read_bytes(), step=job["total"])
+    Path(job["out"]).write_bytes(data)
+    return 0
+
+
+def _end_with_parent() -> None:
+    # Not through sys.stdin: a thread that holds its lock makes Python abort when the process ends.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

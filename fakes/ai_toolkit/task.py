@@ -1,0 +1,142 @@
+"""One job that a fake server trains: its config, its folder, its row; what both trainers write."""
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from fakes.ai_toolkit.lora import step_in
+from fakes.ai_toolkit.rows import Row, Rows
+
+_SHOWN = 256  # pixels of a sample's longer side, at most
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class TrainingFailed(Exception):
+    """The trainer gives up; its words end up in the job's row."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a dataset."""
+
+    path: Path
+    caption: str
+
+
+class Task:
+    """Raises KeyError, TypeError, ValueError or IndexError for a config that would end a real worker."""
+
+    def __init__(self, rows: Rows, row: Row, outputs: Path) -> None:
+        self.rows, self.id, self.name = rows, str(row["id"]), str(row["name"])
+        config = json.loads(row["job_config"])["config"]
+        self.process: Mapping[str, Any] = config["process"][0]
+        self.total = int(self.process["train"]["steps"])
+        if config["name"] != self.name or self.process["type"] not in ("diffusion_trainer", "ui_trainer"):
+            raise ValueError("such a job would never write its status")
+        # The trainer goes by its config, the API by the row and the settings: they had better agree.
+        self.folder = Path(self.process["training_folder"]) / config["name"]
+        self.is_where_the_api_looks = self.folder == outputs / self.name
+        self.step = self.saved_step = step_in(self.folder)
+
+    def begin(self) -> None:
+        """Make the folder; an earlier log moves aside."""
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        (self.folder / ".job_config.json").write_text(json.dumps({"process": [dict(self.process)]}))
+        log = self.folder / "log.txt"
+        if log.exists():
+            (self.folder / "logs").mkdir(exist_ok=True)
+            log.rename(self.folder / "logs" / f"{len(list((self.folder / 'logs').iterdir()))}_log.txt")
+        self.log(f"Running job {self.name}")
+
+    def items(self) -> list[Item]:
+        """The pictures of its dataset. Raises TrainingFailed if there are none."""
+        folder = Path(self.process["datasets"][0]["folder_path"])
+        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+        if not paths:
+            raise TrainingFailed("Dataset is empty")
+        return [Item(path, self._caption(path)) for path in paths]
+
+    def _caption(self, path: Path) -> str:
+        beside = path.with_suffix(".txt")
+        said = (
+            beside.read_text(encoding="utf-8")
+            if beside.is_file()
+            else str(self.process["datasets"][0]["default_caption"])
+        )
+        said = ", ".join(said.split(","))  # as the real one joins its tokens
+        return said.replace("[name]", "").replace("[trigger]", "")
+
+    def say(self, info: str) -> None:
+        """Status `running`, and what it does."""
+        self.rows.change(self.id, status="running", info=info)
+
+    def log(self, line: str) -> None:
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def advance(self, step: int, losses: list[tuple[int, float]], seconds_per_step: float) -> None:
+        """`step` steps are done; `losses` are those since the last time."""
+        self.step = step
+        speed = f"{1 / seconds_per_step:.2f} iter/sec" if seconds_per_step < 1 else f"{seconds_per_step:.2f} sec/iter"
+        with self.rows.together():
+            self.rows.add_losses(self.id, losses)
+            self.rows.change(self.id, step=step, speed_string=speed)
+        if losses:
+            self.log(f"{self.name}: {step}/{self.total} [{speed}, loss: {losses[-1][1]:.3e}]")
+
+    def draw(self) -> None:
+        """Samples of all prompts: a picture of the dataset that comes out of noise as the training goes on."""
+        items = self.items()
+        prompts = [str(sample["prompt"]) for sample in self.process["sample"]["samples"]]
+        share = self.step / self.total if self.total else 1.0
+        for number, prompt in enumerate(prompts):
+            self.say(f"Generating images - {number + 1}/{len(prompts)}")
+            path = items[number % len(items)].path
+            name = f"{time.time_ns() // 1_000_000}__{self.step:09d}_{number}.jpg"
+            _picture(path, prompt, share).save(self.folder / "samples" / name, "JPEG", quality=85)
+
+    def draws_at(self, step: int) -> bool:
+        every = int(self.process["sample"]["sample_every"])
+        return 0 < step < self.total and step % every == 0
+
+    def saves_at(self, step: int) -> bool:
+        every = int(self.process["save"]["save_every"])
+        return 0 < step < self.total and step % every == 0
+
+    def keep(self, data: bytes, step: int) -> None:
+        """A checkpoint; older ones go, as the job says how many stay."""
+        (self.folder / f"{self.name}_{step:09d}.safetensors").write_bytes(data)
+        self.saved_step = step
+        kept = sorted(self.folder.glob(f"{self.name}_*.safetensors"))
+        for old in kept[: -int(self.process["save"]["max_step_saves_to_keep"])]:
+            old.unlink()
+
+    @property
+    def final(self) -> Path:
+        return Path(self.folder / f"{self.name}.safetensors")
+
+    def complete(self) -> None:
+        self.rows.change(self.id, status="completed", info="Training completed")
+        self.log("Training completed")
+
+    def end(self, status: str, info: str) -> None:
+        """Ended without a file: the row's step goes back to the last save."""
+        self.rows.change(self.id, status=status, info=info[:500], step=self.saved_step, return_to_queue=0)
+        self.log(info)
+
+
+def _picture(path: Path, prompt: str, share: float) -> Image.Image:
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    picture.thumbnail((_SHOWN, _SHOWN))
+    picture = picture.filter(ImageFilter.GaussianBlur(8 * (1 - share)))
+    noise = Image.frombytes("RGB", picture.size, random.Random(prompt).randbytes(3 * picture.width * picture.height))  # noqa: S311
+    picture = Image.blend(picture, noise, 0.9 * (1 - share))
+    ImageDraw.Draw(picture).text((4, 4), prompt.encode("latin-1", "replace").decode("latin-1")[:40], fill="white")
+    return picture

@@ -1,0 +1,3 @@
+from fakes.comfyui.command import fake_comfyui
+
+fake_comfyui.main(prog_name="fake-comfyui")

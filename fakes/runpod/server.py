@@ -1,0 +1,192 @@
+"""A RunPod on this machine, for tests and demos: the same API, prices, errors and surprises, and pods that run.
+
+A pod that is RUNNING is a process with the fake ai-toolkit server in it, on a loopback port of its own, reached
+through `/proxy/{pod_id}` as a real one is through RunPod's proxy: 404 and 502 until it listens. It bills by the
+second, and `/fake/ledger` lists what was rented, when it went and what it cost.
+
+What goes wrong is drawn from a seed by the rates in `Faults`; `POST /fake/next` orders single faults instead.
+"""
+
+import argparse
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from fakes.runpod.cloud import FakeRunPod, Faults, Problem
+from fakes.runpod.machine import Options
+
+_TITLES = {
+    400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 404: "Not Found",
+    422: "Unprocessable Entity", 429: "Too Many Requests",
+}  # fmt: skip
+_MOST_UPLOADED = 100_000_000  # what the proxy lets through in one request
+_HOP = {"host", "connection", "transfer-encoding", "keep-alive", "date", "server"}
+
+
+class CutOff(Response):
+    """An answer that never comes: the connection ends after the headers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"1000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def application(cloud: FakeRunPod) -> Starlette:
+    """The web application over one fake RunPod."""
+
+    def api(operation: str, work: Callable[[Request], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            try:
+                if request.headers.get("authorization") != f"Bearer {cloud.key}":
+                    raise Problem(401, "missing bearer token")
+                fault = cloud.meet(operation)
+                done = await work(request)
+            except Problem as problem:
+                return _problem(problem)
+            return CutOff() if fault == "lost" else done
+
+        return answer
+
+    async def gpus(_: Request) -> Response:
+        return JSONResponse({"gpus": cloud.gpus()})
+
+    async def pods(_: Request) -> Response:
+        return JSONResponse({"pods": [machine.as_pod() for machine in cloud.machines.values()]})
+
+    async def create(request: Request) -> Response:
+        return JSONResponse(cloud.create(await _json(request)), 201)
+
+    async def get(request: Request) -> Response:
+        return JSONResponse(cloud.find(request.path_params["id"]).as_pod())
+
+    async def delete(request: Request) -> Response:
+        cloud.delete(request.path_params["id"])
+        return Response(status_code=204)
+
+    async def ledger(_: Request) -> Response:
+        return JSONResponse({"pods": cloud.ledger(), "calls": len(cloud.calls)})
+
+    async def order_faults(request: Request) -> Response:
+        for operation, faults in (await _json(request)).items():
+            cloud.ordered[operation].extend(str(fault) for fault in faults)
+        return Response(status_code=204)
+
+    async def change(request: Request) -> Response:
+        """Let a pod vanish, or end with a status."""
+        how, pod_id = (await _json(request))["status"], request.path_params["id"]
+        cloud.remove(pod_id, "vanished") if how == "vanished" else cloud.find(pod_id).end(how)
+        return Response(status_code=204)
+
+    async def proxy(request: Request) -> Response:
+        return await _proxied(cloud, request)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await cloud.close()
+
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+    return Starlette(
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _not_found},
+        routes=[
+            Route("/v2/catalog/gpus", api("gpus", gpus)),
+            Route("/v2/pods", api("list", pods), methods=["GET"]),
+            Route("/v2/pods", api("create", create), methods=["POST"]),
+            Route("/v2/pods/{id}", api("get", get), methods=["GET"]),
+            Route("/v2/pods/{id}", api("delete", delete), methods=["DELETE"]),
+            Route("/fake/ledger", ledger),
+            Route("/fake/next", order_faults, methods=["POST"]),
+            Route("/fake/pods/{id}", change, methods=["POST"]),
+            Route("/proxy/{id}/{path:path}", proxy, methods=methods),
+        ],
+    )
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return await request.json()
+    except ValueError:
+        raise Problem(400, "the body is no JSON") from None
+
+
+def _problem(problem: Problem) -> Response:
+    told = {"title": _TITLES.get(problem.status, "Error"), "status": problem.status, "detail": problem.detail}
+    return JSONResponse(
+        told | ({"errors": problem.errors} if problem.errors else {}),
+        problem.status,
+        headers={"Retry-After": str(problem.wait_s)} if problem.wait_s is not None else None,
+        media_type="application/problem+json",
+    )
+
+
+async def _not_found(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return _problem(Problem(status, "no such path"))
+
+
+async def _proxied(cloud: FakeRunPod, request: Request) -> Response:
+    """The request, handed on to the pod's process; its answer, handed back as it comes."""
+    machine = cloud.machines.get(request.path_params["id"])
+    if machine is None:
+        return HTMLResponse("<html>no such pod</html>", 404)
+    if int(request.headers.get("content-length", 0)) > _MOST_UPLOADED:
+        return HTMLResponse("<html>too large</html>", 413)
+    prefix = f"/proxy/{machine.id}"
+    path = request.scope["raw_path"].decode("ascii").removeprefix(prefix)  # as it was sent: %2F stays
+    query = request.scope["query_string"].decode("ascii")
+    target = httpx2.URL(machine.address).copy_with(raw_path=f"{path}?{query}".removesuffix("?").encode())
+    headers = [(name, value) for name, value in request.headers.items() if name not in _HOP]
+    has_body = request.method not in ("GET", "HEAD", "DELETE")
+    onward = cloud.proxy.build_request(
+        request.method, target, headers=headers, content=request.stream() if has_body else None
+    )
+    try:
+        answer = await cloud.proxy.send(onward, stream=True)
+    except httpx2.TransportError:
+        return HTMLResponse("<html>bad gateway</html>", 502)
+    back = {name: value for name, value in answer.headers.items() if name not in _HOP}
+    return StreamingResponse(answer.aiter_raw(), answer.status_code, back, background=BackgroundTask(answer.aclose))
+
+
+class _Server(uvicorn.Server):
+    """Says on standard output where it listens, once it does: for whoever started it with port 0."""
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        port = self.servers[0].sockets[0].getsockname()[1]
+        print(json.dumps({"url": f"http://127.0.0.1:{port}"}), flush=True)
+
+
+def serve(port: int, key: str, seed: int, faults: Faults, pod_options: Options | None = None) -> None:
+    """Serve on loopback until SIGTERM; pods end with it."""
+    app = application(FakeRunPod(key, seed, faults, pod_options))
+    config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    _Server(config).run()
+
+
+def main() -> None:
+    """`python -m fakes.runpod.server`: what `imprint fake-runpod` does, without Celery around it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--key", default="fake-key")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=Faults.model_validate_json, default=Faults())
+    parser.add_argument("--pods", type=json.loads, default={})
+    given = parser.parse_args()
+    serve(given.port, given.key, given.seed, given.faults, given.pods)
+
+
+if __name__ == "__main__":
+    main()

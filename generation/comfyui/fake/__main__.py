@@ -1,3 +1,0 @@
-from generation.comfyui.fake.command import fake_comfyui
-
-fake_comfyui.main(prog_name="fake-comfyui")

@@ -1,0 +1,241 @@
+"""How owners and operators are told besides webhooks: preferences, e-mails, credits that run low, alerts."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlmodel import Session
+
+from core.clock import utcnow
+from core.errors import AnswerRefused, FailureCode, ImageInvalid, NotFound, SpecInvalid, StoreUnavailable, Unreachable
+from credits import ledger
+from jobs import keys
+from jobs.services import Services
+from jobs.view import View
+from notifications import channels, mail, outbox, preferences, retries, webhooks
+from notifications.outbox import Message
+from notifications.preferences import LOW, Preferences
+from notifications.retries import Outcome, Verdict
+from training.data.thumbnail import thumbnail
+
+_CLAIM = timedelta(seconds=60)
+_KEPT = ("email", "events", "low_credits")
+_SAMPLE_PIXELS, _MAX_SAMPLE_BYTES = 512, 20_000_000
+# Failures that are no fault of the request: an operator should know.
+_OURS = {
+    FailureCode.BASE_MODEL_UNAVAILABLE, FailureCode.OUT_OF_MEMORY, FailureCode.LOSS_NOT_FINITE,
+    FailureCode.BACKEND_UNREACHABLE, FailureCode.BACKEND_FAILED, FailureCode.WORKER_LOST, FailureCode.TIMEOUT,
+    FailureCode.UPLOAD_FAILED, FailureCode.INTERNAL,
+}  # fmt: skip
+
+
+# ---- preferences ----------------------------------------------------------------------------------------------
+
+
+def get(services: Services, owner_id: str) -> dict[str, Any]:
+    """How an owner wants to be told, JSON-serialisable: `email`, `events` for it, `low_credits`."""
+    with services.database.reading() as session:
+        return _told(preferences.of(session, owner_id))
+
+
+def put(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Change some of an owner's wishes; None takes one away. Raises SpecInvalid with every fault."""
+    faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
+    if faults:
+        raise SpecInvalid.of(faults)
+    changed = dict(values)
+    if "events" in changed:
+        changed["events"] = preferences.DEFAULT if changed["events"] is None else tuple(changed["events"])
+    with services.database.writing() as session:
+        # A new mark is a new question: it may be told of again.
+        wishes = replace(preferences.of(session, owner_id), **changed, low_told_at=None)
+        preferences.keep(session, owner_id, wishes)
+        watch_credits(session, owner_id)
+    return _told(wishes)
+
+
+def _told(wishes: Preferences) -> dict[str, Any]:
+    return {"email": wishes.email, "events": list(wishes.events), "low_credits": wishes.low_credits}
+
+
+# ---- what is written with a change ----------------------------------------------------------------------------
+
+
+def tell_owner(session: Session, view: View, event: str) -> None:
+    """Queue an e-mail about a job (its public view), if its owner wants one."""
+    if not preferences.of(session, view["owner_id"]).wants(event):
+        return
+    if event != webhooks.PROCESSING:
+        outbox.drop_unsent(session, view["job_id"], ["mail"], webhooks.PROCESSING)
+    _put_mail(session, view["owner_id"], event, mail.facts_of(view), view["job_id"])
+
+
+def tell_not_started(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:
+    """Queue an e-mail about a training that did not start by itself, if the owner wants one."""
+    if preferences.of(session, owner_id).wants("training.not_started"):
+        facts = {"subject": subject_id, "owner": owner_id, "code": code, "reason": why}
+        _put_mail(session, owner_id, "training.not_started", facts)
+
+
+def watch_credits(session: Session, owner_id: str) -> None:
+    """After a movement of credits: tell once that few are left, and not again until there were enough."""
+    wishes = preferences.of(session, owner_id)
+    if wishes.low_credits is None or not wishes.wants(LOW):
+        return
+    available = ledger.balance(session, owner_id).available
+    is_low = available < wishes.low_credits
+    if is_low and wishes.low_told_at is None:
+        facts = {"owner": owner_id, "available": available, "low": wishes.low_credits}
+        _put_mail(session, owner_id, LOW, facts)
+        preferences.mark_low(session, owner_id, utcnow())
+    elif not is_low and wishes.low_told_at is not None:
+        preferences.mark_low(session, owner_id, None)
+
+
+def alert_failure(session: Session, job_id: str, owner_id: str, code: str | None) -> None:
+    """Queue an alert about a failed job, if the fault is ours or our machines'."""
+    if code in _OURS:
+        channels.alert(session, "failure", f"{job_id} of {_plain(owner_id)} failed: {code}")
+
+
+def alert(services: Services, topic: str, text: str) -> None:
+    """Queue an alert in a transaction of its own."""
+    if services.settings.operator_channels:
+        with services.database.writing() as session:
+            channels.alert(session, topic, text)
+
+
+def _put_mail(session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None) -> None:
+    # A server that is down is not asked anew with every mail.
+    due_at = outbox.spared_until(session, mail.SERVER, utcnow() + retries.LONGEST_SPARING)
+    outbox.put(
+        session, "mail", job_id=job_id, owner_id=owner_id, topic=event, destination=mail.SERVER, payload=dict(facts),
+        due_at=due_at,
+    )  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in name)[:80]
+
+
+# ---- e-mail ---------------------------------------------------------------------------------------------------
+
+
+def deliver_mail(services: Services, message_id: str) -> None:
+    """Make one attempt to send an e-mail; a failed one is due again by the schedule of webhooks.
+
+    A server that is down is asked once a minute: each time costs a worker some seconds, which webhooks want, too.
+    """
+    now = utcnow()
+    with services.database.reading() as session:
+        message = outbox.find(session, message_id)
+        if message is None:
+            return
+        wishes = preferences.of(session, message.owner_id or "")
+    if wishes.email is None or not wishes.wants(message.topic):  # changed since
+        with services.database.writing() as session:
+            outbox.mark_failed(session, message.id, outbox.SUPERSEDED, None)
+        return
+    outcome = _send(services, message, wishes.email)
+    with services.database.writing() as session:
+        webhooks.record(session, message, outcome)
+        if outcome.is_down:
+            outbox.spare_destination(session, mail.SERVER, now + retries.LONGEST_SPARING, now)
+        if outcome.verdict is Verdict.DEAD:
+            alert_letter(session, message, outcome)
+
+
+def _send(services: Services, message: Message, to: str) -> Outcome:
+    now = utcnow()
+    try:
+        if services.postman is None:
+            raise Unreachable("no mail server is set: IMPRINT_SMTP_URL")
+        picture = _sample(services, message.job_id) if message.topic == "training.completed" else None
+        letter = mail.write(message.topic, message.payload, services.settings.public_url, picture)
+        services.postman.send(
+            mail.compose(
+                letter, sender=services.settings.mail_from, to=to, message_id=message.id, at=message.created_at
+            )
+        )
+    except AnswerRefused as error:
+        return Outcome(Verdict.DEAD, error.message, alert=True)
+    except Unreachable as error:
+        return retries.again(error.message, attempts=message.attempts, message_id=message.id, now=now)
+    return Outcome(Verdict.SENT)
+
+
+def _sample(services: Services, job_id: str | None) -> bytes | None:
+    """The newest sample of a training as a small JPEG, where a trainer drew one; a mail without it is a mail, too."""
+    if job_id is None:
+        return None
+    try:
+        found = list(services.store.list(keys.previews(job_id)))
+        newest = max(found, default=None)
+        if newest is None or services.store.head(newest).size_bytes > _MAX_SAMPLE_BYTES:
+            return None
+        # What a trainer elsewhere drew is decoded like any stranger's picture.
+        made = services.decoder.prepare(services.store.get(newest), resolution=_SAMPLE_PIXELS, aspect_buckets=True)
+    except (ImageInvalid, NotFound, StoreUnavailable):
+        return None
+    return thumbnail(made.png)
+
+
+# ---- alerts ---------------------------------------------------------------------------------------------------
+
+
+def alert_letter(session: Session, message: Message, outcome: Outcome) -> None:
+    """Queue an alert about a notice that was given up. One about an alert would never end."""
+    if message.kind != "alert":
+        about = f" of {message.job_id}" if message.job_id else ""
+        what = "an e-mail" if message.kind == "mail" else "a webhook"
+        channels.alert(session, "letter", f"{what}{about} was given up ({message.topic}): {outcome.error}")
+
+
+def deliver_alerts(services: Services, message_id: str) -> None:
+    """Send what waits for the operators, or for one channel, as one message.
+
+    From the operators' place alerts go to each channel, which gets a message no more often than every
+    `alert_every_s`; each channel has attempts of its own.
+    """
+    now = utcnow()
+    with services.database.writing() as session:
+        message = outbox.find(session, message_id)
+        if message is None:
+            return
+        rest = outbox.claim_rest(session, "alert", message.destination or "", now, lease=_CLAIM)
+        waiting = [message, *(one for one in rest if one.id != message.id)]
+        if message.destination == channels.OPERATORS:
+            _share_out(session, services, waiting, now)
+            return
+    channel = next((one for one in services.channels if channels.destination(one) == message.destination), None)
+    outcome = _send_alerts(channel, waiting, now)
+    with services.database.writing() as session:
+        for one in waiting:
+            if outcome.verdict is Verdict.SENT:
+                outbox.mark_sent(session, one.id)
+            else:
+                outbox.mark_failed(session, one.id, outcome.error, outcome.next_due)
+
+
+def _share_out(session: Session, services: Services, waiting: list[Message], now: datetime) -> None:
+    for channel in services.channels:
+        place = channels.destination(channel)
+        last = outbox.last_sent(session, place)
+        due = max(now, last + timedelta(seconds=services.settings.alert_every_s)) if last else now
+        for one in waiting:
+            outbox.put(
+                session, "alert", job_id=None, topic=one.topic, destination=place, payload=one.payload, due_at=due
+            )
+    for one in waiting:
+        outbox.mark_sent(session, one.id)
+
+
+def _send_alerts(channel: str | None, waiting: list[Message], now: datetime) -> Outcome:
+    if channel is None:
+        return Outcome(Verdict.DEAD, "the channel is no longer among IMPRINT_OPERATOR_CHANNELS")
+    try:
+        channels.send(channel, *channels.summary(waiting))
+    except Unreachable as error:
+        return retries.again(error.message, attempts=waiting[0].attempts, message_id=waiting[0].id, now=now)
+    return Outcome(Verdict.SENT)

@@ -1,0 +1,54 @@
+"""After a change of a job: its notice and its clean-up, each told by a message of the outbox."""
+
+import logging
+
+from core import metrics
+from core.clock import utcnow
+from core.logging import about
+from core.tracing import span
+from jobs.notices import notices
+from jobs.remote import polls
+from jobs.services import Services
+from jobs.stages import stage_runner
+from notifications import outbox, receivers, webhooks
+from notifications.outbox import Message
+from notifications.retries import Verdict
+
+log = logging.getLogger(__name__)
+
+
+def clean_up(services: Services, job_id: str, message_id: str) -> None:
+    """Take away what a final job no longer needs, and note that it is done."""
+    stage_runner.clean_up(services, job_id)
+    polls.clear_job(services, job_id)
+    with services.database.writing() as session:
+        outbox.mark_sent(session, message_id)
+
+
+def notify(services: Services, message_id: str) -> None:
+    """Make one attempt to deliver a notice; a failed one is due again by its schedule.
+
+    One to a disabled receiver is not sent: it becomes a dead letter.
+    """
+    with services.database.reading() as session:
+        message = outbox.find(session, message_id)
+        if message is None:
+            return
+        unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
+    with about(message.job_id):
+        _try_to_tell(services, message, unwanted)
+
+
+def _try_to_tell(services: Services, message: Message, unwanted: bool) -> None:
+    message_id = message.id
+    if unwanted:
+        log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
+        outcome = receivers.NOT_SENT
+    else:
+        with span("webhook", "client", job_id=message.job_id, event=message.topic):
+            outcome = webhooks.deliver(message, services.webhook_guard.send, utcnow(), secrets=services.webhook_secrets)
+    metrics.NOTICES.add(1, outcome.verdict)
+    with services.database.writing() as session:
+        webhooks.record(session, message, outcome)
+        if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
+            notices.alert_letter(session, message, outcome)

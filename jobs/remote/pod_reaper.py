@@ -1,0 +1,68 @@
+"""The reaper: no machine of ours at the provider that no live row needs, whatever our database has forgotten."""
+
+import logging
+import re
+
+from sqlmodel import select
+
+from core.clock import utcnow
+from core.errors import BackendFailed, BackendUnreachable
+from core.ids import made_at
+from jobs.notices import notices
+from jobs.services import Services
+from storage.tables import PodState, RentedPod
+from training.backends.runpod import Pod
+
+log = logging.getLogger(__name__)
+
+# A pod with our prefix that our database does not know is left alone this long after its name was made.
+STRANGER_GRACE_S = 600.0
+
+
+def reap(services: Services) -> int:
+    """Delete every pod at the provider that has our prefix and that no live row needs. Gives how many.
+
+    Also those that our database does not know, or not any more, such as after it was restored from a backup: two
+    installations that share an account need prefixes of their own.
+    """
+    runpod = services.runpod
+    if runpod is None:
+        return 0
+    try:
+        listed = runpod.pods()
+    except (BackendUnreachable, BackendFailed) as error:
+        log.warning("pods are not reaped: %s", error)
+        return 0
+    deleted = 0
+    for pod in listed:
+        why = _superfluous(services, pod) if pod.status != "TERMINATED" else ""
+        if not why:
+            continue
+        log.warning("pod %s (%s) is deleted: %s", pod.name, pod.id, why)
+        try:
+            runpod.delete(pod.id)
+            deleted += 1
+        except (BackendUnreachable, BackendFailed) as error:
+            log.warning("pod %s stays: %s", pod.name, error)
+            notices.alert(services, "pod", f"pod {pod.name} could not be deleted and may cost money: {error}")
+    return deleted
+
+
+def _superfluous(services: Services, pod: Pod) -> str:
+    """Why nobody needs a pod with a name of ours; nothing if somebody does, or the name is none of ours.
+
+    Looked up after it was listed, and its row is written before it is asked for: an order on its way is known here.
+    """
+    mark = re.fullmatch(rf"{services.settings.pod_prefix}-(pod_[0-9a-z]{{26}})", pod.name)
+    made = made_at(mark[1]) if mark else None
+    if made is None:
+        return ""
+    with services.database.reading() as session:
+        row = session.exec(select(RentedPod).where(RentedPod.name == pod.name)).one_or_none()
+    if row is None:
+        return "nobody here knows it" if (utcnow() - made).total_seconds() > STRANGER_GRACE_S else ""
+    if row.state == PodState.GONE:
+        return "it should be gone"
+    if row.provider_id not in (None, pod.id):
+        return "it was made twice"
+    return ""

@@ -1,0 +1,260 @@
+"""Rented machines: a place for a training, and that none is left running.
+
+    renting -> starting -> ready -> closing -> gone          a pod that is not gone may cost money
+
+Nothing happens here without a RunPod key, and with a fixed server (`IMPRINT_AI_TOOLKIT_URL`) no pod is rented.
+Every decision about who goes where is made in a transaction under one lock (`lock_pods`), so that any number of
+processes may place, check and reap at the same time.
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from core.errors import BackendFailed, BackendUnreachable
+from jobs.remote import pod_costs, pod_rental
+from jobs.remote.pod_costs import account, lock_pods, on_pod
+from jobs.remote.pod_reaper import reap
+from jobs.remote.pod_rental import Assign
+from jobs.services import Services
+from storage.tables import PodState, RemoteRun, RentedPod, RunState
+from training.backends.ai_toolkit.server import Server
+from training.backends.runpod import DEAD, Pod, RunPod
+from training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 8  # pods that one check looks at side by side
+LOST = (PodState.CLOSING, PodState.GONE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training may go. `pod` is None for the fixed server and where there is no place yet.
+
+    `found` says whether there is one. Where not, `reason` says why in words for the owner, and the job waits and
+    asks again; that is no attempt.
+    """
+
+    found: bool
+    pod: RentedPod | None = None
+    reason: str = ""
+
+
+# ---- a place for a training -----------------------------------------------------------------------------------
+
+
+def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
+    """Find a training its server: a pod with room, else a new one within the ceilings.
+
+    `assign(session, pod)` is called inside the transaction that chose the pod and must write the RemoteRun row with
+    `pod_id=pod.id` there (None: the fixed server): a run that is not ENDED is what takes up room and keeps a pod
+    from being closed. The pod may still be STARTING: submit once it is READY. Calls RunPod, so hold no session.
+    Raises BackendFailed for what waiting does not help: a key or a template that RunPod does not take.
+    """
+    if services.settings.ai_toolkit_url:
+        with services.database.writing() as session:
+            assign(session, None)
+        return Place(found=True)
+    if services.runpod is None:
+        raise BackendFailed(
+            "no trainer to send this to: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set"
+        )
+    with services.database.writing() as session:
+        lock_pods(session)
+        if reason := pod_costs.day_is_over_its_ceiling(session, services.settings):
+            return Place(found=False, reason=reason)
+        pod = _with_room(session, services.settings.pod_jobs_max, spec.family)
+        if pod is not None:
+            account(session, pod.id)
+            pod.idle_since = None
+            pod.family = " ".join(dict.fromkeys([*pod.family.split(), spec.family]))
+            assign(session, pod)
+            return Place(found=True, pod=pod)
+        if reason := pod_rental.why_not(session, services.settings):
+            return Place(found=False, reason=reason)
+    pod, reason = pod_rental.rent(services, services.runpod, spec.family, assign)
+    return Place(found=pod is not None, pod=pod, reason=reason)
+
+
+def _with_room(session: Session, most: int, family: str) -> RentedPod | None:
+    """The pod to put a training on: one that answers, ready ones first, that has its base model, the emptiest."""
+    usable = select(RentedPod).where(col(RentedPod.state).in_((PodState.READY, PodState.STARTING)))
+    loads = [(len(on_pod(session, pod.id)), pod) for pod in session.exec(usable.order_by(col(RentedPod.id)))]
+    fit = [(load, pod) for load, pod in loads if load < most]
+
+    def rank(one: tuple[int, RentedPod]) -> tuple[bool, bool, bool, int]:
+        load, pod = one
+        return pod.missed > 0, pod.state != PodState.READY, family not in pod.family.split(), load
+
+    return min(fit, key=rank)[1] if fit else None
+
+
+def is_lost(pod: RentedPod | None) -> bool:
+    """Whether what runs on this pod is lost: it is gone, or about to be deleted; it is tried again elsewhere."""
+    return pod is not None and pod.state in LOST
+
+
+def token_of(services: Services, pod: RentedPod) -> str:
+    """The password of the pod's server: derived from the RunPod key and the pod's name, stored nowhere."""
+    return pod_rental.token_of(services.settings, pod.name)
+
+
+def server_of(services: Services, pod_id: str | None) -> Server:
+    """The ai-toolkit server on a pod, or the fixed one where `pod_id` is None.
+
+    Raises BackendUnreachable for a pod that is lost or has no address yet.
+    """
+    if pod_id is None:
+        return server_at(services, None)
+    with services.database.reading() as session:
+        return server_at(services, session.get_one(RentedPod, pod_id))
+
+
+def server_at(services: Services, pod: RentedPod | None) -> Server:
+    """The same for a row that is at hand: no look into the database."""
+    settings = services.settings
+    if pod is None:
+        if settings.ai_toolkit_url is None:
+            raise BackendFailed("IMPRINT_AI_TOOLKIT_URL is not set any more")
+        token = settings.ai_toolkit_token
+        return Server(settings.ai_toolkit_url, token.get_secret_value() if token else None, services.ai_toolkit)
+    if pod.url is None or is_lost(pod):
+        raise BackendUnreachable(f"pod {pod.name} is {pod.state}")
+    return Server(pod.url, token_of(services, pod), services.ai_toolkit)
+
+
+# ---- looking after them ---------------------------------------------------------------------------------------
+
+
+def close(session: Session, pod_id: str, reason: str) -> bool:
+    """Have a pod deleted by the next check, whatever is on it; False if it is on its way out already.
+
+    For a pod that does not do its work, and for operators.
+    """
+    lock_pods(session)
+    account(session, pod_id)
+    closed = sa.update(RentedPod).where(col(RentedPod.id) == pod_id, col(RentedPod.state).not_in(LOST))
+    done = session.connection().execute(closed.values(state=PodState.CLOSING, reason=reason)).rowcount == 1
+    if done:
+        session.expire_all()
+        log.info("pod %s is closed: %s", pod_id, reason)
+    return done
+
+
+def check(services: Services) -> None:
+    """Look after every pod that is not gone; what the sweep calls, as often as it likes."""
+    runpod = services.runpod
+    if runpod is None:
+        return
+    with services.database.reading() as session:
+        pods = list(session.exec(select(RentedPod).where(RentedPod.state != PodState.GONE)))
+    if pods:
+        try:
+            listed = runpod.pods()
+        except (BackendUnreachable, BackendFailed) as error:
+            log.warning("pods are not looked after: %s", error)
+            return
+        with ThreadPoolExecutor(min(len(pods), _AT_ONCE), "pods") as pool:
+            list(pool.map(lambda pod: _try_to_look_after(services, runpod, pod, listed), pods))
+    with services.database.writing() as session:
+        _tidy(session)
+
+
+def _try_to_look_after(services: Services, runpod: RunPod, pod: RentedPod, listed: list[Pod]) -> None:
+    try:
+        _look_after(services, runpod, pod, listed)
+    except (BackendUnreachable, BackendFailed) as error:
+        log.warning("pod %s: %s", pod.name, error)  # the next check goes on with it
+
+
+def _look_after(services: Services, runpod: RunPod, pod: RentedPod, listed: list[Pod]) -> None:
+    if pod.state == PodState.RENTING:
+        pod_rental.seek(services, runpod, pod, next((one for one in listed if one.name == pod.name), None))
+        return
+    if pod.state != PodState.CLOSING:
+        found = next((one for one in listed if one.id == pod.provider_id), None) or runpod.get(pod.provider_id or "")
+        if found is None or found.status in DEAD:
+            reason = "RunPod has it no more" if found is None else f"RunPod says {found.status}"
+        else:
+            reason = _probe(services, pod)
+        with services.database.writing() as session:
+            lock_pods(session)
+            reason = reason or _idle(session, services, pod.id)
+            if not reason or not close(session, pod.id, reason):
+                return
+    # By its name too: it may have been closed while it was being rented.
+    named = [one.id for one in listed if one.name == pod.name and one.status != "TERMINATED"]
+    for provider_id in dict.fromkeys(filter(None, [pod.provider_id, *named])):
+        runpod.delete(provider_id)
+    with services.database.writing() as session:
+        _write_off(session, pod.id)
+
+
+def _probe(services: Services, pod: RentedPod) -> str:
+    """See whether a pod's server answers, and note it; why the pod is given up, or nothing."""
+    settings, why = services.settings, "did not answer"
+    try:
+        answers = server_at(services, pod).ready()
+    except BackendUnreachable:
+        answers = False
+    except BackendFailed as error:
+        if error.details.get("status") == 401:  # the RunPod key was changed since; waiting does not help
+            return error.message
+        answers, why = False, "did not answer as ai-toolkit does"  # a proxy may, before the server is there
+    missed = 0 if answers else pod.missed + 1
+    values: dict[str, object] = {"missed": missed if pod.state == PodState.READY else 0}
+    if answers and pod.state == PodState.STARTING:
+        values |= {"state": PodState.READY, "ready_at": utcnow()}
+    with services.database.writing() as session:
+        seen = sa.update(RentedPod).where(col(RentedPod.id) == pod.id, col(RentedPod.state) == pod.state)
+        session.connection().execute(seen.values(**values))
+    if answers:
+        return ""
+    if pod.state == PodState.READY:
+        return f"its server {why} {missed} times in a row" if missed >= settings.remote_lost_polls else ""
+    late = utcnow() - pod.created_at > timedelta(seconds=settings.pod_ready_s)
+    return f"its server {why} within {settings.pod_ready_s:.0f} s" if late else ""
+
+
+def _idle(session: Session, services: Services, pod_id: str) -> str:
+    """Note whether a pod is idle, and since when; why it need not be kept, or nothing. Needs the lock on pods."""
+    account(session, pod_id)
+    pod = session.get_one(RentedPod, pod_id, populate_existing=True)
+    if on_pod(session, pod_id):
+        pod.idle_since = None
+        return ""
+    pod.idle_since = pod.idle_since or utcnow()
+    session.flush()
+    if utcnow() - pod.idle_since >= timedelta(seconds=services.settings.pod_warm_s):
+        return "idle"
+    return pod_costs.day_is_over_its_ceiling(session, services.settings)
+
+
+def _write_off(session: Session, pod_id: str) -> None:
+    """The machine is deleted: nothing is on it any more, and it costs nothing."""
+    account(session, pod_id)
+    gone = sa.update(RentedPod).where(col(RentedPod.id) == pod_id, col(RentedPod.state) == PodState.CLOSING)
+    session.connection().execute(gone.values(state=PodState.GONE, gone_at=col(RentedPod.accounted_at)))
+
+
+def _tidy(session: Session) -> None:
+    """What is over on a pod that is gone needs no clearing; orders that got no machine are forgotten after a day."""
+    now, run = utcnow(), RemoteRun
+    gone = sa.select(col(RentedPod.id)).where(col(RentedPod.state) == PodState.GONE)
+    over = sa.update(run).where(col(run.state) == RunState.ENDED, col(run.cleared_at).is_(None))
+    session.connection().execute(over.where(col(run.pod_id).in_(gone)).values(cleared_at=now))
+    never = sa.delete(RentedPod).where(
+        col(RentedPod.provider_id).is_(None), col(RentedPod.gone_at) < now - pod_costs.DAY
+    )
+    session.connection().execute(never)
+
+
+__all__ = [
+    "Place", "account", "check", "close", "is_lost", "place", "reap", "server_at", "server_of", "token_of",
+]  # fmt: skip

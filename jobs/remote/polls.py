@@ -1,0 +1,236 @@
+"""The poll: every submitted training looked at, side by side, over one pool of connections.
+
+One request per server lists its jobs; then at most two for each job that runs. No session is open meanwhile; what was
+seen is written a batch at a time. A run belongs to the poll that took it last, so two polls at once do nothing twice.
+"""
+
+import logging
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import col, select
+
+from core.errors import BackendFailed, BackendUnreachable, ImprintError
+from core.logging import about
+from jobs import keys
+from jobs.remote import pods, runs
+from jobs.remote.pod_costs import lock_pods
+from jobs.remote.poll_results import LOST, Seen, record
+from jobs.services import Services
+from jobs.stages.stage_runner import clean_up
+from storage.tables import RemoteRun, RentedPod
+from training.backends.ai_toolkit import work
+from training.backends.ai_toolkit.answers import RemoteJob
+from training.backends.ai_toolkit.server import Server
+
+log = logging.getLogger(__name__)
+
+THREADS = 24
+BATCH = 50  # runs that are written in one transaction
+_FLUSH_S = 1.0  # and how long the first of them waits for the others
+_LEAST_TIME_S = 10.0
+PREVIEWS_AT_ONCE = 4
+MAX_PREVIEW_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What a poll did."""
+
+    looked_at: int
+    completed: int
+    given_up: int
+    cleared: int
+
+
+def poll(services: Services) -> Polled:
+    """Look at every submitted run once, record what became of it, and clear from the servers what has ended."""
+    with services.database.reading() as session:
+        if session.exec(select(RemoteRun.job_id).where(col(RemoteRun.cleared_at).is_(None)).limit(1)).first() is None:
+            return Polled(0, 0, 0, 0)
+    with services.database.writing() as session:
+        runs.end_overdue(session, services.settings)
+        runs.end_those_of_final_jobs(session)
+        taken = runs.take(session, services.settings)
+    done: Counter[str] = Counter()
+    for batch in _look(services, taken):
+        with services.database.writing() as session:
+            lock_pods(session)  # a batch accounts for several
+            outcomes = [record(session, one, services.settings) for one in batch]
+        done.update(outcomes)
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if outcome == "overtaken" and one.previews:
+                clean_up(services, one.run.job_id)  # if the job is final, its samples came after its end
+    cleared = clear(services)
+    with services.database.writing() as session:
+        runs.wake(session, services.settings)
+    return Polled(done.total(), done["completed"], done["given up"], cleared)
+
+
+def _time_s(services: Services) -> float:
+    """How long a poll waits for servers: it ends before the next one comes, however many of them hang."""
+    return max(0.8 * services.settings.remote_poll_s, _LEAST_TIME_S)
+
+
+# ---- looking --------------------------------------------------------------------------------------------------
+
+
+def _look(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[Seen]]:
+    """Every run as it is seen, in batches, in the order in which the servers answer; who is too slow has not."""
+    by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
+    for run in taken:
+        by_server[run.pod_id].append(run)
+    flushed = time.monotonic()
+    until = flushed + _time_s(services)
+    pool = ThreadPoolExecutor(THREADS, "poll")
+    waiting: dict[Future[Any], list[RemoteRun]] = {
+        pool.submit(_list, services, pod_id): theirs for pod_id, theirs in by_server.items()
+    }
+    batch: list[Seen] = []
+    while waiting and (left_s := until - time.monotonic()) > 0:
+        for future in wait(waiting, min(left_s, _FLUSH_S), FIRST_COMPLETED).done:
+            theirs, answer = waiting.pop(future), future.result()
+            if isinstance(answer, Seen):
+                batch.append(answer)
+            elif isinstance(answer, ImprintError):
+                batch += [Seen(run, error=answer) for run in theirs]
+            else:
+                batch += _ask_further(services, pool, waiting, theirs, *answer)
+        if batch and (len(batch) >= BATCH or time.monotonic() > flushed + _FLUSH_S):
+            yield batch
+            batch, flushed = [], time.monotonic()
+    slow = BackendUnreachable("the server did not answer in time")
+    # Whose turn did not come has not missed anything: the next poll takes them in another order.
+    hanging = [theirs for future, theirs in waiting.items() if not future.cancel()]
+    yield batch + [Seen(run, error=slow) for theirs in hanging for run in theirs]
+    pool.shutdown(wait=False)  # what still hangs ends by its own time limit
+
+
+def _ask_further(
+    services: Services, pool: ThreadPoolExecutor, waiting: dict[Future[Any], list[RemoteRun]], theirs: list[RemoteRun],
+    server: Server, jobs: dict[str, RemoteJob],
+) -> list[Seen]:  # fmt: skip
+    """Have a look at each of the runs that its server has; gives those that it does not know."""
+    busy = any(job.status == "running" for job in jobs.values())
+    known = [run for run in theirs if run.name in jobs]
+    random.shuffle(known)
+    for run in known:
+        waiting[pool.submit(_look_once, services, server, run, jobs[run.name], busy)] = [run]
+    if not busy and any(jobs[run.name].status == "queued" for run in known):
+        # A server stops its queue whenever it has drained, also one that was started a moment ago.
+        pool.submit(server.start_queue).add_done_callback(_log_failure)
+    return [Seen(run) for run in theirs if run.name not in jobs]
+
+
+def _list(services: Services, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob]] | ImprintError:
+    try:
+        with services.database.reading() as session:
+            pod = session.get(RentedPod, pod_id) if pod_id else None
+        if pod_id is not None and pods.is_lost(pod):
+            return BackendUnreachable("the rented machine is gone", LOST)
+        server = pods.server_of(services, pod_id)
+        return server, server.jobs()
+    except ImprintError as error:
+        return error
+
+
+def _look_once(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+    with about(run.job_id):
+        return _look_at(services, server, run, job, busy)
+
+
+def _look_at(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+    seen = Seen(run, busy=busy)
+    try:
+        seen.sighting = work.look(server, job, run.log_offset, run.step)
+    except ImprintError as error:
+        seen.error = error
+        return seen
+    except Exception as error:  # one run that cannot be read must not keep the others from being looked at
+        log.exception("looking at %s", run.name)
+        seen.error = BackendFailed(f"what the server tells cannot be read: {type(error).__name__}")
+        return seen
+    try:
+        for sample in seen.sighting.samples[run.previews : run.previews + PREVIEWS_AT_ONCE]:
+            suffix = sample.path.rsplit(".", 1)[-1].lower()
+            if suffix not in ("jpg", "jpeg", "png", "webp"):
+                suffix = "bin"
+            key = keys.preview(run.job_id, run.attempt, sample.step, sample.prompt, suffix)
+            services.store.put(key, server.sample_bytes(sample.path, MAX_PREVIEW_BYTES))
+            seen.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
+    except ImprintError as error:
+        log.warning("a sample of %s is left for the next poll: %s", run.name, error)
+    return seen
+
+
+def _log_failure(future: "Future[None]") -> None:
+    if not future.cancelled() and (error := future.exception()):
+        log.warning("a queue could not be started: %s", error)
+
+
+# ---- clearing -------------------------------------------------------------------------------------------------
+
+
+def clear(services: Services, job_id: str | None = None) -> int:
+    """Leave nothing on the servers of runs that have ended (of one job, or of all); what fails, the next poll repeats.
+
+    Gives how many were cleared.
+    """
+    with services.database.reading() as session:
+        ended = runs.uncleared(session, job_id)
+        lost = {run.pod_id for run in ended if run.pod_id and pods.is_lost(session.get(RentedPod, run.pod_id))}
+    if not ended:
+        return 0
+    by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
+    for run in ended:
+        by_server[run.pod_id].append(run)
+    pool = ThreadPoolExecutor(min(THREADS, len(by_server)), "clear")
+    time_s = _time_s(services)
+    until = time.monotonic() + time_s / 2
+    parts = [
+        pool.submit(_clear_on, services, pod_id, theirs, until, gone=pod_id in lost)
+        for pod_id, theirs in by_server.items()
+    ]
+    cleared = [run for part in wait(parts, time_s).done for run in part.result()]
+    pool.shutdown(wait=False, cancel_futures=True)
+    with services.database.writing() as session:
+        for run in cleared:
+            runs.cleared(session, run, services.settings, gone=run.pod_id in lost)
+    return len(cleared)
+
+
+def clear_job(services: Services, job_id: str) -> None:
+    """The same for a job that is final, at once: a remote training that was cancelled costs money."""
+    with services.database.reading() as session:
+        if runs.newest(session, job_id) is None:
+            return
+    with services.database.writing() as session:
+        runs.end_those_of_final_jobs(session, job_id)
+    clear(services, job_id)
+
+
+def _clear_on(
+    services: Services, pod_id: str | None, ended: Sequence[RemoteRun], until: float, *, gone: bool
+) -> list[RemoteRun]:
+    """The runs of which one server has nothing any more; the first that fails ends it: the others would, too.
+
+    After `until` (of time.monotonic) the rest is left for the next time.
+    """
+    if gone:
+        return list(ended)
+    cleared: list[RemoteRun] = []
+    try:
+        server = pods.server_of(services, pod_id)
+        for run in ended:
+            if time.monotonic() > until:
+                break
+            work.clear(server, run.name)
+            cleared.append(run)
+    except ImprintError as error:
+        log.warning("%d run(s) are still to be cleared from a server: %s", len(ended) - len(cleared), error)
+    return cleared

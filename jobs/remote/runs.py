@@ -1,0 +1,321 @@
+"""A job's trainings on remote servers, attempt by attempt, as the database has them. No network in here.
+
+    submitting -> submitted -> completed -> ended        ended also from any other, with a reason
+
+While a run is `submitting` or `completed`, a worker moves it, under the lease of the job's stage. While it is
+`submitted` nobody holds the job: the poll moves the run, and only the poll that took it last (`looked_at`). So whoever
+comes second changes nothing, and every move may be tried again.
+"""
+
+import random
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from core.errors import ImprintError
+from core.settings import Settings
+from jobs import transitions
+from jobs.leases import Lease
+from jobs.remote import pods
+from notifications import outbox
+from storage.tables import ACTIVE, Job, PodState, RemoteRun, RentedPod, RunState, Stage
+from training.backends.ai_toolkit.work import remote_name
+
+FIXED = "ai-toolkit"  # what the server is called that no pod is rented for
+
+# A job that waits for a server asks again by itself after so many polls; a poll that sees a place wakes it sooner.
+_WAIT_POLLS = 10
+
+
+def newest(session: Session, job_id: str) -> RemoteRun | None:
+    """The attempt that counts."""
+    query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt).desc()).limit(1)
+    return session.exec(query).one_or_none()
+
+
+# ---- under the lease of the job's stage -----------------------------------------------------------------------
+
+
+def current(session: Session, lease: Lease, settings: Settings) -> RemoteRun:
+    """The run to work on: the newest, or a new one where there is none or it has ended. Its name is kept first."""
+    lease.renew(session, settings.lease_s)
+    run = newest(session, lease.job_id)
+    if run is None or run.state == RunState.ENDED:
+        attempt = 1 if run is None else run.attempt + 1
+        run = RemoteRun(job_id=lease.job_id, attempt=attempt, name=remote_name(lease.job_id, attempt))
+        session.add(run)
+        session.flush()
+    return run
+
+
+def assign(lease: Lease, run: RemoteRun, settings: Settings, session: Session, pod: RentedPod | None) -> None:
+    """Put a run that is being submitted on a pod, or on the fixed server (None)."""
+    lease.renew(session, settings.lease_s)
+    pod_id = None if pod is None else pod.id
+    _change(session, run, pod_id=pod_id, missed=run.missed if pod_id == run.pod_id else 0)
+
+
+def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
+    """There is no server for the run yet: a poll will wake it, without counting it as an attempt.
+
+    A job whose hold on credits is over waits no more; it fails.
+    """
+    job = session.get_one(Job, lease.job_id, populate_existing=True)
+    news = job.failure_message != reason
+    lease.write(
+        session, attempt=max(lease.attempt - 1, 0), launches=0, failure_message=reason, lease_token=lease.token + 1
+    )
+    if transitions.hold_is_over(session, job):
+        return
+    if news:
+        transitions.tell(session, job.id, "waiting", reason=reason)
+    delay_s = _WAIT_POLLS * settings.remote_poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    transitions.send_launch(session, job, settings, delay_s)
+
+
+def submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, settings: Settings) -> None:
+    """The training is on the server: from now on the poll looks after it, and nobody holds the job."""
+    now = utcnow()
+    pods.account(session, run.pod_id)
+    give_back(session, lease, settings)
+    _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0)
+    server = server_name(session, run) or FIXED
+    transitions.tell(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
+
+
+def give_back(session: Session, lease: Lease, settings: Settings) -> None:
+    """The job stands where it is, in nobody's hands."""
+    lease.write(
+        session,
+        lease_token=lease.token + 1,  # a heartbeat that is under way must not take it again
+        attempt=0,
+        lease_holder=None,
+        lease_until=None,
+        failure_message=None,
+        next_look_at=utcnow() + timedelta(seconds=settings.relaunch_after_s),
+    )
+
+
+def collected(session: Session, run: RemoteRun) -> None:
+    """The file is ours: nothing on the server is needed any more."""
+    pods.account(session, run.pod_id)
+    _change(session, run, state=RunState.ENDED, ended_at=utcnow())
+
+
+def submitted_in_vain(session: Session, run: RemoteRun) -> None:
+    """Whoever submitted has lost the job meanwhile: what was brought there after a clearing is cleared again."""
+    again = sa.update(RemoteRun).where(_is(run), col(RemoteRun.state) == RunState.ENDED)
+    session.connection().execute(again.values(cleared_at=None))
+
+
+# ---- what the poll records ------------------------------------------------------------------------------------
+
+
+def take(session: Session, settings: Settings) -> list[RemoteRun]:
+    """All submitted runs that no other poll looks at now; from here on they are this one's."""
+    now = utcnow()
+    stale = now - timedelta(seconds=settings.remote_poll_s / 2)
+    taken = (
+        sa.update(RemoteRun)
+        .where(
+            col(RemoteRun.state) == RunState.SUBMITTED,
+            sa.or_(col(RemoteRun.looked_at).is_(None), col(RemoteRun.looked_at) < stale),
+        )
+        .values(looked_at=now)
+        .returning(RemoteRun)
+    )
+    return list(session.scalars(taken, execution_options={"populate_existing": True}))
+
+
+def record(session: Session, run: RemoteRun, progress: dict[str, Any] | None = None, **values: Any) -> bool:
+    """Write what was seen of a run that goes on; `progress` (step, loss, …) goes to the job and its events too."""
+    if values.get("status", run.status) != run.status:
+        pods.account(session, run.pod_id)  # whoever runs pays for the pod, not who waits
+    if not _change(session, run, **values):
+        return False
+    if progress is not None:
+        _tell_progress(session, run, progress)
+    return True
+
+
+def _tell_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -> None:
+    told = {name: value for name, value in progress.items() if value is not None}
+    update = sa.update(Job).where(_in_training(run)).values(**told).returning(col(Job.total_steps), col(Job.loss))
+    for total, loss in session.connection().execute(update):
+        data = {"step": progress["step"], "total": total, "loss": loss, "seconds_left": progress["seconds_left"]}
+        transitions.tell(session, run.job_id, "progress", **data)
+
+
+def completed(session: Session, run: RemoteRun, settings: Settings, progress: dict[str, Any], **values: Any) -> bool:
+    """The training is done: the rest of the chain is sent."""
+    now = utcnow()
+    pods.account(session, run.pod_id)
+    if not _change(session, run, state=RunState.COMPLETED, missed=0, **values):
+        return False
+    _tell_progress(session, run, progress)
+    began = run.started_at or run.submitted_at or now
+    train_seconds = col(Job.train_seconds) + (now - began).total_seconds()
+    update = sa.update(Job).where(_in_training(run))
+    counted = session.connection().execute(update.values(attempt=0, launches=0, train_seconds=train_seconds)).rowcount
+    if counted:
+        transitions.tell(session, run.job_id, "remote", status="completed", attempt=run.attempt)
+        transitions.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings)
+    return True
+
+
+def give_up(
+    session: Session, run: RemoteRun, error: ImprintError, settings: Settings, *, again: bool = True, info: str = ""
+) -> bool:
+    """End a run that gives no file. The job is submitted anew while it may be (`again`), else it fails with `error`.
+
+    info: the server's own words, for operators. False if the run stands elsewhere by now.
+    """
+    now = utcnow()
+    pods.account(session, run.pod_id)
+    reason = f"{error.message} ({info[:300]})" if info else error.message
+    if not _change(session, run, state=RunState.ENDED, reason=reason, ended_at=now):
+        return False
+    if not again or run.attempt >= settings.max_attempts:
+        transitions.fail(session, run.job_id, error)
+        return True
+    begun_anew = {"attempt": 0, "launches": 0, "step": 0, "loss": None, "seconds_left": None}
+    update = (
+        sa.update(Job)
+        .where(_in_training(run))
+        .values(**begun_anew, failure_message=error.message, lease_token=col(Job.lease_token) + 1)
+    )
+    if session.connection().execute(update).rowcount:
+        delay_s = settings.retry_base_s * 2 ** (run.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+        transitions.tell(
+            session, run.job_id, "retry", stage=Stage.TRAIN, attempt=run.attempt,
+            reason=error.message, delay_s=round(delay_s, 1),
+        )  # fmt: skip
+        transitions.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings, delay_s)
+    return True
+
+
+def end_overdue(session: Session, settings: Settings) -> int:
+    """Fail jobs that still wait in a server's queue when their hold on credits is over. Gives how many."""
+    query = (
+        select(Job)
+        .join(RemoteRun, col(RemoteRun.job_id) == col(Job.id))
+        .where(
+            col(Job.status).in_(ACTIVE),
+            col(RemoteRun.state) == RunState.SUBMITTED,
+            col(RemoteRun.started_at).is_(None),
+            col(Job.created_at) < utcnow() - timedelta(days=settings.hold_days),
+        )
+    )
+    return sum(transitions.hold_is_over(session, job) for job in session.exec(query).all())
+
+
+def wake(session: Session, settings: Settings) -> int:
+    """Let jobs that wait for a server ask again: those whose pod is ready, and as many of the others as one could take.
+
+    Not all of them: a hundred jobs that find no place would keep the workers busy with that.
+    """
+    query = (
+        select(RemoteRun, RentedPod)
+        .join(Job, col(Job.id) == col(RemoteRun.job_id))
+        .outerjoin(RentedPod, col(RentedPod.id) == col(RemoteRun.pod_id))
+        .where(
+            col(RemoteRun.state).in_((RunState.SUBMITTING, RunState.COMPLETED)),
+            col(Job.status).in_(ACTIVE),
+            col(Job.stage) == Stage.TRAIN,
+            col(Job.lease_until).is_(None),
+        )
+        .order_by(col(RemoteRun.created_at))
+    )
+    waiting = session.exec(query).all()
+    placed = [run.job_id for run, pod in waiting if pod is not None and pod.state == PodState.READY]
+    others = [run.job_id for run, pod in waiting if pod is None or pods.is_lost(pod)]
+    return outbox.hasten(session, [*placed, *others[: 2 * settings.pod_jobs_max]], "launch")
+
+
+# ---- what is left on servers ----------------------------------------------------------------------------------
+
+
+def end_those_of_final_jobs(session: Session, job_id: str | None = None) -> int:
+    """A final job needs none of its runs: those of one job, or of all. Gives how many ended."""
+    final = sa.exists().where(col(Job.id) == col(RemoteRun.job_id), col(Job.status).not_in(ACTIVE))
+    query = select(RemoteRun).where(col(RemoteRun.state) != RunState.ENDED, final)
+    runs = session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
+    for pod_id in sorted({run.pod_id for run in runs}, key=str):  # one order for all, so that nobody waits in a ring
+        pods.account(session, pod_id)
+    return sum(_change(session, run, state=RunState.ENDED, ended_at=utcnow()) for run in runs)
+
+
+def uncleared(session: Session, job_id: str | None = None) -> Sequence[RemoteRun]:
+    """Runs that have ended and may still have something on their server: those of one job, or all."""
+    query = select(RemoteRun).where(col(RemoteRun.state) == RunState.ENDED, col(RemoteRun.cleared_at).is_(None))
+    return session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
+
+
+def cleared(session: Session, run: RemoteRun, settings: Settings, *, gone: bool) -> None:
+    """Nothing of the run is left on its server (`gone`: nor is there a server).
+
+    Whoever was submitting it when it ended may still send its last request, so it is cleared once more after that.
+    """
+    now = utcnow()
+    settled = now - timedelta(seconds=2 * settings.lease_s)
+    if gone or run.submitted_at is not None or (run.ended_at or now) < settled:
+        _change(session, run, cleared_at=now)
+
+
+# ---- for people -----------------------------------------------------------------------------------------------
+
+
+def server_name(session: Session, run: RemoteRun) -> str | None:
+    """What people know the run's server by; no address, no secret. None before it has one."""
+    pod = session.get(RentedPod, run.pod_id) if run.pod_id else None
+    if pod is None:
+        return FIXED if run.remote_id else None
+    return pod.name
+
+
+def told(session: Session, job_id: str) -> list[dict[str, Any]]:
+    """A job's runs for operators: where, how far, why it ended or what it waits for, what it cost."""
+    job = session.get(Job, job_id)
+    waits_for = job.failure_message if job is not None and job.status in ACTIVE else None
+    query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt))
+    return [
+        {
+            "attempt": run.attempt,
+            "server": server_name(session, run),
+            "name": run.name,
+            "state": run.state,
+            "status": run.info or run.status,
+            "step": run.step,
+            "reason": run.reason or (waits_for if run.state == RunState.SUBMITTING else None),
+            "cost_dollars": round(run.cost_microdollars / 1e6, 4),
+            "submitted_at": run.submitted_at.isoformat() if run.submitted_at else None,
+            "ended_at": run.ended_at.isoformat() if run.ended_at else None,
+            "cleared": run.cleared_at is not None,
+        }
+        for run in session.exec(query)
+    ]
+
+
+# ---- inside ---------------------------------------------------------------------------------------------------
+
+
+def _is(run: RemoteRun) -> sa.ColumnElement[bool]:
+    return sa.and_(col(RemoteRun.job_id) == run.job_id, col(RemoteRun.attempt) == run.attempt)
+
+
+def _in_training(run: RemoteRun) -> sa.ColumnElement[bool]:
+    return sa.and_(col(Job.id) == run.job_id, col(Job.stage) == Stage.TRAIN, col(Job.status).in_(ACTIVE))
+
+
+def _change(session: Session, run: RemoteRun, **values: Any) -> bool:
+    """Write to a run that stands where it was seen: in its state, and taken by no later poll."""
+    update = sa.update(RemoteRun).where(
+        _is(run),
+        col(RemoteRun.state) == run.state,
+        col(RemoteRun.looked_at).is_not_distinct_from(run.looked_at),
+    )
+    return session.connection().execute(update.values(**values)).rowcount == 1

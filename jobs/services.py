@@ -1,0 +1,151 @@
+"""The one place where implementations are chosen from settings."""
+
+import os
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+
+from core import tracing
+from core.guard import Guard
+from core.settings import Settings, settings
+from jobs.leases import LeaseKeeper
+from notifications import channels, mail, signing
+from storage.database import Database
+from storage.objects import ObjectStore
+from storage.objects.local import LocalStore
+from storage.sources import Sources
+from training.backends.ai_toolkit.server import open_client
+from training.backends.runpod import RunPod
+from training.data.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the jobs of one process work with; each part is made on first use."""
+
+    settings: Settings
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, its schema up to date."""
+        database = Database(self.settings.database)
+        database.migrate()
+        return database
+
+    @cached_property
+    def lease_keeper(self) -> LeaseKeeper:
+        return LeaseKeeper(self.database, self.settings.lease_s)
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        return open_store(self.settings)
+
+    @cached_property
+    def guard(self) -> Guard:
+        return Guard(allow_hosts=self.settings.fetch_allow_hosts, timeout_s=self.settings.fetch_timeout_s)
+
+    @cached_property
+    def webhook_guard(self) -> Guard:
+        return Guard(allow_hosts=self.settings.fetch_allow_hosts, timeout_s=self.settings.webhook_timeout_s)
+
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources(
+            guard=self.guard,
+            store=self.store,
+            file_roots=self.settings.file_roots,
+            s3_buckets=self.settings.s3_source_buckets,
+        )
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What decodes strangers' pictures; its processes start with the first picture."""
+        return Decoder(max_pixels=self.settings.max_picture_pixels, max_bytes=self.settings.max_picture_bytes)
+
+    @cached_property
+    def webhook_secrets(self) -> list[bytes]:
+        """The keys that notices are signed with. ValueError for one that is none."""
+        secret = self.settings.webhook_secret
+        return signing.read_secrets(secret.get_secret_value()) if secret else []
+
+    @cached_property
+    def postman(self) -> mail.Postman | None:
+        """Who takes e-mails; None without a server. ValueError for an address that is none."""
+        url = self.settings.smtp_url
+        if url is None:
+            return None
+        made = mail.Postman(url.get_secret_value())
+        made.check()
+        return made
+
+    @cached_property
+    def channels(self) -> list[str]:
+        """Where operators are told. ValueError for an address that Apprise does not know."""
+        found = [channel.get_secret_value() for channel in self.settings.operator_channels]
+        if found:
+            channels.check(found)
+        return found
+
+    def check(self) -> None:
+        """ValueError for a setting that would only fail later, again and again, with nobody looking."""
+        for part, setting in (
+            ("webhook_secrets", "IMPRINT_WEBHOOK_SECRET"),
+            ("guard", "IMPRINT_FETCH_ALLOW_HOSTS"),
+            ("postman", "IMPRINT_SMTP_URL"),
+            ("channels", "IMPRINT_OPERATOR_CHANNELS"),
+        ):
+            try:
+                getattr(self, part)
+            except ValueError as error:
+                raise ValueError(f"{setting}: {error}") from None
+        try:
+            tracing.check()
+        except ValueError as error:
+            raise ValueError(f"IMPRINT_TRACING: {error}") from None
+
+    @cached_property
+    def runpod(self) -> RunPod | None:
+        """Where machines are rented; None without a key."""
+        key = self.settings.runpod_api_key
+        return RunPod(self.settings.runpod_url, key.get_secret_value()) if key else None
+
+    @cached_property
+    def ai_toolkit(self) -> httpx2.Client:
+        """One pool of connections to all ai-toolkit servers."""
+        return open_client()
+
+    @property
+    def work_dir(self) -> Path:
+        """Where steps unpack what they work on; a folder per process, gone when the process is."""
+        return self.settings.home.resolve() / "work" / str(os.getpid())
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """The object store that the settings name."""
+    address = urlsplit(settings.store)
+    if address.scheme != "s3":
+        return LocalStore(Path(address.path if address.scheme == "file" else settings.store))
+    from storage.objects.s3 import S3Store
+
+    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return S3Store(
+        bucket=address.netloc,
+        prefix=address.path.strip("/"),
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        access_key_id=key.get_secret_value() if key else None,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
+
+
+@cache
+def _services_of(_pid: int) -> Services:
+    return Services(settings())
+
+
+def services() -> Services:
+    """This process's services. A forked child gets its own: connections do not survive a fork."""
+    return _services_of(os.getpid())

@@ -1,0 +1,142 @@
+"""The way between a running training and the database: progress out; cancelled, lost or leaving in."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from core.clock import utcnow
+from core.errors import Cancelled, HandOver, LeaseLost, NotFound, TrainingTimeout
+from jobs import keys, transitions
+from jobs.leases import HeldLease, Lease
+from storage.database import AWAY, Database
+from storage.objects import ObjectStore
+from storage.tables import Job, JobEvent, Status
+from training.ports import Progress
+
+log = logging.getLogger(__name__)
+
+# Set when this worker is asked to stop: trainings checkpoint and hand over.
+leaving = threading.Event()
+
+_LOOK_EVERY_S = 0.5
+
+
+class JobControl:
+    """Implements `training.ports.Control` for one leased training."""
+
+    def __init__(self, database: Database, lease: Lease, held: HeldLease, timeout_s: float) -> None:
+        self._database, self._lease, self._held = database, lease, held
+        self._deadline = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self._next_look = 0.0
+
+    def check(self) -> None:
+        """Raise what ends the training. Looks at the row at most twice a second."""
+        if leaving.is_set():
+            raise HandOver("this worker was asked to stop")
+        now = time.monotonic()
+        if now > self._deadline:
+            raise TrainingTimeout(f"training took longer than {self._timeout_s:.0f} s")
+        if self._held.lost.is_set():
+            self._raise_why()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_EVERY_S
+        try:
+            with self._database.reading() as session:
+                held = self._lease.held(session)
+        except AWAY as error:
+            log.warning("training goes on while the database does not answer (%s)", error)
+            return
+        if not held:
+            self._raise_why()
+
+    def report(self, progress: Progress) -> None:
+        """Write progress to the job and append it to its events, if the lease holds."""
+        data = {
+            "step": progress.step,
+            "total": progress.total,
+            "loss": progress.loss,
+            "seconds_left": progress.seconds_left,
+        }
+        looked: dict[str, float] = {}
+        if progress.validation_loss is not None:
+            looked = {"validation_loss": progress.validation_loss}
+        try:
+            with self._database.writing() as session:
+                self._lease.write(
+                    session,
+                    step=progress.step,
+                    loss=progress.loss,
+                    seconds_left=progress.seconds_left,
+                    seconds_per_step=progress.seconds_per_step,
+                    **looked,
+                )
+                told = json.dumps(data | looked)
+                session.add(JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=told))
+        except LeaseLost:
+            self._raise_why()
+        except AWAY as error:
+            log.warning("progress not written, the database does not answer (%s)", error)
+
+    def _raise_why(self) -> None:
+        with self._database.reading() as session:
+            job = session.get(Job, self._lease.job_id)
+        if job is not None and job.status == Status.CANCELLED:
+            raise Cancelled("the owner cancelled")
+        raise LeaseLost(f"{self._lease.job_id}: somebody else works on it, or it is final")
+
+
+class StoredCheckpoints:
+    """Implements `training.ports.Checkpoints` in the object store, so that any worker can go on.
+
+    A checkpoint that is newer than the last one known gives the stage its attempts back: only attempts that
+    get nowhere are counted.
+    """
+
+    def __init__(self, store: ObjectStore, database: Database, lease: Lease) -> None:
+        self._store, self._database, self._lease = store, database, lease
+        self._prefix = keys.checkpoints(lease.job_id)
+
+    def steps(self) -> Sequence[int]:
+        names = (key.removeprefix(self._prefix).removesuffix(".safetensors") for key in self._store.list(self._prefix))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def load(self, step: int) -> bytes:
+        return self._store.get(self._key(step))
+
+    def save(self, step: int, data: bytes) -> None:
+        self._store.put(self._key(step), data)
+        try:
+            with self._database.writing() as session:
+                self._lease.write(session, checkpoint_step=step, attempt=1)
+        except AWAY as error:
+            log.warning("checkpoint %d is kept but not noted, the database does not answer (%s)", step, error)
+
+    def drop(self, step: int) -> None:
+        with suppress(NotFound):
+            self._store.delete(self._key(step))
+
+    def _key(self, step: int) -> str:
+        return f"{self._prefix}{step:08d}.safetensors"
+
+
+class StoredPreviews:
+    """Implements `training.ports.Previews`: pictures in the object store, each told as an event of the job."""
+
+    def __init__(self, store: ObjectStore, database: Database, lease: Lease) -> None:
+        self._store, self._database, self._lease = store, database, lease
+
+    def save(self, step: int, prompt: int, png: bytes) -> None:
+        # No attempt in the key: who goes on from a checkpoint draws the same picture again.
+        key = keys.preview(self._lease.job_id, 0, step, prompt, "png")
+        self._store.put(key, png)
+        try:
+            with self._database.writing() as session:
+                if self._lease.held(session):
+                    transitions.tell(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
+        except AWAY as error:
+            log.warning("a preview is kept but not told, the database does not answer (%s)", error)

@@ -1,0 +1,263 @@
+"""What each stage does. Every step claims its stage under a lease, works with no session open, and records the
+result if the lease still holds. Every step may run twice; twice changes nothing.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from sqlmodel import Session, col, func, select
+
+from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
+from core.logging import working_on
+from jobs import keys, transitions
+from jobs.leases import HeldLease, Lease, claim_picture
+from jobs.remote import train_stage
+from jobs.requests.training_request import base_model_location
+from jobs.services import Services
+from jobs.stages import intake
+from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
+from jobs.stages.intake import outcome, preparation, unpack
+from jobs.stages.stage_runner import NotMine, claim, holder, timed, work_dir, working
+from storage.database import insert_if_absent
+from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
+from training.data import pictures
+from training.data.dataset import Manifest, build_manifest
+from training.data.dataset import Picture as Prepared
+from training.lora import file as lora_file
+from training.ports import TrainResult, TrainRun
+from training.spec import MIN_PICTURES, TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+# ---- preprocess -------------------------------------------------------------------------------------------
+
+
+def preprocess(services: Services, job_id: str, position: int) -> None:
+    """Fetch one picture and prepare it, or find that this was done before; record the verdict.
+
+    A picture that cannot be had or read is left out and named; it fails nobody by itself.
+    """
+    with services.database.writing() as session:
+        claimed = claim_picture(session, job_id, position, holder(), services.settings.lease_s)
+        if claimed is None:
+            raise NotMine(f"{job_id} picture {position} is not waiting")
+        lease, picture = claimed
+        job = session.get_one(Job, job_id)
+        if job.status == Status.PENDING:
+            transitions.begin(session, job_id)
+        spec = TrainSpec.model_validate_json(job.spec)
+        # Of a picture with a mask only rows_for knows beforehand; here its files tell.
+        known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
+        left = services.settings.max_job_bytes - _fetched(session, job_id)
+    with working(services, lease):
+        made, size = (known, 0) if known else _prepare(services, lease, picture, spec, left)
+        with services.database.writing() as session:
+            transitions.record_picture(session, lease, source_bytes=size, **outcome(made))
+            if made.source_sha256:
+                insert_if_absent(session, made)
+
+
+def _prepared(session: Session, source_sha256: str | None, recipe: str) -> PreparedPicture | None:
+    return session.get(PreparedPicture, (source_sha256, recipe)) if source_sha256 else None
+
+
+def _fetched(session: Session, job_id: str) -> int:
+    """Bytes that were fetched for the job's pictures so far."""
+    query = select(func.coalesce(func.sum(JobPicture.source_bytes), 0)).where(JobPicture.job_id == job_id)
+    return int(session.exec(query).one())
+
+
+def _prepare(
+    services: Services, lease: Lease, picture: JobPicture, spec: TrainSpec, left: int
+) -> tuple[PreparedPicture, int]:
+    """Fetch the source and its mask, of at most `left` bytes, and convert it, or find that this was done before.
+
+    With it the number of bytes fetched. What cannot be had has no source hash.
+    """
+    files: list[bytes] = []
+    try:
+        for reference in filter(None, (picture.reference, picture.mask)):
+            files.append(_source(services, reference, left - sum(map(len, files))))
+    except ImageUnreachable as error:
+        if error.retryable and lease.attempt < services.settings.max_attempts:
+            raise
+        fault, said = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
+        report = {"error": said, "code": error.code, "bad": [fault]}
+        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report)), sum(map(len, files))
+    data, mask = files[0], files[1] if picture.mask else None
+    sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
+    with services.database.reading() as session:
+        done = _prepared(session, sha256, preparation(spec, *of_mask))
+    return done or intake.convert(services, data, sha256, spec, mask), sum(map(len, files))
+
+
+def _source(services: Services, reference: str, left: int) -> bytes:
+    """A file's bytes: ours if it is stored, else fetched, at most `left`."""
+    if "://" in reference:
+        if left <= 0:
+            raise ImageRefused("the pictures of this job have more bytes than a job may have")
+        return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
+    with services.database.reading() as session:
+        stored = session.get_one(Picture, reference)
+    try:
+        return services.store.get(stored.key)
+    except NotFound as error:
+        raise ImageUnreachable(f"stored picture {stored.id} is gone from the store") from error
+
+
+# ---- dataset ----------------------------------------------------------------------------------------------
+
+
+def dataset(services: Services, job_id: str) -> None:
+    """Leave out near-duplicates, see that enough is left, write the manifest."""
+    lease, job = claim(services, job_id, Stage.DATASET)
+    with working(services, lease):
+        with services.database.reading() as session:
+            rows = _pictures_of(session, job_id)
+        duplicates = _leave_out_duplicates(rows)
+        good = [row for row in rows if row.state == PictureState.GOOD]
+        report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
+        spec = TrainSpec.model_validate_json(job.spec)
+        fewest = MIN_PICTURES + spec.validation.held_out
+        if len(good) < fewest:
+            _record_duplicates(services, lease, duplicates)
+            raise transitions.too_few(len(good), report, fewest)
+        manifest = build_manifest(
+            spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+        )
+        services.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
+        _record_duplicates(services, lease, duplicates)
+        with services.database.writing() as session:
+            transitions.advance(
+                session,
+                lease,
+                services.settings,
+                dataset_sha256=manifest.sha256,
+                total_steps=spec.steps(len(good)),
+                details=json.dumps({"good": len(good), "of": len(rows), "left_out": len(rows) - len(good)}),
+            )
+
+
+def _pictures_of(session: Session, job_id: str) -> list[JobPicture]:
+    query = select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
+    return list(session.exec(query))
+
+
+def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
+    good = [row for row in rows if row.state == PictureState.GOOD]
+    reports = [pictures.PictureReport.from_dict(json.loads(row.report or "{}")) for row in good]
+    repeats = []
+    for index, first in pictures.near_duplicates(reports).items():
+        row = good[index]
+        row.state = PictureState.BAD
+        row.faults = json.dumps(["near_duplicate"])
+        row.report = json.dumps(json.loads(row.report or "{}") | {"repeats": good[first].position})
+        repeats.append(row)
+    return repeats
+
+
+def _record_duplicates(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
+    if rows:
+        with services.database.writing() as session:
+            lease.renew(session, services.settings.lease_s)  # or, if it is lost, nothing is written
+            for row in rows:
+                session.merge(row)
+
+
+# ---- train ------------------------------------------------------------------------------------------------
+
+
+def train(services: Services, job_id: str) -> None:
+    """Train on this worker's device, going on from the last checkpoint; keep the file for `upload`.
+
+    For a remote backend: submit and end, or fetch what was trained there (jobs/remote/train_stage.py).
+    """
+    lease, job = claim(services, job_id, Stage.TRAIN)
+    if TrainSpec.model_validate_json(job.spec).backend != "local":
+        train_stage.train(services, lease, job)
+        return
+    with working(services, lease) as held, work_dir(services, job_id) as folder:
+        result = _train(services, lease, job, held, folder)
+        services.store.put_file(keys.output(job_id, result.sha256), result.path)
+        with services.database.writing() as session:
+            transitions.advance(
+                session,
+                lease,
+                services.settings,
+                step=result.steps,
+                total_steps=result.steps,  # fewer if it ended early: what was trained is what is charged
+                loss=result.final_loss,
+                validation_loss=result.validation_loss,
+                seconds_left=0.0,
+                lora_sha256=result.sha256,
+                lora_bytes=result.size_bytes,
+                train_seconds=col(Job.train_seconds) + result.train_seconds,
+            )
+
+
+def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: Path) -> TrainResult:
+    from training.backends.local import train as train_here  # torch: only on workers that train
+
+    spec = TrainSpec.model_validate_json(job.spec)
+    manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
+    return train_here(
+        TrainRun(
+            job_id=job.id,
+            spec=spec,
+            examples=unpack(services, manifest, folder),
+            dataset_sha256=manifest.sha256,
+            base_model=base_model_location(spec, services.settings),
+            out=folder / "lora_weights.safetensors",
+            checkpoints=StoredCheckpoints(services.store, services.database, lease),
+            previews=StoredPreviews(services.store, services.database, lease),
+            control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
+            device=services.settings.device,
+            precision=services.settings.precision,
+            compiled=services.settings.home.resolve() / "compiled" if services.settings.compile == "on" else None,
+            slots=services.settings.cohort,
+            deterministic=services.settings.deterministic,
+            encodings=services.settings.home.resolve() / "encodings",
+            training_adapter=services.settings.training_adapters.get(spec.base_model),
+        )
+    )
+
+
+# ---- upload -----------------------------------------------------------------------------------------------
+
+
+def upload(services: Services, job_id: str) -> None:
+    """Check the file, write it create-only to its final place, read it back and compare."""
+    lease, job = claim(services, job_id, Stage.UPLOAD)
+    with working(services, lease):
+        spec = TrainSpec.model_validate_json(job.spec)
+        sha256 = job.lora_sha256 or ""
+        data = services.store.get(keys.output(job_id, sha256))
+        _compare(data, sha256, "the trained file")
+        lora_file.check(data, family=spec.family, rank=spec.rank)
+        key = keys.lora(job_id)
+        try:
+            services.store.put(key, data, create_only=True)
+        except ObjectExists:
+            log.info("%s is there already; comparing", key)
+        _compare(services.store.get(key), sha256, key)
+        with services.database.writing() as session:
+            transitions.advance(session, lease, services.settings, lora_key=key)
+
+
+def _compare(data: bytes, sha256: str, what: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise UploadFailed(f"{what} has SHA-256 {found} instead of {sha256}")
+
+
+# ---- settle ----------------------------------------------------------------------------------
+
+
+def settle(services: Services, job_id: str) -> None:
+    """Charge, ready, notice: one transaction, so it needs no lease."""
+    with working_on(job_id, Stage.SETTLE), timed(Stage.SETTLE), services.database.writing() as session:
+        if not transitions.settle(session, job_id, services.settings):
+            raise NotMine(f"{job_id} has nothing to settle")

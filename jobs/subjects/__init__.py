@@ -1,0 +1,1 @@
+"""Subjects: their settings, their stored pictures, their LoRAs, and drawing with them."""

@@ -1,0 +1,242 @@
+"""Pictures with a finished LoRA: on a ComfyUI server, or with diffusers on this machine."""
+
+import hashlib
+import io
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from core.errors import GeneratorError, LoraInvalid, SpecInvalid
+from generation.comfyui import draw as comfyui
+from generation.comfyui.delivery import deliver
+from generation.comfyui.follow import Report
+from generation.comfyui.patch import Lora
+from generation.comfyui.prompts import said
+from generation.comfyui.server import Server, open_client
+from jobs import keys
+from jobs.requests.training_request import Name
+from jobs.services import Services
+from jobs.stages.stage_runner import work_dir
+from jobs.subjects import loras
+from training.lora import formats as lora_formats
+from training.lora import inspect as lora_inspect
+from training.spec import BASE_MODELS
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FORM = {"sd15": "kohya", "sdxl": "kohya", "z-image": "comfyui"}  # what ComfyUI loads whole
+_URL_S = 15 * 60
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A LoRA file on this machine, and what is known of it."""
+
+    path: Path
+    file: str  # a name that no other weights have
+    trigger_word: str
+    base_model: str | None
+    family: str | None
+
+
+def weights_of(path: Path) -> Weights:
+    """A LoRA file of any origin, by what its metadata say. Raises LoraInvalid."""
+    report = lora_inspect.inspect(path)
+    if report.problems:
+        raise LoraInvalid(f"{path.name} is no sound LoRA file: {report.problems[0]}")
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:80] or "lora"
+    base_model = (report.recipe or {}).get("base_model")
+    return Weights(
+        path,
+        # By its content: generators keep weights by the file's name, and take other content for the old one.
+        f"{stem}-{report.sha256[:12]}.safetensors",
+        report.trigger_word or "",
+        base_model if isinstance(base_model, str) else None,
+        report.family,
+    )
+
+
+@contextmanager
+def weights_of_subject(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> Iterator[Weights]:
+    """The newest ready LoRA of a subject, unpacked while the block runs. Raises LoraNotReady."""
+    found = loras.resolve(services, owner_id, subject_id, base_model)
+    with work_dir(services, found["job_id"]) as folder:
+        path = folder / found["file"]
+        services.store.get_file(found["key"], path)
+        yield Weights(path, found["file"], found["trigger_word"], found["base_model"], found["family"])
+
+
+# ---- on ComfyUI -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """A ComfyUI server, and its models/loras as this machine sees it; None: by its assets API."""
+
+    url: str
+    loras: Path | None = None
+    timeout_s: float = 600.0
+
+
+def place(services: Services) -> Place:
+    """The operator's server. Raises GeneratorError where none is set."""
+    settings = services.settings
+    if settings.comfyui_url is None:
+        raise GeneratorError("there is no ComfyUI server: the operator names one with IMPRINT_COMFYUI_URL")
+    return Place(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
+
+
+def on_comfyui(
+    where: Place,
+    workflow: Any,
+    weights: Weights | None,
+    *,
+    strength: float = loras.STRENGTH,
+    trigger_word: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    report: Report = lambda _: None,
+    **more: Any,
+) -> comfyui.Drawing:
+    """Bring the weights to a server, and draw a workflow with them; `more` is for `generation.comfyui.draw`.
+
+    A file whose form ComfyUI would load in part is brought in one that it loads whole. `say` is told what is done.
+    Raises WorkflowInvalid, GeneratorError and its kinds.
+    """
+    with open_client() as http, tempfile.TemporaryDirectory(prefix="imprint-") as folder:
+        server, lora = Server(where.url, http), None
+        if weights is not None:
+            ready = _readable(weights, Path(folder), say)
+            say(f"bringing {ready.file} to {where.url}")
+            listed = deliver(server, ready.path, ready.file, folder=where.loras)
+            word = ready.trigger_word if trigger_word is None else trigger_word
+            lora = Lora(listed, word, strength)
+        say("drawing")
+        return comfyui.draw(server, workflow, lora, timeout_s=where.timeout_s, report=report, **more)
+
+
+def _readable(weights: Weights, folder: Path, say: Callable[[str], None]) -> Weights:
+    """The weights in a form that ComfyUI loads whole; where they are not, a copy in `folder`."""
+    report = lora_inspect.inspect(weights.path)
+    how = report.readers.get("ComfyUI", "whole")
+    if how == "whole" or report.family not in _FORM:
+        return weights
+    form = _FORM[report.family]
+    say(f"ComfyUI reads {report.format} keys of {report.family} {how}: brought as {form}")
+    path = folder / weights.path.name
+    path.write_bytes(lora_formats.to_bytes(lora_formats.read(weights.path), form))
+    return replace(weights, path=path, file=weights_of(path).file)
+
+
+# ---- for applications: the task ---------------------------------------------------------------------------------
+
+
+class Request(BaseModel):
+    """What an application asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    owner_id: Name
+    subject_id: Name
+    workflow: dict[str, Any]
+    base_model: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
+    prompt: Annotated[str, StringConstraints(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    strength: float = Field(loras.STRENGTH, ge=-10, le=10)
+
+
+def generate(services: Services, arguments: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Draw with the newest LoRA of a subject on the operator's ComfyUI, and keep the pictures in the object store.
+
+    The same key draws once. Gives `job_id`, `prompt_id` and the pictures with an address each. Raises SpecInvalid,
+    LoraNotReady, WorkflowInvalid, GeneratorError and its kinds.
+    """
+    asked, where = _read(arguments), place(services)
+    with weights_of_subject(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
+        done = on_comfyui(
+            where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
+        )
+    prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
+    return {
+        "job_id": weights.file.removesuffix(".safetensors"),
+        "prompt_id": done.prompt_id,
+        "pictures": [_kept(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)],
+    }
+
+
+def _read(arguments: Mapping[str, Any]) -> Request:
+    try:
+        return Request.model_validate(dict(arguments))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[:20]
+        raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
+
+
+def _kept(services: Services, stem: str, name: str, data: bytes) -> dict[str, Any]:
+    suffix = Path(name).suffix.lower()
+    key = stem + (suffix if suffix in _SUFFIXES else ".bin")
+    services.store.put(key, data)
+    about = {"key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {**about, "url": services.store.url(key, _URL_S)}
+
+
+# ---- with diffusers, here ---------------------------------------------------------------------------------------
+
+# Steps, guidance and side where nothing is said: what each family's authors draw with.
+_USUAL = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
+
+
+@dataclass(frozen=True)
+class Here:
+    """How to draw on this machine; what is None is the family's usual."""
+
+    prompt: str
+    seeds: tuple[int, ...]
+    base_model: str | None = None  # None: what the LoRA was trained on
+    family: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    device: str = "auto"
+
+
+def here(
+    services: Services, how: Here, weights: Weights | None, *, strength: float, trigger_word: str | None
+) -> list[bytes]:
+    """PNG files, one for each seed. Imports torch. Raises SpecInvalid, BaseModelUnavailable, LoraInvalid."""
+    base_model = how.base_model or (weights.base_model if weights else None)
+    if base_model is None:
+        raise SpecInvalid.of({"base_model": "the LoRA file does not say what it was trained on; name it"})
+    named = BASE_MODELS.get(base_model)
+    family = how.family or (named.family if named else None) or (weights.family if weights else None)
+    if family not in _USUAL:
+        raise SpecInvalid.of({"family": f"name the base model's: {', '.join(_USUAL)}"})
+    location = services.settings.base_models.get(base_model) or (named.location if named else base_model)
+    steps, guidance, side = _USUAL[family]
+    word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
+    prompt = how.prompt if not word or said(word, how.prompt) else f"{word}, {how.prompt}"
+    from training.sample import draw  # torch takes seconds to import: after all that can be wrong without it
+
+    pictures = draw(
+        location,
+        family,
+        [prompt] * len(how.seeds),
+        how.seeds,
+        lora=weights.path if weights else None,
+        strength=strength,
+        steps=how.steps or steps,
+        guidance=guidance if how.guidance is None else how.guidance,
+        size=how.size or (side, side),
+        device=how.device,
+    )
+    return [_png(picture) for picture in pictures]
+
+
+def _png(picture: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()

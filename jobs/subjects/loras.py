@@ -1,0 +1,75 @@
+"""The LoRA of a subject, for whoever draws with it."""
+
+from typing import Any
+
+from sqlmodel import col, select
+
+from core.clock import utcnow
+from core.errors import LoraNotReady
+from jobs.services import Services
+from storage.tables import ACTIVE, Job, Status
+from training.spec import TrainSpec
+
+# The scale that a LoRA was trained at is in its file (`.alpha`), so 1.0 is what it was trained to be for every recipe.
+STRENGTH = 1.0
+URL_S = 15 * 60  # how long addresses are good for, as for every download
+
+
+def resolve(services: Services, owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
+    """The newest ready LoRA of a subject, trained on `base_model`, or on any where none is named.
+
+    JSON-serialisable. `file` is a name that no other LoRA has: generators keep weights by the file's name. `url` is
+    where the file can be read for `URL_S` seconds. Raises LoraNotReady, which says why there is none.
+    """
+    job, spec = _newest(services, owner_id, subject_id, base_model)
+    return {
+        "job_id": job.id,
+        "model_id": job.id,
+        "subject_id": job.subject_id,
+        "base_model": spec.base_model,
+        "family": spec.family,
+        "trigger_word": spec.trigger_word,
+        "class_word": spec.class_word,
+        "strength": STRENGTH,
+        "file": f"{job.id}.safetensors",
+        "key": job.lora_key,
+        "sha256": job.lora_sha256,
+        "bytes": job.lora_bytes,
+        "url": services.store.url(str(job.lora_key), URL_S),
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+    }
+
+
+def _newest(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> tuple[Job, TrainSpec]:
+    query = select(Job).where(Job.owner_id == owner_id, Job.subject_id == subject_id)
+    latest: Job | None = None  # of any status: what there is to say when none is ready
+    with services.database.reading() as session:
+        # The recipe is text in the database, so base models are told apart here; a subject has a handful of jobs.
+        for job in session.exec(query.order_by(col(Job.created_at).desc(), col(Job.id).desc())):
+            spec = TrainSpec.model_validate_json(job.spec)
+            if base_model not in (None, spec.base_model):
+                continue
+            if job.status == Status.READY and job.lora_key:
+                return job, spec
+            latest = latest or job
+        raise _why_none(latest, base_model)
+
+
+def _why_none(latest: Job | None, base_model: str | None) -> LoraNotReady:
+    on = " on this base model" if base_model else ""
+    if latest is None:
+        return LoraNotReady(f"this subject was never trained{on}", {"status": None})
+    details: dict[str, Any] = {"status": str(latest.status), "job_id": latest.id}
+    if latest.status in ACTIVE:
+        waited = f" since {(utcnow() - latest.created_at).total_seconds() / 60:.0f} min"
+        text = f"no LoRA is ready yet{on}: {latest.id} is {latest.status}{waited}, at step {latest.step} of "
+        return LoraNotReady(text + f"{latest.total_steps}", details | {"stage": str(latest.stage)})
+    why = f" ({latest.failure_code})" if latest.failure_code and latest.status == Status.FAILED else ""
+    return LoraNotReady(
+        f"no LoRA is ready{on}: the latest training, {latest.id}, {_ended(latest)}{why}",
+        details | {"code": latest.failure_code},
+    )
+
+
+def _ended(job: Job) -> str:
+    return "was cancelled" if job.status == Status.CANCELLED else f"has {job.status}"

@@ -1,0 +1,197 @@
+"""What an owner wants to be learnt and how; and the training that starts by itself when a profile set is complete."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from core.errors import InsufficientCredits, KeyReused, SpecInvalid
+from jobs import service
+from jobs.notices import notices
+from jobs.requests import training_request
+from jobs.services import Services
+from jobs.subjects import subject_pictures
+from jobs.view import View
+from notifications import outbox, webhooks
+from storage.database import insert_if_absent
+from storage.tables import ACTIVE, Job, Subject
+from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, Word
+
+NOT_STARTED = "training.not_started"
+_WORD: TypeAdapter[str] = TypeAdapter(Word)
+_NAME: TypeAdapter[str] = TypeAdapter(training_request.Name)
+_KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "webhook_url")
+
+
+# ---- settings -------------------------------------------------------------------------------------------------
+
+
+def settings_of(services: Services, owner_id: str, subject_id: str) -> dict[str, Any]:
+    """How a subject is trained; of one that nobody has spoken of, what holds where nothing is said."""
+    with services.database.reading() as session:
+        subject = session.get(Subject, (owner_id, subject_id)) or Subject(owner_id=owner_id, id=subject_id)
+    return {name: getattr(subject, name) for name in _KEPT}
+
+
+def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Change some of a subject's settings; None takes a value away. Raises SpecInvalid with every fault."""
+    changed, faults = _read(services, subject_id, values)
+    if faults:
+        raise SpecInvalid.of(faults)
+    with services.database.writing() as session:
+        insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
+        subject = session.get_one(Subject, (owner_id, subject_id), with_for_update=True)
+        for name, value in {**changed, "updated_at": utcnow()}.items():
+            setattr(subject, name, value)
+        session.add(subject)
+    return settings_of(services, owner_id, subject_id)
+
+
+def _read(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values as they are kept, and what is wrong with them."""
+    faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
+    kept: dict[str, Any] = {name: value for name, value in values.items() if name in _KEPT}
+    if _fault_of_word(_NAME, subject_id):
+        faults["subject_id"] = "1 to 200 characters, none of them a control character"
+    if "train_automatically" in kept:
+        kept["train_automatically"] = bool(kept["train_automatically"])
+    if kept.get("base_model") is not None and kept["base_model"] not in BASE_MODELS:
+        faults["base_model"] = f"one of {', '.join(BASE_MODELS)}"
+    for name in ("trigger_word", "class_word"):
+        if kept.get(name) is not None:
+            if fault := _fault_of_word(_WORD, kept[name]):
+                faults[name] = fault
+            kept[name] = kept[name].strip() or None
+    if kept.get("webhook_url") is not None and (
+        fault := training_request.refused_webhook(kept["webhook_url"], services.sources)
+    ):
+        faults["webhook_url"] = fault
+    return kept, faults
+
+
+def _fault_of_word(kind: TypeAdapter[str], value: str) -> str | None:
+    try:
+        kind.validate_python(value)
+    except ValidationError as error:
+        return str(error.errors(include_url=False, include_input=False)[0]["msg"])
+    return None
+
+
+# ---- a complete profile set -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came of a complete profile set. `training` is the one that was started, or stood in the way."""
+
+    started: bool
+    reason: str | None = None  # disabled, not_set_up, too_few_images, already_started, running, insufficient_credits
+    message: str | None = None
+    training: View | None = None
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    job_id: str | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+def profile_set_completed(services: Services, owner_id: str, subject_id: str) -> Completion:
+    """The application says that a subject has all its pictures: start a training, or say why not.
+
+    A set is known by its good pictures and the recipe: said twice, also at the same time, it is trained once. Why
+    nothing was started also goes to the subject's webhook. Raises SpecInvalid for names that are none.
+    """
+    if _fault_of_word(_NAME, owner_id) or _fault_of_word(_NAME, subject_id):
+        raise SpecInvalid.of({"subject_id": "owner and subject have names of 1 to 200 characters"})
+    with services.database.writing() as session:
+        # Whoever comes second waits here, and then sees what the first one did.
+        subject = session.get(Subject, (owner_id, subject_id), with_for_update=True)
+        if subject is None:
+            subject = Subject(owner_id=owner_id, id=subject_id)
+        else:
+            subject.profile_sets += 1
+            session.add(subject)
+        outcome = _start(session, services, subject)
+        if outcome.reason not in (None, "already_started"):
+            _tell_why_not(session, subject, outcome)
+    view = service.look(services, outcome.job_id, owner_id) if outcome.job_id else None
+    return Completion(outcome.reason is None, outcome.reason, outcome.message, view)
+
+
+def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
+    if not subject.train_automatically:
+        return _Outcome(reason="disabled", message="training automatically is switched off for this subject")
+    if not subject.base_model or not subject.trigger_word:
+        return _Outcome(reason="not_set_up", message="the subject's settings name no base model or no trigger word")
+    good = sorted(subject_pictures.usable(session, subject.owner_id, subject.id))[-MAX_PICTURES:]  # ids sort by time
+    if len(good) < MIN_PICTURES:
+        message = f"{len(good)} good pictures; a training takes at least {MIN_PICTURES}"
+        return _Outcome(reason="too_few_images", message=message)
+    request = _request(subject, good)
+    if (known := _job(session, subject, idempotency_key=request["idempotency_key"])) is not None:
+        message = f"these pictures were complete before: {known.id} is {known.status}"
+        return _Outcome(known.id, "already_started", message)
+    if (running := _job(session, subject)) is not None:
+        return _Outcome(running.id, "running", f"{running.id} is {running.status} already")
+    try:
+        job = service.accept(
+            session, training_request.read(request, services.settings, services.sources), services.settings
+        )
+    except InsufficientCredits as error:
+        return _Outcome(reason="insufficient_credits", message=error.message)
+    except KeyReused:
+        return _Outcome(reason="already_started", message="these pictures were complete before")
+    return _Outcome(job.id)
+
+
+def _request(subject: Subject, images: list[str]) -> dict[str, Any]:
+    recipe = {
+        "subject_id": subject.id,
+        "base_model": subject.base_model,
+        "trigger_word": subject.trigger_word,
+        "class_word": subject.class_word,
+        "images": images,
+    }
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return {
+        **{name: value for name, value in recipe.items() if value is not None},
+        "owner_id": subject.owner_id,
+        "webhook_url": subject.webhook_url,
+        "idempotency_key": f"profile-set:{key}",
+    }
+
+
+def _job(session: Session, subject: Subject, idempotency_key: str | None = None) -> Job | None:
+    """The job with this key; without one, a job of the subject that is not final."""
+    query = select(Job).where(Job.owner_id == subject.owner_id)
+    if idempotency_key is not None:
+        return session.exec(query.where(Job.idempotency_key == idempotency_key)).one_or_none()
+    return session.exec(query.where(Job.subject_id == subject.id, col(Job.status).in_(ACTIVE)).limit(1)).first()
+
+
+def _tell_why_not(session: Session, subject: Subject, outcome: _Outcome) -> None:
+    """A notice about a training that there is not; it stands under the subject's id."""
+    notices.tell_not_started(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
+    if subject.webhook_url is None:
+        return
+    told = {
+        "job_id": None,
+        "model_id": subject.id,
+        "failure": {"code": outcome.reason, "message": outcome.message},
+    }
+    outbox.put(
+        session,
+        "notice",
+        job_id=None,
+        owner_id=subject.owner_id,
+        topic=NOT_STARTED,
+        destination=subject.webhook_url,
+        payload=webhooks.payload(told, NOT_STARTED, subject.webhook_url),
+    )

@@ -1,0 +1,311 @@
+"""The legal moves of a job. Each is one transaction's worth: status, money and message move together.
+
+    pending -> training -> ready | failed | cancelled          a final status never changes
+    preprocess -> dataset -> train -> upload -> settle          a stage only goes forward
+
+A leased move counts only while the lease holds; a final move counts only while the job is active. So whoever
+comes second does nothing, and every move may be tried again.
+"""
+
+import json
+import logging
+import random
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from core.clock import UtcDateTime, utcnow
+from core.errors import ImprintError, TooFewImages, TrainingTimeout, WorkerLost
+from core.settings import Settings
+from credits import ledger
+from credits.price import price, price_of_part
+from jobs.leases import Lease
+from jobs.notices import notices
+from jobs.view import view_of
+from notifications import channels, outbox, webhooks
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, RemoteRun, RunState, Stage, Status
+from training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
+
+FINAL_NOTICES = {
+    Status.READY: "training.completed",
+    Status.FAILED: "training.failed",
+    Status.CANCELLED: "training.cancelled",
+}
+NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
+
+
+def tell(session: Session, job_id: str, kind: str, **data: Any) -> None:
+    """Append to what happened to the job.
+
+    Under the lock of the job's row, so that its events become visible in the order of their numbers: whoever has
+    read up to one of them can go on behind it and misses none. SQLite's transactions queue anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().execute(
+            sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
+        )
+    session.add(JobEvent(job_id=job_id, kind=kind, data=json.dumps(data)))
+
+
+def notify(session: Session, job: Job, event: str) -> None:
+    """Queue notices about the job as it is now: to the application and to the owner, if they asked for them."""
+    view = view_of(job, [], ledger.hold_of(session, job.id))
+    if job.webhook_url:
+        webhooks.put(session, view, event, job.webhook_url)
+    notices.tell_owner(session, view, event)
+
+
+def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
+    """Queue the message that sends the stages the job still lacks, and say when to look whether somebody took it."""
+    due = utcnow() + timedelta(seconds=delay_s)
+    look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
+    session.connection().execute(
+        sa.update(Job)
+        .where(col(Job.id) == job.id)
+        .values(launches=col(Job.launches) + 1, next_look_at=look, lease_holder=None, lease_until=None)
+    )
+    outbox.put(
+        session, "launch", job_id=job.id, owner_id=job.owner_id, payload=outbox.trace_of(session, job.id), due_at=due
+    )
+
+
+# ---- leased moves ---------------------------------------------------------------------------------------------
+
+
+def begin(session: Session, job_id: str) -> None:
+    """The first sign of work: `pending` becomes `training`."""
+    job = session.scalars(
+        sa.update(Job)
+        .where(col(Job.id) == job_id, col(Job.status) == Status.PENDING)
+        .values(status=Status.TRAINING, started_at=utcnow())
+        .returning(Job)
+    ).one_or_none()
+    if job is not None:
+        started(session, job)
+
+
+def started(session: Session, job: Job) -> None:
+    tell(session, job.id, "status", status=Status.TRAINING)
+    notify(session, job, "training.processing")
+
+
+def record_picture(session: Session, lease: Lease, state: PictureState, **values: Any) -> None:
+    """Write down what became of the leased picture."""
+    lease.write(session, state=state, lease_holder=None, lease_until=None, **values)
+
+
+def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -> None:
+    """The leased stage is done: on to the next, with `values` recorded."""
+    stage = NEXT_STAGE[lease.stage]
+    lease.write(
+        session,
+        stage=stage,
+        attempt=0,
+        launches=0,
+        lease_holder=None,
+        lease_until=None,
+        next_look_at=utcnow() + timedelta(seconds=settings.relaunch_after_s),
+        **values,
+    )
+    tell(session, lease.job_id, "stage", stage=stage)
+
+
+def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float:
+    """Another attempt later: give the lease back and say in how many seconds (exponential, jittered)."""
+    delay_s: float = settings.retry_base_s * 2 ** (lease.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    values: dict[str, Any] = {"lease_holder": None, "lease_until": None}
+    if lease.position is None:
+        values["next_look_at"] = utcnow() + timedelta(seconds=delay_s + settings.relaunch_after_s)
+        values["failure_message"] = error.message
+    lease.write(session, **values)
+    tell(
+        session, lease.job_id, "retry", stage=lease.stage, attempt=lease.attempt,
+        reason=error.message, delay_s=round(delay_s, 1),
+    )  # fmt: skip
+    return delay_s
+
+
+def hand_over(session: Session, lease: Lease, settings: Settings) -> None:
+    """This worker leaves in good order: the attempt does not count, and the rest is sent to another."""
+    lease.write(session, attempt=max(lease.attempt - 1, 0))
+    job = session.get_one(Job, lease.job_id, populate_existing=True)
+    send_launch(session, job, settings)
+    tell(session, lease.job_id, "retry", stage=lease.stage, reason="the worker was asked to stop", delay_s=0)
+
+
+# ---- final moves ----------------------------------------------------------------------------------------------
+
+
+def settle(session: Session, job_id: str, settings: Settings) -> bool:
+    """Charge for the steps that were trained, mark the job ready, write the notice. False if it was final already.
+
+    A hold that is resolved already (expired, with a late success) charges nothing; the LoRA is delivered.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
+        return False
+    spec = TrainSpec.model_validate_json(job.spec)
+    charge = price(spec.family, job.total_steps, spec.resolution, settings.prices)
+    hold = ledger.hold_of(session, job_id)
+    if hold is None or hold.state != "held":
+        reason = "the hold was resolved before the training was; nothing is charged"
+        tell(session, job_id, "leak", reason=reason, credits=charge)
+        channels.alert(session, "leak", f"leak: {job_id} was delivered, and {charge} credits are not charged")
+        log.error("leak: %s is delivered, and %d credits of %s are not charged", job_id, charge, job.owner_id)
+    return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
+
+
+def fail(session: Session, job_id: str, error: ImprintError) -> bool:
+    """Fail the job, release the hold, write the notice. False if it was final already. Failed jobs cost nothing."""
+    return _end(
+        session, job_id, Status.FAILED,
+        failure_code=error.code, failure_message=error.message, details=json.dumps(error.details),
+    )  # fmt: skip
+
+
+def fail_leased(session: Session, lease: Lease, error: ImprintError) -> bool:
+    """Fail the job if the lease still holds."""
+    return lease.held(session) and fail(session, lease.job_id, error)
+
+
+def cancel(session: Session, job_id: str, settings: Settings) -> bool:
+    """Cancel the job, charge the steps done, release the rest, write the notice. False if it was final already.
+
+    Whoever works on it finds its lease gone.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.status not in ACTIVE:
+        return False
+    return _end(
+        session, job_id, Status.CANCELLED, charge=price_of_steps_done(job, settings),
+        failure_code="cancelled", failure_message="cancelled by the owner",
+    )  # fmt: skip
+
+
+def price_of_steps_done(job: Job, settings: Settings) -> int:
+    """What a cancelled job costs: its steps as they are recorded, rounded down; nothing before it trains."""
+    if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
+        return 0
+    spec = TrainSpec.model_validate_json(job.spec)
+    return price_of_part(spec.family, min(job.step, job.total_steps), spec.resolution, settings.prices)
+
+
+def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
+    """End an active job: `charge` of its hold, if that is live, is taken, and the rest given back."""
+    if status is Status.READY:  # a job that ends well does not keep what went wrong on the way
+        values |= {"failure_code": None, "failure_message": None}
+    job = session.scalars(
+        sa.update(Job)
+        .where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
+        .values(
+            status=status,
+            finished_at=utcnow(),
+            lease_token=col(Job.lease_token) + 1,
+            lease_holder=None,
+            lease_until=None,
+            charged=0,
+            **values,
+        )
+        .returning(Job),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        return False
+    hold = ledger.hold_of(session, job_id)
+    if hold is not None and hold.state == "held":
+        job.charged = min(charge, hold.amount)
+        ledger.settle(session, hold.id, job.charged)  # a settlement of nothing is a release
+    tell(session, job_id, "status", status=status, code=job.failure_code)
+    outbox.drop_unsent(session, job_id, ["launch"])
+    notify(session, job, FINAL_NOTICES[status])
+    notices.watch_credits(session, job.owner_id)
+    if status is Status.FAILED:
+        notices.alert_failure(session, job_id, job.owner_id, job.failure_code)
+    outbox.put(session, "cleanup", job_id=job_id, owner_id=job.owner_id, payload={})
+    return True
+
+
+# ---- repair ---------------------------------------------------------------------------------------------------
+
+
+def repair(session: Session, job_id: str, settings: Settings) -> bool:
+    """Put a job that nobody works on back on its way, or fail it when its attempts are used up.
+
+    Called by the sweep and by error callbacks, as often as they like: a job with a live lease, or one that
+    is not due yet, is left alone. True if something was done.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    now = utcnow()
+    if job is None or job.status not in ACTIVE:
+        return False
+    pictures = session.exec(
+        select(JobPicture).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
+    ).all()
+    leases = [until for until in (job.lease_until, *(picture.lease_until for picture in pictures)) if until]
+    if any(until >= now for until in leases) or (not leases and job.next_look_at > now):
+        return False
+    if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_looked_after(settings))):
+        return False
+    if hold_is_over(session, job):
+        return True
+    for picture in pictures:
+        if picture.lease_until is not None:
+            _give_up_picture_or_free_it(session, picture, settings)
+    if job.lease_until is not None and job.attempt >= settings.max_attempts:
+        reason = job.failure_message or "no worker survived this stage"
+        return fail(session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}"))
+    send_launch(session, job, settings)
+    tell(
+        session,
+        job_id,
+        "retry",
+        stage=job.stage,
+        attempt=job.attempt,
+        reason="nobody was working on it",
+        delay_s=0,
+    )
+    return True
+
+
+def is_looked_after(settings: Settings) -> sa.ColumnElement[bool]:
+    """Of jobs: a remote server trains it and polls look after that. Not for ever, if polls no longer come."""
+    last_look = sa.func.coalesce(RemoteRun.looked_at, RemoteRun.submitted_at, type_=UtcDateTime())
+    patience = timedelta(seconds=max(10 * settings.remote_poll_s, settings.relaunch_after_s))
+    return sa.exists().where(
+        col(RemoteRun.job_id) == col(Job.id),
+        col(RemoteRun.state) == RunState.SUBMITTED,
+        last_look > sa.literal(utcnow() - patience, UtcDateTime()),
+    )
+
+
+def hold_is_over(session: Session, job: Job) -> bool:
+    """A hold past its time, with nobody at work, ends the job: its credits go back to the owner."""
+    hold = ledger.hold_of(session, job.id)
+    if hold is None or hold.state != "held" or hold.expires_at > utcnow():
+        return False
+    ledger.expire(session, hold.id)
+    fail(session, job.id, TrainingTimeout("the training did not end before its hold on credits expired"))
+    return True
+
+
+def _give_up_picture_or_free_it(session: Session, picture: JobPicture, settings: Settings) -> None:
+    """A picture whose worker died each time it was opened is left out, not tried for ever."""
+    picture.lease_until = None
+    picture.lease_holder = None
+    if picture.attempt >= settings.max_attempts:
+        picture.state = PictureState.BAD
+        picture.faults = json.dumps(["unreadable"])
+        picture.report = json.dumps({"error": f"the worker was lost {picture.attempt} times while reading it"})
+    session.add(picture)
+    session.flush()
+
+
+def too_few(good: int, report: list[dict[str, Any]], minimum: int) -> TooFewImages:
+    """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others."""
+    bad = [entry for entry in report if entry["state"] != PictureState.GOOD]
+    named = "; ".join(f"picture {entry['position']}: {', '.join(entry['faults'])}" for entry in bad)
+    return TooFewImages(f"{good} good pictures of at least {minimum} ({named})", {"pictures": report})

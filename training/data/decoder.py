@@ -1,0 +1,270 @@
+"""Decoding of strangers' pictures in a process of its own: what kills, hangs or exhausts it costs one picture.
+
+A decoder is C code that reads what somebody made to break it. So it runs in a child without files, network or our
+memory (`training.data.confinement`), and its answer is checked like anything from outside. What that costs is in
+docs/benchmarks.md.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.errors import ImageInvalid, MaskInvalid, WorkerLost
+from training.data import decoder_protocol
+from training.data.masks import with_mask
+from training.data.pictures import FORMATS, Prepared, buckets
+from training.data.quality import Fault, PictureReport
+
+# The most that preparing was seen to take was 21 bytes per pixel (lossless WebP with transparency); beside that the
+# file, and what codecs take whatever the size.
+_BYTES_PER_PIXEL = 24
+_MEMORY_BESIDE = 256 * 2**20
+
+_START_TIMEOUT_S = 120.0  # on a machine that does a great deal else
+_START = (
+    "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
+    "from training.data.decoder_child import main; main(**given)"
+)
+# Nothing of ours: no settings, no secrets. Libraries that would start threads are told not to.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+
+_WANTED = {"memory", "no files", "no network"}
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_Note = Annotated[str, Field(max_length=200)]
+
+log = logging.getLogger(__name__)
+
+
+class _Report(BaseModel):
+    """What a report may say: it comes from a process that a picture may have taken over."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    format: str = Field(max_length=10)
+    sharpness: float
+    brightness: float
+    dhash: str = Field(pattern=r"^[0-9a-f]{0,256}$")
+    faults: tuple[Fault, ...] = Field(max_length=10)
+    notes: tuple[_Note, ...] = Field(max_length=10)
+
+
+class Decoder:
+    """`prepare` of `training.data.pictures`, in child processes.
+
+    May be used from several threads: each has a child while it waits, as many at once as there are cores.
+
+    `cpu_s` and `wall_s` are the limits of one picture, of processor time and by the clock; `memory_bytes` is what a
+    child may take, by default what a picture of `max_pixels` needs. A child is replaced after `pictures`, for what
+    codecs leak. Children end with this process, and with `close`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_pixels: int = 50_000_000,
+        max_bytes: int = 20_000_000,
+        cpu_s: float = 30.0,
+        wall_s: float = 120.0,
+        memory_bytes: int | None = None,
+        pictures: int = 1000,
+    ) -> None:
+        self._limits = {
+            "max_pixels": max_pixels,
+            "max_bytes": max_bytes,
+            "memory_bytes": memory_bytes or max_pixels * _BYTES_PER_PIXEL + 4 * max_bytes + _MEMORY_BESIDE,
+            "cpu_s": cpu_s,
+            "wall_s": wall_s,
+        }
+        self._max_bytes, self._cpu_s, self._wall_s, self._pictures = max_bytes, cpu_s, wall_s, pictures
+        self._idle: list[_Child] = []
+        self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+    def prepare(
+        self,
+        data: bytes,
+        *,
+        resolution: int,
+        aspect_buckets: bool = False,
+        masked: bool = False,
+        mask: bytes | None = None,
+    ) -> Prepared:
+        """As `training.data.pictures.prepare`; with `masked`, the file `mask` takes the place of an alpha channel.
+
+        Raises ImageInvalid, also for a picture that kills, hangs or exhausts its decoder; MaskInvalid for such a mask,
+        and for one of another shape; WorkerLost if this machine cannot start a decoder, which is no picture's fault.
+        """
+        asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": masked and mask is None}
+        made = self._decoded(asked, data)
+        if not masked or mask is None:
+            return made
+        try:
+            shown = self._decoded(asked, mask)
+        except ImageInvalid as error:
+            raise MaskInvalid(f"its mask cannot be used: {error.message}") from error
+        return with_mask(made, shown)
+
+    def _decoded(self, asked: dict[str, Any], data: bytes) -> Prepared:
+        """One file, in a child. Raises ImageInvalid and WorkerLost."""
+        if len(data) > self._max_bytes:
+            raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
+        with self._turns:
+            # A child that broke is the picture's doing, or somebody's who ended it. Twice in a row it is the picture's.
+            with suppress(decoder_protocol.Broken):
+                return self._try(asked, data)
+            with suppress(decoder_protocol.Broken):
+                return self._try(asked, data)
+        raise ImageInvalid("the picture breaks the program that decodes it: damaged, or made to do that")
+
+    def _try(self, asked: dict[str, Any], data: bytes) -> Prepared:
+        """One attempt. Raises Broken if the child died of it for an unknown reason, or spoke nonsense."""
+        child = self._take()
+        kept = False
+        try:
+            answer, png = child.ask(asked, data, time.monotonic() + self._wall_s)
+            if error := answer.get("error"):
+                kept = True
+                raise ImageInvalid(str(error)[:200] if str(error).isprintable() else "the picture is damaged")
+            if "memory" in answer:
+                raise ImageInvalid("decoding the picture takes more memory than one of its size may")
+            made = _checked(answer, bytes(png), asked)
+            kept = True
+            return made
+        except TimeoutError:
+            child.end(0)
+            raise ImageInvalid(f"decoding the picture takes longer than {self._wall_s:g} s") from None
+        except decoder_protocol.Broken:
+            if child.end() in (-signal.SIGPROF, -signal.SIGALRM):
+                raise ImageInvalid(f"decoding the picture takes more than {self._cpu_s:g} s of work") from None
+            raise
+        finally:
+            if kept:
+                self._give_back(child)
+            else:
+                child.end()
+
+    def _take(self) -> "_Child":
+        """A child that is alive; if need be, a new one. Raises WorkerLost."""
+        while True:
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None:
+                return _Child(self._limits)
+            if child.usable:
+                return child
+            child.end()
+
+    def _give_back(self, child: "_Child") -> None:
+        if child.answered >= self._pictures:
+            child.end()
+            return
+        with self._lock:
+            self._idle.append(child)
+
+    def close(self) -> None:
+        """End the children; a later `prepare` starts new ones."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.end()
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Child:
+    """One running decoder, confined and ready. Raises WorkerLost if it does not come to that."""
+
+    def __init__(self, limits: dict[str, Any]) -> None:
+        self.answered = 0
+        self._owner = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel, theirs = socket.socketpair()
+        given = {"path": [str(Path(place).absolute()) for place in sys.path], **limits}
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", _START, json.dumps(given)],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    cwd="/",
+                    env=_ENVIRONMENT,
+                    start_new_session=True,  # signals to the worker's group are for the worker, which ends us
+                )
+            ready, _ = decoder_protocol.receive(self._channel, 0, time.monotonic() + _START_TIMEOUT_S)
+        except OSError as error:  # TimeoutError is one
+            self.end(0)
+            raise WorkerLost(f"the picture decoder does not start ({type(error).__name__})") from error
+        except decoder_protocol.Broken as error:
+            raise WorkerLost(f"the picture decoder ended at its start, with {self.end()}") from error
+        self.held: list[str] = ready["held"]
+        _warn_without(frozenset(_WANTED.difference(self.held)))
+
+    @property
+    def usable(self) -> bool:
+        """Alive, and ours: what a fork copied belongs to the process that started it."""
+        return self._owner == os.getpid() and self._process is not None and self._process.poll() is None
+
+    def ask(self, asked: dict[str, Any], data: bytes, deadline: float) -> tuple[dict[str, Any], bytearray]:
+        """Raises Broken and TimeoutError."""
+        largest = 8 * int(asked["resolution"]) ** 2 + 2**20  # RGBA of at most 1.25 times the area
+        decoder_protocol.send(self._channel, asked, data, deadline)
+        answer = decoder_protocol.receive(self._channel, largest, deadline)
+        self.answered += 1
+        return answer
+
+    def end(self, grace_s: float = 5.0) -> int | None:
+        """Let it end by itself, which takes a moment, or kill it; its exit status. Twice does no harm."""
+        self._channel.close()
+        if self._process is None or self._owner != os.getpid():
+            return None
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(grace_s)
+        self._process.kill()
+        return self._process.wait()
+
+
+@cache
+def _warn_without(missing: frozenset[str]) -> None:
+    """Once in a process."""
+    if missing:
+        log.warning(
+            "pictures are decoded without these limits, which this machine lacks: %s", ", ".join(sorted(missing))
+        )
+
+
+def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> Prepared:
+    """The answer, if it is one that `prepare` can give. Raises Broken."""
+    resolution, width, height = asked["resolution"], answer.get("width"), answer.get("height")
+    sizes = buckets(resolution) if asked["aspect_buckets"] else ((resolution, resolution),)
+    try:
+        told = _Report.model_validate(answer.get("report"))
+    except ValidationError as error:
+        raise decoder_protocol.Broken("a report that none of us writes") from error
+    if not isinstance(width, int) or not isinstance(height, int) or (width, height) not in sizes:
+        raise decoder_protocol.Broken("a picture of another size")
+    size = _PNG_SIGNATURE + width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    colours = (2, 6) if asked["masked"] else (2,)  # RGB, RGBA
+    headers = tuple(size + bytes((8, colour, 0, 0, 0)) for colour in colours)
+    if not png.startswith(headers) or told.format not in FORMATS:
+        raise decoder_protocol.Broken("no picture of ours")
+    return Prepared(png, width, height, sha256(png).hexdigest(), PictureReport(**told.model_dump()))

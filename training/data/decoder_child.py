@@ -1,0 +1,83 @@
+"""The program that decodes strangers' pictures, one after the other, with nothing to lose.
+
+`training.data.decoder` starts it. It warms up on pictures of its own, gives up files, network and memory, says that it
+is ready, and then answers each picture until its input ends, which it does when the worker is gone, however that went.
+A parent-death signal would be sent when the *thread* that started us ends, so there is none.
+"""
+
+import io
+import os
+import socket
+import sys
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from PIL import AvifImagePlugin, Image, ImageCms
+
+from core.errors import ImageInvalid
+from training.data import decoder_protocol
+from training.data.confinement import confine, limit_time
+from training.data.pictures import FORMATS, prepare
+
+
+def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_s: float) -> None:
+    """Serve standard input, a socket, until it ends."""
+    channel = socket.socket(fileno=os.dup(0))
+    warnings.simplefilter("ignore")
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # threads would be counted as processes, and each takes memory
+    _warm_up()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # from here on, whatever a library says may quote the file
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    decoder_protocol.send(channel, {"held": confine(memory_bytes)})
+    while True:
+        try:
+            asked, data = decoder_protocol.receive(channel, max_bytes)
+        except decoder_protocol.Broken:
+            return
+        limit_time(cpu_s, wall_s)
+        try:
+            made = prepare(bytes(data), max_pixels=max_pixels, max_bytes=max_bytes, **asked)
+        except ImageInvalid as error:
+            told: dict[str, Any] = {"error": error.message}
+            body = b""
+        except MemoryError:
+            told, body = {"memory": True}, b""
+        else:
+            told = {"width": made.width, "height": made.height, "report": asdict(made.report)}
+            body = made.png
+        limit_time(0, 0)
+        try:
+            decoder_protocol.send(channel, told, body)
+        except decoder_protocol.Broken:
+            return
+        del data, body
+
+
+def _warm_up() -> None:
+    """Use everything once, so that nothing has to be imported when no file can be opened any more."""
+    Image.init()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = Image.effect_noise((64, 96), 60).convert("RGB")
+    for format_ in FORMATS:
+        prepare(_encoded(picture, format_, exif=exif, icc_profile=profile), resolution=64, aspect_buckets=True)
+    prepare(_encoded(picture.convert("CMYK"), "JPEG"), resolution=64)
+    prepare(_encoded(picture, "MPO", save_all=True, append_images=[picture]), resolution=64)
+    prepare(_encoded(picture.convert("P"), "PNG", transparency=1), resolution=64, masked=True)
+    prepare(_encoded(Image.fromarray(np.zeros((64, 64), np.uint16)), "PNG"), resolution=64)
+    try:
+        prepare(b"no picture", resolution=64)
+    except ImageInvalid:
+        sys.stderr.flush()
+
+
+def _encoded(picture: Image.Image, format_: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    fast = {"max_threads": 1, "speed": 10} if format_ == "AVIF" else {}
+    picture.save(out, format_, **fast, **options)
+    return out.getvalue()

@@ -1,0 +1,142 @@
+"""A folder of pictures and what lies beside them; prepared without any queue, and judged as in the pipeline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import ImageInvalid, SpecInvalid, TooFewImages
+from training.data import pictures
+from training.data.dataset import Manifest, Picture, build_manifest
+from training.data.decoder import Decoder
+from training.ports import Example
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
+_MAX_CAPTION_BYTES = 8 * MAX_CAPTION_CHARACTERS  # four are the most of a character; the rest is for space around
+_MASKS = "masks"  # folder beside the pictures: white counts, black does not
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a folder gave: examples to train on, their manifest, and why which pictures were left out, by file name."""
+
+    examples: list[Example]
+    manifest: Manifest
+    left_out: dict[str, str]
+
+
+def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
+    """Prepare every picture of `folder`, by name, as a PNG in `into`; captions are read from `NAME.txt` beside one.
+
+    Raises SpecInvalid if there is no such folder, it has too many pictures, or what lies beside them does not fit;
+    TooFewImages, with every reason, if too few of them are good.
+    """
+    if not folder.is_dir():
+        raise SpecInvalid.of({"FOLDER": f"{folder} is no folder"})
+    paths = pictures_of(folder)
+    if len(paths) > MAX_PICTURES:
+        raise SpecInvalid.of({"FOLDER": f"{folder} has {len(paths)} pictures, {MAX_PICTURES} are the most"})
+    prepared, left_out = _prepared(paths, masks_of(folder, paths) if spec.objective.masked else {}, spec)
+    repeats = pictures.near_duplicates([made.report for _, made in prepared])
+    for repeat, first in repeats.items():
+        left_out[prepared[repeat][0].name] = f"nearly the same as {prepared[first][0].name}"
+    good = [pair for place, pair in enumerate(prepared) if place not in repeats]
+    fewest = MIN_PICTURES + spec.validation.held_out
+    if len(good) < fewest:
+        raise TooFewImages(
+            f"{folder} has {len(good)} good pictures of {len(paths)}, {fewest} are the fewest"
+            + "".join(f"\n  {name}: {reason}" for name, reason in sorted(left_out.items())),
+            {"left_out": left_out},
+        )
+    return _laid_out(good, spec, into, left_out)
+
+
+def _prepared(
+    paths: list[Path], masks: Mapping[Path, Path], spec: TrainSpec
+) -> tuple[list[tuple[Path, pictures.Prepared]], dict[str, str]]:
+    """The pictures without a fault, and why which others are left out."""
+    prepared: list[tuple[Path, pictures.Prepared]] = []
+    left_out: dict[str, str] = {}
+    with Decoder() as decoder:
+        for path in paths:
+            try:
+                made = _prepare(decoder, path, masks.get(path), spec)
+            except (ImageInvalid, OSError) as error:
+                left_out[path.name] = str(error)
+                continue
+            bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
+            if bad:
+                left_out[path.name] = ", ".join(bad).replace("_", " ")
+            else:
+                prepared.append((path, made))
+    return prepared, left_out
+
+
+def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -> pictures.Prepared:
+    """One picture; where the loss is masked, with the mask beside it, or else with its alpha channel."""
+    return decoder.prepare(
+        path.read_bytes(),
+        resolution=spec.resolution,
+        aspect_buckets=spec.aspect_buckets,
+        masked=spec.objective.masked,
+        mask=mask.read_bytes() if mask else None,
+    )
+
+
+def _laid_out(
+    good: list[tuple[Path, pictures.Prepared]], spec: TrainSpec, into: Path, left_out: dict[str, str]
+) -> Gathered:
+    """Write the prepared pictures, and tie them to their captions."""
+    manifest = build_manifest(
+        spec, [Picture(made.sha256, made.width, made.height, caption_beside(path)) for path, made in good]
+    )
+    examples = []
+    for (_, made), told in zip(good, manifest.examples, strict=True):
+        png = into / f"{made.sha256}.png"
+        png.write_bytes(made.png)
+        examples.append(Example(png, told.caption, made.sha256, made.width, made.height))
+    return Gathered(examples, manifest, left_out)
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The files of `folder` that are called pictures, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
+
+
+def caption_beside(path: Path) -> str | None:
+    """What `NAME.txt` beside a picture says, or None. Raises SpecInvalid if it is no text, or too long."""
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    with beside.open("rb") as file:
+        raw = file.read(_MAX_CAPTION_BYTES + 1)
+    try:
+        said = raw.decode("utf-8-sig").strip() if len(raw) <= _MAX_CAPTION_BYTES else None
+    except UnicodeDecodeError as error:
+        raise SpecInvalid.of({beside.name: "the caption is no UTF-8 text"}) from error
+    if said is None or len(said) > MAX_CAPTION_CHARACTERS:
+        raise SpecInvalid.of({beside.name: f"the caption is longer than {MAX_CAPTION_CHARACTERS} characters"})
+    return said or None
+
+
+def masks_of(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """The mask of each picture that has one: the picture of the same name in `masks/` beside them.
+
+    Raises SpecInvalid if one there has no picture's name: it would be left out without a word.
+    """
+    found = pictures_of(folder / _MASKS) if (folder / _MASKS).is_dir() else []
+    # Of several with one name the suffix that comes first: always the same one, whatever their order in the folder.
+    found.sort(key=lambda mask: _SUFFIXES.index(mask.suffix.lower()), reverse=True)
+    masks = {mask.stem: mask for mask in found}
+    if strays := masks.keys() - {path.stem for path in paths}:
+        raise SpecInvalid.of(
+            {f"{_MASKS}/{masks[stem].name}": "no picture has this mask's name" for stem in sorted(strays)}
+        )
+    return {path: masks[path.stem] for path in paths if path.stem in masks}
+
+
+def unused_masks(folder: Path, spec: TrainSpec) -> str | None:
+    """What to tell whoever laid masks beside the pictures and did not say that they count; None if all is well."""
+    if spec.objective.masked or not (folder / _MASKS).is_dir():
+        return None
+    return f"the masks in {folder / _MASKS} are not used: --set objective.masked=true has them count"

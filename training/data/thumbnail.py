@@ -1,0 +1,17 @@
+"""A small picture of a prepared one, for pages."""
+
+import io
+
+from PIL import Image
+
+SIDE = 256
+
+
+def thumbnail(png: bytes) -> bytes:
+    """A JPEG of at most SIDE pixels a side from a PNG of `training.data.pictures`, never from a stranger's file."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=80, optimize=True)
+    return out.getvalue()

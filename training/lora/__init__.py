@@ -1,0 +1,1 @@
+"""LoRA files: formats, tensor names, metadata, inspection and conversion."""

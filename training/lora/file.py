@@ -1,0 +1,262 @@
+"""LoRA files: written whole or not at all, and checked before anyone is charged for one. No torch in here.
+
+Key names are the ones that diffusers, ComfyUI and AUTOMATIC1111-style loaders all load whole, each with an explicit
+`.alpha`: without it loaders take alpha = rank, and a LoRA trained at rank 4, alpha 32 comes back at an eighth of its
+strength.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import LoraInvalid
+from training.lora.safetensor import Array, Malformed, Tensor, data_offset, pack, tensor, unpack
+
+DEFAULT_MAX_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How one family's files name a module's three tensors, and in which precision the two matrices are kept."""
+
+    prefix: str
+    down: str
+    up: str
+    underscores: bool  # kohya writes a module's dots as underscores
+    modules: re.Pattern[str]  # what a module may be called in a file, after the prefix
+    kind: str
+
+    def stem(self, module: str) -> str:
+        """The name of diffusers' `module` in a file, without the tensor's suffix."""
+        return self.prefix + (module.replace(".", "_") if self.underscores else module)
+
+
+_UNET = re.compile(
+    r"(down_blocks_\d+|mid_block|up_blocks_\d+)_attentions_\d+_"
+    r"(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_0_proj|ff_net_2))"
+)
+_Z_IMAGE = re.compile(r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)")
+
+# sd15 keeps float32: 3 MB at rank 4. The larger families keep what their base models are drawn in.
+NAMINGS: dict[str, Naming] = {
+    "sd15": Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _UNET, "F32"),
+    "sdxl": Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _UNET, "F16"),
+    "z-image": Naming("diffusion_model.", ".lora_A.weight", ".lora_B.weight", False, _Z_IMAGE, "BF16"),
+}
+
+# DoRA's magnitudes, one per output (https://arxiv.org/abs/2402.09353). They scale the frozen weights too, so they are
+# never rounded to a family's precision.
+MAGNITUDE = ".dora_scale"
+
+# Of a module, by diffusers' name: down [rank, in] and up [out, rank], of a 1x1 convolution [rank, in, 1, 1] and
+# [out, rank, 1, 1]; of a DoRA also its magnitudes [out].
+Matrices = tuple[Array, Array] | tuple[Array, Array, Array]
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+REQUIRED_METADATA = (
+    "modelspec.architecture",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_base_model_version",
+    "sshs_model_hash",
+    "imprint_version",
+    "imprint_trigger_word",
+    "imprint_recipe",
+)
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What a sound LoRA file holds."""
+
+    family: str
+    rank: int
+    alpha: float
+    modules: int
+    parameters: int
+    size_bytes: int
+    sha256: str  # of the whole file
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, without the metadata."""
+        return {name: value for name, value in vars(self).items() if name != "metadata"}
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def to_bytes(family: str, weights: Mapping[str, Matrices], alpha: float, metadata: Mapping[str, str]) -> bytes:
+    """A LoRA file, a pure function of its arguments.
+
+    weights: the matrices of each module, by diffusers' name. alpha: such that alpha / rank is the LoRA's scale, which
+    is what every loader makes of it. The hashes that UIs go by are added to `metadata`.
+    """
+    naming = NAMINGS[family]
+    tensors: dict[str, Tensor] = {}
+    for module, (down, up, *magnitude) in weights.items():
+        stem = naming.stem(module)
+        tensors[stem + naming.down] = tensor(down, naming.kind)
+        tensors[stem + naming.up] = tensor(up, naming.kind)
+        # Always in full: an alpha rounded to 16 bits is another strength.
+        tensors[stem + ".alpha"] = tensor(np.asarray(alpha, np.float32))
+        for held in magnitude:  # a column, as the weights that loaders multiply with it have their outputs
+            tensors[stem + MAGNITUDE] = tensor(np.reshape(held, (-1, *[1] * (down.ndim - 1))).astype(np.float32))
+    return pack(tensors, {**metadata, **hashes(tensors, metadata)})
+
+
+def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """`sshs_model_hash` and its legacy form as kohya's train_util.precalculate_safetensors_hashes makes them.
+
+    Over the data only, and over a slice of a file that holds the ss_ fields only: both survive an edit of the metadata.
+    """
+    plain = pack(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    whole = hashlib.sha256(memoryview(plain)[data_offset(plain) :]).hexdigest()
+    legacy = hashlib.sha256(plain[0x100000:0x110000]).hexdigest()[:8]
+    return {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole or not at all, also over a loss of power."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+
+
+def check(
+    path_or_bytes: Path | str | bytes, *, family: str, rank: int, max_bytes: int = DEFAULT_MAX_BYTES
+) -> LoraReport:
+    """Reopen a LoRA file and see that it is what it should be: a LoRA of `family` at `rank`, finite, whole, described.
+
+    Raises LoraInvalid, which says what is wrong; the file may come from a remote trainer, so nothing in it is trusted.
+    """
+    data = read_bytes(path_or_bytes, max_bytes)
+    try:
+        tensors, metadata = unpack(data)
+    except Malformed as error:
+        raise LoraInvalid(f"the LoRA file is not sound: {told(error, data)}") from error
+    naming = NAMINGS[family]
+    stems = _stems(tensors, naming, family)
+    alphas = {_check_module(tensors, naming, stem, rank) for stem in stems}
+    if len(alphas) != 1:
+        raise LoraInvalid(f"the LoRA file has {len(alphas)} different alphas: {sorted(alphas)[:5]}")
+    alpha = alphas.pop()
+    _check_metadata(metadata, data, rank, alpha)
+    parameters = sum(tensors[stem + end].elements.size for stem in stems for end in (naming.down, naming.up))
+    return LoraReport(
+        family, rank, alpha, len(stems), parameters, len(data), hashlib.sha256(data).hexdigest(), metadata
+    )
+
+
+def told(error: Malformed, data: bytes) -> str:
+    """What is wrong with a file that is no safetensors file."""
+    return "a pickle, which is never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)
+
+
+def read_bytes(path_or_bytes: Path | str | bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    """All of a file. Raises LoraInvalid if it cannot be read, or is larger than a LoRA can be."""
+    if isinstance(path_or_bytes, bytes):
+        size, data = len(path_or_bytes), path_or_bytes
+    else:
+        path = Path(path_or_bytes)
+        try:
+            size = path.stat().st_size
+            data = path.read_bytes() if size <= max_bytes else b""
+        except OSError as error:
+            raise LoraInvalid(f"the LoRA file cannot be read: {error.strerror}") from error
+    if size > max_bytes:
+        raise LoraInvalid(f"the LoRA file has {size} bytes, over the {max_bytes} that are allowed")
+    return data
+
+
+def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[str]:
+    """The modules that the file has tensors for; each must have all three, and nothing else may be there.
+
+    In a DoRA each has its magnitudes besides.
+    """
+    ends: tuple[str, ...] = (naming.down, naming.up, ".alpha")
+    if any(name.endswith(MAGNITUDE) for name in tensors):
+        ends = (*ends, MAGNITUDE)
+    stems: dict[str, set[str]] = {}
+    for name in tensors:
+        end = next((end for end in ends if name.endswith(end)), None)
+        stem = name.removesuffix(end) if end is not None else name
+        if end is None or not stem.startswith(naming.prefix) or not naming.modules.fullmatch(stem, len(naming.prefix)):
+            raise LoraInvalid(f"the LoRA file has a tensor {name[:120]!r}, which no {family} LoRA has")
+        stems.setdefault(stem, set()).add(end)
+    if not stems:
+        raise LoraInvalid("the LoRA file has no tensors")
+    for stem, found in stems.items():
+        missing = [end for end in ends if end not in found]
+        if missing:
+            raise LoraInvalid(f"the LoRA file lacks {stem}{missing[0]}")
+    return list(stems)
+
+
+def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank: int) -> float:
+    """Check one module's three tensors; gives its alpha."""
+    down, up, alpha = tensors[stem + naming.down], tensors[stem + naming.up], tensors[stem + ".alpha"]
+    # A 1x1 convolution (proj_in of sd15) has two more dimensions of 1.
+    if any(len(part.shape) not in (2, 4) or part.shape[2:] not in ((), (1, 1)) for part in (down, up)):
+        raise LoraInvalid(f"the LoRA file's {stem} has shapes {down.shape} and {up.shape}: no pair of matrices")
+    if down.shape[0] != rank or up.shape[1] != rank:
+        raise LoraInvalid(f"the LoRA file's {stem} has rank {down.shape[0]} and {up.shape[1]}, {rank} was asked for")
+    if not down.elements.size or not up.elements.size:
+        raise LoraInvalid(f"the LoRA file's {stem} is empty")
+    if alpha.elements.size != 1:
+        raise LoraInvalid(f"the LoRA file's {stem}.alpha is no single number")
+    parts = [(down, naming.down), (up, naming.up), (alpha, ".alpha")]
+    if (magnitude := tensors.get(stem + MAGNITUDE)) is not None:
+        parts.append((magnitude, MAGNITUDE))
+        if magnitude.shape[:1] != up.shape[:1] or magnitude.elements.size != up.shape[0]:
+            raise LoraInvalid(f"the LoRA file's {stem}{MAGNITUDE} has shape {magnitude.shape}, {up.shape[0]} outputs")
+    for part, what in parts:
+        if part.kind not in _FLOATS:
+            raise LoraInvalid(f"the LoRA file's {stem}{what} is of kind {part.kind}: no weights")
+        if not np.isfinite(part.floats()).all():
+            raise LoraInvalid(f"the LoRA file's {stem}{what} has numbers that are not finite")
+    value = float(alpha.floats().reshape(-1)[0])
+    if value <= 0:
+        raise LoraInvalid(f"the LoRA file's {stem}.alpha is {value}")
+    return value
+
+
+def _check_metadata(metadata: Mapping[str, str], data: bytes, rank: int, alpha: float) -> None:
+    missing = [name for name in REQUIRED_METADATA if not metadata.get(name)]
+    if missing:
+        raise LoraInvalid(f"the LoRA file's metadata lacks {', '.join(missing)}")
+    if metadata["ss_network_dim"] != str(rank):
+        told = metadata["ss_network_dim"][:20]
+        raise LoraInvalid(f"the LoRA file's metadata tells of rank {told}, its tensors have {rank}")
+    try:
+        told_alpha = float(metadata["ss_network_alpha"])
+        json.loads(metadata["imprint_recipe"])
+    except (ValueError, RecursionError) as error:
+        raise LoraInvalid("the LoRA file's metadata has an alpha or a recipe that cannot be read") from error
+    if np.float32(told_alpha) != np.float32(alpha):  # a tensor holds 0.1 as the float32 next to it
+        raise LoraInvalid(f"the LoRA file's metadata tells of alpha {told_alpha}, its tensors have {alpha}")
+    if metadata["sshs_model_hash"] != hashlib.sha256(memoryview(data)[data_offset(data) :]).hexdigest():
+        raise LoraInvalid("the LoRA file's tensors are not those that its metadata was written for")
