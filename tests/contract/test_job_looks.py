@@ -7,7 +7,7 @@ from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from storage.tables import Stage
-from tests.contract.jobs import books, events, put_at
+from tests.contract.jobs import balances, events, put_at
 from training.ports import Progress
 from web.pages.trainings import _samples
 from web.routes.trainings import _PREVIEW, Preview
@@ -60,7 +60,7 @@ def test_one_that_ended_early_costs_the_steps_that_were_done(services: Services,
     view = service.look(services, job_id)
     assert (view["status"], view["step"], view["total_steps"], view["validation_loss"]) == ("ready", 120, 120, 0.2)
     assert view["credits"] == {"held": 0, "charged": 12, "refunded": 38}
-    assert books(services)["spent"] == 12
+    assert balances(services)["spent"] == 12
 
 
 def test_a_checkpoint_that_is_dropped_is_gone_and_again_is_fine(services: Services, job_id: str) -> None:

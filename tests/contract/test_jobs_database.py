@@ -50,7 +50,7 @@ from jobs.view import View
 from notifications.tables import OutboxMessage
 from storage.database import Database
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
-from tests.contract.jobs import GRANTED, books, events, messages, picture, put_at, request, row
+from tests.contract.jobs import GRANTED, balances, events, messages, picture, put_at, request, row
 from tests.contract.processes import Work, at_once
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
@@ -160,7 +160,7 @@ def test_submit_writes_job_hold_pictures_and_first_message_together(services: Se
     assert [one["state"] for one in view["pictures"]] == ["waiting"] * 5
     assert view["credits"] == {"held": 5, "charged": 0, "refunded": 0}
     assert messages(services, view["job_id"]) == ["launch"]
-    assert books(services) == {"held": 5, "spent": 0, "available": GRANTED - 5}
+    assert balances(services) == {"held": 5, "spent": 0, "available": GRANTED - 5}
 
 
 def test_insufficient_credits_store_nothing_and_the_key_may_be_used_again(services: Services) -> None:
@@ -184,7 +184,7 @@ def test_an_unknown_or_foreign_picture_is_named_and_nothing_is_stored(services: 
         service.submit(services, asked)
     assert caught.value.faults.keys() == {"images.5", "images.6"}
     assert service.jobs(services) == []
-    assert books(services)["held"] == 0
+    assert balances(services)["held"] == 0
 
 
 def test_a_key_with_another_request_is_an_error_and_with_another_owner_another_job(services: Services) -> None:
@@ -209,7 +209,7 @@ def test_eight_processes_with_one_key_get_one_job(services: Services, settings: 
         service.jobs(services)[0]["job_id"]
     }
     assert len(service.jobs(services)) == 1 + bool(spare)
-    assert books(services)["held"] == 1 + spare
+    assert balances(services)["held"] == 1 + spare
     assert messages(services, answers[0]["job_id"]) == ["launch"]
 
 
@@ -217,7 +217,7 @@ def test_eight_processes_with_credits_for_three_get_three_jobs(services: Service
     asked = [request(services, resolution=512, max_steps=3000, seed=seed) for seed in range(RACERS)]
     answers = homes_at_once(settings, [partial(service.submit, arguments=one) for one in asked])
     assert Counter(type(answer) for answer in answers) == {dict: 3, InsufficientCredits: RACERS - 3}
-    assert books(services) == {"held": 900, "spent": 0, "available": 100}
+    assert balances(services) == {"held": 900, "spent": 0, "available": 100}
 
 
 # ---- leases ---------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
     view = service.look(services, job_id)
     assert (view["status"], view["failure"]["code"]) == ("failed", "image_unreachable")
     assert [told["attempt"] for told in events(services, job_id, "retry")] == [1, 2]
-    assert books(services) == {"held": 0, "spent": 0, "available": GRANTED}
+    assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_a_final_failure_ends_the_job_at_once(services: Services, job_id: str, e
     view = service.look(services, job_id)
     assert (view["status"], view["failure"]["code"], view["attempt"]) == ("failed", code, 1)
     assert "secret detail" not in json.dumps(view)
-    assert books(services)["held"] == 0
+    assert balances(services)["held"] == 0
 
 
 def test_who_lost_the_lease_fails_nobody(services: Services, job_id: str) -> None:
@@ -470,7 +470,7 @@ def test_who_lost_the_lease_fails_nobody(services: Services, job_id: str) -> Non
         with pytest.raises(NotMine), working(services, stale):
             raise error
     assert row(services, job_id).status == "training"
-    assert books(services)["held"] == 50
+    assert balances(services)["held"] == 50
 
 
 # ---- moves ----------------------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ def test_a_final_move_happens_once_under_eight_racers(
     assert Counter(answers) == {True: 1, False: RACERS - 1}
     view = service.look(services, job_id)
     assert (view["status"], view["credits"]["charged"]) == (status, money[1])
-    assert books(services) == {"held": money[0], "spent": money[1], "available": GRANTED - sum(money)}
+    assert balances(services) == {"held": money[0], "spent": money[1], "available": GRANTED - sum(money)}
     assert messages(services, job_id) == ["(launch)", notice, "cleanup"]
     assert len(events(services, job_id, "status")) == 2
     assert view["finished_at"] is not None
@@ -518,7 +518,7 @@ def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Servic
     for round_ in range(6):
         job_id = service.submit(services, request(services, seed=round_))["job_id"]
         put_at(services, job_id, Stage.SETTLE, step=329)
-        before = books(services)
+        before = balances(services)
         works: list[Work] = [
             partial(transitions.cancel, job_id=job_id, settings=services.settings),
             partial(transitions.settle, job_id=job_id, settings=services.settings),
@@ -530,7 +530,7 @@ def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Servic
         view = service.look(services, job_id)
         spent = view["credits"]["charged"]
         assert view["credits"] == {"held": 0, "charged": charges[view["status"]], "refunded": 50 - spent}
-        assert books(services) == {
+        assert balances(services) == {
             "held": before["held"] - 50, "spent": before["spent"] + spent, "available": before["available"] + 50 - spent
         }  # fmt: skip
         assert len([name for name in messages(services, job_id) if name.startswith("training.")]) == 1
@@ -557,14 +557,14 @@ def test_cancelling_twice_is_no_error_and_an_unknown_job_is(services: Services, 
     assert service.cancel(services, job_id) == service.cancel(services, job_id)
     with pytest.raises(NotFound):
         service.cancel(services, "job_nowhere")
-    assert books(services)["held"] == 0
+    assert balances(services)["held"] == 0
 
 
 def test_settle_needs_the_stage_before_it(services: Services, job_id: str) -> None:
     put_at(services, job_id, Stage.UPLOAD)
     with services.database.writing() as session:
         assert not transitions.settle(session, job_id, services.settings)
-    assert books(services)["spent"] == 0
+    assert balances(services)["spent"] == 0
 
 
 def test_no_more_is_charged_than_was_held(services: Services, job_id: str) -> None:
@@ -573,7 +573,7 @@ def test_no_more_is_charged_than_was_held(services: Services, job_id: str) -> No
     dearer = services.settings.model_copy(update={"prices": {"sd15": 10_000}})
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, dearer)
-    assert books(services) == {"held": 0, "spent": 50, "available": GRANTED - 50}
+    assert balances(services) == {"held": 0, "spent": 50, "available": GRANTED - 50}
 
 
 def test_a_late_success_after_an_expired_hold_is_delivered_and_charged_nothing(services: Services, job_id: str) -> None:
@@ -589,7 +589,7 @@ def test_a_late_success_after_an_expired_hold_is_delivered_and_charged_nothing(s
     assert view["lora"] is not None
     assert len(events(services, job_id, "leak")) == 1
     assert messages(services, job_id) == ["(launch)", "training.completed", "cleanup"]
-    assert books(services) == {"held": 0, "spent": 0, "available": GRANTED}
+    assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
 
 
 def test_a_hand_over_costs_no_attempt_and_sends_the_rest(services: Services, job_id: str) -> None:
@@ -656,7 +656,7 @@ def test_used_up_attempts_fail_the_job_with_what_went_wrong_last(services: Servi
     view = service.look(services, job_id)
     assert (view["status"], view["failure"]["code"]) == ("failed", "worker_lost")
     assert "the machine burns" in view["failure"]["message"]
-    assert books(services) == {"held": 0, "spent": 0, "available": GRANTED}
+    assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
     assert messages(services, job_id) == ["(launch)", "training.failed", "cleanup"]
 
 
@@ -694,7 +694,7 @@ def test_an_expired_hold_with_nobody_at_work_ends_the_job(services: Services, se
     view = service.look(services, job_id)
     assert (view["status"], view["failure"]["code"]) == ("failed", "timeout")
     assert [entry["kind"] for entry in accounts.statement(services, "ada")] == ["expire", "hold", "grant"]
-    assert books(services) == {"held": 0, "spent": 0, "available": GRANTED}
+    assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
 
 
 def test_an_expired_hold_with_somebody_at_work_is_left_to_them(services: Services, job_id: str) -> None:
@@ -703,7 +703,7 @@ def test_an_expired_hold_with_somebody_at_work_is_left_to_them(services: Service
     with services.database.writing() as session:
         session.execute(sa.update(credits.tables.HOLD).values(expires_at=ago(1)))
     assert not sweeps.repair_job(services, job_id)
-    assert books(services)["held"] == 50
+    assert balances(services)["held"] == 50
 
 
 def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Services, job_id: str) -> None:
@@ -744,4 +744,4 @@ def test_a_retry_is_a_new_job_with_the_same_pictures_and_recipe(services: Servic
     old, new = ([picture(services, one, n).reference for n in range(5)] for one in (job_id, again["job_id"]))
     assert old == new
     assert row(services, again["job_id"]).webhook_url == "https://app.example"
-    assert books(services)["held"] == 50
+    assert balances(services)["held"] == 50
