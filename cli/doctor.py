@@ -138,7 +138,7 @@ def _database(here: Services) -> Iterator[Finding]:
             else:
                 yield Finding("clock", "ok", "SQLite is on this machine and has its clock")
     except AWAY as error:
-        reason = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         yield Finding("database", "todo", f"{name} does not answer ({reason}): start it, or set IMPRINT_DATABASE_URL")
     finally:
         database.close()

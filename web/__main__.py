@@ -18,7 +18,7 @@ from web.streams import Streams
 _GRACE_S = 20  # for answers on their way; event streams are told to come again at once
 
 
-class Server(uvicorn.Server):
+class WebServer(uvicorn.Server):
     """uvicorn's server, which lets the event streams go before it waits for open connections."""
 
     def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
@@ -42,7 +42,7 @@ def main() -> int:
         return 1
     app = create_app(services())
     try:
-        app.state.measures.serve(configured)
+        app.state.metrics.serve(configured)
     except OSError as error:
         print(f"no metrics on port {configured.metrics_port}: {error.strerror}", file=sys.stderr)
         return 1
@@ -57,7 +57,7 @@ def main() -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises its signal once more at the end: an orderly end is 0
-    Server(config, app.state.streams).run()
+    WebServer(config, app.state.streams).run()
     return 0
 
 

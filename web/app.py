@@ -11,11 +11,11 @@ from tasks.relay import relay
 from web import problems
 from web.courier import Courier
 from web.limits import RateLimit
-from web.metrics import Measures
+from web.metrics import WebMetrics
 from web.pages import account as account_page
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
-from web.request_middleware import Frame
+from web.request_middleware import RequestMiddleware
 from web.routes import account, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
@@ -56,12 +56,14 @@ def create_app(services: Services, *, send: Callable[[Services], object] = relay
     )
     app.state.services = services
     app.state.rate_limit = RateLimit(services.settings.web_rate_per_s)
-    app.state.measures = measures = Measures(services)
+    app.state.metrics = metrics = WebMetrics(services)
     app.state.readiness = service.Readiness()
     app.state.streams = streams
     app.state.courier = courier
     app.state.secret = secret(services.settings)
-    app.add_middleware(Frame, upload_bytes=images.max_body_bytes(services.settings), observe=measures.observe)
+    app.add_middleware(
+        RequestMiddleware, upload_bytes=images.max_body_bytes(services.settings), observe=metrics.observe
+    )
     problems.install(app)
     for routes in (subjects, images, trainings, account, service, pages):
         app.include_router(routes.router)

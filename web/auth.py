@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from jobs import tokens
 from jobs.services import Services
 from web.limits import RateLimit
-from web.problems import Refused
+from web.problems import RequestRefused
 
 _bearer = HTTPBearer(
     auto_error=False,
@@ -41,28 +41,28 @@ def token_of(
 ) -> tokens.Token:
     """The valid token of a request. Anything else is 401, and the answer does not say which."""
     if given is None:
-        raise Refused("unauthorized", "this address needs a bearer token", {"WWW-Authenticate": _REALM})
+        raise RequestRefused("unauthorized", "this address needs a bearer token", {"WWW-Authenticate": _REALM})
     token = tokens.find(services_of(request), given.credentials)
     if token is None:
         headers = {"WWW-Authenticate": f'{_REALM}, error="invalid_token"'}
-        raise Refused("unauthorized", "the token is unknown, expired or revoked", headers)
+        raise RequestRefused("unauthorized", "the token is unknown, expired or revoked", headers)
     return token
 
 
 def _check_scope(token: tokens.Token, scope: str) -> None:
     if scope not in token.scopes:
         headers = {"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{scope}"'}
-        raise Refused("forbidden", f"this address needs a token with the scope {scope}", headers)
+        raise RequestRefused("forbidden", f"this address needs a token with the scope {scope}", headers)
 
 
 def check_rate(request: Request, caller: str) -> None:
-    """Count a request of `caller`. Raises Refused when there were too many."""
+    """Count a request of `caller`. Raises RequestRefused when there were too many."""
     limit: RateLimit = request.app.state.rate_limit
     if wait_s := limit.take(caller):
-        raise Refused("rate_limited", f"try again in {wait_s:.1f} s", {"Retry-After": str(ceil(wait_s))})
+        raise RequestRefused("rate_limited", f"try again in {wait_s:.1f} s", {"Retry-After": str(ceil(wait_s))})
 
 
-def needs(scope: str) -> Callable[..., Caller]:
+def require_scope(scope: str) -> Callable[..., Caller]:
     """A dependency: the caller, whose token has `scope` and stands for an owner."""
 
     def caller(
@@ -78,23 +78,23 @@ def needs(scope: str) -> Callable[..., Caller]:
         _check_scope(token, scope)
         owner_id = token.owner_id or (imprint_owner or "").strip()
         if not owner_id:
-            raise Refused("bad_request", "a service token names the owner in the header Imprint-Owner")
+            raise RequestRefused("bad_request", "a service token names the owner in the header Imprint-Owner")
         if imprint_owner is not None and imprint_owner.strip() != owner_id:
-            raise Refused("forbidden", "this token belongs to another owner than Imprint-Owner names")
+            raise RequestRefused("forbidden", "this token belongs to another owner than Imprint-Owner names")
         check_rate(request, f"{token.id} {owner_id}")
         return Caller(token, owner_id)
 
     return caller
 
 
-def operator(request: Request, token: Annotated[tokens.Token, Depends(token_of)]) -> tokens.Token:
+def require_operator(request: Request, token: Annotated[tokens.Token, Depends(token_of)]) -> tokens.Token:
     """A dependency for what shows the whole installation: a token with the scope operate."""
     _check_scope(token, "operate")
     check_rate(request, token.id)
     return token
 
 
-Here = Annotated[Services, Depends(services_of)]
-Reader = Annotated[Caller, Depends(needs("read"))]
-Trainer = Annotated[Caller, Depends(needs("train"))]
-Operator = Annotated[tokens.Token, Depends(operator)]
+ServicesDep = Annotated[Services, Depends(services_of)]
+ReaderDep = Annotated[Caller, Depends(require_scope("read"))]
+TrainerDep = Annotated[Caller, Depends(require_scope("train"))]
+OperatorDep = Annotated[tokens.Token, Depends(require_operator)]

@@ -14,7 +14,7 @@ class Courier:
     """One thread that empties the outbox whenever it is told that there is something in it."""
 
     def __init__(self, services: Services, send: Callable[[Services], object]) -> None:
-        self._house, self._send = services, send
+        self._services, self._send = services, send
         self._asked, self._leaving = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 
@@ -36,7 +36,7 @@ class Courier:
             self._asked.wait()
             self._asked.clear()
             try:
-                self._send(self._house)
+                self._send(self._services)
             except AWAY as error:
                 log.warning("not sent, the database does not answer; the sweep will (%s)", type(error).__name__)
             except Exception:  # this thread is the only one that sends for this process: it must not end

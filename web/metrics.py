@@ -1,4 +1,4 @@
-"""What `/metrics` shows: what this process answered, and the state of the installation (web/installation.py)."""
+"""The text of `/metrics`: the answers of this process, and the state of the installation."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -9,14 +9,14 @@ from prometheus_client.core import Metric
 from core.settings import Settings
 from jobs.services import Services
 from tasks.fleet import lengths
-from web.installation import Installation
+from web.installation_metrics import InstallationMetrics
 
 log = logging.getLogger(__name__)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class Measures:
+class WebMetrics:
     """The metrics of one app."""
 
     def __init__(self, services: Services, lengths: Callable[[], dict[str, int] | None] = lengths) -> None:
@@ -29,7 +29,7 @@ class Measures:
             "imprint_http_request_seconds", "Time from request to the end of the answer; event streams are left out.",
             ("route",), registry=self._registry, buckets=_SECONDS,
         )  # fmt: skip
-        self._registry.register(Installation(services, lengths))
+        self._registry.register(InstallationMetrics(services, lengths))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answer."""

@@ -68,7 +68,7 @@ class Problem(BaseModel):
     requestId: str = Field(description="Also in the header `X-Request-Id`, and in our logs.")  # noqa: N815
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """An answer that is a problem and is none of our own errors: 401, 403, 429 and their like."""
 
     def __init__(
@@ -173,7 +173,7 @@ def _worded(fault: str) -> str:
 
 def install(app: FastAPI) -> None:
     """Let every error of `app` be answered in this one shape."""
-    for error in (Refused, RequestValidationError, HTTPException, ImprintError, *AWAY):
+    for error in (RequestRefused, RequestValidationError, HTTPException, ImprintError, *AWAY):
         app.add_exception_handler(error, _answered)
     app.add_exception_handler(Exception, _unexpected)
     describe = app.openapi
@@ -196,36 +196,38 @@ def _unexpected(request: Request, _error: Exception) -> JSONResponse:
     return answer(request, "internal", _OURS_SAID)
 
 
-def refusal(error: Exception) -> Refused:
+def refusal(error: Exception) -> RequestRefused:
     """What is said outside of an error that was foreseen: of ours, of a request, or of a database that is away."""
-    if isinstance(error, Refused):
+    if isinstance(error, RequestRefused):
         return error
     if isinstance(error, RequestValidationError):
         return _not_valid(error)
     if isinstance(error, HTTPException):
         code = _OF_STATUS.get(error.status_code, "bad_request" if error.status_code < 500 else "internal")
-        return Refused(code, PROBLEMS[code][1].lower(), error.headers)
+        return RequestRefused(code, PROBLEMS[code][1].lower(), error.headers)
     if isinstance(error, ImprintError):
         return _ours(error)
     log.warning("the database does not answer (%s)", type(error).__name__)
-    return Refused("unavailable", "the database does not answer; try again", {"Retry-After": str(_RETRY_AFTER_S)})
+    return RequestRefused(
+        "unavailable", "the database does not answer; try again", {"Retry-After": str(_RETRY_AFTER_S)}
+    )
 
 
-def _not_valid(error: RequestValidationError) -> Refused:
+def _not_valid(error: RequestValidationError) -> RequestRefused:
     faults = {}
     for fault in error.errors():
         where = [str(part) for part in fault["loc"] if part != "body"] or ["body"]
         name = outside(".".join(where[1:] if where[0] in ("query", "path", "header") and where[1:] else where))
         faults[name] = "is not JSON" if fault["type"] == "json_invalid" else str(fault["msg"])
-    return Refused("spec_invalid", f"the request has {len(faults)} fault(s)", faults=faults)
+    return RequestRefused("spec_invalid", f"the request has {len(faults)} fault(s)", faults=faults)
 
 
-def _ours(error: ImprintError) -> Refused:
+def _ours(error: ImprintError) -> RequestRefused:
     for kind, code, said in _OURS:
         if isinstance(error, kind):
             faults = error.faults if isinstance(error, SpecInvalid) else {}
             told = {outside(name): _worded(fault) for name, fault in faults.items()}
             retry = {"Retry-After": str(_RETRY_AFTER_S)} if code == "unavailable" else None
-            return Refused(code, said or error.message, retry, told)
+            return RequestRefused(code, said or error.message, retry, told)
     log.error("unexpected: %s: %s", error.code, error)
-    return Refused("internal", _OURS_SAID)
+    return RequestRefused("internal", _OURS_SAID)

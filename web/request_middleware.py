@@ -29,7 +29,7 @@ _DEFAULTS = {
 Observe = Callable[[str, str, int, float], None]
 
 
-class Frame:
+class RequestMiddleware:
     """ASGI middleware. `upload_bytes` caps bodies of uploads, `observe` is told method, route, status and seconds."""
 
     def __init__(self, app: ASGIApp, *, upload_bytes: int, observe: Observe) -> None:

@@ -58,7 +58,7 @@ class Streams:
     """The open streams of this process and their poller. All but the query runs on the event loop."""
 
     def __init__(self, services: Services) -> None:
-        self._house = services
+        self._services = services
         self._open: dict[str, set[Stream]] = {}
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="streams")  # not the handlers' pool: it may be full
@@ -134,7 +134,7 @@ class Streams:
                 await asyncio.sleep(POLL_S)
 
     def _ask(self, places: dict[str, int]) -> Sequence[JobEvent]:
-        return history.events_of(self._house, places)
+        return history.events_of(self._services, places)
 
     def _hand_out(self, event: JobEvent) -> None:
         streams = self._open.get(event.job_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.settings import Settings
 from jobs.services import Services
-from web.metrics import Measures
+from web.metrics import WebMetrics
 
 
 @contextmanager
@@ -24,10 +24,10 @@ def empty_house() -> Iterator[Services]:
 def families() -> list[tuple[str, str, tuple[str, ...], str]]:
     """Name, kind, labels and help of each, by name."""
     with empty_house() as services:
-        measures = Measures(services, lengths=lambda: {"io": 0})
-        measures.observe("GET", "/healthz", 200, 0.001)
+        metrics = WebMetrics(services, lengths=lambda: {"io": 0})
+        metrics.observe("GET", "/healthz", 200, 0.001)
         found = []
-        for family in measures.families():
+        for family in metrics.families():
             labels = {name for sample in family.samples for name in sample.labels if name != "le"}
             found.append((family.name, family.type, tuple(sorted(labels)), family.documentation))
     return sorted(found)

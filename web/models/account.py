@@ -6,10 +6,10 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from notifications.preferences import EVENTS, MOST_CREDITS
-from web.models.common import JOB, Heard, Said
+from web.models.common import JOB, RequestModel, ResponseModel
 
 
-class Entry(Said):
+class Entry(ResponseModel):
     """One movement of credits."""
 
     seq: int
@@ -19,7 +19,7 @@ class Entry(Said):
     created_at: datetime
 
 
-class HoldNow(Said):
+class HoldNow(ResponseModel):
     """Credits reserved for a training that is not final."""
 
     training_id: str
@@ -27,7 +27,7 @@ class HoldNow(Said):
     expires_at: datetime
 
 
-class Account(Said):
+class Account(ResponseModel):
     """An owner's credits."""
 
     model_config = ConfigDict(
@@ -56,7 +56,7 @@ class Account(Said):
     next: int | None = Field(description="`before` of the next page; null on the last.")
 
 
-class NoticesChange(Heard):
+class NoticesChange(RequestModel):
     """How the owner wants to be told by e-mail; what is not named stays, null takes it away."""
 
     model_config = ConfigDict(
@@ -68,7 +68,7 @@ class NoticesChange(Heard):
     low_credits: int | None = Field(None, ge=0, le=MOST_CREDITS, strict=True)
 
 
-class Notices(Said):
+class Notices(ResponseModel):
     """How the owner is told by e-mail."""
 
     email: str | None = Field(description="Null: not at all.")

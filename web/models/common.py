@@ -34,7 +34,7 @@ _KNOWN = {
 JOB, PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6"
 
 
-class Said(BaseModel):
+class ResponseModel(BaseModel):
     """An answer."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
@@ -49,7 +49,7 @@ def camel_keys(value: Mapping[str, Any]) -> dict[str, Any]:
 Options = Annotated[dict[str, Any], AfterValidator(camel_keys)]
 
 
-class Heard(BaseModel):
+class RequestModel(BaseModel):
     """A request: a field that we do not know is a fault."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid")

@@ -6,10 +6,10 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES
-from web.models.common import PICTURE, Heard, Said
+from web.models.common import PICTURE, RequestModel, ResponseModel
 
 
-class ImageAddresses(Heard):
+class ImageAddresses(RequestModel):
     """Pictures to fetch: `url` or `urls`."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"urls": ["https://pictures.example/rex1.jpg"]}})
@@ -18,14 +18,14 @@ class ImageAddresses(Heard):
     urls: list[str] | None = Field(None, min_length=1, max_length=20)
 
 
-class Fault(Said):
+class Fault(ResponseModel):
     """What is wrong with a picture, as a word and in words."""
 
     code: str
     text: str
 
 
-class Image(Said):
+class Image(ResponseModel):
     """A stored picture of a subject."""
 
     model_config = ConfigDict(
@@ -55,7 +55,7 @@ class Image(Said):
     created_at: datetime
 
 
-class Images(Said):
+class Images(ResponseModel):
     """The pictures of a subject."""
 
     images: list[Image]
@@ -63,7 +63,7 @@ class Images(Said):
     needed: int = Field(MIN_PICTURES, description="How many good ones a training takes at least.")
 
 
-class RefusedImage(Said):
+class RefusedImage(ResponseModel):
     """A file or address of the request that was not stored, by its place in the request."""
 
     index: int
@@ -71,14 +71,14 @@ class RefusedImage(Said):
     detail: str
 
 
-class StoredImages(Said):
+class StoredImages(ResponseModel):
     """What became of the pictures of a request."""
 
     images: list[Image]
     refused: list[RefusedImage]
 
 
-class ImageChange(Heard):
+class ImageChange(RequestModel):
     """A new caption; null takes it away."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"caption": "sks dog on a sofa"}})

@@ -2,11 +2,11 @@
 
 from pydantic import ConfigDict, Field
 
-from web.models.common import Heard, Said
+from web.models.common import RequestModel, ResponseModel
 from web.models.trainings import Training
 
 
-class SubjectSettings(Said):
+class SubjectSettings(ResponseModel):
     """How a subject is trained."""
 
     model_config = ConfigDict(
@@ -28,7 +28,7 @@ class SubjectSettings(Said):
     webhook_url: str | None
 
 
-class SubjectChange(Heard):
+class SubjectChange(RequestModel):
     """What to change; what is not named stays, and null takes a value away."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"trainAutomatically": True, "triggerWord": "sks dog"}})
@@ -40,7 +40,7 @@ class SubjectChange(Heard):
     webhook_url: str | None = Field(None, max_length=2000)
 
 
-class ProfileSet(Said):
+class ProfileSet(ResponseModel):
     """Whether a complete profile set started a training, and why not."""
 
     model_config = ConfigDict(

@@ -8,10 +8,10 @@ from pydantic import ConfigDict, Field
 
 from storage.tables import PictureState, Stage, Status
 from training.spec import MAX_PICTURES, MIN_PICTURES, Backend, Family
-from web.models.common import JOB, PICTURE, Heard, Options, Said, as_in_spec
+from web.models.common import JOB, PICTURE, Options, RequestModel, ResponseModel, as_in_spec
 
 
-class TrainRequest(Heard):
+class TrainRequest(RequestModel):
     """What to train. Where it is silent, the subject's settings say it, then the family's recipe."""
 
     # Unknown fields are let in, to be named beside all other faults.
@@ -69,7 +69,7 @@ class TrainRequest(Heard):
     webhook_url: Any = as_in_spec("webhook_url", "Base address that notices are sent to.")
 
 
-class Spec(Said):
+class Spec(ResponseModel):
     """The recipe of a training, filled in."""
 
     base_model: str
@@ -94,7 +94,7 @@ class Spec(Said):
     validation: Options
 
 
-class Paid(Said):
+class Paid(ResponseModel):
     """Credits of a training."""
 
     held: int
@@ -102,14 +102,14 @@ class Paid(Said):
     refunded: int
 
 
-class Failure(Said):
+class Failure(ResponseModel):
     """Why a training ended without a LoRA."""
 
     code: str
     message: str | None
 
 
-class UsedPicture(Said):
+class UsedPicture(ResponseModel):
     """A picture of a training, by its place in `imageIds`."""
 
     position: int
@@ -117,14 +117,14 @@ class UsedPicture(Said):
     faults: list[str]
 
 
-class LoraFile(Said):
+class LoraFile(ResponseModel):
     """The finished file."""
 
     sha256: str
     bytes: int
 
 
-class Training(Said):
+class Training(ResponseModel):
     """A training."""
 
     model_config = ConfigDict(
@@ -179,7 +179,7 @@ class Training(Said):
     finished_at: datetime | None
 
 
-class Lora(Said):
+class Lora(ResponseModel):
     """The newest finished LoRA of a subject, as a generator needs it."""
 
     model_config = ConfigDict(
@@ -213,14 +213,14 @@ class Lora(Said):
     finished_at: datetime | None
 
 
-class Trainings(Said):
+class Trainings(ResponseModel):
     """The trainings of a subject."""
 
     latest: Training | None
     history: list[Training] = Field(description="The earlier ones, newest first.")
 
 
-class Quoted(Said):
+class Quoted(ResponseModel):
     """What a training would cost, and how long it would take. Nothing was started."""
 
     model_config = ConfigDict(
@@ -246,14 +246,14 @@ class Quoted(Said):
     measured: bool = Field(description="Whether `seconds` comes from trainings that ended here.")
 
 
-class Preview(Said):
+class Preview(ResponseModel):
     """A picture that a training made on its way."""
 
     name: str
     url: str
 
 
-class Previews(Said):
+class Previews(ResponseModel):
     """Pictures that a training made on its way, oldest first."""
 
     previews: list[Preview]

@@ -10,10 +10,10 @@ from core.errors import NotFound, SpecInvalid
 from jobs import accounts, overview
 from jobs.remote import trainers
 from tasks import fleet
-from web.auth import Here
+from web.auth import ServicesDep
 from web.pages import session as sessions
 from web.pages.render import STATIC, render
-from web.pages.session import COOKIE, LASTS_S, Operator, PageRoute, Reader, SomeOne, check_origin
+from web.pages.session import COOKIE, LASTS_S, PageOperatorDep, PageReaderDep, PageRoute, SessionDep, check_origin
 from web.routes.account import account as look_at_account
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
@@ -33,7 +33,7 @@ def sign_in(request: Request, back: Annotated[str, Query(alias="next", max_lengt
 @router.post("/sign-in")
 def begin_session(
     request: Request,
-    services: Here,
+    services: ServicesDep,
     token: Annotated[str, Form(max_length=500)] = "",
     owner: Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = "",
     back: Annotated[str, Form(alias="next", max_length=500)] = "/",
@@ -51,7 +51,7 @@ def begin_session(
 
 
 @router.post("/sign-out")
-def end_session(request: Request, _: SomeOne) -> Response:
+def end_session(request: Request, _: SessionDep) -> Response:
     answer = RedirectResponse("/sign-in", 303)
     answer.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
     return answer
@@ -76,7 +76,10 @@ def static(name: Annotated[str, Path(max_length=60, pattern=r"^[a-z_]+\.(css|js|
 
 @router.get("/account")
 def account(
-    request: Request, services: Here, caller: Reader, before: Annotated[int | None, Query(ge=1, le=2**53)] = None
+    request: Request,
+    services: ServicesDep,
+    caller: PageReaderDep,
+    before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
 ) -> Response:
     found = look_at_account(services, caller, _PAGE, before)
     return render(request, "account.html", account=found, before=before)
@@ -86,7 +89,7 @@ def account(
 
 
 @router.get("/operators")
-def operators(request: Request, services: Here, _: Operator) -> Response:
+def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Response:
     return render(
         request,
         "operators.html",

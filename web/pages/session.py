@@ -27,7 +27,7 @@ from jobs.services import Services
 from storage.database import AWAY
 from web.auth import Caller, check_rate, services_of
 from web.pages.render import render
-from web.problems import PROBLEMS, Refused, refusal
+from web.problems import PROBLEMS, RequestRefused, refusal
 
 COOKIE = "imprint_session"
 LASTS_S = 7 * 24 * 3600
@@ -39,7 +39,7 @@ class SignedOut(Exception):
 
 
 @dataclass(frozen=True)
-class Session:
+class PageSession:
     """Who is signed in. Without an owner it is an operator, who sees the installation but nobody's pictures."""
 
     token: tokens.Token
@@ -52,7 +52,7 @@ class Session:
 # ---- the cookie -----------------------------------------------------------------------------------------------
 
 
-def begin(request: Request, services: Services, secret: str, owner_id: str) -> tuple[Session, str]:
+def begin(request: Request, services: Services, secret: str, owner_id: str) -> tuple[PageSession, str]:
     """The session of who shows a token, and its cookie. Raises SpecInvalid, by field."""
     token = tokens.find(services, secret.strip()) if len(secret) <= _MOST_TOKEN else None
     if token is None:
@@ -60,7 +60,7 @@ def begin(request: Request, services: Services, secret: str, owner_id: str) -> t
     owner_id = owner_id.strip()
     if token.owner_id and owner_id not in ("", token.owner_id):
         raise SpecInvalid.of({"owner": "This token belongs to another owner: leave the owner empty."})
-    session = Session(token, token.owner_id or owner_id or None)
+    session = PageSession(token, token.owner_id or owner_id or None)
     if session.owner_id is None and not session.may("operate"):
         raise SpecInvalid.of({"owner": "This is a service token: name the owner that you want to see."})
     told = {"token": token.id, "owner": session.owner_id, "until": int(time.time()) + LASTS_S}
@@ -68,7 +68,7 @@ def begin(request: Request, services: Services, secret: str, owner_id: str) -> t
     return session, f"{body}.{_signature(request, body)}"
 
 
-def read(request: Request, services: Services) -> Session | None:
+def read(request: Request, services: Services) -> PageSession | None:
     """The session of a request's cookie, if it is ours, not over, and its token is still valid."""
     body, _, signature = request.cookies.get(COOKIE, "").partition(".")
     if not hmac.compare_digest(_signature(request, body).encode(), signature.encode()):
@@ -78,7 +78,7 @@ def read(request: Request, services: Services) -> Session | None:
     except (binascii.Error, ValueError):
         return None
     token = tokens.valid(services, told["token"]) if time.time() < told["until"] else None
-    return None if token is None else Session(token, told["owner"])
+    return None if token is None else PageSession(token, told["owner"])
 
 
 def _signature(request: Request, body: str) -> str:
@@ -90,14 +90,14 @@ def _signature(request: Request, body: str) -> str:
 
 
 def check_origin(request: Request) -> None:
-    """Only forms of our own pages: browsers say with every POST where it comes from. Raises Refused."""
+    """Only forms of our own pages: browsers say with every POST where it comes from. Raises RequestRefused."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     from_here = origin is not None and urlsplit(origin).netloc == request.headers.get("host")
     if not from_here or site not in (None, "same-origin"):
-        raise Refused("forbidden", "this form was not sent from a page of this service")
+        raise RequestRefused("forbidden", "this form was not sent from a page of this service")
 
 
-def session_of(request: Request, services: Annotated[Services, Depends(services_of)]) -> Session:
+def session_of(request: Request, services: Annotated[Services, Depends(services_of)]) -> PageSession:
     """A dependency: who is signed in, and for a POST that it comes from our pages. Raises SignedOut."""
     session = read(request, services)
     if session is None:
@@ -109,32 +109,32 @@ def session_of(request: Request, services: Annotated[Services, Depends(services_
     return session
 
 
-SomeOne = Annotated[Session, Depends(session_of)]
+SessionDep = Annotated[PageSession, Depends(session_of)]
 
 
-def needs(scope: str) -> Callable[..., Caller]:
+def require_scope(scope: str) -> Callable[..., Caller]:
     """A dependency: the owner that is signed in, with a token that has `scope`."""
 
-    def caller(session: SomeOne) -> Caller:
+    def caller(session: SessionDep) -> Caller:
         if not session.may(scope):
-            raise Refused("forbidden", f"your token has no scope {scope}: sign in with one that has")
+            raise RequestRefused("forbidden", f"your token has no scope {scope}: sign in with one that has")
         if session.owner_id is None:
-            raise Refused("forbidden", "you are signed in for no owner: sign in again and name one")
+            raise RequestRefused("forbidden", "you are signed in for no owner: sign in again and name one")
         return Caller(session.token, session.owner_id)
 
     return caller
 
 
-def operator(session: SomeOne) -> Session:
+def require_operator(session: SessionDep) -> PageSession:
     """A dependency for what shows the whole installation."""
     if not session.may("operate"):
-        raise Refused("forbidden", "this page is for operators: sign in with a token that has the scope operate")
+        raise RequestRefused("forbidden", "this page is for operators: sign in with a token that has the scope operate")
     return session
 
 
-Reader = Annotated[Caller, Depends(needs("read"))]
-Trainer = Annotated[Caller, Depends(needs("train"))]
-Operator = Annotated[Session, Depends(operator)]
+PageReaderDep = Annotated[Caller, Depends(require_scope("read"))]
+PageTrainerDep = Annotated[Caller, Depends(require_scope("train"))]
+PageOperatorDep = Annotated[PageSession, Depends(require_operator)]
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class PageRoute(APIRoute):
                 return await handle(request)
             except SignedOut:
                 return _to_sign_in(request)
-            except (Refused, ImprintError, RequestValidationError, HTTPException, *AWAY) as error:
+            except (RequestRefused, ImprintError, RequestValidationError, HTTPException, *AWAY) as error:
                 if request.headers.get("accept") == "application/json":  # the script's uploads
                     raise
                 return _as_page(request, error)

@@ -14,10 +14,10 @@ from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_settings
 from storage.tables import ACTIVE
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
-from web.auth import Caller, Here
+from web.auth import Caller, ServicesDep
 from web.models.trainings import Training, TrainRequest
 from web.pages.render import count, number, render, segment
-from web.pages.session import PageRoute, Reader, Trainer
+from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.problems import refusal
 from web.routes import images as image_routes
 from web.routes import subjects as subject_routes
@@ -37,12 +37,12 @@ _ANY = "x"  # a trigger word for asking the price, which does not depend on it
 
 
 @router.get("/")
-def index(request: Request, services: Here, caller: Reader) -> Response:
+def index(request: Request, services: ServicesDep, caller: PageReaderDep) -> Response:
     return render(request, "subjects.html", subjects=overview.subjects_of(services, caller.owner_id))
 
 
 @router.get("/subjects")
-def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: Reader) -> Response:
+def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: PageReaderDep) -> Response:
     return _to(name.strip() or _ANY)
 
 
@@ -50,7 +50,7 @@ def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: R
 
 
 @dataclass(frozen=True)
-class Wish:
+class TrainForm:
     """What the form asks for, as far as it was filled in."""
 
     base_model: str | None = None
@@ -75,8 +75,8 @@ class Wish:
 @router.get("/subjects/{id}")
 def subject(
     request: Request,
-    services: Here,
-    caller: Reader,
+    services: ServicesDep,
+    caller: PageReaderDep,
     subject_id: SubjectId,
     base_model: Annotated[str | None, Query(max_length=300)] = None,
     max_steps: Annotated[str, Query(max_length=20)] = "",
@@ -86,9 +86,9 @@ def subject(
     kept = subject_settings.settings_of(services, owner_id, subject_id)
     pictures = subject_pictures.shown(services, owner_id, subject_id)
     good = _good(pictures)
-    wish = Wish(base_model or kept["base_model"] or "sd15", max_steps, resolution)
-    quote, faults = _quoted(services, owner_id, wish, good)
-    usual, _ = _quoted(services, owner_id, Wish(kept["base_model"]), good)
+    form = TrainForm(base_model or kept["base_model"] or "sd15", max_steps, resolution)
+    quote, faults = _quoted(services, owner_id, form, good)
+    usual, _ = _quoted(services, owner_id, TrainForm(kept["base_model"]), good)
     trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_EARLIER)
     return render(
         request,
@@ -102,7 +102,7 @@ def subject(
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
         bases=_bases(services, owner_id, good),
-        wish=wish,
+        chosen=form,
         quote=quote,
         faults=faults,
         short=_short(good, quote),
@@ -121,12 +121,12 @@ def _good(pictures: list[dict[str, Any]]) -> list[str]:
     return [picture["id"] for picture in pictures if picture["verdict"] != "bad"][-MAX_PICTURES:]
 
 
-def _quoted(services: Services, owner_id: str, wish: Wish, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
-    """Price and time of a wish, for five pictures where there are not so many yet; or what is wrong with it."""
+def _quoted(services: Services, owner_id: str, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
+    """Price and time of a form, for five pictures where there are not so many yet; or what is wrong with it."""
     images = [*good, *(f"pic_{at}" for at in range(MIN_PICTURES - len(good)))]
     request = {"owner_id": owner_id, "subject_id": _ANY, "trigger_word": _ANY, "images": images}
     try:
-        return service.quote(services, {**request, **wish.arguments()}), {}
+        return service.quote(services, {**request, **form.arguments()}), {}
     except SpecInvalid as error:
         return None, refusal(error).faults
 
@@ -135,7 +135,7 @@ def _bases(services: Services, owner_id: str, good: list[str]) -> list[dict[str,
     made = []
     for name, base in BASE_MODELS.items():
         title, about = _ABOUT[name]
-        quote, _ = _quoted(services, owner_id, Wish(name), good)
+        quote, _ = _quoted(services, owner_id, TrainForm(name), good)
         resolution = RECIPES[base.family]["resolution"]
         made.append({"name": name, "title": title, "about": about, "resolution": resolution, "quote": quote})
     return made
@@ -164,8 +164,8 @@ def _are(good: int) -> str:
 
 @router.post("/subjects/{id}/settings")
 def save(
-    services: Here,
-    caller: Trainer,
+    services: ServicesDep,
+    caller: PageTrainerDep,
     subject_id: SubjectId,
     trigger_word: Annotated[str, Form(max_length=500)] = "",
     class_word: Annotated[str, Form(max_length=500)] = "",
@@ -185,12 +185,12 @@ def _save(
 
 @router.post("/subjects/{id}/automatic")
 def automatic(
-    services: Here, caller: Trainer, subject_id: SubjectId, on: Annotated[Literal["yes", "no"], Form()]
+    services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, on: Annotated[Literal["yes", "no"], Form()]
 ) -> Response:
     kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
     if on == "yes":
         good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
-        usual, _ = _quoted(services, caller.owner_id, Wish(kept["base_model"]), good)
+        usual, _ = _quoted(services, caller.owner_id, TrainForm(kept["base_model"]), good)
         if in_the_way := [*_not_set_up(kept), *_short(good, usual)]:
             raise IllegalMove(" ".join(in_the_way))
     subject_settings.change(services, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
@@ -200,8 +200,8 @@ def automatic(
 @router.post("/subjects/{id}/train")
 def start(
     request: Request,
-    services: Here,
-    caller: Trainer,
+    services: ServicesDep,
+    caller: PageTrainerDep,
     subject_id: SubjectId,
     key: Annotated[str, Form(pattern=r"^[0-9a-f]{32}$")],
     credits_shown: Annotated[int, Form(ge=0)],
@@ -215,8 +215,8 @@ def start(
     if not trigger_word.strip():
         raise SpecInvalid.of({"trigger_word": "A training needs the word that will call the subject."})
     good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
-    wish = Wish(base_model, max_steps, resolution)
-    quote, faults = _quoted(services, caller.owner_id, wish, good)
+    form = TrainForm(base_model, max_steps, resolution)
+    quote, faults = _quoted(services, caller.owner_id, form, good)
     if quote is None:
         raise SpecInvalid.of(faults)
     if in_the_way := _short(good, quote):
@@ -228,7 +228,7 @@ def start(
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
     body = TrainRequest.model_validate({"imageIds": good})
-    for name, value in wish.arguments().items():
+    for name, value in form.arguments().items():
         setattr(body, name, value)
     training = subject_routes.train(request, services, caller, subject_id, body, Response(), False, f"page:{key}")
     assert isinstance(training, Training)  # noqa: S101 - it was no dry run
@@ -236,7 +236,7 @@ def start(
 
 
 @router.post("/subjects/{id}/images")
-async def upload(request: Request, services: Here, caller: Trainer, subject_id: SubjectId) -> Response:
+async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     """The form's files; for the script, which sends them one by one, the API's own answer."""
     stored = await image_routes.add_images(request, services, caller, subject_id)
     if request.headers.get("accept") == "application/json":
@@ -245,14 +245,14 @@ async def upload(request: Request, services: Here, caller: Trainer, subject_id: 
 
 
 @router.get("/subjects/{id}/images/{imageId}")
-def picture(services: Here, caller: Reader, subject_id: SubjectId, picture_id: PictureId) -> Response:
+def picture(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
     return image_routes.image_preview(services, caller, subject_id, picture_id)
 
 
 @router.post("/subjects/{id}/images/{imageId}/caption")
 def caption(
-    services: Here,
-    caller: Trainer,
+    services: ServicesDep,
+    caller: PageTrainerDep,
     subject_id: SubjectId,
     picture_id: PictureId,
     text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
@@ -262,7 +262,7 @@ def caption(
 
 
 @router.post("/subjects/{id}/images/{imageId}/remove")
-def remove(services: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId) -> Response:
+def remove(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
     subject_pictures.remove(services, caller.owner_id, subject_id, picture_id)
     return _to(subject_id, "removed")
 

@@ -16,11 +16,11 @@ from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.view import View
 from storage.tables import ACTIVE, JobEvent, Stage
-from web.auth import Here
+from web.auth import ServicesDep
 from web.models.trainings import Preview
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
-from web.pages.session import PageRoute, Reader, Trainer
+from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.routes import trainings as training_routes
 from web.routes.trainings import TrainingId
 
@@ -30,7 +30,7 @@ _SAMPLE = re.compile(r"([0-9]+)-0*([0-9]+)_([0-9a-z]+)\.[a-z]+")
 
 
 @router.get("")
-def training(request: Request, services: Here, caller: Reader, job_id: TrainingId) -> Response:
+def training(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
     newest = history.newest_event(services, job_id)  # before the look: what happens in between is told again
     view = service.look(services, job_id, caller.owner_id)
     active = view["status"] in ACTIVE
@@ -114,13 +114,13 @@ def _usage(view: View) -> list[tuple[str, str, str]]:
 
 
 @router.post("/cancel")
-def cancel(request: Request, services: Here, caller: Trainer, job_id: TrainingId) -> Response:
+def cancel(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     training_routes.cancel(request, services, caller, job_id)
     return RedirectResponse(f"/trainings/{job_id}?said=cancelled", 303)
 
 
 @router.post("/again")
-def again(request: Request, services: Here, caller: Trainer, job_id: TrainingId) -> Response:
+def again(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     made = training_routes.retry(request, services, caller, job_id, Response())
     return RedirectResponse(f"/trainings/{made.id}?said=started", 303)
 
@@ -131,8 +131,8 @@ def again(request: Request, services: Here, caller: Trainer, job_id: TrainingId)
 @router.get("/events")
 async def events(
     request: Request,
-    services: Here,
-    caller: Reader,
+    services: ServicesDep,
+    caller: PageReaderDep,
     job_id: TrainingId,
     after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)] = None,
@@ -141,10 +141,12 @@ async def events(
 
 
 @router.get("/previews/{name}")
-def preview(services: Here, caller: Reader, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]) -> Response:
+def preview(
+    services: ServicesDep, caller: PageReaderDep, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]
+) -> Response:
     return training_routes.preview(services, caller, job_id, name)
 
 
 @router.get("/download")
-def download(request: Request, services: Here, caller: Reader, job_id: TrainingId) -> Response:
+def download(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
     return training_routes.download(request, services, caller, job_id)

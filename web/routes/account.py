@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 
 from jobs import accounts
 from jobs.notices import notices
-from web.auth import Here, Reader, Trainer
+from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange
 from web.problems import responses
 from web.routes.subjects import ALWAYS
@@ -17,8 +17,8 @@ router = APIRouter(prefix="/api", tags=["account"])
 
 @router.get("/account", summary="Balance, holds and entries", responses=responses(*ALWAYS))
 def account(
-    services: Here,
-    caller: Reader,
+    services: ServicesDep,
+    caller: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=200, description="Entries of one page.")] = 50,
     before: Annotated[int | None, Query(ge=1, le=2**53, description="Entries older than this `seq`.")] = None,
 ) -> Account:
@@ -32,7 +32,7 @@ def account(
 
 
 @router.get("/account/notices", summary="How the owner is told by e-mail", responses=responses(*ALWAYS))
-def notices_of(services: Here, caller: Reader) -> Notices:
+def notices_of(services: ServicesDep, caller: ReaderDep) -> Notices:
     return Notices(**notices.get(services, caller.owner_id))
 
 
@@ -41,6 +41,6 @@ def notices_of(services: Here, caller: Reader) -> Notices:
     summary="Change how the owner is told by e-mail",
     responses=responses(*ALWAYS, "too_large"),
 )
-def change_notices(services: Here, caller: Trainer, change: NoticesChange) -> Notices:
+def change_notices(services: ServicesDep, caller: TrainerDep, change: NoticesChange) -> Notices:
     values = {name: getattr(change, name) for name in change.model_fields_set}
     return Notices(**notices.put(services, caller.owner_id, values))

@@ -14,9 +14,9 @@ from core.errors import FailureCode, ImageInvalid, ImageUnreachable, SpecInvalid
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import subject_pictures
-from web.auth import Here, Reader, Trainer
+from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.models.pictures import Fault, Image, ImageAddresses, ImageChange, Images, RefusedImage, StoredImages
-from web.problems import Refused, responses
+from web.problems import RequestRefused, responses
 from web.routes.subjects import ALWAYS, SubjectId
 
 router = APIRouter(prefix="/api/influencer/{id}", tags=["images"])
@@ -70,8 +70,8 @@ def max_body_bytes(settings: Settings) -> int:
 )
 async def add_images(
     request: Request,
-    services: Here,
-    caller: Trainer,
+    services: ServicesDep,
+    caller: TrainerDep,
     subject_id: SubjectId,
     masks: Annotated[bool, Query(description="What is stored are masks: they are not among the pictures.")] = False,
 ) -> StoredImages:
@@ -85,7 +85,7 @@ async def add_images(
         addresses = _addresses(await request.body())
         readers = [_fetcher(services, address) for address in addresses]
         return await run_in_threadpool(_store, services, caller.owner_id, subject_id, readers, masks)
-    raise Refused("unsupported_media_type", "pictures come as multipart/form-data or application/json")
+    raise RequestRefused("unsupported_media_type", "pictures come as multipart/form-data or application/json")
 
 
 Read = Callable[[], bytes]
@@ -133,21 +133,21 @@ def _store(services: Services, owner_id: str, subject_id: str, readers: Iterable
     return StoredImages(images=images, refused=refused)
 
 
-def _nothing(refused: list[RefusedImage]) -> Refused:
+def _nothing(refused: list[RefusedImage]) -> RequestRefused:
     invalid = any(one.code == FailureCode.IMAGE_INVALID for one in refused)
     faults = {f"{one.index}": one.detail for one in refused}
-    return Refused("image_invalid" if invalid else "image_unreachable", "no picture was stored", faults=faults)
+    return RequestRefused("image_invalid" if invalid else "image_unreachable", "no picture was stored", faults=faults)
 
 
 @router.get("/lora/available-images", summary="The pictures of a subject, with verdicts", responses=responses(*ALWAYS))
-def available_images(services: Here, caller: Reader, subject_id: SubjectId) -> Images:
+def available_images(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> Images:
     images = [_image(subject_id, view) for view in subject_pictures.shown(services, caller.owner_id, subject_id)]
     return Images(images=images, good=sum(image.verdict != "bad" for image in images))
 
 
 @router.patch("/images/{imageId}", summary="Caption a picture", responses=responses(*ALWAYS, "not_found", "too_large"))
 def caption_image(
-    services: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId, body: ImageChange
+    services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId, body: ImageChange
 ) -> Image:
     return _image(subject_id, subject_pictures.caption(services, caller.owner_id, subject_id, picture_id, body.caption))
 
@@ -158,7 +158,7 @@ def caption_image(
     summary="Remove a picture; trainings that use it go on",
     responses=responses(*ALWAYS, "not_found"),
 )
-def remove_image(services: Here, caller: Trainer, subject_id: SubjectId, picture_id: PictureId) -> None:
+def remove_image(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId) -> None:
     subject_pictures.remove(services, caller.owner_id, subject_id, picture_id)
 
 
@@ -168,7 +168,7 @@ def remove_image(services: Here, caller: Trainer, subject_id: SubjectId, picture
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}}, **responses(*ALWAYS, "not_found")},
 )
-def image_preview(services: Here, caller: Reader, subject_id: SubjectId, picture_id: PictureId) -> Response:
+def image_preview(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
     data = subject_pictures.preview(services, caller.owner_id, subject_id, picture_id)
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 

@@ -13,8 +13,8 @@ from core.errors import StoreUnavailable
 from jobs.services import Services
 from storage.database import AWAY
 from tasks.relay import broker_answers
-from web.auth import Here, Operator
-from web.metrics import Measures
+from web.auth import OperatorDep, ServicesDep
+from web.metrics import WebMetrics
 from web.problems import responses
 
 router = APIRouter(tags=["service"])
@@ -83,7 +83,7 @@ async def healthz() -> Alive:
 @router.get(
     "/readyz", summary="Can it work? 503 if database, store or broker is away.", responses={503: {"model": Ready}}
 )
-def readyz(request: Request, services: Here, response: Response) -> Ready:
+def readyz(request: Request, services: ServicesDep, response: Response) -> Ready:
     readiness: Readiness = request.app.state.readiness
     found = readiness.look(services)
     if found.status != "ok":
@@ -91,9 +91,9 @@ def readyz(request: Request, services: Here, response: Response) -> Ready:
     return found
 
 
-def _measures(request: Request) -> Measures:
-    measures: Measures = request.app.state.measures
-    return measures
+def _web_metrics(request: Request) -> WebMetrics:
+    metrics: WebMetrics = request.app.state.metrics
+    return metrics
 
 
 @router.get(
@@ -102,5 +102,5 @@ def _measures(request: Request) -> Measures:
     response_class=PlainTextResponse,
     responses=responses("unauthorized", "forbidden", "rate_limited", "unavailable"),
 )
-def metrics(_: Operator, measures: Annotated[Measures, Depends(_measures)]) -> Response:
-    return Response(measures.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+def metrics(_: OperatorDep, web_metrics: Annotated[WebMetrics, Depends(_web_metrics)]) -> Response:
+    return Response(web_metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")

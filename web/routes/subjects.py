@@ -12,7 +12,7 @@ from jobs.services import Services
 from jobs.subjects import loras, subject_settings
 from training.spec import GROUPS
 from web import signing
-from web.auth import Caller, Here, Reader, Trainer
+from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import inner_keys
 from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
 from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest, training_of
@@ -78,8 +78,8 @@ def _masked(image: Any, mask: Any) -> Any:
 )
 def train(
     request: Request,
-    services: Here,
-    caller: Trainer,
+    services: ServicesDep,
+    caller: TrainerDep,
     subject_id: SubjectId,
     body: TrainRequest,
     response: Response,
@@ -110,8 +110,8 @@ def train(
     "/lora/status", summary="The latest training of a subject, and the earlier ones", responses=responses(*ALWAYS)
 )
 def status(
-    services: Here,
-    caller: Reader,
+    services: ServicesDep,
+    caller: ReaderDep,
     subject_id: SubjectId,
     limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
 ) -> Trainings:
@@ -130,8 +130,8 @@ def status(
 )
 def lora(
     request: Request,
-    services: Here,
-    caller: Reader,
+    services: ServicesDep,
+    caller: ReaderDep,
     subject_id: SubjectId,
     base_model: Annotated[
         str | None,
@@ -150,12 +150,14 @@ def lora(
 
 
 @router.get("/lora/settings", summary="How a subject is trained", responses=responses(*ALWAYS))
-def settings(services: Here, caller: Reader, subject_id: SubjectId) -> SubjectSettings:
+def settings(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> SubjectSettings:
     return SubjectSettings(**subject_settings.settings_of(services, caller.owner_id, subject_id))
 
 
 @router.patch("/lora/settings", summary="Change how a subject is trained", responses=responses(*_WRITES))
-def change_settings(services: Here, caller: Trainer, subject_id: SubjectId, body: SubjectChange) -> SubjectSettings:
+def change_settings(
+    services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, body: SubjectChange
+) -> SubjectSettings:
     values = body.model_dump(exclude_unset=True)
     return SubjectSettings(**subject_settings.change(services, caller.owner_id, subject_id, values))
 
@@ -167,7 +169,9 @@ def change_settings(services: Here, caller: Trainer, subject_id: SubjectId, body
     "the subject's webhook, say what does. Said twice, it starts one.",
     responses=responses(*_WRITES),
 )
-def profile_set_completed(request: Request, services: Here, caller: Trainer, subject_id: SubjectId) -> ProfileSet:
+def profile_set_completed(
+    request: Request, services: ServicesDep, caller: TrainerDep, subject_id: SubjectId
+) -> ProfileSet:
     done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id)
     request.app.state.courier.ask()
     training = training_of(done.training) if done.training else None

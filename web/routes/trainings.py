@@ -16,9 +16,9 @@ from jobs.services import Services
 from jobs.view import View
 from storage.tables import ACTIVE, Status
 from web import signing
-from web.auth import Here, Reader, Trainer
+from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.models.trainings import Preview, Previews, Training, training_of
-from web.problems import Refused, responses
+from web.problems import RequestRefused, responses
 from web.routes.subjects import ALWAYS
 from web.streams import Streams, encoded
 
@@ -39,7 +39,7 @@ _KINDS = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp":
 
 
 @router.get("", summary="Where a training stands", responses=responses(*_ONE))
-def training(services: Here, caller: Reader, job_id: TrainingId) -> Training:
+def training(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Training:
     return training_of(service.look(services, job_id, caller.owner_id))
 
 
@@ -49,7 +49,7 @@ def training(services: Here, caller: Reader, job_id: TrainingId) -> Training:
     description="Steps that were done are charged, the rest of the credits comes back. Again changes nothing.",
     responses=responses(*_ONE, "illegal_move"),
 )
-def cancel(request: Request, services: Here, caller: Trainer, job_id: TrainingId) -> Training:
+def cancel(request: Request, services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Training:
     service.look(services, job_id, caller.owner_id)
     view = service.cancel(services, job_id)
     request.app.state.courier.ask()
@@ -65,7 +65,9 @@ def cancel(request: Request, services: Here, caller: Trainer, job_id: TrainingId
         **responses(*_ONE, "illegal_move", "insufficient_credits"),
     },
 )
-def retry(request: Request, services: Here, caller: Trainer, job_id: TrainingId, response: Response) -> Training:
+def retry(
+    request: Request, services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response
+) -> Training:
     service.look(services, job_id, caller.owner_id)
     view = service.retry(services, job_id)
     request.app.state.courier.ask()
@@ -91,8 +93,8 @@ def retry(request: Request, services: Here, caller: Trainer, job_id: TrainingId,
 )
 async def events(
     request: Request,
-    services: Here,
-    caller: Reader,
+    services: ServicesDep,
+    caller: ReaderDep,
     job_id: TrainingId,
     last_event_id: Annotated[
         int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1, description="Go on behind this event.")
@@ -125,7 +127,7 @@ async def _past(services: Services, job_id: str, after: int) -> AsyncIterator[by
 @router.get(
     "/log", summary="What happened, in lines for people", response_class=PlainTextResponse, responses=responses(*_ONE)
 )
-def log(services: Here, caller: Reader, job_id: TrainingId) -> str:
+def log(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> str:
     service.look(services, job_id, caller.owner_id)
     return "".join(f"{line}\n" for line in history.lines(service.events(services, job_id)))
 
@@ -134,7 +136,7 @@ def log(services: Here, caller: Reader, job_id: TrainingId) -> str:
 
 
 @router.get("/previews", summary="Pictures that were made on the way", responses=responses(*_ONE))
-def previews(services: Here, caller: Reader, job_id: TrainingId) -> Previews:
+def previews(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Previews:
     service.look(services, job_id, caller.owner_id)
     prefix = keys.previews(job_id)
     names = [key.removeprefix(prefix).replace("/", "-") for key in services.store.list(prefix)]
@@ -148,7 +150,9 @@ def previews(services: Here, caller: Reader, job_id: TrainingId) -> Previews:
     response_class=Response,
     responses={200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}}, **responses(*_ONE)},
 )
-def preview(services: Here, caller: Reader, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]) -> Response:
+def preview(
+    services: ServicesDep, caller: ReaderDep, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]
+) -> Response:
     service.look(services, job_id, caller.owner_id)
     found = _PREVIEW.fullmatch(name)
     if found is None:
@@ -169,7 +173,7 @@ def preview(services: Here, caller: Reader, job_id: TrainingId, name: Annotated[
         **responses(*_ONE, "illegal_move"),
     },
 )
-def download(request: Request, services: Here, caller: Reader, job_id: TrainingId) -> RedirectResponse:
+def download(request: Request, services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> RedirectResponse:
     view = _ready(service.look(services, job_id, caller.owner_id))
     address = services.store.url(view["lora"]["key"], signing.MOST_S)
     return RedirectResponse(signing.file_address(request.app.state.secret, job_id, address), 307)
@@ -187,13 +191,13 @@ def download(request: Request, services: Here, caller: Reader, job_id: TrainingI
 )
 def file(
     request: Request,
-    services: Here,
+    services: ServicesDep,
     job_id: TrainingId,
     expires: Annotated[int, Query(ge=0, le=2**53)],
     signature: Annotated[str, Query(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")],
 ) -> FileResponse:
     if not signing.is_signed(request.app.state.secret, job_id, expires, signature):
-        raise Refused("forbidden", "this address is not signed by us, or its time is over; ask for a new one")
+        raise RequestRefused("forbidden", "this address is not signed by us, or its time is over; ask for a new one")
     address = services.store.url(_ready(service.look(services, job_id))["lora"]["key"], signing.MOST_S)
     path = FilePath(unquote(urlsplit(address).path))
     if urlsplit(address).scheme != "file" or not path.is_file():

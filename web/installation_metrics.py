@@ -28,11 +28,11 @@ _KEPT_S = 15.0
 _DOLLAR = 1_000_000
 
 
-class Installation(Collector):
+class InstallationMetrics(Collector):
     """`lengths` gives the messages that wait in each queue, None where no broker answers."""
 
     def __init__(self, services: Services, lengths: Callable[[], dict[str, int] | None]) -> None:
-        self._house, self._lengths = services, lengths
+        self._services, self._lengths = services, lengths
         self._lock, self._until = threading.Lock(), 0.0
         self._kept: list[Metric] = []
 
@@ -43,10 +43,10 @@ class Installation(Collector):
     def collect(self) -> Iterator[Metric]:
         """The state, asked now."""
         yield from _queues(self._lengths())
-        with self._house.database.reading() as session:
+        with self._services.database.reading() as session:
             yield from _waiting(session)
             yield from _outbox(session)
-            yield from _pods(session, self._house)
+            yield from _pods(session, self._services)
             yield from self._sums(session)
 
     def _sums(self, session: Session) -> list[Metric]:
