@@ -217,6 +217,6 @@ def test_on_a_gpu_compiled_steps_are_recorded(runs: Runs, tmp_path: Path) -> Non
         for _ in range(7):
             live.cohort.step()
         live.cohort.settle()
-        assert len(live.cohort._step._recorded) == 1
+        assert len(live.cohort._step.recorded) == 1
         weights.append(live.cohort.stack.masters.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)

@@ -175,7 +175,7 @@ def test_recorded_steps_are_the_steps(runs: Runs, share: float) -> None:
         weights.append((live.cohort.stack.masters.detach().clone(), losses))
         kinds = {kind for kind in recalls if recalls.count(kind) > WARM_STEPS}
         assert len(kinds) == (2 if share else 1)
-        assert len(live.cohort._step._recorded) == (len(kinds) if is_recorded else 0)
+        assert len(live.cohort._step.recorded) == (len(kinds) if is_recorded else 0)
         assert len(repeats) == (len(recalls) - len(kinds) * WARM_STEPS if is_recorded else 0)
     assert torch.equal(weights[0][0], weights[1][0])
     assert weights[0][1] == weights[1][1]
@@ -203,5 +203,5 @@ def test_on_a_gpu_steps_are_recorded(runs: Runs) -> None:
         live.cohort.step()
     live.cohort.settle()
     assert live.cohort._step.record is not None, "recording failed; the log says why"
-    assert len(live.cohort._step._recorded) == 1
+    assert len(live.cohort._step.recorded) == 1
     assert all(loss == loss for _, loss in live.seat.losses)

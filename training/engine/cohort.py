@@ -11,14 +11,14 @@ from torch import Tensor
 
 from training.backends.checkpoint import State
 from training.backends.randomness import Order
-from training.engine import share
+from training.engine import recording, share
 from training.engine.adapters import Ports
 from training.engine.compiler import Compiler
 from training.engine.draw import Extras, Lot, draw
 from training.engine.optimizer import Stack, Terms
 from training.engine.schedule import rate_at
 from training.engine.stacks import STACKS
-from training.engine.step import Batch, Step, Told, cuda_graph
+from training.engine.step import Batch, Record, Step, Told, cuda_graph
 from training.engine.validation import Exam, Sketch, draw_sketches, is_best, is_over, validation_loss
 from training.families.family import Base, Condition, Family
 from training.lora.safetensor import Array
@@ -123,8 +123,26 @@ class Cohort:
         if self.compiler is not None:
             self.stack.compile(self.compiler)
         # Who does not share its steps has pictures or captions of several sizes: too many shapes to record.
-        records = base.device.type == "cuda" and self.family.shares_steps and not share.is_asked_for()
+        records = (
+            base.device.type == "cuda"
+            and self.family.shares_steps
+            and not share.is_asked_for()
+            and recording.is_allowed()
+        )
         self._step = Step(self.family, base, self.ports, self.layout, self.stack, cuda_graph if records else None)
+
+    def record_with(self, record: Record | None) -> None:
+        """Record steps in another way; None: send each one by one. For checks and measurements."""
+        self._step.record = record
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether any step is repeated from a recording by now."""
+        return bool(self._step.recorded)
+
+    def weights_of(self, job: Seat) -> Tensor:
+        """A job's LoRA as one vector [P] on the device, as it is now."""
+        return self.stack.masters[self.seats.index(job)].detach()
 
     def __len__(self) -> int:
         """How many jobs have a slot."""

@@ -82,7 +82,7 @@ class Step:
         """record: how steps are recorded; None if each is to be sent anew."""
         self.family, self.base, self.ports, self.layout, self.stack = family, base, ports, layout, stack
         self.record = record
-        self._recorded: dict[Any, tuple[Batch, Callable[[], None], Tensor]] = {}
+        self.recorded: dict[Any, tuple[Batch, Callable[[], None], Tensor]] = {}
         self._run: dict[Any, int] = {}  # steps of each shape so far
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -90,11 +90,11 @@ class Step:
         if self.record is None:
             return self._step(batch)
         shape = self._shape(batch)
-        if shape not in self._recorded:
+        if shape not in self.recorded:
             self._run[shape] = self._run.get(shape, 0) + 1
-            if self._run[shape] <= WARM_STEPS or len(self._recorded) >= MOST_RECORDED or not self._learn(shape, batch):
+            if self._run[shape] <= WARM_STEPS or len(self.recorded) >= MOST_RECORDED or not self._learn(shape, batch):
                 return self._step(batch)
-        held, repeat, means = self._recorded[shape]
+        held, repeat, means = self.recorded[shape]
         torch._foreach_copy_(held.tensors, batch.tensors)
         repeat()
         return means.clone()
@@ -117,7 +117,7 @@ class Step:
             log.warning("steps are sent one by one: they cannot be recorded as a CUDA graph (%s)", str(error)[:200])
             self.record, self.stack.masters.grad = None, None
             return False
-        self._recorded[shape] = held, repeat, means
+        self.recorded[shape] = held, repeat, means
         return True
 
     def _step(self, batch: Batch) -> Tensor:
