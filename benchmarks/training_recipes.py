@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from training.engine.cohort import Cohort
 from training.engine.compiler import Compiler
 from training.engine.engine import Engine
 from training.families.diffusion import DiscreteSchedule
-from training.families.family import Base, Where
+from training.families.encoders import Encoders
+from training.families.family import Base, Where, vae_dtype
 from training.ports import Example, Progress, TrainRun
 from training.spec import TrainSpec
 from training.tiny_words import clip_vocabulary
@@ -62,13 +64,16 @@ def base_of(size: str, device: torch.device, dtype: torch.dtype, folder: Path) -
     if size == "tiny":
         return families.find("sd15").load(Where(tiny_base.make(folder / "tiny"), device, dtype))
     vocabulary, merges = clip_vocabulary()
-    encoders: dict[str, Any] = {
-        "tokenizer": CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77),
-        "text_encoder": _random(lambda: CLIPTextModel(_TEXT), device, torch.float32),
-        "vae": _random(lambda: lib.AutoencoderKL(**_VAE), device, torch.float32),
-    }
+    encoders = Encoders(
+        {
+            "tokenizer": lambda: CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77),
+            "text_encoder": lambda: _random(lambda: CLIPTextModel(_TEXT), device, torch.float32),
+            "vae": lambda: _random(lambda: lib.AutoencoderKL(**_VAE), device, vae_dtype(dtype)),
+        },
+        device,
+    )
     alphas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).pow(2).neg().add(1).cumprod(0).to(device)
-    unet = _random(lambda: lib.UNet2DConditionModel(**_UNET), device, dtype)
+    unet = partial(_random, lambda: lib.UNet2DConditionModel(**_UNET), device, dtype)
     return Base(unet, encoders, DiscreteSchedule(alphas, 0.18215, "epsilon"), device, dtype, "epsilon")
 
 
@@ -93,7 +98,8 @@ def _random(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -
 
 def plain(base: Base, size: str, *, cached: bool) -> Step:
     """One step of the plain loop: VAE and text encoder (once only if `cached`), UNet with peft, clip, AdamW."""
-    unet, vae, schedule = base.denoiser, base.encoders["vae"], base.schedule
+    unet, schedule = base.denoiser, base.schedule
+    vae, text_encoder = (base.encoders[part].to(base.device) for part in ("vae", "text_encoder"))
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["to_q", "to_k", "to_v", "to_out.0"])  # type: ignore[arg-type]
     unet.add_adapter(config)
     unet.train()
@@ -109,13 +115,13 @@ def plain(base: Base, size: str, *, cached: bool) -> Step:
 
     def encode() -> tuple[Any, Any]:
         with torch.no_grad():
-            return vae.encode(pixels).latent_dist, base.encoders["text_encoder"](ids).last_hidden_state
+            return vae.encode(pixels.to(vae.dtype)).latent_dist, text_encoder(ids).last_hidden_state
 
     kept = encode() if cached else None
 
     def step() -> None:
         distribution, context = kept or encode()
-        latents = distribution.sample() * schedule.scaling
+        latents = distribution.sample().float() * schedule.scaling
         noise = torch.randn_like(latents)
         times = torch.randint(0, 1000, (1,), device=base.device)
         a = schedule.alphas[times].view(-1, 1, 1, 1)

@@ -12,6 +12,7 @@ import click
 from rich.table import Table
 
 from cli.backends import BACKENDS
+from cli.doctor import doctor
 from cli.fakes import FAKES
 from cli.generate import GENERATION
 from cli.ingress import ingress
@@ -37,7 +38,7 @@ def imprint() -> None:
     """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
 
 
-for _command in (*OPERATORS, *BACKENDS, *FAKES, *LORAS, *GENERATION, *UPKEEP, ingress, notices, token):
+for _command in (*OPERATORS, *BACKENDS, *FAKES, *LORAS, *GENERATION, *UPKEEP, doctor, ingress, notices, token):
     imprint.add_command(_command)
 
 

@@ -15,6 +15,14 @@ class Fleet:
     trouble: str = ""
 
 
+def broker_address() -> str:
+    """Where the broker is, without its password."""
+    from tasks.app import app
+
+    with app.connection_for_read() as connection:
+        return str(connection.as_uri())
+
+
 def lengths() -> dict[str, int] | None:
     """How many messages wait in each queue; None where no broker answers."""
     from kombu.exceptions import OperationalError

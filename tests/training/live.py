@@ -12,6 +12,7 @@ from training.engine.compiler import Compiler
 from training.engine.draw import Lot
 from training.engine.engine import Engine
 from training.engine.objective import errors
+from training.families.encoders import Encoders
 from training.families.family import Base, Family
 from training.lora.safetensor import Array
 from training.ports import TrainRun
@@ -19,7 +20,7 @@ from training.ports import TrainRun
 
 def of(schedule: Any) -> Base:
     """A base of which only the schedule is asked, on the CPU."""
-    return Base(None, {}, schedule, torch.device("cpu"), torch.float32, "")
+    return Base(lambda: None, Encoders({}), schedule, torch.device("cpu"), torch.float32, "")
 
 
 class Live:

@@ -199,7 +199,7 @@ def test_a_tokenizer_that_is_nowhere_is_told_with_what_to_do(
     file = exported(bases("sd15"), tmp_path / "a.safetensors", "sd15")
     shutil.rmtree(tmp_path / "a.parts" / "tokenizer")
     with pytest.raises(BaseModelUnavailable) as raised:
-        families.find("sd15").load(Where(file, CPU, torch.float32))
+        families.find("sd15").load(Where(file, CPU, torch.float32)).encoders["tokenizer"]
     assert "has no tokenizer" in raised.value.message
     assert str(tmp_path / "a.parts" / "tokenizer") in raised.value.message
 

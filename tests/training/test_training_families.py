@@ -25,6 +25,7 @@ from training import families, tiny_base
 from training.backends.local import train
 from training.engine.objective import errors, per_sample_error
 from training.families import diffusion, z_image
+from training.families.encoders import Encoders
 from training.families.family import Base, Draw, Family, Where
 from training.families.fingerprint import fingerprint
 from training.families.parts import locate
@@ -92,7 +93,7 @@ def test_flow_asks_the_model_in_its_own_signs() -> None:
 
 def test_draws_are_scaled_and_of_the_seed() -> None:
     schedule = diffusion.DiscreteSchedule(torch.linspace(0.99, 0.01, 1000), 0.18215, "epsilon")
-    base = Base(None, {}, schedule, CPU, torch.float32, "epsilon")
+    base = Base(lambda: None, Encoders({}), schedule, CPU, torch.float32, "epsilon")
     moments = torch.cat([torch.full((1, 4, 8, 8), 2.0), torch.full((1, 4, 8, 8), -30.0)], dim=1)
     one, two = (diffusion.draw(base, moments, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(one.noise, two.noise)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core import metrics
 from training.families.family import Base, Condition, Family
+from training.families.latents import batches
 from training.lora.file import write
 from training.lora.safetensor import Malformed, pack, tensor, unpack
 from training.ports import Example
@@ -35,44 +36,54 @@ class Encodings:
     def moments(
         self, family: Family, base: Base, examples: Sequence[Example], check: Callable[[], None]
     ) -> list[Tensor]:
-        """The moments of every picture's latents [2C, h, w] float32, on the CPU. `check` may raise between pictures."""
-        known: dict[str, Tensor] = {}
-        for example in examples:
-            about = _shown(example)
-            if about in known:
-                continue
-            check()
-            held = self._load("picture", about)
-            if held is None:
-                held = {"moments": family.encode_picture(base, example)}
-                self._save("picture", about, held)
-            known[about] = held["moments"]
-        return [known[_shown(example)] for example in examples]
+        """The moments of every picture's latents [2C, h, w] float32, on the CPU. `check` may raise between batches.
+
+        Wakes the VAE if a picture is not known yet.
+        """
+        names = [_picture_name(example, base.vae_dtype) for example in examples]
+        known, missing = self._look_up("picture", names, examples)
+        if missing:
+            with base.encoders.awake("vae"):
+                for batch in batches(list(missing.values()), base.device):
+                    check()
+                    for example, moments in zip(batch, family.encode_pictures(base, batch), strict=True):
+                        name = _picture_name(example, base.vae_dtype)
+                        known[name] = {"moments": moments}
+                        self._save("picture", name, known[name])
+        return [known[name]["moments"] for name in names]
 
     def conditions(self, family: Family, base: Base, examples: Sequence[Example]) -> list[Condition]:
-        """What the denoiser is told about every picture, on the device."""
-        known = {about: self._load("caption", about) for about in dict.fromkeys(map(_told, examples))}
-        lacking = {_told(example): example for example in examples if known[_told(example)] is None}
-        if lacking:
-            made = family.encode_captions(base, list(lacking.values()))
-            for about, condition in zip(lacking, made, strict=True):
-                self._save("caption", about, condition)
-                known[about] = condition
-        return [
-            {name: value.to(base.device) for name, value in (known[_told(example)] or {}).items()}
-            for example in examples
-        ]
+        """What the denoiser is told about every picture, on the device.
+
+        Wakes the text encoders if a caption is not known yet.
+        """
+        names = [_caption_name(example) for example in examples]
+        known, missing = self._look_up("caption", names, examples)
+        if missing:
+            made = family.encode_captions(base, list(missing.values()))
+            for name, condition in zip(missing, made, strict=True):
+                self._save("caption", name, condition)
+                known[name] = {part: value.cpu() for part, value in condition.items()}
+        return [{part: value.to(base.device) for part, value in known[name].items()} for name in names]
+
+    def _look_up(
+        self, kind: str, names: Sequence[str], examples: Sequence[Example]
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Example]]:
+        """What is on disk, by name, and an example of each name that is not."""
+        found = {name: self._load(kind, name) for name in dict.fromkeys(names)}
+        known = {name: values for name, values in found.items() if values is not None}
+        return known, {name: one for name, one in zip(names, examples, strict=True) if name not in known}
 
     # ---- files ----
 
-    def _path(self, kind: str, about: str) -> Path | None:
+    def _path(self, kind: str, name: str) -> Path | None:
         if self._folder is None:
             return None
-        key = hashlib.sha256(f"{kind}\n{self._fingerprint}\n{about}".encode()).hexdigest()
+        key = hashlib.sha256(f"{kind}\n{self._fingerprint}\n{name}".encode()).hexdigest()
         return self._folder / key[:2] / f"{key}.safetensors"
 
-    def _load(self, kind: str, about: str) -> dict[str, Tensor] | None:
-        path = self._path(kind, about)
+    def _load(self, kind: str, name: str) -> dict[str, Tensor] | None:
+        path = self._path(kind, name)
         if path is None or not path.is_file():
             return None
         try:
@@ -84,18 +95,18 @@ class Encodings:
         self.found += 1
         metrics.ENCODINGS.add(1, kind, "found")
         return {
-            name: torch.from_numpy(one.elements.copy()).to(getattr(torch, facts[name])) for name, one in held.items()
+            part: torch.from_numpy(one.elements.copy()).to(getattr(torch, facts[part])) for part, one in held.items()
         }
 
-    def _save(self, kind: str, about: str, values: dict[str, Tensor]) -> None:
+    def _save(self, kind: str, name: str, values: dict[str, Tensor]) -> None:
         self.made += 1
         metrics.ENCODINGS.add(1, kind, "made")
-        path = self._path(kind, about)
+        path = self._path(kind, name)
         if path is None:
             return
         # bfloat16 widens to float32 and comes back exactly.
-        arrays = {name: tensor(value.detach().float().cpu().numpy()) for name, value in values.items()}
-        kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in values.items()}
+        arrays = {part: tensor(value.detach().float().cpu().numpy()) for part, value in values.items()}
+        kinds = {part: str(value.dtype).removeprefix("torch.") for part, value in values.items()}
         try:
             write(path, pack(arrays, kinds))
             if self.made % _LOOK_EVERY == 1:
@@ -114,11 +125,16 @@ class Encodings:
             over -= stat.st_size
 
 
-def _shown(example: Example) -> str:
-    """All that moments depend on."""
-    return f"{example.sha256} mirrored" if example.is_mirrored else example.sha256
+def _picture_name(example: Example, dtype: torch.dtype) -> str:
+    """All that moments depend on, beside the base model."""
+    parts = [example.sha256]
+    if example.is_mirrored:
+        parts.append("mirrored")
+    if dtype != torch.float32:
+        parts.append(str(dtype))
+    return " ".join(parts)
 
 
-def _told(example: Example) -> str:
-    """All that a condition depends on: SDXL is also told the picture's size."""
+def _caption_name(example: Example) -> str:
+    """All that a condition depends on, beside the base model: SDXL is also told the picture's size."""
     return f"{example.width}x{example.height} {example.caption}"

@@ -88,8 +88,7 @@ class Trainee:
             log.warning("job %s: %s", run.job_id, warning)
         encodings = Encodings(run.encodings, f"{identity['base']} {base.dtype}")
         spec = run.spec
-        with engine.encoders():
-            material = encoded(engine.family, base, encodings, spec, run.examples, run.control.check)
+        material = encoded(engine.family, base, encodings, spec, run.examples, run.control.check)
         moments, looks = material.moments, spec.validation
         order = Order(split(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
@@ -172,8 +171,7 @@ class Trainee:
         previews, engine = self.run.previews, self.engine
         while self.seat.drawn and previews is not None:
             step, drawn = self.seat.drawn.popleft()
-            with engine.encoders() as base:
-                pictures = [decoded(engine.family, base, latents) for latents in drawn]
+            pictures = decoded(engine.family, engine.base, drawn)
             try:
                 for prompt, picture in enumerate(pictures):
                     previews.save(step, prompt, picture)

@@ -1,8 +1,9 @@
 """What one training works on, encoded: pictures and captions, mirrored and mute, held out, and prompts to draw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from training.families.family import Base, Condition, Family
 from training.families.latents import mask
 from training.ports import Example
 from training.spec import TrainSpec
+
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True)
@@ -45,44 +48,62 @@ def encoded(
     family: Family, base: Base, encodings: Encodings, spec: TrainSpec, examples: Sequence[Example],
     check: Callable[[], None],
 ) -> Material:  # fmt: skip
-    """Encode everything that the recipe asks for; `check` may raise between pictures."""
+    """Encode everything that the recipe asks for: all captions, then all pictures, so that text encoders and VAE are
+    each woken once at most, and one after the other. `check` may raise between batches.
+    """
     trained, held = split(examples, spec)
-
-    def told(these: Sequence[Example]) -> list[Condition]:
-        return encodings.conditions(family, base, these)
-
-    def seen(these: Sequence[Example]) -> list[torch.Tensor]:
-        return encodings.moments(family, base, these, check)
+    has_classes = bool(spec.objective.prior_weight or spec.objective.prior_share)
+    canvas = Example(Path(), "", "", spec.resolution, spec.resolution)
+    told = _in_groups(
+        {
+            "trained": trained,
+            "held": held,
+            "blanks": [replace(one, caption="") for one in trained] if spec.data.caption_dropout else [],
+            "classes": [replace(one, caption=class_caption(spec, one.caption)) for one in trained if has_classes],
+            "previews": [replace(canvas, caption=prompt) for prompt in _prompts(spec)],
+        },
+        lambda wanted: encodings.conditions(family, base, wanted),
+    )
+    seen = _in_groups(
+        {
+            "trained": trained,
+            "held": held,
+            "mirrored": [replace(one, is_mirrored=True) for one in trained] if spec.data.flip else [],
+        },
+        lambda wanted: encodings.moments(family, base, wanted, check),
+    )
 
     def masks(these: Sequence[Example], moments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         if not spec.objective.masked:
             return []
         return [mask(one, (shape.shape[-2], shape.shape[-1])) for one, shape in zip(these, moments, strict=True)]
 
-    conditions, moments = told(trained), seen(trained)
-    blanks = [replace(one, caption="") for one in trained] if spec.data.caption_dropout else []
-    classes = [replace(one, caption=class_caption(spec, one.caption)) for one in trained]
     extras = Extras(
-        mirrored=seen([replace(one, is_mirrored=True) for one in trained]) if spec.data.flip else [],
-        blanks=told(blanks),
-        classes=told(classes) if spec.objective.prior_weight or spec.objective.prior_share else [],
-        masks=masks(trained, moments),
+        mirrored=seen["mirrored"],
+        blanks=told["blanks"],
+        classes=told["classes"],
+        masks=masks(trained, seen["trained"]),
     )
     exam = None
     if held:
-        looked_at = seen(held)
-        exam = Exam([one.sha256 for one in held], looked_at, told(held), masks(held, looked_at))
+        exam = Exam([one.sha256 for one in held], seen["held"], told["held"], masks(held, seen["held"]))
     sketch = None
     if spec.validation.previews:
-        sketch = _sketch(spec, told, trained[0].height // moments[0].shape[-2], len(moments[0]) // 2)
-    return Material(moments, conditions, extras, exam, sketch)
+        latents = seen["trained"][0]
+        side = spec.resolution * latents.shape[-2] // trained[0].height
+        *prompts, blank = told["previews"]
+        sketch = Sketch(prompts, blank, (len(latents) // 2, side, side), spec.seed)
+    return Material(seen["trained"], told["trained"], extras, exam, sketch)
 
 
-def _sketch(
-    spec: TrainSpec, told: Callable[[Sequence[Example]], list[Condition]], factor: int, channels: int
-) -> Sketch:
-    """The previews that are asked for: squares at the recipe's resolution; `factor` is pixels per latent."""
-    side = spec.resolution
-    canvas = Example(Path(), "", "", side, side)
-    *conditions, blank = told([replace(canvas, caption=prompt) for prompt in (*spec.validation.previews, "")])
-    return Sketch(conditions, blank, (channels, side // factor, side // factor), spec.seed)
+def _prompts(spec: TrainSpec) -> tuple[str, ...]:
+    """The prompts to draw, and the empty one that guidance needs."""
+    return (*spec.validation.previews, "") if spec.validation.previews else ()
+
+
+def _in_groups(
+    groups: Mapping[str, Sequence[Example]], encode: Callable[[Sequence[Example]], list[Encoded]]
+) -> dict[str, list[Encoded]]:
+    """Encode the examples of all groups in one call; gives what each group got."""
+    made = iter(encode([one for group in groups.values() for one in group]))
+    return {name: [next(made) for _ in group] for name, group in groups.items()}

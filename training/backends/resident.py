@@ -54,7 +54,7 @@ def borrowed(family: Family, where: Where, fingerprint: str, check: Callable[[],
             mine.users -= 1
             if mine.users == 0:
                 base = mine.engine.base
-                if base.denoiser.is_gradient_checkpointing:
+                if base.has_denoiser and base.denoiser.is_gradient_checkpointing:
                     base.denoiser.disable_gradient_checkpointing()  # the next training may have the memory
                 if mine.is_spoilt:
                     _let_go(mine)

@@ -7,8 +7,6 @@ own (the worker's task), which waits here, watches over it, and keeps its checkp
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -32,28 +30,33 @@ class Engine:
     def __init__(self, family: Family, base: Base, fingerprint: str = "", compiler: Compiler | None = None) -> None:
         """compiler: of what stands between products; None: torch's own operations do it."""
         self.family, self.base, self.compiler = family, base, compiler
-        self.ports = Ports(base.denoiser, family.targets)
-        unet.attach(base, self.ports, compiler)
-        self._ladder = Ladder(fingerprint if compiler is None else f"{fingerprint} compiled", base.device)
-        self._encoding = threading.Lock()
+        self._fingerprint = fingerprint
+        self._ports: Ports | None = None
+        self._loading = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: list[Seat] = []
         self._cohorts: dict[Shape, Cohort] = {}
         self._tops: dict[Shape, int] = {}  # most slots, where memory or a setting said so
         self._thread: threading.Thread | None = None
 
-    @contextmanager
-    def encoders(self) -> Iterator[Base]:
-        """The base with its encoders awake, for one job at a time; the cohorts go on stepping meanwhile."""
-        with self._encoding:
-            self.base.wake_encoders()
-            try:
-                yield self.base
-            finally:
-                self.base.park_encoders()
+    @property
+    def ports(self) -> Ports:
+        """The wrapped layers. The denoiser is loaded when they are first asked for: after a job's encoders are parked.
+
+        Raises BaseModelUnavailable.
+        """
+        with self._loading:
+            if self._ports is None:
+                wrapped = Ports(self.base.denoiser, self.family.targets)
+                unet.attach(self.base, wrapped, self.compiler)
+                of = self._fingerprint if self.compiler is None else f"{self._fingerprint} compiled"
+                self._ladder = Ladder(of, self.base.device)
+                self._ports = wrapped
+            return self._ports
 
     def join(self, job: Seat) -> None:
-        """Let a job train: it gets a slot at the next step boundary that has one."""
+        """Let a job train: it gets a slot at the next step boundary that has one. Raises BaseModelUnavailable."""
+        _ = self.ports  # loaded on the job's thread, and an error is the job's own
         with self._changed:
             self._waiting.append(job)
             if self._thread is None:

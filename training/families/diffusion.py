@@ -7,7 +7,6 @@ product of 1 - beta. The network predicts n (epsilon), or v = sqrt(a_t) n - sqrt
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -16,7 +15,7 @@ from torch import Tensor
 from core.errors import BaseModelUnavailable
 from training.families.family import Base, Draw, Where
 from training.families.latents import sample
-from training.families.parts import load_part
+from training.families.parts import load_part, vae_number
 from training.options import MIN_SNR_GAMMA
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -36,8 +35,8 @@ class DiscreteSchedule:
         return self.alphas.cpu().double()
 
 
-def load_schedule(where: Where, vae: Any) -> DiscreteSchedule:
-    """The schedule in the base model's folder. Raises BaseModelUnavailable for one that we cannot train on."""
+def load_schedule(where: Where) -> DiscreteSchedule:
+    """The schedule in the base model's folder. Raises BaseModelUnavailable for one that cannot be trained on."""
     scheduler = load_part(DDPMScheduler, where.folder, "scheduler")
     prediction = str(scheduler.config.prediction_type)
     if prediction not in PREDICTIONS:
@@ -46,7 +45,7 @@ def load_schedule(where: Where, vae: Any) -> DiscreteSchedule:
             f"{' or '.join(PREDICTIONS)}"
         )
     alphas = scheduler.alphas_cumprod.float().to(where.device)
-    return DiscreteSchedule(alphas, float(vae.config.scaling_factor), prediction)
+    return DiscreteSchedule(alphas, vae_number(where.folder, "scaling_factor"), prediction)
 
 
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:

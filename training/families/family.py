@@ -1,5 +1,6 @@
 """What a family of base models is: data and functions. One module per family fills this in."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,48 +10,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.families.encoders import Encoders
 from training.ports import Example
 
 # What the denoiser is told about one picture, in the family's own words; float32 on the training device.
 Condition = dict[str, Tensor]
 
 
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the VAE of a base in `dtype` encodes and decodes in: bfloat16 beside bfloat16, else float32.
+
+    Never float16, in which the VAE of sdxl overflows.
+    """
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
 @dataclass
 class Base:
-    """A loaded base model, frozen. `encoders` are parked on the host once pictures and captions are encoded."""
+    """A base model, frozen. Its denoiser and its encoders are loaded apart, each when it is first needed.
 
-    denoiser: Any  # UNet2DConditionModel or ZImageTransformer2DModel: diffusers' own module
-    encoders: dict[str, Any]  # vae, text encoders and tokenizers, by their folder's name
+    So a device never holds both at once, and a job whose pictures and captions are encoded already loads no encoder.
+    """
+
+    load_denoiser: Callable[[], Any]  # UNet2DConditionModel or ZImageTransformer2DModel: diffusers' own module
+    encoders: Encoders  # vae, text encoders and tokenizers, by their folder's name
     schedule: Any  # what `draw` and `target` reckon noise with: DiscreteSchedule or FlowSchedule
     device: torch.device
     dtype: torch.dtype  # of the frozen weights, and of autocast
     prediction: str  # epsilon, v_prediction or flow
     warnings: list[str] = field(default_factory=list)  # said once, by the loop
     own: Any = None  # the engine's own pass through the denoiser, where it knows all of its parts
+    drawing: tuple[int, float] = (20, 5.0)  # steps and guidance of a preview; guidance 1 is none
+    # z-image: the training adapter that is merged into the weights and not in what users draw with.
+    training_adapter: Path | None = None
+    _denoiser: Any = field(default=None, init=False, repr=False)
+    _loading: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def denoiser(self) -> Any:
+        """The denoiser on the device, loaded if it is not there yet. Raises BaseModelUnavailable."""
+        with self._loading:
+            if self._denoiser is None:
+                self._denoiser = self.load_denoiser()
+            return self._denoiser
+
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether the denoiser is loaded."""
+        return self._denoiser is not None
 
     @property
     def network(self) -> Any:
         """What to ask: called as diffusers' own module is."""
         return self.denoiser if self.own is None else self.own
 
-    drawing: tuple[int, float] = (20, 5.0)  # steps and guidance of a preview; guidance 1 is none
-    # z-image: the training adapter that is merged into the weights and not in what users draw with.
-    training_adapter: Path | None = None
-
-    def wake_encoders(self) -> None:
-        """Bring VAE and text encoders to the device: the next training encodes with them."""
-        self._move_encoders(self.device)
-
-    def park_encoders(self) -> None:
-        """Move VAE and text encoders out of the device's memory: the loop works from what they made."""
-        self._move_encoders(torch.device("cpu"))
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _move_encoders(self, device: torch.device) -> None:
-        for encoder in self.encoders.values():
-            if isinstance(encoder, torch.nn.Module):
-                encoder.to(device)
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """What the VAE works in."""
+        return vae_dtype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,11 @@ class Where:
     training_adapter: Path | None = None  # z-image: merged into the base while training, never in the file
     distilled: bool = False  # a few-step model, such as z-image-turbo
     compiled: Path | None = None  # where compiled code for its steps is kept; None: they run without
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """What the VAE works in."""
+        return vae_dtype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -107,8 +129,9 @@ class Family:
     targets: Mapping[str, str]
     load: Callable[[Where], Base]
     # Moments of the VAE's latent distribution, [2C, h, w] float32: mean, then log-variance. Constant per picture:
-    # cached.
-    encode_picture: Callable[[Base, Example], Tensor]
+    # cached. Pictures of one size; the VAE is awake.
+    encode_pictures: Callable[[Base, Sequence[Example]], list[Tensor]]
+    # Wakes the text encoders itself.
     encode_captions: Callable[[Base, Sequence[Example]], list[Condition]]
     # Draws latents, noise and times of a step, on the CPU from `generator`, so that every device sees the same numbers.
     draw: Callable[[Base, Tensor, torch.Generator], Draw]

@@ -1,6 +1,9 @@
 """Pictures to latents through the VAE, and latents from what is kept of it. The same for every family."""
 
 import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from torch.nn import functional
 from core.errors import ImageInvalid
 from training.families.family import Base, Family
 from training.ports import Example
+
+TILE = 1024  # pixels a side that the VAE works on at once
 
 
 def pixels(example: Example) -> Tensor:
@@ -46,25 +51,63 @@ def mask(example: Example, size: tuple[int, int]) -> Tensor:
     return shown / mean if mean > 0 else torch.ones(1, *size)
 
 
-def encode_picture(base: Base, example: Example) -> Tensor:
-    """Mean and log-variance of the picture's latents, [2C, h, w] float32 on the CPU.
+def encode_pictures(base: Base, examples: Sequence[Example]) -> list[Tensor]:
+    """Mean and log-variance of each picture's latents, [2C, h, w] float32 on the CPU. Pictures of one size."""
+    vae = base.encoders["vae"]
+    values = torch.cat([pixels(example) for example in examples])
+    with torch.no_grad(), tiled(vae, values.shape[-2:]):
+        moments: Tensor = vae.encode(values.to(base.device, vae.dtype)).latent_dist.parameters
+    return list(moments.float().cpu())
 
-    One picture at a time, in float32 on every device: it is done once, a VAE overflows in float16 (sdxl's does), and
-    the result must not depend on which pictures are beside it.
+
+def batches(examples: Sequence[Example], device: torch.device) -> Iterator[list[Example]]:
+    """Pictures in the batches that they are encoded in: of one size, with no more pixels than the largest tile.
+
+    One at a time on a CPU, which gains nothing from batches, and wherever the same bits are asked for: kernels choose
+    by a batch's size in which order they sum, so a picture's bits would depend on the others.
     """
-    vae = base.encoders["vae"]
-    with torch.no_grad():
-        moments: Tensor = vae.encode(pixels(example).to(vae.device, vae.dtype)).latent_dist.parameters
-    return moments[0].float().cpu()
+    is_exact = device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
+    by_size: dict[tuple[int, int], list[Example]] = {}
+    for example in examples:
+        by_size.setdefault((example.width, example.height), []).append(example)
+    for (width, height), alike in by_size.items():
+        count = 1 if is_exact else max(1, TILE**2 // (width * height))
+        yield from (alike[place : place + count] for place in range(0, len(alike), count))
 
 
-def decoded(family: Family, base: Base, latents: Tensor) -> bytes:
-    """Latents [C, h, w] as they are trained on, decoded to a PNG."""
-    vae = base.encoders["vae"]
-    with torch.no_grad():
-        scaled = family.unscale(base, latents.unsqueeze(0).to(base.device))
-        shown = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
-    values = ((shown[0].float().cpu() + 1) * 127.5).nan_to_num(0.0).clamp(0, 255).round().byte()
+@contextmanager
+def tiled(vae: Any, size: Sequence[int]) -> Iterator[None]:
+    """Inside, a picture of more than 1024 pixels a side goes through the VAE in tiles, as diffusers lays and blends
+    them: memory grows with the tile.
+    """
+    if max(size) <= TILE:
+        yield
+        return
+    vae.tile_sample_min_size = TILE
+    vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+
+
+def decoded(family: Family, base: Base, drawn: Sequence[Tensor]) -> list[bytes]:
+    """Latents [C, h, w] as they are trained on, each decoded to a PNG. Wakes the VAE."""
+    pictures = []
+    with base.encoders.awake("vae"), torch.no_grad():
+        vae = base.encoders["vae"]
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        for latents in drawn:
+            scaled = family.unscale(base, latents.unsqueeze(0).to(base.device))
+            with tiled(vae, [factor * side for side in latents.shape[-2:]]):
+                pictures.append(vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float().cpu())
+    return [_png(picture) for picture in pictures]
+
+
+def _png(picture: Tensor) -> bytes:
+    """A picture [3, height, width] in -1..1 as a PNG."""
+    values = ((picture + 1) * 127.5).nan_to_num(0.0).clamp(0, 255).round().byte()
     written = io.BytesIO()
     Image.fromarray(values.permute(1, 2, 0).contiguous().numpy()).save(written, "PNG")
     return written.getvalue()

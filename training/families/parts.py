@@ -3,11 +3,13 @@
 Only safetensors are read: a pickle is a program, and base models come from strangers.
 """
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from core.errors import BaseModelUnavailable
@@ -100,6 +102,12 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
         return folders.config_of(folder, part)
     home = single_file.folder_of(folder, part)
     return folders.config_of(home, part) if home is not None else single_file.read(folder).config(part)
+
+
+def vae_number(folder: Path, name: str) -> float:
+    """A number in the VAE's configuration, or the library's default; 0 for none. The VAE itself is not loaded."""
+    default = inspect.signature(AutoencoderKL.__init__).parameters[name].default
+    return float(config_of(folder, "vae").get(name, default) or 0.0)
 
 
 def weights_bytes(base: Path, part: str) -> int:

@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x: one UNet, one CLIP text encoder; epsilon or v-prediction. LoRA on the attention's linears."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from core.errors import BaseModelUnavailable
 from training.families import diffusion
+from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Family, Where
-from training.families.latents import encode_picture
+from training.families.latents import encode_pictures
 from training.families.parts import config_of, load_part
 from training.ports import Example
 
@@ -33,14 +35,19 @@ def load(where: Where) -> Base:
             f"the UNet in {where.folder} is none of sd15 (in_channels {config.get('in_channels')}, addition_embed_type "
             f"{config.get('addition_embed_type')}): is it of another family, or an inpainting model?"
         )
-    encoders: dict[str, Any] = {
-        "tokenizer": load_part(CLIPTokenizer, where.folder, "tokenizer"),
-        "text_encoder": load_part(CLIPTextModel, where.folder, "text_encoder", torch.float32).to(where.device),
-        "vae": load_part(AutoencoderKL, where.folder, "vae", torch.float32).to(where.device),
-    }
-    schedule = diffusion.load_schedule(where, encoders["vae"])
-    unet = load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device)
-    return Base(unet, encoders, schedule, where.device, where.dtype, schedule.prediction)
+    schedule = diffusion.load_schedule(where)
+    return Base(
+        lambda: load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device),
+        Encoders(
+            {
+                "tokenizer": partial(load_part, CLIPTokenizer, where.folder, "tokenizer"),
+                "text_encoder": partial(load_part, CLIPTextModel, where.folder, "text_encoder", torch.float32),
+                "vae": partial(load_part, AutoencoderKL, where.folder, "vae", where.vae_dtype),
+            },
+            where.device,
+        ),
+        schedule, where.device, where.dtype, schedule.prediction,
+    )  # fmt: skip
 
 
 def tokenize(tokenizer: Any, caption: str) -> Tensor:
@@ -55,7 +62,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """What the UNet is told about each picture: `context` [1, tokens, width], the text encoder's last states."""
     tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
     made: dict[str, Tensor] = {}
-    with torch.no_grad():
+    with base.encoders.awake("text_encoder"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
             made[caption] = encoder(tokenize(tokenizer, caption).to(base.device)).last_hidden_state
     return [{"context": made[example.caption].to(base.dtype)} for example in examples]
@@ -73,7 +80,7 @@ FAMILY = Family(
     parts=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     targets=TARGETS,
     load=load,
-    encode_picture=encode_picture,
+    encode_pictures=encode_pictures,
     encode_captions=encode_captions,
     draw=diffusion.draw,
     mix=diffusion.mix,

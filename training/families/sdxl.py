@@ -6,6 +6,7 @@ size that it is drawn at. Our pictures come prepared, so original and drawn size
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from core.errors import BaseModelUnavailable
 from training.families import diffusion
+from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Family, Where
-from training.families.latents import encode_picture
+from training.families.latents import encode_pictures
 from training.families.parts import config_of, load_part
 from training.families.sd15 import TARGETS, tokenize
 from training.ports import Example
@@ -30,25 +32,28 @@ def load(where: Where) -> Base:
             f"the UNet in {where.folder} is none of sdxl (in_channels {config.get('in_channels')}, addition_embed_type "
             f"{config.get('addition_embed_type')}): is it of another family, or an inpainting model?"
         )
-    encoders: dict[str, Any] = {
-        "tokenizer": load_part(CLIPTokenizer, where.folder, "tokenizer"),
-        "tokenizer_2": load_part(CLIPTokenizer, where.folder, "tokenizer_2"),
+    kinds: dict[str, tuple[Any, torch.dtype | None]] = {
+        "tokenizer": (CLIPTokenizer, None),
+        "tokenizer_2": (CLIPTokenizer, None),
+        "text_encoder": (CLIPTextModel, torch.float32),
+        "text_encoder_2": (CLIPTextModelWithProjection, torch.float32),
+        "vae": (AutoencoderKL, where.vae_dtype),
     }
-    for part, kind in (
-        ("text_encoder", CLIPTextModel),
-        ("text_encoder_2", CLIPTextModelWithProjection),
-        ("vae", AutoencoderKL),
-    ):
-        encoders[part] = load_part(kind, where.folder, part, torch.float32).to(where.device)
-    schedule = diffusion.load_schedule(where, encoders["vae"])
-    unet = load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device)
-    return Base(unet, encoders, schedule, where.device, where.dtype, schedule.prediction)
+    schedule = diffusion.load_schedule(where)
+    return Base(
+        lambda: load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device),
+        Encoders(
+            {part: partial(load_part, kind, where.folder, part, dtype) for part, (kind, dtype) in kinds.items()},
+            where.device,
+        ),
+        schedule, where.device, where.dtype, schedule.prediction,
+    )  # fmt: skip
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """`context` [1, tokens, both widths], the encoders' last but one states; `pooled` [1, width]; `sizes` [1, 6]."""
     made: dict[str, tuple[Tensor, Tensor]] = {}
-    with torch.no_grad():
+    with base.encoders.awake("text_encoder", "text_encoder_2"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
             states = []
             for number in ("", "_2"):
@@ -85,7 +90,7 @@ FAMILY = Family(
     parts=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
     targets=TARGETS,
     load=load,
-    encode_picture=encode_picture,
+    encode_pictures=encode_pictures,
     encode_captions=encode_captions,
     draw=diffusion.draw,
     mix=diffusion.mix,

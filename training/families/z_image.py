@@ -13,6 +13,7 @@ is never in our file.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen3Model
 
 from core.errors import BaseModelUnavailable
+from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, Family, Where
-from training.families.latents import encode_picture, sample
-from training.families.parts import load_part
+from training.families.latents import encode_pictures, sample
+from training.families.parts import load_part, vae_number
 from training.lora import safetensor
 from training.options import MIN_SNR_GAMMA
 from training.ports import Example
@@ -44,20 +46,11 @@ class FlowSchedule:
 
 
 def load(where: Where) -> Base:
-    """The base model in `where.folder`, frozen, the training adapter merged. Raises BaseModelUnavailable."""
-    encoders: dict[str, Any] = {
-        "tokenizer": load_part(Qwen2Tokenizer, where.folder, "tokenizer"),
-        "text_encoder": load_part(Qwen3Model, where.folder, "text_encoder", where.dtype).to(where.device),
-        "vae": load_part(AutoencoderKL, where.folder, "vae", torch.float32).to(where.device),
-    }
-    vae = encoders["vae"].config
+    """The base model in `where.folder`, frozen, with the training adapter merged. Raises BaseModelUnavailable."""
     shift = float(load_part(FlowMatchEulerDiscreteScheduler, where.folder, "scheduler").config.shift)
-    schedule = FlowSchedule(shift, float(vae.scaling_factor), float(vae.shift_factor or 0.0))
-    transformer = load_part(ZImageTransformer2DModel, where.folder, "transformer", where.dtype).to(where.device)
+    scaling, offset = (vae_number(where.folder, name) for name in ("scaling_factor", "shift_factor"))
     warnings = []
-    if where.training_adapter is not None:
-        merge_adapter(transformer, where.training_adapter)
-    elif where.distilled:
+    if where.distilled and where.training_adapter is None:
         warnings.append(
             "Z-Image-Turbo is trained without its training adapter: the LoRA will damage its 8-step drawing. Give the "
             "de-distilling training adapter's file, or train on the undistilled Z-Image base"
@@ -65,9 +58,25 @@ def load(where: Where) -> Base:
     # As its makers draw with it: the few-step model without guidance.
     drawing = (9, 1.0) if where.distilled else (28, 5.0)
     return Base(
-        transformer, encoders, schedule, where.device, where.dtype, "flow", warnings,
+        partial(_load_transformer, where),
+        Encoders(
+            {
+                "tokenizer": partial(load_part, Qwen2Tokenizer, where.folder, "tokenizer"),
+                "text_encoder": partial(load_part, Qwen3Model, where.folder, "text_encoder", where.dtype),
+                "vae": partial(load_part, AutoencoderKL, where.folder, "vae", where.vae_dtype),
+            },
+            where.device,
+        ),
+        FlowSchedule(shift, scaling, offset), where.device, where.dtype, "flow", warnings,
         drawing=drawing, training_adapter=where.training_adapter,
     )  # fmt: skip
+
+
+def _load_transformer(where: Where) -> Any:
+    transformer = load_part(ZImageTransformer2DModel, where.folder, "transformer", where.dtype).to(where.device)
+    if where.training_adapter is not None:
+        merge_adapter(transformer, where.training_adapter)
+    return transformer
 
 
 def merge_adapter(transformer: Any, path: Path) -> int:
@@ -132,7 +141,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """`context` [tokens of the caption, width] of each picture, made as diffusers' pipeline makes it."""
     tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
     made: dict[str, Tensor] = {}
-    with torch.no_grad():
+    with base.encoders.awake("text_encoder"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": caption}],
@@ -218,7 +227,7 @@ FAMILY = Family(
         "all": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",
     },
     load=load,
-    encode_picture=encode_picture,
+    encode_pictures=encode_pictures,
     encode_captions=encode_captions,
     draw=draw,
     mix=mix,
