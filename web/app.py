@@ -19,6 +19,7 @@ from web.request_middleware import RequestMiddleware
 from web.routes import account, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
+from web.uploads import max_body_bytes
 
 _DESCRIPTION = """
 Train LoRAs: upload pictures of a subject, start a training, follow it, fetch the file.
@@ -61,9 +62,7 @@ def create_app(services: Services, *, send: Callable[[Services], object] = relay
     app.state.streams = streams
     app.state.courier = courier
     app.state.secret = secret(services.settings)
-    app.add_middleware(
-        RequestMiddleware, upload_bytes=images.max_body_bytes(services.settings), observe=metrics.observe
-    )
+    app.add_middleware(RequestMiddleware, upload_bytes=max_body_bytes(services.settings), observe=metrics.observe)
     problems.install(app)
     for routes in (subjects, images, trainings, account, service, pages):
         app.include_router(routes.router)

@@ -101,6 +101,8 @@ PROBLEMS = {
     "internal": (500, "An error of ours"),
     "unavailable": (503, "Not available now"),
 }
+# Of every route that needs a token.
+ALWAYS = ("unauthorized", "forbidden", "bad_request", "spec_invalid", "rate_limited", "internal", "unavailable")
 _OF_STATUS = {status: code for code, (status, _) in reversed(PROBLEMS.items())}
 
 # Our own errors: the first that fits counts. Where None stands, the message may quote the request.

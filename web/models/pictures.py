@@ -1,7 +1,8 @@
 """Pictures: stored, refused, changed."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import ConfigDict, Field
 
@@ -84,3 +85,10 @@ class ImageChange(RequestModel):
     model_config = ConfigDict(json_schema_extra={"example": {"caption": "sks dog on a sofa"}})
 
     caption: str | None = Field(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
+
+
+def image_of(subject_id: str, view: dict[str, Any]) -> Image:
+    """The answer for one of a subject's pictures."""
+    address = f"/api/influencer/{quote(subject_id, safe='')}/images/{view['id']}/preview"
+    faults = [Fault(**fault) for fault in view["faults"]]
+    return Image(**{**view, "faults": faults, "preview_url": address if view["has_preview"] else None})

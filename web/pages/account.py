@@ -14,7 +14,6 @@ from web.auth import ServicesDep
 from web.pages import session as sessions
 from web.pages.render import STATIC, render
 from web.pages.session import COOKIE, LASTS_S, PageOperatorDep, PageReaderDep, PageRoute, SessionDep, check_origin
-from web.routes.account import account as look_at_account
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -81,8 +80,8 @@ def account(
     caller: PageReaderDep,
     before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
 ) -> Response:
-    found = look_at_account(services, caller, _PAGE, before)
-    return render(request, "account.html", account=found, before=before)
+    page = accounts.account_page(services, caller.owner_id, _PAGE, before)
+    return render(request, "account.html", account=page, before=before)
 
 
 # ---- the installation -----------------------------------------------------------------------------------------

@@ -15,14 +15,12 @@ from jobs.subjects import subject_pictures, subject_settings
 from storage.tables import ACTIVE
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
 from web.auth import Caller, ServicesDep
-from web.models.trainings import Training, TrainRequest
+from web.files import picture_response
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.parameters import PictureId, SubjectId
 from web.problems import refusal
-from web.routes import images as image_routes
-from web.routes import subjects as subject_routes
-from web.routes.images import PictureId
-from web.routes.subjects import SubjectId
+from web.uploads import store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -227,18 +225,27 @@ def start(
             "have changed. Look at the page again, then start."
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    body = TrainRequest.model_validate({"imageIds": good})
-    for name, value in form.arguments().items():
-        setattr(body, name, value)
-    training = subject_routes.train(request, services, caller, subject_id, body, Response(), False, f"page:{key}")
-    assert isinstance(training, Training)  # noqa: S101 - it was no dry run
-    return RedirectResponse(f"/trainings/{training.id}?said=started", 303)
+    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
+    recipe = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url") if kept[name] is not None}
+    view = service.submit(
+        services,
+        {
+            **recipe,
+            **form.arguments(),
+            "owner_id": caller.owner_id,
+            "subject_id": subject_id,
+            "images": good,
+            "idempotency_key": f"http:page:{key}",
+        },
+    )
+    request.app.state.courier.ask()
+    return RedirectResponse(f"/trainings/{view['job_id']}?said=started", 303)
 
 
 @router.post("/subjects/{id}/images")
 async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     """The form's files; for the script, which sends them one by one, the API's own answer."""
-    stored = await image_routes.add_images(request, services, caller, subject_id)
+    stored = await store_uploads(request, services, caller.owner_id, subject_id)
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _to(subject_id, "some" if stored.refused else "uploaded")
@@ -246,7 +253,8 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
 
 @router.get("/subjects/{id}/images/{imageId}")
 def picture(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    return image_routes.image_preview(services, caller, subject_id, picture_id)
+    data = subject_pictures.preview(services, caller.owner_id, subject_id, picture_id)
+    return picture_response(data, "preview.jpg")
 
 
 @router.post("/subjects/{id}/images/{imageId}/caption")

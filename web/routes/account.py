@@ -9,8 +9,7 @@ from jobs import accounts
 from jobs.notices import notices
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange
-from web.problems import responses
-from web.routes.subjects import ALWAYS
+from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api", tags=["account"])
 
@@ -22,12 +21,12 @@ def account(
     limit: Annotated[int, Query(ge=1, le=200, description="Entries of one page.")] = 50,
     before: Annotated[int | None, Query(ge=1, le=2**53, description="Entries older than this `seq`.")] = None,
 ) -> Account:
-    entries = [Entry(**entry) for entry in accounts.statement(services, caller.owner_id, limit, before)]
+    page = accounts.account_page(services, caller.owner_id, limit, before)
     return Account(
-        **asdict(accounts.balance(services, caller.owner_id)),
-        holds=[HoldNow(**hold) for hold in accounts.holds(services, caller.owner_id)],
-        entries=entries,
-        next=entries[-1].seq if len(entries) == limit and entries[-1].seq > 1 else None,
+        **asdict(page.balance),
+        holds=[HoldNow(**hold) for hold in page.holds],
+        entries=[Entry(**entry) for entry in page.entries],
+        next=page.next_seq,
     )
 
 

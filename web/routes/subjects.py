@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from core.errors import SpecInvalid
 from jobs import service
@@ -16,15 +16,11 @@ from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import inner_keys
 from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
 from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest, training_of
-from web.problems import responses
+from web.parameters import SubjectId
+from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api/influencer/{id}", tags=["subjects"])
 
-# A name is checked where it is kept; here only what no name can be.
-SubjectId = Annotated[
-    str, Path(alias="id", min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$", description="The subject's id.")
-]
-ALWAYS = ("unauthorized", "forbidden", "bad_request", "spec_invalid", "rate_limited", "internal", "unavailable")
 _WRITES = (*ALWAYS, "too_large")
 
 
