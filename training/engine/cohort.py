@@ -3,13 +3,14 @@
 from collections import deque
 
 import torch
+from torch import Tensor
 
 from training.engine import distributed
 from training.engine.job_batch import JobBatch, draw
 from training.engine.lora_layers import LoRALayers
 from training.engine.optimizer import OptimizerParams
 from training.engine.optimizers import OPTIMIZERS
-from training.engine.recorder import Recorder
+from training.engine.recorder import Record, Recorder
 from training.engine.schedule import rate_at
 from training.engine.slot_job import Shape, SlotJob, Snapshot
 from training.engine.state import State
@@ -42,6 +43,19 @@ class Cohort:
         # A family that does not share its steps has captions of many lengths: too many shapes to record.
         recorder = self.recorder if self.family.shares_steps else None
         self._step = Step(self.family, self.base, self.layers, self.layout, self.stack, recorder)
+
+    def record_with(self, record: Record | None) -> None:
+        """Record steps in another way; None: send each one by one. For checks and measurements."""
+        self._step.recorder = None if record is None else Recorder(record)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether any step is repeated from a recording by now."""
+        return bool(self._step.recorder)
+
+    def weights_of(self, job: SlotJob) -> Tensor:
+        """A job's LoRA as one vector [P] on the device, as it is now."""
+        return self.stack.masters[self.jobs.index(job)].detach()
 
     def __len__(self) -> int:
         """How many jobs have a slot."""

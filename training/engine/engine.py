@@ -12,11 +12,11 @@ import torch
 
 from core import metrics
 from core.errors import HandOver
-from training.engine import distributed
+from training.engine import distributed, recorder
 from training.engine.cohort import LADDER, Cohort
 from training.engine.lora_layers import LoRALayers
 from training.engine.memory_layout import lay_out
-from training.engine.recorder import Recorder, cuda_recorder
+from training.engine.recorder import Recorder
 from training.engine.slot_job import Shape, SlotJob
 from training.engine.slot_ladder import SlotLadder
 from training.families.family import Base, Family
@@ -52,8 +52,8 @@ class Engine:
                 lay_out(self.base.denoiser)
                 self._layers = LoRALayers(self.base.denoiser, self.family.targets)
                 self._ladder = SlotLadder(self._fingerprint, self.base.device)
-                if self.base.device.type == "cuda" and not distributed.is_asked_for():
-                    self.recorder = cuda_recorder(self.base.device)
+                if self.base.device.type == "cuda" and not distributed.is_asked_for() and recorder.is_allowed():
+                    self.recorder = recorder.cuda_recorder(self.base.device)
             return self._layers
 
     def join(self, job: SlotJob) -> None:

@@ -19,6 +19,20 @@ MOST_RECORDED = 8  # steps of other shapes, of one engine: mixed sizes of pictur
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
+_is_refused = False
+
+
+def refuse() -> None:
+    """From now on every step of this process is sent to the device one by one."""
+    global _is_refused
+    _is_refused = True
+
+
+def is_allowed() -> bool:
+    """Whether steps may be recorded: a worker refuses where its check finds that they differ."""
+    return not _is_refused
+
+
 class EmptyRecording(RuntimeError):
     """A recorded step that changes nothing: it went to another device or stream."""
 
