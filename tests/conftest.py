@@ -6,6 +6,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.samples import FULL, SEED
+
 # Tests say themselves which settings they mean; what the developer's shell or machine has set is not theirs, but for
 # IMPRINT_TEST_*, which is meant for them.
 for _name in [name for name in os.environ if name.startswith("IMPRINT_") and not name.startswith("IMPRINT_TEST_")]:
@@ -18,6 +20,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A busy machine is no finding.
 hypothesis.settings.register_profile("imprint", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("imprint")
+
+
+def pytest_report_header() -> str:
+    return "all cases of every matrix" if FULL else f"sampled cases: IMPRINT_TEST_SEED={SEED} repeats them"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
