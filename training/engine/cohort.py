@@ -218,7 +218,7 @@ class Cohort:
 
     def step(self) -> None:
         """One step of every seated job: draw, forward, backward, clip, AdamW."""
-        lots, seated = self._gather()
+        lots, seated = self.gather()
         batch = Batch.of(lots, [seat is not None for seat in self.seats], self.base.device)
         rates = [0.0 if job is None else rate_at(job.run.spec, job.step, job.total) for job in self.seats]
         self.stack.set_rates(rates)
@@ -243,7 +243,7 @@ class Cohort:
         for job, done, slot in told:
             job.losses.append((done, losses[slot]))
 
-    def _gather(self) -> tuple[list[Lot], list[tuple[int, Seat]]]:
+    def gather(self) -> tuple[list[Lot], list[tuple[int, Seat]]]:
         """The batch of every slot in order; idle ones get zeros of the same shape."""
         seated = [(slot, job) for slot, job in enumerate(self.seats) if job is not None]
         drawn = {slot: share.part(draw(self.family, self.base, job, job.step)) for slot, job in seated}
