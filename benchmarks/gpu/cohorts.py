@@ -12,11 +12,13 @@ from torch import Tensor
 from benchmarks import training_recipes as recipes
 from benchmarks.gpu.bench import setup
 from training import families, tiny_base
-from training.backends.randomness import Order
 from training.checkpoint_folder import FolderCheckpoints
-from training.engine.adapters import padded
-from training.engine.cohort import Cohort, Seat, Shape
+from training.engine.cohort import Cohort
 from training.engine.engine import Engine
+from training.engine.layout import padded
+from training.engine.randomness import SampleOrder
+from training.engine.recorder import cuda_recorder, is_allowed
+from training.engine.slot_job import Shape, SlotJob
 from training.families.diffusion import DiscreteSchedule
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Where
@@ -85,7 +87,7 @@ def engine_of(family: str, base: Base | None = None) -> Engine:
     return Engine(families.find(family), base or base_of(family))
 
 
-def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = "", **recipe: Any) -> Seat:
+def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = "", **recipe: Any) -> SlotJob:
     """A job on two random latents and captions; its numbers come from the seed alone."""
     pixels = _PIXELS[family] if (size or setup().size) == "full" else 64
     spec = TrainSpec(base_model="random", family=family, trigger_word="sks", resolution=pixels, seed=seed, **recipe)
@@ -104,8 +106,8 @@ def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = ""
         tuple(moments[0].shape) if families.find(family).shares_steps else (seed,), spec.batch_size, padded(spec.rank),
         targets=spec.adapter.targets, dora=spec.adapter.dora, optimizer=spec.optimizer,
     )  # fmt: skip
-    order = Order(examples, spec.batch_size, seed)
-    return Seat(
+    order = SampleOrder(examples, spec.batch_size, seed)
+    return SlotJob(
         run, _ENDLESS, order, moments, conditions, shape, None, checkpoint_every=_ENDLESS, slots=slots, is_fixed=False
     )
 
@@ -133,9 +135,9 @@ def cohort_of(
     """A cohort with `jobs` jobs in `slots` slots, at least as many."""
     family, base, slots = engine.family, engine.base, slots or jobs
     held = [job_of(family.name, base, seed, slots=slots) for seed in (seeds or range(jobs))]
-    cohort = Cohort(family, base, engine.ports, held[0].shape, slots)
-    if not is_recorded:
-        cohort.record_with(None)
+    # A recorder of its own, and not the engine's: its recordings go with the cohort.
+    recorder = cuda_recorder(base.device) if is_recorded and setup().is_cuda and is_allowed() else None
+    cohort = Cohort(family, base, engine.layers, held[0].shape, slots, recorder)
     for job in held:
         cohort.seat(job)
     return cohort
@@ -145,6 +147,6 @@ def walk(cohort: Cohort, count: int) -> tuple[list[float], Tensor]:
     """The losses of all jobs over `count` steps, and their LoRAs [N, P] after them."""
     for _ in range(count):
         cohort.step()
-    cohort.settle()
-    jobs = [job for job in cohort.seats if job is not None]
+    cohort.read_losses()
+    jobs = [job for job in cohort.jobs if job is not None]
     return [loss for job in jobs for _, loss in job.losses], torch.stack([cohort.weights_of(job) for job in jobs]).cpu()

@@ -12,8 +12,8 @@ from benchmarks.gpu.bench import difference, free, gib, measuring, memory, setup
 from benchmarks.gpu.cohorts import base_of, cohort_of, engine_of, job_of, walk
 from benchmarks.gpu.report import figure
 from training.backends.local import train
-from training.engine.draw import Lot, draw
 from training.engine.engine import Engine
+from training.engine.job_batch import JobBatch, draw
 from training.engine.objective import errors
 from training.spec import FAMILIES
 
@@ -38,13 +38,13 @@ def agree() -> None:
     for family in FAMILIES:
         with measuring("agree", family=family):
             engine = engine_of(family, base_of(family, cpu, torch.float32, "tiny"))
-            lot = draw(
+            batch = draw(
                 engine.family, engine.base, job_of(family, engine.base, 1, size="tiny", rank=_RANK, alpha=8.0), 3
             )
-            loss, gradient = _gradient(engine, lot)
+            loss, gradient = _gradient(engine, batch)
             for name, dtype, tf32 in _PRECISIONS:
                 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-                found, here = _gradient(engine_of(family, base_of(family, dtype=dtype, size="tiny")), lot)
+                found, here = _gradient(engine_of(family, base_of(family, dtype=dtype, size="tiny")), batch)
                 figure(
                     "agree", family=family, precision=name, loss=difference(found, loss),
                     gradient=difference(here, gradient),
@@ -58,21 +58,19 @@ _PRECISIONS = (
 )
 
 
-def _gradient(engine: Engine, lot: Lot) -> tuple[Tensor, Tensor]:
+def _gradient(engine: Engine, batch: JobBatch) -> tuple[Tensor, Tensor]:
     """Loss and gradient [P] at a LoRA that is not zero."""
-    base, layout = engine.base, engine.ports.layout("attention", _RANK)
+    base, layout = engine.base, engine.layers.layout("attention", _RANK)
     shift = 0.02 * torch.randn(layout.size, generator=torch.Generator().manual_seed(5))
     masters = (layout.begin(7, _RANK) + shift).to(base.device)[None].requires_grad_()
     conditions = [
         {name: value.to(base.device, None if name == "sizes" else base.dtype) for name, value in one.items()}
-        for one in lot.conditions
+        for one in batch.conditions
     ]
-    engine.ports.pairs = layout.pairs(masters, torch.full((1, 1), 2.0, device=base.device), base.dtype)
-    try:
-        loss = errors(engine.family, base, lot.made.to(base.device), conditions).mean()
+    scales = torch.full((1, 1), 2.0, device=base.device)
+    with engine.layers.applying(layout.loras(masters, scales, base.dtype)):
+        loss = errors(engine.family, base, batch.made.to(base.device), conditions).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-    finally:
-        engine.ports.pairs = None
     assert masters.grad is not None  # noqa: S101 - backward has just made it
     return loss.detach(), masters.grad[0]
 

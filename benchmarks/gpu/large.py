@@ -43,8 +43,8 @@ def _measure(family: str, engine: Engine, jobs: int, is_lean: bool, each: int) -
     except torch.OutOfMemoryError as error:
         figure(family, **about, error=str(error)[:200], **memory())
         return
-    cohort.settle()
-    losses = [job.losses[-1][1] for job in cohort.seats if job is not None]
+    cohort.read_losses()
+    losses = [job.losses[-1][1] for job in cohort.jobs if job is not None]
     rate = jobs * 1e3 / took["ms"]
     tflops = round(rate * TFLOP[family], 1) if family in TFLOP and setup().is_full else None
     figure(
@@ -64,6 +64,7 @@ def compiled() -> None:
         for kind in ("compiled", "plain"):
             with measuring("compile", jobs=jobs, kind=kind):
                 engine = engine_of("sd15")
+                engine.layers  # noqa: B018 - wraps the layers, which compiled blocks hold
                 if kind == "compiled":
                     backend = {"backend": "inductor" if setup().is_cuda else "eager"}
                     engine.base.denoiser.compile_repeated_blocks(**backend)

@@ -11,7 +11,7 @@ from benchmarks.gpu.bench import measuring, memory, setup, synchronize, warnings
 from benchmarks.gpu.rates import JOB_STEPS
 from benchmarks.gpu.report import figure
 from training import families
-from training.engine.ladder import FILE
+from training.engine.slot_ladder import FILE
 from training.families.family import Where
 
 
