@@ -1,5 +1,6 @@
 """The project's tests that need a GPU, one line each."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,5 +27,6 @@ def run() -> None:
     ]
     # Not the project's own configuration, which names options of plugins.
     asked = ["-q", "-m", "gpu", "-c", "/dev/null", "--rootdir", str(_ROOT), "-p", "no:cacheprovider"]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # nor what else the machine has
     code = pytest.main([*asked, *map(str, files)], [_Lines()])
     figure("tests", files=len(files), rc=int(code))
