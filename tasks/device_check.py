@@ -44,7 +44,7 @@ def check(settings: Settings, families: Sequence[str]) -> DeviceState:
 
 def _check_card(settings: Settings, families: Sequence[str]) -> DeviceState:
     from training import self_check
-    from training.engine import recording
+    from training.engine import recorder
 
     found = self_check.check(
         settings.home.resolve() / FOLDER, settings.device, families=families, asked_precision=settings.precision,
@@ -52,7 +52,7 @@ def _check_card(settings: Settings, families: Sequence[str]) -> DeviceState:
     )  # fmt: skip
     log.log(logging.ERROR if found.faults else logging.INFO, "%s", found.text)
     if found.records is False:
-        recording.refuse()
+        recorder.refuse()
     for one in found.families:
         metrics.SELF_CHECK.add(one.is_usable, one.family, "eager")
         if found.records is not None:

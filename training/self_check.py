@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from training.device import DeviceReport, card_facts, choose, precision, probe
-from training.engine.step import Record, cuda_graph
+from training.engine.recorder import Record, cuda_recorder
 from training.spec import FAMILIES
 from training.tiny_trial import Trial
 
@@ -101,7 +101,7 @@ def check(
     """
     begun = time.monotonic()
     report, chosen = probe(device, deterministic=deterministic), choose(device)
-    record = cuda_graph if record is None and chosen.type == "cuda" else record
+    record = cuda_recorder(chosen).record if record is None and chosen.type == "cuda" else record
     dtype = precision(chosen, asked=asked_precision)
     found = [_checked(name, folder, chosen, dtype, record) for name in families]
     is_refused = any("recorded" in one.faults for one in found)

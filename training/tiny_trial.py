@@ -12,15 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from training import families, tiny_base
-from training.backends.checkpoint import State
 from training.backends.local import Trainee
 from training.checkpoint_folder import FolderCheckpoints
-from training.engine.adapters import Layout
-from training.engine.cohort import Cohort, Seat
-from training.engine.draw import Lot, draw
+from training.engine.cohort import Cohort
 from training.engine.engine import Engine
+from training.engine.job_batch import JobBatch, draw
+from training.engine.layout import Layout
 from training.engine.objective import errors
-from training.engine.step import Record
+from training.engine.recorder import Record
+from training.engine.slot_job import SlotJob
+from training.engine.state import State
 from training.families.family import Base, Where
 from training.lora.safetensor import Array
 from training.ports import Example, Progress, TrainRun
@@ -60,22 +61,22 @@ class Trial:
         """The engine against peft, both in float32 and without TF32."""
         with _plain_float32():
             engine = Engine(self.family, self._base(torch.float32))
-            lot, vector, layout = self._sample(engine)
-            loss, gradient = self._gradient(engine, lot, vector, layout)
+            batch, vector, layout = self._sample(engine)
+            loss, gradient = self._gradient(engine, batch, vector, layout)
             oracle = self._base(torch.float32)
-            loss_there, gradient_there = self._peft_gradient(oracle, lot, layout.read(vector, _RANK))
+            loss_there, gradient_there = self._peft_gradient(oracle, batch, layout.read(vector, _RANK))
         return _worst(_off(loss, loss_there), _off(_flat(gradient), _flat(gradient_there)))
 
     def lower_precision(self) -> float:
         """The engine in the precision of jobs against itself in float32, on the same numbers."""
         with _plain_float32():
             exact = Engine(self.family, self._base(torch.float32))
-            lot, vector, layout = self._sample(exact)
-            loss_there, gradient_there = self._gradient(exact, lot, vector, layout)
-        loss, gradient = self._gradient(self.engine, lot, vector, self._layout(self.engine))
+            batch, vector, layout = self._sample(exact)
+            loss_there, gradient_there = self._gradient(exact, batch, vector, layout)
+        loss, gradient = self._gradient(self.engine, batch, vector, self._layout(self.engine))
         return _worst(_off(loss, loss_there), _off(_flat(gradient), _flat(gradient_there)))
 
-    def _sample(self, engine: Engine) -> tuple[Lot, Tensor, Layout]:
+    def _sample(self, engine: Engine) -> tuple[JobBatch, Tensor, Layout]:
         """A batch, and a LoRA that is not zero."""
         layout = self._layout(engine)
         chance = torch.Generator().manual_seed(5)
@@ -84,22 +85,23 @@ class Trial:
 
     @staticmethod
     def _layout(engine: Engine) -> Layout:
-        return engine.ports.layout("all", _RANK)
+        return engine.layers.layout("all", _RANK)
 
-    def _gradient(self, engine: Engine, lot: Lot, vector: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Array]]:
+    def _gradient(
+        self, engine: Engine, batch: JobBatch, vector: Tensor, layout: Layout
+    ) -> tuple[Tensor, dict[str, Array]]:
         base = engine.base
         masters = vector.to(self.device)[None].requires_grad_()
         scales = torch.full((1, 1), _ALPHA / _RANK, device=self.device)
-        engine.ports.pairs = layout.pairs(masters, scales, base.dtype)
-        try:
-            loss = self._loss(base, lot)
+        with engine.layers.applying(layout.loras(masters, scales, base.dtype)):
+            loss = self._loss(base, batch)
             (loss * _LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
-        finally:
-            engine.ports.pairs = None
         assert masters.grad is not None  # noqa: S101 - backward has just made it
         return loss, layout.read(masters.grad[0] / _LOSS_SCALE, _RANK)
 
-    def _peft_gradient(self, oracle: Base, lot: Lot, weights: dict[str, Array]) -> tuple[Tensor, dict[str, Array]]:
+    def _peft_gradient(
+        self, oracle: Base, batch: JobBatch, weights: dict[str, Array]
+    ) -> tuple[Tensor, dict[str, Array]]:
         config = LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules=self.family.targets["all"])  # type: ignore[arg-type]
         oracle.denoiser.add_adapter(config)
         layers = {name: layer for name, layer in oracle.denoiser.named_modules() if hasattr(layer, "lora_A")}
@@ -111,16 +113,16 @@ class Trial:
         }
         for name, weight in held.items():
             weight.data.copy_(torch.from_numpy(weights[name]))
-        loss = self._loss(oracle, lot)
+        loss = self._loss(oracle, batch)
         (loss * _LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
         return loss, {name: (weight.grad / _LOSS_SCALE).cpu().numpy() for name, weight in held.items()}
 
-    def _loss(self, base: Base, lot: Lot) -> Tensor:
+    def _loss(self, base: Base, batch: JobBatch) -> Tensor:
         conditions = [
             {name: value if name == "sizes" else value.to(base.dtype) for name, value in one.items()}
-            for one in lot.conditions
+            for one in batch.conditions
         ]
-        return errors(self.family, base, lot.made.to(self.device), conditions).mean()
+        return errors(self.family, base, batch.made.to(self.device), conditions).mean()
 
     # ---- several steps --------------------------------------------------------------------------------------
 
@@ -157,8 +159,8 @@ class Trial:
         start = self._layout(self.engine).begin(7, _RANK).double()
         return _worst(_off(torch.tensor(losses), torch.tensor(wanted_losses)), _off(weights - start, wanted - start))
 
-    def _cohort(self, job: Seat, *, slots: int = 1, record: Record | None = None) -> Cohort:
-        cohort = Cohort(self.family, self.engine.base, self.engine.ports, job.shape, slots)
+    def _cohort(self, job: SlotJob, *, slots: int = 1, record: Record | None = None) -> Cohort:
+        cohort = Cohort(self.family, self.engine.base, self.engine.layers, job.shape, slots)
         cohort.record_with(record)
         cohort.seat(job)
         return cohort
@@ -168,7 +170,7 @@ class Trial:
     def _base(self, dtype: torch.dtype) -> Base:
         return self.family.load(Where(self.base_folder, self.device, dtype))
 
-    def _job(self, engine: Engine, *, seed: int = 7, state: State | None = None) -> Seat:
+    def _job(self, engine: Engine, *, seed: int = 7, state: State | None = None) -> SlotJob:
         spec = TrainSpec(
             base_model="tiny", family=self.family.name, trigger_word="sks", resolution=_PIXELS, rank=_RANK,
             alpha=_ALPHA, learning_rate=1e-3, max_steps=_STEPS, seed=seed, adapter={"targets": "all"},
@@ -184,7 +186,7 @@ class Trial:
             FolderCheckpoints(nowhere),
             _Alone(),
         )
-        return Trainee(run, engine, {"base": ""}, _STEPS, state).seat
+        return Trainee(run, engine, {"base": ""}, _STEPS, state).job
 
 
 class _Alone:
@@ -195,11 +197,11 @@ class _Alone:
     def report(self, progress: Progress) -> None: ...
 
 
-def _walk(cohort: Cohort, job: Seat, count: int = _STEPS) -> tuple[list[float], Tensor]:
+def _walk(cohort: Cohort, job: SlotJob, count: int = _STEPS) -> tuple[list[float], Tensor]:
     """The losses of a job over some steps, and its LoRA after them."""
     for _ in range(count):
         cohort.step()
-    cohort.settle()
+    cohort.read_losses()
     return [loss for _, loss in job.losses], cohort.weights_of(job).double().cpu()
 
 

@@ -14,8 +14,8 @@ from core.settings import Settings
 from tasks import device_check
 from training import self_check
 from training.device import DeviceReport
-from training.engine import cohort, recording
-from training.engine.adapters import Layout
+from training.engine import cohort, recorder
+from training.engine.layout import Layout
 from training.self_check import FamilyCheck, SelfCheck
 
 Work = Callable[[], Tensor]
@@ -70,12 +70,12 @@ def test_recorded_steps_that_differ_are_given_up(folder: Path, record: Any) -> N
 
 def test_a_wrong_product_is_no_device_to_train_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA products that are too large by a hundredth: peft sees it, and jobs of that family are refused."""
-    pairs = Layout.pairs
+    loras = Layout.loras
 
     def larger(self: Layout, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> Any:
-        return pairs(self, stack, scales * 1.01, dtype)
+        return loras(self, stack, scales * 1.01, dtype)
 
-    monkeypatch.setattr(Layout, "pairs", larger)
+    monkeypatch.setattr(Layout, "loras", larger)
     found = self_check.check(folder, "cpu", families=["sd15"])
     assert found.unusable == ["sd15"]
     assert list(found.families[0].faults) == ["peft"]
@@ -125,7 +125,7 @@ def test_a_worker_steps_down_and_says_so(
     settings = Settings(_env_file=None, home=tmp_path, device="cuda")
     counted = Counted()
     monkeypatch.setattr(metrics, "_keeper", counted)
-    monkeypatch.setattr(recording, "_is_refused", False)
+    monkeypatch.setattr(recorder, "_is_refused", False)
     monkeypatch.setattr("training.device.choose", lambda _: torch.device("cuda"))
     caplog.set_level("INFO")
 
@@ -136,11 +136,11 @@ def test_a_worker_steps_down_and_says_so(
     good = found(card(True, FamilyCheck("sd15"), FamilyCheck("sdxl")))
     assert (good.name, good.verdict, list(good.refused)) == ("NVIDIA Something", "recorded steps agree", [])
     assert "16 GiB; driver 600.1; recorded steps agree (3.0 s)" in caplog.text
-    assert recording.is_allowed()
+    assert recorder.is_allowed()
 
     bad = found(card(False, FamilyCheck("sd15", faults={"recorded": "a"}), FamilyCheck("sdxl", faults={"peft": "b"})))
     assert list(bad.refused) == ["sdxl"]
-    assert not recording.is_allowed()
+    assert not recorder.is_allowed()
     assert caplog.records[-1].levelname == "ERROR"
     assert counted.held == {
         ("imprint_self_check", "sd15", "eager"): True,
