@@ -18,7 +18,6 @@ from training import families, tiny_base
 from training.backends.local import Trainee
 from training.checkpoint_folder import FolderCheckpoints
 from training.engine.cohort import Cohort
-from training.engine.compiler import Compiler
 from training.engine.engine import Engine
 from training.families.diffusion import DiscreteSchedule
 from training.families.encoders import Encoders
@@ -153,17 +152,17 @@ def forward(base: Base, size: str) -> Step:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def ours(base: Base, size: str, folder: Path, jobs: int = 1, compiler: Compiler | None = None) -> Step:
+def ours(base: Base, size: str, folder: Path, jobs: int = 1) -> Step:
     """One step of the engine with `jobs` jobs in as many slots, each with pictures, captions and a seed of its own."""
     family = families.find("sd15")
-    engine = Engine(family, base, compiler=compiler)
+    engine = Engine(family, base)
     seats = [
         Trainee(
             run_of(folder, size, seed, jobs, pictures=2 if size == "tiny" else 1), engine, {"base": ""}, 10**6, None
-        ).seat
+        ).job
         for seed in range(jobs)
     ]
-    cohort = Cohort(family, base, engine.ports, seats[0].shape, jobs, compiler)
+    cohort = Cohort(family, base, engine.layers, seats[0].shape, jobs, engine.recorder)
     for seat in seats:
         cohort.seat(seat)
     return cohort.step

@@ -216,7 +216,6 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
             device=services.settings.device,
             precision=services.settings.precision,
-            compiled=services.settings.home.resolve() / "compiled" if services.settings.compile == "on" else None,
             slots=services.settings.cohort,
             deterministic=services.settings.deterministic,
             encodings=services.settings.home.resolve() / "encodings",

@@ -57,7 +57,7 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     live = Live(run, found, base_of(run))
     for _ in range(2):
         live.step()  # so that B is not zero
-    weights = live.cohort.snapshot(live.seat).weights
+    weights = live.cohort.snapshot(live.job).weights
     [lot], _ = live.cohort._gather()
 
     oracle = base_of(run)

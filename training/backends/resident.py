@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from core import metrics
 from core.errors import ImprintError, Stop
-from training.engine.compiler import compiler
 from training.engine.engine import Engine
 from training.families.family import Family, Where
 
@@ -54,8 +53,8 @@ def borrowed(family: Family, where: Where, fingerprint: str, check: Callable[[],
             mine.users -= 1
             if mine.users == 0:
                 base = mine.engine.base
-                if base.has_denoiser and base.denoiser.is_gradient_checkpointing:
-                    base.denoiser.disable_gradient_checkpointing()  # the next training may have the memory
+                if base.is_gradient_checkpointing:
+                    base.checkpoint_gradients(False)  # the next training may have the memory
                 if mine.is_spoilt:
                     _let_go(mine)
             _changed.notify_all()
@@ -73,8 +72,7 @@ def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) ->
                 if _is_my_turn(ticket):
                     if _resident is None or _resident.key != key or _resident.is_spoilt:
                         _resident = None  # before the next is loaded, so that two never share the memory
-                        made = compiler(where.compiled, where.device)
-                        _resident = _Resident(key, Engine(family, family.load(where), key[2], made))
+                        _resident = _Resident(key, Engine(family, family.load(where), key[2]))
                         metrics.BASE_MODELS.add(1, family.name, "loaded")
                     else:
                         metrics.BASE_MODELS.add(1, family.name, "resident")

@@ -12,11 +12,13 @@ import torch
 
 from core import metrics
 from core.errors import HandOver
-from training.engine import share, unet
-from training.engine.adapters import Ports
-from training.engine.cohort import LADDER, Cohort, Seat, Shape
-from training.engine.compiler import Compiler
-from training.engine.ladder import Ladder
+from training.engine import distributed, recorder
+from training.engine.cohort import LADDER, Cohort
+from training.engine.lora_layers import LoRALayers
+from training.engine.memory_layout import lay_out
+from training.engine.recorder import Recorder
+from training.engine.slot_job import Shape, SlotJob
+from training.engine.slot_ladder import SlotLadder
 from training.families.family import Base, Family
 
 log = logging.getLogger(__name__)
@@ -27,36 +29,36 @@ _IDLE_S = 10.0  # the thread ends after so long without a job; the next one star
 class Engine:
     """One base model, its wrapped linears, and the jobs that train on it. `join` may be called from any thread."""
 
-    def __init__(self, family: Family, base: Base, fingerprint: str = "", compiler: Compiler | None = None) -> None:
-        """compiler: of what stands between products; None: torch's own operations do it."""
-        self.family, self.base, self.compiler = family, base, compiler
+    def __init__(self, family: Family, base: Base, fingerprint: str = "") -> None:
+        self.family, self.base = family, base
         self._fingerprint = fingerprint
-        self._ports: Ports | None = None
+        self._layers: LoRALayers | None = None
+        self.recorder: Recorder | None = None
         self._loading = threading.Lock()
         self._changed = threading.Condition()
-        self._waiting: list[Seat] = []
+        self._waiting: list[SlotJob] = []
         self._cohorts: dict[Shape, Cohort] = {}
         self._tops: dict[Shape, int] = {}  # most slots, where memory or a setting said so
         self._thread: threading.Thread | None = None
 
     @property
-    def ports(self) -> Ports:
+    def layers(self) -> LoRALayers:
         """The wrapped layers. The denoiser is loaded when they are first asked for: after a job's encoders are parked.
 
         Raises BaseModelUnavailable.
         """
         with self._loading:
-            if self._ports is None:
-                wrapped = Ports(self.base.denoiser, self.family.targets)
-                unet.attach(self.base, wrapped, self.compiler)
-                of = self._fingerprint if self.compiler is None else f"{self._fingerprint} compiled"
-                self._ladder = Ladder(of, self.base.device)
-                self._ports = wrapped
-            return self._ports
+            if self._layers is None:
+                lay_out(self.base.denoiser)
+                self._layers = LoRALayers(self.base.denoiser, self.family.targets)
+                self._ladder = SlotLadder(self._fingerprint, self.base.device)
+                if self.base.device.type == "cuda" and not distributed.is_asked_for() and recorder.is_allowed():
+                    self.recorder = recorder.cuda_recorder(self.base.device)
+            return self._layers
 
-    def join(self, job: Seat) -> None:
+    def join(self, job: SlotJob) -> None:
         """Let a job train: it gets a slot at the next step boundary that has one. Raises BaseModelUnavailable."""
-        _ = self.ports  # loaded on the job's thread, and an error is the job's own
+        _ = self.layers  # loaded on the job's thread, and an error is the job's own
         with self._changed:
             self._waiting.append(job)
             if self._thread is None:
@@ -64,7 +66,7 @@ class Engine:
                 self._thread.start()
             self._changed.notify_all()
 
-    def leave(self, job: Seat) -> None:
+    def leave(self, job: SlotJob) -> None:
         """Ask for a job to be let go at the next step boundary; its last snapshot is then where it stands."""
         with self._changed:
             job.leaving = True
@@ -100,7 +102,7 @@ class Engine:
                         self._fail(cohort, error)
 
     def _admit(self) -> None:
-        """Seat whoever waits and finds room; who asked to leave before it was seated has left."""
+        """Seat the waiting jobs that find room. A job that asked to leave before it was seated has left."""
         still = []
         for job in self._waiting:
             if job.leaving:
@@ -109,19 +111,19 @@ class Engine:
                 still.append(job)
         if len(still) < len(self._waiting):
             for cohort in self._cohorts.values():
-                log.info("%d job(s) in %d slot(s), %s", len(cohort), len(cohort.seats), cohort.shape)
+                log.info("%d job(s) in %d slot(s), %s", len(cohort), len(cohort.jobs), cohort.shape)
         self._waiting = still
 
-    def _seat(self, job: Seat) -> bool:
+    def _seat(self, job: SlotJob) -> bool:
         cohort = self._cohorts.get(job.shape)
         top = min(self._tops.get(job.shape, LADDER[-1]), _rung(job.slots))
         try:
             if cohort is None:
                 self._ladder.remember(job.run.encodings)
                 slots = top if job.is_fixed else 1
-                cohort = Cohort(self.family, self.base, self.ports, job.shape, slots, self.compiler)
-            elif None not in cohort.seats:
-                now = len(cohort.seats)
+                cohort = Cohort(self.family, self.base, self.layers, job.shape, slots, self.recorder)
+            elif None not in cohort.jobs:
+                now = len(cohort.jobs)
                 slots = _rung(now + 1)
                 if now >= top or not (self._ladder.pays(job.shape, slots) and self._ladder.fits(slots, now)):
                     return False
@@ -136,27 +138,27 @@ class Engine:
 
     def _learn(self, cohort: Cohort, seconds: float) -> None:
         """Note what a step took, where slots follow the jobs; on a GPU the host is soon as slow as the device."""
-        follow = [job for job in cohort.seats if job is not None and job.slots > 1 and not job.is_fixed]
+        follow = [job for job in cohort.jobs if job is not None and job.slots > 1 and not job.is_fixed]
         if follow and len(self._cohorts) == 1:
-            self._ladder.note(cohort.shape, len(cohort.seats), seconds, follow[0].run.encodings)
+            self._ladder.note(cohort.shape, len(cohort.jobs), seconds, follow[0].run.encodings)
 
     def _let_go(self, cohort: Cohort) -> None:
-        for job in cohort.seats:
-            if job is not None and share.any_of(job.leaving, self.base.device):
+        for job in cohort.jobs:
+            if job is not None and distributed.any_of(job.leaving, self.base.device):
                 if not job.leaving:
                     job.error = HandOver()  # another process of this training was asked to stop
-                cohort.settle()
+                cohort.read_losses()
                 job.snapshots.append(cohort.copied(job))
                 cohort.unseat(job)
                 _gone(job)
 
     def _after(self, cohort: Cohort) -> None:
         """What a step brought: first news, checkpoints that are due, jobs that are done."""
-        for job in cohort.seats:
+        for job in cohort.jobs:
             if job is None or not self._looked(cohort, job):
                 continue
             if job.step >= job.total:
-                cohort.settle()
+                cohort.read_losses()
                 job.snapshots.append(cohort.copied(job))
                 cohort.unseat(job)
                 _gone(job)
@@ -167,7 +169,7 @@ class Engine:
                 job.news.set()  # the first step is told at once, so that nobody takes a training for stuck
 
     @staticmethod
-    def _looked(cohort: Cohort, job: Seat) -> bool:
+    def _looked(cohort: Cohort, job: SlotJob) -> bool:
         """Take a look at a job if one is due; False if that failed, which ends this job alone."""
         if job.look_every and (job.step % job.look_every == 0 or job.step >= job.total):
             try:
@@ -189,37 +191,37 @@ class Engine:
             return
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(cohort.seats) > 1:
-            fewer = len(cohort.seats) // 2
-            log.warning("out of memory with %d slots; going on with %d", len(cohort.seats), fewer)
+        if len(cohort.jobs) > 1:
+            fewer = len(cohort.jobs) // 2
+            log.warning("out of memory with %d slots; going on with %d", len(cohort.jobs), fewer)
             self._tops[cohort.shape] = fewer
             with self._changed:
                 self._waiting[:0] = self._stand_up(cohort, fewer)
             cohort.resize(fewer)
-        elif not self.base.denoiser.is_gradient_checkpointing:
+        elif not self.base.is_gradient_checkpointing:
             log.warning("out of memory; going on with gradient checkpointing")
-            self.base.denoiser.enable_gradient_checkpointing()
+            self.base.checkpoint_gradients(True)
         else:
             self._fail(cohort, error)
 
     @staticmethod
-    def _stand_up(cohort: Cohort, seats: int) -> list[Seat]:
+    def _stand_up(cohort: Cohort, seats: int) -> list[SlotJob]:
         """Take jobs out until `seats` are left; they wait, with their state, for a slot."""
-        seated = [job for job in cohort.seats if job is not None]
+        seated = [job for job in cohort.jobs if job is not None]
         for job in seated[seats:]:
             job.state = cohort.snapshot(job)
             cohort.unseat(job)
         return seated[seats:]
 
     def _fail(self, cohort: Cohort, error: BaseException) -> None:
-        for job in cohort.seats:
+        for job in cohort.jobs:
             if job is not None:
                 job.error = error
                 cohort.unseat(job)
                 _gone(job)
 
 
-def _gone(job: Seat) -> None:
+def _gone(job: SlotJob) -> None:
     job.gone = True
     job.news.set()
 

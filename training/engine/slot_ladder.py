@@ -24,7 +24,7 @@ _SKIPPED = 5  # steps after a change of slots, which warm up or are recorded
 _ENOUGH = 20  # steps that tell
 
 
-class Ladder:
+class SlotLadder:
     """Of one base model on one device. Used by the engine's thread alone."""
 
     def __init__(self, base: str, device: torch.device) -> None:

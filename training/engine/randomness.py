@@ -15,7 +15,7 @@ def generator(seed: int, purpose: str, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-class Order:
+class SampleOrder:
     """Which pictures each step sees: every epoch a seeded permutation of batches, each of one picture size.
 
     A size whose pictures do not fill its last batch begins again at its first ones, so that every batch is full: one

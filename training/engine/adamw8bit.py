@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.engine.adapters import Layout
+from training.engine.layout import Layout
 from training.engine.optimizer import AdamW
 
 BLOCK = 256

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training.backends.randomness import generator
+from training.engine.randomness import generator
 from training.families.family import Base, Condition, Draw, Family
 
 if TYPE_CHECKING:
-    from training.engine.cohort import Seat
+    from training.engine.slot_job import SlotJob
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,21 @@ class Extras:
 
 
 @dataclass(frozen=True)
-class Lot:
+class JobBatch:
     """One job's part of a step."""
 
     made: Draw
     conditions: list[Condition]
     classes: list[Condition]  # of the class captions; empty where no prior is kept beside pictures
 
-    def empty(self) -> "Lot":
+    def empty(self) -> "JobBatch":
         """Zeros in its shape. Nobody's numbers: what fills idle slots must not depend on who is there."""
         none = [[{name: torch.zeros_like(value) for name, value in one.items()} for one in told] for told in
                 (self.conditions, self.classes)]  # fmt: skip
-        return Lot(Draw(*(torch.zeros_like(part) for part in self.made.parts)), *none)
+        return JobBatch(Draw(*(torch.zeros_like(part) for part in self.made.parts)), *none)
 
 
-def draw(family: Family, base: Base, job: "Seat", step: int) -> Lot:
+def draw(family: Family, base: Base, job: "SlotJob", step: int) -> JobBatch:
     """The batch of `step`, counted from 0, on the CPU."""
     spec, extras = job.run.spec, job.extras
     places = job.order.batch(step)
@@ -60,7 +60,7 @@ def draw(family: Family, base: Base, job: "Seat", step: int) -> Lot:
             counts[row] *= extras.masks[place].flip(-1) if turned[row] else extras.masks[place]
     weight = spec.objective.prior_weight
     made = replace(made, weights=counts, priors=made.priors + weight, recalled=torch.tensor(recalled))
-    return Lot(made, told, [extras.classes[place] for place in places] if weight else [])
+    return JobBatch(made, told, [extras.classes[place] for place in places] if weight else [])
 
 
 def offset(noise: Tensor, strength: float, seed: int, step: int) -> Tensor:

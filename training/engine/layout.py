@@ -1,24 +1,19 @@
-"""LoRAs on a denoiser's linears and 1x1 convolutions, one per slot: all of a slot's numbers in one flat float32 vector.
+"""Where each LoRA matrix stands in a slot's weights: one flat float32 vector [P], so that a stack of N slots is [N, P].
 
-The modules stay diffusers' own; only the targeted layers are wrapped, under the names that peft would give them. A
-stack of N slots is `[N, P]`; a batch of N x b samples is theirs in order, b to a slot. Each sample meets its own slot's
-LoRA (https://arxiv.org/abs/2106.09685: y = W x + scale B A x), and the frozen product is made once over all of them.
-With DoRA (https://arxiv.org/abs/2402.09353) every row of W + scale B A is brought to a length that is learnt.
+Layers have the names that peft would give them.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.errors import BaseModelUnavailable
-from training.backends.randomness import generator
-from training.engine.product import Product
+from training.engine.randomness import generator
 from training.lora.file import Matrices
 from training.lora.safetensor import Array
 
@@ -45,10 +40,12 @@ class Site:
         return weight.flatten(1)
 
 
-# The LoRAs of all slots on one layer, in the dtype of the base: down [N, rank, in], up [N, out, rank] times the slot's
-# scale, and with DoRA excess [N, 1, out]: by how much of its length each row of the sum is stretched. () for a layer
-# that has none.
-Pair = tuple[Tensor, ...]
+class LoRA(NamedTuple):
+    """The LoRAs of all slots on one layer, in the dtype of the base."""
+
+    lora_a: Tensor  # [N, rank, in]
+    lora_b: Tensor  # [N, out, rank], times the slot's scale
+    stretch: Tensor | None = None  # of DoRA, [N, 1, out]: magnitude / |W + B A| - 1 of each row
 
 
 class Layout:
@@ -70,23 +67,26 @@ class Layout:
         self._places = len(self.sites) if places is None else places
         self._squares = [site.weight.float().pow(2).sum(1) for site in sites] if dora else []  # squared, of W's rows
 
-    def pairs(self, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> list[Pair]:
-        """What each wrapped layer applies, by its place.
+    def loras(self, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> list[LoRA | None]:
+        """The LoRAs of each wrapped layer, by its place; None for a layer that has none.
 
         stack [N, P] and scales [N, 1] are float32; gradients flow to the stack.
         """
         downs, ups, magnitudes, _ = torch.split(stack, self._parts, 1)
         downs, ups = downs.to(dtype), (ups * scales).to(dtype)
-        made: list[Pair] = [()] * self._places
+        made: list[LoRA | None] = [None] * self._places
         for site, down, up in zip(
             self.sites, torch.split(downs, self.downs, 1), torch.split(ups, self.ups, 1), strict=True
         ):
-            made[site.place] = down.view(-1, self.rank, site.inputs), up.view(-1, site.outputs, self.rank)
+            made[site.place] = LoRA(down.view(-1, self.rank, site.inputs), up.view(-1, site.outputs, self.rank))
         for site, squares, magnitude in zip(
             self.sites if self.dora else (), self._squares, torch.split(magnitudes, self.magnitudes, 1), strict=True
         ):
-            down, up = made[site.place]
-            made[site.place] = down, up, _excess(site.weight, squares, down, up, magnitude)
+            lora = made[site.place]
+            assert lora is not None  # noqa: S101 - made above
+            made[site.place] = lora._replace(
+                stretch=_stretch(site.weight, squares, lora.lora_a, lora.lora_b, magnitude).to(dtype)
+            )
         return made
 
     def begin(self, seed: int, rank: int) -> Tensor:
@@ -148,95 +148,18 @@ class Layout:
         return found
 
 
-def _excess(weight: Tensor, squares: Tensor, down: Tensor, up: Tensor, magnitude: Tensor) -> Tensor:
+def _stretch(weight: Tensor, squares: Tensor, lora_a: Tensor, lora_b: Tensor, magnitude: Tensor) -> Tensor:
     """magnitude / |W + B A| - 1 for every row, [N, 1, out]; the lengths are constants to the gradient, section 4.3.
 
     |W + B A|^2 = |W|^2 + 2 W (B A) + |B A|^2 row by row, without the sum itself: as dear as `rank` more samples.
     """
     with torch.no_grad():
-        crossed = functional.linear(down.flatten(0, 1), weight).view(*down.shape[:2], -1).transpose(1, 2).float()
-        low, high = down.float(), up.float()
+        crossed = functional.linear(lora_a.flatten(0, 1), weight).view(*lora_a.shape[:2], -1).transpose(1, 2).float()
+        low, high = lora_a.float(), lora_b.float()
         gram = torch.bmm(low, low.transpose(1, 2))
         grown = squares + (2 * crossed * high).sum(2) + (torch.bmm(high, gram) * high).sum(2)
         lengths = grown.clamp_(min=_SHORTEST).sqrt_()
-    return (magnitude / lengths - 1).to(weight.dtype).unsqueeze(1)
-
-
-class Ports:
-    """The wrapped layers of one denoiser, and what they apply at the moment: nothing, or pairs by place."""
-
-    def __init__(self, denoiser: nn.Module, targets: Mapping[str, str]) -> None:
-        """Wrap every layer of the target sets, regular expressions over full names; those of the first come first.
-
-        Raises BaseModelUnavailable if a set has no layer.
-        """
-        self._targets = targets
-        found = {
-            name: module
-            for name, module in denoiser.named_modules()
-            if _fits(module) and any(re.fullmatch(pattern, name) for pattern in targets.values())
-        }
-        self.pairs: Sequence[Pair] | Mapping[int, Pair] | None = None
-        order = sorted(found, key=lambda name: (self._first(name), name))
-        self.sites = [_site(name, found[name], place) for place, name in enumerate(order)]
-        if not all(any(re.fullmatch(pattern, name) for name in found) for pattern in targets.values()):
-            raise BaseModelUnavailable("the base model has no layers for a LoRA: is it of another family?")
-        for site in self.sites:
-            parent, _, last = site.name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), last, _Port(self, site))
-
-    def _first(self, name: str) -> int:
-        """The place of the first target set that a layer is in."""
-        return next(place for place, pattern in enumerate(self._targets.values()) if re.fullmatch(pattern, name))
-
-    def layout(self, targets: str, rank: int, *, dora: bool = False) -> Layout:
-        """The layout of LoRAs on one target set."""
-        sites = [site for site in self.sites if re.fullmatch(self._targets[targets], site.name)]
-        return Layout(sites, rank, dora=dora, places=len(self.sites))
-
-
-def _fits(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} == set(module.stride) and module.groups == 1
-    )
-
-
-def _site(name: str, layer: nn.Module, place: int) -> Site:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return Site(name, weight.shape[1], weight.shape[0], weight.ndim == 4, place, layer)
-
-
-class _Port(nn.Module):
-    """A frozen linear or 1x1 convolution with one LoRA per slot beside it."""
-
-    def __init__(self, ports: Ports, site: Site) -> None:
-        super().__init__()
-        self.inner, self._ports, self._site, self._place = site.layer, ports, site, site.place
-        self.in_features, self.out_features = site.inputs, site.outputs
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight, which diffusers' modules ask for its dtype."""
-        return self.inner.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.inner.bias  # type: ignore[return-value]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N x b, ..., in] to [N x b, ..., out]; of a convolution also [N x b, in, h, w] to [N x b, out, h, w]."""
-        is_picture = self._site.is_convolution and x.ndim == 4
-        if self._ports.pairs is None or not self._ports.pairs[self._place]:
-            said: Tensor = self.inner(x)
-            return said
-        # Pixels as rows: what follows in a transformer wants them so, and the matrices are a linear's.
-        rows = x.permute(0, 2, 3, 1) if is_picture else x
-        down, up, *rest = self._ports.pairs[self._place]
-        excess = rest[0] if rest else None
-        per_slot = rows.reshape(len(down), -1, self.in_features)
-        made: Tensor = Product.apply(per_slot, self._site.weight, self.bias, down, up, excess)  # type: ignore[no-untyped-call]
-        made = made.view(*rows.shape[:-1], self.out_features)
-        return made.permute(0, 3, 1, 2) if is_picture else made
+    return (magnitude / lengths - 1).unsqueeze(1)
 
 
 def padded(rank: int) -> int:

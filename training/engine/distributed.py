@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from core.errors import SpecInvalid
-from training.engine.draw import Lot
+from training.engine.job_batch import JobBatch
 from training.families.family import Draw
 
 _PATIENCE = timedelta(minutes=30)  # one may load a base model from a slow disk while the others wait
@@ -65,14 +65,14 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def part(lot: Lot) -> Lot:
+def part(batch: JobBatch) -> JobBatch:
     """The rows of a job's batch that this process takes."""
     if not _is_shared():
-        return lot
-    rows = len(lot.conditions) // dist.get_world_size()
+        return batch
+    rows = len(batch.conditions) // dist.get_world_size()
     mine = slice(dist.get_rank() * rows, (dist.get_rank() + 1) * rows)
-    made = Draw(*(value[mine] for value in lot.made.parts))
-    return replace(lot, made=made, conditions=lot.conditions[mine], classes=lot.classes[mine])
+    made = Draw(*(value[mine] for value in batch.made.parts))
+    return replace(batch, made=made, conditions=batch.conditions[mine], classes=batch.classes[mine])
 
 
 def average(*values: Tensor | None) -> None:
