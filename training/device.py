@@ -124,7 +124,11 @@ def card_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 def _attention(device: torch.device, dtype: torch.dtype) -> str:
     """The implementation that torch chooses for the largest attention of sd15 at 512 pixels."""
     query = torch.empty(1, 8, 4096, 40, device=device, dtype=dtype, requires_grad=True)
-    return SDPBackend(torch._fused_sdp_choice(query, query, query)).name.lower().removesuffix("_attention")
+    try:
+        chosen = SDPBackend(torch._fused_sdp_choice(query, query, query))
+    except (AttributeError, RuntimeError, ValueError):  # not part of PyTorch's public interface
+        return "unknown"
+    return chosen.name.lower().removesuffix("_attention")
 
 
 def _driver() -> str:
