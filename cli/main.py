@@ -19,7 +19,7 @@ from cli.ingress import ingress
 from cli.loras import LORAS
 from cli.notices import notices
 from cli.operators import OPERATORS
-from cli.terminal import answers, err, out, print_json, relay_now
+from cli.terminal import answers, err, out, print_json, report_unsent
 from cli.tokens import token
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
@@ -99,8 +99,8 @@ def submit(
             image["mask"] = store(masks[file].read_bytes(), is_mask=True)
         images.append(image)
     view = service.submit(here, arguments | {"images": images})
-    relay_now()
     if watch:
+        report_unsent()
         view = _watch(view["job_id"], as_json)
     _show(view, as_json)
     if watch and view["status"] != "ready":
@@ -176,7 +176,6 @@ def list_jobs(owner_id: str | None, *, active: bool, limit: int, as_json: bool) 
 def cancel(job_id: str, *, as_json: bool) -> None:
     """Cancel a job; the steps done are charged, rounded down, and the rest of its credits comes back at once."""
     view = service.cancel(services(), job_id)
-    relay_now()
     _show(view, as_json)
 
 
@@ -187,8 +186,10 @@ def cancel(job_id: str, *, as_json: bool) -> None:
 def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
     """Train again what ended, as a new job with the same pictures and recipe."""
     view = service.retry(services(), job_id)
-    relay_now()
-    _show(_watch(view["job_id"], as_json) if watch else view, as_json)
+    if watch:
+        report_unsent()
+        view = _watch(view["job_id"], as_json)
+    _show(view, as_json)
 
 
 @imprint.command()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from cli.terminal import answers, err, out, print_json, relay_now
+from cli.terminal import answers, err, out, print_json
 from jobs import accounts, sweeps
 from jobs.notices import dead_letters
 from jobs.services import services
@@ -118,8 +118,6 @@ def redeliver(
         done = dead_letters.redeliver(services(), message_id)
     else:
         done = dead_letters.redeliver_dead(services(), job_id=job_id, receiver=receiver)
-    if done.again:
-        relay_now()
     if as_json:
         print_json(asdict(done))
         return

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they answer, and sending what they have written."""
+"""What the commands share: where they print, how they answer, and what they say of messages that were not sent."""
 
 import json
 import sys
@@ -16,6 +16,8 @@ from jobs.services import services
 out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True)
 
+_SEND_S = 20.0  # a broker that takes longer to take a message counts as away
+
 
 def answers(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--json`; turn our errors into a message and an exit code (2 for a bad request, else 1)."""
@@ -25,6 +27,7 @@ def answers(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, as_json: bool, **kwargs: Any) -> None:
         try:
             command(*args, as_json=as_json, **kwargs)
+            report_unsent()
         except ImprintError as error:
             if as_json:
                 print_json({"error": error.code, "message": error.message, "details": error.details})
@@ -45,17 +48,12 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value))
 
 
-def relay_now() -> None:
-    """Send what was written. Where no broker answers, say so: it is kept, and the sweep of the next stack sends it."""
-    from kombu.exceptions import OperationalError
-
-    from tasks.app import app
-    from tasks.relay import relay
-
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1)
-    except OperationalError:
-        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")
+def report_unsent() -> None:
+    """Wait until what this command has written is sent; if no broker takes it, say that it is kept for the sweep."""
+    sender = services().outbox_sender
+    if sender is None or not sender.is_awake:
         return
-    relay(services())
+    from tasks.relay import broker_answers
+
+    if not sender.flush(_SEND_S) or not broker_answers():
+        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")

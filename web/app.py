@@ -1,15 +1,12 @@
 """The application, put together by one function."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.concurrency import run_in_threadpool
 
 from jobs.services import Services
-from tasks.relay import relay
 from web import problems
-from web.courier import Courier
 from web.limits import RateLimit
 from web.metrics import WebMetrics
 from web.pages import account as account_page
@@ -29,22 +26,17 @@ Every call carries a bearer token. Errors have one shape (RFC 9457). Requests th
 """
 
 
-def create_app(services: Services, *, send: Callable[[Services], object] = relay) -> FastAPI:
-    """The app over `services`.
-
-    `send` hands the outbox to the broker after a commit; it may fail, the sweep sends again.
-    """
-    streams, courier = Streams(services), Courier(services, send)
+def create_app(services: Services) -> FastAPI:
+    """The app over `services`."""
+    streams = Streams(services)
 
     @asynccontextmanager
     async def living(_: FastAPI) -> AsyncIterator[None]:
         streams.start()
-        courier.start()
         try:
             yield
         finally:
             await streams.stop()
-            await run_in_threadpool(courier.stop)
 
     app = FastAPI(
         title="Imprint",
@@ -60,7 +52,6 @@ def create_app(services: Services, *, send: Callable[[Services], object] = relay
     app.state.metrics = metrics = WebMetrics(services)
     app.state.readiness = service.Readiness()
     app.state.streams = streams
-    app.state.courier = courier
     app.state.secret = secret(services.settings)
     app.add_middleware(RequestMiddleware, upload_bytes=max_body_bytes(services.settings), observe=metrics.observe)
     problems.install(app)

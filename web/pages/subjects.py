@@ -197,7 +197,6 @@ def automatic(
 
 @router.post("/subjects/{id}/train")
 def start(
-    request: Request,
     services: ServicesDep,
     caller: PageTrainerDep,
     subject_id: SubjectId,
@@ -238,7 +237,6 @@ def start(
             "idempotency_key": f"http:page:{key}",
         },
     )
-    request.app.state.courier.ask()
     return RedirectResponse(f"/trainings/{view['job_id']}?said=started", 303)
 
 

@@ -103,16 +103,14 @@ def _usage(view: View) -> list[tuple[str, str, str]]:
 
 
 @router.post("/cancel")
-def cancel(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     service.cancel(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
     return RedirectResponse(f"/trainings/{job_id}?said=cancelled", 303)
 
 
 @router.post("/again")
-def again(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     view = service.retry(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
     return RedirectResponse(f"/trainings/{view['job_id']}?said=started", 303)
 
 

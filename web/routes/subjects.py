@@ -73,7 +73,6 @@ def _masked(image: Any, mask: Any) -> Any:
     response_model=Training | Quoted,
 )
 def train(
-    request: Request,
     services: ServicesDep,
     caller: TrainerDep,
     subject_id: SubjectId,
@@ -97,7 +96,6 @@ def train(
     if idempotency_key is not None:
         arguments["idempotency_key"] = f"http:{idempotency_key}"  # doors do not use each other's keys
     view = service.submit(services, arguments)
-    request.app.state.courier.ask()
     response.headers["Location"] = f"/api/trainings/{view['job_id']}"
     return training_of(view)
 
@@ -165,10 +163,7 @@ def change_settings(
     "the subject's webhook, say what does. Said twice, it starts one.",
     responses=responses(*_WRITES),
 )
-def profile_set_completed(
-    request: Request, services: ServicesDep, caller: TrainerDep, subject_id: SubjectId
-) -> ProfileSet:
+def profile_set_completed(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId) -> ProfileSet:
     done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id)
-    request.app.state.courier.ask()
     training = training_of(done.training) if done.training else None
     return ProfileSet(started=done.started, reason=done.reason, message=done.message, training=training)

@@ -42,9 +42,8 @@ def training(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Tr
     description="Steps that were done are charged, the rest of the credits comes back. Again changes nothing.",
     responses=responses(*_ONE, "illegal_move"),
 )
-def cancel(request: Request, services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Training:
+def cancel(services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Training:
     view = service.cancel(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
     return training_of(view)
 
 
@@ -57,11 +56,8 @@ def cancel(request: Request, services: ServicesDep, caller: TrainerDep, job_id: 
         **responses(*_ONE, "illegal_move", "insufficient_credits"),
     },
 )
-def retry(
-    request: Request, services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response
-) -> Training:
+def retry(services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response) -> Training:
     view = service.retry(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
     response.headers["Location"] = f"/api/trainings/{view['job_id']}"
     return training_of(view)
 
