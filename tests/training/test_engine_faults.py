@@ -1,6 +1,8 @@
 """What fails in a step ends no job that could go on, hangs none, and keeps no memory that the next step wants."""
 
 import gc
+import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 from core.errors import Cancelled, DeviceLost, HandOver, OutOfMemory, WorkerLost
+from jobs.stages import control
+from tasks import worker
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from tests.training.test_engine import base_of, side_by_side
 from training import device, device_failure, families
@@ -121,6 +125,17 @@ def test_an_error_of_the_engine_itself_ends_its_jobs(runs: Runs, monkeypatch: py
     with pytest.raises(ZeroDivisionError):
         train(runs(max_steps=10_000))
     assert resident._resident is None
+
+
+def test_a_worker_whose_device_failed_ends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals: list[int] = []
+    monkeypatch.setattr(control, "leaving", threading.Event())
+    monkeypatch.setattr(os, "kill", lambda process, number: signals.append(number))
+    monkeypatch.setattr(device_failure, "_listeners", [worker._end])
+    for _ in range(2):
+        device_failure.report(LOST)
+    assert signals == [signal.SIGTERM]
+    assert control.leaving.is_set(), "its other trainings hand over"
 
 
 # ---- memory that runs out -----------------------------------------------------------------------------------------
