@@ -1,4 +1,4 @@
-"""The application, put together by one function."""
+"""The FastAPI application of the HTTP API and the page."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,10 +19,10 @@ from web.streams import Streams
 from web.uploads import max_body_bytes
 
 _DESCRIPTION = """
-Train LoRAs: upload pictures of a subject, start a training, follow it, fetch the file.
+Train LoRAs: upload pictures of a subject, start a training, follow it, download the file.
 
-Every call carries a bearer token. Errors have one shape (RFC 9457). Requests that start something take an
-`Idempotency-Key`: the same key with the same request gives the same training.
+Every call needs a bearer token. Errors are problem documents (RFC 9457). Starting a training takes an
+`Idempotency-Key`: the same key with the same request returns the same training.
 """
 
 
@@ -31,7 +31,7 @@ def create_app(services: Services) -> FastAPI:
     streams = Streams(services)
 
     @asynccontextmanager
-    async def living(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         streams.start()
         try:
             yield
@@ -42,7 +42,7 @@ def create_app(services: Services) -> FastAPI:
         title="Imprint",
         version="0.1.0",
         description=_DESCRIPTION,
-        lifespan=living,
+        lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load scripts from other hosts
         redoc_url=None,
         separate_input_output_schemas=False,

@@ -134,7 +134,7 @@ class Cohort:
 
     def step(self) -> None:
         """One step of every seated job: draw, forward, backward, clip, optimizer."""
-        parts, seated = self._gather()
+        parts, seated = self.gather()
         batch = Batch.of(parts, [job is not None for job in self.jobs], self.base.device)
         rates = [0.0 if job is None else rate_at(job.run.spec, job.step, job.total) for job in self.jobs]
         self.stack.set_rates(rates)
@@ -159,7 +159,7 @@ class Cohort:
         for job, done, slot in stepped:
             job.losses.append((done, losses[slot]))
 
-    def _gather(self) -> tuple[list[JobBatch], list[tuple[int, SlotJob]]]:
+    def gather(self) -> tuple[list[JobBatch], list[tuple[int, SlotJob]]]:
         """The batch of every slot in order; idle ones get zeros of the same shape."""
         seated = [(slot, job) for slot, job in enumerate(self.jobs) if job is not None]
         drawn = {slot: distributed.part(draw(self.family, self.base, job, job.step)) for slot, job in seated}
