@@ -47,6 +47,15 @@ def choose(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+def use(device: torch.device) -> None:
+    """Make `device` the current one of this thread, which work without a named device goes to: graphs, events, streams.
+
+    Every thread that works on a device calls this first.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def seats(device: str = "auto") -> int:
     """Most jobs that are worth training in one step: a CPU is busy with one, a GPU takes what its memory holds."""
     return 32 if choose(device).type == "cuda" else 1

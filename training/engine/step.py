@@ -129,6 +129,7 @@ class Step:
             # Each job's own gradient, as if it were alone; an idle slot has none.
             torch.autograd.backward(loss, batch.active)
         loss = loss.detach()
+        assert stack.masters.grad is not None  # noqa: S101 - a backward pass was made
         distributed.average(stack.masters.grad, loss)
         stack.step()
         stack.average()
