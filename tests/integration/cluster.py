@@ -5,11 +5,22 @@ that a test restarts, kills and reads the logs of; no Docker engine is needed.
 """
 
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from pytest_celery import CeleryTestBackend, CeleryTestBroker, CeleryTestWorker
+import pytest
+from celery import Celery
+from pytest_celery import (
+    CeleryBackendCluster,
+    CeleryBrokerCluster,
+    CeleryTestBackend,
+    CeleryTestBroker,
+    CeleryTestWorker,
+    CeleryWorkerCluster,
+)
 
-from tests.site import Site
+from tests.site import Site, site
 
 
 class ProcessContainer:
@@ -74,3 +85,35 @@ def broker(site: Site) -> CeleryTestBroker:
 
 def backend(site: Site) -> CeleryTestBackend:
     return CeleryTestBackend(ServerContainer(site, "broker"), site.application)
+
+
+# ---- the fixtures that `celery_setup` asks for; a module may override `celery_site` ----
+
+
+@pytest.fixture
+def celery_site(base_model: Path, tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path, base_model) as running:
+        yield running
+
+
+@pytest.fixture
+def celery_broker_cluster(celery_site: Site) -> CeleryBrokerCluster:
+    return CeleryBrokerCluster(broker(celery_site))
+
+
+@pytest.fixture
+def celery_backend_cluster(celery_site: Site) -> CeleryBackendCluster:
+    return CeleryBackendCluster(backend(celery_site))
+
+
+@pytest.fixture
+def celery_worker_cluster(celery_site: Site) -> CeleryWorkerCluster:
+    """The workers that run, in the order of their start."""
+    names = [name for name in celery_site.processes if name.partition("-")[0] in ("io", "train")]
+    return CeleryWorkerCluster(*(worker(celery_site, name) for name in names))
+
+
+@pytest.fixture
+def celery_setup_app(celery_site: Site) -> Celery:
+    """An application that knows the broker's address and the names of our tasks, and none of our code."""
+    return celery_site.application
