@@ -21,6 +21,7 @@ from core.ids import new_id
 from jobs.services import Services, open_store, services
 from storage.database import AWAY, Database, known_revisions
 from tasks import fleet
+from tasks.device_check import FOLDER
 from training.spec import BASE_MODELS, FAMILIES
 
 DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB, base models and LoRAs come on top
@@ -249,9 +250,13 @@ def _device(here: Services) -> Iterator[Finding]:
     if find_spec("torch") is None:
         yield Finding("device", "note", "torch is not installed: this machine does not train")
         return
-    from training.device import probe
+    from training import self_check
 
-    yield Finding("device", "ok", probe(here.settings.device, deterministic=here.settings.deterministic).text)
+    found = self_check.check(
+        here.settings.home.resolve() / FOLDER, here.settings.device, asked_precision=here.settings.precision,
+        deterministic=here.settings.deterministic,
+    )  # fmt: skip
+    yield Finding("device", "ok" if not found.faults else "todo", found.text)
 
 
 CHECKS: tuple[Check, ...] = (_settings, _broker, _flower, _database, _object_store, _disk, _base_models, _device)

@@ -24,6 +24,7 @@ from jobs.remote import runs
 from jobs.requests import training_request
 from jobs.requests.training_request import Order
 from jobs.services import Services
+from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import View, view_of
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
@@ -124,7 +125,7 @@ def _accept(session: Session, order: Order, settings: Settings) -> Job:
         subject_id=envelope.subject_id,
         idempotency_key=envelope.idempotency_key,
         request_sha256=order.sha256,
-        spec=spec.model_dump_json(),
+        **spec_columns(spec),
         webhook_url=envelope.webhook_url,
         total_steps=steps,
     )
@@ -190,7 +191,7 @@ def jobs(
 
 
 def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
-    run = None if TrainSpec.model_validate_json(job.spec).backend == "local" else runs.newest(session, job.id)
+    run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = runs.server_name(session, run) if run else None
     return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
 
@@ -285,23 +286,14 @@ def _price(spec: TrainSpec, steps: int, settings: Settings) -> int:
 
 
 def _measured(session: Session, spec: TrainSpec) -> float | None:
-    """Seconds per step of the newest trainings here that were like this one (median of at most 9)."""
-    rows: Sequence[tuple[str, float | None]] = session.exec(
-        select(Job.spec, Job.seconds_per_step)
+    """Seconds per step of the newest trainings of this kind here (median of at most 9). Where it trains counts too."""
+    rows = session.exec(
+        select(Job.seconds_per_step)
         .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))
+        .where(Job.family == spec.family, Job.backend == spec.backend)
+        .where(Job.resolution == spec.resolution, Job.batch_size == spec.batch_size)
         .order_by(col(Job.finished_at).desc())
-        .limit(50)
+        .limit(9)
     ).all()
-    alike = [
-        seconds for text, seconds in rows if seconds is not None and _alike(TrainSpec.model_validate_json(text), spec)
-    ][:9]
-    return sorted(alike)[len(alike) // 2] if alike else None
-
-
-def _alike(one: TrainSpec, other: TrainSpec) -> bool:
-    # Where it is trained counts as much as what.
-    return _kind(one) == _kind(other)
-
-
-def _kind(spec: TrainSpec) -> tuple[str, str, int, int]:
-    return spec.backend, spec.family, spec.resolution, spec.batch_size
+    seconds = sorted(row for row in rows if row is not None)
+    return seconds[len(seconds) // 2] if seconds else None

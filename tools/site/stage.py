@@ -24,7 +24,7 @@ def stage(folder: Path) -> None:
     """Write the source of the whole site into `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "images", folder / "images")
-    pages = [INDEX, *(page for section in NAV.values() for page in section)]
+    pages = [INDEX, *(page for one in sections().values() for page in one)]
     for page in pages:
         target = folder / place(page)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The way in and out, an owner's credits, files of the page, and what operators see."""
+"""Sign-in and sign-out, static files, an owner's account, and the operators' page."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -21,7 +21,7 @@ _PAGE = 25  # entries
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-# ---- in and out -----------------------------------------------------------------------------------------------
+# ---- sign-in and sign-out--------------------------------------------------------------------------------------
 
 
 @router.get("/sign-in")
@@ -57,7 +57,7 @@ def end_session(request: Request, _: SessionDep) -> Response:
 
 
 def _safe(back: str) -> str:
-    """Where to go after signing in: a path of ours, never another site."""
+    """Where to go after the sign-in: a path of this service, never another site."""
     return back if back.startswith("/") and not back.startswith("//") and "\\" not in back else "/"
 
 

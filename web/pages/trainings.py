@@ -1,4 +1,4 @@
-"""The page of one training: where it stands, its loss, its previews, what became of it, and how to use the file."""
+"""The page of one training: progress, loss, previews, outcome, and how to use the LoRA file."""
 
 import json
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
         chart=loss_curve(_losses(service.events(services, job_id, owner_id=owner_id))),
         samples=previews.by_prompt(previews.names(services, job_id, owner_id)),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
-        again=None if active else _again(services, job_id, owner_id),
+        again=None if active else _quote_again(services, job_id, owner_id),
         advice=ADVICE[view["failure"]["code"]] if view["failure"] else None,
         left_out=_left_out(view),
         usage=_usage(view) if view["lora"] else [],
@@ -52,30 +52,30 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
 
 
 def _stages(view: View) -> list[tuple[str, str]]:
-    """Each stage with how far it is: done, now, waiting, or stopped where the training ended early."""
+    """Each stage with its state: done, now, waiting, or stopped where the training ended early."""
     names = [stage.value for stage in Stage]
     if view["status"] == "ready":
         return [(name, "done") for name in names]
     at = names.index(view["stage"])
-    here = "now" if view["status"] in ACTIVE else "stopped"
-    return [(name, "done" if index < at else here if index == at else "waiting") for index, name in enumerate(names)]
+    current = "now" if view["status"] in ACTIVE else "stopped"
+    return [(name, "done" if index < at else current if index == at else "waiting") for index, name in enumerate(names)]
 
 
 def _losses(events: Sequence[JobEvent]) -> list[Point]:
-    """Loss by step; of a step that was made twice, after a worker was lost, the later."""
-    told = [json.loads(event.data) for event in events if event.kind == "progress"]
-    return sorted({data["step"]: data["loss"] for data in told if data.get("loss") is not None}.items())
+    """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
+    progress = [json.loads(event.data) for event in events if event.kind == "progress"]
+    return sorted({data["step"]: data["loss"] for data in progress if data.get("loss") is not None}.items())
 
 
-def _again(services: Services, job_id: str, owner_id: str) -> Quote | None:
+def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None:
     try:
         return service.quote_again(services, job_id, owner_id)
-    except SpecInvalid:  # it was accepted once, but today would not be
+    except SpecInvalid:  # the request was valid once, but is not any more
         return None
 
 
 def _left_out(view: View) -> list[tuple[int, str]]:
-    """The pictures that were not trained on, counted from 1, and why."""
+    """The pictures that were not used, counted from 1, and why."""
     found = []
     for picture in view["pictures"]:
         report = picture["report"] or {}
@@ -86,37 +86,39 @@ def _left_out(view: View) -> list[tuple[int, str]]:
 
 
 def _usage(view: View) -> list[tuple[str, str, str]]:
-    """For each program a name, what to do, and a line to copy."""
+    """For each program its name, what to do, and a line to copy."""
     spec, name = view["spec"], view["job_id"]
     prompt = " ".join(filter(None, ("a photo of", spec["trigger_word"], spec["class_word"])))
     lines = [
-        ("ComfyUI", "Put the file into models/loras, add Load LoRA with strength 1.0, and prompt:", prompt),
+        (
+            "ComfyUI",
+            "Put the file into models/loras, add a Load LoRA node with strength 1.0, and use this prompt:",
+            prompt,
+        ),
         ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
     ]
     if spec["family"] != "z-image":
-        place = "Put the file into models/Lora, and prompt:"
+        place = "Put the file into models/Lora, and use this prompt:"
         lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
     return lines
 
 
-# ---- what its forms do ----------------------------------------------------------------------------------------
+# ---- forms ----------------------------------------------------------------------------------------------------
 
 
 @router.post("/cancel")
-def cancel(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     service.cancel(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
-    return RedirectResponse(f"/trainings/{job_id}?said=cancelled", 303)
+    return RedirectResponse(f"/trainings/{job_id}?notice=cancelled", 303)
 
 
 @router.post("/again")
-def again(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     view = service.retry(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
-    return RedirectResponse(f"/trainings/{view['job_id']}?said=started", 303)
+    return RedirectResponse(f"/trainings/{view['job_id']}?notice=started", 303)
 
 
-# ---- what the page shows and follows --------------------------------------------------------------------------
+# ---- events and files ------------------------------------------------------------------------------------------
 
 
 @router.get("/events")

@@ -33,7 +33,7 @@ _BODY = {
                 }
             },
             "application/json": {
-                "schema": ImageAddresses.model_json_schema(),  # its body is read by hand, so it is in no component
+                "schema": ImageAddresses.model_json_schema(),  # the handler parses this body
                 "example": {"urls": ["https://pictures.example/rex1.jpg"]},
             },
         },
@@ -44,10 +44,11 @@ _BODY = {
 @router.post(
     "/images",
     status_code=201,
-    summary="Store pictures: files of a form, or addresses to fetch",
-    description="What is no picture is left out and named in `refused`; if nothing is left, the answer is 422. Each "
-    "picture gets a verdict at once. The same picture again gives the same id. With `masks=true` they are masks, for "
-    "trainings to name beside pictures: not among the subject's pictures, and judged good if they can be read.",
+    summary="Store pictures from files or addresses",
+    description="Files that are not pictures are listed in `refused`; if no picture is left, the answer is 422. Each "
+    "picture gets a verdict at once. The same picture gets the same id again. With `masks=true` the files are masks, "
+    "which a training names in `maskIds`: they are not listed among the subject's pictures, and every mask that can "
+    "be decoded is good.",
     openapi_extra=_BODY,
     responses=responses(
         *ALWAYS, "too_large", "unsupported_media_type", "image_invalid", "image_unreachable", "illegal_move"
@@ -58,18 +59,24 @@ async def add_images(
     services: ServicesDep,
     caller: TrainerDep,
     subject_id: SubjectId,
-    masks: Annotated[bool, Query(description="What is stored are masks: they are not among the pictures.")] = False,
+    masks: Annotated[bool, Query(description="Store masks instead of pictures.")] = False,
 ) -> StoredImages:
     return await store_uploads(request, services, caller.owner_id, subject_id, is_mask=masks)
 
 
-@router.get("/lora/available-images", summary="The pictures of a subject, with verdicts", responses=responses(*ALWAYS))
+@router.get(
+    "/lora/available-images", summary="List the pictures of a subject with their verdicts", responses=responses(*ALWAYS)
+)
 def available_images(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> Images:
     images = [image_of(subject_id, view) for view in subject_pictures.shown(services, caller.owner_id, subject_id)]
     return Images(images=images, good=sum(image.verdict != "bad" for image in images))
 
 
-@router.patch("/images/{imageId}", summary="Caption a picture", responses=responses(*ALWAYS, "not_found", "too_large"))
+@router.patch(
+    "/images/{imageId}",
+    summary="Change the caption of a picture",
+    responses=responses(*ALWAYS, "not_found", "too_large"),
+)
 def caption_image(
     services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId, body: ImageChange
 ) -> Image:
@@ -81,7 +88,7 @@ def caption_image(
 @router.delete(
     "/images/{imageId}",
     status_code=204,
-    summary="Remove a picture; trainings that use it go on",
+    summary="Remove a picture; trainings that use it continue",
     responses=responses(*ALWAYS, "not_found"),
 )
 def remove_image(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId) -> None:
@@ -90,7 +97,7 @@ def remove_image(services: ServicesDep, caller: TrainerDep, subject_id: SubjectI
 
 @router.get(
     "/images/{imageId}/preview",
-    summary="A small JPEG of a picture",
+    summary="Get a small JPEG of a picture",
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}}, **responses(*ALWAYS, "not_found")},
 )

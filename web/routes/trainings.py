@@ -31,7 +31,7 @@ _EVENT = {
 }
 
 
-@router.get("", summary="Where a training stands", responses=responses(*_ONE))
+@router.get("", summary="Get the state of a training", responses=responses(*_ONE))
 def training(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Training:
     return training_of(service.look(services, job_id, caller.owner_id))
 
@@ -39,46 +39,42 @@ def training(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Tr
 @router.post(
     "/cancel",
     summary="Cancel a training",
-    description="Steps that were done are charged, the rest of the credits comes back. Again changes nothing.",
+    description="The steps done are charged and the other credits are released. Cancelling again changes nothing.",
     responses=responses(*_ONE, "illegal_move"),
 )
-def cancel(request: Request, services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Training:
+def cancel(services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Training:
     view = service.cancel(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
     return training_of(view)
 
 
 @router.post(
     "/retry",
     status_code=202,
-    summary="Train again what ended, as a new training",
+    summary="Start a new training with the pictures and recipe of one that ended",
     responses={
         202: {"headers": {"Location": {"description": "The new training.", "schema": {"type": "string"}}}},
         **responses(*_ONE, "illegal_move", "insufficient_credits"),
     },
 )
-def retry(
-    request: Request, services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response
-) -> Training:
+def retry(services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response) -> Training:
     view = service.retry(services, job_id, caller.owner_id)
-    request.app.state.courier.ask()
     response.headers["Location"] = f"/api/trainings/{view['job_id']}"
     return training_of(view)
 
 
-# ---- what happens ---------------------------------------------------------------------------------------------
+# ---- events ---------------------------------------------------------------------------------------------------
 
 
 @router.get(
     "/events",
-    summary="What happens, as server-sent events",
-    description="Events `status`, `stage`, `progress`, `retry` and `preview`, each with a number as its id. Who comes "
-    "back with `Last-Event-ID` misses none. The stream ends after the final status; after that the answer is 204, "
-    "which tells a browser not to come again.",
+    summary="Follow a training as server-sent events",
+    description="The events are `status`, `stage`, `progress`, `retry` and `preview`, each with a number as its id. A "
+    "client that reconnects with `Last-Event-ID` misses none. The stream ends after the final status; after that the "
+    "answer is 204, which tells a browser not to reconnect.",
     response_class=StreamingResponse,  # FastAPI's EventSourceResponse runs a generator and three tasks for each stream
     responses={
         200: {"content": {"text/event-stream": {"schema": _EVENT}}},
-        204: {"description": "The training is final, and the client has had all its events."},
+        204: {"description": "The training has ended, and the client has received all its events."},
         **responses(*_ONE),
     },
 )
@@ -88,24 +84,24 @@ async def events(
     caller: ReaderDep,
     job_id: TrainingId,
     last_event_id: Annotated[
-        int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1, description="Go on behind this event.")
+        int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1, description="Continue after this event.")
     ] = None,
 ) -> Response:
     return await event_response(request, services, job_id, caller.owner_id, last_event_id or 0)
 
 
 @router.get(
-    "/log", summary="What happened, in lines for people", response_class=PlainTextResponse, responses=responses(*_ONE)
+    "/log", summary="Get the log of a training as text", response_class=PlainTextResponse, responses=responses(*_ONE)
 )
 def log(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> str:
     events = service.events(services, job_id, owner_id=caller.owner_id)
     return "".join(f"{line}\n" for line in history.lines(events))
 
 
-# ---- what comes of it -----------------------------------------------------------------------------------------
+# ---- results ------------------------------------------------------------------------------------------------
 
 
-@router.get("/previews", summary="Pictures that were made on the way", responses=responses(*_ONE))
+@router.get("/previews", summary="List the pictures that were drawn during a training", responses=responses(*_ONE))
 def previews(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Previews:
     names = job_previews.names(services, job_id, caller.owner_id)
     return Previews(previews=[Preview(name=name, url=f"/api/trainings/{job_id}/previews/{name}") for name in names])
@@ -113,7 +109,7 @@ def previews(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Pr
 
 @router.get(
     "/previews/{name}",
-    summary="One picture that was made on the way",
+    summary="Get a picture that was drawn during a training",
     response_class=Response,
     responses={200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}}, **responses(*_ONE)},
 )
@@ -124,9 +120,9 @@ def preview(services: ServicesDep, caller: ReaderDep, job_id: TrainingId, name: 
 @router.get(
     "/download",
     status_code=307,
-    summary="The finished file",
-    description="Leads to an address that is good for 15 minutes and needs no token: of the object store where that "
-    "is S3, else of this service.",
+    summary="Download the finished file",
+    description="Redirects to an address that is valid for 15 minutes and needs no token: in the object store if that "
+    "is S3, else in this service.",
     response_class=RedirectResponse,
     responses={
         307: {"headers": {"Location": {"description": "The file.", "schema": {"type": "string"}}}},
@@ -139,8 +135,8 @@ def download(request: Request, services: ServicesDep, caller: ReaderDep, job_id:
 
 @router.get(
     "/file",
-    summary="The finished file, by a signed address",
-    description="`download` gives such addresses. They need no token and are good for 15 minutes.",
+    summary="Get the finished file from a signed address",
+    description="`download` redirects to such an address. It needs no token and is valid for 15 minutes.",
     response_class=FileResponse,
     responses={
         200: {"content": {"application/octet-stream": {}}},
@@ -155,9 +151,11 @@ def file(
     signature: Annotated[str, Query(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")],
 ) -> FileResponse:
     if not signing.is_signed(request.app.state.secret, job_id, expires, signature):
-        raise RequestRefused("forbidden", "this address is not signed by us, or its time is over; ask for a new one")
+        raise RequestRefused(
+            "forbidden", "the signature of this address is wrong or has expired; get a new address from `download`"
+        )
     address = services.store.url(service.get_ready(services, job_id)["lora"]["key"], signing.MAX_AGE_S)
     path = FilePath(unquote(urlsplit(address).path))
     if urlsplit(address).scheme != "file" or not path.is_file():
-        raise NotFound("the file is not here")
+        raise NotFound("this service does not have the file")
     return FileResponse(path, media_type="application/octet-stream", filename=f"{job_id}.safetensors")
