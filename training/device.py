@@ -15,7 +15,7 @@ _SIDE = 256
 _DRIVER = re.compile(r"\d+\.\d+(\.\d+)?")
 
 # From here on bfloat16 pays on a CPU that has units for it: a full-size sd15 takes half the time, the tiny model twice
-# as long (docs/training-speed.md). In file: a UNet of sd15 has 1.7 GB in float16.
+# as long (docs/benchmarks.md). In file: a UNet of sd15 has 1.7 GB in float16.
 LARGE_BYTES = 512 * 2**20
 
 
