@@ -8,7 +8,7 @@ that a busy machine hits all alike and the peak of memory is its own; CPU second
 `plain_fp32_cpu_s` the script's step (VAE and text encoder in every step, peft), `cached_fp32_cpu_s` the same with
 latents and text encoded once, `ours_fp32_cpu_s`, `ours_bf16_cpu_s` ours; `ratio_…` the plain recipe's over ours;
 `limit_share_…` twice the forward pass over our step; `tiny_ratio_vs_cached_peft` and `tiny_cohort8_ratio` (eight jobs
-one by one over eight in one step); `peak_gb` of each recipe.
+one by one over eight in one step); `peak_gb` of each recipe. What a GPU does, `make bench-gpu` measures.
 """
 
 import argparse

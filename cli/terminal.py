@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they answer, and what they say of messages that were not sent."""
+"""What all commands share: consoles, `--json`, errors and exit codes, and the note on unsent messages."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from rich.console import Console
 from core.errors import ImprintError, InsufficientCredits, SpecInvalid
 from jobs.services import services
 
-# A pipe has no width: lines stay whole for grep.
+# A pipe has no width. Do not break lines, so that grep finds them whole.
 out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True)
 
@@ -32,13 +32,15 @@ def answers(command: Callable[..., Any]) -> Callable[..., Any]:
             if as_json:
                 print_json({"error": error.code, "message": error.message, "details": error.details})
             elif isinstance(error, SpecInvalid) and error.faults:
-                err.print("[red]The request cannot be accepted:[/]")
+                err.print("[red]The request is invalid:[/]")
                 for name, fault in error.faults.items():
                     err.print(f"  [bold]{name}[/]: {fault}", highlight=False)
             else:
                 err.print(f"[red]{error.code}[/]: {error.message}", highlight=False)
             if isinstance(error, InsufficientCredits) and not as_json:
-                err.print("An operator grants some: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False)
+                err.print(
+                    "An operator can grant credits: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False
+                )
             sys.exit(2 if isinstance(error, SpecInvalid) else 1)
 
     return run
@@ -56,4 +58,4 @@ def report_unsent() -> None:
     from tasks.relay import broker_answers
 
     if not sender.flush(_SEND_S) or not broker_answers():
-        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")
+        err.print("[yellow]No broker answers. The request is stored and continues when a stack runs[/] (make up)")

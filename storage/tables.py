@@ -128,10 +128,10 @@ class Job(SQLModel, table=True):
     idempotency_key: str | None = None
     request_sha256: str
     spec: str  # JSON of a TrainSpec, which `jobs.specs` reads; the four columns below repeat what is queried of it
-    family: str = ""
-    backend: str = ""
-    resolution: int = 0
-    batch_size: int = 0
+    family: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
 
     status: str = Status.PENDING

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +25,7 @@ from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks import device_check, metrics
 from tasks.device_check import DeviceState
+from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,16 @@ def _check_device(instance: Any, **_: Any) -> None:
     _trains_on = device_check.check(settings(), families)
     for family in _trains_on.refused:
         queues.deselect(f"train.{family}")
+    on_device_failure(_end)
     import_module("training.backends.local")  # torch: before the first job, which need not wait for it then
+
+
+def _end(reason: str) -> None:
+    """End this worker, whose device failed: a process cannot use it again. Another worker takes the jobs."""
+    if not control.leaving.is_set():
+        control.leaving.set()
+        log.error("this worker ends, since its device failed: %s", reason)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @worker_ready.connect

@@ -15,7 +15,7 @@ _SIDE = 256
 _DRIVER = re.compile(r"\d+\.\d+(\.\d+)?")
 
 # From here on bfloat16 pays on a CPU that has units for it: a full-size sd15 takes half the time, the tiny model twice
-# as long (docs/training-speed.md). In file: a UNet of sd15 has 1.7 GB in float16.
+# as long (docs/benchmarks.md). In file: a UNet of sd15 has 1.7 GB in float16.
 LARGE_BYTES = 512 * 2**20
 
 
@@ -47,6 +47,15 @@ def choose(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+def use(device: torch.device) -> None:
+    """Make `device` the current one of this thread, which work without a named device goes to: graphs, events, streams.
+
+    Every thread that works on a device calls this first.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def seats(device: str = "auto") -> int:
     """Most jobs that are worth training in one step: a CPU is busy with one, a GPU takes what its memory holds."""
     return 32 if choose(device).type == "cuda" else 1
@@ -56,8 +65,8 @@ def precision(device: torch.device, base_bytes: int = 0, asked: str = "auto") ->
     """What a frozen base model of `base_bytes` is kept in: bfloat16 where that is faster, else float32.
 
     That is: on CUDA cards that have it, and on CPUs with units for it if the base is so large that arithmetic counts.
-    `asked` decides where it is not `auto`; raises BackendFailed if the device cannot do it. Never float16: it
-    overflows, and scaling losses against that would tie the jobs of a cohort together.
+    CUDA cards without it (T4, V100, RTX 20xx) take float16, with a loss scale for each slot. `asked` decides where it
+    is not `auto`; raises BackendFailed if the device cannot do it.
     """
     if asked != "auto":
         dtype: torch.dtype = getattr(torch, asked)
@@ -65,13 +74,13 @@ def precision(device: torch.device, base_bytes: int = 0, asked: str = "auto") ->
             raise BackendFailed(f"{asked} was asked for, which {device} does not have: set the precision to auto")
         return dtype
     if device.type == "cuda":
-        return torch.bfloat16 if can_hold(device, torch.bfloat16) else torch.float32
+        return torch.bfloat16 if can_hold(device, torch.bfloat16) else torch.float16
     is_faster = base_bytes >= LARGE_BYTES and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if is_faster else torch.float32
 
 
 def can_hold(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a base model in `dtype` can be trained on at all: every CPU reckons with both, if slowly."""
+    """Whether a base model in `dtype` can be trained on at all: every CPU computes in all, if slowly."""
     return dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -124,7 +133,11 @@ def card_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 def _attention(device: torch.device, dtype: torch.dtype) -> str:
     """The implementation that torch chooses for the largest attention of sd15 at 512 pixels."""
     query = torch.empty(1, 8, 4096, 40, device=device, dtype=dtype, requires_grad=True)
-    return SDPBackend(torch._fused_sdp_choice(query, query, query)).name.lower().removesuffix("_attention")
+    try:
+        chosen = SDPBackend(torch._fused_sdp_choice(query, query, query))
+    except (AttributeError, RuntimeError, ValueError):  # not part of PyTorch's public interface
+        return "unknown"
+    return chosen.name.lower().removesuffix("_attention")
 
 
 def _driver() -> str:

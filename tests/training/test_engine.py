@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     for _ in range(2):
         live.step()  # so that B is not zero
     weights = live.cohort.snapshot(live.job).weights
-    [lot], _ = live.cohort._gather()
+    [lot], _ = live.cohort.gather()
 
     oracle = base_of(run)
     config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets["attention"], lora_dropout=0.0)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +16,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.errors import BaseModelUnavailable, HandOver, ImprintError, LossNotFinite, OutOfMemory, StoreUnavailable
-from training import families
+from core.errors import (
+    BaseModelUnavailable,
+    DeviceLost,
+    HandOver,
+    ImprintError,
+    LossNotFinite,
+    OutOfMemory,
+    StoreUnavailable,
+    WorkerLost,
+)
+from training import device_failure, families
 from training.backends import checkpoint, resident
 from training.backends.agreement import agreed_precision
 from training.backends.encodings import Encodings
-from training.backends.material import encoded, split
+from training.backends.material import Material, encoded, split
 from training.backends.meter import Meter
-from training.device import choose, repeat_exactly, seats
+from training.device import choose, repeat_exactly, seats, use
 from training.engine.engine import Engine
+from training.engine.faults import is_device_error, is_out_of_memory
 from training.engine.layout import matrices_of, padded
 from training.engine.randomness import SampleOrder
 from training.engine.slot_job import Shape, SlotJob
@@ -53,6 +63,7 @@ def train(run: TrainRun) -> TrainResult:
     whatever `run.control.check` raises.
     """
     device = choose(run.device)
+    use(device)
     if run.deterministic and device.type == "cuda":
         repeat_exactly()
     family = families.find(run.spec.family)
@@ -67,7 +78,7 @@ def train(run: TrainRun) -> TrainResult:
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
         where = Where(folder, device, dtype, run.training_adapter, _is_distilled(run))
-        with memory_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
+        with device_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
             trainee = Trainee(run, engine, identity, total, state)
             begun = time.monotonic()
             state = trainee.learn()
@@ -87,7 +98,7 @@ class Trainee:
             log.warning("job %s: %s", run.job_id, warning)
         encodings = Encodings(run.encodings, f"{identity['base']} {base.dtype}")
         spec = run.spec
-        material = encoded(engine.family, base, encodings, spec, run.examples, run.control.check)
+        material = self._encoded(encodings)
         moments, looks = material.moments, spec.validation
         order = SampleOrder(split(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
@@ -124,23 +135,38 @@ class Trainee:
         loss = state.loss if state is not None else 0.0
         self.meter = Meter(run.control, start=self.job.start, total=total, loss=loss)
 
+    def _encoded(self, encodings: Encodings) -> Material:
+        """Encode what the recipe asks for. If memory runs out, once more with the memory that steps keep."""
+        run, engine = self.run, self.engine
+        try:
+            return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        log.warning("job %s: out of memory while encoding; once more while no job steps", run.job_id)
+        with engine.paused():
+            return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
+
     def learn(self) -> State:
         """All steps that are left; gives the state after the last one, which is kept as a checkpoint too."""
         job, control = self.job, self.run.control
         self.engine.join(job)
         try:
-            while not job.gone:
+            while not self._is_gone():
                 job.news.wait(_LOOK_EVERY_S)
                 job.news.clear()
                 self._note()
                 control.check()
         except HandOver:
             self._leave()
-            self._note()
+            if job.error is None:
+                self._note()
             raise
         except BaseException:
             self._leave()
             raise
+        if isinstance(job.error, DeviceLost):
+            raise job.error  # what the engine left here is on that device
         self._note()
         if job.error is not None:
             raise job.error
@@ -150,9 +176,17 @@ class Trainee:
     def _leave(self) -> None:
         """Go from the slot, and wait until that is done: at most one step."""
         self.engine.leave(self.job)
-        while not self.job.gone:
-            self.job.news.wait(1.0)
-            self.job.news.clear()
+        with suppress(WorkerLost):  # then nothing is left to wait for
+            while not self._is_gone():
+                self.job.news.wait(1.0)
+                self.job.news.clear()
+
+    def _is_gone(self) -> bool:
+        """Whether the engine is done with the job. Raises WorkerLost if its thread has ended without being so."""
+        is_alive = self.engine.is_alive  # looked at first: a thread that ends by itself has ended every job before
+        if not self.job.gone and not is_alive:
+            raise WorkerLost("the thread that trains on this worker has ended; another worker goes on")
+        return self.job.gone
 
     def _note(self) -> None:
         """Read what the engine left here: losses, told now and then, and a state to keep."""
@@ -275,13 +309,15 @@ def _delivered(spec: TrainSpec, state: State) -> tuple[int, float] | None:
 
 
 @contextmanager
-def memory_errors(run: TrainRun) -> Iterator[None]:
-    """Whatever torch or Python says when memory runs out, as OutOfMemory with what to do about it."""
+def device_errors(run: TrainRun) -> Iterator[None]:
+    """What torch or Python raises when memory runs out, as OutOfMemory; when the device fails, as DeviceLost."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = str(error)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in told:
+        if is_device_error(error):
+            device_failure.report(f"{type(error).__name__}: {str(error)[:200]}")
+            raise DeviceLost("the device of the worker failed; another worker goes on") from error
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"memory ran out while training {run.spec.family} at {run.spec.resolution} px, batch "

@@ -8,7 +8,7 @@ from torch import Tensor
 from training.engine import distributed
 from training.engine.job_batch import JobBatch, draw
 from training.engine.lora_layers import LoRALayers
-from training.engine.optimizer import OptimizerParams
+from training.engine.optimizer import OptimizerParams, Stack
 from training.engine.optimizers import OPTIMIZERS
 from training.engine.recorder import Record, Recorder
 from training.engine.schedule import rate_at
@@ -33,16 +33,18 @@ class Cohort:
         self.family, self.base, self.layers, self.shape, self.recorder = family, base, layers, shape, recorder
         self.layout = layers.layout(shape.targets, shape.rank, dora=shape.dora)
         self.jobs: list[SlotJob | None] = [None] * slots  # by slot
-        self._stack_up(slots)
+        self._use(OPTIMIZERS[shape.optimizer](slots, self.layout, base.device))
         self._pending: deque[tuple[list[tuple[SlotJob, int, int]], PendingLosses]] = deque()
         self._idle: JobBatch | None = None
+        self.idle_steps = 0  # steps since half the slots have been idle
 
-    def _stack_up(self, slots: int) -> None:
-        """An empty stack of so many slots, and the step that moves it."""
-        self.stack = OPTIMIZERS[self.shape.optimizer](slots, self.layout, self.base.device)
+    def _use(self, stack: Stack) -> None:
+        """Step this stack from now on."""
+        self.stack = stack
+        stack.is_scaled = self.base.dtype == torch.float16
         # A family that does not share its steps has captions of many lengths: too many shapes to record.
         recorder = self.recorder if self.family.shares_steps else None
-        self._step = Step(self.family, self.base, self.layers, self.layout, self.stack, recorder)
+        self._step = Step(self.family, self.base, self.layers, self.layout, stack, recorder)
 
     def record_with(self, record: Record | None) -> None:
         """Record steps in another way; None: send each one by one. For checks and measurements."""
@@ -82,16 +84,19 @@ class Cohort:
         self.stack.clear(slot)
 
     def resize(self, slots: int) -> None:
-        """Move all jobs to a stack of another number of slots, at least as many as there are jobs."""
-        old, jobs = self.stack, [(slot, job) for slot, job in enumerate(self.jobs) if job is not None]
+        """Move all jobs to a stack of another number of slots, at least as many as there are jobs.
+
+        If memory runs out on the way, the cohort is as it was.
+        """
         self.read_losses()
+        stack = OPTIMIZERS[self.shape.optimizer](slots, self.layout, self.base.device)
+        jobs = [(slot, job) for slot, job in enumerate(self.jobs) if job is not None]
+        for place, (slot, _) in enumerate(jobs):
+            stack.copy(place, self.stack, slot)
         if self.recorder is not None:
             self.recorder.drop(id(self._step))
-        self._stack_up(slots)
-        self.jobs, self._idle = [None] * slots, None
-        for place, (slot, job) in enumerate(jobs):
-            self.stack.copy(place, old, slot)
-            self.jobs[place] = job
+        self._use(stack)
+        self.jobs = [job for _, job in jobs] + [None] * (slots - len(jobs))
 
     def snapshot(self, job: SlotJob) -> State:
         """A job's state as it is now, on the host."""
@@ -130,7 +135,7 @@ class Cohort:
 
     def step(self) -> None:
         """One step of every seated job: draw, forward, backward, clip, optimizer."""
-        parts, seated = self._gather()
+        parts, seated = self.gather()
         batch = Batch.of(parts, [job is not None for job in self.jobs], self.base.device)
         rates = [0.0 if job is None else rate_at(job.run.spec, job.step, job.total) for job in self.jobs]
         self.stack.set_rates(rates)
@@ -155,7 +160,7 @@ class Cohort:
         for job, done, slot in stepped:
             job.losses.append((done, losses[slot]))
 
-    def _gather(self) -> tuple[list[JobBatch], list[tuple[int, SlotJob]]]:
+    def gather(self) -> tuple[list[JobBatch], list[tuple[int, SlotJob]]]:
         """The batch of every slot in order; idle ones get zeros of the same shape."""
         seated = [(slot, job) for slot, job in enumerate(self.jobs) if job is not None]
         drawn = {slot: distributed.part(draw(self.family, self.base, job, job.step)) for slot, job in seated}

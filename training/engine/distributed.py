@@ -23,6 +23,7 @@ from core.errors import SpecInvalid
 from training.engine.job_batch import JobBatch
 from training.families.family import Draw
 
+STOP_EVERY = 20  # steps between two questions whether a process was asked to stop: each waits for all
 _PATIENCE = timedelta(minutes=30)  # one may load a base model from a slow disk while the others wait
 
 
@@ -33,7 +34,7 @@ def is_asked_for() -> bool:
 
 def rank() -> int:
     """Which of the processes this is, counted from 0; 0 where it is alone."""
-    return dist.get_rank() if _is_shared() else 0
+    return dist.get_rank() if is_shared() else 0
 
 
 @contextmanager
@@ -61,13 +62,13 @@ def sharing(device: str, batch_size: int) -> Iterator[str]:
 
 def wait_for_all() -> None:
     """Return once every process has come here."""
-    if _is_shared():
+    if is_shared():
         dist.barrier()
 
 
 def part(batch: JobBatch) -> JobBatch:
     """The rows of a job's batch that this process takes."""
-    if not _is_shared():
+    if not is_shared():
         return batch
     rows = len(batch.conditions) // dist.get_world_size()
     mine = slice(dist.get_rank() * rows, (dist.get_rank() + 1) * rows)
@@ -75,23 +76,26 @@ def part(batch: JobBatch) -> JobBatch:
     return replace(batch, made=made, conditions=batch.conditions[mine], classes=batch.classes[mine])
 
 
-def average(*values: Tensor | None) -> None:
-    """Replace each value by its mean over the processes, in place."""
-    if _is_shared():
-        for value in values:
-            assert value is not None  # noqa: S101 - a gradient follows a backward
-            dist.all_reduce(value)
-            value /= dist.get_world_size()
+def average(*values: Tensor) -> None:
+    """Replace each value by its mean over the processes, in place and in one call."""
+    if is_shared():
+        whole = torch.cat([value.flatten() for value in values])
+        dist.all_reduce(whole)
+        whole /= dist.get_world_size()
+        means = torch.split(whole, [value.numel() for value in values])
+        for value, mean in zip(values, means, strict=True):
+            value.copy_(mean.view_as(value))
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
     """Whether it holds in any of the processes, the same answer in all: they must leave at the same step."""
-    if not _is_shared():
+    if not is_shared():
         return flag
-    told = torch.tensor(float(flag), device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return bool(told.item())
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
 
 
-def _is_shared() -> bool:
+def is_shared() -> bool:
+    """Whether this process has met the others of its training."""
     return dist.is_available() and dist.is_initialized()

@@ -14,8 +14,8 @@ _OF_OLD = {"family": "", "backend": "local", "resolution": 0, "batch_size": 0}  
 
 def upgrade() -> None:
     # With defaults, because workers of the version before insert jobs without these columns during an update.
-    op.add_column("training_job", sa.Column("family", sa.String, nullable=False, server_default=""))
-    op.add_column("training_job", sa.Column("backend", sa.String, nullable=False, server_default=""))
+    op.add_column("training_job", sa.Column("family", sa.String, nullable=False, server_default=sa.text("''")))
+    op.add_column("training_job", sa.Column("backend", sa.String, nullable=False, server_default=sa.text("''")))
     op.add_column("training_job", sa.Column("resolution", sa.Integer, nullable=False, server_default="0"))
     op.add_column("training_job", sa.Column("batch_size", sa.Integer, nullable=False, server_default="0"))
     op.add_column("training_job", sa.Column("waiting_note", sa.String))
