@@ -19,7 +19,7 @@ _chosen: dict[str, tuple[str, ...]] = {}  # attention backends, by device
 _DRIVER = re.compile(r"\d+\.\d+(\.\d+)?")
 
 # From here on bfloat16 pays on a CPU that has units for it: a full-size sd15 takes half the time, the tiny model twice
-# as long (docs/training-speed.md). In file: a UNet of sd15 has 1.7 GB in float16.
+# as long (docs/benchmarks.md). In file: a UNet of sd15 has 1.7 GB in float16.
 LARGE_BYTES = 512 * 2**20
 
 
@@ -166,7 +166,11 @@ def card_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 def _attention(device: torch.device, dtype: torch.dtype) -> str:
     """The implementation that torch chooses for the largest attention of sd15 at 512 pixels."""
     query = torch.empty(1, 8, 4096, 40, device=device, dtype=dtype, requires_grad=True)
-    return SDPBackend(torch._fused_sdp_choice(query, query, query)).name.lower().removesuffix("_attention")
+    try:
+        chosen = SDPBackend(torch._fused_sdp_choice(query, query, query))
+    except (AttributeError, RuntimeError, ValueError):  # not part of PyTorch's public interface
+        return "unknown"
+    return chosen.name.lower().removesuffix("_attention")
 
 
 def _driver() -> str:
