@@ -189,7 +189,7 @@ def test_what_a_taken_over_decoder_says_is_not_believed(answer: str, monkeypatch
     """A child that a picture has made its own answers what it likes; played by a program that does."""
     program = (
         "import json, socket, sys; sys.path[:] = json.loads(sys.argv[1])['path']\n"
-        "from training import frames\n"
+        "from training.data import decoder_protocol as frames\n"
         "channel = socket.socket(fileno=0)\n"
         "REPORT = dict(width=9, height=9, format='PNG', sharpness=1, brightness=1, dhash='', faults=[], notes=[])\n"
         "PNG = bytes.fromhex('89504e470d0a1a0a0000000d49484452000000400000004008020000')\n"
