@@ -1,11 +1,12 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-remote bench-train bench-train-quick bench-quality bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 JOBS  ?= 1
+WORD  ?= first
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +72,9 @@ bench-resume: setup  ## error after kill -9 and resume, ours and a plain loop's,
 
 bench-full: setup  ## ten photographs (PICTURES=folder) on a base of sd15's size, the whole chain: memory, time, as JSON
 	@$(BIN)/python -m benchmarks.full_size
+
+bench-gpu: setup  ## checks and rates on a CUDA machine, 9.5 minutes a word: WORD=first, second or third
+	@$(BIN)/python -m benchmarks.gpu $(WORD)
 
 bench-remote: setup  ## how long a poll of 500 remote trainings takes, as JSON
 	@$(BIN)/python -m benchmarks.remote

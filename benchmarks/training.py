@@ -8,7 +8,7 @@ that a busy machine hits all alike and the peak of memory is its own; CPU second
 `plain_fp32_cpu_s` the script's step (VAE and text encoder in every step, peft), `cached_fp32_cpu_s` the same with
 latents and text encoded once, `ours_fp32_cpu_s`, `ours_bf16_cpu_s` ours; `ratio_…` the plain recipe's over ours;
 `limit_share_…` twice the forward pass over our step; `tiny_ratio_vs_cached_peft` and `tiny_cohort8_ratio` (eight jobs
-one by one over eight in one step); `peak_gb` of each recipe; `cuda` what a CUDA machine adds, else null.
+one by one over eight in one step); `peak_gb` of each recipe. What a GPU does, `make bench-gpu` measures.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> int:
             return 0
         result = _tiny(Path(place))
         if not options.quick:
-            result = _large(options.rounds) | result | {"cuda": _cuda(Path(place))}
+            result = _large(options.rounds) | result
     print(json.dumps(result))
     return 0
 
@@ -136,17 +136,6 @@ def _timed(steps: dict[str, Any], rounds: int, warm: int) -> dict[str, list[floa
             if turn >= warm:
                 found[name].append(time.process_time() - begun)
     return found
-
-
-def _cuda(place: Path) -> dict[str, Any] | None:
-    """What a CUDA machine adds; None on any other."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    from benchmarks import training_cuda
-
-    return training_cuda.measure(place)
 
 
 if __name__ == "__main__":

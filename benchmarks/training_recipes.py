@@ -18,7 +18,6 @@ from training import families, tiny_base
 from training.backends.local import Trainee
 from training.checkpoint_folder import FolderCheckpoints
 from training.engine.cohort import Cohort
-from training.engine.compiler import Compiler
 from training.engine.engine import Engine
 from training.families.diffusion import DiscreteSchedule
 from training.families.encoders import Encoders
@@ -35,7 +34,7 @@ PIXELS = {"tiny": 64, "full": 512}
 CAPTION = "a photo of sks dog"
 
 # https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5: unet, vae and text_encoder, config.json of each.
-_UNET: dict[str, Any] = {
+UNET: dict[str, Any] = {
     "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
     "cross_attention_dim": 768, "attention_head_dim": 8,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -67,17 +66,17 @@ def base_of(size: str, device: torch.device, dtype: torch.dtype, folder: Path) -
     encoders = Encoders(
         {
             "tokenizer": lambda: CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77),
-            "text_encoder": lambda: _random(lambda: CLIPTextModel(_TEXT), device, torch.float32),
-            "vae": lambda: _random(lambda: lib.AutoencoderKL(**_VAE), device, vae_dtype(dtype)),
+            "text_encoder": lambda: random(lambda: CLIPTextModel(_TEXT), device, torch.float32),
+            "vae": lambda: random(lambda: lib.AutoencoderKL(**_VAE), device, vae_dtype(dtype)),
         },
         device,
     )
     alphas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).pow(2).neg().add(1).cumprod(0).to(device)
-    unet = partial(_random, lambda: lib.UNet2DConditionModel(**_UNET), device, dtype)
+    unet = partial(random, lambda: lib.UNet2DConditionModel(**UNET), device, dtype)
     return Base(unet, encoders, DiscreteSchedule(alphas, 0.18215, "epsilon"), device, dtype, "epsilon")
 
 
-def _random(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
+def random(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
     """A frozen network with weights as small as fresh ones, drawn where they will be."""
     with torch.device("meta"):
         network = make().to(dtype)
@@ -153,17 +152,17 @@ def forward(base: Base, size: str) -> Step:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def ours(base: Base, size: str, folder: Path, jobs: int = 1, compiler: Compiler | None = None) -> Step:
+def ours(base: Base, size: str, folder: Path, jobs: int = 1) -> Step:
     """One step of the engine with `jobs` jobs in as many slots, each with pictures, captions and a seed of its own."""
     family = families.find("sd15")
-    engine = Engine(family, base, compiler=compiler)
+    engine = Engine(family, base)
     seats = [
         Trainee(
             run_of(folder, size, seed, jobs, pictures=2 if size == "tiny" else 1), engine, {"base": ""}, 10**6, None
-        ).seat
+        ).job
         for seed in range(jobs)
     ]
-    cohort = Cohort(family, base, engine.ports, seats[0].shape, jobs, compiler)
+    cohort = Cohort(family, base, engine.layers, seats[0].shape, jobs, engine.recorder)
     for seat in seats:
         cohort.seat(seat)
     return cohort.step
@@ -199,9 +198,9 @@ def _picture(folder: Path, pixels: int, number: int) -> Example:
     return Example(path, CAPTION, hashlib.sha256(path.read_bytes()).hexdigest(), pixels, pixels)
 
 
-def save(folder: Path) -> Path:
-    """The large base model with random weights, in diffusers' layout on disk: what a cold request loads."""
-    base = base_of("full", torch.device("cpu"), torch.float16, folder)
+def save(folder: Path, device: torch.device) -> Path:
+    """The large base model with random weights, drawn on `device`, in diffusers' layout on disk."""
+    base = base_of("full", device, torch.float16, folder)
     scheduler = lib.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     lib.StableDiffusionPipeline(
         unet=base.denoiser, **base.encoders, scheduler=scheduler, safety_checker=None, feature_extractor=None,

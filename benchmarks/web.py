@@ -41,16 +41,15 @@ def main() -> int:
 
 
 def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
+    import tasks.relay  # noqa: F401 - sends what is submitted here
     from cli.stack import running
     from core.settings import settings
     from jobs import service
     from jobs.services import services
     from storage.tables import Stage
-    from tasks.relay import relay
 
     with running(settings(), flower=False, web=True) as stack:
         callers = [_caller(f"owner-{number}") for number in range(OWNERS)]
-        relay(services())
         jobs = [job_id for _, job_id in callers]
         deadline = time.monotonic() + 120
         while not any(view["stage"] == Stage.TRAIN and view["step"] for view in service.jobs(services(), active=True)):

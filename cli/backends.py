@@ -1,4 +1,4 @@
-"""What there is to train on, from a terminal: `backends`, `pods`, and a RunPod of one's own for trying it out."""
+"""`imprint backends` and `imprint pods`: where jobs can be trained, and the rented pods."""
 
 import sys
 
@@ -11,13 +11,13 @@ from jobs.remote import trainers as remotes
 from jobs.services import services
 from tasks.fleet import look
 
-# ---- what there is --------------------------------------------------------------------------------------------
+# ---- backends -------------------------------------------------------------------------------------------------
 
 
 @click.command()
 @answers
 def backends(*, as_json: bool) -> None:
-    """List what can train: health, GPU, queue length and dollars an hour of each."""
+    """List backends: health, GPU, queue length, price."""
     fleet = look("train.")
     local, trouble = fleet.queues, fleet.trouble
     found = local + remotes.remote(services())
@@ -34,7 +34,8 @@ def backends(*, as_json: bool) -> None:
         err.print(f"[yellow]{trouble}[/]")
     if len(found) == len(local):
         err.print(
-            "No remote backend: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set", highlight=False
+            "No remote backend is configured: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set",
+            highlight=False,
         )
 
 
@@ -42,11 +43,11 @@ def backends(*, as_json: bool) -> None:
 
 
 @click.group(invoke_without_command=True)
-@click.option("--all", "everything", is_flag=True, help="Also those that went in the last 24 hours.")
+@click.option("--all", "everything", is_flag=True, help="Also pods that were deleted in the last 24 hours.")
 @click.pass_context
 @answers
 def pods(context: click.Context, *, everything: bool, as_json: bool) -> None:
-    """List rented pods: state, age, what they cost so far, and the jobs on them."""
+    """List rented pods: state, age, cost, jobs."""
     if context.invoked_subcommand is not None:
         return
     found, spent = remotes.rented(services(), gone=everything), remotes.spending(services())
@@ -66,23 +67,27 @@ def pods(context: click.Context, *, everything: bool, as_json: bool) -> None:
 
 @pods.command()
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Also with trainings on it: they begin again elsewhere.")
+@click.option("--force", is_flag=True, help="Delete it even if jobs run on it; they start again elsewhere.")
 @answers
 def close(name: str, *, force: bool, as_json: bool) -> None:
-    """Delete the pod NAME now."""
+    """Delete the pod NAME."""
     pod = next((pod for pod in remotes.rented(services()) if pod["name"] == name), None)
     if pod is None:
-        raise NotFound(f"no pod of this name is rented: {name}")
+        raise NotFound(f"no rented pod has the name {name}")
     if pod["jobs"] and not force:
-        err.print(f"{len(pod['jobs'])} training(s) are on it; --force closes it all the same", highlight=False)
+        err.print(f"{len(pod['jobs'])} job(s) run on {name}; use --force to delete it anyway", highlight=False)
         sys.exit(1)
     jobs = remotes.close(services(), name) or []
     [state] = [pod["state"] for pod in remotes.rented(services(), gone=True) if pod["name"] == name]
     if as_json:
         print_json({"name": name, "state": state, "jobs": jobs})
         return
-    text = "deleted" if state == "gone" else "to be deleted; RunPod did not do it yet, the sweep goes on trying"
-    out.print(f"{name}: {text}; {len(jobs)} training(s) begin again elsewhere", highlight=False)
+    text = (
+        "deleted"
+        if state == "gone"
+        else "marked for deletion; RunPod has not deleted it yet, and the sweep tries again"
+    )
+    out.print(f"{name}: {text}; {len(jobs)} job(s) start again elsewhere", highlight=False)
 
 
 BACKENDS: tuple[click.Command, ...] = (backends, pods)

@@ -1,4 +1,4 @@
-"""`imprint fake-pod`, `fake-runpod` and `fake-comfyui`: the stand-in servers, for those who have the source.
+"""`imprint fake-pod`, `fake-runpod` and `fake-comfyui`: stand-in servers for development.
 
 The wheel does not contain `fakes`, and the `celery` script puts the current folder on the path only after it has loaded
 this command, so each server's own command is imported when it is called.
@@ -13,7 +13,7 @@ import click
 def _fake(name: str, module: str, server: str) -> click.Command:
     @click.command(
         name=name,
-        help=f"Serve a fake {server} until Ctrl-C. Needs a checkout of Imprint's source; --help lists its options.",
+        help=f"Run a fake {server} until Ctrl-C. Needs a checkout of Imprint's source; --help lists its options.",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         add_help_option=False,
     )

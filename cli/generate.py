@@ -1,4 +1,4 @@
-"""`imprint resolve` and `imprint generate`: the LoRA of a subject, and pictures with it, on ComfyUI or here."""
+"""`imprint resolve` and `imprint generate`: find the LoRA of a subject, and draw with it."""
 
 import json
 import secrets
@@ -23,11 +23,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("subject_id")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="Whose subject.")
-@click.option("--base-model", help="Trained on this one; else on any.")
+@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--base-model", help="Only a LoRA for this base model.")
 @answers
 def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: bool) -> None:
-    """Show the newest finished LoRA of SUBJECT_ID: trigger word, strength, file, address."""
+    """Show the newest finished LoRA of SUBJECT_ID."""
     found = loras.resolve(services(), owner_id, subject_id, base_model)
     if as_json:
         print_json(found)
@@ -38,54 +38,65 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 
 @click.command()
 @click.option("--lora", "file", type=_FILE, help="A LoRA file.")
-@click.option("--subject", "subject_id", help="Instead: a subject, for its newest finished LoRA.")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="Whose subject.")
-@click.option("--base-model", help="Its name, folder or hub id. Default: what the LoRA was trained on.")
-@click.option("--family", help="sd15, sdxl or z-image: of a folder or hub id.")
-@click.option("--prompt", help="What to draw; the trigger word is put before it. ComfyUI: instead of the workflow's.")
-@click.option("--trigger", "trigger_word", help='Instead of the LoRA\'s own trigger word; "" for none.')
-@click.option("--strength", default=loras.STRENGTH, show_default=True, help="1 is what it was trained for, 0 is none.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: a drawn one. ComfyUI: the workflow's.")
+@click.option("--subject", "subject_id", help="Use the newest finished LoRA of this subject instead.")
+@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--base-model", help="Name, folder or hub id. Default: the base model of the LoRA.")
+@click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
+@click.option("--prompt", help="What to draw, after the trigger word. ComfyUI: replaces the workflow's prompt.")
+@click.option("--trigger", "trigger_word", help='Replaces the trigger word of the LoRA; "" for none.')
+@click.option(
+    "--strength", default=loras.STRENGTH, show_default=True, help="1 is what it was trained for; 0 has no effect."
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: random. ComfyUI: the workflow's.")
 @click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("pictures-drawn"),
               show_default=True, help="Folder for the pictures.")  # fmt: skip
-@click.option("--comfyui", "url", help="Address of a ComfyUI server that draws; without, this machine does.")
+@click.option("--comfyui", "url", help="Address of a ComfyUI server. Default: draw on this machine.")
 @click.option("--workflow", "workflow_file", type=_FILE, help="ComfyUI: a workflow in API format.")
 @click.option("--loras", "shared", type=click.Path(file_okay=False, path_type=Path),
-              help="ComfyUI: its models/loras as seen from here. Without: its assets API.")  # fmt: skip
-@click.option("--loader", "loaders", multiple=True, help="ComfyUI: the model loader node to put the LoRA behind.")
+              help="ComfyUI: path of its models/loras on this machine. Default: upload by its assets API.")  # fmt: skip
+@click.option("--loader", "loaders", multiple=True, help="ComfyUI: the model loader node that the LoRA follows.")
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="ComfyUI: seconds to wait.")
-@click.option("--steps", type=click.IntRange(1, 1000), help="Here: steps of the sampler.")
-@click.option("--guidance", type=float, help="Here: how closely the prompt is followed.")
-@click.option("--size", metavar="WxH", help="Here: in pixels, such as 768x512.")
-@click.option("--count", type=click.IntRange(1, 100), default=1, show_default=True, help="Here: pictures to draw.")
-@click.option("--device", default="auto", show_default=True, help="Here: auto, cpu, cuda.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="This machine: sampling steps.")
+@click.option("--guidance", type=float, help="This machine: guidance scale.")
+@click.option("--size", metavar="WxH", help="This machine: size in pixels, such as 768x512.")
+@click.option(
+    "--count", type=click.IntRange(1, 100), default=1, show_default=True, help="This machine: how many pictures."
+)
+@click.option("--device", default="auto", show_default=True, help="This machine: auto, cpu, cuda.")
 @answers
 def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> None:
-    """Draw with a LoRA: on this machine with diffusers, or on a ComfyUI server with a workflow of yours."""
+    """Draw with a LoRA, here or on a ComfyUI server.
+
+    This machine draws with diffusers. A ComfyUI server draws the workflow of --workflow.
+    """
     _check(url, given)
     with _weights(given) as weights:
-        told = _here(folder, weights, given) if url is None else _on_comfyui(folder, url, weights, given, as_json)
+        result = _here(folder, weights, given) if url is None else _on_comfyui(folder, url, weights, given, as_json)
     if as_json:
-        print_json(told)
+        print_json(result)
         return
-    for path in told["pictures"]:
+    for path in result["pictures"]:
         out.print(path, highlight=False, markup=False)
 
 
 def _check(url: str | None, given: dict[str, Any]) -> None:
     faults = {}
     if given["file"] is not None and given["subject_id"] is not None:
-        faults["--subject"] = "is for instead of --lora"
+        faults["--subject"] = "cannot be used with --lora"
     only_there = ("workflow_file", "shared", "loaders")
     only_here = ("steps", "guidance", "size", "family")
     if url is None:
-        faults |= {f"--{name.split('_')[0]}": "goes with --comfyui" for name in only_there if given[name]}
+        faults |= {f"--{name.split('_')[0]}": "needs --comfyui" for name in only_there if given[name]}
         if given["prompt"] is None:
-            faults["--prompt"] = "say what to draw"
+            faults["--prompt"] = "is required without --comfyui"
     else:
-        faults |= {f"--{name}": "is in the workflow" for name in only_here if given[name] is not None}
+        faults |= {
+            f"--{name}": "cannot be used with --comfyui; set it in the workflow"
+            for name in only_here
+            if given[name] is not None
+        }
         if given["workflow_file"] is None:
-            faults["--workflow"] = "ComfyUI draws a workflow: a file in API format"
+            faults["--workflow"] = "is required with --comfyui: a workflow file in API format"
     if faults:
         raise SpecInvalid.of(faults)
 
@@ -106,7 +117,7 @@ def _on_comfyui(
     place = Place(url, given["shared"], given["timeout_s"])
     columns = (TextColumn("{task.description}"), *Bar.get_default_columns()[1:3], TimeElapsedColumn())
     with Bar(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
-        line = bar.add_task("looking", total=None)
+        line = bar.add_task("connecting", total=None)
 
         def report(progress: Progress) -> None:
             what = "waiting in the queue" if progress.node_id is None else f"node {progress.node_id}"
@@ -137,7 +148,7 @@ def _workflow(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        raise WorkflowInvalid(f"{path} is no JSON file") from None
+        raise WorkflowInvalid(f"{path} is not a JSON file") from None
 
 
 def _here(folder: Path, weights: Weights | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (cross and width.isdecimal() and height.isdecimal()) or not all(
         64 <= int(side) <= 4096 and int(side) % 8 == 0 for side in (width, height)
     ):
-        raise SpecInvalid.of({"--size": "is not such as 768x512: 64 to 4096 pixels, multiples of 8"})
+        raise SpecInvalid.of({"--size": "must be WIDTHxHEIGHT, such as 768x512: multiples of 8 from 64 to 4096"})
     return int(width), int(height)
 
 

@@ -1,4 +1,4 @@
-"""`imprint ingress`: `model_training` messages from RabbitMQ."""
+"""`imprint ingress`: start trainings from `model_training` messages on RabbitMQ."""
 
 import logging
 
@@ -13,7 +13,10 @@ from tasks.ingress_queue import Ingress, lengths, replay
 @click.pass_context
 @answers
 def ingress(context: click.Context, *, as_json: bool) -> None:
-    """Make trainings of the messages on RabbitMQ's queue model_training, until Ctrl-C or SIGTERM."""
+    """Start trainings from messages on RabbitMQ.
+
+    The queue is model_training. The command runs until Ctrl-C or SIGTERM.
+    """
     if context.invoked_subcommand is None:
         logging.basicConfig(level=services().settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
         Ingress(services()).serve()
@@ -22,7 +25,7 @@ def ingress(context: click.Context, *, as_json: bool) -> None:
 @ingress.command()
 @answers
 def status(*, as_json: bool) -> None:
-    """Show how many messages wait, and how many were refused and are dead letters."""
+    """Count waiting messages and dead letters."""
     found = lengths(services())
     if as_json:
         print_json(found)
@@ -31,8 +34,10 @@ def status(*, as_json: bool) -> None:
 
 
 @ingress.command(name="replay")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
-@click.option("--reason", metavar="CODE", help="Only those refused for this: malformed, insufficient_credits …")
+@click.option("--limit", type=click.IntRange(min=1), help="The most messages to replay.")
+@click.option(
+    "--reason", metavar="CODE", help="Only messages refused for this reason: malformed, insufficient_credits …"
+)
 @answers
 def replay_dead(*, limit: int | None, reason: str | None, as_json: bool) -> None:
     """Put dead letters back into the queue, oldest first."""

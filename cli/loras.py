@@ -1,4 +1,4 @@
-"""`imprint inspect` and `imprint convert`: LoRA files of any origin, looked at, checked, and put into another form."""
+"""`imprint inspect` and `imprint convert`: check LoRA files from any trainer, and convert them."""
 
 import sys
 from pathlib import Path
@@ -22,9 +22,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("file", type=_FILE)
 @answers
 def inspect(file: Path, *, as_json: bool) -> None:
-    """Show and check a LoRA file, whoever wrote it: family, form, modules, rank, scale, norms, what is wrong with it.
+    """Show and check a LoRA file from any trainer.
 
-    The exit code is 0 if it is sound, 1 if it is broken.
+    Shows family, format, modules, rank, scale, norms and faults. Exit code 1 if the file is broken.
     """
     report = lora_inspect.inspect(file)
     if as_json:
@@ -38,17 +38,17 @@ def inspect(file: Path, *, as_json: bool) -> None:
 @click.command()
 @click.argument("file", type=_FILE)
 @click.argument("result", type=_FILE)
-@click.option("--to", required=True, type=click.Choice(lora_formats.FORMATS), help="The form of RESULT.")
-@click.option("--force", is_flag=True, help="Write over a RESULT that is there.")
+@click.option("--to", required=True, type=click.Choice(lora_formats.FORMATS), help="The format of RESULT.")
+@click.option("--force", is_flag=True, help="Overwrite RESULT if it exists.")
 @answers
 def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) -> None:
-    """Write the LoRA in FILE as RESULT in another form: the same weights, the same strength, the same metadata.
+    """Convert the LoRA in FILE to another format, RESULT.
 
-    kohya is for AUTOMATIC1111, ComfyUI and diffusers (sd15, sdxl); comfyui the same, and for z-image its own names;
-    peft is diffusers' own, with its adapter metadata.
+    Weights, strength and metadata stay the same. kohya: for AUTOMATIC1111, ComfyUI and diffusers (sd15, sdxl). comfyui:
+    the same, with ComfyUI's key names for z-image. peft: the format of diffusers, with its adapter metadata.
     """
     if result.exists() and not force:
-        raise SpecInvalid.of({"RESULT": f"{result} is there already; --force writes over it"})
+        raise SpecInvalid.of({"RESULT": f"{result} exists; use --force to overwrite it"})
     data = lora_formats.to_bytes(lora_formats.read(file), to)
     try:
         lora_file.write(result, data)
@@ -68,7 +68,7 @@ def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) ->
 
 def _show(file: Path, report: Report) -> None:
     facts: dict[str, Any] = {
-        "family": report.family or "cannot be told",
+        "family": report.family or "unknown",
         "form": report.format + (" (DoRA)" if report.is_dora else ""),
         "rank": _numbers(report.ranks),
         "alpha": _numbers(report.alphas) or "not in the file",

@@ -1,4 +1,4 @@
-"""`celery -A tasks.app imprint …`: submit, watch, cancel, retry, and the credits, from a terminal."""
+"""`celery -A tasks.app imprint …`: the commands on trainings, and the sections of all commands."""
 
 import os
 import sys
@@ -12,13 +12,15 @@ import click
 from rich.table import Table
 
 from cli.backends import BACKENDS
+from cli.doctor import doctor
 from cli.fakes import FAKES
 from cli.generate import GENERATION
 from cli.ingress import ingress
 from cli.loras import LORAS
 from cli.notices import notices
-from cli.operators import OPERATORS
-from cli.terminal import answers, err, out, print_json, relay_now
+from cli.operators import CREDITS, NOTICES
+from cli.sections import SectionedGroup
+from cli.terminal import answers, err, out, print_json, report_unsent
 from cli.tokens import token
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
@@ -32,45 +34,46 @@ from training.options import assigned
 from training.spec import BASE_MODELS, Optimizer
 
 
-@click.group()
+@click.group(cls=SectionedGroup)
 def imprint() -> None:
-    """Train LoRAs: submit pictures, watch, cancel, retry; grant credits and check the books."""
+    """Train LoRAs and run the service that trains them."""
 
 
-for _command in (*OPERATORS, *BACKENDS, *FAKES, *LORAS, *GENERATION, *UPKEEP, ingress, notices, token):
-    imprint.add_command(_command)
-
-
-@imprint.command()
+@click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--owner", "owner_id", default="me", show_default=True, help="Who pays.")
-@click.option("--subject", "subject_id", help="What is learnt; the folder's name if not given.")
+@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner who pays.")
+@click.option("--subject", "subject_id", help="What the LoRA learns. Default: the name of FOLDER.")
 @click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
-@click.option("--family", help="sd15, sdxl or z-image: for a folder or hub id.")
-@click.option("--trigger", "trigger_word", required=True, help="The word that will call the subject.")
+@click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
+@click.option("--trigger", "trigger_word", required=True, help="The word that stands for the subject in prompts.")
 @click.option("--class-word", "class_word", help="What the subject is: dog, woman, mug …")
 @click.option("--rank", type=int, help="Default: the family's.")
 @click.option("--alpha", type=float, help="Default: the family's.")
 @click.option("--learning-rate", type=float, help="Default: the family's.")
-@click.option("--optimizer", type=click.Choice(get_args(Optimizer)), help="What moves the weights. Default: adamw.")
+@click.option("--optimizer", type=click.Choice(get_args(Optimizer)), help="The optimizer. Default: adamw.")
 @click.option("--set", "options", multiple=True, metavar="GROUP.OPTION=VALUE", help="An option of docs/recipe.md.")
 @click.option("--resolution", type=int, help="In pixels, a multiple of 64. Default: the family's.")
 @click.option("--epochs", type=int, help="10 to 500.")
-@click.option("--max-steps", type=int, help="Instead of epochs.")
-@click.option("--batch-size", type=int)
-@click.option("--backend", type=click.Choice(["local", "ai-toolkit"]), help="Who trains. Default: the operator's.")
-@click.option("--seed", type=int)
-@click.option("--aspect-buckets", is_flag=True, default=None, help="Keep shapes near the pictures' own.")
-@click.option("--webhook-url", help="Base address that notices are sent to.")
-@click.option("--key", "idempotency_key", help="The same key gives the same job.")
-@click.option("--dry-run", is_flag=True, help="Only say what it would cost and how long it would take.")
-@click.option("--watch", is_flag=True, help="Follow the job to its end.")
+@click.option("--max-steps", type=int, help="The number of steps; replaces --epochs.")
+@click.option("--batch-size", type=int, help="Pictures per step.")
+@click.option(
+    "--backend", type=click.Choice(["local", "ai-toolkit"]), help="Where to train. Default: the operator's choice."
+)
+@click.option("--seed", type=int, help="The same seed gives the same LoRA.")
+@click.option("--aspect-buckets", is_flag=True, default=None, help="Train at aspect ratios near those of the pictures.")
+@click.option("--webhook-url", help="Base address for webhooks.")
+@click.option("--key", "idempotency_key", help="Idempotency key: the same key returns the same job.")
+@click.option("--dry-run", is_flag=True, help="Only show price and duration.")
+@click.option("--watch", is_flag=True, help="Follow the job until it ends.")
 @answers
 def submit(
     folder: Path, *, options: Sequence[str], dry_run: bool, watch: bool, as_json: bool, **arguments: Any
 ) -> None:
-    """Train a LoRA on the pictures of FOLDER. A text file beside a picture, with its name, is its caption; with
-    --set objective.masked=true a picture of its name in masks/ is its mask."""
+    """Train a LoRA on the pictures in FOLDER.
+
+    A text file with the same name as a picture is its caption. With --set objective.masked=true, a picture with the
+    same name in the folder masks/ is its mask.
+    """
     here = services()
     try:
         arguments = {name: value for name, value in arguments.items() if value is not None} | assigned(options)
@@ -79,7 +82,7 @@ def submit(
     arguments.setdefault("subject_id", folder.resolve().name)
     files = pictures_of(folder)
     captions = [caption_beside(file) for file in files]
-    # Whether a request is right, and what it costs, does not depend on which pictures there are: none is stored for it.
+    # Validation and price do not depend on the content of the pictures: nothing is stored until both are known.
     asked = arguments | {
         "images": [{"ref": f"picture {number}", "caption": caption} for number, caption in enumerate(captions)]
     }
@@ -98,8 +101,8 @@ def submit(
             image["mask"] = store(masks[file].read_bytes(), is_mask=True)
         images.append(image)
     view = service.submit(here, arguments | {"images": images})
-    relay_now()
     if watch:
+        report_unsent()
         view = _watch(view["job_id"], as_json)
     _show(view, as_json)
     if watch and view["status"] != "ready":
@@ -111,14 +114,14 @@ def _quote(arguments: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(asdict(quote))
         return
-    known = "measured here" if quote.measured else "a guess until a training like it ended here"
+    known = "measured here" if quote.measured else "an estimate until a similar training has finished here"
     out.print(
         f"{quote.steps} steps, {_credits(quote.credits)} ({quote.available} available), "
         f"about {quote.seconds:.0f} s ({known})"
     )
     out.print(
-        "Cancelled before its first step it costs nothing, after that the steps done, rounded down: "
-        f"{_credits(quote.cancelled_half_way)} half-way", highlight=False,
+        "Cancelling before the first step costs nothing; after that the steps done are charged, rounded down: "
+        f"{_credits(quote.cancelled_half_way)} halfway", highlight=False,
     )  # fmt: skip
 
 
@@ -132,26 +135,26 @@ def _watch(job_id: str, as_json: bool) -> View:
     try:
         return watch(services(), job_id, err if as_json else out)
     except KeyboardInterrupt:
-        err.print(f"\nThe job goes on. Look again with: celery -A tasks.app imprint status {job_id} --watch")
+        err.print(f"\nThe job continues. Follow it again with: celery -A tasks.app imprint status {job_id} --watch")
         sys.exit(130)
 
 
-@imprint.command()
+@click.command()
 @click.argument("job_id")
-@click.option("--watch", is_flag=True, help="Follow the job to its end.")
+@click.option("--watch", is_flag=True, help="Follow the job until it ends.")
 @answers
 def status(job_id: str, *, watch: bool, as_json: bool) -> None:
-    """Show a job: where it stands, its pictures' verdicts, what it cost."""
+    """Show a job: progress, pictures, cost."""
     view = service.look(services(), job_id)
     _show(
         (_watch(job_id, as_json) if watch else view) | {"remote_runs": service.remote_runs(services(), job_id)}, as_json
     )
 
 
-@imprint.command(name="list")
-@click.option("--owner", "owner_id", help="Only this owner's.")
-@click.option("--active", is_flag=True, help="Only those that are not final.")
-@click.option("--limit", default=20, show_default=True)
+@click.command(name="list")
+@click.option("--owner", "owner_id", help="Only jobs of this owner.")
+@click.option("--active", is_flag=True, help="Only jobs that have not ended.")
+@click.option("--limit", default=20, show_default=True, help="How many jobs to list.")
 @answers
 def list_jobs(owner_id: str | None, *, active: bool, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
@@ -169,34 +172,38 @@ def list_jobs(owner_id: str | None, *, active: bool, limit: int, as_json: bool) 
     out.print(table)
 
 
-@imprint.command()
+@click.command()
 @click.argument("job_id")
 @answers
 def cancel(job_id: str, *, as_json: bool) -> None:
-    """Cancel a job; the steps done are charged, rounded down, and the rest of its credits comes back at once."""
+    """Cancel a job. The steps done are charged, rounded down, and the other credits are released at once."""
     view = service.cancel(services(), job_id)
-    relay_now()
     _show(view, as_json)
 
 
-@imprint.command()
+@click.command()
 @click.argument("job_id")
-@click.option("--watch", is_flag=True, help="Follow the new job to its end.")
+@click.option("--watch", is_flag=True, help="Follow the new job until it ends.")
 @answers
 def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
-    """Train again what ended, as a new job with the same pictures and recipe."""
+    """Start a new job like JOB_ID, which has ended.
+
+    The new job has the same pictures and recipe.
+    """
     view = service.retry(services(), job_id)
-    relay_now()
-    _show(_watch(view["job_id"], as_json) if watch else view, as_json)
+    if watch:
+        report_unsent()
+        view = _watch(view["job_id"], as_json)
+    _show(view, as_json)
 
 
-@imprint.command()
+@click.command()
 @click.argument("job_id")
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
 @answers
 def download(job_id: str, path: Path, *, as_json: bool) -> None:
     """Copy a ready job's LoRA file to PATH."""
-    if not os.access(path.parent, os.W_OK):  # else it would look like a fault of the store
+    if not os.access(path.parent, os.W_OK):  # otherwise the object store would seem to have failed
         raise SpecInvalid.of({"PATH": f"nothing can be written into {path.parent.resolve()}"})
     view = service.download(services(), job_id, path)
     print_json({"path": str(path)} | view["lora"]) if as_json else out.print(f"{path}  sha256 {view['lora']['sha256']}")
@@ -234,3 +241,12 @@ def _show(view: View, as_json: bool) -> None:
             f"  LoRA {view['lora']['key']}  {view['lora']['bytes']} bytes  sha256 {view['lora']['sha256']}",
             highlight=False,
         )
+
+
+imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
+imprint.add_section("LoRA files", (*GENERATION, *LORAS))
+imprint.add_section("Credits", CREDITS)
+imprint.add_section("Notices", (notices, *NOTICES))
+imprint.add_section("Backends", BACKENDS)
+imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))
+imprint.add_section("Stand-in servers for development", FAKES)

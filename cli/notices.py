@@ -1,27 +1,27 @@
-"""`imprint notices`: how an owner wants to be told besides webhooks."""
+"""`imprint notices`: e-mail settings of an owner."""
 
 from typing import Any
 
 import click
 
 from cli.terminal import answers, err, out, print_json
-from jobs.notices import notices as wishes
+from jobs.notices import notices as preferences
 from jobs.services import services
 from notifications.preferences import EVENTS
 
 
 @click.command()
 @click.argument("owner_id")
-@click.option("--email", help='The address for e-mails; "" for none.')
+@click.option("--email", help='The e-mail address; "" for none.')
 @click.option(
-    "--event", "events", multiple=True, help=f"An event to mail: {', '.join(EVENTS)}. Several times for more."
+    "--event", "events", multiple=True, help=f"An event to mail, can be given several times: {', '.join(EVENTS)}."
 )
-@click.option("--low-credits", type=int, help="Tell when fewer credits are available; -1 for never.")
+@click.option("--low-credits", type=int, help="Send an e-mail when fewer credits are available; -1 for never.")
 @answers
 def notices(
     owner_id: str, *, email: str | None, events: tuple[str, ...], low_credits: int | None, as_json: bool
 ) -> None:
-    """Show or change how OWNER_ID is told by e-mail."""
+    """Show or change the e-mail settings of OWNER_ID."""
     changed: dict[str, Any] = {}
     if email is not None:
         changed["email"] = email or None
@@ -29,7 +29,7 @@ def notices(
         changed["events"] = events
     if low_credits is not None:
         changed["low_credits"] = None if low_credits == -1 else low_credits
-    found = wishes.put(services(), owner_id, changed) if changed else wishes.get(services(), owner_id)
+    found = preferences.put(services(), owner_id, changed) if changed else preferences.get(services(), owner_id)
     if as_json:
         print_json(found)
         return
@@ -38,6 +38,6 @@ def notices(
         return
     out.print(f"{owner_id}: {found['email']} for {', '.join(found['events'])}", highlight=False)
     low = found["low_credits"]
-    out.print("never told of low credits" if low is None else f"told when fewer than {low} credits are available")
+    out.print("no e-mail about low credits" if low is None else f"e-mail when fewer than {low} credits are available")
     if services().settings.smtp_url is None:
         err.print("[yellow]No e-mail is sent until IMPRINT_SMTP_URL is set[/]")

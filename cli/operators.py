@@ -1,4 +1,4 @@
-"""What only operators type: owners' credits and the books; notices that were given up, and who wants none."""
+"""Commands for operators: credits and the ledger; undelivered notices and disabled receivers."""
 
 import sys
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from cli.terminal import answers, err, out, print_json, relay_now
+from cli.terminal import answers, err, out, print_json
 from jobs import accounts, sweeps
 from jobs.notices import dead_letters
 from jobs.services import services
@@ -18,10 +18,10 @@ from jobs.services import services
 @click.command()
 @click.argument("owner_id")
 @click.argument("amount", metavar="CREDITS", type=int)
-@click.option("--key", help="The same key grants once.")
+@click.option("--key", help="Idempotency key: the same key grants once.")
 @answers
 def grant(owner_id: str, amount: int, *, key: str | None, as_json: bool) -> None:
-    """Give OWNER_ID a number of CREDITS."""
+    """Grant CREDITS to OWNER_ID."""
     _show_balance(owner_id, asdict(accounts.grant(services(), owner_id, amount, key)), as_json)
 
 
@@ -29,7 +29,7 @@ def grant(owner_id: str, amount: int, *, key: str | None, as_json: bool) -> None
 @click.argument("owner_id")
 @answers
 def balance(owner_id: str, *, as_json: bool) -> None:
-    """Show what OWNER_ID has, and the last entries of the account."""
+    """Show the balance of OWNER_ID and the latest entries."""
     found = asdict(accounts.balance(services(), owner_id))
     entries = accounts.statement(services(), owner_id)
     if as_json:
@@ -46,10 +46,10 @@ def balance(owner_id: str, *, as_json: bool) -> None:
 @click.command()
 @click.argument("job_id")
 @click.argument("amount", metavar="CREDITS", type=int)
-@click.option("--key", help="The same key refunds once.")
+@click.option("--key", help="Idempotency key: the same key refunds once.")
 @answers
 def refund(job_id: str, amount: int, *, key: str | None, as_json: bool) -> None:
-    """Give back CREDITS that JOB_ID was charged, all together no more than that."""
+    """Refund CREDITS of JOB_ID, at most what it was charged."""
     owner_id, found = accounts.refund(services(), job_id, amount, key)
     _show_balance(owner_id, asdict(found), as_json)
 
@@ -57,16 +57,19 @@ def refund(job_id: str, amount: int, *, key: str | None, as_json: bool) -> None:
 @click.command()
 @answers
 def audit(*, as_json: bool) -> None:
-    """Check every rule of the ledger and of the jobs; exit code 1 if anything is off. Leaks are shown beside."""
+    """Check the rules of ledger and jobs. Exit code 1 if one is broken.
+
+    Leaks, which are LoRAs that were delivered but not charged, are listed but do not change the exit code.
+    """
     findings, leaks = sweeps.check_books(services()), sweeps.leaks(services())
     lost = sum(leak.credits for leak in leaks)
     if as_json:
-        told = [asdict(leak) | {"at": leak.at.isoformat()} for leak in leaks]
+        rows = [asdict(leak) | {"at": leak.at.isoformat()} for leak in leaks]
         print_json(
             {
                 "ok": not findings,
                 "findings": [asdict(finding) for finding in findings],
-                "leaks": {"count": len(leaks), "credits": lost, "jobs": told[:100]},
+                "leaks": {"count": len(leaks), "credits": lost, "jobs": rows[:100]},
             }
         )
     else:
@@ -94,47 +97,47 @@ def _show_balance(owner_id: str, found: dict[str, int], as_json: bool) -> None:
 
 
 @click.command(name="letters")
-@click.option("--limit", default=100, show_default=True)
+@click.option("--limit", default=100, show_default=True, help="How many notices to list.")
 @answers
 def list_dead_letters(*, limit: int, as_json: bool) -> None:
-    """List notices that were given up, the newest first."""
+    """List undelivered notices, newest first."""
     found = dead_letters.dead(services(), limit)
     _show_rows(found, ("id", "job_id", "receiver", "event", "reason", "at"), "no notice was given up", as_json)
 
 
 @click.command()
 @click.argument("message_id", required=False)
-@click.option("--all", "everything", is_flag=True, help="All that were given up.")
-@click.option("--job", "job_id", help="Those of one job that were given up.")
-@click.option("--receiver", metavar="URL", help="Those to one receiver that were given up; scheme and host will do.")
+@click.option("--all", "everything", is_flag=True, help="All undelivered notices.")
+@click.option("--job", "job_id", help="The undelivered notices of one job.")
+@click.option("--receiver", metavar="URL", help="The undelivered notices to one receiver; scheme and host are enough.")
 @answers
 def redeliver(
     message_id: str | None, *, everything: bool, job_id: str | None, receiver: str | None, as_json: bool
 ) -> None:
-    """Send notices once more, from their first attempt on: MESSAGE_ID, or those that were given up."""
+    """Send undelivered notices again, or the one with MESSAGE_ID."""
     if sum(map(bool, (message_id, everything, job_id, receiver))) != 1:
-        raise click.UsageError("name one of MESSAGE_ID, --all, --job and --receiver")
+        raise click.UsageError("give exactly one of MESSAGE_ID, --all, --job and --receiver")
     if message_id is not None:
         done = dead_letters.redeliver(services(), message_id)
     else:
         done = dead_letters.redeliver_dead(services(), job_id=job_id, receiver=receiver)
-    if done.again:
-        relay_now()
     if as_json:
         print_json(asdict(done))
         return
     out.print(f"{len(done.again)} notice(s) are on their way again", highlight=False)
     if done.disabled:
-        err.print(f"{done.disabled} stay, since their receiver is disabled: imprint receivers", highlight=False)
+        err.print(
+            f"{done.disabled} not sent, because the receiver is disabled (see: imprint receivers)", highlight=False
+        )
     if done.needless:
-        err.print(f"{done.needless} stay, since a later notice of their job has said more", highlight=False)
+        err.print(f"{done.needless} not sent, because a later notice of the job was delivered", highlight=False)
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 @answers
 def receivers(context: click.Context, *, as_json: bool) -> None:
-    """List receivers that get no more notices, since they answered 410; or enable one again."""
+    """List or enable receivers that were disabled after a 410."""
     if context.invoked_subcommand is None:
         found = dead_letters.disabled_receivers(services())
         _show_rows(found, ("owner_id", "receiver", "reason", "at"), "no receiver is disabled", as_json)
@@ -145,12 +148,12 @@ def receivers(context: click.Context, *, as_json: bool) -> None:
 @click.argument("url")
 @answers
 def enable(owner_id: str, url: str, *, as_json: bool) -> None:
-    """Let the receiver of OWNER_ID at URL (scheme and host will do) get notices again."""
+    """Enable the receiver of OWNER_ID at URL. Scheme and host are enough."""
     count = dead_letters.enable_receiver(services(), owner_id, url)
     if as_json:
         print_json({"enabled": count})
     else:
-        out.print(f"{count} receiver(s) enabled; what was given up meanwhile: imprint redeliver --receiver URL")
+        out.print(f"{count} receiver(s) enabled. Send undelivered notices with: imprint redeliver --receiver URL")
 
 
 def _show_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], nothing: str, as_json: bool) -> None:
@@ -165,6 +168,5 @@ def _show_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], nothing: st
         out.print(table)
 
 
-OPERATORS: tuple[click.Command, ...] = (
-    grant, balance, refund, audit, list_dead_letters, redeliver, receivers,
-)  # fmt: skip
+CREDITS: tuple[click.Command, ...] = (grant, balance, refund, audit)
+NOTICES: tuple[click.Command, ...] = (list_dead_letters, redeliver, receivers)

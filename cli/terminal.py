@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they answer, and sending what they have written."""
+"""What all commands share: consoles, `--json`, errors and exit codes, and the note on unsent messages."""
 
 import json
 import sys
@@ -12,9 +12,11 @@ from rich.console import Console
 from core.errors import ImprintError, InsufficientCredits, SpecInvalid
 from jobs.services import services
 
-# A pipe has no width: lines stay whole for grep.
+# A pipe has no width. Do not break lines, so that grep finds them whole.
 out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True)
+
+_SEND_S = 20.0  # a broker that takes longer to take a message counts as away
 
 
 def answers(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,17 +27,20 @@ def answers(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, as_json: bool, **kwargs: Any) -> None:
         try:
             command(*args, as_json=as_json, **kwargs)
+            report_unsent()
         except ImprintError as error:
             if as_json:
                 print_json({"error": error.code, "message": error.message, "details": error.details})
             elif isinstance(error, SpecInvalid) and error.faults:
-                err.print("[red]The request cannot be accepted:[/]")
+                err.print("[red]The request is invalid:[/]")
                 for name, fault in error.faults.items():
                     err.print(f"  [bold]{name}[/]: {fault}", highlight=False)
             else:
                 err.print(f"[red]{error.code}[/]: {error.message}", highlight=False)
             if isinstance(error, InsufficientCredits) and not as_json:
-                err.print("An operator grants some: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False)
+                err.print(
+                    "An operator can grant credits: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False
+                )
             sys.exit(2 if isinstance(error, SpecInvalid) else 1)
 
     return run
@@ -45,17 +50,12 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value))
 
 
-def relay_now() -> None:
-    """Send what was written. Where no broker answers, say so: it is kept, and the sweep of the next stack sends it."""
-    from kombu.exceptions import OperationalError
-
-    from tasks.app import app
-    from tasks.relay import relay
-
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1)
-    except OperationalError:
-        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")
+def report_unsent() -> None:
+    """Wait until what this command has written is sent; if no broker takes it, say that it is kept for the sweep."""
+    sender = services().outbox_sender
+    if sender is None or not sender.is_awake:
         return
-    relay(services())
+    from tasks.relay import broker_answers
+
+    if not sender.flush(_SEND_S) or not broker_answers():
+        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")

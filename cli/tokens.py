@@ -1,4 +1,4 @@
-"""`imprint token`: who may call the HTTP API."""
+"""`imprint token`: tokens of the HTTP API."""
 
 from dataclasses import asdict
 from typing import Any
@@ -14,36 +14,41 @@ from jobs.services import services
 
 @click.group()
 def token() -> None:
-    """Tokens of the HTTP API: create, list, revoke."""
+    """Create, list and revoke tokens of the HTTP API."""
 
 
 @token.command()
 @click.argument("name")
-@click.option("--owner", "owner_id", help="Whose trainings it is for. Without: a service token, whose calls name one.")
+@click.option(
+    "--owner", "owner_id", help="The owner of the token. Without it, a service token: each call names the owner."
+)
 @click.option(
     "--scope", "scopes", multiple=True, default=("read", "train"), show_default=True,
-    help=f"{', '.join(tokens.SCOPES)}; may be given several times. operate is for service tokens.",
+    help=f"{', '.join(tokens.SCOPES)}; can be given several times. operate is for service tokens.",
 )  # fmt: skip
-@click.option("--days", type=int, help="How long it is good for. Default: until it is revoked.")
+@click.option("--days", type=int, help="Days until it expires. Default: never.")
 @answers
 def create(name: str, *, owner_id: str | None, scopes: tuple[str, ...], days: int | None, as_json: bool) -> None:
-    """Make a token called NAME. It is shown this once: we keep only its hash."""
+    """Create a token called NAME.
+
+    The token is shown only once: Imprint stores its hash.
+    """
     secret, made = tokens.create(services(), name, owner_id=owner_id, scopes=scopes, days=days)
     if as_json:
-        print_json({"token": secret, **_told(made)})
+        print_json({"token": secret, **_to_dict(made)})
         return
     click.echo(secret)  # alone on standard output, so that TOKEN=$(…) takes it
     whose = f"for {owner_id}" if owner_id else "for any owner, named in the header Imprint-Owner"
-    click.echo(f"{made.id}: {', '.join(made.scopes)} {whose}. Keep it now: it is not shown again.", err=True)
+    click.echo(f"{made.id}: {', '.join(made.scopes)} {whose}. Save it now: it is not shown again.", err=True)
 
 
 @token.command(name="list")
 @answers
 def list_tokens(*, as_json: bool) -> None:
-    """List all tokens, newest first. The tokens themselves are kept nowhere."""
+    """List all tokens, newest first, without their secrets."""
     found = tokens.known(services())
     if as_json:
-        print_json([_told(one) for one in found])
+        print_json([_to_dict(one) for one in found])
         return
     table = Table("token", "name", "owner", "scopes", "created", "state", box=None)
     for one in found:
@@ -57,10 +62,10 @@ def list_tokens(*, as_json: bool) -> None:
 @click.argument("token_id")
 @answers
 def revoke(token_id: str, *, as_json: bool) -> None:
-    """Refuse TOKEN_ID (token_…, of `token list`) from the next call on."""
-    told = _told(tokens.revoke(services(), token_id))
-    print_json(told) if as_json else out.print(f"{token_id} is revoked", highlight=False)
+    """Revoke TOKEN_ID (token_…, from `token list`). The next call with it is refused."""
+    row = _to_dict(tokens.revoke(services(), token_id))
+    print_json(row) if as_json else out.print(f"{token_id} is revoked", highlight=False)
 
 
-def _told(one: tokens.Token) -> dict[str, Any]:
+def _to_dict(one: tokens.Token) -> dict[str, Any]:
     return {name: value.isoformat() if name.endswith("_at") and value else value for name, value in asdict(one).items()}

@@ -1,4 +1,4 @@
-"""What keeps an installation: migrations of the database, back-up and restore of everything that must not be lost."""
+"""`imprint migrate`, `backup` and `restore`: database schema, and copies of database and object store."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from storage.database import Database
 @click.command()
 @answers
 def migrate(*, as_json: bool) -> None:
-    """Bring the database up to date; nothing is done where it is. Every process does so by itself at its start."""
+    """Update the database schema. Every process does this at its start."""
     database = services().database
     with database.engine.connect() as connection:
         revision = database.revision(connection)
@@ -29,7 +29,10 @@ def migrate(*, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @answers
 def back_up(folder: Path, *, as_json: bool) -> None:
-    """Copy database and object store into FOLDER, while everything runs; the next time only what is new."""
+    """Copy database and object store into FOLDER.
+
+    The installation can keep running. Another backup into the same FOLDER copies only what is new.
+    """
     _say(backups.backup(services().database, services().store, folder), folder, "is in", as_json)
 
 
@@ -37,12 +40,12 @@ def back_up(folder: Path, *, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @answers
 def restore(folder: Path, *, as_json: bool) -> None:
-    """Put the back-up of FOLDER into the empty database and the store that the settings name.
+    """Restore the backup in FOLDER into an empty database.
 
-    Jobs that ran go on with the next start of the workers. Do it with the old installation stopped for good: two that
-    know the same jobs would train and tell everything twice.
+    Database and object store are those of the settings. Jobs continue when the workers start. Stop the old installation
+    for good first: two installations with the same jobs would train and send everything twice.
     """
-    # Not the database of `services()`, which would be brought up to date before it is filled.
+    # Not the database of `services()`: its schema would be created before the backup is restored.
     database = Database(settings().database)
     try:
         _say(backups.restore(database, open_store(settings()), folder), folder, "is restored from", as_json)

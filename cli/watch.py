@@ -1,4 +1,4 @@
-"""`--watch`: a job's stages, progress, loss and time left, on a terminal or line by line into a file."""
+"""`--watch`: stages, progress, loss and time left of a job, live on a terminal or as lines in a file."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from jobs.services import Services
 from jobs.view import View
 from storage.tables import ACTIVE, PictureState, Stage
 
-_LOOK_EVERY_S = 0.25
+_POLL_S = 0.25
 _WORDS = {
     Stage.PREPROCESS: "fetch and check pictures",
     Stage.DATASET: "build the dataset",
@@ -27,49 +27,49 @@ _WORDS = {
 
 
 def watch(services: Services, job_id: str, console: Console) -> View:
-    """Follow a job until it is final; its last view. Ctrl-C leaves the job running and raises KeyboardInterrupt."""
+    """Follow a job until it ends; its last view. Ctrl-C raises KeyboardInterrupt, and the job continues."""
     return _live(services, job_id, console) if console.is_terminal else _lines(services, job_id, console)
 
 
 def _lines(services: Services, job_id: str, console: Console) -> View:
-    """For files and pipes: a line for each event."""
+    """One line per event, for files and pipes."""
     seen = 0
     while True:
         view = service.look(services, job_id)
         for event in service.events(services, job_id, seen):
             seen = event.id or seen
-            console.print(f"{event.at:%H:%M:%S} {event.kind}: {_said(json.loads(event.data))}", highlight=False)
+            console.print(f"{event.at:%H:%M:%S} {event.kind}: {_line(json.loads(event.data))}", highlight=False)
         if view["status"] not in ACTIVE:
             return view
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_S)
 
 
-def _said(data: dict[str, Any]) -> str:
-    told = {key: value for key, value in data.items() if value is not None}
+def _line(data: dict[str, Any]) -> str:
+    present = {key: value for key, value in data.items() if value is not None}
     return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items()
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in present.items()
     )
 
 
 def _live(services: Services, job_id: str, console: Console) -> View:
     view = service.look(services, job_id)
-    with Live(_picture(view), console=console, refresh_per_second=8) as live:
+    with Live(_screen(view), console=console, refresh_per_second=8) as live:
         while view["status"] in ACTIVE:
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_S)
             view = service.look(services, job_id)
-            live.update(_picture(view))
+            live.update(_screen(view))
     return view
 
 
-def _picture(view: View) -> Group:
-    """The stages from top to bottom, the present one with what there is to tell of it."""
+def _screen(view: View) -> Group:
+    """The stages from top to bottom, the current one with its progress."""
     table = Table.grid(padding=(0, 1))
     present = list(Stage).index(Stage(view["stage"]))
     for index, stage in enumerate(Stage):
         if index < present or view["status"] == "ready":
-            table.add_row(Text("✓", "green"), Text(_WORDS[stage], "green"), _told(view, stage))
+            table.add_row(Text("✓", "green"), Text(_WORDS[stage], "green"), _details(view, stage))
         elif index == present and view["status"] in ACTIVE:
-            table.add_row(Spinner("dots", style="cyan"), Text(_WORDS[stage], "bold"), _told(view, stage))
+            table.add_row(Spinner("dots", style="cyan"), Text(_WORDS[stage], "bold"), _details(view, stage))
         elif index == present:
             table.add_row(Text("✗", "red"), Text(_WORDS[stage], "red"), Text(view["status"], "red"))
         else:
@@ -82,7 +82,7 @@ def _picture(view: View) -> Group:
     return Group(head, table)
 
 
-def _told(view: View, stage: Stage) -> Progress | Text:
+def _details(view: View, stage: Stage) -> Progress | Text:
     pictures = view["pictures"]
     if stage is Stage.PREPROCESS:
         done = sum(picture["state"] != PictureState.WAITING for picture in pictures)

@@ -18,7 +18,8 @@ ImprintError                     code internal
 ├── BackendUnreachable           backend_unreachable     may be retried
 │   └── BackendFull              backend_unreachable     no machine to rent now, or no money for one; may be retried
 ├── BackendFailed                backend_failed
-├── WorkerLost                   worker_lost
+├── WorkerLost                   worker_lost             may be retried
+│   └── DeviceLost               worker_lost             the card of a worker failed; may be retried elsewhere
 ├── TrainingTimeout              timeout
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
@@ -170,6 +171,10 @@ class BackendFailed(ImprintError):
 class WorkerLost(ImprintError):
     code = FailureCode.WORKER_LOST
     retryable = True
+
+
+class DeviceLost(WorkerLost):
+    pass
 
 
 class TrainingTimeout(ImprintError):

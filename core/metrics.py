@@ -77,9 +77,15 @@ BASE_MODELS = Measure(
     "imprint_base_models", "counter", "Base models that trainings wanted: resident already, or loaded.",
     ("family", "result"),
 )  # fmt: skip
+SELF_CHECK = Measure(
+    "imprint_self_check", "gauge",
+    "Whether a worker's check of its GPU at its start agreed (1) or not (0): of `eager` steps, without which it takes "
+    "no job of the family, and of `recorded` ones, without which it sends steps one by one.", ("family", "steps"),
+)  # fmt: skip
 
 ALL = (
     STAGE_SECONDS, NOTICES, SWEPT_AT, AUDITED_AT, AUDIT_FINDINGS, STEPS, COHORT, DEVICE_SECONDS, ENCODINGS, BASE_MODELS,
+    SELF_CHECK,
 )  # fmt: skip
 
 

@@ -78,12 +78,6 @@ class Settings(BaseSettings):
         description="Of the frozen base model while training. `auto`: bfloat16 where that is faster, on GPUs and for "
         "full-size models on CPUs with units for it.",
     )
-    compile: Literal["off", "on"] = Field(
-        "off",
-        description="`on`: what stands between a UNet's products, and the optimizer, run as code that torch compiles "
-        "for this machine and keeps in `compiled/` under home. Not measured on a GPU yet, and slower on a CPU. A "
-        "machine that cannot compile says so in its log and runs without.",
-    )
     deterministic: bool = Field(
         False,
         description="On GPUs: the same file to the bit whoever trains beside it and after every resume, on one kind of "

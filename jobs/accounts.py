@@ -1,5 +1,6 @@
-"""Owners' credits, for operators: grant, refund, balance, statement."""
+"""Owners' credits: grant, refund, balance, holds, entries."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from core.errors import NotFound, SpecInvalid
@@ -63,6 +64,25 @@ def statement(
         }
         for entry in entries
     ]
+
+
+@dataclass(frozen=True)
+class AccountPage:
+    """An owner's balance and live holds, and one page of entries. `next_seq` asks for the page after it."""
+
+    balance: ledger.Balance
+    holds: list[dict[str, Any]]
+    entries: list[dict[str, Any]]
+    next_seq: int | None
+
+
+def account_page(services: Services, owner_id: str, limit: int, before_seq: int | None = None) -> AccountPage:
+    """The account of an owner with at most `limit` entries older than `before_seq`, newest first."""
+    entries = statement(services, owner_id, limit, before_seq)
+    is_last = len(entries) < limit or entries[-1]["seq"] <= 1
+    return AccountPage(
+        balance(services, owner_id), holds(services, owner_id), entries, None if is_last else entries[-1]["seq"]
+    )
 
 
 def totals(services: Services) -> ledger.Balance:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlmodel import col, func, select
 
+from jobs import service
 from jobs.services import Services
-from storage.tables import JobEvent
+from storage.tables import ACTIVE, JobEvent
 
 MOST_EVENTS = 2000  # of one answer; who gets so many asks again
 
@@ -28,11 +29,23 @@ def events_of(services: Services, places: Mapping[str, int]) -> Sequence[JobEven
         return session.exec(query).all()
 
 
-def newest_event(services: Services, job_id: str) -> int:
-    """The number of a job's newest event; 0 if it has none."""
+def newest_event(services: Services, job_id: str, owner_id: str | None = None) -> int:
+    """The number of a job's newest event; 0 if it has none. Raises NotFound as `service.get_job` does."""
     with services.database.reading() as session:
+        service.get_job(session, job_id, owner_id)
         query = select(func.max(JobEvent.id)).where(JobEvent.job_id == job_id)
         return session.exec(query).one() or 0
+
+
+def position(services: Services, job_id: str, owner_id: str | None = None) -> tuple[bool, int]:
+    """Whether a job is active, and the number of its newest event. Raises NotFound as `service.get_job` does.
+
+    Of an active job the last event is still to come: its number is read before the status.
+    """
+    newest = newest_event(services, job_id, owner_id)
+    with services.database.reading() as session:
+        active = service.get_job(session, job_id, owner_id).status in ACTIVE
+    return active, newest if active else newest_event(services, job_id, owner_id)
 
 
 def lines(events: Sequence[JobEvent]) -> list[str]:

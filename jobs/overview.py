@@ -9,9 +9,9 @@ from sqlmodel import Session, col, func, select
 from core.clock import utcnow
 from jobs import invariants
 from jobs.services import Services
+from jobs.specs import spec_of
 from notifications import outbox
 from storage.tables import ACTIVE, Job, Picture, Status, Subject
-from training.spec import TrainSpec
 
 MOST_SUBJECTS = 500
 _MOST_JOBS = 100
@@ -84,7 +84,7 @@ def at_work(services: Services) -> list[dict[str, Any]]:
         return [
             _told(job)
             | {
-                "base_model": TrainSpec.model_validate_json(job.spec).base_model,
+                "base_model": spec_of(job).base_model,
                 "worker": job.lease_holder if job.lease_until and job.lease_until > utcnow() else None,
                 "seconds_left": job.seconds_left,
             }

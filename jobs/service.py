@@ -24,6 +24,7 @@ from jobs.remote import runs
 from jobs.requests import training_request
 from jobs.requests.training_request import Order
 from jobs.services import Services
+from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import View, view_of
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
@@ -124,7 +125,7 @@ def _accept(session: Session, order: Order, settings: Settings) -> Job:
         subject_id=envelope.subject_id,
         idempotency_key=envelope.idempotency_key,
         request_sha256=order.sha256,
-        spec=spec.model_dump_json(),
+        **spec_columns(spec),
         webhook_url=envelope.webhook_url,
         total_steps=steps,
     )
@@ -148,12 +149,21 @@ def _accept(session: Session, order: Order, settings: Settings) -> Job:
     return job
 
 
+def get_job(session: Session, job_id: str, owner_id: str | None) -> Job:
+    """The job of this id, for its owner; None is an operator, who may see every job.
+
+    Raises NotFound, with the same message for a job that does not exist and for one of another owner.
+    """
+    job = session.get(Job, job_id)
+    if job is None or owner_id not in (None, job.owner_id):
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
 def look(services: Services, job_id: str, owner_id: str | None = None) -> View:
-    """A job's public view. Raises NotFound; with an owner, also for a job that belongs to another."""
+    """A job's public view. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
-        job = session.get(Job, job_id)
-        if job is None or owner_id not in (None, job.owner_id):
-            raise NotFound(f"there is no job {job_id}")
+        job = get_job(session, job_id, owner_id)
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         )
@@ -181,7 +191,7 @@ def jobs(
 
 
 def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
-    run = None if TrainSpec.model_validate_json(job.spec).backend == "local" else runs.newest(session, job.id)
+    run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = runs.server_name(session, run) if run else None
     return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
 
@@ -192,35 +202,34 @@ def remote_runs(services: Services, job_id: str) -> list[dict[str, Any]]:
         return runs.told(session, job_id)
 
 
-def events(services: Services, job_id: str, after: int = 0) -> list[JobEvent]:
-    """What happened to a job since event number `after`, oldest first."""
+def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:
+    """What happened to a job since event number `after`, oldest first. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
+        get_job(session, job_id, owner_id)
         query = select(JobEvent).where(JobEvent.job_id == job_id, col(JobEvent.id) > after)
         return list(session.exec(query.order_by(col(JobEvent.id))))
 
 
-def cancel(services: Services, job_id: str) -> View:
+def cancel(services: Services, job_id: str, owner_id: str | None = None) -> View:
     """Cancel a job that is not final: the steps done are charged, the rest of its hold comes back at once, and its
     worker stops within a step.
 
-    Raises NotFound, or IllegalMove for a job that ended in another way.
+    Raises NotFound as `get_job` does, or IllegalMove for a job that ended in another way.
     """
     with services.database.writing() as session:
-        if not transitions.cancel(session, job_id, services.settings):
-            job = session.get(Job, job_id)
-            if job is None:
-                raise NotFound(f"there is no job {job_id}")
-            if job.status != Status.CANCELLED:
-                raise IllegalMove(f"job {job_id} is {job.status} already and cannot be cancelled")
+        job = get_job(session, job_id, owner_id)
+        if not transitions.cancel(session, job_id, services.settings) and job.status != Status.CANCELLED:
+            raise IllegalMove(f"job {job_id} is {job.status} already and cannot be cancelled")
     return look(services, job_id)
 
 
-def retry(services: Services, job_id: str) -> View:
-    """Train again what ended, as a new job with the same pictures and recipe. Raises NotFound and IllegalMove."""
+def retry(services: Services, job_id: str, owner_id: str | None = None) -> View:
+    """Train again what ended, as a new job with the same pictures and recipe.
+
+    Raises NotFound as `get_job` does, IllegalMove for a job that still runs, and what `submit` raises.
+    """
     with services.database.reading() as session:
-        job = session.get(Job, job_id)
-        if job is None:
-            raise NotFound(f"there is no job {job_id}")
+        job = get_job(session, job_id, owner_id)
         if job.status in ACTIVE:
             raise IllegalMove(f"job {job_id} is still {job.status}; cancel it first, or wait")
         pictures = session.exec(
@@ -229,22 +238,18 @@ def retry(services: Services, job_id: str) -> View:
     return submit(services, _arguments(job, pictures))
 
 
-def quote_again(services: Services, job_id: str) -> Quote:
-    """What `retry` would cost and how long it would take. Raises NotFound, and SpecInvalid as `quote` does."""
+def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> Quote:
+    """What `retry` would cost and how long it would take. Raises NotFound as `get_job` does, SpecInvalid as `quote`."""
     with services.database.reading() as session:
-        job = session.get(Job, job_id)
-        if job is None:
-            raise NotFound(f"there is no job {job_id}")
+        job = get_job(session, job_id, owner_id)
         pictures = session.exec(select(JobPicture).where(JobPicture.job_id == job_id)).all()
     return quote(services, _arguments(job, pictures))
 
 
-def cost_of_cancelling(services: Services, job_id: str) -> int:
-    """What a job would be charged if it were cancelled now. Raises NotFound."""
+def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = None) -> int:
+    """What a job would be charged if it were cancelled now. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
-        job = session.get(Job, job_id)
-    if job is None:
-        raise NotFound(f"there is no job {job_id}")
+        job = get_job(session, job_id, owner_id)
     return transitions.price_of_steps_done(job, services.settings)
 
 
@@ -261,11 +266,17 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
     }
 
 
-def download(services: Services, job_id: str, path: Path) -> View:
-    """Copy a ready job's LoRA file to `path`. Raises NotFound, or IllegalMove for a job that is not ready."""
-    view = look(services, job_id)
+def get_ready(services: Services, job_id: str, owner_id: str | None = None) -> View:
+    """The view of a job that has a LoRA file. Raises NotFound as `get_job` does, IllegalMove for one without a file."""
+    view = look(services, job_id, owner_id)
     if view["lora"] is None or view["status"] != Status.READY:
-        raise IllegalMove(f"job {job_id} is {view['status']}: there is no file yet")
+        raise IllegalMove(f"job {job_id} is {view['status']} and has no LoRA file")
+    return view
+
+
+def download(services: Services, job_id: str, path: Path, owner_id: str | None = None) -> View:
+    """Copy a ready job's LoRA file to `path`. Raises as `get_ready` does."""
+    view = get_ready(services, job_id, owner_id)
     services.store.get_file(view["lora"]["key"], path)
     return view
 
@@ -275,23 +286,14 @@ def _price(spec: TrainSpec, steps: int, settings: Settings) -> int:
 
 
 def _measured(session: Session, spec: TrainSpec) -> float | None:
-    """Seconds per step of the newest trainings here that were like this one (median of at most 9)."""
-    rows: Sequence[tuple[str, float | None]] = session.exec(
-        select(Job.spec, Job.seconds_per_step)
+    """Seconds per step of the newest trainings of this kind here (median of at most 9). Where it trains counts too."""
+    rows = session.exec(
+        select(Job.seconds_per_step)
         .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))
+        .where(Job.family == spec.family, Job.backend == spec.backend)
+        .where(Job.resolution == spec.resolution, Job.batch_size == spec.batch_size)
         .order_by(col(Job.finished_at).desc())
-        .limit(50)
+        .limit(9)
     ).all()
-    alike = [
-        seconds for text, seconds in rows if seconds is not None and _alike(TrainSpec.model_validate_json(text), spec)
-    ][:9]
-    return sorted(alike)[len(alike) // 2] if alike else None
-
-
-def _alike(one: TrainSpec, other: TrainSpec) -> bool:
-    # Where it is trained counts as much as what.
-    return _kind(one) == _kind(other)
-
-
-def _kind(spec: TrainSpec) -> tuple[str, str, int, int]:
-    return spec.backend, spec.family, spec.resolution, spec.batch_size
+    seconds = sorted(row for row in rows if row is not None)
+    return seconds[len(seconds) // 2] if seconds else None

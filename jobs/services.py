@@ -1,6 +1,7 @@
 """The one place where implementations are chosen from settings."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from core import tracing
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import LeaseKeeper
-from notifications import channels, mail, signing
+from jobs.outbox_sender import OutboxSender
+from notifications import channels, mail, outbox, signing
 from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
@@ -27,11 +29,20 @@ class Services:
     """What the jobs of one process work with; each part is made on first use."""
 
     settings: Settings
+    # Sends the outbox of these services, as `tasks.relay.relay` does; None: messages wait for the sweep.
+    send: "Callable[[Services], object] | None" = None
+
+    @cached_property
+    def outbox_sender(self) -> OutboxSender | None:
+        """The thread that sends the outbox after each commit that put something into it."""
+        send = self.send
+        return None if send is None else OutboxSender(lambda: send(self))
 
     @cached_property
     def database(self) -> Database:
         """The database, its schema up to date."""
-        database = Database(self.settings.database)
+        sender = self.outbox_sender
+        database = Database(self.settings.database, {outbox.CHANGED: sender.wake} if sender else None)
         database.migrate()
         return database
 
@@ -141,9 +152,23 @@ def open_store(settings: Settings) -> ObjectStore:
     )
 
 
+_send: Callable[[Services], object] | None = None
+
+
+def send_outbox_with(send: Callable[[Services], object]) -> None:
+    """From now on `send` sends the outbox of this process's services, and of those of its children."""
+    global _send
+    _send = send
+
+
+def _send_if_possible(services: Services) -> None:
+    if _send is not None:
+        _send(services)
+
+
 @cache
 def _services_of(_pid: int) -> Services:
-    return Services(settings())
+    return Services(settings(), _send_if_possible)
 
 
 def services() -> Services:

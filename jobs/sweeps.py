@@ -17,8 +17,8 @@ from credits.audit import Finding, audit
 from jobs import invariants, transitions
 from jobs.notices import notices
 from jobs.services import Services
+from jobs.specs import spec_of
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
-from training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def what_is_lacking(services: Services, job_id: str) -> Lacking | None:
         waiting = session.exec(
             select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
         ).all()
-        spec = TrainSpec.model_validate_json(job.spec)
+        spec = spec_of(job)
         return Lacking(Stage(job.stage), waiting, spec.family, spec.backend)
 
 

@@ -23,10 +23,10 @@ from credits import ledger
 from credits.price import price, price_of_part
 from jobs.leases import Lease
 from jobs.notices import notices
+from jobs.specs import spec_of
 from jobs.view import view_of
 from notifications import channels, outbox, webhooks
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, RemoteRun, RunState, Stage, Status
-from training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def postpone(session: Session, lease: Lease, error: ImprintError, settings: Sett
     values: dict[str, Any] = {"lease_holder": None, "lease_until": None}
     if lease.position is None:
         values["next_look_at"] = utcnow() + timedelta(seconds=delay_s + settings.relaunch_after_s)
-        values["failure_message"] = error.message
+        values["waiting_note"] = error.message
     lease.write(session, **values)
     tell(
         session, lease.job_id, "retry", stage=lease.stage, attempt=lease.attempt,
@@ -148,7 +148,7 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
         return False
-    spec = TrainSpec.model_validate_json(job.spec)
+    spec = spec_of(job)
     charge = price(spec.family, job.total_steps, spec.resolution, settings.prices)
     hold = ledger.hold_of(session, job_id)
     if hold is None or hold.state != "held":
@@ -190,14 +190,14 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
     """What a cancelled job costs: its steps as they are recorded, rounded down; nothing before it trains."""
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0
-    spec = TrainSpec.model_validate_json(job.spec)
+    spec = spec_of(job)
     return price_of_part(spec.family, min(job.step, job.total_steps), spec.resolution, settings.prices)
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
     """End an active job: `charge` of its hold, if that is live, is taken, and the rest given back."""
     if status is Status.READY:  # a job that ends well does not keep what went wrong on the way
-        values |= {"failure_code": None, "failure_message": None}
+        values |= {"waiting_note": None}
     job = session.scalars(
         sa.update(Job)
         .where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
@@ -256,7 +256,7 @@ def repair(session: Session, job_id: str, settings: Settings) -> bool:
         if picture.lease_until is not None:
             _give_up_picture_or_free_it(session, picture, settings)
     if job.lease_until is not None and job.attempt >= settings.max_attempts:
-        reason = job.failure_message or "no worker survived this stage"
+        reason = job.waiting_note or "no worker survived this stage"
         return fail(session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}"))
     send_launch(session, job, settings)
     tell(

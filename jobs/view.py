@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from credits.ledger import Hold
+from jobs.specs import spec_of
 from storage.tables import Job, JobPicture, PictureState, RemoteRun
-from training.spec import TrainSpec
 
 View = dict[str, Any]
 _INNER = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
@@ -16,7 +16,7 @@ def view_of(
     job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None, server: str | None = None
 ) -> View:
     """The public view, JSON-serialisable. `run` is the newest of a remote training, `server` the name of its server."""
-    spec = TrainSpec.model_validate_json(job.spec)
+    spec = spec_of(job)
     held = hold.amount if hold is not None and hold.state == "held" else 0
     charged = (job.charged or 0) - (hold.refunded if hold is not None else 0)
     return {

@@ -1,6 +1,6 @@
 """Messages that must reach someone: written with the change they tell, sent afterwards, at least once.
 
-Every function works in the caller's transaction and commits nothing. A relay claims what is due in one
+Every function works in the caller's transaction and commits nothing. The sender claims what is due in one
 transaction, sends with none open, and records the outcome in another. If it dies in between, the claim runs
 out and somebody sends again, under the same message id.
 """
@@ -23,6 +23,9 @@ from notifications.tables import MESSAGE
 Kind = Literal["launch", "notice", "cleanup", "mail", "alert"]
 # What tells somebody outside: in order for each job, and few at a time to each destination.
 TOLD: tuple[Kind, ...] = ("notice", "mail", "alert")
+
+# In the info of a session whose transaction has made a message due: after its commit, the outbox is sent.
+CHANGED = "imprint_outbox"
 
 AT_ONCE = 4  # webhooks on their way to one receiver; to one that failed the last time, a single one
 SUPERSEDED = "superseded"  # the error of a message that died because a later one says more
@@ -80,6 +83,7 @@ def put(
     """
     now = utcnow()
     message_id = new_id("msg")
+    session.info[CHANGED] = True
     session.execute(
         sa.insert(MESSAGE).values(
             id=message_id,
@@ -175,7 +179,7 @@ def mark_sent(session: Session, message_id: str, now: datetime | None = None) ->
     # Also of a message given up while it was on its way: what happened is what is kept.
     statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, MESSAGE.c.sent_at.is_(None))
     change = {"sent_at": now or utcnow(), "dead_at": None, "last_error": None, "claimed_until": None}
-    return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
+    return _ended(session, statement.values(**change))
 
 
 def mark_failed(
@@ -187,8 +191,7 @@ def mark_failed(
     """
     change: dict[str, Any] = {"due_at": next_due} if next_due else {"dead_at": now or utcnow()}
     change |= {"attempts": MESSAGE.c.attempts + 1, "last_error": error[:_MAX_ERROR], "claimed_until": None}
-    statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, _WAITING)
-    return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
+    return _ended(session, sa.update(MESSAGE).where(MESSAGE.c.id == message_id, _WAITING).values(**change))
 
 
 def hasten(session: Session, job_ids: Iterable[str], kind: Kind, now: datetime | None = None) -> int:
@@ -201,6 +204,7 @@ def hasten(session: Session, job_ids: Iterable[str], kind: Kind, now: datetime |
         _WAITING,
         _is_unclaimed(now),
     )
+    session.info[CHANGED] = True
     return len(session.execute(sooner.values(due_at=now).returning(MESSAGE.c.id)).all())
 
 
@@ -280,11 +284,20 @@ def redeliver(session: Session, message_id: str, now: datetime | None = None) ->
     now = now or utcnow()
     statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, _is_unclaimed(now))
     change = {"due_at": now, "attempts": 0, "sent_at": None, "dead_at": None, "claimed_until": None}
+    session.info[CHANGED] = True
     return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
 
 
 _WAITING = sa.and_(MESSAGE.c.sent_at.is_(None), MESSAGE.c.dead_at.is_(None))
 _COLUMNS = [MESSAGE.c[name] for name in Message.__dataclass_fields__]
+
+
+def _ended(session: Session, statement: sa.Update) -> bool:
+    """Record how an attempt ended; a notice may have kept the next one of its job or receiver waiting."""
+    kind = session.execute(statement.returning(MESSAGE.c.kind)).scalar()
+    if kind in TOLD:
+        session.info[CHANGED] = True
+    return kind is not None
 
 
 def _is_unclaimed(now: datetime) -> sa.ColumnElement[bool]:

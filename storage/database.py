@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ class Database:
     PostgreSQL READ COMMITTED, where whoever changes a row in more than one statement locks it first.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, after_commit: Mapping[str, Callable[[], None]] | None = None) -> None:
+        """after_commit: each is called after every commit of a session that has its key in `session.info`."""
+        self._after_commit = after_commit or {}
         self.address = sa.make_url(address)
         self.is_sqlite = self.address.get_backend_name() == "sqlite"
         if self.is_sqlite and self.address.database:
@@ -52,8 +54,12 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
-            yield session
+        with Session(self._writer, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            for key, call in self._after_commit.items():
+                if key in session.info:
+                    call()
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the schema up to `revision`, once however many processes ask at the same time.

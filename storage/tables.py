@@ -119,6 +119,7 @@ class Job(SQLModel, table=True):
         sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_training_job_owner_key"),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
+        sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
     )
 
     id: str = Field(primary_key=True)
@@ -126,7 +127,11 @@ class Job(SQLModel, table=True):
     subject_id: str
     idempotency_key: str | None = None
     request_sha256: str
-    spec: str  # JSON of a TrainSpec
+    spec: str  # JSON of a TrainSpec, which `jobs.specs` reads; the four columns below repeat what is queried of it
+    family: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
 
     status: str = Status.PENDING
@@ -141,7 +146,8 @@ class Job(SQLModel, table=True):
 
     failure_code: str | None = None
     failure_message: str | None = None
-    details: str | None = None  # JSON: what goes with a failure, or the dataset's report
+    details: str | None = None  # JSON: what belongs to the failure
+    waiting_note: str | None = None  # of an active job: what it waits for, or why its last attempt ended
 
     hold_id: str | None = None
     charged: int | None = Field(default=None, sa_type=sa.BigInteger)

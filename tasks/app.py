@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", "task_allow_error_cb_on_chord_header", CPendin
 app = Celery(
     "imprint",
     task_cls="tasks.arguments:CheckedTask",
-    include=["tasks.callbacks", "tasks.ingress", "tasks.steps", "tasks.sweeps", "tasks.worker"],
+    include=["tasks.callbacks", "tasks.ingress", "tasks.relay", "tasks.steps", "tasks.sweeps", "tasks.worker"],
 )
 app.config_from_object("celeryconfig")
 

@@ -8,7 +8,6 @@ from jobs import outbox_handlers, sweeps
 from jobs.notices import notices
 from jobs.services import services
 from tasks.app import app
-from tasks.relay import relay
 from tasks.steps import run
 
 
@@ -16,7 +15,6 @@ from tasks.steps import run
 def step_failed(self: "Task[..., Any]", job_id: str) -> None:
     """A step ended in an error. Most have failed their job by then; one whose process died has not."""
     run(self, lambda: sweeps.repair_job(services(), job_id))
-    relay(services())
 
 
 @app.task(name="imprint.clean_up")
@@ -29,18 +27,15 @@ def clean_up(job_id: str, message_id: str) -> None:
 def notify(job_id: str | None, message_id: str) -> None:
     """Tell the application; a failed attempt is due again by its schedule, and the sweep sends it."""
     outbox_handlers.notify(services(), message_id)
-    relay(services())  # the next notice of this job was waiting for this one
 
 
 @app.task(name="imprint.send_mail")
 def send_mail(message_id: str) -> None:
     """Send an e-mail to an owner; a failed attempt is due again by its schedule."""
     notices.deliver_mail(services(), message_id)
-    relay(services())  # the next mail was waiting for this one
 
 
 @app.task(name="imprint.send_alerts")
 def send_alerts(message_id: str) -> None:
     """Tell the operators all that waits, in one message to each channel."""
     notices.deliver_alerts(services(), message_id)
-    relay(services())

@@ -15,6 +15,14 @@ class Fleet:
     trouble: str = ""
 
 
+def broker_address() -> str:
+    """Where the broker is, without its password."""
+    from tasks.app import app
+
+    with app.connection_for_read() as connection:
+        return str(connection.as_uri())
+
+
 def lengths() -> dict[str, int] | None:
     """How many messages wait in each queue; None where no broker answers."""
     from kombu.exceptions import OperationalError
@@ -55,16 +63,23 @@ def look(prefix: str = "") -> Fleet:
 
 
 def _queue(name: str, waiting: int | None, workers: list[dict[str, Any]]) -> dict[str, Any]:
-    count = len(workers)
     cards = list(dict.fromkeys(str(worker["device"]) for worker in workers if worker.get("device")))
     return {
         "backend": "local",
         "name": name,
-        "health": f"{count} worker{'s' * (count != 1)}" if count else "no worker answers",
+        "health": _health(name, workers),
         "gpu": ", ".join(cards) or None,
         "queue": waiting,
         "dollars_per_hour": None,
     }
+
+
+def _health(name: str, workers: list[dict[str, Any]]) -> str:
+    """How many workers take jobs from a queue, and what those that train found out about their devices."""
+    takes = [worker for worker in workers if name not in worker.get("refuses", ())]
+    text = f"{len(takes)} worker{'s' * (len(takes) != 1)}" if workers else "no worker answers"
+    verdicts = dict.fromkeys(str(worker["check"]) for worker in workers if worker.get("check"))
+    return "; ".join([text, *verdicts])
 
 
 def _waiting(connection: Any, queue: str) -> int:

@@ -11,7 +11,6 @@ from jobs.subjects import drawing, loras, subject_settings
 from jobs.view import View
 from tasks.app import app
 from tasks.arguments import CheckedTask
-from tasks.relay import relay
 
 
 class Door(CheckedTask):
@@ -30,9 +29,7 @@ def train_lora(**arguments: Any) -> View:
 
     Fails with SpecInvalid (every fault named), KeyReused or InsufficientCredits; then nothing is stored.
     """
-    view = service.submit(services(), arguments)
-    relay(services())
-    return view
+    return service.submit(services(), arguments)
 
 
 @app.task(name="imprint.quote", base=Door, ignore_result=False)
@@ -71,9 +68,7 @@ def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
 @app.task(name="imprint.cancel", ignore_result=False)
 def cancel(job_id: str) -> View:
     """Cancel a job; the steps done are charged, and the rest of its hold is released at once."""
-    view = service.cancel(services(), job_id)
-    relay(services())
-    return view
+    return service.cancel(services(), job_id)
 
 
 @app.task(name="imprint.profile_set_completed", ignore_result=False)
@@ -82,6 +77,4 @@ def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
 
     The result says whether a training was started, which, and if not, why not. Said twice, it starts one.
     """
-    done = subject_settings.profile_set_completed(services(), owner_id, subject_id)
-    relay(services())
-    return asdict(done)
+    return asdict(subject_settings.profile_set_completed(services(), owner_id, subject_id))

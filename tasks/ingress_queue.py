@@ -3,7 +3,6 @@
 # mypy: disable-error-code="no-untyped-call"
 import logging
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.messaging import Consumer, Producer
 from kombu.mixins import ConsumerMixin
-from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import BackendUnreachable, ImprintError
 from core.logging import about
@@ -26,7 +24,6 @@ from jobs.notices import notices
 from jobs.services import Services
 from storage.database import AWAY
 from tasks.model_training import Refused, arguments_of
-from tasks.relay import broker_answers, relay
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ class Ingress(ConsumerMixin):
         self._waiting: deque[Message] = deque()
         self._failures, self._not_before = 0, 0.0
         self._dead: Producer | None = None
-        self._committed, self._alerted_at = threading.Event(), -_ALERT_EVERY_S
+        self._alerted_at = -_ALERT_EVERY_S
         self._untold = 0
 
     # ---- what the mixin calls ----
@@ -123,7 +120,6 @@ class Ingress(ConsumerMixin):
         else:
             message.ack()
             self.accepted += 1
-            self._committed.set()
             with about(view["job_id"]):
                 log.info("accepted %s", view["job_id"])
 
@@ -154,30 +150,12 @@ class Ingress(ConsumerMixin):
         """Run until SIGTERM or SIGINT. What is in hand then is finished; what was put aside goes back to the queue."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "should_stop", True))
-        sender = threading.Thread(target=self._relay, name="relay", daemon=True)
-        sender.start()
         while not self.should_stop:
             try:
                 self.run()
             except (MessageNacked, TimeoutError) as error:
                 log.warning("RabbitMQ did not take a dead letter; the message comes again (%s)", type(error).__name__)
-        self._committed.set()
-        sender.join(timeout=10)
         log.warning("ingress: stopped after %d accepted, %d refused", self.accepted, sum(self.refused.values()))
-
-    def _relay(self) -> None:
-        """Send what was committed. In a thread: a Celery broker that is away keeps no message from its commit."""
-        while not self.should_stop:
-            self._committed.wait()
-            self._committed.clear()
-            try:
-                if broker_answers():
-                    relay(self.services)
-                elif not self.should_stop:
-                    log.warning("no Celery broker answers; jobs wait for the sweep")
-                    time.sleep(1)
-            except SQLAlchemyError as error:
-                log.warning("what was committed waits for the sweep (%s)", type(error).__name__)
 
 
 # ---- for operators --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sends what the outbox holds: right after a commit, and from the sweep for what was left."""
+"""Sends what the outbox holds: right after a commit, by the process's `OutboxSender`, and from the sweep."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from core.clock import utcnow
 from core.logging import about
 from core.tracing import continued
-from jobs.services import Services
+from jobs.services import Services, send_outbox_with
 from notifications import outbox
 from notifications.outbox import Message
 from storage.database import AWAY
@@ -91,3 +91,6 @@ def broker_answers() -> bool:
     except OperationalError:
         return False
     return True
+
+
+send_outbox_with(relay)

@@ -13,7 +13,6 @@ from jobs.stages import steps
 from jobs.stages.stage_runner import DoneBefore, NotMine, TryAgain
 from storage.database import AWAY
 from tasks.app import app
-from tasks.relay import relay
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
     except DoneBefore as reason:
         log.info("%s", reason)
     except NotMine as reason:
-        relay(services())  # a step that was handed over has left a message
         raise Ignore(str(reason)) from reason
     except TryAgain as again:
         # The attempts are counted in the database, so Celery does not count them again.
@@ -54,7 +52,6 @@ def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
 def dataset(self: "Task[..., Any]", job_id: str) -> None:
     """Write the manifest of the good pictures."""
     run(self, lambda: steps.dataset(services(), job_id))
-    relay(services())  # that the job is worked on: told before the training, not by the next sweep
 
 
 @app.task(name="imprint.train", bind=True, throws=(ImprintError,))
@@ -73,4 +70,3 @@ def upload(self: "Task[..., Any]", job_id: str) -> None:
 def settle(self: "Task[..., Any]", job_id: str) -> None:
     """Charge, mark ready, notify."""
     run(self, lambda: steps.settle(services(), job_id))
-    relay(services())

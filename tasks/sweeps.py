@@ -23,7 +23,6 @@ def poll_remote() -> None:
     pods.check(services())
     polls.poll(services())
     pods.reap(services())
-    relay(services())
 
 
 @app.task(name="imprint.audit")

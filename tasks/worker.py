@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 from importlib import import_module
 from typing import Any
 
 from celery.signals import (
+    celeryd_after_setup,
     celeryd_init,
     setup_logging,
     worker_init,
@@ -21,11 +23,13 @@ from core.settings import settings
 from jobs.services import services
 from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
-from tasks import metrics
+from tasks import device_check, metrics
+from tasks.device_check import DeviceState
+from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
 
-_device: list[str] = []  # the name of what this worker trains on, once it was tried
+_trains_on: DeviceState | None = None  # of a training worker, once its device was checked
 
 
 @setup_logging.connect
@@ -61,27 +65,45 @@ def _leave_the_port(**_: Any) -> None:
     metrics.leave_to_parent()
 
 
-@worker_ready.connect
-def _say_what_trains(sender: Any, **_: Any) -> None:
-    metrics.serve(settings())
-    queues = [queue.name for queue in sender.task_consumer.queues]
-    if any(name.startswith("train.") for name in queues):
-        metrics.expect(name.removeprefix("train.") for name in queues if name.startswith("train."))
-        # torch: only on workers that train, and before the first job, which need not wait for it then
-        from training.device import probe
+@celeryd_after_setup.connect
+def _check_device(instance: Any, **_: Any) -> None:
+    """Before a training worker takes its first job: try its device, and leave out the families that fail on it."""
+    global _trains_on
+    queues = instance.app.amqp.queues
+    families = [name.removeprefix("train.") for name in queues.consume_from if name.startswith("train.")]
+    if not families:
+        return
+    metrics.expect(families)
+    _trains_on = device_check.check(settings(), families)
+    for family in _trains_on.refused:
+        queues.deselect(f"train.{family}")
+    on_device_failure(_end)
+    import_module("training.backends.local")  # torch: before the first job, which need not wait for it then
 
-        import_module("training.backends.local")
-        report = probe(settings().device, deterministic=settings().deterministic)
-        log.info("%s", report.text)
-        _device.append(report.name)
+
+def _end(reason: str) -> None:
+    """End this worker, whose device failed: a process cannot use it again. Another worker takes the jobs."""
+    if not control.leaving.is_set():
+        control.leaving.set()
+        log.error("this worker ends, since its device failed: %s", reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@worker_ready.connect
+def _serve_metrics(**_: Any) -> None:
+    metrics.serve(settings())
 
 
 @inspect_command()
 def imprint_trains(state: Any) -> dict[str, Any]:
-    """What `imprint backends` asks: the queues of this worker, and what it trains on."""
+    """What `imprint backends` asks: the queues of this worker, what it trains on, and the families it refuses to."""
     consumer = state.consumer.task_consumer
     queues = [queue.name for queue in consumer.queues] if consumer else []
-    return {"queues": queues, "device": _device[0] if _device else None}
+    if _trains_on is None:
+        return {"queues": queues, "device": None}
+    refused = [f"train.{family}" for family in _trains_on.refused]
+    told = {"device": _trains_on.name, "check": _trains_on.verdict, "refuses": refused}
+    return {"queues": sorted({*queues, *refused}), **told}
 
 
 @worker_shutting_down.connect

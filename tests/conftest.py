@@ -3,8 +3,12 @@
 import os
 from pathlib import Path
 
-import hypothesis
 import pytest
+
+try:
+    import hypothesis
+except ImportError:  # a GPU machine that runs the tests marked `gpu` has only what trains
+    hypothesis = None  # type: ignore[assignment]
 
 # Tests say themselves which settings they mean; what the developer's shell or machine has set is not theirs, but for
 # IMPRINT_TEST_*, which is meant for them.
@@ -15,9 +19,10 @@ for _name in [name for name in os.environ if name.startswith("IMPRINT_") and not
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A busy machine is no finding.
-hypothesis.settings.register_profile("imprint", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("imprint")
+if hypothesis is not None:
+    # A busy machine is no finding.
+    hypothesis.settings.register_profile("imprint", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("imprint")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

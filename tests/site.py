@@ -22,6 +22,7 @@ from jobs.services import Services
 from jobs.stages import intake
 from jobs.view import View
 from tests.servers.gated_s3 import gated_s3
+from tests.servers.launcher import run
 from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import Server, ServerProcess, free_port
 from tests.servers.rabbitmq import rabbitmq_server
@@ -64,6 +65,7 @@ class Site:
         result_url = self.environment.get("IMPRINT_RESULT_URL", results)
         # An application that does not have our code: a broker's address and the names of our tasks.
         self.application = Celery("application", broker=broker_url, backend=result_url)
+        self.fresh = False  # a new interpreter for each process, with a command line of its own
         self.processes: dict[str, ServerProcess] = {}
         self.broker: Server | None = None
         self.redis: RedisServer | None = None
@@ -87,7 +89,8 @@ class Site:
         }[kind]
         log = self.log(name)
         mark = log.stat().st_size if log.exists() else 0
-        process = ServerProcess(self.celery(*arguments), log=log, cwd=ROOT, env=self.surroundings(**environment))
+        surroundings = self.surroundings(**environment)
+        process = ServerProcess(self.celery(*arguments), log=log, cwd=ROOT, env=surroundings, fresh=self.fresh)
         self.processes[name] = process
         if wait and kind != "beat":
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
@@ -99,7 +102,8 @@ class Site:
         if not self.web_url:
             self.web_url = f"http://127.0.0.1:{free_port()}"
         surroundings = self.surroundings(IMPRINT_WEB_PORT=self.web_url.rpartition(":")[2], **environment)
-        process = ServerProcess([sys.executable, "-m", "web"], log=self.log(name), cwd=ROOT, env=surroundings)
+        argv = [sys.executable, "-m", "web"]
+        process = ServerProcess(argv, log=self.log(name), cwd=ROOT, env=surroundings, fresh=self.fresh)
         self.processes[name] = process
         process.wait_until(self._web_answers, 90)
         return process
@@ -136,16 +140,20 @@ class Site:
 
     def imprint(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run `celery -A tasks.app imprint …` as an operator would."""
-        done = subprocess.run(
-            self.celery("imprint", *arguments),
-            cwd=ROOT,
-            env=self.surroundings(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        argv = self.celery("imprint", *arguments)
+        if argv[:2] == [sys.executable, "-m"] and not self.fresh:
+            done = run(argv[2:], cwd=ROOT, env=self.surroundings(), folder=self.folder, timeout=240)
+        else:
+            done = subprocess.run(
+                argv,
+                cwd=ROOT,
+                env=self.surroundings(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+            )
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv with everything that Imprint needs: tools/setup.sh [demo|test]
 #
-# `test` also makes sure of the servers that tests start privately, and of a C++ compiler (tools/system.sh). May be run
-# again and by several processes at once: they queue at a lock, and whoever finds the stamp of the same pins does nothing.
+# `test` also makes sure of the servers that tests start privately (tools/system.sh). May be run again and by several
+# processes at once: they queue at a lock, and whoever finds the stamp of the same pins does nothing.
 # PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -50,8 +50,6 @@ for candidate in "${candidates[@]}"; do
 done
 [ -n "$python" ] || { echo "setup: Imprint needs Python 3.11 or newer; set PYTHON=/path/to/it" >&2; exit 1; }
 if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then tools/system.sh venv "$python" 9>&-; fi
-headers='import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
-if [ "$purpose" = test ] && ! "$python" -c "$headers"; then tools/system.sh headers "$python" 9>&-; fi
 
 # ---- the environment ----
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# System packages, only where missing: tools/system.sh servers | venv PYTHON | headers PYTHON
+# System packages, only where missing: tools/system.sh servers | venv PYTHON
 #
 # Debian and Ubuntu: apt-get, as root or through sudo. Elsewhere it prints what to install and ends with 1.
 # Tests start their own private servers, so no service that comes with a package is left running or enabled.
@@ -18,17 +18,13 @@ has() {
 missing=()
 case ${1:-} in
   servers)
-    for package in redis-server rabbitmq-server postgresql chromium prometheus docker-compose systemd g++; do has "$package" || missing+=("$package"); done
+    for package in redis-server rabbitmq-server postgresql chromium prometheus docker-compose systemd; do has "$package" || missing+=("$package"); done
     ;;
   venv)
     # Debian's python3.N is without ensurepip until this package brings it.
     missing+=("python$("$2" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv")
     ;;
-  headers)
-    # What torch compiles includes Python.h, which Debian's python3.N is without until this package brings it.
-    missing+=("python$("$2" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-dev")
-    ;;
-  *) echo "usage: tools/system.sh servers | venv PYTHON | headers PYTHON" >&2; exit 2 ;;
+  *) echo "usage: tools/system.sh servers | venv PYTHON" >&2; exit 2 ;;
 esac
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -11,5 +11,7 @@ for _name, _value in {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",  # its threads do not survive a fork
+    # Segments that grow: pictures of several sizes leave no holes that are too small for the next.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }.items():
     os.environ.setdefault(_name, _value)

@@ -1,14 +1,18 @@
 """What a training worker trains on: found and tried at its start, before a job is taken on a broken GPU."""
 
 import os
+import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from core.errors import BackendFailed
 
 _SIDE = 256
+_DRIVER = re.compile(r"\d+\.\d+(\.\d+)?")
 
 # From here on bfloat16 pays on a CPU that has units for it: a full-size sd15 takes half the time, the tiny model twice
 # as long (docs/training-speed.md). In file: a UNet of sd15 has 1.7 GB in float16.
@@ -41,6 +45,15 @@ def choose(device: str = "auto") -> torch.device:
             "or set the device to auto"
         )
     return torch.device(device)
+
+
+def use(device: torch.device) -> None:
+    """Make `device` the current one of this thread, which work without a named device goes to: graphs, events, streams.
+
+    Every thread that works on a device calls this first.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def seats(device: str = "auto") -> int:
@@ -106,6 +119,30 @@ def probe(device: str = "auto", *, deterministic: bool = False) -> DeviceReport:
             # Spinning OpenMP threads on shared cores made a run 5 to 7 times slower (FINDINGS.md, section 2).
             text += ". Set OMP_WAIT_POLICY=PASSIVE where cores are shared"
     return DeviceReport(chosen.type, name, memory, short, took, text)
+
+
+def card_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """What a report of trouble with a card must say: versions, and the attention that a base in `dtype` gets."""
+    facts = {"torch": torch.__version__, "attention": _attention(device, dtype), "precision": str(dtype).split(".")[1]}
+    if device.type == "cuda":
+        capability = ".".join(str(part) for part in torch.cuda.get_device_capability(device))
+        facts = {"capability": capability, "driver": _driver(), "CUDA": torch.version.cuda or "none", **facts}
+    return facts
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation that torch chooses for the largest attention of sd15 at 512 pixels."""
+    query = torch.empty(1, 8, 4096, 40, device=device, dtype=dtype, requires_grad=True)
+    return SDPBackend(torch._fused_sdp_choice(query, query, query)).name.lower().removesuffix("_attention")
+
+
+def _driver() -> str:
+    """The version of the NVIDIA driver, as its kernel module tells it."""
+    try:
+        told = _DRIVER.search(Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return "unknown"
+    return told.group() if told else "unknown"
 
 
 def _try(device: torch.device) -> float:

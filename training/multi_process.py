@@ -47,18 +47,18 @@ def processes(given: Namespace, batch_size: int, console: Console) -> Iterator[F
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield FolderCheckpoints(folder)
         return
-    from training.engine import share  # torch takes seconds to import
+    from training.engine import distributed  # torch takes seconds to import
 
-    with share.sharing(given.device, batch_size) as given.device, contextlib.ExitStack() as stack:
+    with distributed.sharing(given.device, batch_size) as given.device, contextlib.ExitStack() as stack:
         # A launcher passes on a Ctrl-C that the terminal has sent to all already: only the first one counts.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        if share.rank() == 0:
-            share.wait_for_all()
+        if distributed.rank() == 0:
+            distributed.wait_for_all()
             yield FolderCheckpoints(folder)
             return
         lent = Lent(folder)
-        share.wait_for_all()
+        distributed.wait_for_all()
         console.quiet = True
         given.out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imprint-"))) / given.out.name
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))

@@ -1,15 +1,12 @@
-"""The application, put together by one function."""
+"""The FastAPI application of the HTTP API and the page."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.concurrency import run_in_threadpool
 
 from jobs.services import Services
-from tasks.relay import relay
 from web import problems
-from web.courier import Courier
 from web.limits import RateLimit
 from web.metrics import WebMetrics
 from web.pages import account as account_page
@@ -19,37 +16,33 @@ from web.request_middleware import RequestMiddleware
 from web.routes import account, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
+from web.uploads import max_body_bytes
 
 _DESCRIPTION = """
-Train LoRAs: upload pictures of a subject, start a training, follow it, fetch the file.
+Train LoRAs: upload pictures of a subject, start a training, follow it, download the file.
 
-Every call carries a bearer token. Errors have one shape (RFC 9457). Requests that start something take an
-`Idempotency-Key`: the same key with the same request gives the same training.
+Every call needs a bearer token. Errors are problem documents (RFC 9457). Starting a training takes an
+`Idempotency-Key`: the same key with the same request returns the same training.
 """
 
 
-def create_app(services: Services, *, send: Callable[[Services], object] = relay) -> FastAPI:
-    """The app over `services`.
-
-    `send` hands the outbox to the broker after a commit; it may fail, the sweep sends again.
-    """
-    streams, courier = Streams(services), Courier(services, send)
+def create_app(services: Services) -> FastAPI:
+    """The app over `services`."""
+    streams = Streams(services)
 
     @asynccontextmanager
-    async def living(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         streams.start()
-        courier.start()
         try:
             yield
         finally:
             await streams.stop()
-            await run_in_threadpool(courier.stop)
 
     app = FastAPI(
         title="Imprint",
         version="0.1.0",
         description=_DESCRIPTION,
-        lifespan=living,
+        lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load scripts from other hosts
         redoc_url=None,
         separate_input_output_schemas=False,
@@ -59,11 +52,8 @@ def create_app(services: Services, *, send: Callable[[Services], object] = relay
     app.state.metrics = metrics = WebMetrics(services)
     app.state.readiness = service.Readiness()
     app.state.streams = streams
-    app.state.courier = courier
     app.state.secret = secret(services.settings)
-    app.add_middleware(
-        RequestMiddleware, upload_bytes=images.max_body_bytes(services.settings), observe=metrics.observe
-    )
+    app.add_middleware(RequestMiddleware, upload_bytes=max_body_bytes(services.settings), observe=metrics.observe)
     problems.install(app)
     for routes in (subjects, images, trainings, account, service, pages):
         app.include_router(routes.router)

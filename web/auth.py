@@ -1,4 +1,4 @@
-"""Who calls, for which owner, and what the caller may do."""
+"""Authentication of the API: the token, the owner that it acts for, its scopes and its rate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from web.problems import RequestRefused
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="token",
-    description="A token of `imprint token create`. A service token names the owner in the header `Imprint-Owner`.",
+    description="A token made by `imprint token create`. Calls with a service token name the owner in `Imprint-Owner`.",
 )
 _REALM = 'Bearer realm="imprint"'
 
@@ -39,9 +39,13 @@ def token_of(
     request: Request,
     given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> tokens.Token:
-    """The valid token of a request. Anything else is 401, and the answer does not say which."""
+    """The valid token of a request. Everything else is 401, and the answer does not say why a token is refused."""
     if given is None:
-        raise RequestRefused("unauthorized", "this address needs a bearer token", {"WWW-Authenticate": _REALM})
+        raise RequestRefused(
+            "unauthorized",
+            "this address needs a bearer token in the Authorization header",
+            {"WWW-Authenticate": _REALM},
+        )
     token = tokens.find(services_of(request), given.credentials)
     if token is None:
         headers = {"WWW-Authenticate": f'{_REALM}, error="invalid_token"'}
@@ -56,14 +60,18 @@ def _check_scope(token: tokens.Token, scope: str) -> None:
 
 
 def check_rate(request: Request, caller: str) -> None:
-    """Count a request of `caller`. Raises RequestRefused when there were too many."""
+    """Count a request of `caller`. Raises RequestRefused if the caller has made too many."""
     limit: RateLimit = request.app.state.rate_limit
     if wait_s := limit.take(caller):
-        raise RequestRefused("rate_limited", f"try again in {wait_s:.1f} s", {"Retry-After": str(ceil(wait_s))})
+        raise RequestRefused(
+            "rate_limited",
+            f"this caller sends too many requests; try again in {wait_s:.1f} s",
+            {"Retry-After": str(ceil(wait_s))},
+        )
 
 
 def require_scope(scope: str) -> Callable[..., Caller]:
-    """A dependency: the caller, whose token has `scope` and stands for an owner."""
+    """A dependency: the caller, whose token has `scope` and acts for an owner."""
 
     def caller(
         request: Request,
@@ -78,9 +86,9 @@ def require_scope(scope: str) -> Callable[..., Caller]:
         _check_scope(token, scope)
         owner_id = token.owner_id or (imprint_owner or "").strip()
         if not owner_id:
-            raise RequestRefused("bad_request", "a service token names the owner in the header Imprint-Owner")
+            raise RequestRefused("bad_request", "a service token needs the header Imprint-Owner, which names the owner")
         if imprint_owner is not None and imprint_owner.strip() != owner_id:
-            raise RequestRefused("forbidden", "this token belongs to another owner than Imprint-Owner names")
+            raise RequestRefused("forbidden", "this token belongs to another owner than the one in Imprint-Owner")
         check_rate(request, f"{token.id} {owner_id}")
         return Caller(token, owner_id)
 
@@ -88,7 +96,7 @@ def require_scope(scope: str) -> Callable[..., Caller]:
 
 
 def require_operator(request: Request, token: Annotated[tokens.Token, Depends(token_of)]) -> tokens.Token:
-    """A dependency for what shows the whole installation: a token with the scope operate."""
+    """A dependency of routes that show the whole installation: a token with the scope operate."""
     _check_scope(token, "operate")
     check_rate(request, token.id)
     return token

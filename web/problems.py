@@ -1,6 +1,6 @@
-"""The one shape of errors (RFC 9457, `application/problem+json`), and how ours become it.
+"""Errors of the API as RFC 9457 problems (`application/problem+json`).
 
-Nothing of a request is repeated but the names of fields that look like names: neither bodies nor headers.
+A problem repeats nothing of a request except field names that look like field names: no values, no headers.
 """
 
 import logging
@@ -39,7 +39,7 @@ _TYPE = "urn:imprint:problem:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}|[0-9]{1,4}")
 _FIELD = re.compile(r"\b[a-z]+(_[a-z]+)+\b")
 _RETRY_AFTER_S = 5
-_OURS_SAID = "this is an error of ours; it was logged under the request's id"
+_INTERNAL_DETAIL = "the service failed; its log has the cause under this request's id"
 
 
 class Problem(BaseModel):
@@ -69,7 +69,7 @@ class Problem(BaseModel):
 
 
 class RequestRefused(Exception):
-    """An answer that is a problem and is none of our own errors: 401, 403, 429 and their like."""
+    """A request that the web layer itself refuses: 401, 403, 429 and the like."""
 
     def __init__(
         self,
@@ -84,36 +84,39 @@ class RequestRefused(Exception):
 
 # code: status and title
 PROBLEMS = {
-    "bad_request": (400, "The request cannot be read"),
+    "bad_request": (400, "The request cannot be parsed"),
     "unauthorized": (401, "No valid token"),
     "insufficient_credits": (402, "Not enough credits"),
     "forbidden": (403, "Not allowed"),
     "not_found": (404, "Not found"),
-    "method_not_allowed": (405, "This address has no such method"),
+    "method_not_allowed": (405, "This address does not support the method"),
     "key_reused": (409, "The idempotency key was used for another request"),
     "illegal_move": (409, "Not possible in this state"),
     "too_large": (413, "The body is too large"),
-    "unsupported_media_type": (415, "The body's type is not known here"),
+    "unsupported_media_type": (415, "The body has an unsupported media type"),
     "spec_invalid": (422, "The request has faults"),
-    "image_invalid": (422, "No picture could be stored"),
-    "image_unreachable": (422, "No picture could be fetched"),
+    "image_invalid": (422, "No picture was stored"),
+    "image_unreachable": (422, "No picture was fetched"),
     "rate_limited": (429, "Too many requests"),
-    "internal": (500, "An error of ours"),
-    "unavailable": (503, "Not available now"),
+    "internal": (500, "The service failed"),
+    "unavailable": (503, "Temporarily unavailable"),
 }
+# Of every route that needs a token.
+ALWAYS = ("unauthorized", "forbidden", "bad_request", "spec_invalid", "rate_limited", "internal", "unavailable")
 _OF_STATUS = {status: code for code, (status, _) in reversed(PROBLEMS.items())}
 
-# Our own errors: the first that fits counts. Where None stands, the message may quote the request.
-_OURS: Sequence[tuple[type[ImprintError], str, str | None]] = (
+# The problem of each kind of Imprint's errors; the first match wins. None: the error's own message is the detail. The
+# others have a fixed detail, since their messages can contain parts of the request or internal addresses.
+_DETAILS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (SpecInvalid, "spec_invalid", "the request has faults; they are named in `faults`"),
-    (KeyReused, "key_reused", "this Idempotency-Key came with another request before; use a new one"),
+    (KeyReused, "key_reused", "this Idempotency-Key was used for another request; use a new key for a new request"),
     (InsufficientCredits, "insufficient_credits", None),
     (LoraNotReady, "not_found", None),
-    (NotFound, "not_found", "there is nothing of yours at this address"),
+    (NotFound, "not_found", "there is no such training, picture or LoRA, or it belongs to another owner"),
     (IllegalMove, "illegal_move", None),
     (ObjectExists, "illegal_move", None),
-    (StoreUnavailable, "unavailable", "the object store does not answer; try again"),
-    (WorkerLost, "unavailable", "pictures cannot be looked at just now; try again"),
+    (StoreUnavailable, "unavailable", "the object store does not answer; try again in a few seconds"),
+    (WorkerLost, "unavailable", "the picture decoder stopped; try again in a few seconds"),
     (ImageInvalid, "image_invalid", None),
     (ImageRefused, "image_unreachable", None),
     (ImageUnreachable, "image_unreachable", None),
@@ -121,7 +124,7 @@ _OURS: Sequence[tuple[type[ImprintError], str, str | None]] = (
 
 
 def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route that are problems, for its documentation."""
+    """The problems that a route may answer with, for its documentation."""
     named: dict[int, list[str]] = {}
     for code in codes:
         named.setdefault(PROBLEMS[code][0], []).append(code)
@@ -142,7 +145,7 @@ def answer(
     faults: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """A problem as an answer."""
+    """The response for a problem."""
     status, title = PROBLEMS[code]
     request_id = str(request.scope.get("imprint.request_id", ""))
     problem = Problem(
@@ -158,24 +161,24 @@ def answer(
     return JSONResponse(content, status, {"X-Request-Id": request_id, **(headers or {})}, MEDIA_TYPE)
 
 
-def outside(name: str) -> str:
-    """A field's name as it is called outside: `images.3` is `imageIds.3`, and `images.3.mask` `maskIds.3`."""
+def api_name(name: str) -> str:
+    """A field's name in the API: `images.3` is `imageIds.3`, and `images.3.mask` is `maskIds.3`."""
     parts = [to_camel(part) if _NAME.fullmatch(part) else "?" for part in name.split(".")]
     if parts[0] == "images" and parts[2:] == ["mask"]:
         return f"maskIds.{parts[1]}"
     return ".".join(["imageIds" if parts[0] == "images" else parts[0], *parts[1:]])
 
 
-def _worded(fault: str) -> str:
-    """A fault in the words of outside."""
+def _with_api_names(fault: str) -> str:
+    """A fault's text with the names that fields have in the API."""
     return _FIELD.sub(lambda found: to_camel(found[0]), fault)
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of `app` be answered in this one shape."""
+    """Make `app` answer every error with a problem."""
     for error in (RequestRefused, RequestValidationError, HTTPException, ImprintError, *AWAY):
-        app.add_exception_handler(error, _answered)
-    app.add_exception_handler(Exception, _unexpected)
+        app.add_exception_handler(error, _problem_response)
+    app.add_exception_handler(Exception, _internal_response)
     describe = app.openapi
 
     def described() -> dict[str, Any]:
@@ -187,47 +190,48 @@ def install(app: FastAPI) -> None:
     app.openapi = described  # type: ignore[method-assign]
 
 
-def _answered(request: Request, error: Exception) -> JSONResponse:
+def _problem_response(request: Request, error: Exception) -> JSONResponse:
     refused = refusal(error)
     return answer(request, refused.code, refused.detail, faults=refused.faults, headers=refused.headers)
 
 
-def _unexpected(request: Request, _error: Exception) -> JSONResponse:
-    return answer(request, "internal", _OURS_SAID)
+def _internal_response(request: Request, _error: Exception) -> JSONResponse:
+    return answer(request, "internal", _INTERNAL_DETAIL)
 
 
 def refusal(error: Exception) -> RequestRefused:
-    """What is said outside of an error that was foreseen: of ours, of a request, or of a database that is away."""
+    """The problem for an expected error: one of Imprint's, of a request, or of a database that does not answer."""
     if isinstance(error, RequestRefused):
         return error
     if isinstance(error, RequestValidationError):
-        return _not_valid(error)
+        return _invalid_request(error)
     if isinstance(error, HTTPException):
         code = _OF_STATUS.get(error.status_code, "bad_request" if error.status_code < 500 else "internal")
-        return RequestRefused(code, PROBLEMS[code][1].lower(), error.headers)
+        detail = "there is nothing at this address" if code == "not_found" else PROBLEMS[code][1].lower()
+        return RequestRefused(code, detail, error.headers)
     if isinstance(error, ImprintError):
-        return _ours(error)
+        return _imprint_error(error)
     log.warning("the database does not answer (%s)", type(error).__name__)
     return RequestRefused(
-        "unavailable", "the database does not answer; try again", {"Retry-After": str(_RETRY_AFTER_S)}
+        "unavailable", "the database does not answer; try again in a few seconds", {"Retry-After": str(_RETRY_AFTER_S)}
     )
 
 
-def _not_valid(error: RequestValidationError) -> RequestRefused:
+def _invalid_request(error: RequestValidationError) -> RequestRefused:
     faults = {}
     for fault in error.errors():
         where = [str(part) for part in fault["loc"] if part != "body"] or ["body"]
-        name = outside(".".join(where[1:] if where[0] in ("query", "path", "header") and where[1:] else where))
+        name = api_name(".".join(where[1:] if where[0] in ("query", "path", "header") and where[1:] else where))
         faults[name] = "is not JSON" if fault["type"] == "json_invalid" else str(fault["msg"])
     return RequestRefused("spec_invalid", f"the request has {len(faults)} fault(s)", faults=faults)
 
 
-def _ours(error: ImprintError) -> RequestRefused:
-    for kind, code, said in _OURS:
+def _imprint_error(error: ImprintError) -> RequestRefused:
+    for kind, code, detail in _DETAILS:
         if isinstance(error, kind):
             faults = error.faults if isinstance(error, SpecInvalid) else {}
-            told = {outside(name): _worded(fault) for name, fault in faults.items()}
+            named = {api_name(name): _with_api_names(fault) for name, fault in faults.items()}
             retry = {"Retry-After": str(_RETRY_AFTER_S)} if code == "unavailable" else None
-            return RequestRefused(code, said or error.message, retry, told)
-    log.error("unexpected: %s: %s", error.code, error)
-    return RequestRefused("internal", _OURS_SAID)
+            return RequestRefused(code, detail or error.message, retry, named)
+    log.error("no problem is defined for the error %s: %s", error.code, error)
+    return RequestRefused("internal", _INTERNAL_DETAIL)

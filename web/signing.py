@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 
 from core.settings import Settings
 
-MOST_S = 15 * 60
+MAX_AGE_S = 15 * 60
 
 
 def secret(settings: Settings) -> bytes:
@@ -32,16 +32,16 @@ def secret(settings: Settings) -> bytes:
     return path.read_bytes()
 
 
-def sign(key: bytes, what: str, seconds: int = MOST_S) -> dict[str, str]:
+def sign(key: bytes, what: str, seconds: int = MAX_AGE_S) -> dict[str, str]:
     """What to append to the address of `what`, as a query."""
-    expires = int(time.time()) + min(seconds, MOST_S)
+    expires = int(time.time()) + min(seconds, MAX_AGE_S)
     return {"expires": str(expires), "signature": _signature(key, what, expires)}
 
 
 def is_signed(key: bytes, what: str, expires: int, signature: str) -> bool:
     """Whether `signature` is ours for `what`, and its time is not over."""
     fits = hmac.compare_digest(_signature(key, what, expires).encode(), signature.encode())
-    return fits and time.time() < expires <= time.time() + MOST_S + 1
+    return fits and time.time() < expires <= time.time() + MAX_AGE_S + 1
 
 
 def file_address(key: bytes, job_id: str, stored_at: str) -> str:

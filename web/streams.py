@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from jobs import history
@@ -139,12 +142,12 @@ class Streams:
     def _hand_out(self, event: JobEvent) -> None:
         streams = self._open.get(event.job_id)
         if streams and event.id is not None:
-            message, last = encoded(event), is_last(event)
+            message, last = encode(event), is_last(event)
             for stream in streams:
                 stream.offer(event.id, message, last)
 
 
-def encoded(event: JobEvent) -> bytes:
+def encode(event: JobEvent) -> bytes:
     """An event as it goes over the wire."""
     data = {"at": event.at.isoformat(), **camel_keys(json.loads(event.data))}
     return format_sse_event(data_str=json.dumps(data), event=event.kind, id=str(event.id))
@@ -153,3 +156,24 @@ def encoded(event: JobEvent) -> bytes:
 def is_last(event: JobEvent) -> bool:
     """Whether nothing follows: the job is final."""
     return event.kind == "status" and json.loads(event.data)["status"] not in ACTIVE
+
+
+async def event_response(request: Request, services: Services, job_id: str, owner_id: str, last_id: int) -> Response:
+    """A job's events behind number `last_id` as server-sent events; 204 where none is left and none will come.
+
+    Raises NotFound as `service.get_job` does.
+    """
+    streams: Streams = request.app.state.streams
+    active, newest = await run_in_threadpool(history.position, services, job_id, owner_id)
+    after = min(last_id, newest)  # with a number that we never gave, a client would wait for ever
+    if not active and after == newest:
+        return Response(status_code=204)
+    stream = streams.follow(job_id, after) if active else _past_events(services, job_id, after)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def _past_events(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:
+    while found := await run_in_threadpool(history.events_of, services, {job_id: after}):
+        for event in found:
+            after = event.id or after
+            yield encode(event)

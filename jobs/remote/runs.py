@@ -65,9 +65,9 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
     A job whose hold on credits is over waits no more; it fails.
     """
     job = session.get_one(Job, lease.job_id, populate_existing=True)
-    news = job.failure_message != reason
+    news = job.waiting_note != reason
     lease.write(
-        session, attempt=max(lease.attempt - 1, 0), launches=0, failure_message=reason, lease_token=lease.token + 1
+        session, attempt=max(lease.attempt - 1, 0), launches=0, waiting_note=reason, lease_token=lease.token + 1
     )
     if transitions.hold_is_over(session, job):
         return
@@ -95,7 +95,7 @@ def give_back(session: Session, lease: Lease, settings: Settings) -> None:
         attempt=0,
         lease_holder=None,
         lease_until=None,
-        failure_message=None,
+        waiting_note=None,
         next_look_at=utcnow() + timedelta(seconds=settings.relaunch_after_s),
     )
 
@@ -186,7 +186,7 @@ def give_up(
     update = (
         sa.update(Job)
         .where(_in_training(run))
-        .values(**begun_anew, failure_message=error.message, lease_token=col(Job.lease_token) + 1)
+        .values(**begun_anew, waiting_note=error.message, lease_token=col(Job.lease_token) + 1)
     )
     if session.connection().execute(update).rowcount:
         delay_s = settings.retry_base_s * 2 ** (run.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
@@ -280,7 +280,7 @@ def server_name(session: Session, run: RemoteRun) -> str | None:
 def told(session: Session, job_id: str) -> list[dict[str, Any]]:
     """A job's runs for operators: where, how far, why it ended or what it waits for, what it cost."""
     job = session.get(Job, job_id)
-    waits_for = job.failure_message if job is not None and job.status in ACTIVE else None
+    waits_for = job.waiting_note if job is not None and job.status in ACTIVE else None
     query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt))
     return [
         {

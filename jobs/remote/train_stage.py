@@ -16,6 +16,7 @@ from jobs import keys, transitions
 from jobs.leases import Lease
 from jobs.remote import pods, runs
 from jobs.services import Services
+from jobs.specs import spec_of
 from jobs.stages import intake
 from jobs.stages.stage_runner import NotMine, work_dir, working
 from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
@@ -23,7 +24,6 @@ from training.backends.ai_toolkit import convert, work
 from training.backends.ai_toolkit.config import find_base_model
 from training.data.dataset import Manifest
 from training.ports import Example
-from training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _give_up(services: Services, lease: Lease, run: RemoteRun, error: ImprintErr
 
 
 def _submit(services: Services, lease: Lease, job: Job, run: RemoteRun, folder: Path) -> bool:
-    spec = TrainSpec.model_validate_json(job.spec)
+    spec = spec_of(job)
     pod = _pod_of(services, run)
     if run.pod_id is None or pods.is_lost(pod):
         place = pods.place(services, spec, partial(runs.assign, lease, run, services.settings))
@@ -134,7 +134,7 @@ def _pod_of(services: Services, run: RemoteRun) -> RentedPod | None:
 
 def _collect(services: Services, lease: Lease, job: Job, run: RemoteRun, folder: Path) -> bool:
     """Fetch the file, make it one of ours, keep it for `upload`."""
-    spec = TrainSpec.model_validate_json(job.spec)
+    spec = spec_of(job)
     manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
     told = [Example(Path(), one.caption, one.sha256, one.width, one.height) for one in manifest.examples]
     server = pods.server_of(services, run.pod_id)

@@ -16,6 +16,7 @@ from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.requests.training_request import base_model_location
 from jobs.services import Services
+from jobs.specs import spec_of
 from jobs.stages import intake
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from jobs.stages.intake import outcome, preparation, unpack
@@ -48,7 +49,7 @@ def preprocess(services: Services, job_id: str, position: int) -> None:
         job = session.get_one(Job, job_id)
         if job.status == Status.PENDING:
             transitions.begin(session, job_id)
-        spec = TrainSpec.model_validate_json(job.spec)
+        spec = spec_of(job)
         # Of a picture with a mask only rows_for knows beforehand; here its files tell.
         known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
         left = services.settings.max_job_bytes - _fetched(session, job_id)
@@ -120,7 +121,7 @@ def dataset(services: Services, job_id: str) -> None:
         duplicates = _leave_out_duplicates(rows)
         good = [row for row in rows if row.state == PictureState.GOOD]
         report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
-        spec = TrainSpec.model_validate_json(job.spec)
+        spec = spec_of(job)
         fewest = MIN_PICTURES + spec.validation.held_out
         if len(good) < fewest:
             _record_duplicates(services, lease, duplicates)
@@ -137,7 +138,6 @@ def dataset(services: Services, job_id: str) -> None:
                 services.settings,
                 dataset_sha256=manifest.sha256,
                 total_steps=spec.steps(len(good)),
-                details=json.dumps({"good": len(good), "of": len(rows), "left_out": len(rows) - len(good)}),
             )
 
 
@@ -176,7 +176,7 @@ def train(services: Services, job_id: str) -> None:
     For a remote backend: submit and end, or fetch what was trained there (jobs/remote/train_stage.py).
     """
     lease, job = claim(services, job_id, Stage.TRAIN)
-    if TrainSpec.model_validate_json(job.spec).backend != "local":
+    if spec_of(job).backend != "local":
         train_stage.train(services, lease, job)
         return
     with working(services, lease) as held, work_dir(services, job_id) as folder:
@@ -201,7 +201,7 @@ def train(services: Services, job_id: str) -> None:
 def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: Path) -> TrainResult:
     from training.backends.local import train as train_here  # torch: only on workers that train
 
-    spec = TrainSpec.model_validate_json(job.spec)
+    spec = spec_of(job)
     manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
     return train_here(
         TrainRun(
@@ -216,7 +216,6 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
             device=services.settings.device,
             precision=services.settings.precision,
-            compiled=services.settings.home.resolve() / "compiled" if services.settings.compile == "on" else None,
             slots=services.settings.cohort,
             deterministic=services.settings.deterministic,
             encodings=services.settings.home.resolve() / "encodings",
@@ -232,7 +231,7 @@ def upload(services: Services, job_id: str) -> None:
     """Check the file, write it create-only to its final place, read it back and compare."""
     lease, job = claim(services, job_id, Stage.UPLOAD)
     with working(services, lease):
-        spec = TrainSpec.model_validate_json(job.spec)
+        spec = spec_of(job)
         sha256 = job.lora_sha256 or ""
         data = services.store.get(keys.output(job_id, sha256))
         _compare(data, sha256, "the trained file")

@@ -7,6 +7,7 @@ from sqlmodel import col, select
 from core.clock import utcnow
 from core.errors import LoraNotReady
 from jobs.services import Services
+from jobs.specs import spec_of
 from storage.tables import ACTIVE, Job, Status
 from training.spec import TrainSpec
 
@@ -46,7 +47,7 @@ def _newest(services: Services, owner_id: str, subject_id: str, base_model: str 
     with services.database.reading() as session:
         # The recipe is text in the database, so base models are told apart here; a subject has a handful of jobs.
         for job in session.exec(query.order_by(col(Job.created_at).desc(), col(Job.id).desc())):
-            spec = TrainSpec.model_validate_json(job.spec)
+            spec = spec_of(job)
             if base_model not in (None, spec.base_model):
                 continue
             if job.status == Status.READY and job.lora_key:

@@ -1,16 +1,20 @@
 """What a training shows on the way, where the database and the store keep it; and what one that ends early costs."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
-from jobs import keys, service, transitions
+import pytest
+
+from core.errors import NotFound
+from jobs import history, keys, service, transitions
+from jobs import previews as job_previews
 from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from storage.tables import Stage
 from tests.contract.jobs import balances, events, put_at
 from training.ports import Progress
-from web.pages.trainings import _samples
-from web.routes.trainings import _PREVIEW, Preview
 
 
 def at_work(services: Services, job_id: str) -> Lease:
@@ -40,13 +44,38 @@ def test_previews_are_told_and_found_where_the_page_looks(services: Services, jo
     assert [(told["step"], told["prompt"]) for told in events(services, job_id, "preview")] == [
         (50, 0), (50, 1), (100, 0), (50, 0)
     ]  # fmt: skip
-    prefix = keys.previews(job_id)
-    names = [key.removeprefix(prefix).replace("/", "-") for key in services.store.list(prefix)]
-    assert len(names) == 3, "the same picture again replaces it"
-    assert all(_PREVIEW.fullmatch(name) for name in names)
-    rows = _samples([Preview(name=name, url="") for name in names])
+    names = job_previews.names(services, job_id)
+    assert len(list(services.store.list(keys.previews(job_id)))) == 3, "the same picture again replaces it"
+    assert len(names) == 3
+    rows = job_previews.by_prompt(names)
     assert {prompt: [step for step, _ in pictures] for prompt, pictures in rows.items()} == {"0": [50, 100], "1": [50]}
     assert services.store.get(events(services, job_id, "preview")[2]["key"]) == b"100 0"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        service.look,
+        service.cancel,
+        service.retry,
+        service.quote_again,
+        service.cost_of_cancelling,
+        service.get_ready,
+        history.newest_event,
+        history.position,
+        job_previews.names,
+        lambda services, job_id, owner_id: service.events(services, job_id, owner_id=owner_id),
+        lambda services, job_id, owner_id: service.download(services, job_id, Path("none"), owner_id),
+        lambda services, job_id, owner_id: job_previews.get(services, job_id, "0-000000050_0.png", owner_id),
+    ],
+)
+def test_another_owner_is_told_that_there_is_no_such_job(
+    services: Services, job_id: str, call: Callable[[Services, str, str], object]
+) -> None:
+    before = service.look(services, job_id)
+    with pytest.raises(NotFound, match=f"^there is no job {job_id}$"):
+        call(services, job_id, "a stranger")
+    assert service.look(services, job_id) == before
 
 
 def test_one_that_ended_early_costs_the_steps_that_were_done(services: Services, job_id: str) -> None:

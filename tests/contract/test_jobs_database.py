@@ -650,7 +650,7 @@ def put_at_preprocess(services: Services, job_id: str, **values: Any) -> None:
 
 
 def test_used_up_attempts_fail_the_job_with_what_went_wrong_last(services: Services, job_id: str) -> None:
-    put_at(services, job_id, Stage.TRAIN, attempt=2, failure_message="the machine burns")
+    put_at(services, job_id, Stage.TRAIN, attempt=2, waiting_note="the machine burns")
     assert lease_of(services, job_id, lease_s=-1).attempt == 3
     assert sweeps.repair_jobs(services) == 1
     view = service.look(services, job_id)

@@ -1,5 +1,6 @@
 """Migrations run once however many processes start together, and nobody works on a database that it does not know."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlmodel import select
 
 from core.errors import SchemaUnknown
 from storage.database import Database, known_revisions
-from storage.tables import Picture
+from storage.tables import Job, Picture
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT
@@ -68,6 +70,61 @@ def test_pictures_of_before_there_were_masks_are_none(empty: str) -> None:
     database.migrate()
     with database.reading() as session:
         assert session.get_one(Picture, "pic_1").is_mask is False
+    database.close()
+
+
+def test_jobs_of_before_get_their_columns_and_their_waiting_note(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0008")
+    columns = (
+        "id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step, total_steps, failure_message,"
+        " lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at"
+    )
+    spec = {"family": "sdxl", "backend": "ai-toolkit", "resolution": 768, "batch_size": 2}
+    old = sa.text(
+        f"INSERT INTO training_job ({columns}) VALUES (:id, 'ada', 'dog', '', :spec, :status, 'train', 1, 0, 100,"  # noqa: S608
+        " :message, 0, 0, '2026-01-01 00:00:00', 0.0, 0, '2026-01-01 00:00:00')"
+    )
+    jobs = [
+        {"id": f"job_{number:04d}", "spec": json.dumps(spec), "status": "training", "message": "no machine is free"}
+        for number in range(1001)  # more than one batch
+    ]
+    jobs.append({"id": "job_failed", "spec": json.dumps(spec), "status": "failed", "message": "it burnt"})
+    with database.engine.begin() as connection:
+        connection.execute(old, jobs)
+    database.migrate()
+    with database.reading() as session:
+        rows = session.exec(select(Job)).all()
+        assert len(rows) == len(jobs)
+        assert {(row.family, row.backend, row.resolution, row.batch_size) for row in rows} == {tuple(spec.values())}
+        assert {(row.status, row.waiting_note, row.failure_message) for row in rows} == {
+            ("training", "no machine is free", None),
+            ("failed", None, "it burnt"),
+        }
+    database.close()
+
+
+def test_a_worker_of_before_can_insert_a_job_during_an_update(address: str) -> None:
+    database = Database(address)
+    new = {"family", "backend", "resolution", "batch_size", "waiting_note"}
+    columns = {column.name: column for column in sa.inspect(Job).columns}
+    values = {
+        name: value
+        for name, value in Job(id="job_1", owner_id="ada", subject_id="dog", request_sha256="", spec="{}")
+        .model_dump()
+        .items()
+        if name not in new
+    }
+    with database.writing() as session:
+        names = ", ".join(values)
+        statement = sa.text(f"INSERT INTO training_job ({names}) VALUES ({', '.join(f':{name}' for name in values)})")  # noqa: S608
+        session.connection().execute(
+            statement.bindparams(
+                *(sa.bindparam(name, value, type_=columns[name].type) for name, value in values.items())
+            )
+        )
+    with database.reading() as session:
+        assert session.get_one(Job, "job_1").family == ""
     database.close()
 
 

@@ -163,7 +163,7 @@ def test_what_will_not_get_better_is_not_tried_again(services: Services, job_id:
     assert see(services, taken(services), seen_as(status="failed", info="CUDA out of memory. Tried …")) == "given up"
     assert row(services, job_id).failure_code == "out_of_memory"
     assert "Tried" in (newest(services, job_id).reason or "")  # for operators; not for the owner
-    assert "Tried" not in (row(services, job_id).failure_message or "")
+    assert "Tried" not in (row(services, job_id).waiting_note or "")
 
 
 def test_a_stall_is_no_step_and_no_log_for_long(services: Services, job_id: str) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from jobs import accounts
@@ -54,9 +53,9 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
 
         # The images ask their processes the same way: by what they are, and of a dead one they hear nothing.
         for name in ("io", "train", "web"):
-            line = " ".join(psutil.Process(new.processes[name].pid).cmdline()) + " "
+            line = " ".join(new.processes[name].argv) + " "
             assert healthy(new.surroundings(IMPRINT_WEB_PORT=new.web_url.rpartition(":")[2]), line), name
-        line = " ".join(psutil.Process(new.processes["io"].pid).cmdline()) + " "
+        line = " ".join(new.processes["io"].argv) + " "
         new.kill("io")
         assert not healthy(new.surroundings(), line)
 

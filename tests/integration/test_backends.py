@@ -74,3 +74,27 @@ def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tm
         assert site.imprint("pods", "close", pod.name, check=False).returncode == 1
         assert "closed by an operator" in site.imprint("pods", "--all").stdout
         site.end()
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="wants a machine without a GPU")
+@pytest.mark.parametrize("server", [redis_server, rabbitmq_server], ids=["redis", "rabbitmq"])
+def test_a_worker_whose_device_does_not_work_takes_no_job(server: Any, base_model: Path, tmp_path: Path) -> None:
+    """It stays, says so, and leaves the job to a worker that can train."""
+    with server(tmp_path / "broker") as broker:
+        site = Site(tmp_path / "site", base_model, broker.url, IMPRINT_DEVICE="cuda")
+        try:
+            site.services.database.migrate()
+            site.grant("owner")
+            site.start("io")
+            site.start("train")
+            job_id = site.send()["job_id"]
+            site.wait(job_id, lambda view: view["stage"] == "train")
+            first = json.loads(site.imprint("backends", "--json").stdout)["backends"][0]
+            assert (first["health"][:24], first["queue"]) == ("0 workers; takes no job:", 1)
+            assert "cuda" in first["health"]
+            assert site.look(job_id)["status"] in ("pending", "training")
+            site.start("train-2", IMPRINT_DEVICE="cpu")
+            assert site.wait(job_id)["status"] == "ready"
+            assert "takes no training" in site.log("train").read_text()
+        finally:
+            site.end()

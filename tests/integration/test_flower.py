@@ -84,12 +84,13 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
             **s3.environment,
         }
         with site(folder, base_model, start=(), redis_password=BROKER_PASSWORD, **environment) as made:
+            made.fresh = True  # the test looks at the processes' command lines
             # The process that the stack would start, with its arguments and environment.
             stack = Stack(made.settings)
             member = stack["flower"]
             made.processes["flower"] = ServerProcess(
                 made.celery(*member.arguments), log=made.log("flower"), cwd=ROOT,
-                env=made.surroundings(**member.environment),
+                env=made.surroundings(**member.environment), fresh=True,
             )  # fmt: skip
             for name in ("io", "train", "beat"):
                 made.start(name)

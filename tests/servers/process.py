@@ -5,11 +5,14 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from tests.servers.launcher import Process, launcher
 
 # Waits for the end of its input, which comes however the test process ends, and then ends the server's group.
 # A parent-death signal would do the same, but it fires when the *thread* that started the server ends.
@@ -21,20 +24,29 @@ class NotStarted(Exception):
 
 
 class ServerProcess:
-    """Starts `argv` in a process group of its own. Signals go to the whole group."""
+    """Starts `argv` in a process group of its own. Signals go to the whole group.
 
-    def __init__(self, argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> None:
-        self.log = log
+    A module of Python starts from the launcher, which has the large libraries loaded; `fresh` starts an interpreter.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> None:
+        self.argv, self.log = list(argv), log
+        self._server: subprocess.Popen[bytes] | Process
         with log.open("ab") as out:
-            self._server = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            if list(argv[:2]) == [sys.executable, "-m"] and not fresh:
+                self._server = launcher().start(argv[2:], cwd=cwd, env=env, stdout=out.fileno(), stderr=out.fileno())
+            else:
+                self._server = subprocess.Popen(
+                    argv,
+                    cwd=cwd,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "guard", str(self.pid)],
             stdin=subprocess.PIPE,

@@ -8,9 +8,8 @@ import torch
 
 from training.backends.local import Trainee
 from training.engine.cohort import Cohort
-from training.engine.compiler import Compiler
-from training.engine.draw import Lot
 from training.engine.engine import Engine
+from training.engine.job_batch import JobBatch
 from training.engine.objective import errors
 from training.families.encoders import Encoders
 from training.families.family import Base, Family
@@ -33,36 +32,36 @@ class Live:
         base: Base,
         total: int = 6,
         slots: int = 1,
-        compiler: Compiler | None = None,
     ) -> None:
         self.base = base
-        self.engine = Engine(family, base, compiler=compiler)
-        self.seat = Trainee(run, self.engine, {"base": ""}, total, None).seat
-        self.moments, self.conditions = list(self.seat.moments), list(self.seat.conditions)
-        self.cohort = Cohort(family, base, self.engine.ports, self.seat.shape, slots, compiler)
-        self.cohort.seat(self.seat)
+        self.engine = Engine(family, base)
+        self.job = Trainee(run, self.engine, {"base": ""}, total, None).job
+        self.moments, self.conditions = list(self.job.moments), list(self.job.conditions)
+        self.cohort = Cohort(family, base, self.engine.layers, self.job.shape, slots, self.engine.recorder)
+        self.cohort.seat(self.job)
 
     def step(self) -> float:
         """One step; its loss."""
         self.cohort.step()
-        self.cohort.settle()
-        return self.seat.losses[-1][1]
+        self.cohort.read_losses()
+        return self.job.losses[-1][1]
 
-    def gradients(self, lot: Lot) -> tuple[float, dict[str, Array]]:
-        """The loss on `lot` with the LoRA as it is now, and the gradient of each of its matrices."""
+    def gradients(self, batch: JobBatch) -> tuple[float, dict[str, Array]]:
+        """The loss on `batch` with the LoRA as it is now, and the gradient of each of its matrices."""
         stack, layout = self.cohort.stack, self.cohort.layout
         with torch.enable_grad():
-            self.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, torch.float32)
-            loss = errors(self.engine.family, self.base, lot.made, lot.conditions).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loras = layout.loras(stack.masters, stack.scales, torch.float32)
+            with self.engine.layers.applying(loras):
+                loss = errors(self.engine.family, self.base, batch.made, batch.conditions).mean()
+                loss.backward()  # type: ignore[no-untyped-call]
         assert stack.masters.grad is not None
-        return loss.item(), layout.read(stack.masters.grad[0], self.seat.run.spec.rank)
+        return loss.item(), layout.read(stack.masters.grad[0], self.job.run.spec.rank)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The LoRA as it is now, applied to whatever the denoiser is asked."""
         stack, layout = self.cohort.stack, self.cohort.layout
         with torch.no_grad():
-            self.engine.ports.pairs = layout.pairs(stack.masters, stack.scales, self.base.dtype)
+            loras = layout.loras(stack.masters, stack.scales, self.base.dtype)
+        with torch.no_grad(), self.engine.layers.applying(loras):
             yield
-        self.engine.ports.pairs = None

@@ -17,7 +17,7 @@ from tests.training.test_engine import base_of, side_by_side
 from tests.training.test_training_reload import TOLERANCE
 from training import families, sample
 from training.backends.local import train
-from training.engine.draw import draw
+from training.engine.job_batch import draw
 from training.engine.objective import errors
 from training.families.family import Base
 from training.lora import file as lora_file
@@ -58,8 +58,8 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str, kind: str
     live = Live(run, found, base_of(run))
     for _ in range(2):
         live.step()  # so that B is not zero
-    weights = live.cohort.snapshot(live.seat).weights
-    lot = draw(found, live.base, live.seat, live.seat.step)
+    weights = live.cohort.snapshot(live.job).weights
+    lot = draw(found, live.base, live.job, live.job.step)
 
     oracle, layers = peft_of(run, dict(weights))
     assert sorted(layers) == sorted(site.name for site in live.cohort.layout.sites)
@@ -105,7 +105,8 @@ def test_diffusers_draws_as_the_live_model_does(runs: Runs, family: str) -> None
     run = runs(family, alpha=5.0, learning_rate=1e-2, adapter={"targets": "all", "rslora": True})
     live, result = learnt(run)
     pipeline = sample.load(run.base_model, family, torch.device("cpu"))
-    other = replace(live.base, denoiser=getattr(pipeline, "unet", None) or pipeline.transformer, own=None)
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    other = replace(live.base, load_denoiser=lambda: denoiser)
     before = answer(live, other)
     with live.applied():
         wanted = answer(live, live.base)

@@ -57,8 +57,8 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     live = Live(run, found, base_of(run))
     for _ in range(2):
         live.step()  # so that B is not zero
-    weights = live.cohort.snapshot(live.seat).weights
-    [lot], _ = live.cohort._gather()
+    weights = live.cohort.snapshot(live.job).weights
+    [lot], _ = live.cohort.gather()
 
     oracle = base_of(run)
     config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets["attention"], lora_dropout=0.0)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from tests.training.live import Live, of
 from training import families
 from training.data.dataset import class_caption
 from training.engine import objective
-from training.engine.draw import draw, offset
+from training.engine.job_batch import draw, offset
 from training.families import diffusion, z_image
 from training.families.family import Base, Draw, Where
 from training.families.latents import mask
@@ -126,12 +126,12 @@ def test_draws_differ_by_what_is_asked_for_only(runs: Runs) -> None:
     """Options move nothing else: latents, noise and times stay those of the seed."""
     found = families.find("sd15")
     base = base_of(runs())
-    plain = Live(runs(batch_size=4, wide=5), found, base).seat
+    plain = Live(runs(batch_size=4, wide=5), found, base).job
     options: dict[str, Any] = {
         "objective": {"weighting": "min_snr", "prior_weight": 0.5},
         "data": {"caption_dropout": 0.5, "flip": True},
     }
-    asked = Live(runs(batch_size=4, wide=5, **options), found, base_of(runs())).seat
+    asked = Live(runs(batch_size=4, wide=5, **options), found, base_of(runs())).job
     silent = turned = 0
     for step in range(20):
         before, after = draw(found, base, plain, step), draw(found, base, asked, step)
@@ -184,18 +184,18 @@ def test_the_prior_by_hand(runs: Runs, family: str) -> None:
     run, found = runs(family, objective={"prior_weight": 0.5}, class_word="dog"), families.find(family)
     live = Live(run, found, base_of(run))
     assert live.cohort.shape.has_prior
-    lot = draw(found, live.base, live.seat, 0)
+    batch = draw(found, live.base, live.job, 0)
     with live.applied():
-        first = objective.losses(found, live.base, live.engine.ports, lot.made, lot.conditions, lot.classes)
-        assert torch.equal(first, objective.errors(found, live.base, lot.made, lot.conditions))
+        first = objective.losses(found, live.base, live.engine.layers, batch.made, batch.conditions, batch.classes)
+        assert torch.equal(first, objective.errors(found, live.base, batch.made, batch.conditions))
     for _ in range(3):
         live.step()
     with live.applied():
-        noisy = found.mix(live.base, lot.made)
-        with_lora = found.predict(live.base, noisy, lot.made.times, lot.classes)
-        own = objective.errors(found, live.base, lot.made, lot.conditions)
-        whole = objective.losses(found, live.base, live.engine.ports, lot.made, lot.conditions, lot.classes)
-    without = found.predict(live.base, noisy, lot.made.times, lot.classes)
+        noisy = found.mix(live.base, batch.made)
+        with_lora = found.predict(live.base, noisy, batch.made.times, batch.classes)
+        own = objective.errors(found, live.base, batch.made, batch.conditions)
+        whole = objective.losses(found, live.base, live.engine.layers, batch.made, batch.conditions, batch.classes)
+    without = found.predict(live.base, noisy, batch.made.times, batch.classes)
     strays = (with_lora - without).pow(2).mean()
     assert strays > 0
     assert (whole - own).item() == pytest.approx(0.5 * strays.item(), rel=1e-3, abs=1e-6)
@@ -211,17 +211,17 @@ def test_recalled_samples_by_hand(runs: Runs, family: str) -> None:
         live.step()
     recalled = 0
     for step in range(3, 8):
-        lot = draw(found, live.base, live.seat, step)
-        given = (found, live.base, live.engine.ports, lot.made, lot.conditions)
+        batch = draw(found, live.base, live.job, step)
+        given = (found, live.base, live.engine.layers, batch.made, batch.conditions)
         with live.applied():
             losses = objective.losses(*given, recalls=True)
             plain = objective.losses(*given)
-            said = found.predict(live.base, found.mix(live.base, lot.made), lot.made.times, lot.conditions)
-        base = found.predict(live.base, found.mix(live.base, lot.made), lot.made.times, lot.conditions)
+            said = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
+        base = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
         away = (said - base).pow(2).flatten(1).mean(1)
-        for row, is_recalled in enumerate(lot.made.recalled.tolist()):
+        for row, is_recalled in enumerate(batch.made.recalled.tolist()):
             recalled += is_recalled
-            assert any(lot.conditions[row] is one for one in live.seat.extras.classes) == is_recalled
+            assert any(batch.conditions[row] is one for one in live.job.extras.classes) == is_recalled
             assert losses[row] == (pytest.approx(away[row].item(), rel=1e-5) if is_recalled else plain[row])
             assert not is_recalled or losses[row] > 0
     assert 4 < recalled < 16
@@ -241,7 +241,7 @@ def test_what_is_recalled_is_chances_choice_and_nothing_else_moves(runs: Runs, t
             path = tmp_path / f"{place}.png"
             Image.fromarray(shown[: one.height, : one.width]).resize((one.width, one.height)).save(path)
             examples.append(replace(one, path=path))
-        return Live(replace(run, examples=tuple(examples)), found, base_of(run)).seat
+        return Live(replace(run, examples=tuple(examples)), found, base_of(run)).job
 
     plain, asked = seat(), seat(prior_share=0.2)
     base, recalled = base_of(asked.run), []
@@ -272,9 +272,12 @@ def test_a_prior_keeps_the_class_nearer_to_the_base(runs: Runs, asked: dict[str,
         for _ in range(20):
             live.step()
         judge = runs(objective={"prior_weight": 1.0}, class_word="dog", seed=99)
-        lots = [draw(found, live.base, Live(judge, found, base_of(run)).seat, step) for step in range(4)]
+        batches = [draw(found, live.base, Live(judge, found, base_of(run)).job, step) for step in range(4)]
         with live.applied():
-            away = [objective.stray(found, live.base, live.engine.ports, lot.made, lot.classes) for lot in lots]
+            away = [
+                objective.prior_loss(found, live.base, live.engine.layers, batch.made, batch.classes)
+                for batch in batches
+            ]
         strays.append(float(torch.cat(away).mean()))
     assert strays[1] < 0.5 * strays[0]
 

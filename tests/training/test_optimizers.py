@@ -16,11 +16,11 @@ from tests.training.conftest import MemoryCheckpoints
 from tests.training.test_engine import side_by_side
 from training.backends import resident
 from training.backends.local import train
-from training.engine.optimizer import AdamW, Stack, Terms
+from training.engine.adamw8bit import AdamW8bit, codes
+from training.engine.optimizer import AdamW, OptimizerParams, Stack
+from training.engine.optimizers import OPTIMIZERS
 from training.engine.prodigy import Prodigy
-from training.engine.quantised import AdamW8bit, codes
 from training.engine.schedule import rate_at
-from training.engine.stacks import STACKS
 from training.lora.safetensor import unpack
 from training.ports import TrainResult, TrainRun
 from training.spec import TrainSpec
@@ -28,13 +28,13 @@ from training.spec import TrainSpec
 Runs = Callable[..., TrainRun]
 SIZE, EDGE = 640, 200  # of a row, and where the numbers of B begin
 TERMS = (
-    Terms(rate=1e-3, scale=1.0),
-    Terms(rate=5e-2, scale=1.0, ratio=4.0, decay=0.1, clip=0.5),
-    Terms(rate=1e-4, scale=1.0, decay=0.0, clip=100.0, averaging=0.9),
+    OptimizerParams(rate=1e-3, scale=1.0),
+    OptimizerParams(rate=5e-2, scale=1.0, ratio=4.0, decay=0.1, clip=0.5),
+    OptimizerParams(rate=1e-4, scale=1.0, decay=0.0, clip=100.0, averaging=0.9),
 )
 
 
-def stack_of(kind: type[Stack], terms: tuple[Terms, ...] = TERMS) -> Stack:
+def stack_of(kind: type[Stack], terms: tuple[OptimizerParams, ...] = TERMS) -> Stack:
     """A stack with a row of numbers for each of `terms`."""
     chance = torch.Generator().manual_seed(1)
     stack = kind(len(terms), SimpleNamespace(size=SIZE, boundary=EDGE), torch.device("cpu"))  # type: ignore[arg-type]
@@ -91,9 +91,9 @@ def test_the_average_is_that_of_diffusers() -> None:
     for gradient in gradients(30):
         row.data.copy_(moved(stack, gradient)[2])
         oracle.step([row])
-    assert torch.allclose(stack.worn(2), oracle.shadow_params[0], rtol=1e-5, atol=1e-7)
-    assert not torch.equal(stack.worn(2), stack.masters[2])
-    assert torch.equal(stack.worn(0), stack.masters[0])  # who asks for none has none
+    assert torch.allclose(stack.effective_weights(2), oracle.shadow_params[0], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(stack.effective_weights(2), stack.masters[2])
+    assert torch.equal(stack.effective_weights(0), stack.masters[0])  # who asks for none has none
 
 
 def prodigy(weights: np.ndarray, slopes: list[np.ndarray], rate: float, decay: float, clip: float) -> np.ndarray:
@@ -115,7 +115,10 @@ def prodigy(weights: np.ndarray, slopes: list[np.ndarray], rate: float, decay: f
 
 
 def test_prodigy_is_the_papers() -> None:
-    terms = (Terms(rate=1.0, scale=1.0, decay=0.0), Terms(rate=0.7, scale=1.0, decay=1e-2, clip=5.0))
+    terms = (
+        OptimizerParams(rate=1.0, scale=1.0, decay=0.0),
+        OptimizerParams(rate=0.7, scale=1.0, decay=1e-2, clip=5.0),
+    )
     stack = stack_of(Prodigy, terms)
     stack.masters.data.mul_(1e-3)  # its first steps are of 1e-6, which float32 does not see beside 1
     stack.starts.copy_(stack.masters.detach())  # type: ignore[attr-defined]
@@ -202,10 +205,10 @@ def test_behind_the_warm_up_rates_are_those_of_diffusers(schedule: str, warmup: 
 def test_rows_move_as_if_they_were_alone() -> None:
     """Bit for bit, whatever the neighbours ask for, in whichever slot, and after a move to another stack."""
     steps = gradients(12, 4)
-    for kind in STACKS.values():
-        terms = [*TERMS, Terms(rate=1e-2, scale=1.0)]
+    for kind in OPTIMIZERS.values():
+        terms = [*TERMS, OptimizerParams(rate=1e-2, scale=1.0)]
         if kind is Prodigy:
-            terms = [Terms(rate=one.rate * 10, scale=1.0, averaging=one.averaging) for one in terms]
+            terms = [OptimizerParams(rate=one.rate * 10, scale=1.0, averaging=one.averaging) for one in terms]
         layout: Any = SimpleNamespace(size=SIZE, boundary=EDGE)
         start = torch.randn(SIZE, generator=torch.Generator().manual_seed(3))
 
@@ -230,7 +233,7 @@ def test_rows_move_as_if_they_were_alone() -> None:
                 stack.set_rates(rates)
                 stack.step()
                 stack.average()
-            return stack.worn(slot)
+            return stack.effective_weights(slot)
 
         alone = run(0, beside=False, move=False)
         assert torch.equal(run(2, beside=True, move=False), alone), kind

@@ -132,7 +132,7 @@ def test_the_lora_learns(runs: Runs) -> None:
     losses = [learner.step() for _ in range(60)]
     before = np.mean(losses[:20])
     learner.cohort.stack.rates.zero_()
-    learner.seat.step = 0
+    learner.job.step = 0
     after = np.mean([learner.step() for _ in range(20)])
     assert after < 0.97 * before
 
@@ -145,7 +145,7 @@ def test_what_is_trained_and_what_is_frozen(runs: Runs) -> None:
     assert not any(part.requires_grad for part in learner.base.denoiser.parameters())
     learner.step()
     assert all(torch.equal(part, before[name]) for name, part in learner.base.denoiser.named_parameters())
-    moved = learner.cohort.snapshot(learner.seat).weights
+    moved = learner.cohort.snapshot(learner.job).weights
     assert len(moved) == 2 * len(learner.cohort.layout.sites)
     assert all(values.any() for values in moved.values())
 

@@ -14,8 +14,8 @@ from core.errors import BackendFailed, LossNotFinite, OutOfMemory, StoreUnavaila
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training import device
 from training.backends.local import train
-from training.backends.randomness import Order
 from training.engine.cohort import Cohort
+from training.engine.randomness import SampleOrder
 from training.ports import Example, TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -28,7 +28,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_names_the_step(runs: Runs, monkey
     step = Cohort.step
 
     def broken(self: Cohort) -> None:
-        job = next(job for job in self.seats if job is not None)
+        job = next(job for job in self.jobs if job is not None)
         if job.step == 3:
             self.stack.masters.data[0, -100:] = float("nan")
         step(self)
@@ -48,7 +48,7 @@ def test_weights_that_are_not_finite_are_never_kept(runs: Runs, monkeypatch: pyt
 
     def broken(self: Cohort) -> None:
         step(self)
-        if self.seats[0] is not None and self.seats[0].step == 6:
+        if self.jobs[0] is not None and self.jobs[0].step == 6:
             self.stack.masters.data[0, 0] = float("inf")
 
     monkeypatch.setattr(Cohort, "step", broken)
@@ -80,7 +80,7 @@ def test_out_of_memory_goes_on_with_less(runs: Runs, monkeypatch: pytest.MonkeyP
     step, seen = Cohort.step, []
 
     def starved(self: Cohort) -> None:
-        state = len(self.seats), self.base.denoiser.is_gradient_checkpointing
+        state = len(self.jobs), self.base.denoiser.is_gradient_checkpointing
         seen.append(state)
         if len(seen) > 2 and state != (1, True):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -123,17 +123,17 @@ def example(number: int, width: int = 64) -> Example:
 
 
 def test_every_epoch_sees_every_picture_once_in_another_order() -> None:
-    order = Order([example(number) for number in range(7)], 1, seed=3)
+    order = SampleOrder([example(number) for number in range(7)], 1, seed=3)
     epochs = [[order.batch(step)[0] for step in range(7 * epoch, 7 * epoch + 7)] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     # A step's pictures do not depend on which steps were asked for before.
-    assert Order([example(number) for number in range(7)], 1, seed=3).batch(17) == order.batch(17)
+    assert SampleOrder([example(number) for number in range(7)], 1, seed=3).batch(17) == order.batch(17)
 
 
 def test_batches_are_full_and_of_one_size() -> None:
     examples = [example(number, 128 if number < 3 else 64) for number in range(10)]
-    order = Order(examples, 4, seed=0)
+    order = SampleOrder(examples, 4, seed=0)
     assert order.steps_per_epoch == 3
     seen: Counter[int] = Counter()
     for step in range(30):

@@ -53,7 +53,7 @@ def answer(family: str, denoiser: Any, live: Live) -> torch.Tensor:
         return seen[-1]
 
     with torch.no_grad():
-        errors(found, replace(live.base, denoiser=recorded, own=None), made, live.conditions[:2])
+        errors(found, replace(live.base, load_denoiser=lambda: recorded), made, live.conditions[:2])
     said = seen[0][0]
     return torch.stack(said) if isinstance(said, list) else said
 

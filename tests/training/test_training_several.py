@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from core.errors import SpecInvalid
 from tests.servers.process import free_port
 from tests.site import MASCOT, ROOT, until
-from training.engine import share
+from training.engine import distributed
 
 # On a machine without GPUs the launcher's multi-GPU mode is the one that starts plain processes.
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
@@ -59,7 +59,7 @@ def test_two_processes_make_the_lora_of_one(base_model: Path, tmp_path: Path) ->
 
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SpecInvalid, match="3 cannot be shared evenly by 2 processes"), share.sharing("cpu", 3):
+    with pytest.raises(SpecInvalid, match="3 cannot be shared evenly by 2 processes"), distributed.sharing("cpu", 3):
         pass
 
 

@@ -30,5 +30,7 @@ def test_every_point_is_inside(losses: list[tuple[int, float]]) -> None:
 def test_the_words_tell_what_the_line_shows() -> None:
     falling = loss_curve([(step, 1.0 if step < 50 else 0.1) for step in range(1, 101)])
     assert falling is not None
-    assert falling.words == "Loss over 100 steps: down from 1 to 0.1 on average; the lowest was 0.1 at step 50."
+    assert falling.words == (
+        "Loss over 100 steps: the running mean went down from 1 to 0.1. The lowest loss was 0.1 at step 50."
+    )
     assert loss_curve([(1, 0.5)]) is None

@@ -5,13 +5,11 @@ alone.
 """
 
 import logging
-from pathlib import Path
 
 import torch
 
-from training.backends.checkpoint import State
 from training.device import can_hold, precision
-from training.engine.compiler import compiler
+from training.engine.state import State
 from training.ports import TrainRun
 
 log = logging.getLogger(__name__)
@@ -31,16 +29,3 @@ def agreed_precision(
     why = f"{run.precision} is asked for" if run.precision != "auto" else f"{device} does not have that"
     log.warning("job %s begins anew: its checkpoint was trained in %s, and %s", run.job_id, state.precision, why)
     return wanted, None
-
-
-def agreed_compiled(run: TrainRun, device: torch.device, state: State | None) -> tuple[Path | None, State | None]:
-    """Where compiled code is kept, None to run without; and the state to go on from. Every machine can run without."""
-    able = compiler(run.compiled, device) is not None
-    if state is None or state.compiled == able:
-        return run.compiled if able else None, state
-    if able:
-        log.info("job %s goes on without compiled code, as it began", run.job_id)
-        return None, state
-    why = "this machine cannot compile" if run.compiled is not None else "IMPRINT_COMPILE is off"
-    log.warning("job %s begins anew: its checkpoint was trained with compiled code, and %s", run.job_id, why)
-    return None, None

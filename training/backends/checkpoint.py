@@ -9,9 +9,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from core.errors import ImprintError
+from training.engine.state import State
 from training.lora.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
 from training.ports import Checkpoints
 
@@ -21,27 +21,6 @@ FORMAT = "imprint-checkpoint/1"
 NEWEST = 2  # checkpoints that stay, whatever their step
 _KINDS = {"uint8": "U8", "float64": "F64"}  # all else is float32
 LASTING_EPOCHS = 10  # and those at a multiple of so many epochs stay until the training has ended
-
-
-@dataclass(frozen=True)
-class State:
-    """A training after `step` steps: the adapter, float32 by parameter name, and what its optimizer keeps."""
-
-    step: int
-    weights: Mapping[str, Array]
-    prediction: str  # what the base model predicts, for the file's metadata
-    # In parts: AdamW's moments `first` and `second` and an `average` by parameter name, the rest by names of its own.
-    kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    precision: str = ""  # of the frozen base that it was trained on: float32 or bfloat16
-    compiled: bool = False  # whether steps ran compiled code, which rounds in other places
-    loss: float = 0.0  # smoothed, as reported
-    looks: tuple[tuple[int, float], ...] = ()  # (step, validation loss) so far
-    best: Mapping[str, Array] = field(default_factory=dict)  # weights of the best look, where they are to be kept
-
-    @property
-    def delivered(self) -> Mapping[str, Array]:
-        """The weights that the file gets: of the best look, else averaged, else the last."""
-        return self.best or self.kept.get("average") or self.weights
 
 
 def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
@@ -58,7 +37,6 @@ def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, s
         "loss": repr(state.loss),
         "prediction": state.prediction,
         "precision": state.precision,
-        "compiled": "yes" if state.compiled else "",
         "looks": json.dumps(state.looks),
         **{f"identity.{name}": value for name, value in identity.items()},
         **{f"version.{name}": value for name, value in versions.items()},
@@ -90,7 +68,6 @@ def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
         kept=parts,
         prediction=facts["prediction"],
         precision=facts.get("precision", ""),
-        compiled=bool(facts.get("compiled")),
         loss=float(facts["loss"]),
         looks=tuple((step, loss) for step, loss in json.loads(facts.get("looks", "[]"))),
     )

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +16,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.errors import BaseModelUnavailable, HandOver, ImprintError, LossNotFinite, OutOfMemory, StoreUnavailable
-from training import families
+from core.errors import (
+    BaseModelUnavailable,
+    DeviceLost,
+    HandOver,
+    ImprintError,
+    LossNotFinite,
+    OutOfMemory,
+    StoreUnavailable,
+    WorkerLost,
+)
+from training import device_failure, families
 from training.backends import checkpoint, resident
-from training.backends.agreement import agreed_compiled, agreed_precision
-from training.backends.checkpoint import State
+from training.backends.agreement import agreed_precision
 from training.backends.encodings import Encodings
-from training.backends.material import encoded, split
+from training.backends.material import Material, encoded, split
 from training.backends.meter import Meter
-from training.backends.randomness import Order
-from training.device import choose, repeat_exactly, seats
-from training.engine.adapters import matrices_of, padded
-from training.engine.cohort import Seat, Shape
+from training.device import choose, repeat_exactly, seats, use
 from training.engine.engine import Engine
+from training.engine.faults import is_device_error, is_out_of_memory
+from training.engine.layout import matrices_of, padded
+from training.engine.randomness import SampleOrder
+from training.engine.slot_job import Shape, SlotJob
+from training.engine.state import State
 from training.engine.validation import is_over
 from training.families.family import Family, Where
 from training.families.fingerprint import fingerprint
@@ -53,6 +63,7 @@ def train(run: TrainRun) -> TrainResult:
     whatever `run.control.check` raises.
     """
     device = choose(run.device)
+    use(device)
     if run.deterministic and device.type == "cuda":
         repeat_exactly()
     family = families.find(run.spec.family)
@@ -61,14 +72,13 @@ def train(run: TrainRun) -> TrainResult:
     identity = _identity(run, family, folder)
     state = checkpoint.latest(run.checkpoints, identity, total)
     dtype, state = agreed_precision(run, device, weights_bytes(folder, family.parts[0]), state)
-    compiled, state = agreed_compiled(run, device, state)
     resumed_from = state.step if state is not None else 0
     seconds = 0.0
     if state is None or (state.step < total and not is_over(state.looks, run.spec.validation.patience)):
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
-        where = Where(folder, device, dtype, run.training_adapter, _is_distilled(run), compiled)
-        with memory_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
+        where = Where(folder, device, dtype, run.training_adapter, _is_distilled(run))
+        with device_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
             trainee = Trainee(run, engine, identity, total, state)
             begun = time.monotonic()
             state = trainee.learn()
@@ -88,12 +98,13 @@ class Trainee:
             log.warning("job %s: %s", run.job_id, warning)
         encodings = Encodings(run.encodings, f"{identity['base']} {base.dtype}")
         spec = run.spec
-        material = encoded(engine.family, base, encodings, spec, run.examples, run.control.check)
+        material = self._encoded(encodings)
         moments, looks = material.moments, spec.validation
-        order = Order(split(run.examples, spec)[0], spec.batch_size, spec.seed)
+        order = SampleOrder(split(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
-        is_looked_at = material.exam is not None or (material.sketch is not None and run.previews is not None)
-        self.seat = Seat(
+        preview_prompts = material.preview_prompts if run.previews is not None else None
+        is_looked_at = material.validation_set is not None or preview_prompts is not None
+        self.job = SlotJob(
             run,
             total,
             order,
@@ -113,64 +124,87 @@ class Trainee:
             slots=(run.slots or seats(base.device.type)) if is_shared else 1,
             is_fixed=base.device.type != "cuda" or run.deterministic,
             extras=material.extras,
-            exam=material.exam,
-            sketch=material.sketch if run.previews is not None else None,
+            validation_set=material.validation_set,
+            preview_prompts=preview_prompts,
             look_every=looks.every_epochs * order.steps_per_epoch if is_looked_at else 0,
         )
         self.lasting = checkpoint.LASTING_EPOCHS * order.steps_per_epoch
-        self.kept = self.done = self.seat.start
+        self.kept = self.done = self.job.start
         self.state: State | None = None
         self.looked = 0  # looks that were told
         loss = state.loss if state is not None else 0.0
-        self.meter = Meter(run.control, start=self.seat.start, total=total, loss=loss)
+        self.meter = Meter(run.control, start=self.job.start, total=total, loss=loss)
+
+    def _encoded(self, encodings: Encodings) -> Material:
+        """Encode what the recipe asks for. If memory runs out, once more with the memory that steps keep."""
+        run, engine = self.run, self.engine
+        try:
+            return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        log.warning("job %s: out of memory while encoding; once more while no job steps", run.job_id)
+        with engine.paused():
+            return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
 
     def learn(self) -> State:
         """All steps that are left; gives the state after the last one, which is kept as a checkpoint too."""
-        seat, control = self.seat, self.run.control
-        self.engine.join(seat)
+        job, control = self.job, self.run.control
+        self.engine.join(job)
         try:
-            while not seat.gone:
-                seat.news.wait(_LOOK_EVERY_S)
-                seat.news.clear()
+            while not self._is_gone():
+                job.news.wait(_LOOK_EVERY_S)
+                job.news.clear()
                 self._note()
                 control.check()
         except HandOver:
             self._leave()
-            self._note()
+            if job.error is None:
+                self._note()
             raise
         except BaseException:
             self._leave()
             raise
+        if isinstance(job.error, DeviceLost):
+            raise job.error  # what the engine left here is on that device
         self._note()
-        if seat.error is not None:
-            raise seat.error
+        if job.error is not None:
+            raise job.error
         assert self.state is not None  # noqa: S101 - who left without an error has finished
         return self.state
 
     def _leave(self) -> None:
         """Go from the slot, and wait until that is done: at most one step."""
-        self.engine.leave(self.seat)
-        while not self.seat.gone:
-            self.seat.news.wait(1.0)
-            self.seat.news.clear()
+        self.engine.leave(self.job)
+        with suppress(WorkerLost):  # then nothing is left to wait for
+            while not self._is_gone():
+                self.job.news.wait(1.0)
+                self.job.news.clear()
+
+    def _is_gone(self) -> bool:
+        """Whether the engine is done with the job. Raises WorkerLost if its thread has ended without being so."""
+        is_alive = self.engine.is_alive  # looked at first: a thread that ends by itself has ended every job before
+        if not self.job.gone and not is_alive:
+            raise WorkerLost("the thread that trains on this worker has ended; another worker goes on")
+        return self.job.gone
 
     def _note(self) -> None:
         """Read what the engine left here: losses, told now and then, and a state to keep."""
         self._show()  # before a checkpoint is kept: who goes on from it draws no picture of the way to it
-        snapshots = self.seat.snapshots
+        snapshots = self.job.snapshots
         while snapshots and snapshots[0].step <= self._told():
             snapshot = snapshots.popleft()
             self._read(snapshot.step)
             if len(snapshots) < _MOST_WAITING and snapshot.step > self.kept:  # with a slow store the newest will do
                 self._keep(replace(snapshot.state(), loss=self.meter.loss))
         self._read(self.total)
-        self.meter.tell(self.done, is_end=self.seat.gone and self.done == self.seat.total)
+        self.meter.tell(self.done, is_end=self.job.gone and self.done == self.job.total)
 
     def _show(self) -> None:
         """Decode and show the previews that the engine drew."""
         previews, engine = self.run.previews, self.engine
-        while self.seat.drawn and previews is not None:
-            step, drawn = self.seat.drawn.popleft()
+        while self.job.drawn and previews is not None:
+            step, drawn = self.job.drawn.popleft()
             pictures = decoded(engine.family, engine.base, drawn)
             try:
                 for prompt, picture in enumerate(pictures):
@@ -180,14 +214,14 @@ class Trainee:
 
     def _told(self) -> int:
         """The last step whose loss is here: on a GPU losses come later than what is made of them."""
-        losses = self.seat.losses
+        losses = self.job.losses
         return losses[-1][0] if losses else self.done
 
     def _read(self, until: int) -> None:
-        for step, loss in self.seat.looks[self.looked :]:
+        for step, loss in self.job.looks[self.looked :]:
             self.meter.look(step, loss)
             self.looked += 1
-        losses = self.seat.losses
+        losses = self.job.losses
         while losses and losses[0][0] <= until:
             self.done, loss = losses.popleft()
             self.meter.add(self.done, loss)
@@ -275,13 +309,15 @@ def _delivered(spec: TrainSpec, state: State) -> tuple[int, float] | None:
 
 
 @contextmanager
-def memory_errors(run: TrainRun) -> Iterator[None]:
-    """Whatever torch or Python says when memory runs out, as OutOfMemory with what to do about it."""
+def device_errors(run: TrainRun) -> Iterator[None]:
+    """What torch or Python raises when memory runs out, as OutOfMemory; when the device fails, as DeviceLost."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = str(error)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in told:
+        if is_device_error(error):
+            device_failure.report(f"{type(error).__name__}: {str(error)[:200]}")
+            raise DeviceLost("the device of the worker failed; another worker goes on") from error
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"memory ran out while training {run.spec.family} at {run.spec.resolution} px, batch "

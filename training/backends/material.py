@@ -9,10 +9,10 @@ import torch
 
 from core.errors import TooFewImages
 from training.backends.encodings import Encodings
-from training.backends.randomness import generator
 from training.data.dataset import class_caption
-from training.engine.draw import Extras
-from training.engine.validation import Exam, Sketch
+from training.engine.job_batch import Extras
+from training.engine.randomness import generator
+from training.engine.validation import PreviewPrompts, ValidationSet
 from training.families.family import Base, Condition, Family
 from training.families.latents import mask
 from training.ports import Example
@@ -28,8 +28,8 @@ class Material:
     moments: Sequence[torch.Tensor]
     conditions: Sequence[Condition]
     extras: Extras
-    exam: Exam | None
-    sketch: Sketch | None
+    validation_set: ValidationSet | None
+    preview_prompts: PreviewPrompts | None
 
 
 def split(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[Example], list[Example]]:
@@ -84,16 +84,17 @@ def encoded(
         classes=told["classes"],
         masks=masks(trained, seen["trained"]),
     )
-    exam = None
+    validation_set = None
     if held:
-        exam = Exam([one.sha256 for one in held], seen["held"], told["held"], masks(held, seen["held"]))
-    sketch = None
+        names = [one.sha256 for one in held]
+        validation_set = ValidationSet(names, seen["held"], told["held"], masks(held, seen["held"]))
+    preview_prompts = None
     if spec.validation.previews:
         latents = seen["trained"][0]
         side = spec.resolution * latents.shape[-2] // trained[0].height
         *prompts, blank = told["previews"]
-        sketch = Sketch(prompts, blank, (len(latents) // 2, side, side), spec.seed)
-    return Material(seen["trained"], told["trained"], extras, exam, sketch)
+        preview_prompts = PreviewPrompts(prompts, blank, (len(latents) // 2, side, side), spec.seed)
+    return Material(seen["trained"], told["trained"], extras, validation_set, preview_prompts)
 
 
 def _prompts(spec: TrainSpec) -> tuple[str, ...]:

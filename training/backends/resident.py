@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from core import metrics
 from core.errors import ImprintError, Stop
-from training.engine.compiler import compiler
 from training.engine.engine import Engine
+from training.engine.faults import free_memory, is_out_of_memory
 from training.families.family import Family, Where
 
 _Key = tuple[str, Where, str]
@@ -46,18 +46,19 @@ def borrowed(family: Family, where: Where, fingerprint: str, check: Callable[[],
         yield mine.engine
     except (Stop, ImprintError):
         raise
-    except BaseException:
-        mine.is_spoilt = True
+    except BaseException as error:
+        mine.is_spoilt = not is_out_of_memory(error)
         raise
     finally:
+        mine.is_spoilt = mine.is_spoilt or mine.engine.failure is not None
         with _changed:
             mine.users -= 1
             if mine.users == 0:
                 base = mine.engine.base
-                if base.has_denoiser and base.denoiser.is_gradient_checkpointing:
-                    base.denoiser.disable_gradient_checkpointing()  # the next training may have the memory
-                if mine.is_spoilt:
-                    _let_go(mine)
+                if base.is_gradient_checkpointing:
+                    base.checkpoint_gradients(False)  # the next training may have the memory
+                if mine.is_spoilt and _resident is mine:
+                    _let_go()
             _changed.notify_all()
 
 
@@ -72,9 +73,8 @@ def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) ->
             with _changed:
                 if _is_my_turn(ticket):
                     if _resident is None or _resident.key != key or _resident.is_spoilt:
-                        _resident = None  # before the next is loaded, so that two never share the memory
-                        made = compiler(where.compiled, where.device)
-                        _resident = _Resident(key, Engine(family, family.load(where), key[2], made))
+                        _let_go()  # before the next is loaded, so that two never share the memory
+                        _resident = _Resident(key, Engine(family, family.load(where), key[2]))
                         metrics.BASE_MODELS.add(1, family.name, "loaded")
                     else:
                         metrics.BASE_MODELS.add(1, family.name, "resident")
@@ -97,7 +97,13 @@ def _is_my_turn(ticket: tuple[_Key, float]) -> bool:
     return all(other == key or since < at + PATIENCE_S for other, at in _queue)
 
 
-def _let_go(held: _Resident) -> None:
+def _let_go() -> None:
+    """Free the memory of the base that is there. Nobody uses it."""
     global _resident
-    if _resident is held:
-        _resident = None
+    if _resident is not None:
+        engine, _resident = _resident.engine, None
+        engine.close()
+        device, has_failed = engine.base.device, engine.failure is not None
+        del engine
+        if not has_failed:
+            free_memory(device)

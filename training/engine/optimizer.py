@@ -5,16 +5,15 @@ Nothing here waits for the device, and no row's numbers depend on another row's.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.engine.adapters import Layout
-from training.engine.compiler import Compiler
+from training.engine.layout import Layout
 from training.lora.safetensor import Array
 from training.spec import TrainSpec
 
@@ -26,7 +25,7 @@ Kept = Mapping[str, Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
-class Terms:
+class OptimizerParams:
     """What a job asks of its row."""
 
     rate: float
@@ -37,7 +36,7 @@ class Terms:
     averaging: float = 0.0  # share of the average that an update leaves; 0: there is none
 
     @classmethod
-    def of(cls, spec: TrainSpec) -> "Terms":
+    def of(cls, spec: TrainSpec) -> "OptimizerParams":
         asked = spec.optimization
         return cls(
             spec.learning_rate,
@@ -65,14 +64,8 @@ class Stack(ABC):
         self.updates, self.rates, self.ratios, self.decays, self.averagings = (wide.clone() for _ in range(5))
         self.clips = torch.zeros(slots, 1, device=device)
         self.scales = torch.zeros(slots, 1, device=device)
-        self._told: list[float] = []  # rates, as they were set last
+        self._last_rates: list[float] = []  # rates, as they were set last
         self._averaged = [False] * slots
-        self._clip: Callable[..., Any] = _clip
-        self._adamw: Callable[..., Any] = _adamw  # of the kinds that are AdamW
-
-    def compile(self, compiler: Compiler) -> None:
-        """From now on what moves the stack runs compiled."""
-        self._clip = compiler(_clip_at_once)
 
     @abstractmethod
     def _update(self, gradient: Tensor) -> None:
@@ -80,7 +73,7 @@ class Stack(ABC):
 
     # ---- coming and going ----
 
-    def seat(self, slot: int, terms: Terms, begun: Tensor, *, updates: int = 0) -> None:
+    def seat(self, slot: int, terms: OptimizerParams, begun: Tensor, *, updates: int = 0) -> None:
         """Fill a slot with the weights [P] of step 0, and no state yet; after `updates`, `load` follows."""
         self.clear(slot)
         self.masters.data[slot].copy_(begun)
@@ -110,13 +103,13 @@ class Stack(ABC):
         """What a slot of that rank has beside its weights, on the host: parts by name, for a checkpoint."""
         kept = {name: self.layout.read(getattr(self, name)[slot], rank) for name in self.VECTORS}
         if self._averaged[slot]:
-            kept["average"] = self.layout.read(self.worn(slot), rank)
+            kept["average"] = self.layout.read(self.effective_weights(slot), rank)
         raw = {name: getattr(self, name)[slot].cpu().numpy().copy() for name in self.RAW}
         return kept | ({"optimizer": raw} if raw else {})
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
-        self._averaged[slot], self._told = False, []
+        self._averaged[slot], self._last_rates = False, []
         for name in self._held():
             getattr(self, name).data[slot].zero_()
 
@@ -126,9 +119,9 @@ class Stack(ABC):
             self.averages = torch.zeros_like(self.masters, requires_grad=False)
         for name in other._held():
             getattr(self, name).data[slot].copy_(getattr(other, name).data[source])
-        self._averaged[slot], self._told = other._averaged[source], []
+        self._averaged[slot], self._last_rates = other._averaged[source], []
 
-    def worn(self, slot: int) -> Tensor:
+    def effective_weights(self, slot: int) -> Tensor:
         """The weights [P] that a slot's job will deliver: their average, where it asks for one."""
         whole = self.averages if self.averages is not None and self._averaged[slot] else self.masters
         return whole.detach()[slot]
@@ -141,15 +134,15 @@ class Stack(ABC):
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """The rate of every slot's next update; does not wait for the device."""
-        if list(rates) != self._told:
-            self._told = list(rates)
-            self.rates.copy_(torch.tensor(self._told, dtype=torch.float64).unsqueeze(1), non_blocking=True)
+        if list(rates) != self._last_rates:
+            self._last_rates = list(rates)
+            self.rates.copy_(torch.tensor(self._last_rates, dtype=torch.float64).unsqueeze(1), non_blocking=True)
 
     def step(self) -> None:
         """One update from `masters.grad`, which is cleared."""
         gradient = self.masters.grad
         assert gradient is not None  # noqa: S101 - a step follows a backward
-        self._clip(gradient, self.clips)
+        clip(gradient, self.clips)
         self.updates += 1
         with torch.no_grad():
             self._update(gradient)
@@ -177,35 +170,25 @@ class AdamW(Stack):
         self.first = torch.zeros(slots, layout.size, device=device)
         self.second = torch.zeros(slots, layout.size, device=device)
 
-    def compile(self, compiler: Compiler) -> None:
-        super().compile(compiler)
-        self._adamw = compiler(_adamw)
-
     def _update(self, gradient: Tensor) -> None:
         self._move(gradient, self.first, self.second)
 
     def _move(self, gradient: Tensor, first: Tensor, second: Tensor) -> None:
         """One update of the moments [N, P], which are changed, and of the masters."""
-        told = self.updates, self.rates, self.ratios, self.decays, self.layout.boundary
-        self._adamw(self.masters.detach(), gradient, first, second, *told)
+        terms = self.updates, self.rates, self.ratios, self.decays, self.layout.boundary
+        _adamw(self.masters.detach(), gradient, first, second, *terms)
 
 
 # ---- functions of tensors ------------------------------------------------------------------------------------------
 
 
-def _clip(gradient: Tensor, clips: Tensor) -> None:
+def clip(gradient: Tensor, clips: Tensor) -> None:
     """Scale each row [N, P] down to its longest length [N, 1].
 
     Row by row: a sum over several rows at once may be split differently for each.
     """
     norms = torch.stack([torch.linalg.vector_norm(row) for row in gradient]).unsqueeze(1)
     gradient.mul_((clips / (norms + 1e-6)).clamp_(max=1.0))
-
-
-def _clip_at_once(gradient: Tensor, clips: Tensor) -> None:
-    """The same for a compiler, which makes one loop over a row and goes through it for each."""
-    norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-    gradient.mul_((clips / (norms + 1e-6)).clamp(max=1.0))
 
 
 def _adamw(

@@ -7,8 +7,8 @@ As the authors' `prodigyopt` with bias correction and a safeguarded warm-up, whi
 import torch
 from torch import Tensor
 
-from training.engine.adapters import Layout
-from training.engine.optimizer import BETAS, EPSILON, Stack, Terms
+from training.engine.layout import Layout
+from training.engine.optimizer import BETAS, EPSILON, OptimizerParams, Stack
 
 FIRST_GUESS = 1e-6  # of how far the weights have to go
 
@@ -28,7 +28,7 @@ class Prodigy(Stack):
         self.distances = torch.zeros(slots, 1, dtype=torch.float64, device=device)
         self.gains = torch.zeros(slots, 1, dtype=torch.float64, device=device)  # numerators of the estimate
 
-    def seat(self, slot: int, terms: Terms, begun: Tensor, *, updates: int = 0) -> None:
+    def seat(self, slot: int, terms: OptimizerParams, begun: Tensor, *, updates: int = 0) -> None:
         super().seat(slot, terms, begun, updates=updates)
         self.starts[slot].copy_(begun)
         self.distances[slot] = FIRST_GUESS

@@ -1,40 +1,35 @@
-"""One step of all slots as a function of tensors, so that a GPU is told it once and then only asked to repeat it.
+"""One step of all slots as a function over fixed tensors, so that a GPU can record it and repeat it.
 
-A CUDA graph (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) is a recorded sequence of kernels over
-fixed memory: draws, forward, backward, clip and optimizer of a whole step become one launch. What changes from step to
-step (noise, times, captions, rates, who is there) lies in tensors that are overwritten before each; nothing in a step
-asks the device for a number. On a CPU the same function is called each time.
+What changes from step to step (noise, times, captions, rates, which slots are filled) lies in tensors that are
+overwritten before each; nothing in a step asks the device for a number. On a CPU the same function is called each time.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training.engine import share
-from training.engine.adapters import Layout, Ports
-from training.engine.draw import Lot
+from training.engine import distributed
+from training.engine.job_batch import JobBatch
+from training.engine.layout import Layout
+from training.engine.lora_layers import LoRALayers
 from training.engine.objective import losses
 from training.engine.optimizer import Stack
+from training.engine.recorder import EmptyRecording, Recorder, Recording
 from training.families.family import Base, Condition, Draw, Family
 
 log = logging.getLogger(__name__)
 
 # Steps of a shape that run before it is recorded: libraries choose their kernels and get their memory in the first.
 WARM_STEPS = 3
-# Shapes of one cohort that are recorded; there is more than one only where something changes while jobs train.
-MOST_RECORDED = 4
-
-# Makes of work over fixed tensors how to repeat it, and the tensor that it fills each time.
-Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All that a step is told, on the device: B samples, those of the first slot first."""
+    """The inputs of a step on the device: B samples, those of the first slot first."""
 
     made: Draw
     conditions: list[Condition]
@@ -43,31 +38,31 @@ class Batch:
     recalls: bool  # whether any sample is recalled
 
     @classmethod
-    def of(cls, lots: Sequence[Lot], active: Sequence[bool], device: torch.device) -> "Batch":
+    def of(cls, parts: Sequence[JobBatch], active: Sequence[bool], device: torch.device) -> "Batch":
         """From every slot's part, on the host, to the device, without waiting for it."""
-        draws = [torch.cat(parts) for parts in zip(*(lot.made.parts for lot in lots), strict=True)]
-        there = torch.tensor(active, dtype=torch.float32)
+        draws = [torch.cat(values) for values in zip(*(part.made.parts for part in parts), strict=True)]
+        filled = torch.tensor(active, dtype=torch.float32)
         if device.type == "cuda":
-            draws, there = [part.pin_memory() for part in draws], there.pin_memory()
+            draws, filled = [value.pin_memory() for value in draws], filled.pin_memory()
         return cls(
             Draw(*draws).to(device),
-            [one for lot in lots for one in lot.conditions],
-            [one for lot in lots for one in lot.classes],
-            there.to(device, non_blocking=True),
-            recalls=any(bool(lot.made.recalled.any()) for lot in lots),
+            [one for part in parts for one in part.conditions],
+            [one for part in parts for one in part.classes],
+            filled.to(device, non_blocking=True),
+            recalls=any(bool(part.made.recalled.any()) for part in parts),
         )
 
     @property
     def tensors(self) -> list[Tensor]:
         """All of its tensors, in order."""
-        told = [value for one in (*self.conditions, *self.classes) for value in one.values()]
-        return [*self.made.parts, *told, self.active]
+        conditions = [value for one in (*self.conditions, *self.classes) for value in one.values()]
+        return [*self.made.parts, *conditions, self.active]
 
     def copy(self) -> "Batch":
         """The same in memory of its own."""
         conditions, classes = (
-            [{name: value.clone() for name, value in one.items()} for one in told]
-            for told in (self.conditions, self.classes)
+            [{name: value.clone() for name, value in one.items()} for one in group]
+            for group in (self.conditions, self.classes)
         )
         made = Draw(*(part.clone() for part in self.made.parts))
         return Batch(made, conditions, classes, self.active.clone(), self.recalls)
@@ -77,92 +72,84 @@ class Step:
     """The step of one stack of slots. Used by the engine's thread alone."""
 
     def __init__(
-        self, family: Family, base: Base, ports: Ports, layout: Layout, stack: Stack, record: Record | None
+        self, family: Family, base: Base, layers: LoRALayers, layout: Layout, stack: Stack, recorder: Recorder | None
     ) -> None:
-        """record: how steps are recorded; None if each is to be sent anew."""
-        self.family, self.base, self.ports, self.layout, self.stack = family, base, ports, layout, stack
-        self.record = record
-        self._recorded: dict[Any, tuple[Batch, Callable[[], None], Tensor]] = {}
-        self._run: dict[Any, int] = {}  # steps of each shape so far
+        """recorder: what records steps; None if each is to be sent anew."""
+        self.family, self.base, self.layers, self.layout, self.stack = family, base, layers, layout, stack
+        self.recorder = recorder
+        self._seen: dict[Any, int] = {}  # steps of each shape so far
 
     def __call__(self, batch: Batch) -> Tensor:
         """Every job's mean loss [N], on the device; the stack is one update further."""
-        if self.record is None:
+        if self.recorder is None:
             return self._step(batch)
-        shape = self._shape(batch)
-        if shape not in self._recorded:
-            self._run[shape] = self._run.get(shape, 0) + 1
-            if self._run[shape] <= WARM_STEPS or len(self._recorded) >= MOST_RECORDED or not self._learn(shape, batch):
-                return self._step(batch)
-        held, repeat, means = self._recorded[shape]
-        torch._foreach_copy_(held.tensors, batch.tensors)
-        repeat()
-        return means.clone()
+        key = self._key(batch)
+        recording = self.recorder.get(key)
+        if recording is None:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            return self._step(batch) if self._seen[key] <= WARM_STEPS else self._record(key, batch)
+        torch._foreach_copy_(recording.inputs.tensors, batch.tensors)
+        recording.repeat()
+        return recording.losses.clone()
 
-    def _shape(self, batch: Batch) -> Any:
+    def _key(self, batch: Batch) -> Hashable:
         """What decides which operations a step is made of."""
         sizes = tuple(tuple(part.shape) for part in batch.tensors)
-        is_checkpointing = bool(self.base.denoiser.is_gradient_checkpointing)
-        return sizes, batch.recalls, self.stack.averages is None, is_checkpointing
+        return id(self), sizes, batch.recalls, self.stack.averages is None, self.base.is_gradient_checkpointing
 
-    def _learn(self, shape: Any, batch: Batch) -> bool:
-        """Record the step over a copy of `batch`; False if that cannot be, and then never again."""
-        assert self.record is not None  # noqa: S101 - looked at by who calls
-        held = batch.copy()
+    def _record(self, key: Hashable, batch: Batch) -> Tensor:
+        """Record the step over a copy of `batch`, and make it; if it cannot be recorded, never try again."""
+        assert self.recorder is not None  # noqa: S101 - the caller has looked
+        inputs = batch.copy()
         try:
-            repeat, means = self.record(lambda: self._step(held))
+            repeat, loss = self.recorder.record(lambda: self._step(inputs))
+            updates = self.stack.updates.clone()
+            repeat()
+            if torch.equal(self.stack.updates, updates):
+                raise EmptyRecording("the recording is empty")
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             log.warning("steps are sent one by one: they cannot be recorded as a CUDA graph (%s)", str(error)[:200])
-            self.record, self.stack.masters.grad = None, None
-            return False
-        self._recorded[shape] = held, repeat, means
-        return True
+            self.recorder, self.stack.masters.grad = None, None
+        else:
+            self.recorder.keep(key, Recording(inputs, repeat, loss))
+            return loss.clone()
+        return self._step(batch)
 
     def _step(self, batch: Batch) -> Tensor:
         """Forward, backward, clip, optimizer."""
         stack, slots = self.stack, len(batch.active)
-        self.ports.pairs = self.layout.pairs(stack.masters, stack.scales, self.base.dtype)
-        try:
-            found = losses(
-                self.family, self.base, self.ports, batch.made, batch.conditions, batch.classes, recalls=batch.recalls
+        loras = self.layout.loras(stack.masters, stack.scales, self.base.dtype)
+        with self.layers.applying(loras):
+            per_sample = losses(
+                self.family, self.base, self.layers, batch.made, batch.conditions, batch.classes, recalls=batch.recalls
             )
-            means = found.view(slots, -1).mean(1)
+            loss = per_sample.view(slots, -1).mean(1)
             # Each job's own gradient, as if it were alone; an idle slot has none.
-            torch.autograd.backward(means, batch.active)
-        finally:
-            self.ports.pairs = None
-        means = means.detach()
-        share.average(stack.masters.grad, means)  # with the other processes of a training that is shared
+            torch.autograd.backward(loss, batch.active)
+        loss = loss.detach()
+        assert stack.masters.grad is not None  # noqa: S101 - a backward pass was made
+        distributed.average(stack.masters.grad, loss)
         stack.step()
         stack.average()
-        return means
+        return loss
 
 
-class Told:
+class PendingLosses:
     """Losses on their way to the host, for which nobody waits until they are read."""
 
-    def __init__(self, means: Tensor) -> None:
-        self._held = means
-        self._there: Any = None
-        if means.device.type == "cuda":
-            self._held = torch.empty(means.shape, dtype=means.dtype, pin_memory=True)
-            self._held.copy_(means, non_blocking=True)
-            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._there.record()
+    def __init__(self, loss: Tensor) -> None:
+        self._held = loss
+        self._arrived: Any = None
+        if loss.device.type == "cuda":
+            self._held = torch.empty(loss.shape, dtype=loss.dtype, pin_memory=True)
+            self._held.copy_(loss, non_blocking=True)
+            self._arrived = torch.cuda.current_stream(loss.device).record_event()
 
-    def read(self) -> list[float]:
-        """Every slot's."""
-        if self._there is not None:
-            self._there.synchronize()
-        losses: list[float] = self._held.tolist()
-        return losses
-
-
-def cuda_graph(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Record `work` as a CUDA graph. Other threads may use the device meanwhile: they encode pictures."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        means = work()
-    return graph.replay, means
+    def to_list(self) -> list[float]:
+        """Every slot's. Waits for the device."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        found: list[float] = self._held.tolist()
+        return found

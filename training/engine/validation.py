@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from training.backends.randomness import generator
 from training.engine.objective import errors
+from training.engine.randomness import generator
 from training.families.family import Base, Condition, Family
 
 LEVELS = 8  # noise levels at which every held-out picture is met
 
 
 @dataclass(frozen=True)
-class Exam:
+class ValidationSet:
     """Held-out pictures, one of each for every picture; masks are empty where the loss is not masked."""
 
     names: Sequence[str]  # their SHA-256: the noise is theirs, whoever trains and with whichever seed
@@ -28,7 +28,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Sketch:
+class PreviewPrompts:
     """Prompts to be drawn, each from its own noise, which is always the same."""
 
     conditions: Sequence[Condition]
@@ -37,7 +37,7 @@ class Sketch:
     seed: int
 
 
-def validation_loss(family: Family, base: Base, exam: Exam) -> float:
+def validation_loss(family: Family, base: Base, held_out: ValidationSet) -> float:
     """The mean loss over all pictures and `LEVELS` fixed times, unweighted but for masks.
 
     With the same pictures it may be compared between trainings, whatever their objective and seed. Waits for the
@@ -46,31 +46,31 @@ def validation_loss(family: Family, base: Base, exam: Exam) -> float:
     times = family.levels(base, 2 * LEVELS)[1::2]
     losses = []
     with torch.no_grad():
-        for place, name in enumerate(exam.names):
+        for place, name in enumerate(held_out.names):
             for level in range(LEVELS):
                 chance = generator(0, f"validation {name}", level)
-                made = family.draw(base, exam.moments[place].unsqueeze(0), chance)
+                made = family.draw(base, held_out.moments[place].unsqueeze(0), chance)
                 made = replace(made, times=times[level : level + 1])
-                if exam.masks:
-                    made = replace(made, weights=exam.masks[place].unsqueeze(0))
-                losses.append(errors(family, base, made.to(base.device), [exam.conditions[place]]))
+                if held_out.masks:
+                    made = replace(made, weights=held_out.masks[place].unsqueeze(0))
+                losses.append(errors(family, base, made.to(base.device), [held_out.conditions[place]]))
         return float(torch.cat(losses).double().mean())
 
 
-def draw_sketches(family: Family, base: Base, sketch: Sketch) -> list[Tensor]:
+def draw_previews(family: Family, base: Base, prompts: PreviewPrompts) -> list[Tensor]:
     """The latents [C, h, w] of every prompt, on the CPU: drawn with what the denoiser wears now, with guidance."""
     steps, guidance = base.drawing
     times = family.levels(base, steps).to(base.device)
     drawn = []
     with torch.no_grad(), family.as_used(base):
-        for place, told in enumerate(sketch.conditions):
-            noise = torch.randn(1, *sketch.shape, generator=generator(sketch.seed, "preview", place))
+        for place, told in enumerate(prompts.conditions):
+            noise = torch.randn(1, *prompts.shape, generator=generator(prompts.seed, "preview", place))
             mixed = noise.to(base.device)
             for step in range(steps):
                 now = times[step : step + 1]
                 said = family.predict(base, mixed, now, [told]).float()
                 if guidance != 1:
-                    unsaid = family.predict(base, mixed, now, [sketch.blank]).float()
+                    unsaid = family.predict(base, mixed, now, [prompts.blank]).float()
                     said = unsaid + guidance * (said - unsaid)
                 then = times[step + 1] if step + 1 < steps else None
                 mixed = family.denoise(base, mixed, said, times[step], then)

@@ -4,11 +4,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from training.families.encoders import Encoders
 from training.ports import Example
@@ -39,10 +41,10 @@ class Base:
     dtype: torch.dtype  # of the frozen weights, and of autocast
     prediction: str  # epsilon, v_prediction or flow
     warnings: list[str] = field(default_factory=list)  # said once, by the loop
-    own: Any = None  # the engine's own pass through the denoiser, where it knows all of its parts
     drawing: tuple[int, float] = (20, 5.0)  # steps and guidance of a preview; guidance 1 is none
     # z-image: the training adapter that is merged into the weights and not in what users draw with.
     training_adapter: Path | None = None
+    is_gradient_checkpointing: bool = False
     _denoiser: Any = field(default=None, init=False, repr=False)
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -59,10 +61,16 @@ class Base:
         """Whether the denoiser is loaded."""
         return self._denoiser is not None
 
-    @property
-    def network(self) -> Any:
-        """What to ask: called as diffusers' own module is."""
-        return self.denoiser if self.own is None else self.own
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Whether activations are given up in the forward pass and computed again in the backward pass."""
+        if on:
+            # There is no dropout, so no random state to keep; a CUDA graph could not read it.
+            self.denoiser.enable_gradient_checkpointing(
+                partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            )
+        else:
+            self.denoiser.disable_gradient_checkpointing()
+        self.is_gradient_checkpointing = on
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -79,7 +87,6 @@ class Where:
     dtype: torch.dtype
     training_adapter: Path | None = None  # z-image: merged into the base while training, never in the file
     distilled: bool = False  # a few-step model, such as z-image-turbo
-    compiled: Path | None = None  # where compiled code for its steps is kept; None: they run without
 
     @property
     def vae_dtype(self) -> torch.dtype:

@@ -27,15 +27,11 @@ _HUB_TIMEOUT_S = 10.0
 
 def from_hub(name: str, parts: Sequence[str]) -> Path:
     """What the cache has, if that is all we need; else what the hub has."""
-    wanted = ["model_index.json", *(pattern for part in parts for pattern in _patterns(part))]
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        require(folder, parts)
+    folder = cached(name, parts)
+    if folder is not None:
         return folder
-    except (LocalEntryNotFoundError, BaseModelUnavailable, HFValidationError):
-        pass  # not here, or not whole: the hub may help
     try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=_HUB_TIMEOUT_S))
+        folder = Path(snapshot_download(name, allow_patterns=_wanted(parts), etag_timeout=_HUB_TIMEOUT_S))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BaseModelUnavailable(
             f"the base model {name} is not in the cache of this machine, and the model hub did not give it "
@@ -45,6 +41,20 @@ def from_hub(name: str, parts: Sequence[str]) -> Path:
         ) from error
     require(folder, parts)
     return folder
+
+
+def cached(name: str, parts: Sequence[str]) -> Path | None:
+    """The base model in the hub's cache on this machine; None if it is not there, or not complete."""
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_wanted(parts), local_files_only=True))
+        require(folder, parts)
+    except (LocalEntryNotFoundError, BaseModelUnavailable, HFValidationError):
+        return None
+    return folder
+
+
+def _wanted(parts: Sequence[str]) -> list[str]:
+    return ["model_index.json", *(pattern for part in parts for pattern in _patterns(part))]
 
 
 def _patterns(part: str) -> list[str]:

@@ -72,7 +72,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
 def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
     """What the UNet says about noisy latents, [B, C, h, w]."""
     context = torch.cat([condition["context"] for condition in conditions])
-    said: Tensor = base.network(noisy.to(base.dtype), times, context, return_dict=False)[0]
+    said: Tensor = base.denoiser(noisy.to(base.dtype), times, context, return_dict=False)[0]
     return said
 
 

@@ -81,7 +81,7 @@ def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condi
         torch.cat([condition[name] for condition in conditions]) for name in ("context", "pooled", "sizes")
     )
     added = {"text_embeds": pooled, "time_ids": sizes}
-    said: Tensor = base.network(noisy.to(base.dtype), times, context, added_cond_kwargs=added, return_dict=False)[0]
+    said: Tensor = base.denoiser(noisy.to(base.dtype), times, context, added_cond_kwargs=added, return_dict=False)[0]
     return said
 
 

@@ -1,1 +1,1 @@
-"""What the API says and hears, in camelCase, with an example of each."""
+"""Requests and responses of the API, in camelCase, each with an example."""

@@ -1,4 +1,4 @@
-"""An owner's account, and how the owner is told."""
+"""An owner's credits and e-mail settings."""
 
 from datetime import datetime
 from typing import Literal
@@ -53,24 +53,24 @@ class Account(ResponseModel):
     granted: int
     holds: list[HoldNow]
     entries: list[Entry] = Field(description="Newest first.")
-    next: int | None = Field(description="`before` of the next page; null on the last.")
+    next: int | None = Field(description="The value of `before` for the next page; null on the last page.")
 
 
 class NoticesChange(RequestModel):
-    """How the owner wants to be told by e-mail; what is not named stays, null takes it away."""
+    """Changes to an owner's e-mail settings. A field that is left out stays as it is; null clears it."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"email": "ada@example.org", "events": ["training.failed"], "lowCredits": 50}}
     )
 
     email: str | None = Field(None, max_length=320)
-    events: list[Literal[EVENTS]] | None = Field(None, description="Null: all but `training.processing`.")  # type: ignore[valid-type]
+    events: list[Literal[EVENTS]] | None = Field(None, description="Null: all except `training.processing`.")  # type: ignore[valid-type]
     low_credits: int | None = Field(None, ge=0, le=MOST_CREDITS, strict=True)
 
 
 class Notices(ResponseModel):
-    """How the owner is told by e-mail."""
+    """An owner's e-mail settings."""
 
-    email: str | None = Field(description="Null: not at all.")
+    email: str | None = Field(description="Null: no e-mails.")
     events: list[str]
-    low_credits: int | None = Field(description="Told once when fewer are available; null: never.")
+    low_credits: int | None = Field(description="An e-mail is sent when fewer credits are available; null: never.")

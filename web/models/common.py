@@ -1,4 +1,4 @@
-"""What all models of the API share: names outside, and fields that the recipe checks."""
+"""What all models of the API share: camelCase names, and the fields of a training's recipe."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -10,58 +10,59 @@ from jobs.requests.training_request import Envelope
 from training.spec import TrainSpec
 
 
-def _said_outside(told: Any, shared: Mapping[str, Any]) -> Any:
-    """A schema with what it refers to put in place, and fields of groups by their names outside."""
-    if isinstance(told, list):
-        return [_said_outside(part, shared) for part in told]
-    if not isinstance(told, dict):
-        return told
-    if "$ref" in told:
-        told = shared[told["$ref"].rsplit("/", 1)[1]] | {key: part for key, part in told.items() if key != "$ref"}
-    said = {
-        key: _said_outside(part, shared) for key, part in told.items() if key != "title" or not isinstance(part, str)
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A JSON schema without references and titles, and with the API's names for the fields of groups."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        referred = definitions[schema["$ref"].rsplit("/", 1)[1]]
+        schema = referred | {key: part for key, part in schema.items() if key != "$ref"}
+    inlined = {
+        key: _inlined(part, definitions) for key, part in schema.items() if key != "title" or not isinstance(part, str)
     }
-    if "properties" in said:
-        said["properties"] = {to_camel(name): part for name, part in said["properties"].items()}
-    return said
+    if "properties" in inlined:
+        inlined["properties"] = {to_camel(name): part for name, part in inlined["properties"].items()}
+    return inlined
 
 
 _SPEC = TrainSpec.model_json_schema()
-_KNOWN = {
-    **{name: _said_outside(told, _SPEC.get("$defs", {})) for name, told in _SPEC["properties"].items()},
+_FIELDS = {
+    **{name: _inlined(schema, _SPEC.get("$defs", {})) for name, schema in _SPEC["properties"].items()},
     **Envelope.model_json_schema()["properties"],
 }
 JOB, PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6"
 
 
 class ResponseModel(BaseModel):
-    """An answer."""
+    """A response."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
 
 def camel_keys(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` with keys as they are outside."""
-    return {to_camel(key): told for key, told in value.items()}
+    """`value` with its keys in camelCase."""
+    return {to_camel(key): item for key, item in value.items()}
 
 
-# A group of the recipe's options, all of them; the request's schema says which there are.
+# All options of one group of the recipe; the schema of the request lists them.
 Options = Annotated[dict[str, Any], AfterValidator(camel_keys)]
 
 
 class RequestModel(BaseModel):
-    """A request: a field that we do not know is a fault."""
+    """A request body; unknown fields are refused."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid")
 
 
 def as_in_spec(name: str, description: str) -> Any:
-    """A field that the recipe checks, not this model: so that all faults of a request are named at once."""
-    schema = {key: told for key, told in _KNOWN[name].items() if key not in ("title", "default")}
+    """A field that is validated with the recipe and not here, so that one answer names all faults of a request."""
+    schema = {key: part for key, part in _FIELDS[name].items() if key not in ("title", "default")}
     return Field(None, description=description, json_schema_extra=schema)
 
 
-def inner_keys(group: str, given: Any) -> Any:
-    """The options of a group of the recipe, as they came, by their names inside."""
+def snake_keys(group: str, given: Any) -> Any:
+    """The options of a group of the recipe with their names in the code; anything but an object stays as it is."""
     names = {to_camel(name): name for name in TrainSpec.model_fields[group].annotation.model_fields}  # type: ignore[union-attr]
     return {names.get(name, name): value for name, value in given.items()} if isinstance(given, dict) else given

@@ -1,7 +1,8 @@
-"""Pictures: stored, refused, changed."""
+"""Pictures of a subject: what a client sends, and what the API answers."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import ConfigDict, Field
 
@@ -10,7 +11,7 @@ from web.models.common import PICTURE, RequestModel, ResponseModel
 
 
 class ImageAddresses(RequestModel):
-    """Pictures to fetch: `url` or `urls`."""
+    """Addresses of pictures to fetch: `url` or `urls`."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"urls": ["https://pictures.example/rex1.jpg"]}})
 
@@ -19,7 +20,7 @@ class ImageAddresses(RequestModel):
 
 
 class Fault(ResponseModel):
-    """What is wrong with a picture, as a word and in words."""
+    """What is wrong with a picture: a code for programs and a text for people."""
 
     code: str
     text: str
@@ -59,12 +60,12 @@ class Images(ResponseModel):
     """The pictures of a subject."""
 
     images: list[Image]
-    good: int = Field(description="How many a training could use.")
-    needed: int = Field(MIN_PICTURES, description="How many good ones a training takes at least.")
+    good: int = Field(description="How many of them a training can use.")
+    needed: int = Field(MIN_PICTURES, description="How many good pictures a training needs at least.")
 
 
 class RefusedImage(ResponseModel):
-    """A file or address of the request that was not stored, by its place in the request."""
+    """A file or address that was not stored; `index` is its position in the request, from 0."""
 
     index: int
     code: str
@@ -72,15 +73,22 @@ class RefusedImage(ResponseModel):
 
 
 class StoredImages(ResponseModel):
-    """What became of the pictures of a request."""
+    """The pictures of a request that were stored, and those that were refused."""
 
     images: list[Image]
     refused: list[RefusedImage]
 
 
 class ImageChange(RequestModel):
-    """A new caption; null takes it away."""
+    """A new caption; null removes it."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"caption": "sks dog on a sofa"}})
 
     caption: str | None = Field(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
+
+
+def image_of(subject_id: str, view: dict[str, Any]) -> Image:
+    """The response for one of a subject's pictures."""
+    address = f"/api/influencer/{quote(subject_id, safe='')}/images/{view['id']}/preview"
+    faults = [Fault(**fault) for fault in view["faults"]]
+    return Image(**{**view, "faults": faults, "preview_url": address if view["has_preview"] else None})

@@ -1,4 +1,4 @@
-"""Subjects: their settings, and who they are."""
+"""Settings of subjects, and the answer to a complete profile set."""
 
 from pydantic import ConfigDict, Field
 
@@ -29,7 +29,7 @@ class SubjectSettings(ResponseModel):
 
 
 class SubjectChange(RequestModel):
-    """What to change; what is not named stays, and null takes a value away."""
+    """Changes to a subject's settings. A field that is left out stays as it is; null clears it."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"trainAutomatically": True, "triggerWord": "sks dog"}})
 
@@ -41,7 +41,7 @@ class SubjectChange(RequestModel):
 
 
 class ProfileSet(ResponseModel):
-    """Whether a complete profile set started a training, and why not."""
+    """Whether a complete profile set started a training, and if not, why not."""
 
     model_config = ConfigDict(
         json_schema_extra={

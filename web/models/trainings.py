@@ -1,4 +1,4 @@
-"""Trainings: asked for, told of, quoted, drawn."""
+"""Trainings: the request, the quote, the state, the finished LoRA and the previews."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,9 +12,9 @@ from web.models.common import JOB, PICTURE, Options, RequestModel, ResponseModel
 
 
 class TrainRequest(RequestModel):
-    """What to train. Where it is silent, the subject's settings say it, then the family's recipe."""
+    """What to train. Fields that are left out come from the subject's settings, then from the family's recipe."""
 
-    # Unknown fields are let in, to be named beside all other faults.
+    # Unknown fields are accepted here, so that the answer names them together with all other faults.
     model_config = ConfigDict(
         extra="allow",
         json_schema_extra={
@@ -38,7 +38,7 @@ class TrainRequest(RequestModel):
     )
     mask_ids: Any = Field(
         None,
-        description="Stored masks, in the order of `imageIds`, null for a picture without one; with "
+        description="Stored masks, in the order of `imageIds`; null for a picture without one. Needs "
         "`objective.masked`.",
         json_schema_extra={
             "type": "array",
@@ -47,30 +47,30 @@ class TrainRequest(RequestModel):
         },
     )
     base_model: Any = as_in_spec("base_model", "`sd15`, `sdxl`, `z-image-turbo`, `z-image`, a path or a hub id.")
-    family: Any = as_in_spec("family", "For a folder or hub id: `sd15`, `sdxl` or `z-image`.")
-    trigger_word: Any = as_in_spec("trigger_word", "The word that will call the subject.")
+    family: Any = as_in_spec("family", "Needed for a folder or hub id: `sd15`, `sdxl` or `z-image`.")
+    trigger_word: Any = as_in_spec("trigger_word", "The word that stands for the subject in prompts.")
     class_word: Any = as_in_spec("class_word", "What the subject is: dog, woman, mug …")
-    rank: Any = as_in_spec("rank", "Size of the LoRA.")
-    alpha: Any = as_in_spec("alpha", "Its strength is alpha / rank.")
-    learning_rate: Any = as_in_spec("learning_rate", "Default: the family's; with prodigy 1.")
+    rank: Any = as_in_spec("rank", "The rank of the LoRA.")
+    alpha: Any = as_in_spec("alpha", "The LoRA is scaled by alpha / rank.")
+    learning_rate: Any = as_in_spec("learning_rate", "Default: the family's; 1 with prodigy.")
     optimizer: Any = as_in_spec("optimizer", "`adamw`, `adamw8bit` or `prodigy`.")
     batch_size: Any = as_in_spec("batch_size", "Pictures per step.")
     resolution: Any = as_in_spec("resolution", "In pixels, a multiple of 64.")
-    aspect_buckets: Any = as_in_spec("aspect_buckets", "Keep shapes near the pictures' own.")
-    epochs: Any = as_in_spec("epochs", "How often each picture is seen.")
-    max_steps: Any = as_in_spec("max_steps", "Instead of epochs.")
+    aspect_buckets: Any = as_in_spec("aspect_buckets", "Train at aspect ratios near those of the pictures.")
+    epochs: Any = as_in_spec("epochs", "How often each picture is used.")
+    max_steps: Any = as_in_spec("max_steps", "The number of steps; replaces `epochs`.")
     seed: Any = as_in_spec("seed", "The same seed gives the same LoRA.")
-    backend: Any = as_in_spec("backend", "Who trains: `local` or `ai-toolkit`.")
-    adapter: Any = as_in_spec("adapter", "What the LoRA is attached to, and of which kind it is.")
-    optimization: Any = as_in_spec("optimization", "How the weights are moved.")
-    objective: Any = as_in_spec("objective", "What the loss asks for.")
-    data: Any = as_in_spec("data", "How pictures and captions are met.")
-    validation: Any = as_in_spec("validation", "What is looked at beside the training.")
-    webhook_url: Any = as_in_spec("webhook_url", "Base address that notices are sent to.")
+    backend: Any = as_in_spec("backend", "Where it is trained: `local` or `ai-toolkit`.")
+    adapter: Any = as_in_spec("adapter", "The kind of adapter, and the layers that get one.")
+    optimization: Any = as_in_spec("optimization", "Optimizer and learning-rate schedule.")
+    objective: Any = as_in_spec("objective", "The loss.")
+    data: Any = as_in_spec("data", "How pictures and captions are used.")
+    validation: Any = as_in_spec("validation", "Validation loss and previews during the training.")
+    webhook_url: Any = as_in_spec("webhook_url", "Base address for webhooks.")
 
 
 class Spec(ResponseModel):
-    """The recipe of a training, filled in."""
+    """The recipe of a training, with all defaults filled in."""
 
     base_model: str
     family: Family
@@ -95,7 +95,7 @@ class Spec(ResponseModel):
 
 
 class Paid(ResponseModel):
-    """Credits of a training."""
+    """The credits of a training."""
 
     held: int
     charged: int
@@ -103,14 +103,14 @@ class Paid(ResponseModel):
 
 
 class Failure(ResponseModel):
-    """Why a training ended without a LoRA."""
+    """Why a training failed or was cancelled."""
 
     code: str
     message: str | None
 
 
 class UsedPicture(ResponseModel):
-    """A picture of a training, by its place in `imageIds`."""
+    """A picture of a training; `position` is its index in `imageIds`."""
 
     position: int
     state: PictureState
@@ -166,7 +166,7 @@ class Training(ResponseModel):
     step: int
     total_steps: int
     loss: float | None
-    validation_loss: float | None = Field(description="On the held-out pictures, where there are any.")
+    validation_loss: float | None = Field(description="The loss on the held-out pictures, if there are any.")
     seconds_left: float | None
     spec: Spec
     credits: Paid
@@ -203,13 +203,15 @@ class Lora(ResponseModel):
     training_id: str
     base_model: str
     family: Family
-    trigger_word: str = Field(description="Say it in the prompt.")
+    trigger_word: str = Field(description="Use it in the prompt.")
     class_word: str
-    strength: float = Field(description="To load it at; its own scale is in the file.")
-    file: str = Field(description="A name that no other LoRA has, to keep it under.")
+    strength: float = Field(description="The strength to load it with; its scale is in the file.")
+    file: str = Field(description="A unique name to save the file under.")
     sha256: str
     bytes: int
-    url: str = Field(description="Good for 15 minutes, without a token; of this service, or of the object store.")
+    url: str = Field(
+        description="Address of the file, in this service or in the object store. Valid for 15 minutes, needs no token."
+    )
     finished_at: datetime | None
 
 
@@ -221,7 +223,7 @@ class Trainings(ResponseModel):
 
 
 class Quoted(ResponseModel):
-    """What a training would cost, and how long it would take. Nothing was started."""
+    """What a training would cost and how long it would take. Nothing was started."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -243,22 +245,22 @@ class Quoted(ResponseModel):
     available: int
     steps: int
     seconds: float
-    measured: bool = Field(description="Whether `seconds` comes from trainings that ended here.")
+    measured: bool = Field(description="Whether `seconds` is based on trainings that finished on this installation.")
 
 
 class Preview(ResponseModel):
-    """A picture that a training made on its way."""
+    """A picture that was drawn during a training."""
 
     name: str
     url: str
 
 
 class Previews(ResponseModel):
-    """Pictures that a training made on its way, oldest first."""
+    """Pictures that were drawn during a training, oldest first."""
 
     previews: list[Preview]
 
 
 def training_of(view: Mapping[str, Any]) -> Training:
-    """The answer for a job's public view."""
+    """The response for a job's view."""
     return Training.model_validate({**view, "id": view["job_id"]})

@@ -1,1 +1,1 @@
-"""The page: what people see and click. It calls what the API calls, and answers in HTML."""
+"""The page in HTML, over the same services as the API."""

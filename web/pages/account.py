@@ -1,4 +1,4 @@
-"""The way in and out, an owner's credits, files of the page, and what operators see."""
+"""Sign-in and sign-out, static files, an owner's account, and the operators' page."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -14,7 +14,6 @@ from web.auth import ServicesDep
 from web.pages import session as sessions
 from web.pages.render import STATIC, render
 from web.pages.session import COOKIE, LASTS_S, PageOperatorDep, PageReaderDep, PageRoute, SessionDep, check_origin
-from web.routes.account import account as look_at_account
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -22,7 +21,7 @@ _PAGE = 25  # entries
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-# ---- in and out -----------------------------------------------------------------------------------------------
+# ---- sign-in and sign-out--------------------------------------------------------------------------------------
 
 
 @router.get("/sign-in")
@@ -58,7 +57,7 @@ def end_session(request: Request, _: SessionDep) -> Response:
 
 
 def _safe(back: str) -> str:
-    """Where to go after signing in: a path of ours, never another site."""
+    """Where to go after the sign-in: a path of this service, never another site."""
     return back if back.startswith("/") and not back.startswith("//") and "\\" not in back else "/"
 
 
@@ -81,8 +80,8 @@ def account(
     caller: PageReaderDep,
     before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
 ) -> Response:
-    found = look_at_account(services, caller, _PAGE, before)
-    return render(request, "account.html", account=found, before=before)
+    page = accounts.account_page(services, caller.owner_id, _PAGE, before)
+    return render(request, "account.html", account=page, before=before)
 
 
 # ---- the installation -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The loss curve as an SVG, and the same in words for who does not see it."""
+"""The loss curve as SVG, and as text for people who cannot see it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 12, 32
-_MOST_POINTS = 300  # what the eye can tell apart at this width
+_MOST_POINTS = 300  # more cannot be told apart at this width
 _ROWS = 8
 Point = tuple[int, float]
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A line of the grid: where it is, and what stands beside it."""
+    """A line of the grid: its position and its label."""
 
     at: float
     label: str
@@ -21,7 +21,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws. `raw` is every loss, `smooth` their running mean; both are points of a polyline."""
+    """What the template draws. `raw` are the losses, `smooth` their running mean, both as points of a polyline."""
 
     raw: str
     smooth: str
@@ -32,7 +32,7 @@ class Chart:
 
 
 def loss_curve(losses: Sequence[Point]) -> Chart | None:
-    """The chart of (step, loss) in the order of their steps; None for fewer than two."""
+    """The chart of (step, loss) pairs in the order of their steps; None for fewer than two."""
     if len(losses) < 2:
         return None
     smooth = _smoothed(losses)
@@ -64,13 +64,13 @@ def _y(loss: float, highest: float) -> float:
 
 
 def _smoothed(losses: Sequence[Point]) -> list[Point]:
-    """A running mean whose reach is a tenth of what there is."""
+    """An exponential moving average over a tenth of the points."""
     weight = min(1.0, 2 / (1 + max(1, len(losses) / 10)))
-    mean, made = losses[0][1], []
+    mean, means = losses[0][1], []
     for step, loss in losses:
         mean += weight * (loss - mean)
-        made.append((step, mean))
-    return made
+        means.append((step, mean))
+    return means
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
@@ -79,7 +79,7 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
 
 
 def _round_step(wanted: float) -> float:
-    """The nearest of 1, 2, 5 times a power of ten that is not below `wanted`."""
+    """The smallest of 1, 2, 5 times a power of ten that is at least `wanted`."""
     power: float = 10 ** floor(log10(wanted))
     return next(power * times for times in (1, 2, 5, 10) if power * times >= wanted * 0.999)
 
@@ -88,6 +88,6 @@ def _words(losses: Sequence[Point], smooth: Sequence[Point]) -> str:
     best = min(losses, key=lambda point: point[1])
     way = "down" if smooth[-1][1] < smooth[0][1] else "up"
     return (
-        f"Loss over {losses[-1][0]} steps: {way} from {smooth[0][1]:.3g} to {smooth[-1][1]:.3g} on average; "
-        f"the lowest was {best[1]:.3g} at step {best[0]}."
+        f"Loss over {losses[-1][0]} steps: the running mean went {way} from {smooth[0][1]:.3g} to "
+        f"{smooth[-1][1]:.3g}. The lowest loss was {best[1]:.3g} at step {best[0]}."
     )

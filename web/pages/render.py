@@ -1,4 +1,4 @@
-"""Templates to answers: the words and numbers that all pages share, and the headers that hold a page in."""
+"""Rendering of templates: texts and number formats that all pages share, and the security headers."""
 
 import hashlib
 from datetime import datetime
@@ -14,10 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 _HERE = Path(__file__).parent.parent
 STATIC = _HERE / "static"
 HEADERS = {
-    # Nothing is loaded from elsewhere, and nothing that stands in a page is run.
+    # Nothing is loaded from other hosts, and no inline script runs.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "same-origin",  # with no-referrer browsers would not say where our forms come from
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers would not send the origin of our forms
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
@@ -39,33 +39,33 @@ ENTRIES = {
     "grant": "Credits granted",
     "hold": "Held for a training",
     "settle": "Charged for a training",
-    "release": "Hold given back",
-    "expire": "Hold expired, given back",
+    "release": "Hold released",
+    "expire": "Hold expired",
     "refund": "Refunded",
 }
-_SAID = {
-    "saved": "Saved.",
-    "on": "Trains automatically from now on.",
-    "off": "No longer trains automatically.",
+_NOTICES = {
+    "saved": "Settings saved.",
+    "on": "Automatic training is on.",
+    "off": "Automatic training is off.",
     "captioned": "Caption saved.",
-    "removed": "Picture removed. Trainings that use it go on.",
+    "removed": "Picture removed. Trainings that use it continue.",
     "uploaded": "Pictures stored.",
-    "some": "Some files were no pictures that can be read, and were left out.",
+    "some": "Some files were not stored, because they are not pictures.",
     "started": "Training started.",
     "cancelled": "Training cancelled.",
 }
 
 
 def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
-    """A page as an answer."""
+    """The response for a page."""
     session = getattr(request.state, "session", None)
-    said = _SAID.get(request.query_params.get("said", ""), "")
-    text = _templates().get_template(template).render(session=session, path=request.url.path, said=said, **values)
+    notice = _NOTICES.get(request.query_params.get("notice", ""), "")
+    text = _templates().get_template(template).render(session=session, path=request.url.path, notice=notice, **values)
     return HTMLResponse(text, status, HEADERS)
 
 
 def seconds(value: float | None) -> str:
-    """A span of time as people say it."""
+    """A duration for people."""
     if value is None:
         return "unknown"
     if value < 1:
@@ -85,12 +85,12 @@ def count(value: int, one: str, many: str | None = None) -> str:
 
 
 def number(value: int) -> str:
-    """With thin spaces between thousands, which no language takes for a decimal sign."""
+    """An integer with thin spaces between thousands: no language reads them as a decimal point."""
     return f"{value:,}".replace(",", "\u202f")
 
 
 def at(value: datetime | str | None) -> str:
-    """A moment, to the minute, in UTC."""
+    """A time in UTC, to the minute."""
     if value is None:
         return ""
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -98,7 +98,7 @@ def at(value: datetime | str | None) -> str:
 
 
 def size(value: int) -> str:
-    """A file's size."""
+    """The size of a file."""
     return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
 
 
@@ -109,7 +109,7 @@ def segment(value: str) -> str:
 
 @cache
 def asset(name: str) -> str:
-    """The address of a file of ours, which changes with what is in it: so it may be kept for ever."""
+    """The address of a static file. It changes with the content, so browsers may cache it forever."""
     return f"/static/{name}?v={hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
 
 

@@ -1,7 +1,7 @@
-"""Who looks at the page: a session in a signed cookie, which names a token and an owner and holds no secret.
+"""Sessions of the page: a signed cookie that names a token and an owner and contains no secret.
 
-A session ends with its token: every request asks for the token anew. Forms are taken from our own pages only: the
-cookie is SameSite=Strict, and a POST says where it comes from.
+A session ends with its token: every request looks the token up. Forms are accepted from our own pages only: the cookie
+is SameSite=Strict, and the origin of every POST is checked.
 """
 
 import base64
@@ -35,12 +35,12 @@ _MOST_TOKEN = 200
 
 
 class SignedOut(Exception):
-    """Nobody is signed in: not with this cookie, or not any more."""
+    """The request has no valid session."""
 
 
 @dataclass(frozen=True)
 class PageSession:
-    """Who is signed in. Without an owner it is an operator, who sees the installation but nobody's pictures."""
+    """A signed-in user. Without an owner it is an operator, who sees the installation but no subjects."""
 
     token: tokens.Token
     owner_id: str | None
@@ -53,32 +53,32 @@ class PageSession:
 
 
 def begin(request: Request, services: Services, secret: str, owner_id: str) -> tuple[PageSession, str]:
-    """The session of who shows a token, and its cookie. Raises SpecInvalid, by field."""
+    """A new session for a token, and its cookie. Raises SpecInvalid with faults by field."""
     token = tokens.find(services, secret.strip()) if len(secret) <= _MOST_TOKEN else None
     if token is None:
         raise SpecInvalid.of({"token": "This token is unknown, expired or revoked."})
     owner_id = owner_id.strip()
     if token.owner_id and owner_id not in ("", token.owner_id):
-        raise SpecInvalid.of({"owner": "This token belongs to another owner: leave the owner empty."})
+        raise SpecInvalid.of({"owner": "This token belongs to another owner. Leave this field empty."})
     session = PageSession(token, token.owner_id or owner_id or None)
     if session.owner_id is None and not session.may("operate"):
-        raise SpecInvalid.of({"owner": "This is a service token: name the owner that you want to see."})
-    told = {"token": token.id, "owner": session.owner_id, "until": int(time.time()) + LASTS_S}
-    body = base64.urlsafe_b64encode(json.dumps(told).encode()).decode()
+        raise SpecInvalid.of({"owner": "This is a service token. Enter the owner whose subjects you want to see."})
+    payload = {"token": token.id, "owner": session.owner_id, "until": int(time.time()) + LASTS_S}
+    body = base64.urlsafe_b64encode(json.dumps(payload).encode()).decode()
     return session, f"{body}.{_signature(request, body)}"
 
 
-def read(request: Request, services: Services) -> PageSession | None:
-    """The session of a request's cookie, if it is ours, not over, and its token is still valid."""
+def from_cookie(request: Request, services: Services) -> PageSession | None:
+    """The session of a request's cookie, if the signature is right, it has not expired, and its token is valid."""
     body, _, signature = request.cookies.get(COOKIE, "").partition(".")
     if not hmac.compare_digest(_signature(request, body).encode(), signature.encode()):
         return None
     try:
-        told = json.loads(base64.urlsafe_b64decode(body))
+        payload = json.loads(base64.urlsafe_b64decode(body))
     except (binascii.Error, ValueError):
         return None
-    token = tokens.valid(services, told["token"]) if time.time() < told["until"] else None
-    return None if token is None else PageSession(token, told["owner"])
+    token = tokens.valid(services, payload["token"]) if time.time() < payload["until"] else None
+    return None if token is None else PageSession(token, payload["owner"])
 
 
 def _signature(request: Request, body: str) -> str:
@@ -86,20 +86,22 @@ def _signature(request: Request, body: str) -> str:
     return hmac.new(key, f"session.{body}".encode(), hashlib.sha256).hexdigest()
 
 
-# ---- who may --------------------------------------------------------------------------------------------------
+# ---- dependencies -----------------------------------------------------------------------------------------------
 
 
 def check_origin(request: Request) -> None:
-    """Only forms of our own pages: browsers say with every POST where it comes from. Raises RequestRefused."""
+    """Accept forms of our own pages only: browsers send the origin with every POST. Raises RequestRefused."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    from_here = origin is not None and urlsplit(origin).netloc == request.headers.get("host")
-    if not from_here or site not in (None, "same-origin"):
-        raise RequestRefused("forbidden", "this form was not sent from a page of this service")
+    is_own = origin is not None and urlsplit(origin).netloc == request.headers.get("host")
+    if not is_own or site not in (None, "same-origin"):
+        raise RequestRefused(
+            "forbidden", "this form was not sent from a page of this service; open the page again and retry"
+        )
 
 
 def session_of(request: Request, services: Annotated[Services, Depends(services_of)]) -> PageSession:
-    """A dependency: who is signed in, and for a POST that it comes from our pages. Raises SignedOut."""
-    session = read(request, services)
+    """A dependency: the session, and for a POST the check of its origin. Raises SignedOut."""
+    session = from_cookie(request, services)
     if session is None:
         raise SignedOut
     if request.method != "GET":
@@ -113,22 +115,24 @@ SessionDep = Annotated[PageSession, Depends(session_of)]
 
 
 def require_scope(scope: str) -> Callable[..., Caller]:
-    """A dependency: the owner that is signed in, with a token that has `scope`."""
+    """A dependency: the signed-in owner, whose token has `scope`."""
 
     def caller(session: SessionDep) -> Caller:
         if not session.may(scope):
-            raise RequestRefused("forbidden", f"your token has no scope {scope}: sign in with one that has")
+            raise RequestRefused(
+                "forbidden", f"your token does not have the scope {scope}; sign in with a token that has it"
+            )
         if session.owner_id is None:
-            raise RequestRefused("forbidden", "you are signed in for no owner: sign in again and name one")
+            raise RequestRefused("forbidden", "you are signed in without an owner; sign in again and enter one")
         return Caller(session.token, session.owner_id)
 
     return caller
 
 
 def require_operator(session: SessionDep) -> PageSession:
-    """A dependency for what shows the whole installation."""
+    """A dependency of pages that show the whole installation."""
     if not session.may("operate"):
-        raise RequestRefused("forbidden", "this page is for operators: sign in with a token that has the scope operate")
+        raise RequestRefused("forbidden", "this page is for operators; sign in with a token that has the scope operate")
     return session
 
 
@@ -137,11 +141,11 @@ PageTrainerDep = Annotated[Caller, Depends(require_scope("train"))]
 PageOperatorDep = Annotated[PageSession, Depends(require_operator)]
 
 
-# ---- what goes wrong ------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------
 
 
 class PageRoute(APIRoute):
-    """A route whose errors are pages too, or the way to the sign-in."""
+    """A route that answers errors with a page, or with a redirect to the sign-in."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -161,15 +165,15 @@ class PageRoute(APIRoute):
 
 def _to_sign_in(request: Request) -> Response:
     if request.headers.get("sec-fetch-site") == "cross-site" and request.method == "GET":
-        # Who follows a link from a mail comes without the strict cookie; what this page then asks for has it.
+        # A link in an e-mail is followed without the strict cookie. The reload comes from our page and carries it.
         return HTMLResponse('<!doctype html><title>Imprint</title><meta http-equiv="refresh" content="0">')
     back = request.url.path if request.method == "GET" else "/"
     return RedirectResponse(f"/sign-in?{urlencode({'next': back})}", 303)
 
 
 def _as_page(request: Request, error: Exception) -> Response:
-    told = refusal(error)
-    status, title = PROBLEMS[told.code]
-    page = render(request, "error.html", status, title=title, detail=told.detail, faults=told.faults)
-    page.headers.update(told.headers)
+    refused = refusal(error)
+    status, title = PROBLEMS[refused.code]
+    page = render(request, "error.html", status, title=title, detail=refused.detail, faults=refused.faults)
+    page.headers.update(refused.headers)
     return page

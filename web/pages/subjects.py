@@ -1,4 +1,4 @@
-"""The subjects of an owner, and the page of one: pictures, how it is trained, what a training would cost, start."""
+"""The list of subjects, and the page of one: its pictures, settings, prices and trainings."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -15,25 +15,23 @@ from jobs.subjects import subject_pictures, subject_settings
 from storage.tables import ACTIVE
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
 from web.auth import Caller, ServicesDep
-from web.models.trainings import Training, TrainRequest
+from web.files import picture_response
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.parameters import PictureId, SubjectId
 from web.problems import refusal
-from web.routes import images as image_routes
-from web.routes import subjects as subject_routes
-from web.routes.images import PictureId
-from web.routes.subjects import SubjectId
+from web.uploads import store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
-_ABOUT = {
-    "sd15": ("Stable Diffusion 1.5", "Small and quick; runs on every card."),
-    "sdxl": ("Stable Diffusion XL", "Larger pictures, finer detail."),
-    "z-image-turbo": ("Z-Image Turbo", "The newest here; draws in eight steps."),
-    "z-image": ("Z-Image", "The undistilled Z-Image: slower to draw, trains best."),
+_DESCRIPTIONS = {
+    "sd15": ("Stable Diffusion 1.5", "Small and fast; runs on every GPU."),
+    "sdxl": ("Stable Diffusion XL", "Larger pictures with finer detail."),
+    "z-image-turbo": ("Z-Image Turbo", "The newest model; draws in eight steps."),
+    "z-image": ("Z-Image", "Z-Image before distillation: draws more slowly, trains best."),
 }
-_EARLIER = 20
-_ANY = "x"  # a trigger word for asking the price, which does not depend on it
+_MAX_TRAININGS = 20
+_PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger word
 
 
 @router.get("/")
@@ -43,7 +41,7 @@ def index(request: Request, services: ServicesDep, caller: PageReaderDep) -> Res
 
 @router.get("/subjects")
 def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: PageReaderDep) -> Response:
-    return _to(name.strip() or _ANY)
+    return _redirect(name.strip() or _PLACEHOLDER)
 
 
 # ---- the page of a subject ------------------------------------------------------------------------------------
@@ -51,25 +49,25 @@ def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: P
 
 @dataclass(frozen=True)
 class TrainForm:
-    """What the form asks for, as far as it was filled in."""
+    """The fields of the form that the price depends on, as they were typed."""
 
     base_model: str | None = None
     max_steps: str = ""
     resolution: str = ""
 
     def arguments(self) -> dict[str, Any]:
-        """The part of a request that the price depends on. Raises SpecInvalid for what is no number."""
-        told: dict[str, Any] = {"base_model": self.base_model or "sd15"}
+        """The fields as arguments of `service.quote`. Raises SpecInvalid for text that is not a number."""
+        arguments: dict[str, Any] = {"base_model": self.base_model or "sd15"}
         faults = {}
         for name in ("max_steps", "resolution"):
             value = getattr(self, name).strip()
             if value and not (value.isascii() and value.isdigit()):
-                faults[name] = "a whole number"
+                faults[name] = "must be a whole number"
             elif value:
-                told[name] = int(value)
+                arguments[name] = int(value)
         if faults:
             raise SpecInvalid.of(faults)
-        return told
+        return arguments
 
 
 @router.get("/subjects/{id}")
@@ -89,7 +87,7 @@ def subject(
     form = TrainForm(base_model or kept["base_model"] or "sd15", max_steps, resolution)
     quote, faults = _quoted(services, owner_id, form, good)
     usual, _ = _quoted(services, owner_id, TrainForm(kept["base_model"]), good)
-    trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_EARLIER)
+    trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS)
     return render(
         request,
         "subject.html",
@@ -105,9 +103,9 @@ def subject(
         chosen=form,
         quote=quote,
         faults=faults,
-        short=_short(good, quote),
+        obstacles=_obstacles(good, quote),
         usual=usual,
-        not_automatic=[*_not_set_up(kept), *_short(good, usual)],
+        not_automatic=[*_not_set_up(kept), *_obstacles(good, usual)],
         running=next((view for view in trainings if view["status"] in ACTIVE), None),
         trainings=trainings,
         available=accounts.balance(services, owner_id).available,
@@ -117,14 +115,14 @@ def subject(
 
 
 def _good(pictures: list[dict[str, Any]]) -> list[str]:
-    """Ids of the pictures that a training would use: the newest, where there are more than it takes."""
+    """Ids of the pictures that a training would use: at most the newest MAX_PICTURES."""
     return [picture["id"] for picture in pictures if picture["verdict"] != "bad"][-MAX_PICTURES:]
 
 
 def _quoted(services: Services, owner_id: str, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
-    """Price and time of a form, for five pictures where there are not so many yet; or what is wrong with it."""
+    """The quote for a form, or what is wrong with it. With too few pictures it is the quote for the least number."""
     images = [*good, *(f"pic_{at}" for at in range(MIN_PICTURES - len(good)))]
-    request = {"owner_id": owner_id, "subject_id": _ANY, "trigger_word": _ANY, "images": images}
+    request = {"owner_id": owner_id, "subject_id": _PLACEHOLDER, "trigger_word": _PLACEHOLDER, "images": images}
     try:
         return service.quote(services, {**request, **form.arguments()}), {}
     except SpecInvalid as error:
@@ -134,7 +132,7 @@ def _quoted(services: Services, owner_id: str, form: TrainForm, good: list[str])
 def _bases(services: Services, owner_id: str, good: list[str]) -> list[dict[str, Any]]:
     made = []
     for name, base in BASE_MODELS.items():
-        title, about = _ABOUT[name]
+        title, about = _DESCRIPTIONS[name]
         quote, _ = _quoted(services, owner_id, TrainForm(name), good)
         resolution = RECIPES[base.family]["resolution"]
         made.append({"name": name, "title": title, "about": about, "resolution": resolution, "quote": quote})
@@ -145,21 +143,21 @@ def _not_set_up(kept: dict[str, Any]) -> list[str]:
     return [] if kept["base_model"] and kept["trigger_word"] else ["Save a trigger word and a base model first."]
 
 
-def _short(good: list[str], quote: Quote | None) -> list[str]:
-    """What stands in the way of a training, in words."""
-    found = []
+def _obstacles(good: list[str], quote: Quote | None) -> list[str]:
+    """Why no training can start, in sentences."""
+    reasons = []
     if len(good) < MIN_PICTURES:
-        found.append(f"A training needs {MIN_PICTURES} good pictures; there {_are(len(good))}.")
+        reasons.append(f"A training needs {MIN_PICTURES} good pictures; there {_are(len(good))}.")
     if quote is not None and quote.available < quote.credits:
-        found.append(f"It costs {count(quote.credits, 'credit')}; you have {number(quote.available)}.")
-    return found
+        reasons.append(f"It costs {count(quote.credits, 'credit')}; you have {number(quote.available)}.")
+    return reasons
 
 
 def _are(good: int) -> str:
     return {0: "are none yet", 1: "is 1"}.get(good, f"are {good}")
 
 
-# ---- what its forms do ----------------------------------------------------------------------------------------
+# ---- forms ----------------------------------------------------------------------------------------------------
 
 
 @router.post("/subjects/{id}/settings")
@@ -172,7 +170,7 @@ def save(
     base_model: Annotated[str, Form(max_length=300)] = "",
 ) -> Response:
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    return _to(subject_id, "saved")
+    return _redirect(subject_id, "saved")
 
 
 def _save(
@@ -191,15 +189,14 @@ def automatic(
     if on == "yes":
         good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
         usual, _ = _quoted(services, caller.owner_id, TrainForm(kept["base_model"]), good)
-        if in_the_way := [*_not_set_up(kept), *_short(good, usual)]:
-            raise IllegalMove(" ".join(in_the_way))
+        if obstacles := [*_not_set_up(kept), *_obstacles(good, usual)]:
+            raise IllegalMove(" ".join(obstacles))
     subject_settings.change(services, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
-    return _to(subject_id, "on" if on == "yes" else "off")
+    return _redirect(subject_id, "on" if on == "yes" else "off")
 
 
 @router.post("/subjects/{id}/train")
 def start(
-    request: Request,
     services: ServicesDep,
     caller: PageTrainerDep,
     subject_id: SubjectId,
@@ -211,42 +208,51 @@ def start(
     max_steps: Annotated[str, Form(max_length=20)] = "",
     resolution: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
-    """Save the settings and start. It never costs more than what the page had shown."""
+    """Save the settings and start a training, unless it costs more than the page has shown."""
     if not trigger_word.strip():
-        raise SpecInvalid.of({"trigger_word": "A training needs the word that will call the subject."})
+        raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
     good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
     form = TrainForm(base_model, max_steps, resolution)
     quote, faults = _quoted(services, caller.owner_id, form, good)
     if quote is None:
         raise SpecInvalid.of(faults)
-    if in_the_way := _short(good, quote):
-        raise IllegalMove(" ".join(in_the_way))
+    if obstacles := _obstacles(good, quote):
+        raise IllegalMove(" ".join(obstacles))
     if quote.credits > credits_shown:
         raise IllegalMove(
-            f"It now costs {count(quote.credits, 'credit')}, not {number(credits_shown)}: the pictures or the choices "
-            "have changed. Look at the page again, then start."
+            f"The training now costs {count(quote.credits, 'credit')} instead of {number(credits_shown)}, because the "
+            "pictures or settings have changed. Reload the page, check the price, and start again."
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    body = TrainRequest.model_validate({"imageIds": good})
-    for name, value in form.arguments().items():
-        setattr(body, name, value)
-    training = subject_routes.train(request, services, caller, subject_id, body, Response(), False, f"page:{key}")
-    assert isinstance(training, Training)  # noqa: S101 - it was no dry run
-    return RedirectResponse(f"/trainings/{training.id}?said=started", 303)
+    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
+    recipe = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url") if kept[name] is not None}
+    view = service.submit(
+        services,
+        {
+            **recipe,
+            **form.arguments(),
+            "owner_id": caller.owner_id,
+            "subject_id": subject_id,
+            "images": good,
+            "idempotency_key": f"http:page:{key}",
+        },
+    )
+    return RedirectResponse(f"/trainings/{view['job_id']}?notice=started", 303)
 
 
 @router.post("/subjects/{id}/images")
 async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
-    """The form's files; for the script, which sends them one by one, the API's own answer."""
-    stored = await image_routes.add_images(request, services, caller, subject_id)
+    """Store the files of the form. The script sends them one by one and gets the API's JSON."""
+    stored = await store_uploads(request, services, caller.owner_id, subject_id)
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
-    return _to(subject_id, "some" if stored.refused else "uploaded")
+    return _redirect(subject_id, "some" if stored.refused else "uploaded")
 
 
 @router.get("/subjects/{id}/images/{imageId}")
 def picture(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    return image_routes.image_preview(services, caller, subject_id, picture_id)
+    data = subject_pictures.preview(services, caller.owner_id, subject_id, picture_id)
+    return picture_response(data, "preview.jpg")
 
 
 @router.post("/subjects/{id}/images/{imageId}/caption")
@@ -258,14 +264,14 @@ def caption(
     text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
     subject_pictures.caption(services, caller.owner_id, subject_id, picture_id, text)
-    return _to(subject_id, "captioned")
+    return _redirect(subject_id, "captioned")
 
 
 @router.post("/subjects/{id}/images/{imageId}/remove")
 def remove(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
     subject_pictures.remove(services, caller.owner_id, subject_id, picture_id)
-    return _to(subject_id, "removed")
+    return _redirect(subject_id, "removed")
 
 
-def _to(subject_id: str, said: str = "") -> Response:
-    return RedirectResponse(f"/subjects/{segment(subject_id)}{f'?said={said}' if said else ''}", 303)
+def _redirect(subject_id: str, notice: str = "") -> Response:
+    return RedirectResponse(f"/subjects/{segment(subject_id)}{f'?notice={notice}' if notice else ''}", 303)

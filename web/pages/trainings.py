@@ -1,38 +1,36 @@
-"""The page of one training: where it stands, its loss, its previews, what became of it, and how to use the file."""
+"""The page of one training: progress, loss, previews, outcome, and how to use the LoRA file."""
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from core.advice import ADVICE
 from core.errors import SpecInvalid
-from jobs import history, service
+from jobs import history, previews, service
 from jobs.service import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.view import View
 from storage.tables import ACTIVE, JobEvent, Stage
 from web.auth import ServicesDep
-from web.models.trainings import Preview
+from web.files import download_response, picture_response
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.routes import trainings as training_routes
-from web.routes.trainings import TrainingId
+from web.parameters import PreviewName, TrainingId
+from web.streams import event_response
 
 router = APIRouter(prefix="/trainings/{id}", route_class=PageRoute, include_in_schema=False)
-
-_SAMPLE = re.compile(r"([0-9]+)-0*([0-9]+)_([0-9a-z]+)\.[a-z]+")
 
 
 @router.get("")
 def training(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
-    newest = history.newest_event(services, job_id)  # before the look: what happens in between is told again
-    view = service.look(services, job_id, caller.owner_id)
+    owner_id = caller.owner_id
+    newest = history.newest_event(services, job_id, owner_id)  # read first: what happens meanwhile is sent again
+    view = service.look(services, job_id, owner_id)
     active = view["status"] in ACTIVE
     return render(
         request,
@@ -41,10 +39,10 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
         active=active,
         newest=newest,
         stages_done=_stages(view),
-        chart=loss_curve(_losses(service.events(services, job_id))),
-        samples=_samples(training_routes.previews(services, caller, job_id).previews),
-        cancel_cost=service.cost_of_cancelling(services, job_id) if active else 0,
-        again=None if active else _again(services, job_id),
+        chart=loss_curve(_losses(service.events(services, job_id, owner_id=owner_id))),
+        samples=previews.by_prompt(previews.names(services, job_id, owner_id)),
+        cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
+        again=None if active else _quote_again(services, job_id, owner_id),
         advice=ADVICE[view["failure"]["code"]] if view["failure"] else None,
         left_out=_left_out(view),
         usage=_usage(view) if view["lora"] else [],
@@ -54,39 +52,30 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
 
 
 def _stages(view: View) -> list[tuple[str, str]]:
-    """Each stage with how far it is: done, now, waiting, or stopped where the training ended early."""
+    """Each stage with its state: done, now, waiting, or stopped where the training ended early."""
     names = [stage.value for stage in Stage]
     if view["status"] == "ready":
         return [(name, "done") for name in names]
     at = names.index(view["stage"])
-    here = "now" if view["status"] in ACTIVE else "stopped"
-    return [(name, "done" if index < at else here if index == at else "waiting") for index, name in enumerate(names)]
+    current = "now" if view["status"] in ACTIVE else "stopped"
+    return [(name, "done" if index < at else current if index == at else "waiting") for index, name in enumerate(names)]
 
 
 def _losses(events: Sequence[JobEvent]) -> list[Point]:
-    """Loss by step; of a step that was made twice, after a worker was lost, the later."""
-    told = [json.loads(event.data) for event in events if event.kind == "progress"]
-    return sorted({data["step"]: data["loss"] for data in told if data.get("loss") is not None}.items())
+    """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
+    progress = [json.loads(event.data) for event in events if event.kind == "progress"]
+    return sorted({data["step"]: data["loss"] for data in progress if data.get("loss") is not None}.items())
 
 
-def _samples(previews: Sequence[Preview]) -> dict[str, list[tuple[int, str]]]:
-    """For each prompt (and its fixed seed) the pictures of the way, by step; of a step made twice the later."""
-    rows: dict[str, dict[int, str]] = {}
-    for preview in sorted(previews, key=lambda one: one.name):
-        if found := _SAMPLE.fullmatch(preview.name):
-            rows.setdefault(found[3], {})[int(found[2])] = preview.name
-    return {prompt: sorted(pictures.items()) for prompt, pictures in sorted(rows.items())}
-
-
-def _again(services: Services, job_id: str) -> Quote | None:
+def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None:
     try:
-        return service.quote_again(services, job_id)
-    except SpecInvalid:  # it was accepted once, but today would not be
+        return service.quote_again(services, job_id, owner_id)
+    except SpecInvalid:  # the request was valid once, but is not any more
         return None
 
 
 def _left_out(view: View) -> list[tuple[int, str]]:
-    """The pictures that were not trained on, counted from 1, and why."""
+    """The pictures that were not used, counted from 1, and why."""
     found = []
     for picture in view["pictures"]:
         report = picture["report"] or {}
@@ -97,35 +86,39 @@ def _left_out(view: View) -> list[tuple[int, str]]:
 
 
 def _usage(view: View) -> list[tuple[str, str, str]]:
-    """For each program a name, what to do, and a line to copy."""
+    """For each program its name, what to do, and a line to copy."""
     spec, name = view["spec"], view["job_id"]
     prompt = " ".join(filter(None, ("a photo of", spec["trigger_word"], spec["class_word"])))
     lines = [
-        ("ComfyUI", "Put the file into models/loras, add Load LoRA with strength 1.0, and prompt:", prompt),
+        (
+            "ComfyUI",
+            "Put the file into models/loras, add a Load LoRA node with strength 1.0, and use this prompt:",
+            prompt,
+        ),
         ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
     ]
     if spec["family"] != "z-image":
-        place = "Put the file into models/Lora, and prompt:"
+        place = "Put the file into models/Lora, and use this prompt:"
         lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
     return lines
 
 
-# ---- what its forms do ----------------------------------------------------------------------------------------
+# ---- forms ----------------------------------------------------------------------------------------------------
 
 
 @router.post("/cancel")
-def cancel(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
-    training_routes.cancel(request, services, caller, job_id)
-    return RedirectResponse(f"/trainings/{job_id}?said=cancelled", 303)
+def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    service.cancel(services, job_id, caller.owner_id)
+    return RedirectResponse(f"/trainings/{job_id}?notice=cancelled", 303)
 
 
 @router.post("/again")
-def again(request: Request, services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
-    made = training_routes.retry(request, services, caller, job_id, Response())
-    return RedirectResponse(f"/trainings/{made.id}?said=started", 303)
+def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    view = service.retry(services, job_id, caller.owner_id)
+    return RedirectResponse(f"/trainings/{view['job_id']}?notice=started", 303)
 
 
-# ---- what the page shows and follows --------------------------------------------------------------------------
+# ---- events and files ------------------------------------------------------------------------------------------
 
 
 @router.get("/events")
@@ -137,16 +130,14 @@ async def events(
     after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)] = None,
 ) -> Response:
-    return await training_routes.events(request, services, caller, job_id, last_event_id or after)
+    return await event_response(request, services, job_id, caller.owner_id, last_event_id or after)
 
 
 @router.get("/previews/{name}")
-def preview(
-    services: ServicesDep, caller: PageReaderDep, job_id: TrainingId, name: Annotated[str, Path(max_length=100)]
-) -> Response:
-    return training_routes.preview(services, caller, job_id, name)
+def preview(services: ServicesDep, caller: PageReaderDep, job_id: TrainingId, name: PreviewName) -> Response:
+    return picture_response(previews.get(services, job_id, name, caller.owner_id), name)
 
 
 @router.get("/download")
 def download(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
-    return training_routes.download(request, services, caller, job_id)
+    return download_response(request, services, job_id, caller.owner_id)

@@ -1,4 +1,4 @@
-"""An owner's credits."""
+"""An owner's credits and e-mail settings: `/api/account`."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -9,36 +9,35 @@ from jobs import accounts
 from jobs.notices import notices
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange
-from web.problems import responses
-from web.routes.subjects import ALWAYS
+from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api", tags=["account"])
 
 
-@router.get("/account", summary="Balance, holds and entries", responses=responses(*ALWAYS))
+@router.get("/account", summary="Get balance, holds and entries", responses=responses(*ALWAYS))
 def account(
     services: ServicesDep,
     caller: ReaderDep,
-    limit: Annotated[int, Query(ge=1, le=200, description="Entries of one page.")] = 50,
-    before: Annotated[int | None, Query(ge=1, le=2**53, description="Entries older than this `seq`.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="How many entries to return.")] = 50,
+    before: Annotated[int | None, Query(ge=1, le=2**53, description="Return entries older than this `seq`.")] = None,
 ) -> Account:
-    entries = [Entry(**entry) for entry in accounts.statement(services, caller.owner_id, limit, before)]
+    page = accounts.account_page(services, caller.owner_id, limit, before)
     return Account(
-        **asdict(accounts.balance(services, caller.owner_id)),
-        holds=[HoldNow(**hold) for hold in accounts.holds(services, caller.owner_id)],
-        entries=entries,
-        next=entries[-1].seq if len(entries) == limit and entries[-1].seq > 1 else None,
+        **asdict(page.balance),
+        holds=[HoldNow(**hold) for hold in page.holds],
+        entries=[Entry(**entry) for entry in page.entries],
+        next=page.next_seq,
     )
 
 
-@router.get("/account/notices", summary="How the owner is told by e-mail", responses=responses(*ALWAYS))
+@router.get("/account/notices", summary="Get the e-mail settings", responses=responses(*ALWAYS))
 def notices_of(services: ServicesDep, caller: ReaderDep) -> Notices:
     return Notices(**notices.get(services, caller.owner_id))
 
 
 @router.patch(
     "/account/notices",
-    summary="Change how the owner is told by e-mail",
+    summary="Change the e-mail settings",
     responses=responses(*ALWAYS, "too_large"),
 )
 def change_notices(services: ServicesDep, caller: TrainerDep, change: NoticesChange) -> Notices:

@@ -1,4 +1,4 @@
-"""The reference of the API as a page, made of the OpenAPI document; nothing of it comes from another host."""
+"""The API reference as a page, rendered from the OpenAPI document without anything from another host."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def reference(request: Request) -> HTMLResponse:
 
 
 def _operations(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every method of every path, with the example of its body if there is one."""
+    """Every method of every path, with an example of its body if there is one."""
     return [
         {**operation, "method": method.upper(), "path": path, "example": _example(document, operation)}
         for path, methods in document["paths"].items()

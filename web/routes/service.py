@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it can work, and its numbers."""
+"""Liveness, readiness and metrics of the service."""
 
 import threading
 import time
@@ -19,17 +19,17 @@ from web.problems import responses
 
 router = APIRouter(tags=["service"])
 
-_KEPT_S = 2.0  # anybody may ask, and asking costs a round trip to each server
+_CACHE_S = 2.0  # the route needs no token, and each check costs a round trip to each server
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process runs."""
 
     status: Literal["ok"] = "ok"
 
 
 class Ready(BaseModel):
-    """What the service needs, each `ok` or `away`."""
+    """The state of the service and of each server that it needs."""
 
     status: Literal["ok", "away"]
     database: Literal["ok", "away"]
@@ -38,24 +38,24 @@ class Ready(BaseModel):
 
 
 class Readiness:
-    """The answer of `/readyz`, asked anew at most every two seconds."""
+    """The answer of `/readyz`, at most two seconds old."""
 
     def __init__(self) -> None:
         self._lock, self._until = threading.Lock(), 0.0
-        self._kept: Ready | None = None
+        self._cached: Ready | None = None
 
-    def look(self, services: Services) -> Ready:
+    def check(self, services: Services) -> Ready:
         with self._lock:
-            if self._kept is None or time.monotonic() >= self._until:
-                self._kept = _look(services)
-                self._until = time.monotonic() + _KEPT_S
-            return self._kept
+            if self._cached is None or time.monotonic() >= self._until:
+                self._cached = _check(services)
+                self._until = time.monotonic() + _CACHE_S
+            return self._cached
 
 
-def _look(services: Services) -> Ready:
-    parts = {"database": _database(services), "store": _store(services), "broker": broker_answers()}
-    told: dict[str, Literal["ok", "away"]] = {name: "ok" if well else "away" for name, well in parts.items()}
-    return Ready(status="ok" if all(parts.values()) else "away", **told)
+def _check(services: Services) -> Ready:
+    answers = {"database": _database(services), "store": _store(services), "broker": broker_answers()}
+    states: dict[str, Literal["ok", "away"]] = {name: "ok" if is_ok else "away" for name, is_ok in answers.items()}
+    return Ready(status="ok" if all(answers.values()) else "away", **states)
 
 
 def _database(services: Services) -> bool:
@@ -75,17 +75,17 @@ def _store(services: Services) -> bool:
     return True
 
 
-@router.get("/healthz", summary="Does the process answer?")
+@router.get("/healthz", summary="Check that the process runs")
 async def healthz() -> Alive:
     return Alive()
 
 
 @router.get(
-    "/readyz", summary="Can it work? 503 if database, store or broker is away.", responses={503: {"model": Ready}}
+    "/readyz", summary="Check database, store and broker; 503 if one does not answer", responses={503: {"model": Ready}}
 )
 def readyz(request: Request, services: ServicesDep, response: Response) -> Ready:
     readiness: Readiness = request.app.state.readiness
-    found = readiness.look(services)
+    found = readiness.check(services)
     if found.status != "ok":
         response.status_code = 503
     return found
@@ -98,7 +98,7 @@ def _web_metrics(request: Request) -> WebMetrics:
 
 @router.get(
     "/metrics",
-    summary="Numbers for Prometheus",
+    summary="Get metrics for Prometheus",
     response_class=PlainTextResponse,
     responses=responses("unauthorized", "forbidden", "rate_limited", "unavailable"),
 )

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from core.errors import SpecInvalid
 from jobs import service
@@ -13,37 +13,33 @@ from jobs.subjects import loras, subject_settings
 from training.spec import GROUPS
 from web import signing
 from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
-from web.models.common import inner_keys
+from web.models.common import snake_keys
 from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
 from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest, training_of
-from web.problems import responses
+from web.parameters import SubjectId
+from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api/influencer/{id}", tags=["subjects"])
 
-# A name is checked where it is kept; here only what no name can be.
-SubjectId = Annotated[
-    str, Path(alias="id", min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$", description="The subject's id.")
-]
-ALWAYS = ("unauthorized", "forbidden", "bad_request", "spec_invalid", "rate_limited", "internal", "unavailable")
 _WRITES = (*ALWAYS, "too_large")
 
 
 def request_of(services: Services, caller: Caller, subject_id: str, body: TrainRequest) -> dict[str, Any]:
-    """The arguments of a training: the body, and the subject's settings where the body is silent."""
+    """The arguments of `service.submit`: the body, completed by the subject's settings. Raises SpecInvalid."""
     given = {name: getattr(body, name) for name in TrainRequest.model_fields if getattr(body, name) is not None}
-    given |= {name: inner_keys(name, given[name]) for name in GROUPS if name in given}
+    given |= {name: snake_keys(name, given[name]) for name in GROUPS if name in given}
     kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
     silent = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
     arguments = {name: value for name, value in silent.items() if value is not None} | given
     images, masks = arguments.pop("image_ids", None), arguments.pop("mask_ids", None)
-    faults = dict.fromkeys(body.model_extra or {}, "there is no such field")
+    faults = dict.fromkeys(body.model_extra or {}, "unknown field")
     if isinstance(images, list):
-        faults |= {f"images.{index}": "not the id of a stored picture" for index in _odd(images)}
+        faults |= {f"images.{index}": "this is not the id of a stored picture" for index in _not_ids(images)}
         if masks is not None and (not isinstance(masks, list) or len(masks) != len(images)):
-            faults["mask_ids"] = "not as many as there are pictures; null stands for a picture without a mask"
+            faults["mask_ids"] = "give as many masks as pictures, with null for a picture without a mask"
         elif masks is not None:
-            odd = [index for index in _odd(masks) if masks[index] is not None]
-            faults |= {f"images.{index}.mask": "not the id of a stored mask" for index in odd}
+            odd = [index for index in _not_ids(masks) if masks[index] is not None]
+            faults |= {f"images.{index}.mask": "this is not the id of a stored mask" for index in odd}
             images = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
     arguments |= {"images": images, "owner_id": caller.owner_id, "subject_id": subject_id}
     if faults:
@@ -55,8 +51,8 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
     return arguments
 
 
-def _odd(ids: list[Any]) -> list[int]:
-    """Where there is no id."""
+def _not_ids(ids: list[Any]) -> list[int]:
+    """The positions that do not hold an id."""
     return [index for index, named in enumerate(ids) if not isinstance(named, str) or "://" in named]
 
 
@@ -67,30 +63,29 @@ def _masked(image: Any, mask: Any) -> Any:
 @router.post(
     "/lora/train",
     status_code=202,
-    summary="Start a training, or ask for its price and time",
-    description="With `dryRun=true` nothing is started: the answer is 200 with price and time.",
+    summary="Start a training, or get its price and duration",
+    description="With `dryRun=true` nothing is started, and the answer is 200 with price and duration.",
     responses={
-        200: {"model": Quoted, "description": "Price and time (`dryRun`)."},
+        200: {"model": Quoted, "description": "Price and duration (`dryRun`)."},
         202: {"headers": {"Location": {"description": "The training.", "schema": {"type": "string"}}}},
         **responses(*_WRITES, "insufficient_credits", "key_reused", "illegal_move", "not_found"),
     },
     response_model=Training | Quoted,
 )
 def train(
-    request: Request,
     services: ServicesDep,
     caller: TrainerDep,
     subject_id: SubjectId,
     body: TrainRequest,
     response: Response,
-    dry_run: Annotated[bool, Query(alias="dryRun", description="Only say what it would cost.")] = False,
+    dry_run: Annotated[bool, Query(alias="dryRun", description="Only return price and duration.")] = False,
     idempotency_key: Annotated[
         str | None,
         Header(
             min_length=1,
             max_length=180,
             pattern=r"^[\x21-\x7e]+$",
-            description="The same key with the same request gives the same training.",
+            description="The same key with the same request returns the same training.",
         ),
     ] = None,
 ) -> Training | Quoted:
@@ -99,21 +94,20 @@ def train(
         response.status_code = 200
         return Quoted(**asdict(service.quote(services, arguments)))
     if idempotency_key is not None:
-        arguments["idempotency_key"] = f"http:{idempotency_key}"  # doors do not use each other's keys
+        arguments["idempotency_key"] = f"http:{idempotency_key}"  # keys of the API and of tasks are kept apart
     view = service.submit(services, arguments)
-    request.app.state.courier.ask()
     response.headers["Location"] = f"/api/trainings/{view['job_id']}"
     return training_of(view)
 
 
 @router.get(
-    "/lora/status", summary="The latest training of a subject, and the earlier ones", responses=responses(*ALWAYS)
+    "/lora/status", summary="Get the latest training of a subject and earlier ones", responses=responses(*ALWAYS)
 )
 def status(
     services: ServicesDep,
     caller: ReaderDep,
     subject_id: SubjectId,
-    limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many trainings to return.")] = 20,
 ) -> Trainings:
     found = service.jobs(services, owner_id=caller.owner_id, subject_id=subject_id, limit=limit)
     trainings = [training_of(view) for view in found]
@@ -123,9 +117,9 @@ def status(
 
 @router.get(
     "/lora",
-    summary="The newest finished LoRA of a subject",
-    description="With the trigger word, the strength, and an address that is good for 15 minutes. 404 where none is "
-    "ready; its detail says why.",
+    summary="Get the newest finished LoRA of a subject",
+    description="With its trigger word, strength, and an address that is valid for 15 minutes. The answer is 404 if no "
+    "LoRA is ready; `detail` says why.",
     responses=responses(*ALWAYS, "not_found"),
 )
 def lora(
@@ -140,7 +134,7 @@ def lora(
             min_length=1,
             max_length=300,
             pattern=r"^[^\x00-\x1f\x7f]+$",
-            description="Trained on it.",
+            description="Only a LoRA that was trained on this base model.",
         ),
     ] = None,
 ) -> Lora:
@@ -149,12 +143,12 @@ def lora(
     return Lora.model_validate({**found, "training_id": found["job_id"], "url": url})
 
 
-@router.get("/lora/settings", summary="How a subject is trained", responses=responses(*ALWAYS))
+@router.get("/lora/settings", summary="Get the settings of a subject", responses=responses(*ALWAYS))
 def settings(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> SubjectSettings:
     return SubjectSettings(**subject_settings.settings_of(services, caller.owner_id, subject_id))
 
 
-@router.patch("/lora/settings", summary="Change how a subject is trained", responses=responses(*_WRITES))
+@router.patch("/lora/settings", summary="Change the settings of a subject", responses=responses(*_WRITES))
 def change_settings(
     services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, body: SubjectChange
 ) -> SubjectSettings:
@@ -164,15 +158,12 @@ def change_settings(
 
 @router.post(
     "/profile-set/completed",
-    summary="Say that a subject has all its pictures",
-    description="Starts a training if the subject trains automatically and nothing stands in the way; the answer, and "
-    "the subject's webhook, say what does. Said twice, it starts one.",
+    summary="Report that a subject has all its pictures",
+    description="Starts a training if the subject trains automatically. If no training starts, the answer and the "
+    "subject's webhook say why. Calling it again for the same pictures does not start another training.",
     responses=responses(*_WRITES),
 )
-def profile_set_completed(
-    request: Request, services: ServicesDep, caller: TrainerDep, subject_id: SubjectId
-) -> ProfileSet:
+def profile_set_completed(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId) -> ProfileSet:
     done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id)
-    request.app.state.courier.ask()
     training = training_of(done.training) if done.training else None
     return ProfileSet(started=done.started, reason=done.reason, message=done.message, training=training)

@@ -1,7 +1,7 @@
-// What makes the page quicker. Without it every form still works; nothing here decides anything.
+// Progressive enhancement: every form works without this script, and no decision is made here.
 //
-// One idea: the server draws the page, and what carries `data-live` and an id is replaced by its new self when it
-// has changed. Forms, uploads and events all end in such a replacement.
+// The server renders the page. An element with `data-live` and an id is replaced by its counterpart in a newly loaded
+// page when it has changed. Forms, uploads and events all end in such a replacement.
 
 const byId = (id) => document.getElementById(id);
 
@@ -12,7 +12,7 @@ const isTyping = (region) => {
   return region.contains(at) && at.matches("input:not([type=radio]), textarea") && at.value !== at.defaultValue;
 };
 
-// What is folded open, or just tells of a click, is no change that the server made.
+// Open details and the key of the form differ between two loads, although the server changed nothing.
 const shape = (region) => {
   const copy = region.cloneNode(true);
   copy.querySelectorAll("details").forEach((one) => one.removeAttribute("open"));
@@ -33,10 +33,10 @@ function replace(fresh, only) {
     prepare(next);
     if (focused) (byId(focused) ?? byId("main")).focus({ preventScroll: wasOpen });
   }
-  const said = fresh.getElementById("announce"), announce = byId("announce");
-  if (said && announce && said.textContent !== announce.textContent) {
-    announce.textContent = said.textContent;
-    byId("notice").replaceChildren(); // what was said before is not so any more
+  const next = fresh.getElementById("announce"), announce = byId("announce");
+  if (next && announce && next.textContent !== announce.textContent) {
+    announce.textContent = next.textContent;
+    byId("notice").replaceChildren(); // the notice before is out of date
   }
   follow();
 }
@@ -64,7 +64,7 @@ async function refresh() {
   else if (answer.ok) await settle(fresh);
 }
 
-// The price depends on what is chosen in a form, which the fresh page does not know: it is asked for by itself.
+// The price depends on the choices in the form, which the fresh page does not know: it is loaded separately.
 async function settle(fresh) {
   replace(fresh, "[data-live]:not(#price)");
   if (fresh.title) document.title = fresh.title;
@@ -126,15 +126,15 @@ function put(form, file, line) {
     request.setRequestHeader("Accept", "application/json");
     const bar = line.querySelector("progress");
     request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
-    request.upload.onload = () => bar.removeAttribute("value"); // sent; now it is looked at
-    request.onerror = () => done(["bad", "Not sent: the connection was lost. Choose it again."]);
+    request.upload.onload = () => bar.removeAttribute("value"); // sent; the server now checks it
+    request.onerror = () => done(["bad", "Not uploaded: the connection was lost. Choose the file again."]);
     request.onload = () => {
-      let told = {};
-      try { told = JSON.parse(request.responseText); } catch { /* no JSON: told below */ }
-      const [image] = told.images ?? [];
+      let answer = {};
+      try { answer = JSON.parse(request.responseText); } catch { /* not JSON: handled below */ }
+      const [image] = answer.images ?? [];
       if (image) done(image.faults.length
-        ? ["bad", `Stored, but left out: ${image.faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"]);
-      else done(["bad", Object.values(told.faults ?? {})[0] ?? told.detail ?? "Not stored. Sign in and try again."]);
+        ? ["bad", `Stored, but not usable: ${image.faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"]);
+      else done(["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored. Sign in again and retry."]);
     };
     request.send(body);
   });
@@ -153,10 +153,10 @@ function upload(form, files) {
     byId("uploads").append(line);
     queue = queue.then(async () => {
       const [kind, text] = file.size > Number(form.dataset.mostBytes)
-        ? ["bad", "Too large."] : await put(form, file, line);
+        ? ["bad", "The file is too large."] : await put(form, file, line);
       state.className = kind;
       state.textContent = text;
-      byId("upload-said").textContent = `${file.name}: ${text}`;
+      byId("upload-status").textContent = `${file.name}: ${text}`;
       if (kind === "good") line.remove();
       await refresh().catch(trouble);
     });
@@ -193,7 +193,7 @@ function follow() {
   source = new EventSource(address);
   const news = () => { due ??= setTimeout(() => { due = undefined; refresh().catch(() => {}); }, AT_MOST_EVERY_MS); };
   for (const kind of ["status", "stage", "progress", "retry", "preview"]) source.addEventListener(kind, news);
-  source.onerror = () => { byId("connection").textContent = "The connection was lost; trying again."; news(); };
+  source.onerror = () => { byId("connection").textContent = "The connection was lost. Reconnecting."; news(); };
   source.onopen = () => { byId("connection").textContent = ""; };
 }
 
@@ -204,7 +204,7 @@ document.addEventListener("click", async (event) => {
   if (!button) return;
   const code = byId(button.dataset.copy);
   try { await navigator.clipboard.writeText(code.textContent); } catch {
-    getSelection().selectAllChildren(code); // no permission, or no https: select it, so that Ctrl-C takes it
+    getSelection().selectAllChildren(code); // no permission, or no https: select it for Ctrl-C
     notice("", "Selected: press Ctrl-C to copy.");
     return;
   }

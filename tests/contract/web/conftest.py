@@ -51,7 +51,7 @@ class Api:
 def make_api(settings: Settings) -> Iterator[Api]:
     services = Services(settings)
     accounts.grant(services, "ada", 1000, key="welcome")
-    with TestClient(create_app(services, send=lambda _: None), raise_server_exceptions=False) as client:
+    with TestClient(create_app(services), raise_server_exceptions=False) as client:
         yield Api(services, client)
     services.database.close()
     services.decoder.close()

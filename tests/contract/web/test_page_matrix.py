@@ -182,13 +182,13 @@ def test_a_session_is_a_cookie_that_only_the_server_reads(page: Page) -> None:
     assert page.sign_in(secret, origin="https://evil.example").status_code == 403
 
 
-def test_who_may_not_sign_in_hears_why(page: Page) -> None:
+def test_a_refused_sign_in_says_why(page: Page) -> None:
     service_token = page.api.token(None, "read")
     for secret, owner, said in (
         ("imp_" + "x" * 43, "", "unknown, expired or revoked"),
         ("x" * 400, "", "unknown, expired or revoked"),
         (page.api.token("ada"), "bob", "belongs to another owner"),
-        (service_token, "", "name the owner"),
+        (service_token, "", "Enter the owner"),
     ):
         answer = page.sign_in(secret, owner)
         assert answer.status_code == 422
@@ -213,7 +213,7 @@ def test_it_never_costs_more_than_was_shown(page: Page) -> None:
     before = page.api.call("GET", "/api/account", page.api.token("ada")).json()["held"]
     dearer = Row(row.method, row.path, row.scope, 409, form={**row.form, "credits_shown": "1", "key": "1" * 32})
     answer = page.call(dearer, cookie)
-    assert (answer.status_code, "not 1" in answer.text) == (409, True), answer.text
+    assert (answer.status_code, "instead of 1," in answer.text) == (409, True), answer.text
     odd = Row(row.method, row.path, row.scope, 422, form={**row.form, "max_steps": "many", "resolution": "65"})
     assert page.call(odd, cookie).status_code == 422
     assert page.api.call("GET", "/api/account", page.api.token("ada")).json()["held"] == before

@@ -58,7 +58,7 @@ def described(lone_api: Api) -> Iterator[tuple[Any, There, dict[str, str]]]:
 @contextmanager
 def served(api: Api) -> Iterator[str]:
     """The app over real HTTP, in a thread."""
-    app = create_app(api.services, send=lambda _: None)
+    app = create_app(api.services)
     app.state.rate_limit = RateLimit(1e6)
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error"))
     thread = threading.Thread(target=server.run)

@@ -22,13 +22,13 @@ from core.errors import ImprintError
 from credits.audit import audit
 from credits.price import price
 from credits.tables import CreditAccount, CreditEntry, CreditHold
+from jobs.specs import spec_of
 from jobs.stages import stage_runner
 from storage.tables import ACTIVE, Job, Status
 from tests.faults.run.owners import Owners
 from tests.faults.run.plan import Plan
 from tests.faults.run.world import World
 from training.lora import file as lora_file
-from training.spec import TrainSpec
 
 _TOLD = {Status.READY: "completed", Status.FAILED: "failed", Status.CANCELLED: "failed"}
 
@@ -116,7 +116,7 @@ def _file_fault(world: World, job: Job) -> str | None:
     """What is wrong with a ready job's file."""
     try:
         data = world.site.services.store.get(job.lora_key or "")
-        spec = TrainSpec.model_validate_json(job.spec)
+        spec = spec_of(job)
         lora_file.check(data, family=spec.family, rank=spec.rank)
     except ImprintError as error:
         return f"is ready, and its file: {error}"
@@ -168,5 +168,5 @@ def _judge_charges(session: Session, jobs: Sequence[Job], verdict: Verdict) -> N
 def _most(job: Job) -> int:
     """What a job may be charged: the price of its steps; nothing for one that failed, was never begun, or goes on."""
     steps = {Status.READY: job.total_steps, Status.CANCELLED: job.step}.get(Status(job.status), 0)
-    spec = TrainSpec.model_validate_json(job.spec)
+    spec = spec_of(job)
     return price(spec.family, steps, spec.resolution, {}) if steps else 0

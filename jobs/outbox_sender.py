@@ -1,0 +1,62 @@
+"""One background thread for each process that sends the outbox as soon as a transaction has put something into it."""
+
+import atexit
+import logging
+import threading
+from collections.abc import Callable
+
+from storage.database import AWAY
+
+log = logging.getLogger(__name__)
+
+_EXIT_S = 5.0  # a process that ends gives the last round so long; after that the sweep sends
+
+
+class OutboxSender:
+    """Calls `send` in its own thread after every `wake`. Make one after a fork: threads do not survive one.
+
+    The thread starts with the first `wake`. A broker or database that is slow or away keeps no caller waiting; what
+    could not be sent stays in the outbox until the next wake or the sweep.
+    """
+
+    def __init__(self, send: Callable[[], object]) -> None:
+        self._send = send
+        self._changed = threading.Condition()
+        self._asked = self._sent = 0  # wakes so far, and how many of them a finished round has seen
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Send what is due, soon. Many calls at once are one round."""
+        with self._changed:
+            self._asked += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+                self._thread.start()
+                atexit.register(self.flush, _EXIT_S)
+            self._changed.notify_all()
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether anything was put into the outbox by this process."""
+        return self._thread is not None
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait for the round after the last `wake`; False if it takes longer than `timeout_s`."""
+        with self._changed:
+            asked = self._asked
+            return self._changed.wait_for(lambda: self._sent >= asked, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked > self._sent)
+                asked = self._asked
+            try:
+                self._send()
+            except AWAY as error:
+                log.warning("the database does not answer; messages wait for the sweep (%s)", type(error).__name__)
+            except Exception:  # this thread sends for the whole process: it must not end
+                log.exception("sending the outbox failed; messages wait for the sweep")
+            with self._changed:
+                self._sent = asked
+                self._changed.notify_all()

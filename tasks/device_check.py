@@ -1,0 +1,60 @@
+"""A training worker's device, checked before the first job: what it is, and which families it must not train."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core import metrics
+from core.errors import BackendFailed
+from core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FOLDER = "self-check"  # under home: the tiny base models that the check trains
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a worker tells of its device."""
+
+    name: str
+    verdict: str = ""  # of the self-check; empty where none was made
+    refused: Sequence[str] = ()  # families whose jobs it does not take
+
+
+def check(settings: Settings, families: Sequence[str]) -> DeviceState:
+    """Try the device with a product, and a GPU with tiny trainings of each family. Steps down where they disagree.
+
+    Where recorded steps differ from those sent one by one, nothing is recorded in this process. A family whose steps
+    are wrong altogether, or all if the device does not work, is refused.
+    """
+    # torch: only on workers that train
+    from training.device import choose, probe
+
+    try:
+        if choose(settings.device).type != "cuda":
+            report = probe(settings.device)
+            log.info("%s", report.text)
+            return DeviceState(report.name)
+        return _check_card(settings, families)
+    except BackendFailed as error:
+        log.error("this worker takes no training: %s", error)
+        return DeviceState("nothing", f"takes no job: {error}", tuple(families))
+
+
+def _check_card(settings: Settings, families: Sequence[str]) -> DeviceState:
+    from training import self_check
+    from training.engine import recorder
+
+    found = self_check.check(
+        settings.home.resolve() / FOLDER, settings.device, families=families, asked_precision=settings.precision,
+        deterministic=settings.deterministic,
+    )  # fmt: skip
+    log.log(logging.ERROR if found.faults else logging.INFO, "%s", found.text)
+    if found.records is False:
+        recorder.refuse()
+    for one in found.families:
+        metrics.SELF_CHECK.add(one.is_usable, one.family, "eager")
+        if found.records is not None:
+            metrics.SELF_CHECK.add("recorded" not in one.faults, one.family, "recorded")
+    return DeviceState(found.device.name, found.verdict, found.unusable)

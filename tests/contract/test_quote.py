@@ -1,0 +1,40 @@
+"""The time that a quote names: of trainings of the same kind here, however many others there were since."""
+
+from datetime import timedelta
+
+from core.clock import utcnow
+from jobs import service
+from jobs.services import Services
+from jobs.specs import spec_columns
+from storage.tables import Job, Status
+from tests.contract.jobs import request
+from training.spec import TrainSpec
+
+
+def trained(services: Services, spec: TrainSpec, seconds_per_step: float, minutes_ago: int, count: int = 1) -> None:
+    with services.database.writing() as session:
+        for number in range(count):
+            session.add(
+                Job(
+                    id=f"job_{spec.family}_{spec.batch_size}_{number}",
+                    owner_id="bob",
+                    subject_id="cat",
+                    request_sha256="",
+                    status=Status.READY,
+                    seconds_per_step=seconds_per_step,
+                    finished_at=utcnow() - timedelta(minutes=minutes_ago),
+                    **spec_columns(spec),
+                )
+            )
+
+
+def test_a_quote_is_measured_though_fifty_newer_trainings_were_of_another_kind(services: Services) -> None:
+    asked = request(services)
+    assert not service.quote(services, asked).measured
+    mine = TrainSpec.model_validate(service.submit(services, asked)["spec"])
+    trained(services, mine, 7.0, minutes_ago=60)
+    trained(services, mine.model_copy(update={"family": "sdxl"}), 99.0, minutes_ago=1, count=60)
+    trained(services, mine.model_copy(update={"batch_size": 9}), 88.0, minutes_ago=1, count=60)
+    quote = service.quote(services, asked)
+    assert quote.measured
+    assert quote.seconds == quote.steps * 7.0

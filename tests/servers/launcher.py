@@ -1,0 +1,200 @@
+"""Starts `python -m MODULE` by forking a process that has imported the large libraries already.
+
+A worker that trains imports torch, diffusers and transformers: four seconds of a core each time, in a suite that starts
+and kills hundreds of workers. The launcher imports them once for each test process. It imports nothing of Imprint:
+every program reads its settings and its own code anew. Tests of the start itself (the stack, the images, systemd, the
+commands in the docs) run a fresh interpreter.
+"""
+
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the launcher imports, without Imprint itself, is whatever these modules bring.
+_WARM_UP = (
+    "tasks.app",
+    "tasks.steps",
+    "tasks.sweeps",
+    "tasks.worker",
+    "cli.main",
+    "web.app",
+    "training.backends.local",
+)
+_MAX_REQUEST = 1 << 20
+
+
+class Process:
+    """A started program, with the part of `subprocess.Popen` that tests use."""
+
+    def __init__(self, args: Sequence[str], status: socket.socket) -> None:
+        self.args = args
+        self.returncode: int | None = None
+        self._status = status
+        self.pid = int(self._line())
+
+    def poll(self) -> int | None:
+        return self._ended(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._ended(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            self._status.settimeout(timeout)
+            with suppress(BlockingIOError, TimeoutError):
+                self.returncode = os.waitstatus_to_exitcode(int(self._line()))
+                self._status.close()
+        return self.returncode
+
+    def _line(self) -> str:
+        line = self._status.recv(64).decode()
+        if not line:
+            raise RuntimeError(f"the launcher ended before {self.args!r} did")
+        return line
+
+
+class Launcher:
+    """The process that forks; one for each test process. It ends when its socket closes."""
+
+    def __init__(self) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Torch reads these when it is imported. One thread also keeps the fork safe.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.servers.launcher", str(theirs.fileno())],
+            cwd=ROOT,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def start(
+        self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, stdout: int, stderr: int
+    ) -> Process:
+        """`argv` is that of `python -m`: the module and its arguments. The program leads a session of its own."""
+        request = {"argv": list(argv), "cwd": str(cwd), "env": dict(os.environ if env is None else env)}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(self._requests, [json.dumps(request).encode()], [stdout, stderr, theirs.fileno()])
+        theirs.close()
+        return Process(argv, ours)
+
+
+@cache
+def launcher() -> Launcher:
+    return Launcher()
+
+
+def run(
+    argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], folder: Path, timeout: float
+) -> "subprocess.CompletedProcess[str]":
+    """As `subprocess.run` with captured output; `folder` takes the output while the program runs."""
+    names = [folder / f"{time.monotonic_ns()}.{stream}" for stream in ("stdout", "stderr")]
+    with names[0].open("wb") as out, names[1].open("wb") as err:
+        process = launcher().start(argv, cwd=cwd, env=env, stdout=out.fileno(), stderr=err.fileno())
+    try:
+        code = process.wait(timeout)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    texts = [name.read_text() for name in names]
+    for name in names:
+        name.unlink()
+    return subprocess.CompletedProcess(list(argv), code, *texts)
+
+
+# ---- in the launcher's process ----
+
+
+def _imported_by_imprint() -> list[str]:
+    """Names of the libraries' modules that Imprint's processes import, from a child that imports all of it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for name in _WARM_UP:
+            import_module(name)
+        rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"celeryconfig", "__main__"}
+        names = [name for name in list(sys.modules) if name.partition(".")[0] not in rooms]
+        with os.fdopen(writing, "w") as out:
+            json.dump(names, out)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as found:
+        text = found.read()
+    os.waitpid(child, 0)
+    return list(json.loads(text)) if text else []
+
+
+def _serve(requests: socket.socket) -> list[str] | None:
+    """Fork once for each request. Returns in each child with its `argv`, and with None at the end of the requests."""
+    while True:
+        data, fds, _, _ = socket.recv_fds(requests, _MAX_REQUEST, 3)
+        if not data:
+            return None
+        if os.fork() == 0:
+            requests.close()
+            return _keep(json.loads(data), *fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def _keep(request: dict[str, object], stdout: int, stderr: int, status: int) -> list[str]:
+    """Fork the program, report its process id and its exit status. Returns in the program."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(ready)
+        with socket.socket(fileno=status) as told, suppress(OSError):
+            told.send(str(pid).encode())
+            os.close(go)
+            told.send(str(os.waitpid(pid, 0)[1]).encode())
+        os._exit(0)
+    os.setsid()
+    os.close(go)
+    os.read(ready, 1)  # until the test knows the process id
+    for fd, wanted in ((stdout, 1), (stderr, 2)):
+        os.dup2(fd, wanted)
+    for fd in {ready, stdout, stderr, status} - {1, 2}:
+        os.close(fd)
+    os.environ.clear()
+    os.environ.update(request["env"])  # type: ignore[call-overload]
+    os.chdir(str(request["cwd"]))
+    sys.path[0] = str(request["cwd"])
+    return list(request["argv"])  # type: ignore[call-overload]
+
+
+def _main() -> list[str] | None:
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    for name in _imported_by_imprint():
+        with suppress(ImportError):
+            import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
+    gc.freeze()
+    return _serve(requests)
+
+
+if __name__ == "__main__" and (argv := _main()):
+    sys.argv = argv
+    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)

@@ -1,0 +1,101 @@
+"""One training over several processes: each takes a part of every batch, and all make the same update.
+
+Every process draws the whole batch of a step, which is a pure function of (seed, step), and reckons with its own rows.
+The mean of the parts' gradients is the gradient of the whole, so all hold the same weights after the update, and the
+LoRA is the one that a single process with room for the batch would have made, to the order of summation.
+
+`accelerate launch` (or `torchrun`) starts the processes; without one there is nobody to share with, and everything here
+does nothing. PyTorch's DistributedDataParallel is not used: adapters are one flat tensor here, so one reduction does
+what its buckets and hooks are for.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from core.errors import SpecInvalid
+from training.engine.job_batch import JobBatch
+from training.families.family import Draw
+
+STOP_EVERY = 20  # steps between two questions whether a process was asked to stop: each waits for all
+_PATIENCE = timedelta(minutes=30)  # one may load a base model from a slow disk while the others wait
+
+
+def is_asked_for() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """Which of the processes this is, counted from 0; 0 where it is alone."""
+    return dist.get_rank() if is_shared() else 0
+
+
+@contextmanager
+def sharing(device: str, batch_size: int) -> Iterator[str]:
+    """Meet the other processes that a launcher started; gives the device that this one trains on.
+
+    Raises SpecInvalid for a batch that cannot be shared evenly. Does nothing in a process that is alone.
+    """
+    if not is_asked_for():
+        yield device
+        return
+    several = int(os.environ["WORLD_SIZE"])
+    if batch_size % several:
+        raise SpecInvalid.of({"--batch-size": f"{batch_size} cannot be shared evenly by {several} processes"})
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_cuda:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=_PATIENCE)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    if is_shared():
+        dist.barrier()
+
+
+def part(batch: JobBatch) -> JobBatch:
+    """The rows of a job's batch that this process takes."""
+    if not is_shared():
+        return batch
+    rows = len(batch.conditions) // dist.get_world_size()
+    mine = slice(dist.get_rank() * rows, (dist.get_rank() + 1) * rows)
+    made = Draw(*(value[mine] for value in batch.made.parts))
+    return replace(batch, made=made, conditions=batch.conditions[mine], classes=batch.classes[mine])
+
+
+def average(*values: Tensor) -> None:
+    """Replace each value by its mean over the processes, in place and in one call."""
+    if is_shared():
+        whole = torch.cat([value.flatten() for value in values])
+        dist.all_reduce(whole)
+        whole /= dist.get_world_size()
+        means = torch.split(whole, [value.numel() for value in values])
+        for value, mean in zip(values, means, strict=True):
+            value.copy_(mean.view_as(value))
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether it holds in any of the processes, the same answer in all: they must leave at the same step."""
+    if not is_shared():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def is_shared() -> bool:
+    """Whether this process has met the others of its training."""
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,177 @@
+"""Where each LoRA matrix stands in a slot's weights: one flat float32 vector [P], so that a stack of N slots is [N, P].
+
+Layers have the names that peft would give them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.engine.randomness import generator
+from training.lora.file import Matrices
+from training.lora.safetensor import Array
+
+# Rows begin where vector units like it, so that a slot's sums are reckoned alike wherever it stands.
+_ALIGNED = 64
+_SHORTEST = 1e-12  # a row of zeros stays one, whatever its length is to be
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer that may get LoRAs. A 1x1 convolution is a linear over channels."""
+
+    name: str  # diffusers' name of the module
+    inputs: int
+    outputs: int
+    is_convolution: bool
+    place: int  # among all wrapped layers of the denoiser
+    layer: nn.Module = field(compare=False, repr=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, [out, in]."""
+        weight: Tensor = self.layer.weight.detach()  # type: ignore[operator]
+        return weight.flatten(1)
+
+
+class LoRA(NamedTuple):
+    """The LoRAs of all slots on one layer, in the dtype of the base."""
+
+    lora_a: Tensor  # [N, rank, in]
+    lora_b: Tensor  # [N, out, rank], times the slot's scale
+    stretch: Tensor | None = None  # of DoRA, [N, 1, out]: magnitude / |W + B A| - 1 of each row
+
+
+class Layout:
+    """Where the numbers of every site stand in a slot's vector: all downs [rank, in] first, then all ups [out, rank],
+    then with DoRA all magnitudes [out].
+
+    `rank` is what slots are padded to; padding is zero and stays zero, since its gradient is.
+    """
+
+    def __init__(self, sites: Sequence[Site], rank: int, *, dora: bool = False, places: int | None = None) -> None:
+        """places: how many layers are wrapped, of which `sites` may be some."""
+        self.sites, self.rank, self.dora = tuple(sites), rank, dora
+        self.downs = [rank * site.inputs for site in sites]
+        self.ups = [site.outputs * rank for site in sites]
+        self.magnitudes = [site.outputs for site in sites] if dora else []
+        parts = [sum(self.downs), sum(self.ups), sum(self.magnitudes)]
+        self.size = sum(parts) + -sum(parts) % _ALIGNED
+        self._parts = [*parts, self.size - sum(parts)]
+        self._places = len(self.sites) if places is None else places
+        self._squares = [site.weight.float().pow(2).sum(1) for site in sites] if dora else []  # squared, of W's rows
+
+    def loras(self, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> list[LoRA | None]:
+        """The LoRAs of each wrapped layer, by its place; None for a layer that has none.
+
+        stack [N, P] and scales [N, 1] are float32; gradients flow to the stack.
+        """
+        downs, ups, magnitudes, _ = torch.split(stack, self._parts, 1)
+        downs, ups = downs.to(dtype), (ups * scales).to(dtype)
+        made: list[LoRA | None] = [None] * self._places
+        for site, down, up in zip(
+            self.sites, torch.split(downs, self.downs, 1), torch.split(ups, self.ups, 1), strict=True
+        ):
+            made[site.place] = LoRA(down.view(-1, self.rank, site.inputs), up.view(-1, site.outputs, self.rank))
+        for site, squares, magnitude in zip(
+            self.sites if self.dora else (), self._squares, torch.split(magnitudes, self.magnitudes, 1), strict=True
+        ):
+            lora = made[site.place]
+            assert lora is not None  # noqa: S101 - made above
+            made[site.place] = lora._replace(
+                stretch=_stretch(site.weight, squares, lora.lora_a, lora.lora_b, magnitude).to(dtype)
+            )
+        return made
+
+    def begin(self, seed: int, rank: int) -> Tensor:
+        """A slot's vector [P] at step 0, on the CPU: peft's default start, drawn from the job's seed.
+
+        A is uniform in ±1/sqrt(in) (kaiming with a = sqrt 5), B zero; peft: LoraLayer.reset_lora_parameters. DoRA's
+        magnitudes are the lengths that the rows of W have.
+        """
+        drawn = {}
+        for place, site in enumerate(self.sites):
+            bound = site.inputs**-0.5
+            chance = generator(seed, "start", place)
+            down = torch.empty(rank, site.inputs).uniform_(-bound, bound, generator=chance)
+            drawn[f"{site.name}.down"] = down.numpy()
+            drawn[f"{site.name}.up"] = np.zeros((site.outputs, rank), np.float32)
+        for site, squares in zip(self.sites, self._squares, strict=self.dora):
+            drawn[f"{site.name}.magnitude"] = squares.sqrt().cpu().numpy()
+        return self.fill(drawn)
+
+    def fill(self, arrays: Mapping[str, Array]) -> Tensor:
+        """A slot's vector [P] from arrays by the names of `read`; what they do not fill is zero."""
+        vector = torch.zeros(self.size)
+        for name, view in self._views(vector).items():
+            held = torch.from_numpy(np.array(arrays[name], np.float32))
+            held = held.reshape(held.shape[: view.ndim])
+            view[tuple(slice(length) for length in held.shape)] = held
+        return vector
+
+    def read(self, vector: Tensor, rank: int) -> dict[str, Array]:
+        """`{module}.down` [rank, in], `{module}.up` [out, rank] and with DoRA `{module}.magnitude` [out] of a slot's
+        vector, float32, without padding; of a convolution [rank, in, 1, 1] and [out, rank, 1, 1].
+        """
+        views = self._views(vector.detach().to("cpu", torch.float32, copy=True))
+        found = {}
+        for site in self.sites:
+            tail = (1, 1) if site.is_convolution else ()
+            down, up = views[f"{site.name}.down"][:rank], views[f"{site.name}.up"][:, :rank]
+            found[f"{site.name}.down"] = down.reshape(*down.shape, *tail).contiguous().numpy()
+            found[f"{site.name}.up"] = up.reshape(*up.shape, *tail).contiguous().numpy()
+            if self.dora:
+                found[f"{site.name}.magnitude"] = views[f"{site.name}.magnitude"].numpy()
+        return found
+
+    @property
+    def boundary(self) -> int:
+        """Where a vector's downs end: what stands behind has the rate of B in LoRA+."""
+        return self._parts[0]
+
+    def _views(self, vector: Tensor) -> dict[str, Tensor]:
+        found = {}
+        edges = [0, *np.cumsum([*self.downs, *self.ups, *self.magnitudes]).tolist()]
+        spans = [vector[begin:end] for begin, end in pairwise(edges)]
+        count = len(self.sites)
+        for place, site in enumerate(self.sites):
+            found[f"{site.name}.down"] = spans[place].view(self.rank, site.inputs)
+            found[f"{site.name}.up"] = spans[count + place].view(site.outputs, self.rank)
+            if self.dora:
+                found[f"{site.name}.magnitude"] = spans[2 * count + place]
+        return found
+
+
+def _stretch(weight: Tensor, squares: Tensor, lora_a: Tensor, lora_b: Tensor, magnitude: Tensor) -> Tensor:
+    """magnitude / |W + B A| - 1 for every row, [N, 1, out]; the lengths are constants to the gradient, section 4.3.
+
+    |W + B A|^2 = |W|^2 + 2 W (B A) + |B A|^2 row by row, without the sum itself: as dear as `rank` more samples.
+    """
+    with torch.no_grad():
+        crossed = functional.linear(lora_a.flatten(0, 1), weight).view(*lora_a.shape[:2], -1).transpose(1, 2).float()
+        low, high = lora_a.float(), lora_b.float()
+        gram = torch.bmm(low, low.transpose(1, 2))
+        grown = squares + (2 * crossed * high).sum(2) + (torch.bmm(high, gram) * high).sum(2)
+        lengths = grown.clamp_(min=_SHORTEST).sqrt_()
+    return (magnitude / lengths - 1).unsqueeze(1)
+
+
+def padded(rank: int) -> int:
+    """The rank of the stack that a job of `rank` is trained in: the next power of two, at least 4."""
+    return max(4, 1 << (rank - 1).bit_length())
+
+
+def matrices_of(weights: Mapping[str, Array]) -> dict[str, Matrices]:
+    """From arrays by the names of `Layout.read` to (down, up), of a DoRA (down, up, magnitude), by module."""
+    made: dict[str, Matrices] = {}
+    for module in sorted({name.rsplit(".", 1)[0] for name in weights}):
+        pair = weights[f"{module}.down"], weights[f"{module}.up"]
+        magnitude = weights.get(f"{module}.magnitude")
+        made[module] = pair if magnitude is None else (*pair, magnitude)
+    return made

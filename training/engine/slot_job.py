@@ -1,0 +1,98 @@
+"""One job in the engine, and what it shares with the jobs beside it."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+from torch import Tensor
+
+from training.engine.job_batch import Extras
+from training.engine.optimizer import Stack
+from training.engine.randomness import SampleOrder
+from training.engine.state import State
+from training.engine.validation import PreviewPrompts, ValidationSet
+from training.families.family import Condition
+from training.lora.safetensor import Array
+from training.ports import TrainRun
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What jobs must share to be trained in one step: latents [C, h, w], pictures per step, padded rank, and whether
+    they keep a prior beside pictures, which takes operations of its own.
+    """
+
+    latents: tuple[int, ...]
+    batch_size: int
+    rank: int
+    has_prior: bool = False
+    targets: str = "attention"
+    dora: bool = False
+    optimizer: str = "adamw"
+
+
+@dataclass
+class SlotJob:
+    """One job in the engine: what it trains on, where it stands, and what its own thread gets.
+
+    The engine's thread writes `step`, `losses`, `snapshots`, `error` and `gone`, then sets `news`; the job's thread
+    writes `leaving`.
+    """
+
+    run: TrainRun
+    total: int
+    order: SampleOrder
+    moments: Sequence[Tensor]  # of every picture, on the CPU
+    conditions: Sequence[Condition]  # of every picture's caption, on the device
+    shape: Shape
+    state: State | None  # where to begin; None for a fresh start
+    checkpoint_every: int  # steps
+    slots: int  # most slots of the step that it may share
+    is_fixed: bool  # whether always exactly so many, filled or idle: then its bits depend on nobody
+    extras: Extras = field(default_factory=Extras)
+    validation_set: ValidationSet | None = None
+    preview_prompts: PreviewPrompts | None = None
+    look_every: int = 0  # steps between two validations, with previews; 0: there is none
+
+    start: int = 0  # steps that were done before
+    step: int = 0  # steps that are done
+    losses: deque[tuple[int, float]] = field(default_factory=deque)  # (done, loss), oldest first
+    looks: list[tuple[int, float]] = field(default_factory=list)  # (done, validation loss), oldest first
+    best: Mapping[str, Array] = field(default_factory=dict)  # the weights of the best look, if they are to be kept
+    drawn: deque[tuple[int, list[Tensor]]] = field(default_factory=deque)  # (done, latents of each prompt)
+    snapshots: deque["Snapshot"] = field(default_factory=deque)  # to be kept, oldest first
+    error: BaseException | None = None
+    gone: bool = False  # it has no slot any more: finished, failed, or let go
+    leaving: bool = False
+    news: Event = field(default_factory=Event)
+
+    def __post_init__(self) -> None:
+        self.start = self.step = self.state.step if self.state is not None else 0
+        if self.state is not None:
+            self.looks, self.best = list(self.state.looks), self.state.best
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Let the job's thread know that the engine is done with it."""
+        self.error = error
+        self.gone = True
+        self.news.set()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One job as it was after `step` steps: a copy of its row, on the device until its state is asked for.
+
+    So a checkpoint costs the engine's thread a copy; reading, writing and sending it is for the job's own.
+    """
+
+    step: int
+    row: Stack  # of one slot
+    rank: int
+    rest: Mapping[str, Any]  # what else is in a State
+
+    def state(self) -> State:
+        """It all, on the host. Waits for the device."""
+        weights = self.row.layout.read(self.row.masters[0], self.rank)
+        return State(self.step, weights=weights, kept=self.row.state(0, self.rank), **self.rest)

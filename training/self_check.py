@@ -1,0 +1,138 @@
+"""A worker checks its card before it takes a job: it trains tiny random bases in several ways that must agree.
+
+For each family it compares gradients of the wrapped layers with peft's in float32; gradients in the precision that jobs
+will use with those in float32; steps recorded as CUDA graphs with steps that are sent one by one; a job beside another
+with the job alone; and a training that resumes with one that runs through. `imprint doctor` runs the same check by
+hand, also without CUDA.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.device import DeviceReport, card_facts, choose, precision, probe
+from training.engine.recorder import Record, cuda_recorder
+from training.spec import FAMILIES
+from training.tiny_trial import Trial
+
+# What each comparison is of, and the largest relative difference that rounding explains, in float32 and below it.
+_COMPARISONS = {
+    "peft": ("the engine's gradients and peft's in float32", 1e-3, 1e-3),
+    "precision": ("gradients in the base's precision and in float32", 1e-3, 0.15),
+    "recorded": ("recorded steps and steps sent one by one", 1e-2, 0.3),
+    "slots": ("a job beside another and the job alone", 1e-2, 0.3),
+    "resume": ("a resumed training and one that ran through", 1e-2, 0.3),
+}
+
+
+@dataclass(frozen=True)
+class FamilyCheck:
+    """What the tiny trainings of one family gave."""
+
+    family: str
+    differences: dict[str, float] = field(default_factory=dict)  # relative, by comparison
+    faults: dict[str, str] = field(default_factory=dict)  # what disagreed, by comparison, or failed altogether
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether jobs of this family can be trained here, recorded or not."""
+        return not set(self.faults) - {"recorded"}
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What a worker found out about its device."""
+
+    device: DeviceReport
+    facts: dict[str, str]  # of the card and the software that drives it
+    families: list[FamilyCheck]
+    records: bool | None  # whether steps may be recorded; None where they are not
+    seconds: float
+
+    @property
+    def faults(self) -> list[str]:
+        """Everything that disagreed, in words."""
+        return [f"{found.family}: {fault}" for found in self.families for fault in found.faults.values()]
+
+    @property
+    def unusable(self) -> list[str]:
+        """The families whose jobs this device must not train."""
+        return [found.family for found in self.families if not found.is_usable]
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a few words."""
+        if self.unusable:
+            return f"takes no job of {', '.join(self.unusable)}: {'; '.join(self.faults)}"
+        if self.records is False:
+            return f"steps are sent one by one: {'; '.join(self.faults)}"
+        return "recorded steps agree" if self.records else "steps agree"
+
+    @property
+    def text(self) -> str:
+        """One line for the log."""
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
+        return f"{self.device.text}; {facts}; {self.verdict} ({self.seconds:.1f} s)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        told = {"device": self.device.to_dict(), "facts": self.facts, "records": self.records}
+        checks = [asdict(found) | {"is_usable": found.is_usable} for found in self.families]
+        return {**told, "families": checks, "verdict": self.verdict, "seconds": round(self.seconds, 1)}
+
+
+def check(
+    folder: Path,
+    device: str = "auto",
+    *,
+    families: Sequence[str] = FAMILIES,
+    asked_precision: str = "auto",
+    deterministic: bool = False,
+    record: Record | None = None,
+) -> SelfCheck:
+    """Try the device with a product, then train a tiny base of each family on it.
+
+    folder: where the tiny bases are kept. record: what records a step, CUDA graphs on a card. Raises BackendFailed if
+    the device is not there or gives wrong products.
+    """
+    begun = time.monotonic()
+    report, chosen = probe(device, deterministic=deterministic), choose(device)
+    record = cuda_recorder(chosen).record if record is None and chosen.type == "cuda" else record
+    dtype = precision(chosen, asked=asked_precision)
+    found = [_checked(name, folder, chosen, dtype, record) for name in families]
+    is_refused = any("recorded" in one.faults for one in found)
+    if chosen.type == "cuda":
+        torch.cuda.empty_cache()
+    return SelfCheck(
+        report, card_facts(chosen, dtype), found, None if record is None else not is_refused, time.monotonic() - begun
+    )
+
+
+def _checked(name: str, folder: Path, device: torch.device, dtype: torch.dtype, record: Record | None) -> FamilyCheck:
+    """All comparisons of one family. Whatever a broken device or library raises is a fault of that comparison."""
+    differences: dict[str, float] = {}
+    faults: dict[str, str] = {}
+    try:
+        trial = Trial(name, folder, device, dtype)
+        comparisons = trial.comparisons(record)
+    except Exception as error:  # noqa: BLE001 - whatever it is, jobs of this family would meet it, too
+        return FamilyCheck(name, faults={"load": f"a tiny base cannot be loaded: {_told(error)}"})
+    for kind, compare in comparisons:
+        about, *limits = _COMPARISONS[kind]
+        limit = limits[0 if dtype == torch.float32 else 1]
+        try:
+            differences[kind] = compare()
+        except Exception as error:  # noqa: BLE001 - as above
+            faults[kind] = f"{about}: {_told(error)}"
+        else:
+            if not differences[kind] <= limit:  # not a number is no agreement
+                faults[kind] = f"{about} differ by {differences[kind]:.2g}, at most {limit:.2g} is rounding"
+    return FamilyCheck(name, differences, faults)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
