@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 
 from training import families
-from training.backends.randomness import generator
-from training.engine.adapters import Ports, padded
-from training.engine.stacks import STACKS
+from training.engine.layout import padded
+from training.engine.lora_layers import LoRALayers
+from training.engine.optimizers import OPTIMIZERS
+from training.engine.randomness import generator
 from training.engine.step import Batch, Step
-from training.families import quantise
 from training.families.checkpoint_configs import CONFIGS
 from training.families.encoders import Encoders
 from training.families.family import Base, Family
@@ -43,11 +43,11 @@ class Count:
     step: int  # the most that a step adds: activations, gradients, what is passed from layer to layer
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, all tensors that operations make are counted: `live` bytes are held now, `most` were at one time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.most = 0
         self._known: set[int] = set()
 
@@ -129,17 +129,17 @@ def measure(
     """The same of a denoiser that is there, wherever it is. Its layers are wrapped afterwards."""
     device, dtype = next(denoiser.parameters()).device, denoiser.dtype
     weights = sum(_rounded(part.numel() * part.element_size()) for part in denoiser.parameters())
-    ports = Ports(denoiser, family.targets)
-    layout = ports.layout(spec.adapter.targets, padded(spec.rank), dora=spec.adapter.dora)
+    layers = LoRALayers(denoiser, family.targets)
+    layout = layers.layout(spec.adapter.targets, padded(spec.rank), dora=spec.adapter.dora)
     batch = _batch(family, denoiser, spec, size, slots, tokens)
     with device:
         schedule, _ = family.stand_in(denoiser, tokens)
     base = Base(lambda: denoiser, Encoders({}), schedule, device, dtype, "")
     with Peak() as held:
-        stack = STACKS[spec.optimizer](slots, layout, device)
+        stack = OPTIMIZERS[spec.optimizer](slots, layout, device)
         if spec.optimization.ema_decay:
             stack.averages = torch.zeros_like(stack.masters, requires_grad=False)
-        step = Step(family, base, ports, layout, stack, None)
+        step = Step(family, base, layers, layout, stack, None)
         step(batch)  # the first makes what stays, such as tables of positions
         gc.collect()
         kept = held.most = held.live
@@ -157,9 +157,7 @@ def _checkpoint(module: Any, *given: Any) -> Any:
     return checkpoint(run, *given, use_reentrant=False)
 
 
-def _batch(
-    family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], slots: int, tokens: int
-) -> Batch:
+def _batch(family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], slots: int, tokens: int) -> Batch:
     """A step's batch of zeros on the denoiser's device."""
     samples, device = slots * spec.batch_size, next(denoiser.parameters()).device
     schedule, told = family.stand_in(denoiser, tokens)
@@ -181,18 +179,15 @@ def sizes_of(name: Any) -> Sizes:
     config = CONFIGS[name][family.parts[0]]
     with _META:
         denoiser = family.denoiser.from_config(dict(config))
-    linears = {part: one for part, one in denoiser.named_modules() if quantise.fits(part, one)}
-    ports = Ports(denoiser, family.targets)
+    layers = LoRALayers(denoiser, family.targets)
     return Sizes(
         parameters=sum(part.numel() for part in denoiser.parameters()),
-        quantisable=sum(one.weight.numel() for one in linears.values()),
         lora={
-            targets: sum(site.inputs + site.outputs for site in ports.layout(targets, 4).sites)
+            targets: sum(site.inputs + site.outputs for site in layers.layout(targets, 4).sites)
             for targets in family.targets
         },
         sample=_line(family, config, checkpointing=False),
         checkpointed=_line(family, config, checkpointing=True),
-        text_bytes=0,
     )
 
 
