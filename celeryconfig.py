@@ -1,4 +1,4 @@
-"""How Celery runs here. Values only; the reasons are in docs/operations.md and were measured in FINDINGS.md."""
+"""How Celery runs here. Values only; docs/operations.md has the reasons."""
 
 from kombu import Exchange, Queue
 

@@ -68,8 +68,8 @@ def examine(here: Services, checks: Sequence[Check] | None = None) -> list[Findi
         try:
             findings += check(here)
         except Exception as error:  # noqa: BLE001 - a check that fails is what this command is for
-            told = error.message if isinstance(error, ImprintError) else f"{type(error).__name__}: {str(error)[:300]}"
-            findings.append(Finding(check.__name__.strip("_").replace("_", " "), "todo", told))
+            reason = error.message if isinstance(error, ImprintError) else f"{type(error).__name__}: {str(error)[:300]}"
+            findings.append(Finding(check.__name__.strip("_").replace("_", " "), "todo", reason))
     return findings
 
 

@@ -55,9 +55,9 @@ def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) ->
     except OSError as error:
         raise StoreUnavailable(f"{result} cannot be written: {error.strerror}") from error
     report = lora_inspect.inspect(data)
-    told = {"path": str(result), "format": to, "modules": report.modules, "scales": report.scales}
+    facts = {"path": str(result), "format": to, "modules": report.modules, "scales": report.scales}
     if as_json:
-        print_json(told | {"size_bytes": report.size_bytes, "sha256": report.sha256})
+        print_json(facts | {"size_bytes": report.size_bytes, "sha256": report.sha256})
         return
     out.print(
         f"{result}  {report.modules} modules as {to}, scale {_numbers(report.scales)}", highlight=False, markup=False
@@ -86,9 +86,15 @@ def _show(file: Path, report: Report) -> None:
         out.print(f"  recipe       {escape(shown[:2000])}", highlight=False)
     if report.kinds:
         table = Table("modules", "count", "rank", "scale", "norm, mean", "norm, largest", box=None)
-        for kind, told in report.kinds.items():
-            norms = ["" if told[name] is None else f"{told[name]:.4g}" for name in ("norm_mean", "norm_max")]
-            table.add_row(kind, str(told["modules"]), _numbers(told["ranks"]), _numbers(told["scales"]), *norms)
+        for kind, stats in report.kinds.items():
+            norms = ["" if stats[name] is None else f"{stats[name]:.4g}" for name in ("norm_mean", "norm_max")]
+            table.add_row(
+                kind,
+                str(stats["modules"]),
+                _numbers(stats["ranks"]),
+                _numbers(stats["scales"]),
+                *norms,
+            )
         out.print(table)
     if report.readers:
         readers = "; ".join(f"{name}: {how}" for name, how in report.readers.items())

@@ -58,4 +58,4 @@ def report_unsent() -> None:
     from tasks.relay import broker_answers
 
     if not sender.flush(_SEND_S) or not broker_answers():
-        err.print("[yellow]No broker answers: this is kept, and goes on once a stack runs[/] (make up)")
+        err.print("[yellow]No broker answers. The request is stored and continues when a stack runs[/] (make up)")

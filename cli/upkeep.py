@@ -56,8 +56,8 @@ def restore(folder: Path, *, as_json: bool) -> None:
 def _say(made: Contents, folder: Path, what: str, as_json: bool) -> None:
     rows = sum(made.rows.values())
     if as_json:
-        told = {"made_at": made.made_at, "revision": made.revision, "rows": made.rows}
-        print_json(told | {"objects": len(made.objects), "size_bytes": made.size_bytes})
+        summary = {"made_at": made.made_at, "revision": made.revision, "rows": made.rows}
+        print_json(summary | {"objects": len(made.objects), "size_bytes": made.size_bytes})
     else:
         out.print(
             f"{rows} rows and {len(made.objects)} objects ({made.size_bytes / 1e6:.1f} MB), as they were at "

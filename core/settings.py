@@ -73,10 +73,10 @@ class Settings(BaseSettings):
         "`z-image-turbo` wants one. JSON object.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What training workers train on.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Of the frozen base model while training. `auto`: bfloat16 where that is faster, on GPUs and for "
-        "full-size models on CPUs with units for it.",
+        "full-size models on CPUs with units for it; float16 on GPUs without bfloat16.",
     )
     deterministic: bool = Field(
         False,

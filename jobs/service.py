@@ -193,7 +193,7 @@ def jobs(
 def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = runs.server_name(session, run) if run else None
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server).to_dict()
 
 
 def remote_runs(services: Services, job_id: str) -> list[dict[str, Any]]:

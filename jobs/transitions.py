@@ -53,7 +53,7 @@ def tell(session: Session, job_id: str, kind: str, **data: Any) -> None:
 
 def notify(session: Session, job: Job, event: str) -> None:
     """Queue notices about the job as it is now: to the application and to the owner, if they asked for them."""
-    view = view_of(job, [], ledger.hold_of(session, job.id))
+    view = view_of(job, [], ledger.hold_of(session, job.id)).to_dict()
     if job.webhook_url:
         webhooks.put(session, view, event, job.webhook_url)
     notices.tell_owner(session, view, event)

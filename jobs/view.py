@@ -1,71 +1,152 @@
-"""A job as the outside sees it: no addresses of pictures, no holders of leases, nothing secret."""
+"""A job as the outside sees it: no addresses of pictures, no lease holders, nothing secret."""
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 from credits.ledger import Hold
 from jobs.specs import spec_of
-from storage.tables import Job, JobPicture, PictureState, RemoteRun
+from storage.tables import Job, JobPicture, PictureState, RemoteRun, Stage, Status
+from training.spec import TrainSpec
 
+# A `JobView` as plain JSON values: what services give, tasks return and webhooks carry.
 View = dict[str, Any]
 _INNER = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
+
+# With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
+Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CreditsView(_Part):
+    """What a job has cost, in credits. `refunded` is what came back of its hold."""
+
+    held: int
+    charged: int
+    refunded: int
+
+
+class FailureView(_Part):
+    """Why a job failed or was cancelled."""
+
+    code: str
+    message: str | None
+    details: dict[str, Any]
+
+
+class PictureView(_Part):
+    """What became of one picture: good, bad (and why), or waiting."""
+
+    position: int
+    state: PictureState
+    faults: list[str]
+    report: dict[str, Any] | None
+
+
+class FileView(_Part):
+    """The finished LoRA file in the object store."""
+
+    key: str
+    sha256: str | None
+    bytes: int | None
+
+
+class TrainedOnView(_Part):
+    """Which backend trains a job; of a remote one also its server and what that does now."""
+
+    backend: str
+    server: str | None
+    status: str | None
+
+
+class JobView(_Part):
+    """The public view of a job. Its JSON is a contract with applications: docs/task.md."""
+
+    job_id: str
+    model_id: str
+    owner_id: str
+    subject_id: str
+    status: Status
+    stage: Stage
+    attempt: int
+    step: int
+    total_steps: int
+    loss: float | None
+    validation_loss: float | None
+    seconds_left: float | None
+    spec: TrainSpec
+    credits: CreditsView
+    failure: FailureView | None
+    pictures: list[PictureView]
+    lora: FileView | None
+    trained_on: TrainedOnView
+    train_seconds: float
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+
+    def to_dict(self) -> View:
+        """As plain JSON values."""
+        return self.model_dump(mode="json")
 
 
 def view_of(
     job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None, server: str | None = None
-) -> View:
-    """The public view, JSON-serialisable. `run` is the newest of a remote training, `server` the name of its server."""
+) -> JobView:
+    """The public view. `run` is the newest of a remote training, `server` the name of its server."""
     spec = spec_of(job)
     held = hold.amount if hold is not None and hold.state == "held" else 0
     charged = (job.charged or 0) - (hold.refunded if hold is not None else 0)
-    return {
-        "job_id": job.id,
-        "model_id": job.id,
-        "owner_id": job.owner_id,
-        "subject_id": job.subject_id,
-        "status": job.status,
-        "stage": job.stage,
-        "attempt": job.attempt,
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "loss": job.loss,
-        "validation_loss": job.validation_loss,
-        "seconds_left": job.seconds_left,
-        "spec": spec.model_dump(),
-        "credits": {
-            "held": held,
-            "charged": charged,
-            "refunded": hold.amount - charged if hold is not None and not held else 0,
-        },
-        "failure": _failure(job),
-        "pictures": [picture_view(picture) for picture in pictures],
-        "lora": {"key": job.lora_key, "sha256": job.lora_sha256, "bytes": job.lora_bytes} if job.lora_key else None,
-        "trained_on": {"backend": spec.backend, "server": server, "status": _doing(run)},
-        "train_seconds": round(job.train_seconds, 3),
-        "created_at": job.created_at.isoformat(),
-        "started_at": job.started_at.isoformat() if job.started_at else None,
-        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
-    }
+    refunded = hold.amount - charged if hold is not None and not held else 0
+    return JobView(
+        job_id=job.id,
+        model_id=job.id,
+        owner_id=job.owner_id,
+        subject_id=job.subject_id,
+        status=Status(job.status),
+        stage=Stage(job.stage),
+        attempt=job.attempt,
+        step=job.step,
+        total_steps=job.total_steps,
+        loss=job.loss,
+        validation_loss=job.validation_loss,
+        seconds_left=job.seconds_left,
+        spec=spec,
+        credits=CreditsView(held=held, charged=charged, refunded=refunded),
+        failure=_failure(job),
+        pictures=[picture_view(picture) for picture in pictures],
+        lora=FileView(key=job.lora_key, sha256=job.lora_sha256, bytes=job.lora_bytes) if job.lora_key else None,
+        trained_on=TrainedOnView(backend=spec.backend, server=server, status=_activity(run)),
+        train_seconds=round(job.train_seconds, 3),
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+    )
 
 
-def picture_view(picture: JobPicture) -> dict[str, Any]:
-    """One picture's verdict: good, bad (and why), or waiting."""
+def picture_view(picture: JobPicture) -> PictureView:
+    """One picture's verdict."""
     report = json.loads(picture.report) if picture.report else None
-    return {
-        "position": picture.position,
-        "state": PictureState(picture.state),
-        "faults": json.loads(picture.faults),
-        "report": {name: told for name, told in report.items() if name not in _INNER} if report else None,
-    }
+    return PictureView(
+        position=picture.position,
+        state=PictureState(picture.state),
+        faults=json.loads(picture.faults),
+        report={name: value for name, value in report.items() if name not in _INNER} if report else None,
+    )
 
 
-def _doing(run: RemoteRun | None) -> str | None:
+def _activity(run: RemoteRun | None) -> str | None:
     return (run.info or run.status or run.state) if run else None
 
 
-def _failure(job: Job) -> dict[str, Any] | None:
+def _failure(job: Job) -> FailureView | None:
     if job.failure_code is None:
         return None
     details = json.loads(job.details) if job.details else {}
-    return {"code": job.failure_code, "message": job.failure_message, "details": details}
+    return FailureView(code=job.failure_code, message=job.failure_message, details=details)

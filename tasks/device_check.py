@@ -37,7 +37,7 @@ def check(settings: Settings, families: Sequence[str]) -> DeviceState:
             log.info("%s", report.text)
             return DeviceState(report.name)
         return _check_card(settings, families)
-    except BackendFailed as error:
+    except (BackendFailed, RuntimeError) as error:  # torch's CUDA errors are RuntimeErrors
         log.error("this worker takes no training: %s", error)
         return DeviceState("nothing", f"takes no job: {error}", tuple(families))
 

@@ -104,7 +104,12 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     """The arguments that change nothing in the LoRA but where and how it is made."""
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of the base (default: auto)")
+    add(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the base (default: auto)",
+    )
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, slower; a CPU always does so")
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")

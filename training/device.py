@@ -1,5 +1,6 @@
 """What a training worker trains on: found and tried at its start, before a job is taken on a broken GPU."""
 
+import logging
 import os
 import re
 import time
@@ -11,11 +12,14 @@ from torch.nn.attention import SDPBackend
 
 from core.errors import BackendFailed
 
+log = logging.getLogger(__name__)
+
 _SIDE = 256
+_chosen: dict[str, tuple[str, ...]] = {}  # attention backends, by device
 _DRIVER = re.compile(r"\d+\.\d+(\.\d+)?")
 
 # From here on bfloat16 pays on a CPU that has units for it: a full-size sd15 takes half the time, the tiny model twice
-# as long (docs/training-speed.md). In file: a UNet of sd15 has 1.7 GB in float16.
+# as long (docs/benchmarks.md). In file: a UNet of sd15 has 1.7 GB in float16.
 LARGE_BYTES = 512 * 2**20
 
 
@@ -56,6 +60,38 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def prepare(device: torch.device, *, deterministic: bool = False) -> None:
+    """Make `device` the current one of this thread, and choose the kernels of this process for its architecture.
+
+    Call it before the first work on the device.
+    """
+    use(device)
+    if device.type != "cuda":
+        return
+    if deterministic:
+        repeat_exactly()
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes stay, so trying each kernel once pays
+    chosen = attention_backends(torch.cuda.get_device_capability(device), deterministic=deterministic)
+    torch.backends.cuda.enable_flash_sdp("flash" in chosen)
+    torch.backends.cuda.enable_mem_efficient_sdp("efficient" in chosen)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_math_sdp(True)
+    if _chosen.get(str(device)) != chosen:
+        _chosen[str(device)] = chosen
+        log.info("attention on %s: %s", device, ", ".join(chosen))
+
+
+def attention_backends(capability: tuple[int, int], *, deterministic: bool = False) -> tuple[str, ...]:
+    """PyTorch's implementations of attention that a card may use, the plain one last, which takes everything.
+
+    Flash attention needs compute capability 8.0. The backward pass of memory-efficient attention adds in whatever order
+    threads arrive; that of flash attention need not. cuDNN's is left out until a figure shows that it pays.
+    """
+    flash = ("flash",) if capability >= (8, 0) else ()
+    return (*flash, *(() if deterministic else ("efficient",)), "math")
+
+
 def seats(device: str = "auto") -> int:
     """Most jobs that are worth training in one step: a CPU is busy with one, a GPU takes what its memory holds."""
     return 32 if choose(device).type == "cuda" else 1
@@ -65,8 +101,8 @@ def precision(device: torch.device, base_bytes: int = 0, asked: str = "auto") ->
     """What a frozen base model of `base_bytes` is kept in: bfloat16 where that is faster, else float32.
 
     That is: on CUDA cards that have it, and on CPUs with units for it if the base is so large that arithmetic counts.
-    `asked` decides where it is not `auto`; raises BackendFailed if the device cannot do it. Never float16: it
-    overflows, and scaling losses against that would tie the jobs of a cohort together.
+    CUDA cards without it (T4, V100, RTX 20xx) take float16, with a loss scale for each slot. `asked` decides where it
+    is not `auto`; raises BackendFailed if the device cannot do it.
     """
     if asked != "auto":
         dtype: torch.dtype = getattr(torch, asked)
@@ -74,13 +110,13 @@ def precision(device: torch.device, base_bytes: int = 0, asked: str = "auto") ->
             raise BackendFailed(f"{asked} was asked for, which {device} does not have: set the precision to auto")
         return dtype
     if device.type == "cuda":
-        return torch.bfloat16 if can_hold(device, torch.bfloat16) else torch.float32
+        return torch.bfloat16 if can_hold(device, torch.bfloat16) else torch.float16
     is_faster = base_bytes >= LARGE_BYTES and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if is_faster else torch.float32
 
 
 def can_hold(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a base model in `dtype` can be trained on at all: every CPU reckons with both, if slowly."""
+    """Whether a base model in `dtype` can be trained on at all: every CPU computes in all, if slowly."""
     return dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -93,15 +129,12 @@ def repeat_exactly() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    # Its way back adds in whatever order threads arrive; flash attention has one that does not, and takes bfloat16.
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def probe(device: str = "auto", *, deterministic: bool = False) -> DeviceReport:
     """Find the device and try it with a small product. Raises BackendFailed if it reckons wrongly or not at all."""
     chosen = choose(device)
-    if deterministic and chosen.type == "cuda":
-        repeat_exactly()
+    prepare(chosen, deterministic=deterministic)
     kept = precision(chosen)
     try:
         took = _try(chosen)
@@ -133,7 +166,11 @@ def card_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 def _attention(device: torch.device, dtype: torch.dtype) -> str:
     """The implementation that torch chooses for the largest attention of sd15 at 512 pixels."""
     query = torch.empty(1, 8, 4096, 40, device=device, dtype=dtype, requires_grad=True)
-    return SDPBackend(torch._fused_sdp_choice(query, query, query)).name.lower().removesuffix("_attention")
+    try:
+        chosen = SDPBackend(torch._fused_sdp_choice(query, query, query))
+    except (AttributeError, RuntimeError, ValueError):  # not part of PyTorch's public interface
+        return "unknown"
+    return chosen.name.lower().removesuffix("_attention")
 
 
 def _driver() -> str:

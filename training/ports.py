@@ -80,7 +80,7 @@ class TrainRun:
     checkpoint_every_epochs: int = 10
     previews: Previews | None = None  # where they go if the recipe asks for any; None: they are not drawn
     encodings: Path | None = None  # folder where encoded pictures and captions are kept for other trainings
-    precision: str = "auto"  # of the frozen base: auto (what is faster here), float32, bfloat16
+    precision: str = "auto"  # of the frozen base: auto (what is faster here), float32, bfloat16, float16
     slots: int = 0  # most jobs in one step; 0: as many as pay on this device
     deterministic: bool = False  # on CUDA: one number of slots, so that the same bits come whoever trains beside it
     training_adapter: Path | None = None  # z-image-turbo: a de-distilling LoRA, merged while training, not in the file

@@ -15,18 +15,18 @@ from storage.database import AWAY
 from web.app import create_app
 from web.streams import Streams
 
-_GRACE_S = 20  # for answers on their way; event streams are told to come again at once
+_GRACE_S = 20  # for responses in progress; event streams end at once, and their clients reconnect
 
 
 class WebServer(uvicorn.Server):
-    """uvicorn's server, which lets the event streams go before it waits for open connections."""
+    """uvicorn's server, which ends the event streams before it waits for open connections."""
 
     def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
         super().__init__(config)
         self._streams = streams
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._streams.let_go()
+        self._streams.close_all()
         await super().shutdown(sockets)
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         services().check()
-        with suppress(*AWAY):  # one that is only away: /readyz says so until it is there
+        with suppress(*AWAY):  # if it does not answer now, /readyz says so until it does
             services().database  # noqa: B018 - made on first use, its schema brought up to date
     except (ValueError, ImprintError) as error:
         print(f"the API cannot start: {error}", file=sys.stderr)
@@ -44,14 +44,14 @@ def main() -> int:
     try:
         app.state.metrics.serve(configured)
     except OSError as error:
-        print(f"no metrics on port {configured.metrics_port}: {error.strerror}", file=sys.stderr)
+        print(f"the metrics cannot be served on port {configured.metrics_port}: {error.strerror}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
         app,
         host=configured.web_host,
         port=configured.web_port,
         log_config=None,
-        access_log=False,  # the count is in /metrics; addresses may hold signatures
+        access_log=False,  # /metrics has the counts; addresses may contain signatures
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
     )

@@ -1,7 +1,7 @@
-"""The state of the installation as Prometheus' metrics, asked of database and broker at each scrape.
+"""The state of the installation as Prometheus metrics, read from database and broker at each scrape.
 
-Sums over tables are asked, not kept up in passing: a counter in a process that was killed lies. Sums that grow with
-the tables are asked at most every quarter of a minute, however many ask.
+Sums over tables are queried and not counted in memory: the counter of a killed process would be wrong. Sums that grow
+with the tables are queried at most every 15 seconds, however often they are scraped.
 """
 
 import threading
@@ -24,24 +24,24 @@ from notifications import outbox
 from notifications.tables import MESSAGE
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PodState, RemoteRun, RentedPod, Stage, Status
 
-_KEPT_S = 15.0
+_CACHE_S = 15.0
 _DOLLAR = 1_000_000
 
 
 class InstallationMetrics(Collector):
-    """`lengths` gives the messages that wait in each queue, None where no broker answers."""
+    """`lengths` returns the waiting messages of each queue, or None if no broker answers."""
 
     def __init__(self, services: Services, lengths: Callable[[], dict[str, int] | None]) -> None:
         self._services, self._lengths = services, lengths
         self._lock, self._until = threading.Lock(), 0.0
-        self._kept: list[Metric] = []
+        self._cached: list[Metric] = []
 
     def describe(self) -> Iterable[Metric]:
-        """Called on registration, where the database is not to be asked."""
+        """Called on registration, which must not query the database."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The state, asked now."""
+        """The current state."""
         yield from _queues(self._lengths())
         with self._services.database.reading() as session:
             yield from _waiting(session)
@@ -52,9 +52,9 @@ class InstallationMetrics(Collector):
     def _sums(self, session: Session) -> list[Metric]:
         with self._lock:
             if time.monotonic() >= self._until:
-                self._kept = [*_jobs(session), *_ledger(session)]
-                self._until = time.monotonic() + _KEPT_S
-            return self._kept
+                self._cached = [*_jobs(session), *_ledger(session)]
+                self._until = time.monotonic() + _CACHE_S
+            return self._cached
 
 
 # ---- jobs -----------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def _jobs(session: Session) -> Iterator[Metric]:
     alone = (Status.PENDING, Status.TRAINING, Status.READY)
     known: list[tuple[Status, str]] = [(status, "") for status in alone]
     known += [(Status.CANCELLED, "cancelled"), *((Status.FAILED, code) for code in FailureCode)]
-    for status, code in dict.fromkeys([*known, *found]):  # those of which there are none too: a first one is a rise
+    for status, code in dict.fromkeys([*known, *found]):  # zeros too, so that the first one is an increase
         family.add_metric((status, code), found.get((status, code), 0))
     yield family
     leaks = session.exec(select(func.count()).select_from(JobEvent).where(JobEvent.kind == "leak")).one()
@@ -83,7 +83,7 @@ def _queues(lengths: dict[str, int] | None) -> Iterator[Metric]:
 
 
 def _waiting(session: Session) -> Iterator[Metric]:
-    """Active jobs by stage, those that nobody works on, and how long the one has waited that waits the longest."""
+    """Active jobs by stage and state, and the longest wait for each stage."""
     now = utcnow()
     remote = sa.exists().where(col(RemoteRun.job_id) == col(Job.id), col(RemoteRun.ended_at).is_(None))
     at_picture = sa.exists().where(col(JobPicture.job_id) == col(Job.id), col(JobPicture.lease_until) > now)

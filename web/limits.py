@@ -1,7 +1,7 @@
-"""How many requests a caller may make: a token bucket for each bearer token and owner, in this process.
+"""The rate limit: a token bucket for each bearer token and owner, in this process.
 
-With several processes each has buckets of its own, so that together they let through as many times the rate. That
-is what the limit is for (one caller must not crowd out the others on one process), and it costs no round trip.
+Several processes have separate buckets, so together they allow as many times the rate. That serves the purpose: one
+caller must not crowd out the others on a process. And it costs no round trip.
 """
 
 import threading
@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-_MOST = 10_000  # buckets; the one that was used longest ago goes first, and by then is full again
+_MAX_BUCKETS = 10_000  # buckets; the least recently used is dropped first, and is full again by then
 
 
 class RateLimit:
@@ -21,13 +21,13 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def take(self, caller: str) -> float:
-        """Take one; 0.0, or in how many seconds there will be one."""
+        """Take a token; 0.0, or the seconds until one is available."""
         now = self._clock()
         with self._lock:
             left, at = self._buckets.pop(caller, (self._burst, now))
             left = min(self._burst, left + (now - at) * self._rate)
             wait_s = 0.0 if left >= 1 else (1 - left) / self._rate
             self._buckets[caller] = (left - 1 if not wait_s else left, now)
-            while len(self._buckets) > _MOST:
+            while len(self._buckets) > _MAX_BUCKETS:
                 self._buckets.popitem(last=False)
         return wait_s

@@ -1,4 +1,4 @@
-"""What is around every request: its id, a cap on its body, the answer's headers, and the count of it."""
+"""Middleware of every request: request id, limit on the body, default headers, metrics and log."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 MAX_BODY_BYTES = 256 * 1024
-# Unless a route says otherwise: nothing is kept, sniffed, framed or run.
+# Unless a route sets its own: no caching, sniffing, framing or scripts.
 _DEFAULTS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -30,7 +30,7 @@ Observe = Callable[[str, str, int, float], None]
 
 
 class RequestMiddleware:
-    """ASGI middleware. `upload_bytes` caps bodies of uploads, `observe` is told method, route, status and seconds."""
+    """ASGI middleware. `upload_bytes` limits uploads; `observe` gets method, route, status and seconds."""
 
     def __init__(self, app: ASGIApp, *, upload_bytes: int, observe: Observe) -> None:
         self._app, self._upload_bytes, self._observe = app, upload_bytes, observe
@@ -45,14 +45,14 @@ class RequestMiddleware:
         scope["imprint.request_id"] = request_id
         begun, status = time.perf_counter(), 500
 
-        async def send_framed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = MutableHeaders(scope=message)
-                told["X-Request-Id"] = request_id
+                response_headers = MutableHeaders(scope=message)
+                response_headers["X-Request-Id"] = request_id
                 for name, value in _DEFAULTS.items():
-                    told.setdefault(name, value)
+                    response_headers.setdefault(name, value)
             await send(message)
 
         with (
@@ -64,20 +64,20 @@ class RequestMiddleware:
                 limit = self._limit(scope)
                 if (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
                     refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
-                    await refusal(scope, receive, send_framed)
+                    await refusal(scope, receive, send_with_headers)
                 else:
-                    await self._app(scope, _capped(receive, limit), send_framed)
+                    await self._app(scope, _capped(receive, limit), send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
-                self._tell(scope, status, time.perf_counter() - begun)
+                self._record(scope, status, time.perf_counter() - begun)
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count the answer, and log it: what changed something and what failed always, the rest only for debugging."""
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count and log the response. Reads that succeed are logged at DEBUG, everything else at INFO."""
         method, route = scope["method"], route_of(scope)
         self._observe(method, route, status, seconds)
         level = logging.DEBUG if method in ("GET", "HEAD", "OPTIONS") and status < 500 else logging.INFO
-        told = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
-        log.log(level, "%s %s %d", method, route, status, extra={"fields": told})
+        fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+        log.log(level, "%s %s %d", method, route, status, extra={"fields": fields})
 
     def _limit(self, scope: Scope) -> int:
         is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")
@@ -85,15 +85,15 @@ class RequestMiddleware:
 
 
 def route_of(scope: Scope) -> str:
-    """The route's pattern, never the path: what a stranger asks for does not name a metric."""
+    """The route's pattern, not the path: a client must not be able to create labels of a metric."""
     return str(getattr(scope.get("route"), "path", "none"))
 
 
 def _capped(receive: Receive, limit: int) -> Receive:
-    """For bodies that do not say how long they are."""
+    """Limit a body that has no Content-Length."""
     size = 0
 
-    async def read() -> Message:
+    async def receive_limited() -> Message:
         nonlocal size
         message = await receive()
         if message["type"] == "http.request":
@@ -102,8 +102,8 @@ def _capped(receive: Receive, limit: int) -> Receive:
                 raise HTTPException(413)
         return message
 
-    return read
+    return receive_limited
 
 
 def _too_large(limit: int) -> str:
-    return f"a body here has at most {limit} bytes"
+    return f"the body may have at most {limit} bytes"

@@ -1,4 +1,4 @@
-"""Short-lived addresses that need no token: who may download hands one to a browser or a downloader."""
+"""Signed addresses that are valid for a short time and need no token, for browsers and download tools."""
 
 import hashlib
 import hmac
@@ -13,7 +13,7 @@ MAX_AGE_S = 15 * 60
 
 
 def secret(settings: Settings) -> bytes:
-    """The key that addresses are signed with: from the settings, else one that is made once and kept under home."""
+    """The key for signatures: from the settings, else generated once and stored in the home folder."""
     if settings.web_secret is not None:
         return settings.web_secret.get_secret_value().encode()
     path = settings.home.resolve() / "web.key"
@@ -21,10 +21,10 @@ def secret(settings: Settings) -> bytes:
     fresh = path.with_name(f".web.key.{secrets.token_hex(6)}")
     if not path.exists():
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as out:  # noqa: PTH123 - a descriptor, so that nobody else ever may read it
+        with open(descriptor, "wb") as out:  # noqa: PTH123 - a descriptor, created with mode 0600
             out.write(secrets.token_hex(32).encode())
         try:
-            path.hardlink_to(fresh)  # whole or not at all; of two processes that start together one is first
+            path.hardlink_to(fresh)  # atomic: of two processes that start together, one wins
         except FileExistsError:
             pass
         finally:
@@ -33,19 +33,19 @@ def secret(settings: Settings) -> bytes:
 
 
 def sign(key: bytes, what: str, seconds: int = MAX_AGE_S) -> dict[str, str]:
-    """What to append to the address of `what`, as a query."""
+    """The query parameters that sign `what`."""
     expires = int(time.time()) + min(seconds, MAX_AGE_S)
     return {"expires": str(expires), "signature": _signature(key, what, expires)}
 
 
 def is_signed(key: bytes, what: str, expires: int, signature: str) -> bool:
-    """Whether `signature` is ours for `what`, and its time is not over."""
+    """Whether `signature` is valid for `what` and has not expired."""
     fits = hmac.compare_digest(_signature(key, what, expires).encode(), signature.encode())
     return fits and time.time() < expires <= time.time() + MAX_AGE_S + 1
 
 
 def file_address(key: bytes, job_id: str, stored_at: str) -> str:
-    """Where the file of a training can be had without a token: `stored_at`, unless only this service can serve that."""
+    """An address of a LoRA file that needs no token: `stored_at`, or for a local file one of this service."""
     if urlsplit(stored_at).scheme != "file":
         return stored_at
     return f"/api/trainings/{job_id}/file?{urlencode(sign(key, job_id))}"

@@ -1,8 +1,8 @@
-"""Event streams: everybody who watches is served by one poller of this process, with one query a round.
+"""Event streams: one poller per process serves all streams, with one query per round.
 
-An event's id is its number in the database, so a client that comes back with `Last-Event-ID`, to this process or
-to another, goes on behind it. Events of one job become visible in the order of their numbers (`jobs.transitions.tell`);
-those of different jobs need not, so each stream keeps a place of its own and the poller asks job by job.
+An event's id is its number in the database. A client that reconnects with `Last-Event-ID`, to this process or another,
+continues after that event. Events of one job become visible in the order of their numbers (`jobs.transitions`); events
+of different jobs need not, so each stream keeps its own position and the poller queries job by job.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ log = logging.getLogger(__name__)
 POLL_S = 0.25
 _SOON_S = 0.02  # streams that open together are served by one query
 _AWAY_S = 2.0
-_HEARTBEAT_S = 15.0  # proxies close what is silent for a minute
-_RETRY_MS = 1000  # how soon a browser comes back
-_MOST_WAITING = 5000  # events that a client does not fetch; then its stream ends, and it may come back
+_HEARTBEAT_S = 15.0  # proxies close connections that are silent for a minute
+_RETRY_MS = 1000  # how soon a browser reconnects
+_MAX_WAITING = 5000  # events that a client has not fetched; then its stream ends, and the client may reconnect
 
 
 @dataclass(eq=False)
 class Stream:
-    """One open stream: which job, up to which event it has been served, and what waits to be written."""
+    """An open stream: the job, the number of the last event served, and the messages that wait to be written."""
 
     job_id: str
     after: int
-    waiting: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(_MOST_WAITING + 1))
+    waiting: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(_MAX_WAITING + 1))
     over: bool = False
 
     def offer(self, event_id: int, message: bytes, is_last: bool) -> None:
@@ -48,7 +48,7 @@ class Stream:
             return
         self.after = event_id
         self.waiting.put_nowait(message)
-        if is_last or self.waiting.qsize() >= _MOST_WAITING:
+        if is_last or self.waiting.qsize() >= _MAX_WAITING:
             self.end()
 
     def end(self) -> None:
@@ -58,45 +58,45 @@ class Stream:
 
 
 class Streams:
-    """The open streams of this process and their poller. All but the query runs on the event loop."""
+    """The open streams of this process and their poller. Everything except the query runs on the event loop."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._open: dict[str, set[Stream]] = {}
-        self._news = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="streams")  # not the handlers' pool: it may be full
+        self._opened = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="streams")  # the pool of the handlers may be full
         self._poller: asyncio.Task[None] | None = None
-        self._going = False
+        self._closing = False
 
     @property
     def count(self) -> int:
         return sum(len(streams) for streams in self._open.values())
 
     def start(self) -> None:
-        self._news = asyncio.Event()
+        self._opened = asyncio.Event()
         self._poller = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
-        self.let_go()
+        self.close_all()
         if self._poller is not None:
             self._poller.cancel()
             with suppress(asyncio.CancelledError):
                 await self._poller
         self._thread.shutdown(wait=False)
 
-    def let_go(self) -> None:
-        """End all streams and open no more: this process leaves, and the clients come back to the next."""
-        self._going = True
+    def close_all(self) -> None:
+        """End all streams and open no new ones: this process stops, and the clients reconnect to another."""
+        self._closing = True
         for streams in self._open.values():
             for stream in streams:
                 stream.end()
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[bytes]:
-        """A job's events behind number `after`, as they come, up to the one that ends it; heartbeats in between."""
+        """A job's events after number `after` as they happen, up to its last one, with heartbeats in between."""
         stream = Stream(job_id, after)
         self._open.setdefault(job_id, set()).add(stream)
-        self._news.set()
-        if self._going:
+        self._opened.set()
+        if self._closing:
             stream.end()
         try:
             yield f"retry: {_RETRY_MS}\n\n".encode()
@@ -117,8 +117,8 @@ class Streams:
         loop = asyncio.get_running_loop()
         while True:
             if not self._open:
-                self._news.clear()
-                await self._news.wait()
+                self._opened.clear()
+                await self._opened.wait()
                 await asyncio.sleep(_SOON_S)
             places = {
                 job_id: min(stream.after for stream in streams)
@@ -126,20 +126,20 @@ class Streams:
                 if any(not stream.over for stream in streams)
             }
             try:
-                events = await loop.run_in_executor(self._thread, self._ask, places) if places else []
+                events = await loop.run_in_executor(self._thread, self._query, places) if places else []
             except AWAY as error:
                 log.warning("event streams wait: the database does not answer (%s)", type(error).__name__)
                 await asyncio.sleep(_AWAY_S)
                 continue
             for event in events:
-                self._hand_out(event)
+                self._deliver(event)
             if len(events) < history.MOST_EVENTS:
                 await asyncio.sleep(POLL_S)
 
-    def _ask(self, places: dict[str, int]) -> Sequence[JobEvent]:
+    def _query(self, places: dict[str, int]) -> Sequence[JobEvent]:
         return history.events_of(self._services, places)
 
-    def _hand_out(self, event: JobEvent) -> None:
+    def _deliver(self, event: JobEvent) -> None:
         streams = self._open.get(event.job_id)
         if streams and event.id is not None:
             message, last = encode(event), is_last(event)
@@ -148,18 +148,18 @@ class Streams:
 
 
 def encode(event: JobEvent) -> bytes:
-    """An event as it goes over the wire."""
+    """An event as a server-sent event."""
     data = {"at": event.at.isoformat(), **camel_keys(json.loads(event.data))}
     return format_sse_event(data_str=json.dumps(data), event=event.kind, id=str(event.id))
 
 
 def is_last(event: JobEvent) -> bool:
-    """Whether nothing follows: the job is final."""
+    """Whether this is the last event of a job: it has ended."""
     return event.kind == "status" and json.loads(event.data)["status"] not in ACTIVE
 
 
 async def event_response(request: Request, services: Services, job_id: str, owner_id: str, last_id: int) -> Response:
-    """A job's events behind number `last_id` as server-sent events; 204 where none is left and none will come.
+    """A job's events after number `last_id` as server-sent events; 204 where none is left and none will come.
 
     Raises NotFound as `service.get_job` does.
     """

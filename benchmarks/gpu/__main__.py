@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.gpu.parts import PARTS, WORDS, Part, chosen
 from benchmarks.gpu.report import figure
 
-_LIMIT_S = 570.0
+_LIMIT_S = 540.0  # of 9.5 minutes: the rest is for installing wheels and starting
 _RESERVE_S = 8.0  # for the last lines
 _LEAST_S = 20.0  # a part that gets less is not begun
 _PACKAGES = (

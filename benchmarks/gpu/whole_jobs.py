@@ -11,6 +11,7 @@ from benchmarks.gpu.bench import measuring, memory, setup, synchronize, warnings
 from benchmarks.gpu.rates import JOB_STEPS
 from benchmarks.gpu.report import figure
 from training import families
+from training.backends.local import train
 from training.engine.slot_ladder import FILE
 from training.families.family import Where
 
@@ -78,10 +79,11 @@ def requests() -> None:
 def child(folder: str, pixels: str, steps: str) -> None:
     """Three trainings one after another; the time at which each was done."""
     for seed in range(3):
-        name = f"request-{time.time_ns()}-{seed}"
-        trainings.together(
-            [trainings.run_of("sd15", name, base=Path(folder), pixels=int(pixels), max_steps=int(steps), seed=seed,
-                              every=10, pictures=10)]
+        train(
+            trainings.run_of(
+                "sd15", f"request-{time.time_ns()}-{seed}", base=Path(folder), pixels=int(pixels), max_steps=int(steps),
+                seed=seed, every=10, pictures=10,
+            )
         )  # fmt: skip
         print(time.perf_counter(), flush=True)
 

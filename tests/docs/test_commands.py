@@ -95,6 +95,6 @@ def leave_nothing_running(site: Site) -> None:
 
 def test_every_page_with_commands_is_among_them() -> None:
     assert {page.relative_to(ROOT).as_posix() for page in PAGES if typed(page)} >= {
-        "README.md", "docs/task.md", "docs/operations.md", "docs/training-by-hand.md", "docs/settings.md",
+        "README.md", "docs/task.md", "docs/operations.md", "docs/train-your-pictures.md", "docs/settings.md",
         "docs/http-api.md",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The page on moving from SQLite to PostgreSQL, done as it says, with a training stopped in its middle."""
+"""The steps for moving from SQLite to PostgreSQL, done as their page says, with a training stopped in its middle."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.servers.postgres import new_database, postgres_server
 from tests.site import Site, site
 
-PAGE = ROOT / "docs" / "how-to" / "sqlite-to-postgresql.md"
+PAGE = ROOT / "docs" / "deploy" / "upkeep.md"
 
 
 def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
         assert kept["status"] == "training"
         assert kept["step"] >= at_work["step"]
 
-        back_up, restore = (block.text for block in blocks(PAGE) if block.language == "sh")
+        back_up, restore = (block.text for block in blocks(PAGE) if block.language == "sh" and "moving" in block.text)
         type_in(before, tmp_path, back_up)
         address = new_database(server)
         after = Site(tmp_path, base_model, before.environment["IMPRINT_BROKER_URL"], IMPRINT_DATABASE_URL=address)

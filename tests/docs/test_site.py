@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from core import metrics
-from core.errors import FailureCode
 from tasks.app import app
 from tests.docs.pages import ROOT
-from tools.site.nav import NAV
+from tools.site.nav import MOVED, sections
 from tools.site.stage import place
 
 
@@ -29,22 +28,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_there_with_the_navigation(built: Path) -> None:
-    for page in [page for section in NAV.values() for page in section]:
+    for page in [page for pages in sections().values() for page in pages]:
         shown = (built / place(page)).with_suffix(".html").read_text()
-        assert all(f'<span class="caption-text">{section}</span>' in shown for section in NAV), page
+        assert all(f'<span class="caption-text">{section}</span>' in shown for section in sections()), page
 
 
 def test_links_between_pages_lead_to_pages(built: Path) -> None:
     tutorial = (built / "tutorial.html").read_text()
-    assert 'href="how-to/first-training.html"' in tutorial
+    assert 'href="train-your-pictures.html"' in tutorial
     contributing = (built / "project" / "contributing.html").read_text()
     assert re.findall(r'href="[^"]+\.md[#"]', contributing) == []
 
 
 def test_the_reference_has_what_the_code_has(built: Path) -> None:
-    tasks, http, shown_metrics, failures = (
+    tasks, http, shown_metrics = (
         re.sub(r"<[^>]+>", "", (built / "reference" / f"{name}.html").read_text())
-        for name in ("tasks", "http", "metrics", "failure-codes")
+        for name in ("tasks", "http", "metrics")
     )
     app.loader.import_default_modules()
     assert all(name in tasks for name in app.tasks if name.startswith("imprint."))
@@ -52,10 +51,16 @@ def test_the_reference_has_what_the_code_has(built: Path) -> None:
     assert all(measure.name in shown_metrics for measure in metrics.ALL)
     for name in ("imprint_jobs", "imprint_queue_oldest_seconds", "imprint_http_requests_total", "imprint_pods_dollars"):
         assert name in shown_metrics, name
-    assert all(code in failures for code in FailureCode)
 
 
 def test_the_site_loads_nothing_from_other_hosts(built: Path) -> None:
     index = (built / "index.html").read_text()
     for kind in ('<script src="http', '<link rel="stylesheet" type="text/css" href="http', '<img src="http'):
         assert kind not in index
+
+
+def test_old_addresses_lead_to_pages_that_are_there(built: Path) -> None:
+    for old in MOVED:
+        page = built / f"{old}.html"
+        [target] = re.findall(r'url=([^"]+)"', page.read_text())
+        assert (page.parent / target).exists(), old

@@ -16,6 +16,7 @@ from tests.training.conftest import MemoryCheckpoints
 from tests.training.test_engine import side_by_side
 from training.backends import resident
 from training.backends.local import train
+from training.engine import optimizer
 from training.engine.adamw8bit import AdamW8bit, codes
 from training.engine.optimizer import AdamW, OptimizerParams, Stack
 from training.engine.optimizers import OPTIMIZERS
@@ -311,3 +312,53 @@ def test_prodigys_rate_is_1_where_a_request_is_silent() -> None:
 def test_what_does_not_go_together_is_refused(given: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=field):
         spec(**given)
+
+
+# ---- float16 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_row_that_overflows_stays_and_halves_its_scale_and_no_other_does(kind: str) -> None:
+    plain, scaled = stack_of(OPTIMIZERS[kind]), stack_of(OPTIMIZERS[kind])
+    scaled.is_scaled = True
+    for number, gradient in enumerate(gradients(4)):
+        rows = gradient * scaled.loss_scales
+        before = scaled.masters.detach().clone()
+        if number == 2:
+            rows[1, 7] = float("inf")
+        moved(scaled, rows)
+        moved(plain, gradient)
+        if number == 2:
+            assert torch.equal(scaled.masters[1], before[1])
+    assert scaled.loss_scales.squeeze(1).tolist() == [2.0**16, 2.0**15, 2.0**16]
+    for row in (0, 2):
+        torch.testing.assert_close(scaled.masters[row], plain.masters[row])
+    assert scaled.updates.squeeze(1).tolist() == [4.0, 3.0, 4.0]
+
+
+def test_a_loss_scale_grows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "LOSS_SCALE_GROWS_AFTER", 3)
+    stack = stack_of(AdamW)
+    stack.is_scaled = True
+    for gradient in gradients(4):
+        moved(stack, gradient * stack.loss_scales)
+    assert stack.loss_scales.squeeze(1).tolist() == [2.0**17] * 3
+    assert stack.finite_steps.squeeze(1).tolist() == [1.0] * 3
+
+
+def test_float16_trains_resumes_exactly_and_leaves_neighbours_alone(runs: Runs) -> None:
+    mine: dict[str, Any] = {"slots": 2, "precision": "float16", "max_steps": 12, "every": 1, "seed": 11}
+    kept = MemoryCheckpoints()
+    whole = train(runs(name="whole", checkpoints=kept, **mine))
+    exact = train(runs(name="exact", **{**mine, "precision": "float32"}))
+    assert whole.final_loss == pytest.approx(exact.final_loss, rel=1e-2)
+    assert whole.sha256 != exact.sha256
+    kept.held = {step: data for step, data in kept.held.items() if step <= 5}
+    resumed = train(runs(name="resumed", checkpoints=kept, **mine))
+    assert (resumed.resumed_from, resumed.sha256) == (5, whole.sha256)
+    beside, _ = side_by_side(
+        runs(name="beside", **mine),
+        runs(name="other", **{**mine, "seed": 3, "alpha": 256.0}),
+    )
+    assert isinstance(beside, TrainResult)
+    assert beside.sha256 == whole.sha256

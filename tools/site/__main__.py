@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools.site.stage import ROOT, stage
+from tools.site.nav import MOVED, ROOT
+from tools.site.stage import stage
 
 _HERE = Path(__file__).resolve().parent
 
@@ -20,7 +21,22 @@ def build(out: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         stage(source := Path(folder) / "source")
         arguments = ["-b", "html", "-c", str(_HERE), "-d", str(Path(folder) / "trees"), "-W", "--keep-going", "-q"]
-        return build_main([*arguments, str(source), str(out)])
+        failed = build_main([*arguments, str(source), str(out)])
+    redirect(out)
+    return failed
+
+
+def redirect(out: Path) -> None:
+    """A page at each old address that leads to the new one."""
+    for old, new in MOVED.items():
+        page = out / f"{old}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        target = f"{os.path.relpath(out / new, page.parent)}.html"
+        page.write_text(
+            f'<!doctype html><meta charset="utf-8"><title>Moved</title><meta http-equiv="refresh" content="0; '
+            f'url={target}"><p>This page is now part of <a href="{target}">{new}</a>.</p>\n',
+            encoding="utf-8",
+        )
 
 
 def main() -> int:
@@ -29,7 +45,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
-    os.chdir(tempfile.gettempdir())  # settings are read from no .env of somebody's
+    os.chdir(tempfile.gettempdir())  # no .env file of this folder is read
     failed = build(given.out.resolve() if given.out.is_absolute() else ROOT / given.out)
     if failed or given.what == "build":
         return failed

@@ -1,65 +1,46 @@
-"""The sections of the docs site and their pages, by path in the repository. Every page is in one of them."""
+"""The sections of the docs site and their pages: the list in docs/index.md, and the decision records."""
 
+import os
+import re
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+INDEX = "docs/index.md"
 
-NAV: dict[str, tuple[str, ...]] = {
-    "Start": (
-        "README.md",
-        "docs/tutorial.md",
-        "docs/page.md",
-    ),
-    "How to": (
-        "docs/how-to/first-training.md",
-        "docs/how-to/connect-an-application.md",
-        "docs/use-the-lora.md",
-        "docs/how-to/rent-a-pod.md",
-        "docs/how-to/sqlite-to-postgresql.md",
-        "docs/how-to/read-a-failure.md",
-        "docs/how-to/add-a-family.md",
-        "docs/training-by-hand.md",
-    ),
-    "Deploy": (
-        "docs/deploy/single-machine.md",
-        "docs/deploy/compose.md",
-        "docs/deploy/kubernetes.md",
-        "docs/deploy/updates.md",
-        "docs/deploy/backup.md",
-        "docs/deploy/several-gpus.md",
-    ),
-    "Run it": (
-        "docs/operations.md",
-        "docs/watching.md",
-        "docs/rented-gpus.md",
-        "docs/notices.md",
-        "docs/rabbitmq-ingress.md",
-        "docs/credits.md",
-        "docs/troubleshooting.md",
-        "docs/security.md",
-    ),
-    "Reference": (
-        "docs/task.md",
-        "docs/http-api.md",
-        "docs/recipe.md",
-        "docs/lora-files.md",
-        "docs/settings.md",
-        "docs/ai-toolkit-api.md",
-    ),
-    "Explanation": (
-        "docs/why.md",
-        "docs/faults.md",
-        "docs/training-speed.md",
-        "docs/pocket-model.md",
-        "docs/benchmarks.md",
-        *(f"docs/adr/{record.name}" for record in sorted((_ROOT / "docs" / "adr").glob("*.md"))),
-    ),
-    "The project": (
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "SECURITY.md",
-    ),
+RECORDS = "Decisions"  # the section of docs/adr
+MADE_IN = "Build on it"  # the section that ends with the pages made from the code (reference.py)
+
+# Addresses of pages that were merged into another one or renamed, and where their text is now.
+MOVED = {
+    "how-to/first-training": "train-your-pictures",
+    "training-by-hand": "train-your-pictures",
+    "deploy/several-gpus": "train-your-pictures",
+    "how-to/connect-an-application": "task",
+    "how-to/rent-a-pod": "rented-gpus",
+    "how-to/sqlite-to-postgresql": "deploy/upkeep",
+    "deploy/updates": "deploy/upkeep",
+    "deploy/backup": "deploy/upkeep",
+    "how-to/read-a-failure": "troubleshooting",
+    "how-to/add-a-family": "add-a-family",
+    "watching": "monitoring",
+    "notices": "credits",
+    "why": "how-it-works",
+    "faults": "how-it-works",
+    "training-speed": "benchmarks",
+    "reference/failure-codes": "troubleshooting",
 }
 
-# Made from the code when the site is built (reference.py): the end of the section of this name.
-MADE_IN = "Reference"
+
+def sections() -> dict[str, list[str]]:
+    """Paths of pages in the repository, by section of the index and in its order."""
+    found: dict[str, list[str]] = {"": ["README.md"]}
+    section = ""
+    for line in (ROOT / INDEX).read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ")
+            found[section] = []
+        elif page := re.match(r"- \[[^\]]+\]\(([^)]+)\)", line):
+            found[section].append(os.path.normpath(f"docs/{page[1]}"))
+    found["Get started"] = [*found.pop(""), *found["Get started"]]
+    found[RECORDS] = [f"docs/adr/{record.name}" for record in sorted((ROOT / "docs" / "adr").glob("*.md"))]
+    return found

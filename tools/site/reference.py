@@ -1,15 +1,15 @@
-"""Pages of the reference that are made from the code: tasks, HTTP API, metrics, failure codes."""
+"""Pages that are made from the code: tasks, HTTP API, metrics."""
 
 import inspect
 from collections.abc import Iterable
 from typing import Any
 
-_NOTE = "\n*Made from the code when this site is built.*\n\n"
+_NOTE = "\n*Generated from the code.*\n\n"
 
 
 def pages() -> dict[str, str]:
     """The text of each page by the name of its file."""
-    return {"tasks.md": tasks(), "http.md": http(), "metrics.md": metrics(), "failure-codes.md": failure_codes()}
+    return {"tasks.md": tasks(), "http.md": http(), "metrics.md": metrics()}
 
 
 def tasks() -> str:
@@ -17,8 +17,8 @@ def tasks() -> str:
     from tasks.app import app
 
     app.loader.import_default_modules()
-    told = ["# Tasks", _NOTE, "How to send one is in [the task](../task.md). Imprint's own messages are here too: "]
-    told.append("their names are what Flower and the logs show.\n")
+    told = ["# Tasks", _NOTE, "[The task](../task.md) says how to send one. Imprint's internal tasks are listed too: "]
+    told.append("Flower and the logs show their names.\n")
     ours = {name: task for name, task in app.tasks.items() if name.startswith("imprint.")}
     periods = {entry["task"]: entry["schedule"] for entry in app.conf.beat_schedule.values()}
     routes = app.conf.task_routes
@@ -43,8 +43,8 @@ def http() -> str:
     with empty_house() as services:
         document = create_app(services).openapi()
     told = ["# HTTP API: every route", _NOTE]
-    told.append("A first call and the rules for all of them are in [the HTTP API](../http-api.md). ")
-    told.append("A running service has the same as `/openapi.json`, and to read at `/docs`.\n")
+    told.append("[The HTTP API](../http-api.md) has a first call and the rules for all routes. ")
+    told.append("A running service serves the same as `/openapi.json`, and as a page at `/docs`.\n")
     for path, methods in document["paths"].items():
         for method, one in methods.items():
             told.append(f"\n## `{method.upper()} {path}`\n\n{one.get('summary', '')}\n\n")
@@ -84,7 +84,7 @@ def metrics() -> str:
     from core import metrics
     from tools.site.scrape import families
 
-    told = ["# Metrics", _NOTE, "How they are collected and shown is in [Watching](../watching.md).\n"]
+    told = ["# Metrics", _NOTE, "[Monitoring](../monitoring.md) says how to collect and show them.\n"]
     told.append("\n## Of the workers\n\n")
     rows = [
         (f"`{one.name}{'_total' if one.kind == 'counter' else ''}`", one.kind, _names(one.labels), one.told)
@@ -97,19 +97,6 @@ def metrics() -> str:
         for name, kind, labels, what in families()
     ]
     told.append(_table(("metric", "kind", "labels", "what"), rows))
-    return "".join(told)
-
-
-def failure_codes() -> str:
-    """What each code says, what its owner can do, and whether another attempt may help."""
-    from core.advice import ADVICE
-    from core.errors import FailureCode
-
-    told = ["# Failure codes", _NOTE, "Pictures' faults, and what an operator can do, are in "]
-    told.append("[Troubleshooting](../troubleshooting.md); how to read one in [Read a failure]")
-    told.append("(../how-to/read-a-failure.md).\n\n")
-    rows = [(f"`{code}`", ADVICE[code].what, ADVICE[code].do) for code in FailureCode]
-    told.append(_table(("code", "what happened", "what its owner can do"), rows))
     return "".join(told)
 
 

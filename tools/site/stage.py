@@ -10,10 +10,8 @@ import shutil
 from pathlib import Path
 
 from tools.site import reference
-from tools.site.nav import MADE_IN, NAV
+from tools.site.nav import INDEX, MADE_IN, ROOT, sections
 
-ROOT = Path(__file__).resolve().parents[2]
-INDEX = "docs/index.md"
 _LINK = re.compile(r"(!?)\[([^\]]*(?:\[[^\]]*\])?[^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -26,7 +24,7 @@ def stage(folder: Path) -> None:
     """Write the source of the whole site into `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "images", folder / "images")
-    pages = [INDEX, *(page for section in NAV.values() for page in section)]
+    pages = [INDEX, *(page for one in sections().values() for page in one)]
     for page in pages:
         target = folder / place(page)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +38,7 @@ def stage(folder: Path) -> None:
 
 def _contents() -> str:
     told = []
-    for section, pages in NAV.items():
+    for section, pages in sections().items():
         places = [place(page) for page in pages]
         if section == MADE_IN:
             places += [f"reference/{name}" for name in reference.pages()]

@@ -32,7 +32,7 @@ from training.backends.agreement import agreed_precision
 from training.backends.encodings import Encodings
 from training.backends.material import Material, encoded, split
 from training.backends.meter import Meter
-from training.device import choose, repeat_exactly, seats, use
+from training.device import choose, prepare, seats
 from training.engine import distributed
 from training.engine.engine import Engine
 from training.engine.faults import is_device_error, is_out_of_memory
@@ -65,9 +65,7 @@ def train(run: TrainRun) -> TrainResult:
     whatever `run.control.check` raises.
     """
     device = choose(run.device)
-    use(device)
-    if run.deterministic and device.type == "cuda":
-        repeat_exactly()
+    prepare(device, deterministic=run.deterministic)
     family = families.find(run.spec.family)
     folder = locate(run.base_model, family.parts)
     total = run.spec.steps(len(run.examples))

@@ -41,6 +41,7 @@ class Cohort:
     def _use(self, stack: Stack) -> None:
         """Step this stack from now on."""
         self.stack = stack
+        stack.is_scaled = self.base.dtype == torch.float16
         # A family that does not share its steps has captions of many lengths: too many shapes to record.
         recorder = self.recorder if self.family.shares_steps else None
         self._step = Step(self.family, self.base, self.layers, self.layout, stack, recorder)

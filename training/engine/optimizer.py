@@ -19,6 +19,8 @@ from training.spec import TrainSpec
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+# As torch.amp.GradScaler begins and goes on.
+FIRST_LOSS_SCALE, MOST_LOSS_SCALE, LOSS_SCALE_GROWS_AFTER = 2.0**16, 2.0**24, 2000
 
 # What is kept of an optimizer in a checkpoint: arrays by name, in parts.
 Kept = Mapping[str, Mapping[str, Array]]
@@ -53,7 +55,8 @@ class Stack(ABC):
 
     VECTORS: ClassVar[Sequence[str]] = ()  # state [N, P], laid out as the weights are
     RAW: ClassVar[Sequence[str]] = ()  # state [N, ...] of its own form
-    _ROW = ("updates", "rates", "ratios", "decays", "clips", "averagings", "scales")
+    _ROW = ("updates", "rates", "ratios", "decays", "clips", "averagings", "scales", "loss_scales", "finite_steps")
+    _SCALING = ("updates", "loss_scales", "finite_steps")  # kept beside RAW where losses are scaled
 
     def __init__(self, slots: int, layout: Layout, device: torch.device) -> None:
         self.layout, self.device = layout, device
@@ -64,6 +67,10 @@ class Stack(ABC):
         self.updates, self.rates, self.ratios, self.decays, self.averagings = (wide.clone() for _ in range(5))
         self.clips = torch.zeros(slots, 1, device=device)
         self.scales = torch.zeros(slots, 1, device=device)
+        # With a base in float16 each slot's loss is scaled, so that its gradient neither vanishes nor overflows.
+        self.is_scaled = False
+        self.loss_scales = torch.zeros(slots, 1, device=device)
+        self.finite_steps = torch.zeros(slots, 1, device=device)  # since its loss scale changed
         self._last_rates: list[float] = []  # rates, as they were set last
         self._averaged = [False] * slots
 
@@ -80,6 +87,7 @@ class Stack(ABC):
         for name, value in (
             *[("updates", updates), ("rates", terms.rate), ("ratios", terms.ratio), ("decays", terms.decay)],
             *[("clips", terms.clip), ("averagings", terms.averaging), ("scales", terms.scale)],
+            ("loss_scales", FIRST_LOSS_SCALE),
         ):
             getattr(self, name)[slot] = value
         self._averaged[slot] = terms.averaging > 0
@@ -95,7 +103,7 @@ class Stack(ABC):
             parts["average"] = self.averages
         for name, part in parts.items():
             part[slot].copy_(self.layout.fill(kept[name]))
-        for name in self.RAW:
+        for name in self._raw():
             row = getattr(self, name)[slot]
             row.copy_(torch.from_numpy(np.array(kept["optimizer"][name])).view(row.shape))
 
@@ -104,7 +112,7 @@ class Stack(ABC):
         kept = {name: self.layout.read(getattr(self, name)[slot], rank) for name in self.VECTORS}
         if self._averaged[slot]:
             kept["average"] = self.layout.read(self.effective_weights(slot), rank)
-        raw = {name: getattr(self, name)[slot].cpu().numpy().copy() for name in self.RAW}
+        raw = {name: getattr(self, name)[slot].cpu().numpy().copy() for name in self._raw()}
         return kept | ({"optimizer": raw} if raw else {})
 
     def clear(self, slot: int) -> None:
@@ -120,11 +128,16 @@ class Stack(ABC):
         for name in other._held():
             getattr(self, name).data[slot].copy_(getattr(other, name).data[source])
         self._averaged[slot], self._last_rates = other._averaged[source], []
+        self.is_scaled = other.is_scaled
 
     def effective_weights(self, slot: int) -> Tensor:
         """The weights [P] that a slot's job will deliver: their average, where it asks for one."""
         whole = self.averages if self.averages is not None and self._averaged[slot] else self.masters
         return whole.detach()[slot]
+
+    def _raw(self) -> Sequence[str]:
+        """The names of the state that a checkpoint keeps in its own form."""
+        return (*self.RAW, *self._SCALING) if self.is_scaled else self.RAW
 
     def _held(self) -> list[str]:
         """The names of all tensors that have a row for every slot."""
@@ -142,11 +155,37 @@ class Stack(ABC):
         """One update from `masters.grad`, which is cleared."""
         gradient = self.masters.grad
         assert gradient is not None  # noqa: S101 - a step follows a backward
+        with torch.no_grad():
+            if self.is_scaled:
+                self._scaled_step(gradient)
+            else:
+                self._clipped_step(gradient)
+        self.masters.grad = None
+
+    def _clipped_step(self, gradient: Tensor) -> None:
         clip(gradient, self.clips)
         self.updates += 1
-        with torch.no_grad():
-            self._update(gradient)
-        self.masters.grad = None
+        self._update(gradient)
+
+    def _scaled_step(self, gradient: Tensor) -> None:
+        """The update of the rows whose gradient did not overflow; the others stay, and get half their loss scale.
+
+        Each row by itself, so that a job's overflow is its own. As torch.amp.GradScaler has it:
+        https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling
+        """
+        gradient.div_(self.loss_scales.clamp(min=1.0))
+        is_finite = torch.stack([row.isfinite().all() for row in gradient]).unsqueeze(1)
+        gradient.masked_fill_(~is_finite, 0.0)
+        names = ("masters", "updates", *self.VECTORS, *self.RAW)
+        before = {name: getattr(self, name).detach().clone() for name in names}
+        self._clipped_step(gradient)
+        for name, old in before.items():
+            new = getattr(self, name).detach()
+            new.copy_(torch.where(is_finite.view(-1, *[1] * (new.ndim - 1)), new, old))
+        self.finite_steps.add_(1).mul_(is_finite)
+        grows = self.finite_steps >= LOSS_SCALE_GROWS_AFTER
+        self.loss_scales.mul_(torch.where(is_finite, 1.0 + grows.float(), 0.5)).clamp_(max=MOST_LOSS_SCALE)
+        self.finite_steps.mul_(~grows)
 
     def average(self) -> None:
         """Let the averages follow the masters; after a step, where a job asks for one.

@@ -127,7 +127,8 @@ class Step:
             )
             loss = per_sample.view(slots, -1).mean(1)
             # Each job's own gradient, as if it were alone; an idle slot has none.
-            torch.autograd.backward(loss, batch.active)
+            factors = batch.active * stack.loss_scales.squeeze(1) if stack.is_scaled else batch.active
+            torch.autograd.backward(loss, factors)
         loss = loss.detach()
         assert stack.masters.grad is not None  # noqa: S101 - a backward pass was made
         distributed.average(stack.masters.grad, loss)

@@ -1,25 +1,28 @@
-"""Writes the table of settings in docs/settings.md from `core.settings.Settings`.
+"""Writes the tables in the docs that the code knows: settings, and what each failure code means.
 
-`python tools/settings_table.py` writes it; with `--check` it only looks, and ends with 1 if it is not up to date.
+`python tools/tables.py` writes them; with `--check` it only compares, and ends with 1 if one is not up to date.
 """
 
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from core.advice import ADVICE
+from core.errors import FailureCode
 from core.settings import Settings
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
-_BEGIN, _END = "<!-- settings: written by tools/settings_table.py -->\n", "<!-- settings: end -->"
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_BEGIN, _END = "<!-- begin: written by tools/tables.py -->\n", "<!-- end -->"
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 
-def table() -> str:
+def settings() -> str:
     """One table for each ruled-off section of the class, in its order."""
     sections: dict[str, list[str]] = {"the home folder": []}
     present = "the home folder"
@@ -77,23 +80,35 @@ def _default(value: Any) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def written(page: str) -> str:
+def failures() -> str:
+    """A row for each failure code: what happened, and what the owner of the training can do."""
+    rows = [f"| `{code}` | {ADVICE[code].what} | {ADVICE[code].do} |\n" for code in FailureCode]
+    return "".join(["\n| code | what happened | what the owner can do |\n| --- | --- | --- |\n", *rows])
+
+
+TABLES: dict[str, Callable[[], str]] = {"settings.md": settings, "troubleshooting.md": failures}
+
+
+def written(page: str, table: str) -> str:
     """`page` with the table that the code gives now."""
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise SystemExit(f"{PAGE} has no markers for the table")
-    return f"{before}{begin}{table()}\n{end}{after}"
+        raise SystemExit("a page has no markers for its table")
+    return f"{before}{begin}{table}\n{end}{after}"
 
 
 def main() -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    if written(page) == page:
-        return 0
-    if "--check" in sys.argv[1:]:
-        print(f"{PAGE} is not what the settings say: run python tools/settings_table.py", file=sys.stderr)
+    outdated = []
+    for name, table in TABLES.items():
+        page = (_DOCS / name).read_text(encoding="utf-8")
+        if (new := written(page, table())) != page:
+            outdated.append(name)
+            if "--check" not in sys.argv[1:]:
+                (_DOCS / name).write_text(new, encoding="utf-8")
+    if outdated and "--check" in sys.argv[1:]:
+        print(f"docs: {', '.join(outdated)}: not what the code says; run python tools/tables.py", file=sys.stderr)
         return 1
-    PAGE.write_text(written(page), encoding="utf-8")
     return 0
 
 
