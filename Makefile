@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -23,10 +23,16 @@ demo-remote: setup  ## the same on a rented pod: a stand-in for RunPod and its G
 up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower, HTTP API; Ctrl-C ends it
 	@$(BIN)/python -m cli.stack
 
-test:  ## everything that is checked: style, types, imports, then all tests
+test:  ## everything that is checked: style, types, imports, then all tests; IMPRINT_TEST_SEED=… repeats a sample
 	@tools/setup.sh test && tools/swift.sh
 	@$(MAKE) --no-print-directory lint types imports
 	@$(BIN)/pytest -n $(CORES) --dist worksteal
+
+test-quick: setup  ## what needs neither servers nor a training, in under a minute
+	@$(BIN)/pytest -q -n $(CORES) --dist worksteal tests/unit tests/generation tests/hostile --ignore tests/hostile/test_messages.py
+
+test-full:  ## as `make test`, with every case of the matrices that it draws samples of
+	@IMPRINT_TEST_FULL=1 $(MAKE) --no-print-directory test
 
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

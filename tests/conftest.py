@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.samples import FULL, SEED
+
 try:
     import hypothesis
 except ImportError:  # a GPU machine that runs the tests marked `gpu` has only what trains
@@ -23,6 +25,10 @@ if hypothesis is not None:
     # A busy machine is no finding.
     hypothesis.settings.register_profile("imprint", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("imprint")
+
+
+def pytest_report_header() -> str:
+    return "all cases of every matrix" if FULL else f"sampled cases: IMPRINT_TEST_SEED={SEED} repeats them"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

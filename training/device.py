@@ -1,5 +1,6 @@
 """What a training worker trains on: found and tried at its start, before a job is taken on a broken GPU."""
 
+import logging
 import os
 import re
 import time
@@ -11,7 +12,10 @@ from torch.nn.attention import SDPBackend
 
 from core.errors import BackendFailed
 
+log = logging.getLogger(__name__)
+
 _SIDE = 256
+_chosen: dict[str, tuple[str, ...]] = {}  # attention backends, by device
 _DRIVER = re.compile(r"\d+\.\d+(\.\d+)?")
 
 # From here on bfloat16 pays on a CPU that has units for it: a full-size sd15 takes half the time, the tiny model twice
@@ -56,6 +60,38 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def prepare(device: torch.device, *, deterministic: bool = False) -> None:
+    """Make `device` the current one of this thread, and choose the kernels of this process for its architecture.
+
+    Call it before the first work on the device.
+    """
+    use(device)
+    if device.type != "cuda":
+        return
+    if deterministic:
+        repeat_exactly()
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes stay, so trying each kernel once pays
+    chosen = attention_backends(torch.cuda.get_device_capability(device), deterministic=deterministic)
+    torch.backends.cuda.enable_flash_sdp("flash" in chosen)
+    torch.backends.cuda.enable_mem_efficient_sdp("efficient" in chosen)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_math_sdp(True)
+    if _chosen.get(str(device)) != chosen:
+        _chosen[str(device)] = chosen
+        log.info("attention on %s: %s", device, ", ".join(chosen))
+
+
+def attention_backends(capability: tuple[int, int], *, deterministic: bool = False) -> tuple[str, ...]:
+    """PyTorch's implementations of attention that a card may use, the plain one last, which takes everything.
+
+    Flash attention needs compute capability 8.0. The backward pass of memory-efficient attention adds in whatever order
+    threads arrive; that of flash attention need not. cuDNN's is left out until a figure shows that it pays.
+    """
+    flash = ("flash",) if capability >= (8, 0) else ()
+    return (*flash, *(() if deterministic else ("efficient",)), "math")
+
+
 def seats(device: str = "auto") -> int:
     """Most jobs that are worth training in one step: a CPU is busy with one, a GPU takes what its memory holds."""
     return 32 if choose(device).type == "cuda" else 1
@@ -93,15 +129,12 @@ def repeat_exactly() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    # Its way back adds in whatever order threads arrive; flash attention has one that does not, and takes bfloat16.
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def probe(device: str = "auto", *, deterministic: bool = False) -> DeviceReport:
     """Find the device and try it with a small product. Raises BackendFailed if it reckons wrongly or not at all."""
     chosen = choose(device)
-    if deterministic and chosen.type == "cuda":
-        repeat_exactly()
+    prepare(chosen, deterministic=deterministic)
     kept = precision(chosen)
     try:
         took = _try(chosen)

@@ -9,10 +9,11 @@ import pytest
 
 from jobs import accounts, service
 from storage.tables import Job
+from tests.samples import FULL
 from tests.servers.redis import redis_server
 from tests.site import RECIPE, ROOT, Site, site, until
 
-GONE_S = 60.0
+GONE_S = 60.0 if FULL else 12.0
 
 # Launches, loses the connection to the results while pictures of that job have theirs, and launches again.
 LAUNCHING = """
@@ -28,12 +29,12 @@ pipeline.launch(services(), sys.argv[2])
 
 
 @pytest.mark.timeout(600)
-def test_redis_is_gone_for_a_minute_in_mid_training(base_model: Path, tmp_path: Path) -> None:
-    """Celery 5.7.0's own consumer exits with code 1 here; ours must not."""
+def test_redis_is_gone_in_mid_training(base_model: Path, tmp_path: Path) -> None:
+    """Celery 5.7.0's own consumer exits with code 1 here; ours must not. A minute long in a full run."""
     with site(tmp_path, base_model) as running:
         assert running.broker is not None
         running.grant("owner")
-        # As many steps as this machine makes in a good minute, by how fast it makes the first ones.
+        # More steps than this machine makes while Redis is away, by how fast it makes the first ones.
         measured = running.send(max_steps=200)["job_id"]
         running.wait(measured)
         with running.services.database.reading() as session:
@@ -45,8 +46,8 @@ def test_redis_is_gone_for_a_minute_in_mid_training(base_model: Path, tmp_path: 
         running.broker.kill()
         gone = time.monotonic()
         # The training does not wait for the broker, neither at once nor in the end.
-        running.wait(job_id, lambda view: view["step"] > before + 50, timeout_s=60)
-        until(lambda: time.monotonic() - gone >= GONE_S, GONE_S + 5, "a minute is over")
+        running.wait(job_id, lambda view: view["step"] > before + 20, timeout_s=60)
+        until(lambda: time.monotonic() - gone >= GONE_S, GONE_S + 5, "Redis was away for long enough")
         at = running.look(job_id)["step"]
         running.wait(job_id, lambda view: view["step"] > at or view["stage"] != "train", timeout_s=60)
         running.broker.start()

@@ -1,4 +1,7 @@
-"""The same suite on every kind of broker, database and store: four set-ups in which each pair of kinds occurs."""
+"""The same suite on every kind of broker, database and store: four set-ups in which each pair of kinds occurs.
+
+`make test` draws one of the three that no other test of this folder uses; `make test-full` runs all four.
+"""
 
 import json
 from collections.abc import Callable
@@ -9,6 +12,7 @@ import pytest
 from jobs import accounts, service, sweeps
 from jobs.stages import intake
 from jobs.view import View
+from tests.samples import FULL, sample
 from tests.servers.pictures import PictureServer, picture_server
 from tests.site import Site, drawing, site, until
 
@@ -105,16 +109,12 @@ SUITE: tuple[Callable[[Site, PictureServer, list[str]], None], ...] = (
 )
 
 
+USUAL = [("redis", "sqlite", "local")]
+OTHERS = [("redis", "postgresql", "s3"), ("rabbitmq", "sqlite", "s3"), ("rabbitmq", "postgresql", "local")]
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("broker", "database", "store"),
-    [
-        ("redis", "sqlite", "local"),
-        ("redis", "postgresql", "s3"),
-        ("rabbitmq", "sqlite", "s3"),
-        ("rabbitmq", "postgresql", "local"),
-    ],
-)
+@pytest.mark.parametrize(("broker", "database", "store"), (USUAL if FULL else []) + sample(OTHERS, 1, "set-ups"))
 def test_the_suite(base_model: Path, tmp_path: Path, broker: str, database: str, store: str) -> None:
     with picture_server() as server:
         urls = [server.put(f"/{n}.png", drawing(tmp_path / f"{n}.png", n).read_bytes()) for n in range(6)]

@@ -17,6 +17,7 @@ from jobs import accounts, sweeps
 from jobs.services import Services
 from storage.tables import Job, JobPicture
 from tasks.ingress_queue import DEAD, QUEUE, REASON, lengths, replay
+from tests.samples import FULL
 from tests.servers.process import ServerProcess
 from tests.servers.rabbitmq import RabbitServer, rabbitmq_server
 from tests.site import ROOT, Site, until
@@ -28,6 +29,9 @@ GARBAGE = [
     json.dumps({"style_id": "s", "image_paths": ["/etc/passwd"] * 5}).encode(),
     json.dumps({"style_id": "s", "image_paths": PICTURES, "owner_id": "poor", "num_epochs": 10}).encode(),
 ]  # fmt: skip
+
+
+MANY = 900 if FULL else 300
 
 
 @pytest.fixture
@@ -82,26 +86,27 @@ def jobs_of(services: Services) -> Counter[str]:
         return Counter(session.exec(select(Job.subject_id)).all())
 
 
-def test_a_thousand_messages_a_restart_and_five_percent_garbage(place: Site, rabbit: RabbitServer) -> None:
+def test_many_messages_a_restart_and_garbage(place: Site, rabbit: RabbitServer) -> None:
     dice = random.Random(1)
     services = place.services
-    messages: list[tuple[bytes, str | None]] = [(good(number), f"m-{number}") for number in range(700)]
-    messages += [(good(number), None) for number in range(700, 900)]  # known by their bodies
+    named = MANY * 7 // 9
+    messages: list[tuple[bytes, str | None]] = [(good(number), f"m-{number}") for number in range(named)]
+    messages += [(good(number), None) for number in range(named, MANY)]  # known by their bodies
     messages += dice.choices(messages, k=50)  # the same again
     messages += [(GARBAGE[number % len(GARBAGE)], None) for number in range(50)]
     dice.shuffle(messages)
-    publish(rabbit, messages[:600])
+    publish(rabbit, messages[: MANY * 2 // 3])
     process = start(place, "ingress")
-    until(lambda: sum(jobs_of(services).values()) > 150, 120, "some jobs")
+    until(lambda: sum(jobs_of(services).values()) > MANY // 6, 120, "some jobs")
     rabbit.kill()
     stopped_at = sum(jobs_of(services).values())
-    assert stopped_at < 560, "killed in mid-stream"
+    assert stopped_at < MANY * 5 // 8, "killed in mid-stream"
     rabbit.start()
-    publish(rabbit, messages[600:])
-    until(lambda: len(jobs_of(services)) == 900, 180, "every good message")
+    publish(rabbit, messages[MANY * 2 // 3 :])
+    until(lambda: len(jobs_of(services)) == MANY, 180, "every good message")
     until(lambda: lengths(services)["waiting"] == 0, 30, "nothing waits")
     assert process.alive, place.log("ingress").read_text()
-    assert jobs_of(services) == Counter({str(number): 1 for number in range(900)})
+    assert jobs_of(services) == Counter({str(number): 1 for number in range(MANY)})
     assert place.stop("ingress") == 0
     # A message whose dead letter was confirmed, but not its own end, is among them twice: at least once, never lost.
     dead = letters(rabbit)

@@ -36,7 +36,7 @@ def settled(running: Site, s3: GatedS3, job_id: str) -> dict[str, Any]:
 def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(base_model: Path, tmp_path: Path) -> None:
     with gated_s3() as s3, site(tmp_path, base_model, **s3.environment) as running:
         running.grant("owner")
-        job_id = running.send(max_steps=600)["job_id"]
+        job_id = running.send(max_steps=200)["job_id"]
         running.wait(job_id, lambda view: view["step"] > 0)
         paused = running.processes["train"]
         paused.signal(signal.SIGSTOP)

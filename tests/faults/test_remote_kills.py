@@ -1,7 +1,8 @@
 """kill -9 of the worker at each point of a remote training where it speaks to the server, before and after the deed.
 
 The job goes on where it stood, ends ready, is charged once, was made and started once, and leaves nothing there.
-`make test` kills after each deed, or in its middle; `make faults-remote` (REMOTE_JOBS) before it, too.
+`make test` draws one kill of each of the four groups; `make test-full` kills after each deed, or in its middle;
+`make faults-remote` (REMOTE_JOBS) before it, too.
 """
 
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs import accounts, sweeps
+from tests.samples import FULL, sample
 from tests.servers.fake_pod import FakePod, fake_pod
 from tests.servers.gate import Hold, gate
 from tests.servers.remote import ENVIRONMENT, START, done_twice, is_cleared, remote_runs
@@ -46,12 +48,13 @@ POINTS = {
 
 
 ALL = "REMOTE_JOBS" in os.environ
+MATRIX = {name: [hold for hold in holds if ALL or hold.when != "before"] for name, holds in POINTS.items()}
+DRAWN = [hold for name, holds in POINTS.items() for hold in sample(holds, 1, f"remote kills, {name}")]
+CASES = MATRIX if ALL or FULL else {"one of each": DRAWN}
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "points", [[hold for hold in holds if ALL or hold.when != "before"] for holds in POINTS.values()], ids=POINTS
-)
+@pytest.mark.parametrize("points", CASES.values(), ids=CASES)
 def test_killed_while_speaking_to_the_server(base_model: Path, tmp_path: Path, points: list[Hold]) -> None:
     with fake_pod(tmp_path / "pod", seconds_per_step=0.01, slots=2) as pod, gate(pod.url) as gated:
         here = ENVIRONMENT | pod.environment | {"IMPRINT_AI_TOOLKIT_URL": gated.url}

@@ -1,6 +1,7 @@
 """Many remote trainings at once over servers that fail in every way they know: each job ends, nothing is left, once.
 
-Twenty jobs each in `make test`, a hundred in `make faults-remote` (REMOTE_JOBS). The seed is printed with a failure.
+Ten jobs each in `make test`, twenty in `make test-full`, a hundred in `make faults-remote` (REMOTE_JOBS). The seed is
+printed with a failure.
 """
 
 import json
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from jobs import accounts, sweeps
+from tests.samples import FULL
 from tests.servers.fake_pod import fake_pod
 from tests.servers.remote import ENVIRONMENT, START, done_twice, is_cleared, remote_runs
 from tests.servers.runpod import runpod_server
 from tests.site import Site, site, until
 
-JOBS = int(os.environ.get("REMOTE_JOBS", "20"))
+JOBS = int(os.environ.get("REMOTE_JOBS", "20" if FULL else "10"))
 SEED = int(os.environ.get("REMOTE_SEED", "7"))
 TIME_S = 150 + 8 * JOBS
 STORM = ENVIRONMENT | {

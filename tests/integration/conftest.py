@@ -1,4 +1,4 @@
-"""A running site for tests that break nothing."""
+"""A running site for tests that break nothing; sites whose workers may die are in cluster.py."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from jobs.view import View
 from storage.tables import Picture
 from tasks.model_training import arguments_of
 from tests.integration.test_web import Client
+from tests.servers.launcher import run
 from tests.site import MASCOT, ROOT, Site, site
 
 NAMES = [path.name for path in sorted(MASCOT.glob("*.png"))[:6]]
@@ -61,11 +60,11 @@ def by_hand(running: Site, folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def trained_by_hand(running: Site, folder: Path, out: Path, masked: bool) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "training", str(folder), "--base-model", "sd15", "--trigger", "imp", "--device", "cpu",
+    done = run(
+        ["training", str(folder), "--base-model", "sd15", "--trigger", "imp", "--device", "cpu",
          "--resolution", "64", "--max-steps", "2", "--seed", "7", "--out", str(out),
          "--set", f"objective.masked={json.dumps(masked)}"],
-        cwd=ROOT, env=running.surroundings(), capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, env=running.surroundings(), folder=running.folder, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert is_told_of_masks(done.stderr) == (not masked and (folder / "masks").exists())

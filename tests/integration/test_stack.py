@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.servers.launcher import run
 from tests.site import MASCOT, ROOT, until
 
 _READY_S = 120
@@ -63,11 +64,8 @@ class Up:
         return json.loads(done.stdout.splitlines()[-1])
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "tasks.app", "imprint", *arguments, "--json"],
-            cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
-            check=False,
-        )  # fmt: skip
+        command = ["celery", "-A", "tasks.app", "imprint", *arguments, "--json"]
+        return run(command, cwd=ROOT, env=self.environment, folder=self.home.parent, timeout=240)
 
     def processes(self) -> list[psutil.Process]:
         """All that run for this home."""

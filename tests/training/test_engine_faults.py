@@ -278,17 +278,48 @@ def test_every_thread_of_a_device_makes_it_current(runs: Runs, monkeypatch: pyte
     def noted(chosen: torch.device) -> None:
         seen.add(threading.current_thread().name)
 
-    monkeypatch.setattr(local, "use", noted)
+    monkeypatch.setattr(device, "use", noted)
     monkeypatch.setattr(engine_module, "use", noted)
     worker = threading.Thread(target=train, args=(runs(),), name="job")
     worker.start()
     worker.join()
     assert seen == {"job", "engine"}
+    monkeypatch.undo()
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
     device.use(torch.device("cuda:1"))
     device.use(torch.device("cpu"))
     assert asked == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(
+    ("capability", "deterministic", "wanted"),
+    [
+        ((9, 0), False, {"flash": True, "mem_efficient": True}),
+        ((8, 6), True, {"flash": True, "mem_efficient": False}),
+        ((7, 5), False, {"flash": False, "mem_efficient": True}),
+    ],
+)
+def test_kernels_are_chosen_for_the_architecture_and_logged(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: tuple[int, int],
+    deterministic: bool,
+    wanted: dict[str, bool],
+) -> None:
+    found: dict[str, bool] = {}
+    for name in ("flash", "mem_efficient", "cudnn", "math"):
+        monkeypatch.setattr(torch.backends.cuda, f"enable_{name}_sdp", lambda on, name=name: found.update({name: on}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    monkeypatch.setattr(device, "_chosen", {})
+    caplog.set_level("INFO")
+    for _ in range(2):
+        device.prepare(torch.device("cuda"), deterministic=deterministic)
+    assert found == {**wanted, "cudnn": False, "math": True}
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert caplog.text.count("attention on cuda") == 1
 
 
 def test_the_old_base_is_gone_before_the_next_is_loaded(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from core.errors import SpecInvalid
+from tests.servers import launcher
 from tests.servers.process import free_port
 from tests.site import MASCOT, ROOT, until
 from training.engine import distributed
@@ -30,18 +31,20 @@ def command(base_model: Path, out: Path, *more: str, processes: int = 1) -> list
     ]  # fmt: skip
 
 
-def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
-        check=False,
-    )  # fmt: skip
+def run(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    """`arguments` begin with this interpreter and `-m`; of a launch, only the first process comes from the launcher."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return launcher.run(arguments[2:], cwd=ROOT, env=environment, folder=folder, timeout=240)
 
 
-def test_two_processes_make_the_lora_of_one(base_model: Path, tmp_path: Path) -> None:
+def test_two_processes_make_the_lora_of_one(
+    base_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    out = tmp_path_factory.mktemp("out")
     recipe = ("--max-steps", "5", "--batch-size", "4", "--set", "optimization.max_grad_norm=0.01")
     one, two, half = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "half"))
-    assert run(command(base_model, one, *recipe)).returncode == 0
-    shared = run(command(base_model, two, *recipe, processes=2))
+    assert run(command(base_model, one, *recipe), out).returncode == 0
+    shared = run(command(base_model, two, *recipe, processes=2), out)
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count(str(two)) == 1, "only the first process tells"
     assert {path.name for path in tmp_path.iterdir()} == {"one.safetensors", "two.safetensors"}
@@ -52,7 +55,7 @@ def test_two_processes_make_the_lora_of_one(base_model: Path, tmp_path: Path) ->
     assert apart < 1e-4
     assert apart < moved / 20, "and it is not that nothing was learnt"
     # That comparison would find a process that trains on its half alone.
-    assert run(command(base_model, half, "--max-steps", "5", "--batch-size", "2", *recipe[4:])).returncode == 0
+    assert run(command(base_model, half, "--max-steps", "5", "--batch-size", "2", *recipe[4:]), out).returncode == 0
     other = load_file(half)
     assert max(float(np.abs(alone[name] - other[name]).max()) for name in alone) > 10 * apart
 
@@ -66,7 +69,7 @@ def test_a_batch_that_cannot_be_shared_is_told(monkeypatch: pytest.MonkeyPatch) 
 def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "shared.safetensors", tmp_path / "log"
     arguments = command(
-        base_model, out, "--max-steps", "400", "--batch-size", "2", "--checkpoint-every", "1", processes=2
+        base_model, out, "--max-steps", "120", "--batch-size", "2", "--checkpoint-every", "1", processes=2
     )
     kept = tmp_path / "shared.safetensors.checkpoints"
     with log.open("wb") as said:
@@ -82,11 +85,11 @@ def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) 
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     stopped = int(re.findall(r"step (\d+) is kept", log.read_text())[0])
-    assert 0 < stopped < 400
+    assert 0 < stopped < 120
     shorter = command(
-        base_model, out, "--max-steps", "400", "--batch-size", "2", "--checkpoint-every", "1", processes=2
+        base_model, out, "--max-steps", "120", "--batch-size", "2", "--checkpoint-every", "1", processes=2
     )
-    done = run(shorter)
+    done = run(shorter, tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"resumed at step {stopped}" in " ".join(done.stderr.split())
     assert not kept.exists()

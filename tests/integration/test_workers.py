@@ -1,0 +1,70 @@
+"""Workers are restarted and killed (pytest-celery's `celery_setup`): jobs go on, and each is charged once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import accounts, service, sweeps
+from tests.site import Site, site, until
+
+pytest.importorskip("pytest_celery", reason="run `make setup`: pytest-celery is in requirements.lock")
+
+from pytest_celery import CeleryTestSetup
+
+from tests.integration.cluster import (
+    celery_backend_cluster,
+    celery_broker_cluster,
+    celery_setup_app,
+    celery_worker_cluster,
+)
+
+__all__ = ["celery_backend_cluster", "celery_broker_cluster", "celery_setup_app", "celery_worker_cluster"]
+
+
+@pytest.fixture
+def celery_site(base_model: Path, tmp_path: Path) -> Iterator[Site]:
+    # With a lease of a minute, a job that goes on within seconds was handed over: nobody waited for the lease's end.
+    with site(tmp_path, base_model, IMPRINT_LEASE_S="60") as running:
+        running.grant("owner")
+        yield running
+
+
+def checkpoints(running: Site, job_id: str) -> list[int]:
+    return [int(key.split("/")[-1].split(".")[0]) for key in running.services.store.list(f"checkpoints/{job_id}/")]
+
+
+def test_a_worker_that_is_asked_to_stop_hands_over(celery_setup: CeleryTestSetup, celery_site: Site) -> None:
+    io, train = celery_setup.worker_cluster
+    assert celery_setup.ready(docker=True, control=True)
+    job_id = celery_site.send(max_steps=200)["job_id"]
+    at = celery_site.wait(job_id, lambda view: view["step"] > 20)["step"]
+    train.kill("SIGTERM")
+    kept = max(checkpoints(celery_site, job_id))
+    assert kept >= at
+    train.restart()
+    celery_site.wait(job_id, lambda view: view["step"] > kept, timeout_s=40)
+    train.assert_log_exists(f"goes on from step {kept}")
+    io.restart()
+    view = celery_site.wait(job_id)
+    assert (view["status"], view["attempt"] <= 1) == ("ready", True), view["failure"]
+    assert [entry["kind"] for entry in accounts.statement(celery_site.services, "owner")] == ["settle", "hold", "grant"]
+
+
+def test_killed_between_two_requests(celery_setup: CeleryTestSetup, celery_site: Site) -> None:
+    """kill -9 while nothing is under way leaves nothing behind; requests wait in the broker for the next worker."""
+    io, _ = celery_setup.worker_cluster
+    images = celery_site.pictures("owner")
+    io.kill()
+    assert not io.ready()
+    request = {"owner_id": "owner", "subject_id": "mascot", "images": images, "base_model": "sd15", "resolution": 64,
+               "trigger_word": "imp", "seed": 7, "max_steps": 2}  # fmt: skip
+    sent = celery_setup.app.send_task("imprint.train_lora", kwargs=request, queue="io")
+    assert service.jobs(celery_site.services, owner_id="owner") == []
+    io.restart()
+    job_id = sent.get(timeout=60)["job_id"]
+    sent.forget()
+    sent.backend = None
+    assert celery_site.wait(job_id)["status"] == "ready"
+    assert sweeps.check_books(celery_site.services) == []
+    until(lambda: len(celery_site.left_behind(job_id)) == 1, 20, "nothing left but the file")

@@ -1,0 +1,24 @@
+"""Which cases of the large matrices run: a sample in `make test`, all of them in `make test-full`.
+
+IMPRINT_TEST_SEED repeats a sample; pytest prints it in its header. IMPRINT_TEST_FULL=1 runs everything.
+"""
+
+import os
+import random
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FULL = os.environ.get("IMPRINT_TEST_FULL", "") not in ("", "0")
+# Set for the processes of pytest-xdist too: all of them must collect the same tests.
+SEED = int(os.environ.setdefault("IMPRINT_TEST_SEED", str(random.SystemRandom().randrange(1_000_000))))
+
+
+def sample(cases: Iterable[T], count: int, name: str) -> list[T]:
+    """`count` of the cases in their order, by the seed and by the `name` of the matrix; all of them in a full run."""
+    given = list(cases)
+    if FULL or count >= len(given):
+        return given
+    chosen = sorted(random.Random(f"{SEED} {name}").sample(range(len(given)), count))
+    return [given[index] for index in chosen]
