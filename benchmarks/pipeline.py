@@ -118,7 +118,7 @@ def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
             raise SystemExit(f"{ended['failed']} jobs failed; see imprint list")
         time.sleep(0.1)
     seconds = time.monotonic() - begun
-    views = [service.look(services(), job_id) for job_id in accepted]
+    views = [service.get(services(), job_id) for job_id in accepted]
     waits = [
         (datetime.fromisoformat(view["finished_at"]) - datetime.fromisoformat(view["created_at"])).total_seconds()
         for view in views

@@ -86,7 +86,7 @@ def submit(
     asked = arguments | {
         "images": [{"ref": f"picture {number}", "caption": caption} for number, caption in enumerate(captions)]
     }
-    spec = training_request.read(asked, here.settings, here.sources).spec
+    spec = training_request.parse(asked, here.settings, here.sources).spec
     masks = masks_of(folder, files) if spec.objective.masked else {}
     if note := unused_masks(folder, spec):
         err.print(note, markup=False, highlight=False)
@@ -145,7 +145,7 @@ def _watch(job_id: str, as_json: bool) -> View:
 @answers
 def status(job_id: str, *, watch: bool, as_json: bool) -> None:
     """Show a job: progress, pictures, cost."""
-    view = service.look(services(), job_id)
+    view = service.get(services(), job_id)
     _show(
         (_watch(job_id, as_json) if watch else view) | {"remote_runs": service.remote_runs(services(), job_id)}, as_json
     )

@@ -35,7 +35,7 @@ def _lines(services: Services, job_id: str, console: Console) -> View:
     """One line per event, for files and pipes."""
     seen = 0
     while True:
-        view = service.look(services, job_id)
+        view = service.get(services, job_id)
         for event in service.events(services, job_id, seen):
             seen = event.id or seen
             console.print(f"{event.at:%H:%M:%S} {event.kind}: {_line(json.loads(event.data))}", highlight=False)
@@ -52,11 +52,11 @@ def _line(data: dict[str, Any]) -> str:
 
 
 def _live(services: Services, job_id: str, console: Console) -> View:
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     with Live(_screen(view), console=console, refresh_per_second=8) as live:
         while view["status"] in ACTIVE:
             time.sleep(_POLL_S)
-            view = service.look(services, job_id)
+            view = service.get(services, job_id)
             live.update(_screen(view))
     return view
 

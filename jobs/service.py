@@ -22,7 +22,7 @@ from jobs import transitions
 from jobs.notices import notices
 from jobs.remote import runs
 from jobs.requests import training_request
-from jobs.requests.training_request import Order
+from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
@@ -52,19 +52,19 @@ class Quote:
 
 def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     """Price and time of a request, without starting anything. Raises SpecInvalid."""
-    order = training_request.read(arguments, services.settings, services.sources)
-    steps = order.spec.steps(len(order.envelope.images))
-    family, resolution, prices = order.spec.family, order.spec.resolution, services.settings.prices
+    request = training_request.parse(arguments, services.settings, services.sources)
+    steps = request.spec.steps(len(request.envelope.images))
+    family, resolution, prices = request.spec.family, request.spec.resolution, services.settings.prices
     with services.database.reading() as session:
-        seconds_per_step = _measured(session, order.spec)
-        available = ledger.balance(session, order.envelope.owner_id).available
+        seconds_per_step = _measured(session, request.spec)
+        available = ledger.balance(session, request.envelope.owner_id).available
     return Quote(
-        credits=_price(order.spec, steps, services.settings),
+        credits=_price(request.spec, steps, services.settings),
         credits_per_step=float(price_per_step(family, resolution, prices)),
         cancelled_half_way=price_of_part(family, steps // 2, resolution, prices),
         available=available,
         steps=steps,
-        seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[order.spec.family]), 1),
+        seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[request.spec.family]), 1),
         measured=seconds_per_step is not None,
     )
 
@@ -78,37 +78,37 @@ def submit(services: Services, arguments: Mapping[str, Any]) -> View:
     with span("submit") as begun:
         job = _submit(services, arguments)
         tracing.name_job(begun, job.id)
-    return look(services, job.id)
+    return get(services, job.id)
 
 
 def _submit(services: Services, arguments: Mapping[str, Any]) -> Job:
-    order = training_request.read(arguments, services.settings, services.sources)
+    request = training_request.parse(arguments, services.settings, services.sources)
     try:
         with services.database.writing() as session:
-            job = accept(session, order, services.settings)
+            job = accept(session, request, services.settings)
     except (IntegrityError, InsufficientCredits):
         # Two requests with one key raced on PostgreSQL; the other one won, perhaps with the last credits.
         with services.database.reading() as session:
-            winner = _known(session, order)
+            winner = _known(session, request)
         if winner is None:
             raise
         job = winner
     return job
 
 
-def accept(session: Session, order: Order, settings: Settings) -> Job:
-    """The job of an order, in the caller's transaction: the one that its key gave before, or a new one."""
-    return _known(session, order) or _accept(session, order, settings)
+def accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+    """The job of an request, in the caller's transaction: the one that its key gave before, or a new one."""
+    return _known(session, request) or _accept(session, request, settings)
 
 
-def _known(session: Session, order: Order) -> Job | None:
-    key = order.envelope.idempotency_key
+def _known(session: Session, request: TrainingRequest) -> Job | None:
+    key = request.envelope.idempotency_key
     if key is None:
         return None
     job = session.exec(
-        select(Job).where(Job.owner_id == order.envelope.owner_id, Job.idempotency_key == key)
+        select(Job).where(Job.owner_id == request.envelope.owner_id, Job.idempotency_key == key)
     ).one_or_none()
-    if job is not None and job.request_sha256 != order.sha256:
+    if job is not None and job.request_sha256 != request.sha256:
         raise KeyReused(
             f"idempotency key {key!r} came with another request before; use a new key for a new request",
             {"job_id": job.id},
@@ -116,20 +116,20 @@ def _known(session: Session, order: Order) -> Job | None:
     return job
 
 
-def _accept(session: Session, order: Order, settings: Settings) -> Job:
-    envelope, spec = order.envelope, order.spec
+def _accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+    envelope, spec = request.envelope, request.spec
     steps = spec.steps(len(envelope.images))
     job = Job(
         id=new_id("job"),
         owner_id=envelope.owner_id,
         subject_id=envelope.subject_id,
         idempotency_key=envelope.idempotency_key,
-        request_sha256=order.sha256,
+        request_sha256=request.sha256,
         **spec_columns(spec),
         webhook_url=envelope.webhook_url,
         total_steps=steps,
     )
-    pictures = intake.rows_for(session, job.id, order)
+    pictures = intake.rows_for(session, job.id, request)
     job.hold_id = ledger.hold(
         session,
         envelope.owner_id,
@@ -141,8 +141,8 @@ def _accept(session: Session, order: Order, settings: Settings) -> Job:
     session.add(job)
     session.flush()
     session.add_all(pictures)
-    transitions.tell(session, job.id, "status", status=Status.PENDING)
-    transitions.tell(session, job.id, "stage", stage=Stage.PREPROCESS)
+    transitions.record_event(session, job.id, "status", status=Status.PENDING)
+    transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
     transitions.send_launch(session, job, settings)
     notices.watch_credits(session, job.owner_id)
@@ -160,7 +160,7 @@ def get_job(session: Session, job_id: str, owner_id: str | None) -> Job:
     return job
 
 
-def look(services: Services, job_id: str, owner_id: str | None = None) -> View:
+def get(services: Services, job_id: str, owner_id: str | None = None) -> View:
     """A job's public view. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -199,7 +199,7 @@ def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
 def remote_runs(services: Services, job_id: str) -> list[dict[str, Any]]:
     """For operators: the attempts at training a job on remote servers, with what they cost."""
     with services.database.reading() as session:
-        return runs.told(session, job_id)
+        return runs.to_dicts(session, job_id)
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:
@@ -220,7 +220,7 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> View
         job = get_job(session, job_id, owner_id)
         if not transitions.cancel(session, job_id, services.settings) and job.status != Status.CANCELLED:
             raise IllegalMove(f"job {job_id} is {job.status} already and cannot be cancelled")
-    return look(services, job_id)
+    return get(services, job_id)
 
 
 def retry(services: Services, job_id: str, owner_id: str | None = None) -> View:
@@ -268,7 +268,7 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
 
 def get_ready(services: Services, job_id: str, owner_id: str | None = None) -> View:
     """The view of a job that has a LoRA file. Raises NotFound as `get_job` does, IllegalMove for one without a file."""
-    view = look(services, job_id, owner_id)
+    view = get(services, job_id, owner_id)
     if view["lora"] is None or view["status"] != Status.READY:
         raise IllegalMove(f"job {job_id} is {view['status']} and has no LoRA file")
     return view

@@ -38,7 +38,7 @@ FINAL_NOTICES = {
 NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
 
 
-def tell(session: Session, job_id: str, kind: str, **data: Any) -> None:
+def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
     """Append to what happened to the job.
 
     Under the lock of the job's row, so that its events become visible in the order of their numbers: whoever has
@@ -89,7 +89,7 @@ def begin(session: Session, job_id: str) -> None:
 
 
 def started(session: Session, job: Job) -> None:
-    tell(session, job.id, "status", status=Status.TRAINING)
+    record_event(session, job.id, "status", status=Status.TRAINING)
     notify(session, job, "training.processing")
 
 
@@ -111,7 +111,7 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
         next_look_at=utcnow() + timedelta(seconds=settings.relaunch_after_s),
         **values,
     )
-    tell(session, lease.job_id, "stage", stage=stage)
+    record_event(session, lease.job_id, "stage", stage=stage)
 
 
 def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float:
@@ -122,7 +122,7 @@ def postpone(session: Session, lease: Lease, error: ImprintError, settings: Sett
         values["next_look_at"] = utcnow() + timedelta(seconds=delay_s + settings.relaunch_after_s)
         values["waiting_note"] = error.message
     lease.write(session, **values)
-    tell(
+    record_event(
         session, lease.job_id, "retry", stage=lease.stage, attempt=lease.attempt,
         reason=error.message, delay_s=round(delay_s, 1),
     )  # fmt: skip
@@ -134,7 +134,7 @@ def hand_over(session: Session, lease: Lease, settings: Settings) -> None:
     lease.write(session, attempt=max(lease.attempt - 1, 0))
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     send_launch(session, job, settings)
-    tell(session, lease.job_id, "retry", stage=lease.stage, reason="the worker was asked to stop", delay_s=0)
+    record_event(session, lease.job_id, "retry", stage=lease.stage, reason="the worker was asked to stop", delay_s=0)
 
 
 # ---- final moves ----------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     hold = ledger.hold_of(session, job_id)
     if hold is None or hold.state != "held":
         reason = "the hold was resolved before the training was; nothing is charged"
-        tell(session, job_id, "leak", reason=reason, credits=charge)
+        record_event(session, job_id, "leak", reason=reason, credits=charge)
         channels.alert(session, "leak", f"leak: {job_id} was delivered, and {charge} credits are not charged")
         log.error("leak: %s is delivered, and %d credits of %s are not charged", job_id, charge, job.owner_id)
     return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
@@ -219,7 +219,7 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     if hold is not None and hold.state == "held":
         job.charged = min(charge, hold.amount)
         ledger.settle(session, hold.id, job.charged)  # a settlement of nothing is a release
-    tell(session, job_id, "status", status=status, code=job.failure_code)
+    record_event(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
     notices.watch_credits(session, job.owner_id)
@@ -259,7 +259,7 @@ def repair(session: Session, job_id: str, settings: Settings) -> bool:
         reason = job.waiting_note or "no worker survived this stage"
         return fail(session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}"))
     send_launch(session, job, settings)
-    tell(
+    record_event(
         session,
         job_id,
         "retry",

@@ -21,8 +21,8 @@ from core.settings import settings
 from notifications.tables import MESSAGE
 
 Kind = Literal["launch", "notice", "cleanup", "mail", "alert"]
-# What tells somebody outside: in order for each job, and few at a time to each destination.
-TOLD: tuple[Kind, ...] = ("notice", "mail", "alert")
+# Messages that leave Imprint: in order for each job, and few at a time to each destination.
+EXTERNAL: tuple[Kind, ...] = ("notice", "mail", "alert")
 
 # In the info of a session whose transaction has made a message due: after its commit, the outbox is sent.
 CHANGED = "imprint_outbox"
@@ -107,8 +107,8 @@ def trace_of(session: Session, job_id: str) -> dict[str, str]:
     if not settings().tracing:
         return {}
     first = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id).order_by(MESSAGE.c.sequence).limit(1)
-    told = json.loads(session.execute(first).scalar() or "{}")
-    return {tracing.HEADER: told[tracing.HEADER]} if tracing.HEADER in told else {}
+    payload = json.loads(session.execute(first).scalar() or "{}")
+    return {tracing.HEADER: payload[tracing.HEADER]} if tracing.HEADER in payload else {}
 
 
 def due(session: Session, now: datetime, kinds: Iterable[Kind], limit: int = 100) -> list[Message]:
@@ -168,7 +168,7 @@ def find(session: Session, message_id: str) -> Message | None:
     return None if row is None else _message(row)
 
 
-def look(session: Session, message_id: str) -> Message | None:
+def get(session: Session, message_id: str) -> Message | None:
     """A message, whatever became of it."""
     row = session.execute(sa.select(*_COLUMNS).where(MESSAGE.c.id == message_id)).one_or_none()
     return None if row is None else _message(row)
@@ -238,14 +238,14 @@ def drop_destination(
 def spare_destination(session: Session, destination: str, until: datetime, now: datetime | None = None) -> None:
     """Ask a receiver that is down for nothing before `until`: its other waiting notices are due then."""
     now = now or utcnow()
-    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind.in_(TOLD), MESSAGE.c.due_at < until
+    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind.in_(EXTERNAL), MESSAGE.c.due_at < until
     _move_due(session, (*whose, _is_unclaimed(now)), until)
 
 
 def resume_destination(session: Session, destination: str, now: datetime | None = None) -> None:
     """A receiver answers again: notices that were never tried are due now."""
     now = now or utcnow()
-    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind.in_(TOLD), MESSAGE.c.due_at > now
+    whose = MESSAGE.c.destination == destination, MESSAGE.c.kind.in_(EXTERNAL), MESSAGE.c.due_at > now
     _move_due(session, (*whose, MESSAGE.c.attempts == 0), now)
 
 
@@ -295,7 +295,7 @@ _COLUMNS = [MESSAGE.c[name] for name in Message.__dataclass_fields__]
 def _ended(session: Session, statement: sa.Update) -> bool:
     """Record how an attempt ended; a notice may have kept the next one of its job or receiver waiting."""
     kind = session.execute(statement.returning(MESSAGE.c.kind)).scalar()
-    if kind in TOLD:
+    if kind in EXTERNAL:
         session.info[CHANGED] = True
     return kind is not None
 
@@ -323,9 +323,9 @@ def _ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[
     traffic = _traffic(now)
     ready = (
         sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"), traffic.c.room)
-        .outerjoin(traffic, sa.and_(MESSAGE.c.kind.in_(TOLD), traffic.c.destination == MESSAGE.c.destination))
+        .outerjoin(traffic, sa.and_(MESSAGE.c.kind.in_(EXTERNAL), traffic.c.destination == MESSAGE.c.destination))
         .where(*_is_due(now), MESSAGE.c.kind.in_(list(kinds)))
-        .where(sa.or_(MESSAGE.c.kind.not_in(TOLD), sa.not_(waits_for_another)))
+        .where(sa.or_(MESSAGE.c.kind.not_in(EXTERNAL), sa.not_(waits_for_another)))
         .subquery()
     )
     has_room = sa.or_(ready.c.room.is_(None), ready.c.turn <= ready.c.room)
@@ -339,7 +339,7 @@ def _traffic(now: datetime) -> sa.Subquery:
     one = sa.or_(sa.func.max(MESSAGE.c.attempts) > 0, sa.func.min(MESSAGE.c.kind) != "notice")
     at_once = sa.case((one, 1), else_=AT_ONCE)
     waiting = sa.select(MESSAGE.c.destination, (at_once - on_their_way).label("room"))
-    waiting = waiting.where(_WAITING, MESSAGE.c.kind.in_(TOLD), MESSAGE.c.destination.is_not(None))
+    waiting = waiting.where(_WAITING, MESSAGE.c.kind.in_(EXTERNAL), MESSAGE.c.destination.is_not(None))
     return waiting.group_by(MESSAGE.c.destination).subquery()
 
 

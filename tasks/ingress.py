@@ -41,7 +41,7 @@ def quote(**arguments: Any) -> dict[str, Any]:
 @app.task(name="imprint.job", ignore_result=False)
 def job(job_id: str) -> View:
     """A job's public view."""
-    return service.look(services(), job_id)
+    return service.get(services(), job_id)
 
 
 class Discreet(Door):

@@ -37,7 +37,7 @@ def relay(services: Services) -> int:
     try:
         while True:
             with services.database.writing() as session:
-                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *outbox.TOLD), BATCH, lease=CLAIM)
+                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *outbox.EXTERNAL), BATCH, lease=CLAIM)
             sent = _hand_on(services, messages)
             handed += sent
             if len(messages) < BATCH or sent < len(messages):

@@ -112,5 +112,5 @@ def _hand_over(**_: Any) -> None:
     control.leaving.set()
 
 
-# Spinning OpenMP threads on shared cores made the same training 5 to 7 times slower (FINDINGS.md).
+# Spinning OpenMP threads on shared cores made the same training 5 to 7 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -183,7 +183,7 @@ class Site:
         return view
 
     def look(self, job_id: str) -> View:
-        return service.look(self.services, job_id)
+        return service.get(self.services, job_id)
 
     def wait(self, job_id: str, wanted: Callable[[View], bool] | None = None, timeout_s: float = 120) -> View:
         """The view once `wanted` holds; by default once the job is final."""

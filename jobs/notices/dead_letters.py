@@ -42,8 +42,8 @@ def dead(services: Services, limit: int = 100) -> list[dict[str, Any]]:
 def redeliver(services: Services, message_id: str) -> Redelivery:
     """Make one notice due again, sent, dead or waiting. Raises NotFound, or IllegalMove for a disabled receiver."""
     with services.database.writing() as session:
-        notice = outbox.look(session, message_id)
-        if notice is None or notice.kind not in outbox.TOLD:
+        notice = outbox.get(session, message_id)
+        if notice is None or notice.kind not in outbox.EXTERNAL:
             raise NotFound(f"there is no notice {message_id}")
         if receivers.is_disabled(session, notice.owner_id, notice.destination):
             where = receivers.shown(notice.destination or "")

@@ -96,13 +96,13 @@ def _goes_on(session: Session, seen: Seen, sighting: Sighting) -> str:
         return "overtaken"
     _tell_previews(session, seen)
     if (sighting.status, info) != (run.status, run.info):
-        transitions.tell(session, run.job_id, "remote", status=info or sighting.status, attempt=run.attempt)
+        transitions.record_event(session, run.job_id, "remote", status=info or sighting.status, attempt=run.attempt)
     return "recorded"
 
 
 def _tell_previews(session: Session, seen: Seen) -> None:
     for preview in seen.previews:
-        transitions.tell(session, seen.run.job_id, "preview", **preview)
+        transitions.record_event(session, seen.run.job_id, "preview", **preview)
 
 
 def _verdict(

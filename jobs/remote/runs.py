@@ -72,7 +72,7 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
     if transitions.hold_is_over(session, job):
         return
     if news:
-        transitions.tell(session, job.id, "waiting", reason=reason)
+        transitions.record_event(session, job.id, "waiting", reason=reason)
     delay_s = _WAIT_POLLS * settings.remote_poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     transitions.send_launch(session, job, settings, delay_s)
 
@@ -84,7 +84,7 @@ def submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, se
     give_back(session, lease, settings)
     _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0)
     server = server_name(session, run) or FIXED
-    transitions.tell(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
+    transitions.record_event(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 
 
 def give_back(session: Session, lease: Lease, settings: Settings) -> None:
@@ -147,7 +147,7 @@ def _tell_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -
     update = sa.update(Job).where(_in_training(run)).values(**told).returning(col(Job.total_steps), col(Job.loss))
     for total, loss in session.connection().execute(update):
         data = {"step": progress["step"], "total": total, "loss": loss, "seconds_left": progress["seconds_left"]}
-        transitions.tell(session, run.job_id, "progress", **data)
+        transitions.record_event(session, run.job_id, "progress", **data)
 
 
 def completed(session: Session, run: RemoteRun, settings: Settings, progress: dict[str, Any], **values: Any) -> bool:
@@ -162,7 +162,7 @@ def completed(session: Session, run: RemoteRun, settings: Settings, progress: di
     update = sa.update(Job).where(_in_training(run))
     counted = session.connection().execute(update.values(attempt=0, launches=0, train_seconds=train_seconds)).rowcount
     if counted:
-        transitions.tell(session, run.job_id, "remote", status="completed", attempt=run.attempt)
+        transitions.record_event(session, run.job_id, "remote", status="completed", attempt=run.attempt)
         transitions.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings)
     return True
 
@@ -190,7 +190,7 @@ def give_up(
     )
     if session.connection().execute(update).rowcount:
         delay_s = settings.retry_base_s * 2 ** (run.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-        transitions.tell(
+        transitions.record_event(
             session, run.job_id, "retry", stage=Stage.TRAIN, attempt=run.attempt,
             reason=error.message, delay_s=round(delay_s, 1),
         )  # fmt: skip
@@ -277,7 +277,7 @@ def server_name(session: Session, run: RemoteRun) -> str | None:
     return pod.name
 
 
-def told(session: Session, job_id: str) -> list[dict[str, Any]]:
+def to_dicts(session: Session, job_id: str) -> list[dict[str, Any]]:
     """A job's runs for operators: where, how far, why it ended or what it waits for, what it cost."""
     job = session.get(Job, job_id)
     waits_for = job.waiting_note if job is not None and job.status in ACTIVE else None

@@ -57,8 +57,8 @@ class Envelope(BaseModel):
 
 
 @dataclass(frozen=True)
-class Order:
-    """A request without faults."""
+class TrainingRequest:
+    """A request without faults: what `parse` gives."""
 
     envelope: Envelope
     spec: TrainSpec
@@ -71,7 +71,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RECIPE = frozenset(TrainSpec.model_fields)
 
 
-def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> Order:
+def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> TrainingRequest:
     """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or `{"ref": …, "caption": …, "mask": …}`.
 
     Raises SpecInvalid with every fault at once.
@@ -87,7 +87,7 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
     try:
         envelope = Envelope.model_validate(given)
     except ValidationError as error:
-        faults.update(_told(error))
+        faults.update(_faults_of(error))
     # The seed is part of the frozen spec, so a request without one gets one now.
     recipe = {"seed": secrets.randbits(48)} | {
         name: value for name, value in arguments.items() if name in _RECIPE and value is not None
@@ -95,7 +95,7 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
     try:
         spec = TrainSpec.model_validate(recipe)
     except ValidationError as error:
-        faults.update(_told(error))
+        faults.update(_faults_of(error))
     else:
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
@@ -112,7 +112,7 @@ def read(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> 
         faults.update(_unfit_for_remote(spec, settings))
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
-    return Order(envelope, spec, _sha256(arguments))
+    return TrainingRequest(envelope, spec, _sha256(arguments))
 
 
 def base_model_location(spec: TrainSpec, settings: Settings) -> str:
@@ -176,11 +176,11 @@ def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     return {"base_model": "neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}
 
 
-def _told(error: ValidationError) -> dict[str, str]:
+def _faults_of(error: ValidationError) -> dict[str, str]:
     # Names of options may be a sender's own, too: see _MAX_UNKNOWN.
-    told = error.errors(include_url=False, include_input=False)
-    known = [fault for fault in told if fault["type"] != "extra_forbidden"]
-    unknown = [fault for fault in told if fault["type"] == "extra_forbidden"][:_MAX_UNKNOWN]
+    errors = error.errors(include_url=False, include_input=False)
+    known = [fault for fault in errors if fault["type"] != "extra_forbidden"]
+    unknown = [fault for fault in errors if fault["type"] == "extra_forbidden"][:_MAX_UNKNOWN]
     return {
         ".".join(ascii(str(part))[1:-1][:60] for part in fault["loc"]) or "base_model": (
             fault["msg"].removeprefix("Value error, ")

@@ -137,6 +137,6 @@ class StoredPreviews:
         try:
             with self._database.writing() as session:
                 if self._lease.held(session):
-                    transitions.tell(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
+                    transitions.record_event(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
         except AWAY as error:
             log.warning("a preview is kept but not told, the database does not answer (%s)", error)

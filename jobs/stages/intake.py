@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from core.ids import new_id
 from jobs import keys
-from jobs.requests.training_request import Order
+from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from storage.tables import JobPicture, Picture, PictureState, PreparedPicture
 from training.data import pictures
@@ -58,10 +58,10 @@ def store_picture(services: Services, owner_id: str, subject_id: str, data: byte
     return picture.id
 
 
-def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
+def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[JobPicture]:
     """Rows for the pictures; a stored one that was prepared for this recipe before is done already."""
-    images = order.envelope.images
-    stored = _stored(session, order)
+    images = request.envelope.images
+    stored = _stored(session, request)
     if missing := {
         name: "no stored picture of this owner has this id"
         for index, image in enumerate(images)
@@ -78,7 +78,7 @@ def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
         rows.append(row)
     # What a picture with a mask is prepared as depends on both: it is known where both are stored.
     recipes = {
-        row.position: preparation(order.spec, stored[row.mask].sha256 if row.mask else None)
+        row.position: preparation(request.spec, stored[row.mask].sha256 if row.mask else None)
         for row in rows
         if row.source_sha256 and (row.mask is None or row.mask in stored)
     }
@@ -90,12 +90,12 @@ def rows_for(session: Session, job_id: str, order: Order) -> list[JobPicture]:
     return rows
 
 
-def _stored(session: Session, order: Order) -> dict[str, Picture]:
-    """The stored pictures that an order names, by id."""
-    named = {reference for image in order.envelope.images for reference in (image.ref, image.mask) if reference}
+def _stored(session: Session, request: TrainingRequest) -> dict[str, Picture]:
+    """The stored pictures that an request names, by id."""
+    named = {reference for image in request.envelope.images for reference in (image.ref, image.mask) if reference}
     query = select(Picture).where(
         col(Picture.id).in_({reference for reference in named if "://" not in reference}),
-        Picture.owner_id == order.envelope.owner_id,
+        Picture.owner_id == request.envelope.owner_id,
         col(Picture.removed_at).is_(None),
     )
     return {picture.id: picture for picture in session.exec(query)}

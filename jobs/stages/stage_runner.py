@@ -120,7 +120,7 @@ def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
             raise _refusal(session.get(Job, job_id), stage)
         transitions.begin(session, job_id)  # where every picture was prepared before, this is the first sign of work
         if stage is Stage.DATASET and claimed[0].attempt == 1:
-            transitions.tell(session, job_id, "stage", stage=stage)  # the other stages are told by the move into them
+            transitions.record_event(session, job_id, "stage", stage=stage)  # `advance` records the other stages
         return claimed
 
 

@@ -121,7 +121,7 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
         outcome = _start(session, services, subject)
         if outcome.reason not in (None, "already_started"):
             _tell_why_not(session, subject, outcome)
-    view = service.look(services, outcome.job_id, owner_id) if outcome.job_id else None
+    view = service.get(services, outcome.job_id, owner_id) if outcome.job_id else None
     return Completion(outcome.reason is None, outcome.reason, outcome.message, view)
 
 
@@ -142,7 +142,7 @@ def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
         return _Outcome(running.id, "running", f"{running.id} is {running.status} already")
     try:
         job = service.accept(
-            session, training_request.read(request, services.settings, services.sources), services.settings
+            session, training_request.parse(request, services.settings, services.sources), services.settings
         )
     except InsufficientCredits as error:
         return _Outcome(reason="insufficient_credits", message=error.message)

@@ -29,10 +29,10 @@ def test_the_validation_loss_is_in_the_job_and_its_events(services: Services, jo
     lease = at_work(services, job_id)
     control = JobControl(services.database, lease, HeldLease(lease), 60)
     control.report(Progress(1, 500, 0.5, 10.0))
-    assert service.look(services, job_id)["validation_loss"] is None
+    assert service.get(services, job_id)["validation_loss"] is None
     assert "validation_loss" not in events(services, job_id, "progress")[-1]
     control.report(Progress(50, 500, 0.4, 9.0, 0.02, 0.25))
-    assert service.look(services, job_id)["validation_loss"] == 0.25
+    assert service.get(services, job_id)["validation_loss"] == 0.25
     assert events(services, job_id, "progress")[-1]["validation_loss"] == 0.25
 
 
@@ -55,7 +55,7 @@ def test_previews_are_told_and_found_where_the_page_looks(services: Services, jo
 @pytest.mark.parametrize(
     "call",
     [
-        service.look,
+        service.get,
         service.cancel,
         service.retry,
         service.quote_again,
@@ -72,10 +72,10 @@ def test_previews_are_told_and_found_where_the_page_looks(services: Services, jo
 def test_another_owner_is_told_that_there_is_no_such_job(
     services: Services, job_id: str, call: Callable[[Services, str, str], object]
 ) -> None:
-    before = service.look(services, job_id)
+    before = service.get(services, job_id)
     with pytest.raises(NotFound, match=f"^there is no job {job_id}$"):
         call(services, job_id, "a stranger")
-    assert service.look(services, job_id) == before
+    assert service.get(services, job_id) == before
 
 
 def test_one_that_ended_early_costs_the_steps_that_were_done(services: Services, job_id: str) -> None:
@@ -86,7 +86,7 @@ def test_one_that_ended_early_costs_the_steps_that_were_done(services: Services,
     put_at(services, job_id, Stage.SETTLE)
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, services.settings)
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     assert (view["status"], view["step"], view["total_steps"], view["validation_loss"]) == ("ready", 120, 120, 0.2)
     assert view["credits"] == {"held": 0, "charged": 12, "refunded": 38}
     assert balances(services)["spent"] == 12

@@ -69,7 +69,7 @@ def test_a_failed_job_is_charged_nothing_however_far_it_came(services: Services,
     put_at(services, job_id, Stage.UPLOAD, step=500)
     with services.database.writing() as session:
         assert transitions.fail(session, job_id, OutOfMemory("x"))
-    assert service.look(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert service.get(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
     assert jobs.balances(services)["spent"] == 0
 
 
@@ -122,7 +122,7 @@ def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(services
         put_at(services, job_id, Stage.TRAIN, step=20)
         killed = killed_at(address, point, partial(transitions.cancel, job_id=job_id, settings=services.settings))
         happened = point == "after commit" or not killed
-        view = service.look(services, job_id)
+        view = service.get(services, job_id)
         assert view["status"] == ("cancelled" if happened else "training"), point
         assert ("training.cancelled" in messages(services, job_id)) == happened, point
         service.cancel(services, job_id)
@@ -148,7 +148,7 @@ def test_a_refund_gives_back_what_was_charged_and_no_more(services: Services, jo
     for _ in range(2):
         owner_id, found = accounts.refund(services, job_id, 20, "complaint 7")
         assert (owner_id, found.spent) == ("ada", 30)
-    assert service.look(services, job_id)["credits"] == {"held": 0, "charged": 30, "refunded": 20}
+    assert service.get(services, job_id)["credits"] == {"held": 0, "charged": 30, "refunded": 20}
     with pytest.raises(IllegalMove):
         accounts.refund(services, job_id, 31)
     with pytest.raises(NotFound):

@@ -437,7 +437,7 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
         if isinstance(caught.value, TryAgain):
             delays.append(caught.value.delay_s)
     assert 1.5 <= delays[0] <= 2.5 < 3 <= delays[1] <= 5
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     assert (view["status"], view["failure"]["code"]) == ("failed", "image_unreachable")
     assert [told["attempt"] for told in events(services, job_id, "retry")] == [1, 2]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
@@ -456,7 +456,7 @@ def test_a_final_failure_ends_the_job_at_once(services: Services, job_id: str, e
     lease, _ = claim(services, job_id, Stage.TRAIN)
     with pytest.raises(Exception), working(services, lease):  # noqa: B017, PT011 - one of ours, made from it
         raise error
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     assert (view["status"], view["failure"]["code"], view["attempt"]) == ("failed", code, 1)
     assert "secret detail" not in json.dumps(view)
     assert balances(services)["held"] == 0
@@ -504,7 +504,7 @@ def test_a_final_move_happens_once_under_eight_racers(
     more = {} if isinstance(move, partial) else {"settings": services.settings}
     answers = at_once(address, [partial(move, job_id=job_id, **more)] * RACERS)
     assert Counter(answers) == {True: 1, False: RACERS - 1}
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     assert (view["status"], view["credits"]["charged"]) == (status, money[1])
     assert balances(services) == {"held": money[0], "spent": money[1], "available": GRANTED - sum(money)}
     assert messages(services, job_id) == ["(launch)", notice, "cleanup"]
@@ -527,7 +527,7 @@ def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Servic
         ]
         turned = works[round_ % 4 :] + works[: round_ % 4]
         assert Counter(at_once(address, turned)) == {True: 1, False: 3}
-        view = service.look(services, job_id)
+        view = service.get(services, job_id)
         spent = view["credits"]["charged"]
         assert view["credits"] == {"held": 0, "charged": charges[view["status"]], "refunded": 50 - spent}
         assert balances(services) == {
@@ -541,14 +541,14 @@ def test_a_final_status_never_changes(services: Services, job_id: str) -> None:
     put_at(services, job_id, Stage.SETTLE)
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, services.settings)
-    before = service.look(services, job_id)
+    before = service.get(services, job_id)
     with services.database.writing() as session:
         assert not transitions.cancel(session, job_id, services.settings)
         assert not transitions.fail(session, job_id, OutOfMemory("x"))
         assert not transitions.settle(session, job_id, services.settings)
         assert not transitions.repair(session, job_id, services.settings)
         transitions.begin(session, job_id)
-    assert service.look(services, job_id) == before
+    assert service.get(services, job_id) == before
     with pytest.raises(IllegalMove, match="already"):
         service.cancel(services, job_id)
 
@@ -584,7 +584,7 @@ def test_a_late_success_after_an_expired_hold_is_delivered_and_charged_nothing(s
         ledger.expire(session, hold.id)
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, services.settings)
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     assert (view["status"], view["credits"]["charged"]) == ("ready", 0)
     assert view["lora"] is not None
     assert len(events(services, job_id, "leak")) == 1
@@ -653,7 +653,7 @@ def test_used_up_attempts_fail_the_job_with_what_went_wrong_last(services: Servi
     put_at(services, job_id, Stage.TRAIN, attempt=2, waiting_note="the machine burns")
     assert lease_of(services, job_id, lease_s=-1).attempt == 3
     assert sweeps.repair_jobs(services) == 1
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     assert (view["status"], view["failure"]["code"]) == ("failed", "worker_lost")
     assert "the machine burns" in view["failure"]["message"]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
@@ -691,7 +691,7 @@ def test_an_expired_hold_with_nobody_at_work_ends_the_job(services: Services, se
     with services.database.writing() as session:
         session.execute(sa.update(credits.tables.HOLD).values(expires_at=ago(1)))
     assert sweeps.repair_jobs(services) == 1
-    view = service.look(services, job_id)
+    view = service.get(services, job_id)
     assert (view["status"], view["failure"]["code"]) == ("failed", "timeout")
     assert [entry["kind"] for entry in accounts.statement(services, "ada")] == ["expire", "hold", "grant"]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
@@ -740,7 +740,7 @@ def test_a_retry_is_a_new_job_with_the_same_pictures_and_recipe(services: Servic
     service.cancel(services, job_id)
     again: View = service.retry(services, job_id)
     assert again["job_id"] != job_id
-    assert again["spec"] == service.look(services, job_id)["spec"]
+    assert again["spec"] == service.get(services, job_id)["spec"]
     old, new = ([picture(services, one, n).reference for n in range(5)] for one in (job_id, again["job_id"]))
     assert old == new
     assert row(services, again["job_id"]).webhook_url == "https://app.example"

@@ -161,7 +161,7 @@ def test_a_mask_that_cannot_be_used_is_a_fault_of_its_picture(
     assert report(services, job_id)["code"] == code
     assert report(services, job_id)["error"].startswith(error)
     steps.dataset(services, job_id)  # five others are good
-    [view, *_] = service.look(services, job_id)["pictures"]
+    [view, *_] = service.get(services, job_id)["pictures"]
     assert (view["state"], view["report"]["error"][:8]) == ("bad", "its mask")
     again = submitted(services, [{"ref": names[0], "mask": reference}, *names[1:]])
     assert picture(services, again).state == (PictureState.WAITING if mask is None else PictureState.BAD)

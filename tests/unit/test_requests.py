@@ -11,7 +11,7 @@ from core.errors import SpecInvalid
 from core.guard import Guard
 from core.settings import Settings
 from jobs.requests import training_request
-from jobs.requests.training_request import Order
+from jobs.requests.training_request import TrainingRequest
 from storage.objects.local import LocalStore
 from storage.sources import Sources
 
@@ -34,15 +34,15 @@ SOURCES = Sources(
 )
 
 
-def read(**changed: Any) -> Order:
-    return training_request.read({**REQUEST, **changed}, SETTINGS, SOURCES)
+def read(**changed: Any) -> TrainingRequest:
+    return training_request.parse({**REQUEST, **changed}, SETTINGS, SOURCES)
 
 
 def faults(**changed: Any) -> dict[str, str]:
     """What is wrong with a request with these changes; an argument that is `...` is left out."""
     arguments = {name: value for name, value in {**REQUEST, **changed}.items() if value is not ...}
     with pytest.raises(SpecInvalid) as caught:
-        training_request.read(arguments, SETTINGS, SOURCES)
+        training_request.parse(arguments, SETTINGS, SOURCES)
     assert all(name in caught.value.message for name in caught.value.faults)
     return caught.value.faults
 
@@ -204,7 +204,7 @@ def test_a_link_out_of_the_roots_is_no_way_out(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, home=tmp_path)
     arguments = {**REQUEST, "base_model": str(tmp_path / "bases" / "link"), "family": "sd15"}
     with pytest.raises(SpecInvalid, match="IMPRINT_BASE_MODEL_ROOTS"):
-        training_request.read(arguments, settings, SOURCES)
+        training_request.parse(arguments, settings, SOURCES)
 
 
 def test_the_operator_says_where_a_named_base_model_is() -> None:
@@ -227,7 +227,7 @@ def test_the_same_request_has_the_same_hash_whatever_seed_it_was_given() -> None
     assert read().sha256 == read().sha256
     assert read(rank=None).sha256 == read().sha256
     reordered = dict(reversed(REQUEST.items()))
-    assert training_request.read(reordered, SETTINGS, SOURCES).sha256 == read().sha256
+    assert training_request.parse(reordered, SETTINGS, SOURCES).sha256 == read().sha256
 
 
 @pytest.mark.parametrize(

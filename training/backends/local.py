@@ -26,13 +26,14 @@ from core.errors import (
     StoreUnavailable,
     WorkerLost,
 )
-from training import device_failure, families
+from training import device_failure, families, memory_plan
 from training.backends import checkpoint, resident
 from training.backends.agreement import agreed_precision
 from training.backends.encodings import Encodings
 from training.backends.material import Material, encoded, split
 from training.backends.meter import Meter
 from training.device import choose, prepare, seats
+from training.engine import distributed
 from training.engine.engine import Engine
 from training.engine.faults import is_device_error, is_out_of_memory
 from training.engine.layout import matrices_of, padded
@@ -46,6 +47,7 @@ from training.families.latents import decoded
 from training.families.parts import locate, weights_bytes
 from training.lora import file as lora_file
 from training.lora import metadata as lora_metadata
+from training.memory_plan import Plan, share_of
 from training.ports import TrainResult, TrainRun
 from training.spec import TrainSpec, is_distilled
 
@@ -76,8 +78,9 @@ def train(run: TrainRun) -> TrainResult:
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
         where = Where(folder, device, dtype, run.training_adapter, _is_distilled(run))
+        plan = _plan(run, family, where)
         with device_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
-            trainee = Trainee(run, engine, identity, total, state)
+            trainee = Trainee(run, engine, identity, total, state, plan)
             begun = time.monotonic()
             state = trainee.learn()
             seconds = time.monotonic() - begun
@@ -88,8 +91,10 @@ class Trainee:
     """One training on an engine, watched over from the thread that asked for it: losses, checkpoints, leaving."""
 
     def __init__(
-        self, run: TrainRun, engine: Engine, identity: dict[str, str], total: int, state: State | None
-    ) -> None:
+        self, run: TrainRun, engine: Engine, identity: dict[str, str], total: int, state: State | None,
+        plan: Plan | None = None,
+    ) -> None:  # fmt: skip
+        """plan: how the job fits into the device's memory; None where that is not asked."""
         self.run, self.engine, self.identity, self.total = run, engine, identity, total
         base = engine.base
         for warning in base.warnings:
@@ -98,6 +103,12 @@ class Trainee:
         spec = run.spec
         material = self._encoded(encodings)
         moments, looks = material.moments, spec.validation
+        if plan is not None and plan.checkpointing and not base.is_gradient_checkpointing:
+            with engine.paused():
+                base.checkpoint_gradients(True)
+        slots = run.slots or seats(base.device.type)
+        if plan is not None and not run.deterministic:  # a deterministic step has as many slots as it is told
+            slots = min(slots, plan.slots)
         order = SampleOrder(split(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
         preview_prompts = material.preview_prompts if run.previews is not None else None
@@ -119,7 +130,7 @@ class Trainee:
             ),
             state,
             checkpoint_every=run.checkpoint_every_epochs * order.steps_per_epoch,
-            slots=(run.slots or seats(base.device.type)) if is_shared else 1,
+            slots=slots if is_shared else 1,
             is_fixed=base.device.type != "cuda" or run.deterministic,
             extras=material.extras,
             validation_set=material.validation_set,
@@ -233,6 +244,27 @@ class Trainee:
         if checkpoint.keep(self.run.checkpoints, state, self.identity, _versions(), self.lasting):
             self.kept = state.step
         self.state = state
+
+
+def _plan(run: TrainRun, family: Family, where: Where) -> Plan | None:
+    """How the job fits into the card's memory; None on a CPU, and where several processes share its batch.
+
+    Raises OutOfMemory, before anything is loaded, for a job that cannot fit.
+    """
+    if where.device.type != "cuda" or distributed.is_asked_for():
+        return None
+    free, _ = torch.cuda.mem_get_info(where.device)
+    spec, part = run.spec, family.parts[0]
+    share = 1.0 if where.folder.is_file() else share_of(spec, weights_bytes(where.folder, part))
+    made = memory_plan.plan(
+        spec,
+        free + torch.cuda.memory_reserved(where.device),
+        most_slots=run.slots or seats("cuda"),
+        weight_bytes=where.dtype.itemsize,
+        share=share,
+    )
+    log.info("job %s %s", run.job_id, made)
+    return made
 
 
 def _is_distilled(run: TrainRun) -> bool:

@@ -135,6 +135,9 @@ class Family:
     # Which layers get a LoRA, by the names of options.Targets: regular expressions over the denoiser's module names.
     targets: Mapping[str, str]
     load: Callable[[Where], Base]
+    denoiser: Any  # diffusers' class
+    # For counting memory: a schedule, and what a denoiser is told of a caption of so many tokens, in shapes alone.
+    stand_in: Callable[[Any, int], tuple[Any, Condition]]
     # Moments of the VAE's latent distribution, [2C, h, w] float32: mean, then log-variance. Constant per picture:
     # cached. Pictures of one size; the VAE is awake.
     encode_pictures: Callable[[Base, Sequence[Example]], list[Tensor]]

@@ -19,6 +19,7 @@ from training.ports import Example
 
 # What kohya and diffusers call the standard set: q, k, v and output of every attention, 128 modules in the full model.
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
+CLIP_TOKENS = 77
 TARGETS = {
     "attention": ATTENTION,
     # The feed-forward layers and the projections around each transformer too: 192 modules.
@@ -75,11 +76,19 @@ def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condi
     return said
 
 
+def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condition]:
+    """A schedule, and a caption in shapes alone: every caption has the encoder's 77 tokens."""
+    schedule = diffusion.DiscreteSchedule(torch.full((1000,), 0.5), 1.0, "epsilon")
+    return schedule, {"context": torch.zeros(1, CLIP_TOKENS, unet.config.cross_attention_dim, dtype=unet.dtype)}
+
+
 FAMILY = Family(
     name="sd15",
     parts=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     targets=TARGETS,
     load=load,
+    denoiser=UNet2DConditionModel,
+    stand_in=stand_in,
     encode_pictures=encode_pictures,
     encode_captions=encode_captions,
     draw=diffusion.draw,

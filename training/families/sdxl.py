@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from core.errors import BaseModelUnavailable
-from training.families import diffusion
+from training.families import diffusion, sd15
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Family, Where
 from training.families.latents import encode_pictures
@@ -85,11 +85,20 @@ def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condi
     return said
 
 
+def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condition]:
+    """A schedule, and a caption in shapes alone."""
+    schedule, told = sd15.stand_in(unet, tokens)
+    pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    return schedule, told | {"pooled": torch.zeros(1, pooled, dtype=unet.dtype), "sizes": torch.zeros(1, 6)}
+
+
 FAMILY = Family(
     name="sdxl",
     parts=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
     targets=TARGETS,
     load=load,
+    denoiser=UNet2DConditionModel,
+    stand_in=stand_in,
     encode_pictures=encode_pictures,
     encode_captions=encode_captions,
     draw=diffusion.draw,

@@ -218,6 +218,12 @@ def unscale(base: Base, latents: Tensor) -> Tensor:
     return latents / schedule.scaling + schedule.offset
 
 
+def stand_in(transformer: Any, tokens: int) -> tuple[FlowSchedule, Condition]:
+    """A schedule, and a caption of so many tokens in shapes alone."""
+    width = transformer.config.cap_feat_dim
+    return FlowSchedule(3.0, 1.0, 0.0), {"context": torch.zeros(tokens, width, dtype=transformer.dtype)}
+
+
 FAMILY = Family(
     name="z-image",
     parts=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
@@ -227,6 +233,8 @@ FAMILY = Family(
         "all": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",
     },
     load=load,
+    denoiser=ZImageTransformer2DModel,
+    stand_in=stand_in,
     encode_pictures=encode_pictures,
     encode_captions=encode_captions,
     draw=draw,

@@ -30,7 +30,7 @@ router = APIRouter(prefix="/trainings/{id}", route_class=PageRoute, include_in_s
 def training(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
     owner_id = caller.owner_id
     newest = history.newest_event(services, job_id, owner_id)  # read first: what happens meanwhile is sent again
-    view = service.look(services, job_id, owner_id)
+    view = service.get(services, job_id, owner_id)
     active = view["status"] in ACTIVE
     return render(
         request,

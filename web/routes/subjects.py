@@ -44,7 +44,7 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
     arguments |= {"images": images, "owner_id": caller.owner_id, "subject_id": subject_id}
     if faults:
         try:
-            training_request.read(arguments, services.settings, services.sources)
+            training_request.parse(arguments, services.settings, services.sources)
         except SpecInvalid as error:
             faults = error.faults | faults
         raise SpecInvalid.of(faults)
@@ -111,7 +111,7 @@ def status(
 ) -> Trainings:
     found = service.jobs(services, owner_id=caller.owner_id, subject_id=subject_id, limit=limit)
     trainings = [training_of(view) for view in found]
-    latest = training_of(service.look(services, trainings[0].id, caller.owner_id)) if trainings else None
+    latest = training_of(service.get(services, trainings[0].id, caller.owner_id)) if trainings else None
     return Trainings(latest=latest, history=trainings[1:])
 
 

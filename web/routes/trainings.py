@@ -33,7 +33,7 @@ _EVENT = {
 
 @router.get("", summary="Get the state of a training", responses=responses(*_ONE))
 def training(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Training:
-    return training_of(service.look(services, job_id, caller.owner_id))
+    return training_of(service.get(services, job_id, caller.owner_id))
 
 
 @router.post(

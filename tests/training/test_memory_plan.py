@@ -1,0 +1,93 @@
+"""What a training takes of a device's memory: counted from shapes, measured here, and planned for."""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from core.errors import OutOfMemory
+from training import families, memory_plan
+from training.engine import memory_count
+from training.engine.memory_count import recipe
+from training.families.checkpoint_configs import CONFIGS
+from training.memory_plan import GIB
+
+MID: dict[str, Any] = {
+    "sample_size": 32,
+    "block_out_channels": [64, 128, 256, 256],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "layers_per_block": 2,
+    "in_channels": 4,
+    "cross_attention_dim": 128,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+}
+TINY = MID | {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "cross_attention_dim": 32}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("config", [TINY, MID], ids=["tiny", "mid"])
+def test_what_is_counted_is_what_the_allocator_gives(config: dict[str, Any], checkpointing: bool) -> None:
+    """Against the events of PyTorch's own allocator, over a real step on the CPU."""
+    family, spec, lib = families.find("sd15"), recipe("sd15"), diffusers
+    counted = memory_count.count(family, config, spec, (32, 32), dtype=torch.float32, checkpointing=checkpointing)
+    denoiser: Any = lib.UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
+    if checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        memory_count.measure(family, denoiser, spec, (32, 32))
+    events: Any = run.profiler.kineto_results.events()  # type: ignore[union-attr]
+    live = most = 0
+    for event in sorted((one for one in events if one.name() == "[memory]"), key=lambda one: one.start_ns()):
+        live += event.nbytes()
+        most = max(most, live)
+    assert counted.adapters + counted.step == pytest.approx(most, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("family", "side", "given"),
+    [
+        ("sd15", 512, {"batch_size": 2}),
+        ("sd15", 512, {"rank": 64, "adapter": {"dora": True, "targets": "all"}}),
+        ("sdxl", 768, {}),
+        ("z-image", 768, {}),
+    ],
+)
+def test_the_table_holds_against_counting(family: str, side: int, given: dict[str, Any]) -> None:
+    spec, found = recipe(family, resolution=side, **given), families.find(family)
+    config = CONFIGS[family][found.parts[0]]
+    for checkpointing in (False, True):
+        made = memory_count.count(found, config, spec, (side // 8, side // 8), checkpointing=checkpointing)
+        whole = made.weights + made.adapters + made.step
+        planned = memory_plan.needed(spec, checkpointing=checkpointing)
+        assert whole < planned < 1.35 * whole + GIB
+
+
+def test_a_plan_takes_the_most_slots_and_checkpoints_only_where_it_must() -> None:
+    wide = memory_plan.plan(recipe("sd15"), 80 * GIB, most_slots=32)
+    assert (wide.slots, wide.checkpointing) == (32, False)
+    small = memory_plan.plan(recipe("sd15"), 6 * GIB, most_slots=32)
+    assert (small.slots, small.checkpointing) == (4, False)
+    assert str(small) == "needs 3.2 GB, this card has 6.0 (4 slots)"
+    tight = memory_plan.plan(recipe("sdxl"), 8 * GIB)
+    assert tight.checkpointing
+    assert memory_plan.plan(recipe("z-image"), 16 * GIB).checkpointing
+    # A tiny base of the family is measured by its file.
+    share = memory_plan.share_of(recipe("sd15"), 2**20)
+    assert memory_plan.plan(recipe("sd15"), GIB, most_slots=32, share=share).slots == 32
+    assert memory_plan.share_of(recipe("sd15"), 4 * 859520964) == pytest.approx(1.0)
+
+
+def test_what_cannot_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(OutOfMemory, match=r"z-image at 1024 px, .* this card has 12\.0: use a card with 16 GB"):
+        memory_plan.plan(recipe("z-image"), 12 * GIB)
+    with pytest.raises(OutOfMemory) as raised:
+        memory_plan.plan(recipe("sdxl", batch_size=16), 8 * GIB)
+    told = raised.value.message
+    assert "use batch_size " in told
+    assert "or resolution " in told
+    fitting = int(told.split("batch_size ")[1].split()[0])
+    assert memory_plan.plan(recipe("sdxl", batch_size=fitting), 8 * GIB).checkpointing

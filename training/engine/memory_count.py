@@ -1,0 +1,211 @@
+"""How much memory a training step takes, counted from shapes: the step itself runs on PyTorch's meta device, which
+knows sizes and keeps no numbers, so no weights are needed.
+
+Attention is counted as the fused kernels of a card keep it (https://arxiv.org/abs/2205.14135): inputs, output, and one
+number per query.
+"""
+
+import gc
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
+
+from training import families
+from training.engine.layout import padded
+from training.engine.lora_layers import LoRALayers
+from training.engine.optimizers import OPTIMIZERS
+from training.engine.randomness import generator
+from training.engine.step import Batch, Step
+from training.families.checkpoint_configs import CONFIGS
+from training.families.encoders import Encoders
+from training.families.family import Base, Family
+from training.memory_plan import Sizes
+from training.spec import FAMILIES, TrainSpec
+
+_META = torch.device("meta")
+TOKENS = 256  # of a long caption
+
+
+@dataclass(frozen=True)
+class Count:
+    """Bytes that a training holds, and at most, on a device."""
+
+    weights: int  # of the denoiser
+    adapters: int  # LoRAs of all slots, their gradient excepted, and what the optimizer keeps
+    step: int  # the most that a step adds: activations, gradients, what is passed from layer to layer
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, all tensors that operations make are counted: `live` bytes are held now, `most` were at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {id(one.untyped_storage()) for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)}
+        for one in tree_iter(made):
+            if isinstance(one, Tensor) and id(one.untyped_storage()) not in given:
+                self._count(one.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        if id(storage) in self._known:
+            return
+        size = _rounded(storage.nbytes())
+        self._known.add(id(storage))
+        self.live += size
+        self.most = max(self.most, self.live)
+        weakref.finalize(storage, self._freed, id(storage), size)
+
+    def _freed(self, known: int, size: int) -> None:
+        self._known.discard(known)
+        self.live -= size
+
+
+def _rounded(size: int) -> int:
+    """What an allocator gives for so many bytes: CUDA's rounds up to 512."""
+    return -(-size // 512) * 512
+
+
+class _Fused(torch.autograd.Function):
+    """Attention over [B, heads, tokens, width] as a fused kernel holds it, without its numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        made = query.new_empty(*query.shape[:-1], value.shape[-1])
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, made, sums)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        query, key, value, *_ = ctx.saved_tensors
+        rows = torch.empty_like(query, dtype=torch.float32)  # the query's gradient is summed up in it
+        made = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        del rows
+        return made
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Inside, PyTorch's attention is counted as a fused kernel."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            query, key, value = args[:3] if len(args) >= 3 else (kwargs[name] for name in ("query", "key", "value"))
+            return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def count(
+    family: Family, config: Mapping[str, Any], spec: TrainSpec, size: tuple[int, int], *, slots: int = 1,
+    dtype: torch.dtype = torch.bfloat16, checkpointing: bool = False, tokens: int = TOKENS,
+) -> Count:  # fmt: skip
+    """What a step of `spec` takes on a denoiser of that configuration, with latents of `size` (height, width).
+
+    tokens: of a caption, where captions have different lengths.
+    """
+    with _META:
+        denoiser = family.denoiser.from_config(dict(config)).to(dtype).requires_grad_(False).eval()
+    if checkpointing:
+        denoiser.enable_gradient_checkpointing(_checkpoint)
+    with _FusedAttention():
+        return measure(family, denoiser, spec, size, slots=slots, tokens=tokens)
+
+
+def measure(
+    family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], *, slots: int = 1, tokens: int = TOKENS
+) -> Count:
+    """The same of a denoiser that is there, wherever it is. Its layers are wrapped afterwards."""
+    device, dtype = next(denoiser.parameters()).device, denoiser.dtype
+    weights = sum(_rounded(part.numel() * part.element_size()) for part in denoiser.parameters())
+    layers = LoRALayers(denoiser, family.targets)
+    layout = layers.layout(spec.adapter.targets, padded(spec.rank), dora=spec.adapter.dora)
+    batch = _batch(family, denoiser, spec, size, slots, tokens)
+    with device:
+        schedule, _ = family.stand_in(denoiser, tokens)
+    base = Base(lambda: denoiser, Encoders({}), schedule, device, dtype, "")
+    with Peak() as held:
+        stack = OPTIMIZERS[spec.optimizer](slots, layout, device)
+        if spec.optimization.ema_decay:
+            stack.averages = torch.zeros_like(stack.masters, requires_grad=False)
+        step = Step(family, base, layers, layout, stack, None)
+        step(batch)  # the first makes what stays, such as tables of positions
+        gc.collect()
+        kept = held.most = held.live
+        step(batch)
+    return Count(weights, kept, held.most - kept)
+
+
+def _checkpoint(module: Any, *given: Any) -> Any:
+    """Diffusers' checkpointing. The way back recomputes outside of all modes, so the block enters its own again."""
+
+    def run(*args: Any) -> Any:
+        with _FusedAttention():
+            return module(*args)
+
+    return checkpoint(run, *given, use_reentrant=False)
+
+
+def _batch(family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], slots: int, tokens: int) -> Batch:
+    """A step's batch of zeros on the denoiser's device."""
+    samples, device = slots * spec.batch_size, next(denoiser.parameters()).device
+    schedule, told = family.stand_in(denoiser, tokens)
+    there = Base(lambda: denoiser, Encoders({}), schedule, torch.device("cpu"), denoiser.dtype, "")
+    moments = torch.zeros(samples, 2 * denoiser.config.in_channels, *size)
+    conditions = [{name: value.to(device) for name, value in told.items()} for _ in range(samples)]
+    return Batch(
+        family.draw(there, moments, generator(0, "memory", 0)).to(device),
+        conditions,
+        conditions if spec.objective.prior_weight else [],
+        torch.ones(slots, device=device),
+        recalls=spec.objective.prior_share > 0,
+    )
+
+
+def sizes_of(name: Any) -> Sizes:
+    """The family's standard model, counted."""
+    family = families.find(name)
+    config = CONFIGS[name][family.parts[0]]
+    with _META:
+        denoiser = family.denoiser.from_config(dict(config))
+    layers = LoRALayers(denoiser, family.targets)
+    return Sizes(
+        parameters=sum(part.numel() for part in denoiser.parameters()),
+        lora={
+            targets: sum(site.inputs + site.outputs for site in layers.layout(targets, 4).sites)
+            for targets in family.targets
+        },
+        sample=_line(family, config, checkpointing=False),
+        checkpointed=_line(family, config, checkpointing=True),
+    )
+
+
+def _line(family: Family, config: Mapping[str, Any], *, checkpointing: bool) -> tuple[int, int]:
+    """Bytes of a step for each sample, and for each of its latent pixels: the line through two sizes of pictures."""
+    spec = recipe(family.name, rank=4)
+    small, large = (
+        count(family, config, spec, (side, side), checkpointing=checkpointing, tokens=TOKENS).step for side in (64, 128)
+    )
+    slope = (large - small) / (128**2 - 64**2)
+    return max(0, round(small - slope * 64**2)), round(slope)
+
+
+def recipe(family: Any, **given: Any) -> TrainSpec:
+    """A recipe of that family, for counting."""
+    return TrainSpec(base_model="counted", family=family, trigger_word="counted", seed=0, **given)
+
+
+if __name__ == "__main__":
+    for each in FAMILIES:
+        print(f"    {each!r}: {sizes_of(each)!r},")
