@@ -1,6 +1,5 @@
 """The committed pocket model: small, loaded by the sd15 family and by diffusers, and draws what captions say."""
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +17,6 @@ def test_it_is_small_and_has_its_card() -> None:
     card = (MODEL / "README.md").read_text(encoding="utf-8")
     assert "license" in card
     assert "demo.pocket train" in card
-
-
-def test_it_ships_with_the_package() -> None:
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]["training"]
-    root = MODEL.parents[1]
-    shipped = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
-    assert {path for path in MODEL.rglob("*") if path.is_file()} <= shipped
 
 
 def test_the_sd15_family_trains_on_it() -> None:
