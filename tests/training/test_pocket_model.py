@@ -1,6 +1,5 @@
 """The committed pocket model: small, loaded by the sd15 family and by diffusers, and draws what captions say."""
 
-
 import pytest
 import torch
 
