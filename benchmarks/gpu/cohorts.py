@@ -15,7 +15,6 @@ from training import families, tiny_base
 from training.checkpoint_folder import FolderCheckpoints
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
-from training.engine.layout import padded
 from training.engine.randomness import SampleOrder
 from training.engine.recorder import cuda_recorder, is_allowed
 from training.engine.slot_job import Shape, SlotJob
@@ -23,6 +22,7 @@ from training.families.diffusion import DiscreteSchedule
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Where
 from training.families.z_image import FlowSchedule
+from training.memory_plan import padded
 from training.ports import Example, TrainRun
 from training.spec import TrainSpec
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,6 +17,7 @@ from fakes.ai_toolkit.options import Options
 from fakes.ai_toolkit.rows import NameTaken, Row
 from fakes.ai_toolkit.worker import Worker
 from fakes.ai_toolkit.world import SETTINGS, World
+from fakes.json_body import json_body
 
 _TAIL_BYTES = 5 * 2**20
 _OPEN = ("/api/img/", "/api/files/")  # no password is asked for these, as on the real one
@@ -91,7 +91,7 @@ class Api:
         return JSONResponse({"HF_TOKEN": "", **{key: str(path) for key, path in self.world.settings().items()}})
 
     async def set_settings(self, request: Request) -> Response:
-        given = await _body(request)
+        given = await json_body(request)
         for key in ("HF_TOKEN", *SETTINGS):
             if not isinstance(given.get(key), str):  # those before it are written by now
                 return JSONResponse({"error": "Failed to update settings"}, 500)
@@ -121,7 +121,7 @@ class Api:
         return JSONResponse({"jobs": rows})
 
     async def create(self, request: Request) -> Response:
-        given = await _body(request)
+        given = await json_body(request)
         note(request.scope, given.get("name"))
         try:
             if "id" in given:
@@ -242,14 +242,14 @@ class Api:
     # ---- for tests: what goes wrong ----
 
     async def script_fault(self, request: Request) -> Response:
-        script = Script(**await _body(request))
+        script = Script(**await json_body(request))
         if script.kind not in KINDS:
             return JSONResponse({"error": f"kind is one of {', '.join(KINDS)}"}, 400)
         self.faults.script(script)
         return JSONResponse({"success": True})
 
     async def script_fate(self, request: Request) -> Response:
-        given = await _body(request)
+        given = await json_body(request)
         if given.get("fate") not in FATES:
             return JSONResponse({"error": f"fate is one of {', '.join(FATES)}"}, 400)
         self.faults.set_fate(str(given["name"]), str(given["fate"]))
@@ -270,15 +270,6 @@ class Api:
 
 def _no_job() -> Response:
     return JSONResponse({"error": "Job not found"}, 404)
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    """The body as a table; what is none is an empty one, which lacks whatever is needed."""
-    try:
-        given = json.loads(await request.body())
-    except ValueError:
-        return {}
-    return given if isinstance(given, dict) else {}
 
 
 async def _page_not_found(request: Request, error: Exception) -> Response:

@@ -1,6 +1,5 @@
 """Datasets, captions and files of a fake server."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from starlette.routing import Route
 from fakes.ai_toolkit.faults import note
 from fakes.ai_toolkit.options import Options
 from fakes.ai_toolkit.world import World
+from fakes.json_body import json_body
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _MAX_FILES = 10_000
@@ -54,7 +54,7 @@ class Files:
         )
 
     async def create(self, request: Request) -> Response:
-        name = re.sub(r"[^a-z0-9]+", "_", str((await _body(request)).get("name") or "").lower())
+        name = re.sub(r"[^a-z0-9]+", "_", str((await json_body(request)).get("name") or "").lower())
         note(request.scope, name)
         try:
             if not name:
@@ -86,7 +86,7 @@ class Files:
         return JSONResponse({"message": "Files uploaded successfully", "files": stored})
 
     async def list_images(self, request: Request) -> Response:
-        name = str((await _body(request)).get("datasetName"))
+        name = str((await json_body(request)).get("datasetName"))
         folder = self.world.datasets() / name
         if not folder.is_dir() or not self.world.is_ours(folder):
             return JSONResponse({"error": f"Folder '{name}' not found"}, 404)
@@ -96,7 +96,7 @@ class Files:
         return JSONResponse({"root": f"{folder}/", "images": [str(path.relative_to(folder)) for path in paths]})
 
     async def delete(self, request: Request) -> Response:
-        name = str((await _body(request)).get("name") or "")
+        name = str((await json_body(request)).get("name") or "")
         note(request.scope, name)
         folder = self.world.datasets() / name  # for "" that is the folder of all datasets
         if self.world.is_ours(folder):
@@ -104,16 +104,16 @@ class Files:
         return JSONResponse({"success": True})
 
     async def caption(self, request: Request) -> Response:
-        path = self._inside((await _body(request)).get("imgPath"))
+        path = self._inside((await json_body(request)).get("imgPath"))
         return PlainTextResponse(_caption(path)) if path is not None else PlainTextResponse("Access denied", 403)
 
     async def captions(self, request: Request) -> Response:
-        paths = (await _body(request)).get("imgPaths") or []
+        paths = (await json_body(request)).get("imgPaths") or []
         inside = {str(told): self._inside(told) for told in paths}
         return JSONResponse({"captions": {told: _caption(path) for told, path in inside.items() if path is not None}})
 
     async def set_caption(self, request: Request) -> Response:
-        given = await _body(request)
+        given = await json_body(request)
         path = self._inside(given.get("imgPath"))
         if path is None:
             return JSONResponse({"error": "Invalid image path"}, 400)
@@ -123,7 +123,7 @@ class Files:
         return JSONResponse({"success": True})
 
     async def delete_picture(self, request: Request) -> Response:
-        path = self._inside((await _body(request)).get("imgPath"))
+        path = self._inside((await json_body(request)).get("imgPath"))
         if path is None:
             return JSONResponse({"error": "Invalid image path"}, 400)
         path.unlink(missing_ok=True)
@@ -154,11 +154,3 @@ class Files:
 def _caption(path: Path) -> str:
     beside = path.with_suffix(".txt")
     return beside.read_text(encoding="utf-8") if beside.is_file() else ""
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        given = json.loads(await request.body())
-    except ValueError:
-        return {}
-    return given if isinstance(given, dict) else {}

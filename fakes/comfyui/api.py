@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from fakes.comfyui.folders import KINDS, Folders
 from fakes.comfyui.queue import Queue
 from fakes.comfyui.validation import object_info, validate
+from fakes.json_body import json_body
 from generation.comfyui.nodes import NODES
 
 
@@ -69,7 +70,7 @@ class Api:
     # ---- prompts ----
 
     async def prompt(self, request: Request) -> Response:
-        given = await _body(request)
+        given = await json_body(request)
         self.loop = asyncio.get_running_loop()
         if not isinstance(given.get("prompt"), dict):
             said = "No prompt provided"
@@ -93,7 +94,7 @@ class Api:
         return JSONResponse({"queue_running": running, "queue_pending": self.queue.waiting})
 
     async def change_queue(self, request: Request) -> Response:
-        given = await _body(request)
+        given = await json_body(request)
         if given.get("clear"):
             self.queue.delete(None)
         if isinstance(given.get("delete"), list):
@@ -101,7 +102,7 @@ class Api:
         return Response()
 
     async def interrupt(self, request: Request) -> Response:
-        self.queue.interrupt((await _body(request)).get("prompt_id"))
+        self.queue.interrupt((await json_body(request)).get("prompt_id"))
         return Response()
 
     async def free(self, request: Request) -> Response:
@@ -221,11 +222,3 @@ async def _gone(socket: WebSocket) -> None:
 
 def _refused(status: int, code: str, message: str) -> JSONResponse:
     return JSONResponse({"error": {"code": code, "message": message, "details": {}}}, status)
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        given = json.loads(await request.body())
-    except ValueError:
-        return {}
-    return given if isinstance(given, dict) else {}

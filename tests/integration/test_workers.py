@@ -4,20 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from jobs import accounts, service, sweeps
-from tests.site import Site, site, until
-
-pytest.importorskip("pytest_celery", reason="run `make setup`: pytest-celery is in requirements.lock")
-
 from pytest_celery import CeleryTestSetup
 
+from jobs import accounts, service, sweeps
 from tests.integration.cluster import (
     celery_backend_cluster,
     celery_broker_cluster,
     celery_setup_app,
     celery_worker_cluster,
 )
+from tests.site import Site, site, until
 
 __all__ = ["celery_backend_cluster", "celery_broker_cluster", "celery_setup_app", "celery_worker_cluster"]
 

@@ -36,7 +36,7 @@ from training.device import choose, prepare, seats
 from training.engine import distributed
 from training.engine.engine import Engine
 from training.engine.faults import is_device_error, is_out_of_memory
-from training.engine.layout import matrices_of, padded
+from training.engine.layout import matrices_of
 from training.engine.randomness import SampleOrder
 from training.engine.slot_job import Shape, SlotJob
 from training.engine.state import State
@@ -47,7 +47,7 @@ from training.families.latents import decoded
 from training.families.parts import locate, weights_bytes
 from training.lora import file as lora_file
 from training.lora import metadata as lora_metadata
-from training.memory_plan import Plan, share_of
+from training.memory_plan import Plan, padded, share_of
 from training.ports import TrainResult, TrainRun
 from training.spec import TrainSpec, is_distilled
 

@@ -162,11 +162,6 @@ def _stretch(weight: Tensor, squares: Tensor, lora_a: Tensor, lora_b: Tensor, ma
     return (magnitude / lengths - 1).unsqueeze(1)
 
 
-def padded(rank: int) -> int:
-    """The rank of the stack that a job of `rank` is trained in: the next power of two, at least 4."""
-    return max(4, 1 << (rank - 1).bit_length())
-
-
 def matrices_of(weights: Mapping[str, Array]) -> dict[str, Matrices]:
     """From arrays by the names of `Layout.read` to (down, up), of a DoRA (down, up, magnitude), by module."""
     made: dict[str, Matrices] = {}

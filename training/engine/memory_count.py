@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 
 from training import families
-from training.engine.layout import padded
 from training.engine.lora_layers import LoRALayers
 from training.engine.optimizers import OPTIMIZERS
 from training.engine.randomness import generator
@@ -27,7 +26,7 @@ from training.engine.step import Batch, Step
 from training.families.checkpoint_configs import CONFIGS
 from training.families.encoders import Encoders
 from training.families.family import Base, Family
-from training.memory_plan import Sizes
+from training.memory_plan import Sizes, padded
 from training.spec import FAMILIES, TrainSpec
 
 _META = torch.device("meta")

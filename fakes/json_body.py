@@ -1,0 +1,15 @@
+"""The JSON body of a request to a fake server."""
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The body as a dictionary; a body that is not a JSON object is an empty one, which lacks every field."""
+    try:
+        given = json.loads(await request.body())
+    except ValueError:
+        return {}
+    return given if isinstance(given, dict) else {}
