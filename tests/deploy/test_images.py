@@ -37,9 +37,9 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 _SERVES = """
 import importlib, sys
 from pathlib import Path
-for name in ("steps", "sweeps", "ingress", "worker", "consumer", "commands"):
+for name in ("steps", "sweeps", "ingress", "worker", "consumer"):
     importlib.import_module(f"tasks.{{name}}")
-for name in ("web.app", "flower.command", "storage.objects.s3", "psycopg"):
+for name in ("cli.main", "web.app", "flower.command", "storage.objects.s3", "psycopg"):
     importlib.import_module(name)
 from jobs.services import services
 services().decoder.prepare(Path({picture!r}).read_bytes(), resolution=64)
@@ -110,7 +110,7 @@ class TestDockerfile:
                 for source in rest.split()[:-1]:
                     assert source == "." or any(source == path or source.startswith(f"{path}/") for path in let), source
                     assert (ROOT / source).exists()
-        packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "demo"}
+        packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "demo", "fakes"}
         assert packages <= let, "a package of ours that the images would lack"
 
     def test_its_scripts_are_sound(self) -> None:

@@ -56,7 +56,9 @@ def test_every_command_on_the_page_does_what_it_should(page: Path, running: Site
             ["bash", "-euo", "pipefail", "-c", script(page, folder)],
             cwd=folder,
             env=running.surroundings(
-                PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", API=running.web_url
+                PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                API=running.web_url,
+                PYTHONPATH=str(ROOT),  # readers type in a checkout, where `demo` and `fakes` are; the wheel has neither
             ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

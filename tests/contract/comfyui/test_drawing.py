@@ -175,7 +175,7 @@ class TestTheCommand:
         self, fake: FakeComfyUI, lora: Path, make: Callable[..., Path]
     ) -> None:
         Path("odd.json").write_text("{")
-        assert "no JSON file" in self.run("generate", "--comfyui", fake.url, "--workflow", "odd.json", code=1)
+        assert "not a JSON file" in self.run("generate", "--comfyui", fake.url, "--workflow", "odd.json", code=1)
         gone = ("generate", "--comfyui", "http://127.0.0.1:9", "--workflow", "workflow.json")
         assert "backend_unreachable: the ComfyUI server at 127.0.0.1:9 cannot be reached" in self.run(*gone, code=1)
         torn = make()
