@@ -24,6 +24,7 @@ from training.engine import engine as engine_module
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
 from training.engine.recorder import Recorder, Recording
+from training.engine.slot_job import SlotJob
 from training.engine.step import Step
 from training.families.family import Base, Family
 from training.ports import TrainResult, TrainRun
@@ -71,8 +72,14 @@ def test_a_device_error_ends_every_job_and_hangs_none(
 ) -> None:
     fail_after(monkeypatch, 3)
     many = [runs(name=str(n), seed=n, slots=2, max_steps=10_000) for n in range(4)]  # two of them wait for a slot
+    ended_at_report: list[int] = []
+    ended: list[SlotJob] = []
+    end = SlotJob.end
+    monkeypatch.setattr(SlotJob, "end", lambda job, *error: (ended.append(job), end(job, *error))[1])
+    device_failure.on_device_failure(lambda _: ended_at_report.append(len(ended)))
     found = side_by_side(*many)
     assert [type(one) for one in found] == [DeviceLost] * 4
+    assert ended_at_report == [0], "the worker knows before any job is free to be tried again"
     assert all(isinstance(one, DeviceLost) and one.retryable for one in found)
     assert len(reported) == 1
     assert "illegal memory access" in reported[0]

@@ -331,6 +331,8 @@ class Engine:
         """End every job of the engine, and the engine. Does not touch the device."""
         failed = is_device_error(error)
         reason = f"{type(error).__name__}: {str(error)[:200]}"
+        if failed:  # before any job ends: a job that is tried again must not come back to this worker
+            device_failure.report(reason)
         with self._changed:
             self.failure = (
                 DeviceLost(f"the device {self.base.device} of the worker failed ({reason}); another worker goes on")
@@ -345,8 +347,6 @@ class Engine:
             for job in jobs:
                 job.end(self.failure)
             self._changed.notify_all()
-        if failed:
-            device_failure.report(reason)
         self._cohorts.clear()
 
 
