@@ -71,7 +71,7 @@ def test_everything_comes_back_on_the_other_database(
     services.store.delete(f"checkpoints/{job_id}/00000005")
     accounts.grant(services, "ada", 5, key="more")
     second = backup.backup(services.database, services.store, folder)
-    assert backup.read(folder) == second
+    assert backup.read_manifest(folder) == second
     assert set(LocalStore(folder / "objects").list("")) == set(services.store.list("")) == set(second.objects)
 
     backup.restore(elsewhere, other_store, folder)
