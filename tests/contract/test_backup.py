@@ -29,7 +29,7 @@ def rows(database: Database) -> dict[str, list[str]]:
         schema.reflect(connection)
         return {
             name: sorted(
-                json.dumps([backup._told(value) for value in row]) for row in connection.execute(table.select())
+                json.dumps([backup._to_json(value) for value in row]) for row in connection.execute(table.select())
             )
             for name, table in schema.tables.items()
         }
