@@ -104,7 +104,7 @@ def test_a_device_error_in_a_jobs_own_thread_is_a_lost_device(
     def lost(*_: Any) -> None:
         raise RuntimeError(LOST)
 
-    monkeypatch.setattr(local, "encoded", lost)
+    monkeypatch.setattr(local, "encode_dataset", lost)
     with pytest.raises(DeviceLost):
         train(runs())
     assert len(reported) == 1
@@ -236,7 +236,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first job steps; the second has no room to encode until steps have given theirs back."""
-    real, failures = local.encoded, [1]
+    real, failures = local.encode_dataset, [1]
 
     def starved(*given: Any) -> Any:
         if failures:
@@ -246,14 +246,14 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
 
     first = train(runs(name="first"))
     base = resident._resident
-    monkeypatch.setattr(local, "encoded", starved)
+    monkeypatch.setattr(local, "encode_dataset", starved)
     assert train(runs(name="second")).sha256 == first.sha256
     assert resident._resident is base
 
     def never(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(local, "encoded", never)
+    monkeypatch.setattr(local, "encode_dataset", never)
     with pytest.raises(OutOfMemory):
         train(runs(name="third"))
     assert resident._resident is base, "the neighbours' base stays"

@@ -15,8 +15,8 @@ from core.errors import TooFewImages
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
 from tests.training.test_engine import side_by_side
 from training import families
+from training.backends.encoded_dataset import split_held_out
 from training.backends.local import train
-from training.backends.material import split
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
 from training.engine.validation import is_best, is_over
 from training.families.family import Where
@@ -52,12 +52,12 @@ def weights(result: TrainResult) -> dict[str, bytes]:
 
 def test_pictures_are_held_out_by_the_seed(runs: Runs) -> None:
     run = runs(count=8, validation={"held_out": 3})
-    trained, held = split(run.examples, run.spec)
+    trained, held = split_held_out(run.examples, run.spec)
     assert (len(trained), len(held)) == (5, 3)
     assert not {one.sha256 for one in trained} & {one.sha256 for one in held}
-    assert split(run.examples, run.spec) == (trained, held)
+    assert split_held_out(run.examples, run.spec) == (trained, held)
     specs = [runs(seed=number, count=8, validation={"held_out": 3}).spec for number in range(8)]
-    others = {tuple(one.sha256 for one in split(run.examples, spec)[1]) for spec in specs}
+    others = {tuple(one.sha256 for one in split_held_out(run.examples, spec)[1]) for spec in specs}
     assert len(others) > 3
     assert runs(validation={"held_out": 2}, max_steps=None, epochs=10).spec.steps(8) == 60
     with pytest.raises(TooFewImages, match="none is left"):
@@ -71,7 +71,7 @@ def test_looks_change_no_bit(runs: Runs, family: str) -> None:
     looked = runs(family, name="looked", validation={"held_out": 1, "every_epochs": 1, "previews": ["sks"]}, **options)
     looked = replace(looked, previews=MemoryPreviews())
     blind = runs(family, name="blind", validation={"held_out": 1, "every_epochs": 500}, **options)
-    without = replace(runs(family, name="without", **options), examples=split(looked.examples, looked.spec)[0])
+    without = replace(runs(family, name="without", **options), examples=split_held_out(looked.examples, looked.spec)[0])
     made = [train(run) for run in (looked, blind, without)]
     assert weights(made[0]) == weights(made[1]) == weights(made[2])
     assert made[0].validation_loss == made[1].validation_loss is not None

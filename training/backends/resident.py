@@ -34,7 +34,7 @@ _queue: list[tuple[_Key, float]] = []  # who waits for another base, and since w
 
 
 @contextmanager
-def borrowed(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
+def shared_engine(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
     """The engine on the base model in `where`, for one training: the one that is there, if it is the same, else loaded.
 
     Several trainings may share it; who wants another waits until nobody uses this one, since two would not fit. It

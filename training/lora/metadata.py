@@ -44,7 +44,7 @@ def own_version() -> str:
 
 def recipe_json(spec: TrainSpec) -> str:
     """The spec as canonical JSON. A base model given as a folder is told by its last name: our paths stay ours."""
-    recipe = spec.told()
+    recipe = spec.to_dict()
     if Path(spec.base_model).is_absolute():
         recipe["base_model"] = Path(spec.base_model).name
     return json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -87,7 +87,7 @@ def describe(
     return {
         **looked,
         **_kohya(spec, examples, steps),
-        **({"ss_network_args": _json(spec.adapter.told())} if spec.adapter.told() else {}),
+        **({"ss_network_args": _json(spec.adapter.to_dict())} if spec.adapter.to_dict() else {}),
         **_modelspec(spec, prediction),
         "imprint_version": own_version(),
         "imprint_family": spec.family,
