@@ -39,7 +39,7 @@ from PIL import Image, ImageDraw, ImageFont
 from demo.pocket import MODEL, RECIPE
 from demo.pocket.strangers import PRACTICE, STRANGERS, Stranger, album, picture
 from demo.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, PLACE_NAMES, PLACES, SHAPES
-from training.options import assigned
+from training.options import parse_assignments
 
 SAMPLES = 32
 _SEED = 7  # the first of them
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _asked(given: argparse.Namespace) -> dict[str, Any]:
     """What our side is trained with: the pocket model's recipe, or what the command line says in its place."""
     rate = {"learning_rate": given.learning_rate} if given.learning_rate else {}
-    said = assigned(given.set) | rate
+    said = parse_assignments(given.set) | rate
     return said or RECIPE
 
 

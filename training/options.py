@@ -87,7 +87,7 @@ class Validation(Group):
         return self
 
 
-def assigned(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_assignments(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Groups from `group.option=value`, as on a command line; a value is JSON, or else text. Raises ValueError."""
     groups: dict[str, dict[str, Any]] = {}
     for assignment in assignments:

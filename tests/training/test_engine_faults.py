@@ -285,8 +285,8 @@ def test_every_thread_of_a_device_makes_it_current(runs: Runs, monkeypatch: pyte
     def noted(chosen: torch.device) -> None:
         seen.add(threading.current_thread().name)
 
-    monkeypatch.setattr(device, "use", noted)
-    monkeypatch.setattr(engine_module, "use", noted)
+    monkeypatch.setattr(device, "make_current", noted)
+    monkeypatch.setattr(engine_module, "make_current", noted)
     worker = threading.Thread(target=train, args=(runs(),), name="job")
     worker.start()
     worker.join()
@@ -294,8 +294,8 @@ def test_every_thread_of_a_device_makes_it_current(runs: Runs, monkeypatch: pyte
     monkeypatch.undo()
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    device.use(torch.device("cuda:1"))
-    device.use(torch.device("cpu"))
+    device.make_current(torch.device("cuda:1"))
+    device.make_current(torch.device("cpu"))
     assert asked == [torch.device("cuda:1")]
 
 
@@ -323,7 +323,7 @@ def test_kernels_are_chosen_for_the_architecture_and_logged(
     monkeypatch.setattr(device, "_chosen", {})
     caplog.set_level("INFO")
     for _ in range(2):
-        device.prepare(torch.device("cuda"), deterministic=deterministic)
+        device.configure(torch.device("cuda"), deterministic=deterministic)
     assert found == {**wanted, "cudnn": False, "math": True}
     assert torch.backends.cudnn.benchmark is not deterministic
     assert caplog.text.count("attention on cuda") == 1

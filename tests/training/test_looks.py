@@ -240,7 +240,7 @@ def test_previews_of_turbo_are_without_its_training_adapter(runs: Runs, tmp_path
     chance = np.random.default_rng(0)
     pair = chance.normal(size=(2, 64)).astype("f4"), chance.normal(size=(64, 2)).astype("f4")
     adapter = tmp_path / "adapter.safetensors"
-    lora_file.write(adapter, lora_file.to_bytes("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
+    lora_file.write_file(adapter, lora_file.serialize_lora("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
     found, folder = families.find("z-image"), Path(runs("z-image").base_model)
     plain, merged = (found.load(Where(folder, torch.device("cpu"), torch.float32, given)) for given in (None, adapter))
     weight, own = (base.denoiser.layers[0].attention.to_q.weight for base in (merged, plain))

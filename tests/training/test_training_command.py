@@ -57,7 +57,7 @@ def test_end_to_end(command: Command, tmp_path: Path) -> None:
     process = start(command("--max-steps", "12", "--rank", "8", "--alpha", "16", "--class-word", "dog"))
     out, told = process.communicate(timeout=280)
     assert process.returncode == 0, told
-    report = lora_file.check(tmp_path / "lora.safetensors", family="sd15", rank=8)
+    report = lora_file.check_lora_file(tmp_path / "lora.safetensors", family="sd15", rank=8)
     assert report.alpha == 16.0
     assert report.sha256 in out
     assert "6 pictures, 12 steps" in told

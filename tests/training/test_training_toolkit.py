@@ -56,7 +56,7 @@ def test_the_same_lora_as_at_home(runs: Callable[..., TrainRun], family: str, tm
         assert held.kind == ours[name].kind
         assert np.array_equal(held.floats(), ours[name].floats()), name
 
-    pipeline = sample.load(run.base_model, family, torch.device("cpu"))
+    pipeline = sample.load_pipeline(run.base_model, family, torch.device("cpu"))
     sample.add_lora(pipeline, out)
     denoiser = pipeline.unet if family == "sd15" else pipeline.transformer
     theirs, _ = unpack(source.read_bytes())

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from core.errors import ImprintError
 from training.engine.state import State
 from training.lora.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
-from training.ports import Checkpoints
+from training.ports import CheckpointStore
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _content(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def load_latest(checkpoints: Checkpoints, identity: Mapping[str, str], total: int) -> State | None:
+def load_latest(checkpoints: CheckpointStore, identity: Mapping[str, str], total: int) -> State | None:
     """The highest checkpoint that validates, or None. A store that fails costs the head start, not the training."""
     try:
         steps = sorted((step for step in checkpoints.steps() if 0 < step <= total), reverse=True)
@@ -100,7 +100,7 @@ def load_latest(checkpoints: Checkpoints, identity: Mapping[str, str], total: in
 
 
 def save_checkpoint(
-    checkpoints: Checkpoints, state: State, identity: Mapping[str, str], versions: Mapping[str, str], lasting: int
+    checkpoints: CheckpointStore, state: State, identity: Mapping[str, str], versions: Mapping[str, str], lasting: int
 ) -> bool:
     """Save a checkpoint; a store that fails is a warning, since the training itself is sound. True if it was kept.
 

@@ -32,7 +32,7 @@ from training.backends.agreement import agreed_precision
 from training.backends.encoded_dataset import EncodedDataset, encode_dataset, split_held_out
 from training.backends.encodings import Encodings
 from training.backends.meter import Meter
-from training.device import choose, prepare, seats
+from training.device import choose, configure, max_slots
 from training.engine import distributed
 from training.engine.engine import Engine
 from training.engine.faults import is_device_error, is_out_of_memory
@@ -65,7 +65,7 @@ def train(run: TrainRun) -> TrainResult:
     whatever `run.control.check` raises.
     """
     device = choose(run.device)
-    prepare(device, deterministic=run.deterministic)
+    configure(device, deterministic=run.deterministic)
     family = families.find(run.spec.family)
     folder = locate(run.base_model, family.parts)
     total = run.spec.steps(len(run.examples))
@@ -106,7 +106,7 @@ class Trainee:
         if plan is not None and plan.checkpointing and not base.is_gradient_checkpointing:
             with engine.paused():
                 base.checkpoint_gradients(True)
-        slots = run.slots or seats(base.device.type)
+        slots = run.slots or max_slots(base.device.type)
         if plan is not None and not run.deterministic:  # a deterministic step has as many slots as it is told
             slots = min(slots, plan.slots)
         order = SampleOrder(split_held_out(run.examples, spec)[0], spec.batch_size, spec.seed)
@@ -259,7 +259,7 @@ def _plan(run: TrainRun, family: Family, where: Where) -> Plan | None:
     made = memory_plan.plan(
         spec,
         free + torch.cuda.memory_reserved(where.device),
-        most_slots=run.slots or seats("cuda"),
+        most_slots=run.slots or max_slots("cuda"),
         weight_bytes=where.dtype.itemsize,
         share=share,
     )
@@ -311,10 +311,10 @@ def _export(
         prediction=state.prediction,
         look=look,
     )
-    data = lora_file.to_bytes(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
-    report = lora_file.check(data, family=spec.family, rank=spec.rank)
+    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
+    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
     try:
-        lora_file.write(run.out, data)
+        lora_file.write_file(run.out, data)
     except OSError as error:
         raise StoreUnavailable(f"the LoRA file cannot be written: {error.strerror}") from error
     return TrainResult(

@@ -56,7 +56,7 @@ def tag_frequency(trigger_word: str, captions: Sequence[str]) -> str:
     return json.dumps({trigger_word: dict(sorted(tags.items()))}, ensure_ascii=False)
 
 
-def buckets(examples: Sequence[Example]) -> dict[str, dict[str, object]]:
+def bucket_info(examples: Sequence[Example]) -> dict[str, dict[str, object]]:
     """How many pictures there are of each size, in kohya's form: {number: {resolution, count}}, by size."""
     sizes = Counter((example.width, example.height) for example in examples)
     return {
@@ -130,7 +130,7 @@ def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str
         "ss_num_reg_images": "0",
         "ss_num_batches_per_epoch": str(ceil(len(examples) / spec.batch_size)),
         "ss_dataset_dirs": _json({spec.trigger_word: {"n_repeats": 1, "img_count": len(examples)}}),
-        "ss_bucket_info": _json({"buckets": buckets(examples), "mean_img_ar_error": 0.0}),
+        "ss_bucket_info": _json({"buckets": bucket_info(examples), "mean_img_ar_error": 0.0}),
         "ss_num_epochs": str(spec.epochs),
         "ss_steps": str(steps),
         "ss_max_train_steps": str(steps),

@@ -64,7 +64,7 @@ def test_a_training_from_end_to_end(server: ToolkitServer, order: Orders, tmp_pa
     path = work.collect(server, ordered.name, remote_id, tmp_path, ordered.spec)
     out = tmp_path / "ours.safetensors"
     report = convert_lora(path, out, ordered.spec, ordered.examples, dataset_sha256="d" * 64)
-    assert lora_file.check(out, family="sd15", rank=4) == report
+    assert lora_file.check_lora_file(out, family="sd15", rank=4) == report
     assert report.alpha == 32.0
     work.clear(server, ordered.name)
     work.clear(server, ordered.name)

@@ -66,7 +66,7 @@ def test_the_same_delta_under_our_names(family: str, kind: str, tmp_path: Path) 
         source, tmp_path / "ours.safetensors", spec(family), EXAMPLES, dataset_sha256="d" * 64, base_model="me/base"
     )
     data = (tmp_path / "ours.safetensors").read_bytes()
-    assert report == lora_file.check(data, family=family, rank=4)
+    assert report == lora_file.check_lora_file(data, family=family, rank=4)
     assert report.alpha == spec(family).alpha
     ours, metadata = unpack(data)
     naming = lora_file.NAMINGS[family]

@@ -24,17 +24,17 @@ _PREDICTION = {"sd15": "epsilon", "sdxl": "epsilon", "z-image": "flow"}
 def convert_lora(
     source: Path, out: Path, spec: TrainSpec, examples: Sequence[Example], *, dataset_sha256: str, base_model: str = ""
 ) -> LoraReport:
-    """Write ai-toolkit's file `source` as ours to `out`, whole or not at all; passes `lora_file.check`.
+    """Write ai-toolkit's file `source` as ours to `out`, whole or not at all; passes `lora_file.check_lora_file`.
 
     base_model: the hub id that was trained on, kept in the metadata. Raises LoraInvalid for a file that is not what
     was ordered, StoreUnavailable if `out` cannot be written.
     """
     weights = _weights(_read_tensors(source), spec)
     metadata = _metadata(spec, examples, dataset_sha256, base_model)
-    data = lora_file.to_bytes(spec.family, weights, spec.file_alpha, metadata)
-    report = lora_file.check(data, family=spec.family, rank=spec.rank)
+    data = lora_file.serialize_lora(spec.family, weights, spec.file_alpha, metadata)
+    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
     try:
-        lora_file.write(out, data)
+        lora_file.write_file(out, data)
     except OSError as error:
         raise StoreUnavailable(f"the LoRA file cannot be written: {error.strerror}") from error
     return report
