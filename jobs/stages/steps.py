@@ -22,7 +22,7 @@ from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from jobs.stages.intake import outcome, preparation, unpack
 from jobs.stages.stage_runner import NotMine, claim, holder, timed, work_dir, working
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
+from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
 from training.data.dataset import Manifest, build_manifest
 from training.data.dataset import Picture as Prepared
@@ -102,7 +102,7 @@ def _source(services: Services, reference: str, left: int) -> bytes:
             raise ImageRefused("the pictures of this job have more bytes than a job may have")
         return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
     with services.database.reading() as session:
-        stored = session.get_one(Picture, reference)
+        stored = session.get_one(StoredPicture, reference)
     try:
         return services.store.get(stored.key)
     except NotFound as error:
