@@ -317,14 +317,14 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "told"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
+@pytest.mark.parametrize(("spoil", "message"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
 def test_faulty_base_models_are_unavailable(
-    runs: Runs, bases: Bases, tmp_path: Path, spoil: Callable[[Path], None], told: str
+    runs: Runs, bases: Bases, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(bases(), folder)
     spoil(folder)
-    with pytest.raises(BaseModelUnavailable, match=told):
+    with pytest.raises(BaseModelUnavailable, match=message):
         train(runs(base=folder))
 
 

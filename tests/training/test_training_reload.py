@@ -54,8 +54,8 @@ def answer(family: str, denoiser: Any, live: Live) -> torch.Tensor:
 
     with torch.no_grad():
         errors(found, replace(live.base, load_denoiser=lambda: recorded), made, live.conditions[:2])
-    said = seen[0][0]
-    return torch.stack(said) if isinstance(said, list) else said
+    outputs = seen[0][0]
+    return torch.stack(outputs) if isinstance(outputs, list) else outputs
 
 
 def drawn(pipeline: Any) -> Any:
