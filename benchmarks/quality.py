@@ -145,18 +145,18 @@ def _run(plan: Plan, processes: int, path: Path) -> int:
         for side in ("base", *plan.sides):
             for figures in result[side].figures:
                 print(f"{name:10} {side:14}", figures, f"{result[side].seconds:.0f} s")
-    result: dict[str, Any] = {
+    summary: dict[str, Any] = {
         side: _means([figures for result in results for figures in result[side].figures])
         for side in ("base", *plan.sides)
     }
-    result["by_seed"] = {
+    summary["by_seed"] = {
         side: [_means([result[side].figures[place] for result in results]) for place in range(len(plan.seeds))]
         for side in plan.sides
     }
-    result["judge"] = _judge_on_drawings(plan)
-    result |= {"subjects": len(plan.subjects), "samples": plan.samples, "seeds": len(plan.seeds)}
-    result["seconds"] = round(time.monotonic() - begun)
-    print(json.dumps(result))
+    summary["judge"] = _judge_on_drawings(plan)
+    summary |= {"subjects": len(plan.subjects), "samples": plan.samples, "seeds": len(plan.seeds)}
+    summary["seconds"] = round(time.monotonic() - begun)
+    print(json.dumps(summary))
     return 0
 
 
