@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from core.errors import BackendUnreachable
+from core.free_port import free_port
 from core.settings import Settings
 
 _ADDRESS_FILE = "redis.json"
@@ -67,7 +68,7 @@ class EmbeddedRedis:
         self._run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for _ in range(5):  # somebody may take the free port between our look and the server's bind
-            self._port = self._port or _free_port()
+            self._port = self._port or free_port()
             if self._launch():
                 self._leave_address()
                 return
@@ -155,10 +156,3 @@ def die_with_parent() -> None:
     """In a child, before exec: ask Linux for SIGTERM when the parent dies, so that a killed stack leaves nothing."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

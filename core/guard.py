@@ -22,12 +22,12 @@ import httpcore2
 from core.addresses import Address, denied, parse_address, parse_host_ports
 from core.connection_limiter import ConnectionLimiter
 from core.errors import AddressRefused, AnswerRefused, Unreachable
+from core.http_status import is_retryable
 
 Resolver = Callable[[str, int], list[str]]
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
-_MAY_PASS = {408, 425, 429}  # the client errors that another try may not meet
 _MAX_DRAINED = 64 * 1024
 _AT_ONCE, _AT_ONCE_PER_HOST = 8, 4  # downloads of one process
 _CONNECT_S = 10.0  # for one of several addresses, so that a dead one leaves time for the next
@@ -133,7 +133,7 @@ class Guard:
 
 def _check_answer(answer: httpcore2.Response, address: Address, max_bytes: int) -> None:
     status, details = answer.status, {"status": answer.status}
-    if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if is_retryable(status):
         raise Unreachable(f"{address} answered {status}", details)
     if status != HTTPStatus.OK:
         raise AnswerRefused(f"{address} answered {status}", details)
