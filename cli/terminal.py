@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from typing import Any
 
 import click
@@ -16,7 +17,8 @@ from jobs.services import services
 out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True)
 
-_SEND_S = 20.0  # a broker that takes longer to take a message counts as away
+_SEND_S = 20.0  # a broker that needs longer to take a message counts as away
+_reported = 0  # transactions of this process that `report_unsent` has looked after
 
 
 def answers(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,6 +27,7 @@ def answers(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text for people.")
     @wraps(command)
     def run(*args: Any, as_json: bool, **kwargs: Any) -> None:
+        import_module("tasks.relay")  # it sends what the command writes; not needed to list the commands
         try:
             command(*args, as_json=as_json, **kwargs)
             report_unsent()
@@ -51,11 +54,11 @@ def print_json(value: Any) -> None:
 
 
 def report_unsent() -> None:
-    """Wait until what this command has written is sent; if no broker takes it, say that it is kept for the sweep."""
+    """Wait until the messages that this command wrote are sent. If no broker takes them, say that the sweep will."""
+    global _reported
     sender = services().outbox_sender
-    if sender is None or not sender.is_awake:
+    if sender is None or sender.wakes == _reported:
         return
-    from tasks.relay import broker_answers
-
-    if not sender.flush(_SEND_S) or not broker_answers():
+    _reported = sender.wakes
+    if not sender.flush(_SEND_S) or not sender.has_sent_all:
         err.print("[yellow]No broker answers. The request is stored and continues when a stack runs[/] (make up)")
