@@ -1,4 +1,4 @@
-"""What all commands share: consoles, `--json`, errors and exit codes, and the note on unsent messages."""
+"""What all commands share: consoles, `--json`, errors and exit codes, and the warning about unsent messages."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from core.errors import ImprintError, InsufficientCredits, SpecInvalid
+from core.errors import IllegalMove, ImprintError, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from jobs.services import services
 
 # A pipe has no width. Do not break lines, so that grep finds them whole.
@@ -18,7 +18,9 @@ out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True)
 
 _SEND_S = 20.0  # a broker that needs longer to take a message counts as away
-_reported = 0  # transactions of this process that `report_unsent` has looked after
+_reported = 0  # how many transactions of this process `report_unsent` has handled
+# As in the HTTP API: a failure code says why a job failed, and these errors fail none.
+_CODES = {NotFound: "not_found", KeyReused: "key_reused", IllegalMove: "illegal_move"}
 
 
 def answers(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,13 +35,13 @@ def answers(command: Callable[..., Any]) -> Callable[..., Any]:
             report_unsent()
         except ImprintError as error:
             if as_json:
-                print_json({"error": error.code, "message": error.message, "details": error.details})
+                print_json({"error": _code(error), "message": error.message, "details": error.details})
             elif isinstance(error, SpecInvalid) and error.faults:
                 err.print("[red]The request is invalid:[/]")
                 for name, fault in error.faults.items():
                     err.print(f"  [bold]{name}[/]: {fault}", highlight=False)
             else:
-                err.print(f"[red]{error.code}[/]: {error.message}", highlight=False)
+                err.print(f"[red]{_code(error)}[/]: {error.message}", highlight=False)
             if isinstance(error, InsufficientCredits) and not as_json:
                 err.print(
                     "An operator can grant credits: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False
@@ -47,6 +49,10 @@ def answers(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(2 if isinstance(error, SpecInvalid) else 1)
 
     return run
+
+
+def _code(error: ImprintError) -> str:
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), str(error.code))
 
 
 def print_json(value: Any) -> None:
