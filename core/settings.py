@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         description="Precision of the frozen base model during training. `auto`: bfloat16 where it is faster (GPUs, and"
         " full-size models on CPUs that support it); float16 on GPUs without bfloat16.",
     )
+    quantise_base: Literal["auto", "none", "8bit", "4bit"] = Field(
+        "auto",
+        description="Whether the attention and feed-forward weights of the frozen base model are kept in 8 or 4 bits "
+        "while training, by bitsandbytes. `auto`: only where the GPU's memory is too small without.",
+    )
     deterministic: bool = Field(
         False,
         description="On GPUs of one model: the LoRA file is the same to the bit, whatever jobs train in the same step "
