@@ -47,11 +47,11 @@ def _read_tensors(source: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise LoraInvalid(f"the trained file cannot be read: {error.strerror}") from error
     if size > DEFAULT_MAX_BYTES:
-        raise LoraInvalid(f"the trained file has {size} bytes, over the {DEFAULT_MAX_BYTES} that are allowed")
+        raise LoraInvalid(f"the trained file has {size} bytes; at most {DEFAULT_MAX_BYTES} are accepted")
     try:
         return unpack(data)[0]
     except Malformed as error:
-        raise LoraInvalid(f"the trained file is not sound: {error}") from error
+        raise LoraInvalid(f"the trained file is damaged: {error}") from error
 
 
 def _weights(tensors: Mapping[str, Tensor], spec: TrainSpec) -> dict[str, tuple[Array, Array]]:
@@ -83,7 +83,7 @@ def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpe
             raise LoraInvalid(f"the trained file lacks {stem}.alpha")
         alpha_in_file, alpha_in_spec = float(spec.rank), spec.file_alpha
     elif alpha.elements.size != 1:
-        raise LoraInvalid(f"the trained file's {stem}.alpha is no single number")
+        raise LoraInvalid(f"the trained file's {stem}.alpha is not a single number")
     else:
         # In the precision of the file, in which the order's alpha may be another number.
         alpha_in_file = float(alpha.floats().reshape(-1)[0])
