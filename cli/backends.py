@@ -9,7 +9,7 @@ from cli.terminal import answers, err, out, print_json
 from core.errors import NotFound
 from jobs.remote import trainers as remotes
 from jobs.services import services
-from tasks.fleet import look
+from tasks.fleet import inspect
 
 # ---- backends -------------------------------------------------------------------------------------------------
 
@@ -18,9 +18,9 @@ from tasks.fleet import look
 @answers
 def backends(*, as_json: bool) -> None:
     """List backends: health, GPU, queue length, price."""
-    fleet = look("train.")
+    fleet = inspect("train.")
     local, trouble = fleet.queues, fleet.trouble
-    found = local + remotes.remote(services())
+    found = local + remotes.list_trainers(services())
     if as_json:
         print_json({"backends": found, "trouble": trouble})
         return
@@ -50,7 +50,7 @@ def pods(context: click.Context, *, everything: bool, as_json: bool) -> None:
     """List rented pods: state, age, cost, jobs."""
     if context.invoked_subcommand is not None:
         return
-    found, spent = remotes.rented(services(), gone=everything), remotes.spending(services())
+    found, spent = remotes.list_pods(services(), gone=everything), remotes.spending(services())
     if as_json:
         print_json({"pods": found, "spending": spent})
         return
@@ -71,14 +71,14 @@ def pods(context: click.Context, *, everything: bool, as_json: bool) -> None:
 @answers
 def close(name: str, *, force: bool, as_json: bool) -> None:
     """Delete the pod NAME."""
-    pod = next((pod for pod in remotes.rented(services()) if pod["name"] == name), None)
+    pod = next((pod for pod in remotes.list_pods(services()) if pod["name"] == name), None)
     if pod is None:
         raise NotFound(f"no rented pod has the name {name}")
     if pod["jobs"] and not force:
         err.print(f"{len(pod['jobs'])} job(s) run on {name}; use --force to delete it anyway", highlight=False)
         sys.exit(1)
-    jobs = remotes.close(services(), name) or []
-    [state] = [pod["state"] for pod in remotes.rented(services(), gone=True) if pod["name"] == name]
+    jobs = remotes.close_pod(services(), name) or []
+    [state] = [pod["state"] for pod in remotes.list_pods(services(), gone=True) if pod["name"] == name]
     if as_json:
         print_json({"name": name, "state": state, "jobs": jobs})
         return

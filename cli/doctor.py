@@ -89,7 +89,7 @@ def _broker(here: Services) -> Iterator[Finding]:
     if not here.settings.broker_url and embedded_broker.address(here.settings) is None:
         yield Finding("broker", "todo", "none is set and no stack runs on this home folder: make up starts both")
         return
-    found, address = fleet.look(), fleet.broker_address()
+    found, address = fleet.inspect(), fleet.broker_address()
     if found.trouble:
         yield Finding("broker", "todo", f"{address} does not answer: start it, or correct IMPRINT_BROKER_URL")
         return

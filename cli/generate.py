@@ -16,7 +16,7 @@ from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
 from generation.comfyui.follow import Progress
 from jobs.services import services
 from jobs.subjects import drawing, loras
-from jobs.subjects.drawing import Here, Place, Weights
+from jobs.subjects.drawing import ComfyUIPlace, DiffusersOptions, LoraWeights
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -102,19 +102,19 @@ def _check(url: str | None, given: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _weights(given: dict[str, Any]) -> Iterator[Weights | None]:
+def _weights(given: dict[str, Any]) -> Iterator[LoraWeights | None]:
     if given["subject_id"] is not None:
         base_model = given["base_model"]
-        with drawing.weights_of_subject(services(), given["owner_id"], given["subject_id"], base_model) as weights:
+        with drawing.subject_weights(services(), given["owner_id"], given["subject_id"], base_model) as weights:
             yield weights
     else:
-        yield drawing.weights_of(given["file"]) if given["file"] is not None else None
+        yield drawing.inspect_weights(given["file"]) if given["file"] is not None else None
 
 
 def _on_comfyui(
-    folder: Path, url: str, weights: Weights | None, given: dict[str, Any], as_json: bool
+    folder: Path, url: str, weights: LoraWeights | None, given: dict[str, Any], as_json: bool
 ) -> dict[str, Any]:
-    place = Place(url, given["shared"], given["timeout_s"])
+    place = ComfyUIPlace(url, given["shared"], given["timeout_s"])
     columns = (TextColumn("{task.description}"), *Bar.get_default_columns()[1:3], TimeElapsedColumn())
     with Bar(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
         line = bar.add_task("connecting", total=None)
@@ -126,7 +126,7 @@ def _on_comfyui(
         def say(what: str) -> None:
             bar.update(line, description=what, completed=0, total=None)
 
-        done = drawing.on_comfyui(
+        done = drawing.draw_on_comfyui(
             place,
             _workflow(given["workflow_file"]),
             weights,
@@ -151,12 +151,14 @@ def _workflow(path: Path) -> Any:
         raise WorkflowInvalid(f"{path} is not a JSON file") from None
 
 
-def _here(folder: Path, weights: Weights | None, given: dict[str, Any]) -> dict[str, Any]:
+def _here(folder: Path, weights: LoraWeights | None, given: dict[str, Any]) -> dict[str, Any]:
     first = secrets.randbits(32) if given["seed"] is None else given["seed"]
     seeds = tuple(first + number for number in range(given["count"]))
     names = ("prompt", "base_model", "family", "steps", "guidance", "device")
-    how = Here(seeds=seeds, size=_size(given["size"]), **{name: given[name] for name in names})
-    made = drawing.here(services(), how, weights, strength=given["strength"], trigger_word=given["trigger_word"])
+    how = DiffusersOptions(seeds=seeds, size=_size(given["size"]), **{name: given[name] for name in names})
+    made = drawing.draw_with_diffusers(
+        services(), how, weights, strength=given["strength"], trigger_word=given["trigger_word"]
+    )
     paths = [_write(folder / f"{seed}.png", data) for seed, data in zip(seeds, made, strict=True)]
     return {"pictures": paths, "seeds": seeds}
 

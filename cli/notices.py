@@ -29,7 +29,7 @@ def notices(
         changed["events"] = events
     if low_credits is not None:
         changed["low_credits"] = None if low_credits == -1 else low_credits
-    found = preferences.put(services(), owner_id, changed) if changed else preferences.get(services(), owner_id)
+    found = preferences.change(services(), owner_id, changed) if changed else preferences.get(services(), owner_id)
     if as_json:
         print_json(found)
         return

@@ -61,7 +61,7 @@ def audit(*, as_json: bool) -> None:
 
     Leaks, which are LoRAs that were delivered but not charged, are listed but do not change the exit code.
     """
-    findings, leaks = sweeps.check_books(services()), sweeps.leaks(services())
+    findings, leaks = sweeps.audit_books(services()), sweeps.leaks(services())
     lost = sum(leak.credits for leak in leaks)
     if as_json:
         rows = [asdict(leak) | {"at": leak.at.isoformat()} for leak in leaks]
@@ -101,7 +101,7 @@ def _show_balance(owner_id: str, found: dict[str, int], as_json: bool) -> None:
 @answers
 def list_dead_letters(*, limit: int, as_json: bool) -> None:
     """List undelivered notices, newest first."""
-    found = dead_letters.dead(services(), limit)
+    found = dead_letters.list_dead_letters(services(), limit)
     _show_rows(found, ("id", "job_id", "receiver", "event", "reason", "at"), "no notice was given up", as_json)
 
 

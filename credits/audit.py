@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-MOST_FINDINGS = 1000  # of each check: one that is off everywhere need not be listed everywhere
+MAX_FINDINGS = 1000  # of each check: one that is off everywhere need not be listed everywhere
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One thing that is off: which rule, at which account, hold or entry, what it should be and what it is."""
 
     what: str
@@ -135,7 +135,7 @@ _CHECKS = {
 }
 
 
-def audit(session: Session) -> list[Finding]:
+def audit(session: Session) -> list[AuditFinding]:
     """Whatever is off in the ledger; an empty list if nothing is. At most MOST_FINDINGS of each rule.
 
     Each rule is one statement and so sees one state of the books, whatever moves meanwhile.
@@ -143,11 +143,11 @@ def audit(session: Session) -> list[Finding]:
     return findings_of(session, _CHECKS)
 
 
-def findings_of(session: Session, checks: Mapping[str, str]) -> list[Finding]:
+def findings_of(session: Session, checks: Mapping[str, str]) -> list[AuditFinding]:
     """What each check's statement selects: where, expected and found."""
     findings = []
     for what, query in checks.items():
         with session.execute(sa.text(query)) as result:
-            rows = result.fetchmany(MOST_FINDINGS)
-        findings += [Finding(what, *(str(column) for column in row)) for row in rows]
+            rows = result.fetchmany(MAX_FINDINGS)
+        findings += [AuditFinding(what, *(str(column) for column in row)) for row in rows]
     return findings

@@ -71,7 +71,7 @@ def lock_account_of(session: Session, hold_id: str) -> str:
     return account_id
 
 
-def answer(session: Session, account_id: str, key: str, request: str) -> str | None:
+def find_entry(session: Session, account_id: str, key: str, request: str) -> str | None:
     """The entry that this request made before, None if its key is new. KeyReused: it made another request."""
     query = sa.select(ENTRY.c.id, ENTRY.c.request_hash).where(
         ENTRY.c.account_id == account_id, ENTRY.c.idempotency_key == key

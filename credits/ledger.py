@@ -42,7 +42,7 @@ class Balance:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One line of an owner's statement."""
 
     id: str
@@ -79,7 +79,7 @@ def grant(session: Session, owner_id: str, amount: int, *, key: str) -> str:
     journal.check(amount, key=key, owner_id=owner_id)
     account_id = journal.open_account(session, owner_id)
     request = journal.request_hash("grant", amount, None)
-    if (done := journal.answer(session, account_id, key, request)) is not None:
+    if (done := journal.find_entry(session, account_id, key, request)) is not None:
         return done
     room = ACCOUNT.c.granted <= MAX_CREDITS - amount
     seq = journal.move_if(session, account_id, room, granted=amount)
@@ -101,7 +101,7 @@ def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key:
         raise InsufficientCredits(f"this training takes {amount} credits; 0 are available")
     request = journal.request_hash("hold", amount, training_id)
     of_training = sa.select(HOLD.c.id).where(HOLD.c.training_id == training_id)
-    if journal.answer(session, account_id, key, request) is not None:
+    if journal.find_entry(session, account_id, key, request) is not None:
         return str(session.execute(of_training).scalar_one())
     if session.execute(of_training).scalar() is not None:
         raise IllegalMove(f"{training_id} has a hold already")
@@ -156,7 +156,7 @@ def refund(session: Session, hold_id: str, amount: int, *, key: str) -> str:
     journal.check(amount, key=key)
     account_id = journal.lock_account_of(session, hold_id)
     request = journal.request_hash("refund", amount, hold_id)
-    if (done := journal.answer(session, account_id, key, request)) is not None:
+    if (done := journal.find_entry(session, account_id, key, request)) is not None:
         return done
     training_id: str | None = session.execute(
         sa.update(HOLD)
@@ -181,7 +181,7 @@ def _resolve(
     """End a hold, once: `taken` of it is spent, and it is held no longer."""
     account_id = journal.lock_account_of(session, hold_id)
     request = journal.request_hash(kind, taken, hold_id)
-    if key is not None and (done := journal.answer(session, account_id, key, request)) is not None:
+    if key is not None and (done := journal.find_entry(session, account_id, key, request)) is not None:
         return done
     held = session.execute(sa.select(HOLD).where(HOLD.c.id == hold_id)).one()
     if held.state != "held":
@@ -216,10 +216,10 @@ def totals(session: Session) -> Balance:
     return Balance(granted, spent, held, granted - spent - held)
 
 
-def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[Entry]:
+def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[LedgerEntry]:
     """An owner's movements, newest first. `before_seq`, the last one's `seq`, asks for the page after it."""
     query = (
-        sa.select(*(ENTRY.c[name] for name in Entry.__dataclass_fields__))
+        sa.select(*(ENTRY.c[name] for name in LedgerEntry.__dataclass_fields__))
         .join(ACCOUNT, ACCOUNT.c.id == ENTRY.c.account_id)
         .where(ACCOUNT.c.owner_id == owner_id)
         .order_by(ENTRY.c.seq.desc())
@@ -227,7 +227,7 @@ def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | 
     )
     if before_seq is not None:
         query = query.where(ENTRY.c.seq < before_seq)
-    return [Entry(*row) for row in session.execute(query)]
+    return [LedgerEntry(*row) for row in session.execute(query)]
 
 
 def hold_of(session: Session, training_id: str) -> Hold | None:

@@ -16,7 +16,7 @@ def grant(services: Services, owner_id: str, amount: int, key: str | None = None
         raise SpecInvalid.of({"amount": "a grant is at least 1 credit"})
     with services.database.writing() as session:
         ledger.grant(session, owner_id, amount, key=key or new_id("grant"))
-        notices.watch_credits(session, owner_id)
+        notices.check_low_credits(session, owner_id)
         return ledger.balance(session, owner_id)
 
 
@@ -30,7 +30,7 @@ def refund(services: Services, job_id: str, amount: int, key: str | None = None)
         if hold is None:
             raise NotFound(f"there is no job {job_id}")
         ledger.refund(session, hold.id, amount, key=key or new_id("refund"))
-        notices.watch_credits(session, hold.owner_id)
+        notices.check_low_credits(session, hold.owner_id)
         return hold.owner_id, ledger.balance(session, hold.owner_id)
 
 

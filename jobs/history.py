@@ -10,11 +10,11 @@ from jobs import service
 from jobs.services import Services
 from storage.tables import ACTIVE, JobEvent
 
-MOST_EVENTS = 2000  # of one answer; who gets so many asks again
+MAX_EVENTS = 2000  # of one answer; who gets so many asks again
 
 
 def events_of(services: Services, places: Mapping[str, int]) -> Sequence[JobEvent]:
-    """The events of several jobs, of each behind the number beside it, oldest first, at most MOST_EVENTS."""
+    """The events of several jobs, of each behind the number beside it, oldest first, at most MAX_EVENTS."""
     if not places:
         return []
     named = sa.values(sa.column("job_id", sa.String), sa.column("after", sa.BigInteger), name="place")
@@ -23,7 +23,7 @@ def events_of(services: Services, places: Mapping[str, int]) -> Sequence[JobEven
         select(JobEvent)
         .join(place, sa.and_(col(JobEvent.job_id) == place.c.job_id, col(JobEvent.id) > place.c.after))
         .order_by(col(JobEvent.id))
-        .limit(MOST_EVENTS)
+        .limit(MAX_EVENTS)
     )
     with services.database.reading() as session:
         return session.exec(query).all()
@@ -48,12 +48,12 @@ def position(services: Services, job_id: str, owner_id: str | None = None) -> tu
     return active, newest if active else newest_event(services, job_id, owner_id)
 
 
-def lines(events: Sequence[JobEvent]) -> list[str]:
+def describe(events: Sequence[JobEvent]) -> list[str]:
     """What happened, for people: a line for each event."""
-    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_said(event.kind, json.loads(event.data))}" for event in events]
+    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_describe_event(event.kind, json.loads(event.data))}" for event in events]
 
 
-def _said(kind: str, data: Mapping[str, object]) -> str:
+def _describe_event(kind: str, data: Mapping[str, object]) -> str:
     told = "  ".join(f"{key} {_short(value)}" for key, value in data.items() if value is not None)
     return f"{kind}: {told}" if told else kind
 

@@ -6,7 +6,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from credits.audit import Finding, findings_of
+from credits.audit import AuditFinding, findings_of
 from credits.tables import CreditHold
 from storage.tables import Job, Status
 
@@ -96,7 +96,7 @@ class Leak:
     at: datetime
 
 
-def check(session: Session) -> list[Finding]:
+def check(session: Session) -> list[AuditFinding]:
     """Whatever is off between jobs, holds and messages; an empty list if nothing is."""
     return findings_of(session, CHECKS)
 

@@ -32,7 +32,7 @@ class Lease:
     def _row(self) -> type[Job] | type[JobPicture]:
         return Job if self.position is None else JobPicture
 
-    def mine(self) -> sa.ColumnElement[bool]:
+    def is_current(self) -> sa.ColumnElement[bool]:
         """The condition under which a write of this lease's holder counts."""
         if self.position is None:
             return sa.and_(
@@ -51,13 +51,13 @@ class Lease:
 
     def write(self, session: Session, **values: object) -> None:
         """Write `values` to the leased row, or raise LeaseLost and write nothing."""
-        update = sa.update(self._row).where(self.mine()).values(**values)
+        update = sa.update(self._row).where(self.is_current()).values(**values)
         if session.connection().execute(update).rowcount != 1:
             raise LeaseLost(f"{self.job_id} {self.stage}: token {self.token} is not the newest")
 
-    def held(self, session: Session) -> bool:
+    def is_held(self, session: Session) -> bool:
         """Whether a write would count now."""
-        found = session.connection().execute(sa.select(sa.literal(1)).select_from(self._row).where(self.mine()))
+        found = session.connection().execute(sa.select(sa.literal(1)).select_from(self._row).where(self.is_current()))
         return found.first() is not None
 
     def renew(self, session: Session, lease_s: float) -> None:

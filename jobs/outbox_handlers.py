@@ -36,10 +36,10 @@ def notify(services: Services, message_id: str) -> None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
     with about(message.job_id):
-        _try_to_tell(services, message, unwanted)
+        _deliver(services, message, unwanted)
 
 
-def _try_to_tell(services: Services, message: Message, unwanted: bool) -> None:
+def _deliver(services: Services, message: Message, unwanted: bool) -> None:
     message_id = message.id
     if unwanted:
         log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
@@ -51,4 +51,4 @@ def _try_to_tell(services: Services, message: Message, unwanted: bool) -> None:
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)
         if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
-            notices.alert_letter(session, message, outcome)
+            notices.alert_dead_letter(session, message, outcome)

@@ -11,17 +11,17 @@ from jobs import invariants
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import outbox
-from storage.tables import ACTIVE, Job, Picture, Status, Subject
+from storage.tables import ACTIVE, Job, Status, StoredPicture, Subject
 
-MOST_SUBJECTS = 500
-_MOST_JOBS = 100
+MAX_SUBJECTS = 500
+_MAX_JOBS = 100
 _DAY = timedelta(days=1)
 
 
 # ---- of an owner ----------------------------------------------------------------------------------------------
 
 
-def subjects_of(services: Services, owner_id: str) -> list[dict[str, Any]]:
+def list_subjects(services: Services, owner_id: str) -> list[dict[str, Any]]:
     """The subjects of an owner, those with the newest trainings first: whatever has settings, pictures or trainings."""
     with services.database.reading() as session:
         names = set(session.exec(select(Subject.id).where(Subject.owner_id == owner_id)))
@@ -38,19 +38,19 @@ def subjects_of(services: Services, owner_id: str) -> list[dict[str, Any]]:
             "pictures": pictures.get(name, (0, None))[0],
             "cover": pictures.get(name, (0, None))[1],
             "train_automatically": name in automatic,
-            "newest": _told(newest[name]) if name in newest else None,
+            "newest": _summary(newest[name]) if name in newest else None,
         }
-        for name in found[:MOST_SUBJECTS]
+        for name in found[:MAX_SUBJECTS]
     ]
 
 
 def _pictures(session: Session, owner_id: str) -> dict[str, tuple[int, str | None]]:
     """Of each subject how many pictures there are, and one that can be shown."""
-    shown = sa.case((col(Picture.preview_key).is_not(None), col(Picture.id)))
+    shown = sa.case((col(StoredPicture.preview_key).is_not(None), col(StoredPicture.id)))
     rows = session.exec(
-        select(Picture.subject_id, func.count(), func.min(shown))
-        .where(Picture.owner_id == owner_id, col(Picture.removed_at).is_(None), ~col(Picture.is_mask))
-        .group_by(Picture.subject_id)
+        select(StoredPicture.subject_id, func.count(), func.min(shown))
+        .where(StoredPicture.owner_id == owner_id, col(StoredPicture.removed_at).is_(None), ~col(StoredPicture.is_mask))
+        .group_by(StoredPicture.subject_id)
     )
     return {subject_id: (count, cover) for subject_id, count, cover in rows}
 
@@ -60,7 +60,7 @@ def _newest_jobs(session: Session, owner_id: str) -> dict[str, Job]:
     return {job.subject_id: job for job in session.exec(select(Job).where(col(Job.id).in_(newest)))}
 
 
-def _told(job: Job) -> dict[str, Any]:
+def _summary(job: Job) -> dict[str, Any]:
     return {
         "job_id": job.id,
         "owner_id": job.owner_id,
@@ -77,12 +77,12 @@ def _told(job: Job) -> dict[str, Any]:
 # ---- of the installation --------------------------------------------------------------------------------------
 
 
-def at_work(services: Services) -> list[dict[str, Any]]:
+def active_jobs(services: Services) -> list[dict[str, Any]]:
     """The trainings that are not final, oldest first, with who works on them (None: nobody at this moment)."""
     with services.database.reading() as session:
-        query = select(Job).where(col(Job.status).in_(ACTIVE)).order_by(col(Job.id)).limit(_MOST_JOBS)
+        query = select(Job).where(col(Job.status).in_(ACTIVE)).order_by(col(Job.id)).limit(_MAX_JOBS)
         return [
-            _told(job)
+            _summary(job)
             | {
                 "base_model": spec_of(job).base_model,
                 "worker": job.lease_holder if job.lease_until and job.lease_until > utcnow() else None,
@@ -92,7 +92,7 @@ def at_work(services: Services) -> list[dict[str, Any]]:
         ]
 
 
-def troubles(services: Services) -> dict[str, Any]:
+def problems(services: Services) -> dict[str, Any]:
     """What went wrong: failures by code (of the last day, and in all), notices given up, unpaid deliveries."""
     with services.database.reading() as session:
         recent = func.sum(sa.case((col(Job.finished_at) > utcnow() - _DAY, 1), else_=0))

@@ -145,7 +145,7 @@ def _accept(session: Session, request: TrainingRequest, settings: Settings) -> J
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
     transitions.send_launch(session, job, settings)
-    notices.watch_credits(session, job.owner_id)
+    notices.check_low_credits(session, job.owner_id)
     return job
 
 

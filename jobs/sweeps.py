@@ -13,7 +13,7 @@ from core import metrics
 from core.clock import utcnow
 from core.logging import about
 from core.settings import Settings
-from credits.audit import Finding, audit
+from credits.audit import AuditFinding, audit
 from jobs import invariants, transitions
 from jobs.notices import notices
 from jobs.services import Services
@@ -23,11 +23,11 @@ from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 log = logging.getLogger(__name__)
 
 # A leak stays an error of the hourly audit for this long: one that was missed is said again, not for ever.
-_LEAKS_ARE_TOLD = timedelta(hours=24)
+_LEAKS_LOGGED_FOR = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
-class Lacking:
+class RemainingWork:
     """What a job still needs: from which stage on, and which pictures."""
 
     stage: Stage
@@ -36,7 +36,7 @@ class Lacking:
     backend: str
 
 
-def what_is_lacking(services: Services, job_id: str) -> Lacking | None:
+def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
     """None for a job that is final or not there."""
     with services.database.reading() as session:
         job = session.get(Job, job_id)
@@ -46,13 +46,13 @@ def what_is_lacking(services: Services, job_id: str) -> Lacking | None:
             select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
         ).all()
         spec = spec_of(job)
-        return Lacking(Stage(job.stage), waiting, spec.family, spec.backend)
+        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend)
 
 
 def repair_jobs(services: Services, limit: int = 500) -> int:
     """Put every job that nobody works on back on its way. Gives how many were."""
     with services.database.reading() as session:
-        candidates = _nobody_at_work(session, services.settings, limit)
+        candidates = _abandoned_jobs(session, services.settings, limit)
     repaired = 0
     for job_id in candidates:
         with about(job_id), services.database.writing() as session:
@@ -69,7 +69,7 @@ def repair_job(services: Services, job_id: str) -> bool:
         return transitions.repair(session, job_id, services.settings)
 
 
-def _nobody_at_work(session: Session, settings: Settings, limit: int) -> list[str]:
+def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[str]:
     now = utcnow()
     dead_picture = sa.exists().where(
         col(JobPicture.job_id) == col(Job.id),
@@ -82,9 +82,7 @@ def _nobody_at_work(session: Session, settings: Settings, limit: int) -> list[st
             col(Job.status).in_(ACTIVE),
             sa.or_(
                 col(Job.lease_until) < now,
-                sa.and_(
-                    col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~transitions.is_looked_after(settings)
-                ),
+                sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~transitions.is_polled(settings)),
                 dead_picture,
             ),
         )
@@ -94,11 +92,11 @@ def _nobody_at_work(session: Session, settings: Settings, limit: int) -> list[st
     return list(session.exec(query))
 
 
-def check_books(services: Services) -> list[Finding]:
+def audit_books(services: Services) -> list[AuditFinding]:
     """Audit the ledger, and the jobs against it; what is off, and what leaked today, is logged as an error."""
     with services.database.reading() as session:
         findings = audit(session) + invariants.check(session)
-        leaked = invariants.leaks(session, since=utcnow() - _LEAKS_ARE_TOLD)
+        leaked = invariants.leaks(session, since=utcnow() - _LEAKS_LOGGED_FOR)
     metrics.AUDIT_FINDINGS.add(len(findings))
     metrics.AUDITED_AT.add(time.time())
     for finding in findings:
@@ -109,7 +107,7 @@ def check_books(services: Services) -> list[Finding]:
             "leak: %d training(s) were delivered and not charged, %d credits in the last %d hours: %s",
             len(leaked),
             sum(leak.credits for leak in leaked),
-            _LEAKS_ARE_TOLD.total_seconds() // 3600,
+            _LEAKS_LOGGED_FOR.total_seconds() // 3600,
             ", ".join(leak.job_id for leak in leaked[:20]),
         )
     return findings

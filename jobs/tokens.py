@@ -69,7 +69,7 @@ def create(
     return secret, _token(row)
 
 
-def find(services: Services, secret: str) -> Token | None:
+def authenticate(services: Services, secret: str) -> Token | None:
     """The valid token that `secret` is; None for one that is unknown, expired or revoked."""
     if not secret.startswith(_PREFIX) or len(secret) > 100 or not secret.isascii():
         return None
@@ -84,7 +84,7 @@ def find(services: Services, secret: str) -> Token | None:
     return token if token.is_valid(utcnow()) else None
 
 
-def valid(services: Services, token_id: str) -> Token | None:
+def get_valid(services: Services, token_id: str) -> Token | None:
     """The token with this id; None for one that is unknown, expired or revoked."""
     with services.database.reading() as session:
         row = session.get(ApiToken, token_id)
@@ -103,7 +103,7 @@ def revoke(services: Services, token_id: str) -> Token:
     return _token(row)
 
 
-def known(services: Services) -> list[Token]:
+def list_tokens(services: Services) -> list[Token]:
     """All tokens, newest first, also those that are over."""
     with services.database.reading() as session:
         return [_token(row) for row in session.exec(select(ApiToken).order_by(col(ApiToken.created_at).desc()))]

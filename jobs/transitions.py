@@ -56,7 +56,7 @@ def notify(session: Session, job: Job, event: str) -> None:
     view = view_of(job, [], ledger.hold_of(session, job.id)).to_dict()
     if job.webhook_url:
         webhooks.put(session, view, event, job.webhook_url)
-    notices.tell_owner(session, view, event)
+    notices.queue_owner_mail(session, view, event)
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
@@ -85,10 +85,10 @@ def begin(session: Session, job_id: str) -> None:
         .returning(Job)
     ).one_or_none()
     if job is not None:
-        started(session, job)
+        record_start(session, job)
 
 
-def started(session: Session, job: Job) -> None:
+def record_start(session: Session, job: Job) -> None:
     record_event(session, job.id, "status", status=Status.TRAINING)
     notify(session, job, "training.processing")
 
@@ -169,7 +169,7 @@ def fail(session: Session, job_id: str, error: ImprintError) -> bool:
 
 def fail_leased(session: Session, lease: Lease, error: ImprintError) -> bool:
     """Fail the job if the lease still holds."""
-    return lease.held(session) and fail(session, lease.job_id, error)
+    return lease.is_held(session) and fail(session, lease.job_id, error)
 
 
 def cancel(session: Session, job_id: str, settings: Settings) -> bool:
@@ -222,7 +222,7 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     record_event(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
-    notices.watch_credits(session, job.owner_id)
+    notices.check_low_credits(session, job.owner_id)
     if status is Status.FAILED:
         notices.alert_failure(session, job_id, job.owner_id, job.failure_code)
     outbox.put(session, "cleanup", job_id=job_id, owner_id=job.owner_id, payload={})
@@ -248,13 +248,13 @@ def repair(session: Session, job_id: str, settings: Settings) -> bool:
     leases = [until for until in (job.lease_until, *(picture.lease_until for picture in pictures)) if until]
     if any(until >= now for until in leases) or (not leases and job.next_look_at > now):
         return False
-    if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_looked_after(settings))):
+    if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_polled(settings))):
         return False
-    if hold_is_over(session, job):
+    if expire_overdue_hold(session, job):
         return True
     for picture in pictures:
         if picture.lease_until is not None:
-            _give_up_picture_or_free_it(session, picture, settings)
+            _release_picture(session, picture, settings)
     if job.lease_until is not None and job.attempt >= settings.max_attempts:
         reason = job.waiting_note or "no worker survived this stage"
         return fail(session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}"))
@@ -271,7 +271,7 @@ def repair(session: Session, job_id: str, settings: Settings) -> bool:
     return True
 
 
-def is_looked_after(settings: Settings) -> sa.ColumnElement[bool]:
+def is_polled(settings: Settings) -> sa.ColumnElement[bool]:
     """Of jobs: a remote server trains it and polls look after that. Not for ever, if polls no longer come."""
     last_look = sa.func.coalesce(RemoteRun.looked_at, RemoteRun.submitted_at, type_=UtcDateTime())
     patience = timedelta(seconds=max(10 * settings.remote_poll_s, settings.relaunch_after_s))
@@ -282,7 +282,7 @@ def is_looked_after(settings: Settings) -> sa.ColumnElement[bool]:
     )
 
 
-def hold_is_over(session: Session, job: Job) -> bool:
+def expire_overdue_hold(session: Session, job: Job) -> bool:
     """A hold past its time, with nobody at work, ends the job: its credits go back to the owner."""
     hold = ledger.hold_of(session, job.id)
     if hold is None or hold.state != "held" or hold.expires_at > utcnow():
@@ -292,7 +292,7 @@ def hold_is_over(session: Session, job: Job) -> bool:
     return True
 
 
-def _give_up_picture_or_free_it(session: Session, picture: JobPicture, settings: Settings) -> None:
+def _release_picture(session: Session, picture: JobPicture, settings: Settings) -> None:
     """A picture whose worker died each time it was opened is left out, not tried for ever."""
     picture.lease_until = None
     picture.lease_holder = None
@@ -304,7 +304,7 @@ def _give_up_picture_or_free_it(session: Session, picture: JobPicture, settings:
     session.flush()
 
 
-def too_few(good: int, report: list[dict[str, Any]], minimum: int) -> TooFewImages:
+def too_few_images(good: int, report: list[dict[str, Any]], minimum: int) -> TooFewImages:
     """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others."""
     bad = [entry for entry in report if entry["state"] != PictureState.GOOD]
     named = "; ".join(f"picture {entry['position']}: {', '.join(entry['faults'])}" for entry in bad)

@@ -35,7 +35,7 @@ _IMMUTABLE = ("originals/", "prepared/", "datasets/", "models/")
 
 
 @dataclass(frozen=True)
-class Contents:
+class BackupManifest:
     """What a back-up holds, as its manifest says."""
 
     made_at: str
@@ -51,13 +51,13 @@ class Contents:
         return sum(size for size, _ in self.objects.values())
 
 
-def backup(database: Database, store: ObjectStore, folder: Path) -> Contents:
+def backup(database: Database, store: ObjectStore, folder: Path) -> BackupManifest:
     """Copy everything that must not be lost into `folder`, or what is new since the last time there.
 
     Raises StoreUnavailable; BackupInvalid where the folder holds something else. An older back-up in the folder stays
     good until the new one is complete.
     """
-    before = read(folder) if (folder / MANIFEST).exists() else None
+    before = read_manifest(folder) if (folder / MANIFEST).exists() else None
     if before is None and folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= {"objects"}:
         raise BackupInvalid(f"{folder} holds other things: name a folder that is empty or not there yet")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def backup(database: Database, store: ObjectStore, folder: Path) -> Contents:
     file = folder / f"database-{made_at:%Y%m%dT%H%M%S%f}.jsonl.gz"
     revision, rows = _dump(database, file)
     objects = _copy_objects(store, LocalStore(folder / "objects"), before.objects if before else {})
-    made = Contents(made_at.isoformat(), revision, file.name, _sha256(file), rows, objects)
+    made = BackupManifest(made_at.isoformat(), revision, file.name, _sha256(file), rows, objects)
     part = folder / f".{MANIFEST}.part"
     with part.open("w") as out:
         json.dump(asdict(made), out)
@@ -81,27 +81,29 @@ def backup(database: Database, store: ObjectStore, folder: Path) -> Contents:
     return made
 
 
-def read(folder: Path) -> Contents:
+def read_manifest(folder: Path) -> BackupManifest:
     """What the back-up in `folder` says that it holds. Raises BackupInvalid."""
     try:
         told = json.loads((folder / MANIFEST).read_text())
         if told["format"] != _FORMAT:
             raise BackupInvalid(f"{folder} was made in format {told['format']}, and this Imprint reads {_FORMAT}")
-        return Contents(**told | {"objects": {key: (size, digest) for key, (size, digest) in told["objects"].items()}})
+        return BackupManifest(
+            **told | {"objects": {key: (size, digest) for key, (size, digest) in told["objects"].items()}}
+        )
     except FileNotFoundError:
         raise BackupInvalid(f"{folder} holds no back-up: there is no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BackupInvalid(f"{folder / MANIFEST} cannot be read: {error}") from None
 
 
-def restore(database: Database, store: ObjectStore, folder: Path) -> Contents:
+def restore(database: Database, store: ObjectStore, folder: Path) -> BackupManifest:
     """Put a back-up into an empty database and a store, and bring the schema up to date.
 
     The database is filled in one transaction, after the objects: a restore that was broken off is begun again with the
     same call. Raises BackupInvalid, before anything is written, for a back-up that is damaged or that this Imprint is
     too old for, and for a database that is not empty; StoreUnavailable.
     """
-    made = read(folder)
+    made = read_manifest(folder)
     if made.revision not in known_revisions():
         raise BackupInvalid(
             f"{folder} was made by a newer Imprint (database revision {made.revision}): restore it with that one"
@@ -143,13 +145,13 @@ def _dump(database: Database, file: Path) -> tuple[str, dict[str, int]]:
                 for row in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(
                     table.select().order_by(*order)
                 ):
-                    told = {name: _told(value) for name, value in row._mapping.items()}
+                    told = {name: _to_json(value) for name, value in row._mapping.items()}
                     out.write(json.dumps([table.name, told]) + "\n")
                     counts[table.name] += 1
     return revision, counts
 
 
-def _load(database: Database, file: Path, made: Contents) -> None:
+def _load(database: Database, file: Path, made: BackupManifest) -> None:
     with database.writing() as session:
         connection = session.connection()
         schema = sa.MetaData()
@@ -159,13 +161,13 @@ def _load(database: Database, file: Path, made: Contents) -> None:
             table = schema.tables[name]
             times = {column.name for column in table.c if isinstance(column.type, sa.DateTime)}
             for row in rows:
-                row.update({key: _time(row[key], database.is_sqlite) for key in times & row.keys()})
+                row.update({key: _parse_time(row[key], database.is_sqlite) for key in times & row.keys()})
             connection.execute(table.insert(), rows)
             counts[name] += len(rows)
         if counts != made.rows:
             raise BackupInvalid(f"{file} holds {counts} rows, and its manifest says {made.rows}")
         if not database.is_sqlite:
-            _wind_sequences(connection, schema)
+            _advance_sequences(connection, schema)
 
 
 def _batches(file: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -186,21 +188,21 @@ def _tables(schema: sa.MetaData) -> list[sa.Table]:
     return [table for table in schema.sorted_tables if table.name != "alembic_version"]
 
 
-def _told(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         value = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return value.isoformat()
     return value
 
 
-def _time(told: str | None, is_sqlite: bool) -> datetime | None:
+def _parse_time(told: str | None, is_sqlite: bool) -> datetime | None:
     if told is None:
         return None
     value = datetime.fromisoformat(told)
     return value.replace(tzinfo=None) if is_sqlite else value
 
 
-def _wind_sequences(connection: sa.Connection, schema: sa.MetaData) -> None:
+def _advance_sequences(connection: sa.Connection, schema: sa.MetaData) -> None:
     """PostgreSQL counts by itself only what it numbers itself: the next number comes after the highest restored."""
     for table in _tables(schema):
         for column in table.primary_key:
@@ -255,7 +257,7 @@ def _copy_objects(
     return copied
 
 
-def _put_objects(objects: LocalStore, store: ObjectStore, made: Contents) -> None:
+def _put_objects(objects: LocalStore, store: ObjectStore, made: BackupManifest) -> None:
     with tempfile.TemporaryDirectory(prefix="imprint-restore-") as temporary:
         path = Path(temporary) / "object"
         for key, (_, digest) in made.objects.items():

@@ -133,7 +133,7 @@ class Streams:
                 continue
             for event in events:
                 self._deliver(event)
-            if len(events) < history.MOST_EVENTS:
+            if len(events) < history.MAX_EVENTS:
                 await asyncio.sleep(POLL_S)
 
     def _query(self, places: dict[str, int]) -> Sequence[JobEvent]:

@@ -20,7 +20,7 @@ class Redelivery:
     needless: int
 
 
-def dead(services: Services, limit: int = 100) -> list[dict[str, Any]]:
+def list_dead_letters(services: Services, limit: int = 100) -> list[dict[str, Any]]:
     """The newest dead letters, JSON-serialisable; of an address only scheme and host."""
     with services.database.reading() as session:
         letters = outbox.dead_letters(session, limit)

@@ -36,10 +36,10 @@ _OURS = {
 def get(services: Services, owner_id: str) -> dict[str, Any]:
     """How an owner wants to be told, JSON-serialisable: `email`, `events` for it, `low_credits`."""
     with services.database.reading() as session:
-        return _told(preferences.of(session, owner_id))
+        return _to_dict(preferences.of(session, owner_id))
 
 
-def put(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Change some of an owner's wishes; None takes one away. Raises SpecInvalid with every fault."""
     faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
     if faults:
@@ -51,34 +51,34 @@ def put(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[st
         # A new mark is a new question: it may be told of again.
         wishes = replace(preferences.of(session, owner_id), **changed, low_told_at=None)
         preferences.keep(session, owner_id, wishes)
-        watch_credits(session, owner_id)
-    return _told(wishes)
+        check_low_credits(session, owner_id)
+    return _to_dict(wishes)
 
 
-def _told(wishes: Preferences) -> dict[str, Any]:
+def _to_dict(wishes: Preferences) -> dict[str, Any]:
     return {"email": wishes.email, "events": list(wishes.events), "low_credits": wishes.low_credits}
 
 
 # ---- what is written with a change ----------------------------------------------------------------------------
 
 
-def tell_owner(session: Session, view: View, event: str) -> None:
+def queue_owner_mail(session: Session, view: View, event: str) -> None:
     """Queue an e-mail about a job (its public view), if its owner wants one."""
     if not preferences.of(session, view["owner_id"]).wants(event):
         return
     if event != webhooks.PROCESSING:
         outbox.drop_unsent(session, view["job_id"], ["mail"], webhooks.PROCESSING)
-    _put_mail(session, view["owner_id"], event, mail.facts_of(view), view["job_id"])
+    _queue_mail(session, view["owner_id"], event, mail.facts_of(view), view["job_id"])
 
 
-def tell_not_started(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:
+def queue_not_started_mail(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:
     """Queue an e-mail about a training that did not start by itself, if the owner wants one."""
     if preferences.of(session, owner_id).wants("training.not_started"):
         facts = {"subject": subject_id, "owner": owner_id, "code": code, "reason": why}
-        _put_mail(session, owner_id, "training.not_started", facts)
+        _queue_mail(session, owner_id, "training.not_started", facts)
 
 
-def watch_credits(session: Session, owner_id: str) -> None:
+def check_low_credits(session: Session, owner_id: str) -> None:
     """After a movement of credits: tell once that few are left, and not again until there were enough."""
     wishes = preferences.of(session, owner_id)
     if wishes.low_credits is None or not wishes.wants(LOW):
@@ -87,7 +87,7 @@ def watch_credits(session: Session, owner_id: str) -> None:
     is_low = available < wishes.low_credits
     if is_low and wishes.low_told_at is None:
         facts = {"owner": owner_id, "available": available, "low": wishes.low_credits}
-        _put_mail(session, owner_id, LOW, facts)
+        _queue_mail(session, owner_id, LOW, facts)
         preferences.mark_low(session, owner_id, utcnow())
     elif not is_low and wishes.low_told_at is not None:
         preferences.mark_low(session, owner_id, None)
@@ -106,7 +106,9 @@ def alert(services: Services, topic: str, text: str) -> None:
             channels.alert(session, topic, text)
 
 
-def _put_mail(session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None) -> None:
+def _queue_mail(
+    session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None
+) -> None:
     # A server that is down is not asked anew with every mail.
     due_at = outbox.spared_until(session, mail.SERVER, utcnow() + retries.LONGEST_SPARING)
     outbox.put(
@@ -143,7 +145,7 @@ def deliver_mail(services: Services, message_id: str) -> None:
         if outcome.is_down:
             outbox.spare_destination(session, mail.SERVER, now + retries.LONGEST_SPARING, now)
         if outcome.verdict is Verdict.DEAD:
-            alert_letter(session, message, outcome)
+            alert_dead_letter(session, message, outcome)
 
 
 def _send(services: Services, message: Message, to: str) -> Outcome:
@@ -184,7 +186,7 @@ def _sample(services: Services, job_id: str | None) -> bytes | None:
 # ---- alerts ---------------------------------------------------------------------------------------------------
 
 
-def alert_letter(session: Session, message: Message, outcome: Outcome) -> None:
+def alert_dead_letter(session: Session, message: Message, outcome: Outcome) -> None:
     """Queue an alert about a notice that was given up. One about an alert would never end."""
     if message.kind != "alert":
         about = f" of {message.job_id}" if message.job_id else ""
@@ -206,7 +208,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
         rest = outbox.claim_rest(session, "alert", message.destination or "", now, lease=_CLAIM)
         waiting = [message, *(one for one in rest if one.id != message.id)]
         if message.destination == channels.OPERATORS:
-            _share_out(session, services, waiting, now)
+            _distribute(session, services, waiting, now)
             return
     channel = next((one for one in services.channels if channels.destination(one) == message.destination), None)
     outcome = _send_alerts(channel, waiting, now)
@@ -218,7 +220,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
                 outbox.mark_failed(session, one.id, outcome.error, outcome.next_due)
 
 
-def _share_out(session: Session, services: Services, waiting: list[Message], now: datetime) -> None:
+def _distribute(session: Session, services: Services, waiting: list[Message], now: datetime) -> None:
     for channel in services.channels:
         place = channels.destination(channel)
         last = outbox.last_sent(session, place)

@@ -51,14 +51,14 @@ def spent_in_a_day(session: Session, now: datetime) -> int:
     return sum(cost(pod, now, since=now - DAY) for pod in session.exec(query))
 
 
-def day_is_over_its_ceiling(session: Session, settings: Settings) -> str:
+def reason_daily_ceiling_reached(session: Session, settings: Settings) -> str:
     """Why nothing more may be spent today, in words; empty while it may."""
     if spent_in_a_day(session, utcnow()) < round(settings.spend_per_day * _MICRO):
         return ""
     return f"the ceiling of {dollars(round(settings.spend_per_day * _MICRO))} on pods in 24 hours is reached"
 
 
-def too_dear(session: Session, settings: Settings, live: Iterable[RentedPod], price: int) -> str:
+def reason_too_expensive(session: Session, settings: Settings, live: Iterable[RentedPod], price: int) -> str:
     """Why a pod of this hourly price may not be rented beside the `live` ones, in words; empty where it may.
 
     For the day another hour of every pod is counted in advance, so that none is rented that would have to go at once.
@@ -72,13 +72,13 @@ def too_dear(session: Session, settings: Settings, live: Iterable[RentedPod], pr
     return ""
 
 
-def on_pod(session: Session, pod_id: str) -> list[RemoteRun]:
+def runs_on_pod(session: Session, pod_id: str) -> list[RemoteRun]:
     """The trainings that have their place on a pod: all that have not ended."""
     query = select(RemoteRun).where(RemoteRun.pod_id == pod_id, RemoteRun.state != RunState.ENDED)
     return list(session.exec(query.order_by(col(RemoteRun.created_at), col(RemoteRun.job_id))))
 
 
-def account(session: Session, pod_id: str | None) -> None:
+def share_out_cost(session: Session, pod_id: str | None) -> None:
     """Share out what the pod cost since last time. Call it in the transaction in which a run changes its state or
     pod, before the change is written; the sweep calls it as well. None, the fixed server, costs nothing.
     """
@@ -91,7 +91,7 @@ def account(session: Session, pod_id: str | None) -> None:
     until = max(min(pod.gone_at or utcnow(), utcnow()), pod.accounted_at)
     amount = _share(pod, until - pod.accounted_at)
     pod.accounted_at = until
-    runs = on_pod(session, pod_id)
+    runs = runs_on_pod(session, pod_id)
     bearers = [run for run in runs if run.status == RUNNING] or runs
     if not bearers:
         pod.idle_microdollars += amount

@@ -31,14 +31,14 @@ Assign = Callable[[Session, RentedPod | None], None]
 ORDER_GRACE_S = 180.0
 
 
-def why_not(session: Session, settings: Settings) -> str:
+def reason_not_to_rent(session: Session, settings: Settings) -> str:
     """What forbids another order now, whatever the machine; empty where nothing does. Needs the lock on pods."""
     live = _live(session)
     if any(pod.state == PodState.RENTING for pod in live):
         return "a pod is being rented"
     if len(live) >= settings.pods_max:
         return f"all {settings.pods_max} pods that may be rented are full"
-    return _lately_refused(session, settings)
+    return _recently_refused(session, settings)
 
 
 def rent(services: Services, runpod: RunPod, family: str, assign: Assign) -> tuple[RentedPod | None, str]:
@@ -106,7 +106,7 @@ def take_over(
     return None
 
 
-def seek(services: Services, runpod: RunPod, pod: RentedPod, found: Pod | None) -> None:
+def resolve_order(services: Services, runpod: RunPod, pod: RentedPod, found: Pod | None) -> None:
     """Look after an order: take over the machine that was found by its name, give up one that never came."""
     if found is not None:
         take_over(services, runpod, pod.id, found)
@@ -129,13 +129,13 @@ def _order(services: Services, pod_id: str, gpu: GpuType, family: str) -> tuple[
     with services.database.writing() as session:
         pod_costs.lock_pods(session)
         pod = session.get(RentedPod, pod_id, populate_existing=True)
-        if pod is None and (reason := why_not(session, settings)):
+        if pod is None and (reason := reason_not_to_rent(session, settings)):
             return None, reason, True
         if pod is not None and pod.state != PodState.RENTING:
             return None, "the order for a pod was given up", True
         price = max(gpu.price_microdollars_per_h, _last_paid(session, gpu.id))
         others = [other for other in _live(session) if other.id != pod_id]
-        if reason := pod_costs.too_dear(session, settings, others, price):
+        if reason := pod_costs.reason_too_expensive(session, settings, others, price):
             return None, f"{gpu.id}: {reason}", False
         pod = pod or RentedPod(id=pod_id, name=f"{settings.pod_prefix}-{pod_id}", family=family)
         pod.gpu, pod.cost_microdollars_per_h, pod.asked_at = gpu.id, price, utcnow()
@@ -167,7 +167,7 @@ def _live(session: Session) -> list[RentedPod]:
     return list(session.exec(select(RentedPod).where(RentedPod.state != PodState.GONE)))
 
 
-def _lately_refused(session: Session, settings: Settings) -> str:
+def _recently_refused(session: Session, settings: Settings) -> str:
     """Why the newest order got no machine, if that was just now: a hundred waiting jobs ask RunPod once."""
     since: datetime = utcnow() - timedelta(seconds=settings.remote_poll_s)
     query = (

@@ -18,8 +18,7 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
 from jobs.remote import pod_costs, pod_rental
-from jobs.remote.pod_costs import account, lock_pods, on_pod
-from jobs.remote.pod_reaper import reap
+from jobs.remote.pod_costs import lock_pods, runs_on_pod, share_out_cost
 from jobs.remote.pod_rental import Assign
 from jobs.services import Services
 from storage.tables import PodState, RemoteRun, RentedPod, RunState
@@ -34,7 +33,7 @@ LOST = (PodState.CLOSING, PodState.GONE)
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where a training may go. `pod` is None for the fixed server and where there is no place yet.
 
     `found` says whether there is one. Where not, `reason` says why in words for the owner, and the job waits and
@@ -49,7 +48,7 @@ class Place:
 # ---- a place for a training -----------------------------------------------------------------------------------
 
 
-def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
+def place(services: Services, spec: TrainSpec, assign: Assign) -> Placement:
     """Find a training its server: a pod with room, else a new one within the ceilings.
 
     `assign(session, pod)` is called inside the transaction that chose the pod and must write the RemoteRun row with
@@ -60,32 +59,32 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
     if services.settings.ai_toolkit_url:
         with services.database.writing() as session:
             assign(session, None)
-        return Place(found=True)
+        return Placement(found=True)
     if services.runpod is None:
         raise BackendFailed(
             "no trainer to send this to: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set"
         )
     with services.database.writing() as session:
         lock_pods(session)
-        if reason := pod_costs.day_is_over_its_ceiling(session, services.settings):
-            return Place(found=False, reason=reason)
-        pod = _with_room(session, services.settings.pod_jobs_max, spec.family)
+        if reason := pod_costs.reason_daily_ceiling_reached(session, services.settings):
+            return Placement(found=False, reason=reason)
+        pod = _pod_with_room(session, services.settings.pod_jobs_max, spec.family)
         if pod is not None:
-            account(session, pod.id)
+            share_out_cost(session, pod.id)
             pod.idle_since = None
             pod.family = " ".join(dict.fromkeys([*pod.family.split(), spec.family]))
             assign(session, pod)
-            return Place(found=True, pod=pod)
-        if reason := pod_rental.why_not(session, services.settings):
-            return Place(found=False, reason=reason)
+            return Placement(found=True, pod=pod)
+        if reason := pod_rental.reason_not_to_rent(session, services.settings):
+            return Placement(found=False, reason=reason)
     pod, reason = pod_rental.rent(services, services.runpod, spec.family, assign)
-    return Place(found=pod is not None, pod=pod, reason=reason)
+    return Placement(found=pod is not None, pod=pod, reason=reason)
 
 
-def _with_room(session: Session, most: int, family: str) -> RentedPod | None:
+def _pod_with_room(session: Session, most: int, family: str) -> RentedPod | None:
     """The pod to put a training on: one that answers, ready ones first, that has its base model, the emptiest."""
     usable = select(RentedPod).where(col(RentedPod.state).in_((PodState.READY, PodState.STARTING)))
-    loads = [(len(on_pod(session, pod.id)), pod) for pod in session.exec(usable.order_by(col(RentedPod.id)))]
+    loads = [(len(runs_on_pod(session, pod.id)), pod) for pod in session.exec(usable.order_by(col(RentedPod.id)))]
     fit = [(load, pod) for load, pod in loads if load < most]
 
     def rank(one: tuple[int, RentedPod]) -> tuple[bool, bool, bool, int]:
@@ -138,7 +137,7 @@ def close(session: Session, pod_id: str, reason: str) -> bool:
     For a pod that does not do its work, and for operators.
     """
     lock_pods(session)
-    account(session, pod_id)
+    share_out_cost(session, pod_id)
     closed = sa.update(RentedPod).where(col(RentedPod.id) == pod_id, col(RentedPod.state).not_in(LOST))
     done = session.connection().execute(closed.values(state=PodState.CLOSING, reason=reason)).rowcount == 1
     if done:
@@ -163,7 +162,7 @@ def check(services: Services) -> None:
         with ThreadPoolExecutor(min(len(pods), _AT_ONCE), "pods") as pool:
             list(pool.map(lambda pod: _try_to_look_after(services, runpod, pod, listed), pods))
     with services.database.writing() as session:
-        _tidy(session)
+        _forget_old(session)
 
 
 def _try_to_look_after(services: Services, runpod: RunPod, pod: RentedPod, listed: list[Pod]) -> None:
@@ -175,7 +174,7 @@ def _try_to_look_after(services: Services, runpod: RunPod, pod: RentedPod, liste
 
 def _look_after(services: Services, runpod: RunPod, pod: RentedPod, listed: list[Pod]) -> None:
     if pod.state == PodState.RENTING:
-        pod_rental.seek(services, runpod, pod, next((one for one in listed if one.name == pod.name), None))
+        pod_rental.resolve_order(services, runpod, pod, next((one for one in listed if one.name == pod.name), None))
         return
     if pod.state != PodState.CLOSING:
         found = next((one for one in listed if one.id == pod.provider_id), None) or runpod.get(pod.provider_id or "")
@@ -185,7 +184,7 @@ def _look_after(services: Services, runpod: RunPod, pod: RentedPod, listed: list
             reason = _probe(services, pod)
         with services.database.writing() as session:
             lock_pods(session)
-            reason = reason or _idle(session, services, pod.id)
+            reason = reason or _reason_idle(session, services, pod.id)
             if not reason or not close(session, pod.id, reason):
                 return
     # By its name too: it may have been closed while it was being rented.
@@ -222,28 +221,28 @@ def _probe(services: Services, pod: RentedPod) -> str:
     return f"its server {why} within {settings.pod_ready_s:.0f} s" if late else ""
 
 
-def _idle(session: Session, services: Services, pod_id: str) -> str:
+def _reason_idle(session: Session, services: Services, pod_id: str) -> str:
     """Note whether a pod is idle, and since when; why it need not be kept, or nothing. Needs the lock on pods."""
-    account(session, pod_id)
+    share_out_cost(session, pod_id)
     pod = session.get_one(RentedPod, pod_id, populate_existing=True)
-    if on_pod(session, pod_id):
+    if runs_on_pod(session, pod_id):
         pod.idle_since = None
         return ""
     pod.idle_since = pod.idle_since or utcnow()
     session.flush()
     if utcnow() - pod.idle_since >= timedelta(seconds=services.settings.pod_warm_s):
         return "idle"
-    return pod_costs.day_is_over_its_ceiling(session, services.settings)
+    return pod_costs.reason_daily_ceiling_reached(session, services.settings)
 
 
 def _write_off(session: Session, pod_id: str) -> None:
     """The machine is deleted: nothing is on it any more, and it costs nothing."""
-    account(session, pod_id)
+    share_out_cost(session, pod_id)
     gone = sa.update(RentedPod).where(col(RentedPod.id) == pod_id, col(RentedPod.state) == PodState.CLOSING)
     session.connection().execute(gone.values(state=PodState.GONE, gone_at=col(RentedPod.accounted_at)))
 
 
-def _tidy(session: Session) -> None:
+def _forget_old(session: Session) -> None:
     """What is over on a pod that is gone needs no clearing; orders that got no machine are forgotten after a day."""
     now, run = utcnow(), RemoteRun
     gone = sa.select(col(RentedPod.id)).where(col(RentedPod.state) == PodState.GONE)
@@ -253,8 +252,3 @@ def _tidy(session: Session) -> None:
         col(RentedPod.provider_id).is_(None), col(RentedPod.gone_at) < now - pod_costs.DAY
     )
     session.connection().execute(never)
-
-
-__all__ = [
-    "Place", "account", "check", "close", "is_lost", "place", "reap", "server_at", "server_of", "token_of",
-]  # fmt: skip

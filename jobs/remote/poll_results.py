@@ -22,7 +22,7 @@ LOST = {"lost": True}  # details of an error after which nobody needs to be aske
 
 
 @dataclass
-class Seen:
+class PollResult:
     """One run as a poll found it. No sighting: nobody answered (`error`), or the server does not know it."""
 
     run: RemoteRun
@@ -32,22 +32,22 @@ class Seen:
     previews: list[dict[str, Any]] = field(default_factory=list)
 
 
-def record(session: Session, seen: Seen, settings: Settings) -> str:
+def record_result(session: Session, seen: PollResult, settings: Settings) -> str:
     """Write what became of a run; in a word: recorded, missed, completed, given up, or overtaken by somebody else."""
     if seen.sighting is None:
-        return _unseen(session, seen, settings)
+        return _record_missed(session, seen, settings)
     if seen.sighting.status == "completed":
-        return _completed(session, seen, seen.sighting, settings)
+        return _record_completed(session, seen, seen.sighting, settings)
     verdict = _verdict(seen.run, seen.sighting, seen.busy, utcnow(), settings)
     if verdict is not None:
         error, again = verdict
         info = f"{seen.sighting.status}: {seen.sighting.info}"
         given_up = runs.give_up(session, seen.run, error, settings, again=again, info=info)
         return "given up" if given_up else "overtaken"
-    return _goes_on(session, seen, seen.sighting)
+    return _record_progress(session, seen, seen.sighting)
 
 
-def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
+def _record_missed(session: Session, seen: PollResult, settings: Settings) -> str:
     """A server that does not know the run, that is gone, or that failed to answer once more."""
     run, error = seen.run, seen.error
     if error is None:
@@ -61,20 +61,20 @@ def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
     return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
 
 
-def _completed(session: Session, seen: Seen, sighting: Sighting, settings: Settings) -> str:
+def _record_completed(session: Session, seen: PollResult, sighting: Sighting, settings: Settings) -> str:
     run = seen.run
     previews = run.previews + len(seen.previews)
     progress = {"step": sighting.step, "loss": sighting.loss, "seconds_left": 0.0}
     values = {"status": sighting.status, "info": "", "step": sighting.step, "previews": previews}
-    if not runs.completed(session, run, settings, progress, **values):
+    if not runs.record_completed(session, run, settings, progress, **values):
         return "overtaken"
-    _tell_previews(session, seen)
+    _record_previews(session, seen)
     return "completed"
 
 
-def _goes_on(session: Session, seen: Seen, sighting: Sighting) -> str:
+def _record_progress(session: Session, seen: PollResult, sighting: Sighting) -> str:
     run, now = seen.run, utcnow()
-    info = _plain(sighting.info)
+    info = _public_info(sighting.info)
     progress = None
     if sighting.status == "running" and sighting.step != run.step:
         names = ("step", "loss", "seconds_left", "seconds_per_step")
@@ -94,13 +94,13 @@ def _goes_on(session: Session, seen: Seen, sighting: Sighting) -> str:
     )
     if not written:
         return "overtaken"
-    _tell_previews(session, seen)
+    _record_previews(session, seen)
     if (sighting.status, info) != (run.status, run.info):
         transitions.record_event(session, run.job_id, "remote", status=info or sighting.status, attempt=run.attempt)
     return "recorded"
 
 
-def _tell_previews(session: Session, seen: Seen) -> None:
+def _record_previews(session: Session, seen: PollResult) -> None:
     for preview in seen.previews:
         transitions.record_event(session, seen.run.job_id, "preview", **preview)
 
@@ -129,7 +129,7 @@ def _has_moved(run: RemoteRun, sighting: Sighting, busy: bool) -> bool:
     return sighting.step != run.step or sighting.grew or run.started_at is None
 
 
-def _plain(info: str) -> str:
+def _public_info(info: str) -> str:
     """The server's words for what it does, if they are of the kind that it has for every job: no names, no numbers."""
     words = info.split(" - ")[0].strip(" .")
     return words if len(words) <= 60 and words.replace(" ", "").isalpha() else ""

@@ -20,7 +20,7 @@ from core.logging import about
 from jobs import keys
 from jobs.remote import pods, runs
 from jobs.remote.pod_costs import lock_pods
-from jobs.remote.poll_results import LOST, Seen, record
+from jobs.remote.poll_results import LOST, PollResult, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import clean_up
 from storage.tables import RemoteRun, RentedPod
@@ -55,20 +55,20 @@ def poll(services: Services) -> Polled:
             return Polled(0, 0, 0, 0)
     with services.database.writing() as session:
         runs.end_overdue(session, services.settings)
-        runs.end_those_of_final_jobs(session)
-        taken = runs.take(session, services.settings)
+        runs.end_runs_of_final_jobs(session)
+        taken = runs.claim_submitted(session, services.settings)
     done: Counter[str] = Counter()
-    for batch in _look(services, taken):
+    for batch in _poll_servers(services, taken):
         with services.database.writing() as session:
             lock_pods(session)  # a batch accounts for several
-            outcomes = [record(session, one, services.settings) for one in batch]
+            outcomes = [record_result(session, one, services.settings) for one in batch]
         done.update(outcomes)
         for one, outcome in zip(batch, outcomes, strict=True):
             if outcome == "overtaken" and one.previews:
                 clean_up(services, one.run.job_id)  # if the job is final, its samples came after its end
     cleared = clear(services)
     with services.database.writing() as session:
-        runs.wake(session, services.settings)
+        runs.wake_waiting(session, services.settings)
     return Polled(done.total(), done["completed"], done["given up"], cleared)
 
 
@@ -80,7 +80,7 @@ def _time_s(services: Services) -> float:
 # ---- looking --------------------------------------------------------------------------------------------------
 
 
-def _look(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[Seen]]:
+def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[PollResult]]:
     """Every run as it is seen, in batches, in the order in which the servers answer; who is too slow has not."""
     by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
     for run in taken:
@@ -89,45 +89,45 @@ def _look(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[Seen]
     until = flushed + _time_s(services)
     pool = ThreadPoolExecutor(THREADS, "poll")
     waiting: dict[Future[Any], list[RemoteRun]] = {
-        pool.submit(_list, services, pod_id): theirs for pod_id, theirs in by_server.items()
+        pool.submit(_list_jobs, services, pod_id): theirs for pod_id, theirs in by_server.items()
     }
-    batch: list[Seen] = []
+    batch: list[PollResult] = []
     while waiting and (left_s := until - time.monotonic()) > 0:
         for future in wait(waiting, min(left_s, _FLUSH_S), FIRST_COMPLETED).done:
             theirs, answer = waiting.pop(future), future.result()
-            if isinstance(answer, Seen):
+            if isinstance(answer, PollResult):
                 batch.append(answer)
             elif isinstance(answer, ImprintError):
-                batch += [Seen(run, error=answer) for run in theirs]
+                batch += [PollResult(run, error=answer) for run in theirs]
             else:
-                batch += _ask_further(services, pool, waiting, theirs, *answer)
+                batch += _submit_polls(services, pool, waiting, theirs, *answer)
         if batch and (len(batch) >= BATCH or time.monotonic() > flushed + _FLUSH_S):
             yield batch
             batch, flushed = [], time.monotonic()
     slow = BackendUnreachable("the server did not answer in time")
     # Whose turn did not come has not missed anything: the next poll takes them in another order.
     hanging = [theirs for future, theirs in waiting.items() if not future.cancel()]
-    yield batch + [Seen(run, error=slow) for theirs in hanging for run in theirs]
+    yield batch + [PollResult(run, error=slow) for theirs in hanging for run in theirs]
     pool.shutdown(wait=False)  # what still hangs ends by its own time limit
 
 
-def _ask_further(
+def _submit_polls(
     services: Services, pool: ThreadPoolExecutor, waiting: dict[Future[Any], list[RemoteRun]], theirs: list[RemoteRun],
     server: Server, jobs: dict[str, RemoteJob],
-) -> list[Seen]:  # fmt: skip
+) -> list[PollResult]:  # fmt: skip
     """Have a look at each of the runs that its server has; gives those that it does not know."""
     busy = any(job.status == "running" for job in jobs.values())
     known = [run for run in theirs if run.name in jobs]
     random.shuffle(known)
     for run in known:
-        waiting[pool.submit(_look_once, services, server, run, jobs[run.name], busy)] = [run]
+        waiting[pool.submit(_poll_run, services, server, run, jobs[run.name], busy)] = [run]
     if not busy and any(jobs[run.name].status == "queued" for run in known):
         # A server stops its queue whenever it has drained, also one that was started a moment ago.
         pool.submit(server.start_queue).add_done_callback(_log_failure)
-    return [Seen(run) for run in theirs if run.name not in jobs]
+    return [PollResult(run) for run in theirs if run.name not in jobs]
 
 
-def _list(services: Services, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob]] | ImprintError:
+def _list_jobs(services: Services, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob]] | ImprintError:
     try:
         with services.database.reading() as session:
             pod = session.get(RentedPod, pod_id) if pod_id else None
@@ -139,13 +139,13 @@ def _list(services: Services, pod_id: str | None) -> tuple[Server, dict[str, Rem
         return error
 
 
-def _look_once(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+def _poll_run(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> PollResult:
     with about(run.job_id):
-        return _look_at(services, server, run, job, busy)
+        return _poll_run_now(services, server, run, job, busy)
 
 
-def _look_at(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
-    seen = Seen(run, busy=busy)
+def _poll_run_now(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> PollResult:
+    seen = PollResult(run, busy=busy)
     try:
         seen.sighting = work.look(server, job, run.log_offset, run.step)
     except ImprintError as error:
@@ -200,7 +200,7 @@ def clear(services: Services, job_id: str | None = None) -> int:
     pool.shutdown(wait=False, cancel_futures=True)
     with services.database.writing() as session:
         for run in cleared:
-            runs.cleared(session, run, services.settings, gone=run.pod_id in lost)
+            runs.record_cleared(session, run, services.settings, gone=run.pod_id in lost)
     return len(cleared)
 
 
@@ -210,7 +210,7 @@ def clear_job(services: Services, job_id: str) -> None:
         if runs.newest(session, job_id) is None:
             return
     with services.database.writing() as session:
-        runs.end_those_of_final_jobs(session, job_id)
+        runs.end_runs_of_final_jobs(session, job_id)
     clear(services, job_id)
 
 

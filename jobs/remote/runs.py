@@ -20,7 +20,7 @@ from core.errors import ImprintError
 from core.settings import Settings
 from jobs import transitions
 from jobs.leases import Lease
-from jobs.remote import pods
+from jobs.remote import pod_costs, pods
 from notifications import outbox
 from storage.tables import ACTIVE, Job, PodState, RemoteRun, RentedPod, RunState, Stage
 from training.backends.ai_toolkit.work import remote_name
@@ -40,7 +40,7 @@ def newest(session: Session, job_id: str) -> RemoteRun | None:
 # ---- under the lease of the job's stage -----------------------------------------------------------------------
 
 
-def current(session: Session, lease: Lease, settings: Settings) -> RemoteRun:
+def get_or_create(session: Session, lease: Lease, settings: Settings) -> RemoteRun:
     """The run to work on: the newest, or a new one where there is none or it has ended. Its name is kept first."""
     lease.renew(session, settings.lease_s)
     run = newest(session, lease.job_id)
@@ -59,7 +59,7 @@ def assign(lease: Lease, run: RemoteRun, settings: Settings, session: Session, p
     _change(session, run, pod_id=pod_id, missed=run.missed if pod_id == run.pod_id else 0)
 
 
-def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
+def wait_for_server(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
     """There is no server for the run yet: a poll will wake it, without counting it as an attempt.
 
     A job whose hold on credits is over waits no more; it fails.
@@ -69,7 +69,7 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
     lease.write(
         session, attempt=max(lease.attempt - 1, 0), launches=0, waiting_note=reason, lease_token=lease.token + 1
     )
-    if transitions.hold_is_over(session, job):
+    if transitions.expire_overdue_hold(session, job):
         return
     if news:
         transitions.record_event(session, job.id, "waiting", reason=reason)
@@ -77,17 +77,17 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
     transitions.send_launch(session, job, settings, delay_s)
 
 
-def submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, settings: Settings) -> None:
+def record_submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, settings: Settings) -> None:
     """The training is on the server: from now on the poll looks after it, and nobody holds the job."""
     now = utcnow()
-    pods.account(session, run.pod_id)
-    give_back(session, lease, settings)
+    pod_costs.share_out_cost(session, run.pod_id)
+    release_job(session, lease, settings)
     _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0)
     server = server_name(session, run) or FIXED
     transitions.record_event(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 
 
-def give_back(session: Session, lease: Lease, settings: Settings) -> None:
+def release_job(session: Session, lease: Lease, settings: Settings) -> None:
     """The job stands where it is, in nobody's hands."""
     lease.write(
         session,
@@ -100,13 +100,13 @@ def give_back(session: Session, lease: Lease, settings: Settings) -> None:
     )
 
 
-def collected(session: Session, run: RemoteRun) -> None:
+def record_collected(session: Session, run: RemoteRun) -> None:
     """The file is ours: nothing on the server is needed any more."""
-    pods.account(session, run.pod_id)
+    pod_costs.share_out_cost(session, run.pod_id)
     _change(session, run, state=RunState.ENDED, ended_at=utcnow())
 
 
-def submitted_in_vain(session: Session, run: RemoteRun) -> None:
+def record_late_submission(session: Session, run: RemoteRun) -> None:
     """Whoever submitted has lost the job meanwhile: what was brought there after a clearing is cleared again."""
     again = sa.update(RemoteRun).where(_is(run), col(RemoteRun.state) == RunState.ENDED)
     session.connection().execute(again.values(cleared_at=None))
@@ -115,7 +115,7 @@ def submitted_in_vain(session: Session, run: RemoteRun) -> None:
 # ---- what the poll records ------------------------------------------------------------------------------------
 
 
-def take(session: Session, settings: Settings) -> list[RemoteRun]:
+def claim_submitted(session: Session, settings: Settings) -> list[RemoteRun]:
     """All submitted runs that no other poll looks at now; from here on they are this one's."""
     now = utcnow()
     stale = now - timedelta(seconds=settings.remote_poll_s / 2)
@@ -134,15 +134,15 @@ def take(session: Session, settings: Settings) -> list[RemoteRun]:
 def record(session: Session, run: RemoteRun, progress: dict[str, Any] | None = None, **values: Any) -> bool:
     """Write what was seen of a run that goes on; `progress` (step, loss, …) goes to the job and its events too."""
     if values.get("status", run.status) != run.status:
-        pods.account(session, run.pod_id)  # whoever runs pays for the pod, not who waits
+        pod_costs.share_out_cost(session, run.pod_id)  # whoever runs pays for the pod, not who waits
     if not _change(session, run, **values):
         return False
     if progress is not None:
-        _tell_progress(session, run, progress)
+        _record_job_progress(session, run, progress)
     return True
 
 
-def _tell_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -> None:
+def _record_job_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -> None:
     told = {name: value for name, value in progress.items() if value is not None}
     update = sa.update(Job).where(_in_training(run)).values(**told).returning(col(Job.total_steps), col(Job.loss))
     for total, loss in session.connection().execute(update):
@@ -150,13 +150,15 @@ def _tell_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -
         transitions.record_event(session, run.job_id, "progress", **data)
 
 
-def completed(session: Session, run: RemoteRun, settings: Settings, progress: dict[str, Any], **values: Any) -> bool:
+def record_completed(
+    session: Session, run: RemoteRun, settings: Settings, progress: dict[str, Any], **values: Any
+) -> bool:
     """The training is done: the rest of the chain is sent."""
     now = utcnow()
-    pods.account(session, run.pod_id)
+    pod_costs.share_out_cost(session, run.pod_id)
     if not _change(session, run, state=RunState.COMPLETED, missed=0, **values):
         return False
-    _tell_progress(session, run, progress)
+    _record_job_progress(session, run, progress)
     began = run.started_at or run.submitted_at or now
     train_seconds = col(Job.train_seconds) + (now - began).total_seconds()
     update = sa.update(Job).where(_in_training(run))
@@ -175,7 +177,7 @@ def give_up(
     info: the server's own words, for operators. False if the run stands elsewhere by now.
     """
     now = utcnow()
-    pods.account(session, run.pod_id)
+    pod_costs.share_out_cost(session, run.pod_id)
     reason = f"{error.message} ({info[:300]})" if info else error.message
     if not _change(session, run, state=RunState.ENDED, reason=reason, ended_at=now):
         return False
@@ -210,10 +212,10 @@ def end_overdue(session: Session, settings: Settings) -> int:
             col(Job.created_at) < utcnow() - timedelta(days=settings.hold_days),
         )
     )
-    return sum(transitions.hold_is_over(session, job) for job in session.exec(query).all())
+    return sum(transitions.expire_overdue_hold(session, job) for job in session.exec(query).all())
 
 
-def wake(session: Session, settings: Settings) -> int:
+def wake_waiting(session: Session, settings: Settings) -> int:
     """Let jobs that wait for a server ask again: those whose pod is ready, and as many of the others as one could take.
 
     Not all of them: a hundred jobs that find no place would keep the workers busy with that.
@@ -239,13 +241,13 @@ def wake(session: Session, settings: Settings) -> int:
 # ---- what is left on servers ----------------------------------------------------------------------------------
 
 
-def end_those_of_final_jobs(session: Session, job_id: str | None = None) -> int:
+def end_runs_of_final_jobs(session: Session, job_id: str | None = None) -> int:
     """A final job needs none of its runs: those of one job, or of all. Gives how many ended."""
     final = sa.exists().where(col(Job.id) == col(RemoteRun.job_id), col(Job.status).not_in(ACTIVE))
     query = select(RemoteRun).where(col(RemoteRun.state) != RunState.ENDED, final)
     runs = session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
     for pod_id in sorted({run.pod_id for run in runs}, key=str):  # one order for all, so that nobody waits in a ring
-        pods.account(session, pod_id)
+        pod_costs.share_out_cost(session, pod_id)
     return sum(_change(session, run, state=RunState.ENDED, ended_at=utcnow()) for run in runs)
 
 
@@ -255,7 +257,7 @@ def uncleared(session: Session, job_id: str | None = None) -> Sequence[RemoteRun
     return session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
 
 
-def cleared(session: Session, run: RemoteRun, settings: Settings, *, gone: bool) -> None:
+def record_cleared(session: Session, run: RemoteRun, settings: Settings, *, gone: bool) -> None:
     """Nothing of the run is left on its server (`gone`: nor is there a server).
 
     Whoever was submitting it when it ended may still send its last request, so it is cleared once more after that.

@@ -18,7 +18,7 @@ from jobs.remote import pods, runs
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
-from jobs.stages.stage_runner import NotMine, work_dir, working
+from jobs.stages.stage_runner import NothingToDo, holding_lease, work_dir
 from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit import convert, work
 from training.backends.ai_toolkit.config import find_base_model
@@ -29,27 +29,27 @@ log = logging.getLogger(__name__)
 
 
 def train(services: Services, lease: Lease, job: Job) -> None:
-    """Submit, or collect what is completed. Raises NotMine where the chain does not go on from here, but by a poll."""
-    with working(services, lease), work_dir(services, job.id) as folder:
-        is_done = _go_on(services, lease, job, folder)
+    """Submit, or collect what is completed. Raises NothingToDo where the chain does not go on from here, but by a poll."""
+    with holding_lease(services, lease), work_dir(services, job.id) as folder:
+        is_done = _submit_or_collect(services, lease, job, folder)
     if not is_done:
-        raise NotMine(f"{job.id} is trained elsewhere; a poll goes on with it")
+        raise NothingToDo(f"{job.id} is trained elsewhere; a poll goes on with it")
 
 
-def _go_on(services: Services, lease: Lease, job: Job, folder: Path) -> bool:
+def _submit_or_collect(services: Services, lease: Lease, job: Job, folder: Path) -> bool:
     """Whether the file is here and the job has advanced."""
     with services.database.writing() as session:
-        run = runs.current(session, lease, services.settings)
+        run = runs.get_or_create(session, lease, services.settings)
     if run.state == RunState.SUBMITTED:  # this message came twice
         with services.database.writing() as session:
-            runs.give_back(session, lease, services.settings)
+            runs.release_job(session, lease, services.settings)
         return False
     try:
         if run.state == RunState.SUBMITTING:
             return _submit(services, lease, job, run, folder)
         return _collect(services, lease, job, run, folder)
     except BackendUnreachable as error:
-        return _be_patient(services, lease, run, error)
+        return _wait_or_give_up(services, lease, run, error)
     except (BackendFailed, LoraInvalid) as error:
         # A server that refuses a submission would refuse the next one too; a file may come out right another time.
         if run.state == RunState.SUBMITTING or run.attempt >= services.settings.max_attempts:
@@ -57,7 +57,7 @@ def _go_on(services: Services, lease: Lease, job: Job, folder: Path) -> bool:
         return _give_up(services, lease, run, error)
 
 
-def _be_patient(services: Services, lease: Lease, run: RemoteRun, error: BackendUnreachable) -> bool:
+def _wait_or_give_up(services: Services, lease: Lease, run: RemoteRun, error: BackendUnreachable) -> bool:
     """Ask again later, as often as a poll would: a server that restarts costs nobody an attempt.
 
     A pod that is gone holds nothing any more: what was submitted there goes elsewhere, what was trained there is lost.
@@ -67,7 +67,7 @@ def _be_patient(services: Services, lease: Lease, run: RemoteRun, error: Backend
         return _give_up(services, lease, run, error)
     log.warning("%s, %d times in a row: %s", run.name, run.missed + 1, error)
     with services.database.writing() as session:
-        runs.wait(session, lease, error.message, services.settings)
+        runs.wait_for_server(session, lease, error.message, services.settings)
         runs.record(session, run, missed=run.missed + 1)
     return False
 
@@ -99,26 +99,26 @@ def _submit(services: Services, lease: Lease, job: Job, run: RemoteRun, folder: 
     examples = intake.unpack(services, manifest, folder)
     order = work.Order(run.name, spec, examples, find_base_model(spec, services.settings.base_models))
     try:
-        remote_id = work.submit(server, order, partial(_see_that_it_is_mine, services, lease))
+        remote_id = work.submit(server, order, partial(_check_lease, services, lease))
         with services.database.writing() as session:
-            runs.submitted(session, lease, run, remote_id, services.settings)
+            runs.record_submitted(session, lease, run, remote_id, services.settings)
     except LeaseLost:
         with services.database.writing() as session:
-            runs.submitted_in_vain(session, run)
+            runs.record_late_submission(session, run)
         raise
     return False
 
 
-def _see_that_it_is_mine(services: Services, lease: Lease) -> None:
+def _check_lease(services: Services, lease: Lease) -> None:
     """Raises LeaseLost. A worker that was held up for long must not go on with what another one does by now."""
     with services.database.reading() as session:
-        if not lease.held(session):
+        if not lease.is_held(session):
             raise LeaseLost(f"{lease.job_id}: somebody else submits it, or it is final")
 
 
 def _wait(services: Services, lease: Lease, reason: str) -> bool:
     with services.database.writing() as session:
-        runs.wait(session, lease, reason, services.settings)
+        runs.wait_for_server(session, lease, reason, services.settings)
     return False
 
 
@@ -150,7 +150,7 @@ def _collect(services: Services, lease: Lease, job: Job, run: RemoteRun, folder:
     )
     services.store.put_file(keys.output(job.id, report.sha256), path)
     with services.database.writing() as session:
-        runs.collected(session, run)
+        runs.record_collected(session, run)
         transitions.advance(
             session,
             lease,

@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
 from jobs.remote import pod_costs, pods
-from jobs.remote.pod_costs import cost, on_pod, per_hour, spent_in_a_day
+from jobs.remote.pod_costs import cost, per_hour, runs_on_pod, spent_in_a_day
 from jobs.services import Services
 from storage.tables import PodState, RentedPod
 from training.backends.ai_toolkit.server import Server
@@ -17,7 +17,7 @@ from training.backends.runpod import RunPod
 _MICRO = 1_000_000
 
 
-def rented(services: Services, *, gone: bool = False) -> list[dict[str, Any]]:
+def list_pods(services: Services, *, gone: bool = False) -> list[dict[str, Any]]:
     """The pods that are not gone, oldest first; with `gone` also those of the last 24 hours."""
     now = utcnow()
     with services.database.reading() as session:
@@ -37,7 +37,7 @@ def rented(services: Services, *, gone: bool = False) -> list[dict[str, Any]]:
                 "dollars_per_hour": pod.cost_microdollars_per_h / _MICRO,
                 "dollars": cost(pod, now) / _MICRO,
                 "idle_dollars": pod.idle_microdollars / _MICRO,
-                "jobs": [run.job_id for run in on_pod(session, pod.id)],
+                "jobs": [run.job_id for run in runs_on_pod(session, pod.id)],
                 "reason": pod.reason,
             }
             for pod in session.exec(query)
@@ -58,38 +58,40 @@ def spending(services: Services) -> dict[str, float | int]:
         }
 
 
-def close(services: Services, name: str) -> list[str] | None:
+def close_pod(services: Services, name: str) -> list[str] | None:
     """Have a pod deleted, whatever is on it, now; gives the jobs that lose their place, None for an unknown pod."""
     with services.database.writing() as session:
         pod = session.exec(select(RentedPod).where(RentedPod.name == name)).one_or_none()
         if pod is None:
             return None
-        jobs = [run.job_id for run in on_pod(session, pod.id)]
+        jobs = [run.job_id for run in runs_on_pod(session, pod.id)]
         pods.close(session, pod.id, "closed by an operator")
     pods.check(services)
     return jobs
 
 
-def remote(services: Services) -> list[dict[str, Any]]:
+def list_trainers(services: Services) -> list[dict[str, Any]]:
     """The fixed server, or RunPod and the pods, each asked now how it is."""
     if services.settings.ai_toolkit_url:
-        return [_told("ai-toolkit", None) | _asked(pods.server_at(services, None))]
+        return [_row("ai-toolkit", None) | _server_status(pods.server_at(services, None))]
     if services.runpod is None:
         return []
-    found = [_told("runpod", None) | _account(services, services.runpod)]
+    found = [_row("runpod", None) | _runpod_status(services, services.runpod)]
     with services.database.reading() as session:
         live = session.exec(select(RentedPod).where(RentedPod.state != PodState.GONE).order_by(col(RentedPod.id))).all()
     for pod in live:
-        row = _told(pod.name, pod.cost_microdollars_per_h / _MICRO) | {"gpu": pod.gpu, "health": str(pod.state)}
-        found.append(row | _asked(pods.server_at(services, pod), pod.gpu) if pod.state == PodState.READY else row)
+        row = _row(pod.name, pod.cost_microdollars_per_h / _MICRO) | {"gpu": pod.gpu, "health": str(pod.state)}
+        found.append(
+            row | _server_status(pods.server_at(services, pod), pod.gpu) if pod.state == PodState.READY else row
+        )
     return found
 
 
-def _told(name: str, dollars_per_hour: float | None) -> dict[str, Any]:
+def _row(name: str, dollars_per_hour: float | None) -> dict[str, Any]:
     return {"backend": "ai-toolkit", "name": name, "dollars_per_hour": dollars_per_hour, "queue": None, "gpu": None}
 
 
-def _asked(server: Server, gpu: str | None = None) -> dict[str, Any]:
+def _server_status(server: Server, gpu: str | None = None) -> dict[str, Any]:
     try:
         if not server.ready():
             return {"health": "does not answer"}
@@ -99,7 +101,7 @@ def _asked(server: Server, gpu: str | None = None) -> dict[str, Any]:
         return {"health": error.message}
 
 
-def _account(services: Services, runpod: RunPod) -> dict[str, Any]:
+def _runpod_status(services: Services, runpod: RunPod) -> dict[str, Any]:
     """RunPod's side: whether it answers, and which of the GPUs that we would take it has now."""
     try:
         catalogue = runpod.gpus()

@@ -32,7 +32,7 @@ Reference = Annotated[
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
-class Image(BaseModel):
+class RequestedImage(BaseModel):
     """One picture: where it is, what it shows, and what of it counts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +49,7 @@ class Envelope(BaseModel):
 
     owner_id: Name
     subject_id: Name
-    images: list[Image] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
+    images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
@@ -100,7 +100,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
     if envelope is not None:
-        faults.update(_refused(envelope, sources))
+        faults.update(_address_faults(envelope, sources))
     if spec is not None and envelope is not None:
         left = len(envelope.images) - spec.validation.held_out
         if left < MIN_PICTURES:
@@ -108,8 +108,8 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         if not spec.objective.masked and any(image.mask for image in envelope.images):
             faults["objective.masked"] = "pictures come with masks: set it to true, or leave the masks out"
     if spec is not None:
-        faults.update(_misplaced_base(spec, settings))
-        faults.update(_unfit_for_remote(spec, settings))
+        faults.update(_base_model_faults(spec, settings))
+        faults.update(_remote_faults(spec, settings))
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
     return TrainingRequest(envelope, spec, _sha256(arguments))
@@ -123,7 +123,7 @@ def base_model_location(spec: TrainSpec, settings: Settings) -> str:
     return named.location if named else spec.base_model
 
 
-def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before anything is held for it."""
     if spec.backend == "local":
         return {}
@@ -139,18 +139,18 @@ def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     return faults
 
 
-def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
+def _address_faults(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
             if reference and "://" in reference and (reason := sources.refuse_early(reference)):
                 faults[name] = reason
-    if envelope.webhook_url is not None and (reason := refused_webhook(envelope.webhook_url, sources)):
+    if envelope.webhook_url is not None and (reason := webhook_fault(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
     return faults
 
 
-def refused_webhook(url: str, sources: Sources) -> str | None:
+def webhook_fault(url: str, sources: Sources) -> str | None:
     """Notices go out through the same guard as pictures come in: what it would refuse then is refused now."""
     try:
         parts = urlsplit(url)
@@ -161,7 +161,7 @@ def refused_webhook(url: str, sources: Sources) -> str | None:
     return sources.refuse_early(url)
 
 
-def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+def _base_model_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """A request may point at a folder, but only below the folders that the operator named."""
     if spec.base_model in BASE_MODELS or spec.base_model in settings.base_models:
         return {}

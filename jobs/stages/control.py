@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # Set when this worker is asked to stop: trainings checkpoint and hand over.
 leaving = threading.Event()
 
-_LOOK_EVERY_S = 0.5
+_CHECK_EVERY_S = 0.5
 
 
 class JobControl:
@@ -44,10 +44,10 @@ class JobControl:
             self._raise_why()
         if now < self._next_look:
             return
-        self._next_look = now + _LOOK_EVERY_S
+        self._next_look = now + _CHECK_EVERY_S
         try:
             with self._database.reading() as session:
-                held = self._lease.held(session)
+                held = self._lease.is_held(session)
         except AWAY as error:
             log.warning("training goes on while the database does not answer (%s)", error)
             return
@@ -136,7 +136,7 @@ class StoredPreviews:
         self._store.put(key, png)
         try:
             with self._database.writing() as session:
-                if self._lease.held(session):
+                if self._lease.is_held(session):
                     transitions.record_event(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
         except AWAY as error:
             log.warning("a preview is kept but not told, the database does not answer (%s)", error)

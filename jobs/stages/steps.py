@@ -19,10 +19,10 @@ from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
-from jobs.stages.intake import outcome, preparation, unpack
-from jobs.stages.stage_runner import NotMine, claim, holder, timed, work_dir, working
+from jobs.stages.intake import picture_values, preparation, unpack
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
+from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
 from training.data.dataset import Manifest, build_manifest
 from training.data.dataset import Picture as Prepared
@@ -42,9 +42,9 @@ def preprocess(services: Services, job_id: str, position: int) -> None:
     A picture that cannot be had or read is left out and named; it fails nobody by itself.
     """
     with services.database.writing() as session:
-        claimed = claim_picture(session, job_id, position, holder(), services.settings.lease_s)
+        claimed = claim_picture(session, job_id, position, worker_name(), services.settings.lease_s)
         if claimed is None:
-            raise NotMine(f"{job_id} picture {position} is not waiting")
+            raise NothingToDo(f"{job_id} picture {position} is not waiting")
         lease, picture = claimed
         job = session.get_one(Job, job_id)
         if job.status == Status.PENDING:
@@ -53,10 +53,10 @@ def preprocess(services: Services, job_id: str, position: int) -> None:
         # Of a picture with a mask only rows_for knows beforehand; here its files tell.
         known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
         left = services.settings.max_job_bytes - _fetched(session, job_id)
-    with working(services, lease):
+    with holding_lease(services, lease):
         made, size = (known, 0) if known else _prepare(services, lease, picture, spec, left)
         with services.database.writing() as session:
-            transitions.record_picture(session, lease, source_bytes=size, **outcome(made))
+            transitions.record_picture(session, lease, source_bytes=size, **picture_values(made))
             if made.source_sha256:
                 insert_if_absent(session, made)
 
@@ -102,7 +102,7 @@ def _source(services: Services, reference: str, left: int) -> bytes:
             raise ImageRefused("the pictures of this job have more bytes than a job may have")
         return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
     with services.database.reading() as session:
-        stored = session.get_one(Picture, reference)
+        stored = session.get_one(StoredPicture, reference)
     try:
         return services.store.get(stored.key)
     except NotFound as error:
@@ -115,9 +115,9 @@ def _source(services: Services, reference: str, left: int) -> bytes:
 def dataset(services: Services, job_id: str) -> None:
     """Leave out near-duplicates, see that enough is left, write the manifest."""
     lease, job = claim(services, job_id, Stage.DATASET)
-    with working(services, lease):
+    with holding_lease(services, lease):
         with services.database.reading() as session:
-            rows = _pictures_of(session, job_id)
+            rows = _list_pictures(session, job_id)
         duplicates = _leave_out_duplicates(rows)
         good = [row for row in rows if row.state == PictureState.GOOD]
         report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
@@ -125,7 +125,7 @@ def dataset(services: Services, job_id: str) -> None:
         fewest = MIN_PICTURES + spec.validation.held_out
         if len(good) < fewest:
             _record_duplicates(services, lease, duplicates)
-            raise transitions.too_few(len(good), report, fewest)
+            raise transitions.too_few_images(len(good), report, fewest)
         manifest = build_manifest(
             spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
@@ -141,7 +141,7 @@ def dataset(services: Services, job_id: str) -> None:
             )
 
 
-def _pictures_of(session: Session, job_id: str) -> list[JobPicture]:
+def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:
     query = select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
     return list(session.exec(query))
 
@@ -179,7 +179,7 @@ def train(services: Services, job_id: str) -> None:
     if spec_of(job).backend != "local":
         train_stage.train(services, lease, job)
         return
-    with working(services, lease) as held, work_dir(services, job_id) as folder:
+    with holding_lease(services, lease) as held, work_dir(services, job_id) as folder:
         result = _train(services, lease, job, held, folder)
         services.store.put_file(keys.output(job_id, result.sha256), result.path)
         with services.database.writing() as session:
@@ -230,7 +230,7 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
 def upload(services: Services, job_id: str) -> None:
     """Check the file, write it create-only to its final place, read it back and compare."""
     lease, job = claim(services, job_id, Stage.UPLOAD)
-    with working(services, lease):
+    with holding_lease(services, lease):
         spec = spec_of(job)
         sha256 = job.lora_sha256 or ""
         data = services.store.get(keys.output(job_id, sha256))
@@ -257,6 +257,6 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 def settle(services: Services, job_id: str) -> None:
     """Charge, ready, notice: one transaction, so it needs no lease."""
-    with working_on(job_id, Stage.SETTLE), timed(Stage.SETTLE), services.database.writing() as session:
+    with working_on(job_id, Stage.SETTLE), timed_stage(Stage.SETTLE), services.database.writing() as session:
         if not transitions.settle(session, job_id, services.settings):
-            raise NotMine(f"{job_id} has nothing to settle")
+            raise NothingToDo(f"{job_id} has nothing to settle")

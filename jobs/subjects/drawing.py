@@ -34,7 +34,7 @@ _URL_S = 15 * 60
 
 
 @dataclass(frozen=True)
-class Weights:
+class LoraWeights:
     """A LoRA file on this machine, and what is known of it."""
 
     path: Path
@@ -44,14 +44,14 @@ class Weights:
     family: str | None
 
 
-def weights_of(path: Path) -> Weights:
+def inspect_weights(path: Path) -> LoraWeights:
     """A LoRA file of any origin, by what its metadata say. Raises LoraInvalid."""
     report = lora_inspect.inspect(path)
     if report.problems:
         raise LoraInvalid(f"{path.name} is no sound LoRA file: {report.problems[0]}")
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:80] or "lora"
     base_model = (report.recipe or {}).get("base_model")
-    return Weights(
+    return LoraWeights(
         path,
         # By its content: generators keep weights by the file's name, and take other content for the old one.
         f"{stem}-{report.sha256[:12]}.safetensors",
@@ -62,20 +62,22 @@ def weights_of(path: Path) -> Weights:
 
 
 @contextmanager
-def weights_of_subject(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> Iterator[Weights]:
+def subject_weights(
+    services: Services, owner_id: str, subject_id: str, base_model: str | None
+) -> Iterator[LoraWeights]:
     """The newest ready LoRA of a subject, unpacked while the block runs. Raises LoraNotReady."""
     found = loras.resolve(services, owner_id, subject_id, base_model)
     with work_dir(services, found["job_id"]) as folder:
         path = folder / found["file"]
         services.store.get_file(found["key"], path)
-        yield Weights(path, found["file"], found["trigger_word"], found["base_model"], found["family"])
+        yield LoraWeights(path, found["file"], found["trigger_word"], found["base_model"], found["family"])
 
 
 # ---- on ComfyUI -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Place:
+class ComfyUIPlace:
     """A ComfyUI server, and its models/loras as this machine sees it; None: by its assets API."""
 
     url: str
@@ -83,18 +85,18 @@ class Place:
     timeout_s: float = 600.0
 
 
-def place(services: Services) -> Place:
+def comfyui_place(services: Services) -> ComfyUIPlace:
     """The operator's server. Raises GeneratorError where none is set."""
     settings = services.settings
     if settings.comfyui_url is None:
         raise GeneratorError("there is no ComfyUI server: the operator names one with IMPRINT_COMFYUI_URL")
-    return Place(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
+    return ComfyUIPlace(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
 
 
-def on_comfyui(
-    where: Place,
+def draw_on_comfyui(
+    where: ComfyUIPlace,
     workflow: Any,
-    weights: Weights | None,
+    weights: LoraWeights | None,
     *,
     strength: float = loras.STRENGTH,
     trigger_word: str | None = None,
@@ -110,7 +112,7 @@ def on_comfyui(
     with open_client() as http, tempfile.TemporaryDirectory(prefix="imprint-") as folder:
         server, lora = Server(where.url, http), None
         if weights is not None:
-            ready = _readable(weights, Path(folder), say)
+            ready = _loadable(weights, Path(folder), say)
             say(f"bringing {ready.file} to {where.url}")
             listed = deliver(server, ready.path, ready.file, folder=where.loras)
             word = ready.trigger_word if trigger_word is None else trigger_word
@@ -119,7 +121,7 @@ def on_comfyui(
         return comfyui.draw(server, workflow, lora, timeout_s=where.timeout_s, report=report, **more)
 
 
-def _readable(weights: Weights, folder: Path, say: Callable[[str], None]) -> Weights:
+def _loadable(weights: LoraWeights, folder: Path, say: Callable[[str], None]) -> LoraWeights:
     """The weights in a form that ComfyUI loads whole; where they are not, a copy in `folder`."""
     report = lora_inspect.inspect(weights.path)
     how = report.readers.get("ComfyUI", "whole")
@@ -129,13 +131,13 @@ def _readable(weights: Weights, folder: Path, say: Callable[[str], None]) -> Wei
     say(f"ComfyUI reads {report.format} keys of {report.family} {how}: brought as {form}")
     path = folder / weights.path.name
     path.write_bytes(lora_formats.to_bytes(lora_formats.read(weights.path), form))
-    return replace(weights, path=path, file=weights_of(path).file)
+    return replace(weights, path=path, file=inspect_weights(path).file)
 
 
 # ---- for applications: the task ---------------------------------------------------------------------------------
 
 
-class Request(BaseModel):
+class GenerateRequest(BaseModel):
     """What an application asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -155,28 +157,30 @@ def generate(services: Services, arguments: Mapping[str, Any], key: str) -> dict
     The same key draws once. Gives `job_id`, `prompt_id` and the pictures with an address each. Raises SpecInvalid,
     LoraNotReady, WorkflowInvalid, GeneratorError and its kinds.
     """
-    asked, where = _read(arguments), place(services)
-    with weights_of_subject(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
-        done = on_comfyui(
+    asked, where = _validate(arguments), comfyui_place(services)
+    with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
+        done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
         )
     prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
     return {
         "job_id": weights.file.removesuffix(".safetensors"),
         "prompt_id": done.prompt_id,
-        "pictures": [_kept(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)],
+        "pictures": [
+            _store_picture(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)
+        ],
     }
 
 
-def _read(arguments: Mapping[str, Any]) -> Request:
+def _validate(arguments: Mapping[str, Any]) -> GenerateRequest:
     try:
-        return Request.model_validate(dict(arguments))
+        return GenerateRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
         raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
 
 
-def _kept(services: Services, stem: str, name: str, data: bytes) -> dict[str, Any]:
+def _store_picture(services: Services, stem: str, name: str, data: bytes) -> dict[str, Any]:
     suffix = Path(name).suffix.lower()
     key = stem + (suffix if suffix in _SUFFIXES else ".bin")
     services.store.put(key, data)
@@ -187,11 +191,11 @@ def _kept(services: Services, stem: str, name: str, data: bytes) -> dict[str, An
 # ---- with diffusers, here ---------------------------------------------------------------------------------------
 
 # Steps, guidance and side where nothing is said: what each family's authors draw with.
-_USUAL = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
+_DEFAULTS = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
 
 
 @dataclass(frozen=True)
-class Here:
+class DiffusersOptions:
     """How to draw on this machine; what is None is the family's usual."""
 
     prompt: str
@@ -204,8 +208,8 @@ class Here:
     device: str = "auto"
 
 
-def here(
-    services: Services, how: Here, weights: Weights | None, *, strength: float, trigger_word: str | None
+def draw_with_diffusers(
+    services: Services, how: DiffusersOptions, weights: LoraWeights | None, *, strength: float, trigger_word: str | None
 ) -> list[bytes]:
     """PNG files, one for each seed. Imports torch. Raises SpecInvalid, BaseModelUnavailable, LoraInvalid."""
     base_model = how.base_model or (weights.base_model if weights else None)
@@ -213,10 +217,10 @@ def here(
         raise SpecInvalid.of({"base_model": "the LoRA file does not say what it was trained on; name it"})
     named = BASE_MODELS.get(base_model)
     family = how.family or (named.family if named else None) or (weights.family if weights else None)
-    if family not in _USUAL:
-        raise SpecInvalid.of({"family": f"name the base model's: {', '.join(_USUAL)}"})
+    if family not in _DEFAULTS:
+        raise SpecInvalid.of({"family": f"name the base model's: {', '.join(_DEFAULTS)}"})
     location = services.settings.base_models.get(base_model) or (named.location if named else base_model)
-    steps, guidance, side = _USUAL[family]
+    steps, guidance, side = _DEFAULTS[family]
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or said(word, how.prompt) else f"{word}, {how.prompt}"
     from training.sample import draw  # torch takes seconds to import: after all that can be wrong without it

@@ -31,7 +31,7 @@ _KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "web
 # ---- settings -------------------------------------------------------------------------------------------------
 
 
-def settings_of(services: Services, owner_id: str, subject_id: str) -> dict[str, Any]:
+def get(services: Services, owner_id: str, subject_id: str) -> dict[str, Any]:
     """How a subject is trained; of one that nobody has spoken of, what holds where nothing is said."""
     with services.database.reading() as session:
         subject = session.get(Subject, (owner_id, subject_id)) or Subject(owner_id=owner_id, id=subject_id)
@@ -40,7 +40,7 @@ def settings_of(services: Services, owner_id: str, subject_id: str) -> dict[str,
 
 def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Change some of a subject's settings; None takes a value away. Raises SpecInvalid with every fault."""
-    changed, faults = _read(services, subject_id, values)
+    changed, faults = _validate(services, subject_id, values)
     if faults:
         raise SpecInvalid.of(faults)
     with services.database.writing() as session:
@@ -49,14 +49,14 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
         for name, value in {**changed, "updated_at": utcnow()}.items():
             setattr(subject, name, value)
         session.add(subject)
-    return settings_of(services, owner_id, subject_id)
+    return get(services, owner_id, subject_id)
 
 
-def _read(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _validate(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The values as they are kept, and what is wrong with them."""
     faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
     kept: dict[str, Any] = {name: value for name, value in values.items() if name in _KEPT}
-    if _fault_of_word(_NAME, subject_id):
+    if _word_fault(_NAME, subject_id):
         faults["subject_id"] = "1 to 200 characters, none of them a control character"
     if "train_automatically" in kept:
         kept["train_automatically"] = bool(kept["train_automatically"])
@@ -64,17 +64,17 @@ def _read(services: Services, subject_id: str, values: Mapping[str, Any]) -> tup
         faults["base_model"] = f"one of {', '.join(BASE_MODELS)}"
     for name in ("trigger_word", "class_word"):
         if kept.get(name) is not None:
-            if fault := _fault_of_word(_WORD, kept[name]):
+            if fault := _word_fault(_WORD, kept[name]):
                 faults[name] = fault
             kept[name] = kept[name].strip() or None
     if kept.get("webhook_url") is not None and (
-        fault := training_request.refused_webhook(kept["webhook_url"], services.sources)
+        fault := training_request.webhook_fault(kept["webhook_url"], services.sources)
     ):
         faults["webhook_url"] = fault
     return kept, faults
 
 
-def _fault_of_word(kind: TypeAdapter[str], value: str) -> str | None:
+def _word_fault(kind: TypeAdapter[str], value: str) -> str | None:
     try:
         kind.validate_python(value)
     except ValidationError as error:
@@ -108,7 +108,7 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
     A set is known by its good pictures and the recipe: said twice, also at the same time, it is trained once. Why
     nothing was started also goes to the subject's webhook. Raises SpecInvalid for names that are none.
     """
-    if _fault_of_word(_NAME, owner_id) or _fault_of_word(_NAME, subject_id):
+    if _word_fault(_NAME, owner_id) or _word_fault(_NAME, subject_id):
         raise SpecInvalid.of({"subject_id": "owner and subject have names of 1 to 200 characters"})
     with services.database.writing() as session:
         # Whoever comes second waits here, and then sees what the first one did.
@@ -120,7 +120,7 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
             session.add(subject)
         outcome = _start(session, services, subject)
         if outcome.reason not in (None, "already_started"):
-            _tell_why_not(session, subject, outcome)
+            _queue_not_started_notices(session, subject, outcome)
     view = service.get(services, outcome.job_id, owner_id) if outcome.job_id else None
     return Completion(outcome.reason is None, outcome.reason, outcome.message, view)
 
@@ -130,7 +130,9 @@ def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
         return _Outcome(reason="disabled", message="training automatically is switched off for this subject")
     if not subject.base_model or not subject.trigger_word:
         return _Outcome(reason="not_set_up", message="the subject's settings name no base model or no trigger word")
-    good = sorted(subject_pictures.usable(session, subject.owner_id, subject.id))[-MAX_PICTURES:]  # ids sort by time
+    good = sorted(subject_pictures.usable_ids(session, subject.owner_id, subject.id))[
+        -MAX_PICTURES:
+    ]  # ids sort by time
     if len(good) < MIN_PICTURES:
         message = f"{len(good)} good pictures; a training takes at least {MIN_PICTURES}"
         return _Outcome(reason="too_few_images", message=message)
@@ -176,9 +178,9 @@ def _job(session: Session, subject: Subject, idempotency_key: str | None = None)
     return session.exec(query.where(Job.subject_id == subject.id, col(Job.status).in_(ACTIVE)).limit(1)).first()
 
 
-def _tell_why_not(session: Session, subject: Subject, outcome: _Outcome) -> None:
+def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Outcome) -> None:
     """A notice about a training that there is not; it stands under the subject's id."""
-    notices.tell_not_started(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
+    notices.queue_not_started_mail(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
     told = {

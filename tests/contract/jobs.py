@@ -78,6 +78,6 @@ def events(services: Services, job_id: str, kind: str) -> list[dict[str, Any]]:
 
 def balances(services: Services) -> dict[str, int]:
     """What Ada has; the books are in order."""
-    assert sweeps.check_books(services) == []
+    assert sweeps.audit_books(services) == []
     found = accounts.balance(services, "ada")
     return {"held": found.held, "spent": found.spent, "available": found.available}

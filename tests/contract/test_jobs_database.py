@@ -45,7 +45,7 @@ from jobs import accounts, service, sweeps, transitions
 from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.stages.stage_runner import NotMine, TryAgain, claim, working
+from jobs.stages.stage_runner import NothingToDo, RetryLater, claim, holding_lease
 from jobs.view import View
 from notifications.tables import OutboxMessage
 from storage.database import Database
@@ -270,7 +270,7 @@ def test_an_expired_claim_is_taken_over_and_its_holder_writes_nothing_more(servi
         with pytest.raises(LeaseLost), services.database.writing() as session:
             write(session)
     with services.database.writing() as session:
-        assert not stale.held(session)
+        assert not stale.is_held(session)
         assert not transitions.fail_leased(session, stale, OutOfMemory("too late"))
     found = row(services, job_id)
     assert (found.step, found.stage, found.status, found.lease_token) == (0, "train", "training", fresh.token)
@@ -432,9 +432,9 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
     for attempt in (1, 2, 3):
         lease, _ = claim(services, job_id, Stage.TRAIN)
         assert lease.attempt == attempt
-        with pytest.raises((TryAgain, ImageUnreachable)) as caught, working(services, lease):
+        with pytest.raises((RetryLater, ImageUnreachable)) as caught, holding_lease(services, lease):
             raise ImageUnreachable("not just now")
-        if isinstance(caught.value, TryAgain):
+        if isinstance(caught.value, RetryLater):
             delays.append(caught.value.delay_s)
     assert 1.5 <= delays[0] <= 2.5 < 3 <= delays[1] <= 5
     view = service.get(services, job_id)
@@ -454,7 +454,7 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
 def test_a_final_failure_ends_the_job_at_once(services: Services, job_id: str, error: Exception, code: str) -> None:
     put_at(services, job_id, Stage.TRAIN)
     lease, _ = claim(services, job_id, Stage.TRAIN)
-    with pytest.raises(Exception), working(services, lease):  # noqa: B017, PT011 - one of ours, made from it
+    with pytest.raises(Exception), holding_lease(services, lease):  # noqa: B017, PT011 - one of ours, made from it
         raise error
     view = service.get(services, job_id)
     assert (view["status"], view["failure"]["code"], view["attempt"]) == ("failed", code, 1)
@@ -467,7 +467,7 @@ def test_who_lost_the_lease_fails_nobody(services: Services, job_id: str) -> Non
     stale = lease_of(services, job_id, lease_s=-1)
     lease_of(services, job_id)
     for error in (LossNotFinite("nan"), ImageUnreachable("x"), LeaseLost("gone")):
-        with pytest.raises(NotMine), working(services, stale):
+        with pytest.raises(NothingToDo), holding_lease(services, stale):
             raise error
     assert row(services, job_id).status == "training"
     assert balances(services)["held"] == 50
@@ -718,7 +718,7 @@ def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Service
     assert (left_out.state, json.loads(left_out.faults)) == ("bad", ["unreadable"])
     assert "3 times" in json.loads(left_out.report or "")["error"]
     assert row(services, job_id).status in ACTIVE
-    lacking = sweeps.what_is_lacking(services, job_id)
+    lacking = sweeps.remaining_work(services, job_id)
     assert lacking is not None
     assert list(lacking.waiting) == [0, 1, 3, 4]
 

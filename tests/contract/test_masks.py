@@ -13,7 +13,7 @@ from core.settings import Settings
 from jobs import accounts, keys, service
 from jobs.services import Services
 from jobs.stages import intake, steps
-from jobs.stages.stage_runner import TryAgain
+from jobs.stages.stage_runner import RetryLater
 from jobs.subjects import subject_pictures
 from storage.tables import PictureState
 from tests.contract.jobs import GRANTED, REQUEST, picture, row
@@ -173,7 +173,7 @@ def test_a_host_that_is_away_is_tried_three_times_for_a_mask(house_with: Callabl
         services, [{"ref": name, "mask": "http://127.0.0.1:9/m.png"} for name in stored(services, files)]
     )
     for _ in range(services.settings.max_attempts - 1):
-        with pytest.raises(TryAgain):
+        with pytest.raises(RetryLater):
             steps.preprocess(services, job_id, 0)
     steps.preprocess(services, job_id, 0)
     assert report(services, job_id)["bad"] == ["unusable_mask"]
@@ -224,7 +224,7 @@ def test_stored_masks_are_not_among_the_pictures(services: Services, files: Path
     shown, mask = store(services, data), store(services, data, is_mask=True)
     assert shown != mask
     assert (store(services, data), store(services, data, is_mask=True)) == (shown, mask)
-    assert [view["id"] for view in subject_pictures.shown(services, "ada", "dog")] == [shown]
-    assert [view["id"] for view in subject_pictures.masks(services, "ada", "dog")] == [mask]
+    assert [view["id"] for view in subject_pictures.list_pictures(services, "ada", "dog")] == [shown]
+    assert [view["id"] for view in subject_pictures.list_masks(services, "ada", "dog")] == [mask]
     with services.database.reading() as session:
-        assert subject_pictures.usable(session, "ada", "dog") == [shown]
+        assert subject_pictures.usable_ids(session, "ada", "dog") == [shown]

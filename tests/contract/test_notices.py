@@ -46,21 +46,21 @@ def deliver(services: Services) -> None:
 
 def test_preferences_are_checked_kept_and_taken_away(services: Services) -> None:
     assert notices.get(services, "ada")["email"] is None
-    kept = notices.put(services, "ada", {"email": "ada@example.org", "low_credits": 5})
+    kept = notices.change(services, "ada", {"email": "ada@example.org", "low_credits": 5})
     assert kept == notices.get(services, "ada")
     assert "training.processing" not in kept["events"]
-    assert notices.put(services, "ada", {"events": ["training.failed"]})["low_credits"] == 5
+    assert notices.change(services, "ada", {"events": ["training.failed"]})["low_credits"] == 5
     for bad in ("x", "a@b\nBcc: c@d", "a@b, c@d", "<a@b>", "Ada <a@b.example>", "a" * 65 + "@b.example"):
         with pytest.raises(SpecInvalid) as error:
-            notices.put(services, "ada", {"email": bad, "events": ["nonsense"], "low_credits": -2})
+            notices.change(services, "ada", {"email": bad, "events": ["nonsense"], "low_credits": -2})
         assert set(error.value.faults) == {"email", "events", "low_credits"}
     with pytest.raises(SpecInvalid):
-        notices.put(services, "ada", {"colour": "red"})
-    assert notices.put(services, "ada", {"email": None, "events": None})["email"] is None
+        notices.change(services, "ada", {"colour": "red"})
+    assert notices.change(services, "ada", {"email": None, "events": None})["email"] is None
 
 
 def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org", "events": ["training.processing", "training.failed"]})
+    notices.change(services, "ada", {"email": "ada@example.org", "events": ["training.processing", "training.failed"]})
     job_id = service.submit(services, request(services))["job_id"]
     with services.database.writing() as session:
         transitions.begin(session, job_id)
@@ -69,7 +69,7 @@ def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(servic
         transitions.fail(session, job_id, ImageInvalid("the pictures cannot be read"))
     assert [one.topic for one in waiting(services, "mail")] == ["training.failed"]
     assert waiting(services, "alert") == []  # the request's fault, not ours
-    notices.put(services, "ada", {"events": ["training.completed"]})
+    notices.change(services, "ada", {"events": ["training.completed"]})
     deliver(services)  # what is no longer wanted is not sent, and nobody is asked to look at it
     assert waiting(services, "mail") == []
     with services.database.reading() as session:
@@ -79,7 +79,7 @@ def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(servic
 
 
 def test_low_credits_are_told_once_until_there_were_enough(services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
+    notices.change(services, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
     first = service.submit(services, request(services))["job_id"]
     held = 1000 - accounts.balance(services, "ada").available
     assert held >= 50
@@ -89,12 +89,12 @@ def test_low_credits_are_told_once_until_there_were_enough(services: Services) -
     service.cancel(services, first)
     service.submit(services, request(services, seed=3))
     assert len(waiting(services, "mail")) == 1  # there are enough again
-    notices.put(services, "ada", {"low_credits": 10_000})
+    notices.change(services, "ada", {"low_credits": 10_000})
     assert len(waiting(services, "mail")) == 2
 
 
 def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings, services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org"})
+    notices.change(services, "ada", {"email": "ada@example.org"})
     accounts_before = accounts.balance(services, "ada")
     service.cancel(services, service.submit(services, request(services))["job_id"])
     [message] = waiting(services, "mail")
@@ -189,7 +189,7 @@ def test_a_notice_of_no_job_is_taken_by_its_task() -> None:
 
 
 def test_a_mail_server_that_is_down_is_asked_once_a_minute(services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org"})
+    notices.change(services, "ada", {"email": "ada@example.org"})
     for seed in (1, 2, 3):
         service.cancel(services, service.submit(services, request(services, seed=seed))["job_id"])
     notices.deliver_mail(services, waiting(services, "mail")[0].id)

@@ -17,7 +17,7 @@ def ready_and_charged_once(running: Site, job_id: str) -> View:
     kinds = [entry["kind"] for entry in accounts.statement(running.services, view["owner_id"])]
     assert kinds.count("settle") == kinds.count("hold")
     assert accounts.balance(running.services, view["owner_id"]).held == 0
-    assert sweeps.check_books(running.services) == []
+    assert sweeps.audit_books(running.services) == []
     return view
 
 

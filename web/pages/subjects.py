@@ -36,7 +36,7 @@ _PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger 
 
 @router.get("/")
 def index(request: Request, services: ServicesDep, caller: PageReaderDep) -> Response:
-    return render(request, "subjects.html", subjects=overview.subjects_of(services, caller.owner_id))
+    return render(request, "subjects.html", subjects=overview.list_subjects(services, caller.owner_id))
 
 
 @router.get("/subjects")
@@ -81,8 +81,8 @@ def subject(
     resolution: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
     owner_id = caller.owner_id
-    kept = subject_settings.settings_of(services, owner_id, subject_id)
-    pictures = subject_pictures.shown(services, owner_id, subject_id)
+    kept = subject_settings.get(services, owner_id, subject_id)
+    pictures = subject_pictures.list_pictures(services, owner_id, subject_id)
     good = _good(pictures)
     form = TrainForm(base_model or kept["base_model"] or "sd15", max_steps, resolution)
     quote, faults = _quoted(services, owner_id, form, good)
@@ -185,9 +185,9 @@ def _save(
 def automatic(
     services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, on: Annotated[Literal["yes", "no"], Form()]
 ) -> Response:
-    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
     if on == "yes":
-        good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
+        good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
         usual, _ = _quoted(services, caller.owner_id, TrainForm(kept["base_model"]), good)
         if obstacles := [*_not_set_up(kept), *_obstacles(good, usual)]:
             raise IllegalMove(" ".join(obstacles))
@@ -211,7 +211,7 @@ def start(
     """Save the settings and start a training, unless it costs more than the page has shown."""
     if not trigger_word.strip():
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
-    good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
+    good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
     form = TrainForm(base_model, max_steps, resolution)
     quote, faults = _quoted(services, caller.owner_id, form, good)
     if quote is None:
@@ -224,7 +224,7 @@ def start(
             "pictures or settings have changed. Reload the page, check the price, and start again."
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
     recipe = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url") if kept[name] is not None}
     view = service.submit(
         services,
@@ -263,7 +263,7 @@ def caption(
     picture_id: PictureId,
     text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
-    subject_pictures.caption(services, caller.owner_id, subject_id, picture_id, text)
+    subject_pictures.set_caption(services, caller.owner_id, subject_id, picture_id, text)
     return _redirect(subject_id, "captioned")
 
 

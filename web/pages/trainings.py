@@ -80,7 +80,7 @@ def _left_out(view: View) -> list[tuple[int, str]]:
     for picture in view["pictures"]:
         report = picture["report"] or {}
         size = {"width": report.get("width", 0), "height": report.get("height", 0)}
-        if words := [subject_pictures.in_words(fault, **size) for fault in picture["faults"]]:
+        if words := [subject_pictures.describe_fault(fault, **size) for fault in picture["faults"]]:
             found.append((picture["position"] + 1, "; ".join(words)))
     return found
 

@@ -42,4 +42,4 @@ def notices_of(services: ServicesDep, caller: ReaderDep) -> Notices:
 )
 def change_notices(services: ServicesDep, caller: TrainerDep, change: NoticesChange) -> Notices:
     values = {name: getattr(change, name) for name in change.model_fields_set}
-    return Notices(**notices.put(services, caller.owner_id, values))
+    return Notices(**notices.change(services, caller.owner_id, values))

@@ -28,7 +28,7 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
     """The arguments of `service.submit`: the body, completed by the subject's settings. Raises SpecInvalid."""
     given = {name: getattr(body, name) for name in TrainRequest.model_fields if getattr(body, name) is not None}
     given |= {name: snake_keys(name, given[name]) for name in GROUPS if name in given}
-    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
     silent = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
     arguments = {name: value for name, value in silent.items() if value is not None} | given
     images, masks = arguments.pop("image_ids", None), arguments.pop("mask_ids", None)
@@ -145,7 +145,7 @@ def lora(
 
 @router.get("/lora/settings", summary="Get the settings of a subject", responses=responses(*ALWAYS))
 def settings(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> SubjectSettings:
-    return SubjectSettings(**subject_settings.settings_of(services, caller.owner_id, subject_id))
+    return SubjectSettings(**subject_settings.get(services, caller.owner_id, subject_id))
 
 
 @router.patch("/lora/settings", summary="Change the settings of a subject", responses=responses(*_WRITES))

@@ -95,7 +95,7 @@ async def events(
 )
 def log(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> str:
     events = service.events(services, job_id, owner_id=caller.owner_id)
-    return "".join(f"{line}\n" for line in history.lines(events))
+    return "".join(f"{line}\n" for line in history.describe(events))
 
 
 # ---- results ------------------------------------------------------------------------------------------------
