@@ -33,7 +33,7 @@ LOST = (PodState.CLOSING, PodState.GONE)
 
 
 @dataclass(frozen=True)
-class Placement:
+class PodPlacement:
     """Where a training may go. `pod` is None for the fixed server and where there is no place yet.
 
     `found` says whether there is one. Where not, `reason` says why in words for the owner, and the job waits and
@@ -48,7 +48,7 @@ class Placement:
 # ---- a place for a training -----------------------------------------------------------------------------------
 
 
-def place(services: Services, spec: TrainSpec, assign: Assign) -> Placement:
+def place(services: Services, spec: TrainSpec, assign: Assign) -> PodPlacement:
     """Find a training its server: a pod with room, else a new one within the ceilings.
 
     `assign(session, pod)` is called inside the transaction that chose the pod and must write the RemoteRun row with
@@ -59,7 +59,7 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> Placement:
     if services.settings.ai_toolkit_url:
         with services.database.writing() as session:
             assign(session, None)
-        return Placement(found=True)
+        return PodPlacement(found=True)
     if services.runpod is None:
         raise BackendFailed(
             "no trainer to send this to: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set"
@@ -67,18 +67,18 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> Placement:
     with services.database.writing() as session:
         lock_pods(session)
         if reason := pod_costs.reason_daily_ceiling_reached(session, services.settings):
-            return Placement(found=False, reason=reason)
+            return PodPlacement(found=False, reason=reason)
         pod = _pod_with_room(session, services.settings.pod_jobs_max, spec.family)
         if pod is not None:
             share_out_cost(session, pod.id)
             pod.idle_since = None
             pod.family = " ".join(dict.fromkeys([*pod.family.split(), spec.family]))
             assign(session, pod)
-            return Placement(found=True, pod=pod)
+            return PodPlacement(found=True, pod=pod)
         if reason := pod_rental.reason_not_to_rent(session, services.settings):
-            return Placement(found=False, reason=reason)
+            return PodPlacement(found=False, reason=reason)
     pod, reason = pod_rental.rent(services, services.runpod, spec.family, assign)
-    return Placement(found=pod is not None, pod=pod, reason=reason)
+    return PodPlacement(found=pod is not None, pod=pod, reason=reason)
 
 
 def _pod_with_room(session: Session, most: int, family: str) -> RentedPod | None:

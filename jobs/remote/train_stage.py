@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def train(services: Services, lease: Lease, job: Job) -> None:
-    """Submit, or collect what is completed. Raises NothingToDo where the chain does not go on from here, but by a poll."""
+    """Submit the job, or collect a completed one. Raises NothingToDo where a poll, not this chain, goes on with it."""
     with holding_lease(services, lease), work_dir(services, job.id) as folder:
         is_done = _submit_or_collect(services, lease, job, folder)
     if not is_done:

@@ -114,7 +114,7 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     peft.write_bytes(lora_formats.to_bytes(lora_formats.read(lora), "peft"))
     told: list[str] = []
     done = drawing.draw_on_comfyui(
-        drawing.comfyui_place(services),
+        drawing.comfyui_target(services),
         workflow("sd15"),
         drawing.inspect_weights(peft),
         trigger_word="hush",
