@@ -1,6 +1,5 @@
 """`--watch`: stages, progress, loss and time left of a job, live on a terminal or as lines in a file."""
 
-import json
 import time
 from typing import Any
 
@@ -38,7 +37,7 @@ def _lines(services: Services, job_id: str, console: Console) -> View:
         view = service.get(services, job_id)
         for event in service.events(services, job_id, seen):
             seen = event.id or seen
-            console.print(f"{event.at:%H:%M:%S} {event.kind}: {_line(json.loads(event.data))}", highlight=False)
+            console.print(f"{event.at:%H:%M:%S} {event.kind}: {_line(event.data)}", highlight=False)
         if view["status"] not in ACTIVE:
             return view
         time.sleep(_POLL_S)

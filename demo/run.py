@@ -116,7 +116,7 @@ def _show(view: View, home: Path, base: Path) -> None:
     losses = [
         (data["step"], data["loss"])
         for event in service.events(services(), view["job_id"])
-        if event.kind == "progress" and (data := json.loads(event.data))["loss"] is not None
+        if event.kind == "progress" and (data := event.data)["loss"] is not None
     ]
     curve, samples = home / "loss.png", home / "before_after.png"
     pictures_of_it.loss_curve(losses, curve)

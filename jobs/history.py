@@ -1,6 +1,5 @@
 """What happened to jobs: the events behind a number, of one job or of many at once, and in words."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
@@ -50,7 +49,7 @@ def position(services: Services, job_id: str, owner_id: str | None = None) -> tu
 
 def describe(events: Sequence[JobEvent]) -> list[str]:
     """What happened, for people: a line for each event."""
-    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_describe_event(event.kind, json.loads(event.data))}" for event in events]
+    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_describe_event(event.kind, event.data)}" for event in events]
 
 
 def _describe_event(kind: str, data: Mapping[str, object]) -> str:

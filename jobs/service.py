@@ -1,6 +1,5 @@
 """What an application or operator may ask for: quote, submit, look, cancel, retry, store pictures, grant."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -255,8 +254,7 @@ def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = N
 
 def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
     """The request that a job was made of."""
-    recipe: dict[str, Any] = json.loads(job.spec)
-    return recipe | {
+    return job.spec | {
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,

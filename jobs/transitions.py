@@ -7,7 +7,6 @@ A leased move counts only while the lease holds; a final move counts only while 
 comes second does nothing, and every move may be tried again.
 """
 
-import json
 import logging
 import random
 from datetime import timedelta
@@ -48,7 +47,7 @@ def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
         session.connection().execute(
             sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
         )
-    session.add(JobEvent(job_id=job_id, kind=kind, data=json.dumps(data)))
+    session.add(JobEvent(job_id=job_id, kind=kind, data=data))
 
 
 def notify(session: Session, job: Job, event: str) -> None:
@@ -163,7 +162,7 @@ def fail(session: Session, job_id: str, error: ImprintError) -> bool:
     """Fail the job, release the hold, write the notice. False if it was final already. Failed jobs cost nothing."""
     return _end(
         session, job_id, Status.FAILED,
-        failure_code=error.code, failure_message=error.message, details=json.dumps(error.details),
+        failure_code=error.code, failure_message=error.message, details=error.details,
     )  # fmt: skip
 
 
@@ -298,8 +297,8 @@ def _release_picture(session: Session, picture: JobPicture, settings: Settings) 
     picture.lease_holder = None
     if picture.attempt >= settings.max_attempts:
         picture.state = PictureState.BAD
-        picture.faults = json.dumps(["unreadable"])
-        picture.report = json.dumps({"error": f"the worker was lost {picture.attempt} times while reading it"})
+        picture.faults = ["unreadable"]
+        picture.report = {"error": f"the worker was lost {picture.attempt} times while reading it"}
     session.add(picture)
     session.flush()
 

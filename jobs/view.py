@@ -1,6 +1,5 @@
 """A job as the outside sees it: no addresses of pictures, no lease holders, nothing secret."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -132,11 +131,11 @@ def view_of(
 
 def picture_view(picture: JobPicture) -> PictureView:
     """One picture's verdict."""
-    report = json.loads(picture.report) if picture.report else None
+    report = picture.report
     return PictureView(
         position=picture.position,
         state=PictureState(picture.state),
-        faults=json.loads(picture.faults),
+        faults=picture.faults,
         report={name: value for name, value in report.items() if name not in _INNER} if report else None,
     )
 
@@ -148,5 +147,4 @@ def _activity(run: RemoteRun | None) -> str | None:
 def _failure(job: Job) -> FailureView | None:
     if job.failure_code is None:
         return None
-    details = json.loads(job.details) if job.details else {}
-    return FailureView(code=job.failure_code, message=job.failure_message, details=details)
+    return FailureView(code=job.failure_code, message=job.failure_message, details=job.details or {})

@@ -5,7 +5,6 @@ transaction, sends with none open, and records the outcome in another. If it die
 out and somebody sends again, under the same message id.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -93,7 +92,7 @@ def put(
             owner_id=owner_id,
             destination=destination,
             sequence=0 if job_id is None else _next_sequence(session, job_id),
-            payload=json.dumps({**tracing.carried(), **payload}, ensure_ascii=False, allow_nan=False),
+            payload={**tracing.carried(), **payload},
             created_at=now,
             due_at=due_at or now,
             attempts=0,
@@ -107,7 +106,7 @@ def trace_of(session: Session, job_id: str) -> dict[str, str]:
     if not settings().tracing:
         return {}
     first = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id).order_by(MESSAGE.c.sequence).limit(1)
-    payload = json.loads(session.execute(first).scalar() or "{}")
+    payload: Mapping[str, Any] = session.execute(first).scalar() or {}
     return {tracing.HEADER: payload[tracing.HEADER]} if tracing.HEADER in payload else {}
 
 
@@ -366,5 +365,4 @@ def _drop(session: Session, whose: list[sa.ColumnElement[bool]], reason: str, no
 
 
 def _message(row: sa.Row[Any]) -> Message:
-    fields = dict(row._mapping)
-    return Message(**{**fields, "payload": json.loads(fields["payload"])})
+    return Message(**row._mapping)

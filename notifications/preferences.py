@@ -1,6 +1,5 @@
 """How owners want to be told besides webhooks: an e-mail address, the events for it, and when credits are low."""
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,7 +53,7 @@ def of(session: Session, owner_id: str) -> Preferences:
     row = session.execute(sa.select(*columns).where(PREFERENCES.c.owner_id == owner_id)).one_or_none()
     if row is None:
         return Preferences()
-    return Preferences(row.email, tuple(json.loads(row.events)), row.low_credits, row.low_told_at)
+    return Preferences(row.email, tuple(row.events), row.low_credits, row.low_told_at)
 
 
 def keep(session: Session, owner_id: str, wishes: Preferences) -> None:
@@ -62,7 +61,7 @@ def keep(session: Session, owner_id: str, wishes: Preferences) -> None:
     wishes.check()
     values = {
         "email": wishes.email,
-        "events": json.dumps(wishes.events),
+        "events": list(wishes.events),
         "low_credits": wishes.low_credits,
         "low_told_at": wishes.low_told_at,
         "updated_at": utcnow(),

@@ -1,11 +1,13 @@
 """The outbox, and who wants nothing from it any more."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime
+from core.json_column import JsonText
 
 KINDS = ("launch", "notice", "cleanup", "mail", "alert")
 _WAITING = sa.text("sent_at IS NULL AND dead_at IS NULL")
@@ -16,7 +18,7 @@ class OutboxMessage(SQLModel, table=True):
 
     `id` is the same in every attempt. `sequence` counts a job's messages from 1; `topic` says which of its
     kind this is (a notice's event); `destination` is where it goes, so that one slow receiver can be told
-    apart from the others. Until `claimed_until` a relay may be sending it. `payload` is JSON.
+    apart from the others. Until `claimed_until` a relay may be sending it.
     """
 
     __tablename__ = "outbox_message"
@@ -40,7 +42,7 @@ class OutboxMessage(SQLModel, table=True):
     owner_id: str | None = Field(sa_type=sa.Text)
     destination: str | None = Field(sa_type=sa.Text)
     sequence: int = Field(sa_type=sa.BigInteger)
-    payload: str = Field(sa_type=sa.Text)
+    payload: dict[str, Any] = Field(sa_column=sa.Column(JsonText(dict[str, Any]), nullable=False))
     created_at: datetime = Field(sa_type=UtcDateTime)
     due_at: datetime = Field(sa_type=UtcDateTime)
     claimed_until: datetime | None = Field(sa_type=UtcDateTime)
@@ -68,7 +70,8 @@ class Preferences(SQLModel, table=True):
 
     owner_id: str = Field(primary_key=True, sa_type=sa.Text)
     email: str | None = Field(sa_type=sa.Text)
-    events: str = Field(sa_type=sa.Text)  # JSON list of the events that go to the e-mail address
+    # The events that go to the e-mail address.
+    events: list[str] = Field(sa_column=sa.Column(JsonText(list[str]), nullable=False))
     low_credits: int | None = Field(sa_type=sa.BigInteger)  # tell when fewer than so many are available
     low_told_at: datetime | None = Field(sa_type=UtcDateTime)  # not again until the balance was above it
     updated_at: datetime = Field(sa_type=UtcDateTime)

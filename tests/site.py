@@ -197,7 +197,7 @@ class Site:
 
     def executions(self, job_id: str) -> list[str]:
         """The stages that the job went through, with retries, in order."""
-        return [json.loads(event.data).get("stage", "") for event in service.events(self.services, job_id)]
+        return [event.data.get("stage", "") for event in service.events(self.services, job_id)]
 
     def left_behind(self, job_id: str) -> list[str]:
         """Objects in the store and files in the work folders that still belong to this job."""

@@ -1,6 +1,5 @@
 """The way between a running training and the database: progress out; cancelled, lost or leaving in."""
 
-import json
 import logging
 import threading
 import time
@@ -62,9 +61,9 @@ class JobControl:
             "loss": progress.loss,
             "seconds_left": progress.seconds_left,
         }
-        looked: dict[str, float] = {}
+        validated: dict[str, float] = {}
         if progress.validation_loss is not None:
-            looked = {"validation_loss": progress.validation_loss}
+            validated = {"validation_loss": progress.validation_loss}
         try:
             with self._database.writing() as session:
                 self._lease.write(
@@ -73,10 +72,10 @@ class JobControl:
                     loss=progress.loss,
                     seconds_left=progress.seconds_left,
                     seconds_per_step=progress.seconds_per_step,
-                    **looked,
+                    **validated,
                 )
-                told = json.dumps(data | looked)
-                session.add(JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=told))
+                event = JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=data | validated)
+                session.add(event)
         except LeaseLost:
             self._raise_why()
         except AWAY as error:

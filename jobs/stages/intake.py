@@ -1,7 +1,6 @@
 """The pictures of a job: stored ones, and what was prepared before."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def convert(
     A file, or its mask, that cannot be read gives a row that says why.
     """
     recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None)
-    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report="{}")
+    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report={})
     try:
         made = services.decoder.prepare(
             data,
@@ -138,10 +137,10 @@ def convert(
         )
     except ImageInvalid as error:
         fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"
-        row.report = json.dumps({"error": error.message, "code": error.code, "bad": [fault]})
+        row.report = {"error": error.message, "code": error.code, "bad": [fault]}
     else:
         bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-        row.report = json.dumps(made.report.to_dict() | {"bad": bad})
+        row.report = made.report.to_dict() | {"bad": bad}
         row.sha256, row.width, row.height = made.sha256, made.width, made.height
         row.key = keys.prepared(made.sha256)
         services.store.put(row.key, made.png)
@@ -150,15 +149,14 @@ def convert(
 
 def picture_values(done: PreparedPicture) -> dict[str, Any]:
     """What a prepared picture means for a job's picture."""
-    report = json.loads(done.report)
-    faults = report.get("bad", [])
+    faults = done.report.get("bad", [])
     return {
         "state": PictureState.BAD if faults else PictureState.GOOD,
         "source_sha256": done.source_sha256 or None,
         "prepared_sha256": done.sha256,
         "width": done.width,
         "height": done.height,
-        "faults": json.dumps(faults),
+        "faults": faults,
         "report": done.report,
     }
 

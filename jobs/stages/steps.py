@@ -3,7 +3,6 @@ result if the lease still holds. Every step may run twice; twice changes nothing
 """
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 
@@ -87,7 +86,7 @@ def _prepare(
             raise
         fault, said = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
         report = {"error": said, "code": error.code, "bad": [fault]}
-        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report)), sum(map(len, files))
+        return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
     data, mask = files[0], files[1] if picture.mask else None
     sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
     with services.database.reading() as session:
@@ -120,7 +119,7 @@ def dataset(services: Services, job_id: str) -> None:
             rows = _list_pictures(session, job_id)
         duplicates = _leave_out_duplicates(rows)
         good = [row for row in rows if row.state == PictureState.GOOD]
-        report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
+        report = [{"position": row.position, "state": row.state, "faults": row.faults} for row in rows]
         spec = spec_of(job)
         fewest = MIN_PICTURES + spec.validation.held_out
         if len(good) < fewest:
@@ -148,13 +147,13 @@ def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:
 
 def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     good = [row for row in rows if row.state == PictureState.GOOD]
-    reports = [pictures.PictureReport.from_dict(json.loads(row.report or "{}")) for row in good]
+    reports = [pictures.PictureReport.from_dict(row.report or {}) for row in good]
     repeats = []
     for index, first in pictures.near_duplicates(reports).items():
         row = good[index]
         row.state = PictureState.BAD
-        row.faults = json.dumps(["near_duplicate"])
-        row.report = json.dumps(json.loads(row.report or "{}") | {"repeats": good[first].position})
+        row.faults = ["near_duplicate"]
+        row.report = (row.report or {}) | {"repeats": good[first].position}
         repeats.append(row)
     return repeats
 

@@ -1,7 +1,6 @@
 """The stored pictures of a subject: taken in with a first look, shown with a verdict, captioned, removed."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,11 +49,11 @@ def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_m
         ):
             raise IllegalMove(f"a subject has at most {MAX_STORED_PICTURES} pictures; remove some first")
     made = made or intake.convert(services, data, sha256, spec)
-    report = json.loads(made.report)
+    report = made.report
     if made.key is None or made.sha256 is None:
         raise ImageInvalid(report.get("error", "the picture cannot be read"))
     if is_mask:
-        report["bad"] = []  # a mask may be as white, black or flat as it likes
+        report = report | {"bad": []}  # a mask may be all white, black or flat
     preview_key = keys.thumbnail(made.sha256)
     if not services.store.exists(preview_key):
         services.store.put(preview_key, thumbnail(services.store.get(made.key)))
@@ -62,7 +61,7 @@ def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_m
     seen = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
     with services.database.writing() as session:
         insert_if_absent(session, made)
-        session.connection().execute(seen.values(report=json.dumps(report), preview_key=preview_key))
+        session.connection().execute(seen.values(report=report, preview_key=preview_key))
     return picture_id
 
 
@@ -148,20 +147,15 @@ def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple
     """Each picture with its faults; of several that are alike the first is good, as the dataset step has it."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
     pictures = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id)).order_by(*order)).all()
-    judged = [(picture, list(_report(picture).get("bad", []))) for picture in pictures]
+    judged = [(picture, list((picture.report or {}).get("bad", []))) for picture in pictures]
     good = [(picture, faults) for picture, faults in judged if not faults and picture.report]
-    for index in near_duplicates([PictureReport.from_dict(_report(picture)) for picture, _ in good]):
+    for index in near_duplicates([PictureReport.from_dict(picture.report or {}) for picture, _ in good]):
         good[index][1].append("near_duplicate")
     return judged
 
 
-def _report(picture: StoredPicture) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(picture.report) if picture.report else {}
-    return report
-
-
 def _view(picture: StoredPicture, faults: Sequence[str]) -> dict[str, Any]:
-    report = _report(picture)
+    report = picture.report or {}
     size = {"width": report.get("width", 0), "height": report.get("height", 0)}
     return {
         "id": picture.id,

@@ -1,6 +1,5 @@
 """Services on both databases with an owner who has credits and one accepted job; ways to move and to look at jobs."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def messages(services: Services, job_id: str) -> list[str]:
 
 
 def events(services: Services, job_id: str, kind: str) -> list[dict[str, Any]]:
-    return [json.loads(event.data) for event in service.events(services, job_id) if event.kind == kind]
+    return [event.data for event in service.events(services, job_id) if event.kind == kind]
 
 
 def balances(services: Services) -> dict[str, int]:

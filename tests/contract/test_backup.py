@@ -89,7 +89,7 @@ def test_everything_comes_back_on_the_other_database(
     # Numbers that the database hands out go on behind the restored ones.
     last = max(event.id or 0 for event in service.events(restored, job_id))
     with restored.database.writing() as session:
-        session.add(event := JobEvent(job_id=job_id, kind="progress", data="{}"))
+        session.add(event := JobEvent(job_id=job_id, kind="progress", data={}))
         session.flush()
         assert event.id == last + 1
     # And the owner's credits can be moved: the ledger's own counts are the restored ones.

@@ -1,6 +1,5 @@
 """Masks of a job's pictures: fetched, judged and kept as the pictures are, on both kinds of database."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,8 +79,7 @@ def preprocessed(services: Services, images: list[Any], **changed: Any) -> str:
 
 
 def report(services: Services, job_id: str, position: int = 0) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(picture(services, job_id, position).report or "{}")
-    return told
+    return picture(services, job_id, position).report or {}
 
 
 def alpha(services: Services, sha256: str) -> Image.Image:
@@ -98,7 +96,7 @@ def test_a_mask_from_anywhere_gives_the_same_bytes(house_with: Callable[..., Ser
         for mask in masks:
             job_id = preprocessed(services, [{"ref": (files / "0.png").as_uri(), "mask": mask}, *names[1:]])
             done = picture(services, job_id)
-            assert (done.state, done.faults, done.mask) == (PictureState.GOOD, "[]", mask)
+            assert (done.state, done.faults, done.mask) == (PictureState.GOOD, [], mask)
             made.add(done.prepared_sha256)
     [sha256] = made
     assert sha256 is not None
@@ -157,7 +155,7 @@ def test_a_mask_that_cannot_be_used_is_a_fault_of_its_picture(
     names = stored(services, files)
     job_id = preprocessed(services, [{"ref": names[0], "mask": reference}, *names[1:]])
     done = picture(services, job_id)
-    assert (done.state, json.loads(done.faults)) == (PictureState.BAD, ["unusable_mask"])
+    assert (done.state, done.faults) == (PictureState.BAD, ["unusable_mask"])
     assert report(services, job_id)["code"] == code
     assert report(services, job_id)["error"].startswith(error)
     steps.dataset(services, job_id)  # five others are good

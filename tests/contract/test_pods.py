@@ -76,7 +76,7 @@ def place(services: Services, spec: TrainSpec = SPEC) -> tuple[pods.PodPlacement
     job_id = new_id("job")
 
     def assign(session: Session, pod: RentedPod | None) -> None:
-        session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec="{}"))
+        session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec={}))
         session.flush()
         session.add(RemoteRun(job_id=job_id, attempt=1, name=f"imprint_{job_id}", pod_id=pod and pod.id))
 

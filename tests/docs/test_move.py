@@ -1,7 +1,6 @@
 """The steps for moving from SQLite to PostgreSQL, done as their page says, with a training stopped in its middle."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +64,6 @@ def type_in(there: Site, folder: Path, text: str, *, fails: bool = False) -> str
 def went_on_from(services: Services, job_id: str) -> int:
     """The lowest step told after the hand-over: a training that began anew would tell of its first."""
     events = service.events(services, job_id)
-    handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data)
-    steps = [int(found[1]) for event in events[handed:] if (found := re.search(r'"step": (\d+)', event.data))]
+    handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data.get("reason", ""))
+    steps = [int(event.data["step"]) for event in events[handed:] if "step" in event.data]
     return min(steps) - 1

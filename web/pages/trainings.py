@@ -1,6 +1,5 @@
 """The page of one training: progress, loss, previews, outcome, and how to use the LoRA file."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -63,7 +62,7 @@ def _stages(view: View) -> list[tuple[str, str]]:
 
 def _losses(events: Sequence[JobEvent]) -> list[Point]:
     """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
-    progress = [json.loads(event.data) for event in events if event.kind == "progress"]
+    progress = [event.data for event in events if event.kind == "progress"]
     return sorted({data["step"]: data["loss"] for data in progress if data.get("loss") is not None}.items())
 
 
