@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlmodel import Session, col, func, select
 
 from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
-from core.logging import working_on
+from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
@@ -256,6 +256,6 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 def settle(services: Services, job_id: str) -> None:
     """Charge, ready, notice: one transaction, so it needs no lease."""
-    with working_on(job_id, Stage.SETTLE), timed_stage(Stage.SETTLE), services.database.writing() as session:
+    with stage_context(job_id, Stage.SETTLE), timed_stage(Stage.SETTLE), services.database.writing() as session:
         if not transitions.settle(session, job_id, services.settings):
             raise NothingToDo(f"{job_id} has nothing to settle")
