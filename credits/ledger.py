@@ -135,11 +135,6 @@ def settle(session: Session, hold_id: str, amount: int, *, key: str | None = Non
     return _resolve(session, hold_id, "settle" if amount else "release", amount, key)
 
 
-def release(session: Session, hold_id: str) -> str:
-    """Give a whole hold back; the entry's id. IllegalMove: it was settled or expired."""
-    return _resolve(session, hold_id, "release", 0, None)
-
-
 def expire(session: Session, hold_id: str) -> str:
     """Give a whole hold back because its time is over; the entry's id. IllegalMove: settled or released.
 
@@ -240,12 +235,6 @@ def live_holds(session: Session, owner_id: str, limit: int = 200) -> list[Hold]:
     """What an owner has on hold, the newest first."""
     query = _HOLDS.where(ACCOUNT.c.owner_id == owner_id, HOLD.c.state == "held")
     return [Hold(*row) for row in session.execute(query.order_by(HOLD.c.id.desc()).limit(limit))]
-
-
-def overdue(session: Session, now: datetime, limit: int = 100) -> list[Hold]:
-    """Live holds past their time, the longest overdue first. Whether they may expire is for the caller."""
-    query = _HOLDS.where(HOLD.c.state == "held", HOLD.c.expires_at <= now)
-    return [Hold(*row) for row in session.execute(query.order_by(HOLD.c.expires_at).limit(limit))]
 
 
 _HOLDS = sa.select(

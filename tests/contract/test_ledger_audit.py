@@ -77,7 +77,7 @@ def fill(session: Session) -> None:
     holds = [ledger.hold(session, "ada", f"t{n}", 40, key=f"h{n}", expires_at=expires_at) for n in range(1, 5)]
     ledger.settle(session, holds[0], 30)
     ledger.refund(session, holds[0], 5, key="r")
-    ledger.release(session, holds[1])
+    ledger.settle(session, holds[1], 0)
     ledger.expire(session, holds[2])
     ledger.grant(session, "bob", 10, key="g")
 

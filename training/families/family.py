@@ -56,11 +56,6 @@ class Base:
                 self._denoiser = self.load_denoiser()
             return self._denoiser
 
-    @property
-    def has_denoiser(self) -> bool:
-        """Whether the denoiser is loaded."""
-        return self._denoiser is not None
-
     def checkpoint_gradients(self, on: bool) -> None:
         """Whether activations are given up in the forward pass and computed again in the backward pass."""
         if on:
