@@ -30,10 +30,10 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
     """Show the newest finished LoRA of SUBJECT_ID."""
     found = loras.resolve(services(), owner_id, subject_id, base_model)
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
         return
     for name in ("job_id", "base_model", "trigger_word", "strength", "file", "sha256", "bytes", "url"):
-        out.print(f"{name:13}{found[name]}", highlight=False, markup=False)
+        out.print(f"{name:13}{getattr(found, name)}", highlight=False, markup=False)
 
 
 @click.command()

@@ -1,8 +1,8 @@
 """Commands for operators: credits and the ledger; undelivered notices and disabled receivers."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import click
 from rich.table import Table
@@ -11,6 +11,7 @@ from cli.terminal import answers, err, out, print_json
 from jobs import accounts, sweeps
 from jobs.notices import dead_letters
 from jobs.services import services
+from jobs.view import View
 
 # ---- credits --------------------------------------------------------------------------------------------------
 
@@ -33,13 +34,13 @@ def balance(owner_id: str, *, as_json: bool) -> None:
     found = asdict(accounts.balance(services(), owner_id))
     entries = accounts.statement(services(), owner_id)
     if as_json:
-        print_json(found | {"entries": entries})
+        print_json(found | {"entries": [entry.to_dict() for entry in entries]})
         return
     _show_balance(owner_id, found, as_json=False)
     table = Table("no.", "at", "kind", "credits", "job", box=None)
     for entry in entries:
-        at = entry["created_at"][:19]
-        table.add_row(str(entry["seq"]), at, entry["kind"], str(entry["amount"]), entry["training_id"])
+        at = entry.created_at.isoformat()[:19]
+        table.add_row(str(entry.seq), at, entry.kind, str(entry.amount), entry.training_id)
     out.print(table)
 
 
@@ -156,7 +157,8 @@ def enable(owner_id: str, url: str, *, as_json: bool) -> None:
         out.print(f"{count} receiver(s) enabled. Send undelivered notices with: imprint redeliver --receiver URL")
 
 
-def _show_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], nothing: str, as_json: bool) -> None:
+def _show_rows(views: Sequence[View], columns: tuple[str, ...], nothing: str, as_json: bool) -> None:
+    rows = [view.to_dict() for view in views]
     if as_json:
         print_json(rows)
     elif not rows:

@@ -20,12 +20,13 @@ from credits.price import price, price_of_part, price_per_step
 from jobs import transitions
 from jobs.notices import notices
 from jobs.remote import runs
+from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
 from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
-from jobs.view import View, view_of
+from jobs.view import FileView, JobView, view_of
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training.spec import TrainSpec
 
@@ -68,7 +69,7 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any]) -> View:
+def submit(services: Services, arguments: Mapping[str, Any]) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
     The same idempotency key with the same request gives the same job back. Raises SpecInvalid (every fault
@@ -159,7 +160,7 @@ def get_job(session: Session, job_id: str, owner_id: str | None) -> Job:
     return job
 
 
-def get(services: Services, job_id: str, owner_id: str | None = None) -> View:
+def get(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
     """A job's public view. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -176,7 +177,7 @@ def jobs(
     subject_id: str | None = None,
     active: bool = False,
     limit: int = 20,
-) -> list[View]:
+) -> list[JobView]:
     """Newest jobs first, without their pictures."""
     with services.database.reading() as session:
         query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
@@ -189,16 +190,16 @@ def jobs(
         return [_view(session, job, []) for job in session.exec(query)]
 
 
-def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
+def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = runs.server_name(session, run) if run else None
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server).to_dict()
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
 
 
-def remote_runs(services: Services, job_id: str) -> list[dict[str, Any]]:
+def remote_runs(services: Services, job_id: str) -> list[RemoteRunView]:
     """For operators: the attempts at training a job on remote servers, with what they cost."""
     with services.database.reading() as session:
-        return runs.to_dicts(session, job_id)
+        return list_runs(session, job_id)
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:
@@ -209,7 +210,7 @@ def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | N
         return list(session.exec(query.order_by(col(JobEvent.id))))
 
 
-def cancel(services: Services, job_id: str, owner_id: str | None = None) -> View:
+def cancel(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
     """Cancel a job that is not final: the steps done are charged, the rest of its hold comes back at once, and its
     worker stops within a step.
 
@@ -222,7 +223,7 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> View
     return get(services, job_id)
 
 
-def retry(services: Services, job_id: str, owner_id: str | None = None) -> View:
+def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
     """Train again what ended, as a new job with the same pictures and recipe.
 
     Raises NotFound as `get_job` does, IllegalMove for a job that still runs, and what `submit` raises.
@@ -264,19 +265,19 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
     }
 
 
-def get_ready(services: Services, job_id: str, owner_id: str | None = None) -> View:
-    """The view of a job that has a LoRA file. Raises NotFound as `get_job` does, IllegalMove for one without a file."""
+def get_lora(services: Services, job_id: str, owner_id: str | None = None) -> FileView:
+    """The LoRA file of a ready job. Raises NotFound as `get_job` does, IllegalMove for a job without a file."""
     view = get(services, job_id, owner_id)
-    if view["lora"] is None or view["status"] != Status.READY:
-        raise IllegalMove(f"job {job_id} is {view['status']} and has no LoRA file")
-    return view
+    if view.lora is None or view.status != Status.READY:
+        raise IllegalMove(f"job {job_id} is {view.status} and has no LoRA file")
+    return view.lora
 
 
-def download(services: Services, job_id: str, path: Path, owner_id: str | None = None) -> View:
-    """Copy a ready job's LoRA file to `path`. Raises as `get_ready` does."""
-    view = get_ready(services, job_id, owner_id)
-    services.store.get_file(view["lora"]["key"], path)
-    return view
+def download(services: Services, job_id: str, path: Path, owner_id: str | None = None) -> FileView:
+    """Copy a ready job's LoRA file to `path`. Raises as `get_lora` does."""
+    lora = get_lora(services, job_id, owner_id)
+    services.store.get_file(lora.key, path)
+    return lora
 
 
 def _price(spec: TrainSpec, steps: int, settings: Settings) -> int:

@@ -14,7 +14,7 @@ from core.clock import utcnow
 from core.logging import job_context
 from core.settings import Settings
 from credits.audit import AuditFinding, audit
-from jobs import invariants, transitions
+from jobs import invariants, repair
 from jobs.notices import notices
 from jobs.services import Services
 from jobs.specs import spec_of
@@ -56,7 +56,7 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
     repaired = 0
     for job_id in candidates:
         with job_context(job_id), services.database.writing() as session:
-            repaired += transitions.repair(session, job_id, services.settings)
+            repaired += repair.repair_job(session, job_id, services.settings)
     if repaired:
         log.warning("%d job(s) had nobody at work and were put back on their way", repaired)
     metrics.SWEPT_AT.add(time.time())
@@ -66,7 +66,7 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
 def repair_job(services: Services, job_id: str) -> bool:
     """The same for one job: what an error callback calls."""
     with services.database.writing() as session:
-        return transitions.repair(session, job_id, services.settings)
+        return repair.repair_job(session, job_id, services.settings)
 
 
 def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[str]:
@@ -82,7 +82,7 @@ def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[st
             col(Job.status).in_(ACTIVE),
             sa.or_(
                 col(Job.lease_until) < now,
-                sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~transitions.is_polled(settings)),
+                sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~repair.is_polled(settings)),
                 dead_picture,
             ),
         )

@@ -13,10 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col
 
-from core.clock import UtcDateTime, utcnow
-from core.errors import ImprintError, TooFewImages, TrainingTimeout, WorkerLost
+from core.clock import utcnow
+from core.errors import ImprintError
 from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part
@@ -25,7 +25,7 @@ from jobs.notices import notices
 from jobs.specs import spec_of
 from jobs.view import view_of
 from notifications import channels, outbox, webhooks
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, RemoteRun, RunState, Stage, Status
+from storage.tables import ACTIVE, Job, JobEvent, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
 
 def notify(session: Session, job: Job, event: str) -> None:
     """Queue notices about the job as it is now: to the application and to the owner, if they asked for them."""
-    view = view_of(job, [], ledger.hold_of(session, job.id)).to_dict()
+    view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
-        webhooks.put(session, view, event, job.webhook_url)
+        webhooks.put(session, view.to_dict(), event, job.webhook_url)
     notices.queue_owner_mail(session, view, event)
 
 
@@ -226,85 +226,3 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
         notices.alert_failure(session, job_id, job.owner_id, job.failure_code)
     outbox.put(session, "cleanup", job_id=job_id, owner_id=job.owner_id, payload={})
     return True
-
-
-# ---- repair ---------------------------------------------------------------------------------------------------
-
-
-def repair(session: Session, job_id: str, settings: Settings) -> bool:
-    """Put a job that nobody works on back on its way, or fail it when its attempts are used up.
-
-    Called by the sweep and by error callbacks, as often as they like: a job with a live lease, or one that
-    is not due yet, is left alone. True if something was done.
-    """
-    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
-    now = utcnow()
-    if job is None or job.status not in ACTIVE:
-        return False
-    pictures = session.exec(
-        select(JobPicture).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
-    ).all()
-    leases = [until for until in (job.lease_until, *(picture.lease_until for picture in pictures)) if until]
-    if any(until >= now for until in leases) or (not leases and job.next_look_at > now):
-        return False
-    if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_polled(settings))):
-        return False
-    if expire_overdue_hold(session, job):
-        return True
-    for picture in pictures:
-        if picture.lease_until is not None:
-            _release_picture(session, picture, settings)
-    if job.lease_until is not None and job.attempt >= settings.max_attempts:
-        reason = job.waiting_note or "no worker survived this stage"
-        return fail(session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}"))
-    send_launch(session, job, settings)
-    record_event(
-        session,
-        job_id,
-        "retry",
-        stage=job.stage,
-        attempt=job.attempt,
-        reason="nobody was working on it",
-        delay_s=0,
-    )
-    return True
-
-
-def is_polled(settings: Settings) -> sa.ColumnElement[bool]:
-    """Of jobs: a remote server trains it and polls look after that. Not for ever, if polls no longer come."""
-    last_look = sa.func.coalesce(RemoteRun.looked_at, RemoteRun.submitted_at, type_=UtcDateTime())
-    patience = timedelta(seconds=max(10 * settings.remote_poll_s, settings.relaunch_after_s))
-    return sa.exists().where(
-        col(RemoteRun.job_id) == col(Job.id),
-        col(RemoteRun.state) == RunState.SUBMITTED,
-        last_look > sa.literal(utcnow() - patience, UtcDateTime()),
-    )
-
-
-def expire_overdue_hold(session: Session, job: Job) -> bool:
-    """A hold past its time, with nobody at work, ends the job: its credits go back to the owner."""
-    hold = ledger.hold_of(session, job.id)
-    if hold is None or hold.state != "held" or hold.expires_at > utcnow():
-        return False
-    ledger.expire(session, hold.id)
-    fail(session, job.id, TrainingTimeout("the training did not end before its hold on credits expired"))
-    return True
-
-
-def _release_picture(session: Session, picture: JobPicture, settings: Settings) -> None:
-    """A picture whose worker died each time it was opened is left out, not tried for ever."""
-    picture.lease_until = None
-    picture.lease_holder = None
-    if picture.attempt >= settings.max_attempts:
-        picture.state = PictureState.BAD
-        picture.faults = ["unreadable"]
-        picture.report = {"error": f"the worker was lost {picture.attempt} times while reading it"}
-    session.add(picture)
-    session.flush()
-
-
-def too_few_images(good: int, report: list[dict[str, Any]], minimum: int) -> TooFewImages:
-    """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others."""
-    bad = [entry for entry in report if entry["state"] != PictureState.GOOD]
-    named = "; ".join(f"picture {entry['position']}: {', '.join(entry['faults'])}" for entry in bad)
-    return TooFewImages(f"{good} good pictures of at least {minimum} ({named})", {"pictures": report})

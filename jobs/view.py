@@ -11,19 +11,23 @@ from jobs.specs import spec_of
 from storage.tables import Job, JobPicture, PictureState, RemoteRun, Stage, Status
 from training.spec import TrainSpec
 
-# A `JobView` as plain JSON values: what services give, tasks return and webhooks carry.
-View = dict[str, Any]
-_INNER = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
+_INTERNAL = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
 Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
 
 
-class _Part(BaseModel):
+class View(BaseModel):
+    """What a service returns. Tasks and commands return it as JSON (`to_dict`)."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The view as plain JSON values."""
+        return self.model_dump(mode="json")
 
-class CreditsView(_Part):
+
+class CreditsView(View):
     """What a job has cost, in credits. `refunded` is what came back of its hold."""
 
     held: int
@@ -31,7 +35,7 @@ class CreditsView(_Part):
     refunded: int
 
 
-class FailureView(_Part):
+class FailureView(View):
     """Why a job failed or was cancelled."""
 
     code: str
@@ -39,7 +43,7 @@ class FailureView(_Part):
     details: dict[str, Any]
 
 
-class PictureView(_Part):
+class PictureView(View):
     """What became of one picture: good, bad (and why), or waiting."""
 
     position: int
@@ -48,7 +52,7 @@ class PictureView(_Part):
     report: dict[str, Any] | None
 
 
-class FileView(_Part):
+class FileView(View):
     """The finished LoRA file in the object store."""
 
     key: str
@@ -56,7 +60,7 @@ class FileView(_Part):
     bytes: int | None
 
 
-class TrainedOnView(_Part):
+class TrainedOnView(View):
     """Which backend trains a job; of a remote one also its server and what that does now."""
 
     backend: str
@@ -64,7 +68,7 @@ class TrainedOnView(_Part):
     status: str | None
 
 
-class JobView(_Part):
+class JobView(View):
     """The public view of a job. Its JSON is a contract with applications: docs/task.md."""
 
     job_id: str
@@ -90,9 +94,10 @@ class JobView(_Part):
     started_at: Time | None
     finished_at: Time | None
 
-    def to_dict(self) -> View:
-        """As plain JSON values."""
-        return self.model_dump(mode="json")
+    @property
+    def id(self) -> str:
+        """The job's id under the name that it has in the HTTP API."""
+        return self.job_id
 
 
 def view_of(
@@ -136,7 +141,7 @@ def picture_view(picture: JobPicture) -> PictureView:
         position=picture.position,
         state=PictureState(picture.state),
         faults=picture.faults,
-        report={name: value for name, value in report.items() if name not in _INNER} if report else None,
+        report={name: value for name, value in report.items() if name not in _INTERNAL} if report else None,
     )
 
 

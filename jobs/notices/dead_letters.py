@@ -1,10 +1,10 @@
 """Notices that were given up, and receivers that want none: what an operator sees and may do."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from core.errors import IllegalMove, NotFound
 from jobs.services import Services
+from jobs.view import Time, View
 from notifications import outbox, receivers, webhooks
 from notifications.outbox import DeadLetter
 
@@ -20,21 +20,43 @@ class Redelivery:
     needless: int
 
 
-def list_dead_letters(services: Services, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest dead letters, JSON-serialisable; of an address only scheme and host."""
+class DeadLetterView(View):
+    """A notice that was given up. `receiver` is the scheme and host of its address: the rest may hold a secret."""
+
+    id: str
+    job_id: str | None
+    owner_id: str | None
+    receiver: str
+    event: str
+    attempts: int
+    reason: str
+    at: Time
+
+
+class DisabledReceiverView(View):
+    """A receiver that gets nothing more. `receiver` is the scheme and host of its address."""
+
+    owner_id: str
+    receiver: str
+    reason: str
+    at: Time
+
+
+def list_dead_letters(services: Services, limit: int = 100) -> list[DeadLetterView]:
+    """The newest dead letters."""
     with services.database.reading() as session:
         letters = outbox.dead_letters(session, limit)
     return [
-        {
-            "id": letter.id,
-            "job_id": letter.job_id,
-            "owner_id": letter.owner_id,
-            "receiver": receivers.shown(letter.destination or ""),
-            "event": letter.topic,
-            "attempts": letter.attempts,
-            "reason": letter.reason,
-            "at": letter.dead_at.isoformat(),
-        }
+        DeadLetterView(
+            id=letter.id,
+            job_id=letter.job_id,
+            owner_id=letter.owner_id,
+            receiver=receivers.shown(letter.destination or ""),
+            event=letter.topic,
+            attempts=letter.attempts,
+            reason=letter.reason,
+            at=letter.dead_at,
+        )
         for letter in letters
     ]
 
@@ -78,17 +100,17 @@ def _is_wanted(letter: DeadLetter, job_id: str | None, receiver: str | None) -> 
     return job_id is None or letter.job_id == job_id
 
 
-def disabled_receivers(services: Services) -> list[dict[str, Any]]:
-    """Receivers that get nothing more, JSON-serialisable; of an address only scheme and host."""
+def disabled_receivers(services: Services) -> list[DisabledReceiverView]:
+    """The receivers that were disabled after they answered 410."""
     with services.database.reading() as session:
         found = receivers.disabled(session)
     return [
-        {
-            "owner_id": one.owner_id,
-            "receiver": receivers.shown(one.destination),
-            "reason": one.reason,
-            "at": one.disabled_at.isoformat(),
-        }
+        DisabledReceiverView(
+            owner_id=one.owner_id,
+            receiver=receivers.shown(one.destination),
+            reason=one.reason,
+            at=one.disabled_at,
+        )
         for one in found
     ]
 

@@ -12,7 +12,7 @@ from core.errors import AnswerRefused, FailureCode, ImageInvalid, NotFound, Spec
 from credits import ledger
 from jobs import keys
 from jobs.services import Services
-from jobs.view import View
+from jobs.view import JobView
 from notifications import channels, mail, outbox, preferences, retries, webhooks
 from notifications.outbox import Message
 from notifications.preferences import LOW, Preferences
@@ -33,14 +33,14 @@ _OURS = {
 # ---- preferences ----------------------------------------------------------------------------------------------
 
 
-def get(services: Services, owner_id: str) -> dict[str, Any]:
-    """How an owner wants to be told, JSON-serialisable: `email`, `events` for it, `low_credits`."""
+def get(services: Services, owner_id: str) -> Preferences:
+    """An owner's e-mail settings."""
     with services.database.reading() as session:
-        return _to_dict(preferences.get(session, owner_id))
+        return preferences.get(session, owner_id)
 
 
-def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Change some of an owner's wishes; None takes one away. Raises SpecInvalid with every fault."""
+def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> Preferences:
+    """Change some of an owner's e-mail settings; None clears one. Raises SpecInvalid with every fault."""
     faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
     if faults:
         raise SpecInvalid.of(faults)
@@ -52,23 +52,19 @@ def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict
         wishes = replace(preferences.get(session, owner_id), **changed, low_told_at=None)
         preferences.save(session, owner_id, wishes)
         check_low_credits(session, owner_id)
-    return _to_dict(wishes)
-
-
-def _to_dict(wishes: Preferences) -> dict[str, Any]:
-    return {"email": wishes.email, "events": list(wishes.events), "low_credits": wishes.low_credits}
+    return wishes
 
 
 # ---- what is written with a change ----------------------------------------------------------------------------
 
 
-def queue_owner_mail(session: Session, view: View, event: str) -> None:
-    """Queue an e-mail about a job (its public view), if its owner wants one."""
-    if not preferences.get(session, view["owner_id"]).wants(event):
+def queue_owner_mail(session: Session, view: JobView, event: str) -> None:
+    """Queue an e-mail about a job if its owner wants one."""
+    if not preferences.get(session, view.owner_id).wants(event):
         return
     if event != webhooks.PROCESSING:
-        outbox.drop_unsent(session, view["job_id"], ["mail"], webhooks.PROCESSING)
-    _queue_mail(session, view["owner_id"], event, mail.training_facts(view), view["job_id"])
+        outbox.drop_unsent(session, view.job_id, ["mail"], webhooks.PROCESSING)
+    _queue_mail(session, view.owner_id, event, mail.training_facts(view.to_dict()), view.job_id)
 
 
 def queue_not_started_mail(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs import transitions
+from jobs import repair, transitions
 from jobs.leases import Lease
 from jobs.remote import pod_costs, pods
 from notifications import outbox
@@ -69,7 +69,7 @@ def wait_for_server(session: Session, lease: Lease, reason: str, settings: Setti
     lease.write(
         session, attempt=max(lease.attempt - 1, 0), launches=0, waiting_note=reason, lease_token=lease.token + 1
     )
-    if transitions.expire_overdue_hold(session, job):
+    if repair.expire_overdue_hold(session, job):
         return
     if news:
         transitions.record_event(session, job.id, "waiting", reason=reason)
@@ -212,7 +212,7 @@ def end_overdue(session: Session, settings: Settings) -> int:
             col(Job.created_at) < utcnow() - timedelta(days=settings.hold_days),
         )
     )
-    return sum(transitions.expire_overdue_hold(session, job) for job in session.exec(query).all())
+    return sum(repair.expire_overdue_hold(session, job) for job in session.exec(query).all())
 
 
 def wake_waiting(session: Session, settings: Settings) -> int:
@@ -268,38 +268,12 @@ def record_cleared(session: Session, run: RemoteRun, settings: Settings, *, gone
         _change(session, run, cleared_at=now)
 
 
-# ---- for people -----------------------------------------------------------------------------------------------
-
-
 def server_name(session: Session, run: RemoteRun) -> str | None:
     """What people know the run's server by; no address, no secret. None before it has one."""
     pod = session.get(RentedPod, run.pod_id) if run.pod_id else None
     if pod is None:
         return FIXED if run.remote_id else None
     return pod.name
-
-
-def to_dicts(session: Session, job_id: str) -> list[dict[str, Any]]:
-    """A job's runs for operators: where, how far, why it ended or what it waits for, what it cost."""
-    job = session.get(Job, job_id)
-    waits_for = job.waiting_note if job is not None and job.status in ACTIVE else None
-    query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt))
-    return [
-        {
-            "attempt": run.attempt,
-            "server": server_name(session, run),
-            "name": run.name,
-            "state": run.state,
-            "status": run.info or run.status,
-            "step": run.step,
-            "reason": run.reason or (waits_for if run.state == RunState.SUBMITTING else None),
-            "cost_dollars": round(run.cost_microdollars / 1e6, 4),
-            "submitted_at": run.submitted_at.isoformat() if run.submitted_at else None,
-            "ended_at": run.ended_at.isoformat() if run.ended_at else None,
-            "cleared": run.cleared_at is not None,
-        }
-        for run in session.exec(query)
-    ]
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What there is to train on beyond this machine's workers, for operators: servers, pods, and what they cost."""
 
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from sqlmodel import col, select
 
@@ -17,7 +17,48 @@ from training.backends.runpod import RunPod
 _MICRO = 1_000_000
 
 
-def list_pods(services: Services, *, gone: bool = False) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Trainer:
+    """Something that trains, or rents what trains: a queue of local workers, a remote server, RunPod, a pod."""
+
+    backend: str
+    name: str
+    health: str  # for people
+    gpu: str | None = None
+    queue: int | None = None  # how many trainings wait there
+    dollars_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class PodStatus:
+    """A rented pod, and what it has cost."""
+
+    name: str
+    provider_id: str | None
+    gpu: str
+    state: str
+    age_s: float
+    idle_s: float | None
+    dollars_per_hour: float
+    dollars: float
+    idle_dollars: float
+    jobs: list[str]
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What pods cost now and in the last 24 hours, in dollars, beside the ceilings."""
+
+    pods: int
+    pods_max: int
+    per_hour: float
+    per_hour_max: float
+    in_24_hours: float
+    in_24_hours_max: float
+
+
+def list_pods(services: Services, *, gone: bool = False) -> list[PodStatus]:
     """The pods that are not gone, oldest first; with `gone` also those of the last 24 hours."""
     now = utcnow()
     with services.database.reading() as session:
@@ -27,35 +68,35 @@ def list_pods(services: Services, *, gone: bool = False) -> list[dict[str, Any]]
         else:
             query = query.where(RentedPod.state != PodState.GONE)
         return [
-            {
-                "name": pod.name,
-                "provider_id": pod.provider_id,
-                "gpu": pod.gpu,
-                "state": str(pod.state),
-                "age_s": _seconds(pod.created_at, pod.gone_at or now),
-                "idle_s": _seconds(pod.idle_since, pod.gone_at or now),
-                "dollars_per_hour": pod.cost_microdollars_per_h / _MICRO,
-                "dollars": cost(pod, now) / _MICRO,
-                "idle_dollars": pod.idle_microdollars / _MICRO,
-                "jobs": [run.job_id for run in runs_on_pod(session, pod.id)],
-                "reason": pod.reason,
-            }
+            PodStatus(
+                name=pod.name,
+                provider_id=pod.provider_id,
+                gpu=pod.gpu,
+                state=str(pod.state),
+                age_s=_seconds(pod.created_at, pod.gone_at or now),
+                idle_s=None if pod.idle_since is None else _seconds(pod.idle_since, pod.gone_at or now),
+                dollars_per_hour=pod.cost_microdollars_per_h / _MICRO,
+                dollars=cost(pod, now) / _MICRO,
+                idle_dollars=pod.idle_microdollars / _MICRO,
+                jobs=[run.job_id for run in runs_on_pod(session, pod.id)],
+                reason=pod.reason,
+            )
             for pod in session.exec(query)
         ]
 
 
-def spending(services: Services) -> dict[str, float | int]:
-    """What pods cost now and in the last 24 hours, in dollars, beside the ceilings."""
+def spending(services: Services) -> Spending:
+    """What pods cost, and the ceilings."""
     with services.database.reading() as session:
         live = list(session.exec(select(RentedPod).where(RentedPod.state != PodState.GONE)))
-        return {
-            "pods": len(live),
-            "pods_max": services.settings.pods_max,
-            "per_hour": per_hour(live) / _MICRO,
-            "per_hour_max": services.settings.spend_per_hour,
-            "in_24_hours": spent_in_a_day(session, utcnow()) / _MICRO,
-            "in_24_hours_max": services.settings.spend_per_day,
-        }
+        return Spending(
+            pods=len(live),
+            pods_max=services.settings.pods_max,
+            per_hour=per_hour(live) / _MICRO,
+            per_hour_max=services.settings.spend_per_hour,
+            in_24_hours=spent_in_a_day(session, utcnow()) / _MICRO,
+            in_24_hours_max=services.settings.spend_per_day,
+        )
 
 
 def close_pod(services: Services, name: str) -> list[str] | None:
@@ -70,52 +111,50 @@ def close_pod(services: Services, name: str) -> list[str] | None:
     return jobs
 
 
-def list_trainers(services: Services) -> list[dict[str, Any]]:
-    """The fixed server, or RunPod and the pods, each asked now how it is."""
+def list_trainers(services: Services) -> list[Trainer]:
+    """The fixed server, or RunPod and the pods, each with its health now."""
     if services.settings.ai_toolkit_url:
-        return [_row("ai-toolkit", None) | _server_status(pods.server_at(services, None))]
+        return [_ask(pods.server_at(services, None), Trainer("ai-toolkit", "ai-toolkit", ""))]
     if services.runpod is None:
         return []
-    found = [_row("runpod", None) | _runpod_status(services, services.runpod)]
+    found = [_runpod(services, services.runpod)]
     with services.database.reading() as session:
         live = session.exec(select(RentedPod).where(RentedPod.state != PodState.GONE).order_by(col(RentedPod.id))).all()
     for pod in live:
-        row = _row(pod.name, pod.cost_microdollars_per_h / _MICRO) | {"gpu": pod.gpu, "health": str(pod.state)}
-        found.append(
-            row | _server_status(pods.server_at(services, pod), pod.gpu) if pod.state == PodState.READY else row
+        trainer = Trainer(
+            "ai-toolkit", pod.name, str(pod.state), pod.gpu, dollars_per_hour=pod.cost_microdollars_per_h / _MICRO
         )
+        is_ready = pod.state == PodState.READY
+        found.append(_ask(pods.server_at(services, pod), trainer) if is_ready else trainer)
     return found
 
 
-def _row(name: str, dollars_per_hour: float | None) -> dict[str, Any]:
-    return {"backend": "ai-toolkit", "name": name, "dollars_per_hour": dollars_per_hour, "queue": None, "gpu": None}
-
-
-def _server_status(server: Server, gpu: str | None = None) -> dict[str, Any]:
+def _ask(server: Server, trainer: Trainer) -> Trainer:
+    """The trainer with what its server answers now."""
     try:
         if not server.ready():
-            return {"health": "does not answer"}
+            return replace(trainer, health="does not answer")
         cards = ", ".join(card.name for card in server.gpus()) or "no GPU"
-        return {"health": "ready", "gpu": gpu or cards, "queue": server.queue_length()}
+        return replace(trainer, health="ready", gpu=trainer.gpu or cards, queue=server.queue_length())
     except (BackendUnreachable, BackendFailed) as error:
-        return {"health": error.message}
+        return replace(trainer, health=error.message)
 
 
-def _runpod_status(services: Services, runpod: RunPod) -> dict[str, Any]:
-    """RunPod's side: whether it answers, and which of the GPUs that we would take it has now."""
+def _runpod(services: Services, runpod: RunPod) -> Trainer:
+    """Whether RunPod answers, and which of the GPUs of IMPRINT_POD_GPUS are available."""
     try:
         catalogue = runpod.gpus()
     except (BackendUnreachable, BackendFailed) as error:
-        return {"health": error.message}
+        return Trainer("ai-toolkit", "runpod", error.message)
     wanted = [catalogue[name] for name in services.settings.pod_gpus if name in catalogue]
-    there = [f"{gpu.id} (${gpu.price_microdollars_per_h / _MICRO:.2f})" for gpu in wanted if gpu.available]
+    available = [f"{gpu.id} (${gpu.price_microdollars_per_h / _MICRO:.2f})" for gpu in wanted if gpu.available]
     spent = spending(services)
     health = (
-        f"answers; {spent['pods']} of {spent['pods_max']} pods, ${spent['per_hour']:.2f} of "
-        f"${spent['per_hour_max']:.2f} an hour, ${spent['in_24_hours']:.2f} of ${spent['in_24_hours_max']:.2f} in 24 h"
+        f"answers; {spent.pods} of {spent.pods_max} pods, ${spent.per_hour:.2f} of "
+        f"${spent.per_hour_max:.2f} an hour, ${spent.in_24_hours:.2f} of ${spent.in_24_hours_max:.2f} in 24 h"
     )
-    return {"health": health, "gpu": ", ".join(there) or "none of IMPRINT_POD_GPUS is to be had now"}
+    return Trainer("ai-toolkit", "runpod", health, ", ".join(available) or "none of IMPRINT_POD_GPUS is available now")
 
 
-def _seconds(since: datetime | None, until: datetime) -> float | None:
-    return None if since is None else round((until - since).total_seconds(), 1)
+def _seconds(since: datetime, until: datetime) -> float:
+    return round((until - since).total_seconds(), 1)

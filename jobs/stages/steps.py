@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
+from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, TooFewImages, UploadFailed
 from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
@@ -119,12 +119,11 @@ def dataset(services: Services, job_id: str) -> None:
             rows = _list_pictures(session, job_id)
         duplicates = _leave_out_duplicates(rows)
         good = [row for row in rows if row.state == PictureState.GOOD]
-        report = [{"position": row.position, "state": row.state, "faults": row.faults} for row in rows]
         spec = spec_of(job)
         fewest = MIN_PICTURES + spec.validation.held_out
         if len(good) < fewest:
             _record_duplicates(services, lease, duplicates)
-            raise transitions.too_few_images(len(good), report, fewest)
+            raise _too_few_images(rows, fewest)
         manifest = build_manifest(
             spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
@@ -138,6 +137,14 @@ def dataset(services: Services, job_id: str) -> None:
                 dataset_sha256=manifest.sha256,
                 total_steps=spec.steps(len(good)),
             )
+
+
+def _too_few_images(rows: list[JobPicture], minimum: int) -> TooFewImages:
+    """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others."""
+    bad = [row for row in rows if row.state != PictureState.GOOD]
+    named = "; ".join(f"picture {row.position}: {', '.join(row.faults)}" for row in bad)
+    report = [{"position": row.position, "state": row.state, "faults": row.faults} for row in rows]
+    return TooFewImages(f"{len(rows) - len(bad)} good pictures of at least {minimum} ({named})", {"pictures": report})
 
 
 def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:

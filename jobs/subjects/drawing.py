@@ -24,6 +24,7 @@ from jobs.requests.training_request import Name
 from jobs.services import Services
 from jobs.stages.stage_runner import work_dir
 from jobs.subjects import loras
+from jobs.view import View
 from training.lora import formats as lora_formats
 from training.lora import inspect as lora_inspect
 from training.spec import BASE_MODELS
@@ -67,10 +68,10 @@ def subject_weights(
 ) -> Iterator[LoraWeights]:
     """The newest ready LoRA of a subject, unpacked while the block runs. Raises LoraNotReady."""
     found = loras.resolve(services, owner_id, subject_id, base_model)
-    with work_dir(services, found["job_id"]) as folder:
-        path = folder / found["file"]
-        services.store.get_file(found["key"], path)
-        yield LoraWeights(path, found["file"], found["trigger_word"], found["base_model"], found["family"])
+    with work_dir(services, found.job_id) as folder:
+        path = folder / found.file
+        services.store.get_file(found.key, path)
+        yield LoraWeights(path, found.file, found.trigger_word, found.base_model, found.family)
 
 
 # ---- on ComfyUI -------------------------------------------------------------------------------------------------
@@ -151,11 +152,27 @@ class DrawingRequest(BaseModel):
     strength: float = Field(loras.STRENGTH, ge=-10, le=10)
 
 
-def generate(services: Services, arguments: Mapping[str, Any], key: str) -> dict[str, Any]:
+class DrawnPicture(View):
+    """A drawn picture in the object store, and an address where it can be read for a while."""
+
+    key: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+class Drawing(View):
+    """What a workflow drew."""
+
+    job_id: str
+    prompt_id: str
+    pictures: list[DrawnPicture]
+
+
+def generate(services: Services, arguments: Mapping[str, Any], key: str) -> Drawing:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI, and keep the pictures in the object store.
 
-    The same key draws once. Gives `job_id`, `prompt_id` and the pictures with an address each. Raises SpecInvalid,
-    LoraNotReady, WorkflowInvalid, GeneratorError and its kinds.
+    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid, GeneratorError and its kinds.
     """
     asked, where = _validate(arguments), comfyui_target(services)
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
@@ -163,13 +180,13 @@ def generate(services: Services, arguments: Mapping[str, Any], key: str) -> dict
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
         )
     prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
-    return {
-        "job_id": weights.file.removesuffix(".safetensors"),
-        "prompt_id": done.prompt_id,
-        "pictures": [
+    return Drawing(
+        job_id=weights.file.removesuffix(".safetensors"),
+        prompt_id=done.prompt_id,
+        pictures=[
             _store_picture(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)
         ],
-    }
+    )
 
 
 def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
@@ -180,12 +197,12 @@ def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
         raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
 
 
-def _store_picture(services: Services, stem: str, name: str, data: bytes) -> dict[str, Any]:
+def _store_picture(services: Services, stem: str, name: str, data: bytes) -> DrawnPicture:
     suffix = Path(name).suffix.lower()
     key = stem + (suffix if suffix in _SUFFIXES else ".bin")
     services.store.put(key, data)
-    about = {"key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return {**about, "url": services.store.url(key, _URL_S)}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return DrawnPicture(key=key, bytes=len(data), sha256=sha256, url=services.store.url(key, _URL_S))
 
 
 # ---- with diffusers, here ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from core.clock import utcnow
 from core.errors import LoraNotReady
 from jobs.services import Services
 from jobs.specs import spec_of
+from jobs.view import Time, View
 from storage.tables import ACTIVE, Job, Status
 from training.spec import TrainSpec
 
@@ -16,29 +17,53 @@ STRENGTH = 1.0
 URL_S = 15 * 60  # how long addresses are good for, as for every download
 
 
-def resolve(services: Services, owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
-    """The newest ready LoRA of a subject, trained on `base_model`, or on any where none is named.
+class LoraView(View):
+    """A ready LoRA, as a generator needs it."""
 
-    JSON-serialisable. `file` is a name that no other LoRA has: generators keep weights by the file's name. `url` is
-    where the file can be read for `URL_S` seconds. Raises LoraNotReady, which says why there is none.
+    job_id: str
+    model_id: str
+    subject_id: str
+    base_model: str
+    family: str
+    trigger_word: str
+    class_word: str
+    strength: float
+    file: str  # a name that no other LoRA has: generators cache weights by file name
+    key: str
+    sha256: str | None
+    bytes: int | None
+    url: str  # where the file can be read for `URL_S` seconds
+    finished_at: Time | None
+
+    @property
+    def training_id(self) -> str:
+        """The job's id under the name that it has in the HTTP API."""
+        return self.job_id
+
+
+def resolve(services: Services, owner_id: str, subject_id: str, base_model: str | None = None) -> LoraView:
+    """The newest ready LoRA of a subject, trained on `base_model` if that is given.
+
+    Raises LoraNotReady, which says why there is none.
     """
     job, spec = _newest(services, owner_id, subject_id, base_model)
-    return {
-        "job_id": job.id,
-        "model_id": job.id,
-        "subject_id": job.subject_id,
-        "base_model": spec.base_model,
-        "family": spec.family,
-        "trigger_word": spec.trigger_word,
-        "class_word": spec.class_word,
-        "strength": STRENGTH,
-        "file": f"{job.id}.safetensors",
-        "key": job.lora_key,
-        "sha256": job.lora_sha256,
-        "bytes": job.lora_bytes,
-        "url": services.store.url(str(job.lora_key), URL_S),
-        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
-    }
+    key = str(job.lora_key)
+    return LoraView(
+        job_id=job.id,
+        model_id=job.id,
+        subject_id=job.subject_id,
+        base_model=spec.base_model,
+        family=spec.family,
+        trigger_word=spec.trigger_word,
+        class_word=spec.class_word,
+        strength=STRENGTH,
+        file=f"{job.id}.safetensors",
+        key=key,
+        sha256=job.lora_sha256,
+        bytes=job.lora_bytes,
+        url=services.store.url(key, URL_S),
+        finished_at=job.finished_at,
+    )
 
 
 def _newest(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> tuple[Job, TrainSpec]:

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
@@ -30,6 +32,29 @@ _WORDS = {
     "unreachable": "it could not be fetched",
     "unusable_mask": "its mask could not be fetched or read, or has another shape",
 }
+
+
+@dataclass(frozen=True)
+class PictureFault:
+    """What is wrong with a picture: a code for programs and a text for people."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SubjectPicture:
+    """A stored picture of a subject, and whether a training would use it."""
+
+    id: str
+    verdict: Literal["good", "bad", "unknown"]
+    faults: list[PictureFault]
+    caption: str | None
+    width: int
+    height: int
+    bytes: int
+    has_preview: bool
+    created_at: datetime
 
 
 def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
@@ -65,13 +90,13 @@ def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_m
     return picture_id
 
 
-def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[dict[str, Any]]:
+def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
     """A subject's pictures with their verdicts, oldest first."""
     with services.database.reading() as session:
         return [_view(picture, faults) for picture, faults in _with_faults(session, owner_id, subject_id)]
 
 
-def list_masks(services: Services, owner_id: str, subject_id: str) -> list[dict[str, Any]]:
+def list_masks(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
     """A subject's masks as `list_pictures` has pictures; nothing is held against one."""
     with services.database.reading() as session:
         found = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id, is_mask=True)))
@@ -95,14 +120,14 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
 
 def set_caption(
     services: Services, owner_id: str, subject_id: str, picture_id: str, text: str | None
-) -> dict[str, Any]:
+) -> SubjectPicture:
     """Say what a picture shows, for trainings to come; its view. Raises NotFound."""
     with services.database.writing() as session:
         if _get(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
             raise NotFound(f"{picture_id} is a mask, which has no caption")
         change = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
         session.connection().execute(change.values(caption=(text or "").strip() or None))
-    return next(view for view in list_pictures(services, owner_id, subject_id) if view["id"] == picture_id)
+    return next(view for view in list_pictures(services, owner_id, subject_id) if view.id == picture_id)
 
 
 def preview(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
@@ -154,16 +179,17 @@ def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple
     return judged
 
 
-def _view(picture: StoredPicture, faults: Sequence[str]) -> dict[str, Any]:
+def _view(picture: StoredPicture, faults: Sequence[str]) -> SubjectPicture:
     report = picture.report or {}
-    size = {"width": report.get("width", 0), "height": report.get("height", 0)}
-    return {
-        "id": picture.id,
-        "verdict": "bad" if faults else "good" if report else "unknown",
-        "faults": [{"code": fault, "text": describe_fault(fault, **size)} for fault in faults],
-        "caption": picture.caption,
-        **size,
-        "bytes": picture.size_bytes,
-        "has_preview": picture.preview_key is not None,
-        "created_at": picture.created_at,
-    }
+    width, height = report.get("width", 0), report.get("height", 0)
+    return SubjectPicture(
+        id=picture.id,
+        verdict="bad" if faults else "good" if report else "unknown",
+        faults=[PictureFault(fault, describe_fault(fault, width, height)) for fault in faults],
+        caption=picture.caption,
+        width=width,
+        height=height,
+        bytes=picture.size_bytes,
+        has_preview=picture.preview_key is not None,
+        created_at=picture.created_at,
+    )

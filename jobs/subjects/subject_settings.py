@@ -16,7 +16,7 @@ from jobs.notices import notices
 from jobs.requests import training_request
 from jobs.services import Services
 from jobs.subjects import subject_pictures
-from jobs.view import View
+from jobs.view import JobView, View
 from notifications import outbox, webhooks
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
@@ -31,14 +31,13 @@ _KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "web
 # ---- settings -------------------------------------------------------------------------------------------------
 
 
-def get(services: Services, owner_id: str, subject_id: str) -> dict[str, Any]:
-    """How a subject is trained; of one that nobody has spoken of, what holds where nothing is said."""
+def get(services: Services, owner_id: str, subject_id: str) -> Subject:
+    """A subject's settings; the defaults for a subject that has none."""
     with services.database.reading() as session:
-        subject = session.get(Subject, (owner_id, subject_id)) or Subject(owner_id=owner_id, id=subject_id)
-    return {name: getattr(subject, name) for name in _KEPT}
+        return session.get(Subject, (owner_id, subject_id)) or Subject(owner_id=owner_id, id=subject_id)
 
 
-def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> Subject:
     """Change some of a subject's settings; None takes a value away. Raises SpecInvalid with every fault."""
     changed, faults = _validate(services, subject_id, values)
     if faults:
@@ -49,7 +48,7 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
         for name, value in {**changed, "updated_at": utcnow()}.items():
             setattr(subject, name, value)
         session.add(subject)
-    return get(services, owner_id, subject_id)
+    return subject
 
 
 def _validate(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -85,14 +84,13 @@ def _word_fault(kind: TypeAdapter[str], value: str) -> str | None:
 # ---- a complete profile set -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(View):
     """What came of a complete profile set. `training` is the one that was started, or stood in the way."""
 
     started: bool
     reason: str | None = None  # disabled, not_set_up, too_few_images, already_started, running, insufficient_credits
     message: str | None = None
-    training: View | None = None
+    training: JobView | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
         if outcome.reason not in (None, "already_started"):
             _queue_not_started_notices(session, subject, outcome)
     view = service.get(services, outcome.job_id, owner_id) if outcome.job_id else None
-    return Completion(outcome.reason is None, outcome.reason, outcome.message, view)
+    return Completion(started=outcome.reason is None, reason=outcome.reason, message=outcome.message, training=view)
 
 
 def _start(session: Session, services: Services, subject: Subject) -> _Outcome:

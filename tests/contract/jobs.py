@@ -39,7 +39,7 @@ def request(services: Services, **changed: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def job_id(services: Services) -> str:
-    found: str = service.submit(services, request(services))["job_id"]
+    found: str = service.submit(services, request(services)).job_id
     return found
 
 

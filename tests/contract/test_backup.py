@@ -85,7 +85,7 @@ def test_everything_comes_back_on_the_other_database(
     restored.__dict__["store"] = other_store
     assert sweeps.audit_books(restored) == []
     view = service.get(restored, job_id)
-    assert (view["status"], view["stage"], view["step"]) == ("training", "train", 7)
+    assert (view.status, view.stage, view.step) == ("training", "train", 7)
     # Numbers that the database hands out go on behind the restored ones.
     last = max(event.id or 0 for event in service.events(restored, job_id))
     with restored.database.writing() as session:

@@ -28,7 +28,7 @@ RESOLVED = ("settle", "release", "expire")
 
 
 def kinds(services: Services, owner_id: str = "ada") -> list[str]:
-    return [entry["kind"] for entry in accounts.statement(services, owner_id)]
+    return [entry.kind for entry in accounts.statement(services, owner_id)]
 
 
 def notice(services: Services, job_id: str) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def test_the_steps_done_are_charged_rounded_down(
 ) -> None:
     put_at(services, job_id, stage, step=step)
     view = service.cancel(services, job_id)
-    assert view["status"] == "cancelled"
-    assert view["credits"] == {"held": 0, "charged": charged, "refunded": 50 - charged}
-    assert notice(services, job_id)["job"]["credits"] == view["credits"]
+    assert view.status == "cancelled"
+    assert view.credits.to_dict() == {"held": 0, "charged": charged, "refunded": 50 - charged}
+    assert notice(services, job_id)["job"]["credits"] == view.credits.to_dict()
     assert jobs.balances(services) == {"held": 0, "spent": charged, "available": GRANTED - charged}
     assert kinds(services) == ["settle" if charged else "release", "hold", "grant"]
 
@@ -69,7 +69,7 @@ def test_a_failed_job_is_charged_nothing_however_far_it_came(services: Services,
     put_at(services, job_id, Stage.UPLOAD, step=500)
     with services.database.writing() as session:
         assert transitions.fail(session, job_id, OutOfMemory("x"))
-    assert service.get(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert service.get(services, job_id).credits.to_dict() == {"held": 0, "charged": 0, "refunded": 50}
     assert jobs.balances(services)["spent"] == 0
 
 
@@ -85,7 +85,7 @@ def test_a_late_cancel_costs_no_more_than_was_held(services: Services, job_id: s
 def test_a_cancel_after_the_hold_was_over_costs_nothing(services: Services, job_id: str) -> None:
     put_at(services, job_id, Stage.TRAIN, step=400)
     expire(services, job_id)
-    assert service.cancel(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert service.cancel(services, job_id).credits.to_dict() == {"held": 0, "charged": 0, "refunded": 50}
     assert kinds(services) == ["expire", "hold", "grant"]
     assert jobs.balances(services)["spent"] == 0
     assert sweeps.leaks(services) == []  # nothing was delivered
@@ -118,12 +118,12 @@ def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(services
     statements = [f"{side} {number}" for number in range(1, 60) for side in ("before", "after")]
     spent = 0
     for count, point in enumerate(["before commit", "after commit", *statements]):
-        job_id = service.submit(services, request(services, seed=count))["job_id"]
+        job_id = service.submit(services, request(services, seed=count)).job_id
         put_at(services, job_id, Stage.TRAIN, step=20)
         killed = killed_at(address, point, partial(transitions.cancel, job_id=job_id, settings=services.settings))
         happened = point == "after commit" or not killed
         view = service.get(services, job_id)
-        assert view["status"] == ("cancelled" if happened else "training"), point
+        assert view.status == ("cancelled" if happened else "training"), point
         assert ("training.cancelled" in messages(services, job_id)) == happened, point
         service.cancel(services, job_id)
         spent += 2
@@ -148,7 +148,7 @@ def test_a_refund_gives_back_what_was_charged_and_no_more(services: Services, jo
     for _ in range(2):
         owner_id, found = accounts.refund(services, job_id, 20, "complaint 7")
         assert (owner_id, found.spent) == ("ada", 30)
-    assert service.get(services, job_id)["credits"] == {"held": 0, "charged": 30, "refunded": 20}
+    assert service.get(services, job_id).credits.to_dict() == {"held": 0, "charged": 30, "refunded": 20}
     with pytest.raises(IllegalMove):
         accounts.refund(services, job_id, 31)
     with pytest.raises(NotFound):
@@ -243,7 +243,7 @@ DAMAGE = {
 @pytest.fixture
 def ended(services: Services) -> dict[str, str]:
     """One job of each end, and an active one: their ids, in good books."""
-    found = {name: service.submit(services, request(services, seed=n))["job_id"] for n, name in enumerate(ENDS)}
+    found = {name: service.submit(services, request(services, seed=n)).job_id for n, name in enumerate(ENDS)}
     put_at(services, found["ready"], Stage.SETTLE)
     for name in ("failed", "cancelled", "active"):
         put_at(services, found[name], Stage.TRAIN, step=100)

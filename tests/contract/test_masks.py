@@ -65,7 +65,7 @@ def store(services: Services, data: bytes, *, is_mask: bool = False) -> str:
 
 
 def submitted(services: Services, images: list[Any], **changed: Any) -> str:
-    job_id: str = service.submit(services, {**REQUEST, "images": images, **MASKED, **changed})["job_id"]
+    job_id: str = service.submit(services, {**REQUEST, "images": images, **MASKED, **changed}).job_id
     return job_id
 
 
@@ -119,7 +119,7 @@ def test_train_again_keeps_the_masks_and_prepares_nothing_twice(services: Servic
     names, mask = stored(services, files), store(services, (files / "m.png").read_bytes(), is_mask=True)
     first = preprocessed(services, [{"ref": name, "mask": mask} for name in names])
     service.cancel(services, first)
-    again: str = service.retry(services, first)["job_id"]
+    again: str = service.retry(services, first).job_id
     for position in range(6):
         one, other = picture(services, first, position), picture(services, again, position)
         assert (other.mask, other.prepared_sha256, other.state) == (mask, one.prepared_sha256, PictureState.GOOD)
@@ -159,8 +159,8 @@ def test_a_mask_that_cannot_be_used_is_a_fault_of_its_picture(
     assert report(services, job_id)["code"] == code
     assert report(services, job_id)["error"].startswith(error)
     steps.dataset(services, job_id)  # five others are good
-    [view, *_] = service.get(services, job_id)["pictures"]
-    assert (view["state"], view["report"]["error"][:8]) == ("bad", "its mask")
+    [view, *_] = service.get(services, job_id).pictures
+    assert (view.state, (view.report or {})["error"][:8]) == ("bad", "its mask")
     again = submitted(services, [{"ref": names[0], "mask": reference}, *names[1:]])
     assert picture(services, again).state == (PictureState.WAITING if mask is None else PictureState.BAD)
 
@@ -222,7 +222,7 @@ def test_stored_masks_are_not_among_the_pictures(services: Services, files: Path
     shown, mask = store(services, data), store(services, data, is_mask=True)
     assert shown != mask
     assert (store(services, data), store(services, data, is_mask=True)) == (shown, mask)
-    assert [view["id"] for view in subject_pictures.list_pictures(services, "ada", "dog")] == [shown]
-    assert [view["id"] for view in subject_pictures.list_masks(services, "ada", "dog")] == [mask]
+    assert [view.id for view in subject_pictures.list_pictures(services, "ada", "dog")] == [shown]
+    assert [view.id for view in subject_pictures.list_masks(services, "ada", "dog")] == [mask]
     with services.database.reading() as session:
         assert subject_pictures.usable_ids(session, "ada", "dog") == [shown]

@@ -386,7 +386,7 @@ def test_the_day_has_a_ceiling_over_what_was_spent_in_24_hours(
         return insert(services, state, created_at=now - timedelta(hours=begun_h), **gone)
 
     def spent() -> float:
-        return round(float(trainers.spending(services)["in_24_hours"]), 3)
+        return round(float(trainers.spending(services).in_24_hours), 3)
 
     used(30, 23)
     assert spent() == 0.69
@@ -621,13 +621,13 @@ def test_an_operator_sees_and_closes_a_pod(make: Callable[..., Services], cloud:
     found, job_id = place(services)
     assert found.pod is not None
     [told] = trainers.list_pods(services)
-    assert (told["name"], told["gpu"], told["state"], told["jobs"]) == (found.pod.name, RTX, "starting", [job_id])
-    assert trainers.spending(services)["per_hour"] == 0.69
+    assert (told.name, told.gpu, told.state, told.jobs) == (found.pod.name, RTX, "starting", [job_id])
+    assert trainers.spending(services).per_hour == 0.69
     [account, pod] = trainers.list_trainers(services)
-    assert (account["name"], account["gpu"]) == ("runpod", f"{RTX} ($0.69), {A6000} ($0.49), NVIDIA L40S ($0.86)")
-    assert (pod["health"], pod["dollars_per_hour"]) == ("starting", 0.69)
+    assert (account.name, account.gpu) == ("runpod", f"{RTX} ($0.69), {A6000} ($0.49), NVIDIA L40S ($0.86)")
+    assert (pod.health, pod.dollars_per_hour) == ("starting", 0.69)
     assert trainers.close_pod(services, found.pod.name) == [job_id]
     assert trainers.close_pod(services, "nobody") is None
     assert trainers.list_pods(services) == []
-    assert [pod["state"] for pod in trainers.list_pods(services, gone=True)] == ["gone"]
+    assert [pod.state for pod in trainers.list_pods(services, gone=True)] == ["gone"]
     assert left(cloud, services) == 0

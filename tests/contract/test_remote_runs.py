@@ -40,7 +40,7 @@ def settings(address: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def job_id(services: Services) -> str:
-    found: str = service.submit(services, request(services, backend="ai-toolkit"))["job_id"]
+    found: str = service.submit(services, request(services, backend="ai-toolkit")).job_id
     put_at(services, found, Stage.TRAIN, total_steps=100)
     return found
 
@@ -277,9 +277,9 @@ def test_a_cancelled_job_ends_its_run_whoever_looks(services: Services, job_id: 
 
 def test_who_trains_is_the_requests_choice_then_the_familys(services: Services) -> None:
     default = Services(services.settings.model_copy(update={"backends": {"sd15": "ai-toolkit"}}))
-    assert service.submit(default, request(default))["spec"]["backend"] == "ai-toolkit"
-    assert service.submit(default, request(default, backend="local"))["spec"]["backend"] == "local"
-    assert service.submit(services, request(services))["spec"]["backend"] == "local"
+    assert service.submit(default, request(default)).spec.backend == "ai-toolkit"
+    assert service.submit(default, request(default, backend="local")).spec.backend == "local"
+    assert service.submit(services, request(services)).spec.backend == "local"
     default.database.close()
 
 

@@ -51,7 +51,7 @@ def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(bas
         following = running.send()["job_id"]
         settled(running, s3, following)
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
-        kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
+        kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
         assert kinds == ["settle", "hold", "settle", "hold", "grant"]
         assert sweeps.audit_books(running.services) == []
 

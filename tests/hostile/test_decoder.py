@@ -349,7 +349,7 @@ def test_in_a_job_it_is_one_bad_picture(tmp_path: Path, slow: bytes) -> None:
         images: list[Any] = [intake.store_picture(services, "ada", "dog", file) for file in files]
         images[2] = {"ref": images[2], "mask": images[0]}
         request = {**REQUEST, "images": images, "resolution": 64, "objective": {"masked": True}}
-        job_id: str = service.submit(services, request)["job_id"]
+        job_id: str = service.submit(services, request).job_id
         for position in range(3):
             steps.preprocess(services, job_id, position)
         with services.database.reading() as session:

@@ -11,9 +11,8 @@ from safetensors import safe_open
 
 from credits.price import price_of_part
 from jobs import accounts, service, sweeps
-from jobs.view import View
 from tests.servers.pictures import picture_server
-from tests.site import MASCOT, PHOTOGRAPHS, Site, drawing
+from tests.site import MASCOT, PHOTOGRAPHS, Site, View, drawing
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: s
     charged = view["credits"]["charged"]
     assert charged >= 1
     assert balance(shared_site, owner) == {"available": 10_000 - charged, "held": 0, "spent": charged}
-    kinds = [entry["kind"] for entry in accounts.statement(shared_site.services, owner)]
+    kinds = [entry.kind for entry in accounts.statement(shared_site.services, owner)]
     assert kinds == ["settle", "hold", "grant"]
     assert sweeps.audit_books(shared_site.services) == []
 
@@ -79,7 +78,7 @@ def test_the_same_key_gives_the_same_job_and_another_request_is_an_error(shared_
     with pytest.raises(Exception, match="came with another request before"):
         shared_site.send(owner_id=owner, images=images, idempotency_key="one", rank=8)
     shared_site.wait(first["job_id"])
-    assert [entry["kind"] for entry in accounts.statement(shared_site.services, owner)] == ["settle", "hold", "grant"]
+    assert [entry.kind for entry in accounts.statement(shared_site.services, owner)] == ["settle", "hold", "grant"]
 
 
 def test_every_fault_of_a_request_is_named_at_once(shared_site: Site, owner: str) -> None:

@@ -12,12 +12,11 @@ import pytest
 from PIL import Image, ImageDraw
 from sqlmodel import select
 
-from jobs.view import View
 from storage.tables import StoredPicture
 from tasks.model_training import arguments_of
 from tests.integration.test_web import Client
 from tests.servers.launcher import run
-from tests.site import MASCOT, ROOT, Site, site
+from tests.site import MASCOT, ROOT, Site, View, site
 
 NAMES = [path.name for path in sorted(MASCOT.glob("*.png"))[:6]]
 

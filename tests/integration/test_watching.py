@@ -87,7 +87,7 @@ def test_workers_tell_what_they_did_and_it_is_true(watched: Watched) -> None:
 
 
 def _ready(site: Site) -> list[dict[str, Any]]:
-    return [job for job in service.jobs(site.services, limit=10) if job["status"] == "ready"]
+    return [job.to_dict() for job in service.jobs(site.services, limit=10) if job.status == "ready"]
 
 
 def _train_seconds(site: Site) -> float:

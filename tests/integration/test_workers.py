@@ -44,7 +44,7 @@ def test_a_worker_that_is_asked_to_stop_hands_over(celery_setup: CeleryTestSetup
     io.restart()
     view = celery_site.wait(job_id)
     assert (view["status"], view["attempt"] <= 1) == ("ready", True), view["failure"]
-    assert [entry["kind"] for entry in accounts.statement(celery_site.services, "owner")] == ["settle", "hold", "grant"]
+    assert [entry.kind for entry in accounts.statement(celery_site.services, "owner")] == ["settle", "hold", "grant"]
 
 
 def test_killed_between_two_requests(celery_setup: CeleryTestSetup, celery_site: Site) -> None:

@@ -1,6 +1,5 @@
 """Sign-in and sign-out, static files, an owner's account, and the operators' page."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Path, Query, Request, Response
@@ -96,9 +95,9 @@ def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Re
         remote=trainers.list_trainers(services),
         pods=trainers.list_pods(services, gone=True),
         spending=trainers.spending(services),
-        at_work=overview.active_jobs(services),
-        troubles=overview.problems(services),
-        credits=asdict(accounts.totals(services)),
+        active=overview.active_jobs(services),
+        problems=overview.problems(services),
+        credits=accounts.totals(services),
         flower_url=services.settings.flower_url,
         rents=services.runpod is not None,
     )
