@@ -29,9 +29,9 @@ class EntryView(View):
 
 
 def grant(services: Services, owner_id: str, amount: int, key: str | None = None) -> ledger.Balance:
-    """Give an owner credits; the same key gives them once. Raises SpecInvalid for an amount below 1."""
+    """Grant credits to an owner; the same key grants them once. Raises SpecInvalid for an amount below 1."""
     if amount < 1:
-        raise SpecInvalid.of({"amount": "a grant is at least 1 credit"})
+        raise SpecInvalid.of({"amount": "must be at least 1 credit"})
     with services.database.writing() as session:
         ledger.grant(session, owner_id, amount, key=key or new_id("grant"))
         notices.check_low_credits(session, owner_id)
@@ -39,9 +39,9 @@ def grant(services: Services, owner_id: str, amount: int, key: str | None = None
 
 
 def refund(services: Services, job_id: str, amount: int, key: str | None = None) -> tuple[str, ledger.Balance]:
-    """Give back credits that a job was charged; the same key gives them once. The owner, and what they have now.
+    """Refund credits that a job was charged; the same key refunds them once. Returns the owner and the new balance.
 
-    Raises NotFound, SpecInvalid for an amount below 1, IllegalMove for more than it was charged.
+    Raises NotFound, SpecInvalid for an amount below 1, IllegalMove for more than the job was charged.
     """
     with services.database.writing() as session:
         hold = ledger.hold_of(session, job_id)
@@ -83,7 +83,7 @@ def statement(services: Services, owner_id: str, limit: int = 50, before_seq: in
 
 @dataclass(frozen=True)
 class AccountPage:
-    """An owner's balance and live holds, and one page of entries. `next_seq` asks for the page after it."""
+    """An owner's balance and live holds, and one page of entries. `next_seq` is the `before_seq` of the next page."""
 
     balance: ledger.Balance
     holds: list[HoldView]

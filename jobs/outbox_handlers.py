@@ -1,4 +1,4 @@
-"""After a change of a job: its notice and its clean-up, each told by a message of the outbox."""
+"""Handlers of outbox messages about a job: deliver its notice, clean up after its end."""
 
 import logging
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def clean_up(services: Services, job_id: str, message_id: str) -> None:
-    """Take away what a final job no longer needs, and note that it is done."""
+    """Delete what a final job no longer needs, and mark the message as sent."""
     stage_runner.clean_up(services, job_id)
     polls.clear_job(services, job_id)
     with services.database.writing() as session:
@@ -26,9 +26,9 @@ def clean_up(services: Services, job_id: str, message_id: str) -> None:
 
 
 def notify(services: Services, message_id: str) -> None:
-    """Make one attempt to deliver a notice; a failed one is due again by its schedule.
+    """Try once to deliver a notice; after a failure it is due again by its schedule.
 
-    One to a disabled receiver is not sent: it becomes a dead letter.
+    A notice to a disabled receiver is not sent: it becomes a dead letter.
     """
     with services.database.reading() as session:
         message = outbox.find(session, message_id)

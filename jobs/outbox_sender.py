@@ -1,4 +1,4 @@
-"""One background thread for each process that sends the outbox as soon as a transaction has put something into it."""
+"""One background thread for each process, which sends the outbox after a transaction has added a message."""
 
 import atexit
 import logging
@@ -9,14 +9,14 @@ from storage.database import AWAY
 
 log = logging.getLogger(__name__)
 
-_EXIT_S = 5.0  # a process that ends gives the last round so long; after that the sweep sends
+_EXIT_S = 5.0  # how long a process that ends waits for the last round; what is left, the sweep sends
 
 
 class OutboxSender:
-    """Calls `send` in its own thread after every `wake`. Make one after a fork: threads do not survive one.
+    """Calls `send` in its own thread after every `wake`. Create it after a fork: threads do not survive one.
 
-    The thread starts with the first `wake`. A broker or database that is slow or away keeps no caller waiting; what
-    could not be sent stays in the outbox until the next wake or the sweep.
+    The thread starts with the first `wake`. No caller waits for a slow broker or database; what could not be sent stays
+    in the outbox until the next `wake` or the sweep.
     """
 
     def __init__(self, send: Callable[[], object]) -> None:
@@ -26,7 +26,7 @@ class OutboxSender:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Send what is due, soon. Many calls at once are one round."""
+        """Send what is due soon. Calls at the same time lead to one round."""
         with self._changed:
             self._asked += 1
             if self._thread is None:
@@ -37,7 +37,7 @@ class OutboxSender:
 
     @property
     def is_awake(self) -> bool:
-        """Whether anything was put into the outbox by this process."""
+        """Whether this process has added anything to the outbox."""
         return self._thread is not None
 
     def flush(self, timeout_s: float) -> bool:
@@ -55,7 +55,7 @@ class OutboxSender:
                 self._send()
             except AWAY as error:
                 log.warning("the database does not answer; messages wait for the sweep (%s)", type(error).__name__)
-            except Exception:  # this thread sends for the whole process: it must not end
+            except Exception:  # this thread sends for the whole process, so it must not end
                 log.exception("sending the outbox failed; messages wait for the sweep")
             with self._changed:
                 self._sent = asked

@@ -1,4 +1,4 @@
-"""What there is, at a glance: the subjects of an owner, and for operators the whole installation."""
+"""Overviews for the page: the subjects of an owner, and for operators the whole installation."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -76,7 +76,7 @@ class Problems:
 
 
 def list_subjects(services: Services, owner_id: str) -> list[SubjectSummary]:
-    """The subjects of an owner, those with the newest trainings first: whatever has settings, pictures or trainings."""
+    """The subjects of an owner that have settings, pictures or trainings; those with the newest trainings first."""
     with services.database.reading() as session:
         names = set(session.exec(select(Subject.id).where(Subject.owner_id == owner_id)))
         pictures = _pictures(session, owner_id)
@@ -98,7 +98,7 @@ def list_subjects(services: Services, owner_id: str) -> list[SubjectSummary]:
 
 
 def _pictures(session: Session, owner_id: str) -> dict[str, tuple[int, str | None]]:
-    """Of each subject how many pictures there are, and one that can be shown."""
+    """For each subject the number of its pictures, and the id of one with a preview."""
     shown = sa.case((col(StoredPicture.preview_key).is_not(None), col(StoredPicture.id)))
     rows = session.exec(
         select(StoredPicture.subject_id, func.count(), func.min(shown))

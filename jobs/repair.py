@@ -14,10 +14,10 @@ from storage.tables import ACTIVE, Job, JobPicture, PictureState, RemoteRun, Run
 
 
 def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
-    """Put a job that nobody works on back on its way, or fail it when its attempts are used up.
+    """Send a job again that no worker works on, or fail it when its attempts are used up. True if something was done.
 
-    Called by the sweep and by error callbacks, as often as they like: a job with a live lease, or one that
-    is not due yet, is left alone. True if something was done.
+    The sweep and error callbacks call this as often as they like: a job with a live lease, or one that is not due yet,
+    is left alone.
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     now = utcnow()
@@ -48,14 +48,14 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
         "retry",
         stage=job.stage,
         attempt=job.attempt,
-        reason="nobody was working on it",
+        reason="no worker was working on it",
         delay_s=0,
     )
     return True
 
 
 def is_polled(settings: Settings) -> sa.ColumnElement[bool]:
-    """Of jobs: a remote server trains it and polls look after that. Not for ever, if polls no longer come."""
+    """The SQL condition that a remote server trains the job and polls still come."""
     last_look = sa.func.coalesce(RemoteRun.looked_at, RemoteRun.submitted_at, type_=UtcDateTime())
     patience = timedelta(seconds=max(10 * settings.remote_poll_s, settings.relaunch_after_s))
     return sa.exists().where(
@@ -66,22 +66,22 @@ def is_polled(settings: Settings) -> sa.ColumnElement[bool]:
 
 
 def expire_overdue_hold(session: Session, job: Job) -> bool:
-    """A hold past its time, with nobody at work, ends the job: its credits go back to the owner."""
+    """Fail a job whose hold has expired and return the credits. Call it only if no worker works on the job."""
     hold = ledger.hold_of(session, job.id)
     if hold is None or hold.state != "held" or hold.expires_at > utcnow():
         return False
     ledger.expire(session, hold.id)
-    transitions.fail(session, job.id, TrainingTimeout("the training did not end before its hold on credits expired"))
+    transitions.fail(session, job.id, TrainingTimeout("the training did not end before its credit hold expired"))
     return True
 
 
 def _release_picture(session: Session, picture: JobPicture, settings: Settings) -> None:
-    """A picture whose worker died each time it was opened is left out, not tried for ever."""
+    """Release a picture whose worker died; after the last attempt it is left out."""
     picture.lease_until = None
     picture.lease_holder = None
     if picture.attempt >= settings.max_attempts:
         picture.state = PictureState.BAD
         picture.faults = ["unreadable"]
-        picture.report = {"error": f"the worker was lost {picture.attempt} times while reading it"}
+        picture.report = {"error": f"the worker died {picture.attempt} times while it read the picture"}
     session.add(picture)
     session.flush()

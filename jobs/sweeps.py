@@ -1,4 +1,4 @@
-"""What lies around: jobs that nobody works on, messages that nobody sent, books to check."""
+"""Periodic repair: jobs that no worker works on, and the audit of the ledger."""
 
 import logging
 import time
@@ -22,13 +22,13 @@ from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 
 log = logging.getLogger(__name__)
 
-# A leak stays an error of the hourly audit for this long: one that was missed is said again, not for ever.
+# How long the hourly audit repeats an uncharged delivery.
 _LEAKS_LOGGED_FOR = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
 class RemainingWork:
-    """What a job still needs: from which stage on, and which pictures."""
+    """What is left to do for a job: from which stage on, and which pictures."""
 
     stage: Stage
     waiting: Sequence[int]
@@ -37,7 +37,7 @@ class RemainingWork:
 
 
 def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
-    """None for a job that is final or not there."""
+    """What is left to do for a job; None if it is final or does not exist."""
     with services.database.reading() as session:
         job = session.get(Job, job_id)
         if job is None or job.status not in ACTIVE:
@@ -50,7 +50,7 @@ def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
 
 
 def repair_jobs(services: Services, limit: int = 500) -> int:
-    """Put every job that nobody works on back on its way. Gives how many were."""
+    """Send every active job again that no worker works on. Returns how many."""
     with services.database.reading() as session:
         candidates = _abandoned_jobs(session, services.settings, limit)
     repaired = 0
@@ -58,13 +58,13 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
         with job_context(job_id), services.database.writing() as session:
             repaired += repair.repair_job(session, job_id, services.settings)
     if repaired:
-        log.warning("%d job(s) had nobody at work and were put back on their way", repaired)
+        log.warning("%d job(s) had no worker and were sent again", repaired)
     metrics.SWEPT_AT.add(time.time())
     return repaired
 
 
 def repair_job(services: Services, job_id: str) -> bool:
-    """The same for one job: what an error callback calls."""
+    """The same for one job. Error callbacks call it."""
     with services.database.writing() as session:
         return repair.repair_job(session, job_id, services.settings)
 
@@ -93,7 +93,7 @@ def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[st
 
 
 def audit_books(services: Services) -> list[AuditFinding]:
-    """Audit the ledger, and the jobs against it; what is off, and what leaked today, is logged as an error."""
+    """Audit the ledger and the jobs; findings, and uncharged deliveries of the last 24 hours, are logged as errors."""
     with services.database.reading() as session:
         findings = audit(session) + invariants.check(session)
         leaked = invariants.leaks(session, since=utcnow() - _LEAKS_LOGGED_FOR)
@@ -104,7 +104,7 @@ def audit_books(services: Services) -> list[AuditFinding]:
         notices.alert(services, "audit", f"audit: {finding}")
     if leaked:
         log.error(
-            "leak: %d training(s) were delivered and not charged, %d credits in the last %d hours: %s",
+            "leak: %d training(s) were delivered but not charged, %d credits in the last %d hours: %s",
             len(leaked),
             sum(leak.credits for leak in leaked),
             _LEAKS_LOGGED_FOR.total_seconds() // 3600,
@@ -114,6 +114,6 @@ def audit_books(services: Services) -> list[AuditFinding]:
 
 
 def leaks(services: Services) -> list[invariants.Leak]:
-    """Every LoRA that was delivered and not charged, since its hold was over by then; the newest first."""
+    """Every LoRA that was delivered but not charged, because its hold had expired; newest first."""
     with services.database.reading() as session:
         return invariants.leaks(session)

@@ -1,10 +1,10 @@
-"""The legal moves of a job. Each is one transaction's worth: status, money and message move together.
+"""The transitions of a job. Each runs in one transaction: status, credits and messages change together.
 
     pending -> training -> ready | failed | cancelled          a final status never changes
     preprocess -> dataset -> train -> upload -> settle          a stage only goes forward
 
-A leased move counts only while the lease holds; a final move counts only while the job is active. So whoever
-comes second does nothing, and every move may be tried again.
+A leased transition needs a valid lease, a final one an active job. So of two callers the second changes nothing, and
+every transition may be tried again.
 """
 
 import logging
@@ -38,10 +38,10 @@ NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
 
 
 def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
-    """Append to what happened to the job.
+    """Append an event to a job.
 
-    Under the lock of the job's row, so that its events become visible in the order of their numbers: whoever has
-    read up to one of them can go on behind it and misses none. SQLite's transactions queue anyway.
+    The job's row is locked, so that its events become visible in the order of their numbers: a reader that continues
+    after the last event it has seen misses none. On SQLite, writing transactions run one at a time anyway.
     """
     if session.get_bind().dialect.name == "postgresql":
         session.connection().execute(
@@ -51,7 +51,7 @@ def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
 
 
 def notify(session: Session, job: Job, event: str) -> None:
-    """Queue notices about the job as it is now: to the application and to the owner, if they asked for them."""
+    """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
     view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
         webhooks.put(session, view.to_dict(), event, job.webhook_url)
@@ -59,7 +59,7 @@ def notify(session: Session, job: Job, event: str) -> None:
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
-    """Queue the message that sends the stages the job still lacks, and say when to look whether somebody took it."""
+    """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
     due = utcnow() + timedelta(seconds=delay_s)
     look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
     session.connection().execute(
@@ -72,11 +72,11 @@ def send_launch(session: Session, job: Job, settings: Settings, delay_s: float =
     )
 
 
-# ---- leased moves ---------------------------------------------------------------------------------------------
+# ---- leased transitions ---------------------------------------------------------------------------------------------
 
 
 def begin(session: Session, job_id: str) -> None:
-    """The first sign of work: `pending` becomes `training`."""
+    """Move a pending job to `training`, when a worker first works on it."""
     job = session.scalars(
         sa.update(Job)
         .where(col(Job.id) == job_id, col(Job.status) == Status.PENDING)
@@ -93,12 +93,12 @@ def record_start(session: Session, job: Job) -> None:
 
 
 def record_picture(session: Session, lease: Lease, state: PictureState, **values: Any) -> None:
-    """Write down what became of the leased picture."""
+    """Record the state of the leased picture and release its lease."""
     lease.write(session, state=state, lease_holder=None, lease_until=None, **values)
 
 
 def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -> None:
-    """The leased stage is done: on to the next, with `values` recorded."""
+    """End the leased stage: record `values` and move the job to the next stage."""
     stage = NEXT_STAGE[lease.stage]
     lease.write(
         session,
@@ -114,7 +114,7 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
 
 
 def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float:
-    """Another attempt later: give the lease back and say in how many seconds (exponential, jittered)."""
+    """Release the lease for another attempt; returns the delay in seconds (exponential, with jitter)."""
     delay_s: float = settings.retry_base_s * 2 ** (lease.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     values: dict[str, Any] = {"lease_holder": None, "lease_until": None}
     if lease.position is None:
@@ -129,20 +129,21 @@ def postpone(session: Session, lease: Lease, error: ImprintError, settings: Sett
 
 
 def hand_over(session: Session, lease: Lease, settings: Settings) -> None:
-    """This worker leaves in good order: the attempt does not count, and the rest is sent to another."""
+    """Release the lease of a worker that stops: the attempt does not count, and the job is sent to another worker."""
     lease.write(session, attempt=max(lease.attempt - 1, 0))
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     send_launch(session, job, settings)
     record_event(session, lease.job_id, "retry", stage=lease.stage, reason="the worker was asked to stop", delay_s=0)
 
 
-# ---- final moves ----------------------------------------------------------------------------------------------
+# ---- final transitions ----------------------------------------------------------------------------------------------
 
 
 def settle(session: Session, job_id: str, settings: Settings) -> bool:
-    """Charge for the steps that were trained, mark the job ready, write the notice. False if it was final already.
+    """Charge for the steps that were trained, mark the job ready, queue the notice. False if it was final already.
 
-    A hold that is resolved already (expired, with a late success) charges nothing; the LoRA is delivered.
+    If the hold has been resolved already (it expired before the training ended), nothing is charged and the LoRA is
+    delivered.
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
@@ -151,15 +152,15 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     charge = price(spec.family, job.total_steps, spec.resolution, settings.prices)
     hold = ledger.hold_of(session, job_id)
     if hold is None or hold.state != "held":
-        reason = "the hold was resolved before the training was; nothing is charged"
+        reason = "the hold was resolved before the training ended; nothing is charged"
         record_event(session, job_id, "leak", reason=reason, credits=charge)
-        channels.alert(session, "leak", f"leak: {job_id} was delivered, and {charge} credits are not charged")
-        log.error("leak: %s is delivered, and %d credits of %s are not charged", job_id, charge, job.owner_id)
+        channels.alert(session, "leak", f"leak: {job_id} was delivered, but {charge} credits were not charged")
+        log.error("leak: %s was delivered, but %d credits of %s were not charged", job_id, charge, job.owner_id)
     return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
 
 
 def fail(session: Session, job_id: str, error: ImprintError) -> bool:
-    """Fail the job, release the hold, write the notice. False if it was final already. Failed jobs cost nothing."""
+    """Fail the job, release its hold, queue the notice. False if it was final already. A failed job costs nothing."""
     return _end(
         session, job_id, Status.FAILED,
         failure_code=error.code, failure_message=error.message, details=error.details,
@@ -167,14 +168,14 @@ def fail(session: Session, job_id: str, error: ImprintError) -> bool:
 
 
 def fail_leased(session: Session, lease: Lease, error: ImprintError) -> bool:
-    """Fail the job if the lease still holds."""
+    """Fail the job if the lease is still valid."""
     return lease.is_held(session) and fail(session, lease.job_id, error)
 
 
 def cancel(session: Session, job_id: str, settings: Settings) -> bool:
-    """Cancel the job, charge the steps done, release the rest, write the notice. False if it was final already.
+    """Cancel the job, charge the steps done, release the rest, queue the notice. False if it was final already.
 
-    Whoever works on it finds its lease gone.
+    A worker that holds the job's lease loses it.
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     if job is None or job.status not in ACTIVE:
@@ -186,7 +187,7 @@ def cancel(session: Session, job_id: str, settings: Settings) -> bool:
 
 
 def price_of_steps_done(job: Job, settings: Settings) -> int:
-    """What a cancelled job costs: its steps as they are recorded, rounded down; nothing before it trains."""
+    """What a cancelled job costs: its recorded steps, rounded down; nothing before the training begins."""
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0
     spec = spec_of(job)
@@ -194,8 +195,8 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
-    """End an active job: `charge` of its hold, if that is live, is taken, and the rest given back."""
-    if status is Status.READY:  # a job that ends well does not keep what went wrong on the way
+    """End an active job: charge `charge` credits of its hold, if that is live, and release the rest."""
+    if status is Status.READY:  # what went wrong on the way no longer matters
         values |= {"waiting_note": None}
     job = session.scalars(
         sa.update(Job)
@@ -217,7 +218,7 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     hold = ledger.hold_of(session, job_id)
     if hold is not None and hold.state == "held":
         job.charged = min(charge, hold.amount)
-        ledger.settle(session, hold.id, job.charged)  # a settlement of nothing is a release
+        ledger.settle(session, hold.id, job.charged)  # settling 0 credits is a release
     record_event(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])

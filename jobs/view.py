@@ -1,4 +1,4 @@
-"""A job as the outside sees it: no addresses of pictures, no lease holders, nothing secret."""
+"""The public view of a job: no addresses of pictures, no lease holders, no secrets."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,7 +28,7 @@ class View(BaseModel):
 
 
 class CreditsView(View):
-    """What a job has cost, in credits. `refunded` is what came back of its hold."""
+    """The credits of a job. `refunded` is the part of its hold that was returned."""
 
     held: int
     charged: int
@@ -44,7 +44,7 @@ class FailureView(View):
 
 
 class PictureView(View):
-    """What became of one picture: good, bad (and why), or waiting."""
+    """The state of one picture, and its faults if it is bad."""
 
     position: int
     state: PictureState
@@ -61,7 +61,7 @@ class FileView(View):
 
 
 class TrainedOnView(View):
-    """Which backend trains a job; of a remote one also its server and what that does now."""
+    """Which backend trains a job; for a remote backend also its server and what that is doing."""
 
     backend: str
     server: str | None
@@ -103,7 +103,7 @@ class JobView(View):
 def view_of(
     job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None, server: str | None = None
 ) -> JobView:
-    """The public view. `run` is the newest of a remote training, `server` the name of its server."""
+    """The public view of a job. `run` is its newest remote run, `server` the name of that run's server."""
     spec = spec_of(job)
     held = hold.amount if hold is not None and hold.state == "held" else 0
     charged = (job.charged or 0) - (hold.refunded if hold is not None else 0)
@@ -135,7 +135,7 @@ def view_of(
 
 
 def picture_view(picture: JobPicture) -> PictureView:
-    """One picture's verdict."""
+    """The public view of one picture."""
     report = picture.report
     return PictureView(
         position=picture.position,

@@ -203,8 +203,8 @@ DAMAGE = {
     "UPDATE credit_hold SET state = 'released' WHERE training_id = '{active}'": {"the hold of an active job is live"},
     "UPDATE training_job SET status = 'training', finished_at = NULL, charged = NULL WHERE id = '{ready}'": {
         "the hold of an active job is live",
-        "a final job is cleaned up after",
-        "the end of a job is told once",
+        "a final job has one clean-up",
+        "the end of a job is announced once",
     },
     "UPDATE credit_hold SET state = 'held', settled = 0 WHERE training_id = '{ready}'": {
         "the hold of a final job is resolved",
@@ -218,24 +218,24 @@ DAMAGE = {
         "a failed job is charged nothing",
         "a job was charged what its hold settled",
     },
-    "UPDATE training_job SET step = 0 WHERE id = '{cancelled}'": {"a cancelled job that had not trained"},
-    "UPDATE training_job SET stage = 'dataset' WHERE id = '{cancelled}'": {"a cancelled job that had not trained"},
+    "UPDATE training_job SET step = 0 WHERE id = '{cancelled}'": {"a job cancelled before its first step"},
+    "UPDATE training_job SET stage = 'dataset' WHERE id = '{cancelled}'": {"a job cancelled before its first step"},
     "UPDATE credit_hold SET state = 'released', settled = 0 WHERE training_id = '{ready}'": {"a ready job is charged"},
-    "UPDATE training_job SET lora_key = NULL WHERE id = '{ready}'": {"a ready job has been through every stage"},
-    "UPDATE training_job SET stage = 'upload' WHERE id = '{ready}'": {"a ready job has been through every stage"},
-    "UPDATE training_job SET finished_at = NULL WHERE id = '{failed}'": {"a job has its end"},
-    "UPDATE training_job SET finished_at = created_at WHERE id = '{active}'": {"a job has its end"},
-    "UPDATE training_job SET lease_until = created_at WHERE id = '{cancelled}'": {"a job has its end"},
+    "UPDATE training_job SET lora_key = NULL WHERE id = '{ready}'": {"a ready job has passed every stage"},
+    "UPDATE training_job SET stage = 'upload' WHERE id = '{ready}'": {"a ready job has passed every stage"},
+    "UPDATE training_job SET finished_at = NULL WHERE id = '{failed}'": {"a final job has an end time"},
+    "UPDATE training_job SET finished_at = created_at WHERE id = '{active}'": {"a final job has an end time"},
+    "UPDATE training_job SET lease_until = created_at WHERE id = '{cancelled}'": {"a final job has an end time"},
     "UPDATE outbox_message SET topic = 'training.failed' WHERE job_id = '{ready}' AND topic = 'training.completed'": {
-        "the end of a job is told once"
+        "the end of a job is announced once"
     },
     "DELETE FROM outbox_message WHERE job_id = '{failed}' AND topic = 'training.failed'": {
-        "the end of a job is told once",
+        "the end of a job is announced once",
         "the messages of a job are numbered",
     },
     "UPDATE outbox_message SET kind = 'notice', topic = 'training.completed' WHERE job_id = '{ready}'"
-    " AND kind = 'cleanup'": {"the end of a job is told once", "a final job is cleaned up after"},
-    "UPDATE outbox_message SET kind = 'cleanup' WHERE job_id = '{active}'": {"a final job is cleaned up after"},
+    " AND kind = 'cleanup'": {"the end of a job is announced once", "a final job has one clean-up"},
+    "UPDATE outbox_message SET kind = 'cleanup' WHERE job_id = '{active}'": {"a final job has one clean-up"},
     "UPDATE outbox_message SET sequence = 9 WHERE job_id = '{active}'": {"the messages of a job are numbered"},
 }
 

@@ -75,7 +75,7 @@ def test_the_same_key_gives_the_same_job_and_another_request_is_an_error(shared_
     first = shared_site.send(owner_id=owner, images=images, idempotency_key="one")
     again = shared_site.send(owner_id=owner, images=images, idempotency_key="one")
     assert again["job_id"] == first["job_id"]
-    with pytest.raises(Exception, match="came with another request before"):
+    with pytest.raises(Exception, match="was used for another request"):
         shared_site.send(owner_id=owner, images=images, idempotency_key="one", rank=8)
     shared_site.wait(first["job_id"])
     assert [entry.kind for entry in accounts.statement(shared_site.services, owner)] == ["settle", "hold", "grant"]
