@@ -222,6 +222,7 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
             device=services.settings.device,
             precision=services.settings.precision,
+            quantise=services.settings.quantise_base,
             slots=services.settings.cohort,
             deterministic=services.settings.deterministic,
             encodings=services.settings.home.resolve() / "encodings",
