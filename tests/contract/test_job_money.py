@@ -1,6 +1,5 @@
 """A job's money at its end: pro rata when it is cancelled, never twice, all or nothing; and what the books say."""
 
-import json
 import logging
 from collections import Counter
 from datetime import timedelta
@@ -35,8 +34,8 @@ def notice(services: Services, job_id: str) -> dict[str, Any]:
     """What the last notice of the job tells."""
     with services.database.reading() as session:
         query = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == "notice")
-        told: dict[str, Any] = json.loads(session.execute(query.order_by(MESSAGE.c.sequence.desc())).scalars().first())
-        return told
+        kept: dict[str, Any] = session.execute(query.order_by(MESSAGE.c.sequence.desc())).scalars().first()
+        return kept
 
 
 # ---- cancelled in mid-training --------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 No Celery here: what the tasks call is called, with services over a temporary home.
 """
 
-import json
 import multiprocessing
 import sqlite3
 import threading
@@ -205,18 +204,18 @@ def test_eight_processes_with_one_key_get_one_job(services: Services, settings: 
         service.submit(services, request(services, max_steps=10 * spare))
     asked = request(services, idempotency_key="k", max_steps=1)
     answers = homes_at_once(settings, [partial(service.submit, arguments=asked)] * RACERS)
-    assert {answer["job_id"] if isinstance(answer, dict) else repr(answer) for answer in answers} == {
+    assert {answer.job_id if isinstance(answer, JobView) else repr(answer) for answer in answers} == {
         service.jobs(services)[0].job_id
     }
     assert len(service.jobs(services)) == 1 + bool(spare)
     assert balances(services)["held"] == 1 + spare
-    assert messages(services, answers[0]["job_id"]) == ["launch"]
+    assert messages(services, answers[0].job_id) == ["launch"]
 
 
 def test_eight_processes_with_credits_for_three_get_three_jobs(services: Services, settings: Settings) -> None:
     asked = [request(services, resolution=512, max_steps=3000, seed=seed) for seed in range(RACERS)]
     answers = homes_at_once(settings, [partial(service.submit, arguments=one) for one in asked])
-    assert Counter(type(answer) for answer in answers) == {dict: 3, InsufficientCredits: RACERS - 3}
+    assert Counter(type(answer) for answer in answers) == {JobView: 3, InsufficientCredits: RACERS - 3}
     assert balances(services) == {"held": 900, "spent": 0, "available": 100}
 
 
@@ -458,7 +457,7 @@ def test_a_final_failure_ends_the_job_at_once(services: Services, job_id: str, e
         raise error
     view = service.get(services, job_id)
     assert (view.status, view.failure.code, view.attempt) == ("failed", code, 1)
-    assert "secret detail" not in json.dumps(view)
+    assert "secret detail" not in view.model_dump_json()
     assert balances(services)["held"] == 0
 
 
