@@ -1,4 +1,4 @@
-"""Notices that were given up, and receivers that want none: what an operator sees and may do."""
+"""For operators: undelivered notices and disabled receivers."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,9 @@ _OPEN_FIRST = "enable it first: imprint receivers enable OWNER URL"
 
 @dataclass(frozen=True)
 class Redelivery:
-    """Ids of the notices that are due again; how many stay dead since their receiver is disabled, or needless."""
+    """The ids of the notices that are due again; how many stay dead because their receiver is disabled, or because a
+    later notice makes them needless.
+    """
 
     again: list[str]
     disabled: int
@@ -62,7 +64,7 @@ def list_dead_letters(services: Services, limit: int = 100) -> list[DeadLetterVi
 
 
 def redeliver(services: Services, message_id: str) -> Redelivery:
-    """Make one notice due again, sent, dead or waiting. Raises NotFound, or IllegalMove for a disabled receiver."""
+    """Make one notice due again, whatever its state. Raises NotFound, or IllegalMove for a disabled receiver."""
     with services.database.writing() as session:
         notice = outbox.get(session, message_id)
         if notice is None or notice.kind not in outbox.EXTERNAL:
@@ -71,14 +73,14 @@ def redeliver(services: Services, message_id: str) -> Redelivery:
             where = receivers.shown(notice.destination or "")
             raise IllegalMove(f"{where} is disabled for {notice.owner_id}; {_OPEN_FIRST}")
         if not outbox.redeliver(session, message_id):
-            raise IllegalMove(f"{message_id} is on its way at this moment")
+            raise IllegalMove(f"{message_id} is being sent at this moment")
     return Redelivery([message_id], 0, 0)
 
 
 def redeliver_dead(services: Services, *, job_id: str | None = None, receiver: str | None = None) -> Redelivery:
-    """Make all dead letters due again, or those of one job, or to one receiver, oldest first.
+    """Make dead letters due again, oldest first: all, or those of one job or to one receiver.
 
-    A `processing` whose job has told a later event stays dead, and so does what goes to a disabled receiver.
+    A `processing` notice that is followed by a later one stays dead, and so does a notice to a disabled receiver.
     """
     again, disabled, needless = [], 0, 0
     with services.database.writing() as session:
@@ -116,7 +118,7 @@ def disabled_receivers(services: Services) -> list[DisabledReceiverView]:
 
 
 def enable_receiver(services: Services, owner_id: str, url: str) -> int:
-    """Let an owner's receiver get notices again: all of its address, or scheme and host. Raises NotFound."""
+    """Enable an owner's receiver, named by its address or by scheme and host. Returns how many. Raises NotFound."""
     with services.database.writing() as session:
         enabled = receivers.enable(session, owner_id, url)
     if not enabled:

@@ -198,7 +198,7 @@ def test_masks_count_against_the_bytes_of_a_picture_and_of_a_job(
         f"its mask: the file 'large.png' has more than {2 * size} bytes", size
     )  # fmt: skip
     assert first(max_job_bytes=size) == (
-        "its mask: the pictures of this job have more bytes than a job may have", size
+        "its mask: the pictures of this job are larger in total than a job may have (IMPRINT_MAX_JOB_BYTES)", size
     )  # fmt: skip
     assert first() == (None, size + len(large))
 

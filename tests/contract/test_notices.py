@@ -100,7 +100,7 @@ def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings
     [message] = waiting(services, "mail")
     notices.deliver_mail(services, message.id)
     [again] = waiting(services, "mail")
-    assert (again.attempts, again.last_error) == (1, "no mail server is set: IMPRINT_SMTP_URL")
+    assert (again.attempts, again.last_error) == (1, "no mail server is configured: set IMPRINT_SMTP_URL")
     assert accounts.balance(services, "ada") == accounts_before
     with mail_server() as box:
         up = Services(

@@ -44,7 +44,11 @@ def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(bas
         kept = settled(running, s3, job_id)
 
         paused.signal(signal.SIGCONT)
-        until(lambda: "somebody else works on it, or it is final" in running.log("train").read_text(), 90, "it left")
+        until(
+            lambda: "another worker has claimed the job, or it is final" in running.log("train").read_text(),
+            90,
+            "it left",
+        )
         until(lambda: len(running.left_behind(job_id)) == 1, 30, "its folder is gone")
         running.stop("train-2")
         # It is as good as new: the only one left, it trains the next job.

@@ -128,7 +128,7 @@ def test_the_task_and_a_training_again(running: Site, folder: Path, by_hand: dic
         {"ref": (folder / name).as_uri(), "caption": caption(folder, name), "mask": mask.as_uri() if mask else None}
         for name, mask in zip(NAMES, masks(folder), strict=True)
     ]
-    with pytest.raises(Exception, match=r"objective\.masked: pictures come with masks: set it to true"):
+    with pytest.raises(Exception, match=r"objective\.masked: the pictures have masks: set this to true"):
         running.send(owner_id="ada", images=images)
     view = running.wait(running.send(owner_id="ada", images=images, objective={"masked": True})["job_id"])
     assert lora(view) == by_hand[True]
