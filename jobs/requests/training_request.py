@@ -119,14 +119,6 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     return TrainingRequest(envelope, spec, _sha256(arguments))
 
 
-def base_model_location(spec: TrainSpec, settings: Settings) -> str:
-    """Where the weights of the spec's base model are: a folder, a file or a hub id."""
-    if spec.base_model in settings.base_models:
-        return settings.base_models[spec.base_model]
-    named = BASE_MODELS.get(spec.base_model)
-    return named.location if named else spec.base_model
-
-
 def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before credits are held."""
     if spec.backend == "local":
