@@ -20,13 +20,13 @@ from core.logging import job_context
 from jobs import keys
 from jobs.remote import pods, runs
 from jobs.remote.pod_costs import lock_pods
-from jobs.remote.poll_results import LOST, PollResult, record_result
+from jobs.remote.poll_results import LOST, PolledRun, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import clean_up
 from storage.tables import RemoteRun, RentedPod
 from training.backends.ai_toolkit import work
 from training.backends.ai_toolkit.answers import RemoteJob
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _time_s(services: Services) -> float:
 # ---- looking --------------------------------------------------------------------------------------------------
 
 
-def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[PollResult]]:
+def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[PolledRun]]:
     """Every run as it is seen, in batches, in the order in which the servers answer; who is too slow has not."""
     by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
     for run in taken:
@@ -91,14 +91,14 @@ def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[li
     waiting: dict[Future[Any], list[RemoteRun]] = {
         pool.submit(_list_jobs, services, pod_id): theirs for pod_id, theirs in by_server.items()
     }
-    batch: list[PollResult] = []
+    batch: list[PolledRun] = []
     while waiting and (left_s := until - time.monotonic()) > 0:
         for future in wait(waiting, min(left_s, _FLUSH_S), FIRST_COMPLETED).done:
             theirs, answer = waiting.pop(future), future.result()
-            if isinstance(answer, PollResult):
+            if isinstance(answer, PolledRun):
                 batch.append(answer)
             elif isinstance(answer, ImprintError):
-                batch += [PollResult(run, error=answer) for run in theirs]
+                batch += [PolledRun(run, error=answer) for run in theirs]
             else:
                 batch += _submit_polls(services, pool, waiting, theirs, *answer)
         if batch and (len(batch) >= BATCH or time.monotonic() > flushed + _FLUSH_S):
@@ -107,14 +107,14 @@ def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[li
     slow = BackendUnreachable("the server did not answer in time")
     # Whose turn did not come has not missed anything: the next poll takes them in another order.
     hanging = [theirs for future, theirs in waiting.items() if not future.cancel()]
-    yield batch + [PollResult(run, error=slow) for theirs in hanging for run in theirs]
+    yield batch + [PolledRun(run, error=slow) for theirs in hanging for run in theirs]
     pool.shutdown(wait=False)  # what still hangs ends by its own time limit
 
 
 def _submit_polls(
     services: Services, pool: ThreadPoolExecutor, waiting: dict[Future[Any], list[RemoteRun]], theirs: list[RemoteRun],
-    server: Server, jobs: dict[str, RemoteJob],
-) -> list[PollResult]:  # fmt: skip
+    server: ToolkitServer, jobs: dict[str, RemoteJob],
+) -> list[PolledRun]:  # fmt: skip
     """Have a look at each of the runs that its server has; gives those that it does not know."""
     busy = any(job.status == "running" for job in jobs.values())
     known = [run for run in theirs if run.name in jobs]
@@ -124,10 +124,10 @@ def _submit_polls(
     if not busy and any(jobs[run.name].status == "queued" for run in known):
         # A server stops its queue whenever it has drained, also one that was started a moment ago.
         pool.submit(server.start_queue).add_done_callback(_log_failure)
-    return [PollResult(run) for run in theirs if run.name not in jobs]
+    return [PolledRun(run) for run in theirs if run.name not in jobs]
 
 
-def _list_jobs(services: Services, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob]] | ImprintError:
+def _list_jobs(services: Services, pod_id: str | None) -> tuple[ToolkitServer, dict[str, RemoteJob]] | ImprintError:
     try:
         with services.database.reading() as session:
             pod = session.get(RentedPod, pod_id) if pod_id else None
@@ -139,33 +139,33 @@ def _list_jobs(services: Services, pod_id: str | None) -> tuple[Server, dict[str
         return error
 
 
-def _poll_run(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> PollResult:
+def _poll_run(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> PolledRun:
     with job_context(run.job_id):
         return _poll_run_now(services, server, run, job, busy)
 
 
-def _poll_run_now(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> PollResult:
-    seen = PollResult(run, busy=busy)
+def _poll_run_now(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> PolledRun:
+    polled = PolledRun(run, busy=busy)
     try:
-        seen.sighting = work.look(server, job, run.log_offset, run.step)
+        polled.result = work.poll(server, job, run.log_offset, run.step)
     except ImprintError as error:
-        seen.error = error
-        return seen
+        polled.error = error
+        return polled
     except Exception as error:  # one run that cannot be read must not keep the others from being looked at
         log.exception("looking at %s", run.name)
-        seen.error = BackendFailed(f"what the server tells cannot be read: {type(error).__name__}")
-        return seen
+        polled.error = BackendFailed(f"what the server tells cannot be read: {type(error).__name__}")
+        return polled
     try:
-        for sample in seen.sighting.samples[run.previews : run.previews + PREVIEWS_AT_ONCE]:
+        for sample in polled.result.samples[run.previews : run.previews + PREVIEWS_AT_ONCE]:
             suffix = sample.path.rsplit(".", 1)[-1].lower()
             if suffix not in ("jpg", "jpeg", "png", "webp"):
                 suffix = "bin"
             key = keys.preview(run.job_id, run.attempt, sample.step, sample.prompt, suffix)
             services.store.put(key, server.sample_bytes(sample.path, MAX_PREVIEW_BYTES))
-            seen.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
+            polled.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
     except ImprintError as error:
         log.warning("a sample of %s is left for the next poll: %s", run.name, error)
-    return seen
+    return polled
 
 
 def _log_failure(future: "Future[None]") -> None:

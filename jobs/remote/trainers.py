@@ -11,7 +11,7 @@ from jobs.remote import pod_costs, pods
 from jobs.remote.pod_costs import cost, per_hour, runs_on_pod, spent_in_a_day
 from jobs.services import Services
 from storage.tables import PodState, RentedPod
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import RunPod
 
 _MICRO = 1_000_000
@@ -129,7 +129,7 @@ def list_trainers(services: Services) -> list[Trainer]:
     return found
 
 
-def _ask(server: Server, trainer: Trainer) -> Trainer:
+def _ask(server: ToolkitServer, trainer: Trainer) -> Trainer:
     """The trainer with what its server answers now."""
     try:
         if not server.ready():

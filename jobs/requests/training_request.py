@@ -123,7 +123,7 @@ def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before credits are held."""
     if spec.backend == "local":
         return {}
-    faults = options.faults(spec)
+    faults = options.unsupported_options(spec)
     if settings.ai_toolkit_url is None and settings.runpod_api_key is None:
         faults["backend"] = (
             "no ai-toolkit server is configured: set IMPRINT_AI_TOOLKIT_URL, or IMPRINT_RUNPOD_API_KEY to rent one"
