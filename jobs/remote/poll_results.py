@@ -1,4 +1,4 @@
-"""What a poll saw of a run, and what follows from it: it goes on, it is done, or it is given up."""
+"""The result of polling a run, and what follows: it continues, it is completed, or it is given up."""
 
 import logging
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from training.backends.ai_toolkit.work import PollResult
 
 log = logging.getLogger(__name__)
 
-LOST = {"lost": True}  # details of an error after which nobody needs to be asked again
+LOST = {"lost": True}  # details of an error after which the server need not be asked again
 
 
 @dataclass
 class PolledRun:
-    """One run as a poll found it. No result: nobody answered (`error`), or the server does not know it."""
+    """A run and what a poll found. No result: the server did not answer (`error`), or does not know the run."""
 
     run: RemoteRun
     result: PollResult | None = None
@@ -33,7 +33,7 @@ class PolledRun:
 
 
 def record_result(session: Session, polled: PolledRun, settings: Settings) -> str:
-    """Write what became of a run; in a word: recorded, missed, completed, given up, or overtaken by somebody else."""
+    """Write the result of a poll. Returns recorded, missed, completed, given up, or overtaken by another process."""
     if polled.result is None:
         return _record_missed(session, polled, settings)
     if polled.result.status == "completed":
@@ -48,14 +48,14 @@ def record_result(session: Session, polled: PolledRun, settings: Settings) -> st
 
 
 def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> str:
-    """A server that does not know the run, that is gone, or that failed to answer once more."""
+    """The server does not know the run, is gone, or did not answer."""
     run, error = polled.run, polled.error
     if error is None:
-        error = BackendUnreachable("the server does not know the training any more")
+        error = BackendUnreachable("the server no longer knows the training")
     elif error.details != LOST:
         if run.missed + 1 < settings.remote_lost_polls:
             with job_context(run.job_id):
-                log.warning("%s was not polled, %d times in a row: %s", run.name, run.missed + 1, error)
+                log.warning("%s could not be polled, %d times in a row: %s", run.name, run.missed + 1, error)
             return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
         error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
     return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
@@ -108,7 +108,7 @@ def _record_previews(session: Session, polled: PolledRun) -> None:
 def _verdict(
     run: RemoteRun, result: PollResult, busy: bool, now: datetime, settings: Settings
 ) -> tuple[ImprintError, bool] | None:
-    """Why a run that was polled is to be given up, and whether another one may help; None for one that goes on."""
+    """Why a run is given up, and whether another attempt may help; None if it continues."""
     if result.status == "failed":
         if "out of memory" in result.info.lower():
             return OutOfMemory("the server's GPU has too little memory for this training"), False
@@ -116,20 +116,20 @@ def _verdict(
     if result.status == "stopped":
         return BackendFailed("the training was stopped on the server"), True
     if run.started_at and now - run.started_at > timedelta(seconds=settings.training_timeout_s):
-        return TrainingTimeout(f"training took longer than {settings.training_timeout_s:.0f} s"), False
+        return TrainingTimeout(f"the training took longer than {settings.training_timeout_s:.0f} s"), False
     if now - run.moved_at > timedelta(seconds=settings.remote_stall_s) and not _has_moved(run, result, busy):
         return BackendFailed(f"the training made no progress for {settings.remote_stall_s:.0f} s"), True
     return None
 
 
 def _has_moved(run: RemoteRun, result: PollResult, busy: bool) -> bool:
-    """A step or a line in the log; for one in the queue, that the server works on another."""
+    """Whether a run made progress: a step or a line in its log; in the queue, that its server works on another run."""
     if result.status == "queued":
         return busy
     return result.step != run.step or result.grew or run.started_at is None
 
 
 def _public_info(info: str) -> str:
-    """The server's words for what it does, if they are of the kind that it has for every job: no names, no numbers."""
+    """The server's status text, if it is a plain phrase without names or numbers; else empty."""
     words = info.split(" - ")[0].strip(" .")
     return words if len(words) <= 60 and words.replace(" ", "").isalpha() else ""

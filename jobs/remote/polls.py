@@ -1,7 +1,7 @@
-"""The poll: every submitted training looked at, side by side, over one pool of connections.
+"""The poll: asks the servers about every submitted run, in parallel, over one connection pool.
 
-One request per server lists its jobs; then at most two for each job that runs. No session is open meanwhile; what was
-seen is written a batch at a time. A run belongs to the poll that took it last, so two polls at once do nothing twice.
+One request per server lists its jobs; then at most two follow for each running job. No session is open meanwhile, and
+results are written in batches. A run belongs to the poll that claimed it last, so two polls at once do nothing twice.
 """
 
 import logging
@@ -31,8 +31,8 @@ from training.backends.ai_toolkit.server import ToolkitServer
 log = logging.getLogger(__name__)
 
 THREADS = 24
-BATCH = 50  # runs that are written in one transaction
-_FLUSH_S = 1.0  # and how long the first of them waits for the others
+BATCH = 50  # results that are written in one transaction
+_FLUSH_S = 1.0  # how long the first result of a batch waits for the others
 _LEAST_TIME_S = 10.0
 PREVIEWS_AT_ONCE = 4
 MAX_PREVIEW_BYTES = 8_000_000
@@ -49,7 +49,7 @@ class Polled:
 
 
 def poll(services: Services) -> Polled:
-    """Look at every submitted run once, record what became of it, and clear from the servers what has ended."""
+    """Poll every submitted run once, record the results, and delete ended runs from their servers."""
     with services.database.reading() as session:
         if session.exec(select(RemoteRun.job_id).where(col(RemoteRun.cleared_at).is_(None)).limit(1)).first() is None:
             return Polled(0, 0, 0, 0)
@@ -60,12 +60,12 @@ def poll(services: Services) -> Polled:
     done: Counter[str] = Counter()
     for batch in _poll_servers(services, taken):
         with services.database.writing() as session:
-            lock_pods(session)  # a batch accounts for several
+            lock_pods(session)  # a batch may share out the cost of several pods
             outcomes = [record_result(session, one, services.settings) for one in batch]
         done.update(outcomes)
         for one, outcome in zip(batch, outcomes, strict=True):
             if outcome == "overtaken" and one.previews:
-                clean_up(services, one.run.job_id)  # if the job is final, its samples came after its end
+                clean_up(services, one.run.job_id)  # if the job is final, its previews came too late
     cleared = clear(services)
     with services.database.writing() as session:
         runs.wake_waiting(session, services.settings)
@@ -73,15 +73,15 @@ def poll(services: Services) -> Polled:
 
 
 def _time_s(services: Services) -> float:
-    """How long a poll waits for servers: it ends before the next one comes, however many of them hang."""
+    """How long a poll waits for servers. It ends before the next one begins, even if servers hang."""
     return max(0.8 * services.settings.remote_poll_s, _LEAST_TIME_S)
 
 
-# ---- looking --------------------------------------------------------------------------------------------------
+# ---- polling --------------------------------------------------------------------------------------------------
 
 
 def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[PolledRun]]:
-    """Every run as it is seen, in batches, in the order in which the servers answer; who is too slow has not."""
+    """The results in batches, in the order in which the servers answer. A server that is too slow counts as away."""
     by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
     for run in taken:
         by_server[run.pod_id].append(run)
@@ -105,24 +105,24 @@ def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[li
             yield batch
             batch, flushed = [], time.monotonic()
     slow = BackendUnreachable("the server did not answer in time")
-    # Whose turn did not come has not missed anything: the next poll takes them in another order.
+    # Runs whose turn did not come have missed nothing: the next poll takes them in another order.
     hanging = [theirs for future, theirs in waiting.items() if not future.cancel()]
     yield batch + [PolledRun(run, error=slow) for theirs in hanging for run in theirs]
-    pool.shutdown(wait=False)  # what still hangs ends by its own time limit
+    pool.shutdown(wait=False)  # requests that still hang end by their own time limit
 
 
 def _submit_polls(
     services: Services, pool: ThreadPoolExecutor, waiting: dict[Future[Any], list[RemoteRun]], theirs: list[RemoteRun],
     server: ToolkitServer, jobs: dict[str, RemoteJob],
 ) -> list[PolledRun]:  # fmt: skip
-    """Have a look at each of the runs that its server has; gives those that it does not know."""
+    """Start polling each run that the server lists. Returns the results of those that it does not list."""
     busy = any(job.status == "running" for job in jobs.values())
     known = [run for run in theirs if run.name in jobs]
     random.shuffle(known)
     for run in known:
         waiting[pool.submit(_poll_run, services, server, run, jobs[run.name], busy)] = [run]
     if not busy and any(jobs[run.name].status == "queued" for run in known):
-        # A server stops its queue whenever it has drained, also one that was started a moment ago.
+        # A server stops its queue when it is empty, even if it was started a moment ago.
         pool.submit(server.start_queue).add_done_callback(_log_failure)
     return [PolledRun(run) for run in theirs if run.name not in jobs]
 
@@ -151,9 +151,9 @@ def _poll_run_now(services: Services, server: ToolkitServer, run: RemoteRun, job
     except ImprintError as error:
         polled.error = error
         return polled
-    except Exception as error:  # one run that cannot be read must not keep the others from being looked at
-        log.exception("looking at %s", run.name)
-        polled.error = BackendFailed(f"what the server tells cannot be read: {type(error).__name__}")
+    except Exception as error:  # one unreadable answer must not keep the other runs from being polled
+        log.exception("polling %s failed", run.name)
+        polled.error = BackendFailed(f"the server's answer cannot be read: {type(error).__name__}")
         return polled
     try:
         for sample in polled.result.samples[run.previews : run.previews + PREVIEWS_AT_ONCE]:
@@ -164,7 +164,7 @@ def _poll_run_now(services: Services, server: ToolkitServer, run: RemoteRun, job
             services.store.put(key, server.sample_bytes(sample.path, MAX_PREVIEW_BYTES))
             polled.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
     except ImprintError as error:
-        log.warning("a sample of %s is left for the next poll: %s", run.name, error)
+        log.warning("a preview of %s is left for the next poll: %s", run.name, error)
     return polled
 
 
@@ -177,9 +177,9 @@ def _log_failure(future: "Future[None]") -> None:
 
 
 def clear(services: Services, job_id: str | None = None) -> int:
-    """Leave nothing on the servers of runs that have ended (of one job, or of all); what fails, the next poll repeats.
+    """Delete ended runs (of one job, or all) from their servers; what fails is repeated by the next poll.
 
-    Gives how many were cleared.
+    Returns how many were deleted.
     """
     with services.database.reading() as session:
         ended = runs.uncleared(session, job_id)
@@ -205,7 +205,7 @@ def clear(services: Services, job_id: str | None = None) -> int:
 
 
 def clear_job(services: Services, job_id: str) -> None:
-    """The same for a job that is final, at once: a remote training that was cancelled costs money."""
+    """The same for a final job, at once: a cancelled training on a remote server costs money."""
     with services.database.reading() as session:
         if runs.newest(session, job_id) is None:
             return
@@ -217,9 +217,9 @@ def clear_job(services: Services, job_id: str) -> None:
 def _clear_on(
     services: Services, pod_id: str | None, ended: Sequence[RemoteRun], until: float, *, gone: bool
 ) -> list[RemoteRun]:
-    """The runs of which one server has nothing any more; the first that fails ends it: the others would, too.
+    """Delete ended runs from one server until one fails: the others would fail too. Returns those that are deleted.
 
-    After `until` (of time.monotonic) the rest is left for the next time.
+    After `until` (of time.monotonic) the rest is left for the next poll.
     """
     if gone:
         return list(ended)
@@ -232,5 +232,5 @@ def _clear_on(
             work.clear(server, run.name)
             cleared.append(run)
     except ImprintError as error:
-        log.warning("%d run(s) are still to be cleared from a server: %s", len(ended) - len(cleared), error)
+        log.warning("%d ended run(s) are not deleted from their server yet: %s", len(ended) - len(cleared), error)
     return cleared

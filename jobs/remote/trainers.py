@@ -1,4 +1,4 @@
-"""What there is to train on beyond this machine's workers, for operators: servers, pods, and what they cost."""
+"""For operators: the remote servers and pods, and what they cost."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -59,7 +59,7 @@ class Spending:
 
 
 def list_pods(services: Services, *, gone: bool = False) -> list[PodStatus]:
-    """The pods that are not gone, oldest first; with `gone` also those of the last 24 hours."""
+    """The pods that are not gone, oldest first; with `gone` also those deleted in the last 24 hours."""
     now = utcnow()
     with services.database.reading() as session:
         query = select(RentedPod).order_by(col(RentedPod.id))
@@ -100,7 +100,7 @@ def spending(services: Services) -> Spending:
 
 
 def close_pod(services: Services, name: str) -> list[str] | None:
-    """Have a pod deleted, whatever is on it, now; gives the jobs that lose their place, None for an unknown pod."""
+    """Delete a pod now, even if trainings are on it. Returns the jobs that were on it; None for an unknown pod."""
     with services.database.writing() as session:
         pod = session.exec(select(RentedPod).where(RentedPod.name == name)).one_or_none()
         if pod is None:

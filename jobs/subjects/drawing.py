@@ -1,4 +1,4 @@
-"""Pictures with a finished LoRA: on a ComfyUI server, or with diffusers on this machine."""
+"""Drawing with a finished LoRA: on a ComfyUI server, or with diffusers on this machine."""
 
 import hashlib
 import io
@@ -90,7 +90,7 @@ def comfyui_target(services: Services) -> ComfyUITarget:
     """The operator's server. Raises GeneratorError where none is set."""
     settings = services.settings
     if settings.comfyui_url is None:
-        raise GeneratorError("there is no ComfyUI server: the operator names one with IMPRINT_COMFYUI_URL")
+        raise GeneratorError("no ComfyUI server is configured: set IMPRINT_COMFYUI_URL")
     return ComfyUITarget(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
 
 

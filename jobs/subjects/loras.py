@@ -1,4 +1,4 @@
-"""The LoRA of a subject, for whoever draws with it."""
+"""The newest ready LoRA of a subject, for generators."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from jobs.view import Time, View
 from storage.tables import ACTIVE, Job, Status
 from training.spec import TrainSpec
 
-# The scale that a LoRA was trained at is in its file (`.alpha`), so 1.0 is what it was trained to be for every recipe.
+# The scale of a LoRA is in its file (`.alpha`), so every LoRA was trained for strength 1.0.
 STRENGTH = 1.0
-URL_S = 15 * 60  # how long addresses are good for, as for every download
+URL_S = 15 * 60  # how long addresses are valid, as for every download
 
 
 class LoraView(View):
@@ -68,9 +68,9 @@ def resolve(services: Services, owner_id: str, subject_id: str, base_model: str 
 
 def _newest(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> tuple[Job, TrainSpec]:
     query = select(Job).where(Job.owner_id == owner_id, Job.subject_id == subject_id)
-    latest: Job | None = None  # of any status: what there is to say when none is ready
+    latest: Job | None = None  # of any status, for the message if none is ready
     with services.database.reading() as session:
-        # The recipe is text in the database, so base models are told apart here; a subject has a handful of jobs.
+        # The base model is in the recipe, which is not queried; a subject has a handful of jobs.
         for job in session.exec(query.order_by(col(Job.created_at).desc(), col(Job.id).desc())):
             spec = spec_of(job)
             if base_model not in (None, spec.base_model):
@@ -87,9 +87,10 @@ def _why_none(latest: Job | None, base_model: str | None) -> LoraNotReady:
         return LoraNotReady(f"this subject was never trained{on}", {"status": None})
     details: dict[str, Any] = {"status": str(latest.status), "job_id": latest.id}
     if latest.status in ACTIVE:
-        waited = f" since {(utcnow() - latest.created_at).total_seconds() / 60:.0f} min"
-        text = f"no LoRA is ready yet{on}: {latest.id} is {latest.status}{waited}, at step {latest.step} of "
-        return LoraNotReady(text + f"{latest.total_steps}", details | {"stage": str(latest.stage)})
+        minutes = (utcnow() - latest.created_at).total_seconds() / 60
+        where = f"{latest.status} for {minutes:.0f} min, at step {latest.step} of {latest.total_steps}"
+        text = f"no LoRA is ready yet{on}: {latest.id} has been {where}"
+        return LoraNotReady(text, details | {"stage": str(latest.stage)})
     why = f" ({latest.failure_code})" if latest.failure_code and latest.status == Status.FAILED else ""
     return LoraNotReady(
         f"no LoRA is ready{on}: the latest training, {latest.id}, {_ended(latest)}{why}",

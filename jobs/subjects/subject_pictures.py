@@ -1,4 +1,4 @@
-"""The stored pictures of a subject: taken in with a first look, shown with a verdict, captioned, removed."""
+"""The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from training.data.pictures import PictureReport, near_duplicates
 from training.data.thumbnail import thumbnail
 from training.spec import BASE_MODELS, TrainSpec
 
-MAX_STORED_PICTURES = 500  # of one subject; a training takes a hundred
+MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
 
 _WORDS = {
     "too_small": "too small: {width} by {height} pixels",
-    "blurred": "blurred: nothing in it is sharp",
-    "over_exposed": "too bright: it has no dark place",
-    "under_exposed": "too dark: it has no bright place",
+    "blurred": "blurred: no part of it is sharp",
+    "over_exposed": "too bright: it has no dark area",
+    "under_exposed": "too dark: it has no bright area",
     "near_duplicate": "nearly the same as another picture of this subject",
     "unreadable": "it cannot be read",
     "unreachable": "it could not be fetched",
-    "unusable_mask": "its mask could not be fetched or read, or has another shape",
+    "unusable_mask": "its mask could not be fetched or read, or has a different shape",
 }
 
 
@@ -58,11 +58,10 @@ class SubjectPicture:
 
 
 def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
-    """Keep a picture, or a mask of one, after a first look at it, at the resolution that the subject is trained at;
-    its id.
+    """Store a picture or a mask after a first check, at the resolution that the subject is trained at. Returns its id.
 
-    What the look prepared, a training need not prepare again. Raises ImageInvalid for what is no picture, and
-    IllegalMove when the subject has as many as it may.
+    A training does not prepare the picture again. Raises ImageInvalid for a file that is not a picture, and IllegalMove
+    if the subject has the maximum number of pictures.
     """
     with services.database.reading() as session:
         spec = preview_spec(session.get(Subject, (owner_id, subject_id)))
@@ -72,7 +71,7 @@ def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_m
             session.exec(select(func.count()).where(*_belongs_to(owner_id, subject_id, is_mask))).one()
             >= MAX_STORED_PICTURES
         ):
-            raise IllegalMove(f"a subject has at most {MAX_STORED_PICTURES} pictures; remove some first")
+            raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
     made = made or intake.convert(services, data, sha256, spec)
     report = made.report
     if made.key is None or made.sha256 is None:
@@ -83,10 +82,10 @@ def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_m
     if not services.store.exists(preview_key):
         services.store.put(preview_key, thumbnail(services.store.get(made.key)))
     picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask)
-    seen = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
+    checked = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
     with services.database.writing() as session:
         insert_if_absent(session, made)
-        session.connection().execute(seen.values(report=report, preview_key=preview_key))
+        session.connection().execute(checked.values(report=report, preview_key=preview_key))
     return picture_id
 
 
@@ -97,19 +96,19 @@ def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[Su
 
 
 def list_masks(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
-    """A subject's masks as `list_pictures` has pictures; nothing is held against one."""
+    """A subject's masks, in the form of `list_pictures`; a mask has no faults."""
     with services.database.reading() as session:
         found = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id, is_mask=True)))
         return [_view(mask, ()) for mask in found]
 
 
 def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
-    """Ids of the pictures that a training would use."""
+    """The ids of the pictures that a training would use."""
     return [picture.id for picture, faults in _with_faults(session, owner_id, subject_id) if not faults]
 
 
 def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) -> None:
-    """Take a picture away; trainings that use it go on. Again changes nothing. Raises NotFound."""
+    """Remove a picture; trainings that use it continue. Removing it again changes nothing. Raises NotFound."""
     with services.database.writing() as session:
         _get(session, owner_id, subject_id, picture_id)
         gone = sa.update(StoredPicture).where(
@@ -121,7 +120,7 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
 def set_caption(
     services: Services, owner_id: str, subject_id: str, picture_id: str, text: str | None
 ) -> SubjectPicture:
-    """Say what a picture shows, for trainings to come; its view. Raises NotFound."""
+    """Set the caption of a picture for later trainings. Raises NotFound."""
     with services.database.writing() as session:
         if _get(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
             raise NotFound(f"{picture_id} is a mask, which has no caption")
@@ -131,7 +130,7 @@ def set_caption(
 
 
 def preview(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
-    """A small JPEG of a picture. Raises NotFound, also where there was no first look."""
+    """A small JPEG of a picture. Raises NotFound, also for a picture without a first check."""
     with services.database.reading() as session:
         picture = _get(session, owner_id, subject_id, picture_id, gone_too=False)
     if picture.preview_key is None:
@@ -140,14 +139,14 @@ def preview(services: Services, owner_id: str, subject_id: str, picture_id: str)
 
 
 def describe_fault(fault: str, width: int = 0, height: int = 0) -> str:
-    """What is wrong with a picture of this size, for people."""
+    """The text of a fault of a picture with this size."""
     return _WORDS[fault].format(width=width, height=height)
 
 
 def preview_spec(subject: Subject | None) -> TrainSpec:
-    """A recipe with the resolution at which the subject's pictures are looked at."""
+    """A recipe with the resolution at which the subject's pictures are checked."""
     base_model = subject.base_model if subject is not None and subject.base_model in BASE_MODELS else "sd15"
-    return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "look", "seed": 0})
+    return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 0})
 
 
 def _belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
@@ -169,7 +168,7 @@ def _get(session: Session, owner_id: str, subject_id: str, picture_id: str, *, g
 
 
 def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple[StoredPicture, list[str]]]:
-    """Each picture with its faults; of several that are alike the first is good, as the dataset step has it."""
+    """Each picture with its faults. Of near-duplicates the first is good, as in the dataset step."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
     pictures = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id)).order_by(*order)).all()
     judged = [(picture, list((picture.report or {}).get("bad", []))) for picture in pictures]

@@ -1,4 +1,4 @@
-"""What an owner wants to be learnt and how; and the training that starts by itself when a profile set is complete."""
+"""The settings of a subject, and the training that starts automatically when its profile set is complete."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def get(services: Services, owner_id: str, subject_id: str) -> Subject:
 
 
 def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> Subject:
-    """Change some of a subject's settings; None takes a value away. Raises SpecInvalid with every fault."""
+    """Change some of a subject's settings; None clears one. Raises SpecInvalid with every fault."""
     changed, faults = _validate(services, subject_id, values)
     if faults:
         raise SpecInvalid.of(faults)
@@ -52,15 +52,15 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
 
 
 def _validate(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values as they are kept, and what is wrong with them."""
-    faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
+    """The values to store, and their faults."""
+    faults = {name: f"unknown; the settings are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
     kept: dict[str, Any] = {name: value for name, value in values.items() if name in _KEPT}
     if _word_fault(_NAME, subject_id):
-        faults["subject_id"] = "1 to 200 characters, none of them a control character"
+        faults["subject_id"] = "must have 1 to 200 characters, and no control characters"
     if "train_automatically" in kept:
         kept["train_automatically"] = bool(kept["train_automatically"])
     if kept.get("base_model") is not None and kept["base_model"] not in BASE_MODELS:
-        faults["base_model"] = f"one of {', '.join(BASE_MODELS)}"
+        faults["base_model"] = f"must be one of {', '.join(BASE_MODELS)}"
     for name in ("trigger_word", "class_word"):
         if kept.get(name) is not None:
             if fault := _word_fault(_WORD, kept[name]):
@@ -85,7 +85,7 @@ def _word_fault(kind: TypeAdapter[str], value: str) -> str | None:
 
 
 class Completion(View):
-    """What came of a complete profile set. `training` is the one that was started, or stood in the way."""
+    """The answer to a complete profile set. `training` is the one that was started, or that prevented a start."""
 
     started: bool
     reason: str | None = None  # disabled, not_set_up, too_few_images, already_started, running, insufficient_credits
@@ -101,15 +101,15 @@ class _Outcome:
 
 
 def profile_set_completed(services: Services, owner_id: str, subject_id: str) -> Completion:
-    """The application says that a subject has all its pictures: start a training, or say why not.
+    """Start a training of a subject that has all its pictures, or say why not.
 
-    A set is known by its good pictures and the recipe: said twice, also at the same time, it is trained once. Why
-    nothing was started also goes to the subject's webhook. Raises SpecInvalid for names that are none.
+    Good pictures and recipe identify a set: reported twice, even at the same time, it is trained once. If nothing was
+    started, the reason also goes to the subject's webhook. Raises SpecInvalid for invalid names.
     """
     if _word_fault(_NAME, owner_id) or _word_fault(_NAME, subject_id):
-        raise SpecInvalid.of({"subject_id": "owner and subject have names of 1 to 200 characters"})
+        raise SpecInvalid.of({"subject_id": "the ids of owner and subject must have 1 to 200 characters"})
     with services.database.writing() as session:
-        # Whoever comes second waits here, and then sees what the first one did.
+        # The second of two callers waits here, and then sees what the first one did.
         subject = session.get(Subject, (owner_id, subject_id), with_for_update=True)
         if subject is None:
             subject = Subject(owner_id=owner_id, id=subject_id)
@@ -125,21 +125,23 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
 
 def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
     if not subject.train_automatically:
-        return _Outcome(reason="disabled", message="training automatically is switched off for this subject")
+        return _Outcome(reason="disabled", message="automatic training is off for this subject")
     if not subject.base_model or not subject.trigger_word:
-        return _Outcome(reason="not_set_up", message="the subject's settings name no base model or no trigger word")
+        return _Outcome(reason="not_set_up", message="the subject's settings have no base model or no trigger word")
     good = sorted(subject_pictures.usable_ids(session, subject.owner_id, subject.id))[
         -MAX_PICTURES:
     ]  # ids sort by time
     if len(good) < MIN_PICTURES:
-        message = f"{len(good)} good pictures; a training takes at least {MIN_PICTURES}"
+        message = f"{len(good)} good pictures; a training needs at least {MIN_PICTURES}"
         return _Outcome(reason="too_few_images", message=message)
     request = _request(subject, good)
     if (known := _job(session, subject, idempotency_key=request["idempotency_key"])) is not None:
-        message = f"these pictures were complete before: {known.id} is {known.status}"
+        message = f"a training of these pictures exists already: {known.id} is {known.status}"
         return _Outcome(known.id, "already_started", message)
     if (running := _job(session, subject)) is not None:
-        return _Outcome(running.id, "running", f"{running.id} is {running.status} already")
+        return _Outcome(
+            running.id, "running", f"{running.id} is {running.status}; one training of a subject runs at a time"
+        )
     try:
         job = service.accept(
             session, training_request.parse(request, services.settings, services.sources), services.settings
@@ -147,7 +149,7 @@ def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
     except InsufficientCredits as error:
         return _Outcome(reason="insufficient_credits", message=error.message)
     except KeyReused:
-        return _Outcome(reason="already_started", message="these pictures were complete before")
+        return _Outcome(reason="already_started", message="a training of these pictures exists already")
     return _Outcome(job.id)
 
 
@@ -169,7 +171,7 @@ def _request(subject: Subject, images: list[str]) -> dict[str, Any]:
 
 
 def _job(session: Session, subject: Subject, idempotency_key: str | None = None) -> Job | None:
-    """The job with this key; without one, a job of the subject that is not final."""
+    """The job with this key; without a key, an active job of the subject."""
     query = select(Job).where(Job.owner_id == subject.owner_id)
     if idempotency_key is not None:
         return session.exec(query.where(Job.idempotency_key == idempotency_key)).one_or_none()
@@ -177,11 +179,11 @@ def _job(session: Session, subject: Subject, idempotency_key: str | None = None)
 
 
 def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Outcome) -> None:
-    """A notice about a training that there is not; it stands under the subject's id."""
+    """Queue notices that no training was started. They carry the subject's id in place of a job's."""
     notices.queue_not_started_mail(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
-    told = {
+    view = {
         "job_id": None,
         "model_id": subject.id,
         "failure": {"code": outcome.reason, "message": outcome.message},
@@ -193,5 +195,5 @@ def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Out
         owner_id=subject.owner_id,
         topic=NOT_STARTED,
         destination=subject.webhook_url,
-        payload=webhooks.payload(told, NOT_STARTED, subject.webhook_url),
+        payload=webhooks.payload(view, NOT_STARTED, subject.webhook_url),
     )

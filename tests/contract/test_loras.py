@@ -61,7 +61,7 @@ def test_why_there_is_none(services: Services) -> None:
         loras.resolve(services, "ada", "dog")
     running = train(services, 10, Status.PENDING)
     put_at(services, running, Stage.TRAIN, step=40, total_steps=500)
-    with pytest.raises(LoraNotReady, match=f"{running} is training since 10 min, at step 40 of 500") as waits:
+    with pytest.raises(LoraNotReady, match=f"{running} has been training for 10 min, at step 40 of 500") as waits:
         loras.resolve(services, "ada", "dog", "sd15")
     assert waits.value.details == {"status": "training", "job_id": running, "stage": "train"}
     with pytest.raises(LoraNotReady, match="never trained"):

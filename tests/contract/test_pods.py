@@ -151,7 +151,7 @@ def test_a_pod_serves_trainings_one_after_another_is_kept_warm_and_goes(
     assert other.pod is not None
     assert other.pod.id == first.pod.id
     full, _ = place(services)
-    assert (full.found, full.reason) == (False, "all 1 pods that may be rented are full")
+    assert (full.found, full.reason) == (False, "all 1 pods that may be rented are full (IMPRINT_PODS_MAX)")
 
     pod = ready(services)
     assert pod.ready_at is not None
@@ -399,7 +399,7 @@ def test_the_day_has_a_ceiling_over_what_was_spent_in_24_hours(
     assert spent() == 2.829
     change(services, warm.id, created_at=now - timedelta(hours=1.4))
     refused, _ = place(services)
-    assert (refused.found, refused.reason) == (False, "the ceiling of $3.00 on pods in 24 hours is reached")
+    assert (refused.found, refused.reason) == (False, "the ceiling of $3.00 for pods in 24 hours is reached")
     # What runs goes on to its end; what is idle is not kept.
     pods_on = [pod for pod in rows(services) if pod.state == PodState.STARTING]
     change(services, warm.id, provider_id=pods_on[0].provider_id, state=PodState.STARTING)

@@ -143,7 +143,7 @@ MESSAGES: dict[str, Message] = {
         ODD + "comfyui_url: ", "imprint.generate", owner_id="bob", subject_id="rex", workflow={}, comfyui_url=SECRET
     ),
     "a drawing where there is no server": call(
-        "GeneratorError: there is no ComfyUI server", "imprint.generate", owner_id="bob", subject_id="rex",
+        "GeneratorError: no ComfyUI server is configured", "imprint.generate", owner_id="bob", subject_id="rex",
         workflow={"1": deep(3)},
     ),
     "a drawing by position": call(ODD + "the task's arguments: too many", "imprint.generate", {"workflow": SECRET}),
