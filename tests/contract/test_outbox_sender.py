@@ -18,6 +18,7 @@ from jobs.services import Services
 from notifications import outbox
 from tasks.relay import CLAIM, relay
 from tests.contract.jobs import request
+from tests.outbox import due
 from tests.site import MASCOT, ROOT
 
 _FLUSH_S = 60
@@ -98,7 +99,7 @@ def test_a_broker_that_is_away_keeps_nobody_waiting_and_loses_nothing(settings: 
     assert services.outbox_sender is not None
     assert not services.outbox_sender.has_sent_all
     with services.database.reading() as session:
-        assert [message.job_id for message in outbox.due(session, utcnow(), ["launch"])] == [first, second]
+        assert [message.job_id for message in due(session, utcnow(), ["launch"])] == [first, second]
 
 
 def test_the_thread_outlives_every_error() -> None:

@@ -9,11 +9,11 @@ from core.settings import Settings
 from jobs import accounts, service
 from jobs.services import Services
 from jobs.stages.stage_runner import DoneBefore, NotMine, claim
-from notifications import outbox
 from storage.tables import Stage
 from tasks.relay import relay
 from tasks.steps import run
 from tests.contract.jobs import GRANTED, put_at, request
+from tests.outbox import due
 from tests.servers.postgres import postgres_node
 
 
@@ -22,7 +22,7 @@ def test_what_no_broker_took_is_due_again_at_once(services: Services) -> None:
     jobs = [service.submit(services, request(services, seed=seed))["job_id"] for seed in (1, 2)]
     assert not relay(services)  # tests have no broker
     with services.database.reading() as session:
-        assert [message.job_id for message in outbox.due(session, utcnow(), ["launch"])] == jobs
+        assert [message.job_id for message in due(session, utcnow(), ["launch"])] == jobs
 
 
 def test_a_database_that_is_away_fails_nobody_who_relays(tmp_path: Path) -> None:
