@@ -1,14 +1,14 @@
-"""The workers of this installation and what waits for them, asked now over the broker."""
+"""The workers of this installation and the messages that wait for them, asked over the broker."""
 
 from dataclasses import dataclass
 from typing import Any
 
-_ANSWER_S = 1.5  # how long workers have to say what they are
+_ANSWER_S = 1.5  # how long workers have to answer
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Queues with who works on them, workers with their device; and what keeps us from knowing, in words."""
+    """The queues with their workers, the workers with their devices, and why either is unknown."""
 
     queues: list[dict[str, Any]]
     workers: list[dict[str, Any]]
@@ -16,7 +16,7 @@ class Fleet:
 
 
 def broker_address() -> str:
-    """Where the broker is, without its password."""
+    """The address of the broker, without its password."""
     from tasks.app import app
 
     with app.connection_for_read() as connection:
@@ -24,7 +24,7 @@ def broker_address() -> str:
 
 
 def lengths() -> dict[str, int] | None:
-    """How many messages wait in each queue; None where no broker answers."""
+    """How many messages wait in each queue; None if no broker answers."""
     from kombu.exceptions import OperationalError
 
     from tasks.app import app
@@ -51,10 +51,10 @@ def inspect(prefix: str = "") -> Fleet:
             waiting = {name: _waiting(connection, name) for name in names}
             replies = app.control.broadcast("imprint_trains", reply=True, timeout=_ANSWER_S, connection=connection)
     except (OperationalError, OSError) as error:
-        trouble = f"No broker answers ({type(error).__name__}): what local workers do is not known. Is a stack running?"
-        return Fleet([_queue(name, None, []) | {"health": "not known"} for name in names], [], trouble)
-    told = [{"worker": worker, **said} for reply in replies or [] for worker, said in reply.items()]
-    workers = [worker for worker in told if set(names) & set(worker.get("queues", []))]
+        trouble = f"No broker answers ({type(error).__name__}), so local workers are unknown. Is a stack running?"
+        return Fleet([_queue(name, None, []) | {"health": "unknown"} for name in names], [], trouble)
+    answers = [{"worker": worker, **report} for reply in replies or [] for worker, report in reply.items()]
+    workers = [worker for worker in answers if set(names) & set(worker.get("queues", []))]
     of_queue = {name: [worker for worker in workers if name in worker["queues"]] for name in names}
     return Fleet(
         [_queue(name, waiting[name], of_queue[name]) for name in names],
@@ -75,7 +75,7 @@ def _queue(name: str, waiting: int | None, workers: list[dict[str, Any]]) -> dic
 
 
 def _health(name: str, workers: list[dict[str, Any]]) -> str:
-    """How many workers take jobs from a queue, and what those that train found out about their devices."""
+    """How many workers take jobs from a queue, and what training workers report about their devices."""
     takes = [worker for worker in workers if name not in worker.get("refuses", ())]
     text = f"{len(takes)} worker{'s' * (len(takes) != 1)}" if workers else "no worker answers"
     verdicts = dict.fromkeys(str(worker["check"]) for worker in workers if worker.get("check"))
@@ -83,7 +83,7 @@ def _health(name: str, workers: list[dict[str, Any]]) -> str:
 
 
 def _waiting(connection: Any, queue: str) -> int:
-    """Messages that wait in a queue; one that nobody has made yet holds none."""
+    """How many messages wait in a queue. A queue that does not exist yet has none."""
     with connection.channel() as channel:
         try:
             return int(channel.queue_declare(queue, passive=True).message_count)
