@@ -21,7 +21,7 @@ from benchmarks.gpu.parts import PARTS, WORDS, Part, chosen
 from tests.site import ROOT
 
 TINY = {
-    "KIT_DEVICE": "cpu", "KIT_SIZE": "tiny", "KIT_DIAL": "0.1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
+    "KIT_DEVICE": "cpu", "KIT_SIZE": "tiny", "KIT_DIAL": "0.04", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
 }  # fmt: skip
 
 
