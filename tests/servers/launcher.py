@@ -23,17 +23,11 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the launcher imports is whatever these modules bring, but for Imprint's modules of `_OWN`.
-_WARM_UP = (
-    "tasks.app",
-    "tasks.steps",
-    "tasks.sweeps",
-    "tasks.worker",
-    "cli.main",
-    "web.app",
-    "training.backends.local",
-)
-_OWN = {"celeryconfig", "cli", "tasks", "web", "__main__"}  # they read settings, or stand beside what does
+# The launcher imports these, and what a child of it finds that the programs below import besides.
+_SHARED = ("jobs.service", "training.backends.local")
+_PROGRAMS = ("tasks.app", "tasks.steps", "tasks.sweeps", "tasks.worker", "cli.main", "web.app")
+# Each program's own: what reads settings when it is imported, and what is beside it.
+_OWN = {"celeryconfig", "cli", "tasks", "web", "__main__"}
 _MAX_REQUEST = 1 << 20
 
 
@@ -133,14 +127,15 @@ def run(
 # ---- in the launcher's process ----
 
 
-def _imported_by_imprint() -> list[str]:
-    """Names of the modules that Imprint's processes import, from a child that imports all of it."""
+def _imported_by_programs() -> list[str]:
+    """Names of the modules that the programs import, but for `_OWN`, from a child that imports all of it."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        for name in _WARM_UP:
+        before = set(sys.modules)
+        for name in _PROGRAMS:
             import_module(name)
-        names = [name for name in list(sys.modules) if name.partition(".")[0] not in _OWN]
+        names = [name for name in list(sys.modules) if name not in before and name.partition(".")[0] not in _OWN]
         with os.fdopen(writing, "w") as out:
             json.dump(names, out)
         os._exit(0)
@@ -193,7 +188,9 @@ def _keep(request: dict[str, object], stdout: int, stderr: int, status: int) -> 
 
 def _main() -> list[str] | None:
     requests = socket.socket(fileno=int(sys.argv[1]))
-    for name in _imported_by_imprint():
+    for name in _SHARED:
+        import_module(name)
+    for name in _imported_by_programs():
         with suppress(ImportError):
             import_module(name)
     from core.settings import settings
