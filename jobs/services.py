@@ -19,7 +19,7 @@ from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
 from storage.sources import Sources
-from training.backends.ai_toolkit.server import open_client
+from training.backends.ai_toolkit.connection import open_toolkit_client
 from training.backends.runpod import RunPod
 from training.data.decoder import Decoder
 
@@ -29,8 +29,8 @@ class Services:
     """What the jobs of one process work with; each part is made on first use."""
 
     settings: Settings
-    # Sends the outbox of these services, as `tasks.relay.relay` does; None: messages wait for the sweep.
-    send: "Callable[[Services], object] | None" = None
+    # Sends the outbox and returns whether all is sent, as `tasks.relay.relay` does; None: messages wait for the sweep.
+    send: "Callable[[Services], bool] | None" = None
 
     @cached_property
     def outbox_sender(self) -> OutboxSender | None:
@@ -80,15 +80,15 @@ class Services:
     def webhook_secrets(self) -> list[bytes]:
         """The keys that notices are signed with. ValueError for one that is none."""
         secret = self.settings.webhook_secret
-        return signing.read_secrets(secret.get_secret_value()) if secret else []
+        return signing.parse_secrets(secret.get_secret_value()) if secret else []
 
     @cached_property
-    def postman(self) -> mail.Postman | None:
+    def mailer(self) -> mail.Mailer | None:
         """Who takes e-mails; None without a server. ValueError for an address that is none."""
         url = self.settings.smtp_url
         if url is None:
             return None
-        made = mail.Postman(url.get_secret_value())
+        made = mail.Mailer(url.get_secret_value())
         made.check()
         return made
 
@@ -105,7 +105,7 @@ class Services:
         for part, setting in (
             ("webhook_secrets", "IMPRINT_WEBHOOK_SECRET"),
             ("guard", "IMPRINT_FETCH_ALLOW_HOSTS"),
-            ("postman", "IMPRINT_SMTP_URL"),
+            ("mailer", "IMPRINT_SMTP_URL"),
             ("channels", "IMPRINT_OPERATOR_CHANNELS"),
         ):
             try:
@@ -126,7 +126,7 @@ class Services:
     @cached_property
     def ai_toolkit(self) -> httpx2.Client:
         """One pool of connections to all ai-toolkit servers."""
-        return open_client()
+        return open_toolkit_client()
 
     @property
     def work_dir(self) -> Path:
@@ -152,18 +152,17 @@ def open_store(settings: Settings) -> ObjectStore:
     )
 
 
-_send: Callable[[Services], object] | None = None
+_send: Callable[[Services], bool] | None = None
 
 
-def send_outbox_with(send: Callable[[Services], object]) -> None:
+def send_outbox_with(send: Callable[[Services], bool]) -> None:
     """From now on `send` sends the outbox of this process's services, and of those of its children."""
     global _send
     _send = send
 
 
-def _send_if_possible(services: Services) -> None:
-    if _send is not None:
-        _send(services)
+def _send_if_possible(services: Services) -> bool:
+    return _send is not None and _send(services)
 
 
 @cache

@@ -12,6 +12,7 @@ from celery.signals import (
     setup_logging,
     worker_init,
     worker_process_init,
+    worker_process_shutdown,
     worker_ready,
     worker_shutting_down,
 )
@@ -55,9 +56,17 @@ def _prepare(**_: Any) -> None:
 def _seat_jobs(conf: Any, options: dict[str, Any], **_: Any) -> None:
     """A training worker takes as many jobs as it trains in one step, unless `-c` says another number."""
     if not options.get("concurrency") and any(name.startswith("train.") for name in options.get("queues") or ()):
-        from training.device import seats  # torch: only on workers that train
+        from training.device import max_slots  # torch: only on workers that train
 
-        conf.worker_concurrency = settings().cohort or seats(settings().device)
+        conf.worker_concurrency = settings().cohort or max_slots(settings().device)
+
+
+@worker_process_shutdown.connect
+def _flush_outbox(**_: Any) -> None:
+    """A child of a prefork pool ends without running atexit handlers."""
+    sender = services().outbox_sender
+    if sender is not None:
+        sender.flush()
 
 
 @worker_process_init.connect

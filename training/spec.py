@@ -1,5 +1,6 @@
 """The recipe of one training: what it may say, and what each family says when it does not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Annotated, Any, Literal, get_args
@@ -34,13 +35,19 @@ BASE_MODELS: dict[str, BaseModelName] = {
 }
 
 
+def base_model_location(base_model: str, configured: Mapping[str, str]) -> str:
+    """Where the weights of a base model are: a folder, a file or a hub id. `configured`: IMPRINT_BASE_MODELS."""
+    named = BASE_MODELS.get(base_model)
+    return configured.get(base_model) or (named.location if named is not None else base_model)
+
+
 def is_distilled(*names: str) -> bool:
     """Whether a base model is a few-step one, which plain training would undo: by its names, since nothing else tells.
 
     One that was trained back (de-turbo) is none.
     """
-    told = " ".join(names).lower()
-    return "turbo" in told and "de-turbo" not in told and "deturbo" not in told
+    joined = " ".join(names).lower()
+    return "turbo" in joined and "de-turbo" not in joined and "deturbo" not in joined
 
 
 # What a family's recipe says where a request is silent.
@@ -127,13 +134,13 @@ class TrainSpec(BaseModel):
             )
         return family
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON, each group with what differs from its defaults, and left out if nothing does.
 
         So a recipe without options is what it was before there were any, and stays so when there are more.
         """
         said = self.model_dump(mode="json", exclude=set(GROUPS))
-        groups: dict[str, dict[str, Any]] = {name: getattr(self, name).told() for name in GROUPS}
+        groups: dict[str, dict[str, Any]] = {name: getattr(self, name).to_dict() for name in GROUPS}
         return said | {name: group for name, group in groups.items() if group}
 
     @property

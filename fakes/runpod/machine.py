@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from core.embedded_broker import die_with_parent
+from core.free_port import free_port
 
-Options = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, one more per pod
+PodOptions = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, one more per pod
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Machine:
     order: dict[str, Any]
     price: float
     folder: Path
-    options: Options
+    options: PodOptions
     created_at: float = field(default_factory=time.time)
     status: str = "PROVISIONING"
     started_at: float | None = None
@@ -39,8 +39,10 @@ class Machine:
     process: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
-    def new(cls, luck: random.Random, order: dict[str, Any], price: float, folder: Path, options: Options) -> "Machine":
-        made = "".join(luck.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=14))
+    def new(
+        cls, rng: random.Random, order: dict[str, Any], price: float, folder: Path, options: PodOptions
+    ) -> "Machine":
+        made = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=14))
         return cls(made, order, price, folder / made, options | {"gpu": order["gpu"]["id"]})
 
     @property
@@ -60,7 +62,7 @@ class Machine:
         """RUNNING means that the container does; whether its server answers is another matter."""
         if self.ended_at is not None:
             return
-        self.port = _free_port()
+        self.port = free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
         arguments = [str(self.port), str(self.folder), json.dumps(self.options)]
         with (self.folder / "log").open("ab") as log:
@@ -119,24 +121,17 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def main() -> None:
     """The container: the fake ai-toolkit server, with its password from the environment, as in the real image."""
     from fakes.ai_toolkit import options, pod  # heavier than all of the above
 
     port, folder, given = sys.argv[1:]
-    told = json.loads(given)
+    options_given = json.loads(given)
     for name in ("base_model", "journal"):
-        if told.get(name):
-            told[name] = Path(told[name])
-    made = options.Options(folder=Path(folder), token=os.environ.get("AI_TOOLKIT_AUTH"), **told)
-    pod.serve(made, port=int(port), announce=lambda url: print(url, flush=True))
+        if options_given.get(name):
+            options_given[name] = Path(options_given[name])
+    made = options.FakeToolkitOptions(folder=Path(folder), token=os.environ.get("AI_TOOLKIT_AUTH"), **options_given)
+    pod.serve_pod(made, port=int(port), announce=lambda url: print(url, flush=True))
 
 
 if __name__ == "__main__":

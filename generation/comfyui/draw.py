@@ -1,4 +1,4 @@
-"""Draw on a ComfyUI server: patch the workflow, submit it, follow it, fetch what came of it."""
+"""Draw on a ComfyUI server: patch the workflow, submit it, wait for it and download its pictures."""
 
 import uuid
 from collections.abc import Callable
@@ -7,19 +7,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from core.errors import GeneratorUnreachable
-from generation.comfyui.follow import Ears, Progress, Report, follow, listening
+from generation.comfyui.follow import EventSocket, OnProgress, follow, open_events
 from generation.comfyui.nodes import Catalogue
-from generation.comfyui.patch import Lora, Patched, patch
-from generation.comfyui.server import Server
-
-__all__ = ["Drawing", "Progress", "draw"]
+from generation.comfyui.patch import Patched, WorkflowLora, patch
+from generation.comfyui.server import ComfyUIServer
 
 _NAMESPACE = uuid.UUID("6f1d1a52-2b35-4f6a-8d0c-5f3d0f3a7c11")
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Pictures that came of a workflow, each with the name that the server gave it."""
+    """The pictures of a workflow, each with its file name on the server."""
 
     prompt_id: str
     pictures: list[tuple[str, bytes]]
@@ -27,46 +25,48 @@ class Drawing:
 
 
 def draw(
-    server: Server,
+    server: ComfyUIServer,
     workflow: Any,
-    lora: Lora | None,
+    lora: WorkflowLora | None,
     *,
     prompt: str | None = None,
     seed: int | None = None,
     loaders: tuple[str, ...] = (),
     timeout_s: float = 600.0,
     key: str | None = None,
-    report: Report = lambda _: None,
+    report: OnProgress = lambda _: None,
     patched: Callable[[Patched], None] = lambda _: None,
 ) -> Drawing:
-    """`workflow` with the LoRA, drawn. `lora.file` must be listed by the server (`deliver`).
+    """Draw `workflow` with the LoRA. The server must list `lora.file` (see `install_lora`).
 
-    key: whoever draws under the same key again gets what the first call has drawn, or waits for it, as long as the
-    server remembers. `patched` is told the workflow before it is sent. Raises WorkflowInvalid; GeneratorError and its
-    kinds; what was submitted is taken back when the waiting ends early.
+    key: a second call with the same key returns the pictures of the first, or waits for them, as long as the server
+    remembers them. patched: called with the patched workflow before it is submitted. If the wait ends early, the prompt
+    is cancelled. Raises WorkflowInvalid, and GeneratorError or one of its subclasses.
     """
     done = patch(workflow, lora, Catalogue.of(server.object_info()), prompt=prompt, seed=seed, loaders=loaders)
     patched(done)
     client_id = uuid.uuid4().hex
     wanted = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
-    with listening(server, client_id) as ears:
+    with open_events(server, client_id) as events:
         prompt_id = wanted if key and _is_known(server, wanted) else server.submit(done.workflow, client_id, wanted)
-        pictures = _fetched(server, prompt_id, ears, timeout_s, report)
+        pictures = _fetch_images(server, prompt_id, events, timeout_s, report)
     return Drawing(prompt_id, pictures, done)
 
 
-def _is_known(server: Server, prompt_id: str) -> bool:
+def _is_known(server: ComfyUIServer, prompt_id: str) -> bool:
     running, waiting = server.queued()
     return prompt_id in running or prompt_id in waiting or server.history(prompt_id) is not None
 
 
-def _fetched(server: Server, prompt_id: str, ears: Ears, timeout_s: float, report: Report) -> list[tuple[str, bytes]]:
-    found = follow(server, prompt_id, ears, timeout_s=timeout_s, report=report)
+def _fetch_images(
+    server: ComfyUIServer, prompt_id: str, events: EventSocket, timeout_s: float, report: OnProgress
+) -> list[tuple[str, bytes]]:
+    found = follow(server, prompt_id, events, timeout_s=timeout_s, report=report)
     pictures = []
     for picture in found:
         try:
             data = server.picture(picture)
         except GeneratorUnreachable:
-            data = server.picture(picture)  # once more: the drawing was the expensive part
+            data = server.picture(picture)  # try once more: drawing was the expensive part
         pictures.append((PurePosixPath(picture.filename.replace("\\", "/")).name, data))
     return pictures

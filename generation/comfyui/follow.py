@@ -1,4 +1,4 @@
-"""Follow a prompt to its end. The history says what came of it; the websocket, where there is one, how far it is."""
+"""Wait for a prompt to end. The history has the result; the websocket, if available, has the progress."""
 
 import json
 import time
@@ -11,41 +11,41 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
-from generation.comfyui.server import MAX_ANSWER_BYTES, Picture, Server, plain
+from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage, one_line
 
 _POLL_S = 1.0
 _CONNECT_S = 10.0
-_FORGOTTEN_S = 5.0  # neither in the queue nor in the history for this long: the server was started anew
-_AWAY_S = 60.0  # a server that does not answer for this long while it draws is given up
+_FORGOTTEN_S = 5.0  # neither in the queue nor in the history for this long: the server was restarted
+_AWAY_S = 60.0  # give up on a server that does not answer for this long
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a prompt is: at which node, and there at which of how many steps (0 of 0 where the node has none)."""
+class PromptProgress:
+    """The progress of a prompt: its current node, and the steps of that node (0 of 0 if it has none)."""
 
-    node_id: str | None  # None: it waits in the queue
+    node_id: str | None  # None: the prompt is in the queue
     step: int = 0
     total: int = 0
 
 
-Report = Callable[[Progress], None]
+OnProgress = Callable[[PromptProgress], None]
 
 
-class Ears:
-    """The server's events for one client. Deaf where there is no websocket, as behind some proxies."""
+class EventSocket:
+    """The server's events for one client. Some proxies allow no websocket; then no event ever arrives."""
 
     def __init__(self, socket: ClientConnection | None) -> None:
         self._socket = socket
 
-    def hear(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next event; None when none came in time."""
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next event; None if none arrives in time."""
         if self._socket is None:
             time.sleep(timeout_s)
             return None
         try:
-            told = self._socket.recv(timeout=timeout_s)
-            event = json.loads(told) if isinstance(told, str) else None  # bytes are previews
+            message = self._socket.recv(timeout=timeout_s)
+            event = json.loads(message) if isinstance(message, str) else None  # bytes are previews
         except TimeoutError:
             return None
         except (WebSocketException, OSError):
@@ -57,8 +57,8 @@ class Ears:
 
 
 @contextmanager
-def listening(server: Server, client_id: str) -> Generator[Ears]:
-    """Listen before anything is submitted: events are not kept for latecomers."""
+def open_events(server: ComfyUIServer, client_id: str) -> Generator[EventSocket]:
+    """Open the socket before submitting a prompt: the server does not store events."""
     address = f"ws{server.url.removeprefix('http')}/ws?clientId={client_id}"
     with ExitStack() as stack:
         socket: ClientConnection | None = None
@@ -73,37 +73,39 @@ def listening(server: Server, client_id: str) -> Generator[Ears]:
                     proxy=None,
                 )
             )
-        yield Ears(socket)
+        yield EventSocket(socket)
 
 
 def follow(
-    server: Server, prompt_id: str, ears: Ears, *, timeout_s: float, report: Report = lambda _: None
-) -> list[Picture]:
-    """Wait until a prompt has ended; its pictures. Whatever ends the waiting early also ends the prompt.
+    server: ComfyUIServer, prompt_id: str, events: EventSocket, *, timeout_s: float, report: OnProgress = lambda _: None
+) -> list[OutputImage]:
+    """Wait until a prompt has ended; returns its pictures. If the wait ends early, the prompt is cancelled.
 
-    Raises GeneratorError: a node failed, somebody interrupted it, the server forgot it, no picture came of it;
-    GeneratorTimeout after `timeout_s`; GeneratorUnreachable where the server is away for a minute.
+    Raises GeneratorError if a node failed, the prompt was interrupted or forgotten, or it has no picture;
+    GeneratorTimeout after `timeout_s`; GeneratorUnreachable if the server is away for a minute.
     """
     try:
-        return _pictures(server, _ended(server, prompt_id, ears, time.monotonic() + timeout_s, report))
+        return _pictures(server, _ended(server, prompt_id, events, time.monotonic() + timeout_s, report))
     except BaseException as error:
-        # Also for Ctrl-C, and for what `report` raises. A prompt that has ended is not changed by it.
+        # Also on Ctrl-C, and on errors from `report`. Cancelling has no effect on a prompt that has ended.
         if not isinstance(error, GeneratorError) or isinstance(error, GeneratorTimeout):
             with suppress(GeneratorError):
                 server.cancel(prompt_id)
         raise
 
 
-def _ended(server: Server, prompt_id: str, ears: Ears, deadline: float, report: Report) -> dict[str, Any]:
-    """The history of a prompt, once there is one."""
-    looked = answered = known = time.monotonic()
+def _ended(
+    server: ComfyUIServer, prompt_id: str, events: EventSocket, deadline: float, report: OnProgress
+) -> dict[str, Any]:
+    """Wait for the history of a prompt."""
+    polled = answered = known = time.monotonic()
     while time.monotonic() < deadline:
-        event = ears.hear(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-        ends = event is not None and _heard(event, prompt_id, report)
+        event = events.receive(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        ends = event is not None and _handle_event(event, prompt_id, report)
         now = time.monotonic()
-        if not ends and now - looked < _POLL_S:
+        if not ends and now - polled < _POLL_S:
             continue
-        looked = now
+        polled = now
         try:
             history = server.history(prompt_id)
             if history is not None:
@@ -115,54 +117,54 @@ def _ended(server: Server, prompt_id: str, ears: Ears, deadline: float, report: 
             continue
         answered = time.monotonic()
         if prompt_id in waiting:
-            report(Progress(None))
+            report(PromptProgress(None))
         if prompt_id in running or prompt_id in waiting:
             known = answered
         elif answered - known > _FORGOTTEN_S:
-            raise GeneratorError(f"{server.place} has forgotten the prompt; it was probably started anew")
-    raise GeneratorTimeout(f"{server.place} did not finish in time; the prompt was taken back")
+            raise GeneratorError(f"{server.place} does not know the prompt any more: it was probably restarted")
+    raise GeneratorTimeout(f"{server.place} did not finish in time; the prompt was cancelled")
 
 
-def _heard(event: dict[str, Any], prompt_id: str, report: Report) -> bool:
-    """Whether an event says that the prompt has ended."""
+def _handle_event(event: dict[str, Any], prompt_id: str, report: OnProgress) -> bool:
+    """Report progress; returns whether the event says that the prompt has ended."""
     data = event.get("data")
     if not isinstance(data, dict) or data.get("prompt_id") != prompt_id:
         return False
     kind, node = event.get("type"), data.get("node")
     if kind == "progress" and type(data.get("value")) is int and type(data.get("max")) is int:
-        report(Progress(str(node), data["value"], data["max"]))
+        report(PromptProgress(str(node), data["value"], data["max"]))
     elif kind == "executing" and node is not None:
-        report(Progress(str(node)))
+        report(PromptProgress(str(node)))
     return kind in _ENDS or (kind == "executing" and node is None)
 
 
-def _pictures(server: Server, history: dict[str, Any]) -> list[Picture]:
-    """What a prompt has saved; previews only where it has saved nothing else."""
+def _pictures(server: ComfyUIServer, history: dict[str, Any]) -> list[OutputImage]:
+    """The pictures that a prompt saved, or its previews if it saved nothing else."""
     status = history.get("status")
     if isinstance(status, dict) and status.get("status_str") == "error":
         raise _failure(server, status)
     try:
         found = [
-            Picture(str(image["filename"]), str(image["subfolder"]), str(image["type"]), str(node_id))
+            OutputImage(str(image["filename"]), str(image["subfolder"]), str(image["type"]), str(node_id))
             for node_id, made in history["outputs"].items()
             for image in made.get("images") or []
         ]
     except (KeyError, TypeError, AttributeError):
-        raise GeneratorError(f"{server.place} answers with something else than ComfyUI's API does") from None
+        raise GeneratorError(f"{server.place} sent a response that ComfyUI's API does not have") from None
     saved = [picture for picture in found if picture.kind == "output"] or found
     if not saved:
-        raise GeneratorError("the workflow ran to its end and saved no picture")
+        raise GeneratorError("the workflow finished without saving a picture")
     return saved
 
 
-def _failure(server: Server, status: dict[str, Any]) -> GeneratorError:
+def _failure(server: ComfyUIServer, status: dict[str, Any]) -> GeneratorError:
     messages = status.get("messages")
     for message in messages if isinstance(messages, list) else []:
         kind, data = (message[0], message[1]) if isinstance(message, list) and len(message) == 2 else (None, None)
         if kind == "execution_interrupted":
-            return GeneratorError(f"somebody interrupted the prompt on {server.place}")
+            return GeneratorError(f"the prompt was interrupted on {server.place}")
         if kind == "execution_error" and isinstance(data, dict):
-            node, name = plain(data.get("node_id"), 40), plain(data.get("node_type"), 60)
-            said = plain(data.get("exception_message"))
-            return GeneratorError(f"node {node} ({name}) failed: {said}", {"node": node})
-    return GeneratorError(f"the prompt failed on {server.place}, which does not say why")
+            node, name = one_line(data.get("node_id"), 40), one_line(data.get("node_type"), 60)
+            reason = one_line(data.get("exception_message"))
+            return GeneratorError(f"node {node} ({name}) failed: {reason}", {"node": node})
+    return GeneratorError(f"the prompt failed on {server.place}; the server gives no reason")

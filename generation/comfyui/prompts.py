@@ -1,11 +1,11 @@
-"""The trigger word in the texts of a workflow: said once, in the positive prompt, and nowhere else."""
+"""Add the trigger word to the positive prompt of a workflow, once and nowhere else."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
 
-from generation.comfyui.workflow import Spot, Workflow
+from generation.comfyui.workflow import NodeInput, Workflow
 
-# The inputs of text encoders that say what is drawn; unknown encoders are read by the inputs' usual names.
+# The text inputs of known text encoders. For unknown ones the usual names apply.
 TEXT_INPUTS = {
     "CLIPTextEncode": ("text",),
     "CLIPTextEncodeSDXL": ("text_g", "text_l"),
@@ -15,28 +15,32 @@ TEXT_INPUTS = {
     "CLIPTextEncodeLumina2": ("user_prompt",),
     "TextEncodeZImageOmni": ("prompt",),
 }
-_STRING_INPUTS = ("value", "string", "text", "string_a", "string_b", "prompt")  # of nodes that make texts
+_STRING_INPUTS = ("value", "string", "text", "string_a", "string_b", "prompt")  # of nodes that produce text
 
 
-def say(workflow: Workflow, spots: Collection[Spot], word: str, prompt: str | None = None) -> None:
-    """Have the texts at `spots` say `word`, or be `prompt` and say it. A text that says the word stays as it is.
+def add_trigger_word(
+    workflow: Workflow, node_inputs: Collection[NodeInput], word: str, prompt: str | None = None
+) -> None:
+    """Add `word` to the texts at `node_inputs`, after replacing them with `prompt` if given. Never adds it twice.
 
-    A text that also goes elsewhere, into a negative prompt say, is not changed there: this prompt gets its own copy.
+    If a text also feeds another input, such as a negative prompt, the positive prompt gets a copy of its own.
     """
-    for spot in spots:
+    for node_input in node_inputs:
         if prompt is not None:
-            workflow.set(spot, prompt)
-        if word and not any(said(word, text) for text in _heard(workflow, spot)):
-            _change(workflow, spot, lambda text: f"{word}, {text}" if text.strip() else word, frozenset(spots))
+            workflow.set(node_input, prompt)
+        if word and not any(contains_word(word, text) for text in _texts_at(workflow, node_input)):
+            _change(
+                workflow, node_input, lambda text: f"{word}, {text}" if text.strip() else word, frozenset(node_inputs)
+            )
 
 
-def said(word: str, text: str) -> bool:
-    """Whether `text` says `word`, as a word, in capitals or not."""
+def contains_word(word: str, text: str) -> bool:
+    """Whether `text` contains `word` as a whole word, ignoring case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def _parts(workflow: Workflow, node_id: str) -> list[Spot]:
-    """The inputs that a text-making node makes its text of; [] for one that we cannot read."""
+def _parts(workflow: Workflow, node_id: str) -> list[NodeInput]:
+    """The inputs of a node that produces text; [] if it has none of the known ones."""
     inputs = workflow.inputs(node_id)
     return [
         (node_id, name)
@@ -45,44 +49,46 @@ def _parts(workflow: Workflow, node_id: str) -> list[Spot]:
     ]
 
 
-def _heard(workflow: Workflow, spot: Spot, depth: int = 0) -> Iterator[str]:
-    """The texts that come in at a spot, part by part."""
-    value = workflow.inputs(spot[0]).get(spot[1])
+def _texts_at(workflow: Workflow, node_input: NodeInput, depth: int = 0) -> Iterator[str]:
+    """The texts that feed an input, part by part."""
+    value = workflow.inputs(node_input[0]).get(node_input[1])
     if isinstance(value, str):
         yield value
-    elif (link := workflow.link(*spot)) is not None and depth < 50:
+    elif (link := workflow.link(*node_input)) is not None and depth < 50:
         for part in _parts(workflow, link[0]):
-            yield from _heard(workflow, part, depth + 1)
+            yield from _texts_at(workflow, part, depth + 1)
 
 
 def _change(
-    workflow: Workflow, spot: Spot, change: Callable[[str], str], ours: frozenset[Spot], depth: int = 0
+    workflow: Workflow, node_input: NodeInput, change: Callable[[str], str], ours: frozenset[NodeInput], depth: int = 0
 ) -> None:
-    """Change the text at a spot where it is written, which may be nodes away."""
-    value = workflow.inputs(spot[0]).get(spot[1])
+    """Change the text of an input at its source, which may be several nodes away."""
+    value = workflow.inputs(node_input[0]).get(node_input[1])
     if isinstance(value, str):
-        workflow.set(spot, change(value))
+        workflow.set(node_input, change(value))
         return
-    link = workflow.link(*spot)
+    link = workflow.link(*node_input)
     parts = _parts(workflow, link[0]) if link and depth < 50 else []
     if link is None or not parts:
-        _put_before(workflow, spot, change(""))
+        _put_before(workflow, node_input, change(""))
         return
     if not _only_for(workflow, link[0], ours):
         copied = workflow.add(workflow.class_of(link[0]), workflow.inputs(link[0]), "prompt with the trigger word")
-        workflow.set(spot, (copied, link[1]))
+        workflow.set(node_input, (copied, link[1]))
         parts = [(copied, name) for _, name in parts]
     _change(workflow, parts[0], change, ours | set(parts), depth + 1)
 
 
-def _only_for(workflow: Workflow, node_id: str, ours: frozenset[Spot]) -> bool:
-    """Whether all that a text-making node says goes to spots of ours."""
-    spots = [(other, name) for other in workflow.nodes for name, link in workflow.links(other) if link[0] == node_id]
-    return all(spot in ours for spot in spots)
+def _only_for(workflow: Workflow, node_id: str, ours: frozenset[NodeInput]) -> bool:
+    """Whether a node's text feeds only the inputs in `ours`."""
+    node_inputs = [
+        (other, name) for other in workflow.nodes for name, link in workflow.links(other) if link[0] == node_id
+    ]
+    return all(node_input in ours for node_input in node_inputs)
 
 
-def _put_before(workflow: Workflow, spot: Spot, word: str) -> None:
-    """Before a text that some node makes in a way that we cannot read."""
-    value = workflow.inputs(spot[0]).get(spot[1])
+def _put_before(workflow: Workflow, node_input: NodeInput, word: str) -> None:
+    """Prepend `word` to a text from a node of an unknown kind."""
+    value = workflow.inputs(node_input[0]).get(node_input[1])
     inputs = {"string_a": word, "string_b": value, "delimiter": ", "}
-    workflow.set(spot, (workflow.add("StringConcatenate", inputs, "trigger word"), 0))
+    workflow.set(node_input, (workflow.add("StringConcatenate", inputs, "trigger word"), 0))

@@ -23,7 +23,7 @@ from jobs.remote.pod_reaper import reap
 from jobs.remote.pod_rental import Assign
 from jobs.services import Services
 from storage.tables import PodState, RemoteRun, RentedPod, RunState
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import DEAD, Pod, RunPod
 from training.spec import TrainSpec
 
@@ -34,7 +34,7 @@ LOST = (PodState.CLOSING, PodState.GONE)
 
 
 @dataclass(frozen=True)
-class Place:
+class PodPlacement:
     """Where a training may go. `pod` is None for the fixed server and where there is no place yet.
 
     `found` says whether there is one. Where not, `reason` says why in words for the owner, and the job waits and
@@ -49,7 +49,7 @@ class Place:
 # ---- a place for a training -----------------------------------------------------------------------------------
 
 
-def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
+def place(services: Services, spec: TrainSpec, assign: Assign) -> PodPlacement:
     """Find a training its server: a pod with room, else a new one within the ceilings.
 
     `assign(session, pod)` is called inside the transaction that chose the pod and must write the RemoteRun row with
@@ -60,7 +60,7 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
     if services.settings.ai_toolkit_url:
         with services.database.writing() as session:
             assign(session, None)
-        return Place(found=True)
+        return PodPlacement(found=True)
     if services.runpod is None:
         raise BackendFailed(
             "no trainer to send this to: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set"
@@ -68,18 +68,18 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
     with services.database.writing() as session:
         lock_pods(session)
         if reason := pod_costs.day_is_over_its_ceiling(session, services.settings):
-            return Place(found=False, reason=reason)
+            return PodPlacement(found=False, reason=reason)
         pod = _with_room(session, services.settings.pod_jobs_max, spec.family)
         if pod is not None:
             account(session, pod.id)
             pod.idle_since = None
             pod.family = " ".join(dict.fromkeys([*pod.family.split(), spec.family]))
             assign(session, pod)
-            return Place(found=True, pod=pod)
+            return PodPlacement(found=True, pod=pod)
         if reason := pod_rental.why_not(session, services.settings):
-            return Place(found=False, reason=reason)
+            return PodPlacement(found=False, reason=reason)
     pod, reason = pod_rental.rent(services, services.runpod, spec.family, assign)
-    return Place(found=pod is not None, pod=pod, reason=reason)
+    return PodPlacement(found=pod is not None, pod=pod, reason=reason)
 
 
 def _with_room(session: Session, most: int, family: str) -> RentedPod | None:
@@ -105,7 +105,7 @@ def token_of(services: Services, pod: RentedPod) -> str:
     return pod_rental.token_of(services.settings, pod.name)
 
 
-def server_of(services: Services, pod_id: str | None) -> Server:
+def server_of(services: Services, pod_id: str | None) -> ToolkitServer:
     """The ai-toolkit server on a pod, or the fixed one where `pod_id` is None.
 
     Raises BackendUnreachable for a pod that is lost or has no address yet.
@@ -116,17 +116,17 @@ def server_of(services: Services, pod_id: str | None) -> Server:
         return server_at(services, session.get_one(RentedPod, pod_id))
 
 
-def server_at(services: Services, pod: RentedPod | None) -> Server:
+def server_at(services: Services, pod: RentedPod | None) -> ToolkitServer:
     """The same for a row that is at hand: no look into the database."""
     settings = services.settings
     if pod is None:
         if settings.ai_toolkit_url is None:
             raise BackendFailed("IMPRINT_AI_TOOLKIT_URL is not set any more")
         token = settings.ai_toolkit_token
-        return Server(settings.ai_toolkit_url, token.get_secret_value() if token else None, services.ai_toolkit)
+        return ToolkitServer(settings.ai_toolkit_url, token.get_secret_value() if token else None, services.ai_toolkit)
     if pod.url is None or is_lost(pod):
         raise BackendUnreachable(f"pod {pod.name} is {pod.state}")
-    return Server(pod.url, token_of(services, pod), services.ai_toolkit)
+    return ToolkitServer(pod.url, token_of(services, pod), services.ai_toolkit)
 
 
 # ---- looking after them ---------------------------------------------------------------------------------------
@@ -256,5 +256,5 @@ def _tidy(session: Session) -> None:
 
 
 __all__ = [
-    "Place", "account", "check", "close", "is_lost", "place", "reap", "server_at", "server_of", "token_of",
+    "PodPlacement", "account", "check", "close", "is_lost", "place", "reap", "server_at", "server_of", "token_of",
 ]  # fmt: skip

@@ -9,12 +9,12 @@ from sqlmodel import Session
 
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable, ImprintError, OutOfMemory, TrainingTimeout
-from core.logging import about
+from core.logging import job_context
 from core.settings import Settings
 from jobs import transitions
 from jobs.remote import runs
 from storage.tables import RemoteRun
-from training.backends.ai_toolkit.work import Sighting
+from training.backends.ai_toolkit.work import PollResult
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Seen:
     """One run as a poll found it. No sighting: nobody answered (`error`), or the server does not know it."""
 
     run: RemoteRun
-    sighting: Sighting | None = None
+    sighting: PollResult | None = None
     error: ImprintError | None = None
     busy: bool = True  # whether anything runs on its server
     previews: list[dict[str, Any]] = field(default_factory=list)
@@ -54,14 +54,14 @@ def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
         error = BackendUnreachable("the server does not know the training any more")
     elif error.details != LOST:
         if run.missed + 1 < settings.remote_lost_polls:
-            with about(run.job_id):
+            with job_context(run.job_id):
                 log.warning("%s was not seen, %d times in a row: %s", run.name, run.missed + 1, error)
             return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
         error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
     return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
 
 
-def _completed(session: Session, seen: Seen, sighting: Sighting, settings: Settings) -> str:
+def _completed(session: Session, seen: Seen, sighting: PollResult, settings: Settings) -> str:
     run = seen.run
     previews = run.previews + len(seen.previews)
     progress = {"step": sighting.step, "loss": sighting.loss, "seconds_left": 0.0}
@@ -72,7 +72,7 @@ def _completed(session: Session, seen: Seen, sighting: Sighting, settings: Setti
     return "completed"
 
 
-def _goes_on(session: Session, seen: Seen, sighting: Sighting) -> str:
+def _goes_on(session: Session, seen: Seen, sighting: PollResult) -> str:
     run, now = seen.run, utcnow()
     info = _plain(sighting.info)
     progress = None
@@ -106,7 +106,7 @@ def _tell_previews(session: Session, seen: Seen) -> None:
 
 
 def _verdict(
-    run: RemoteRun, sighting: Sighting, busy: bool, now: datetime, settings: Settings
+    run: RemoteRun, sighting: PollResult, busy: bool, now: datetime, settings: Settings
 ) -> tuple[ImprintError, bool] | None:
     """Why a run that was seen is to be given up, and whether another one may help; None for one that goes on."""
     if sighting.status == "failed":
@@ -122,7 +122,7 @@ def _verdict(
     return None
 
 
-def _has_moved(run: RemoteRun, sighting: Sighting, busy: bool) -> bool:
+def _has_moved(run: RemoteRun, sighting: PollResult, busy: bool) -> bool:
     """A step or a line in the log; for one in the queue, that the server works on another."""
     if sighting.status == "queued":
         return busy

@@ -115,19 +115,11 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     return TrainingRequest(envelope, spec, _sha256(arguments))
 
 
-def base_model_location(spec: TrainSpec, settings: Settings) -> str:
-    """Where the weights of the spec's base model are: a folder, a file or a hub id."""
-    if spec.base_model in settings.base_models:
-        return settings.base_models[spec.base_model]
-    named = BASE_MODELS.get(spec.base_model)
-    return named.location if named else spec.base_model
-
-
 def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before anything is held for it."""
     if spec.backend == "local":
         return {}
-    faults = options.faults(spec)
+    faults = options.unsupported_options(spec)
     if settings.ai_toolkit_url is None and settings.runpod_api_key is None:
         faults["backend"] = (
             "there is no server for ai-toolkit: set IMPRINT_AI_TOOLKIT_URL to one, or IMPRINT_RUNPOD_API_KEY to rent"
@@ -143,7 +135,7 @@ def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
-            if reference and "://" in reference and (reason := sources.refuse_early(reference)):
+            if reference and "://" in reference and (reason := sources.refusal_reason(reference)):
                 faults[name] = reason
     if envelope.webhook_url is not None and (reason := refused_webhook(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
@@ -158,7 +150,7 @@ def refused_webhook(url: str, sources: Sources) -> str | None:
         return "not an address that can be read"
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
         return "needs to be an http(s) address without user info or query"
-    return sources.refuse_early(url)
+    return sources.refusal_reason(url)
 
 
 def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from sqlmodel import Session, col, func, select
 
 from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
-from core.logging import working_on
+from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
-from jobs.requests.training_request import base_model_location
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
@@ -22,13 +21,12 @@ from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from jobs.stages.intake import outcome, preparation, unpack
 from jobs.stages.stage_runner import NotMine, claim, holder, timed, work_dir, working
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
+from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
-from training.data.dataset import Manifest, build_manifest
-from training.data.dataset import Picture as Prepared
+from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.lora import file as lora_file
 from training.ports import TrainResult, TrainRun
-from training.spec import MIN_PICTURES, TrainSpec
+from training.spec import MIN_PICTURES, TrainSpec, base_model_location
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ def _source(services: Services, reference: str, left: int) -> bytes:
             raise ImageRefused("the pictures of this job have more bytes than a job may have")
         return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
     with services.database.reading() as session:
-        stored = session.get_one(Picture, reference)
+        stored = session.get_one(StoredPicture, reference)
     try:
         return services.store.get(stored.key)
     except NotFound as error:
@@ -127,7 +125,7 @@ def dataset(services: Services, job_id: str) -> None:
             _record_duplicates(services, lease, duplicates)
             raise transitions.too_few(len(good), report, fewest)
         manifest = build_manifest(
-            spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+            spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
         services.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
         _record_duplicates(services, lease, duplicates)
@@ -209,13 +207,14 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             spec=spec,
             examples=unpack(services, manifest, folder),
             dataset_sha256=manifest.sha256,
-            base_model=base_model_location(spec, services.settings),
+            base_model=base_model_location(spec.base_model, services.settings.base_models),
             out=folder / "lora_weights.safetensors",
             checkpoints=StoredCheckpoints(services.store, services.database, lease),
             previews=StoredPreviews(services.store, services.database, lease),
             control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
             device=services.settings.device,
             precision=services.settings.precision,
+            quantise=services.settings.quantise_base,
             slots=services.settings.cohort,
             deterministic=services.settings.deterministic,
             encodings=services.settings.home.resolve() / "encodings",
@@ -235,7 +234,7 @@ def upload(services: Services, job_id: str) -> None:
         sha256 = job.lora_sha256 or ""
         data = services.store.get(keys.output(job_id, sha256))
         _compare(data, sha256, "the trained file")
-        lora_file.check(data, family=spec.family, rank=spec.rank)
+        lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
         key = keys.lora(job_id)
         try:
             services.store.put(key, data, create_only=True)
@@ -257,6 +256,6 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 def settle(services: Services, job_id: str) -> None:
     """Charge, ready, notice: one transaction, so it needs no lease."""
-    with working_on(job_id, Stage.SETTLE), timed(Stage.SETTLE), services.database.writing() as session:
+    with stage_context(job_id, Stage.SETTLE), timed(Stage.SETTLE), services.database.writing() as session:
         if not transitions.settle(session, job_id, services.settings):
             raise NotMine(f"{job_id} has nothing to settle")

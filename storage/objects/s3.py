@@ -1,9 +1,8 @@
-"""The object store in a bucket of an S3 server. The only place that knows boto3."""
+"""An object store in an S3 bucket. Only this module imports boto3."""
 
 import base64
 import hashlib
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -16,19 +15,20 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core.errors import ImprintError, NotFound, ObjectExists, ObjectTooLarge, StoreUnavailable
+from core.files import atomic_file
+from core.http_status import is_retryable
 from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix
 
 _CHUNK = 1 << 20
-_MAY_PASS = {408, 425, 429}
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")
 
 
 class S3Store:
-    """Objects under `prefix` of `bucket`. Without keys, boto3's usual chain of credentials is asked.
+    """Objects under `prefix` in `bucket`. Without access keys, boto3 finds credentials in its usual places.
 
-    The server checks the SHA-256 of all that is sent. A multipart upload's own checksum is one of its parts'
-    checksums, so the digest of the whole is kept in the object's metadata, and what is read is checked against it.
-    Files above `multipart_bytes` go in parts of that size, 5 MiB at least and 10,000 at most.
+    The server verifies the SHA-256 of every upload. The checksum of a multipart upload covers only the checksums of its
+    parts, so the digest of the whole object is stored in its metadata, and every download is verified against it. Files
+    above `multipart_bytes` are uploaded in parts of that size: at least 5 MiB, at most 10,000 parts.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class S3Store:
                 read_timeout=30,
                 retries={"mode": "standard", "total_max_attempts": 3},
                 max_pool_connections=16,
-                # We send SHA-256 ourselves; boto3's own CRC trailers are unknown to many servers.
+                # This class sends SHA-256 itself; many servers do not know boto3's CRC trailers.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 s3={"addressing_style": "path" if endpoint_url else "auto", "payload_signing_enabled": True},
@@ -85,19 +85,14 @@ class S3Store:
         return data
 
     def get_file(self, key: str, path: Path) -> None:
-        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         digest = hashlib.sha256()
-        try:
-            with _our_errors(key):
-                answer = self._client.get_object(**self._at(key))
-                with closing(answer["Body"]) as body, part.open("xb") as out:
-                    for chunk in body.iter_chunks(_CHUNK):
-                        digest.update(chunk)
-                        out.write(chunk)
+        with _our_errors(key), atomic_file(path) as out:
+            answer = self._client.get_object(**self._at(key))
+            with closing(answer["Body"]) as body:
+                for chunk in body.iter_chunks(_CHUNK):
+                    digest.update(chunk)
+                    out.write(chunk)
             _check_digest(key, answer, digest.hexdigest())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
     def exists(self, key: str) -> bool:
         try:
@@ -124,7 +119,7 @@ class S3Store:
             self._client.delete_object(**self._at(key))
 
     def delete_prefix(self, prefix: str) -> None:
-        # One by one: the bulk call wants checksums that servers disagree on, and there are few.
+        # One by one: servers disagree on the checksum of the bulk call, and there are few keys.
         for key in self.list(checked_folder(prefix)):
             self.delete(key)
 
@@ -134,9 +129,9 @@ class S3Store:
         return address
 
     def read_foreign(self, bucket: str, key: str, max_bytes: int) -> bytes:
-        """An object of any bucket that our credentials may read, whatever its key.
+        """Read an object from any bucket that the credentials may read.
 
-        Raises NotFound if it is not there or not for us, ObjectTooLarge above `max_bytes`, StoreUnavailable.
+        Raises NotFound if it does not exist or may not be read, ObjectTooLarge above `max_bytes`, StoreUnavailable.
         """
         with _our_errors("of the picture", final=True):
             answer = self._client.get_object(Bucket=bucket, Key=key)
@@ -160,7 +155,7 @@ class S3Store:
             )
 
     def _put_parts(self, key: str, file: BinaryIO, digest: bytes, create_only: bool) -> None:
-        if create_only and self.exists(key):  # the early answer, before sending it all; the last call counts
+        if create_only and self.exists(key):  # fail before the upload; the last call decides
             raise ObjectExists(f"there is an object {key} already")
         with _our_errors(key), self._ours_after_all(key, digest):
             upload = self._client.create_multipart_upload(
@@ -171,7 +166,7 @@ class S3Store:
                 parts = list(self._send_parts(at, file))
                 self._client.complete_multipart_upload(**at, MultipartUpload={"Parts": parts}, **_only_new(create_only))
             except (BotoCoreError, ClientError, OSError):
-                # Parts of an unfinished upload are paid for until somebody removes them.
+                # Parts of an unfinished upload cost money until they are removed.
                 with suppress(BotoCoreError, ClientError):
                     self._client.abort_multipart_upload(**at)
                 raise
@@ -187,7 +182,7 @@ class S3Store:
 
     @contextmanager
     def _ours_after_all(self, key: str, digest: bytes) -> Iterator[None]:
-        """A create-only write whose answer was lost is refused when boto3 repeats it: it was ours, so all is well."""
+        """If the response to a create-only write was lost, boto3's retry fails: accept it if the object is this one."""
         try:
             yield
         except ClientError as error:
@@ -205,7 +200,7 @@ _SESSION_LOCK = Lock()
 
 
 def _client(**options: Any) -> Any:
-    """A client may serve several threads, the session that makes it may not. It is kept: it parses for 0.3 s."""
+    """Clients are thread-safe, sessions are not. The session is cached because creating one takes 0.3 s."""
     with _SESSION_LOCK:
         return _session().client("s3", **options)
 
@@ -225,14 +220,14 @@ def _digest(answer: dict[str, Any]) -> str | None:
 
 def _check_digest(key: str, answer: dict[str, Any], found: str) -> None:
     if _digest(answer) not in (None, found):
-        raise StoreUnavailable(f"the object {key} came back damaged", {"key": key})
+        raise StoreUnavailable(f"the object {key} is damaged: its checksum does not match", {"key": key})
 
 
 @contextmanager
 def _our_errors(key: str, *, final: bool = False) -> Iterator[None]:
-    """boto3's errors as ours; `from None`, because their words hold addresses, and those hold signatures.
+    """Translate boto3's errors, with `from None`: their messages contain addresses with signatures.
 
-    `final`: a refusal is as good as absence, for what is not ours.
+    final: report a 4xx as NotFound too, for objects of other buckets.
     """
     try:
         yield
@@ -248,7 +243,7 @@ def _of_status(error: ClientError, key: str, final: bool) -> ImprintError:
     status = _status(error)
     named = _CODE.match(str(error.response.get("Error", {}).get("Code", "")))
     said = f"{status} {named.group() if named else ''}".strip()
-    if status == 404 or (final and 400 <= status < 500 and status not in _MAY_PASS):
+    if status == 404 or (final and 400 <= status < 500 and not is_retryable(status)):
         return NotFound(f"there is no object {key}, or it may not be read ({said})")
     if status in (409, 412):
         return ObjectExists(f"there is an object {key} already")

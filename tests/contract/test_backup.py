@@ -29,7 +29,7 @@ def rows(database: Database) -> dict[str, list[str]]:
         schema.reflect(connection)
         return {
             name: sorted(
-                json.dumps([backup._told(value) for value in row]) for row in connection.execute(table.select())
+                json.dumps([backup._to_json(value) for value in row]) for row in connection.execute(table.select())
             )
             for name, table in schema.tables.items()
         }
@@ -71,7 +71,7 @@ def test_everything_comes_back_on_the_other_database(
     services.store.delete(f"checkpoints/{job_id}/00000005")
     accounts.grant(services, "ada", 5, key="more")
     second = backup.backup(services.database, services.store, folder)
-    assert backup.read(folder) == second
+    assert backup.read_manifest(folder) == second
     assert set(LocalStore(folder / "objects").list("")) == set(services.store.list("")) == set(second.objects)
 
     backup.restore(elsewhere, other_store, folder)
@@ -112,7 +112,7 @@ def test_what_cannot_be_restored_whole_is_not_begun(services: Services, job_id: 
 
     with pytest.raises(BackupInvalid, match=r"not empty.*credit_account"):
         backup.restore(services.database, services.store, folder)
-    with pytest.raises(BackupInvalid, match="holds other things"):
+    with pytest.raises(BackupInvalid, match="is not empty and has no backup"):
         backup.backup(services.database, services.store, tmp_path / "home")
 
     manifest = (folder / backup.MANIFEST).read_text()
@@ -133,7 +133,7 @@ def test_what_cannot_be_restored_whole_is_not_begun(services: Services, job_id: 
     refused("missing or damaged")
     rows_file.write_bytes(whole)
     (folder / backup.MANIFEST).unlink()
-    refused("holds no back-up")
+    refused("is not a backup")
     (folder / backup.MANIFEST).write_text(manifest)
     backup.restore(fresh, store, folder)
     assert rows(fresh) == rows(services.database)

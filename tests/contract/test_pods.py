@@ -23,7 +23,7 @@ from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
 from tests.contract.processes import FORK
 from tests.servers.runpod import KEY, RunPodServer, runpod_server
 from tests.site import until
-from training.backends.runpod import Order, RunPod
+from training.backends.runpod import PodRequest, RunPod
 from training.spec import TrainSpec
 
 RTX, A6000 = "NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000"
@@ -71,7 +71,7 @@ def impatient(settings: Settings) -> RunPod:
     return RunPod(settings.runpod_url, settings.runpod_api_key.get_secret_value(), timeout_s=20, pause=lambda _: None)
 
 
-def place(services: Services, spec: TrainSpec = SPEC) -> tuple[pods.Place, str]:
+def place(services: Services, spec: TrainSpec = SPEC) -> tuple[pods.PodPlacement, str]:
     """Place a training; its job's id."""
     job_id = new_id("job")
 
@@ -288,7 +288,7 @@ def test_with_a_fixed_server_nothing_is_rented_and_without_a_key_nothing_happens
 ) -> None:
     fixed = make(cloud, ai_toolkit_url="http://127.0.0.1:1", ai_toolkit_token="word")
     found, job_id = place(fixed)
-    assert found == pods.Place(found=True)
+    assert found == pods.PodPlacement(found=True)
     with fixed.database.reading() as session:
         assert session.get_one(RemoteRun, (job_id, 1)).pod_id is None
     assert rented(cloud, fixed) == []
@@ -430,7 +430,7 @@ def rent_and_die(services: Services, point: str) -> None:
         here.__dict__["runpod"] = runpod
         create = runpod.create
 
-        def dying(order: Order) -> Any:
+        def dying(order: PodRequest) -> Any:
             if point == "before":
                 die()
             made = create(order)
@@ -485,7 +485,7 @@ def test_whoever_wakes_after_its_order_was_given_up_gives_the_pod_back(
     assert services.runpod is not None
     create = services.runpod.create
 
-    def paused(order: Order) -> Any:
+    def paused(order: PodRequest) -> Any:
         change(services, rows(services)[0].id, asked_at=utcnow() - timedelta(hours=1))
         pods.check(services)
         return create(order)
@@ -504,7 +504,7 @@ def test_the_sweep_may_take_a_pod_over_before_its_sender_does(
     assert services.runpod is not None
     create = services.runpod.create
 
-    def slow(order: Order) -> Any:
+    def slow(order: PodRequest) -> Any:
         made = create(order)
         pods.check(services)
         return made
@@ -542,7 +542,7 @@ def test_the_reaper_takes_what_no_row_needs_and_nothing_else(
         "odd": f"{prefix}-{old}x",
         "hand": f"{prefix}-my-own-pod",
     }
-    made = {key: runpod.create(Order(name, RTX, 20, {}, image="i")).id for key, name in names.items()}
+    made = {key: runpod.create(PodRequest(name, RTX, 20, {}, image="i")).id for key, name in names.items()}
     assert pods.reap(services) == 3
     there = {pod.id for pod in runpod.pods()}
     assert {key for key, pod_id in made.items() if pod_id not in there} == {"restored", "twice"}

@@ -19,7 +19,7 @@ from core.settings import Settings
 from credits.price import RATES
 from jobs.requests.training_request import Envelope
 from jobs.view import view_of
-from notifications.signing import read_secrets, sign
+from notifications.signing import parse_secrets, sign
 from notifications.webhooks import EVENTS
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from tests.docs.pages import (
@@ -114,7 +114,7 @@ def test_settings_in_boxes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         names = [line.partition("=")[0] for line in box.text.splitlines()]
         assert all(getattr(read, name.removeprefix("IMPRINT_").lower()) for name in names)
         if read.webhook_secret:
-            assert read_secrets(read.webhook_secret.get_secret_value())
+            assert parse_secrets(read.webhook_secret.get_secret_value())
 
 
 def test_every_failure_code_has_advice_for_operators_and_every_picture_fault_a_section() -> None:
@@ -159,7 +159,7 @@ class TestTheTask:
         assert {group for recipe in shown for group in recipe} >= set(GROUPS)
         for recipe in shown:
             made = TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "imp", "seed": 1, **recipe})
-            assert made.told().items() >= {name: recipe[name] for name in set(GROUPS) & set(recipe)}.items()
+            assert made.to_dict().items() >= {name: recipe[name] for name in set(GROUPS) & set(recipe)}.items()
 
     def test_every_field_of_the_view_is_explained(self) -> None:
         spec = TrainSpec(base_model="sd15", trigger_word="imp", seed=1)  # type: ignore[call-arg]
@@ -185,7 +185,7 @@ class TestTheTask:
         secret, body, now = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", b'{"a":1}', int(time.time())
 
         def judge(at: int, sent: bytes, keys: str = secret) -> bool:
-            signed = sign(read_secrets(keys), "msg_1", at, body)
+            signed = sign(parse_secrets(keys), "msg_1", at, body)
             headers = {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": signed}
             return bool(page["is_genuine"](headers, sent, secret))  # type: ignore[operator]
 

@@ -35,13 +35,13 @@ class Meter:
         self.loss = loss if self._fresh else _SMOOTHING * self.loss + (1 - _SMOOTHING) * loss
         self._fresh = False
 
-    def look(self, done: int, loss: float) -> None:
+    def add_validation_loss(self, done: int, loss: float) -> None:
         """Note the validation loss after step number `done`. Raises LossNotFinite."""
         if not math.isfinite(loss):
             raise LossNotFinite(f"the validation loss after step {done} is {loss}: try a lower learning rate")
         self.validation_loss = loss
 
-    def tell(self, done: int, *, is_end: bool = False) -> None:
+    def report(self, done: int, *, is_end: bool = False) -> None:
         """Report that `done` steps are done, when it is time."""
         due = is_end or time.monotonic() - self._told_at >= REPORT_EVERY_S
         is_news = done > self._told or (is_end and self.validation_loss != self._told_look)

@@ -112,6 +112,7 @@ class Cohort:
             "looks": tuple(job.looks),
             "best": job.best,
             "precision": str(self.base.dtype).removeprefix("torch."),
+            "quantisation": self.base.quantisation,
         }
         return Snapshot(job.step, row, job.run.spec.rank, rest)
 
