@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu`, at tiny size on the CPU: what each part measures, its limits, and what it may import.
 
-`make test` draws five of the parts, `make test-full` runs all. All together cover every function of the three words, but
-not the starting of `exact`'s children, `requests` (which does the same as `jobs` in a process of its own), and what only
-a card has: recording, memory that ends, `pytest -m gpu` itself.
+`make test` draws five of the parts, `make test-full` runs all. All together cover every function of the three words,
+but not the starting of `exact`'s children, `requests` (which does the same as `jobs` in a process of its own), and
+what only a card has: recording, memory that ends, `pytest -m gpu` itself.
 """
 
 import json
