@@ -1,4 +1,4 @@
-"""How Celery runs here. Values only; docs/operations.md has the reasons."""
+"""How Celery runs here. Values only; docs/adr/0007-celery-settings.md has the reasons."""
 
 from kombu import Exchange, Queue
 

@@ -5,7 +5,7 @@ import os
 from celery import Celery, chain, chord, signature
 from celery.canvas import Signature
 
-from tasks.pipeline import let_go
+from tasks.pipeline import forget_result
 
 app = Celery("empty", broker=os.environ.get("EMPTY_BROKER_URL"), backend=os.environ.get("EMPTY_BROKER_URL"))
 app.conf.update(
@@ -47,4 +47,4 @@ def send_canvas(number: int, counter: str) -> None:
     """What a job of five pictures sends: a chord of five, then dataset, train, upload, settle, and the clean-up."""
     header = [signature("empty.picture", (number,), immutable=True, app=app) for _ in range(5)]
     last = signature("empty.last", (number, counter), immutable=True, app=app)
-    let_go(chain(chord(header, _steps(1, number)[0]), *_steps(3, number), last).apply_async())
+    forget_result(chain(chord(header, _steps(1, number)[0]), *_steps(3, number), last).apply_async())

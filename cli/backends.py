@@ -9,7 +9,7 @@ from cli.terminal import answers, err, out, print_json
 from core.errors import NotFound
 from jobs.remote import trainers as remotes
 from jobs.services import services
-from tasks.fleet import look
+from tasks import fleet
 
 # ---- backends -------------------------------------------------------------------------------------------------
 
@@ -18,8 +18,8 @@ from tasks.fleet import look
 @answers
 def backends(*, as_json: bool) -> None:
     """List backends: health, GPU, queue length, price."""
-    fleet = look("train.")
-    local, trouble = fleet.queues, fleet.trouble
+    found_locally = fleet.inspect("train.")
+    local, trouble = found_locally.queues, found_locally.trouble
     found = local + remotes.remote(services())
     if as_json:
         print_json({"backends": found, "trouble": trouble})

@@ -31,7 +31,7 @@ _COLOURS = {"ok": "green", "note": "cyan", "todo": "red"}
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check found. `todo`: the operator must do what the text says; `note`: nothing is broken."""
 
     name: str
@@ -39,7 +39,7 @@ class Finding:
     text: str
 
 
-Check = Callable[[Services], Iterator[Finding]]
+Check = Callable[[Services], Iterator[CheckResult]]
 
 
 @click.command()
@@ -56,48 +56,48 @@ def doctor(*, as_json: bool) -> None:
     sys.exit(0 if is_healthy(findings) else 1)
 
 
-def is_healthy(findings: list[Finding]) -> bool:
+def is_healthy(findings: list[CheckResult]) -> bool:
     """Whether nothing must be done."""
     return all(finding.status != "todo" for finding in findings)
 
 
-def examine(here: Services, checks: Sequence[Check] | None = None) -> list[Finding]:
+def examine(here: Services, checks: Sequence[Check] | None = None) -> list[CheckResult]:
     """Run every check. One that fails in a way of its own is a finding, too; the others still run."""
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     for check in CHECKS if checks is None else checks:
         try:
             findings += check(here)
         except Exception as error:  # noqa: BLE001 - a check that fails is what this command is for
             reason = error.message if isinstance(error, ImprintError) else f"{type(error).__name__}: {str(error)[:300]}"
-            findings.append(Finding(check.__name__.strip("_").replace("_", " "), "todo", reason))
+            findings.append(CheckResult(check.__name__.strip("_").replace("_", " "), "todo", reason))
     return findings
 
 
 # ---- what the service stands on --------------------------------------------------------------------------------
 
 
-def _settings(here: Services) -> Iterator[Finding]:
+def _settings(here: Services) -> Iterator[CheckResult]:
     try:
         here.check()
     except ValueError as error:
-        yield Finding("settings", "todo", str(error))
+        yield CheckResult("settings", "todo", str(error))
     else:
-        yield Finding("settings", "ok", f"home folder {here.settings.home.resolve()}")
+        yield CheckResult("settings", "ok", f"home folder {here.settings.home.resolve()}")
 
 
-def _broker(here: Services) -> Iterator[Finding]:
+def _broker(here: Services) -> Iterator[CheckResult]:
     if not here.settings.broker_url and embedded_broker.address(here.settings) is None:
-        yield Finding("broker", "todo", "none is set and no stack runs on this home folder: make up starts both")
+        yield CheckResult("broker", "todo", "none is set and no stack runs on this home folder: make up starts both")
         return
-    found, address = fleet.look(), fleet.broker_address()
+    found, address = fleet.inspect(), fleet.broker_address()
     if found.trouble:
-        yield Finding("broker", "todo", f"{address} does not answer: start it, or correct IMPRINT_BROKER_URL")
+        yield CheckResult("broker", "todo", f"{address} does not answer: start it, or correct IMPRINT_BROKER_URL")
         return
-    yield Finding("broker", "ok", address)
+    yield CheckResult("broker", "ok", address)
     yield from _workers(here, found)
 
 
-def _workers(here: Services, found: fleet.Fleet) -> Iterator[Finding]:
+def _workers(here: Services, found: fleet.Fleet) -> Iterator[CheckResult]:
     """Whether each kind of queue has a worker. A remote backend may train in place of a local worker."""
     served = {queue for worker in found.workers for queue in worker.get("queues", [])}
     lacking = [queue for queue in ("io", "cpu", "sweep") if queue not in served]
@@ -105,12 +105,12 @@ def _workers(here: Services, found: fleet.Fleet) -> Iterator[Finding]:
     is_remote = here.settings.ai_toolkit_url is not None or here.settings.runpod_api_key is not None
     if lacking or not (trains or is_remote):
         queues = ", ".join(lacking if trains or is_remote else [*lacking, *(f"train.{family}" for family in FAMILIES)])
-        yield Finding("workers", "todo", f"no worker takes from {queues}: start the stack with make up, or a worker")
+        yield CheckResult("workers", "todo", f"no worker takes from {queues}: start the stack or a worker")
     else:
-        yield Finding("workers", "ok", ", ".join(str(worker["worker"]) for worker in found.workers))
+        yield CheckResult("workers", "ok", ", ".join(str(worker["worker"]) for worker in found.workers))
 
 
-def _flower(here: Services) -> Iterator[Finding]:
+def _flower(here: Services) -> Iterator[CheckResult]:
     url = here.settings.flower_url or f"http://127.0.0.1:{here.settings.flower_port}"
     try:
         answered = httpx2.get(f"{url.rstrip('/')}/healthcheck", timeout=_FLOWER_ANSWER_S, trust_env=False)
@@ -118,16 +118,17 @@ def _flower(here: Services) -> Iterator[Finding]:
     except httpx2.HTTPError:
         is_there = False
     if is_there:
-        yield Finding("Flower", "ok", url)
+        yield CheckResult("Flower", "ok", url)
     else:
-        yield Finding("Flower", "note", f"does not answer at {url}; it only shows what happens, and make up starts it")
+        yield CheckResult("Flower", "note", f"does not answer at {url}; jobs run without it, and make up starts it")
 
 
-def _database(here: Services) -> Iterator[Finding]:
+def _database(here: Services) -> Iterator[CheckResult]:
     address = sa.make_url(here.settings.database)
     name = address.render_as_string(hide_password=True)
     if address.get_backend_name() == "sqlite" and not (address.database and Path(address.database).is_file()):
-        yield Finding("database", "todo", f"{name} is not there yet: celery -A tasks.app imprint migrate creates it")
+        text = f"{name} does not exist yet: celery -A tasks.app imprint migrate creates it"
+        yield CheckResult("database", "todo", text)
         return
     database = Database(here.settings.database)  # not that of `services`, which brings the schema up to date
     try:
@@ -137,41 +138,42 @@ def _database(here: Services) -> Iterator[Finding]:
             if not database.is_sqlite:
                 yield _clock(connection)
             else:
-                yield Finding("clock", "ok", "SQLite is on this machine and has its clock")
+                yield CheckResult("clock", "ok", "SQLite is on this machine and has its clock")
     except AWAY as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        yield Finding("database", "todo", f"{name} does not answer ({reason}): start it, or set IMPRINT_DATABASE_URL")
+        text = f"{name} does not answer ({reason}): start it, or set IMPRINT_DATABASE_URL"
+        yield CheckResult("database", "todo", text)
     finally:
         database.close()
 
 
-def _revision(name: str, revision: str | None, newest: list[str]) -> Finding:
+def _revision(name: str, revision: str | None, newest: list[str]) -> CheckResult:
     if revision == newest[0]:
-        return Finding("database", "ok", f"{name}, at revision {revision}")
+        return CheckResult("database", "ok", f"{name}, at revision {revision}")
     if revision is not None and revision not in newest:
-        return Finding(
+        return CheckResult(
             "database", "todo",
             f"{name} is at revision {revision}, which this Imprint does not know: install the newer Imprint here too",
         )  # fmt: skip
-    return Finding(
+    return CheckResult(
         "database", "todo",
         f"{name} is at revision {revision or 'none'}, the newest is {newest[0]}: celery -A tasks.app imprint migrate",
     )  # fmt: skip
 
 
-def _clock(connection: sa.Connection) -> Finding:
+def _clock(connection: sa.Connection) -> CheckResult:
     before = time.time()
     there = float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
     after = time.time()
     off = max(before - there, there - after, 0.0)
     if off > CLOCK_OFF_S:
-        return Finding(
+        return CheckResult(
             "clock", "todo", f"{off:.0f} s off the database server's: synchronise both machines (chrony, timesyncd)"
         )
-    return Finding("clock", "ok", f"{off:.1f} s off the database server's")
+    return CheckResult("clock", "ok", f"{off:.1f} s off the database server's")
 
 
-def _object_store(here: Services) -> Iterator[Finding]:
+def _object_store(here: Services) -> Iterator[CheckResult]:
     name = here.settings.store
     key, data = f"doctor/{new_id('try')}", b"imprint doctor"
     try:
@@ -183,16 +185,17 @@ def _object_store(here: Services) -> Iterator[Finding]:
             store.delete(key)
         is_gone = not store.exists(key)
     except ImprintError as error:
-        yield Finding("object store", "todo", f"{name}: {error.message}; check IMPRINT_STORE_URL and its credentials")
+        text = f"{name}: {error.message}; check IMPRINT_STORE_URL and its credentials"
+        yield CheckResult("object store", "todo", text)
         return
     if is_whole and is_gone:
-        yield Finding("object store", "ok", f"{name}: wrote, read and deleted an object")
+        yield CheckResult("object store", "ok", f"{name}: wrote, read and deleted an object")
     else:
         fault = "gives back other bytes than were written" if not is_whole else "keeps objects that were deleted"
-        yield Finding("object store", "todo", f"{name} {fault}: use another store")
+        yield CheckResult("object store", "todo", f"{name} {fault}: use another store")
 
 
-def _disk(here: Services) -> Iterator[Finding]:
+def _disk(here: Services) -> Iterator[CheckResult]:
     folders = {"home folder": here.settings.home.resolve()}
     if urlsplit(here.settings.store).scheme in ("", "file"):
         folders["object store's folder"] = Path(urlsplit(here.settings.store).path).resolve()
@@ -205,17 +208,17 @@ def _disk(here: Services) -> Iterator[Finding]:
         free = disk_usage(there).free
         text = f"{free / 2**30:.1f} GiB free for the {name} {folder}"
         if free >= DISK_WANTED_BYTES:
-            yield Finding("disk", "ok", text)
+            yield CheckResult("disk", "ok", text)
         else:
-            yield Finding("disk", "todo", f"{text}: free some, at least {DISK_WANTED_BYTES / 2**30:.0f} GiB are wanted")
+            yield CheckResult("disk", "todo", f"{text}: free at least {DISK_WANTED_BYTES / 2**30:.0f} GiB")
 
 
 # ---- what training stands on -----------------------------------------------------------------------------------
 
 
-def _base_models(here: Services) -> Iterator[Finding]:
+def _base_models(here: Services) -> Iterator[CheckResult]:
     if find_spec("torch") is None:
-        yield Finding("base models", "note", "not checked: torch is not installed, so this machine does not train")
+        yield CheckResult("base models", "note", "not checked: torch is not installed, so this machine does not train")
         return
     locations = {name: known.location for name, known in BASE_MODELS.items()} | here.settings.base_models
     for name, location in locations.items():
@@ -223,12 +226,12 @@ def _base_models(here: Services) -> Iterator[Finding]:
     for name, path in here.settings.training_adapters.items():
         title = f"training adapter for {name}"
         if path.is_file():
-            yield Finding(title, "ok", str(path))
+            yield CheckResult(title, "ok", str(path))
         else:
-            yield Finding(title, "todo", f"{path} is not there: correct IMPRINT_TRAINING_ADAPTERS")
+            yield CheckResult(title, "todo", f"{path} is not there: correct IMPRINT_TRAINING_ADAPTERS")
 
 
-def _base_model(name: str, location: str) -> Finding:
+def _base_model(name: str, location: str) -> CheckResult:
     from training import families
     from training.families import folders
     from training.families.parts import locate
@@ -238,17 +241,17 @@ def _base_model(name: str, location: str) -> Finding:
     parts = families.find(known.family).parts if known else ()
     if not Path(location).expanduser().exists() and folders.HUB_ID.match(location):
         if folders.cached(location, parts) is not None:
-            return Finding(title, "ok", f"{location}, in the cache of the model hub")
-        return Finding(title, "note", f"{location} is not on this machine: the first training on it downloads it")
+            return CheckResult(title, "ok", f"{location}, in the cache of the model hub")
+        return CheckResult(title, "note", f"{location} is not on this machine: the first training on it downloads it")
     try:
-        return Finding(title, "ok", str(locate(location, parts)))
+        return CheckResult(title, "ok", str(locate(location, parts)))
     except ImprintError as error:
-        return Finding(title, "todo", f"{error.message} (IMPRINT_BASE_MODELS)")
+        return CheckResult(title, "todo", f"{error.message} (IMPRINT_BASE_MODELS)")
 
 
-def _device(here: Services) -> Iterator[Finding]:
+def _device(here: Services) -> Iterator[CheckResult]:
     if find_spec("torch") is None:
-        yield Finding("device", "note", "torch is not installed: this machine does not train")
+        yield CheckResult("device", "note", "torch is not installed: this machine does not train")
         return
     from training import self_check
 
@@ -256,7 +259,7 @@ def _device(here: Services) -> Iterator[Finding]:
         here.settings.home.resolve() / FOLDER, here.settings.device, asked_precision=here.settings.precision,
         deterministic=here.settings.deterministic,
     )  # fmt: skip
-    yield Finding("device", "ok" if not found.faults else "todo", found.text)
+    yield CheckResult("device", "ok" if not found.faults else "todo", found.text)
 
 
 CHECKS: tuple[Check, ...] = (_settings, _broker, _flower, _database, _object_store, _disk, _base_models, _device)

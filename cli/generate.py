@@ -13,10 +13,10 @@ from rich.progress import TextColumn, TimeElapsedColumn
 
 from cli.terminal import answers, err, out, print_json
 from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
-from generation.comfyui.follow import Progress
+from generation.comfyui.follow import PromptProgress
 from jobs.services import services
 from jobs.subjects import drawing, loras
-from jobs.subjects.drawing import Here, Place, Weights
+from jobs.subjects.drawing import ComfyUITarget, LocalDrawing, Weights
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -114,19 +114,19 @@ def _weights(given: dict[str, Any]) -> Iterator[Weights | None]:
 def _on_comfyui(
     folder: Path, url: str, weights: Weights | None, given: dict[str, Any], as_json: bool
 ) -> dict[str, Any]:
-    place = Place(url, given["shared"], given["timeout_s"])
+    place = ComfyUITarget(url, given["shared"], given["timeout_s"])
     columns = (TextColumn("{task.description}"), *Bar.get_default_columns()[1:3], TimeElapsedColumn())
     with Bar(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
         line = bar.add_task("connecting", total=None)
 
-        def report(progress: Progress) -> None:
+        def report(progress: PromptProgress) -> None:
             what = "waiting in the queue" if progress.node_id is None else f"node {progress.node_id}"
             bar.update(line, description=what, completed=progress.step, total=progress.total or None)
 
         def say(what: str) -> None:
             bar.update(line, description=what, completed=0, total=None)
 
-        done = drawing.on_comfyui(
+        done = drawing.draw_on_comfyui(
             place,
             _workflow(given["workflow_file"]),
             weights,
@@ -155,8 +155,10 @@ def _here(folder: Path, weights: Weights | None, given: dict[str, Any]) -> dict[
     first = secrets.randbits(32) if given["seed"] is None else given["seed"]
     seeds = tuple(first + number for number in range(given["count"]))
     names = ("prompt", "base_model", "family", "steps", "guidance", "device")
-    how = Here(seeds=seeds, size=_size(given["size"]), **{name: given[name] for name in names})
-    made = drawing.here(services(), how, weights, strength=given["strength"], trigger_word=given["trigger_word"])
+    how = LocalDrawing(seeds=seeds, size=_size(given["size"]), **{name: given[name] for name in names})
+    made = drawing.draw_locally(
+        services(), how, weights, strength=given["strength"], trigger_word=given["trigger_word"]
+    )
     paths = [_write(folder / f"{seed}.png", data) for seed, data in zip(seeds, made, strict=True)]
     return {"pictures": paths, "seeds": seeds}
 

@@ -8,7 +8,7 @@ from cli.terminal import answers, out, print_json
 from core.settings import settings
 from jobs.services import open_store, services
 from storage import backup as backups
-from storage.backup import Contents
+from storage.backup import BackupManifest
 from storage.database import Database
 
 
@@ -53,7 +53,7 @@ def restore(folder: Path, *, as_json: bool) -> None:
         database.close()
 
 
-def _say(made: Contents, folder: Path, what: str, as_json: bool) -> None:
+def _say(made: BackupManifest, folder: Path, what: str, as_json: bool) -> None:
     rows = sum(made.rows.values())
     if as_json:
         summary = {"made_at": made.made_at, "revision": made.revision, "rows": made.rows}

@@ -96,7 +96,7 @@ class Address:
         return f"{self.scheme}://{self.netloc}"
 
     @property
-    def pair(self) -> tuple[str, int]:
+    def host_port(self) -> tuple[str, int]:
         """What the operator's allow list holds."""
         return self.host.rstrip("."), self.port
 
@@ -108,7 +108,7 @@ class Address:
             raise AddressRefused(f"{self} redirects to what is no address") from error
 
 
-def read_address(url: str | httpx2.URL, allowed: frozenset[tuple[str, int]] = frozenset()) -> Address:
+def parse_address(url: str | httpx2.URL, allowed: frozenset[tuple[str, int]] = frozenset()) -> Address:
     """`url` taken apart. Raises AddressRefused if it is not http(s), names a user, a port other than 80 and 443
     or a denied IP address, unless its host and port are among `allowed`."""
     try:
@@ -126,7 +126,7 @@ def read_address(url: str | httpx2.URL, allowed: frozenset[tuple[str, int]] = fr
     if ":" not in host and not _HOST.fullmatch(host):
         raise AddressRefused("the address has no host name that can be looked up")
     address = Address(read.scheme, host, port, read.raw_path, read.netloc.decode("ascii"), read)
-    if address.pair not in allowed:
+    if address.host_port not in allowed:
         _check_unlisted(address)
     return address
 
@@ -152,7 +152,7 @@ def _literal(name: str) -> str | None:
         return None
 
 
-def read_pairs(allow_hosts: list[str] | tuple[str, ...]) -> frozenset[tuple[str, int]]:
+def parse_host_ports(allow_hosts: list[str] | tuple[str, ...]) -> frozenset[tuple[str, int]]:
     """The operator's `host:port` entries; IPv6 in brackets. Raises ValueError for one without a port."""
     pairs = set()
     for entry in allow_hosts:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from core.errors import Unreachable
 
 
-class Turns:
+class ConnectionLimiter:
     """At most `in_all` at once, and at most `per_host` to one: a slow host keeps nobody from the others."""
 
     def __init__(self, in_all: int, per_host: int) -> None:
@@ -18,7 +18,7 @@ class Turns:
         self._freed = threading.Condition()
 
     @contextmanager
-    def taken(self, host: str, deadline: float) -> Iterator[None]:
+    def slot(self, host: str, deadline: float) -> Iterator[None]:
         """Wait for a turn and hold it. Raises Unreachable if none comes before `deadline` (monotonic seconds)."""
         with self._freed:
             left = deadline - time.monotonic()

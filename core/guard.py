@@ -19,8 +19,8 @@ from typing import Any
 
 import httpcore2
 
-from core.addresses import Address, denied, read_address, read_pairs
-from core.connection_limiter import Turns
+from core.addresses import Address, denied, parse_address, parse_host_ports
+from core.connection_limiter import ConnectionLimiter
 from core.errors import AddressRefused, AnswerRefused, Unreachable
 
 Resolver = Callable[[str, int], list[str]]
@@ -48,15 +48,15 @@ class Guard:
         resolve: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._allowed = read_pairs(tuple(allow_hosts))
+        self._allowed = parse_host_ports(tuple(allow_hosts))
         self._timeout_s = timeout_s
         self._resolve = resolve or _look_up
         self._given_tls = tls
-        self._turns = Turns(_AT_ONCE, _AT_ONCE_PER_HOST)
+        self._limiter = ConnectionLimiter(_AT_ONCE, _AT_ONCE_PER_HOST)
 
     def check(self, url: str) -> None:
         """Raises AddressRefused for what can be refused by its looks, without any I/O."""
-        read_address(url, self._allowed)
+        parse_address(url, self._allowed)
 
     def get_bytes(self, url: str, max_bytes: int) -> bytes:
         """The body at `url`, after at most three redirects, each checked as the first address was.
@@ -66,10 +66,10 @@ class Guard:
         downloads run at once, 4 from one host; waiting for a turn counts as time.
         """
         deadline = time.monotonic() + self._timeout_s
-        address = read_address(url, self._allowed)
+        address = parse_address(url, self._allowed)
         for _ in range(_MAX_REDIRECTS + 1):
             with (
-                self._turns.taken(address.host, deadline),
+                self._limiter.slot(address.host, deadline),
                 self._answer("GET", address, b"", {"Accept": "image/*,*/*;q=0.5"}, deadline) as answer,
             ):
                 if answer.status not in _REDIRECTS:
@@ -78,7 +78,7 @@ class Guard:
                 onward = _header(answer, b"location")
             if not onward:
                 raise AnswerRefused(f"{address} redirects to nowhere", {"status": answer.status})
-            address = read_address(address.joined(onward), self._allowed)
+            address = parse_address(address.joined(onward), self._allowed)
         raise AnswerRefused(f"{address} is one redirect too many; {_MAX_REDIRECTS} are followed")
 
     def send(self, method: str, url: str, content: bytes, headers: Mapping[str, str]) -> tuple[int, dict[str, str]]:
@@ -87,7 +87,7 @@ class Guard:
         Redirects are not followed, of the body nothing is kept. Raises AddressRefused and Unreachable.
         """
         deadline = time.monotonic() + self._timeout_s
-        address = read_address(url, self._allowed)
+        address = parse_address(url, self._allowed)
         with self._answer(method, address, content, headers, deadline) as answer:
             _drain(answer)
             names = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in answer.headers)
@@ -110,7 +110,7 @@ class Guard:
             *headers.items(),
         ]
         target = httpcore2.URL(scheme=address.scheme, host=address.host, port=address.port, target=address.target)
-        network = _Network(self._resolve, address.pair in self._allowed, deadline)
+        network = _Network(self._resolve, address.host_port in self._allowed, deadline)
         # `from None`: the chained messages quote foreign bytes, and tracebacks end up in logs.
         try:
             with httpcore2.ConnectionPool(ssl_context=self._tls, network_backend=network) as pool:

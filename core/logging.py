@@ -25,7 +25,7 @@ _JOB = re.compile(r"\bjob_[0-9a-z]{1,40}\b")
 
 
 @contextmanager
-def working_on(job_id: str, stage: str) -> Iterator[None]:
+def stage_context(job_id: str, stage: str) -> Iterator[None]:
     """Everything logged inside belongs to this job and stage."""
     tokens = _job_id.set(job_id), _stage.set(stage)
     try:
@@ -36,7 +36,7 @@ def working_on(job_id: str, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def about(job_id: str | None) -> Iterator[None]:
+def job_context(job_id: str | None) -> Iterator[None]:
     """Everything logged inside is about this job, at no stage in particular."""
     token = _job_id.set(job_id)
     try:
@@ -46,7 +46,7 @@ def about(job_id: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def carrying_out(task: str, task_id: str) -> Iterator[None]:
+def task_context(task: str, task_id: str) -> Iterator[None]:
     """Everything logged inside belongs to this task of the queue."""
     token = _task.set((task, task_id))
     try:
@@ -56,11 +56,11 @@ def carrying_out(task: str, task_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def answering(request_id: str, path: str = "") -> Iterator[None]:
+def request_context(request_id: str, path: str = "") -> Iterator[None]:
     """Everything logged inside belongs to this request of the HTTP API, and to the job that its path names."""
     token, named = _request_id.set(request_id), _JOB.search(path)
     try:
-        with about(named[0] if named else None):
+        with job_context(named[0] if named else None):
             yield
     finally:
         _request_id.reset(token)

@@ -1,6 +1,6 @@
 """What the processes count, in one place. Any room counts here in a line; what shows it is chosen where they start.
 
-Without a keeper (training by hand, a script) a count costs a function call and goes nowhere. What the database knows
+Without a sink (training by hand, a script) a count costs a function call and goes nowhere. What the database knows
 is not counted here but asked of it, by whoever serves `/metrics`: a count in a process that was killed lies.
 """
 
@@ -17,29 +17,29 @@ class Measure:
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
-    told: str
+    description: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
     def add(self, amount: float, *labels: str) -> None:
         """A counter: so much more. A histogram: one observation of `amount`. A gauge: the number as it is now."""
-        if _keeper is not None:
-            _keeper.take(self, amount, labels)
+        if _sink is not None:
+            _sink.record(self, amount, labels)
 
 
-class Keeper(Protocol):
+class Sink(Protocol):
     """Who keeps what is counted in this process."""
 
-    def take(self, measure: Measure, amount: float, labels: tuple[str, ...]) -> None: ...
+    def record(self, measure: Measure, amount: float, labels: tuple[str, ...]) -> None: ...
 
 
-_keeper: Keeper | None = None
+_sink: Sink | None = None
 
 
-def keep_with(keeper: Keeper | None) -> None:
-    """From now on this process's counts go to `keeper`; with None nowhere."""
-    global _keeper
-    _keeper = keeper
+def set_sink(sink: Sink | None) -> None:
+    """From now on this process's counts go to `sink`; with None nowhere."""
+    global _sink
+    _sink = sink
 
 
 # ---- the life of a job ----

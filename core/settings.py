@@ -78,6 +78,11 @@ class Settings(BaseSettings):
         description="Of the frozen base model while training. `auto`: bfloat16 where that is faster, on GPUs and for "
         "full-size models on CPUs with units for it; float16 on GPUs without bfloat16.",
     )
+    quantise_base: Literal["auto", "none", "8bit", "4bit"] = Field(
+        "auto",
+        description="Whether the attention and feed-forward weights of the frozen base model are kept in 8 or 4 bits "
+        "while training, by bitsandbytes. `auto`: only where the GPU's memory is too small without.",
+    )
     deterministic: bool = Field(
         False,
         description="On GPUs: the same file to the bit whoever trains beside it and after every resume, on one kind of "

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces across all processes: nothing at all unless IMPRINT_TRACING says so.
+"""OpenTelemetry traces across all processes. Without IMPRINT_TRACING every function here does nothing.
 
-The rest of the code knows three words: a `span` is work with a beginning and an end, `carried` is what a message takes
-along so that the work that it causes belongs to the same trace, and `continued` takes that up on the other side. Where
-spans go is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and its kin).
+A `span` is a piece of work with a beginning and an end. A message carries `current_headers`, and `continue_trace` on
+the other side makes the work that the message causes part of the same trace. OpenTelemetry's own variables
+(OTEL_EXPORTER_OTLP_ENDPOINT and others) say where spans are sent.
 """
 
 import os
@@ -14,74 +14,75 @@ from typing import Any
 from core.settings import settings
 
 HEADER = "traceparent"  # https://www.w3.org/TR/trace-context/
-_LONGEST = 100  # a version 00 has 55 characters; what is much longer is nobody's
+_MAX_HEADER = 100  # version 00 has 55 characters; a much longer header is not a trace
 
 
 def check() -> None:
-    """ValueError if traces are asked for and cannot be made."""
+    """Raise ValueError if tracing is on and its packages are not installed."""
     if settings().tracing:
         try:
             _tracer(os.getpid())
         except ImportError as error:
-            raise ValueError(f"install imprint[tracing] ({error.name} is missing)") from None
+            raise ValueError(f"install imprint[tracing]: the module {error.name} is missing") from None
 
 
 @contextmanager
 def span(name: str, kind: str = "internal", **attributes: object) -> Iterator[Any]:
-    """The block is a part of the present trace, or begins one. `kind`: internal, server, client, consumer, producer.
+    """Record the block as a span of the current trace, or of a new one.
 
-    An error is named by its class alone: its words may quote addresses.
+    `kind`: internal, server, client, consumer, producer. An error is recorded by its class alone, since its message may
+    quote addresses.
     """
-    begun = begin(name, kind, **attributes)
+    opened = start_span(name, kind, **attributes)
     failed: BaseException | None = None
     try:
-        yield begun
+        yield opened
     except BaseException as error:
         failed = error
         raise
     finally:
-        end(begun, failed)
+        end_span(opened, failed)
 
 
-def begin(name: str, kind: str = "internal", **attributes: object) -> Any:
-    """Open a span that `end` closes on the same thread; None where there are no traces."""
+def start_span(name: str, kind: str = "internal", **attributes: object) -> Any:
+    """Open a span that `end_span` closes on the same thread; None where tracing is off."""
     if not settings().tracing:
         return None
     from opentelemetry import context, trace
 
-    told = {f"imprint.{key}": value for key, value in attributes.items() if value is not None}
-    opened = _tracer(os.getpid()).start_span(name, kind=trace.SpanKind[kind.upper()], attributes=told)
-    return opened, context.attach(trace.set_span_in_context(opened))
+    named = {f"imprint.{key}": value for key, value in attributes.items() if value is not None}
+    started = _tracer(os.getpid()).start_span(name, kind=trace.SpanKind[kind.upper()], attributes=named)
+    return started, context.attach(trace.set_span_in_context(started))
 
 
-def end(begun: Any, failed: BaseException | str | None = None) -> None:
-    """Close what `begin` opened."""
-    if begun is None:
+def end_span(opened: Any, failed: BaseException | str | None = None) -> None:
+    """Close what `start_span` opened."""
+    if opened is None:
         return
     from opentelemetry import context
     from opentelemetry.trace import Status, StatusCode
 
-    opened, token = begun
+    started, token = opened
     context.detach(token)
     if failed is not None:
-        opened.set_status(Status(StatusCode.ERROR, failed if isinstance(failed, str) else type(failed).__name__))
-    opened.end()
+        started.set_status(Status(StatusCode.ERROR, failed if isinstance(failed, str) else type(failed).__name__))
+    started.end()
 
 
-def name_job(begun: Any, job_id: str) -> None:
-    """Say which job an open span is about, once that is known."""
-    if begun is not None:
-        begun[0].set_attribute("imprint.job_id", job_id)
+def name_job(opened: Any, job_id: str) -> None:
+    """Add the job's id to an open span."""
+    if opened is not None:
+        opened[0].set_attribute("imprint.job_id", job_id)
 
 
-def rename(begun: Any, name: str) -> None:
-    """Name an open span by what it turned out to be."""
-    if begun is not None:
-        begun[0].update_name(name)
+def rename(opened: Any, name: str) -> None:
+    """Change the name of an open span."""
+    if opened is not None:
+        opened[0].update_name(name)
 
 
-def carried() -> dict[str, str]:
-    """What a message takes along: `traceparent`, or nothing."""
+def current_headers() -> dict[str, str]:
+    """The headers that carry the current trace in a message: `traceparent`, or none."""
     if not settings().tracing:
         return {}
     carrier: dict[str, str] = {}
@@ -90,26 +91,27 @@ def carried() -> dict[str, str]:
 
 
 @contextmanager
-def continued(carrier: Mapping[str, Any]) -> Iterator[None]:
-    """The block belongs to the trace that a message has carried here; without one, to the present trace."""
-    token = take_up(carrier)
+def continue_trace(carrier: Mapping[str, Any]) -> Iterator[None]:
+    """The block belongs to the trace in a message's headers, or without one to the current trace."""
+    token = attach_trace(carrier)
     try:
         yield
     finally:
-        put_down(token)
+        detach_trace(token)
 
 
-def take_up(carrier: Mapping[str, Any]) -> Any:
-    """The same as two calls, for where a block cannot be: what this gives is for `put_down` on the same thread."""
-    told = carrier.get(HEADER) if settings().tracing else None
-    if not isinstance(told, str) or len(told) > _LONGEST:
+def attach_trace(carrier: Mapping[str, Any]) -> Any:
+    """Like `continue_trace` for code that cannot use a block. Pass the result to `detach_trace` on the same thread."""
+    traceparent = carrier.get(HEADER) if settings().tracing else None
+    if not isinstance(traceparent, str) or len(traceparent) > _MAX_HEADER:
         return None
     from opentelemetry import context
 
-    return context.attach(_propagator().extract({HEADER: told}))
+    return context.attach(_propagator().extract({HEADER: traceparent}))
 
 
-def put_down(token: Any) -> None:
+def detach_trace(token: Any) -> None:
+    """End what `attach_trace` began."""
     if token is not None:
         from opentelemetry import context
 
@@ -117,17 +119,17 @@ def put_down(token: Any) -> None:
 
 
 def trace_id() -> str | None:
-    """The present trace's, for logs."""
+    """The id of the current trace, for logs."""
     if not settings().tracing:
         return None
     from opentelemetry import trace
 
-    present = trace.get_current_span().get_span_context()
-    return f"{present.trace_id:032x}" if present.is_valid else None
+    current = trace.get_current_span().get_span_context()
+    return f"{current.trace_id:032x}" if current.is_valid else None
 
 
 def flush() -> None:
-    """Send what is held back: a process is about to end."""
+    """Send the spans that are still buffered, because this process is about to end."""
     if settings().tracing:
         _provider(os.getpid()).force_flush(2000)
 
@@ -144,7 +146,7 @@ def _tracer(pid: int) -> Any:
 
 @cache
 def _provider(_pid: int) -> Any:
-    """Of this process: the thread that sends does not survive a fork."""
+    """The provider of this process. Each process needs its own, since its sending thread does not survive a fork."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

@@ -4,7 +4,7 @@ import logging
 
 from core import metrics
 from core.clock import utcnow
-from core.logging import about
+from core.logging import job_context
 from core.tracing import span
 from jobs.notices import notices
 from jobs.remote import polls
@@ -35,7 +35,7 @@ def notify(services: Services, message_id: str) -> None:
         if message is None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
-    with about(message.job_id):
+    with job_context(message.job_id):
         _try_to_tell(services, message, unwanted)
 
 

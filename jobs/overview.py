@@ -11,7 +11,7 @@ from jobs import invariants
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import outbox
-from storage.tables import ACTIVE, Job, Picture, Status, Subject
+from storage.tables import ACTIVE, Job, Status, StoredPicture, Subject
 
 MOST_SUBJECTS = 500
 _MOST_JOBS = 100
@@ -46,11 +46,11 @@ def subjects_of(services: Services, owner_id: str) -> list[dict[str, Any]]:
 
 def _pictures(session: Session, owner_id: str) -> dict[str, tuple[int, str | None]]:
     """Of each subject how many pictures there are, and one that can be shown."""
-    shown = sa.case((col(Picture.preview_key).is_not(None), col(Picture.id)))
+    shown = sa.case((col(StoredPicture.preview_key).is_not(None), col(StoredPicture.id)))
     rows = session.exec(
-        select(Picture.subject_id, func.count(), func.min(shown))
-        .where(Picture.owner_id == owner_id, col(Picture.removed_at).is_(None), ~col(Picture.is_mask))
-        .group_by(Picture.subject_id)
+        select(StoredPicture.subject_id, func.count(), func.min(shown))
+        .where(StoredPicture.owner_id == owner_id, col(StoredPicture.removed_at).is_(None), ~col(StoredPicture.is_mask))
+        .group_by(StoredPicture.subject_id)
     )
     return {subject_id: (count, cover) for subject_id, count, cover in rows}
 

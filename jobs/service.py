@@ -28,6 +28,7 @@ from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import View, view_of
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from training import memory_plan
 from training.spec import TrainSpec
 
 # Seconds per step on one consumer GPU, until this installation has measured its own.
@@ -48,6 +49,7 @@ class Quote:
     steps: int
     seconds: float
     measured: bool  # whether `seconds` comes from trainings that ended here
+    memory_gb: float  # GiB of GPU memory that it takes at least, with gradient checkpointing and a base in 16 bits
 
 
 def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
@@ -66,6 +68,7 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
         steps=steps,
         seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[request.spec.family]), 1),
         measured=seconds_per_step is not None,
+        memory_gb=round(memory_plan.needed(request.spec, checkpointing=True) / memory_plan.GIB, 1),
     )
 
 

@@ -80,15 +80,15 @@ class Services:
     def webhook_secrets(self) -> list[bytes]:
         """The keys that notices are signed with. ValueError for one that is none."""
         secret = self.settings.webhook_secret
-        return signing.read_secrets(secret.get_secret_value()) if secret else []
+        return signing.parse_secrets(secret.get_secret_value()) if secret else []
 
     @cached_property
-    def postman(self) -> mail.Postman | None:
+    def mailer(self) -> mail.Mailer | None:
         """Who takes e-mails; None without a server. ValueError for an address that is none."""
         url = self.settings.smtp_url
         if url is None:
             return None
-        made = mail.Postman(url.get_secret_value())
+        made = mail.Mailer(url.get_secret_value())
         made.check()
         return made
 
@@ -105,7 +105,7 @@ class Services:
         for part, setting in (
             ("webhook_secrets", "IMPRINT_WEBHOOK_SECRET"),
             ("guard", "IMPRINT_FETCH_ALLOW_HOSTS"),
-            ("postman", "IMPRINT_SMTP_URL"),
+            ("mailer", "IMPRINT_SMTP_URL"),
             ("channels", "IMPRINT_OPERATOR_CHANNELS"),
         ):
             try:

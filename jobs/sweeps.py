@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from core import metrics
 from core.clock import utcnow
-from core.logging import about
+from core.logging import job_context
 from core.settings import Settings
 from credits.audit import Finding, audit
 from jobs import invariants, transitions
@@ -55,7 +55,7 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
         candidates = _nobody_at_work(session, services.settings, limit)
     repaired = 0
     for job_id in candidates:
-        with about(job_id), services.database.writing() as session:
+        with job_context(job_id), services.database.writing() as session:
             repaired += transitions.repair(session, job_id, services.settings)
     if repaired:
         log.warning("%d job(s) had nobody at work and were put back on their way", repaired)

@@ -32,13 +32,13 @@ _OPENINGS = {
     "training.failed": "The training of {subject} has failed. It costs nothing; the credits held for it are back.",
     "training.cancelled": "The training of {subject} was cancelled.",
     "training.not_started": "The profile set of {subject} is complete, but no training was started.",
-    LOW: "You have {available} credits available, fewer than the {low} at which you asked to be told.",
+    LOW: "You have {available} credits available, fewer than the {low} at which you asked for an e-mail.",
 }
 _END = "You get this because notices by e-mail are switched on for {owner}."
 
 
 @dataclass(frozen=True)
-class Letter:
+class Mail:
     """What a mail says: both its forms are made from this."""
 
     subject: str
@@ -85,27 +85,27 @@ class Letter:
         )
 
 
-def write(event: str, told: Mapping[str, Any], public_url: str | None, picture: bytes | None = None) -> Letter:
-    """The letter of an event. `told` is what `facts_of` gave, or alike; none of it is trusted to be plain."""
-    words = {name: _line(told.get(name), _MAX_WORD) for name in ("subject", "owner", "available", "low")}
+def draft(event: str, details: Mapping[str, Any], public_url: str | None, picture: bytes | None = None) -> Mail:
+    """The mail about an event. `details` come from `training_facts` or have the same keys; no value is trusted."""
+    words = {name: _line(details.get(name), _MAX_WORD) for name in ("subject", "owner", "available", "low")}
     paragraphs = [_OPENINGS[event].format_map(words)]
-    if told.get("reason"):
-        paragraphs.append(f"Why: {_line(told['reason'], _MAX_LINE)}")
+    if details.get("reason"):
+        paragraphs.append(f"Why: {_line(details['reason'], _MAX_LINE)}")
     facts = [
-        (name, _line(told[key], _MAX_WORD))
+        (name, _line(details[key], _MAX_WORD))
         for name, key in (
             ("Training", "job_id"), ("Base model", "base_model"), ("Trigger word", "trigger_word"),
             ("Steps", "steps"), ("Charged", "charged"), ("Given back", "refunded"), ("Reason", "code"),
         )
-        if told.get(key) is not None
+        if details.get(key) is not None
     ]  # fmt: skip
     link = None
-    if public_url and told.get("job_id"):
-        link = f"{public_url.rstrip('/')}/trainings/{quote(str(told['job_id']), safe='')}"
-    return Letter(_SUBJECTS[event].format_map(words), paragraphs, facts, link, _END.format_map(words), picture)
+    if public_url and details.get("job_id"):
+        link = f"{public_url.rstrip('/')}/trainings/{quote(str(details['job_id']), safe='')}"
+    return Mail(_SUBJECTS[event].format_map(words), paragraphs, facts, link, _END.format_map(words), picture)
 
 
-def facts_of(view: Mapping[str, Any]) -> dict[str, Any]:
+def training_facts(view: Mapping[str, Any]) -> dict[str, Any]:
     """What a mail about a training keeps of its public view."""
     failure, spec, paid = view.get("failure") or {}, view["spec"], view["credits"]
     over = view["status"] not in ("pending", "training")
@@ -123,29 +123,29 @@ def facts_of(view: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def compose(letter: Letter, *, sender: str, to: str, message_id: str, at: datetime) -> EmailMessage:
+def compose(mail: Mail, *, sender: str, to: str, message_id: str, at: datetime) -> EmailMessage:
     """The message as it is sent: text, HTML, and the picture inside the HTML."""
     domain = parseaddr(sender)[1].rpartition("@")[2] or "localhost"
     message = EmailMessage(policy=SMTP)
-    message["Subject"] = letter.subject
+    message["Subject"] = mail.subject
     message["From"] = sender
     message["To"] = to
     message["Date"] = format_datetime(at)
     message["Message-ID"] = f"<{message_id}@{domain}>"  # the same in every attempt
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(letter.text())
-    picture_id = f"{message_id}.picture@{domain}" if letter.picture else None
-    message.add_alternative(letter.html(picture_id), subtype="html")
-    if letter.picture:
+    message.set_content(mail.text())
+    picture_id = f"{message_id}.picture@{domain}" if mail.picture else None
+    message.add_alternative(mail.html(picture_id), subtype="html")
+    if mail.picture:
         page = message.get_payload()[1]  # type: ignore[index]
         page.add_related(  # type: ignore[union-attr]
-            letter.picture, "image", "jpeg", cid=f"<{picture_id}>", filename="sample.jpg", disposition="inline"
+            mail.picture, "image", "jpeg", cid=f"<{picture_id}>", filename="sample.jpg", disposition="inline"
         )
     return message
 
 
 @dataclass(frozen=True)
-class Postman:
+class Mailer:
     """An SMTP server: `smtp://` (with STARTTLS where the server has it) or `smtps://`, user and password if any."""
 
     address: str

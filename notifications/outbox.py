@@ -93,7 +93,7 @@ def put(
             owner_id=owner_id,
             destination=destination,
             sequence=0 if job_id is None else _next_sequence(session, job_id),
-            payload=json.dumps({**tracing.carried(), **payload}, ensure_ascii=False, allow_nan=False),
+            payload=json.dumps({**tracing.current_headers(), **payload}, ensure_ascii=False, allow_nan=False),
             created_at=now,
             due_at=due_at or now,
             attempts=0,
@@ -140,7 +140,9 @@ def claim(
     return sorted((_message(row) for row in rows), key=lambda message: (message.created_at, message.sequence))
 
 
-def claim_rest(session: Session, kind: Kind, destination: str, now: datetime, *, lease: timedelta) -> list[Message]:
+def claim_remaining(
+    session: Session, kind: Kind, destination: str, now: datetime, *, lease: timedelta
+) -> list[Message]:
     """Claim all that still waits for a destination, due or not, to be told in one; oldest first."""
     rest = sa.select(MESSAGE.c.id).where(MESSAGE.c.kind == kind, MESSAGE.c.destination == destination)
     ids = session.execute(rest.where(_WAITING, _is_unclaimed(now)).with_for_update(skip_locked=True)).scalars().all()
@@ -156,7 +158,7 @@ def last_sent(session: Session, destination: str) -> datetime | None:
     return found
 
 
-def let_go(session: Session, message_ids: Sequence[str]) -> None:
+def unclaim(session: Session, message_ids: Sequence[str]) -> None:
     """Give up a claim on messages that were not handed on: they are due to others again, as they were before."""
     statement = sa.update(MESSAGE).where(MESSAGE.c.id.in_(message_ids), _WAITING)
     session.execute(statement.values(claimed_until=None))
@@ -194,7 +196,7 @@ def mark_failed(
     return _ended(session, sa.update(MESSAGE).where(MESSAGE.c.id == message_id, _WAITING).values(**change))
 
 
-def hasten(session: Session, job_ids: Iterable[str], kind: Kind, now: datetime | None = None) -> int:
+def make_due_now(session: Session, job_ids: Iterable[str], kind: Kind, now: datetime | None = None) -> int:
     """Make messages of these jobs that wait for a later time due now; how many those were."""
     now = now or utcnow()
     sooner = sa.update(MESSAGE).where(
@@ -235,7 +237,7 @@ def drop_destination(
     return _drop(session, whose, reason, now or utcnow())
 
 
-def spare_destination(session: Session, destination: str, until: datetime, now: datetime | None = None) -> None:
+def postpone_destination(session: Session, destination: str, until: datetime, now: datetime | None = None) -> None:
     """Ask a receiver that is down for nothing before `until`: its other waiting notices are due then."""
     now = now or utcnow()
     whose = MESSAGE.c.destination == destination, MESSAGE.c.kind.in_(EXTERNAL), MESSAGE.c.due_at < until
@@ -249,14 +251,14 @@ def resume_destination(session: Session, destination: str, now: datetime | None 
     _move_due(session, (*whose, MESSAGE.c.attempts == 0), now)
 
 
-def spared_until(session: Session, destination: str, longest: datetime) -> datetime | None:
+def postponed_until(session: Session, destination: str, longest: datetime) -> datetime | None:
     """When a receiver that has failed is asked next, `longest` at the latest; None if it has not failed."""
     failed = _WAITING, MESSAGE.c.destination == destination, MESSAGE.c.attempts > 0
     due_at: datetime | None = session.execute(sa.select(sa.func.min(MESSAGE.c.due_at)).where(*failed)).scalar()
     return None if due_at is None else min(due_at, longest)
 
 
-def is_overtaken(session: Session, message: Message | DeadLetter) -> bool:
+def is_superseded(session: Session, message: Message | DeadLetter) -> bool:
     """Whether a later message of the same kind was put for the same job."""
     later = sa.select(MESSAGE.c.id).where(MESSAGE.c.job_id == message.job_id, MESSAGE.c.kind == message.kind)
     return session.execute(later.where(MESSAGE.c.sequence > message.sequence).limit(1)).scalar() is not None

@@ -48,7 +48,7 @@ class Preferences:
             raise SpecInvalid.of(faults)
 
 
-def of(session: Session, owner_id: str) -> Preferences:
+def get(session: Session, owner_id: str) -> Preferences:
     """An owner's wishes; of one who has said nothing, no e-mail at all."""
     columns = [PREFERENCES.c[name] for name in Preferences.__dataclass_fields__]
     row = session.execute(sa.select(*columns).where(PREFERENCES.c.owner_id == owner_id)).one_or_none()
@@ -57,7 +57,7 @@ def of(session: Session, owner_id: str) -> Preferences:
     return Preferences(row.email, tuple(json.loads(row.events)), row.low_credits, row.low_told_at)
 
 
-def keep(session: Session, owner_id: str, wishes: Preferences) -> None:
+def save(session: Session, owner_id: str, wishes: Preferences) -> None:
     """Write an owner's wishes over the older ones. Raises SpecInvalid."""
     wishes.check()
     values = {

@@ -20,7 +20,7 @@ _GONE = 410
 
 
 # A receiver that is down is asked for its other notices no sooner than after its own delay, and this at most.
-LONGEST_SPARING = timedelta(seconds=60)
+LONGEST_POSTPONEMENT = timedelta(seconds=60)
 
 
 class Verdict(StrEnum):
@@ -46,7 +46,7 @@ class Outcome:
         return self.verdict is Verdict.RETRY and (self.status is None or self.status in _MAY_PASS or self.status >= 500)
 
 
-def judge(status: int, headers: Mapping[str, str], *, attempts: int, message_id: str, now: datetime) -> Outcome:
+def outcome_of(status: int, headers: Mapping[str, str], *, attempts: int, message_id: str, now: datetime) -> Outcome:
     """What an answer means, `attempts` failed ones before it.
 
     2xx is sent. 410 disables the receiver. 401 and 403 run through the schedule and alert, since only a
@@ -62,10 +62,12 @@ def judge(status: int, headers: Mapping[str, str], *, attempts: int, message_id:
         return Outcome(Verdict.DEAD, error, status=status, alert=True)
     asked = _asked_delay(headers, now)
     alert = status in _NOT_LET_IN
-    return again(error, attempts=attempts, message_id=message_id, now=now, asked=asked, status=status, alert=alert)
+    return next_attempt(
+        error, attempts=attempts, message_id=message_id, now=now, asked=asked, status=status, alert=alert
+    )
 
 
-def again(
+def next_attempt(
     error: str,
     *,
     attempts: int,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 _PREFIX = "whsec_"
 
 
-def read_secrets(text: str) -> list[bytes]:
+def parse_secrets(text: str) -> list[bytes]:
     """The keys in `text`: `whsec_` and base64 of 24 to 64 bytes each, separated by spaces.
 
     While a secret is being changed the new and the old one stand there, and receivers accept either.

@@ -61,7 +61,7 @@ class DisabledReceiver(SQLModel, table=True):
     disabled_at: datetime = Field(sa_type=UtcDateTime)
 
 
-class Preferences(SQLModel, table=True):
+class NoticePreferences(SQLModel, table=True):
     """How an owner wants to be told, besides webhooks; an owner without a row is told by webhook alone."""
 
     __tablename__ = "notice_preferences"

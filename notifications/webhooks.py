@@ -135,7 +135,7 @@ def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequenc
         "content-type": "application/json",
         "webhook-id": message.id,
         "webhook-timestamp": str(timestamp_s),
-        **tracing.carried(),
+        **tracing.current_headers(),
     }
     if secrets:
         headers["webhook-signature"] = sign(secrets, message.id, timestamp_s, content)
@@ -145,8 +145,8 @@ def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequenc
     except ImprintError as error:
         if not error.retryable:
             return Outcome(Verdict.DEAD, error.message, alert=True)
-        return retries.again(error.message, attempts=message.attempts, message_id=message.id, now=now)
-    return retries.judge(status, answer, attempts=message.attempts, message_id=message.id, now=now)
+        return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=now)
+    return retries.outcome_of(status, answer, attempts=message.attempts, message_id=message.id, now=now)
 
 
 def record(session: Session, message: Message, outcome: Outcome, now: datetime | None = None) -> None:
@@ -160,14 +160,14 @@ def record(session: Session, message: Message, outcome: Outcome, now: datetime |
             outbox.resume_destination(session, message.destination, now)
         return
     next_due, error = outcome.next_due, outcome.error
-    if next_due is not None and message.topic == PROCESSING and outbox.is_overtaken(session, message):
+    if next_due is not None and message.topic == PROCESSING and outbox.is_superseded(session, message):
         # The final event was put while this one was on its way; only this one's failure sets it free.
         next_due, error = None, outbox.SUPERSEDED
     outbox.mark_failed(session, message.id, error, next_due, now)
     if outcome.is_down and outcome.next_due is not None and message.destination is not None and message.attempts > 0:
         # Down for longer than a hiccup.
-        until = min(outcome.next_due, now + retries.LONGEST_SPARING)
-        outbox.spare_destination(session, message.destination, until, now)
+        until = min(outcome.next_due, now + retries.LONGEST_POSTPONEMENT)
+        outbox.postpone_destination(session, message.destination, until, now)
     if outcome.verdict is Verdict.DISABLED and message.destination is not None:
         if message.owner_id is not None:
             receivers.disable(session, message.owner_id, message.destination, error, now)

@@ -35,7 +35,7 @@ _IMMUTABLE = ("originals/", "prepared/", "datasets/", "models/")
 
 
 @dataclass(frozen=True)
-class Contents:
+class BackupManifest:
     """What a back-up holds, as its manifest says."""
 
     made_at: str
@@ -51,13 +51,13 @@ class Contents:
         return sum(size for size, _ in self.objects.values())
 
 
-def backup(database: Database, store: ObjectStore, folder: Path) -> Contents:
+def backup(database: Database, store: ObjectStore, folder: Path) -> BackupManifest:
     """Copy everything that must not be lost into `folder`, or what is new since the last time there.
 
     Raises StoreUnavailable; BackupInvalid where the folder holds something else. An older back-up in the folder stays
     good until the new one is complete.
     """
-    before = read(folder) if (folder / MANIFEST).exists() else None
+    before = read_manifest(folder) if (folder / MANIFEST).exists() else None
     if before is None and folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= {"objects"}:
         raise BackupInvalid(f"{folder} holds other things: name a folder that is empty or not there yet")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,10 +65,10 @@ def backup(database: Database, store: ObjectStore, folder: Path) -> Contents:
     file = folder / f"database-{made_at:%Y%m%dT%H%M%S%f}.jsonl.gz"
     revision, rows = _dump(database, file)
     objects = _copy_objects(store, LocalStore(folder / "objects"), before.objects if before else {})
-    made = Contents(made_at.isoformat(), revision, file.name, _sha256(file), rows, objects)
+    manifest = BackupManifest(made_at.isoformat(), revision, file.name, _sha256(file), rows, objects)
     part = folder / f".{MANIFEST}.part"
     with part.open("w") as out:
-        json.dump(asdict(made), out)
+        json.dump(asdict(manifest), out)
         out.flush()
         os.fsync(out.fileno())
     part.replace(folder / MANIFEST)
@@ -78,47 +78,48 @@ def backup(database: Database, store: ObjectStore, folder: Path) -> Contents:
     for older in folder.glob("database-*.jsonl.gz"):
         if older != file:
             older.unlink()
-    return made
+    return manifest
 
 
-def read(folder: Path) -> Contents:
+def read_manifest(folder: Path) -> BackupManifest:
     """What the back-up in `folder` says that it holds. Raises BackupInvalid."""
     try:
-        told = json.loads((folder / MANIFEST).read_text())
-        if told["format"] != _FORMAT:
-            raise BackupInvalid(f"{folder} was made in format {told['format']}, and this Imprint reads {_FORMAT}")
-        return Contents(**told | {"objects": {key: (size, digest) for key, (size, digest) in told["objects"].items()}})
+        fields = json.loads((folder / MANIFEST).read_text())
+        if fields["format"] != _FORMAT:
+            raise BackupInvalid(f"{folder} was made in format {fields['format']}, and this Imprint reads {_FORMAT}")
+        objects = {key: (size, digest) for key, (size, digest) in fields["objects"].items()}
+        return BackupManifest(**fields | {"objects": objects})
     except FileNotFoundError:
         raise BackupInvalid(f"{folder} holds no back-up: there is no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BackupInvalid(f"{folder / MANIFEST} cannot be read: {error}") from None
 
 
-def restore(database: Database, store: ObjectStore, folder: Path) -> Contents:
+def restore(database: Database, store: ObjectStore, folder: Path) -> BackupManifest:
     """Put a back-up into an empty database and a store, and bring the schema up to date.
 
     The database is filled in one transaction, after the objects: a restore that was broken off is begun again with the
     same call. Raises BackupInvalid, before anything is written, for a back-up that is damaged or that this Imprint is
     too old for, and for a database that is not empty; StoreUnavailable.
     """
-    made = read(folder)
-    if made.revision not in known_revisions():
+    manifest = read_manifest(folder)
+    if manifest.revision not in known_revisions():
         raise BackupInvalid(
-            f"{folder} was made by a newer Imprint (database revision {made.revision}): restore it with that one"
+            f"{folder} was made by a newer Imprint (database revision {manifest.revision}): restore it with that one"
         )
-    file = folder / made.database
-    if not file.is_file() or _sha256(file) != made.database_sha256:
+    file = folder / manifest.database
+    if not file.is_file() or _sha256(file) != manifest.database_sha256:
         raise BackupInvalid(f"{file} is missing or damaged: its checksum is not that of the manifest")
     objects = LocalStore(folder / "objects")
-    missing = [key for key, (size, _) in made.objects.items() if not _is_there(objects, key, size)]
+    missing = [key for key, (size, _) in manifest.objects.items() if not _is_there(objects, key, size)]
     if missing:
         raise BackupInvalid(f"{folder} lacks {len(missing)} object(s), the first is {missing[0]}")
-    _check_empty(database, made.revision)
-    _put_objects(objects, store, made)
-    database.migrate(made.revision)
-    _load(database, file, made)
+    _check_empty(database, manifest.revision)
+    _put_objects(objects, store, manifest)
+    database.migrate(manifest.revision)
+    _load(database, file, manifest)
     database.migrate()
-    return made
+    return manifest
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------
@@ -143,27 +144,27 @@ def _dump(database: Database, file: Path) -> tuple[str, dict[str, int]]:
                 for row in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(
                     table.select().order_by(*order)
                 ):
-                    told = {name: _told(value) for name, value in row._mapping.items()}
-                    out.write(json.dumps([table.name, told]) + "\n")
+                    fields = {name: _to_json(value) for name, value in row._mapping.items()}
+                    out.write(json.dumps([table.name, fields]) + "\n")
                     counts[table.name] += 1
     return revision, counts
 
 
-def _load(database: Database, file: Path, made: Contents) -> None:
+def _load(database: Database, file: Path, manifest: BackupManifest) -> None:
     with database.writing() as session:
         connection = session.connection()
         schema = sa.MetaData()
         schema.reflect(connection)
-        counts = dict.fromkeys(made.rows, 0)
+        counts = dict.fromkeys(manifest.rows, 0)
         for name, rows in _batches(file):
             table = schema.tables[name]
             times = {column.name for column in table.c if isinstance(column.type, sa.DateTime)}
             for row in rows:
-                row.update({key: _time(row[key], database.is_sqlite) for key in times & row.keys()})
+                row.update({key: _parse_time(row[key], database.is_sqlite) for key in times & row.keys()})
             connection.execute(table.insert(), rows)
             counts[name] += len(rows)
-        if counts != made.rows:
-            raise BackupInvalid(f"{file} holds {counts} rows, and its manifest says {made.rows}")
+        if counts != manifest.rows:
+            raise BackupInvalid(f"{file} holds {counts} rows, and its manifest says {manifest.rows}")
         if not database.is_sqlite:
             _wind_sequences(connection, schema)
 
@@ -186,17 +187,17 @@ def _tables(schema: sa.MetaData) -> list[sa.Table]:
     return [table for table in schema.sorted_tables if table.name != "alembic_version"]
 
 
-def _told(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         value = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return value.isoformat()
     return value
 
 
-def _time(told: str | None, is_sqlite: bool) -> datetime | None:
-    if told is None:
+def _parse_time(text: str | None, is_sqlite: bool) -> datetime | None:
+    if text is None:
         return None
-    value = datetime.fromisoformat(told)
+    value = datetime.fromisoformat(text)
     return value.replace(tzinfo=None) if is_sqlite else value
 
 
@@ -255,10 +256,10 @@ def _copy_objects(
     return copied
 
 
-def _put_objects(objects: LocalStore, store: ObjectStore, made: Contents) -> None:
+def _put_objects(objects: LocalStore, store: ObjectStore, manifest: BackupManifest) -> None:
     with tempfile.TemporaryDirectory(prefix="imprint-restore-") as temporary:
         path = Path(temporary) / "object"
-        for key, (_, digest) in made.objects.items():
+        for key, (_, digest) in manifest.objects.items():
             objects.get_file(key, path)
             if _sha256(path) != digest:
                 raise BackupInvalid(f"the object {key} of the back-up is damaged: its checksum is not the manifest's")

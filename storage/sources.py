@@ -21,7 +21,7 @@ from core.errors import (
     Unreachable,
 )
 from core.guard import Guard
-from storage.objects import ObjectStore, ReadsForeign
+from storage.objects import ForeignReader, ObjectStore
 
 _MAX_REFERENCE = 8192
 
@@ -42,12 +42,12 @@ class Sources:
         s3_buckets: Sequence[str] = (),
     ) -> None:
         self._guard = guard
-        self._s3 = store if isinstance(store, ReadsForeign) else None
+        self._s3 = store if isinstance(store, ForeignReader) else None
         self._roots = [root.resolve() for root in file_roots]
         self._named_roots = [*self._roots, *(root.absolute() for root in file_roots)]
         self._buckets = {*s3_buckets, *([self._s3.bucket] if self._s3 else [])}
 
-    def refuse_early(self, reference: str) -> str | None:
+    def refusal_reason(self, reference: str) -> str | None:
         """Why `reference` would be refused whatever is there, by its looks and without any I/O; None if not."""
         try:
             self._check(reference)

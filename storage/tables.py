@@ -45,7 +45,7 @@ def _time(nullable: bool = True) -> Any:
     return sa.Column(UtcDateTime(), nullable=nullable)
 
 
-class Picture(SQLModel, table=True):
+class StoredPicture(SQLModel, table=True):
     """A picture that an owner has stored with us, to be named by its id."""
 
     __tablename__ = "picture"

@@ -8,7 +8,7 @@ from typing import Any
 from celery import Task
 
 from core.errors import ImprintError, SpecInvalid
-from core.logging import about, carrying_out
+from core.logging import job_context, task_context
 
 _ID = {"job_id": "job", "message_id": "msg"}
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
@@ -26,7 +26,7 @@ class CheckedTask(Task):  # type: ignore[misc]
         faults = {} if self.name.startswith("celery.") else _faults(inspect.signature(self.run), args, kwargs)
         if faults:
             raise SpecInvalid.of(faults)
-        with carrying_out(self.name, str(self.request.id)), about(_job_of(args, kwargs)):
+        with task_context(self.name, str(self.request.id)), job_context(_job_of(args, kwargs)):
             return self.run(*args, **kwargs)  # not Task.__call__, which would hide the message's own request
 
 

@@ -91,7 +91,7 @@ def _look_at(message: Any) -> None:
             raise RecursionError("body")  # Celery would find out with a process of the pool in its hand, and lose it
 
 
-class _Discreet(logging.Filter):
+class _RedactingFilter(logging.Filter):
     """Celery logs messages that it drops with body and headers: we say that there was one."""
 
     _TOLD = (
@@ -105,4 +105,4 @@ class _Discreet(logging.Filter):
         return True
 
 
-logging.getLogger(upstream.__name__).addFilter(_Discreet())
+logging.getLogger(upstream.__name__).addFilter(_RedactingFilter())

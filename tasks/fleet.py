@@ -37,7 +37,7 @@ def lengths() -> dict[str, int] | None:
         return None
 
 
-def look(prefix: str = "") -> Fleet:
+def inspect(prefix: str = "") -> Fleet:
     """The queues whose names begin with `prefix`, and the workers that take from them."""
     from kombu.exceptions import OperationalError
 

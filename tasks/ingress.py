@@ -13,17 +13,17 @@ from tasks.app import app
 from tasks.arguments import CheckedTask
 
 
-class Door(CheckedTask):
+class PublicTask(CheckedTask):
     """A task whose arguments come from outside and may hold presigned addresses: nobody else sees them."""
 
-    Request = "tasks.request:DiscreetRequest"
+    Request = "tasks.request:RedactedRequest"
     trail = False  # the messages that a request causes are ours; they do not travel to the application with its result
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         return super().apply_async(args, kwargs, **{"argsrepr": "()", "kwargsrepr": "{…}"} | options)
 
 
-@app.task(name="imprint.train_lora", base=Door, ignore_result=False)
+@app.task(name="imprint.train_lora", base=PublicTask, ignore_result=False)
 def train_lora(**arguments: Any) -> View:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
@@ -32,7 +32,7 @@ def train_lora(**arguments: Any) -> View:
     return service.submit(services(), arguments)
 
 
-@app.task(name="imprint.quote", base=Door, ignore_result=False)
+@app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
 def quote(**arguments: Any) -> dict[str, Any]:
     """Price and time of what `train_lora` would do with the same arguments; starts nothing."""
     return asdict(service.quote(services(), arguments))
@@ -44,19 +44,19 @@ def job(job_id: str) -> View:
     return service.get(services(), job_id)
 
 
-class Discreet(Door):
+class PrivateResultTask(PublicTask):
     """A task whose result may hold a presigned address: the worker's log does not show that either."""
 
     resultrepr_maxsize = 0
 
 
-@app.task(name="imprint.resolve", base=Discreet, ignore_result=False)
+@app.task(name="imprint.resolve", base=PrivateResultTask, ignore_result=False)
 def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
     """The newest ready LoRA of a subject: trigger word, strength, file, address. Fails with LoraNotReady."""
     return loras.resolve(services(), owner_id, subject_id, base_model)
 
 
-@app.task(name="imprint.generate", base=Discreet, bind=True, ignore_result=False)
+@app.task(name="imprint.generate", base=PrivateResultTask, bind=True, ignore_result=False)
 def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI. Arguments: docs/use-the-lora.md.
 

@@ -18,12 +18,12 @@ from kombu.messaging import Consumer, Producer
 from kombu.mixins import ConsumerMixin
 
 from core.errors import BackendUnreachable, ImprintError
-from core.logging import about
+from core.logging import job_context
 from jobs import service
 from jobs.notices import notices
 from jobs.services import Services
 from storage.database import AWAY
-from tasks.model_training import Refused, arguments_of
+from tasks.model_training import MessageRejected, arguments_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Ingress(ConsumerMixin):
         self._failures, self._not_before = 0, 0.0
         self._dead: Producer | None = None
         self._alerted_at = -_ALERT_EVERY_S
-        self._untold = 0
+        self._unreported = 0
 
     # ---- what the mixin calls ----
 
@@ -111,38 +111,38 @@ class Ingress(ConsumerMixin):
         try:
             arguments = arguments_of(_bytes(message.body), message.properties.get("message_id"), self.services.settings)
             view = service.submit(self.services, arguments)
-        except Refused as refused:
-            self._bury(message, refused)
+        except MessageRejected as refused:
+            self._dead_letter(message, refused)
         except ImprintError as error:
             if error.retryable:
                 raise BackendUnreachable(error.message) from error
-            self._bury(message, Refused(error.code, error.message))
+            self._dead_letter(message, MessageRejected(error.code, error.message))
         else:
             message.ack()
             self.accepted += 1
-            with about(view["job_id"]):
+            with job_context(view["job_id"]):
                 log.info("accepted %s", view["job_id"])
 
-    def _bury(self, message: Message, reason: Refused) -> None:
+    def _dead_letter(self, message: Message, reason: MessageRejected) -> None:
         """Put it among the dead letters, and only when the broker has it there take it out of the queue."""
         assert self._dead is not None  # noqa: S101 - there is a message, so there is a connection
         _send(self._dead, message, _dead_exchange, {**_plain_headers(message), REASON: str(reason)})
         message.ack()
         self.refused[reason.code] = self.refused.get(reason.code, 0) + 1
-        self._untold += 1
+        self._unreported += 1
         log.warning("refused a message, %d so far: %s", sum(self.refused.values()), reason)
 
     def _alert(self) -> None:
-        if not self._untold or time.monotonic() - self._alerted_at < _ALERT_EVERY_S:
+        if not self._unreported or time.monotonic() - self._alerted_at < _ALERT_EVERY_S:
             return
         told = ", ".join(f"{count} {code}" for code, count in sorted(self.refused.items()))
         try:
             notices.alert(
-                self.services, "ingress", f"{self._untold} message(s) of {QUEUE.name} refused; in all: {told}"
+                self.services, "ingress", f"{self._unreported} message(s) of {QUEUE.name} refused; in all: {told}"
             )
         except AWAY:
             return
-        self._untold, self._alerted_at = 0, time.monotonic()
+        self._unreported, self._alerted_at = 0, time.monotonic()
 
     # ---- the process ----
 

@@ -28,7 +28,7 @@ class _Prometheus:
     def __init__(self, registry: Any) -> None:
         self._metrics = {measure.name: _metric(measure, registry) for measure in metrics.ALL}
 
-    def take(self, measure: Measure, amount: float, labels: tuple[str, ...]) -> None:
+    def record(self, measure: Measure, amount: float, labels: tuple[str, ...]) -> None:
         metric = self._metrics[measure.name]
         part = metric.labels(*labels) if labels else metric
         if measure.kind == "counter":
@@ -42,12 +42,12 @@ class _Prometheus:
 def _metric(measure: Measure, registry: Any) -> Any:
     from prometheus_client import Counter, Gauge, Histogram
 
-    about = (measure.name, measure.told, measure.labels)
+    arguments = (measure.name, measure.description, measure.labels)
     if measure.kind == "counter":
-        return Counter(*about, registry=registry)
+        return Counter(*arguments, registry=registry)
     if measure.kind == "gauge":
-        return Gauge(*about, registry=registry, multiprocess_mode="mostrecent")
-    return Histogram(*about, registry=registry, buckets=measure.buckets)
+        return Gauge(*arguments, registry=registry, multiprocess_mode="mostrecent")
+    return Histogram(*arguments, registry=registry, buckets=measure.buckets)
 
 
 def begin(settings: Settings) -> None:
@@ -62,7 +62,7 @@ def begin(settings: Settings) -> None:
 
     # It chooses when it is imported, and Flower's command, which Celery loads in every process, has imported it.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
-    metrics.keep_with(_Prometheus(CollectorRegistry()))
+    metrics.set_sink(_Prometheus(CollectorRegistry()))
 
 
 def serve(settings: Settings) -> None:

@@ -29,7 +29,7 @@ _PICTURE = re.compile(r"pic_[0-9a-z]{26}")
 _MAX_SENTENCE = 500
 
 
-class Refused(Exception):
+class MessageRejected(Exception):
     """A message that no further attempt will make good: `code` for programs, a sentence for people, no secrets."""
 
     def __init__(self, code: str, sentence: str) -> None:
@@ -42,23 +42,23 @@ class Refused(Exception):
 
 
 def arguments_of(body: bytes, message_id: str | None, settings: Settings) -> dict[str, Any]:
-    """The arguments of `jobs.service.submit` for a message; their values are for it to check. Raises Refused."""
+    """The arguments of `jobs.service.submit` for a message; `submit` checks their values. Raises MessageRejected."""
     message = _read(body)
     known = {*_OWN, *_SAME}
     if unknown := [name for name in message if name not in known]:
-        raise Refused("unknown_field", f"{ascii(unknown[0])[:60]} is none of {', '.join(sorted(known))}")
+        raise MessageRejected("unknown_field", f"{ascii(unknown[0])[:60]} is none of {', '.join(sorted(known))}")
     style = message.get("style_id")
     if isinstance(style, bool) or not isinstance(style, str | int) or not str(style).strip():
-        raise Refused("wrong_type", "style_id is no text and no whole number")
+        raise MessageRejected("wrong_type", "style_id is no text and no whole number")
     paths = message.get("image_paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise Refused("wrong_type", "image_paths is no list of texts")
+        raise MessageRejected("wrong_type", "image_paths is no list of texts")
     masks = message.get("mask_paths")
     if masks is not None and not _go_with(masks, paths):
-        raise Refused("wrong_type", "mask_paths is no list of texts and nulls, one for each of image_paths")
+        raise MessageRejected("wrong_type", "mask_paths is no list of texts and nulls, one for each of image_paths")
     owner = message.get("owner_id") or settings.ingress_owner
     if owner is None:
-        raise Refused("no_owner", "the message names no owner_id, and IMPRINT_INGRESS_OWNER is not set")
+        raise MessageRejected("no_owner", "the message names no owner_id, and IMPRINT_INGRESS_OWNER is not set")
     arguments = {name: message[name] for name in _SAME if name in message}
     arguments.setdefault("base_model", "sd15")
     arguments.setdefault("trigger_word", f"style{re.sub(r'[^A-Za-z0-9]', '', str(style))[:40]}")
@@ -98,28 +98,28 @@ def key_of(body: bytes, message_id: str | None) -> str:
 
 
 def reference(path: str, prefix: str | None) -> str:
-    """What `images` calls a path: addresses and ids stay, others go below the prefix. Raises Refused."""
+    """What `images` calls a path: addresses and ids stay, others go below the prefix. Raises MessageRejected."""
     if "://" in path or _PICTURE.fullmatch(path):
         return path
     if prefix is None:
-        raise Refused("path_refused", "the message holds a path, and IMPRINT_INGRESS_PATHS is not set")
+        raise MessageRejected("path_refused", "the message holds a path, and IMPRINT_INGRESS_PATHS is not set")
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or not path.isprintable() or "\\" in path:
-        raise Refused("path_refused", "the message holds a path that is not a plain relative one")
+        raise MessageRejected("path_refused", "the message holds a path that is not a plain relative one")
     # S3 keys are taken as they stand; in other addresses a % or ? of a name is no sign of its own.
     return f"{prefix.rstrip('/')}/{path if prefix.startswith('s3://') else quote(path)}"
 
 
 def _read(body: bytes) -> Mapping[str, Any]:
     if len(body) > MAX_BODY_BYTES:
-        raise Refused("too_large", f"{len(body)} bytes; at most {MAX_BODY_BYTES} are read")
+        raise MessageRejected("too_large", f"{len(body)} bytes; at most {MAX_BODY_BYTES} are read")
     try:
         message = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
         json.dumps(message, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError):  # and what is no UTF-8, or has numbers without end
-        raise Refused("malformed", "the body is no JSON") from None
+        raise MessageRejected("malformed", "the body is no JSON") from None
     if not isinstance(message, dict):
-        raise Refused("malformed", "the body is no JSON object")
+        raise MessageRejected("malformed", "the body is no JSON object")
     return message
 
 

@@ -28,10 +28,10 @@ def launch(services: Services, job_id: str) -> None:
         header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
         steps[0] = chord(header, steps[0])
     on_error = app.signature("imprint.step_failed", (job_id,), immutable=True)
-    let_go(chain(*steps).on_error(on_error).apply_async())
+    forget_result(chain(*steps).on_error(on_error).apply_async())
 
 
-def let_go(result: ResultBase | None) -> None:
+def forget_result(result: ResultBase | None) -> None:
     """Nobody waits for these results: forget them now, and do not ask Redis once more when they are thrown away.
 
     Celery 5.7.0 keeps a second object for each picture of a chord, and a subscription with it, for as long as the

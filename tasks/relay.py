@@ -8,8 +8,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from core.clock import utcnow
-from core.logging import about
-from core.tracing import continued
+from core.logging import job_context
+from core.tracing import continue_trace
 from jobs.services import Services, send_outbox_with
 from notifications import outbox
 from notifications.outbox import Message
@@ -52,7 +52,7 @@ def _hand_on(services: Services, messages: Sequence[Message]) -> int:
     sent = 0
     try:
         for message in messages:
-            with about(message.job_id), continued(message.payload):
+            with job_context(message.job_id), continue_trace(message.payload):
                 _send(services, message)
             sent += 1
     except _AWAY as error:
@@ -61,7 +61,7 @@ def _hand_on(services: Services, messages: Sequence[Message]) -> int:
         for message in messages[:sent]:
             if message.kind == "launch":
                 outbox.mark_sent(session, message.id)
-        outbox.let_go(session, [message.id for message in messages[sent:]])
+        outbox.unclaim(session, [message.id for message in messages[sent:]])
     return sent
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from celery.worker.request import Request
 
 
-class DiscreetRequest(Request):  # type: ignore[misc]
+class RedactedRequest(Request):  # type: ignore[misc]
     """A request whose arguments stay out of events, logs and Flower: they may hold presigned addresses."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

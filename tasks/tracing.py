@@ -17,7 +17,7 @@ _open = threading.local()  # of the task that this thread carries out
 @before_task_publish.connect
 def _send_along(headers: Any = None, **_: Any) -> None:
     if isinstance(headers, dict):
-        headers.update(tracing.carried())
+        headers.update(tracing.current_headers())
 
 
 @task_prerun.connect
@@ -26,16 +26,16 @@ def _begin(task: Any = None, args: Any = None, kwargs: Any = None, **_: Any) -> 
         return
     job_id = (kwargs or {}).get("job_id", args[0] if args else None)
     named = job_id if isinstance(job_id, str) and job_id.startswith("job_") else None
-    _open.token = tracing.take_up({tracing.HEADER: getattr(task.request, tracing.HEADER, None)})
-    _open.span = tracing.begin(task.name, "consumer", job_id=named, task_id=str(task.request.id))
+    _open.token = tracing.attach_trace({tracing.HEADER: getattr(task.request, tracing.HEADER, None)})
+    _open.span = tracing.start_span(task.name, "consumer", job_id=named, task_id=str(task.request.id))
 
 
 @task_postrun.connect
 def _end(task: Any = None, state: Any = None, **_: Any) -> None:
     if not task.name.startswith("imprint."):
         return
-    tracing.end(getattr(_open, "span", None), str(state) if state == "FAILURE" else None)
-    tracing.put_down(getattr(_open, "token", None))
+    tracing.end_span(getattr(_open, "span", None), str(state) if state == "FAILURE" else None)
+    tracing.detach_trace(getattr(_open, "token", None))
     _open.span = _open.token = None
 
 

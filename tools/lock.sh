@@ -18,7 +18,7 @@ leave_out=$(printf -- '--no-emit-package %s ' torch triton cuda-bindings cuda-pa
 import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 more = [line for extra in ("postgres", "tracing") for line in project["optional-dependencies"].get(extra, [])]
-trains = ("torch", "diffusers", "transformers", "peft", "accelerate")
+trains = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes")
 print(*(line for line in project["dependencies"] + more if not line.startswith(trains)), sep="\n")
 print(*project["dependencies"] + more, sep="\n", file=open(3, "w"))
 END

@@ -1,13 +1,15 @@
-"""How much of a device's memory a training takes, and how it is made to fit: slots and gradient checkpointing.
+"""How much of a device's memory a training takes, and how it is made to fit: slots, gradient checkpointing, and a base
+in 8 or 4 bits.
 
 Worked out before the first step, and without torch, so that a quote can use it too. The numbers are counted from shapes
 by `python -m training.engine.memory_count`; a test holds them against that.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.errors import OutOfMemory
+from training.options import Quantisation
 from training.spec import Family, TrainSpec
 
 GIB = 2**30
@@ -17,8 +19,11 @@ _RUNTIME_BYTES, _FRAGMENTATION = 0.75 * GIB, 1.08
 _KEPT_BYTES = {"adamw": 12, "adamw8bit": 6.1, "prodigy": 20}
 # And while a step runs: the copies that layers apply; at its end the gradient, and what the update needs beside it.
 _APPLIED_BYTES, _UPDATE_BYTES = 4, {"adamw": 16, "adamw8bit": 48, "prodigy": 24}
-# How much more a step keeps with an option, at most.
+# How much more a step keeps with an option, at most. A quantised layer keeps its input, LoRA or not, as all targets do.
 _DORA, _ALL_TARGETS, _PRIOR = 1.5, 1.25, 2.1
+# Bytes of a quantised weight: with one float32 for each row; with one byte for each 64 weights, and little more.
+_QUANTISED_BYTES = {"8bit": 1.005, "4bit": 0.517}
+QUANTISATIONS: tuple[Quantisation, ...] = ("none", "8bit", "4bit")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Sizes:
     """A family's standard model, counted, with a base of 16 bits."""
 
     parameters: int  # of the denoiser
+    quantised: tuple[int, int]  # of them in layers that may be quantised; and in the largest such layer
+    encoders: int  # bytes of the text encoders that work at the same time, before the denoiser is loaded
     lora: Mapping[str, int]  # numbers of a LoRA of rank 1, by target set
     sample: tuple[int, int]  # bytes that a step takes for each sample, and for each of the sample's latent pixels
     checkpointed: tuple[int, int]  # the same with gradient checkpointing
@@ -34,18 +41,24 @@ class Sizes:
 SIZES: dict[Family, Sizes] = {
     "sd15": Sizes(
         parameters=859520964,
+        quantised=(242196480, 13107200),
+        encoders=492241920,
         lora={"attention": 199296, "all": 423936},
         sample=(5657088, 211726),
         checkpointed=(1835008, 57696),
     ),
     "sdxl": Sizes(
         parameters=2567463684,
+        quantised=(2207744000, 13107200),
+        encoders=3264327680,
         lora={"attention": 1451520, "all": 2659840},
         sample=(37750784, 369112),
         checkpointed=(11945472, 33440),
     ),
     "z-image": Sizes(
         parameters=6154908736,
+        quantised=(6016204800, 39321600),
+        encoders=8044936192,
         lora={"attention": 2188800, "all": 2657280},
         sample=(2137366528, 2069286),
         checkpointed=(162610176, 141675),
@@ -59,6 +72,7 @@ class Plan:
 
     slots: int  # most jobs in one step
     checkpointing: bool
+    quantisation: Quantisation
     needed_bytes: int  # by this job alone
     device_bytes: int
 
@@ -67,45 +81,69 @@ class Plan:
         how = f"{self.slots} slot{'s' if self.slots > 1 else ''}"
         if self.checkpointing:
             how += ", gradient checkpointing"
+        if self.quantisation != "none":
+            how += f", base in {self.quantisation.removesuffix('bit')} bits"
         return f"needs {self.needed_bytes / GIB:.1f} GB, this card has {self.device_bytes / GIB:.1f} ({how})"
 
 
 def needed(
-    spec: TrainSpec, *, slots: int = 1, checkpointing: bool = False, weight_bytes: int = 2, share: float = 1.0
-) -> int:
-    """The most bytes that so many jobs of `spec` take in one step.
+    spec: TrainSpec, *, slots: int = 1, checkpointing: bool = False, quantisation: Quantisation = "none",
+    weight_bytes: int = 2, share: float = 1.0,
+) -> int:  # fmt: skip
+    """The most bytes that so many jobs of `spec` take: while captions are encoded, or in one step.
 
-    weight_bytes: of each number of the base, 2 or 4. share: the size of the base, measured by its family's standard
-    model.
+    weight_bytes: of each number of the base where it is not quantised, 2 or 4. share: the size of the base, measured by
+    its family's standard model.
     """
     sizes, adapter = SIZES[spec.family], spec.adapter
+    is_quantised = quantisation != "none"
     fixed, per_pixel = sizes.checkpointed if checkpointing else sizes.sample
     activations = (fixed + per_pixel * (spec.resolution // 8) ** 2) * weight_bytes / 2 * slots * spec.batch_size
     activations *= _DORA if adapter.dora else 1
-    activations *= _ALL_TARGETS if adapter.targets == "all" else 1
+    activations *= _ALL_TARGETS if adapter.targets == "all" or is_quantised else 1
     activations *= _PRIOR if spec.objective.prior_weight > 0 else 1
+    weights = sizes.parameters * weight_bytes
+    if is_quantised:
+        quantised, largest = sizes.quantised
+        weights += round(quantised * (_QUANTISED_BYTES[quantisation] - weight_bytes))
+        activations += largest * (weight_bytes + 4)  # dequantised for the moment, by way of float32
     numbers = sizes.lora[adapter.targets] * padded(spec.rank) * slots
     kept = numbers * (_KEPT_BYTES[spec.optimizer] + (4 if spec.optimization.ema_decay else 0))
     step = max(activations + numbers * _APPLIED_BYTES, numbers * _UPDATE_BYTES[spec.optimizer])
-    return round((sizes.parameters * weight_bytes + kept + step * _FRAGMENTATION) * share + _RUNTIME_BYTES)
+    most = max(weights + kept + step * _FRAGMENTATION, sizes.encoders)
+    return round(most * share + _RUNTIME_BYTES)
 
 
-def plan(spec: TrainSpec, device_bytes: int, *, most_slots: int = 1, weight_bytes: int = 2, share: float = 1.0) -> Plan:
-    """How `spec` is trained in `device_bytes`: as it is, or, if that does not fit, with gradient checkpointing.
+def plan(
+    spec: TrainSpec, device_bytes: int, *, most_slots: int = 1, weight_bytes: int = 2, share: float = 1.0,
+    quantisations: Sequence[Quantisation] = QUANTISATIONS,
+) -> Plan:  # fmt: skip
+    """How `spec` fits `device_bytes`: as it is, else with gradient checkpointing, else on a base in fewer bits.
+
+    quantisations: those that may be used, most bits first.
 
     Raises OutOfMemory, which says what would fit.
     """
 
-    def takes(slots: int, checkpointing: bool) -> int:
-        return needed(spec, slots=slots, checkpointing=checkpointing, weight_bytes=weight_bytes, share=share)
+    def takes(slots: int, checkpointing: bool, quantisation: Quantisation) -> int:
+        return needed(
+            spec, slots=slots, checkpointing=checkpointing, quantisation=quantisation, weight_bytes=weight_bytes,
+            share=share,
+        )  # fmt: skip
 
-    for checkpointing in (False, True):
-        ladder = [1 << rung for rung in range(most_slots.bit_length())]
-        fitting = [slots for slots in ladder if takes(slots, checkpointing) <= device_bytes]
-        if fitting:
-            return Plan(fitting[-1], checkpointing, takes(1, checkpointing), device_bytes)
-    least = takes(1, True)
-    ways = [*_smaller(spec, device_bytes, weight_bytes, share), f"a card with {-(-least // GIB)} GB"]
+    ladder = [1 << rung for rung in range(most_slots.bit_length())]
+    for quantisation in quantisations:
+        for checkpointing in (False, True):
+            fitting = [slots for slots in ladder if takes(slots, checkpointing, quantisation) <= device_bytes]
+            if fitting:
+                alone = takes(1, checkpointing, quantisation)
+                return Plan(fitting[-1], checkpointing, quantisation, alone, device_bytes)
+    fewest = quantisations[-1]
+    least = takes(1, True, fewest)
+    ways = list(_smaller(spec, device_bytes, weight_bytes, share, fewest))
+    others = [kind for kind in QUANTISATIONS if kind not in quantisations and takes(1, True, kind) <= device_bytes]
+    ways += [f"IMPRINT_QUANTISE_BASE={kind}" for kind in others[:1]]
+    ways.append(f"a card with {-(-least // GIB)} GB")
     raise OutOfMemory(
         f"training {spec.family} at {spec.resolution} px, batch {spec.batch_size}, rank {spec.rank} needs "
         f"{least / GIB:.1f} GB, and this card has {device_bytes / GIB:.1f}: use {' or '.join(ways)}",
@@ -113,7 +151,9 @@ def plan(spec: TrainSpec, device_bytes: int, *, most_slots: int = 1, weight_byte
     )
 
 
-def _smaller(spec: TrainSpec, device_bytes: int, weight_bytes: int, share: float) -> Iterator[str]:
+def _smaller(
+    spec: TrainSpec, device_bytes: int, weight_bytes: int, share: float, quantisation: Quantisation
+) -> Iterator[str]:
     """Single changes of the recipe with which it fits, each as small as it can be."""
     for name, values in (
         ("batch_size", range(spec.batch_size - 1, 0, -1)),
@@ -122,7 +162,10 @@ def _smaller(spec: TrainSpec, device_bytes: int, weight_bytes: int, share: float
     ):
         for value in values:
             smaller = spec.model_copy(update={name: value})
-            if needed(smaller, checkpointing=True, weight_bytes=weight_bytes, share=share) <= device_bytes:
+            takes = needed(
+                smaller, checkpointing=True, quantisation=quantisation, weight_bytes=weight_bytes, share=share
+            )
+            if takes <= device_bytes:
                 yield f"{name} {value}"
                 break
 

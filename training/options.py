@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 Targets = Literal["attention", "all"]
 Schedule = Literal["constant", "linear", "cosine"]
 Weighting = Literal["none", "min_snr", "debiased"]
+Quantisation = Literal["none", "8bit", "4bit"]  # of a frozen base model
 Prompt = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from training.options import Quantisation
 from training.spec import TrainSpec
 
 
@@ -81,6 +82,7 @@ class TrainRun:
     previews: Previews | None = None  # where they go if the recipe asks for any; None: they are not drawn
     encodings: Path | None = None  # folder where encoded pictures and captions are kept for other trainings
     precision: str = "auto"  # of the frozen base: auto (what is faster here), float32, bfloat16, float16
+    quantise: Literal["auto"] | Quantisation = "auto"  # the frozen base; auto: as few bits as the device's memory asks
     slots: int = 0  # most jobs in one step; 0: as many as pay on this device
     deterministic: bool = False  # on CUDA: one number of slots, so that the same bits come whoever trains beside it
     training_adapter: Path | None = None  # z-image-turbo: a de-distilling LoRA, merged while training, not in the file

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import tracing
 from core.ids import new_id
-from core.logging import answering
+from core.logging import request_context
 from web.problems import answer
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class RequestMiddleware:
             await send(message)
 
         with (
-            answering(request_id, scope["path"]),
-            tracing.continued(headers),
+            request_context(request_id, scope["path"]),
+            tracing.continue_trace(headers),
             tracing.span("HTTP", "server", request_id=request_id) as seen,
         ):
             try:

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 from core.errors import GeneratorError, GeneratorTimeout
-from generation.comfyui.server import Server
+from generation.comfyui.server import ComfyUIServer
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors")
 _LOOK_S = 0.5
 
 
-def deliver(server: Server, path: Path, name: str, *, folder: Path | None, timeout_s: float = 60.0) -> str:
+def install_lora(server: ComfyUIServer, path: Path, name: str, *, folder: Path | None, timeout_s: float = 60.0) -> str:
     """Have `server` list the file as `name`; gives the name that it lists it by.
 
     folder: the server's `models/loras` as this machine sees it; None: the server's assets API. Raises GeneratorError
@@ -28,7 +28,7 @@ def deliver(server: Server, path: Path, name: str, *, folder: Path | None, timeo
     if (listed := _listed(server, name)) is not None:
         return listed
     if folder is not None:
-        copy(path, folder, name)
+        copy_into_folder(path, folder, name)
     elif not server.upload_lora(path, name):
         raise GeneratorError(
             f"{server.place} takes no files: start it with --enable-assets, or name its models/loras folder, as this "
@@ -43,7 +43,7 @@ def deliver(server: Server, path: Path, name: str, *, folder: Path | None, timeo
     return listed
 
 
-def copy(path: Path, folder: Path, name: str) -> None:
+def copy_into_folder(path: Path, folder: Path, name: str) -> None:
     """Copy a file into a folder, whole or not at all: a server may read it the moment that it has its name."""
     if not folder.is_dir():
         raise GeneratorError(f"{folder} is no folder of this machine: it should be the server's models/loras")
@@ -61,6 +61,6 @@ def copy(path: Path, folder: Path, name: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _listed(server: Server, name: str) -> str | None:
+def _listed(server: ComfyUIServer, name: str) -> str | None:
     """By its last part, for assets may be kept in a folder below."""
     return next((listed for listed in server.loras() if re.split(r"[/\\]", listed)[-1] == name), None)

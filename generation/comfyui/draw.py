@@ -7,12 +7,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from core.errors import GeneratorUnreachable
-from generation.comfyui.follow import Ears, Progress, Report, follow, listening
+from generation.comfyui.follow import EventSocket, OnProgress, follow, open_events
 from generation.comfyui.nodes import Catalogue
-from generation.comfyui.patch import Lora, Patched, patch
-from generation.comfyui.server import Server
-
-__all__ = ["Drawing", "Progress", "draw"]
+from generation.comfyui.patch import Patched, WorkflowLora, patch
+from generation.comfyui.server import ComfyUIServer
 
 _NAMESPACE = uuid.UUID("6f1d1a52-2b35-4f6a-8d0c-5f3d0f3a7c11")
 
@@ -27,16 +25,16 @@ class Drawing:
 
 
 def draw(
-    server: Server,
+    server: ComfyUIServer,
     workflow: Any,
-    lora: Lora | None,
+    lora: WorkflowLora | None,
     *,
     prompt: str | None = None,
     seed: int | None = None,
     loaders: tuple[str, ...] = (),
     timeout_s: float = 600.0,
     key: str | None = None,
-    report: Report = lambda _: None,
+    report: OnProgress = lambda _: None,
     patched: Callable[[Patched], None] = lambda _: None,
 ) -> Drawing:
     """`workflow` with the LoRA, drawn. `lora.file` must be listed by the server (`deliver`).
@@ -49,19 +47,21 @@ def draw(
     patched(done)
     client_id = uuid.uuid4().hex
     wanted = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
-    with listening(server, client_id) as ears:
+    with open_events(server, client_id) as events:
         prompt_id = wanted if key and _is_known(server, wanted) else server.submit(done.workflow, client_id, wanted)
-        pictures = _fetched(server, prompt_id, ears, timeout_s, report)
+        pictures = _fetch_images(server, prompt_id, events, timeout_s, report)
     return Drawing(prompt_id, pictures, done)
 
 
-def _is_known(server: Server, prompt_id: str) -> bool:
+def _is_known(server: ComfyUIServer, prompt_id: str) -> bool:
     running, waiting = server.queued()
     return prompt_id in running or prompt_id in waiting or server.history(prompt_id) is not None
 
 
-def _fetched(server: Server, prompt_id: str, ears: Ears, timeout_s: float, report: Report) -> list[tuple[str, bytes]]:
-    found = follow(server, prompt_id, ears, timeout_s=timeout_s, report=report)
+def _fetch_images(
+    server: ComfyUIServer, prompt_id: str, events: EventSocket, timeout_s: float, report: OnProgress
+) -> list[tuple[str, bytes]]:
+    found = follow(server, prompt_id, events, timeout_s=timeout_s, report=report)
     pictures = []
     for picture in found:
         try:

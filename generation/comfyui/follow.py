@@ -11,7 +11,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
-from generation.comfyui.server import MAX_ANSWER_BYTES, Picture, Server, plain
+from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage, one_line
 
 _POLL_S = 1.0
 _CONNECT_S = 10.0
@@ -21,7 +21,7 @@ _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 @dataclass(frozen=True)
-class Progress:
+class PromptProgress:
     """How far a prompt is: at which node, and there at which of how many steps (0 of 0 where the node has none)."""
 
     node_id: str | None  # None: it waits in the queue
@@ -29,23 +29,23 @@ class Progress:
     total: int = 0
 
 
-Report = Callable[[Progress], None]
+OnProgress = Callable[[PromptProgress], None]
 
 
-class Ears:
+class EventSocket:
     """The server's events for one client. Deaf where there is no websocket, as behind some proxies."""
 
     def __init__(self, socket: ClientConnection | None) -> None:
         self._socket = socket
 
-    def hear(self, timeout_s: float) -> dict[str, Any] | None:
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next event; None when none came in time."""
         if self._socket is None:
             time.sleep(timeout_s)
             return None
         try:
-            told = self._socket.recv(timeout=timeout_s)
-            event = json.loads(told) if isinstance(told, str) else None  # bytes are previews
+            message = self._socket.recv(timeout=timeout_s)
+            event = json.loads(message) if isinstance(message, str) else None  # bytes are previews
         except TimeoutError:
             return None
         except (WebSocketException, OSError):
@@ -57,7 +57,7 @@ class Ears:
 
 
 @contextmanager
-def listening(server: Server, client_id: str) -> Generator[Ears]:
+def open_events(server: ComfyUIServer, client_id: str) -> Generator[EventSocket]:
     """Listen before anything is submitted: events are not kept for latecomers."""
     address = f"ws{server.url.removeprefix('http')}/ws?clientId={client_id}"
     with ExitStack() as stack:
@@ -73,19 +73,19 @@ def listening(server: Server, client_id: str) -> Generator[Ears]:
                     proxy=None,
                 )
             )
-        yield Ears(socket)
+        yield EventSocket(socket)
 
 
 def follow(
-    server: Server, prompt_id: str, ears: Ears, *, timeout_s: float, report: Report = lambda _: None
-) -> list[Picture]:
+    server: ComfyUIServer, prompt_id: str, events: EventSocket, *, timeout_s: float, report: OnProgress = lambda _: None
+) -> list[OutputImage]:
     """Wait until a prompt has ended; its pictures. Whatever ends the waiting early also ends the prompt.
 
     Raises GeneratorError: a node failed, somebody interrupted it, the server forgot it, no picture came of it;
     GeneratorTimeout after `timeout_s`; GeneratorUnreachable where the server is away for a minute.
     """
     try:
-        return _pictures(server, _ended(server, prompt_id, ears, time.monotonic() + timeout_s, report))
+        return _pictures(server, _ended(server, prompt_id, events, time.monotonic() + timeout_s, report))
     except BaseException as error:
         # Also for Ctrl-C, and for what `report` raises. A prompt that has ended is not changed by it.
         if not isinstance(error, GeneratorError) or isinstance(error, GeneratorTimeout):
@@ -94,16 +94,18 @@ def follow(
         raise
 
 
-def _ended(server: Server, prompt_id: str, ears: Ears, deadline: float, report: Report) -> dict[str, Any]:
+def _ended(
+    server: ComfyUIServer, prompt_id: str, events: EventSocket, deadline: float, report: OnProgress
+) -> dict[str, Any]:
     """The history of a prompt, once there is one."""
-    looked = answered = known = time.monotonic()
+    polled = answered = known = time.monotonic()
     while time.monotonic() < deadline:
-        event = ears.hear(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-        ends = event is not None and _heard(event, prompt_id, report)
+        event = events.receive(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        ends = event is not None and _handle_event(event, prompt_id, report)
         now = time.monotonic()
-        if not ends and now - looked < _POLL_S:
+        if not ends and now - polled < _POLL_S:
             continue
-        looked = now
+        polled = now
         try:
             history = server.history(prompt_id)
             if history is not None:
@@ -115,7 +117,7 @@ def _ended(server: Server, prompt_id: str, ears: Ears, deadline: float, report: 
             continue
         answered = time.monotonic()
         if prompt_id in waiting:
-            report(Progress(None))
+            report(PromptProgress(None))
         if prompt_id in running or prompt_id in waiting:
             known = answered
         elif answered - known > _FORGOTTEN_S:
@@ -123,27 +125,27 @@ def _ended(server: Server, prompt_id: str, ears: Ears, deadline: float, report: 
     raise GeneratorTimeout(f"{server.place} did not finish in time; the prompt was taken back")
 
 
-def _heard(event: dict[str, Any], prompt_id: str, report: Report) -> bool:
+def _handle_event(event: dict[str, Any], prompt_id: str, report: OnProgress) -> bool:
     """Whether an event says that the prompt has ended."""
     data = event.get("data")
     if not isinstance(data, dict) or data.get("prompt_id") != prompt_id:
         return False
     kind, node = event.get("type"), data.get("node")
     if kind == "progress" and type(data.get("value")) is int and type(data.get("max")) is int:
-        report(Progress(str(node), data["value"], data["max"]))
+        report(PromptProgress(str(node), data["value"], data["max"]))
     elif kind == "executing" and node is not None:
-        report(Progress(str(node)))
+        report(PromptProgress(str(node)))
     return kind in _ENDS or (kind == "executing" and node is None)
 
 
-def _pictures(server: Server, history: dict[str, Any]) -> list[Picture]:
+def _pictures(server: ComfyUIServer, history: dict[str, Any]) -> list[OutputImage]:
     """What a prompt has saved; previews only where it has saved nothing else."""
     status = history.get("status")
     if isinstance(status, dict) and status.get("status_str") == "error":
         raise _failure(server, status)
     try:
         found = [
-            Picture(str(image["filename"]), str(image["subfolder"]), str(image["type"]), str(node_id))
+            OutputImage(str(image["filename"]), str(image["subfolder"]), str(image["type"]), str(node_id))
             for node_id, made in history["outputs"].items()
             for image in made.get("images") or []
         ]
@@ -155,14 +157,14 @@ def _pictures(server: Server, history: dict[str, Any]) -> list[Picture]:
     return saved
 
 
-def _failure(server: Server, status: dict[str, Any]) -> GeneratorError:
+def _failure(server: ComfyUIServer, status: dict[str, Any]) -> GeneratorError:
     messages = status.get("messages")
     for message in messages if isinstance(messages, list) else []:
         kind, data = (message[0], message[1]) if isinstance(message, list) and len(message) == 2 else (None, None)
         if kind == "execution_interrupted":
             return GeneratorError(f"somebody interrupted the prompt on {server.place}")
         if kind == "execution_error" and isinstance(data, dict):
-            node, name = plain(data.get("node_id"), 40), plain(data.get("node_type"), 60)
-            said = plain(data.get("exception_message"))
-            return GeneratorError(f"node {node} ({name}) failed: {said}", {"node": node})
+            node, name = one_line(data.get("node_id"), 40), one_line(data.get("node_type"), 60)
+            reason = one_line(data.get("exception_message"))
+            return GeneratorError(f"node {node} ({name}) failed: {reason}", {"node": node})
     return GeneratorError(f"the prompt failed on {server.place}, which does not say why")

@@ -159,8 +159,8 @@ class Catalogue:
     @classmethod
     def of(cls, object_info: Mapping[str, Any]) -> "Catalogue":
         """From a server's `/object_info`, which also knows its custom nodes."""
-        told = {name: info.get("output") for name, info in object_info.items() if isinstance(info, dict)}
-        return cls({name: kinds for name, kinds in told.items() if isinstance(kinds, list)})
+        outputs = {name: info.get("output") for name, info in object_info.items() if isinstance(info, dict)}
+        return cls({name: kinds for name, kinds in outputs.items() if isinstance(kinds, list)})
 
     def outputs(self, class_type: str) -> Sequence[str] | None:
         """The types of a class's outputs; None for one that we have not heard of."""

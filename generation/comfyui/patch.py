@@ -11,8 +11,8 @@ from typing import Any
 
 from core.errors import WorkflowInvalid
 from generation.comfyui.nodes import Catalogue
-from generation.comfyui.prompts import TEXT_INPUTS, say
-from generation.comfyui.workflow import Link, Spot, Workflow
+from generation.comfyui.prompts import TEXT_INPUTS, add_trigger_word
+from generation.comfyui.workflow import Link, NodeInput, Workflow
 
 LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly")
 _GUIDANCE = {"BasicGuider": ("conditioning",), "DualCFGGuider": ("cond1", "cond2")}  # others: positive
@@ -20,7 +20,7 @@ _SEEDS = ("seed", "noise_seed")
 
 
 @dataclass(frozen=True)
-class Lora:
+class WorkflowLora:
     """`file` as the server lists it; `strength` 1.0 is what it was trained for."""
 
     file: str
@@ -40,7 +40,7 @@ class Patched:
 
 def patch(
     given: Any,
-    lora: Lora | None,
+    lora: WorkflowLora | None,
     catalogue: Catalogue | None = None,
     *,
     prompt: str | None = None,
@@ -57,15 +57,20 @@ def patch(
     samplers = {node_id: _sources(workflow, node_id) for node_id in workflow.nodes if _positives(workflow, node_id)}
     chosen = _choose(workflow, samplers, loaders)
     added = [node_id for source in chosen if (node_id := _insert(workflow, source, lora)) is not None] if lora else []
-    spots = _spots(workflow, [node_id for node_id, found in samplers.items() if not found.isdisjoint(chosen)])
+    node_inputs = _prompt_inputs(
+        workflow, [node_id for node_id, found in samplers.items() if not found.isdisjoint(chosen)]
+    )
     word = lora.trigger_word if lora else ""
-    if (word or prompt is not None) and not spots:
+    if (word or prompt is not None) and not node_inputs:
         raise WorkflowInvalid("no text was found behind the positive prompt of the workflow's samplers")
-    say(workflow, spots, word, prompt)
+    add_trigger_word(workflow, node_inputs, word, prompt)
     if seed is not None:
         _reseed(workflow, seed)
     return Patched(
-        workflow.nodes, [source[0] for source in chosen], added, list(dict.fromkeys(node_id for node_id, _ in spots))
+        workflow.nodes,
+        [source[0] for source in chosen],
+        added,
+        list(dict.fromkeys(node_id for node_id, _ in node_inputs)),
     )
 
 
@@ -121,7 +126,7 @@ def _is_refiner(workflow: Workflow, loader: str) -> bool:
     return any((link := workflow.link(node_id, "clip")) is not None and link[0] == loader for node_id in encoders)
 
 
-def _insert(workflow: Workflow, model: Link, lora: Lora) -> str | None:
+def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
     """The LoRA behind a loader's model; None where it is there already, then at the strength that is asked for."""
     there = [
         node_id
@@ -147,10 +152,10 @@ def _insert(workflow: Workflow, model: Link, lora: Lora) -> str | None:
     else:  # the text encoder has a loader of its own, and our files change no text encoder
         inputs = {"model": list(model), "lora_name": lora.file, "strength_model": lora.strength}
         node_id = workflow.add("LoraLoaderModelOnly", inputs, title)
-    for spot in reads_model:
-        workflow.set(spot, (node_id, 0))
-    for spot in reads_clip:
-        workflow.set(spot, (node_id, 1))
+    for node_input in reads_model:
+        workflow.set(node_input, (node_id, 0))
+    for node_input in reads_clip:
+        workflow.set(node_input, (node_id, 1))
     return node_id
 
 
@@ -165,9 +170,9 @@ def _positives(workflow: Workflow, node_id: str) -> list[Link]:
     return [link for name in names if (link := workflow.link(node_id, name)) is not None]
 
 
-def _spots(workflow: Workflow, samplers: list[str]) -> list[Spot]:
+def _prompt_inputs(workflow: Workflow, samplers: list[str]) -> list[NodeInput]:
     """The inputs that hold the texts of the samplers' positive prompts."""
-    found: dict[Spot, None] = {}
+    found: dict[NodeInput, None] = {}
     seen: set[Link] = set()
     open_ends = [link for node_id in samplers for link in _positives(workflow, node_id)]
     while open_ends:
@@ -182,7 +187,7 @@ def _spots(workflow: Workflow, samplers: list[str]) -> list[Spot]:
     return list(found)
 
 
-def _texts(workflow: Workflow, node_id: str) -> list[Spot]:
+def _texts(workflow: Workflow, node_id: str) -> list[NodeInput]:
     """The inputs of a text encoder that say what is drawn; [] for other nodes."""
     named = TEXT_INPUTS.get(workflow.class_of(node_id))
     reads_clip = any(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterator
 
-from generation.comfyui.workflow import Spot, Workflow
+from generation.comfyui.workflow import NodeInput, Workflow
 
 # The inputs of text encoders that say what is drawn; unknown encoders are read by the inputs' usual names.
 TEXT_INPUTS = {
@@ -18,24 +18,28 @@ TEXT_INPUTS = {
 _STRING_INPUTS = ("value", "string", "text", "string_a", "string_b", "prompt")  # of nodes that make texts
 
 
-def say(workflow: Workflow, spots: Collection[Spot], word: str, prompt: str | None = None) -> None:
+def add_trigger_word(
+    workflow: Workflow, node_inputs: Collection[NodeInput], word: str, prompt: str | None = None
+) -> None:
     """Have the texts at `spots` say `word`, or be `prompt` and say it. A text that says the word stays as it is.
 
     A text that also goes elsewhere, into a negative prompt say, is not changed there: this prompt gets its own copy.
     """
-    for spot in spots:
+    for node_input in node_inputs:
         if prompt is not None:
-            workflow.set(spot, prompt)
-        if word and not any(said(word, text) for text in _heard(workflow, spot)):
-            _change(workflow, spot, lambda text: f"{word}, {text}" if text.strip() else word, frozenset(spots))
+            workflow.set(node_input, prompt)
+        if word and not any(contains_word(word, text) for text in _texts_at(workflow, node_input)):
+            _change(
+                workflow, node_input, lambda text: f"{word}, {text}" if text.strip() else word, frozenset(node_inputs)
+            )
 
 
-def said(word: str, text: str) -> bool:
+def contains_word(word: str, text: str) -> bool:
     """Whether `text` says `word`, as a word, in capitals or not."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def _parts(workflow: Workflow, node_id: str) -> list[Spot]:
+def _parts(workflow: Workflow, node_id: str) -> list[NodeInput]:
     """The inputs that a text-making node makes its text of; [] for one that we cannot read."""
     inputs = workflow.inputs(node_id)
     return [
@@ -45,44 +49,46 @@ def _parts(workflow: Workflow, node_id: str) -> list[Spot]:
     ]
 
 
-def _heard(workflow: Workflow, spot: Spot, depth: int = 0) -> Iterator[str]:
+def _texts_at(workflow: Workflow, node_input: NodeInput, depth: int = 0) -> Iterator[str]:
     """The texts that come in at a spot, part by part."""
-    value = workflow.inputs(spot[0]).get(spot[1])
+    value = workflow.inputs(node_input[0]).get(node_input[1])
     if isinstance(value, str):
         yield value
-    elif (link := workflow.link(*spot)) is not None and depth < 50:
+    elif (link := workflow.link(*node_input)) is not None and depth < 50:
         for part in _parts(workflow, link[0]):
-            yield from _heard(workflow, part, depth + 1)
+            yield from _texts_at(workflow, part, depth + 1)
 
 
 def _change(
-    workflow: Workflow, spot: Spot, change: Callable[[str], str], ours: frozenset[Spot], depth: int = 0
+    workflow: Workflow, node_input: NodeInput, change: Callable[[str], str], ours: frozenset[NodeInput], depth: int = 0
 ) -> None:
     """Change the text at a spot where it is written, which may be nodes away."""
-    value = workflow.inputs(spot[0]).get(spot[1])
+    value = workflow.inputs(node_input[0]).get(node_input[1])
     if isinstance(value, str):
-        workflow.set(spot, change(value))
+        workflow.set(node_input, change(value))
         return
-    link = workflow.link(*spot)
+    link = workflow.link(*node_input)
     parts = _parts(workflow, link[0]) if link and depth < 50 else []
     if link is None or not parts:
-        _put_before(workflow, spot, change(""))
+        _put_before(workflow, node_input, change(""))
         return
     if not _only_for(workflow, link[0], ours):
         copied = workflow.add(workflow.class_of(link[0]), workflow.inputs(link[0]), "prompt with the trigger word")
-        workflow.set(spot, (copied, link[1]))
+        workflow.set(node_input, (copied, link[1]))
         parts = [(copied, name) for _, name in parts]
     _change(workflow, parts[0], change, ours | set(parts), depth + 1)
 
 
-def _only_for(workflow: Workflow, node_id: str, ours: frozenset[Spot]) -> bool:
+def _only_for(workflow: Workflow, node_id: str, ours: frozenset[NodeInput]) -> bool:
     """Whether all that a text-making node says goes to spots of ours."""
-    spots = [(other, name) for other in workflow.nodes for name, link in workflow.links(other) if link[0] == node_id]
-    return all(spot in ours for spot in spots)
+    node_inputs = [
+        (other, name) for other in workflow.nodes for name, link in workflow.links(other) if link[0] == node_id
+    ]
+    return all(node_input in ours for node_input in node_inputs)
 
 
-def _put_before(workflow: Workflow, spot: Spot, word: str) -> None:
+def _put_before(workflow: Workflow, node_input: NodeInput, word: str) -> None:
     """Before a text that some node makes in a way that we cannot read."""
-    value = workflow.inputs(spot[0]).get(spot[1])
+    value = workflow.inputs(node_input[0]).get(node_input[1])
     inputs = {"string_a": word, "string_b": value, "delimiter": ", "}
-    workflow.set(spot, (workflow.add("StringConcatenate", inputs, "trigger word"), 0))
+    workflow.set(node_input, (workflow.add("StringConcatenate", inputs, "trigger word"), 0))

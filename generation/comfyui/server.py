@@ -16,11 +16,11 @@ import httpx2
 from core.errors import GeneratorError, GeneratorUnreachable, WorkflowInvalid
 
 MAX_ANSWER_BYTES = 64 * 2**20
-_MOST_SAID = 300  # characters of one remark of the server
+_MAX_MESSAGE = 300  # characters of one remark of the server
 
 
 @dataclass(frozen=True)
-class Picture:
+class OutputImage:
     """A picture on the server."""
 
     filename: str
@@ -29,7 +29,7 @@ class Picture:
     node_id: str
 
 
-class Server:
+class ComfyUIServer:
     """`http` may be shared between servers and threads; its timeout is that of one request."""
 
     def __init__(self, url: str, http: httpx2.Client) -> None:
@@ -47,19 +47,19 @@ class Server:
 
     def object_info(self, class_type: str = "") -> dict[str, Any]:
         """What nodes there are, or one of them, as the server describes them."""
-        told = self._json("GET", f"/object_info/{class_type}" if class_type else "/object_info")
-        if not isinstance(told, dict):
-            raise self._nonsense()
-        return told
+        body = self._json("GET", f"/object_info/{class_type}" if class_type else "/object_info")
+        if not isinstance(body, dict):
+            raise self._unexpected_answer()
+        return body
 
     def loras(self) -> list[str]:
         """The LoRA files that its loader takes now, below a folder with a slash or backslash as its system has it."""
         try:
-            told = self.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
-            names = told[1]["options"] if told[0] == "COMBO" else told[0]  # newer servers and older ones
+            choices = self.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
+            names = choices[1]["options"] if choices[0] == "COMBO" else choices[0]  # newer servers and older ones
             return [str(name) for name in names]
         except (KeyError, TypeError, IndexError):
-            raise self._nonsense() from None
+            raise self._unexpected_answer() from None
 
     def upload_lora(self, path: Path, name: str) -> bool:
         """Send a file through the assets API; False where the server has none, or it is switched off."""
@@ -86,34 +86,34 @@ class Server:
         """
         body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
         answer = self._send("POST", "/prompt", accept=(200, 400), json=body)
-        told = self._read(answer)
-        if not isinstance(told, dict):
-            raise self._nonsense()
+        body = self._parse(answer)
+        if not isinstance(body, dict):
+            raise self._unexpected_answer()
         if answer.status_code == 400:
-            raise self._refused(told)
-        given = told.get("prompt_id")
+            raise self._rejection(body)
+        given = body.get("prompt_id")
         if not isinstance(given, str):
-            raise self._nonsense()
-        if told.get("node_errors"):  # some pictures would be drawn, others silently not
+            raise self._unexpected_answer()
+        if body.get("node_errors"):  # some pictures would be drawn, others silently not
             self.cancel(given)
-            raise self._refused(told)
+            raise self._rejection(body)
         return given
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """What came of a prompt; None until it has ended, or once the server has forgotten it."""
-        told = self._json("GET", f"/history/{prompt_id}")
-        if not isinstance(told, dict):
-            raise self._nonsense()
-        found = told.get(prompt_id)
+        body = self._json("GET", f"/history/{prompt_id}")
+        if not isinstance(body, dict):
+            raise self._unexpected_answer()
+        found = body.get(prompt_id)
         return found if isinstance(found, dict) else None
 
     def queued(self) -> tuple[list[str], list[str]]:
         """The prompts that run, and those that wait."""
-        told = self._json("GET", "/queue")
+        body = self._json("GET", "/queue")
         try:
-            running, waiting = ([str(item[1]) for item in told[key]] for key in ("queue_running", "queue_pending"))
+            running, waiting = ([str(item[1]) for item in body[key]] for key in ("queue_running", "queue_pending"))
         except (KeyError, TypeError, IndexError):
-            raise self._nonsense() from None
+            raise self._unexpected_answer() from None
         return running, waiting
 
     def cancel(self, prompt_id: str) -> None:
@@ -122,7 +122,7 @@ class Server:
         if prompt_id in self.queued()[0]:  # older servers interrupt whatever runs, so only when it is ours
             self._send("POST", "/interrupt", json={"prompt_id": prompt_id})
 
-    def picture(self, picture: Picture, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+    def picture(self, picture: OutputImage, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
         """A picture's file."""
         asked = {"filename": picture.filename, "subfolder": picture.subfolder, "type": picture.kind}
         answer = self._send("GET", "/view", max_bytes=max_bytes, params=asked)
@@ -131,13 +131,13 @@ class Server:
     # ---- requests ----
 
     def _json(self, method: str, path: str) -> Any:
-        return self._read(self._send(method, path))
+        return self._parse(self._send(method, path))
 
-    def _read(self, answer: httpx2.Response) -> Any:
+    def _parse(self, answer: httpx2.Response) -> Any:
         try:
             return json.loads(answer.content)
         except (ValueError, RecursionError):
-            raise self._nonsense() from None
+            raise self._unexpected_answer() from None
 
     def _send(
         self,
@@ -173,36 +173,36 @@ class Server:
         except httpx2.HTTPError:
             raise GeneratorUnreachable(f"the connection to {self.place} broke") from None
 
-    def _nonsense(self) -> GeneratorError:
+    def _unexpected_answer(self) -> GeneratorError:
         return GeneratorError(f"{self.place} answers with something else than ComfyUI's API does")
 
-    def _refused(self, told: Mapping[str, Any]) -> WorkflowInvalid:
+    def _rejection(self, body: Mapping[str, Any]) -> WorkflowInvalid:
         """What the server says of each node, or else of the whole."""
         nodes: dict[str, str] = {}
-        errors = told.get("node_errors")
+        errors = body.get("node_errors")
         for node_id, about in (errors if isinstance(errors, dict) else {}).items():
             found = about.get("errors") if isinstance(about, dict) else None
-            remarks = "; ".join(_remark(error) for error in (found if isinstance(found, list) else []))
-            nodes[str(node_id)[:40]] = f"{plain(about.get('class_type'), 60)}: {remarks}"
+            remarks = "; ".join(_describe_error(error) for error in (found if isinstance(found, list) else []))
+            nodes[str(node_id)[:40]] = f"{one_line(about.get('class_type'), 60)}: {remarks}"
         listed = "; ".join(f"node {node_id} ({text})" for node_id, text in list(nodes.items())[:5])
         return WorkflowInvalid(
-            f"{self.place} refuses the workflow: {listed or _remark(told.get('error'))}", {"nodes": nodes}
+            f"{self.place} refuses the workflow: {listed or _describe_error(body.get('error'))}", {"nodes": nodes}
         )
 
 
-def plain(told: Any, most: int = _MOST_SAID) -> str:
+def one_line(text: Any, most: int = _MAX_MESSAGE) -> str:
     """What a server said, on one line and no longer than that."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(told))[:most].strip()
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))[:most].strip()
 
 
-def _remark(error: Any) -> str:
+def _describe_error(error: Any) -> str:
     if not isinstance(error, dict):
-        return plain(error)
-    message, details = plain(error.get("message", "")), plain(error.get("details", ""))
+        return one_line(error)
+    message, details = one_line(error.get("message", "")), one_line(error.get("details", ""))
     return f"{message} ({details})" if details and details != message else message
 
 
-def open_client(timeout_s: float = 60.0) -> httpx2.Client:
+def open_comfyui_client(timeout_s: float = 60.0) -> httpx2.Client:
     """A client for any number of servers and threads: no proxy, no redirects."""
     return httpx2.Client(
         trust_env=False,

@@ -8,7 +8,7 @@ from core.errors import WorkflowInvalid
 from generation.comfyui.nodes import Catalogue
 
 Link = tuple[str, int]  # a node's id, and which of its outputs
-Spot = tuple[str, str]  # a node's id, and which of its inputs
+NodeInput = tuple[str, str]  # a node's id, and which of its inputs
 
 MAX_NODES = 5000
 
@@ -44,7 +44,7 @@ class Workflow:
             if (link := self.link(node_id, name)) is not None:
                 yield name, link
 
-    def consumers(self, link: Link) -> list[Spot]:
+    def consumers(self, link: Link) -> list[NodeInput]:
         return [(node_id, name) for node_id in self.nodes for name, source in self.links(node_id) if source == link]
 
     def kind(self, link: Link) -> str | None:
@@ -61,16 +61,16 @@ class Workflow:
         self.nodes[node_id] = {"class_type": class_type, "inputs": dict(inputs), "_meta": {"title": title}}
         return node_id
 
-    def set(self, spot: Spot, value: Any) -> None:
-        self.inputs(spot[0])[spot[1]] = list(value) if isinstance(value, tuple) else value
+    def set(self, node_input: NodeInput, value: Any) -> None:
+        self.inputs(node_input[0])[node_input[1]] = list(value) if isinstance(value, tuple) else value
 
     def _take_out_reroutes(self) -> None:
         """Reroutes are lines on the screen; an exporter may leave them in, and servers know no such node."""
         for node_id in [node_id for node_id in self.nodes if self.class_of(node_id) == "Reroute"]:
             sources = [source for _, source in self.links(node_id)]
             if len(sources) == 1 and sources[0][0] != node_id:
-                for spot in self.consumers((node_id, 0)):
-                    self.set(spot, sources[0])
+                for node_input in self.consumers((node_id, 0)):
+                    self.set(node_input, sources[0])
                 del self.nodes[node_id]
 
 

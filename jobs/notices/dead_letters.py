@@ -65,7 +65,7 @@ def redeliver_dead(services: Services, *, job_id: str | None = None, receiver: s
                 continue
             if receivers.is_disabled(session, letter.owner_id, letter.destination):
                 disabled += 1
-            elif letter.topic == webhooks.PROCESSING and outbox.is_overtaken(session, letter):
+            elif letter.topic == webhooks.PROCESSING and outbox.is_superseded(session, letter):
                 needless += 1
             elif outbox.redeliver(session, letter.id):
                 again.append(letter.id)

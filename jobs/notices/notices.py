@@ -36,7 +36,7 @@ _OURS = {
 def get(services: Services, owner_id: str) -> dict[str, Any]:
     """How an owner wants to be told, JSON-serialisable: `email`, `events` for it, `low_credits`."""
     with services.database.reading() as session:
-        return _told(preferences.of(session, owner_id))
+        return _told(preferences.get(session, owner_id))
 
 
 def put(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def put(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[st
         changed["events"] = preferences.DEFAULT if changed["events"] is None else tuple(changed["events"])
     with services.database.writing() as session:
         # A new mark is a new question: it may be told of again.
-        wishes = replace(preferences.of(session, owner_id), **changed, low_told_at=None)
-        preferences.keep(session, owner_id, wishes)
+        wishes = replace(preferences.get(session, owner_id), **changed, low_told_at=None)
+        preferences.save(session, owner_id, wishes)
         watch_credits(session, owner_id)
     return _told(wishes)
 
@@ -64,23 +64,23 @@ def _told(wishes: Preferences) -> dict[str, Any]:
 
 def tell_owner(session: Session, view: View, event: str) -> None:
     """Queue an e-mail about a job (its public view), if its owner wants one."""
-    if not preferences.of(session, view["owner_id"]).wants(event):
+    if not preferences.get(session, view["owner_id"]).wants(event):
         return
     if event != webhooks.PROCESSING:
         outbox.drop_unsent(session, view["job_id"], ["mail"], webhooks.PROCESSING)
-    _put_mail(session, view["owner_id"], event, mail.facts_of(view), view["job_id"])
+    _put_mail(session, view["owner_id"], event, mail.training_facts(view), view["job_id"])
 
 
 def tell_not_started(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:
     """Queue an e-mail about a training that did not start by itself, if the owner wants one."""
-    if preferences.of(session, owner_id).wants("training.not_started"):
+    if preferences.get(session, owner_id).wants("training.not_started"):
         facts = {"subject": subject_id, "owner": owner_id, "code": code, "reason": why}
         _put_mail(session, owner_id, "training.not_started", facts)
 
 
 def watch_credits(session: Session, owner_id: str) -> None:
     """After a movement of credits: tell once that few are left, and not again until there were enough."""
-    wishes = preferences.of(session, owner_id)
+    wishes = preferences.get(session, owner_id)
     if wishes.low_credits is None or not wishes.wants(LOW):
         return
     available = ledger.balance(session, owner_id).available
@@ -108,7 +108,7 @@ def alert(services: Services, topic: str, text: str) -> None:
 
 def _put_mail(session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None) -> None:
     # A server that is down is not asked anew with every mail.
-    due_at = outbox.spared_until(session, mail.SERVER, utcnow() + retries.LONGEST_SPARING)
+    due_at = outbox.postponed_until(session, mail.SERVER, utcnow() + retries.LONGEST_POSTPONEMENT)
     outbox.put(
         session, "mail", job_id=job_id, owner_id=owner_id, topic=event, destination=mail.SERVER, payload=dict(facts),
         due_at=due_at,
@@ -132,7 +132,7 @@ def deliver_mail(services: Services, message_id: str) -> None:
         message = outbox.find(session, message_id)
         if message is None:
             return
-        wishes = preferences.of(session, message.owner_id or "")
+        wishes = preferences.get(session, message.owner_id or "")
     if wishes.email is None or not wishes.wants(message.topic):  # changed since
         with services.database.writing() as session:
             outbox.mark_failed(session, message.id, outbox.SUPERSEDED, None)
@@ -141,7 +141,7 @@ def deliver_mail(services: Services, message_id: str) -> None:
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)
         if outcome.is_down:
-            outbox.spare_destination(session, mail.SERVER, now + retries.LONGEST_SPARING, now)
+            outbox.postpone_destination(session, mail.SERVER, now + retries.LONGEST_POSTPONEMENT, now)
         if outcome.verdict is Verdict.DEAD:
             alert_letter(session, message, outcome)
 
@@ -149,19 +149,19 @@ def deliver_mail(services: Services, message_id: str) -> None:
 def _send(services: Services, message: Message, to: str) -> Outcome:
     now = utcnow()
     try:
-        if services.postman is None:
+        if services.mailer is None:
             raise Unreachable("no mail server is set: IMPRINT_SMTP_URL")
         picture = _sample(services, message.job_id) if message.topic == "training.completed" else None
-        letter = mail.write(message.topic, message.payload, services.settings.public_url, picture)
-        services.postman.send(
+        drafted = mail.draft(message.topic, message.payload, services.settings.public_url, picture)
+        services.mailer.send(
             mail.compose(
-                letter, sender=services.settings.mail_from, to=to, message_id=message.id, at=message.created_at
+                drafted, sender=services.settings.mail_from, to=to, message_id=message.id, at=message.created_at
             )
         )
     except AnswerRefused as error:
         return Outcome(Verdict.DEAD, error.message, alert=True)
     except Unreachable as error:
-        return retries.again(error.message, attempts=message.attempts, message_id=message.id, now=now)
+        return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=now)
     return Outcome(Verdict.SENT)
 
 
@@ -203,7 +203,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
         message = outbox.find(session, message_id)
         if message is None:
             return
-        rest = outbox.claim_rest(session, "alert", message.destination or "", now, lease=_CLAIM)
+        rest = outbox.claim_remaining(session, "alert", message.destination or "", now, lease=_CLAIM)
         waiting = [message, *(one for one in rest if one.id != message.id)]
         if message.destination == channels.OPERATORS:
             _share_out(session, services, waiting, now)
@@ -237,5 +237,5 @@ def _send_alerts(channel: str | None, waiting: list[Message], now: datetime) -> 
     try:
         channels.send(channel, *channels.summary(waiting))
     except Unreachable as error:
-        return retries.again(error.message, attempts=waiting[0].attempts, message_id=waiting[0].id, now=now)
+        return retries.next_attempt(error.message, attempts=waiting[0].attempts, message_id=waiting[0].id, now=now)
     return Outcome(Verdict.SENT)

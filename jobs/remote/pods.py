@@ -34,7 +34,7 @@ LOST = (PodState.CLOSING, PodState.GONE)
 
 
 @dataclass(frozen=True)
-class Place:
+class PodPlacement:
     """Where a training may go. `pod` is None for the fixed server and where there is no place yet.
 
     `found` says whether there is one. Where not, `reason` says why in words for the owner, and the job waits and
@@ -49,7 +49,7 @@ class Place:
 # ---- a place for a training -----------------------------------------------------------------------------------
 
 
-def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
+def place(services: Services, spec: TrainSpec, assign: Assign) -> PodPlacement:
     """Find a training its server: a pod with room, else a new one within the ceilings.
 
     `assign(session, pod)` is called inside the transaction that chose the pod and must write the RemoteRun row with
@@ -60,7 +60,7 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
     if services.settings.ai_toolkit_url:
         with services.database.writing() as session:
             assign(session, None)
-        return Place(found=True)
+        return PodPlacement(found=True)
     if services.runpod is None:
         raise BackendFailed(
             "no trainer to send this to: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set"
@@ -68,18 +68,18 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> Place:
     with services.database.writing() as session:
         lock_pods(session)
         if reason := pod_costs.day_is_over_its_ceiling(session, services.settings):
-            return Place(found=False, reason=reason)
+            return PodPlacement(found=False, reason=reason)
         pod = _with_room(session, services.settings.pod_jobs_max, spec.family)
         if pod is not None:
             account(session, pod.id)
             pod.idle_since = None
             pod.family = " ".join(dict.fromkeys([*pod.family.split(), spec.family]))
             assign(session, pod)
-            return Place(found=True, pod=pod)
+            return PodPlacement(found=True, pod=pod)
         if reason := pod_rental.why_not(session, services.settings):
-            return Place(found=False, reason=reason)
+            return PodPlacement(found=False, reason=reason)
     pod, reason = pod_rental.rent(services, services.runpod, spec.family, assign)
-    return Place(found=pod is not None, pod=pod, reason=reason)
+    return PodPlacement(found=pod is not None, pod=pod, reason=reason)
 
 
 def _with_room(session: Session, most: int, family: str) -> RentedPod | None:
@@ -256,5 +256,5 @@ def _tidy(session: Session) -> None:
 
 
 __all__ = [
-    "Place", "account", "check", "close", "is_lost", "place", "reap", "server_at", "server_of", "token_of",
+    "PodPlacement", "account", "check", "close", "is_lost", "place", "reap", "server_at", "server_of", "token_of",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from sqlmodel import Session
 
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable, ImprintError, OutOfMemory, TrainingTimeout
-from core.logging import about
+from core.logging import job_context
 from core.settings import Settings
 from jobs import transitions
 from jobs.remote import runs
@@ -54,7 +54,7 @@ def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
         error = BackendUnreachable("the server does not know the training any more")
     elif error.details != LOST:
         if run.missed + 1 < settings.remote_lost_polls:
-            with about(run.job_id):
+            with job_context(run.job_id):
                 log.warning("%s was not seen, %d times in a row: %s", run.name, run.missed + 1, error)
             return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
         error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")

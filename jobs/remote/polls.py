@@ -16,7 +16,7 @@ from typing import Any
 from sqlmodel import col, select
 
 from core.errors import BackendFailed, BackendUnreachable, ImprintError
-from core.logging import about
+from core.logging import job_context
 from jobs import keys
 from jobs.remote import pods, runs
 from jobs.remote.pod_costs import lock_pods
@@ -140,7 +140,7 @@ def _list(services: Services, pod_id: str | None) -> tuple[Server, dict[str, Rem
 
 
 def _look_once(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
-    with about(run.job_id):
+    with job_context(run.job_id):
         return _look_at(services, server, run, job, busy)
 
 

@@ -233,7 +233,7 @@ def wake(session: Session, settings: Settings) -> int:
     waiting = session.exec(query).all()
     placed = [run.job_id for run, pod in waiting if pod is not None and pod.state == PodState.READY]
     others = [run.job_id for run, pod in waiting if pod is None or pods.is_lost(pod)]
-    return outbox.hasten(session, [*placed, *others[: 2 * settings.pod_jobs_max]], "launch")
+    return outbox.make_due_now(session, [*placed, *others[: 2 * settings.pod_jobs_max]], "launch")
 
 
 # ---- what is left on servers ----------------------------------------------------------------------------------

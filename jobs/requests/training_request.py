@@ -143,7 +143,7 @@ def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
-            if reference and "://" in reference and (reason := sources.refuse_early(reference)):
+            if reference and "://" in reference and (reason := sources.refusal_reason(reference)):
                 faults[name] = reason
     if envelope.webhook_url is not None and (reason := refused_webhook(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
@@ -158,7 +158,7 @@ def refused_webhook(url: str, sources: Sources) -> str | None:
         return "not an address that can be read"
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
         return "needs to be an http(s) address without user info or query"
-    return sources.refuse_early(url)
+    return sources.refusal_reason(url)
 
 
 def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:

@@ -14,7 +14,7 @@ from core.ids import new_id
 from jobs import keys
 from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
-from storage.tables import JobPicture, Picture, PictureState, PreparedPicture
+from storage.tables import JobPicture, PictureState, PreparedPicture, StoredPicture
 from training.data import pictures
 from training.data.dataset import Manifest
 from training.ports import Example
@@ -29,22 +29,24 @@ def store_picture(services: Services, owner_id: str, subject_id: str, data: byte
     sha256 = hashlib.sha256(data).hexdigest()
     with services.database.reading() as session:
         known = session.exec(
-            select(Picture).where(
-                Picture.owner_id == owner_id,
-                Picture.subject_id == subject_id,
-                Picture.sha256 == sha256,
-                Picture.is_mask == is_mask,
+            select(StoredPicture).where(
+                StoredPicture.owner_id == owner_id,
+                StoredPicture.subject_id == subject_id,
+                StoredPicture.sha256 == sha256,
+                StoredPicture.is_mask == is_mask,
             )
         ).first()
     if known is not None:
         if known.removed_at is not None:
             with services.database.writing() as session:
-                session.execute(sa.update(Picture).where(col(Picture.id) == known.id).values(removed_at=None))
+                session.execute(
+                    sa.update(StoredPicture).where(col(StoredPicture.id) == known.id).values(removed_at=None)
+                )
         return known.id
     key = keys.original(sha256)
     if not services.store.exists(key):
         services.store.put(key, data)
-    picture = Picture(
+    picture = StoredPicture(
         id=new_id("pic"),
         owner_id=owner_id,
         subject_id=subject_id,
@@ -90,13 +92,13 @@ def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[Jo
     return rows
 
 
-def _stored(session: Session, request: TrainingRequest) -> dict[str, Picture]:
+def _stored(session: Session, request: TrainingRequest) -> dict[str, StoredPicture]:
     """The stored pictures that an request names, by id."""
     named = {reference for image in request.envelope.images for reference in (image.ref, image.mask) if reference}
-    query = select(Picture).where(
-        col(Picture.id).in_({reference for reference in named if "://" not in reference}),
-        Picture.owner_id == request.envelope.owner_id,
-        col(Picture.removed_at).is_(None),
+    query = select(StoredPicture).where(
+        col(StoredPicture.id).in_({reference for reference in named if "://" not in reference}),
+        StoredPicture.owner_id == request.envelope.owner_id,
+        col(StoredPicture.removed_at).is_(None),
     )
     return {picture.id: picture for picture in session.exec(query)}
 

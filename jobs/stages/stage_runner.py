@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from core import metrics
 from core.errors import HandOver, ImprintError, LeaseLost, OutOfMemory, Stop
-from core.logging import working_on
+from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
@@ -49,7 +49,7 @@ def holder() -> str:
 @contextmanager
 def working(services: Services, lease: Lease) -> Iterator[HeldLease]:
     """Keep the lease while the block works; turn what goes wrong into the right move of the job."""
-    with working_on(lease.job_id, lease.stage), timed(lease.stage):
+    with stage_context(lease.job_id, lease.stage), timed(lease.stage):
         try:
             with services.lease_keeper.keeping(lease) as held:
                 yield held

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlmodel import Session, col, func, select
 
 from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
-from core.logging import working_on
+from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
@@ -22,7 +22,7 @@ from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from jobs.stages.intake import outcome, preparation, unpack
 from jobs.stages.stage_runner import NotMine, claim, holder, timed, work_dir, working
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, Picture, PictureState, PreparedPicture, Stage, Status
+from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
 from training.data.dataset import Manifest, build_manifest
 from training.data.dataset import Picture as Prepared
@@ -102,7 +102,7 @@ def _source(services: Services, reference: str, left: int) -> bytes:
             raise ImageRefused("the pictures of this job have more bytes than a job may have")
         return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
     with services.database.reading() as session:
-        stored = session.get_one(Picture, reference)
+        stored = session.get_one(StoredPicture, reference)
     try:
         return services.store.get(stored.key)
     except NotFound as error:
@@ -216,6 +216,7 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
             device=services.settings.device,
             precision=services.settings.precision,
+            quantise=services.settings.quantise_base,
             slots=services.settings.cohort,
             deterministic=services.settings.deterministic,
             encodings=services.settings.home.resolve() / "encodings",
@@ -257,6 +258,6 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 def settle(services: Services, job_id: str) -> None:
     """Charge, ready, notice: one transaction, so it needs no lease."""
-    with working_on(job_id, Stage.SETTLE), timed(Stage.SETTLE), services.database.writing() as session:
+    with stage_context(job_id, Stage.SETTLE), timed(Stage.SETTLE), services.database.writing() as session:
         if not transitions.settle(session, job_id, services.settings):
             raise NotMine(f"{job_id} has nothing to settle")

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from core.errors import GeneratorError, LoraInvalid, SpecInvalid
 from generation.comfyui import draw as comfyui
-from generation.comfyui.delivery import deliver
-from generation.comfyui.follow import Report
-from generation.comfyui.patch import Lora
-from generation.comfyui.prompts import said
-from generation.comfyui.server import Server, open_client
+from generation.comfyui.delivery import install_lora
+from generation.comfyui.follow import OnProgress
+from generation.comfyui.patch import WorkflowLora
+from generation.comfyui.prompts import contains_word
+from generation.comfyui.server import ComfyUIServer, open_comfyui_client
 from jobs import keys
 from jobs.requests.training_request import Name
 from jobs.services import Services
@@ -75,7 +75,7 @@ def weights_of_subject(services: Services, owner_id: str, subject_id: str, base_
 
 
 @dataclass(frozen=True)
-class Place:
+class ComfyUITarget:
     """A ComfyUI server, and its models/loras as this machine sees it; None: by its assets API."""
 
     url: str
@@ -83,23 +83,23 @@ class Place:
     timeout_s: float = 600.0
 
 
-def place(services: Services) -> Place:
+def comfyui_target(services: Services) -> ComfyUITarget:
     """The operator's server. Raises GeneratorError where none is set."""
     settings = services.settings
     if settings.comfyui_url is None:
         raise GeneratorError("there is no ComfyUI server: the operator names one with IMPRINT_COMFYUI_URL")
-    return Place(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
+    return ComfyUITarget(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
 
 
-def on_comfyui(
-    where: Place,
+def draw_on_comfyui(
+    where: ComfyUITarget,
     workflow: Any,
     weights: Weights | None,
     *,
     strength: float = loras.STRENGTH,
     trigger_word: str | None = None,
     say: Callable[[str], None] = lambda _: None,
-    report: Report = lambda _: None,
+    report: OnProgress = lambda _: None,
     **more: Any,
 ) -> comfyui.Drawing:
     """Bring the weights to a server, and draw a workflow with them; `more` is for `generation.comfyui.draw`.
@@ -107,14 +107,14 @@ def on_comfyui(
     A file whose form ComfyUI would load in part is brought in one that it loads whole. `say` is told what is done.
     Raises WorkflowInvalid, GeneratorError and its kinds.
     """
-    with open_client() as http, tempfile.TemporaryDirectory(prefix="imprint-") as folder:
-        server, lora = Server(where.url, http), None
+    with open_comfyui_client() as http, tempfile.TemporaryDirectory(prefix="imprint-") as folder:
+        server, lora = ComfyUIServer(where.url, http), None
         if weights is not None:
             ready = _readable(weights, Path(folder), say)
             say(f"bringing {ready.file} to {where.url}")
-            listed = deliver(server, ready.path, ready.file, folder=where.loras)
+            listed = install_lora(server, ready.path, ready.file, folder=where.loras)
             word = ready.trigger_word if trigger_word is None else trigger_word
-            lora = Lora(listed, word, strength)
+            lora = WorkflowLora(listed, word, strength)
         say("drawing")
         return comfyui.draw(server, workflow, lora, timeout_s=where.timeout_s, report=report, **more)
 
@@ -135,7 +135,7 @@ def _readable(weights: Weights, folder: Path, say: Callable[[str], None]) -> Wei
 # ---- for applications: the task ---------------------------------------------------------------------------------
 
 
-class Request(BaseModel):
+class DrawingRequest(BaseModel):
     """What an application asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -155,9 +155,9 @@ def generate(services: Services, arguments: Mapping[str, Any], key: str) -> dict
     The same key draws once. Gives `job_id`, `prompt_id` and the pictures with an address each. Raises SpecInvalid,
     LoraNotReady, WorkflowInvalid, GeneratorError and its kinds.
     """
-    asked, where = _read(arguments), place(services)
+    asked, where = _read(arguments), comfyui_target(services)
     with weights_of_subject(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
-        done = on_comfyui(
+        done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
         )
     prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
@@ -168,9 +168,9 @@ def generate(services: Services, arguments: Mapping[str, Any], key: str) -> dict
     }
 
 
-def _read(arguments: Mapping[str, Any]) -> Request:
+def _read(arguments: Mapping[str, Any]) -> DrawingRequest:
     try:
-        return Request.model_validate(dict(arguments))
+        return DrawingRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
         raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
@@ -191,7 +191,7 @@ _USUAL = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalDrawing:
     """How to draw on this machine; what is None is the family's usual."""
 
     prompt: str
@@ -204,8 +204,8 @@ class Here:
     device: str = "auto"
 
 
-def here(
-    services: Services, how: Here, weights: Weights | None, *, strength: float, trigger_word: str | None
+def draw_locally(
+    services: Services, how: LocalDrawing, weights: Weights | None, *, strength: float, trigger_word: str | None
 ) -> list[bytes]:
     """PNG files, one for each seed. Imports torch. Raises SpecInvalid, BaseModelUnavailable, LoraInvalid."""
     base_model = how.base_model or (weights.base_model if weights else None)
@@ -218,7 +218,7 @@ def here(
     location = services.settings.base_models.get(base_model) or (named.location if named else base_model)
     steps, guidance, side = _USUAL[family]
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
-    prompt = how.prompt if not word or said(word, how.prompt) else f"{word}, {how.prompt}"
+    prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"
     from training.sample import draw  # torch takes seconds to import: after all that can be wrong without it
 
     pictures = draw(

@@ -14,7 +14,7 @@ from jobs import keys
 from jobs.services import Services
 from jobs.stages import intake
 from storage.database import insert_if_absent
-from storage.tables import Picture, PreparedPicture, Subject
+from storage.tables import PreparedPicture, StoredPicture, Subject
 from training.data.pictures import PictureReport, near_duplicates
 from training.data.thumbnail import thumbnail
 from training.spec import BASE_MODELS, TrainSpec
@@ -56,7 +56,7 @@ def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_m
     if not services.store.exists(preview_key):
         services.store.put(preview_key, thumbnail(services.store.get(made.key)))
     picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask)
-    seen = sa.update(Picture).where(col(Picture.id) == picture_id)
+    seen = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
     with services.database.writing() as session:
         insert_if_absent(session, made)
         session.connection().execute(seen.values(report=json.dumps(report), preview_key=preview_key))
@@ -72,7 +72,7 @@ def shown(services: Services, owner_id: str, subject_id: str) -> list[dict[str, 
 def masks(services: Services, owner_id: str, subject_id: str) -> list[dict[str, Any]]:
     """A subject's masks as `shown` has pictures; nothing is held against one."""
     with services.database.reading() as session:
-        found = session.exec(select(Picture).where(*_of(owner_id, subject_id, is_mask=True)))
+        found = session.exec(select(StoredPicture).where(*_of(owner_id, subject_id, is_mask=True)))
         return [_view(mask, ()) for mask in found]
 
 
@@ -85,7 +85,9 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
     """Take a picture away; trainings that use it go on. Again changes nothing. Raises NotFound."""
     with services.database.writing() as session:
         _mine(session, owner_id, subject_id, picture_id)
-        gone = sa.update(Picture).where(col(Picture.id) == picture_id, col(Picture.removed_at).is_(None))
+        gone = sa.update(StoredPicture).where(
+            col(StoredPicture.id) == picture_id, col(StoredPicture.removed_at).is_(None)
+        )
         session.connection().execute(gone.values(removed_at=utcnow()))
 
 
@@ -94,7 +96,7 @@ def caption(services: Services, owner_id: str, subject_id: str, picture_id: str,
     with services.database.writing() as session:
         if _mine(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
             raise NotFound(f"{picture_id} is a mask, which has no caption")
-        change = sa.update(Picture).where(col(Picture.id) == picture_id)
+        change = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
         session.connection().execute(change.values(caption=(text or "").strip() or None))
     return next(view for view in shown(services, owner_id, subject_id) if view["id"] == picture_id)
 
@@ -121,15 +123,15 @@ def spec_of(subject: Subject | None) -> TrainSpec:
 
 def _of(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
     return (
-        col(Picture.owner_id) == owner_id,
-        col(Picture.subject_id) == subject_id,
-        col(Picture.is_mask) == is_mask,
-        col(Picture.removed_at).is_(None),
+        col(StoredPicture.owner_id) == owner_id,
+        col(StoredPicture.subject_id) == subject_id,
+        col(StoredPicture.is_mask) == is_mask,
+        col(StoredPicture.removed_at).is_(None),
     )
 
 
-def _mine(session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True) -> Picture:
-    picture = session.get(Picture, picture_id)
+def _mine(session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True) -> StoredPicture:
+    picture = session.get(StoredPicture, picture_id)
     if picture is None or (picture.owner_id, picture.subject_id) != (owner_id, subject_id):
         raise NotFound(f"there is no picture {picture_id}")
     if picture.removed_at is not None and not gone_too:
@@ -137,10 +139,10 @@ def _mine(session: Session, owner_id: str, subject_id: str, picture_id: str, *, 
     return picture
 
 
-def _judged(session: Session, owner_id: str, subject_id: str) -> list[tuple[Picture, list[str]]]:
+def _judged(session: Session, owner_id: str, subject_id: str) -> list[tuple[StoredPicture, list[str]]]:
     """Each picture with its faults; of several that are alike the first is good, as the dataset step has it."""
-    order = (col(Picture.created_at), col(Picture.id))
-    pictures = session.exec(select(Picture).where(*_of(owner_id, subject_id)).order_by(*order)).all()
+    order = (col(StoredPicture.created_at), col(StoredPicture.id))
+    pictures = session.exec(select(StoredPicture).where(*_of(owner_id, subject_id)).order_by(*order)).all()
     judged = [(picture, list(_report(picture).get("bad", []))) for picture in pictures]
     good = [(picture, faults) for picture, faults in judged if not faults and picture.report]
     for index in near_duplicates([PictureReport.from_dict(_report(picture)) for picture, _ in good]):
@@ -148,12 +150,12 @@ def _judged(session: Session, owner_id: str, subject_id: str) -> list[tuple[Pict
     return judged
 
 
-def _report(picture: Picture) -> dict[str, Any]:
+def _report(picture: StoredPicture) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(picture.report) if picture.report else {}
     return report
 
 
-def _view(picture: Picture, faults: Sequence[str]) -> dict[str, Any]:
+def _view(picture: StoredPicture, faults: Sequence[str]) -> dict[str, Any]:
     report = _report(picture)
     size = {"width": report.get("width", 0), "height": report.get("height", 0)}
     return {

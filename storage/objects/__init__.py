@@ -65,7 +65,7 @@ class ObjectStore(Protocol):
 
 
 @runtime_checkable
-class ReadsForeign(Protocol):
+class ForeignReader(Protocol):
     """A store that can also read from other buckets of the same server."""
 
     @property

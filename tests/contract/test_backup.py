@@ -29,7 +29,7 @@ def rows(database: Database) -> dict[str, list[str]]:
         schema.reflect(connection)
         return {
             name: sorted(
-                json.dumps([backup._told(value) for value in row]) for row in connection.execute(table.select())
+                json.dumps([backup._to_json(value) for value in row]) for row in connection.execute(table.select())
             )
             for name, table in schema.tables.items()
         }
@@ -71,7 +71,7 @@ def test_everything_comes_back_on_the_other_database(
     services.store.delete(f"checkpoints/{job_id}/00000005")
     accounts.grant(services, "ada", 5, key="more")
     second = backup.backup(services.database, services.store, folder)
-    assert backup.read(folder) == second
+    assert backup.read_manifest(folder) == second
     assert set(LocalStore(folder / "objects").list("")) == set(services.store.list("")) == set(second.objects)
 
     backup.restore(elsewhere, other_store, folder)

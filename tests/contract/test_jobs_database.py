@@ -376,11 +376,11 @@ def test_one_heart_keeps_many_leases_and_goes_on_when_one_is_lost(services: Serv
 class SlowLease(Lease):
     """A renewal that is on its way until the test lets it go."""
 
-    on_its_way, let_go = threading.Event(), threading.Event()
+    on_its_way, unclaim = threading.Event(), threading.Event()
 
     def renew(self, session: Session, lease_s: float) -> None:
         self.on_its_way.set()
-        self.let_go.wait(10)
+        self.unclaim.wait(10)
         super().renew(session, lease_s)
 
 
@@ -388,7 +388,7 @@ def test_a_renewal_on_its_way_does_not_bring_back_a_lease_that_was_given_back(se
     put_at(services, job_id, Stage.TRAIN)
     lease = SlowLease(**vars(lease_of(services, job_id)))
     lease.on_its_way.clear()
-    lease.let_go.clear()
+    lease.unclaim.clear()
 
     def step() -> None:
         with LeaseKeeper(services.database, 0.3).keeping(lease):
@@ -400,7 +400,7 @@ def test_a_renewal_on_its_way_does_not_bring_back_a_lease_that_was_given_back(se
     ended.start()
     assert lease.on_its_way.wait(10)
     ended.join(0.5)
-    lease.let_go.set()
+    lease.unclaim.set()
     ended.join(10)
     assert lease_of(services, job_id).attempt == 2
 

@@ -12,7 +12,7 @@ from sqlmodel import select
 
 from core.errors import SchemaUnknown
 from storage.database import Database, known_revisions
-from storage.tables import Job, Picture
+from storage.tables import Job, StoredPicture
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT
@@ -69,7 +69,7 @@ def test_pictures_of_before_there_were_masks_are_none(empty: str) -> None:
         connection.execute(sa.text(old))
     database.migrate()
     with database.reading() as session:
-        assert session.get_one(Picture, "pic_1").is_mask is False
+        assert session.get_one(StoredPicture, "pic_1").is_mask is False
     database.close()
 
 

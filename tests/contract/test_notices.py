@@ -124,16 +124,16 @@ def test_names_add_no_header_and_no_markup() -> None:
         "job_id": "job_1",
         "reason": "a\nb",
     }
-    letter = mail.write("training.failed", told, "https://imprint.example", b"jpeg")
-    message = mail.compose(letter, sender="I <i@example.org>", to="a@b.example", message_id="msg_1", at=utcnow())
+    drafted = mail.draft("training.failed", told, "https://imprint.example", b"jpeg")
+    message = mail.compose(drafted, sender="I <i@example.org>", to="a@b.example", message_id="msg_1", at=utcnow())
     assert message["Bcc"] is None
     assert message["Subject"].startswith("rex Bcc: eve@example.org <b>x: the training failed")
-    page = letter.html()
+    page = drafted.html()
     assert "<script>" not in page
     assert "<b>" not in page
     assert "src=" not in page
-    for paragraph in letter.paragraphs:
-        assert paragraph in letter.text()
+    for paragraph in drafted.paragraphs:
+        assert paragraph in drafted.text()
 
 
 def test_a_storm_of_alerts_is_one_message_to_each_channel(settings: Settings, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def impatient(settings: Settings) -> RunPod:
     return RunPod(settings.runpod_url, settings.runpod_api_key.get_secret_value(), timeout_s=20, pause=lambda _: None)
 
 
-def place(services: Services, spec: TrainSpec = SPEC) -> tuple[pods.Place, str]:
+def place(services: Services, spec: TrainSpec = SPEC) -> tuple[pods.PodPlacement, str]:
     """Place a training; its job's id."""
     job_id = new_id("job")
 
@@ -288,7 +288,7 @@ def test_with_a_fixed_server_nothing_is_rented_and_without_a_key_nothing_happens
 ) -> None:
     fixed = make(cloud, ai_toolkit_url="http://127.0.0.1:1", ai_toolkit_token="word")
     found, job_id = place(fixed)
-    assert found == pods.Place(found=True)
+    assert found == pods.PodPlacement(found=True)
     with fixed.database.reading() as session:
         assert session.get_one(RemoteRun, (job_id, 1)).pod_id is None
     assert rented(cloud, fixed) == []

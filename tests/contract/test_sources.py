@@ -39,13 +39,13 @@ def test_files_come_from_their_roots(tmp_path: Path) -> None:
     for given in (root, linked):
         sources = local_sources(tmp_path, given)
         for reference in ((given / "ein bild é.png").as_uri(), f"FILE://localhost{given}/ein bild é.png"):
-            assert sources.refuse_early(reference) is None
+            assert sources.refusal_reason(reference) is None
             assert sources.fetch(reference, max_bytes=1) == b"x"
 
 
 def test_no_roots_no_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
-    said = local_sources(tmp_path).refuse_early(f"file://{tmp_path}/a.png")
+    said = local_sources(tmp_path).refusal_reason(f"file://{tmp_path}/a.png")
     assert said is not None
     assert "not under an allowed root" in said
 
@@ -53,7 +53,7 @@ def test_no_roots_no_files(tmp_path: Path) -> None:
 def test_a_picture_comes_over_http(tmp_path: Path, site: PictureServer) -> None:
     sources = local_sources(tmp_path, allow_hosts=(site.address,))
     url = site.put("/a.png", b"pixels")
-    assert sources.refuse_early(url) is None
+    assert sources.refusal_reason(url) is None
     assert sources.fetch(url + "?X-Amz-Signature=planted", max_bytes=6) == b"pixels"
 
 
@@ -79,9 +79,9 @@ def test_pictures_come_from_the_stores_bucket_and_listed_ones(s3: S3Server) -> N
         s3.client.put_object(Bucket=bucket, Key="Folder/My Cat.JPG", Body=b"cat")
     sources = Sources(guard=Guard(), store=s3.store(own, prefix="imprint"), s3_buckets=[listed])
     for bucket in (own, listed):
-        assert sources.refuse_early(f"s3://{bucket}/Folder/My Cat.JPG") is None
+        assert sources.refusal_reason(f"s3://{bucket}/Folder/My Cat.JPG") is None
         assert sources.fetch(f"s3://{bucket}/Folder/My Cat.JPG", max_bytes=3) == b"cat"
-    assert sources.refuse_early(f"s3://{other}/Folder/My Cat.JPG")
+    assert sources.refusal_reason(f"s3://{other}/Folder/My Cat.JPG")
     for reference, words in (
         (f"s3://{other}/Folder/My Cat.JPG", "not one that pictures may come from"),
         (f"s3://{own}/nothing", "no object"),

@@ -19,7 +19,7 @@ from core.settings import Settings
 from credits.price import RATES
 from jobs.requests.training_request import Envelope
 from jobs.view import view_of
-from notifications.signing import read_secrets, sign
+from notifications.signing import parse_secrets, sign
 from notifications.webhooks import EVENTS
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from tests.docs.pages import (
@@ -114,7 +114,7 @@ def test_settings_in_boxes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         names = [line.partition("=")[0] for line in box.text.splitlines()]
         assert all(getattr(read, name.removeprefix("IMPRINT_").lower()) for name in names)
         if read.webhook_secret:
-            assert read_secrets(read.webhook_secret.get_secret_value())
+            assert parse_secrets(read.webhook_secret.get_secret_value())
 
 
 def test_every_failure_code_has_advice_for_operators_and_every_picture_fault_a_section() -> None:
@@ -185,7 +185,7 @@ class TestTheTask:
         secret, body, now = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", b'{"a":1}', int(time.time())
 
         def judge(at: int, sent: bytes, keys: str = secret) -> bool:
-            signed = sign(read_secrets(keys), "msg_1", at, body)
+            signed = sign(parse_secrets(keys), "msg_1", at, body)
             headers = {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": signed}
             return bool(page["is_genuine"](headers, sent, secret))  # type: ignore[operator]
 

@@ -7,12 +7,12 @@ import pytest
 
 from core.errors import WorkflowInvalid
 from generation.comfyui.nodes import NODES, Catalogue
-from generation.comfyui.patch import LORA_LOADERS, Lora, patch
-from generation.comfyui.prompts import said
+from generation.comfyui.patch import LORA_LOADERS, WorkflowLora, patch
+from generation.comfyui.prompts import contains_word
 from generation.comfyui.workflow import Workflow
 from tests.generation.workflows import NAMES, golden, workflow
 
-LORA = Lora("job_01.safetensors", "sks dog", 0.9)
+LORA = WorkflowLora("job_01.safetensors", "sks dog", 0.9)
 
 
 def changed(name: str, node_id: str, **inputs: Any) -> dict[str, Any]:
@@ -41,13 +41,13 @@ class TestFive:
                 assert readers <= {node_id} if kind in ("MODEL", "CLIP") else node_id not in readers
 
     def test_another_strength_changes_the_node_that_is_there(self, name: str) -> None:
-        done = patch(golden(name), Lora(LORA.file, LORA.trigger_word, 0.5))
+        done = patch(golden(name), WorkflowLora(LORA.file, LORA.trigger_word, 0.5))
         [node] = [node for node in done.workflow.values() if node["inputs"].get("lora_name") == LORA.file]
         assert done.added == []
         assert {node["inputs"][key] for key in node["inputs"] if key.startswith("strength")} == {0.5}
 
     def test_a_second_lora_stands_beside_the_first(self, name: str) -> None:
-        done = patch(golden(name), Lora("job_02.safetensors", "hushpuppy"))
+        done = patch(golden(name), WorkflowLora("job_02.safetensors", "hushpuppy"))
         files = [node["inputs"]["lora_name"] for node in done.workflow.values() if node["class_type"] in LORA_LOADERS]
         assert {LORA.file, "job_02.safetensors"} <= set(files)
         assert len(done.added) == len(done.loaders) == 1
@@ -84,7 +84,7 @@ class TestLoaders:
         # Without a description the names of inputs tell the model; the text encoder then keeps its own.
         done = patch(given, LORA)
         assert done.workflow["10"]["class_type"] == "LoraLoaderModelOnly"
-        assert said("sks dog", done.workflow["6"]["inputs"]["text"])
+        assert contains_word("sks dog", done.workflow["6"]["inputs"]["text"])
 
     def test_without_a_lora_only_prompt_and_seed_change(self) -> None:
         done = patch(workflow("sd15"), None, prompt="a mug", seed=5)
@@ -127,7 +127,7 @@ class TestPrompts:
                 link = done.link(node_id, "negative")
                 if link and done.class_of(link[0]).startswith("CLIPTextEncode"):
                     texts = [value for value in done.inputs(link[0]).values() if isinstance(value, str)]
-                    assert not any(said("sks dog", text) for text in texts), name
+                    assert not any(contains_word("sks dog", text) for text in texts), name
 
 
 EDITOR = {"last_node_id": 9, "nodes": [{"id": 4, "type": "CheckpointLoaderSimple"}], "links": []}
@@ -160,7 +160,7 @@ def test_a_prompt_that_is_out_of_reach() -> None:
     given["6"] = {"class_type": "LoadConditioning", "inputs": {"file": "x"}}
     with pytest.raises(WorkflowInvalid, match="no text was found"):
         patch(given, LORA)
-    assert patch(given, Lora(LORA.file)).added == ["10"]  # without a word there is nothing to say
+    assert patch(given, WorkflowLora(LORA.file)).added == ["10"]  # without a word there is nothing to say
 
 
 def test_loops_end() -> None:

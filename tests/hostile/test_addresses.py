@@ -42,7 +42,7 @@ def test_it_is_refused_before_any_look_up(url: str, tmp_path: Path) -> None:
     with pytest.raises(AddressRefused):
         guard.send("PATCH", url, b"{}", {})
     sources = Sources(guard=guard, store=LocalStore(tmp_path))
-    assert sources.refuse_early(url)
+    assert sources.refusal_reason(url)
     with pytest.raises(ImageRefused):
         sources.fetch(url, max_bytes=100)
 

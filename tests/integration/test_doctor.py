@@ -24,7 +24,7 @@ def by_name(findings: Any) -> dict[str, dict[str, str]]:
     return {found["name"]: found for found in findings}
 
 
-def examined(**settings: Any) -> dict[str, doctor.Finding]:
+def examined(**settings: Any) -> dict[str, doctor.CheckResult]:
     """What the doctor finds in this process, without its look at the device."""
     here = Services(Settings(_env_file=None, **settings))
     checks = [check for check in doctor.CHECKS if check is not doctor._device]

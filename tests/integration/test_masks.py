@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from sqlmodel import select
 
 from jobs.view import View
-from storage.tables import Picture
+from storage.tables import StoredPicture
 from tasks.model_training import arguments_of
 from tests.integration.test_web import Client
 from tests.servers.launcher import run
@@ -121,7 +121,7 @@ def test_the_command_stores_nothing_of_a_folder_whose_masks_do_not_fit(
         assert (done.returncode, done.stdout) == (2, "")
         assert "masks/cat.png: no picture has this mask's name" in " ".join(done.stderr.split())
     with running.services.database.reading() as session:
-        assert session.exec(select(Picture).where(Picture.subject_id == "stray")).all() == []
+        assert session.exec(select(StoredPicture).where(StoredPicture.subject_id == "stray")).all() == []
 
 
 def test_the_task_and_a_training_again(running: Site, folder: Path, by_hand: dict[bool, str]) -> None:

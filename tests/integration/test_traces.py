@@ -110,7 +110,7 @@ def test_without_the_setting_there_is_no_trace_of_it() -> None:
     code = (
         "import sys, tasks.app, web.app\nfrom core import tracing\n"
         "with tracing.span('x') as begun: assert begun is None\n"
-        "assert tracing.carried() == {} and tracing.trace_id() is None\n"
+        "assert tracing.current_headers() == {} and tracing.trace_id() is None\n"
         "assert tracing._provider.cache_info().currsize == 0"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -97,7 +97,7 @@ def runs(tmp_path: Path, bases: Callable[..., Path], pictures: Callable[..., lis
     """Builds a run on a tiny base: 64 px, 5 pictures, 6 steps unless said; spec fields by name."""
 
     def build(family: str = "sd15", *, wide: int = 0, count: int = 5, **given: Any) -> TrainRun:
-        named = ("control", "checkpoints", "training_adapter", "slots", "precision", "previews")
+        named = ("control", "checkpoints", "training_adapter", "slots", "precision", "quantise", "previews")
         kept = {name: given.pop(name) for name in named if name in given}
         name = given.pop("name", "lora")
         base = given.pop("base", None) or bases(family, given.pop("prediction", "epsilon"))

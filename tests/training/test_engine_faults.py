@@ -235,19 +235,20 @@ def test_a_cohort_that_cannot_grow_goes_on_and_the_next_job_waits(runs: Runs, mo
 def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A first job steps; the second has no room to encode until steps have given theirs back."""
-    real, failures = local.encoded, [1]
+    """The second job finds a base that is loaded, beside which its encoders do not fit."""
+    real, tried = local.encoded, []
 
-    def starved(*given: Any) -> Any:
-        if failures:
-            failures.pop()
+    def starved(family: Family, base: Base, *given: Any) -> Any:
+        tried.append(base.is_parked)
+        if not base.is_parked:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*given)
+        return real(family, base, *given)
 
     first = train(runs(name="first"))
     base = resident._resident
     monkeypatch.setattr(local, "encoded", starved)
     assert train(runs(name="second")).sha256 == first.sha256
+    assert tried == [False, True]
     assert resident._resident is base
 
     def never(*given: Any) -> Any:

@@ -10,7 +10,7 @@ from core.errors import SpecInvalid
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import drawing
-from jobs.subjects.drawing import Here, Weights
+from jobs.subjects.drawing import LocalDrawing, Weights
 from training.backends.local import train
 from training.lora import formats as lora_formats
 from training.ports import TrainRun
@@ -52,12 +52,12 @@ def draw(
     strength: float = 1.0,
     prompt: str = "on a beach",
 ) -> list[bytes]:
-    how = Here(prompt, (3, 4), str(base), family, steps=2, guidance=2.0, size=(64, 64), device="cpu")
-    return drawing.here(services, how, weights, strength=strength, trigger_word=None)
+    how = LocalDrawing(prompt, (3, 4), str(base), family, steps=2, guidance=2.0, size=(64, 64), device="cpu")
+    return drawing.draw_locally(services, how, weights, strength=strength, trigger_word=None)
 
 
 def test_what_must_be_said(services: Services) -> None:
     with pytest.raises(SpecInvalid, match="base_model: the LoRA file does not say"):
-        drawing.here(services, Here("x", (1,)), None, strength=1.0, trigger_word=None)
+        drawing.draw_locally(services, LocalDrawing("x", (1,)), None, strength=1.0, trigger_word=None)
     with pytest.raises(SpecInvalid, match="family: name the base model's"):
-        drawing.here(services, Here("x", (1,), "/somewhere"), None, strength=1.0, trigger_word=None)
+        drawing.draw_locally(services, LocalDrawing("x", (1,), "/somewhere"), None, strength=1.0, trigger_word=None)

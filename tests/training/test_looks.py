@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from core.errors import TooFewImages
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
@@ -19,7 +20,7 @@ from training.backends.local import train
 from training.backends.material import split
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
 from training.engine.validation import is_best, is_over
-from training.families.family import Where
+from training.families.family import Base, Where
 from training.lora import file as lora_file
 from training.lora.safetensor import unpack
 from training.ports import TrainResult, TrainRun
@@ -236,19 +237,28 @@ def test_the_last_two_checkpoints_and_every_tenth_epoch_stay(runs: Runs, tmp_pat
 
 
 def test_previews_of_turbo_are_without_its_training_adapter(runs: Runs, tmp_path: Path) -> None:
-    """Inside, the weights are the base's own but for rounding; behind it, bit for bit the merged ones."""
+    """Inside, the base says what it would say without the adapter; no weight changes, inside or afterwards."""
     chance = np.random.default_rng(0)
     pair = chance.normal(size=(2, 64)).astype("f4"), chance.normal(size=(64, 2)).astype("f4")
     adapter = tmp_path / "adapter.safetensors"
     lora_file.write(adapter, lora_file.to_bytes("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
     found, folder = families.find("z-image"), Path(runs("z-image").base_model)
     plain, merged = (found.load(Where(folder, torch.device("cpu"), torch.float32, given)) for given in (None, adapter))
-    weight, own = (base.denoiser.layers[0].attention.to_q.weight for base in (merged, plain))
+    weight = merged.denoiser.layers[0].attention.to_q.weight
     before = weight.clone()
+    caption = torch.randn(7, merged.denoiser.config.cap_feat_dim, generator=torch.Generator().manual_seed(1))
+    mixed = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    def said(base: Base) -> Tensor:
+        with torch.no_grad():
+            return found.predict(base, mixed, torch.tensor([0.5]), [{"context": caption}])
+
+    trained = said(merged)
+    assert not torch.allclose(trained, said(plain), atol=1e-3)
     with found.as_used(merged):
-        assert not torch.equal(weight, before)
-        assert torch.allclose(weight, own, atol=1e-5)
-    assert torch.equal(weight, before)
+        assert torch.allclose(said(merged), said(plain), atol=1e-5)
+        assert torch.equal(weight, before)
+    assert torch.equal(said(merged), trained)
     with pytest.raises(ZeroDivisionError), found.as_used(merged):
         1 // 0  # noqa: B018 - whatever happens inside
-    assert torch.equal(weight, before)
+    assert torch.equal(said(merged), trained)

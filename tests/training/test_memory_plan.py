@@ -1,5 +1,8 @@
 """What a training takes of a device's memory: counted from shapes, measured here, and planned for."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -9,10 +12,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from core.errors import OutOfMemory
 from training import families, memory_plan
+from training.backends import local
+from training.backends.agreement import Agreement
 from training.engine import memory_count
 from training.engine.memory_count import recipe
+from training.engine.state import State
 from training.families.checkpoint_configs import CONFIGS
 from training.memory_plan import GIB
+from training.ports import TrainRun
+
+Runs = Callable[..., TrainRun]
 
 MID: dict[str, Any] = {
     "sample_size": 32,
@@ -75,6 +84,12 @@ def test_a_plan_takes_the_most_slots_and_checkpoints_only_where_it_must() -> Non
     tight = memory_plan.plan(recipe("sdxl"), 8 * GIB)
     assert tight.checkpointing
     assert memory_plan.plan(recipe("z-image"), 16 * GIB).checkpointing
+    # Fewer bits only where checkpointing does not do, and as many as fit.
+    for gib, kind in ((16, "none"), (12, "8bit"), (10, "4bit")):
+        assert memory_plan.plan(recipe("z-image"), gib * GIB).quantisation == kind
+    assert str(memory_plan.plan(recipe("z-image"), 12 * GIB)) == (
+        "needs 10.5 GB, this card has 12.0 (1 slot, gradient checkpointing, base in 8 bits)"
+    )
     # A tiny base of the family is measured by its file.
     share = memory_plan.share_of(recipe("sd15"), 2**20)
     assert memory_plan.plan(recipe("sd15"), GIB, most_slots=32, share=share).slots == 32
@@ -82,8 +97,10 @@ def test_a_plan_takes_the_most_slots_and_checkpoints_only_where_it_must() -> Non
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
-    with pytest.raises(OutOfMemory, match=r"z-image at 1024 px, .* this card has 12\.0: use a card with 16 GB"):
-        memory_plan.plan(recipe("z-image"), 12 * GIB)
+    with pytest.raises(OutOfMemory, match=r"z-image at 1024 px, .* this card has 8\.0: use a card with 9 GB"):
+        memory_plan.plan(recipe("z-image"), 8 * GIB)
+    with pytest.raises(OutOfMemory, match=r"12\.0: use IMPRINT_QUANTISE_BASE=8bit or a card with 16 GB"):
+        memory_plan.plan(recipe("z-image"), 12 * GIB, quantisations=["none"])
     with pytest.raises(OutOfMemory) as raised:
         memory_plan.plan(recipe("sdxl", batch_size=16), 8 * GIB)
     told = raised.value.message
@@ -91,3 +108,62 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     assert "or resolution " in told
     fitting = int(told.split("batch_size ")[1].split()[0])
     assert memory_plan.plan(recipe("sdxl", batch_size=fitting), 8 * GIB).checkpointing
+
+
+# ---- a job on a card of a given size -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A CUDA device with so many GiB free, as far as the plan of a job asks it."""
+
+    def build(gib: float) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(gib * GIB), int(gib * GIB)))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+
+    return build
+
+
+def planned(run: TrainRun, agreement: Agreement) -> tuple[Any, Agreement]:
+    """What a job's plan is, with a base of the standard size."""
+    family = families.find(run.spec.family)
+    with pytest.MonkeyPatch.context() as patch:
+        bytes_of = 2 * memory_plan.SIZES[run.spec.family].parameters
+        patch.setattr(local, "weights_bytes", lambda *_: bytes_of)
+        return local._planned(run, family, Path(run.base_model), torch.device("cuda"), agreement)
+
+
+def test_a_job_takes_what_its_card_has(runs: Runs, card: Callable[[float], None]) -> None:
+    run = runs("sdxl", resolution=1024)
+    fresh = Agreement(torch.bfloat16, memory_plan.QUANTISATIONS, None)
+    card(24)
+    roomy, _ = planned(run, fresh)
+    assert (roomy.checkpointing, roomy.quantisation) == (False, "none")
+    assert roomy.slots > 1
+    card(7)
+    tight, _ = planned(run, fresh)
+    assert (tight.checkpointing, tight.quantisation) == (True, "none")
+    card(5)
+    small, _ = planned(run, fresh)
+    assert (small.checkpointing, small.quantisation) == (True, "8bit")
+    card(2)
+    with pytest.raises(OutOfMemory, match="use a card with 4 GB"):
+        planned(run, fresh)
+
+
+def test_a_job_that_moved_to_a_smaller_card_begins_anew_rather_than_fails(
+    runs: Runs, card: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = runs("sdxl", resolution=1024)
+    began = Agreement(torch.bfloat16, ("none",), State(5, {}, "epsilon", precision="bfloat16"))
+    card(7)
+    same, agreement = planned(run, began)
+    assert (same.quantisation, agreement.state) == ("none", began.state)
+    card(5)
+    fewer, agreement = planned(run, began)
+    assert (fewer.quantisation, agreement.state) == ("8bit", None)
+    assert "begins anew" in caplog.text
+    with pytest.raises(OutOfMemory, match="IMPRINT_QUANTISE_BASE=8bit"):
+        planned(replace(run, quantise="none"), began)

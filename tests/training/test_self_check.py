@@ -115,7 +115,7 @@ class Counted:
     def __init__(self) -> None:
         self.held: dict[tuple[str, ...], float] = {}
 
-    def take(self, measure: metrics.Measure, amount: float, labels: tuple[str, ...]) -> None:
+    def record(self, measure: metrics.Measure, amount: float, labels: tuple[str, ...]) -> None:
         self.held[measure.name, *labels] = amount
 
 
@@ -124,7 +124,7 @@ def test_a_worker_steps_down_and_says_so(
 ) -> None:
     settings = Settings(_env_file=None, home=tmp_path, device="cuda")
     counted = Counted()
-    monkeypatch.setattr(metrics, "_keeper", counted)
+    monkeypatch.setattr(metrics, "_sink", counted)
     monkeypatch.setattr(recorder, "_is_refused", False)
     monkeypatch.setattr("training.device.choose", lambda _: torch.device("cuda"))
     caplog.set_level("INFO")

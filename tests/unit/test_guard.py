@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.addresses import read_pairs
+from core.addresses import parse_host_ports
 from core.errors import AddressRefused, AnswerRefused, Unreachable
 from core.guard import Guard
 
@@ -251,11 +251,11 @@ def test_the_certificate_is_checked_for_the_name(
 
 
 def test_pairs_are_read() -> None:
-    assert read_pairs([" Example.COM:80 ", "[::1]:9000", "10.0.0.1:8080"]) == {
+    assert parse_host_ports([" Example.COM:80 ", "[::1]:9000", "10.0.0.1:8080"]) == {
         ("example.com", 80),
         ("::1", 9000),
         ("10.0.0.1", 8080),
     }
     for wrong in ("example.com", ":80", "example.com:", "example.com:http"):
         with pytest.raises(ValueError, match="not host:port"):
-            read_pairs([wrong])
+            parse_host_ports([wrong])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from core.logging import ConsoleLines, JsonLines, SharedRotatingFile, set_up, working_on
+from core.logging import ConsoleLines, JsonLines, SharedRotatingFile, set_up, stage_context
 
 PROCESSES, LINES = 4, 400
 
@@ -39,10 +39,10 @@ def test_a_warning_is_one_json_line_with_its_job_and_stage(tmp_path: Path) -> No
     set_up(tmp_path / "logs", "INFO")
     log = logging.getLogger("jobs.test")
     log.warning("before")
-    with working_on("job_1", "train"):
+    with stage_context("job_1", "train"):
         log.info("not for the file")
         log.warning("loss is %s", 'high\nand "odd"')
-        with working_on("job_2", "upload"):
+        with stage_context("job_2", "upload"):
             log.error("inner")
         log.error("outer again")
     before, first, inner, outer = read(tmp_path / "logs")
@@ -71,7 +71,7 @@ def test_each_thread_works_on_its_own_job(tmp_path: Path) -> None:
     together = threading.Barrier(4)
 
     def work(number: int) -> None:
-        with working_on(f"job_{number}", "train"):
+        with stage_context(f"job_{number}", "train"):
             together.wait(10)
             logging.getLogger("jobs.test").warning("%d", number)
 
@@ -87,7 +87,7 @@ def test_each_thread_works_on_its_own_job(tmp_path: Path) -> None:
 
 def test_people_read_the_job_on_the_console_too() -> None:
     record = logging.LogRecord("jobs", logging.WARNING, __file__, 1, "slow", None, None)
-    with working_on("job_1", "train"):
+    with stage_context("job_1", "train"):
         assert "[job_1 train] slow" in ConsoleLines().format(record)
     assert "[" not in ConsoleLines().format(record)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from core.settings import Settings
-from tasks.model_training import MAX_BODY_BYTES, Refused, arguments_of, reference
+from tasks.model_training import MAX_BODY_BYTES, MessageRejected, arguments_of, reference
 
 SETTINGS = Settings(_env_file=None, ingress_owner="house", ingress_paths="https://cdn.example/pictures/")
 MESSAGE: dict[str, Any] = {"style_id": 12, "image_paths": ["a/b c%2e.png"], "webhook_url": None, "num_epochs": 20}
@@ -67,7 +67,7 @@ def test_masks_stand_beside_the_paths_of_their_pictures() -> None:
     ],
 )
 def test_what_no_attempt_makes_good_is_refused(body: Any, code: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(MessageRejected) as refused:
         read(body) if isinstance(body, bytes) else read(MESSAGE, **body)
     assert refused.value.code == code
     assert len(str(refused.value)) < 600
@@ -77,7 +77,7 @@ def test_what_no_attempt_makes_good_is_refused(body: Any, code: str) -> None:
 @pytest.mark.parametrize("path", ["/etc/passwd", "a/../b", "./a", "a//b", "", "a\\b", "a\nb", ".."])
 def test_paths_stay_below_their_prefix(path: str) -> None:
     for prefix in ("file:///mnt/pictures", "s3://bucket/pictures", None):
-        with pytest.raises(Refused):
+        with pytest.raises(MessageRejected):
             reference(path, prefix)
 
 

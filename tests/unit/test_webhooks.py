@@ -15,8 +15,8 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from core.clock import utcnow
 from notifications import retries, webhooks
-from notifications.retries import SCHEDULE_S, Verdict, judge
-from notifications.signing import read_secrets, sign
+from notifications.retries import SCHEDULE_S, Verdict, outcome_of
+from notifications.signing import parse_secrets, sign
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 JOB: dict[str, Any] = {
@@ -116,7 +116,7 @@ def test_where_it_goes() -> None:
 def test_a_standard_receiver_accepts_the_signature(content: bytes) -> None:
     key = secret()
     timestamp_s = int(utcnow().timestamp())
-    header = sign(read_secrets(key), "msg_1", timestamp_s, content)
+    header = sign(parse_secrets(key), "msg_1", timestamp_s, content)
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(timestamp_s), "webhook-signature": header}
     assert Webhook(key).verify(content, headers) == json.loads(content)
     for changed in ({"webhook-id": "msg_2"}, {"webhook-timestamp": str(timestamp_s - 1)}):
@@ -129,7 +129,7 @@ def test_a_standard_receiver_accepts_the_signature(content: bytes) -> None:
 def test_while_a_secret_is_changed_both_are_good() -> None:
     old, new, other = secret(), secret(), secret()
     timestamp_s = int(utcnow().timestamp())
-    header = sign(read_secrets(f" {new}  {old}"), "msg_1", timestamp_s, b"{}")
+    header = sign(parse_secrets(f" {new}  {old}"), "msg_1", timestamp_s, b"{}")
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(timestamp_s), "webhook-signature": header}
     for key in (old, new):
         Webhook(key).verify(b"{}", headers)
@@ -138,7 +138,7 @@ def test_while_a_secret_is_changed_both_are_good() -> None:
 
 
 def test_the_example_of_the_standard() -> None:
-    key = read_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    key = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     header = sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert header == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
@@ -146,19 +146,19 @@ def test_the_example_of_the_standard() -> None:
 @pytest.mark.parametrize("text", ["abc", "whsec_", "whsec_!!!!", "whsec_" + "A" * 28, "whsec_" + "A" * 100])
 def test_a_bad_secret_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ValueError, match="webhook secret 2") as refusal:
-        read_secrets(f"{secret()} {text}")
+        parse_secrets(f"{secret()} {text}")
     assert len(text) < 8 or text[6:] not in str(refusal.value)
 
 
 def test_a_secret_may_come_unpadded() -> None:
-    assert read_secrets("whsec_" + base64.b64encode(b"x" * 25).decode().rstrip("=")) == [b"x" * 25]
+    assert parse_secrets("whsec_" + base64.b64encode(b"x" * 25).decode().rstrip("=")) == [b"x" * 25]
 
 
 # ---- what each answer leads to ----
 
 
 def verdict(status: int, attempts: int = 0, headers: dict[str, str] | None = None) -> retries.Outcome:
-    return judge(status, headers or {}, attempts=attempts, message_id="msg_1", now=NOW)
+    return outcome_of(status, headers or {}, attempts=attempts, message_id="msg_1", now=NOW)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -193,7 +193,7 @@ def test_the_schedule_is_the_standard_one_with_jitter() -> None:
     waits: dict[int, set[float]] = {}
     for attempts in range(9):
         for number in range(50):
-            outcome = judge(500, {}, attempts=attempts, message_id=f"msg_{number}", now=NOW)
+            outcome = outcome_of(500, {}, attempts=attempts, message_id=f"msg_{number}", now=NOW)
             assert outcome.next_due is not None
             share = (outcome.next_due - NOW).total_seconds() / SCHEDULE_S[attempts + 1]
             assert 0.9 <= share <= 1.1

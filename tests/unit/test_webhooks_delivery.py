@@ -16,7 +16,7 @@ from core.guard import Guard
 from notifications import webhooks
 from notifications.outbox import Message
 from notifications.retries import SCHEDULE_S, Verdict
-from notifications.signing import read_secrets
+from notifications.signing import parse_secrets
 from notifications.webhooks import Sender
 
 KEY = "whsec_" + "A" * 40
@@ -87,7 +87,7 @@ def message_to(base: str) -> Message:
 def test_a_delivery_as_the_standard_has_it(receive: Callable[..., Receiver]) -> None:
     receiver = receive((204, {}))
     message = message_to(receiver.base)
-    outcome = webhooks.deliver(message, sender_to(receiver), utcnow(), secrets=read_secrets(KEY))
+    outcome = webhooks.deliver(message, sender_to(receiver), utcnow(), secrets=parse_secrets(KEY))
     assert (outcome.verdict, outcome.status) == (Verdict.SENT, 204)
     ((method, path, headers, content),) = receiver.got
     assert (method, path) == ("PATCH", "/app/api/models/model_1/status")
@@ -100,10 +100,10 @@ def test_a_delivery_as_the_standard_has_it(receive: Callable[..., Receiver]) -> 
 def test_attempts_share_the_id_and_the_body_but_not_the_time(receive: Callable[..., Receiver]) -> None:
     receiver = receive((500, {}), (200, {}))
     message, sender, now = message_to(receiver.base), sender_to(receiver), utcnow()
-    first = webhooks.deliver(message, sender, now - timedelta(seconds=100), secrets=read_secrets(KEY))
+    first = webhooks.deliver(message, sender, now - timedelta(seconds=100), secrets=parse_secrets(KEY))
     assert first.verdict is Verdict.RETRY
     assert (
-        webhooks.deliver(replace(message, attempts=1), sender, now, secrets=read_secrets(KEY)).verdict is Verdict.SENT
+        webhooks.deliver(replace(message, attempts=1), sender, now, secrets=parse_secrets(KEY)).verdict is Verdict.SENT
     )
     (_, _, before, content), (_, _, after, again) = receiver.got
     assert content == again

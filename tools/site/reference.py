@@ -87,7 +87,7 @@ def metrics() -> str:
     told = ["# Metrics", _NOTE, "[Monitoring](../monitoring.md) says how to collect and show them.\n"]
     told.append("\n## Of the workers\n\n")
     rows = [
-        (f"`{one.name}{'_total' if one.kind == 'counter' else ''}`", one.kind, _names(one.labels), one.told)
+        (f"`{one.name}{'_total' if one.kind == 'counter' else ''}`", one.kind, _names(one.labels), one.description)
         for one in metrics.ALL
     ]
     told.append(_table(("metric", "kind", "labels", "what"), rows))

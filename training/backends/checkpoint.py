@@ -9,10 +9,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from typing import cast
 
 from core.errors import ImprintError
 from training.engine.state import State
 from training.lora.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
+from training.options import Quantisation
 from training.ports import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, s
         "loss": repr(state.loss),
         "prediction": state.prediction,
         "precision": state.precision,
+        "quantisation": state.quantisation,
         "looks": json.dumps(state.looks),
         **{f"identity.{name}": value for name, value in identity.items()},
         **{f"version.{name}": value for name, value in versions.items()},
@@ -68,6 +71,7 @@ def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
         kept=parts,
         prediction=facts["prediction"],
         precision=facts.get("precision", ""),
+        quantisation=cast(Quantisation, facts.get("quantisation", "none")),
         loss=float(facts["loss"]),
         looks=tuple((step, loss) for step, loss in json.loads(facts.get("looks", "[]"))),
     )

@@ -28,7 +28,7 @@ from core.errors import (
 )
 from training import device_failure, families, memory_plan
 from training.backends import checkpoint, resident
-from training.backends.agreement import agreed_precision
+from training.backends.agreement import Agreement, agreed
 from training.backends.encodings import Encodings
 from training.backends.material import Material, encoded, split
 from training.backends.meter import Meter
@@ -70,15 +70,18 @@ def train(run: TrainRun) -> TrainResult:
     folder = locate(run.base_model, family.parts)
     total = run.spec.steps(len(run.examples))
     identity = _identity(run, family, folder)
-    state = checkpoint.latest(run.checkpoints, identity, total)
-    dtype, state = agreed_precision(run, device, weights_bytes(folder, family.parts[0]), state)
+    found = checkpoint.latest(run.checkpoints, identity, total)
+    agreement = agreed(run, device, weights_bytes(folder, family.parts[0]), found)
+    state, seconds = agreement.state, 0.0
     resumed_from = state.step if state is not None else 0
-    seconds = 0.0
     if state is None or (state.step < total and not is_over(state.looks, run.spec.validation.patience)):
+        plan, agreement = _planned(run, family, folder, device, agreement)
+        state = agreement.state
+        resumed_from = state.step if state is not None else 0
         if state is not None:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
-        where = Where(folder, device, dtype, run.training_adapter, _is_distilled(run))
-        plan = _plan(run, family, where)
+        quantisation = plan.quantisation if plan is not None else agreement.quantisations[0]
+        where = Where(folder, device, agreement.dtype, run.training_adapter, _is_distilled(run), quantisation)
         with device_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
             trainee = Trainee(run, engine, identity, total, state, plan)
             begun = time.monotonic()
@@ -145,7 +148,7 @@ class Trainee:
         self.meter = Meter(run.control, start=self.job.start, total=total, loss=loss)
 
     def _encoded(self, encodings: Encodings) -> Material:
-        """Encode what the recipe asks for. If memory runs out, once more with the memory that steps keep."""
+        """Encode what the recipe asks for. If memory runs out, once more with the device to itself."""
         run, engine = self.run, self.engine
         try:
             return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
@@ -153,7 +156,7 @@ class Trainee:
             if not is_out_of_memory(error):
                 raise
         log.warning("job %s: out of memory while encoding; once more while no job steps", run.job_id)
-        with engine.paused():
+        with engine.paused(), engine.base.parked():
             return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
 
     def learn(self) -> State:
@@ -249,25 +252,38 @@ class Trainee:
         self.state = state
 
 
-def _plan(run: TrainRun, family: Family, where: Where) -> Plan | None:
+def _planned(
+    run: TrainRun, family: Family, folder: Path, device: torch.device, agreement: Agreement
+) -> tuple[Plan | None, Agreement]:
     """How the job fits into the card's memory; None on a CPU, and where several processes share its batch.
 
-    Raises OutOfMemory, before anything is loaded, for a job that cannot fit.
+    A job whose base would fit only in fewer bits than it began with begins anew. Raises OutOfMemory, before anything is
+    loaded, for a job that cannot fit.
     """
-    if where.device.type != "cuda" or distributed.is_asked_for():
-        return None
-    free, _ = torch.cuda.mem_get_info(where.device)
+    if device.type != "cuda" or distributed.is_asked_for():
+        return None, agreement
+    free, _ = torch.cuda.mem_get_info(device)
     spec, part = run.spec, family.parts[0]
-    share = 1.0 if where.folder.is_file() else share_of(spec, weights_bytes(where.folder, part))
-    made = memory_plan.plan(
-        spec,
-        free + torch.cuda.memory_reserved(where.device),
-        most_slots=run.slots or seats("cuda"),
-        weight_bytes=where.dtype.itemsize,
-        share=share,
-    )
+    share = 1.0 if folder.is_file() else share_of(spec, weights_bytes(folder, part))
+    memory = free + torch.cuda.memory_reserved(device)
+    most_slots, weight_bytes = run.slots or seats("cuda"), agreement.dtype.itemsize
+
+    def planned(agreement: Agreement) -> Plan:
+        return memory_plan.plan(
+            spec, memory, most_slots=most_slots, weight_bytes=weight_bytes, share=share,
+            quantisations=agreement.quantisations,
+        )  # fmt: skip
+
+    try:
+        made = planned(agreement)
+    except OutOfMemory:
+        anew = agreed(run, device, weights_bytes(folder, part), None)
+        if agreement.state is None or anew.quantisations == agreement.quantisations:
+            raise
+        made, agreement = planned(anew), anew
+        log.warning("job %s begins anew: with the base that it began on it does not fit this card", run.job_id)
     log.info("job %s %s", run.job_id, made)
-    return made
+    return made, agreement
 
 
 def _is_distilled(run: TrainRun) -> bool:
@@ -313,6 +329,7 @@ def _export(
         base_sha256=identity["base"],
         prediction=state.prediction,
         look=look,
+        quantisation=state.quantisation,
     )
     data = lora_file.to_bytes(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
     report = lora_file.check(data, family=spec.family, rank=spec.rank)

@@ -122,6 +122,7 @@ class Cohort:
             "looks": tuple(job.looks),
             "best": job.best,
             "precision": str(self.base.dtype).removeprefix("torch."),
+            "quantisation": self.base.quantisation,
         }
         return Snapshot(job.step, self._copied_row(job), job.run.spec.rank, rest)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.engine.randomness import generator
+from training.families.quantised import weight_of
 from training.lora.file import Matrices
 from training.lora.safetensor import Array
 
@@ -35,9 +36,8 @@ class Site:
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, [out, in]."""
-        weight: Tensor = self.layer.weight.detach()  # type: ignore[operator]
-        return weight.flatten(1)
+        """The frozen weight, [out, in], dequantised if need be."""
+        return weight_of(self.layer).flatten(1)
 
 
 class LoRA(NamedTuple):

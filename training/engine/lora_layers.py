@@ -25,6 +25,7 @@ class LoRALayer(nn.Module):
         super().__init__()
         self.base_layer, self._layers, self._site = site.layer, layers, site
         self.in_features, self.out_features = site.inputs, site.outputs
+        self._is_plain = type(site.layer) in (nn.Linear, nn.Conv2d)
 
     @property
     def weight(self) -> Tensor:
@@ -50,7 +51,9 @@ class LoRALayer(nn.Module):
         slots = len(lora.lora_a)
         rows = y.reshape(slots, -1, self.out_features)
         low = torch.bmm(x.reshape(slots, -1, self.in_features), lora.lora_a.transpose(1, 2))
-        made = rows.baddbmm_(low, lora.lora_b.transpose(1, 2))
+        # In place where y is the layer's alone: a quantised layer's is a view of what it keeps.
+        add = rows.baddbmm_ if self._is_plain else rows.baddbmm
+        made = add(low, lora.lora_b.transpose(1, 2))
         if lora.stretch is not None:  # of the product alone, without the bias
             made = torch.addcmul(made, made if self.bias is None else made - self.bias, lora.stretch)
         return made.view(y.shape)

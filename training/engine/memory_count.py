@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
+from transformers import CLIPTextModel, Qwen3Model
 
 from training import families
 from training.engine.lora_layers import LoRALayers
@@ -26,6 +27,7 @@ from training.engine.step import Batch, Step
 from training.families.checkpoint_configs import CONFIGS
 from training.families.encoders import Encoders
 from training.families.family import Base, Family
+from training.families.quantised import linears
 from training.memory_plan import Sizes, padded
 from training.spec import FAMILIES, TrainSpec
 
@@ -178,9 +180,12 @@ def sizes_of(name: Any) -> Sizes:
     config = CONFIGS[name][family.parts[0]]
     with _META:
         denoiser = family.denoiser.from_config(dict(config))
+    large = [layer.weight.numel() for layer in linears(denoiser, family.quantised).values()]
     layers = LoRALayers(denoiser, family.targets)
     return Sizes(
         parameters=sum(part.numel() for part in denoiser.parameters()),
+        quantised=(sum(large), max(large)),
+        encoders=_encoders(name),
         lora={
             targets: sum(site.inputs + site.outputs for site in layers.layout(targets, 4).sites)
             for targets in family.targets
@@ -188,6 +193,19 @@ def sizes_of(name: Any) -> Sizes:
         sample=_line(family, config, checkpointing=False),
         checkpointed=_line(family, config, checkpointing=True),
     )
+
+
+def _encoders(name: Any) -> int:
+    """Bytes of the family's text encoders: CLIP in float32, a language model in 16 bits."""
+    total = 0
+    for part, config in CONFIGS[name].items():
+        if part.startswith("text_encoder"):
+            kind: Any
+            kind, each = (Qwen3Model, 2) if "rope_parameters" in config else (CLIPTextModel, 4)
+            with _META:
+                encoder = kind(kind.config_class(**config))
+            total += sum(part.numel() for part in encoder.parameters()) * each
+    return total
 
 
 def _line(family: Family, config: Mapping[str, Any], *, checkpointing: bool) -> tuple[int, int]:

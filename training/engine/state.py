@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from training.lora.safetensor import Array
+from training.options import Quantisation
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class State:
     # In parts: AdamW's moments `first` and `second` and an `average` by parameter name, the rest by names of its own.
     kept: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     precision: str = ""  # of the frozen base that it was trained on: float32, bfloat16 or float16
+    quantisation: Quantisation = "none"  # of that base
     loss: float = 0.0  # smoothed, as reported
     looks: tuple[tuple[int, float], ...] = ()  # (step, validation loss) so far
     best: Mapping[str, Array] = field(default_factory=dict)  # weights of the best look, where they are to be kept

@@ -1,8 +1,8 @@
 """What a family of base models is: data and functions. One module per family fills this in."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from training.families.encoders import Encoders
+from training.families.quantised import parked
+from training.options import Quantisation
 from training.ports import Example
 
 # What the denoiser is told about one picture, in the family's own words; float32 on the training device.
@@ -44,7 +46,10 @@ class Base:
     drawing: tuple[int, float] = (20, 5.0)  # steps and guidance of a preview; guidance 1 is none
     # z-image: the training adapter that is merged into the weights and not in what users draw with.
     training_adapter: Path | None = None
+    adapter: list[tuple[Any, Tensor, Tensor]] | None = None  # its layers with A and B, once they are needed
+    quantisation: Quantisation = "none"
     is_gradient_checkpointing: bool = False
+    is_parked: bool = False  # the denoiser is in the host's memory for now
     _denoiser: Any = field(default=None, init=False, repr=False)
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -55,6 +60,19 @@ class Base:
             if self._denoiser is None:
                 self._denoiser = self.load_denoiser()
             return self._denoiser
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """Inside, the device has the memory of the denoiser, which nobody may use meanwhile."""
+        if self._denoiser is None:
+            yield
+            return
+        self.is_parked = True
+        try:
+            with parked(self._denoiser, self.device):
+                yield
+        finally:
+            self.is_parked = False
 
     @property
     def has_denoiser(self) -> bool:
@@ -87,6 +105,7 @@ class Where:
     dtype: torch.dtype
     training_adapter: Path | None = None  # z-image: merged into the base while training, never in the file
     distilled: bool = False  # a few-step model, such as z-image-turbo
+    quantisation: Quantisation = "none"  # of the denoiser's large layers
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -134,6 +153,7 @@ class Family:
     parts: tuple[str, ...]  # subfolders of its diffusers layout that training reads
     # Which layers get a LoRA, by the names of options.Targets: regular expressions over the denoiser's module names.
     targets: Mapping[str, str]
+    quantised: str  # the linears that a quantised base keeps in fewer bits: a regular expression over full names
     load: Callable[[Where], Base]
     denoiser: Any  # diffusers' class
     # For counting memory: a schedule, and what a denoiser is told of a caption of so many tokens, in shapes alone.

@@ -15,6 +15,7 @@ from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Family, Where
 from training.families.latents import encode_pictures
 from training.families.parts import config_of, load_part
+from training.families.quantised import place
 from training.ports import Example
 
 # What kohya and diffusers call the standard set: q, k, v and output of every attention, 128 modules in the full model.
@@ -38,7 +39,10 @@ def load(where: Where) -> Base:
         )
     schedule = diffusion.load_schedule(where)
     return Base(
-        lambda: load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device),
+        lambda: place(
+            load_part(UNet2DConditionModel, where.folder, "unet", where.dtype), TARGETS["all"], where.quantisation,
+            where.device,
+        ),
         Encoders(
             {
                 "tokenizer": partial(load_part, CLIPTokenizer, where.folder, "tokenizer"),
@@ -47,7 +51,7 @@ def load(where: Where) -> Base:
             },
             where.device,
         ),
-        schedule, where.device, where.dtype, schedule.prediction,
+        schedule, where.device, where.dtype, schedule.prediction, quantisation=where.quantisation,
     )  # fmt: skip
 
 
@@ -86,6 +90,7 @@ FAMILY = Family(
     name="sd15",
     parts=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     targets=TARGETS,
+    quantised=TARGETS["all"],
     load=load,
     denoiser=UNet2DConditionModel,
     stand_in=stand_in,

@@ -20,6 +20,7 @@ from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Family, Where
 from training.families.latents import encode_pictures
 from training.families.parts import config_of, load_part
+from training.families.quantised import place
 from training.families.sd15 import TARGETS, tokenize
 from training.ports import Example
 
@@ -41,12 +42,15 @@ def load(where: Where) -> Base:
     }
     schedule = diffusion.load_schedule(where)
     return Base(
-        lambda: load_part(UNet2DConditionModel, where.folder, "unet", where.dtype).to(where.device),
+        lambda: place(
+            load_part(UNet2DConditionModel, where.folder, "unet", where.dtype), TARGETS["all"], where.quantisation,
+            where.device,
+        ),
         Encoders(
             {part: partial(load_part, kind, where.folder, part, dtype) for part, (kind, dtype) in kinds.items()},
             where.device,
         ),
-        schedule, where.device, where.dtype, schedule.prediction,
+        schedule, where.device, where.dtype, schedule.prediction, quantisation=where.quantisation,
     )  # fmt: skip
 
 
@@ -96,6 +100,7 @@ FAMILY = Family(
     name="sdxl",
     parts=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
     targets=TARGETS,
+    quantised=TARGETS["all"],
     load=load,
     denoiser=UNet2DConditionModel,
     stand_in=stand_in,

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from torch import Tensor
+from torch.nn import functional
 from transformers import Qwen2Tokenizer, Qwen3Model
 
 from core.errors import BaseModelUnavailable
@@ -27,11 +28,14 @@ from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, Family, Where
 from training.families.latents import encode_pictures, sample
 from training.families.parts import load_part, vae_number
+from training.families.quantised import place
 from training.lora import safetensor
 from training.options import MIN_SNR_GAMMA
 from training.ports import Example
 
 MAX_TOKENS = 512  # what diffusers' pipeline reads of a prompt
+# In the main blocks and in the two refiners before them.
+QUANTISED = r"(layers|noise_refiner|context_refiner)\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
 _PREFIXES = ("diffusion_model.", "transformer.")
 _DOWN = ".lora_A.weight"
 
@@ -68,15 +72,15 @@ def load(where: Where) -> Base:
             where.device,
         ),
         FlowSchedule(shift, scaling, offset), where.device, where.dtype, "flow", warnings,
-        drawing=drawing, training_adapter=where.training_adapter,
+        drawing=drawing, training_adapter=where.training_adapter, quantisation=where.quantisation,
     )  # fmt: skip
 
 
 def _load_transformer(where: Where) -> Any:
-    transformer = load_part(ZImageTransformer2DModel, where.folder, "transformer", where.dtype).to(where.device)
+    transformer = load_part(ZImageTransformer2DModel, where.folder, "transformer", where.dtype)
     if where.training_adapter is not None:
         merge_adapter(transformer, where.training_adapter)
-    return transformer
+    return place(transformer, QUANTISED, where.quantisation, where.device)
 
 
 def merge_adapter(transformer: Any, path: Path) -> int:
@@ -86,7 +90,10 @@ def merge_adapter(transformer: Any, path: Path) -> int:
     """
     count = 0
     try:
-        for layer, change in _changes(transformer, path):
+        for layer, a, b in _adapter(transformer, path):
+            change = b @ a
+            if change.shape != layer.weight.shape or not change.isfinite().all():
+                raise ValueError("a layer has another shape, or numbers that are not finite")
             layer.weight.add_(change.to(layer.weight))
             count += 1
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
@@ -98,37 +105,42 @@ def merge_adapter(transformer: Any, path: Path) -> int:
     return count
 
 
-def _changes(transformer: Any, path: Path) -> Iterator[tuple[Any, Tensor]]:
-    """The layers that a training adapter changes, each with what is added to its weight [out, in]."""
+def _adapter(transformer: Any, path: Path) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """The layers that a training adapter changes, each with its A [rank, in] and B [out, rank], scaled."""
     tensors, _ = safetensor.unpack(path.read_bytes())
     for stem in [name.removesuffix(_DOWN) for name in tensors if name.endswith(_DOWN)]:
         layer = transformer.get_submodule(_without_prefix(stem))
         a, b = (torch.from_numpy(tensors[stem + end].floats().copy()) for end in (_DOWN, ".lora_B.weight"))
         alpha = tensors.get(f"{stem}.alpha")
-        scale = float(alpha.floats()) / len(a) if alpha is not None else 1.0
-        change = (b @ a) * scale
-        if change.shape != layer.weight.shape or not change.isfinite().all():
-            raise ValueError(f"{stem[:80]} has another shape, or numbers that are not finite")
-        yield layer, change
+        yield getattr(layer, "base_layer", layer), a, b * (float(alpha.floats()) / len(a) if alpha is not None else 1.0)
 
 
 @contextmanager
 def as_used(base: Base) -> Iterator[None]:
-    """Inside, the weights are without the training adapter; behind it, bit for bit what they were."""
+    """Inside, every layer that the training adapter was merged into gives what it would without it.
+
+    The adapter's product is taken off each output, so no weight changes: a base may be quantised, and its steps
+    recorded.
+    """
     if base.training_adapter is None:
         yield
         return
-    merged: list[tuple[Any, Tensor]] = []
+    if base.adapter is None:
+        base.adapter = [
+            (layer, a.to(base.device, base.dtype), b.to(base.device, base.dtype))
+            for layer, a, b in _adapter(base.denoiser, base.training_adapter)
+        ]
+    hooks = [layer.register_forward_hook(partial(_without, a, b)) for layer, a, b in base.adapter]
     try:
-        with torch.no_grad():
-            for layer, change in _changes(base.denoiser, base.training_adapter):
-                merged.append((layer, layer.weight.to("cpu", copy=True)))
-                layer.weight.sub_(change.to(layer.weight))
         yield
     finally:
-        with torch.no_grad():
-            for layer, weight in merged:
-                layer.weight.copy_(weight)
+        for hook in hooks:
+            hook.remove()
+
+
+def _without(a: Tensor, b: Tensor, _: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """A layer's output without the adapter's product."""
+    return output - functional.linear(functional.linear(inputs[0], a), b)
 
 
 def _without_prefix(stem: str) -> str:
@@ -232,6 +244,7 @@ FAMILY = Family(
         "attention": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])",
         "all": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",
     },
+    quantised=QUANTISED,
     load=load,
     denoiser=ZImageTransformer2DModel,
     stand_in=stand_in,

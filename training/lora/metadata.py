@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
 
-from training.options import MIN_SNR_GAMMA
+from training.options import MIN_SNR_GAMMA, Quantisation
 from training.ports import Example
 from training.spec import TrainSpec
 
@@ -78,14 +78,17 @@ def describe(
     base_sha256: str,
     prediction: str,
     look: tuple[int, float] | None = None,
+    quantisation: Quantisation = "none",
 ) -> dict[str, str]:
     """The metadata of a finished LoRA, all texts. A pure function of its arguments and of our version.
 
-    `look` is (step, validation loss) of the weights in the file, where pictures were held out.
+    `look` is (step, validation loss) of the weights in the file, where pictures were held out; `quantisation`, of the
+    base that it was trained on.
     """
     looked = {} if look is None else {"imprint_step": str(look[0]), "imprint_validation_loss": repr(look[1])}
     return {
         **looked,
+        **({"imprint_base_quantisation": quantisation} if quantisation != "none" else {}),
         **_kohya(spec, examples, steps),
         **({"ss_network_args": _json(spec.adapter.told())} if spec.adapter.told() else {}),
         **_modelspec(spec, prediction),

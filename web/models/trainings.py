@@ -235,6 +235,7 @@ class Quoted(ResponseModel):
                 "steps": 600,
                 "seconds": 150.0,
                 "measured": False,
+                "memoryGb": 6.4,
             }
         }
     )
@@ -246,6 +247,10 @@ class Quoted(ResponseModel):
     steps: int
     seconds: float
     measured: bool = Field(description="Whether `seconds` is based on trainings that finished on this installation.")
+    memory_gb: float = Field(
+        description="The least GPU memory in GiB that a worker needs for it: with gradient checkpointing and a base "
+        "model in 16 bits."
+    )
 
 
 class Preview(ResponseModel):

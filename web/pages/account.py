@@ -92,7 +92,7 @@ def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Re
     return render(
         request,
         "operators.html",
-        fleet=fleet.look(),
+        fleet=fleet.inspect(),
         remote=trainers.remote(services),
         pods=trainers.rented(services, gone=True),
         spending=trainers.spending(services),

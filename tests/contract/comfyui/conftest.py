@@ -14,7 +14,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from generation.comfyui.server import Server, open_client
+from generation.comfyui.server import ComfyUIServer, open_comfyui_client
 from tests.generation.workflows import workflow
 from tests.servers.fake_comfyui import FakeComfyUI, fake_comfyui
 from training.lora.file import to_bytes
@@ -28,7 +28,7 @@ _MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 @pytest.fixture(scope="session")
 def http() -> Iterator[httpx2.Client]:
-    with open_client(timeout_s=30) as client:
+    with open_comfyui_client(timeout_s=30) as client:
         yield client
 
 
@@ -40,9 +40,9 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeComfyUI]:
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest, http: httpx2.Client) -> Server:
+def server(request: pytest.FixtureRequest, http: httpx2.Client) -> ComfyUIServer:
     """Any server that speaks the API."""
-    return Server(URL or request.getfixturevalue("fake").url, http)
+    return ComfyUIServer(URL or request.getfixturevalue("fake").url, http)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def simple(server: Server) -> dict[str, Any]:
+def simple(server: ComfyUIServer) -> dict[str, Any]:
     """The simplest workflow, with a checkpoint that the server has, small and short."""
     made = workflow("sd15")
     names = server.object_info("CheckpointLoaderSimple")["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"]

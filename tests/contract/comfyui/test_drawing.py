@@ -113,8 +113,12 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     peft = lora.with_name("peft.safetensors")
     peft.write_bytes(lora_formats.to_bytes(lora_formats.read(lora), "peft"))
     told: list[str] = []
-    done = drawing.on_comfyui(
-        drawing.place(services), workflow("sd15"), drawing.weights_of(peft), trigger_word="hush", say=told.append
+    done = drawing.draw_on_comfyui(
+        drawing.comfyui_target(services),
+        workflow("sd15"),
+        drawing.weights_of(peft),
+        trigger_word="hush",
+        say=told.append,
     )
     [one] = stated(done.pictures[0][1])["passes"]
     assert one["model"]["loras"][0][2] == 2  # both modules, not the feed-forward one alone

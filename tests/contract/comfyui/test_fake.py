@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
-from generation.comfyui.delivery import deliver
-from generation.comfyui.draw import Progress, draw
-from generation.comfyui.patch import Lora
-from generation.comfyui.server import Server
+from generation.comfyui.delivery import install_lora
+from generation.comfyui.draw import draw
+from generation.comfyui.follow import PromptProgress
+from generation.comfyui.patch import WorkflowLora
+from generation.comfyui.server import ComfyUIServer
 from tests.contract.comfyui.conftest import URL
 from tests.generation.workflows import NAMES, workflow
 from tests.servers.fake_comfyui import FakeComfyUI, fake_comfyui
@@ -32,17 +33,17 @@ def stated(data: bytes) -> dict[str, Any]:
 
 
 @pytest.fixture
-def lora(server: Server, fake: FakeComfyUI, make: Callable[..., Path]) -> str:
+def lora(server: ComfyUIServer, fake: FakeComfyUI, make: Callable[..., Path]) -> str:
     for name in ("styles/ink.safetensors", "detail.safetensors"):  # what the chain of LoRAs names
         (fake.loras / name).parent.mkdir(exist_ok=True)
         (fake.loras / name).write_bytes(make().read_bytes())
     path = make()
-    return deliver(server, path, path.name, folder=None)  # through the assets API
+    return install_lora(server, path, path.name, folder=None)  # through the assets API
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_five_workflows_are_accepted_and_drawn_with_the_lora(server: Server, lora: str, name: str) -> None:
-    done = draw(server, workflow(name), Lora(lora, "sks dog", 0.8), seed=5)
+def test_five_workflows_are_accepted_and_drawn_with_the_lora(server: ComfyUIServer, lora: str, name: str) -> None:
+    done = draw(server, workflow(name), WorkflowLora(lora, "sks dog", 0.8), seed=5)
     plain = draw(server, workflow(name), None, seed=5)
     assert len(done.pictures) == len(plain.pictures) == (4 if name == "lora-chain" else 1)
     for (_, data), (_, before) in zip(done.pictures, plain.pictures, strict=True):
@@ -57,28 +58,28 @@ def test_five_workflows_are_accepted_and_drawn_with_the_lora(server: Server, lor
 
 
 def test_the_loader_says_which_keys_it_did_not_take(
-    server: Server, fake: FakeComfyUI, make: Callable[..., Path], simple: dict[str, Any]
+    server: ComfyUIServer, fake: FakeComfyUI, make: Callable[..., Path], simple: dict[str, Any]
 ) -> None:
     good, odd = make(), make(odd=True)
     for path, modules in ((good, 1), (odd, 0)):
-        name = deliver(server, path, path.name, folder=fake.loras)
-        [(_, data)] = draw(server, simple, Lora(name)).pictures
+        name = install_lora(server, path, path.name, folder=fake.loras)
+        [(_, data)] = draw(server, simple, WorkflowLora(name)).pictures
         [one] = stated(data)["passes"]
         assert one["model"]["loras"] == [[name, 1.0, modules]]
     assert "lora key not loaded: unet.down_blocks.0" in fake.log.read_text()
 
 
-def test_a_node_that_fails_is_told(server: Server, fake: FakeComfyUI, simple: dict[str, Any]) -> None:
+def test_a_node_that_fails_is_told(server: ComfyUIServer, fake: FakeComfyUI, simple: dict[str, Any]) -> None:
     (fake.loras / "torn.safetensors").write_bytes(b"not one")
     with pytest.raises(GeneratorError, match=r"node 10 \(LoraLoader\) failed: Error while deserializing") as failed:
-        draw(server, simple, Lora("torn.safetensors"))
+        draw(server, simple, WorkflowLora("torn.safetensors"))
     assert failed.value.details == {"node": "10"}
 
 
-def test_somebody_else_interrupts(server: Server, simple: dict[str, Any]) -> None:
+def test_somebody_else_interrupts(server: ComfyUIServer, simple: dict[str, Any]) -> None:
     simple["3"]["inputs"]["steps"] = 5000
 
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: PromptProgress) -> None:
         if progress.step == 3:
             server.http.post(f"{server.url}/interrupt", json={})
 
@@ -86,7 +87,7 @@ def test_somebody_else_interrupts(server: Server, simple: dict[str, Any]) -> Non
         draw(server, simple, None, report=interrupt)
 
 
-def test_nothing_saved_is_an_error(server: Server, simple: dict[str, Any]) -> None:
+def test_nothing_saved_is_an_error(server: ComfyUIServer, simple: dict[str, Any]) -> None:
     del simple["9"]
     simple["20"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
     [(name, _)] = draw(server, simple, None).pictures  # a preview is better than nothing
@@ -97,23 +98,23 @@ def test_without_a_websocket_and_without_assets(
     tmp_path: Path, http: httpx2.Client, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with fake_comfyui(tmp_path / "deaf", "--no-websocket", "--seconds-per-step", "0") as deaf:
-        server, path = Server(deaf.url + "/", http), make()
+        server, path = ComfyUIServer(deaf.url + "/", http), make()
         with pytest.raises(GeneratorError, match="takes no files: start it with --enable-assets"):
-            deliver(server, path, path.name, folder=None)
+            install_lora(server, path, path.name, folder=None)
         with pytest.raises(GeneratorError, match="is no folder of this machine"):
-            deliver(server, path, path.name, folder=tmp_path / "nowhere")
+            install_lora(server, path, path.name, folder=tmp_path / "nowhere")
         with pytest.raises(GeneratorTimeout, match="is not its models/loras folder"):
-            deliver(server, path, path.name, folder=tmp_path, timeout_s=0.1)
+            install_lora(server, path, path.name, folder=tmp_path, timeout_s=0.1)
         with pytest.raises(GeneratorError, match="no plain file name"):
-            deliver(server, path, "../x.safetensors", folder=deaf.loras)
-        name = deliver(server, path, path.name, folder=deaf.loras)
-        assert draw(server, workflow("sd15"), Lora(name)).pictures
+            install_lora(server, path, "../x.safetensors", folder=deaf.loras)
+        name = install_lora(server, path, path.name, folder=deaf.loras)
+        assert draw(server, workflow("sd15"), WorkflowLora(name)).pictures
 
 
 def test_the_assets_api_of_older_builds(tmp_path: Path, http: httpx2.Client, make: Callable[..., Path]) -> None:
     with fake_comfyui(tmp_path / "old", "--old-assets") as old:
-        server, path = Server(old.url, http), make()
-        assert deliver(server, path, path.name, folder=None) == path.name
+        server, path = ComfyUIServer(old.url, http), make()
+        assert install_lora(server, path, path.name, folder=None) == path.name
         assert (old.loras / path.name).read_bytes() == path.read_bytes()
         odd = path.rename(path.with_name("odd name.safetensors"))
         with pytest.raises(GeneratorError, match="refuses odd name"):
@@ -127,7 +128,7 @@ def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unr
     monkeypatch.setattr("generation.comfyui.follow._AWAY_S", 1.0)
     simple["3"]["inputs"]["steps"] = 5000
     with fake_comfyui(tmp_path / "mortal") as mortal:
-        server = Server(mortal.url, http)
+        server = ComfyUIServer(mortal.url, http)
         told: list[GeneratorError] = []
 
         def follow() -> None:
@@ -153,7 +154,7 @@ def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unr
 @pytest.mark.parametrize("url", ["ftp://x", "x:8188", "http://", "http://user:word@x", "http://x/?a=1", ""])
 def test_addresses_that_are_none(url: str, http: httpx2.Client) -> None:
     with pytest.raises(GeneratorError, match="no http:// or https:// address"):
-        Server(url, http)
+        ComfyUIServer(url, http)
 
 
 def test_a_server_that_is_something_else(http: httpx2.Client) -> None:
@@ -168,7 +169,7 @@ def test_a_server_that_is_something_else(http: httpx2.Client) -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        server = Server(f"http://127.0.0.1:{other.server_port}", http)
+        server = ComfyUIServer(f"http://127.0.0.1:{other.server_port}", http)
         for ask in (server.loras, server.object_info, server.queued, lambda: server.history("x")):
             with pytest.raises(GeneratorError, match="something else than ComfyUI"):
                 ask()

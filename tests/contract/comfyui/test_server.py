@@ -13,30 +13,31 @@ import pytest
 from PIL import Image
 
 from core.errors import GeneratorError, GeneratorTimeout, WorkflowInvalid
-from generation.comfyui.delivery import deliver
-from generation.comfyui.draw import Progress, draw
-from generation.comfyui.patch import Lora, patch
-from generation.comfyui.server import Server
+from generation.comfyui.delivery import install_lora
+from generation.comfyui.draw import draw
+from generation.comfyui.follow import PromptProgress
+from generation.comfyui.patch import WorkflowLora, patch
+from generation.comfyui.server import ComfyUIServer
 from tests.contract.comfyui.conftest import PATIENCE_S, URL
 
 
-def submit(server: Server, workflow: dict[str, Any]) -> str:
+def submit(server: ComfyUIServer, workflow: dict[str, Any]) -> str:
     return server.submit(workflow, uuid.uuid4().hex, str(uuid.uuid4()))
 
 
 def test_a_file_is_listed_and_drawn_with(
-    server: Server, shared: Path | None, make: Callable[..., Path], simple: dict[str, Any]
+    server: ComfyUIServer, shared: Path | None, make: Callable[..., Path], simple: dict[str, Any]
 ) -> None:
     path = make()
     assert path.name not in server.loras()
-    name = deliver(server, path, path.name, folder=shared, timeout_s=30)
+    name = install_lora(server, path, path.name, folder=shared, timeout_s=30)
     assert name in server.loras()
     if shared is not None:
         before = (shared / name).stat().st_mtime_ns
-        assert deliver(server, path, path.name, folder=shared) == name
+        assert install_lora(server, path, path.name, folder=shared) == name
         assert (shared / name).stat().st_mtime_ns == before  # what is there is not written again
-    seen: list[Progress] = []
-    done = draw(server, simple, Lora(name, "sks dog"), seed=7, timeout_s=PATIENCE_S, report=seen.append)
+    seen: list[PromptProgress] = []
+    done = draw(server, simple, WorkflowLora(name, "sks dog"), seed=7, timeout_s=PATIENCE_S, report=seen.append)
     [(file, data)] = done.pictures
     picture = Image.open(io.BytesIO(data))
     assert (picture.format, picture.size) == ("PNG", (256, 256))
@@ -49,16 +50,16 @@ def test_a_file_is_listed_and_drawn_with(
 
 
 def test_keys_that_nobody_knows_are_no_error(
-    server: Server, shared: Path | None, make: Callable[..., Path], simple: dict[str, Any]
+    server: ComfyUIServer, shared: Path | None, make: Callable[..., Path], simple: dict[str, Any]
 ) -> None:
     path = make(odd=True)
-    name = deliver(server, path, path.name, folder=shared, timeout_s=30)
-    assert draw(server, simple, Lora(name), timeout_s=PATIENCE_S).pictures
+    name = install_lora(server, path, path.name, folder=shared, timeout_s=30)
+    assert draw(server, simple, WorkflowLora(name), timeout_s=PATIENCE_S).pictures
 
 
-def test_an_unknown_lora_is_refused_and_named(server: Server, simple: dict[str, Any]) -> None:
+def test_an_unknown_lora_is_refused_and_named(server: ComfyUIServer, simple: dict[str, Any]) -> None:
     with pytest.raises(WorkflowInvalid, match=r"node 10 \(LoraLoader: .*[Vv]alue not in list") as refused:
-        draw(server, simple, Lora("nobody-has-this.safetensors", "sks"))
+        draw(server, simple, WorkflowLora("nobody-has-this.safetensors", "sks"))
     assert "nobody-has-this" in refused.value.details["nodes"]["10"]
 
 
@@ -88,14 +89,14 @@ def with_(workflow: dict[str, Any], node_id: str, **inputs: Any) -> dict[str, An
     ids=["type", "missing", "too small", "no number", "choice", "link of three", "to nowhere", "class", "outputs"],
 )
 def test_what_is_wrong_is_refused_and_told(
-    server: Server, simple: dict[str, Any], spoil: Callable[[dict[str, Any]], dict[str, Any]], why: str
+    server: ComfyUIServer, simple: dict[str, Any], spoil: Callable[[dict[str, Any]], dict[str, Any]], why: str
 ) -> None:
     with pytest.raises(WorkflowInvalid, match=why):
         submit(server, spoil(simple))
     assert server.queued() == ([], [])
 
 
-def test_a_prompt_that_is_refused_in_part_is_refused(server: Server, simple: dict[str, Any]) -> None:
+def test_a_prompt_that_is_refused_in_part_is_refused(server: ComfyUIServer, simple: dict[str, Any]) -> None:
     """The server itself would draw the good part and say nothing more."""
     simple["20"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "imprint"}}
     with pytest.raises(WorkflowInvalid, match=r"node 20 .*type mismatch"):
@@ -103,14 +104,14 @@ def test_a_prompt_that_is_refused_in_part_is_refused(server: Server, simple: dic
     assert server.queued()[1] == []
 
 
-def test_the_same_key_draws_once(server: Server, simple: dict[str, Any]) -> None:
+def test_the_same_key_draws_once(server: ComfyUIServer, simple: dict[str, Any]) -> None:
     key = secrets.token_hex(8)
     first = draw(server, simple, None, key=key, timeout_s=PATIENCE_S)
     second = draw(server, simple, None, key=key, timeout_s=PATIENCE_S)
     assert (first.prompt_id, first.pictures) == (second.prompt_id, second.pictures)
 
 
-def test_who_waits_no_longer_takes_the_prompt_back(server: Server, simple: dict[str, Any]) -> None:
+def test_who_waits_no_longer_takes_the_prompt_back(server: ComfyUIServer, simple: dict[str, Any]) -> None:
     simple["3"]["inputs"]["steps"] = 5000
     with pytest.raises(GeneratorTimeout):
         draw(server, simple, None, timeout_s=0.5 if not URL else 20)
@@ -123,7 +124,7 @@ def test_who_waits_no_longer_takes_the_prompt_back(server: Server, simple: dict[
     class Enough(Exception):
         pass
 
-    def enough(_: Progress) -> None:
+    def enough(_: PromptProgress) -> None:
         raise Enough
 
     with pytest.raises(Enough):  # Ctrl-C, say
@@ -133,9 +134,9 @@ def test_who_waits_no_longer_takes_the_prompt_back(server: Server, simple: dict[
     assert server.history(second) is None
 
 
-def test_a_picture_that_is_not_there(server: Server) -> None:
-    from generation.comfyui.server import Picture
+def test_a_picture_that_is_not_there(server: ComfyUIServer) -> None:
+    from generation.comfyui.server import OutputImage
 
     with pytest.raises(GeneratorError, match="answered 404 to /view"):
-        server.picture(Picture("nothing.png", "", "output", "9"))
+        server.picture(OutputImage("nothing.png", "", "output", "9"))
     assert server.history(str(uuid.uuid4())) is None

@@ -15,7 +15,7 @@ from core.errors import ImprintError
 from core.settings import Settings
 from jobs import accounts, service, tokens, transitions
 from jobs.stages import intake
-from storage.tables import Job, Picture, Stage, Status
+from storage.tables import Job, Stage, Status, StoredPicture
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
 from web.limits import RateLimit
@@ -311,7 +311,7 @@ def finish(api: Api, job_id: str, status: Status, **values: Any) -> None:
 
 def key_of(api: Api, picture_id: str) -> str:
     with api.services.database.reading() as session:
-        return session.get_one(Picture, picture_id).key
+        return session.get_one(StoredPicture, picture_id).key
 
 
 def png(picture: Image.Image) -> bytes:

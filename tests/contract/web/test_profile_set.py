@@ -15,7 +15,7 @@ from jobs.stages import intake
 from jobs.subjects import subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
-from storage.tables import Picture, Subject
+from storage.tables import StoredPicture, Subject
 from tests.contract.processes import at_once
 from tests.contract.web.conftest import REX, Api
 
@@ -135,4 +135,4 @@ def at_once_outside(settings: Settings, work: Any, count: int) -> list[Any]:
 
 def ids(api: Api) -> list[str]:
     with api.services.database.reading() as session:
-        return list(session.exec(select(Picture.id).where(Picture.owner_id == "ada")))
+        return list(session.exec(select(StoredPicture.id).where(StoredPicture.owner_id == "ada")))

@@ -1,4 +1,4 @@
-"""Turns: so many at once in all, so many to one host, and every one is given back."""
+"""ConnectionLimiter: so many at once in all, so many to one host, and every one is given back."""
 
 import threading
 import time
@@ -6,23 +6,23 @@ from collections import Counter
 
 import pytest
 
-from core.connection_limiter import Turns
+from core.connection_limiter import ConnectionLimiter
 from core.errors import Unreachable
 
 
 def test_never_more_than_allowed() -> None:
-    turns, lock = Turns(in_all=3, per_host=2), threading.Lock()
+    limiter, lock = ConnectionLimiter(in_all=3, per_host=2), threading.Lock()
     inside: Counter[str] = Counter()
     most: Counter[str] = Counter()
     all_in = threading.Barrier(3)
 
     def call(host: str, meets: bool) -> None:
-        with turns.taken(host, time.monotonic() + 60):
+        with limiter.slot(host, time.monotonic() + 60):
             with lock:
                 inside[host] += 1
                 most[host] = max(most[host], inside[host])
                 most["in all"] = max(most["in all"], inside.total())
-            if meets:  # so that all the turns there are were taken at once, however the threads are scheduled
+            if meets:  # so that all the limiter there are were taken at once, however the threads are scheduled
                 all_in.wait(60)
             threading.Event().wait(0.005)
             with lock:
@@ -40,12 +40,12 @@ def test_never_more_than_allowed() -> None:
 
 
 def test_no_turn_in_time_may_be_retried_and_an_error_gives_its_turn_back() -> None:
-    turns = Turns(in_all=1, per_host=1)
-    with turns.taken("a", time.monotonic() + 60), pytest.raises(Unreachable, match="b was not called") as raised:
-        turns.taken("b", time.monotonic() + 0.02).__enter__()
+    limiter = ConnectionLimiter(in_all=1, per_host=1)
+    with limiter.slot("a", time.monotonic() + 60), pytest.raises(Unreachable, match="b was not called") as raised:
+        limiter.slot("b", time.monotonic() + 0.02).__enter__()
     assert raised.value.retryable
-    with pytest.raises(KeyError), turns.taken("a", time.monotonic()):
+    with pytest.raises(KeyError), limiter.slot("a", time.monotonic()):
         raise KeyError
-    with turns.taken("a", time.monotonic() - 1):
+    with limiter.slot("a", time.monotonic() - 1):
         pass
-    assert not turns._taken
+    assert not limiter._taken
