@@ -4,9 +4,9 @@ changes a bit.
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from training.backends import checkpoint
 from training.backends.local import Trainee
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
-from training.engine.evaluations import Evaluation, all_of
+from training.engine.evaluations import Evaluation
 from training.engine.slot_job import SlotJob
 from training.engine.validation import LEVELS, draw_previews, validation_loss
 from training.families.family import Base
@@ -28,6 +28,7 @@ from training.ports import TrainRun
 
 Runs = Callable[..., TrainRun]
 Engines = Callable[[TrainRun], Engine]
+Result = TypeVar("Result")
 
 # Five pictures are trained on: evaluated after steps 5 and 10. One takes 8 units to measure and 4 to draw.
 BOTH: dict[str, Any] = {
@@ -367,6 +368,17 @@ def test_a_job_that_loses_its_slot_keeps_its_evaluation(
 # ---- in batches ---------------------------------------------------------------------------------------------------
 
 
+def all_of(work: Generator[None, None, Result]) -> tuple[int, Result]:
+    """Do all units one after the other; their number, and what they made."""
+    units = -1  # the first stop is before the first unit
+    while True:
+        units += 1
+        try:
+            next(work)
+        except StopIteration as finished:
+            return units, finished.value
+
+
 @pytest.mark.parametrize("family", ["sd15", "z-image"])
 def test_batches_find_the_same_in_fewer_units(runs: Runs, family: str) -> None:
     """As on a GPU, several pictures at once."""
@@ -382,9 +394,9 @@ def test_batches_find_the_same_in_fewer_units(runs: Runs, family: str) -> None:
     with live.applied():
         losses = [all_of(validation_loss(live.engine.family, base, held_out, count)) for count in (1, 3)]
         drawn = [all_of(draw_previews(live.engine.family, base, prompts, count)) for count in (1, 2)]
-        units = [sum(1 for _ in draw_previews(live.engine.family, base, prompts, count)) for count in (1, 2)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert units == [3 * DRAWING, 2 * DRAWING]
-    for one, many in zip(*drawn, strict=True):
+    assert [units for units, _ in losses] == [LEVELS, 3]
+    assert losses[1][1] == pytest.approx(losses[0][1], rel=1e-5)
+    assert [units for units, _ in drawn] == [3 * DRAWING, 2 * DRAWING]
+    for one, many in zip(drawn[0][1], drawn[1][1], strict=True):
         assert one.shape == many.shape
         assert torch.allclose(one, many, atol=1e-3)

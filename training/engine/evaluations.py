@@ -8,7 +8,6 @@ has done all evaluations before it, and does again those that were cut off.
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 
@@ -19,8 +18,6 @@ from training.engine.slot_job import SlotJob, Snapshot
 from training.engine.validation import draw_previews, is_best, is_over, validation_loss
 
 CUDA_AT_ONCE = 4  # pictures in a forward pass: it keeps nothing for a backward pass, and so takes less than a step
-
-Result = TypeVar("Result")
 
 
 class Evaluation:
@@ -57,13 +54,7 @@ class Evaluation:
             loss = yield from validation_loss(family, base, job.validation_set, at_once)
             self._note(loss)
         if job.preview_prompts is not None:
-            drawing = draw_previews(family, base, job.preview_prompts, at_once)
-            if base.training_adapter is None:
-                drawn = yield from drawing
-            else:  # all in one unit: a step of training between two would need the adapter's weights back
-                yield
-                with family.as_used(base):
-                    drawn = all_of(drawing)
+            drawn = yield from draw_previews(family, base, job.preview_prompts, at_once)
             job.drawn.append((self.step, drawn))
 
     def _note(self, loss: float) -> None:
@@ -191,13 +182,3 @@ class Evaluations:
             raise failure
         self.drop(job)
         self._end(job, failure)
-
-
-def all_of(work: Generator[None, None, Result]) -> Result:
-    """Do all units one after the other; gives what they made."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as finished:
-            result: Result = finished.value
-            return result

@@ -87,10 +87,11 @@ def draw_previews(
         for step in range(steps):
             yield
             now = times[step : step + 1].expand(len(conditions))
-            predicted = family.predict(base, mixed, now, conditions).float()
-            if guidance != 1:
-                without = family.predict(base, mixed, now, [prompts.blank] * len(conditions)).float()
-                predicted = without + guidance * (predicted - without)
+            with family.as_used(base):
+                predicted = family.predict(base, mixed, now, conditions).float()
+                if guidance != 1:
+                    without = family.predict(base, mixed, now, [prompts.blank] * len(conditions)).float()
+                    predicted = without + guidance * (predicted - without)
             then = times[step + 1] if step + 1 < steps else None
             mixed = family.denoise(base, mixed, predicted, times[step], then)
         drawn += mixed.cpu().unbind()
