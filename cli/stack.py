@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from core.embedded_broker import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
+from core.free_port import free_port
 from core.settings import Settings, settings
 from jobs.services import Services
 from training.spec import FAMILIES
@@ -86,7 +86,7 @@ class Stack:
                 member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
 
     def _web(self) -> Member:
-        port = self._settings.web_port or _free_port()
+        port = self._settings.web_port or free_port()
         host = self._settings.web_host
         self.web_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared
         environment = {"IMPRINT_WEB_PORT": str(port)}
@@ -95,7 +95,7 @@ class Stack:
         return Member("web", [], environment, command=("web",))
 
     def _flower(self) -> Member:
-        port = self._settings.flower_port or _free_port()
+        port = self._settings.flower_port or free_port()
         login = self._settings.flower_auth
         self.flower_login = login.get_secret_value() if login else f"imprint:{secrets.token_urlsafe(9)}"
         self.flower_url = f"http://127.0.0.1:{port}"
@@ -223,13 +223,6 @@ def _signal(member: Member, number: int) -> None:
     if member.process is not None:
         with contextlib.suppress(ProcessLookupError):
             member.process.send_signal(number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> int:

@@ -1,1 +1,1 @@
-"""What every room may use: settings, errors, ids, logging, the guarded way out to the network."""
+"""What every package may use: settings, errors, ids, logging, and the guard for requests to foreign addresses."""

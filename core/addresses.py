@@ -1,6 +1,6 @@
-"""Which addresses outside may be called: the deny list, and what an address must look like. No I/O here.
+"""Which foreign addresses may be called: the deny list, and the form that an address must have. No I/O here.
 
-An explicit list, because `ipaddress.is_global` of Python 3.11 lets through multicast, NAT64, 6to4, site-local and
+The list is explicit, because `ipaddress.is_global` of Python 3.11 allows multicast, NAT64, 6to4, site-local and
 IPv4-compatible addresses, 192.88.99.1 and 168.63.129.16.
 """
 
@@ -39,8 +39,8 @@ _DENIED_4 = {
     "240.0.0.0/4": "reserved; ends in broadcast",
 }
 
-# Addresses that carry an IPv4 address in their last 32 bits and may mean a public host: judged by that one.
-# 64:ff9b::/96 is how every IPv4-only host looks in a network with DNS64.
+# Addresses with an IPv4 address in their last 32 bits: that address decides, since it may be public.
+# In a network with DNS64, every IPv4-only host has an address in 64:ff9b::/96.
 _CARRIES_4 = {"::ffff:0:0/96": "IPv4-mapped", "64:ff9b::/96": "NAT64"}
 
 _DENIED_6 = {
@@ -58,7 +58,7 @@ _DENIED_6 = {
     "fec0::/10": "site-local",
     "ff00::/8": "multicast",
 }
-_GLOBAL_6 = IPv6Network("2000::/3")  # all that was ever given out; the rest is denied without a name
+_GLOBAL_6 = IPv6Network("2000::/3")  # the only range that is assigned so far; the rest is denied
 
 _NETWORKS_4 = [(IPv4Network(network), why) for network, why in _DENIED_4.items()]
 _NETWORKS_6 = [(IPv6Network(network), why) for network, why in _DENIED_6.items()]
@@ -66,30 +66,30 @@ _CARRIERS = [IPv6Network(network) for network in _CARRIES_4]
 
 
 def denied(address: str) -> str | None:
-    """Why the IP address `address` must not be called; None if it may."""
+    """The reason why the IP address `address` must not be called; None if it may be called."""
     if "%" in address:
         return "bound to one interface"
     try:
         ip = ip_address(address)
     except ValueError:
-        return "no IP address"
+        return "not an IP address"
     if isinstance(ip, IPv6Address):
         if any(ip in carrier for carrier in _CARRIERS):
             return denied(str(IPv4Address(int(ip) & 0xFFFFFFFF)))
         named = next((why for network, why in _NETWORKS_6 if ip in network), None)
-        return named or (None if ip in _GLOBAL_6 else "not given out")
+        return named or (None if ip in _GLOBAL_6 else "not assigned")
     return next((why for network, why in _NETWORKS_4 if ip in network), None)
 
 
 @dataclass(frozen=True)
 class Address:
-    """An http or https address that looks right. Printing it shows the host alone: the rest may be a secret."""
+    """A valid http or https address. Its text form has only the host: the rest may be a secret."""
 
     scheme: str
     host: str  # lower case, IDNA; an IPv6 address without brackets
     port: int
     target: bytes  # path and query
-    netloc: str  # as the Host header says it
+    netloc: str  # as in the Host header
     url: httpx2.URL
 
     def __str__(self) -> str:
@@ -97,34 +97,36 @@ class Address:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """What the operator's allow list holds."""
+        """The form of an entry in the operator's allow list."""
         return self.host.rstrip("."), self.port
 
     def joined(self, onward: str) -> httpx2.URL:
-        """Where a redirect to `onward` leads. Raises AddressRefused if that cannot be read."""
+        """Where a redirect to `onward` leads. Raises AddressRefused if `onward` is not a valid address."""
         try:
             return self.url.join(onward)
         except (httpx2.InvalidURL, ValueError) as error:
-            raise AddressRefused(f"{self} redirects to what is no address") from error
+            raise AddressRefused(f"{self} redirects to an invalid address") from error
 
 
 def parse_address(url: str | httpx2.URL, allowed: frozenset[tuple[str, int]] = frozenset()) -> Address:
-    """`url` taken apart. Raises AddressRefused if it is not http(s), names a user, a port other than 80 and 443
-    or a denied IP address, unless its host and port are among `allowed`."""
+    """Parse `url`. Raises AddressRefused if it is not http(s) or contains a user.
+
+    Unless its host and port are in `allowed`, a port other than 80 and 443 and a denied IP address are refused too.
+    """
     try:
         read = httpx2.URL(url)
     except (httpx2.InvalidURL, UnicodeError) as error:
-        raise AddressRefused("not an address that can be read") from error
+        raise AddressRefused("the address is not a valid URL") from error
     host = read.raw_host.decode("ascii")
     port = _PORTS.get(read.scheme, 0) if read.port is None else read.port
     if len(str(read)) > _MAX_URL:
         raise AddressRefused(f"the address is longer than {_MAX_URL} characters")
     if read.scheme not in _PORTS:
-        raise AddressRefused("only http:// and https:// are called")
+        raise AddressRefused("the address must begin with http:// or https://")
     if read.userinfo:
-        raise AddressRefused("the address names a user; only addresses without are called")
+        raise AddressRefused("the address must not contain a user or password")
     if ":" not in host and not _HOST.fullmatch(host):
-        raise AddressRefused("the address has no host name that can be looked up")
+        raise AddressRefused("the address has no valid host name")
     address = Address(read.scheme, host, port, read.raw_path, read.netloc.decode("ascii"), read)
     if address.host_port not in allowed:
         _check_unlisted(address)
@@ -133,7 +135,7 @@ def parse_address(url: str | httpx2.URL, allowed: frozenset[tuple[str, int]] = f
 
 def _check_unlisted(address: Address) -> None:
     if address.port not in _PORTS.values():
-        raise AddressRefused(f"{address}: only ports 80 and 443 are called")
+        raise AddressRefused(f"{address}: the port must be 80 or 443")
     name = address.host.rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         raise AddressRefused(f"{address} is this machine")
@@ -143,7 +145,7 @@ def _check_unlisted(address: Address) -> None:
 
 
 def _literal(name: str) -> str | None:
-    """The IP address that `name` spells, in any of the ways the C library reads: 2130706433, 0x7f.1, 017700000001."""
+    """The IP address in `name`, in any form that the C library accepts: 2130706433, 0x7f.1, 017700000001."""
     if ":" in name:
         return name
     try:
@@ -153,11 +155,11 @@ def _literal(name: str) -> str | None:
 
 
 def parse_host_ports(allow_hosts: list[str] | tuple[str, ...]) -> frozenset[tuple[str, int]]:
-    """The operator's `host:port` entries; IPv6 in brackets. Raises ValueError for one without a port."""
+    """Parse the operator's `host:port` entries; IPv6 in brackets. Raises ValueError for an entry without a port."""
     pairs = set()
     for entry in allow_hosts:
         host, colon, port = entry.strip().lower().rpartition(":")
         if not colon or not port.isdigit() or not host:
-            raise ValueError(f"not host:port: {entry!r}")
+            raise ValueError(f"{entry!r} is not host:port")
         pairs.add((host.strip("[]").rstrip("."), int(port)))
     return frozenset(pairs)

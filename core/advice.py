@@ -1,6 +1,6 @@
-"""What a failure means and what its owner may do, in plain words.
+"""What each failure code means, and what the owner of the training can do about it.
 
-The page on troubleshooting begins each code with the same words, and then says more; a test compares the two.
+The page on troubleshooting and the training's page show these texts.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from core.errors import FailureCode
 
 @dataclass(frozen=True)
 class Advice:
-    """`what` has happened, and what the owner of the training can `do` about it."""
+    """`what` happened, and what the owner can `do`."""
 
     what: str
     do: str
@@ -18,63 +18,63 @@ class Advice:
 
 ADVICE: dict[str, Advice] = {
     FailureCode.INSUFFICIENT_CREDITS: Advice(
-        "There are fewer credits than the training may cost.",
-        "Take fewer steps or a smaller resolution, or get credits.",
+        "The owner has fewer credits than the training may cost.",
+        "Choose fewer steps or a smaller resolution, or get more credits.",
     ),
     FailureCode.TOO_FEW_IMAGES: Advice(
-        "Fewer than 5 good pictures were left.",
-        "Replace the pictures that are named: what is wrong stands beside each.",
+        "Too few good pictures were left: a training needs at least 5, plus those held out for validation.",
+        "Replace the pictures that were left out, or add others. The fault of each is listed.",
     ),
     FailureCode.IMAGE_UNREACHABLE: Advice(
-        "A picture could not be fetched.",
-        "Check that its address is public and still valid, or upload the picture itself.",
+        "A picture could not be downloaded.",
+        "Check that its address is public and has not expired, or upload the picture.",
     ),
     FailureCode.IMAGE_INVALID: Advice(
-        "A file is no picture that can be read.",
-        "Start the training again.",
+        "A picture is damaged or cannot be read.",
+        "Save the picture again as PNG or JPEG, upload it, and start a new training with it.",
     ),
     FailureCode.SPEC_INVALID: Advice(
-        "The request has faults.",
-        "Mend what is named.",
+        "The request has invalid values.",
+        "Correct the values that the message names, and send the request again.",
     ),
     FailureCode.BASE_MODEL_UNAVAILABLE: Advice(
-        "The base model is not there, not complete, of another family, or in a form that cannot be read.",
-        "Choose another base model, or check its name and family.",
+        "The base model was not found, is incomplete, belongs to another family, or has an unsupported format.",
+        "Check its name and family, or choose another base model.",
     ),
     FailureCode.OUT_OF_MEMORY: Advice(
-        "Memory ran out.",
-        "Take a smaller batch size or resolution.",
+        "The training needs more memory than the device has.",
+        "Choose a smaller batch size or resolution.",
     ),
     FailureCode.LOSS_NOT_FINITE: Advice(
-        "The loss or the weights became infinite or not a number.",
-        "Take a smaller learning rate or a smaller alpha.",
+        "The training diverged: the loss or the weights became infinite or not a number.",
+        "Choose a smaller learning rate or a smaller alpha.",
     ),
     FailureCode.BACKEND_UNREACHABLE: Advice(
-        "Whoever trains did not answer.",
-        "Try again later.",
+        "The training server did not answer.",
+        "Start the training again later.",
     ),
     FailureCode.BACKEND_FAILED: Advice(
-        "The device or the server that trains does not work.",
-        "Try again later.",
+        "The training device or server does not work correctly.",
+        "Start the training again later.",
     ),
     FailureCode.WORKER_LOST: Advice(
-        "The workers on this stage ended before it did, three times without getting any further.",
-        "Try again.",
+        "The worker stopped three times at the same point of the training.",
+        "Start the training again. If that fails too, tell the operator the training's id.",
     ),
     FailureCode.TIMEOUT: Advice(
-        "The training took too long.",
-        "Take fewer steps or a smaller resolution.",
+        "The training took longer than the operator allows.",
+        "Choose fewer steps or a smaller resolution.",
     ),
     FailureCode.UPLOAD_FAILED: Advice(
-        "The file could not be kept, or did not pass its check.",
-        "Try again.",
+        "The LoRA file could not be stored, or failed its check.",
+        "Start the training again.",
     ),
     FailureCode.CANCELLED: Advice(
-        "The owner cancelled.",
-        "Start it again whenever you like.",
+        "The owner cancelled the training.",
+        "Start it again at any time.",
     ),
     FailureCode.INTERNAL: Advice(
-        "An error that nobody foresaw; a mistake of ours.",
-        "Try again; tell the operator the training's id.",
+        "An unexpected error occurred in Imprint.",
+        "Start the training again. If that fails too, tell the operator the training's id.",
     ),
 }

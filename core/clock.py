@@ -1,4 +1,4 @@
-"""Time as the service keeps it: aware, in UTC, and the same out of SQLite as out of PostgreSQL."""
+"""Points in time: aware, in UTC, and the same from SQLite as from PostgreSQL."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -8,15 +8,15 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 def utcnow() -> datetime:
-    """Now, aware, in UTC, to the microsecond."""
+    """The current time, aware, in UTC, to the microsecond."""
     return datetime.now(UTC)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time: aware in, aware UTC out; a naive one is refused with `ValueError`.
+    """A column for a point in time: it takes an aware value and gives one in UTC. Raises ValueError for a naive value.
 
-    PostgreSQL keeps `TIMESTAMPTZ`. SQLite has no time zones: there it is `DATETIME`, text in UTC with
-    always six decimals, so that text compares as time does.
+    PostgreSQL stores `TIMESTAMPTZ`. SQLite has no time zones: there the column is `DATETIME`, a text in UTC that always
+    has six decimals, so that texts sort like times.
     """
 
     impl = sa.DateTime
@@ -29,7 +29,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError(f"a time without a zone: {value.isoformat()}")
+            raise ValueError(f"the time {value.isoformat()} has no time zone")
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 

@@ -1,4 +1,4 @@
-"""How many calls to the outside may run at once: in all, and to one host."""
+"""A limit on the calls to other hosts that run at the same time: in total, and for each host."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from core.errors import Unreachable
 
 
 class ConnectionLimiter:
-    """At most `in_all` at once, and at most `per_host` to one: a slow host keeps nobody from the others."""
+    """At most `in_all` calls at once, and at most `per_host` to one host, so that a slow host does not block others."""
 
     def __init__(self, in_all: int, per_host: int) -> None:
         self._in_all, self._per_host = in_all, per_host
@@ -19,18 +19,18 @@ class ConnectionLimiter:
 
     @contextmanager
     def slot(self, host: str, deadline: float) -> Iterator[None]:
-        """Wait for a turn and hold it. Raises Unreachable if none comes before `deadline` (monotonic seconds)."""
+        """Wait for a free slot and hold it. Raises Unreachable after `deadline` (monotonic seconds)."""
         with self._freed:
             left = deadline - time.monotonic()
             if not self._freed.wait_for(lambda: self._is_free(host), max(0.0, left)):
-                raise Unreachable(f"{host} was not called: too many downloads are running, and none ended in time")
+                raise Unreachable(f"{host} was not called: too many downloads were running until the time limit")
             self._taken[host] += 1
         try:
             yield
         finally:
             with self._freed:
                 self._taken[host] -= 1
-                self._taken += Counter()  # hosts of 0 go, for hosts are strangers' words
+                self._taken += Counter()  # drop hosts with no calls: the names come from requests, and would pile up
                 self._freed.notify_all()
 
     def _is_free(self, host: str) -> bool:

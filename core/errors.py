@@ -1,46 +1,46 @@
-"""The one error tree. Vendor errors stop at their adapter and become one of these.
+"""The one error tree. Each adapter turns the errors of its vendor into one of these.
 
 ImprintError                     code internal
-├── SpecInvalid                  spec_invalid            every fault of a request, named at once
-├── KeyReused                    spec_invalid            an idempotency key with another request
+├── SpecInvalid                  spec_invalid            a request with invalid values, all of them named
+├── KeyReused                    spec_invalid            an idempotency key of another request
 ├── InsufficientCredits          insufficient_credits
-├── NotFound                     spec_invalid            a job, picture or account that is not there
+├── NotFound                     spec_invalid            a job, picture or account that does not exist
 │   └── LoraNotReady             spec_invalid            a subject without a finished LoRA; says how far it is
-├── IllegalMove                  spec_invalid            a job that is already final, a hold already resolved
+├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
-│   └── ImageRefused             image_unreachable       an address that we will not call; final
+│   └── ImageRefused             image_unreachable       an address that must not be called; final
 ├── ImageInvalid                 image_invalid
-│   └── MaskInvalid              image_invalid           the mask of a picture that may be good itself
+│   └── MaskInvalid              image_invalid           the mask of a picture that itself may be good
 ├── BaseModelUnavailable         base_model_unavailable
 ├── OutOfMemory                  out_of_memory
 ├── LossNotFinite                loss_not_finite
 ├── BackendUnreachable           backend_unreachable     may be retried
-│   └── BackendFull              backend_unreachable     no machine to rent now, or no money for one; may be retried
+│   └── BackendFull              backend_unreachable     no pod can be rented now, or no money is left; may be retried
 ├── BackendFailed                backend_failed
 ├── WorkerLost                   worker_lost             may be retried
-│   └── DeviceLost               worker_lost             the card of a worker failed; may be retried elsewhere
+│   └── DeviceLost               worker_lost             the GPU of a worker failed; may be retried elsewhere
 ├── TrainingTimeout              timeout
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
-├── ObjectExists                 upload_failed           create-only, and something is there already
-├── ObjectTooLarge               internal                an object above the limit that its reader has
-├── KeyRefused                   internal                a key of the object store that we would not make
-├── AddressRefused               internal                an address outside that we will not call; final
-├── Unreachable                  internal                nobody outside answered, or not in time; may be retried
-│   └── AnswerRefused            internal                an answer from outside that will not get better; final
+├── ObjectExists                 upload_failed           create-only, and the object exists
+├── ObjectTooLarge               internal                an object larger than its reader allows
+├── KeyRefused                   internal                a key that no object of ours can have
+├── AddressRefused               internal                a foreign address that must not be called; final
+├── Unreachable                  internal                a foreign server did not answer in time; may be retried
+│   └── AnswerRefused            internal                an answer that a retry will not change; final
 ├── SchemaUnknown                internal                a database that a newer Imprint has migrated
-├── BackupInvalid                spec_invalid            a back-up that cannot be made, read or restored as asked
-├── LoraInvalid                  upload_failed           a LoRA file that is not what it should be
-├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that a generator refuses
-└── GeneratorError               backend_failed          a generator (ComfyUI) that refuses or fails; final
-    ├── GeneratorUnreachable     backend_unreachable     one that does not answer; may be retried
-    └── GeneratorTimeout         timeout                 one that does not finish in time
+├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
+├── LoraInvalid                  upload_failed           a LoRA file that is damaged or not as expected
+├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that ComfyUI refuses
+└── GeneratorError               backend_failed          ComfyUI refused or failed; final
+    ├── GeneratorUnreachable     backend_unreachable     ComfyUI does not answer; may be retried
+    └── GeneratorTimeout         timeout                 ComfyUI did not finish in time
 
-Stop                             no failure: why a training loop leaves early
+Stop                             not a failure: why a training loop ends early
 ├── Cancelled                    the owner cancelled
-├── LeaseLost                    somebody else works on this job now
-└── HandOver                     this worker is going away; checkpoint, then leave
+├── LeaseLost                    another worker holds the job, or it has ended
+└── HandOver                     this worker stops: write a checkpoint, then end
 """
 
 from enum import StrEnum
@@ -48,7 +48,7 @@ from typing import Any, ClassVar
 
 
 class FailureCode(StrEnum):
-    """Why a job failed, in the words that owners, webhooks and docs use."""
+    """Why a job failed. Owners, webhooks and docs use these codes."""
 
     INSUFFICIENT_CREDITS = "insufficient_credits"
     TOO_FEW_IMAGES = "too_few_images"
@@ -68,10 +68,10 @@ class FailureCode(StrEnum):
 
 
 class ImprintError(Exception):
-    """An error that says what, where and what to do.
+    """An error that says what happened, to what, and what to do.
 
-    `message` is for the owner and never holds a secret, a foreign body or a presigned address;
-    `details` is JSON-serialisable and travels with the job.
+    `message` is for the owner and never contains a secret, a foreign body or a presigned address. `details` is
+    JSON-serialisable and is stored with the job.
     """
 
     code: ClassVar[FailureCode] = FailureCode.INTERNAL
@@ -87,7 +87,7 @@ class ImprintError(Exception):
 
 
 class SpecInvalid(ImprintError):
-    """A request with faults. `faults` maps each argument to what is wrong with it."""
+    """A request with invalid values. `faults` maps each argument to what is wrong with it."""
 
     code = FailureCode.SPEC_INVALID
 
@@ -97,7 +97,7 @@ class SpecInvalid(ImprintError):
 
     @classmethod
     def of(cls, faults: dict[str, str]) -> "SpecInvalid":
-        """One error for all `faults`, each named in the message."""
+        """One error for all `faults`, with each of them in the message."""
         listed = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
         return cls(f"the request has {len(faults)} fault(s): {listed}", {"faults": faults})
 
@@ -115,7 +115,7 @@ class NotFound(ImprintError):
 
 
 class LoraNotReady(NotFound):
-    """`details` has the latest training's `status` and `job_id`; the status is None where there was none."""
+    """`details` has `status` and `job_id` of the latest training; if there was none, a status of None."""
 
 
 class IllegalMove(ImprintError):
@@ -207,7 +207,7 @@ class AddressRefused(ImprintError):
 
 
 class Unreachable(ImprintError):
-    """`details["status"]` is the HTTP status, where there was one."""
+    """`details["status"]` is the HTTP status, if there was an answer."""
 
     retryable = True
 
@@ -229,7 +229,7 @@ class LoraInvalid(ImprintError):
 
 
 class WorkflowInvalid(ImprintError):
-    """`details["nodes"]` maps nodes to what is wrong with them, where a generator has said so."""
+    """`details["nodes"]` maps nodes to what is wrong with them, if ComfyUI named them."""
 
     code = FailureCode.SPEC_INVALID
 
@@ -248,7 +248,7 @@ class GeneratorTimeout(GeneratorError):
 
 
 class Stop(Exception):
-    """Why a training loop leaves early. Not a failure."""
+    """Why a training loop ends early. Not a failure."""
 
 
 class Cancelled(Stop):
@@ -256,8 +256,8 @@ class Cancelled(Stop):
 
 
 class LeaseLost(Stop):
-    """Another worker holds the job, or the job is final: write nothing more."""
+    """Another worker holds the job, or the job has ended: write nothing more."""
 
 
 class HandOver(Stop):
-    """This worker is going away: checkpoint, then leave the job to another."""
+    """This worker stops: write a checkpoint, then leave the job to another worker."""

@@ -1,9 +1,9 @@
-"""The guarded way out: HTTP to addresses that strangers gave us.
+"""The guard for HTTP requests to addresses that users gave.
 
-Every host is looked up once, all its addresses are checked against the deny list, and one of those checked is
-dialled, so that a name cannot answer differently between check and call. Host header and TLS name stay the name's.
-No proxy, no environment, no cookies, no connection kept. One wall clock runs over everything: look-up, redirects,
-slow bodies. Errors name the host and nothing else: what comes after it may be a secret, what came back is foreign.
+Every host is looked up once, all its addresses are checked against the deny list, and the connection goes to one of the
+checked addresses. So a name cannot resolve differently between check and call. The Host header and TLS use the name.
+There is no proxy, no environment variable, no cookie and no kept connection. One time limit covers everything: look-up,
+redirects, slow bodies. Errors name the host only: the rest of the address may be a secret, and the answer is foreign.
 """
 
 import queue
@@ -22,22 +22,22 @@ import httpcore2
 from core.addresses import Address, denied, parse_address, parse_host_ports
 from core.connection_limiter import ConnectionLimiter
 from core.errors import AddressRefused, AnswerRefused, Unreachable
+from core.http_status import is_retryable
 
 Resolver = Callable[[str, int], list[str]]
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
-_MAY_PASS = {408, 425, 429}  # the client errors that another try may not meet
 _MAX_DRAINED = 64 * 1024
 _AT_ONCE, _AT_ONCE_PER_HOST = 8, 4  # downloads of one process
-_CONNECT_S = 10.0  # for one of several addresses, so that a dead one leaves time for the next
+_CONNECT_S = 10.0  # for one of several addresses, so that there is time for the next
 
 
 class Guard:
-    """A client for foreign addresses; may be used from several threads.
+    """A client for foreign addresses. Threads can share it.
 
-    `allow_hosts` are `host:port` pairs of the operator that are called whatever their address and port.
-    `timeout_s` is the wall-clock limit of one call. `resolve` and `tls` are for tests and unusual networks.
+    `allow_hosts` are the operator's `host:port` pairs, which are called at any address and port. `timeout_s` is the
+    time limit of one call. `resolve` and `tls` are for tests and unusual networks.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Guard:
         self._limiter = ConnectionLimiter(_AT_ONCE, _AT_ONCE_PER_HOST)
 
     def check(self, url: str) -> None:
-        """Raises AddressRefused for what can be refused by its looks, without any I/O."""
+        """Raises AddressRefused for an address that can be refused without I/O."""
         parse_address(url, self._allowed)
 
     def get_bytes(self, url: str, max_bytes: int) -> bytes:
-        """The body at `url`, after at most three redirects, each checked as the first address was.
+        """The body at `url`, after at most three redirects. Each redirect is checked like the first address.
 
-        Raises AddressRefused; AnswerRefused (final) for a client error, a body above `max_bytes` or one that is
-        compressed; Unreachable (may be retried) for timeouts, resets, server errors, 408, 425 and 429. At most 8
-        downloads run at once, 4 from one host; waiting for a turn counts as time.
+        Raises AddressRefused; AnswerRefused (final) for a client error and for a compressed body or one larger than
+        `max_bytes`; Unreachable (may be retried) for timeouts, resets, server errors, 408, 425 and 429. At most 8
+        downloads run at once, 4 of them from one host; waiting for a slot counts towards the time limit.
         """
         deadline = time.monotonic() + self._timeout_s
         address = parse_address(url, self._allowed)
@@ -77,14 +77,14 @@ class Guard:
                     return _body(answer, address, max_bytes)
                 onward = _header(answer, b"location")
             if not onward:
-                raise AnswerRefused(f"{address} redirects to nowhere", {"status": answer.status})
+                raise AnswerRefused(f"{address} redirects without a Location header", {"status": answer.status})
             address = parse_address(address.joined(onward), self._allowed)
-        raise AnswerRefused(f"{address} is one redirect too many; {_MAX_REDIRECTS} are followed")
+        raise AnswerRefused(f"{address} would be redirect {_MAX_REDIRECTS + 1}; at most {_MAX_REDIRECTS} are followed")
 
     def send(self, method: str, url: str, content: bytes, headers: Mapping[str, str]) -> tuple[int, dict[str, str]]:
-        """Send `content` and return the answer's status and headers (names in lower case), whatever the status.
+        """Send `content` and return status and headers (names in lower case) of the answer, whatever the status.
 
-        Redirects are not followed, of the body nothing is kept. Raises AddressRefused and Unreachable.
+        Redirects are not followed, and the body is dropped. Raises AddressRefused and Unreachable.
         """
         deadline = time.monotonic() + self._timeout_s
         address = parse_address(url, self._allowed)
@@ -101,7 +101,7 @@ class Guard:
     def _answer(
         self, method: str, address: Address, content: bytes, headers: Mapping[str, str], deadline: float
     ) -> Generator[httpcore2.Response]:
-        """One request on a connection of its own; the transport's errors as ours, without their words."""
+        """One request on its own connection. Errors of the transport become ours, without their text."""
         sent: list[tuple[bytes | str, bytes | str]] = [
             ("Host", address.netloc),
             ("User-Agent", "imprint"),
@@ -111,10 +111,10 @@ class Guard:
         ]
         target = httpcore2.URL(scheme=address.scheme, host=address.host, port=address.port, target=address.target)
         network = _Network(self._resolve, address.host_port in self._allowed, deadline)
-        # `from None`: the chained messages quote foreign bytes, and tracebacks end up in logs.
+        # `from None`: chained messages quote foreign bytes, and tracebacks are logged.
         try:
             with httpcore2.ConnectionPool(ssl_context=self._tls, network_backend=network) as pool:
-                # None would send `Transfer-Encoding: chunked` nowhere; b"" says Content-Length: 0.
+                # b"" sends Content-Length: 0, which servers expect of methods with a body.
                 body = content if content or method not in ("GET", "HEAD", "DELETE") else None
                 with pool.stream(method, target, headers=sent, content=body) as answer:
                     yield answer
@@ -123,9 +123,9 @@ class Guard:
         except httpcore2.ConnectError:
             raise Unreachable(f"{address} cannot be reached") from None
         except httpcore2.LocalProtocolError:
-            raise AnswerRefused(f"{address}: this request cannot be sent") from None
+            raise AnswerRefused(f"{address}: the request is not valid HTTP") from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError):
-            raise Unreachable(f"{address} broke off, or does not speak HTTP") from None
+            raise Unreachable(f"{address} closed the connection or does not speak HTTP") from None
 
 
 # ---- answers ----
@@ -133,11 +133,11 @@ class Guard:
 
 def _check_answer(answer: httpcore2.Response, address: Address, max_bytes: int) -> None:
     status, details = answer.status, {"status": answer.status}
-    if status in _MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if is_retryable(status):
         raise Unreachable(f"{address} answered {status}", details)
     if status != HTTPStatus.OK:
         raise AnswerRefused(f"{address} answered {status}", details)
-    # We asked for identity: a compressed body is one that could unpack to anything.
+    # The request asked for identity. A compressed body could unpack to any size.
     if _header(answer, b"content-encoding").strip().lower() not in ("", "identity"):
         raise AnswerRefused(f"{address} sent a compressed body", details)
     size = _header(answer, b"content-length")
@@ -155,9 +155,9 @@ def _body(answer: httpcore2.Response, address: Address, max_bytes: int) -> bytes
 
 
 def _drain(answer: httpcore2.Response) -> None:
-    """Read a small body to its end, for senders that mind a reset; of a large one no more than the beginning.
+    """Read a small body to its end, since some servers report a reset; of a large body read only the beginning.
 
-    The status is known, so a body that breaks off changes nothing.
+    The status is known already, so a body that ends early changes nothing.
     """
     drained = 0
     with suppress(httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError):
@@ -176,7 +176,7 @@ def _header(answer: httpcore2.Response, name: bytes) -> str:
 
 
 class _Network(httpcore2.NetworkBackend):
-    """Dials only what was checked, within the deadline."""
+    """Connects to checked addresses only, before the deadline."""
 
     def __init__(self, resolve: Resolver, may_be_private: bool, deadline: float) -> None:
         self._resolve = resolve
@@ -196,7 +196,7 @@ class _Network(httpcore2.NetworkBackend):
         for number, ip in enumerate(found, start=1):
             left = _left(self._deadline, httpcore2.ConnectTimeout)
             try:
-                # The address is a literal, so this looks nothing up.
+                # `ip` is an IP address, so there is no look-up here.
                 stream = self._tcp.connect_tcp(
                     ip, port, left if number == len(found) else min(left, _CONNECT_S), None, socket_options or ()
                 )
@@ -208,17 +208,17 @@ class _Network(httpcore2.NetworkBackend):
         raise httpcore2.ConnectError("no address")
 
     def _found(self, host: str, port: int) -> list[str]:
-        """The host's addresses, all of them checked."""
+        """The addresses of the host, all of them checked."""
         found = _in_time(lambda: self._resolve(host, port), _left(self._deadline, httpcore2.ConnectTimeout))
         for ip in found:
-            # One bad address among good ones is a trap, not an accident.
+            # One bad address among good ones is an attack, not an accident.
             if not self._may_be_private and (why := denied(ip)):
                 raise AddressRefused(f"{host} has an address that is not public ({why})")
         return found
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection on which every operation has only the time that is left: a trickle does not set it back."""
+    """A connection on which each operation has the time that is left, so that a slow trickle cannot extend it."""
 
     def __init__(self, inner: httpcore2.NetworkStream, deadline: float) -> None:
         self._inner = inner
@@ -242,7 +242,7 @@ class _Stream(httpcore2.NetworkStream):
         try:
             return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._deadline)
         except httpcore2.ConnectError as error:
-            # Told apart here, for the pool drops the cause: another try will meet the same certificate.
+            # Detected here, since the pool drops the cause: a retry would meet the same certificate.
             if isinstance(error.__cause__, ssl.SSLCertVerificationError):
                 raise AnswerRefused(f"{server_hostname} has no valid certificate") from None
             raise
@@ -268,7 +268,7 @@ def _look_up(host: str, port: int) -> list[str]:
 
 
 def _in_time(work: Callable[[], list[str]], timeout_s: float) -> list[str]:
-    """`work()` in a thread that is left behind when it takes too long: getaddrinfo knows no timeout."""
+    """Run `work` in a thread, and abandon the thread after `timeout_s`: getaddrinfo has no timeout."""
     outcome: queue.SimpleQueue[list[str] | httpcore2.ConnectError] = queue.SimpleQueue()
 
     def run() -> None:

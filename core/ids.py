@@ -14,7 +14,7 @@ def new_id(prefix: str) -> str:
 
 
 def made_at(name: str) -> datetime | None:
-    """When an id was made, to the millisecond; None for what is no id of `new_id`."""
+    """When an id was made, to the millisecond; None for a text that is not from `new_id`."""
     _, _, letters = name.rpartition("_")
     if len(letters) != 26 or not set(letters) <= set(_ALPHABET) or letters[0] > "7":
         return None

@@ -1,6 +1,6 @@
-"""Logs: people read the console, machines read JSON lines in a rotating file, and on the console if asked to.
+"""Logs: text on the console for people, JSON lines in a rotating file (and, if set, on the console) for machines.
 
-Every line carries the id of the job that it is about, whichever process and thread writes it.
+Every line has the id of the job that it is about, whichever process and thread writes it.
 """
 
 import json
@@ -37,7 +37,7 @@ def stage_context(job_id: str, stage: str) -> Iterator[None]:
 
 @contextmanager
 def job_context(job_id: str | None) -> Iterator[None]:
-    """Everything logged inside is about this job, at no stage in particular."""
+    """Everything logged inside belongs to this job."""
     token = _job_id.set(job_id)
     try:
         yield
@@ -47,7 +47,7 @@ def job_context(job_id: str | None) -> Iterator[None]:
 
 @contextmanager
 def task_context(task: str, task_id: str) -> Iterator[None]:
-    """Everything logged inside belongs to this task of the queue."""
+    """Everything logged inside belongs to this Celery task."""
     token = _task.set((task, task_id))
     try:
         yield
@@ -57,7 +57,7 @@ def task_context(task: str, task_id: str) -> Iterator[None]:
 
 @contextmanager
 def request_context(request_id: str, path: str = "") -> Iterator[None]:
-    """Everything logged inside belongs to this request of the HTTP API, and to the job that its path names."""
+    """Everything logged inside belongs to this HTTP request, and to the job in its path."""
     token, named = _request_id.set(request_id), _JOB.search(path)
     try:
         with job_context(named[0] if named else None):
@@ -67,11 +67,11 @@ def request_context(request_id: str, path: str = "") -> Iterator[None]:
 
 
 def _context(record: logging.LogRecord) -> dict[str, Any]:
-    """What a line is about: of the work that this thread does, or of the message that Celery tells of."""
+    """What a line is about: the work of this thread, or the task that Celery logs a line about."""
     data = getattr(record, "data", None)
-    told = data if isinstance(data, dict) and "id" in data and "name" in data else {}
-    task, task_id = _task.get() or (told.get("name"), told.get("id"))
-    named = _JOB.search(str(told.get("args", "")))  # the arguments' other parts stay where they are
+    celery_task = data if isinstance(data, dict) and "id" in data and "name" in data else {}
+    task, task_id = _task.get() or (celery_task.get("name"), celery_task.get("id"))
+    named = _JOB.search(str(celery_task.get("args", "")))  # only the id: other arguments may be secret
     return {
         "job_id": _job_id.get() or (named[0] if named else None),
         "stage": _stage.get(),
@@ -113,10 +113,10 @@ class ConsoleLines(logging.Formatter):
 
 
 def set_up(log_dir: Path, level: str, console_format: Literal["text", "json"] = "text") -> None:
-    """Console at `level`, for people or as JSON lines; warnings and errors also to `errors.jsonl` under `log_dir`.
+    """Log to the console from `level` on, and warnings and errors also to `errors.jsonl` in `log_dir`.
 
-    Several processes append to that one file; a line is one short write, and whichever process finds the
-    file full turns it over (the others notice by `WatchedFileHandler`'s rule: the inode has changed).
+    Several processes append to that one file. A line is one short write. The first process that finds the file full
+    rotates it; the others notice that its inode has changed (`WatchedFileHandler`).
     """
     root = logging.getLogger()
     root.setLevel(level)
@@ -127,16 +127,16 @@ def set_up(log_dir: Path, level: str, console_format: Literal["text", "json"] = 
     errors.setLevel(logging.WARNING)
     errors.setFormatter(JsonLines())
     root.handlers = [console, errors]
-    # Libraries that tell every request at INFO.
+    # Libraries that log every request at INFO.
     for chatty in ("httpx2", "httpcore2", "botocore", "boto3", "urllib3", "alembic", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class SharedRotatingFile(logging.handlers.WatchedFileHandler):
-    """A log file that several processes append to, turned over by size.
+    """A log file that several processes append to, rotated by size.
 
-    Python's RotatingFileHandler loses lines when two processes turn over at once; here a lock file
-    decides who does, and the others reopen.
+    Python's RotatingFileHandler loses lines when two processes rotate at once. Here a lock file lets one process
+    rotate, and the others reopen the file.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, keep: int) -> None:
@@ -144,10 +144,10 @@ class SharedRotatingFile(logging.handlers.WatchedFileHandler):
         self._path, self._max_bytes, self._keep = path, max_bytes, keep
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._turn_over_if_full()
+        self._rotate_if_full()
         super().emit(record)
 
-    def _turn_over_if_full(self) -> None:
+    def _rotate_if_full(self) -> None:
         import fcntl
 
         try:
@@ -163,4 +163,4 @@ class SharedRotatingFile(logging.handlers.WatchedFileHandler):
                         older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))
         except FileNotFoundError:
-            return  # turned over between our two looks; the parent class reopens
+            return  # rotated by another process just now; the parent class reopens the file

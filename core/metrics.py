@@ -1,7 +1,7 @@
-"""What the processes count, in one place. Any room counts here in a line; what shows it is chosen where they start.
+"""The metrics that processes count. Any package counts here with one call; each process sets its own sink at its start.
 
-Without a sink (training by hand, a script) a count costs a function call and goes nowhere. What the database knows
-is not counted here but asked of it, by whoever serves `/metrics`: a count in a process that was killed lies.
+Without a sink (training by hand, a script) a count does nothing. Numbers that the database holds are not counted here:
+`/metrics` of the web process queries them, since the counts of a killed process are lost.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Measure:
-    """One number by name, told in a sentence, with the labels that tell its parts apart."""
+    """A named number, its description, and the labels that divide it."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -22,13 +22,13 @@ class Measure:
     buckets: tuple[float, ...] = ()
 
     def add(self, amount: float, *labels: str) -> None:
-        """A counter: so much more. A histogram: one observation of `amount`. A gauge: the number as it is now."""
+        """Add `amount` to a counter, observe it in a histogram, or set a gauge to it."""
         if _sink is not None:
             _sink.record(self, amount, labels)
 
 
 class Sink(Protocol):
-    """Who keeps what is counted in this process."""
+    """Stores the counts of this process."""
 
     def record(self, measure: Measure, amount: float, labels: tuple[str, ...]) -> None: ...
 
@@ -37,7 +37,7 @@ _sink: Sink | None = None
 
 
 def set_sink(sink: Sink | None) -> None:
-    """From now on this process's counts go to `sink`; with None nowhere."""
+    """Send the counts of this process to `sink` from now on, or nowhere."""
     global _sink
     _sink = sink
 
@@ -46,41 +46,39 @@ def set_sink(sink: Sink | None) -> None:
 
 STAGE_SECONDS = Measure(
     "imprint_stage_seconds", "histogram",
-    "Time that a worker was at a stage of one job (preprocess: at one picture), by how it ended. Of a training on a "
-    "remote server this is the time to submit it and to fetch its file.",
+    "Time of a worker on a stage of one job (preprocess: on one picture), by its outcome. For a training on a remote "
+    "server this is the time to submit it and to fetch its file.",
     ("stage", "outcome"), (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180, 600, 1800, 3600, 7200, 14400, 28800),
 )  # fmt: skip
-NOTICES = Measure(
-    "imprint_notice_attempts", "counter", "Attempts to tell an application, by what came of them.", ("verdict",)
-)
-SWEPT_AT = Measure("imprint_sweep_time_seconds", "gauge", "When this worker last finished a sweep, as Unix time.")
-AUDITED_AT = Measure("imprint_audit_time_seconds", "gauge", "When this worker last finished an audit, as Unix time.")
-AUDIT_FINDINGS = Measure("imprint_audit_findings", "gauge", "Rules of the ledger that the last audit found broken.")
+NOTICES = Measure("imprint_notice_attempts", "counter", "Attempts to deliver a webhook, by outcome.", ("verdict",))
+SWEPT_AT = Measure("imprint_sweep_time_seconds", "gauge", "Unix time at which this worker last finished a sweep.")
+AUDITED_AT = Measure("imprint_audit_time_seconds", "gauge", "Unix time at which this worker last finished an audit.")
+AUDIT_FINDINGS = Measure("imprint_audit_findings", "gauge", "Broken ledger rules that the last audit found.")
 
 # ---- training ----
 
 STEPS = Measure("imprint_training_steps", "counter", "Steps trained, counted for each job.", ("family",))
 COHORT = Measure(
-    "imprint_cohort_jobs", "histogram", "Jobs that were trained together, observed at every batched step.",
+    "imprint_cohort_jobs", "histogram", "Jobs trained together, observed at each batched step.",
     ("family",), (1, 2, 4, 8, 16, 32),
 )  # fmt: skip
 DEVICE_SECONDS = Measure(
     "imprint_device_seconds", "counter",
-    "Time that a device was stepping trainings, by the clock, not times the jobs: GPU seconds where `device` is cuda.",
+    "Time that a device spent on training steps, counted once for all jobs of a step: GPU seconds if `device` is cuda.",
     ("device", "family"),
 )  # fmt: skip
 ENCODINGS = Measure(
     "imprint_encodings", "counter",
-    "Encodings of pictures and captions that trainings wanted: found in the cache, or made.", ("kind", "result"),
+    "Encodings of pictures and captions that trainings used: found in the cache, or made.", ("kind", "result"),
 )  # fmt: skip
 BASE_MODELS = Measure(
-    "imprint_base_models", "counter", "Base models that trainings wanted: resident already, or loaded.",
+    "imprint_base_models", "counter", "Base models that trainings used: already resident, or loaded.",
     ("family", "result"),
 )  # fmt: skip
 SELF_CHECK = Measure(
     "imprint_self_check", "gauge",
-    "Whether a worker's check of its GPU at its start agreed (1) or not (0): of `eager` steps, without which it takes "
-    "no job of the family, and of `recorded` ones, without which it sends steps one by one.", ("family", "steps"),
+    "Whether the GPU passed (1) or failed (0) the worker's check at its start. Without `eager` the worker takes no job "
+    "of the family; without `recorded` it runs steps one by one.", ("family", "steps"),
 )  # fmt: skip
 
 ALL = (
@@ -91,7 +89,7 @@ ALL = (
 
 @contextmanager
 def stepping(family: str, device: str, jobs: int) -> Iterator[None]:
-    """Count one batched step of `jobs` jobs; one that fails trained nobody, but took the device's time."""
+    """Count one batched step of `jobs` jobs. A step that fails counts as time of the device only."""
     begun = time.perf_counter()
     try:
         yield

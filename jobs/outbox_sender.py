@@ -9,21 +9,23 @@ from storage.database import AWAY
 
 log = logging.getLogger(__name__)
 
-_EXIT_S = 5.0  # a process that ends gives the last round so long; after that the sweep sends
+EXIT_S = 5.0  # a process that ends waits this long for the last round; after that the sweep sends
 
 
 class OutboxSender:
     """Calls `send` in its own thread after every `wake`. Make one after a fork: threads do not survive one.
 
-    The thread starts with the first `wake`. A broker or database that is slow or away keeps no caller waiting; what
-    could not be sent stays in the outbox until the next wake or the sweep.
+    `send` returns whether everything that was due is sent. The thread starts with the first `wake`. A broker or
+    database that is slow or away keeps no caller waiting; what could not be sent stays in the outbox until the next
+    wake or the sweep.
     """
 
-    def __init__(self, send: Callable[[], object]) -> None:
+    def __init__(self, send: Callable[[], bool]) -> None:
         self._send = send
         self._changed = threading.Condition()
         self._asked = self._sent = 0  # wakes so far, and how many of them a finished round has seen
         self._thread: threading.Thread | None = None
+        self.has_sent_all = True  # whether the last finished round sent everything
 
     def wake(self) -> None:
         """Send what is due, soon. Many calls at once are one round."""
@@ -32,15 +34,17 @@ class OutboxSender:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
                 self._thread.start()
-                atexit.register(self.flush, _EXIT_S)
+                atexit.register(
+                    self.flush
+                )  # not called in the children of a prefork pool: tasks/worker.py does it there
             self._changed.notify_all()
 
     @property
-    def is_awake(self) -> bool:
-        """Whether anything was put into the outbox by this process."""
-        return self._thread is not None
+    def wakes(self) -> int:
+        """How many transactions of this process have put something into the outbox."""
+        return self._asked
 
-    def flush(self, timeout_s: float) -> bool:
+    def flush(self, timeout_s: float = EXIT_S) -> bool:
         """Wait for the round after the last `wake`; False if it takes longer than `timeout_s`."""
         with self._changed:
             asked = self._asked
@@ -51,12 +55,13 @@ class OutboxSender:
             with self._changed:
                 self._changed.wait_for(lambda: self._asked > self._sent)
                 asked = self._asked
+            sent_all = False
             try:
-                self._send()
+                sent_all = self._send()
             except AWAY as error:
                 log.warning("the database does not answer; messages wait for the sweep (%s)", type(error).__name__)
             except Exception:  # this thread sends for the whole process: it must not end
                 log.exception("sending the outbox failed; messages wait for the sweep")
             with self._changed:
-                self._sent = asked
+                self._sent, self.has_sent_all = asked, sent_all
                 self._changed.notify_all()

@@ -29,8 +29,8 @@ class Services:
     """What the jobs of one process work with; each part is made on first use."""
 
     settings: Settings
-    # Sends the outbox of these services, as `tasks.relay.relay` does; None: messages wait for the sweep.
-    send: "Callable[[Services], object] | None" = None
+    # Sends the outbox and returns whether all is sent, as `tasks.relay.relay` does; None: messages wait for the sweep.
+    send: "Callable[[Services], bool] | None" = None
 
     @cached_property
     def outbox_sender(self) -> OutboxSender | None:
@@ -152,18 +152,17 @@ def open_store(settings: Settings) -> ObjectStore:
     )
 
 
-_send: Callable[[Services], object] | None = None
+_send: Callable[[Services], bool] | None = None
 
 
-def send_outbox_with(send: Callable[[Services], object]) -> None:
+def send_outbox_with(send: Callable[[Services], bool]) -> None:
     """From now on `send` sends the outbox of this process's services, and of those of its children."""
     global _send
     _send = send
 
 
-def _send_if_possible(services: Services) -> None:
-    if _send is not None:
-        _send(services)
+def _send_if_possible(services: Services) -> bool:
+    return _send is not None and _send(services)
 
 
 @cache

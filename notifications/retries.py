@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
+from core.http_status import is_retryable
+
 # Seconds before each attempt: ten of them over three days and three hours.
 SCHEDULE_S = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
 JITTER = 0.1  # a share of the delay, either way: receivers that were down are not met by all at once
@@ -14,7 +16,6 @@ LONGEST_WAIT_S = 24 * 3600  # however much later a receiver asks for
 
 # A receiver that says so understood the message and refuses it; it gets two more chances to mean it.
 _REFUSED_ATTEMPTS = 3
-_MAY_PASS = {408, 425, 429}
 _NOT_LET_IN = {401, 403}
 _GONE = 410
 
@@ -43,7 +44,7 @@ class Outcome:
     @property
     def is_down(self) -> bool:
         """Whether the receiver as a whole does not work now, rather than refusing this one message."""
-        return self.verdict is Verdict.RETRY and (self.status is None or self.status in _MAY_PASS or self.status >= 500)
+        return self.verdict is Verdict.RETRY and (self.status is None or is_retryable(self.status))
 
 
 def outcome_of(status: int, headers: Mapping[str, str], *, attempts: int, message_id: str, now: datetime) -> Outcome:
@@ -58,7 +59,8 @@ def outcome_of(status: int, headers: Mapping[str, str], *, attempts: int, messag
         return Outcome(Verdict.SENT, status=status)
     if status == _GONE:
         return Outcome(Verdict.DISABLED, error, status=status, alert=True)
-    if 400 <= status < 500 and status not in _MAY_PASS | _NOT_LET_IN and attempts + 1 >= _REFUSED_ATTEMPTS:
+    is_refused = 400 <= status < 500 and status not in _NOT_LET_IN and not is_retryable(status)
+    if is_refused and attempts + 1 >= _REFUSED_ATTEMPTS:
         return Outcome(Verdict.DEAD, error, status=status, alert=True)
     asked = _asked_delay(headers, now)
     alert = status in _NOT_LET_IN

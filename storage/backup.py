@@ -11,7 +11,6 @@ A folder holds `manifest.json` (written last: a folder without it is no back-up)
 import gzip
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import sqlalchemy as sa
 
 from core.clock import utcnow
 from core.errors import BackupInvalid, NotFound, ObjectExists
+from core.files import atomic_file
 from storage.database import Database, known_revisions
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
@@ -66,12 +66,8 @@ def backup(database: Database, store: ObjectStore, folder: Path) -> BackupManife
     revision, rows = _dump(database, file)
     objects = _copy_objects(store, LocalStore(folder / "objects"), before.objects if before else {})
     manifest = BackupManifest(made_at.isoformat(), revision, file.name, _sha256(file), rows, objects)
-    part = folder / f".{MANIFEST}.part"
-    with part.open("w") as out:
-        json.dump(asdict(manifest), out)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(folder / MANIFEST)
+    with atomic_file(folder / MANIFEST) as out:
+        out.write(json.dumps(asdict(manifest)).encode())
     kept = LocalStore(folder / "objects")
     for gone in set(kept.list("")) - objects.keys():
         kept.delete(gone)

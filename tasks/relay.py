@@ -1,4 +1,7 @@
-"""Sends what the outbox holds: right after a commit, by the process's `OutboxSender`, and from the sweep."""
+"""The relay of the outbox: hands the messages that are due to the tasks that deliver them.
+
+It runs right after a commit, in the process's `OutboxSender`, and in the sweep.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -19,36 +22,35 @@ from tasks.app import app
 
 log = logging.getLogger(__name__)
 
-# What sending raises while broker or result store are away: a chord asks its result store before it is sent, and
-# celery says that it has asked often enough with a plain RuntimeError.
+# What sending raises while the broker or the result store is away. A chord asks the result store before it is sent, and
+# Celery gives up asking with a plain RuntimeError.
 _AWAY = (OperationalError, RedisError, RuntimeError)
-# A message that was handed to a task is sent again if nobody has recorded its end by then.
+# A message that was handed to a task is sent again if the task has recorded no outcome by then.
 CLAIM = timedelta(seconds=60)
 BATCH = 100
 
 
-def relay(services: Services) -> int:
-    """Hand every due message to whoever carries it out; gives how many.
+def relay(services: Services) -> bool:
+    """Hand every due message to its task. Returns whether all of them went.
 
-    It fails nobody: what it is called after has been committed, and what does not go while broker or database are away
-    is sent by the sweep.
+    Raises nothing while the broker or the database is away: the callers' changes are committed already, and the sweep
+    sends what could not be sent now.
     """
-    handed = 0
     try:
         while True:
             with services.database.writing() as session:
                 messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *outbox.EXTERNAL), BATCH, lease=CLAIM)
-            sent = _hand_on(services, messages)
-            handed += sent
-            if len(messages) < BATCH or sent < len(messages):
-                return handed
+            if _hand_on(services, messages) < len(messages):
+                return False
+            if len(messages) < BATCH:
+                return True
     except AWAY as error:
         log.warning("the database does not answer; messages wait for the sweep: %s", error)
-        return handed
+        return False
 
 
 def _hand_on(services: Services, messages: Sequence[Message]) -> int:
-    """Send claimed messages in order until one does not go; the rest is due to others at once. Gives how many went."""
+    """Send claimed messages in order until one fails, and give up the claim on the rest. Returns how many were sent."""
     sent = 0
     try:
         for message in messages:
@@ -84,7 +86,7 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
 
 
 def broker_answers() -> bool:
-    """Whether messages could be sent now."""
+    """Whether messages can be sent now."""
     try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=2)

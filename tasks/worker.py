@@ -12,6 +12,7 @@ from celery.signals import (
     setup_logging,
     worker_init,
     worker_process_init,
+    worker_process_shutdown,
     worker_ready,
     worker_shutting_down,
 )
@@ -58,6 +59,14 @@ def _seat_jobs(conf: Any, options: dict[str, Any], **_: Any) -> None:
         from training.device import seats  # torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or seats(settings().device)
+
+
+@worker_process_shutdown.connect
+def _flush_outbox(**_: Any) -> None:
+    """A child of a prefork pool ends without running atexit handlers."""
+    sender = services().outbox_sender
+    if sender is not None:
+        sender.flush()
 
 
 @worker_process_init.connect

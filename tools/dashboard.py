@@ -58,7 +58,7 @@ ROWS: list[tuple[str, list[Panel]]] = [
          "How many share a batched step, on average."),
         ("Devices at work", "percentunit", "lines",
          {"{{instance}} {{device}}": f"sum by (instance, device) (rate(imprint_device_seconds_total{_INTERVAL}))"},
-         "Share of the time in which a worker's device was stepping trainings."),
+         "Share of the time that a worker's device spent on training steps."),
         ("Device hours in the last day", "none", "lines",
          {"{{device}}": "sum by (device) (increase(imprint_device_seconds_total[1d])) / 3600"}, ""),
         ("Encodings found in the cache", "percentunit", "lines",

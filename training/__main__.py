@@ -26,7 +26,7 @@ from training.multi_process import processes
 from training.options import assigned
 from training.ports import TrainResult, TrainRun
 from training.progress_bar import Bar, clock
-from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec
+from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec, base_model_location
 
 # What is wrong with what was given; everything else is a failure.
 _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
@@ -186,7 +186,7 @@ def _train(
                 spec=spec,
                 examples=found.examples,
                 dataset_sha256=found.manifest.sha256,
-                base_model=location(spec),
+                base_model=base_model_location(spec.base_model, settings().base_models),
                 out=given.out,
                 checkpoints=kept,
                 control=bar,
@@ -210,12 +210,6 @@ def _train(
         kept.remove()
     _say_result(result, spec, console)
     return 0
-
-
-def location(spec: TrainSpec) -> str:
-    """Where the base model is: as the settings say, else where its name says, else what was given."""
-    named = BASE_MODELS.get(spec.base_model)
-    return settings().base_models.get(spec.base_model) or (named.location if named is not None else spec.base_model)
 
 
 def _loop(run: TrainRun) -> TrainResult:

@@ -1,5 +1,6 @@
 """The recipe of one training: what it may say, and what each family says when it does not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Annotated, Any, Literal, get_args
@@ -32,6 +33,12 @@ BASE_MODELS: dict[str, BaseModelName] = {
     "z-image-turbo": BaseModelName("z-image", "Tongyi-MAI/Z-Image-Turbo"),
     "z-image": BaseModelName("z-image", "Tongyi-MAI/Z-Image"),
 }
+
+
+def base_model_location(base_model: str, configured: Mapping[str, str]) -> str:
+    """Where the weights of a base model are: a folder, a file or a hub id. `configured`: IMPRINT_BASE_MODELS."""
+    named = BASE_MODELS.get(base_model)
+    return configured.get(base_model) or (named.location if named is not None else base_model)
 
 
 def is_distilled(*names: str) -> bool:

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.embedded_broker import die_with_parent
+from core.free_port import free_port
 
 Options = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, one more per pod
 
@@ -60,7 +60,7 @@ class Machine:
         """RUNNING means that the container does; whether its server answers is another matter."""
         if self.ended_at is not None:
             return
-        self.port = _free_port()
+        self.port = free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
         arguments = [str(self.port), str(self.folder), json.dumps(self.options)]
         with (self.folder / "log").open("ab") as log:
@@ -117,13 +117,6 @@ class Machine:
 
 def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from core.errors import GeneratorError, GeneratorTimeout
+from core.files import atomic_file
 from generation.comfyui.server import ComfyUIServer
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors")
@@ -47,18 +48,12 @@ def copy_into_folder(path: Path, folder: Path, name: str) -> None:
     """Copy a file into a folder, whole or not at all: a server may read it the moment that it has its name."""
     if not folder.is_dir():
         raise GeneratorError(f"{folder} is no folder of this machine: it should be the server's models/loras")
-    temporary = folder / f".{name}.{os.getpid()}.part"  # no suffix of a model: servers do not list it
     try:
-        with path.open("rb") as source, temporary.open("wb") as target:
+        with path.open("rb") as source, atomic_file(folder / name) as target:
             shutil.copyfileobj(source, target, 1 << 20)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(folder / name)
+            os.fchmod(target.fileno(), 0o644)
     except OSError as error:
         raise GeneratorError(f"{name} cannot be written to {folder}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _listed(server: ComfyUIServer, name: str) -> str | None:

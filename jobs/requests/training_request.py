@@ -115,14 +115,6 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     return TrainingRequest(envelope, spec, _sha256(arguments))
 
 
-def base_model_location(spec: TrainSpec, settings: Settings) -> str:
-    """Where the weights of the spec's base model are: a folder, a file or a hub id."""
-    if spec.base_model in settings.base_models:
-        return settings.base_models[spec.base_model]
-    named = BASE_MODELS.get(spec.base_model)
-    return named.location if named else spec.base_model
-
-
 def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before anything is held for it."""
     if spec.backend == "local":

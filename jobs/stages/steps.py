@@ -14,7 +14,6 @@ from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
-from jobs.requests.training_request import base_model_location
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
@@ -28,7 +27,7 @@ from training.data.dataset import Manifest, build_manifest
 from training.data.dataset import Picture as Prepared
 from training.lora import file as lora_file
 from training.ports import TrainResult, TrainRun
-from training.spec import MIN_PICTURES, TrainSpec
+from training.spec import MIN_PICTURES, TrainSpec, base_model_location
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             spec=spec,
             examples=unpack(services, manifest, folder),
             dataset_sha256=manifest.sha256,
-            base_model=base_model_location(spec, services.settings),
+            base_model=base_model_location(spec.base_model, services.settings.base_models),
             out=folder / "lora_weights.safetensors",
             checkpoints=StoredCheckpoints(services.store, services.database, lease),
             previews=StoredPreviews(services.store, services.database, lease),

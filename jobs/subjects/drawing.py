@@ -26,7 +26,7 @@ from jobs.stages.stage_runner import work_dir
 from jobs.subjects import loras
 from training.lora import formats as lora_formats
 from training.lora import inspect as lora_inspect
-from training.spec import BASE_MODELS
+from training.spec import BASE_MODELS, base_model_location
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORM = {"sd15": "kohya", "sdxl": "kohya", "z-image": "comfyui"}  # what ComfyUI loads whole
@@ -215,7 +215,7 @@ def draw_locally(
     family = how.family or (named.family if named else None) or (weights.family if weights else None)
     if family not in _USUAL:
         raise SpecInvalid.of({"family": f"name the base model's: {', '.join(_USUAL)}"})
-    location = services.settings.base_models.get(base_model) or (named.location if named else base_model)
+    location = base_model_location(base_model, services.settings.base_models)
     steps, guidance, side = _USUAL[family]
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"

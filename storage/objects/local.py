@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from core.errors import NotFound, ObjectExists, StoreUnavailable
+from core.files import atomic_file, fsync_folder
 from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix
 
 # Files on their way; no key starts with a dot. In the store's folder, so that a rename puts them in place.
@@ -42,16 +43,10 @@ class LocalStore:
             return path.read_bytes()
 
     def get_file(self, key: str, path: Path) -> None:
-        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         with _reading(key):
             source = self._path(key).open("rb")
-        with source, _writing(key):
-            try:
-                with part.open("xb") as out:
-                    shutil.copyfileobj(source, out, 1 << 20)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+        with source, _writing(key), atomic_file(path) as out:
+            shutil.copyfileobj(source, out, 1 << 20)
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
@@ -77,7 +72,7 @@ class LocalStore:
         path = self._path(key)
         with suppress(NotFound), _reading(key):
             path.unlink()
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
         self._prune(path.parent)
 
     def delete_prefix(self, prefix: str) -> None:
@@ -108,7 +103,7 @@ class LocalStore:
                 self._link(path, target)
             else:
                 path.replace(target)
-            _fsync_folder(target.parent)
+            fsync_folder(target.parent)
 
     def _link(self, path: Path, target: Path) -> None:
         """A hard link refuses, atomically, what a rename would replace."""
@@ -124,7 +119,7 @@ class LocalStore:
             folder = folder.parent
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
-            _fsync_folder(folder.parent)
+            fsync_folder(folder.parent)
 
     @contextmanager
     def _on_the_way(self) -> Iterator[tuple[BinaryIO, Path]]:
@@ -170,14 +165,6 @@ class LocalStore:
 
 def _write_all(out: BinaryIO, data: bytes) -> None:
     out.write(data)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -16,10 +15,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core.errors import ImprintError, NotFound, ObjectExists, ObjectTooLarge, StoreUnavailable
+from core.files import atomic_file
+from core.http_status import is_retryable
 from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix
 
 _CHUNK = 1 << 20
-_MAY_PASS = {408, 425, 429}
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")
 
 
@@ -85,19 +85,14 @@ class S3Store:
         return data
 
     def get_file(self, key: str, path: Path) -> None:
-        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         digest = hashlib.sha256()
-        try:
-            with _our_errors(key):
-                answer = self._client.get_object(**self._at(key))
-                with closing(answer["Body"]) as body, part.open("xb") as out:
-                    for chunk in body.iter_chunks(_CHUNK):
-                        digest.update(chunk)
-                        out.write(chunk)
+        with _our_errors(key), atomic_file(path) as out:
+            answer = self._client.get_object(**self._at(key))
+            with closing(answer["Body"]) as body:
+                for chunk in body.iter_chunks(_CHUNK):
+                    digest.update(chunk)
+                    out.write(chunk)
             _check_digest(key, answer, digest.hexdigest())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
     def exists(self, key: str) -> bool:
         try:
@@ -248,7 +243,7 @@ def _of_status(error: ClientError, key: str, final: bool) -> ImprintError:
     status = _status(error)
     named = _CODE.match(str(error.response.get("Error", {}).get("Code", "")))
     said = f"{status} {named.group() if named else ''}".strip()
-    if status == 404 or (final and 400 <= status < 500 and status not in _MAY_PASS):
+    if status == 404 or (final and 400 <= status < 500 and not is_retryable(status)):
         return NotFound(f"there is no object {key}, or it may not be read ({said})")
     if status in (409, 412):
         return ObjectExists(f"there is an object {key} already")

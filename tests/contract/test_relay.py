@@ -20,7 +20,7 @@ from tests.servers.postgres import postgres_node
 def test_what_no_broker_took_is_due_again_at_once(services: Services) -> None:
     """Not only when the relay's claim has run out: a broker that is back for ten seconds is enough."""
     jobs = [service.submit(services, request(services, seed=seed))["job_id"] for seed in (1, 2)]
-    assert relay(services) == 0  # tests have no broker
+    assert not relay(services)  # tests have no broker
     with services.database.reading() as session:
         assert [message.job_id for message in outbox.due(session, utcnow(), ["launch"])] == jobs
 
@@ -32,7 +32,7 @@ def test_a_database_that_is_away_fails_nobody_who_relays(tmp_path: Path) -> None
         accounts.grant(services, "ada", GRANTED)
         service.submit(services, request(services))
         server.kill()
-        assert relay(services) == 0
+        assert not relay(services)
         services.database.close()
 
 

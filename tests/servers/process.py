@@ -1,9 +1,7 @@
 """One server process in a group of its own, that ends when this process does, however that ends."""
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from core.free_port import free_port as free_port
 from tests.servers.launcher import Process, launcher
 
 # Waits for the end of its input, which comes however the test process ends, and then ends the server's group.
@@ -98,19 +97,6 @@ class ServerProcess:
 
     def tail(self, size: int = 2000) -> str:
         return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
-
-
-def free_port() -> int:
-    """A loopback port that is free now; whoever uses it must be ready to try another.
-
-    Below the range from which the kernel takes ports for outgoing connections, so that nobody gets it while a
-    server is down between `kill` and `restart`.
-    """
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no free port between 20000 and 32000")
 
 
 class Server(ABC):

@@ -92,7 +92,7 @@ def test_three_redirects_are_followed_and_no_more(site: Site) -> None:
         site.page(f"/{number}", 302, Location=f"/{number + 1}")
     start = f"http://images.example.com:{site.port}"
     assert site.guard().get_bytes(f"{start}/1", 10) == b"there"
-    with pytest.raises(AnswerRefused, match="one redirect too many"):
+    with pytest.raises(AnswerRefused, match="would be redirect 4"):
         site.guard().get_bytes(f"{start}/0", 10)
 
 
@@ -105,7 +105,7 @@ def test_a_redirect_may_lead_to_another_allowed_host(site: Site, status: int) ->
 
 
 def test_a_redirect_without_a_place_is_refused(site: Site) -> None:
-    with pytest.raises(AnswerRefused, match="nowhere"):
+    with pytest.raises(AnswerRefused, match="without a Location header"):
         site.guard().get_bytes(site.page("/x", 302), 10)
 
 
@@ -142,7 +142,7 @@ def test_the_cap_is_exact(site: Site) -> None:
 
 
 def test_ports_of_others_need_the_list(site: Site) -> None:
-    with pytest.raises(AddressRefused, match="only ports 80 and 443"):
+    with pytest.raises(AddressRefused, match="the port must be 80 or 443"):
         site.guard().get_bytes(f"http://unlisted.example.com:{site.port}/", 10)
 
 
@@ -192,7 +192,7 @@ def test_send_follows_no_redirect(site: Site) -> None:
 
 
 def test_headers_cannot_be_smuggled_in(site: Site) -> None:
-    with pytest.raises(AnswerRefused, match="cannot be sent"):
+    with pytest.raises(AnswerRefused, match="not valid HTTP"):
         site.guard().send("PATCH", site.page("/hook"), b"", {"X": "a\r\nHost: evil"})
     assert site.requests == []
 

@@ -14,6 +14,7 @@ from jobs.requests import training_request
 from jobs.requests.training_request import TrainingRequest
 from storage.objects.local import LocalStore
 from storage.sources import Sources
+from training.spec import base_model_location
 
 IMAGES = [f"pic_{number}" for number in range(5)]
 REQUEST: dict[str, Any] = {
@@ -209,7 +210,7 @@ def test_a_link_out_of_the_roots_is_no_way_out(tmp_path: Path) -> None:
 
 def test_the_operator_says_where_a_named_base_model_is() -> None:
     def location(**changed: Any) -> str:
-        return training_request.base_model_location(read(**changed).spec, SETTINGS)
+        return base_model_location(read(**changed).spec.base_model, SETTINGS.base_models)
 
     assert location() == "/models/sd15"
     assert location(base_model="sdxl") == "stabilityai/stable-diffusion-xl-base-1.0"

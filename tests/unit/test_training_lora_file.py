@@ -196,7 +196,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(_file: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.lora.file.os.fsync", full)
+    monkeypatch.setattr("core.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         lora_file.write(path, b"after")
     assert path.read_bytes() == b"before"

@@ -10,8 +10,8 @@ import torch
 from core.errors import TooFewImages
 from training.backends.encodings import Encodings
 from training.data.dataset import class_caption
-from training.engine.job_batch import Extras
 from training.engine.randomness import generator
+from training.engine.slot_job import Extras
 from training.engine.validation import PreviewPrompts, ValidationSet
 from training.families.family import Base, Condition, Family
 from training.families.latents import mask

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx2
 
 from core.errors import BackendFailed, BackendFull, BackendUnreachable
+from core.http_status import is_retryable
 
 DEAD = ("EXITED", "ERROR", "TERMINATED")  # no training goes on there; the first two may still cost money
 PORT = 8675  # of ai-toolkit's web UI in its image
@@ -24,7 +25,6 @@ _TRIES = 4
 _LONGEST_WAIT_S = 30.0  # what RunPod may ask us to wait; beyond that the caller comes again
 _SOONEST_CUDA = "13.0"  # what the image needs of its host
 _T = TypeVar("_T")
-_PASSING = {408, 425, 500, 502, 503, 504, 520, 522, 524}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ class RunPod:
                 raise BackendUnreachable("RunPod did not answer a request for a pod") from None
             if answer is not None and answer.status_code == 201:
                 return _one(answer)
-            if answer is not None and answer.status_code in _PASSING and (found := self.named(order.name)):
+            # An answer in error may hide a pod that was made after all; a rate limit comes before that.
+            is_unclear = answer is not None and answer.status_code != 429 and is_retryable(answer.status_code)
+            if is_unclear and (found := self.named(order.name)):
                 return found
             self._refuse(answer, renting=True)
             self._wait(answer, attempt)
@@ -174,7 +176,7 @@ class RunPod:
     def _refuse(answer: httpx2.Response | None, *, renting: bool) -> None:
         """Raise for an answer that the same request will meet again; return for one that may pass."""
         status = answer.status_code if answer is not None else 0
-        if status in (0, 429) or status in _PASSING:
+        if status == 0 or is_retryable(status):
             return
         said = {"status": status}
         if status == 401:

@@ -2,26 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from training.engine.randomness import generator
+from training.engine.slot_job import SlotJob
 from training.families.family import Base, Condition, Draw, Family
-
-if TYPE_CHECKING:
-    from training.engine.slot_job import SlotJob
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What options ask for beside moments and captions, one of each for every picture; empty if they do not."""
-
-    mirrored: Sequence[Tensor] = ()  # moments of the picture turned left to right
-    blanks: Sequence[Condition] = ()  # of an empty caption
-    classes: Sequence[Condition] = ()  # of the caption with the class word for the trigger word, where a prior is kept
-    masks: Sequence[Tensor] = ()  # [1, h, w] at the latents' resolution, 1 on average
 
 
 @dataclass(frozen=True)
@@ -39,7 +26,7 @@ class JobBatch:
         return JobBatch(Draw(*(torch.zeros_like(part) for part in self.made.parts)), *none)
 
 
-def draw(family: Family, base: Base, job: "SlotJob", step: int) -> JobBatch:
+def draw(family: Family, base: Base, job: SlotJob, step: int) -> JobBatch:
     """The batch of `step`, counted from 0, on the CPU."""
     spec, extras = job.run.spec, job.extras
     places = job.order.batch(step)

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from training.engine.job_batch import Extras
 from training.engine.optimizer import Stack
 from training.engine.randomness import SampleOrder
 from training.engine.state import State
@@ -16,6 +15,16 @@ from training.engine.validation import PreviewPrompts, ValidationSet
 from training.families.family import Condition
 from training.lora.safetensor import Array
 from training.ports import TrainRun
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What options ask for beside moments and captions, one of each for every picture; empty if they do not."""
+
+    mirrored: Sequence[Tensor] = ()  # moments of the picture turned left to right
+    blanks: Sequence[Condition] = ()  # of an empty caption
+    classes: Sequence[Condition] = ()  # of the caption with the class word for the trigger word, where a prior is kept
+    masks: Sequence[Tensor] = ()  # [1, h, w] at the latents' resolution, 1 on average
 
 
 @dataclass(frozen=True)

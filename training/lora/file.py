@@ -7,7 +7,6 @@ strength.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import LoraInvalid
+from core.files import atomic_file
 from training.lora.safetensor import Array, Malformed, Tensor, data_offset, pack, tensor, unpack
 
 DEFAULT_MAX_BYTES = 2 * 2**30
@@ -127,20 +127,8 @@ def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
 def write(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all, also over a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 # ---- checking --------------------------------------------------------------------------------------------------------

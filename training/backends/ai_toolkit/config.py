@@ -16,7 +16,7 @@ from typing import Any
 from core.errors import SpecInvalid
 from training.backends.ai_toolkit import options
 from training.backends.ai_toolkit.answers import Folders
-from training.spec import BASE_MODELS, TrainSpec, is_distilled
+from training.spec import TrainSpec, base_model_location, is_distilled
 
 ZIMAGE_ADAPTER = "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
 SAVE_KINDS = {"sd15": "float32", "sdxl": "float16", "z-image": "bf16"}  # as lora_file.NAMINGS keeps them
@@ -32,8 +32,7 @@ def find_base_model(spec: TrainSpec, base_models: Mapping[str, str]) -> str:
     base_models: IMPRINT_BASE_MODELS, name to folder or hub id. Raises SpecInvalid for a folder: a remote machine
     cannot see ours.
     """
-    named = BASE_MODELS.get(spec.base_model)
-    found = base_models.get(spec.base_model) or (named.location if named is not None else spec.base_model)
+    found = base_model_location(spec.base_model, base_models)
     check_base_model(found)
     return found
 

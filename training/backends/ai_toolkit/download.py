@@ -1,11 +1,11 @@
 """One file from an ai-toolkit server, whole or not at all, over a connection that may break."""
 
-import os
 import re
 import time
 from pathlib import Path
 
 from core.errors import BackendFailed, BackendUnreachable, StoreUnavailable
+from core.files import replace_file
 from training.backends.ai_toolkit.wire import Answer, Wire, pause_s
 
 TRIES_WITHOUT_PROGRESS = 5
@@ -39,9 +39,7 @@ def download(wire: Wire, address: str, to: Path, size: int) -> None:
                 continue
             if done:
                 break
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(to)
+        replace_file(part, to)
     except OSError as error:
         raise StoreUnavailable(f"the downloaded file cannot be written: {error.strerror}") from error
 

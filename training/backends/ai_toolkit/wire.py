@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from core.errors import BackendFailed, BackendUnreachable
+from core.http_status import is_retryable
 
 T = TypeVar("T")
 
@@ -22,7 +23,6 @@ TRIES = 3
 FIRST_DELAY_S = 0.2
 # Node closes idle connections after 5 s: ours are given up before, so that none is closed under a request.
 KEEPALIVE_S = 4.0
-_PASSING = (408, 425, 429)  # client errors that another try may not meet
 
 
 def open_client(max_connections: int = 64, timeout_s: float = 30) -> httpx2.Client:
@@ -132,7 +132,7 @@ class Wire:
             return BackendFailed(f"{self.place} refuses our password (status {status})", about)
         if status == 404 and not answer.is_error:
             return BackendUnreachable(f"nothing answers yet behind the proxy of {self.place} (status 404)", about)
-        if status >= 500 or status in _PASSING:
+        if is_retryable(status):
             return BackendUnreachable(f"{self.place} has trouble of its own (status {status})", about)
         return BackendFailed(f"{self.place} refuses a request (status {status})", about)
 
