@@ -96,8 +96,8 @@ def test_a_part_that_hangs_or_fails_loses_nothing_of_the_others(tiny: Path) -> N
     begun = time.monotonic()
     assert run_parts(parts, 60) == 1
     assert time.monotonic() - begun < 20
-    told = {line["name"]: line["rc"] for line in lines(tiny) if line["part"] == "run"}
-    assert told == {"hangs": 124, "dies": 3, "works": 0}
+    exit_codes = {line["name"]: line["rc"] for line in lines(tiny) if line["part"] == "run"}
+    assert exit_codes == {"hangs": 124, "dies": 3, "works": 0}
     assert any(line["part"] == "works" for line in lines(tiny))
 
 
@@ -109,8 +109,8 @@ def test_no_part_begins_without_time(tiny: Path) -> None:
 def test_an_error_within_a_part_is_a_line(tiny: Path) -> None:
     with bench.measuring("broken", jobs=2):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    [told] = lines(tiny)
-    assert (told["part"], told["jobs"], told["error"][:12]) == ("broken", 2, "RuntimeError")
+    [line] = lines(tiny)
+    assert (line["part"], line["jobs"], line["error"][:12]) == ("broken", 2, "RuntimeError")
 
 
 def test_a_word_that_is_none(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

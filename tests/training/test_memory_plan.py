@@ -103,10 +103,10 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
         memory_plan.plan(recipe("z-image"), 12 * GIB, quantisations=["none"])
     with pytest.raises(OutOfMemory) as raised:
         memory_plan.plan(recipe("sdxl", batch_size=16), 8 * GIB)
-    told = raised.value.message
-    assert "use batch_size " in told
-    assert "or resolution " in told
-    fitting = int(told.split("batch_size ")[1].split()[0])
+    message = raised.value.message
+    assert "use batch_size " in message
+    assert "or resolution " in message
+    fitting = int(message.split("batch_size ")[1].split()[0])
     assert memory_plan.plan(recipe("sdxl", batch_size=fitting), 8 * GIB).checkpointing
 
 

@@ -42,13 +42,13 @@ class Meter:
         self._smoothed = {done: loss for done, loss in self._smoothed.items() if done >= step}
         return self._smoothed[step]
 
-    def look(self, done: int, loss: float) -> None:
+    def add_validation_loss(self, done: int, loss: float) -> None:
         """Note the validation loss after step number `done`. Raises LossNotFinite."""
         if not math.isfinite(loss):
             raise LossNotFinite(f"the validation loss after step {done} is {loss}: try a lower learning rate")
         self.validation_loss = loss
 
-    def tell(self, done: int, *, is_end: bool = False) -> None:
+    def report(self, done: int, *, is_end: bool = False) -> None:
         """Report that `done` steps are done, when it is time."""
         due = is_end or time.monotonic() - self._told_at >= REPORT_EVERY_S
         is_news = done > self._told or (is_end and self.validation_loss != self._told_look)

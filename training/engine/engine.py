@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from core import metrics
 from core.errors import DeviceLost, HandOver
 from training import device_failure
-from training.device import use
+from training.device import make_current
 from training.engine import distributed, recorder
 from training.engine.cohort import LADDER, Cohort
 from training.engine.evaluations import Evaluations
@@ -118,7 +118,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            use(self.base.device)
+            make_current(self.base.device)
             while self._admit():
                 for cohort in list(self._cohorts.values()):
                     error = self._advance(cohort)
