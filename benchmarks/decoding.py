@@ -36,15 +36,15 @@ def main() -> None:
     started = time.perf_counter()
     with Decoder() as decoder:
         decoder.prepare(photograph(64, 64, 80), resolution=64)
-        told: dict[str, float] = {"start_ms": round((time.perf_counter() - started) * 1000, 1)}
+        result: dict[str, float] = {"start_ms": round((time.perf_counter() - started) * 1000, 1)}
         for name, data in (("12mp", photograph(4000, 3000, 90)), ("512px", photograph(512, 512, 90))):
             here, there = [], []
             for _ in range(TRIES):
                 here.append(milliseconds(lambda data=data: prepare(data, resolution=512)))  # type: ignore[misc]
                 there.append(milliseconds(lambda data=data: decoder.prepare(data, resolution=512)))  # type: ignore[misc]
-            told |= {f"{name}_in_worker_ms": round(min(here), 1), f"{name}_in_child_ms": round(min(there), 1)}
+            result |= {f"{name}_in_worker_ms": round(min(here), 1), f"{name}_in_child_ms": round(min(there), 1)}
             print(f"{name}: {len(data)} bytes, {min(here):.1f} ms in the worker, {min(there):.1f} ms in a child")
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

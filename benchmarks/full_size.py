@@ -167,14 +167,14 @@ def _seconds(site: Site, job_id: str) -> tuple[dict[str, float], dict[str, float
 def _memory(site: Site, name: str) -> tuple[float, float]:
     """Peak and present resident memory of a worker's process, in GB."""
     status = Path(f"/proc/{site.processes[name].pid}/status").read_text()
-    told = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", status, re.MULTILINE))
-    return round(int(told["VmHWM"]) * 1024 / 1e9, 2), round(int(told["VmRSS"]) * 1024 / 1e9, 2)
+    sizes_kb = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", status, re.MULTILINE))
+    return round(int(sizes_kb["VmHWM"]) * 1024 / 1e9, 2), round(int(sizes_kb["VmRSS"]) * 1024 / 1e9, 2)
 
 
 def _cpu_seconds(site: Site, name: str) -> float:
     """CPU time that a worker's process has taken: what other users of the machine do not lengthen."""
-    told = Path(f"/proc/{site.processes[name].pid}/stat").read_text().rpartition(")")[2].split()
-    return round((int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK"), 1)
+    fields = Path(f"/proc/{site.processes[name].pid}/stat").read_text().rpartition(")")[2].split()
+    return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 1)
 
 
 if __name__ == "__main__":

@@ -71,14 +71,14 @@ def main() -> int:
 
 def _summary(measured: list[Measured]) -> dict[str, float | int | bool]:
     """Each case by its name and number of processes; and by its name alone, with the most processes."""
-    told: dict[str, float | int | bool] = {}
+    result: dict[str, float | int | bool] = {}
     for case in measured:
-        told[f"{case.name}_per_s"] = case.per_s  # the one with the most processes comes last
+        result[f"{case.name}_per_s"] = case.per_s  # the one with the most processes comes last
         for what in ("per_s", "p50_ms", "p99_ms"):
-            told[f"{case.name}_{case.processes}p_{what}"] = getattr(case, what)
-    told["floor_per_s"] = FLOOR_PER_S
-    told["floor_met"] = all(case.per_s >= FLOOR_PER_S for case in measured if case.name.endswith("hot"))
-    return told
+            result[f"{case.name}_{case.processes}p_{what}"] = getattr(case, what)
+    result["floor_per_s"] = FLOOR_PER_S
+    result["floor_met"] = all(case.per_s >= FLOOR_PER_S for case in measured if case.name.endswith("hot"))
+    return result
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from PIL import Image, ImageDraw, ImageFont
 from demo.pocket import MODEL, RECIPE
 from demo.pocket.strangers import PRACTICE, STRANGERS, Stranger, album, picture
 from demo.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, PLACE_NAMES, PLACES, SHAPES
-from training.options import assigned
+from training.options import parse_assignments
 
 SAMPLES = 32
 _SEED = 7  # the first of them
@@ -120,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _asked(given: argparse.Namespace) -> dict[str, Any]:
     """What our side is trained with: the pocket model's recipe, or what the command line says in its place."""
     rate = {"learning_rate": given.learning_rate} if given.learning_rate else {}
-    said = assigned(given.set) | rate
-    return said or RECIPE
+    recipe = parse_assignments(given.set) | rate
+    return recipe or RECIPE
 
 
 def _practised(plan: Plan, folder: Path, steps: int) -> Path:
@@ -145,18 +145,18 @@ def _run(plan: Plan, processes: int, path: Path) -> int:
         for side in ("base", *plan.sides):
             for figures in result[side].figures:
                 print(f"{name:10} {side:14}", figures, f"{result[side].seconds:.0f} s")
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         side: _means([figures for result in results for figures in result[side].figures])
         for side in ("base", *plan.sides)
     }
-    told["by_seed"] = {
+    summary["by_seed"] = {
         side: [_means([result[side].figures[place] for result in results]) for place in range(len(plan.seeds))]
         for side in plan.sides
     }
-    told["judge"] = _judge_on_drawings(plan)
-    told |= {"subjects": len(plan.subjects), "samples": plan.samples, "seeds": len(plan.seeds)}
-    told["seconds"] = round(time.monotonic() - begun)
-    print(json.dumps(told))
+    summary["judge"] = _judge_on_drawings(plan)
+    summary |= {"subjects": len(plan.subjects), "samples": plan.samples, "seeds": len(plan.seeds)}
+    summary["seconds"] = round(time.monotonic() - begun)
+    print(json.dumps(summary))
     return 0
 
 

@@ -115,10 +115,10 @@ def _peft_loop(model: Path, stranger: Stranger, spec: TrainSpec, alpha: float) -
         latents = posteriors[pick].sample() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
         times = torch.randint(0, schedule.config.num_train_timesteps, (1,))
-        said = unet(schedule.add_noise(latents, noise, times), times, states[pick], return_dict=False)[0]
+        predicted = unet(schedule.add_noise(latents, noise, times), times, states[pick], return_dict=False)[0]
         is_v = schedule.config.prediction_type == "v_prediction"
         wanted = schedule.get_velocity(latents, noise, times) if is_v else noise
-        torch.nn.functional.mse_loss(said.float(), wanted.float()).backward()
+        torch.nn.functional.mse_loss(predicted.float(), wanted.float()).backward()
         torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -81,8 +81,8 @@ def _step(
     noise = torch.randn_like(latents)
     times = torch.randint(0, pipeline.scheduler.config.num_train_timesteps, (len(latents),))
     noisy = pipeline.scheduler.add_noise(latents, noise, times)
-    said = unet(noisy, times, context, return_dict=False)[0]
-    functional.mse_loss(said, noise).backward()
+    predicted = unet(noisy, times, context, return_dict=False)[0]
+    functional.mse_loss(predicted, noise).backward()
     torch.nn.utils.clip_grad_norm_(learnt, 1.0)
     optimizer.step()
     optimizer.zero_grad()

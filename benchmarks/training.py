@@ -57,13 +57,16 @@ def _large(rounds: int) -> dict[str, Any]:
     peaks = dict.fromkeys(_LARGE, 0.0)
     for turn in range(rounds):
         for name in _LARGE:
-            told = subprocess.run(
+            finished = subprocess.run(
                 [sys.executable, "-m", "benchmarks.training", "--recipe", name], stdout=subprocess.PIPE, check=True
             )
-            said = json.loads(told.stdout.splitlines()[-1])
-            seconds[name] += said["cpu_s"]
-            peaks[name] = max(peaks[name], said["peak_gb"])
-            print(f"turn {turn + 1}: {name} {min(said['cpu_s']):.2f} CPU-s, peak {said['peak_gb']:.1f} GB", flush=True)
+            measured = json.loads(finished.stdout.splitlines()[-1])
+            seconds[name] += measured["cpu_s"]
+            peaks[name] = max(peaks[name], measured["peak_gb"])
+            print(
+                f"turn {turn + 1}: {name} {min(measured['cpu_s']):.2f} CPU-s, peak {measured['peak_gb']:.1f} GB",
+                flush=True,
+            )
     least = {name: min(found) for name, found in seconds.items()}
     return {
         **{f"{name}_cpu_s": round(value, 2) for name, value in least.items()},

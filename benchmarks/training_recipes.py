@@ -126,8 +126,8 @@ def plain(base: Base, size: str, *, cached: bool) -> Step:
         a = schedule.alphas[times].view(-1, 1, 1, 1)
         noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
         with torch.autocast(base.device.type, torch.bfloat16, enabled=bfloat):
-            said = unet(noisy.to(base.dtype), times, context.to(base.dtype), return_dict=False)[0]
-        functional.mse_loss(said.float(), noise).backward()
+            predicted = unet(noisy.to(base.dtype), times, context.to(base.dtype), return_dict=False)[0]
+        functional.mse_loss(predicted.float(), noise).backward()
         torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
         optimizer.zero_grad()

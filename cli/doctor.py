@@ -255,7 +255,7 @@ def _device(here: Services) -> Iterator[CheckResult]:
         return
     from training import self_check
 
-    found = self_check.check(
+    found = self_check.check_device(
         here.settings.home.resolve() / FOLDER, here.settings.device, asked_precision=here.settings.precision,
         deterministic=here.settings.deterministic,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from core.errors import SpecInvalid, StoreUnavailable
 from training.lora import file as lora_file
 from training.lora import formats as lora_formats
 from training.lora import inspect as lora_inspect
-from training.lora.inspect import Report
+from training.lora.inspect import InspectionReport
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -49,9 +49,9 @@ def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) ->
     """
     if result.exists() and not force:
         raise SpecInvalid.of({"RESULT": f"{result} exists; use --force to overwrite it"})
-    data = lora_formats.to_bytes(lora_formats.read(file), to)
+    data = lora_formats.serialize_as(lora_formats.read_lora(file), to)
     try:
-        lora_file.write(result, data)
+        lora_file.write_file(result, data)
     except OSError as error:
         raise StoreUnavailable(f"{result} cannot be written: {error.strerror}") from error
     report = lora_inspect.inspect(data)
@@ -66,7 +66,7 @@ def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) ->
         err.print(f"[yellow]note[/]: {escape(warning)}", highlight=False)
 
 
-def _show(file: Path, report: Report) -> None:
+def _show(file: Path, report: InspectionReport) -> None:
     facts: dict[str, Any] = {
         "family": report.family or "unknown",
         "form": report.format + (" (DoRA)" if report.is_dora else ""),

@@ -30,7 +30,7 @@ from jobs.services import services
 from jobs.stages import intake
 from jobs.view import View
 from training.data.folder import caption_beside, masks_of, pictures_of, unused_masks
-from training.options import assigned
+from training.options import parse_assignments
 from training.spec import BASE_MODELS, Optimizer
 
 
@@ -76,7 +76,7 @@ def submit(
     """
     here = services()
     try:
-        arguments = {name: value for name, value in arguments.items() if value is not None} | assigned(options)
+        arguments = {name: value for name, value in arguments.items() if value is not None} | parse_assignments(options)
     except ValueError as error:
         raise SpecInvalid.of({"--set": str(error)}) from error
     arguments.setdefault("subject_id", folder.resolve().name)

@@ -1,1 +1,1 @@
-"""Drawing with a finished LoRA on a generator that is not ours. Knows nothing of trainings, credits or the web."""
+"""Drawing pictures with a finished LoRA on a ComfyUI server. Knows nothing of trainings, credits or the web."""

@@ -19,7 +19,7 @@ from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
 from storage.sources import Sources
-from training.backends.ai_toolkit.server import open_client
+from training.backends.ai_toolkit.connection import open_toolkit_client
 from training.backends.runpod import RunPod
 from training.data.decoder import Decoder
 
@@ -126,7 +126,7 @@ class Services:
     @cached_property
     def ai_toolkit(self) -> httpx2.Client:
         """One pool of connections to all ai-toolkit servers."""
-        return open_client()
+        return open_toolkit_client()
 
     @property
     def work_dir(self) -> Path:

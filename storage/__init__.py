@@ -1,1 +1,1 @@
-"""What is kept: the database, the object store, and the guarded way in for pictures from outside."""
+"""The database, the object store, and the guarded download of pictures."""

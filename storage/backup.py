@@ -1,11 +1,11 @@
-"""Back-up and restore of database and object store, in a folder, while everything runs.
+"""Backup and restore of the database and the object store, in a folder, while Imprint runs.
 
-The rows are kept as JSON lines of one snapshot of the database, so a back-up of SQLite can be restored into PostgreSQL
-and the other way round. The database comes first and the objects after it: then every object that the rows speak of is
-in the back-up. Objects whose key is made of their content are copied once; a second back-up into the same folder
-copies what is new and takes away what is gone.
+Rows are stored as JSON lines of one snapshot, so a backup of SQLite can be restored into PostgreSQL and the other way
+round. The database is copied before the objects, so the backup has every object that a row refers to. Objects whose key
+depends on their content are copied once: the next backup into the same folder adds new objects and removes deleted
+ones.
 
-A folder holds `manifest.json` (written last: a folder without it is no back-up), `database-….jsonl.gz` and `objects/`.
+A backup has `manifest.json` (written last: a folder without it is not a backup), `database-….jsonl.gz` and `objects/`.
 """
 
 import gzip
@@ -30,17 +30,17 @@ from storage.objects.local import LocalStore
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _ROWS_AT_ONCE = 500
-# Keys made of what is in them, or written once: what lies under one never changes.
+# Keys that depend on the content or are written once: their objects never change.
 _IMMUTABLE = ("originals/", "prepared/", "datasets/", "models/")
 
 
 @dataclass(frozen=True)
 class BackupManifest:
-    """What a back-up holds, as its manifest says."""
+    """The manifest of a backup."""
 
     made_at: str
     revision: str
-    database: str  # the file with the rows
+    database: str  # file with the rows
     database_sha256: str
     rows: dict[str, int]
     objects: dict[str, tuple[int, str]]  # key: size in bytes, sha256
@@ -52,14 +52,16 @@ class BackupManifest:
 
 
 def backup(database: Database, store: ObjectStore, folder: Path) -> BackupManifest:
-    """Copy everything that must not be lost into `folder`, or what is new since the last time there.
+    """Copy the database and the objects into `folder`; if it already has a backup, copy only what changed.
 
-    Raises StoreUnavailable; BackupInvalid where the folder holds something else. An older back-up in the folder stays
-    good until the new one is complete.
+    An older backup in the folder stays valid until the new one is complete. Raises StoreUnavailable, and BackupInvalid
+    if the folder holds something else.
     """
     before = read_manifest(folder) if (folder / MANIFEST).exists() else None
     if before is None and folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= {"objects"}:
-        raise BackupInvalid(f"{folder} holds other things: name a folder that is empty or not there yet")
+        raise BackupInvalid(
+            f"{folder} is not empty and has no backup: name an empty folder, or one that does not exist yet"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     made_at = utcnow()
     file = folder / f"database-{made_at:%Y%m%dT%H%M%S%f}.jsonl.gz"
@@ -78,38 +80,38 @@ def backup(database: Database, store: ObjectStore, folder: Path) -> BackupManife
 
 
 def read_manifest(folder: Path) -> BackupManifest:
-    """What the back-up in `folder` says that it holds. Raises BackupInvalid."""
+    """The manifest of the backup in `folder`. Raises BackupInvalid."""
     try:
         fields = json.loads((folder / MANIFEST).read_text())
         if fields["format"] != _FORMAT:
-            raise BackupInvalid(f"{folder} was made in format {fields['format']}, and this Imprint reads {_FORMAT}")
+            raise BackupInvalid(f"{folder} has format {fields['format']}; this Imprint reads format {_FORMAT}")
         objects = {key: (size, digest) for key, (size, digest) in fields["objects"].items()}
         return BackupManifest(**fields | {"objects": objects})
     except FileNotFoundError:
-        raise BackupInvalid(f"{folder} holds no back-up: there is no {MANIFEST}") from None
+        raise BackupInvalid(f"{folder} is not a backup: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BackupInvalid(f"{folder / MANIFEST} cannot be read: {error}") from None
 
 
 def restore(database: Database, store: ObjectStore, folder: Path) -> BackupManifest:
-    """Put a back-up into an empty database and a store, and bring the schema up to date.
+    """Restore a backup into an empty database and a store, and migrate the schema to the newest revision.
 
-    The database is filled in one transaction, after the objects: a restore that was broken off is begun again with the
-    same call. Raises BackupInvalid, before anything is written, for a back-up that is damaged or that this Imprint is
-    too old for, and for a database that is not empty; StoreUnavailable.
+    The objects are restored first, then the database in one transaction. If a restore is interrupted, call it again.
+    Raises BackupInvalid, before anything is written, if the backup is damaged or was made by a newer Imprint, or if the
+    database is not empty; StoreUnavailable.
     """
     manifest = read_manifest(folder)
     if manifest.revision not in known_revisions():
         raise BackupInvalid(
-            f"{folder} was made by a newer Imprint (database revision {manifest.revision}): restore it with that one"
+            f"{folder} was made by a newer Imprint (database revision {manifest.revision}): restore it there"
         )
     file = folder / manifest.database
     if not file.is_file() or _sha256(file) != manifest.database_sha256:
-        raise BackupInvalid(f"{file} is missing or damaged: its checksum is not that of the manifest")
+        raise BackupInvalid(f"{file} is missing or damaged: its checksum differs from the manifest")
     objects = LocalStore(folder / "objects")
     missing = [key for key, (size, _) in manifest.objects.items() if not _is_there(objects, key, size)]
     if missing:
-        raise BackupInvalid(f"{folder} lacks {len(missing)} object(s), the first is {missing[0]}")
+        raise BackupInvalid(f"{folder} lacks {len(missing)} objects; the first is {missing[0]}")
     _check_empty(database, manifest.revision)
     _put_objects(objects, store, manifest)
     database.migrate(manifest.revision)
@@ -122,20 +124,20 @@ def restore(database: Database, store: ObjectStore, folder: Path) -> BackupManif
 
 
 def _dump(database: Database, file: Path) -> tuple[str, dict[str, int]]:
-    """All rows as the database was at one moment; its revision, and how many rows of each table."""
+    """Write all rows of one snapshot to `file`. Returns the revision and the number of rows of each table."""
     counts: dict[str, int] = {}
-    # SQLite: a read transaction is a snapshot of its own. PostgreSQL has to be asked for one.
+    # In SQLite a read transaction is a snapshot; PostgreSQL needs this isolation level.
     options: dict[str, Any] = {} if database.is_sqlite else {"isolation_level": "REPEATABLE READ"}
     with database.engine.connect().execution_options(**options) as connection, connection.begin():
         schema = sa.MetaData()
         schema.reflect(connection)
         revision = database.revision(connection)
         if revision is None:
-            raise BackupInvalid("the database has no tables yet: there is nothing to back up")
+            raise BackupInvalid("the database has no tables: there is nothing to back up")
         with gzip.open(file, "wt", encoding="utf-8") as out:
             for table in _tables(schema):
                 counts[table.name] = 0
-                # In the order of the primary key, but the ledger's entries in the order in which they were written.
+                # Ordered by primary key; ledger entries in the order in which they were written.
                 order = [table.c.seq] if "seq" in table.c and table.name == "credit_entry" else table.primary_key
                 for row in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(
                     table.select().order_by(*order)
@@ -160,7 +162,7 @@ def _load(database: Database, file: Path, manifest: BackupManifest) -> None:
             connection.execute(table.insert(), rows)
             counts[name] += len(rows)
         if counts != manifest.rows:
-            raise BackupInvalid(f"{file} holds {counts} rows, and its manifest says {manifest.rows}")
+            raise BackupInvalid(f"{file} has {counts} rows; its manifest says {manifest.rows}")
         if not database.is_sqlite:
             _wind_sequences(connection, schema)
 
@@ -198,7 +200,7 @@ def _parse_time(text: str | None, is_sqlite: bool) -> datetime | None:
 
 
 def _wind_sequences(connection: sa.Connection, schema: sa.MetaData) -> None:
-    """PostgreSQL counts by itself only what it numbers itself: the next number comes after the highest restored."""
+    """Restored rows do not advance PostgreSQL's sequences, so set each to the highest restored number."""
     for table in _tables(schema):
         for column in table.primary_key:
             sequence = connection.scalar(
@@ -220,12 +222,10 @@ def _check_empty(database: Database, revision: str) -> None:
         schema.reflect(connection)
         filled = [table.name for table in _tables(schema) if connection.execute(table.select().limit(1)).first()]
     if filled:
-        raise BackupInvalid(
-            f"the database is not empty ({', '.join(filled)}): restore into a new one, so that nothing is mixed up"
-        )
+        raise BackupInvalid(f"the database is not empty ({', '.join(filled)}): restore into a new database")
     if present != revision:
         raise BackupInvalid(
-            f"the database is empty but at revision {present}, and the back-up was made at {revision}: make a new one"
+            f"the database is empty but at revision {present}; the backup is at {revision}: create a new database"
         )
 
 
@@ -258,10 +258,12 @@ def _put_objects(objects: LocalStore, store: ObjectStore, manifest: BackupManife
         for key, (_, digest) in manifest.objects.items():
             objects.get_file(key, path)
             if _sha256(path) != digest:
-                raise BackupInvalid(f"the object {key} of the back-up is damaged: its checksum is not the manifest's")
+                raise BackupInvalid(
+                    f"the object {key} of the backup is damaged: its checksum differs from the manifest"
+                )
             try:
                 store.put_file(key, path, create_only=key.startswith(_IMMUTABLE))
-            except ObjectExists:  # of a restore that was broken off, or the same store
+            except ObjectExists:  # from an interrupted restore, or the same store
                 continue
 
 

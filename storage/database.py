@@ -1,4 +1,4 @@
-"""One database, SQLite or PostgreSQL: sessions that read, transactions that write, and the schema's migrations."""
+"""The database, SQLite or PostgreSQL: read sessions, write transactions and migrations."""
 
 import sqlite3
 import time
@@ -18,21 +18,21 @@ from sqlmodel import Session, SQLModel
 from core.errors import SchemaUnknown
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# What SQLAlchemy raises when the database went away, or would not let us in just now.
+# What SQLAlchemy raises when the database is away or refuses connections for now.
 AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
-_SQLITE_WAITS_S = 30  # for the others' transactions
+_SQLITE_WAITS_S = 30  # for other transactions
 _MIGRATION_LOCK = 0x1389_71  # any number, the same in every process: PostgreSQL's advisory lock for migrations
 
 
 class Database:
-    """Sessions over one address. Make it after a fork, never before: connections do not survive one.
+    """Sessions on one database. Create it after a fork, never before: connections do not survive a fork.
 
-    `writing()` is one transaction that sees nothing of others half-way: on SQLite `BEGIN IMMEDIATE`, on
-    PostgreSQL READ COMMITTED, where whoever changes a row in more than one statement locks it first.
+    `writing()` is one transaction: `BEGIN IMMEDIATE` on SQLite, READ COMMITTED on PostgreSQL. Code that changes a row
+    in more than one statement must lock the row first.
     """
 
     def __init__(self, address: str, after_commit: Mapping[str, Callable[[], None]] | None = None) -> None:
-        """after_commit: each is called after every commit of a session that has its key in `session.info`."""
+        """after_commit: callbacks by key; each runs after a commit of a session that has its key in `session.info`."""
         self._after_commit = after_commit or {}
         self.address = sa.make_url(address)
         self.is_sqlite = self.address.get_backend_name() == "sqlite"
@@ -47,13 +47,13 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session for looking; nothing it changes is kept."""
+        """A read-only session: changes are not committed."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """One transaction: committed when the block ends, rolled back when it raises."""
+        """One transaction, committed when the block ends and rolled back if it raises."""
         with Session(self._writer, expire_on_commit=False) as session:
             with session.begin():
                 yield session
@@ -62,36 +62,35 @@ class Database:
                     call()
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the schema up to `revision`, once however many processes ask at the same time.
+        """Migrate the schema to `revision`, once, even if several processes call this at the same time.
 
-        Raises SchemaUnknown where the database is at a revision that this Imprint does not know: a newer one has
-        migrated it.
+        Raises SchemaUnknown if a newer Imprint has already migrated the database to a revision unknown to this one.
         """
         if self.is_at(revision):
             return
         with self._writer.begin() as connection:
-            if not self.is_sqlite:  # SQLite's BEGIN IMMEDIATE is lock enough
+            if not self.is_sqlite:  # on SQLite BEGIN IMMEDIATE is the lock
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:k)"), {"k": _MIGRATION_LOCK})
-            self._check_known(self.revision(connection))  # again: another may have come first
+            self._check_known(self.revision(connection))  # again: another process may have migrated meanwhile
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
 
     def is_at(self, revision: str | None = "head") -> bool:
-        """Whether the schema is at `revision` already."""
+        """Whether the schema is at `revision`."""
         with self.engine.connect() as connection:
             return self.revision(connection) == (_scripts().get_current_head() if revision == "head" else revision)
 
     def revision(self, connection: sa.Connection) -> str | None:
-        """Which revision the schema is at; None for a database without tables."""
+        """The revision of the schema; None for a database without tables."""
         return MigrationContext.configure(connection).get_current_revision()
 
     def _check_known(self, present: str | None) -> None:
         if present is not None and present not in known_revisions():
             raise SchemaUnknown(
-                f"the database is at revision {present}, and this Imprint knows {_scripts().get_current_head()} as "
-                "the newest: a newer Imprint has migrated it. Install that version here too, or restore a back-up "
-                "from before into a new database"
+                f"the database is at revision {present}, and the newest one that this Imprint knows is "
+                f"{_scripts().get_current_head()}: a newer Imprint has migrated the database. Install that version "
+                "here too, or restore a backup from before the migration into a new database"
             )
 
     def close(self) -> None:
@@ -99,13 +98,13 @@ class Database:
 
 
 def insert_if_absent(session: Session, row: SQLModel) -> None:
-    """Insert `row`; where its key is there already, leave what is there. Races are the database's to decide."""
+    """Insert `row`, or keep the existing row with the same key. The database decides races."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     session.connection().execute(insert(type(row)).values(**row.model_dump()).on_conflict_do_nothing())
 
 
 def known_revisions() -> list[str]:
-    """All revisions that this Imprint can bring a database to, the newest first."""
+    """All revisions that this Imprint knows, newest first."""
     return [script.revision for script in _scripts().walk_revisions()]
 
 
@@ -120,21 +119,21 @@ def _alembic_config() -> Config:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # transactions are begun by _begin_sqlite, not by the driver
+    connection.isolation_level = None  # _begin_sqlite starts transactions, not the driver
     connection.execute(f"PRAGMA busy_timeout={_SQLITE_WAITS_S * 1000}").close()
     _write_ahead(connection)
-    # FULL: a commit survives a power cut, which is what a ledger promises.
-    # recursive_triggers: without it INSERT OR REPLACE passes the journal's delete trigger.
+    # FULL: a commit survives a power cut, as the ledger promises.
+    # recursive_triggers: without it INSERT OR REPLACE bypasses the ledger's delete trigger.
     for pragma in ("synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Have the file keep a write-ahead log.
+    """Switch the file to write-ahead logging.
 
-    Here alone the busy timeout does not help: the change reads first and then wants the write lock, and SQLite gives
-    whoever stands between the two no time, lest two of them wait for each other. So processes that open a new file
-    together ask again, and find it changed by one of them.
+    The busy timeout does not apply to this switch: it first reads and then asks for the write lock, and SQLite refuses
+    that at once to avoid a deadlock. So processes that open a new file together retry until one of them has switched
+    it.
     """
     deadline = time.monotonic() + _SQLITE_WAITS_S
     while True:

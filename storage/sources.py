@@ -1,7 +1,7 @@
-"""Where pictures come from: an address over the guarded client, a file under an allowed root, an allowed bucket.
+"""Download of pictures: over HTTP through the guard, from allowed folders and from allowed S3 buckets.
 
-What a request names is a *reference*: `https://…`, `http://…`, `file://…` or `s3://bucket/key`. Messages name its
-scheme and host, or the file's name, never a query: a presigned address is a key to somebody's bucket.
+A request names a picture by a *reference*: `https://…`, `http://…`, `file://…` or `s3://bucket/key`. Messages quote
+only the host or the file name, never the query: a presigned address gives access to a bucket.
 """
 
 import os
@@ -27,10 +27,10 @@ _MAX_REFERENCE = 8192
 
 
 class Sources:
-    """Fetches what references name. May be used from several threads.
+    """Downloads pictures by their references. Safe to use from several threads.
 
-    `file_roots` are the folders that `file://` may name files under, wherever symbolic links lead.
-    `s3_buckets` may be read besides the store's own (outside its prefix), with the store's credentials.
+    file_roots: the folders that `file://` references may read from, after symbolic links are resolved.
+    s3_buckets: buckets that may be read with the store's credentials, beside the store's own outside its prefix.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Sources:
         self._buckets = {*s3_buckets, *([self._s3.bucket] if self._s3 else [])}
 
     def refusal_reason(self, reference: str) -> str | None:
-        """Why `reference` would be refused whatever is there, by its looks and without any I/O; None if not."""
+        """Why `reference` is not allowed, checked without any I/O; None if it is."""
         try:
             self._check(reference)
         except (ImageRefused, AddressRefused) as error:
@@ -56,10 +56,10 @@ class Sources:
         return None
 
     def fetch(self, reference: str, *, max_bytes: int) -> bytes:
-        """The bytes that `reference` names.
+        """Download a picture.
 
-        Raises ImageRefused for a place that we do not read from or a thing that is not there or too large;
-        ImageUnreachable, which may be retried, when it did not answer.
+        Raises ImageRefused if the reference is not allowed, or its file is missing or too large; ImageUnreachable,
+        which may be retried, if the source does not answer.
         """
         try:
             scheme = self._check(reference)
@@ -74,7 +74,7 @@ class Sources:
             raise ImageUnreachable(error.message, error.details) from None
 
     def _check(self, reference: str) -> str:
-        """The scheme; raises ImageRefused or AddressRefused."""
+        """Check a reference; returns its scheme. Raises ImageRefused or AddressRefused."""
         if len(reference) > _MAX_REFERENCE:
             raise ImageRefused(f"the reference is longer than {_MAX_REFERENCE} characters")
         scheme = reference.partition("://")[0].lower() if "://" in reference else ""
@@ -87,28 +87,28 @@ class Sources:
         elif scheme in ("http", "https"):
             self._guard.check(reference)
         else:
-            raise ImageRefused("a picture is named by https://, http://, s3:// or file://")
+            raise ImageRefused("a picture reference starts with https://, http://, s3:// or file://")
         return scheme
 
     def _check_s3(self, reference: str) -> None:
         bucket, key = _s3_parts(reference)
         if not bucket or not key:
-            raise ImageRefused("an S3 picture is named as s3://bucket/key")
+            raise ImageRefused("an S3 reference has the form s3://bucket/key")
         if self._s3 is None:
-            raise ImageRefused("pictures on S3 need the object store to be on S3")
+            raise ImageRefused("pictures from S3 need an object store on S3")
         if bucket not in self._buckets:
-            raise ImageRefused(f"the bucket {bucket[:100]!r} is not one that pictures may come from")
+            raise ImageRefused(f"the bucket {bucket[:100]!r} is not allowed as a source of pictures")
         if bucket == self._s3.bucket and key.startswith(self._s3.prefix):
-            # What others stored with us is not named by its place: that would be a way around whose it is.
-            raise ImageRefused("this place belongs to the service; a stored picture is named by its id")
+            # Naming stored pictures by their key would bypass the check of their owner.
+            raise ImageRefused("this key belongs to the object store; name a stored picture by its id")
 
     def _from_file(self, path: Path, max_bytes: int) -> bytes:
         try:
-            # What is opened is what is checked: resolved first, then no link followed at the end.
+            # Resolve links first, then refuse to follow one: the file that is checked is the file that is opened.
             found = path.resolve(strict=True)
             if not any(found.is_relative_to(root) for root in self._roots):
-                raise ImageRefused(f"the file {_name(path)} leads out of the allowed roots")
-            # O_NONBLOCK: opening a pipe must not wait for its writer.
+                raise ImageRefused(f"the file {_name(path)} links to a place outside the allowed roots")
+            # O_NONBLOCK: opening a named pipe must not wait for a writer.
             with open(os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
@@ -117,7 +117,7 @@ class Sources:
         except FileNotFoundError:
             raise ImageRefused(f"there is no file {_name(path)}") from None
         except (PermissionError, IsADirectoryError, NotADirectoryError, RuntimeError, ValueError) as error:
-            # RuntimeError is pathlib's word for links in a circle.
+            # pathlib raises RuntimeError for a loop of links.
             raise ImageRefused(f"the file {_name(path)} cannot be read ({type(error).__name__})") from None
         except OSError:
             raise ImageUnreachable(f"the file {_name(path)} cannot be read now") from None
@@ -137,21 +137,21 @@ class Sources:
 
 
 def _file_path(reference: str) -> Path:
-    """The path in `file:///…`; raises ImageRefused if there is none, or it is another machine's."""
+    """The path in `file:///…`. Raises ImageRefused if it has none, or names another machine."""
     try:
         parts = urlsplit(reference)
     except ValueError as error:
-        raise ImageRefused("not an address that can be read") from error
+        raise ImageRefused("the reference is not a valid address") from error
     path = unquote(parts.path)
     if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
-        raise ImageRefused("a file is named as file:///folder/name")
+        raise ImageRefused("a file reference has the form file:///folder/name")
     if parts.query or parts.fragment:
-        raise ImageRefused("in a file:// address ? and # are written as %3F and %23")
+        raise ImageRefused("in a file:// address, write ? and # as %3F and %23")
     return Path(path)
 
 
 def _name(path: Path) -> str:
-    """For messages: without what would break a line, and short."""
+    """The file name for messages: short, and without control characters."""
     return ascii(path.name[:100])
 
 

@@ -1,4 +1,4 @@
-"""What the database keeps of pictures and jobs. Money is in `credits/`, messages are in `notifications/`."""
+"""The tables for pictures, subjects and jobs. `credits/` and `notifications/` have tables of their own."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -24,7 +24,7 @@ ACTIVE = (Status.PENDING, Status.TRAINING)
 
 
 class Stage(StrEnum):
-    """Where in the chain a job stands: the stage that is worked on or waits to be."""
+    """The stage of the pipeline that a job is in, or waits for."""
 
     PREPROCESS = "preprocess"
     DATASET = "dataset"
@@ -34,7 +34,7 @@ class Stage(StrEnum):
 
 
 class PictureState(StrEnum):
-    """What became of one picture of a job."""
+    """Whether one picture of a job can be used."""
 
     WAITING = "waiting"
     GOOD = "good"
@@ -46,7 +46,7 @@ def _time(nullable: bool = True) -> Any:
 
 
 class StoredPicture(SQLModel, table=True):
-    """A picture that an owner has stored with us, to be named by its id."""
+    """A picture that an owner has uploaded. Requests name it by its id."""
 
     __tablename__ = "picture"
 
@@ -57,16 +57,16 @@ class StoredPicture(SQLModel, table=True):
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
     caption: str | None = None
-    report: str | None = None  # JSON: the quality report at the resolution of a first look; None until there was one
-    preview_key: str | None = None  # of a small picture for pages
-    # Of another picture: not among those that the subject is learnt from.
+    report: str | None = None  # JSON: the quality report; None until the picture has been checked
+    preview_key: str | None = None  # of the thumbnail
+    # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
-    removed_at: datetime | None = Field(default=None, sa_column=_time())  # by its owner; jobs that use it go on
+    removed_at: datetime | None = Field(default=None, sa_column=_time())  # by its owner; jobs that use it continue
 
 
 class Subject(SQLModel, table=True):
-    """What an owner wants to be learnt: a character, a person, a product, a style; and how to train it."""
+    """What an owner wants to train: a character, a person, a product or a style, with its settings."""
 
     __tablename__ = "subject"
 
@@ -77,37 +77,37 @@ class Subject(SQLModel, table=True):
     base_model: str | None = None
     webhook_url: str | None = None
     train_automatically: bool = False
-    profile_sets: int = 0  # how many times its profile set was said to be complete, each training once at most
+    profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
     updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
 
 
 class ApiToken(SQLModel, table=True):
-    """A bearer token of the HTTP API; the token itself is kept nowhere."""
+    """A bearer token of the HTTP API. Only its hash is stored."""
 
     __tablename__ = "api_token"
 
     id: str = Field(primary_key=True)
     sha256: str = Field(unique=True)
     name: str
-    owner_id: str | None = Field(default=None, index=True)  # None: a service token, which names the owner in each call
-    scopes: str  # separated by spaces: read, train, operate
+    owner_id: str | None = Field(default=None, index=True)  # None: a service token; each call names the owner
+    scopes: str  # space-separated: read, train, operate
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     expires_at: datetime | None = Field(default=None, sa_column=_time())
     revoked_at: datetime | None = Field(default=None, sa_column=_time())
 
 
 class PreparedPicture(SQLModel, table=True):
-    """A source file prepared for one recipe (resolution, cropping, mask): done once for all jobs that use it."""
+    """A source file prepared for one recipe (resolution, cropping, mask), once for all jobs that use it."""
 
     __tablename__ = "prepared_picture"
 
     source_sha256: str = Field(primary_key=True)
     recipe: str = Field(primary_key=True)
-    key: str | None = None  # of the PNG in the store; None where the file cannot be read
+    key: str | None = None  # of the PNG in the store; None if the file cannot be decoded
     sha256: str | None = None  # of the PNG
     width: int = 0
     height: int = 0
-    report: str  # JSON: the quality report, or why it cannot be read
+    report: str  # JSON: the quality report, or why the file cannot be decoded
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
 
 
@@ -127,7 +127,7 @@ class Job(SQLModel, table=True):
     subject_id: str
     idempotency_key: str | None = None
     request_sha256: str
-    spec: str  # JSON of a TrainSpec, which `jobs.specs` reads; the four columns below repeat what is queried of it
+    spec: str  # JSON of a TrainSpec, read by `jobs.specs`; the four columns below repeat the fields that queries use
     family: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
@@ -136,23 +136,23 @@ class Job(SQLModel, table=True):
 
     status: str = Status.PENDING
     stage: str = Stage.PREPROCESS
-    attempt: int = 0  # of the present stage; 0 before its first
+    attempt: int = 0  # at the current stage; 0 before the first
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
-    validation_loss: float | None = None  # of the last look at held-out pictures; at the end, of what is delivered
+    validation_loss: float | None = None  # of the last validation; at the end, of the delivered weights
     seconds_left: float | None = None
     seconds_per_step: float | None = None
 
     failure_code: str | None = None
     failure_message: str | None = None
-    details: str | None = None  # JSON: what belongs to the failure
-    waiting_note: str | None = None  # of an active job: what it waits for, or why its last attempt ended
+    details: str | None = None  # JSON: details of the failure
+    waiting_note: str | None = None  # active jobs: what the job waits for, or why its last attempt ended
 
     hold_id: str | None = None
     charged: int | None = Field(default=None, sa_type=sa.BigInteger)
 
-    # The lease on the present stage. The token only grows: whoever writes with an old one writes nothing.
+    # The lease on the current stage. The token only grows, so a write with an old token changes nothing.
     lease_token: int = 0
     lease_holder: str | None = None
     lease_until: datetime | None = Field(default=None, sa_column=_time())
@@ -162,7 +162,7 @@ class Job(SQLModel, table=True):
     dataset_sha256: str | None = None
     lora_sha256: str | None = None
     lora_bytes: int | None = Field(default=None, sa_type=sa.BigInteger)
-    lora_key: str | None = None  # once it is uploaded and read back
+    lora_key: str | None = None  # set once the upload has been read back
     train_seconds: float = 0.0
     checkpoint_step: int = 0
 
@@ -172,18 +172,18 @@ class Job(SQLModel, table=True):
 
 
 class JobPicture(SQLModel, table=True):
-    """One picture of one job, and what became of it."""
+    """One picture of one job, and the result of preparing it."""
 
     __tablename__ = "job_picture"
 
     job_id: str = Field(primary_key=True, foreign_key="training_job.id")
     position: int = Field(primary_key=True)
-    reference: str  # an address or the id of a stored picture; may be presigned, so it never leaves the database
+    reference: str  # an address, or the id of a stored picture; may be presigned, so it never leaves the database
     caption: str | None = None
-    mask: str | None = None  # a reference of the same kinds
+    mask: str | None = None  # an address or an id too
     state: str = PictureState.WAITING
     source_sha256: str | None = None
-    source_bytes: int = Field(default=0, sa_type=sa.BigInteger)  # what was fetched for it
+    source_bytes: int = Field(default=0, sa_type=sa.BigInteger)  # downloaded for this picture
     prepared_sha256: str | None = None
     width: int = 0
     height: int = 0
@@ -197,7 +197,7 @@ class JobPicture(SQLModel, table=True):
 
 
 class JobEvent(SQLModel, table=True):
-    """What happened to a job, in order: for `--watch`, the loss curve, and later the event stream."""
+    """What happened to a job, in order: for `--watch`, the loss curve and the event stream."""
 
     __tablename__ = "job_event"
     __table_args__ = (sa.Index("ix_job_event_job", "job_id", "id"),)
@@ -213,50 +213,54 @@ class JobEvent(SQLModel, table=True):
 
 
 class RunState(StrEnum):
-    """Where one training on a remote server stands, as far as we know."""
+    """The state of one training on a remote server, as last seen."""
 
-    SUBMITTING = "submitting"  # it may or may not be there: look for it by its name first
-    SUBMITTED = "submitted"  # it is there, queued or running: the poll looks after it
-    COMPLETED = "completed"  # its file waits to be fetched
-    ENDED = "ended"  # nothing of it is needed any more; gone from the server once `cleared_at` is set
+    SUBMITTING = "submitting"  # may exist on the server or not: look it up by name first
+    SUBMITTED = "submitted"  # queued or running on the server; polls follow it
+    COMPLETED = "completed"  # its LoRA file is ready to download
+    ENDED = "ended"  # no longer needed; removed from the server once `cleared_at` is set
 
 
 class RemoteRun(SQLModel, table=True):
-    """One attempt to train a job on a remote server. The newest attempt counts; older ones only wait to be cleared."""
+    """One attempt to train a job on a remote server. Only the newest counts; older ones wait to be removed."""
 
     __tablename__ = "remote_run"
     __table_args__ = (sa.Index("ix_remote_run_state", "state", "cleared_at"),)
 
     job_id: str = Field(primary_key=True, foreign_key="training_job.id")
-    attempt: int = Field(primary_key=True)  # counted from 1 over the whole life of the job
-    name: str = Field(unique=True)  # of the job and the dataset on the server: ours, unique, [a-z0-9_]
+    attempt: int = Field(primary_key=True)  # from 1, over the whole life of the job
+    name: str = Field(unique=True)  # of the job and the dataset on the server: unique, [a-z0-9_]
     pod_id: str | None = Field(default=None, foreign_key="rented_pod.id", index=True)  # None: the fixed server
-    remote_id: str | None = None  # the server's own id, once it has told us
+    remote_id: str | None = None  # the server's own id, once known
     state: str = RunState.SUBMITTING
-    status: str = ""  # queued, running or completed, as last seen
-    info: str = ""  # what the server says it does
+    status: str = ""  # as last seen: queued, running or completed
+    info: str = ""  # what the server reports that it is doing
     step: int = 0
     log_offset: int = 0
-    previews: int = 0  # samples that were fetched
-    moved_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # last step or log growth
-    missed: int = 0  # polls in a row without an answer
-    reason: str | None = None  # why it ended without a file
-    cost_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # of the pod while it worked on this
+    previews: int = 0  # samples downloaded so far
+    moved_at: datetime = Field(
+        default_factory=utcnow, sa_column=_time(nullable=False)
+    )  # when the step or the log last moved
+    missed: int = 0  # consecutive polls without an answer
+    reason: str | None = None  # why the run ended without a file
+    cost_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # cost of the pod while it trained this run
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     submitted_at: datetime | None = Field(default=None, sa_column=_time())
-    started_at: datetime | None = Field(default=None, sa_column=_time())  # first seen at work, out of the queue
-    looked_at: datetime | None = Field(default=None, sa_column=_time())  # a poll took it: no other does so soon
+    started_at: datetime | None = Field(default=None, sa_column=_time())  # when a poll first saw it running
+    looked_at: datetime | None = Field(
+        default=None, sa_column=_time()
+    )  # when a poll last claimed it; others skip it for a while
     ended_at: datetime | None = Field(default=None, sa_column=_time())
     cleared_at: datetime | None = Field(default=None, sa_column=_time())
 
 
 class PodState(StrEnum):
-    """Where a rented machine stands. A pod that is not gone may cost money."""
+    """The state of a rented machine. Every state but `gone` may cost money."""
 
-    RENTING = "renting"  # asked for; the provider may or may not have made it: look for it by its name
-    STARTING = "starting"  # it is there, its server does not answer yet
+    RENTING = "renting"  # requested; may exist at the provider or not: look it up by name
+    STARTING = "starting"  # the machine exists; its server does not answer yet
     READY = "ready"
-    CLOSING = "closing"  # to be deleted, whoever gets to it
+    CLOSING = "closing"  # to be deleted by the next worker that checks it
     GONE = "gone"
 
 
@@ -267,19 +271,23 @@ class RentedPod(SQLModel, table=True):
     __table_args__ = (sa.Index("ix_rented_pod_state", "state"),)
 
     id: str = Field(primary_key=True)
-    name: str = Field(unique=True)  # at the provider: our prefix and the id
+    name: str = Field(unique=True)  # at the provider: the prefix and this id
     provider_id: str | None = None
     gpu: str = ""
-    family: str = ""  # of base models that it has fetched by now: others would cost a download
+    family: str = ""  # of the base model that it has already downloaded
     state: str = PodState.RENTING
     url: str | None = None
     cost_microdollars_per_h: int = Field(default=0, sa_type=sa.BigInteger)
-    idle_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # what it cost while no training was on it
-    missed: int = 0  # looks in a row at which its server did not answer, once it was ready
+    idle_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # cost while it trained nothing
+    missed: int = 0  # consecutive checks without an answer, once it was ready
     reason: str | None = None  # why it is closing
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
-    asked_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # last request to rent it
-    accounted_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))  # cost shared out so far
+    asked_at: datetime = Field(
+        default_factory=utcnow, sa_column=_time(nullable=False)
+    )  # when renting was last requested
+    accounted_at: datetime = Field(
+        default_factory=utcnow, sa_column=_time(nullable=False)
+    )  # costs are assigned to runs up to here
     ready_at: datetime | None = Field(default=None, sa_column=_time())
     idle_since: datetime | None = Field(default=None, sa_column=_time())
     gone_at: datetime | None = Field(default=None, sa_column=_time())

@@ -46,7 +46,7 @@ def _check_card(settings: Settings, families: Sequence[str]) -> DeviceState:
     from training import self_check
     from training.engine import recorder
 
-    found = self_check.check(
+    found = self_check.check_device(
         settings.home.resolve() / FOLDER, settings.device, families=families, asked_precision=settings.precision,
         deterministic=settings.deterministic,
     )  # fmt: skip

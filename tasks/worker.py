@@ -56,9 +56,9 @@ def _prepare(**_: Any) -> None:
 def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
     """A training worker takes as many jobs as it trains in one step, unless `-c` says another number."""
     if not options.get("concurrency") and any(name.startswith("train.") for name in options.get("queues") or ()):
-        from training.device import seats  # imports torch: only on workers that train
+        from training.device import max_slots  # imports torch: only on workers that train
 
-        conf.worker_concurrency = settings().cohort or seats(settings().device)
+        conf.worker_concurrency = settings().cohort or max_slots(settings().device)
 
 
 @worker_process_shutdown.connect

@@ -21,11 +21,11 @@ from rich.markup import escape
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
-from training.data.folder import gather, unused_masks
-from training.multi_process import processes
-from training.options import assigned
+from training.data.folder import load_folder, unused_masks
+from training.multi_process import shared_checkpoints
+from training.options import parse_assignments
 from training.ports import TrainResult, TrainRun
-from training.progress_bar import Bar, clock
+from training.progress_bar import ProgressBar, clock
 from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec, base_model_location
 
 # What is wrong with what was given; everything else is a failure.
@@ -124,10 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level = logging.INFO if given.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     try:
-        spec = spec_of(given)
+        spec = parse_spec(given)
         if given.out.is_dir() or given.checkpoint_every < 1:
             raise SpecInvalid.of({"--out": "is a folder"} if given.out.is_dir() else {"--checkpoint-every": "is 0"})
-        with processes(given, spec.batch_size, console) as kept:
+        with shared_checkpoints(given, spec.batch_size, console) as kept:
             return _train(given, spec, kept, console, arguments)
     except ImprintError as error:
         console.print(f"[red]error[/] ({error.code}): ", end="")
@@ -138,13 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def spec_of(given: argparse.Namespace) -> TrainSpec:
+def parse_spec(given: argparse.Namespace) -> TrainSpec:
     """The recipe in the arguments. Raises SpecInvalid, with every fault named."""
     asked: dict[str, Any] = {
         name: value for name, value in vars(given).items() if name in TrainSpec.model_fields and value is not None
     }
     try:
-        asked |= assigned(given.set)
+        asked |= parse_assignments(given.set)
     except ValueError as error:
         raise SpecInvalid.of({"--set": str(error)}) from error
     base_model = Path(asked["base_model"]).expanduser()
@@ -173,14 +173,14 @@ def _train(
 ) -> int:
     """Prepare the pictures, train, say what came of it."""
     with tempfile.TemporaryDirectory(prefix="imprint-") as temporary:
-        found = gather(given.folder, spec, Path(temporary))
+        found = load_folder(given.folder, spec, Path(temporary))
         for name, reason in found.left_out.items():
             console.print(f"left out {name}: {reason}", markup=False, highlight=False)
         if note := unused_masks(given.folder, spec):
             console.print(note, markup=False, highlight=False)
         total = spec.steps(len(found.examples))
         console.print(f"{len(found.examples)} pictures, {total} steps on {spec.base_model}", highlight=False)
-        with Bar(console, total) as bar:
+        with ProgressBar(console, total) as bar:
             run = TrainRun(
                 job_id=given.out.name,
                 spec=spec,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.lora.file import write
+from training.lora.file import write_file
 
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
@@ -25,7 +25,7 @@ class FolderCheckpoints:
         return self._path(step).read_bytes()
 
     def save(self, step: int, data: bytes) -> None:
-        write(self._path(step), data)
+        write_file(self._path(step), data)
 
     def drop(self, step: int) -> None:
         self._path(step).unlink(missing_ok=True)
@@ -48,4 +48,4 @@ class FolderPreviews:
         self.folder = folder
 
     def save(self, step: int, prompt: int, png: bytes) -> None:
-        write(self.folder / f"prompt-{prompt + 1}-step-{step:06d}.png", png)
+        write_file(self.folder / f"prompt-{prompt + 1}-step-{step:06d}.png", png)

@@ -51,7 +51,7 @@ def choose(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
-def use(device: torch.device) -> None:
+def make_current(device: torch.device) -> None:
     """Make `device` the current one of this thread, which work without a named device goes to: graphs, events, streams.
 
     Every thread that works on a device calls this first.
@@ -60,12 +60,12 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def prepare(device: torch.device, *, deterministic: bool = False) -> None:
+def configure(device: torch.device, *, deterministic: bool = False) -> None:
     """Make `device` the current one of this thread, and choose the kernels of this process for its architecture.
 
     Call it before the first work on the device.
     """
-    use(device)
+    make_current(device)
     if device.type != "cuda":
         return
     if deterministic:
@@ -92,7 +92,7 @@ def attention_backends(capability: tuple[int, int], *, deterministic: bool = Fal
     return (*flash, *(() if deterministic else ("efficient",)), "math")
 
 
-def seats(device: str = "auto") -> int:
+def max_slots(device: str = "auto") -> int:
     """Most jobs that are worth training in one step: a CPU is busy with one, a GPU takes what its memory holds."""
     return 32 if choose(device).type == "cuda" else 1
 
@@ -134,7 +134,7 @@ def repeat_exactly() -> None:
 def probe(device: str = "auto", *, deterministic: bool = False) -> DeviceReport:
     """Find the device and try it with a small product. Raises BackendFailed if it reckons wrongly or not at all."""
     chosen = choose(device)
-    prepare(chosen, deterministic=deterministic)
+    configure(chosen, deterministic=deterministic)
     kept = precision(chosen)
     try:
         took = _try(chosen)
@@ -176,10 +176,10 @@ def _attention(device: torch.device, dtype: torch.dtype) -> str:
 def _driver() -> str:
     """The version of the NVIDIA driver, as its kernel module tells it."""
     try:
-        told = _DRIVER.search(Path("/proc/driver/nvidia/version").read_text())
+        match = _DRIVER.search(Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return "unknown"
-    return told.group() if told else "unknown"
+    return match.group() if match else "unknown"
 
 
 def _try(device: torch.device) -> float:

@@ -13,12 +13,12 @@ from rich.console import Console
 from training.checkpoint_folder import FolderCheckpoints
 
 
-class Lent(FolderCheckpoints):
+class ReadOnlyCheckpoints(FolderCheckpoints):
     """The checkpoints of the first process for another one: they are read at once, before any is written or removed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._read = {step: super(Lent, self).load(step) for step in list(super().steps())[-2:]}
+        self._read = {step: super(ReadOnlyCheckpoints, self).load(step) for step in list(super().steps())[-2:]}
 
     def steps(self) -> Sequence[int]:
         return sorted(self._read)
@@ -37,7 +37,7 @@ class Lent(FolderCheckpoints):
 
 
 @contextlib.contextmanager
-def processes(given: Namespace, batch_size: int, console: Console) -> Iterator[FolderCheckpoints]:
+def shared_checkpoints(given: Namespace, batch_size: int, console: Console) -> Iterator[FolderCheckpoints]:
     """The checkpoints of this training; where a launcher started several processes, this one meets the others first.
 
     The first process tells and writes everything; the others' files go nowhere. Raises SpecInvalid for a batch that
@@ -57,7 +57,7 @@ def processes(given: Namespace, batch_size: int, console: Console) -> Iterator[F
             distributed.wait_for_all()
             yield FolderCheckpoints(folder)
             return
-        lent = Lent(folder)
+        lent = ReadOnlyCheckpoints(folder)
         distributed.wait_for_all()
         console.quiet = True
         given.out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imprint-"))) / given.out.name

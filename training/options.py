@@ -1,7 +1,7 @@
 """The optional groups of a recipe: each a frozen set of options whose defaults mean what a training does without them.
 
 An option that is not named leaves a training as it is, bit for bit: its recipe in files and checkpoints is the same
-too, because only what differs from the defaults is written there (`told`).
+too, because only what differs from the defaults is written there (`to_dict`).
 """
 
 import json
@@ -31,7 +31,7 @@ class Group(BaseModel):
     def _silent(cls, given: Any) -> Any:
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
@@ -88,7 +88,7 @@ class Validation(Group):
         return self
 
 
-def assigned(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_assignments(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Groups from `group.option=value`, as on a command line; a value is JSON, or else text. Raises ValueError."""
     groups: dict[str, dict[str, Any]] = {}
     for assignment in assignments:

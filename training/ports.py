@@ -43,7 +43,7 @@ class Control(Protocol):
         """Called after the first step, then at most once a second, and after the last."""
 
 
-class Checkpoints(Protocol):
+class CheckpointStore(Protocol):
     """Where the checkpoints of one job are kept, each whole or not at all."""
 
     def steps(self) -> Sequence[int]:
@@ -58,7 +58,7 @@ class Checkpoints(Protocol):
         """Let one go that is not needed any more; one that is gone is fine."""
 
 
-class Previews(Protocol):
+class PreviewStore(Protocol):
     """Where pictures of the way are shown to who owns the job."""
 
     def save(self, step: int, prompt: int, png: bytes) -> None:
@@ -75,11 +75,11 @@ class TrainRun:
     dataset_sha256: str
     base_model: str  # a folder, a .safetensors file or a hub id, already looked up
     out: Path  # the LoRA file is written here, whole or not at all
-    checkpoints: Checkpoints
+    checkpoints: CheckpointStore
     control: Control
     device: str = "auto"  # auto, cpu, cuda
     checkpoint_every_epochs: int = 10
-    previews: Previews | None = None  # where they go if the recipe asks for any; None: they are not drawn
+    previews: PreviewStore | None = None  # where they go if the recipe asks for any; None: they are not drawn
     encodings: Path | None = None  # folder where encoded pictures and captions are kept for other trainings
     precision: str = "auto"  # of the frozen base: auto (what is faster here), float32, bfloat16, float16
     quantise: Literal["auto"] | Quantisation = "auto"  # the frozen base; auto: as few bits as the device's memory asks

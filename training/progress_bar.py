@@ -11,7 +11,7 @@ from core.errors import HandOver
 from training import ports
 
 
-class Bar:
+class ProgressBar:
     """`training.ports.Control` of a terminal, while it is entered."""
 
     def __init__(self, console: Console, total: int) -> None:
@@ -20,15 +20,15 @@ class Bar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[loss]}"),
             TimeElapsedColumn(),
             console=console,
         )
-        self._task = self._bar.add_task("loading", total=total, told="")
+        self._task = self._bar.add_task("loading", total=total, loss="")
         self._before: dict[int, Any] = {}
         self.stopped = False
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         # The first Ctrl-C asks the loop to hand over at its next step; a second one ends at once.
         self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self._bar.start()
@@ -59,7 +59,7 @@ class Bar:
             self._task,
             description="training",
             completed=progress.step,
-            told=f"loss {progress.loss:.4f}  {left}",
+            loss=f"loss {progress.loss:.4f}  {left}",
         )
 
 

@@ -73,7 +73,7 @@ def draw(
     an error. `strength` scales it, beside the scale that is in the file. Raises BaseModelUnavailable, LoraInvalid.
     """
     chosen = choose(device)
-    pipeline = load(base_model, family, chosen)
+    pipeline = load_pipeline(base_model, family, chosen)
     if lora is not None:
         add_lora(pipeline, lora)
         adapters = sorted({name for names in pipeline.get_list_adapters().values() for name in names})
@@ -92,7 +92,7 @@ def draw(
     return pictures
 
 
-def load(base_model: str, family: str, device: torch.device) -> Any:
+def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
     """diffusers' pipeline of that base model, quiet, on `device`. Raises BaseModelUnavailable."""
     folder = locate(base_model, families.find(family).parts)
     name, more, scheduler = _PIPELINES[family]
@@ -132,7 +132,7 @@ def _load(pipeline: Any, lora: Path, *, is_dora: bool) -> None:
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
         return
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / lora.name).write_bytes(lora_formats.to_bytes(lora_formats.read(lora), "peft"))
+        (Path(folder) / lora.name).write_bytes(lora_formats.serialize_as(lora_formats.read_lora(lora), "peft"))
         pipeline.load_lora_weights(folder, weight_name=lora.name, use_safetensors=True)
 
 

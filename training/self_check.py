@@ -80,12 +80,12 @@ class SelfCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        told = {"device": self.device.to_dict(), "facts": self.facts, "records": self.records}
+        device = {"device": self.device.to_dict(), "facts": self.facts, "records": self.records}
         checks = [asdict(found) | {"is_usable": found.is_usable} for found in self.families]
-        return {**told, "families": checks, "verdict": self.verdict, "seconds": round(self.seconds, 1)}
+        return {**device, "families": checks, "verdict": self.verdict, "seconds": round(self.seconds, 1)}
 
 
-def check(
+def check_device(
     folder: Path,
     device: str = "auto",
     *,
@@ -120,19 +120,19 @@ def _checked(name: str, folder: Path, device: torch.device, dtype: torch.dtype, 
         trial = Trial(name, folder, device, dtype)
         comparisons = trial.comparisons(record)
     except Exception as error:  # noqa: BLE001 - whatever it is, jobs of this family would meet it, too
-        return FamilyCheck(name, faults={"load": f"a tiny base cannot be loaded: {_told(error)}"})
+        return FamilyCheck(name, faults={"load": f"a tiny base cannot be loaded: {_describe(error)}"})
     for kind, compare in comparisons:
         about, *limits = _COMPARISONS[kind]
         limit = limits[0 if dtype == torch.float32 else 1]
         try:
             differences[kind] = compare()
         except Exception as error:  # noqa: BLE001 - as above
-            faults[kind] = f"{about}: {_told(error)}"
+            faults[kind] = f"{about}: {_describe(error)}"
         else:
             if not differences[kind] <= limit:  # not a number is no agreement
                 faults[kind] = f"{about} differ by {differences[kind]:.2g}, at most {limit:.2g} is rounding"
     return FamilyCheck(name, differences, faults)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"

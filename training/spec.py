@@ -46,8 +46,8 @@ def is_distilled(*names: str) -> bool:
 
     One that was trained back (de-turbo) is none.
     """
-    told = " ".join(names).lower()
-    return "turbo" in told and "de-turbo" not in told and "deturbo" not in told
+    joined = " ".join(names).lower()
+    return "turbo" in joined and "de-turbo" not in joined and "deturbo" not in joined
 
 
 # What a family's recipe says where a request is silent.
@@ -134,13 +134,13 @@ class TrainSpec(BaseModel):
             )
         return family
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON, each group with what differs from its defaults, and left out if nothing does.
 
         So a recipe without options is what it was before there were any, and stays so when there are more.
         """
         said = self.model_dump(mode="json", exclude=set(GROUPS))
-        groups: dict[str, dict[str, Any]] = {name: getattr(self, name).told() for name in GROUPS}
+        groups: dict[str, dict[str, Any]] = {name: getattr(self, name).to_dict() for name in GROUPS}
         return said | {name: group for name, group in groups.items() if group}
 
     @property

@@ -32,13 +32,13 @@ def compare(kind: str) -> None:
     with guarded("exact", kind=kind):
         tag, begun = f"{kind.replace('@', '-')}-{os.getpid()}", time.monotonic()
         children = {name: _begin(kind, f"exact-{tag}-{name}") for name in ("one", "two", "three-cut")}
-        told = {name: _answer(name, child) for name, child in children.items()}
+        result = {name: _answer(name, child) for name, child in children.items()}
         rest = _answer("three-rest", _begin(kind, f"exact-{tag}-three-rest"))
-        digests = {told[name]["sha256"] for name in ("one", "two")}
+        digests = {result[name]["sha256"] for name in ("one", "two")}
         figure(
             "exact", kind=kind, twice_the_same=len(digests) == 1, resumed_the_same={rest["sha256"]} == digests,
-            cut_at=told["three-cut"].get("cut_at"), resumed_from=rest["from"],
-            finite=told["one"]["loss"] == told["one"]["loss"], s=round(time.monotonic() - begun, 1),
+            cut_at=result["three-cut"].get("cut_at"), resumed_from=rest["from"],
+            finite=result["one"]["loss"] == result["one"]["loss"], s=round(time.monotonic() - begun, 1),
         )  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def _answer(name: str, child: "subprocess.Popen[str]") -> dict[str, Any]:
         child.kill()
     if child.returncode:
         raise RuntimeError(f"{name}: {errors[-500:]}")
-    told: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return told
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
 
 
 def child(kind: str, name: str) -> dict[str, Any]:

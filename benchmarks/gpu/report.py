@@ -35,5 +35,5 @@ def guarded(part: str, **about: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever it is, the other measurements are worth having
-        told = f"{type(error).__name__}: {str(error)[:600]}"
-        figure(part, **about, error=told, where=traceback.format_exc()[-900:])
+        message = f"{type(error).__name__}: {str(error)[:600]}"
+        figure(part, **about, error=message, where=traceback.format_exc()[-900:])

@@ -67,8 +67,8 @@ def requests() -> None:
         steps = JOB_STEPS if setup().is_full and setup().is_cuda else setup().steps(20)
         begun = time.perf_counter()
         command = [sys.executable, "-m", "benchmarks.gpu.whole_jobs", str(folder), str(pixels), str(steps)]
-        told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        ends = [float(line) for line in told.stdout.split()[-3:]]
+        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        ends = [float(line) for line in finished.stdout.split()[-3:]]
         # time.perf_counter is one clock for all processes of a Linux machine.
         figure(
             "requests", steps=steps, cold_s=round(ends[0] - begun, 1),

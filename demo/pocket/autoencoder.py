@@ -36,8 +36,8 @@ def learn(folder: Path, steps: int, device: torch.device) -> Any:
         # Left alone, some channels die early, drowned by the noise, and a colour with them. So they are held at unit
         # deviation and apart from one another, and the picture at half its size must be told from them at once.
         half = nn.functional.pixel_unshuffle(nn.functional.avg_pool2d(pictures, 2), 2)
-        told = (squares(mean) - half).abs().mean()
-        loss: Tensor = difference(again, pictures) + 0.1 * _entanglement(mean) + told
+        preview_error = (squares(mean) - half).abs().mean()
+        loss: Tensor = difference(again, pictures) + 0.1 * _entanglement(mean) + preview_error
         return loss
 
     lesson.learn(steps, step_of)

@@ -21,7 +21,7 @@ _NAMELESS = ("creature", "animal", "mascot", "character", "monster", "mascot")
 
 
 @dataclass(frozen=True)
-class Said:
+class ThingDescription:
     """What a caption says of one thing; None where it says nothing of it."""
 
     kind: str | None = None
@@ -37,7 +37,7 @@ class Caption:
     """A text and what it says: of each thing in the order in which it names them, and of their place."""
 
     text: str
-    things: tuple[Said, ...] = ()
+    things: tuple[ThingDescription, ...] = ()
     relation: str | None = None  # of the first thing to the second: left, right, above, below
     place: str | None = None
     pattern: str | None = None
@@ -53,11 +53,11 @@ def describe(scene: Scene, random: Random) -> Caption:
         text, place, pattern, ground = _ground_text(scene, random)
         return Caption(f"{random.choice(_BEGINNINGS)}{random.choice(['', 'a place '])}{text}", (), None, place)
     name = nonsense(random) if random.random() < 0.12 else None
-    texts, said = [], []
+    texts, descriptions = [], []
     for number, thing in enumerate(things):
-        told, parts = _thing_text(thing, random, name if number == 0 else None, alone=len(things) == 1)
-        texts.append(told)
-        said.append(parts)
+        text, parts = _thing_text(thing, random, name if number == 0 else None, alone=len(things) == 1)
+        texts.append(text)
+        descriptions.append(parts)
     relation = None
     text = random.choice(_BEGINNINGS) + texts[0]
     if len(things) == 2:
@@ -67,14 +67,14 @@ def describe(scene: Scene, random: Random) -> Caption:
     if random.random() < 0.93:
         where, place, pattern, ground = _ground_text(scene, random)
         text += ("" if random.random() < 0.8 else ",") + f" {where}"
-    return Caption(text, tuple(said), relation, place, pattern, ground, name)
+    return Caption(text, tuple(descriptions), relation, place, pattern, ground, name)
 
 
 def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def _thing_text(thing: Thing, random: Random, name: str | None, *, alone: bool) -> tuple[str, Said]:
+def _thing_text(thing: Thing, random: Random, name: str | None, *, alone: bool) -> tuple[str, ThingDescription]:
     """`a big red circle on the left`, `a small yellow cat-like creature with horns`, `mobani mascot`."""
     unnamed = name is not None and thing.is_creature and random.random() < 0.7
     says_colour = random.random() < (0.3 if unnamed else 0.96)
@@ -102,7 +102,9 @@ def _thing_text(thing: Thing, random: Random, name: str | None, *, alone: bool) 
         if thing.is_creature:
             row = None
         text += f" {_place_text(column, row, random)}"
-    return text, Said(kind, thing.colour if says_colour else None, thing.size if says_size else None, column, row, worn)
+    return text, ThingDescription(
+        kind, thing.colour if says_colour else None, thing.size if says_size else None, column, row, worn
+    )
 
 
 def _third(share: float, low: str, high: str) -> str:

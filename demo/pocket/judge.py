@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.pocket.autoencoder import anything
-from demo.pocket.captions import Caption, Said
+from demo.pocket.captions import Caption, ThingDescription
 from demo.pocket.lesson import Lesson, compose_batch, draw_batch, rate
 from demo.pocket.scenes import Scene
 from demo.pocket.strangers import STRANGERS, Stranger, picture
@@ -187,10 +187,10 @@ def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[Caption]) 
 
 def _verdicts(seen: dict[str, Tensor], caption: Caption) -> list[tuple[str, bool]]:
     made: list[tuple[str, bool]] = []
-    for said in caption.things:
-        if said.kind is not None:
-            made += _thing_verdicts(seen, said)
-    kinds = [said.kind for said in caption.things]
+    for described in caption.things:
+        if described.kind is not None:
+            made += _thing_verdicts(seen, described)
+    kinds = [described.kind for described in caption.things]
     if caption.relation is not None and None not in kinds:
         (x, y), (u, v) = (_middle(seen, str(kind)) for kind in kinds)
         both = all(_is_present(seen, str(kind)) for kind in kinds)
@@ -205,22 +205,22 @@ def _verdicts(seen: dict[str, Tensor], caption: Caption) -> list[tuple[str, bool
     return made
 
 
-def _thing_verdicts(seen: dict[str, Tensor], said: Said) -> list[tuple[str, bool]]:
-    kind = KINDS.index(str(said.kind))
-    present = _is_present(seen, str(said.kind))
+def _thing_verdicts(seen: dict[str, Tensor], described: ThingDescription) -> list[tuple[str, bool]]:
+    kind = KINDS.index(str(described.kind))
+    present = _is_present(seen, str(described.kind))
     made = [("kind", present)]
-    if said.colour is not None:
+    if described.colour is not None:
         colour = int(seen["colour"].view(len(KINDS), -1)[kind].argmax())
-        made.append(("colour", present and COLOUR_NAMES[colour] == said.colour))
-    if said.size is not None:
+        made.append(("colour", present and COLOUR_NAMES[colour] == described.colour))
+    if described.size is not None:
         size = int(seen["size"].view(len(KINDS), -1)[kind].argmax())
-        made.append(("size", present and SIZES[size] == said.size))
-    x, y = _middle(seen, str(said.kind))
-    for place, low, value in ((said.column, "left", x), (said.row, "top", y)):
+        made.append(("size", present and SIZES[size] == described.size))
+    x, y = _middle(seen, str(described.kind))
+    for place, low, value in ((described.column, "left", x), (described.row, "top", y)):
         if place is not None:
             third = low if value < 0.42 else "center" if value <= 0.58 else "right" if low == "left" else "bottom"
             made.append(("position", present and third == place))
-    for extra in said.extras:
+    for extra in described.extras:
         made.append(("extras", bool(seen["extras"][EXTRAS.index(extra)] > 0)))
     return made
 

@@ -90,7 +90,7 @@ class Lesson:
     def learn(self, steps: int, step_of: Step, averaged: torch.nn.Module | None = None) -> None:
         """All steps that are left; stops early, and is kept, when a file `stop` lies beside the checkpoint."""
         stop = self.path.with_name("stop")
-        kept = said = time.monotonic()
+        kept = logged_at = time.monotonic()
         loss = 0.0
         with _bar() as bar:
             shown = bar.add_task(self.name, total=steps, completed=self.start, loss="")
@@ -110,8 +110,8 @@ class Lesson:
                 now = time.monotonic()
                 self.seconds += now - begun
                 bar.update(shown, completed=step + 1, loss=f"{loss:.4f}")
-                if not sys.stderr.isatty() and now - said > _SAY_EVERY_S:
-                    said = now
+                if not sys.stderr.isatty() and now - logged_at > _SAY_EVERY_S:
+                    logged_at = now
                     left = (steps - step - 1) * self.seconds / (step + 1)
                     print(f"{self.name} {step + 1}/{steps} loss {loss:.4f}, {left / 60:.0f} min left", flush=True)
                 if now - kept > _KEEP_EVERY_S or stop.exists():

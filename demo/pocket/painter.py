@@ -85,8 +85,8 @@ def learn(folder: Path, steps: int, vae: Any, encoder: Any, drawings: int, devic
         spans = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
         times = (spans * len(alphas)).long().clamp(0, len(alphas) - 1).to(device)
         a = alphas[times].view(-1, 1, 1, 1)
-        said = unet(a.sqrt() * latents + (1 - a).sqrt() * noise, times, context, return_dict=False)[0]
-        loss: Tensor = (said - (a.sqrt() * noise - (1 - a).sqrt() * latents)).pow(2).mean()
+        predicted = unet(a.sqrt() * latents + (1 - a).sqrt() * noise, times, context, return_dict=False)[0]
+        loss: Tensor = (predicted - (a.sqrt() * noise - (1 - a).sqrt() * latents)).pow(2).mean()
         return loss
 
     lesson.learn(steps, step_of, averaged=unet)

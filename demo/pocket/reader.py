@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from demo.pocket.captions import Caption, Said, describe
+from demo.pocket.captions import Caption, ThingDescription, describe
 from demo.pocket.lesson import Lesson, compose_batch
 from demo.pocket.networks import TEXT_WIDTH, make_text_encoder, tokenizer
 from demo.pocket.words import COLOUR_NAMES, EXTRAS, KINDS, MAX_TOKENS, PATTERNS, PLACE_NAMES, SIZES
@@ -57,8 +57,8 @@ class Quiz(nn.Module):
         return error + 4 * nn.functional.mse_loss(self.name(states), names)
 
 
-def _thing(caption: Caption, number: int) -> Said:
-    return caption.things[number] if number < len(caption.things) else Said()
+def _thing(caption: Caption, number: int) -> ThingDescription:
+    return caption.things[number] if number < len(caption.things) else ThingDescription()
 
 
 def _answers(caption: Caption) -> list[int]:
@@ -66,11 +66,11 @@ def _answers(caption: Caption) -> list[int]:
     made = []
     for number in (0, 1):
         for field, values in _OF_THING.items():
-            said = getattr(_thing(caption, number), field)
-            made.append(0 if said is None else values.index(said) + 1)
+            answer = getattr(_thing(caption, number), field)
+            made.append(0 if answer is None else values.index(answer) + 1)
     for field, values in _OF_SCENE.items():
-        said = getattr(caption, field)
-        made.append(0 if said is None else values.index(said) + 1)
+        answer = getattr(caption, field)
+        made.append(0 if answer is None else values.index(answer) + 1)
     return made
 
 

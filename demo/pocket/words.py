@@ -62,8 +62,8 @@ rainy day hill autumn two one some horned medium cross diamond bear bird checker
 
 def vocabulary() -> tuple[dict[str, int], list[Merge]]:
     """Vocabulary and merges of the tokenizer: every byte, and one token for each word that captions are made of."""
-    said = [word for ways in PLACES.values() for way in ways for word in way.split()]
-    words = [*KINDS, *EXTRAS, *SIZES, *COLOURS, *PATTERNS, *PLACES, *said, *_OTHER_WORDS]
+    place_words = [word for ways in PLACES.values() for way in ways for word in way.split()]
+    words = [*KINDS, *EXTRAS, *SIZES, *COLOURS, *PATTERNS, *PLACES, *place_words, *_OTHER_WORDS]
     letters = byte_letters()
     merges = learn_merges([[*word[:-1], f"{word[-1]}</w>"] for word in dict.fromkeys(words)])
     made = dict.fromkeys(left + right for left, right in merges)

@@ -12,18 +12,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fakes.ai_toolkit import files_api
-from fakes.ai_toolkit.faults import FATES, KINDS, Faults, Script, note
-from fakes.ai_toolkit.options import Options
+from fakes.ai_toolkit.faults import FATES, KINDS, FaultInjector, ScriptedFault, record_subject
+from fakes.ai_toolkit.options import FakeToolkitOptions
 from fakes.ai_toolkit.rows import NameTaken, Row
-from fakes.ai_toolkit.worker import Worker
-from fakes.ai_toolkit.world import SETTINGS, World
+from fakes.ai_toolkit.server_data import SETTINGS, ServerData
+from fakes.ai_toolkit.worker import QueueWorker
 from fakes.json_body import json_body
 
 _TAIL_BYTES = 5 * 2**20
 _OPEN = ("/api/img/", "/api/files/")  # no password is asked for these, as on the real one
 
 
-class Password:
+class BearerAuth:
     """A bearer token for everything under /api/, but for what the real server forgot."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
@@ -32,18 +32,26 @@ class Password:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and self.token is not None and not path.startswith(_OPEN):
-            told = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").split(" ")
-            if len(told) < 2 or told[1] != self.token:
+            header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").split(" ")
+            if len(header) < 2 or header[1] != self.token:
                 await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
-class Api:
+class ToolkitApi:
     """What each address answers."""
 
-    def __init__(self, world: World, worker: Worker, faults: Faults, options: Options) -> None:
-        self.world, self.rows, self.worker, self.faults, self.options = world, world.rows, worker, faults, options
+    def __init__(
+        self, server_data: ServerData, worker: QueueWorker, faults: FaultInjector, options: FakeToolkitOptions
+    ) -> None:
+        self.server_data, self.rows, self.worker, self.faults, self.options = (
+            server_data,
+            server_data.rows,
+            worker,
+            faults,
+            options,
+        )
 
     def app(self) -> Starlette:
         """The whole application, without faults."""
@@ -65,7 +73,7 @@ class Api:
             Route(f"{of_job}/samples", self.samples),
             Route(f"{of_job}/files", self.files),
             Route(f"{of_job}/loss", self.loss),
-            *files_api.routes(self.world, self.options),
+            *files_api.routes(self.server_data, self.options),
             Route("/_fake/faults", self.script_fault, methods=["POST"]),
             Route("/_fake/fates", self.script_fate, methods=["POST"]),
         ]
@@ -78,7 +86,7 @@ class Api:
         handlers = {404: _page_not_found, 500: _empty_error}
         return Starlette(
             routes=routes,
-            middleware=[Middleware(Password, token=self.options.token)],
+            middleware=[Middleware(BearerAuth, token=self.options.token)],
             exception_handlers=handlers,
         )
 
@@ -88,7 +96,7 @@ class Api:
         return JSONResponse({"isAuthenticated": True})
 
     async def settings(self, request: Request) -> Response:
-        return JSONResponse({"HF_TOKEN": "", **{key: str(path) for key, path in self.world.settings().items()}})
+        return JSONResponse({"HF_TOKEN": "", **{key: str(path) for key, path in self.server_data.settings().items()}})
 
     async def set_settings(self, request: Request) -> Response:
         given = await json_body(request)
@@ -96,7 +104,7 @@ class Api:
             if not isinstance(given.get(key), str):  # those before it are written by now
                 return JSONResponse({"error": "Failed to update settings"}, 500)
             if key in SETTINGS:
-                if not self.world.is_ours(Path(given[key])):
+                if not self.server_data.is_ours(Path(given[key])):
                     return JSONResponse({"error": "Failed to update settings"}, 500)
                 self.rows.set(key, given[key])
         return JSONResponse({"success": True})
@@ -122,7 +130,7 @@ class Api:
 
     async def create(self, request: Request) -> Response:
         given = await json_body(request)
-        note(request.scope, given.get("name"))
+        record_subject(request.scope, given.get("name"))
         try:
             if "id" in given:
                 values = {"name": given["name"], "gpu_ids": given["gpu_ids"]}
@@ -170,8 +178,8 @@ class Api:
         row = self._asked(request)
         if row is None:
             return _no_job()
-        folder = self.world.outputs() / row["name"]  # for the name "" that is the folder of all outputs
-        if self.world.is_ours(folder):
+        folder = self.server_data.outputs() / row["name"]  # for the name "" that is the folder of all outputs
+        if self.server_data.is_ours(folder):
             shutil.rmtree(folder, ignore_errors=True)
         self.rows.delete(row["id"])
         return JSONResponse(row)
@@ -182,7 +190,7 @@ class Api:
         row = self._asked(request)
         if row is None:
             return _no_job()
-        path = self.world.outputs() / row["name"] / "log.txt"
+        path = self.server_data.outputs() / row["name"] / "log.txt"
         data = path.read_bytes() if path.is_file() else b""
         if self.options.old_api:
             return JSONResponse({"log": data.decode("utf-8", "replace")})
@@ -196,14 +204,14 @@ class Api:
         row = self._asked(request)
         if row is None:
             return _no_job()
-        folder = self.world.outputs() / row["name"] / "samples"
+        folder = self.server_data.outputs() / row["name"] / "samples"
         return JSONResponse({"samples": sorted(str(path) for path in folder.glob("*.jpg"))})
 
     async def files(self, request: Request) -> Response:
         row = self._asked(request)
         if row is None:
             return _no_job()
-        folder = self.world.outputs() / row["name"]
+        folder = self.server_data.outputs() / row["name"]
         paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.pt")])
         return JSONResponse({"files": [{"path": str(path), "size": path.stat().st_size} for path in paths]})
 
@@ -242,7 +250,7 @@ class Api:
     # ---- for tests: what goes wrong ----
 
     async def script_fault(self, request: Request) -> Response:
-        script = Script(**await json_body(request))
+        script = ScriptedFault(**await json_body(request))
         if script.kind not in KINDS:
             return JSONResponse({"error": f"kind is one of {', '.join(KINDS)}"}, 400)
         self.faults.script(script)
@@ -258,7 +266,7 @@ class Api:
     def _asked(self, request: Request) -> Row | None:
         row = self.rows.job(request.path_params["job_id"])
         if row is not None:
-            note(request.scope, row["name"])
+            record_subject(request.scope, row["name"])
         return row
 
     def _known(self, job_id: str) -> Row:

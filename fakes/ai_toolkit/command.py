@@ -54,8 +54,8 @@ def fake_pod(host: str, port: int, **given: Any) -> None:
     With --faults: answers of 500 and 502, requests that hang, connections that break before or after the deed,
     downloads that break off, trainers that fail or stall, workers that die and leave their job at `running`.
     """
-    from fakes.ai_toolkit.options import Options
-    from fakes.ai_toolkit.pod import serve
+    from fakes.ai_toolkit.options import FakeToolkitOptions
+    from fakes.ai_toolkit.pod import serve_pod
 
     if given["trainer"] == "real" and given["base_model"] is None:
         raise click.UsageError(
@@ -63,8 +63,8 @@ def fake_pod(host: str, port: int, **given: Any) -> None:
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn listens to it: temporary folders go
     with tempfile.TemporaryDirectory(prefix="fake-pod-") as temporary:
-        options = Options(**{**given, "folder": given["folder"] or Path(temporary)})
-        serve(options, host=host, port=port, announce=_announce)
+        options = FakeToolkitOptions(**{**given, "folder": given["folder"] or Path(temporary)})
+        serve_pod(options, host=host, port=port, announce=_announce)
 
 
 def _announce(address: str) -> None:

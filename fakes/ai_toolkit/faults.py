@@ -31,7 +31,7 @@ PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body
 
 
 @dataclass
-class Script:
+class ScriptedFault:
     """A fault that befalls the next `times` requests that fit."""
 
     kind: str
@@ -40,17 +40,17 @@ class Script:
     times: int = 1
 
 
-class Faults:
+class FaultInjector:
     """Decides, for each request and each job, what goes wrong."""
 
     def __init__(self, seed: int | None, hang_s: float) -> None:
         self.seed, self.hang_s = seed, hang_s
         self._random = random.Random(seed)  # noqa: S311
-        self._scripts: list[Script] = []
+        self._scripts: list[ScriptedFault] = []
         self._fates: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def script(self, script: Script) -> None:
+    def script(self, script: ScriptedFault) -> None:
         with self._lock:
             self._scripts.append(script)
 
@@ -103,10 +103,10 @@ class Journal:
             self._file.close()
 
 
-class Gate:
+class FaultMiddleware:
     """Outermost: lets requests through to `app`, or something befall them; writes the journal."""
 
-    def __init__(self, app: ASGIApp, faults: Faults, journal: Journal, ready_after_s: float) -> None:
+    def __init__(self, app: ASGIApp, faults: FaultInjector, journal: Journal, ready_after_s: float) -> None:
         self.app, self.faults, self.journal = app, faults, journal
         self.opens_at = time.monotonic() + ready_after_s
 
@@ -161,8 +161,8 @@ class _Half:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            told = dict(message.get("headers", []))
-            self._left = max(1, int(told.get(b"content-length", b"2")) // 2)
+            headers = dict(message.get("headers", []))
+            self._left = max(1, int(headers.get(b"content-length", b"2")) // 2)
             await self._send(message)
         elif message["type"] == "http.response.body" and self._left > 0:
             body = bytes(message.get("body", b""))[: self._left]
@@ -193,6 +193,6 @@ async def _answer(send: Send, status: int, body: bytes, kind: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def note(scope: MutableMapping[str, Any], about: object) -> None:
+def record_subject(scope: MutableMapping[str, Any], about: object) -> None:
     """What a request is about, for the journal: the name of a job or a dataset."""
     scope["fake.about"] = str(about)

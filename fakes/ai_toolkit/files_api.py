@@ -11,18 +11,18 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from fakes.ai_toolkit.faults import note
-from fakes.ai_toolkit.options import Options
-from fakes.ai_toolkit.world import World
+from fakes.ai_toolkit.faults import record_subject
+from fakes.ai_toolkit.options import FakeToolkitOptions
+from fakes.ai_toolkit.server_data import ServerData
 from fakes.json_body import json_body
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _MAX_FILES = 10_000
 
 
-def routes(world: World, options: Options) -> list[Route]:
+def routes(server_data: ServerData, options: FakeToolkitOptions) -> list[Route]:
     """The routes; a world from before 2026-07 has other shapes and no getBatch."""
-    files = Files(world, options)
+    files = FilesApi(server_data, options)
     made = [
         Route("/api/datasets/list", files.list_datasets),
         Route("/api/datasets/create", files.create, methods=["POST"]),
@@ -40,14 +40,14 @@ def routes(world: World, options: Options) -> list[Route]:
     return made
 
 
-class Files:
+class FilesApi:
     """What each address answers."""
 
-    def __init__(self, world: World, options: Options) -> None:
-        self.world, self.options = world, options
+    def __init__(self, server_data: ServerData, options: FakeToolkitOptions) -> None:
+        self.server_data, self.options = server_data, options
 
     async def list_datasets(self, request: Request) -> Response:
-        root = self.world.datasets()
+        root = self.server_data.datasets()
         root.mkdir(exist_ok=True)
         return JSONResponse(
             sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -55,11 +55,11 @@ class Files:
 
     async def create(self, request: Request) -> Response:
         name = re.sub(r"[^a-z0-9]+", "_", str((await json_body(request)).get("name") or "").lower())
-        note(request.scope, name)
+        record_subject(request.scope, name)
         try:
             if not name:
                 raise OSError
-            (self.world.datasets() / name).mkdir(exist_ok=True)  # not where the root is not there yet
+            (self.server_data.datasets() / name).mkdir(exist_ok=True)  # not where the root is not there yet
         except OSError:
             return JSONResponse({"error": "Failed to create dataset"}, 500)
         return JSONResponse({"success": True, "name": name})
@@ -72,10 +72,10 @@ class Files:
                 files = [(str(part.filename), await part.read()) for part in parts]
         except HTTPException:
             return JSONResponse({"error": "Error uploading files"}, 500)
-        note(request.scope, name)
+        record_subject(request.scope, name)
         if not files:
             return JSONResponse({"error": "No files provided"}, 400)
-        if not isinstance(name, str) or not self.world.is_ours(folder := self.world.datasets() / name):
+        if not isinstance(name, str) or not self.server_data.is_ours(folder := self.server_data.datasets() / name):
             return JSONResponse({"error": "Error uploading files"}, 500)
         folder.mkdir(parents=True, exist_ok=True)
         stored = []
@@ -87,8 +87,8 @@ class Files:
 
     async def list_images(self, request: Request) -> Response:
         name = str((await json_body(request)).get("datasetName"))
-        folder = self.world.datasets() / name
-        if not folder.is_dir() or not self.world.is_ours(folder):
+        folder = self.server_data.datasets() / name
+        if not folder.is_dir() or not self.server_data.is_ours(folder):
             return JSONResponse({"error": f"Folder '{name}' not found"}, 404)
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
         if self.options.old_api:
@@ -97,9 +97,9 @@ class Files:
 
     async def delete(self, request: Request) -> Response:
         name = str((await json_body(request)).get("name") or "")
-        note(request.scope, name)
-        folder = self.world.datasets() / name  # for "" that is the folder of all datasets
-        if self.world.is_ours(folder):
+        record_subject(request.scope, name)
+        folder = self.server_data.datasets() / name  # for "" that is the folder of all datasets
+        if self.server_data.is_ours(folder):
             shutil.rmtree(folder, ignore_errors=True)
         return JSONResponse({"success": True})
 
@@ -109,8 +109,10 @@ class Files:
 
     async def captions(self, request: Request) -> Response:
         paths = (await json_body(request)).get("imgPaths") or []
-        inside = {str(told): self._inside(told) for told in paths}
-        return JSONResponse({"captions": {told: _caption(path) for told, path in inside.items() if path is not None}})
+        inside = {str(given_path): self._inside(given_path) for given_path in paths}
+        return JSONResponse(
+            {"captions": {given_path: _caption(path) for given_path, path in inside.items() if path is not None}}
+        )
 
     async def set_caption(self, request: Request) -> Response:
         given = await json_body(request)
@@ -131,24 +133,26 @@ class Files:
         return JSONResponse({"success": True})
 
     async def file(self, request: Request) -> Response:
-        told = request.path_params["path"]
-        path = Path(told)
-        if not told.startswith("/") or not self.world.serves(path):  # with plain slashes the leading one is lost
+        given_path = request.path_params["path"]
+        path = Path(given_path)
+        if not given_path.startswith("/") or not self.server_data.serves(
+            path
+        ):  # with plain slashes the leading one is lost
             return PlainTextResponse("Access denied", 403)
         if path.is_dir():
             return PlainTextResponse("Not a file", 400)
         if not path.is_file():
             return PlainTextResponse("File not found", 404)
-        note(request.scope, path.name)
+        record_subject(request.scope, path.name)
         kind = "image/jpeg" if path.suffix == ".jpg" else "application/octet-stream"
         return FileResponse(path, media_type=kind, headers={"Cache-Control": "public, max-age=86400"})
 
-    def _inside(self, told: Any) -> Path | None:
+    def _inside(self, given_path: Any) -> Path | None:
         """A picture's path, if it lies in the datasets."""
-        if not isinstance(told, str):
+        if not isinstance(given_path, str):
             return None
-        path = Path(told)
-        return path if self.world.datasets().resolve() in path.resolve().parents else None
+        path = Path(given_path)
+        return path if self.server_data.datasets().resolve() in path.resolve().parents else None
 
 
 def _caption(path: Path) -> str:

@@ -16,19 +16,19 @@ _KINDS = {
 }  # fmt: skip
 
 
-def family_of(process: Mapping[str, Any]) -> str:
+def family_of_config(process: Mapping[str, Any]) -> str:
     """Our family for the architecture that a job names. KeyError for one that the fake does not train."""
     return {"sd15": "sd15", "sdxl": "sdxl", "zimage": "z-image"}[str(process["model"]["arch"]).split(":")[0]]
 
 
-def to_bytes(
+def serialize_toolkit_lora(
     process: Mapping[str, Any], name: str, weights: Mapping[str, tuple[Array, Array]], *, step: int, epoch: int = 0
 ) -> bytes:
     """A file of `weights` (module, by our name in a file without prefix: down, up) after `step` steps.
 
     Everything is in the precision of the job's `save.dtype`, alpha too; peft's form (Z-Image) has no alpha.
     """
-    family = family_of(process)
+    family = family_of_config(process)
     naming, kind = NAMINGS[family], _KINDS[str(process["save"]["dtype"])]
     tensors: dict[str, Tensor] = {}
     for module, (down, up) in weights.items():
@@ -52,16 +52,16 @@ def to_bytes(
     return pack(tensors, {**metadata, "sshs_model_hash": whole, "sshs_legacy_hash": whole[:8]})
 
 
-def from_ours(process: Mapping[str, Any], name: str, ours: bytes, *, step: int) -> bytes:
+def convert_our_lora(process: Mapping[str, Any], name: str, ours: bytes, *, step: int) -> bytes:
     """A file that our own loop wrote, as ai-toolkit would have written it."""
-    naming = NAMINGS[family_of(process)]
+    naming = NAMINGS[family_of_config(process)]
     tensors, _ = unpack(ours)
     stems = [held.removesuffix(naming.down) for held in tensors if held.endswith(naming.down)]
     weights = {
         stem.removeprefix(naming.prefix): (tensors[stem + naming.down].floats(), tensors[stem + naming.up].floats())
         for stem in stems
     }
-    return to_bytes(process, name, weights, step=step)
+    return serialize_toolkit_lora(process, name, weights, step=step)
 
 
 def step_in(folder: Path) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Options:
+class FakeToolkitOptions:
     """`folder` holds all that the server keeps; what is in it from an earlier start is found again."""
 
     folder: Path

@@ -7,20 +7,24 @@ from collections.abc import Callable
 
 import uvicorn
 
-from fakes.ai_toolkit.api import Api
-from fakes.ai_toolkit.faults import Faults, Gate, Journal
-from fakes.ai_toolkit.options import Options
-from fakes.ai_toolkit.worker import Worker
-from fakes.ai_toolkit.world import World
+from fakes.ai_toolkit.api import ToolkitApi
+from fakes.ai_toolkit.faults import FaultInjector, FaultMiddleware, Journal
+from fakes.ai_toolkit.options import FakeToolkitOptions
+from fakes.ai_toolkit.server_data import ServerData
+from fakes.ai_toolkit.worker import QueueWorker
 
 
-def serve(options: Options, *, host: str = "127.0.0.1", port: int = 0, announce: Callable[[str], None]) -> None:
+def serve_pod(
+    options: FakeToolkitOptions, *, host: str = "127.0.0.1", port: int = 0, announce: Callable[[str], None]
+) -> None:
     """Serve until a signal ends the process. `announce` is told the address once it takes connections; port 0: any."""
     with socket.create_server((host, port), backlog=512) as listening:
-        world = World(options.folder)
-        faults, journal = Faults(options.faults, options.hang_s), Journal(options.journal)
-        worker = Worker(world.rows, options, faults, world.outputs)
-        app = Gate(Api(world, worker, faults, options).app(), faults, journal, options.ready_after_s)
+        server_data = ServerData(options.folder)
+        faults, journal = FaultInjector(options.faults, options.hang_s), Journal(options.journal)
+        worker = QueueWorker(server_data.rows, options, faults, server_data.outputs)
+        app = FaultMiddleware(
+            ToolkitApi(server_data, worker, faults, options).app(), faults, journal, options.ready_after_s
+        )
         if options.vanish_after_s is not None:
             timer = threading.Timer(options.vanish_after_s, os._exit, (1,))
             timer.daemon = True
@@ -34,5 +38,5 @@ def serve(options: Options, *, host: str = "127.0.0.1", port: int = 0, announce:
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             worker.close()
-            world.rows.close()
+            server_data.rows.close()
             journal.close()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from fakes.ai_toolkit.lora import family_of, to_bytes
-from fakes.ai_toolkit.options import Options
-from fakes.ai_toolkit.task import Item, Task
+from fakes.ai_toolkit.lora import family_of_config, serialize_toolkit_lora
+from fakes.ai_toolkit.options import FakeToolkitOptions
+from fakes.ai_toolkit.task import DatasetItem, TrainerJob
 from training.lora.safetensor import Array
 
 # A few of a model's modules, in its own widths: enough to be a LoRA of that family.
@@ -23,20 +23,20 @@ _MODULES = {
 }
 
 
-def train(task: Task, options: Options) -> Iterator[None]:
+def train_quickly(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[None]:
     """Trains as long as it is asked for the next item; in between it waits, for time to pass or to be stopped."""
     loaded_at = time.monotonic() + options.loading_s
-    task.say("Loading model")
+    task.set_info("Loading model")
     yield
     while time.monotonic() < loaded_at:
         yield
-    task.say("Loading dataset")
+    task.set_info("Loading dataset")
     items = task.items()
     task.log(f"Found {len(items)} images")
     seed = _digest(items, task)
     level = _contrast(items)
     yield
-    task.say("Training")
+    task.set_info("Training")
     begun, first = time.monotonic(), task.step
     while task.step < task.total:
         due = first + int((time.monotonic() - begun) / max(options.seconds_per_step, 1e-6))
@@ -47,11 +47,11 @@ def train(task: Task, options: Options) -> Iterator[None]:
         losses = [(number, _loss(seed, level, number, task.total)) for number in range(task.step + 1, step + 1)]
         task.advance(step, losses, options.seconds_per_step)
         if task.saves_at(step):
-            task.say("Saving model")
-            task.keep(to_bytes(task.process, task.name, _weights(task, seed, level), step=step), step)
+            task.set_info("Saving model")
+            task.keep(serialize_toolkit_lora(task.process, task.name, _weights(task, seed, level), step=step), step)
         if task.draws_at(step):
             task.draw()
-        task.say("Training")
+        task.set_info("Training")
         yield
     if first < task.total or not task.final.exists():  # the trap: with a finished file there, it only says so
         yield from _save(task, seed, level)
@@ -59,23 +59,23 @@ def train(task: Task, options: Options) -> Iterator[None]:
     task.complete()
 
 
-def _next_stop(task: Task) -> int:
+def _next_stop(task: TrainerJob) -> int:
     """The next step at which something is saved or drawn."""
     spans = (int(task.process["save"]["save_every"]), int(task.process["sample"]["sample_every"]))
     return min((task.step // span + 1) * span for span in spans)
 
 
-def _save(task: Task, seed: bytes, level: float) -> Iterator[None]:
+def _save(task: TrainerJob, seed: bytes, level: float) -> Iterator[None]:
     """The finished file, written in place: for a while it is there and not whole."""
-    task.say("Saving model")
-    data = to_bytes(task.process, task.name, _weights(task, seed, level), step=task.total)
+    task.set_info("Saving model")
+    data = serialize_toolkit_lora(task.process, task.name, _weights(task, seed, level), step=task.total)
     task.final.write_bytes(data[: len(data) // 2])
     yield
     task.final.write_bytes(data)
     task.saved_step = task.total
 
 
-def _digest(items: list[Item], task: Task) -> bytes:
+def _digest(items: list[DatasetItem], task: TrainerJob) -> bytes:
     """Of all pictures, captions and the config."""
     held = hashlib.sha256(json.dumps(dict(task.process), sort_keys=True).encode())
     for item in items:
@@ -84,7 +84,7 @@ def _digest(items: list[Item], task: Task) -> bytes:
     return held.digest()
 
 
-def _contrast(items: list[Item]) -> float:
+def _contrast(items: list[DatasetItem]) -> float:
     """How much the pictures vary, 0 to 1."""
     spreads = []
     for item in items[:8]:
@@ -93,12 +93,12 @@ def _contrast(items: list[Item]) -> float:
     return min(1.0, sum(spreads) / len(spreads))
 
 
-def _weights(task: Task, seed: bytes, level: float) -> dict[str, tuple[Array, Array]]:
+def _weights(task: TrainerJob, seed: bytes, level: float) -> dict[str, tuple[Array, Array]]:
     """Down and up of a few modules: noise from the seed, as large as the pictures' contrast and the steps make it."""
     rank, chance = int(task.process["network"]["linear"]), np.random.default_rng(list(seed))
     share = task.step / task.total if task.total else 1.0
     made = {}
-    for module, width in _MODULES[family_of(task.process)]:
+    for module, width in _MODULES[family_of_config(task.process)]:
         down = chance.uniform(-(width**-0.5), width**-0.5, (rank, width)).astype(np.float32)
         up = (chance.standard_normal((width, rank)) * 0.01 * (0.1 + level) * share).astype(np.float32)
         made[module] = (down, up)

@@ -7,17 +7,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fakes.ai_toolkit.options import Options
-from fakes.ai_toolkit.task import Task, TrainingFailed
+from fakes.ai_toolkit.options import FakeToolkitOptions
+from fakes.ai_toolkit.task import TrainerJob, TrainingFailed
 
 PROGRESS = ".progress"
 
 
-def train(task: Task, options: Options) -> Iterator[None]:
+def train_with_our_loop(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[None]:
     """Starts the child, and passes on what it writes. Closing this ends the child. Raises TrainingFailed."""
     if options.base_model is None:
         raise TrainingFailed("the fake server has no base model")
-    task.say("Loading model")
+    task.set_info("Loading model")
     progress = task.folder / PROGRESS
     progress.write_text("")
     job = {
@@ -48,7 +48,7 @@ def train(task: Task, options: Options) -> Iterator[None]:
         child.stdin.close()
 
 
-def _follow(task: Task, child: "subprocess.Popen[bytes]", progress: Path) -> Iterator[None]:
+def _follow(task: TrainerJob, child: "subprocess.Popen[bytes]", progress: Path) -> Iterator[None]:
     with progress.open() as lines:
         left = ""
         while True:
@@ -66,10 +66,10 @@ def _follow(task: Task, child: "subprocess.Popen[bytes]", progress: Path) -> Ite
     task.complete()
 
 
-def _pass_on(task: Task, told: dict[str, float]) -> None:
-    before, step = task.step, int(told["step"])
-    task.say("Training")
-    task.advance(step, [(step, told["loss"])], told["seconds_per_step"])
+def _pass_on(task: TrainerJob, progress: dict[str, float]) -> None:
+    before, step = task.step, int(progress["step"])
+    task.set_info("Training")
+    task.advance(step, [(step, progress["loss"])], progress["seconds_per_step"])
     if any(task.draws_at(passed) for passed in range(before + 1, step + 1)):
         task.draw()
-        task.say("Training")
+        task.set_info("Training")

@@ -12,7 +12,7 @@ from typing import Any, cast
 from PIL import Image
 
 from core.errors import ImprintError
-from fakes.ai_toolkit.lora import family_of, from_ours
+from fakes.ai_toolkit.lora import convert_our_lora, family_of_config
 from training.checkpoint_folder import FolderCheckpoints
 from training.ports import Example, Progress, TrainRun
 from training.spec import Family, TrainSpec
@@ -33,12 +33,12 @@ class Reporter:
         self._file.write(json.dumps(line) + "\n")
 
 
-def spec_of(process: dict[str, Any], total: int) -> TrainSpec:
+def spec_from_config(process: dict[str, Any], total: int) -> TrainSpec:
     """Our recipe, as far as a job's config tells it."""
     train, network = process["train"], process["network"]
     return TrainSpec(
         base_model="fake/base-model",
-        family=cast(Family, family_of(process)),
+        family=cast(Family, family_of_config(process)),
         trigger_word="trained",
         rank=network["linear"],
         alpha=network["linear_alpha"],
@@ -67,7 +67,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fake-pod-") as folder:
         run = TrainRun(
             job_id=job["name"],
-            spec=spec_of(job["process"], job["total"]),
+            spec=spec_from_config(job["process"], job["total"]),
             examples=examples,
             dataset_sha256=hashlib.sha256(json.dumps(job["items"]).encode()).hexdigest(),
             base_model=job["base_model"],
@@ -81,7 +81,7 @@ def main() -> int:
         except ImprintError as error:
             print(error.message, flush=True)
             return 1
-        data = from_ours(job["process"], job["name"], run.out.read_bytes(), step=job["total"])
+        data = convert_our_lora(job["process"], job["name"], run.out.read_bytes(), step=job["total"])
     Path(job["out"]).write_bytes(data)
     return 0
 

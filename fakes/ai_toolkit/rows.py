@@ -30,7 +30,7 @@ class NameTaken(Exception):
     """There is a job of that name."""
 
 
-class Rows:
+class JobRows:
     """Used by the API and by the worker, each on its own thread."""
 
     def __init__(self, path: Path) -> None:
@@ -92,12 +92,12 @@ class Rows:
 
     def job(self, job_id: str) -> Row | None:
         found = self.all("SELECT * FROM job WHERE id = ?", job_id)
-        return _told(found[0]) if found else None
+        return _with_booleans(found[0]) if found else None
 
     def jobs(self, where: str = "1", *values: Any) -> list[Row]:
         """The jobs for which `where` holds, in the order of the queue."""
         query = f"SELECT * FROM job WHERE {where} ORDER BY queue_position, rowid"  # noqa: S608 - ours, not a stranger's
-        return [_told(row) for row in self.all(query, *values)]
+        return [_with_booleans(row) for row in self.all(query, *values)]
 
     def change(self, job_id: str, *, touch: bool = False, **values: Any) -> None:
         """Write into a job's row. The trainer does not touch `updated_at`; the API does."""
@@ -143,7 +143,7 @@ class Rows:
         self.run("INSERT OR REPLACE INTO setting VALUES (?, ?)", key, value)
 
 
-def _told(row: Row) -> Row:
+def _with_booleans(row: Row) -> Row:
     return {**row, **{name: bool(row[name]) for name in _FLAGS}}
 
 

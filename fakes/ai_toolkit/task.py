@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFilter
 
 from fakes.ai_toolkit.lora import step_in
-from fakes.ai_toolkit.rows import Row, Rows
+from fakes.ai_toolkit.rows import JobRows, Row
 
 _SHOWN = 256  # pixels of a sample's longer side, at most
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -22,17 +22,17 @@ class TrainingFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Item:
+class DatasetItem:
     """One picture of a dataset."""
 
     path: Path
     caption: str
 
 
-class Task:
+class TrainerJob:
     """Raises KeyError, TypeError, ValueError or IndexError for a config that would end a real worker."""
 
-    def __init__(self, rows: Rows, row: Row, outputs: Path) -> None:
+    def __init__(self, rows: JobRows, row: Row, outputs: Path) -> None:
         self.rows, self.id, self.name = rows, str(row["id"]), str(row["name"])
         config = json.loads(row["job_config"])["config"]
         self.process: Mapping[str, Any] = config["process"][0]
@@ -54,25 +54,25 @@ class Task:
             log.rename(self.folder / "logs" / f"{len(list((self.folder / 'logs').iterdir()))}_log.txt")
         self.log(f"Running job {self.name}")
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[DatasetItem]:
         """The pictures of its dataset. Raises TrainingFailed if there are none."""
         folder = Path(self.process["datasets"][0]["folder_path"])
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
         if not paths:
             raise TrainingFailed("Dataset is empty")
-        return [Item(path, self._caption(path)) for path in paths]
+        return [DatasetItem(path, self._caption(path)) for path in paths]
 
     def _caption(self, path: Path) -> str:
         beside = path.with_suffix(".txt")
-        said = (
+        caption = (
             beside.read_text(encoding="utf-8")
             if beside.is_file()
             else str(self.process["datasets"][0]["default_caption"])
         )
-        said = ", ".join(said.split(","))  # as the real one joins its tokens
-        return said.replace("[name]", "").replace("[trigger]", "")
+        caption = ", ".join(caption.split(","))  # as the real one joins its tokens
+        return caption.replace("[name]", "").replace("[trigger]", "")
 
-    def say(self, info: str) -> None:
+    def set_info(self, info: str) -> None:
         """Status `running`, and what it does."""
         self.rows.change(self.id, status="running", info=info)
 
@@ -96,7 +96,7 @@ class Task:
         prompts = [str(sample["prompt"]) for sample in self.process["sample"]["samples"]]
         share = self.step / self.total if self.total else 1.0
         for number, prompt in enumerate(prompts):
-            self.say(f"Generating images - {number + 1}/{len(prompts)}")
+            self.set_info(f"Generating images - {number + 1}/{len(prompts)}")
             path = items[number % len(items)].path
             name = f"{time.time_ns() // 1_000_000}__{self.step:09d}_{number}.jpg"
             _picture(path, prompt, share).save(self.folder / "samples" / name, "JPEG", quality=85)

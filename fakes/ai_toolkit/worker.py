@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import cast
 
 from fakes.ai_toolkit import quick, real
-from fakes.ai_toolkit.faults import Faults
-from fakes.ai_toolkit.options import Options
-from fakes.ai_toolkit.rows import Row, Rows
-from fakes.ai_toolkit.task import Task, TrainingFailed
+from fakes.ai_toolkit.faults import FaultInjector
+from fakes.ai_toolkit.options import FakeToolkitOptions
+from fakes.ai_toolkit.rows import JobRows, Row
+from fakes.ai_toolkit.task import TrainerJob, TrainingFailed
 
-Trainer = Callable[[Task, Options], Iterator[None]]
-_TRAINERS: dict[str, Trainer] = {"quick": quick.train, "real": real.train}
+Trainer = Callable[[TrainerJob, FakeToolkitOptions], Iterator[None]]
+_TRAINERS: dict[str, Trainer] = {"quick": quick.train_quickly, "real": real.train_with_our_loop}
 
 
 @dataclass
-class Run:
+class TrainerRun:
     """One trainer at work."""
 
-    task: Task
+    task: TrainerJob
     training: Iterator[None]
     fate: str | None
 
@@ -29,12 +29,14 @@ class Run:
         cast("Generator[None]", self.training).close()
 
 
-class Worker:
+class QueueWorker:
     """Looks every `tick_s`, on a thread of its own."""
 
-    def __init__(self, rows: Rows, options: Options, faults: Faults, outputs: Callable[[], Path]) -> None:
+    def __init__(
+        self, rows: JobRows, options: FakeToolkitOptions, faults: FaultInjector, outputs: Callable[[], Path]
+    ) -> None:
         self.rows, self.options, self.faults, self.outputs = rows, options, faults, outputs
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, TrainerRun] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="fake-worker", daemon=True)
 
@@ -77,20 +79,20 @@ class Worker:
     def _begin(self, row: Row) -> None:
         self.rows.change(row["id"], status="running", stop=0, return_to_queue=0, info="Starting job...")
         try:
-            task = Task(self.rows, row, self.outputs())
+            task = TrainerJob(self.rows, row, self.outputs())
         except (KeyError, TypeError, ValueError, IndexError):
             return  # a real worker breaks on such a config, and the row stays as it is
         fate = self.faults.fate(task.name)
         options = self.options
         if fate == "slow":
-            options = Options(**{**vars(options), "loading_s": options.loading_s * 10})
+            options = FakeToolkitOptions(**{**vars(options), "loading_s": options.loading_s * 10})
         task.begin()
         self.rows.change(row["id"], pid=1_000_000 + len(self.runs), info="Starting")
-        self.runs[task.id] = Run(task, _TRAINERS[options.trainer](task, options), fate)
+        self.runs[task.id] = TrainerRun(task, _TRAINERS[options.trainer](task, options), fate)
 
     # ---- trainers ----
 
-    def _go_on(self, run: Run, row: Row | None) -> bool:
+    def _go_on(self, run: TrainerRun, row: Row | None) -> bool:
         """Let a trainer work a little; whether it goes on after that."""
         task = run.task
         if row is None:
@@ -102,7 +104,7 @@ class Worker:
             task.end("queued", "Job queued")
             return False
         if run.fate in ("die", "error", "stall") and task.step * 2 >= task.total:
-            return self._meet(run)
+            return self._apply_fate(run)
         try:
             if row["sample_now"]:
                 self.rows.change(task.id, sample_now=0)
@@ -116,7 +118,7 @@ class Worker:
             return False
         return True
 
-    def _meet(self, run: Run) -> bool:
+    def _apply_fate(self, run: TrainerRun) -> bool:
         """Half-way its fate befalls a job."""
         if run.fate == "stall":
             return True

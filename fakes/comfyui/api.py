@@ -14,15 +14,15 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from fakes.comfyui.folders import KINDS, Folders
-from fakes.comfyui.queue import Queue
+from fakes.comfyui.folders import KINDS, ComfyUIFolders
+from fakes.comfyui.queue import PromptQueue
 from fakes.comfyui.validation import object_info, validate
 from fakes.json_body import json_body
 from generation.comfyui.nodes import NODES
 
 
 @dataclass(frozen=True)
-class Options:
+class FakeComfyUIOptions:
     """How a fake server behaves."""
 
     folder: Path
@@ -33,14 +33,14 @@ class Options:
     max_upload_mb: int = 100
 
 
-class Api:
+class ComfyUIApi:
     """What each address answers."""
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.folders = options, Folders(options.folder)
+    def __init__(self, options: FakeComfyUIOptions) -> None:
+        self.options, self.folders = options, ComfyUIFolders(options.folder)
         self.clients: dict[str, asyncio.Queue[str]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.queue = Queue(self.folders, self.send, options.seconds_per_step)
+        self.queue = PromptQueue(self.folders, self.send, options.seconds_per_step)
 
     def app(self) -> Starlette:
         of: list[tuple[str, Any, str]] = [

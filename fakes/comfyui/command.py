@@ -29,11 +29,11 @@ def fake_comfyui(host: str, port: int, no_websocket: bool, folder: Path | None, 
     """
     import uvicorn
 
-    from fakes.comfyui.api import Api, Options
+    from fakes.comfyui.api import ComfyUIApi, FakeComfyUIOptions
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn listens to it: temporary folders go
     with tempfile.TemporaryDirectory(prefix="fake-comfyui-") as temporary:
-        api = Api(Options(folder or Path(temporary), websocket=not no_websocket, **given))
+        api = ComfyUIApi(FakeComfyUIOptions(folder or Path(temporary), websocket=not no_websocket, **given))
         with socket.create_server((host, port), backlog=128) as listening:
             click.echo(f"fake ComfyUI on http://{host}:{listening.getsockname()[1]}, files in {api.folders.root}")
             sys.stdout.flush()

@@ -30,7 +30,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Pass:
+class SamplerPass:
     """One sampler's work."""
 
     model: Model
@@ -47,7 +47,7 @@ class Latent:
     width: int
     height: int
     batch: int = 1
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[SamplerPass, ...] = ()
 
 
 def png(latent: Latent, number: int, prompt: dict[str, Any]) -> bytes:

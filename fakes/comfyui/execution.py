@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from fakes.comfyui import loras
-from fakes.comfyui.drawing import Latent, Model, Pass, png
-from fakes.comfyui.folders import Folders
+from fakes.comfyui.drawing import Latent, Model, SamplerPass, png
+from fakes.comfyui.folders import ComfyUIFolders
 from generation.comfyui.nodes import NODES
 
-Tell = Callable[[str, dict[str, Any]], None]
+SendEvent = Callable[[str, dict[str, Any]], None]
 
 
-class Interrupted(Exception):
+class PromptInterrupted(Exception):
     """Somebody asked for the end."""
 
 
@@ -29,9 +29,14 @@ class Execution:
     """One prompt at work. `tell` sends its events; `stopped` says whether to end."""
 
     def __init__(
-        self, prompt: dict[str, Any], folders: Folders, tell: Tell, stopped: Callable[[], bool], seconds_per_step: float
+        self,
+        prompt: dict[str, Any],
+        folders: ComfyUIFolders,
+        send_event: SendEvent,
+        stopped: Callable[[], bool],
+        seconds_per_step: float,
     ) -> None:
-        self.prompt, self.folders, self.tell, self.stopped = prompt, folders, tell, stopped
+        self.prompt, self.folders, self.send_event, self.stopped = prompt, folders, send_event, stopped
         self.seconds_per_step = seconds_per_step
         self.values: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, Any] = {}
@@ -54,12 +59,12 @@ class Execution:
             if name in kind.inputs or name in kind.optional
         }
         if self.stopped():
-            raise Interrupted
+            raise PromptInterrupted
         self.at = node_id
-        self.tell("executing", {"node": node_id, "display_node": node_id})
+        self.send_event("executing", {"node": node_id, "display_node": node_id})
         try:
             made = self._make(node["class_type"], given, node_id)
-        except (loras.Unreadable, OSError, KeyError, ValueError) as error:
+        except (loras.UnreadableLora, OSError, KeyError, ValueError) as error:
             raise NodeFailed(node_id, error) from error
         self.values[node_id] = made
         return made
@@ -86,10 +91,10 @@ class Execution:
     def _sample(self, latent: Latent, given: dict[str, Any], seed: int, steps: int) -> Latent:
         for step in range(1, steps + 1):
             if self.stopped():
-                raise Interrupted
+                raise PromptInterrupted
             time.sleep(self.seconds_per_step)
-            self.tell("progress", {"value": step, "max": steps, "node": self.at})
-        done = Pass(given["model"], given["positive"], given["negative"], seed, steps)
+            self.send_event("progress", {"value": step, "max": steps, "node": self.at})
+        done = SamplerPass(given["model"], given["positive"], given["negative"], seed, steps)
         return replace(latent, passes=(*latent.passes, done))
 
     def _save(self, given: dict[str, Any], node_id: str, *, temporary: bool) -> tuple[()]:
@@ -106,7 +111,7 @@ class Execution:
             (folder / name).write_bytes(png(given["images"], number, self.prompt))
             images.append({"filename": name, "subfolder": "/".join(below), "type": kind})
         self.outputs[node_id] = {"images": images}
-        self.tell("executed", {"node": node_id, "display_node": node_id, "output": {"images": images}})
+        self.send_event("executed", {"node": node_id, "display_node": node_id, "output": {"images": images}})
         return ()
 
     def load_lora(self, given: dict[str, Any]) -> tuple[Any, ...]:
@@ -114,7 +119,7 @@ class Execution:
         model: Model = given["model"]
         if given["strength_model"] == 0:
             return model, given.get("clip")
-        modules, _ = loras.load(self.folders.models("loras") / given["lora_name"], model.kind)
+        modules, _ = loras.match_lora_keys(self.folders.models("loras") / given["lora_name"], model.kind)
         return model.with_lora(given["lora_name"], given["strength_model"], modules), given.get("clip")
 
 

@@ -18,7 +18,7 @@ _STOCK = {
 }
 
 
-class Folders:
+class ComfyUIFolders:
     """All below one folder, laid out as ComfyUI's own."""
 
     def __init__(self, root: Path) -> None:

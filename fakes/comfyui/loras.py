@@ -27,11 +27,11 @@ _KNOWN = {
 }
 
 
-class Unreadable(Exception):
+class UnreadableLora(Exception):
     """A file that safetensors cannot read: the prompt fails at its loader."""
 
 
-def load(path: Path, base: str) -> tuple[int, list[str]]:
+def match_lora_keys(path: Path, base: str) -> tuple[int, list[str]]:
     """How many modules of the file a model of kind `base` takes, and the keys that it does not; those are logged."""
     used, missed = set[str](), list[str]()
     for key in _keys(path):
@@ -51,4 +51,4 @@ def _keys(path: Path) -> list[str]:
         header = json.loads(data[8 : 8 + length])
         return [key for key in header if key != "__metadata__"]
     except (struct.error, ValueError, TypeError, OverflowError):
-        raise Unreadable("Error while deserializing header: HeaderTooLarge") from None
+        raise UnreadableLora("Error while deserializing header: HeaderTooLarge") from None

@@ -5,17 +5,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fakes.comfyui.execution import Execution, Interrupted, NodeFailed
-from fakes.comfyui.folders import Folders
+from fakes.comfyui.execution import Execution, NodeFailed, PromptInterrupted
+from fakes.comfyui.folders import ComfyUIFolders
 
 Item = tuple[int, str, dict[str, Any], dict[str, Any], list[str]]  # number, id, prompt, extra data, outputs
 Send = Callable[[str, dict[str, Any], str | None], None]  # event, data, client; None: to all
 
 
-class Queue:
+class PromptQueue:
     """In memory only: a server that is started anew has forgotten everything."""
 
-    def __init__(self, folders: Folders, send: Send, seconds_per_step: float) -> None:
+    def __init__(self, folders: ComfyUIFolders, send: Send, seconds_per_step: float) -> None:
         self.folders, self.send, self.seconds_per_step = folders, send, seconds_per_step
         self.waiting: list[Item] = []
         self.running: Item | None = None
@@ -86,24 +86,24 @@ class Queue:
         _, prompt_id, prompt, extra, outputs = item
         messages: list[list[Any]] = []
 
-        def tell(event: str, data: dict[str, Any], keep: bool = False) -> None:
+        def send_event(event: str, data: dict[str, Any], keep: bool = False) -> None:
             data = {**data, "prompt_id": prompt_id}
             if keep:
                 data["timestamp"] = int(time.time() * 1000)
                 messages.append([event, data])
             self.send(event, data, extra.get("client_id"))
 
-        run = Execution(prompt, self.folders, tell, self._interrupt.is_set, self.seconds_per_step)
-        tell("execution_start", {}, keep=True)
-        tell("execution_cached", {"nodes": []}, keep=True)
+        run = Execution(prompt, self.folders, send_event, self._interrupt.is_set, self.seconds_per_step)
+        send_event("execution_start", {}, keep=True)
+        send_event("execution_cached", {"nodes": []}, keep=True)
         good = False
         try:
             run.run(outputs)
             good = True
-            tell("execution_success", {}, keep=True)
-        except Interrupted:
+            send_event("execution_success", {}, keep=True)
+        except PromptInterrupted:
             about = {"node_id": run.at, "node_type": prompt[run.at]["class_type"] if run.at else None}
-            tell("execution_interrupted", {**about, "executed": list(run.values)}, keep=True)
+            send_event("execution_interrupted", {**about, "executed": list(run.values)}, keep=True)
         except NodeFailed as failed:
             about = {
                 "node_id": failed.node_id,
@@ -115,5 +115,5 @@ class Queue:
                 "current_inputs": {},
                 "current_outputs": list(run.values),
             }
-            tell("execution_error", about, keep=True)
+            send_event("execution_error", about, keep=True)
         return run.outputs, {"status_str": "success" if good else "error", "completed": good, "messages": messages}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fakes.comfyui.folders import Folders
+from fakes.comfyui.folders import ComfyUIFolders
 from generation.comfyui.nodes import NODES, Kind, NodeClass
 
 _NUMBERS: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
@@ -11,7 +11,7 @@ _MOST_LISTED = 20
 Refusal = dict[str, Any]
 
 
-def validate(prompt: dict[str, Any], folders: Folders) -> tuple[Refusal | None, list[str], dict[str, Any]]:
+def validate(prompt: dict[str, Any], folders: ComfyUIFolders) -> tuple[Refusal | None, list[str], dict[str, Any]]:
     """The error (None if at least one output is good), the good outputs, and errors by node. Values are converted."""
     for node_id, node in prompt.items():
         name = node.get("class_type")
@@ -37,8 +37,8 @@ def validate(prompt: dict[str, Any], folders: Folders) -> tuple[Refusal | None, 
         said += [f"{reason['message']}: {reason['details']}" for reason in check.found.get(output, [])]
         for node_id, reasons in check.found.items():
             if reasons:
-                told = {"errors": reasons, "dependent_outputs": [], "class_type": prompt[node_id]["class_type"]}
-                node_errors.setdefault(node_id, told)["dependent_outputs"].append(output)
+                errors = {"errors": reasons, "dependent_outputs": [], "class_type": prompt[node_id]["class_type"]}
+                node_errors.setdefault(node_id, errors)["dependent_outputs"].append(output)
     if not good:
         error = _error("prompt_outputs_failed_validation", "Prompt outputs failed validation", "\n".join(said))
         return error, [], node_errors
@@ -48,7 +48,7 @@ def validate(prompt: dict[str, Any], folders: Folders) -> tuple[Refusal | None, 
 class _Check:
     """One prompt's nodes, each looked at once."""
 
-    def __init__(self, prompt: dict[str, Any], folders: Folders) -> None:
+    def __init__(self, prompt: dict[str, Any], folders: ComfyUIFolders) -> None:
         self.prompt, self.folders = prompt, folders
         self.found: dict[str, list[Refusal]] = {}
         self.good: dict[str, bool] = {}
@@ -130,14 +130,14 @@ class _Check:
         return []
 
 
-def described(wanted: Kind, folders: Folders) -> tuple[str | list[str], dict[str, Any]]:
+def described(wanted: Kind, folders: ComfyUIFolders) -> tuple[str | list[str], dict[str, Any]]:
     """An input as `/object_info` says it: its type, or its choices; and its bounds."""
     if isinstance(wanted, tuple):
         return wanted
     return _type(wanted, folders), {}
 
 
-def _type(wanted: Kind, folders: Folders) -> str | list[str]:
+def _type(wanted: Kind, folders: ComfyUIFolders) -> str | list[str]:
     if isinstance(wanted, tuple):
         return wanted[0]
     if isinstance(wanted, str) and wanted.startswith("@"):
@@ -145,7 +145,7 @@ def _type(wanted: Kind, folders: Folders) -> str | list[str]:
     return wanted
 
 
-def object_info(name: str, node: NodeClass, folders: Folders) -> dict[str, Any]:
+def object_info(name: str, node: NodeClass, folders: ComfyUIFolders) -> dict[str, Any]:
     """A class as `/object_info` describes it."""
     groups = {"required": node.inputs, "optional": node.optional}
     return {

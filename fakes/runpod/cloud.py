@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field
 
-from fakes.runpod.machine import Machine, Options
+from fakes.runpod.machine import Machine, PodOptions
 
 # Dollars an hour and GB. The prices are invented, of the right size.
 GPUS: dict[str, tuple[float, int]] = {
@@ -24,7 +24,7 @@ GPUS: dict[str, tuple[float, int]] = {
 _FIELDS = {"name", "templateId", "image", "gpu", "cloud", "disk", "ports", "env", "mounts", "dataCenterIds"}
 
 
-class Faults(BaseModel):
+class RunPodFaults(BaseModel):
     """What goes wrong, and how often: shares between 0 and 1 of all requests, creates, deletes or pods."""
 
     model_config = ConfigDict(extra="forbid")
@@ -42,7 +42,7 @@ class Faults(BaseModel):
     calls_per_minute: int | None = Field(None, description="above it: 429")
 
 
-class Problem(Exception):
+class RunPodError(Exception):
     """An answer as RunPod gives it for what it does not do."""
 
     def __init__(self, status: int, detail: str, *errors: str, wait_s: int | None = None) -> None:
@@ -54,10 +54,10 @@ class FakeRunPod:
     """The state of one: its pods, its ledger, its luck."""
 
     def __init__(
-        self, key: str, seed: int = 0, faults: Faults | None = None, pod_options: Options | None = None
+        self, key: str, seed: int = 0, faults: RunPodFaults | None = None, pod_options: PodOptions | None = None
     ) -> None:
-        self.key, self.faults = key, faults or Faults()
-        self.luck = random.Random(seed)  # noqa: S311 - to be repeated
+        self.key, self.faults = key, faults or RunPodFaults()
+        self.rng = random.Random(seed)  # noqa: S311 - to be repeated
         self.pod_options = pod_options or {}
         self.machines: dict[str, Machine] = {}
         self.past: list[Machine] = []  # deleted and vanished
@@ -88,31 +88,31 @@ class FakeRunPod:
 
     def create(self, body: Any) -> dict[str, Any]:
         if not isinstance(body, dict):
-            raise Problem(422, "Request validation failed.", "$: an object is needed")
+            raise RunPodError(422, "Request validation failed.", "$: an object is needed")
         if unknown := set(body) - _FIELDS:
             named = [f"$: additional properties '{name}' not allowed" for name in sorted(unknown)]
-            raise Problem(422, "Request validation failed.", *named)
+            raise RunPodError(422, "Request validation failed.", *named)
         gpu = body.get("gpu")
         if not body.get("name") or not isinstance(gpu, dict) or not (body.get("image") or body.get("templateId")):
-            raise Problem(422, "Request validation failed.", "$: name, gpu, and image or templateId are needed")
+            raise RunPodError(422, "Request validation failed.", "$: name, gpu, and image or templateId are needed")
         if not re.fullmatch(r"\d+\.\d+", gpu.get("minCudaVersion", "1.0")):
-            raise Problem(422, "Request validation failed.", "$.gpu.minCudaVersion: does not match")
+            raise RunPodError(422, "Request validation failed.", "$.gpu.minCudaVersion: does not match")
         if gpu.get("id") not in GPUS:
-            raise Problem(400, "unknown GPU type")
-        if gpu["id"] in self.faults.sold_out or self.luck.random() < self.faults.sold_out_creates:
-            raise Problem(400, "There are no longer any instances available with the requested specifications.")
+            raise RunPodError(400, "unknown GPU type")
+        if gpu["id"] in self.faults.sold_out or self.rng.random() < self.faults.sold_out_creates:
+            raise RunPodError(400, "There are no longer any instances available with the requested specifications.")
         options = dict(self.pod_options)
         if options.get("faults") is not None:
             options["faults"] += len(self.machines) + len(self.past)
-        machine = Machine.new(self.luck, body, GPUS[gpu["id"]][0], Path(self.folder.name), options)
+        machine = Machine.new(self.rng, body, GPUS[gpu["id"]][0], Path(self.folder.name), options)
         self.machines[machine.id] = machine
         machine.start_after(self.faults.start_s)
-        self._doom(machine)
+        self._schedule_end(machine)
         return machine.as_pod()
 
-    def _doom(self, machine: Machine) -> None:
-        lasts_s = self.faults.start_s + self.luck.uniform(0.2, 1.0) * self.faults.last_s
-        drawn = self.luck.random()
+    def _schedule_end(self, machine: Machine) -> None:
+        lasts_s = self.faults.start_s + self.rng.uniform(0.2, 1.0) * self.faults.last_s
+        drawn = self.rng.random()
         if drawn < self.faults.vanish:
             asyncio.get_running_loop().call_later(lasts_s, self.remove, machine.id, "vanished")
         elif drawn < self.faults.vanish + self.faults.exits:
@@ -120,7 +120,7 @@ class FakeRunPod:
 
     def find(self, pod_id: str) -> Machine:
         if pod_id not in self.machines:
-            raise Problem(404, "pod not found")
+            raise RunPodError(404, "pod not found")
         return self.machines[pod_id]
 
     def remove(self, pod_id: str, how: str) -> None:
@@ -130,9 +130,9 @@ class FakeRunPod:
 
     def delete(self, pod_id: str) -> None:
         machine = self.find(pod_id)
-        if machine.id not in self.deletes_failed and self.luck.random() < self.faults.failed_deletes:
+        if machine.id not in self.deletes_failed and self.rng.random() < self.faults.failed_deletes:
             self.deletes_failed.add(machine.id)
-            raise Problem(500, "internal error")
+            raise RunPodError(500, "internal error")
         self.remove(machine.id, "deleted")
 
     def ledger(self) -> list[dict[str, Any]]:
@@ -142,23 +142,23 @@ class FakeRunPod:
 
     # ---- what goes wrong ----
 
-    def meet(self, operation: str) -> str | None:
+    def draw_fault(self, operation: str) -> str | None:
         """A fault that was ordered for this operation, or that luck brings; raised where it is an answer."""
         now = time.monotonic()
         self.calls.append(now)
         while self.calls[0] < now - 60:
             self.calls.popleft()
         if self.faults.calls_per_minute is not None and len(self.calls) > self.faults.calls_per_minute:
-            raise Problem(429, "rate limit exceeded for the minute window", wait_s=int(61 - now + self.calls[0]))
+            raise RunPodError(429, "rate limit exceeded for the minute window", wait_s=int(61 - now + self.calls[0]))
         fault = self.ordered[operation].popleft() if self.ordered[operation] else self._draw(operation)
         if fault is None or fault == "lost":
             return fault
-        raise Problem(int(fault), "as ordered", wait_s=1 if fault == "429" else None)
+        raise RunPodError(int(fault), "as ordered", wait_s=1 if fault == "429" else None)
 
     def _draw(self, operation: str) -> str | None:
-        drawn = self.luck.random()
+        drawn = self.rng.random()
         if drawn < self.faults.errors:
-            return self.luck.choice(["500", "502", "503"])
+            return self.rng.choice(["500", "502", "503"])
         if drawn < self.faults.errors + self.faults.too_many:
             return "429"
-        return "lost" if operation == "create" and self.luck.random() < self.faults.lost_creates else None
+        return "lost" if operation == "create" and self.rng.random() < self.faults.lost_creates else None

@@ -15,14 +15,14 @@ def fake_runpod(port: int, key: str, seed: int, faults: str, pod_options: str) -
     """Serve a RunPod on this machine that rents out fake pods, until Ctrl-C."""
     from pydantic import ValidationError
 
-    from fakes.runpod.cloud import Faults
-    from fakes.runpod.server import serve
+    from fakes.runpod.cloud import RunPodFaults
+    from fakes.runpod.server import serve_runpod
 
     try:
-        rates = Faults.model_validate_json(faults)
+        rates = RunPodFaults.model_validate_json(faults)
     except ValidationError as error:
         raise click.BadParameter("; ".join(str(one["msg"]) for one in error.errors()), param_hint="--faults") from None
-    serve(port, key, seed, rates, json.loads(pod_options))
+    serve_runpod(port, key, seed, rates, json.loads(pod_options))
 
 
 COMMAND = fake_runpod

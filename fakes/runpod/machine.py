@@ -18,7 +18,7 @@ from typing import Any
 from core.embedded_broker import die_with_parent
 from core.free_port import free_port
 
-Options = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, one more per pod
+PodOptions = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, one more per pod
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Machine:
     order: dict[str, Any]
     price: float
     folder: Path
-    options: Options
+    options: PodOptions
     created_at: float = field(default_factory=time.time)
     status: str = "PROVISIONING"
     started_at: float | None = None
@@ -39,8 +39,10 @@ class Machine:
     process: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
-    def new(cls, luck: random.Random, order: dict[str, Any], price: float, folder: Path, options: Options) -> "Machine":
-        made = "".join(luck.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=14))
+    def new(
+        cls, rng: random.Random, order: dict[str, Any], price: float, folder: Path, options: PodOptions
+    ) -> "Machine":
+        made = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=14))
         return cls(made, order, price, folder / made, options | {"gpu": order["gpu"]["id"]})
 
     @property
@@ -124,12 +126,12 @@ def main() -> None:
     from fakes.ai_toolkit import options, pod  # heavier than all of the above
 
     port, folder, given = sys.argv[1:]
-    told = json.loads(given)
+    options_given = json.loads(given)
     for name in ("base_model", "journal"):
-        if told.get(name):
-            told[name] = Path(told[name])
-    made = options.Options(folder=Path(folder), token=os.environ.get("AI_TOOLKIT_AUTH"), **told)
-    pod.serve(made, port=int(port), announce=lambda url: print(url, flush=True))
+        if options_given.get(name):
+            options_given[name] = Path(options_given[name])
+    made = options.FakeToolkitOptions(folder=Path(folder), token=os.environ.get("AI_TOOLKIT_AUTH"), **options_given)
+    pod.serve_pod(made, port=int(port), announce=lambda url: print(url, flush=True))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A pod that is RUNNING is a process with the fake ai-toolkit server in it, on a l
 through `/proxy/{pod_id}` as a real one is through RunPod's proxy: 404 and 502 until it listens. It bills by the
 second, and `/fake/ledger` lists what was rented, when it went and what it cost.
 
-What goes wrong is drawn from a seed by the rates in `Faults`; `POST /fake/next` orders single faults instead.
+What goes wrong is drawn from a seed by the rates in `RunPodFaults`; `POST /fake/next` orders single faults instead.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from fakes.runpod.cloud import FakeRunPod, Faults, Problem
-from fakes.runpod.machine import Options
+from fakes.runpod.cloud import FakeRunPod, RunPodError, RunPodFaults
+from fakes.runpod.machine import PodOptions
 
 _TITLES = {
     400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 404: "Not Found",
@@ -34,7 +34,7 @@ _MOST_UPLOADED = 100_000_000  # what the proxy lets through in one request
 _HOP = {"host", "connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
-class CutOff(Response):
+class LostAnswer(Response):
     """An answer that never comes: the connection ends after the headers."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,12 +49,12 @@ def application(cloud: FakeRunPod) -> Starlette:
         async def answer(request: Request) -> Response:
             try:
                 if request.headers.get("authorization") != f"Bearer {cloud.key}":
-                    raise Problem(401, "missing bearer token")
-                fault = cloud.meet(operation)
+                    raise RunPodError(401, "missing bearer token")
+                fault = cloud.draw_fault(operation)
                 done = await work(request)
-            except Problem as problem:
+            except RunPodError as problem:
                 return _problem(problem)
-            return CutOff() if fault == "lost" else done
+            return LostAnswer() if fault == "lost" else done
 
         return answer
 
@@ -118,13 +118,13 @@ async def _json(request: Request) -> Any:
     try:
         return await request.json()
     except ValueError:
-        raise Problem(400, "the body is no JSON") from None
+        raise RunPodError(400, "the body is no JSON") from None
 
 
-def _problem(problem: Problem) -> Response:
-    told = {"title": _TITLES.get(problem.status, "Error"), "status": problem.status, "detail": problem.detail}
+def _problem(problem: RunPodError) -> Response:
+    body = {"title": _TITLES.get(problem.status, "Error"), "status": problem.status, "detail": problem.detail}
     return JSONResponse(
-        told | ({"errors": problem.errors} if problem.errors else {}),
+        body | ({"errors": problem.errors} if problem.errors else {}),
         problem.status,
         headers={"Retry-After": str(problem.wait_s)} if problem.wait_s is not None else None,
         media_type="application/problem+json",
@@ -133,7 +133,7 @@ def _problem(problem: Problem) -> Response:
 
 async def _not_found(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return _problem(Problem(status, "no such path"))
+    return _problem(RunPodError(status, "no such path"))
 
 
 async def _proxied(cloud: FakeRunPod, request: Request) -> Response:
@@ -169,7 +169,7 @@ class _Server(uvicorn.Server):
         print(json.dumps({"url": f"http://127.0.0.1:{port}"}), flush=True)
 
 
-def serve(port: int, key: str, seed: int, faults: Faults, pod_options: Options | None = None) -> None:
+def serve_runpod(port: int, key: str, seed: int, faults: RunPodFaults, pod_options: PodOptions | None = None) -> None:
     """Serve on loopback until SIGTERM; pods end with it."""
     app = application(FakeRunPod(key, seed, faults, pod_options))
     config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
@@ -182,10 +182,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--key", default="fake-key")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", type=Faults.model_validate_json, default=Faults())
+    parser.add_argument("--faults", type=RunPodFaults.model_validate_json, default=RunPodFaults())
     parser.add_argument("--pods", type=json.loads, default={})
     given = parser.parse_args()
-    serve(given.port, given.key, given.seed, given.faults, given.pods)
+    serve_runpod(given.port, given.key, given.seed, given.faults, given.pods)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""ComfyUI: put a LoRA where a server finds it, patch a workflow for it, submit, follow, fetch the pictures."""
+"""ComfyUI: install a LoRA on a server, patch a workflow to use it, submit it and download the pictures."""

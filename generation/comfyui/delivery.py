@@ -1,7 +1,7 @@
-"""Bring a LoRA file to where a ComfyUI server finds it, and wait until it is listed.
+"""Install a LoRA file on a ComfyUI server, and wait until the server lists it.
 
-A server keeps weights by the file's name: the same name with other content draws with the old weights. So names are
-made unique by whoever names the file, and a file that is there is not written again.
+A server caches weights by file name: after a change of content under the same name it still draws with the old weights.
+So the caller makes names unique, and an existing file is not written again.
 """
 
 import os
@@ -15,39 +15,39 @@ from core.files import atomic_file
 from generation.comfyui.server import ComfyUIServer
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors")
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
 def install_lora(server: ComfyUIServer, path: Path, name: str, *, folder: Path | None, timeout_s: float = 60.0) -> str:
-    """Have `server` list the file as `name`; gives the name that it lists it by.
+    """Install the file on `server` as `name`; returns the name by which the server lists it.
 
-    folder: the server's `models/loras` as this machine sees it; None: the server's assets API. Raises GeneratorError
-    where neither is there, GeneratorTimeout where the file does not turn up.
+    folder: the server's `models/loras` as seen from this machine; None: upload through the assets API. Raises
+    GeneratorError if the server has neither, GeneratorTimeout if it does not list the file in time.
     """
     if not _NAME.fullmatch(name):
-        raise GeneratorError(f"{name[:60]!r} is no plain file name that ends in .safetensors")
+        raise GeneratorError(f"{name[:60]!r} is not a plain file name that ends in .safetensors")
     if (listed := _listed(server, name)) is not None:
         return listed
     if folder is not None:
         copy_into_folder(path, folder, name)
     elif not server.upload_lora(path, name):
         raise GeneratorError(
-            f"{server.place} takes no files: start it with --enable-assets, or name its models/loras folder, as this "
-            "machine sees it, with IMPRINT_COMFYUI_LORAS or --loras"
+            f"{server.place} does not accept uploads: start it with --enable-assets, or give its models/loras folder, "
+            "as seen from this machine, with IMPRINT_COMFYUI_LORAS or --loras"
         )
     deadline = time.monotonic() + timeout_s
     while (listed := _listed(server, name)) is None:
         if time.monotonic() > deadline:
-            where = f"{folder} is not its models/loras folder" if folder else "it keeps its assets elsewhere"
-            raise GeneratorTimeout(f"{server.place} does not list {name} after {timeout_s:g} s; perhaps {where}")
-        time.sleep(_LOOK_S)
+            where = f"{folder} is not its models/loras folder" if folder else "it stores its assets elsewhere"
+            raise GeneratorTimeout(f"{server.place} does not list {name} after {timeout_s:g} s: perhaps {where}")
+        time.sleep(_POLL_S)
     return listed
 
 
 def copy_into_folder(path: Path, folder: Path, name: str) -> None:
-    """Copy a file into a folder, whole or not at all: a server may read it the moment that it has its name."""
+    """Copy a file into a folder, atomically: a server may read it as soon as it appears."""
     if not folder.is_dir():
-        raise GeneratorError(f"{folder} is no folder of this machine: it should be the server's models/loras")
+        raise GeneratorError(f"{folder} is not a folder on this machine: give the server's models/loras folder")
     try:
         with path.open("rb") as source, atomic_file(folder / name) as target:
             shutil.copyfileobj(source, target, 1 << 20)
@@ -57,5 +57,5 @@ def copy_into_folder(path: Path, folder: Path, name: str) -> None:
 
 
 def _listed(server: ComfyUIServer, name: str) -> str | None:
-    """By its last part, for assets may be kept in a folder below."""
+    """The listed name whose last part is `name`: the server may store assets in a subfolder."""
     return next((listed for listed in server.loras() if re.split(r"[/\\]", listed)[-1] == name), None)

@@ -1,4 +1,4 @@
-"""Draw on a ComfyUI server: patch the workflow, submit it, follow it, fetch what came of it."""
+"""Draw on a ComfyUI server: patch the workflow, submit it, wait for it and download its pictures."""
 
 import uuid
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _NAMESPACE = uuid.UUID("6f1d1a52-2b35-4f6a-8d0c-5f3d0f3a7c11")
 
 @dataclass(frozen=True)
 class Drawing:
-    """Pictures that came of a workflow, each with the name that the server gave it."""
+    """The pictures of a workflow, each with its file name on the server."""
 
     prompt_id: str
     pictures: list[tuple[str, bytes]]
@@ -37,11 +37,11 @@ def draw(
     report: OnProgress = lambda _: None,
     patched: Callable[[Patched], None] = lambda _: None,
 ) -> Drawing:
-    """`workflow` with the LoRA, drawn. `lora.file` must be listed by the server (`deliver`).
+    """Draw `workflow` with the LoRA. The server must list `lora.file` (see `install_lora`).
 
-    key: whoever draws under the same key again gets what the first call has drawn, or waits for it, as long as the
-    server remembers. `patched` is told the workflow before it is sent. Raises WorkflowInvalid; GeneratorError and its
-    kinds; what was submitted is taken back when the waiting ends early.
+    key: a second call with the same key returns the pictures of the first, or waits for them, as long as the server
+    remembers them. patched: called with the patched workflow before it is submitted. If the wait ends early, the prompt
+    is cancelled. Raises WorkflowInvalid, and GeneratorError or one of its subclasses.
     """
     done = patch(workflow, lora, Catalogue.of(server.object_info()), prompt=prompt, seed=seed, loaders=loaders)
     patched(done)
@@ -67,6 +67,6 @@ def _fetch_images(
         try:
             data = server.picture(picture)
         except GeneratorUnreachable:
-            data = server.picture(picture)  # once more: the drawing was the expensive part
+            data = server.picture(picture)  # try once more: drawing was the expensive part
         pictures.append((PurePosixPath(picture.filename.replace("\\", "/")).name, data))
     return pictures

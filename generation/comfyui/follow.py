@@ -1,4 +1,4 @@
-"""Follow a prompt to its end. The history says what came of it; the websocket, where there is one, how far it is."""
+"""Wait for a prompt to end. The history has the result; the websocket, if available, has the progress."""
 
 import json
 import time
@@ -15,16 +15,16 @@ from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputIma
 
 _POLL_S = 1.0
 _CONNECT_S = 10.0
-_FORGOTTEN_S = 5.0  # neither in the queue nor in the history for this long: the server was started anew
-_AWAY_S = 60.0  # a server that does not answer for this long while it draws is given up
+_FORGOTTEN_S = 5.0  # neither in the queue nor in the history for this long: the server was restarted
+_AWAY_S = 60.0  # give up on a server that does not answer for this long
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 @dataclass(frozen=True)
 class PromptProgress:
-    """How far a prompt is: at which node, and there at which of how many steps (0 of 0 where the node has none)."""
+    """The progress of a prompt: its current node, and the steps of that node (0 of 0 if it has none)."""
 
-    node_id: str | None  # None: it waits in the queue
+    node_id: str | None  # None: the prompt is in the queue
     step: int = 0
     total: int = 0
 
@@ -33,13 +33,13 @@ OnProgress = Callable[[PromptProgress], None]
 
 
 class EventSocket:
-    """The server's events for one client. Deaf where there is no websocket, as behind some proxies."""
+    """The server's events for one client. Some proxies allow no websocket; then no event ever arrives."""
 
     def __init__(self, socket: ClientConnection | None) -> None:
         self._socket = socket
 
     def receive(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next event; None when none came in time."""
+        """The next event; None if none arrives in time."""
         if self._socket is None:
             time.sleep(timeout_s)
             return None
@@ -58,7 +58,7 @@ class EventSocket:
 
 @contextmanager
 def open_events(server: ComfyUIServer, client_id: str) -> Generator[EventSocket]:
-    """Listen before anything is submitted: events are not kept for latecomers."""
+    """Open the socket before submitting a prompt: the server does not store events."""
     address = f"ws{server.url.removeprefix('http')}/ws?clientId={client_id}"
     with ExitStack() as stack:
         socket: ClientConnection | None = None
@@ -79,15 +79,15 @@ def open_events(server: ComfyUIServer, client_id: str) -> Generator[EventSocket]
 def follow(
     server: ComfyUIServer, prompt_id: str, events: EventSocket, *, timeout_s: float, report: OnProgress = lambda _: None
 ) -> list[OutputImage]:
-    """Wait until a prompt has ended; its pictures. Whatever ends the waiting early also ends the prompt.
+    """Wait until a prompt has ended; returns its pictures. If the wait ends early, the prompt is cancelled.
 
-    Raises GeneratorError: a node failed, somebody interrupted it, the server forgot it, no picture came of it;
-    GeneratorTimeout after `timeout_s`; GeneratorUnreachable where the server is away for a minute.
+    Raises GeneratorError if a node failed, the prompt was interrupted or forgotten, or it has no picture;
+    GeneratorTimeout after `timeout_s`; GeneratorUnreachable if the server is away for a minute.
     """
     try:
         return _pictures(server, _ended(server, prompt_id, events, time.monotonic() + timeout_s, report))
     except BaseException as error:
-        # Also for Ctrl-C, and for what `report` raises. A prompt that has ended is not changed by it.
+        # Also on Ctrl-C, and on errors from `report`. Cancelling has no effect on a prompt that has ended.
         if not isinstance(error, GeneratorError) or isinstance(error, GeneratorTimeout):
             with suppress(GeneratorError):
                 server.cancel(prompt_id)
@@ -97,7 +97,7 @@ def follow(
 def _ended(
     server: ComfyUIServer, prompt_id: str, events: EventSocket, deadline: float, report: OnProgress
 ) -> dict[str, Any]:
-    """The history of a prompt, once there is one."""
+    """Wait for the history of a prompt."""
     polled = answered = known = time.monotonic()
     while time.monotonic() < deadline:
         event = events.receive(min(_POLL_S, max(0.0, deadline - time.monotonic())))
@@ -121,12 +121,12 @@ def _ended(
         if prompt_id in running or prompt_id in waiting:
             known = answered
         elif answered - known > _FORGOTTEN_S:
-            raise GeneratorError(f"{server.place} has forgotten the prompt; it was probably started anew")
-    raise GeneratorTimeout(f"{server.place} did not finish in time; the prompt was taken back")
+            raise GeneratorError(f"{server.place} does not know the prompt any more: it was probably restarted")
+    raise GeneratorTimeout(f"{server.place} did not finish in time; the prompt was cancelled")
 
 
 def _handle_event(event: dict[str, Any], prompt_id: str, report: OnProgress) -> bool:
-    """Whether an event says that the prompt has ended."""
+    """Report progress; returns whether the event says that the prompt has ended."""
     data = event.get("data")
     if not isinstance(data, dict) or data.get("prompt_id") != prompt_id:
         return False
@@ -139,7 +139,7 @@ def _handle_event(event: dict[str, Any], prompt_id: str, report: OnProgress) -> 
 
 
 def _pictures(server: ComfyUIServer, history: dict[str, Any]) -> list[OutputImage]:
-    """What a prompt has saved; previews only where it has saved nothing else."""
+    """The pictures that a prompt saved, or its previews if it saved nothing else."""
     status = history.get("status")
     if isinstance(status, dict) and status.get("status_str") == "error":
         raise _failure(server, status)
@@ -150,10 +150,10 @@ def _pictures(server: ComfyUIServer, history: dict[str, Any]) -> list[OutputImag
             for image in made.get("images") or []
         ]
     except (KeyError, TypeError, AttributeError):
-        raise GeneratorError(f"{server.place} answers with something else than ComfyUI's API does") from None
+        raise GeneratorError(f"{server.place} sent a response that ComfyUI's API does not have") from None
     saved = [picture for picture in found if picture.kind == "output"] or found
     if not saved:
-        raise GeneratorError("the workflow ran to its end and saved no picture")
+        raise GeneratorError("the workflow finished without saving a picture")
     return saved
 
 
@@ -162,9 +162,9 @@ def _failure(server: ComfyUIServer, status: dict[str, Any]) -> GeneratorError:
     for message in messages if isinstance(messages, list) else []:
         kind, data = (message[0], message[1]) if isinstance(message, list) and len(message) == 2 else (None, None)
         if kind == "execution_interrupted":
-            return GeneratorError(f"somebody interrupted the prompt on {server.place}")
+            return GeneratorError(f"the prompt was interrupted on {server.place}")
         if kind == "execution_error" and isinstance(data, dict):
             node, name = one_line(data.get("node_id"), 40), one_line(data.get("node_type"), 60)
             reason = one_line(data.get("exception_message"))
             return GeneratorError(f"node {node} ({name}) failed: {reason}", {"node": node})
-    return GeneratorError(f"the prompt failed on {server.place}, which does not say why")
+    return GeneratorError(f"the prompt failed on {server.place}; the server gives no reason")

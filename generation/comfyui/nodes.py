@@ -1,6 +1,6 @@
-"""ComfyUI's own nodes as far as we know them: what goes in, what comes out. The server's `/object_info` knows them all.
+"""The inputs and outputs of ComfyUI's own nodes. A server lists all of its nodes under `/object_info`.
 
-The patch reads what comes out; the fake server validates by what goes in.
+`patch` reads the outputs; the fake server validates prompts by the inputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ Kind = str | tuple[str, dict[str, Any]] | list[str]
 
 @dataclass(frozen=True)
 class NodeClass:
-    """One class. An input is a type's name, a type with bounds, or a list of choices; `@loras` is a folder's files."""
+    """One node class. An input is a type, a type with bounds, or a list of choices; `@loras` lists a folder."""
 
     inputs: dict[str, Kind]
     outputs: tuple[str, ...]
     optional: dict[str, Kind] = field(default_factory=dict)
-    saves: bool = False  # an output node: what a prompt is executed for
+    saves: bool = False  # an output node: prompts are executed for these
 
 
 _SEED: Kind = ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF})
@@ -149,7 +149,7 @@ NODES: dict[str, NodeClass] = {
 
 
 class Catalogue:
-    """What comes out of nodes, by their class."""
+    """The output types of node classes."""
 
     def __init__(self, outputs: Mapping[str, Sequence[str]] | None = None) -> None:
         self._outputs = {name: node.outputs for name, node in NODES.items()} | {
@@ -158,10 +158,10 @@ class Catalogue:
 
     @classmethod
     def of(cls, object_info: Mapping[str, Any]) -> "Catalogue":
-        """From a server's `/object_info`, which also knows its custom nodes."""
+        """From a server's `/object_info`, which includes its custom nodes."""
         outputs = {name: info.get("output") for name, info in object_info.items() if isinstance(info, dict)}
         return cls({name: kinds for name, kinds in outputs.items() if isinstance(kinds, list)})
 
     def outputs(self, class_type: str) -> Sequence[str] | None:
-        """The types of a class's outputs; None for one that we have not heard of."""
+        """The output types of a class; None for an unknown class."""
         return self._outputs.get(class_type)

@@ -1,8 +1,8 @@
-"""Put a LoRA into a workflow: a loader node behind each model loader that draws, and the trigger word in the prompt.
+"""Add a LoRA to a workflow: a loader node after each model loader, and the trigger word in the prompt.
 
-The node stands directly behind the model's loader, before any LoRAs that are there: patches of weights add up, so the
-order changes nothing, and this is the one place that every branch of the graph comes from. Refiners are left alone:
-they have other layers than the base model that the LoRA was trained on.
+The node comes directly after the model's loader, before other LoRAs: weight patches add up, so their order does not
+matter, and every branch of the graph starts there. Refiners are left alone, because their layers differ from those of
+the base model that the LoRA was trained on.
 """
 
 from collections.abc import Collection
@@ -21,7 +21,7 @@ _SEEDS = ("seed", "noise_seed")
 
 @dataclass(frozen=True)
 class WorkflowLora:
-    """`file` as the server lists it; `strength` 1.0 is what it was trained for."""
+    """The LoRA to add. `file` is its name on the server; it was trained for `strength` 1.0."""
 
     file: str
     trigger_word: str = ""
@@ -30,12 +30,12 @@ class WorkflowLora:
 
 @dataclass(frozen=True)
 class Patched:
-    """The new workflow, and where it was changed."""
+    """The patched workflow, and what was changed."""
 
     workflow: dict[str, Any]
-    loaders: list[str]  # nodes behind which the LoRA is now
-    added: list[str]  # nodes that are new: none where the LoRA was there before
-    texts: list[str]  # nodes that hold a positive prompt
+    loaders: list[str]  # the loader nodes that the LoRA follows
+    added: list[str]  # new nodes; empty if the workflow already had the LoRA
+    texts: list[str]  # nodes that hold the positive prompt
 
 
 def patch(
@@ -47,11 +47,11 @@ def patch(
     seed: int | None = None,
     loaders: Collection[str] = (),
 ) -> Patched:
-    """`given`, in API format, with the LoRA in it; patched again it stays as it is, but for another strength.
+    """Add a LoRA to a workflow in API format. Patching twice changes only the strength.
 
-    loaders: ids of the model loaders to put it behind; without, those that lead to a sampler and are no refiner.
-    prompt, seed: instead of what the workflow says. Raises WorkflowInvalid: not in API format, no model loader, no
-    prompt in reach.
+    loaders: ids of the model loaders to patch; by default all that lead to a sampler, except refiners. prompt, seed:
+    replace those of the workflow. Raises WorkflowInvalid if the workflow is not in API format, or has no model loader
+    or no prompt that can be reached.
     """
     workflow = Workflow(given, catalogue)
     samplers = {node_id: _sources(workflow, node_id) for node_id in workflow.nodes if _positives(workflow, node_id)}
@@ -62,7 +62,7 @@ def patch(
     )
     word = lora.trigger_word if lora else ""
     if (word or prompt is not None) and not node_inputs:
-        raise WorkflowInvalid("no text was found behind the positive prompt of the workflow's samplers")
+        raise WorkflowInvalid("the positive prompts of the workflow's samplers lead to no text")
     add_trigger_word(workflow, node_inputs, word, prompt)
     if seed is not None:
         _reseed(workflow, seed)
@@ -78,7 +78,7 @@ def patch(
 
 
 def _models(workflow: Workflow, node_id: str) -> list[Link]:
-    """The models that come into a node. Of a class that nobody knows, the inputs' names tell."""
+    """The model inputs of a node. For an unknown class, the names of the inputs decide."""
     found = []
     for name, link in workflow.links(node_id):
         kind = workflow.kind(link)
@@ -88,7 +88,7 @@ def _models(workflow: Workflow, node_id: str) -> list[Link]:
 
 
 def _sources(workflow: Workflow, node_id: str) -> set[Link]:
-    """The outputs of loaders that a node's models come from, through LoRAs, merges and what else is between."""
+    """The loader outputs that a node's models come from, through LoRAs, merges and other nodes."""
     found: set[Link] = set()
     seen: set[Link] = set()
     open_ends = _models(workflow, node_id)
@@ -108,13 +108,15 @@ def _choose(workflow: Workflow, samplers: dict[str, set[Link]], wanted: Collecti
     leading = sorted(set().union(*samplers.values()), key=_order)
     if missing := sorted(set(wanted) - {node_id for node_id, _ in leading}):
         known = ", ".join(node_id for node_id, _ in leading) or "none"
-        raise WorkflowInvalid(f"node {missing[0][:40]} is no model loader that leads to a sampler; those are: {known}")
+        raise WorkflowInvalid(
+            f"node {missing[0][:40]} is not a model loader that leads to a sampler; the workflow has: {known}"
+        )
     if wanted:
         return [source for source in leading if source[0] in wanted]
     chosen = [source for source in leading if not _is_refiner(workflow, source[0])]
     if not chosen:
         what = "only refiners" if leading else "no model loader that leads to a sampler"
-        raise WorkflowInvalid(f"the workflow has {what}: there is nothing to put the LoRA behind")
+        raise WorkflowInvalid(f"the workflow has {what}: there is no place for the LoRA")
     return chosen
 
 
@@ -127,7 +129,7 @@ def _is_refiner(workflow: Workflow, loader: str) -> bool:
 
 
 def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
-    """The LoRA behind a loader's model; None where it is there already, then at the strength that is asked for."""
+    """Insert the LoRA after a loader; returns the new node. If it is there already, only set its strength."""
     there = [
         node_id
         for node_id in workflow.nodes
@@ -149,7 +151,7 @@ def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
         inputs: dict[str, Any] = {"model": list(model), "clip": list(clip), "lora_name": lora.file}
         strengths = {"strength_model": lora.strength, "strength_clip": lora.strength}
         node_id = workflow.add("LoraLoader", inputs | strengths, title)
-    else:  # the text encoder has a loader of its own, and our files change no text encoder
+    else:  # the text encoder has its own loader, and Imprint trains no text encoder
         inputs = {"model": list(model), "lora_name": lora.file, "strength_model": lora.strength}
         node_id = workflow.add("LoraLoaderModelOnly", inputs, title)
     for node_input in reads_model:
@@ -163,7 +165,7 @@ def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
 
 
 def _positives(workflow: Workflow, node_id: str) -> list[Link]:
-    """What a sampler, or a guider, is asked to draw; none for other nodes."""
+    """The positive conditioning of a sampler or guider; [] for other nodes."""
     if not _models(workflow, node_id):
         return []
     names = _GUIDANCE.get(workflow.class_of(node_id), ("positive",))
@@ -171,7 +173,7 @@ def _positives(workflow: Workflow, node_id: str) -> list[Link]:
 
 
 def _prompt_inputs(workflow: Workflow, samplers: list[str]) -> list[NodeInput]:
-    """The inputs that hold the texts of the samplers' positive prompts."""
+    """The inputs that hold the positive prompts of the samplers."""
     found: dict[NodeInput, None] = {}
     seen: set[Link] = set()
     open_ends = [link for node_id in samplers for link in _positives(workflow, node_id)]
@@ -188,7 +190,7 @@ def _prompt_inputs(workflow: Workflow, samplers: list[str]) -> list[NodeInput]:
 
 
 def _texts(workflow: Workflow, node_id: str) -> list[NodeInput]:
-    """The inputs of a text encoder that say what is drawn; [] for other nodes."""
+    """The text inputs of a text encoder; [] for other nodes."""
     named = TEXT_INPUTS.get(workflow.class_of(node_id))
     reads_clip = any(
         workflow.kind(link) == "CLIP" or (workflow.kind(link) is None and name == "clip")
@@ -202,16 +204,16 @@ def _texts(workflow: Workflow, node_id: str) -> list[NodeInput]:
 
 
 def _before(workflow: Workflow, link: Link) -> list[Link]:
-    """The conditioning that another one is made of."""
+    """The conditioning inputs that an output depends on."""
     node_id, slot = link
     name = workflow.class_of(node_id)
     links = dict(workflow.links(node_id))
     if name == "ConditioningZeroOut":
-        return []  # nothing of its text is left
-    if "positive" in links and "negative" in links:  # ControlNets and their like: two come in, two go out
+        return []  # its text has no effect
+    if "positive" in links and "negative" in links:  # such as ControlNet nodes: two inputs, two outputs
         return [links["positive" if slot == 0 else "negative"]]
     if name == "ConditioningConcat" and "conditioning_to" in links:
-        return [links["conditioning_to"]]  # one prompt in two parts: the word is said once, in the first
+        return [links["conditioning_to"]]  # one prompt in two parts: the trigger word goes into the first
     return [
         source
         for name, source in links.items()

@@ -1,11 +1,11 @@
-"""The trigger word in the texts of a workflow: said once, in the positive prompt, and nowhere else."""
+"""Add the trigger word to the positive prompt of a workflow, once and nowhere else."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
 
 from generation.comfyui.workflow import NodeInput, Workflow
 
-# The inputs of text encoders that say what is drawn; unknown encoders are read by the inputs' usual names.
+# The text inputs of known text encoders. For unknown ones the usual names apply.
 TEXT_INPUTS = {
     "CLIPTextEncode": ("text",),
     "CLIPTextEncodeSDXL": ("text_g", "text_l"),
@@ -15,15 +15,15 @@ TEXT_INPUTS = {
     "CLIPTextEncodeLumina2": ("user_prompt",),
     "TextEncodeZImageOmni": ("prompt",),
 }
-_STRING_INPUTS = ("value", "string", "text", "string_a", "string_b", "prompt")  # of nodes that make texts
+_STRING_INPUTS = ("value", "string", "text", "string_a", "string_b", "prompt")  # of nodes that produce text
 
 
 def add_trigger_word(
     workflow: Workflow, node_inputs: Collection[NodeInput], word: str, prompt: str | None = None
 ) -> None:
-    """Have the texts at `spots` say `word`, or be `prompt` and say it. A text that says the word stays as it is.
+    """Add `word` to the texts at `node_inputs`, after replacing them with `prompt` if given. Never adds it twice.
 
-    A text that also goes elsewhere, into a negative prompt say, is not changed there: this prompt gets its own copy.
+    If a text also feeds another input, such as a negative prompt, the positive prompt gets a copy of its own.
     """
     for node_input in node_inputs:
         if prompt is not None:
@@ -35,12 +35,12 @@ def add_trigger_word(
 
 
 def contains_word(word: str, text: str) -> bool:
-    """Whether `text` says `word`, as a word, in capitals or not."""
+    """Whether `text` contains `word` as a whole word, ignoring case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _parts(workflow: Workflow, node_id: str) -> list[NodeInput]:
-    """The inputs that a text-making node makes its text of; [] for one that we cannot read."""
+    """The inputs of a node that produces text; [] if it has none of the known ones."""
     inputs = workflow.inputs(node_id)
     return [
         (node_id, name)
@@ -50,7 +50,7 @@ def _parts(workflow: Workflow, node_id: str) -> list[NodeInput]:
 
 
 def _texts_at(workflow: Workflow, node_input: NodeInput, depth: int = 0) -> Iterator[str]:
-    """The texts that come in at a spot, part by part."""
+    """The texts that feed an input, part by part."""
     value = workflow.inputs(node_input[0]).get(node_input[1])
     if isinstance(value, str):
         yield value
@@ -62,7 +62,7 @@ def _texts_at(workflow: Workflow, node_input: NodeInput, depth: int = 0) -> Iter
 def _change(
     workflow: Workflow, node_input: NodeInput, change: Callable[[str], str], ours: frozenset[NodeInput], depth: int = 0
 ) -> None:
-    """Change the text at a spot where it is written, which may be nodes away."""
+    """Change the text of an input at its source, which may be several nodes away."""
     value = workflow.inputs(node_input[0]).get(node_input[1])
     if isinstance(value, str):
         workflow.set(node_input, change(value))
@@ -80,7 +80,7 @@ def _change(
 
 
 def _only_for(workflow: Workflow, node_id: str, ours: frozenset[NodeInput]) -> bool:
-    """Whether all that a text-making node says goes to spots of ours."""
+    """Whether a node's text feeds only the inputs in `ours`."""
     node_inputs = [
         (other, name) for other in workflow.nodes for name, link in workflow.links(other) if link[0] == node_id
     ]
@@ -88,7 +88,7 @@ def _only_for(workflow: Workflow, node_id: str, ours: frozenset[NodeInput]) -> b
 
 
 def _put_before(workflow: Workflow, node_input: NodeInput, word: str) -> None:
-    """Before a text that some node makes in a way that we cannot read."""
+    """Prepend `word` to a text from a node of an unknown kind."""
     value = workflow.inputs(node_input[0]).get(node_input[1])
     inputs = {"string_a": word, "string_b": value, "delimiter": ", "}
     workflow.set(node_input, (workflow.add("StringConcatenate", inputs, "trigger word"), 0))

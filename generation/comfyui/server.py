@@ -1,7 +1,7 @@
-"""One ComfyUI server by its HTTP API: one method, one endpoint. Errors are ours; it is quoted on nodes only.
+"""A client for the HTTP API of one ComfyUI server, with one method per endpoint.
 
-The address is an operator's own, from the settings or a command line, and so is not guarded as strangers' are. Facts:
-the server has no password of its own, and keeps queue and history in memory.
+The operator configures the address, so it needs no guard. The server has no password and keeps its queue and history in
+memory. Messages quote the server only about nodes of the workflow.
 """
 
 import json
@@ -16,12 +16,12 @@ import httpx2
 from core.errors import GeneratorError, GeneratorUnreachable, WorkflowInvalid
 
 MAX_ANSWER_BYTES = 64 * 2**20
-_MAX_MESSAGE = 300  # characters of one remark of the server
+_MAX_MESSAGE = 300  # characters quoted of one message of the server
 
 
 @dataclass(frozen=True)
 class OutputImage:
-    """A picture on the server."""
+    """A picture file on the server."""
 
     filename: str
     subfolder: str
@@ -30,40 +30,40 @@ class OutputImage:
 
 
 class ComfyUIServer:
-    """`http` may be shared between servers and threads; its timeout is that of one request."""
+    """A ComfyUI server. `http` may be shared between servers and threads."""
 
     def __init__(self, url: str, http: httpx2.Client) -> None:
-        """url: `http(s)://host[:port][/path]`. Raises GeneratorError for what is no such address."""
+        """url: `http(s)://host[:port][/path]`. Raises GeneratorError for any other address."""
         try:
             parsed = httpx2.URL(url.rstrip("/"))
         except (httpx2.InvalidURL, TypeError):
             parsed = httpx2.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.userinfo:
-            raise GeneratorError("the address of the ComfyUI server is no http:// or https:// address")
+            raise GeneratorError("the address of the ComfyUI server must start with http:// or https://")
         self.url, self.http = str(parsed).rstrip("/"), http
         self.place = f"the ComfyUI server at {parsed.netloc.decode('ascii')}"
 
-    # ---- what it has ----
+    # ---- nodes and files ----
 
     def object_info(self, class_type: str = "") -> dict[str, Any]:
-        """What nodes there are, or one of them, as the server describes them."""
+        """The server's description of all node classes, or of one."""
         body = self._json("GET", f"/object_info/{class_type}" if class_type else "/object_info")
         if not isinstance(body, dict):
             raise self._unexpected_answer()
         return body
 
     def loras(self) -> list[str]:
-        """The LoRA files that its loader takes now, below a folder with a slash or backslash as its system has it."""
+        """The LoRA files that the server lists. Subfolders are separated by a slash or backslash, as on its system."""
         try:
             choices = self.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
-            names = choices[1]["options"] if choices[0] == "COMBO" else choices[0]  # newer servers and older ones
+            names = choices[1]["options"] if choices[0] == "COMBO" else choices[0]  # newer and older servers
             return [str(name) for name in names]
         except (KeyError, TypeError, IndexError):
             raise self._unexpected_answer() from None
 
     def upload_lora(self, path: Path, name: str) -> bool:
-        """Send a file through the assets API; False where the server has none, or it is switched off."""
-        for tag in ("model_type:loras", "loras"):  # the second as older builds have it, which refuse the first
+        """Upload a file through the assets API; False if the server has none or it is disabled."""
+        for tag in ("model_type:loras", "loras"):  # older builds reject the first and need the second
             with path.open("rb") as file:
                 answer = self._send(
                     "POST",
@@ -74,15 +74,15 @@ class ComfyUIServer:
                 )
             if answer.status_code != 400:
                 return answer.status_code in (200, 201)
-        raise GeneratorError(f"{self.place} refuses {name} as a file for its LoRAs", {"status": 400})
+        raise GeneratorError(f"{self.place} rejects {name} as a LoRA file", {"status": 400})
 
     # ---- drawing ----
 
     def submit(self, workflow: Mapping[str, Any], client_id: str, prompt_id: str) -> str:
-        """Put a workflow into the queue; gives the id that the server has for it.
+        """Queue a workflow; returns its prompt id on the server.
 
-        Not to be repeated after GeneratorUnreachable without a look at queue and history. Raises WorkflowInvalid where
-        the server refuses the workflow or a part of it; then nothing is left in its queue.
+        After GeneratorUnreachable, check the queue and the history before trying again. Raises WorkflowInvalid if the
+        server rejects the workflow or part of it; then nothing stays in its queue.
         """
         body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
         answer = self._send("POST", "/prompt", accept=(200, 400), json=body)
@@ -94,13 +94,13 @@ class ComfyUIServer:
         given = body.get("prompt_id")
         if not isinstance(given, str):
             raise self._unexpected_answer()
-        if body.get("node_errors"):  # some pictures would be drawn, others silently not
+        if body.get("node_errors"):  # the server would draw only some of the pictures
             self.cancel(given)
             raise self._rejection(body)
         return given
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """What came of a prompt; None until it has ended, or once the server has forgotten it."""
+        """The history of a prompt; None until it has ended, or if the server does not know it any more."""
         body = self._json("GET", f"/history/{prompt_id}")
         if not isinstance(body, dict):
             raise self._unexpected_answer()
@@ -108,7 +108,7 @@ class ComfyUIServer:
         return found if isinstance(found, dict) else None
 
     def queued(self) -> tuple[list[str], list[str]]:
-        """The prompts that run, and those that wait."""
+        """The ids of the running and of the waiting prompts."""
         body = self._json("GET", "/queue")
         try:
             running, waiting = ([str(item[1]) for item in body[key]] for key in ("queue_running", "queue_pending"))
@@ -117,13 +117,13 @@ class ComfyUIServer:
         return running, waiting
 
     def cancel(self, prompt_id: str) -> None:
-        """Take a prompt out of the queue, or stop it. Of one that has ended nothing changes."""
+        """Remove a prompt from the queue, or stop it. Has no effect on one that has ended."""
         self._send("POST", "/queue", json={"delete": [prompt_id]})
-        if prompt_id in self.queued()[0]:  # older servers interrupt whatever runs, so only when it is ours
+        if prompt_id in self.queued()[0]:  # older servers interrupt any running prompt, so check that it is this one
             self._send("POST", "/interrupt", json={"prompt_id": prompt_id})
 
     def picture(self, picture: OutputImage, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
-        """A picture's file."""
+        """Download a picture."""
         asked = {"filename": picture.filename, "subfolder": picture.subfolder, "type": picture.kind}
         answer = self._send("GET", "/view", max_bytes=max_bytes, params=asked)
         return answer.content
@@ -163,7 +163,7 @@ class ComfyUIServer:
 
     @contextmanager
     def _translated(self) -> Generator[None]:
-        """The transport's errors as ours, without their words."""
+        """Translate the errors of the HTTP client, without their messages."""
         try:
             yield
         except httpx2.TimeoutException:
@@ -174,10 +174,10 @@ class ComfyUIServer:
             raise GeneratorUnreachable(f"the connection to {self.place} broke") from None
 
     def _unexpected_answer(self) -> GeneratorError:
-        return GeneratorError(f"{self.place} answers with something else than ComfyUI's API does")
+        return GeneratorError(f"{self.place} sent a response that ComfyUI's API does not have")
 
     def _rejection(self, body: Mapping[str, Any]) -> WorkflowInvalid:
-        """What the server says of each node, or else of the whole."""
+        """The server's errors by node, or its general error."""
         nodes: dict[str, str] = {}
         errors = body.get("node_errors")
         for node_id, about in (errors if isinstance(errors, dict) else {}).items():
@@ -186,12 +186,12 @@ class ComfyUIServer:
             nodes[str(node_id)[:40]] = f"{one_line(about.get('class_type'), 60)}: {remarks}"
         listed = "; ".join(f"node {node_id} ({text})" for node_id, text in list(nodes.items())[:5])
         return WorkflowInvalid(
-            f"{self.place} refuses the workflow: {listed or _describe_error(body.get('error'))}", {"nodes": nodes}
+            f"{self.place} rejects the workflow: {listed or _describe_error(body.get('error'))}", {"nodes": nodes}
         )
 
 
 def one_line(text: Any, most: int = _MAX_MESSAGE) -> str:
-    """What a server said, on one line and no longer than that."""
+    """A text from the server on one line, cut to `most` characters."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text))[:most].strip()
 
 
@@ -203,7 +203,7 @@ def _describe_error(error: Any) -> str:
 
 
 def open_comfyui_client(timeout_s: float = 60.0) -> httpx2.Client:
-    """A client for any number of servers and threads: no proxy, no redirects."""
+    """An HTTP client for ComfyUI servers, safe to share between threads: no proxy, no redirects."""
     return httpx2.Client(
         trust_env=False,
         follow_redirects=False,

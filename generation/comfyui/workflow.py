@@ -1,4 +1,4 @@
-"""A workflow in ComfyUI's API format: nodes by id, whose inputs are values or links to another node's output."""
+"""A workflow in ComfyUI's API format: nodes by id, whose inputs are values or links to outputs of other nodes."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -7,22 +7,22 @@ from typing import Any, TypeGuard
 from core.errors import WorkflowInvalid
 from generation.comfyui.nodes import Catalogue
 
-Link = tuple[str, int]  # a node's id, and which of its outputs
-NodeInput = tuple[str, str]  # a node's id, and which of its inputs
+Link = tuple[str, int]  # a node's id, and the index of an output
+NodeInput = tuple[str, str]  # a node's id, and the name of an input
 
 MAX_NODES = 5000
 
 
 class Workflow:
-    """A graph that may be changed; what it was read from is not."""
+    """A copy of a workflow, which may be changed."""
 
     def __init__(self, given: Any, catalogue: Catalogue | None = None) -> None:
-        """Raises WorkflowInvalid for what is not in API format."""
+        """Raises WorkflowInvalid if `given` is not in API format."""
         self.nodes: dict[str, dict[str, Any]] = copy.deepcopy(_read(given))
         self.catalogue = catalogue or Catalogue()
         self._take_out_reroutes()
 
-    # ---- looking ----
+    # ---- reading ----
 
     def class_of(self, node_id: str) -> str:
         return str(self.nodes[node_id]["class_type"])
@@ -32,14 +32,14 @@ class Workflow:
         return found
 
     def link(self, node_id: str, name: str) -> Link | None:
-        """Where an input comes from; None for a value, for none, and for a link to nowhere."""
+        """The output that an input is linked to; None for a value, a missing input or a broken link."""
         value = self.inputs(node_id).get(name)
         if not is_link(value) or value[0] not in self.nodes:
             return None
         return value[0], value[1]
 
     def links(self, node_id: str) -> Iterator[tuple[str, Link]]:
-        """The inputs that come from other nodes."""
+        """The inputs that are linked to other nodes."""
         for name in self.inputs(node_id):
             if (link := self.link(node_id, name)) is not None:
                 yield name, link
@@ -48,14 +48,14 @@ class Workflow:
         return [(node_id, name) for node_id in self.nodes for name, source in self.links(node_id) if source == link]
 
     def kind(self, link: Link) -> str | None:
-        """The type of an output; None where the class is not known."""
+        """The type of an output; None if its class is unknown."""
         outputs = self.catalogue.outputs(self.class_of(link[0]))
         return outputs[link[1]] if outputs is not None and 0 <= link[1] < len(outputs) else None
 
     # ---- changing ----
 
     def add(self, class_type: str, inputs: Mapping[str, Any], title: str) -> str:
-        """A new node, under the next free number: all ids of API exports are numbers, and some tools expect it."""
+        """Add a node under the next free number; returns its id. API exports use numbers; some tools need them."""
         numbers = [int(node_id) for node_id in self.nodes if node_id.isdecimal()]
         node_id = str(max(numbers, default=0) + 1)
         self.nodes[node_id] = {"class_type": class_type, "inputs": dict(inputs), "_meta": {"title": title}}
@@ -65,7 +65,7 @@ class Workflow:
         self.inputs(node_input[0])[node_input[1]] = list(value) if isinstance(value, tuple) else value
 
     def _take_out_reroutes(self) -> None:
-        """Reroutes are lines on the screen; an exporter may leave them in, and servers know no such node."""
+        """Remove reroutes: they exist only in the editor, but some exporters leave them in. Servers reject them."""
         for node_id in [node_id for node_id in self.nodes if self.class_of(node_id) == "Reroute"]:
             sources = [source for _, source in self.links(node_id)]
             if len(sources) == 1 and sources[0][0] != node_id:
@@ -80,19 +80,19 @@ def is_link(value: Any) -> TypeGuard[list[Any]]:
 
 def _read(given: Any) -> dict[str, dict[str, Any]]:
     if isinstance(given, dict) and isinstance(given.get("prompt"), dict) and "class_type" not in given["prompt"]:
-        given = given["prompt"]  # as it is posted
+        given = given["prompt"]  # the body of POST /prompt
     if not isinstance(given, dict) or not given:
-        raise WorkflowInvalid("the workflow is no JSON object of nodes")
+        raise WorkflowInvalid("the workflow is not a JSON object of nodes")
     if isinstance(given.get("nodes"), list):
         raise WorkflowInvalid(
-            "the workflow is in the format of ComfyUI's editor; export it in API format: Workflow > Export (API)"
+            "the workflow is in the format of ComfyUI's editor: export it in API format with Workflow > Export (API)"
         )
     if len(given) > MAX_NODES:
-        raise WorkflowInvalid(f"the workflow has {len(given)} nodes, more than {MAX_NODES}")
+        raise WorkflowInvalid(f"the workflow has {len(given)} nodes; at most {MAX_NODES} are accepted")
     for node_id, node in given.items():
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
             raise WorkflowInvalid(
-                f"node {str(node_id)[:40]} of the workflow has no class_type: not ComfyUI's API format"
+                f"node {str(node_id)[:40]} of the workflow has no class_type: it is not in API format"
             )
         if not isinstance(node.get("inputs"), dict):
             raise WorkflowInvalid(f"node {str(node_id)[:40]} of the workflow has no inputs: it is not in API format")

@@ -22,7 +22,7 @@ from core.settings import Settings
 from jobs.remote import pod_costs
 from jobs.services import Services
 from storage.tables import PodState, RentedPod
-from training.backends.runpod import GpuType, Order, Pod, RunPod
+from training.backends.runpod import GpuType, Pod, PodRequest, RunPod
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +143,13 @@ def _order(services: Services, pod_id: str, gpu: GpuType, family: str) -> tuple[
     return pod, "", False
 
 
-def _order_of(services: Services, pod: RentedPod) -> Order:
+def _order_of(services: Services, pod: RentedPod) -> PodRequest:
     settings = services.settings
     env = {"AI_TOOLKIT_AUTH": token_of(settings, pod.name)}
     if settings.hf_token is not None:
         env["HF_TOKEN"] = settings.hf_token.get_secret_value()
     image = None if settings.pod_template else settings.pod_image
-    return Order(pod.name, pod.gpu, settings.pod_disk_gb, env, image=image, template=settings.pod_template)
+    return PodRequest(pod.name, pod.gpu, settings.pod_disk_gb, env, image=image, template=settings.pod_template)
 
 
 def _give_up(services: Services, pod_id: str, reason: str) -> None:

@@ -23,7 +23,7 @@ from jobs.remote.pod_reaper import reap
 from jobs.remote.pod_rental import Assign
 from jobs.services import Services
 from storage.tables import PodState, RemoteRun, RentedPod, RunState
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import DEAD, Pod, RunPod
 from training.spec import TrainSpec
 
@@ -105,7 +105,7 @@ def token_of(services: Services, pod: RentedPod) -> str:
     return pod_rental.token_of(services.settings, pod.name)
 
 
-def server_of(services: Services, pod_id: str | None) -> Server:
+def server_of(services: Services, pod_id: str | None) -> ToolkitServer:
     """The ai-toolkit server on a pod, or the fixed one where `pod_id` is None.
 
     Raises BackendUnreachable for a pod that is lost or has no address yet.
@@ -116,17 +116,17 @@ def server_of(services: Services, pod_id: str | None) -> Server:
         return server_at(services, session.get_one(RentedPod, pod_id))
 
 
-def server_at(services: Services, pod: RentedPod | None) -> Server:
+def server_at(services: Services, pod: RentedPod | None) -> ToolkitServer:
     """The same for a row that is at hand: no look into the database."""
     settings = services.settings
     if pod is None:
         if settings.ai_toolkit_url is None:
             raise BackendFailed("IMPRINT_AI_TOOLKIT_URL is not set any more")
         token = settings.ai_toolkit_token
-        return Server(settings.ai_toolkit_url, token.get_secret_value() if token else None, services.ai_toolkit)
+        return ToolkitServer(settings.ai_toolkit_url, token.get_secret_value() if token else None, services.ai_toolkit)
     if pod.url is None or is_lost(pod):
         raise BackendUnreachable(f"pod {pod.name} is {pod.state}")
-    return Server(pod.url, token_of(services, pod), services.ai_toolkit)
+    return ToolkitServer(pod.url, token_of(services, pod), services.ai_toolkit)
 
 
 # ---- looking after them ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from core.settings import Settings
 from jobs import transitions
 from jobs.remote import runs
 from storage.tables import RemoteRun
-from training.backends.ai_toolkit.work import Sighting
+from training.backends.ai_toolkit.work import PollResult
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Seen:
     """One run as a poll found it. No sighting: nobody answered (`error`), or the server does not know it."""
 
     run: RemoteRun
-    sighting: Sighting | None = None
+    sighting: PollResult | None = None
     error: ImprintError | None = None
     busy: bool = True  # whether anything runs on its server
     previews: list[dict[str, Any]] = field(default_factory=list)
@@ -61,7 +61,7 @@ def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
     return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
 
 
-def _completed(session: Session, seen: Seen, sighting: Sighting, settings: Settings) -> str:
+def _completed(session: Session, seen: Seen, sighting: PollResult, settings: Settings) -> str:
     run = seen.run
     previews = run.previews + len(seen.previews)
     progress = {"step": sighting.step, "loss": sighting.loss, "seconds_left": 0.0}
@@ -72,7 +72,7 @@ def _completed(session: Session, seen: Seen, sighting: Sighting, settings: Setti
     return "completed"
 
 
-def _goes_on(session: Session, seen: Seen, sighting: Sighting) -> str:
+def _goes_on(session: Session, seen: Seen, sighting: PollResult) -> str:
     run, now = seen.run, utcnow()
     info = _plain(sighting.info)
     progress = None
@@ -106,7 +106,7 @@ def _tell_previews(session: Session, seen: Seen) -> None:
 
 
 def _verdict(
-    run: RemoteRun, sighting: Sighting, busy: bool, now: datetime, settings: Settings
+    run: RemoteRun, sighting: PollResult, busy: bool, now: datetime, settings: Settings
 ) -> tuple[ImprintError, bool] | None:
     """Why a run that was seen is to be given up, and whether another one may help; None for one that goes on."""
     if sighting.status == "failed":
@@ -122,7 +122,7 @@ def _verdict(
     return None
 
 
-def _has_moved(run: RemoteRun, sighting: Sighting, busy: bool) -> bool:
+def _has_moved(run: RemoteRun, sighting: PollResult, busy: bool) -> bool:
     """A step or a line in the log; for one in the queue, that the server works on another."""
     if sighting.status == "queued":
         return busy

@@ -26,7 +26,7 @@ from jobs.stages.stage_runner import clean_up
 from storage.tables import RemoteRun, RentedPod
 from training.backends.ai_toolkit import work
 from training.backends.ai_toolkit.answers import RemoteJob
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _look(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[Seen]
 
 def _ask_further(
     services: Services, pool: ThreadPoolExecutor, waiting: dict[Future[Any], list[RemoteRun]], theirs: list[RemoteRun],
-    server: Server, jobs: dict[str, RemoteJob],
+    server: ToolkitServer, jobs: dict[str, RemoteJob],
 ) -> list[Seen]:  # fmt: skip
     """Have a look at each of the runs that its server has; gives those that it does not know."""
     busy = any(job.status == "running" for job in jobs.values())
@@ -127,7 +127,7 @@ def _ask_further(
     return [Seen(run) for run in theirs if run.name not in jobs]
 
 
-def _list(services: Services, pod_id: str | None) -> tuple[Server, dict[str, RemoteJob]] | ImprintError:
+def _list(services: Services, pod_id: str | None) -> tuple[ToolkitServer, dict[str, RemoteJob]] | ImprintError:
     try:
         with services.database.reading() as session:
             pod = session.get(RentedPod, pod_id) if pod_id else None
@@ -139,15 +139,15 @@ def _list(services: Services, pod_id: str | None) -> tuple[Server, dict[str, Rem
         return error
 
 
-def _look_once(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+def _look_once(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
     with job_context(run.job_id):
         return _look_at(services, server, run, job, busy)
 
 
-def _look_at(services: Services, server: Server, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+def _look_at(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
     seen = Seen(run, busy=busy)
     try:
-        seen.sighting = work.look(server, job, run.log_offset, run.step)
+        seen.sighting = work.poll(server, job, run.log_offset, run.step)
     except ImprintError as error:
         seen.error = error
         return seen

@@ -97,7 +97,7 @@ def _submit(services: Services, lease: Lease, job: Job, run: RemoteRun, folder: 
     server = pods.server_of(services, run.pod_id)
     manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
     examples = intake.unpack(services, manifest, folder)
-    order = work.Order(run.name, spec, examples, find_base_model(spec, services.settings.base_models))
+    order = work.RemoteTraining(run.name, spec, examples, find_base_model(spec, services.settings.base_models))
     try:
         remote_id = work.submit(server, order, partial(_see_that_it_is_mine, services, lease))
         with services.database.writing() as session:
@@ -140,7 +140,7 @@ def _collect(services: Services, lease: Lease, job: Job, run: RemoteRun, folder:
     server = pods.server_of(services, run.pod_id)
     fetched = work.collect(server, run.name, run.remote_id or "", folder, spec)
     path = folder / "lora_weights.safetensors"
-    report = convert.convert(
+    report = convert.convert_lora(
         fetched,
         path,
         spec,

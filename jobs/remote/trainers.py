@@ -11,7 +11,7 @@ from jobs.remote import pod_costs, pods
 from jobs.remote.pod_costs import cost, on_pod, per_hour, spent_in_a_day
 from jobs.services import Services
 from storage.tables import PodState, RentedPod
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import RunPod
 
 _MICRO = 1_000_000
@@ -89,7 +89,7 @@ def _told(name: str, dollars_per_hour: float | None) -> dict[str, Any]:
     return {"backend": "ai-toolkit", "name": name, "dollars_per_hour": dollars_per_hour, "queue": None, "gpu": None}
 
 
-def _asked(server: Server, gpu: str | None = None) -> dict[str, Any]:
+def _asked(server: ToolkitServer, gpu: str | None = None) -> dict[str, Any]:
     try:
         if not server.ready():
             return {"health": "does not answer"}

@@ -119,7 +119,7 @@ def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     """What a remote server cannot do, found before anything is held for it."""
     if spec.backend == "local":
         return {}
-    faults = options.faults(spec)
+    faults = options.unsupported_options(spec)
     if settings.ai_toolkit_url is None and settings.runpod_api_key is None:
         faults["backend"] = (
             "there is no server for ai-toolkit: set IMPRINT_AI_TOOLKIT_URL to one, or IMPRINT_RUNPOD_API_KEY to rent"

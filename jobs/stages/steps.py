@@ -23,8 +23,7 @@ from jobs.stages.stage_runner import NotMine, claim, holder, timed, work_dir, wo
 from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
-from training.data.dataset import Manifest, build_manifest
-from training.data.dataset import Picture as Prepared
+from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.lora import file as lora_file
 from training.ports import TrainResult, TrainRun
 from training.spec import MIN_PICTURES, TrainSpec, base_model_location
@@ -126,7 +125,7 @@ def dataset(services: Services, job_id: str) -> None:
             _record_duplicates(services, lease, duplicates)
             raise transitions.too_few(len(good), report, fewest)
         manifest = build_manifest(
-            spec, [Prepared(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+            spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
         services.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
         _record_duplicates(services, lease, duplicates)
@@ -235,7 +234,7 @@ def upload(services: Services, job_id: str) -> None:
         sha256 = job.lora_sha256 or ""
         data = services.store.get(keys.output(job_id, sha256))
         _compare(data, sha256, "the trained file")
-        lora_file.check(data, family=spec.family, rank=spec.rank)
+        lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
         key = keys.lora(job_id)
         try:
             services.store.put(key, data, create_only=True)

@@ -128,7 +128,7 @@ def _readable(weights: Weights, folder: Path, say: Callable[[str], None]) -> Wei
     form = _FORM[report.family]
     say(f"ComfyUI reads {report.format} keys of {report.family} {how}: brought as {form}")
     path = folder / weights.path.name
-    path.write_bytes(lora_formats.to_bytes(lora_formats.read(weights.path), form))
+    path.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(weights.path), form))
     return replace(weights, path=path, file=weights_of(path).file)
 
 

@@ -1,4 +1,4 @@
-"""The object store in a folder, for one machine or a shared disk."""
+"""An object store in a folder, for one machine or a shared disk."""
 
 import errno
 import fcntl
@@ -15,15 +15,15 @@ from core.errors import NotFound, ObjectExists, StoreUnavailable
 from core.files import atomic_file, fsync_folder
 from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix
 
-# Files on their way; no key starts with a dot. In the store's folder, so that a rename puts them in place.
+# Temporary files; no key starts with a dot. In the store's folder, so that a rename moves them into place.
 _ON_THE_WAY = ".tmp"
 
 
 class LocalStore:
-    """Objects as files under `folder`, which is made on first use.
+    """Objects as files under `folder`, which is created on first use.
 
-    A file is written aside, fsynced, renamed into place, and the folders that name it are fsynced. The writer
-    holds a lock on it meanwhile, so that what a killed writer left is known and removed by the next.
+    Each object is written to a temporary file, fsynced and renamed into place; then its folder is fsynced. The writer
+    locks its temporary file, so the next writer recognises and removes the files of a killed one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +80,7 @@ class LocalStore:
             self.delete(key)
 
     def url(self, key: str, expires_s: int) -> str:
-        """A `file://` address; it does not expire, the folder's permissions are what guards it."""
+        """A `file://` address. It does not expire; the permissions of the folder protect the file."""
         return self._path(key).as_uri()
 
     def _path(self, key: str) -> Path:
@@ -88,7 +88,7 @@ class LocalStore:
 
     def _put(self, key: str, write: Callable[[BinaryIO], None], create_only: bool) -> None:
         target = self._path(key)
-        if create_only and target.exists():  # the early answer; the link below is the one that counts
+        if create_only and target.exists():  # fail early; the hard link below decides
             raise ObjectExists(f"there is an object {key} already")
         with _writing(key), self._on_the_way() as (out, path):
             write(out)
@@ -97,7 +97,7 @@ class LocalStore:
             self._place(path, target, create_only)
 
     def _place(self, path: Path, target: Path, create_only: bool) -> None:
-        with self._folders(fcntl.LOCK_SH):  # between making the target's folder and using it, nobody removes it
+        with self._folders(fcntl.LOCK_SH):  # nobody removes the target's folder while it is used
             self._make_folders(target.parent)
             if create_only:
                 self._link(path, target)
@@ -106,7 +106,7 @@ class LocalStore:
             fsync_folder(target.parent)
 
     def _link(self, path: Path, target: Path) -> None:
-        """A hard link refuses, atomically, what a rename would replace."""
+        """A hard link fails atomically if the target exists; a rename would replace it."""
         try:
             target.hardlink_to(path)
         except FileExistsError as error:
@@ -123,7 +123,7 @@ class LocalStore:
 
     @contextmanager
     def _on_the_way(self) -> Iterator[tuple[BinaryIO, Path]]:
-        """A new locked file that is gone at the end, whatever happens, unless it was renamed."""
+        """A new, locked temporary file, removed at the end unless it was renamed."""
         self._make_folders(self._tmp)
         self._clear_dead()
         path = self._tmp / secrets.token_hex(16)
@@ -131,22 +131,22 @@ class LocalStore:
             try:
                 fcntl.flock(out, fcntl.LOCK_SH)
                 if os.fstat(out.fileno()).st_nlink == 0:
-                    raise OSError(errno.EAGAIN, "cleared away between its creation and the lock")
+                    raise OSError(errno.EAGAIN, "removed between its creation and the lock")
                 yield out, path
             finally:
                 path.unlink(missing_ok=True)
 
     def _clear_dead(self) -> None:
-        """Remove what killed writers left: files that nobody holds a lock on."""
+        """Remove the files of killed writers: those without a lock."""
         for path in self._tmp.iterdir():
             with suppress(OSError), path.open("rb") as left:
-                # Those just created are given time to be locked; a second is an age for that.
+                # A new file needs a moment to be locked; a second is plenty.
                 if time.time() - os.fstat(left.fileno()).st_mtime > 1:
                     fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
     def _prune(self, folder: Path) -> None:
-        """Remove the folders that an object left empty; not while somebody writes: then they wait for the next time."""
+        """Remove folders that became empty. If another process is writing, a later call removes them."""
         with suppress(OSError), self._folders(fcntl.LOCK_EX | fcntl.LOCK_NB):
             while folder != self.folder and self.folder in folder.parents:
                 folder.rmdir()  # OSError: not empty, or gone already
@@ -154,7 +154,7 @@ class LocalStore:
 
     @contextmanager
     def _folders(self, how: int) -> Iterator[None]:
-        """Hold the lock on which folders there are: shared to write into them, alone to remove some."""
+        """Lock the folder tree: shared to write into folders, exclusive to remove some."""
         lock = os.open(self._tmp, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, how)

@@ -1,4 +1,4 @@
-"""The object store in a bucket of an S3 server. The only place that knows boto3."""
+"""An object store in an S3 bucket. Only this module imports boto3."""
 
 import base64
 import hashlib
@@ -24,11 +24,11 @@ _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")
 
 
 class S3Store:
-    """Objects under `prefix` of `bucket`. Without keys, boto3's usual chain of credentials is asked.
+    """Objects under `prefix` in `bucket`. Without access keys, boto3 finds credentials in its usual places.
 
-    The server checks the SHA-256 of all that is sent. A multipart upload's own checksum is one of its parts'
-    checksums, so the digest of the whole is kept in the object's metadata, and what is read is checked against it.
-    Files above `multipart_bytes` go in parts of that size, 5 MiB at least and 10,000 at most.
+    The server verifies the SHA-256 of every upload. The checksum of a multipart upload covers only the checksums of its
+    parts, so the digest of the whole object is stored in its metadata, and every download is verified against it. Files
+    above `multipart_bytes` are uploaded in parts of that size: at least 5 MiB, at most 10,000 parts.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class S3Store:
                 read_timeout=30,
                 retries={"mode": "standard", "total_max_attempts": 3},
                 max_pool_connections=16,
-                # We send SHA-256 ourselves; boto3's own CRC trailers are unknown to many servers.
+                # This class sends SHA-256 itself; many servers do not know boto3's CRC trailers.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 s3={"addressing_style": "path" if endpoint_url else "auto", "payload_signing_enabled": True},
@@ -119,7 +119,7 @@ class S3Store:
             self._client.delete_object(**self._at(key))
 
     def delete_prefix(self, prefix: str) -> None:
-        # One by one: the bulk call wants checksums that servers disagree on, and there are few.
+        # One by one: servers disagree on the checksum of the bulk call, and there are few keys.
         for key in self.list(checked_folder(prefix)):
             self.delete(key)
 
@@ -129,9 +129,9 @@ class S3Store:
         return address
 
     def read_foreign(self, bucket: str, key: str, max_bytes: int) -> bytes:
-        """An object of any bucket that our credentials may read, whatever its key.
+        """Read an object from any bucket that the credentials may read.
 
-        Raises NotFound if it is not there or not for us, ObjectTooLarge above `max_bytes`, StoreUnavailable.
+        Raises NotFound if it does not exist or may not be read, ObjectTooLarge above `max_bytes`, StoreUnavailable.
         """
         with _our_errors("of the picture", final=True):
             answer = self._client.get_object(Bucket=bucket, Key=key)
@@ -155,7 +155,7 @@ class S3Store:
             )
 
     def _put_parts(self, key: str, file: BinaryIO, digest: bytes, create_only: bool) -> None:
-        if create_only and self.exists(key):  # the early answer, before sending it all; the last call counts
+        if create_only and self.exists(key):  # fail before the upload; the last call decides
             raise ObjectExists(f"there is an object {key} already")
         with _our_errors(key), self._ours_after_all(key, digest):
             upload = self._client.create_multipart_upload(
@@ -166,7 +166,7 @@ class S3Store:
                 parts = list(self._send_parts(at, file))
                 self._client.complete_multipart_upload(**at, MultipartUpload={"Parts": parts}, **_only_new(create_only))
             except (BotoCoreError, ClientError, OSError):
-                # Parts of an unfinished upload are paid for until somebody removes them.
+                # Parts of an unfinished upload cost money until they are removed.
                 with suppress(BotoCoreError, ClientError):
                     self._client.abort_multipart_upload(**at)
                 raise
@@ -182,7 +182,7 @@ class S3Store:
 
     @contextmanager
     def _ours_after_all(self, key: str, digest: bytes) -> Iterator[None]:
-        """A create-only write whose answer was lost is refused when boto3 repeats it: it was ours, so all is well."""
+        """If the response to a create-only write was lost, boto3's retry fails: accept it if the object is this one."""
         try:
             yield
         except ClientError as error:
@@ -200,7 +200,7 @@ _SESSION_LOCK = Lock()
 
 
 def _client(**options: Any) -> Any:
-    """A client may serve several threads, the session that makes it may not. It is kept: it parses for 0.3 s."""
+    """Clients are thread-safe, sessions are not. The session is cached because creating one takes 0.3 s."""
     with _SESSION_LOCK:
         return _session().client("s3", **options)
 
@@ -220,14 +220,14 @@ def _digest(answer: dict[str, Any]) -> str | None:
 
 def _check_digest(key: str, answer: dict[str, Any], found: str) -> None:
     if _digest(answer) not in (None, found):
-        raise StoreUnavailable(f"the object {key} came back damaged", {"key": key})
+        raise StoreUnavailable(f"the object {key} is damaged: its checksum does not match", {"key": key})
 
 
 @contextmanager
 def _our_errors(key: str, *, final: bool = False) -> Iterator[None]:
-    """boto3's errors as ours; `from None`, because their words hold addresses, and those hold signatures.
+    """Translate boto3's errors, with `from None`: their messages contain addresses with signatures.
 
-    `final`: a refusal is as good as absence, for what is not ours.
+    final: report a 4xx as NotFound too, for objects of other buckets.
     """
     try:
         yield

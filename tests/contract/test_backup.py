@@ -112,7 +112,7 @@ def test_what_cannot_be_restored_whole_is_not_begun(services: Services, job_id: 
 
     with pytest.raises(BackupInvalid, match=r"not empty.*credit_account"):
         backup.restore(services.database, services.store, folder)
-    with pytest.raises(BackupInvalid, match="holds other things"):
+    with pytest.raises(BackupInvalid, match="is not empty and has no backup"):
         backup.backup(services.database, services.store, tmp_path / "home")
 
     manifest = (folder / backup.MANIFEST).read_text()
@@ -133,7 +133,7 @@ def test_what_cannot_be_restored_whole_is_not_begun(services: Services, job_id: 
     refused("missing or damaged")
     rows_file.write_bytes(whole)
     (folder / backup.MANIFEST).unlink()
-    refused("holds no back-up")
+    refused("is not a backup")
     (folder / backup.MANIFEST).write_text(manifest)
     backup.restore(fresh, store, folder)
     assert rows(fresh) == rows(services.database)

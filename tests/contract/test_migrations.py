@@ -132,7 +132,7 @@ def test_a_database_that_a_newer_imprint_migrated_is_left_alone(address: str) ->
     database = Database(address)
     with database.writing() as session:
         session.connection().execute(sa.text("UPDATE alembic_version SET version_num = '9001'"))
-    with pytest.raises(SchemaUnknown, match=r"revision 9001.*newer Imprint has migrated it"):
+    with pytest.raises(SchemaUnknown, match=r"revision 9001.*newer Imprint has migrated the database"):
         database.migrate()
     with database.engine.connect() as connection:
         assert database.revision(connection) == "9001"

@@ -23,7 +23,7 @@ from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
 from tests.contract.processes import FORK
 from tests.servers.runpod import KEY, RunPodServer, runpod_server
 from tests.site import until
-from training.backends.runpod import Order, RunPod
+from training.backends.runpod import PodRequest, RunPod
 from training.spec import TrainSpec
 
 RTX, A6000 = "NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000"
@@ -430,7 +430,7 @@ def rent_and_die(services: Services, point: str) -> None:
         here.__dict__["runpod"] = runpod
         create = runpod.create
 
-        def dying(order: Order) -> Any:
+        def dying(order: PodRequest) -> Any:
             if point == "before":
                 die()
             made = create(order)
@@ -485,7 +485,7 @@ def test_whoever_wakes_after_its_order_was_given_up_gives_the_pod_back(
     assert services.runpod is not None
     create = services.runpod.create
 
-    def paused(order: Order) -> Any:
+    def paused(order: PodRequest) -> Any:
         change(services, rows(services)[0].id, asked_at=utcnow() - timedelta(hours=1))
         pods.check(services)
         return create(order)
@@ -504,7 +504,7 @@ def test_the_sweep_may_take_a_pod_over_before_its_sender_does(
     assert services.runpod is not None
     create = services.runpod.create
 
-    def slow(order: Order) -> Any:
+    def slow(order: PodRequest) -> Any:
         made = create(order)
         pods.check(services)
         return made
@@ -542,7 +542,7 @@ def test_the_reaper_takes_what_no_row_needs_and_nothing_else(
         "odd": f"{prefix}-{old}x",
         "hand": f"{prefix}-my-own-pod",
     }
-    made = {key: runpod.create(Order(name, RTX, 20, {}, image="i")).id for key, name in names.items()}
+    made = {key: runpod.create(PodRequest(name, RTX, 20, {}, image="i")).id for key, name in names.items()}
     assert pods.reap(services) == 3
     there = {pod.id for pod in runpod.pods()}
     assert {key for key, pod_id in made.items() if pod_id not in there} == {"restored", "twice"}

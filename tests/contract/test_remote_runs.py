@@ -22,9 +22,9 @@ from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from storage.tables import Job, RemoteRun, RunState, Stage
 from tests.contract.jobs import REQUEST, balances, events, messages, put_at, request, row
-from training.backends.ai_toolkit.work import Sighting
+from training.backends.ai_toolkit.work import PollResult
 
-SEEN = Sighting(
+SEEN = PollResult(
     status="running", step=40, total=100, loss=0.5, seconds_per_step=0.1, seconds_left=6.0, info="Training",
     log_offset=900, grew=False, samples=(),
 )  # fmt: skip
@@ -77,13 +77,13 @@ def taken(services: Services) -> RemoteRun:
     return run
 
 
-def see(services: Services, run: RemoteRun, sighting: Sighting | None = None, **how: Any) -> str:
+def see(services: Services, run: RemoteRun, sighting: PollResult | None = None, **how: Any) -> str:
     with services.database.writing() as session:
         return record(session, Seen(run, sighting, **how), services.settings)
 
 
-def seen_as(**changed: Any) -> Sighting:
-    return Sighting(**{**vars(SEEN), **changed})
+def seen_as(**changed: Any) -> PollResult:
+    return PollResult(**{**vars(SEEN), **changed})
 
 
 def age(services: Services, **ages_s: float) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import BackendFailed, BackendFull, BackendUnreachable, ImprintError
 from tests.servers.runpod import KEY, RunPodServer, runpod_server
-from training.backends.runpod import Order, RunPod
+from training.backends.runpod import PodRequest, RunPod
 
 RTX, A6000 = "NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000"
 
@@ -39,9 +39,9 @@ def runpod(cloud: RunPodServer, waits: Patience) -> Iterator[RunPod]:
     client.close()
 
 
-def order(name: str, **changed: object) -> Order:
+def order(name: str, **changed: object) -> PodRequest:
     given = {"gpu": RTX, "disk_gb": 60, "env": {"AI_TOOLKIT_AUTH": "secret-word"}, "image": "ostris/aitoolkit:latest"}
-    return Order(name, **(given | changed))  # type: ignore[arg-type]
+    return PodRequest(name, **(given | changed))  # type: ignore[arg-type]
 
 
 def refused(action: object, *arguments: object) -> ImprintError:

@@ -15,7 +15,7 @@ from tests.site import MASCOT, ROOT
 
 IMAGES = ROOT / "deploy" / "images"
 DOCKERFILE = (IMAGES / "Dockerfile").read_text()
-TRAINS = {"torch", "diffusers", "transformers", "peft", "accelerate"}
+TRAINS = {"torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
 
 # Runs the rest of the command line in a Python that has only the packages of a lock: others cannot be imported.
 _ONLY = """

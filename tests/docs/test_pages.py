@@ -159,7 +159,7 @@ class TestTheTask:
         assert {group for recipe in shown for group in recipe} >= set(GROUPS)
         for recipe in shown:
             made = TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "imp", "seed": 1, **recipe})
-            assert made.told().items() >= {name: recipe[name] for name in set(GROUPS) & set(recipe)}.items()
+            assert made.to_dict().items() >= {name: recipe[name] for name in set(GROUPS) & set(recipe)}.items()
 
     def test_every_field_of_the_view_is_explained(self) -> None:
         spec = TrainSpec(base_model="sd15", trigger_word="imp", seed=1)  # type: ignore[call-arg]

@@ -95,8 +95,8 @@ def failed_for_want_of_space(site: SiteOnDisk, job_id: str, stage: str) -> None:
     assert (view["status"], view["stage"]) == ("failed", stage), view
     assert view["failure"]["code"] == "upload_failed"
     assert "No space left on device" in view["failure"]["message"]
-    told = [json.loads(event.data) for event in service.events(site.services, job_id) if event.kind == "retry"]
-    attempts = {one["attempt"] for one in told}
+    retries = [json.loads(event.data) for event in service.events(site.services, job_id) if event.kind == "retry"]
+    attempts = {one["attempt"] for one in retries}
     assert attempts == {1, 2}, "three attempts, the third one final"
     until(lambda: waiting_messages(site, job_id) == 0, 20, "cleaned up")
     left = LocalStore(site.disk.seen)

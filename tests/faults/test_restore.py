@@ -32,8 +32,8 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
             old.kill(name)
 
     with site(tmp_path / "new", base_model, start=(), database="postgresql", store="s3") as new:
-        told = json.loads(new.imprint("restore", str(kept), "--json").stdout.splitlines()[-1])
-        assert told["rows"]["training_job"] == 2
+        result = json.loads(new.imprint("restore", str(kept), "--json").stdout.splitlines()[-1])
+        assert result["rows"]["training_job"] == 2
         assert json.loads(new.imprint("audit", "--json").stdout)["ok"]
         assert new.look(before["job_id"])["status"] == "ready"
         assert (new.look(job_id)["status"], new.look(job_id)["stage"]) == ("training", "train")

@@ -60,7 +60,7 @@ class TestLoaders:
         assert (both.loaders, len(both.added)) == (["4", "12"], 2)
         # The refiner is known by what encodes its texts, whatever its file is called.
         assert patch(changed("sdxl-refiner", "12", ckpt_name="second.safetensors"), LORA).loaders == ["4"]
-        with pytest.raises(WorkflowInvalid, match=r"node 5 is no model loader .*; those are: 4, 12"):
+        with pytest.raises(WorkflowInvalid, match=r"node 5 is not a model loader .*; the workflow has: 4, 12"):
             patch(workflow("sdxl-refiner"), LORA, loaders=["5"])
 
     def test_both_models_of_a_merge(self) -> None:
@@ -138,8 +138,8 @@ LOADER = {"4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": 
     ("given", "why"),
     [
         (EDITOR, "format of ComfyUI's editor"),
-        ([], "no JSON object"),
-        ({}, "no JSON object"),
+        ([], "not a JSON object"),
+        ({}, "not a JSON object"),
         ({"4": 5}, "node 4 of the workflow has no class_type"),
         ({"4": {"class_type": "X"}}, "node 4 of the workflow has no inputs"),
         (LOADER, "no model loader that leads to a sampler"),

@@ -9,7 +9,7 @@ import pytest
 from core.errors import BaseModelUnavailable, LoraInvalid
 from tests.hostile.checkpoints import CHECKPOINTS
 from tests.hostile.weights import BASES, LORAS, Runs
-from training.lora.file import check
+from training.lora.file import check_lora_file
 
 RAN = Path("/tmp/imprint-was-here")  # noqa: S108 - what a pickle would leave
 
@@ -18,7 +18,7 @@ RAN = Path("/tmp/imprint-was-here")  # noqa: S108 - what a pickle would leave
 def test_a_lora_file_is_refused(name: str) -> None:
     make, words = LORAS[name]
     with pytest.raises(LoraInvalid) as raised:
-        check(make(), family="sd15", rank=4)
+        check_lora_file(make(), family="sd15", rank=4)
     assert raised.value.message.startswith(words)
     assert len(raised.value.message) < 500
     assert not RAN.exists()

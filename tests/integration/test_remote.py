@@ -39,7 +39,7 @@ def test_ten_pictures_become_a_lora_on_a_rented_pod_that_is_deleted(base_model: 
 
         path = tmp_path / "lora.safetensors"
         service.download(running.services, job_id, path)
-        report = lora_file.check(path, family="sd15", rank=4)
+        report = lora_file.check_lora_file(path, family="sd15", rank=4)
         assert report.sha256 == view["lora"]["sha256"]
         assert (report.alpha, report.metadata["imprint_trigger_word"]) == (32.0, "imp")
 

@@ -104,7 +104,7 @@ def test_diffusers_draws_as_the_live_model_does(runs: Runs, family: str) -> None
     """Feed-forward layers and projections with rsLoRA's scale, through diffusers' own loader."""
     run = runs(family, alpha=5.0, learning_rate=1e-2, adapter={"targets": "all", "rslora": True})
     live, result = learnt(run)
-    pipeline = sample.load(run.base_model, family, torch.device("cpu"))
+    pipeline = sample.load_pipeline(run.base_model, family, torch.device("cpu"))
     denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
     other = replace(live.base, load_denoiser=lambda: denoiser)
     before = answer(live, other)
@@ -149,10 +149,10 @@ def test_a_dora_without_all_its_magnitudes_is_refused(runs: Runs) -> None:
     name = next(name for name in tensors if name.endswith(lora_file.MAGNITUDE))
     short = {other: held for other, held in tensors.items() if other != name}
     with pytest.raises(LoraInvalid, match=r"lacks .*\.dora_scale"):
-        lora_file.check(pack(short, metadata), family="sd15", rank=4)
+        lora_file.check_lora_file(pack(short, metadata), family="sd15", rank=4)
     tensors[name] = tensor(np.ones((3, 1), np.float32))
     with pytest.raises(LoraInvalid, match="has shape"):
-        lora_file.check(pack(tensors, metadata), family="sd15", rank=4)
+        lora_file.check_lora_file(pack(tensors, metadata), family="sd15", rank=4)
 
 
 # ---- beside others ----------------------------------------------------------------------------------------------

@@ -30,11 +30,11 @@ def test_a_recipe_is_tried_on_subjects_to_practise_on(tmp_path: Path, capsys: py
 def test_both_sides_are_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
     assert quality.main(["--quick", "--sheet", str(sheet)]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     for side in ("ours", "plain"):
-        assert set(told[side]) == {"recall", "leak", "drift", "nearness"}
-        assert 0 < told[side]["drift"] < 1  # twenty steps are seen, however little they teach
-    assert told["base"]["drift"] == 0
-    assert told["judge"]["spotted"] > told["judge"]["taken_for_it"]
+        assert set(result[side]) == {"recall", "leak", "drift", "nearness"}
+        assert 0 < result[side]["drift"] < 1  # twenty steps are seen, however little they teach
+    assert result["base"]["drift"] == 0
+    assert result["judge"]["spotted"] > result["judge"]["taken_for_it"]
     with Image.open(sheet) as picture:
         assert picture.width > 5 * picture.height

@@ -104,7 +104,7 @@ def test_a_device_error_in_a_jobs_own_thread_is_a_lost_device(
     def lost(*_: Any) -> None:
         raise RuntimeError(LOST)
 
-    monkeypatch.setattr(local, "encoded", lost)
+    monkeypatch.setattr(local, "encode_dataset", lost)
     with pytest.raises(DeviceLost):
         train(runs())
     assert len(reported) == 1
@@ -236,7 +236,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second job finds a base that is loaded, beside which its encoders do not fit."""
-    real, tried = local.encoded, []
+    real, tried = local.encode_dataset, []
 
     def starved(family: Family, base: Base, *given: Any) -> Any:
         tried.append(base.is_parked)
@@ -246,7 +246,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
 
     first = train(runs(name="first"))
     base = resident._resident
-    monkeypatch.setattr(local, "encoded", starved)
+    monkeypatch.setattr(local, "encode_dataset", starved)
     assert train(runs(name="second")).sha256 == first.sha256
     assert tried == [False, True]
     assert resident._resident is base
@@ -254,7 +254,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     def never(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(local, "encoded", never)
+    monkeypatch.setattr(local, "encode_dataset", never)
     with pytest.raises(OutOfMemory):
         train(runs(name="third"))
     assert resident._resident is base, "the neighbours' base stays"
@@ -286,8 +286,8 @@ def test_every_thread_of_a_device_makes_it_current(runs: Runs, monkeypatch: pyte
     def noted(chosen: torch.device) -> None:
         seen.add(threading.current_thread().name)
 
-    monkeypatch.setattr(device, "use", noted)
-    monkeypatch.setattr(engine_module, "use", noted)
+    monkeypatch.setattr(device, "make_current", noted)
+    monkeypatch.setattr(engine_module, "make_current", noted)
     worker = threading.Thread(target=train, args=(runs(),), name="job")
     worker.start()
     worker.join()
@@ -295,8 +295,8 @@ def test_every_thread_of_a_device_makes_it_current(runs: Runs, monkeypatch: pyte
     monkeypatch.undo()
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    device.use(torch.device("cuda:1"))
-    device.use(torch.device("cpu"))
+    device.make_current(torch.device("cuda:1"))
+    device.make_current(torch.device("cpu"))
     assert asked == [torch.device("cuda:1")]
 
 
@@ -324,7 +324,7 @@ def test_kernels_are_chosen_for_the_architecture_and_logged(
     monkeypatch.setattr(device, "_chosen", {})
     caplog.set_level("INFO")
     for _ in range(2):
-        device.prepare(torch.device("cuda"), deterministic=deterministic)
+        device.configure(torch.device("cuda"), deterministic=deterministic)
     assert found == {**wanted, "cudnn": False, "math": True}
     assert torch.backends.cudnn.benchmark is not deterministic
     assert caplog.text.count("attention on cuda") == 1

@@ -30,7 +30,7 @@ def test_the_same_pictures_from_both_forms(
     made: dict[str, Any] = {}
     for form in forms:
         path = run.out.with_name(f"{form}.safetensors")
-        path.write_bytes(lora_formats.to_bytes(lora_formats.read(run.out), form))
+        path.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(run.out), form))
         weights = drawing.weights_of(path)
         assert (weights.trigger_word, weights.family) == ("sks dog", family)
         made[form] = draw(services, bases(family), weights, family)

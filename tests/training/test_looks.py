@@ -16,8 +16,8 @@ from core.errors import TooFewImages
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
 from tests.training.test_engine import side_by_side
 from training import families
+from training.backends.encoded_dataset import split_held_out
 from training.backends.local import train
-from training.backends.material import split
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
 from training.engine.validation import is_best, is_over
 from training.families.family import Base, Where
@@ -53,12 +53,12 @@ def weights(result: TrainResult) -> dict[str, bytes]:
 
 def test_pictures_are_held_out_by_the_seed(runs: Runs) -> None:
     run = runs(count=8, validation={"held_out": 3})
-    trained, held = split(run.examples, run.spec)
+    trained, held = split_held_out(run.examples, run.spec)
     assert (len(trained), len(held)) == (5, 3)
     assert not {one.sha256 for one in trained} & {one.sha256 for one in held}
-    assert split(run.examples, run.spec) == (trained, held)
+    assert split_held_out(run.examples, run.spec) == (trained, held)
     specs = [runs(seed=number, count=8, validation={"held_out": 3}).spec for number in range(8)]
-    others = {tuple(one.sha256 for one in split(run.examples, spec)[1]) for spec in specs}
+    others = {tuple(one.sha256 for one in split_held_out(run.examples, spec)[1]) for spec in specs}
     assert len(others) > 3
     assert runs(validation={"held_out": 2}, max_steps=None, epochs=10).spec.steps(8) == 60
     with pytest.raises(TooFewImages, match="none is left"):
@@ -72,7 +72,7 @@ def test_looks_change_no_bit(runs: Runs, family: str) -> None:
     looked = runs(family, name="looked", validation={"held_out": 1, "every_epochs": 1, "previews": ["sks"]}, **options)
     looked = replace(looked, previews=MemoryPreviews())
     blind = runs(family, name="blind", validation={"held_out": 1, "every_epochs": 500}, **options)
-    without = replace(runs(family, name="without", **options), examples=split(looked.examples, looked.spec)[0])
+    without = replace(runs(family, name="without", **options), examples=split_held_out(looked.examples, looked.spec)[0])
     made = [train(run) for run in (looked, blind, without)]
     assert weights(made[0]) == weights(made[1]) == weights(made[2])
     assert made[0].validation_loss == made[1].validation_loss is not None
@@ -241,7 +241,7 @@ def test_previews_of_turbo_are_without_its_training_adapter(runs: Runs, tmp_path
     chance = np.random.default_rng(0)
     pair = chance.normal(size=(2, 64)).astype("f4"), chance.normal(size=(64, 2)).astype("f4")
     adapter = tmp_path / "adapter.safetensors"
-    lora_file.write(adapter, lora_file.to_bytes("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
+    lora_file.write_file(adapter, lora_file.serialize_lora("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
     found, folder = families.find("z-image"), Path(runs("z-image").base_model)
     plain, merged = (found.load(Where(folder, torch.device("cpu"), torch.float32, given)) for given in (None, adapter))
     weight = merged.denoiser.layers[0].attention.to_q.weight

@@ -140,7 +140,7 @@ def test_a_training_resumes_byte_for_byte_and_stays_as_it_began(runs: Runs, kind
     assert whole.sha256 != train(runs("z-image", name="plain", max_steps=10)).sha256
     for asked in (kind, "auto"):
         kept.held = {step: data for step, data in kept.held.items() if step <= 5}
-        resident._let_go()
+        resident._release()
         resumed = train(replace(run, quantise=asked))
         assert resumed.resumed_from == 5
         assert resumed.sha256 == whole.sha256
@@ -168,7 +168,7 @@ def test_who_trains_beside_it_changes_nothing(runs: Runs, kind: Quantisation) ->
 def test_the_file_is_one_like_any_other(runs: Runs, kind: Quantisation) -> None:
     run = runs("sdxl", quantise=kind, adapter={"targets": "all", "dora": True})
     result = train(run)
-    lora_file.check(result.path.read_bytes(), family="sdxl", rank=run.spec.rank)
+    lora_file.check_lora_file(result.path.read_bytes(), family="sdxl", rank=run.spec.rank)
     assert result.metadata["imprint_base_quantisation"] == kind
 
 
@@ -186,7 +186,7 @@ def test_the_training_adapter_is_merged_before_and_taken_off_while_drawing(runs:
     chance = np.random.default_rng(0)
     pair = chance.normal(size=(2, 64)).astype("f4"), chance.normal(size=(64, 2)).astype("f4")
     adapter = tmp_path / "adapter.safetensors"
-    lora_file.write(adapter, lora_file.to_bytes("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
+    lora_file.write_file(adapter, lora_file.serialize_lora("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
     run, found = runs("z-image"), families.find("z-image")
     plain, merged = loaded(run, "none"), loaded(run, "8bit", training_adapter=adapter)
     given = sample(run, plain)

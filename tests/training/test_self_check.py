@@ -48,7 +48,7 @@ def refuses(work: Work) -> tuple[Callable[[], None], Tensor]:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_family_agrees(folder: Path, precision: str) -> None:
-    found = self_check.check(folder, "cpu", asked_precision=precision, record=called_again)
+    found = self_check.check_device(folder, "cpu", asked_precision=precision, record=called_again)
     assert found.faults == []
     assert (found.unusable, found.records, found.verdict) == ([], True, "recorded steps agree")
     compared = {one.family: set(one.differences) for one in found.families}
@@ -62,7 +62,7 @@ def test_every_family_agrees(folder: Path, precision: str) -> None:
 
 @pytest.mark.parametrize("record", [empty, refuses])
 def test_recorded_steps_that_differ_are_given_up(folder: Path, record: Any) -> None:
-    found = self_check.check(folder, "cpu", families=["sd15"], record=record)
+    found = self_check.check_device(folder, "cpu", families=["sd15"], record=record)
     assert (found.records, found.unusable) == (False, [])
     assert list(found.families[0].faults) == ["recorded"]
     assert "steps are sent one by one: sd15: recorded steps" in found.text
@@ -76,7 +76,7 @@ def test_a_wrong_product_is_no_device_to_train_on(folder: Path, monkeypatch: pyt
         return loras(self, stack, scales * 1.01, dtype)
 
     monkeypatch.setattr(Layout, "loras", larger)
-    found = self_check.check(folder, "cpu", families=["sd15"])
+    found = self_check.check_device(folder, "cpu", families=["sd15"])
     assert found.unusable == ["sd15"]
     assert list(found.families[0].faults) == ["peft"]
     assert "takes no job of sd15: sd15: the engine's gradients and peft's in float32 differ by 0.01" in found.text
@@ -91,14 +91,14 @@ def test_a_family_that_cannot_be_stepped_leaves_the_others(folder: Path, monkeyp
         step(self)
 
     monkeypatch.setattr(cohort.Cohort, "step", broken)
-    found = self_check.check(folder, "cpu", families=["sd15", "sdxl"])
+    found = self_check.check_device(folder, "cpu", families=["sd15", "sdxl"])
     assert found.unusable == ["sdxl"]
     assert "no kernel image" in found.verdict
 
 
 def test_not_a_number_is_no_agreement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cohort.Cohort, "weights_of", lambda self, job: torch.full((self.layout.size,), float("nan")))
-    assert self_check.check(folder, "cpu", families=["z-image"]).unusable == ["z-image"]
+    assert self_check.check_device(folder, "cpu", families=["z-image"]).unusable == ["z-image"]
 
 
 # ---- what a worker makes of it ------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_a_worker_steps_down_and_says_so(
     caplog.set_level("INFO")
 
     def found(check: SelfCheck) -> device_check.DeviceState:
-        monkeypatch.setattr(self_check, "check", lambda *_, **__: check)
+        monkeypatch.setattr(self_check, "check_device", lambda *_, **__: check)
         return device_check.check(settings, ["sd15", "sdxl"])
 
     good = found(card(True, FamilyCheck("sd15"), FamilyCheck("sdxl")))

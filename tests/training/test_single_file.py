@@ -71,9 +71,9 @@ def test_a_training_on_it_gives_the_same_lora(family: str, runs: Runs, single: C
     run = runs(family, max_steps=2)
     folder = train(run)
     file = train(replace(run, base_model=str(single(family)), out=run.out.with_name("b.safetensors")))
-    (one, told), (other, told_too) = (unpack(made.path.read_bytes()) for made in (folder, file))
+    (one, metadata), (other, other_metadata) = (unpack(made.path.read_bytes()) for made in (folder, file))
     assert all(np.array_equal(one[name].elements, other[name].elements) for name in one)
-    assert told["imprint_base_sha256"] != told_too["imprint_base_sha256"]  # another file: checkpoints do not mix
+    assert metadata["imprint_base_sha256"] != other_metadata["imprint_base_sha256"]  # checkpoints do not mix
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,8 +160,8 @@ def test_v_prediction_is_read_from_the_file(bases: Bases, tmp_path: Path) -> Non
         return found.load(Where(locate(str(file), found.parts), CPU, torch.float32)).prediction
 
     assert prediction(exported(bases("sdxl"), tmp_path / "e.safetensors", "sdxl")) == "epsilon"
-    told = {"modelspec.prediction_type": "v"}
-    marked = exported(bases("sdxl"), tmp_path / "v.safetensors", "sdxl", **told)
+    metadata = {"modelspec.prediction_type": "v"}
+    marked = exported(bases("sdxl"), tmp_path / "v.safetensors", "sdxl", **metadata)
     assert prediction(marked) == "v_prediction"
     held = load_file(exported(bases("sdxl"), tmp_path / "k.safetensors", "sdxl"))
     save_file({**held, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "k.safetensors")

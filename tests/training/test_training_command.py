@@ -55,15 +55,15 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
 
 def test_end_to_end(command: Command, tmp_path: Path) -> None:
     process = start(command("--max-steps", "12", "--rank", "8", "--alpha", "16", "--class-word", "dog"))
-    out, told = process.communicate(timeout=280)
-    assert process.returncode == 0, told
-    report = lora_file.check(tmp_path / "lora.safetensors", family="sd15", rank=8)
+    out, stderr = process.communicate(timeout=280)
+    assert process.returncode == 0, stderr
+    report = lora_file.check_lora_file(tmp_path / "lora.safetensors", family="sd15", rank=8)
     assert report.alpha == 16.0
     assert report.sha256 in out
-    assert "6 pictures, 12 steps" in told
-    assert "left out odd.jpg" in told
-    assert "loss" in told
-    assert "sks dog, wearing a hat" not in told  # captions are the owner's
+    assert "6 pictures, 12 steps" in stderr
+    assert "left out odd.jpg" in stderr
+    assert "loss" in stderr
+    assert "sks dog, wearing a hat" not in stderr  # captions are the owner's
     assert '"wearing a hat": 1' in report.metadata["ss_tag_frequency"]
     assert '"a photo of sks dog dog": 5' in report.metadata["ss_tag_frequency"]
     assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
@@ -81,10 +81,10 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
         assert time.monotonic() < deadline
         time.sleep(0.02)
     part.send_signal(signal.SIGINT)
-    _, told = part.communicate(timeout=120)
+    _, stderr = part.communicate(timeout=120)
     assert part.returncode == 130
-    assert "To go on:" in told
-    assert "--checkpoint-every 2" in told
+    assert "To go on:" in stderr
+    assert "--checkpoint-every 2" in stderr
     assert not (tmp_path / "part.safetensors").exists()
     assert main(command(*recipe, out="part.safetensors")) == 0
     assert "resumed at step" in " ".join(capsys.readouterr().err.split())
@@ -94,7 +94,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "named"),
     [
         (["--rank", "0", "--resolution", "65"], ["--rank", "--resolution"]),
         (["--family", "sdxl", "--base-model", "sd15"], ["is of family sd15"]),
@@ -103,11 +103,11 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     ],
 )
 def test_wrong_arguments_are_all_named(
-    command: Command, capsys: pytest.CaptureFixture[str], more: list[str], told: list[str]
+    command: Command, capsys: pytest.CaptureFixture[str], more: list[str], named: list[str]
 ) -> None:
     assert main(command(*more)) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert all(words in said for words in told)
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert all(words in stderr for words in named)
 
 
 def test_wrong_folders(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_wrong_folders(command: Command, capsys: pytest.CaptureFixture[str], tmp
     few.mkdir()
     Image.new("RGB", (160, 160)).save(few / "flat.png")
     assert main([str(few), *command()[1:]]) == 2
-    said = capsys.readouterr().err
-    assert "too_few_images" in said
-    assert "flat.png" in said
+    stderr = capsys.readouterr().err
+    assert "too_few_images" in stderr
+    assert "flat.png" in stderr
 
 
 def test_a_missing_base_model_is_a_failure(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,7 +228,7 @@ def test_training_adapter_is_merged_and_not_in_the_file(runs: Runs, tmp_path: Pa
     chance = np.random.default_rng(0)
     pair = chance.normal(size=(2, 64)).astype("f4"), chance.normal(size=(64, 2)).astype("f4")
     adapter = tmp_path / "adapter.safetensors"
-    lora_file.write(adapter, lora_file.to_bytes("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
+    lora_file.write_file(adapter, lora_file.serialize_lora("z-image", {"layers.0.attention.to_q": pair}, 4.0, {}))
     run = runs("z-image")
     plain = families.find("z-image").load(Where(Path(run.base_model), CPU, torch.float32))
     merged = families.find("z-image").load(Where(Path(run.base_model), CPU, torch.float32, adapter))
@@ -236,7 +236,7 @@ def test_training_adapter_is_merged_and_not_in_the_file(runs: Runs, tmp_path: Pa
     wanted = torch.from_numpy(pair[1] @ pair[0]) * (4.0 / 2)
     assert (change - wanted).norm() < 0.01 * wanted.norm()  # the file holds it in bfloat16
     trained = train(replace(run, training_adapter=adapter))
-    report = lora_file.check(trained.path, family="z-image", rank=4)
+    report = lora_file.check_lora_file(trained.path, family="z-image", rank=4)
     assert report.modules == 14
     assert trained.sha256 != train(replace(run, out=tmp_path / "without.safetensors")).sha256
     with pytest.raises(BaseModelUnavailable, match="not there"):
@@ -317,14 +317,14 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "told"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
+@pytest.mark.parametrize(("spoil", "message"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
 def test_faulty_base_models_are_unavailable(
-    runs: Runs, bases: Bases, tmp_path: Path, spoil: Callable[[Path], None], told: str
+    runs: Runs, bases: Bases, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(bases(), folder)
     spoil(folder)
-    with pytest.raises(BaseModelUnavailable, match=told):
+    with pytest.raises(BaseModelUnavailable, match=message):
         train(runs(base=folder))
 
 

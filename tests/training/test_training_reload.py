@@ -19,7 +19,7 @@ from training.backends.local import train
 from training.engine.objective import errors
 from training.families.family import Where
 from training.lora import file as lora_file
-from training.lora.formats import read, to_bytes
+from training.lora.formats import read_lora, serialize_as
 from training.lora.inspect import inspect
 from training.lora.safetensor import unpack
 from training.ports import TrainRun
@@ -54,8 +54,8 @@ def answer(family: str, denoiser: Any, live: Live) -> torch.Tensor:
 
     with torch.no_grad():
         errors(found, replace(live.base, load_denoiser=lambda: recorded), made, live.conditions[:2])
-    said = seen[0][0]
-    return torch.stack(said) if isinstance(said, list) else said
+    outputs = seen[0][0]
+    return torch.stack(outputs) if isinstance(outputs, list) else outputs
 
 
 def drawn(pipeline: Any) -> Any:
@@ -91,8 +91,8 @@ def test_diffusers_reads_the_live_model_back(
         taught[family] = trained(run)
     live, written = taught[family]
     path = tmp_path / "lora.safetensors"
-    path.write_bytes(to_bytes(read(written), form))
-    pipeline = sample.load(run.base_model, family, torch.device("cpu"))
+    path.write_bytes(serialize_as(read_lora(written), form))
+    pipeline = sample.load_pipeline(run.base_model, family, torch.device("cpu"))
     denoiser = getattr(pipeline, part_of(pipeline, family))
     before, plain = answer(family, denoiser, live), drawn(pipeline)
     setattr(pipeline, part_of(pipeline, family), live.base.denoiser)
@@ -115,8 +115,8 @@ def test_options_of_the_adapter_are_read_back(runs: Runs, form: str, adapter: di
     run = runs("sd15", rank=4, alpha=8.0, learning_rate=1e-2, adapter=adapter)
     live, written = trained(run)
     path = tmp_path / "other.safetensors"
-    path.write_bytes(to_bytes(read(written), form))
-    pipeline = sample.load(run.base_model, "sd15", torch.device("cpu"))
+    path.write_bytes(serialize_as(read_lora(written), form))
+    pipeline = sample.load_pipeline(run.base_model, "sd15", torch.device("cpu"))
     before = answer("sd15", pipeline.unet, live)
     with live.applied():
         wanted = answer("sd15", live.base.denoiser, live)
@@ -152,8 +152,8 @@ def keys_of_a_full_lora(family: str, form: str, targets: str) -> set[str]:
     pair = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
     found = {name: pair for name, _ in full_size(family).named_modules() if re.fullmatch(targets, name)}
     assert found
-    data = lora_file.to_bytes(family, found, 1.0, {"imprint_family": family})
-    return set(unpack(to_bytes(read(data), form))[0])
+    data = lora_file.serialize_lora(family, found, 1.0, {"imprint_family": family})
+    return set(unpack(serialize_as(read_lora(data), form))[0])
 
 
 @pytest.mark.parametrize("targets", ["attention", "all"])
@@ -182,7 +182,7 @@ def test_diffusers_own_loader_drops_the_magnitudes_that_stand_beside_alphas(runs
     """Why a DoRA is given to it in peft's form, and what `imprint inspect` says; once it reads them, this fails."""
     run = runs("sd15", adapter={"dora": True})
     path = train(run).path
-    pipeline = sample.load(run.base_model, "sd15", torch.device("cpu"))
+    pipeline = sample.load_pipeline(run.base_model, "sd15", torch.device("cpu"))
     pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
     layers = [module for module in pipeline.unet.modules() if hasattr(module, "lora_magnitude_vector")]
     assert layers
@@ -197,10 +197,10 @@ def test_scale_survives(runs: Runs) -> None:
     run = runs(rank=4, alpha=32.0)
     live, path = trained(run)
     assert live.cohort.stack.scales.tolist() == [[8.0]]
-    pipeline = sample.load(run.base_model, "sd15", torch.device("cpu"))
+    pipeline = sample.load_pipeline(run.base_model, "sd15", torch.device("cpu"))
     sample.add_lora(pipeline, path)
-    read = [module for module in pipeline.unet.modules() if hasattr(module, "lora_A")]
-    assert {scale for layer in read for scale in layer.scaling.values()} == {8.0}
+    loaded = [module for module in pipeline.unet.modules() if hasattr(module, "lora_A")]
+    assert {scale for layer in loaded for scale in layer.scaling.values()} == {8.0}
 
 
 def test_keys_are_those_that_comfyui_reads(runs: Runs) -> None:
@@ -230,14 +230,16 @@ def test_pictures_are_the_same_for_the_same_seed_and_change_with_the_lora(runs: 
 
 def test_a_file_that_does_not_fit_is_no_lora(runs: Runs, tmp_path: Path) -> None:
     run = runs()
-    pipeline = sample.load(run.base_model, "sd15", torch.device("cpu"))
+    pipeline = sample.load_pipeline(run.base_model, "sd15", torch.device("cpu"))
     pair = np.ones((4, 32)), np.ones((32, 4))
     near, far = (f"down_blocks.{block}.attentions.0.transformer_blocks.0.attn1.to_q" for block in (0, 7))
-    lora_file.write(tmp_path / "far.safetensors", lora_file.to_bytes("sd15", {far: pair}, 32.0, {}))
+    lora_file.write_file(tmp_path / "far.safetensors", lora_file.serialize_lora("sd15", {far: pair}, 32.0, {}))
     with pytest.raises(LoraInvalid, match="cannot load"):
         sample.add_lora(pipeline, tmp_path / "far.safetensors")
     # diffusers itself takes this one without a word.
-    lora_file.write(tmp_path / "part.safetensors", lora_file.to_bytes("sd15", {near: pair, far: pair}, 32.0, {}))
+    lora_file.write_file(
+        tmp_path / "part.safetensors", lora_file.serialize_lora("sd15", {near: pair, far: pair}, 32.0, {})
+    )
     with pytest.raises(LoraInvalid, match="loaded 1 of the 2 layers"):
         sample.add_lora(pipeline, tmp_path / "part.safetensors")
     with pytest.raises(LoraInvalid):

@@ -11,23 +11,24 @@ import torch
 from tests.servers.fake_pod import fake_pod
 from training import sample
 from training.backends.ai_toolkit import work
-from training.backends.ai_toolkit.convert import convert
-from training.backends.ai_toolkit.server import Server, open_client
+from training.backends.ai_toolkit.connection import open_toolkit_client
+from training.backends.ai_toolkit.convert import convert_lora
+from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.local import train
 from training.lora import file as lora_file
 from training.lora.safetensor import unpack
 from training.ports import TrainRun
 
 
-def trained_there(run: TrainRun, folder: Path, hub_id: str) -> tuple[Path, work.Sighting]:
+def trained_there(run: TrainRun, folder: Path, hub_id: str) -> tuple[Path, work.PollResult]:
     """The file as the server wrote it, and how the training was last seen."""
-    with fake_pod(folder / "pod", trainer="real", base_model=run.base_model) as pod, open_client() as http:
-        server, name = Server(pod.url, pod.token, http), work.remote_name("job_real", 1)
-        remote_id = work.submit(server, work.Order(name, run.spec, run.examples, hub_id))
+    with fake_pod(folder / "pod", trainer="real", base_model=run.base_model) as pod, open_toolkit_client() as http:
+        server, name = ToolkitServer(pod.url, pod.token, http), work.remote_name("job_real", 1)
+        remote_id = work.submit(server, work.RemoteTraining(name, run.spec, run.examples, hub_id))
         deadline, seen = time.monotonic() + 600, None
         while seen is None or seen.status in ("queued", "running"):
             assert time.monotonic() < deadline, seen
-            seen = work.look(server, server.jobs()[name])
+            seen = work.poll(server, server.jobs()[name])
             time.sleep(0.1)
         assert seen.status == "completed", (seen.info, server.log(remote_id).text)
         path = work.collect(server, name, remote_id, folder, run.spec)
@@ -45,7 +46,7 @@ def test_the_same_lora_as_at_home(runs: Callable[..., TrainRun], family: str, tm
     assert (seen.step, seen.total) == (6, 6)
     assert seen.loss is not None
     out = tmp_path / "ours.safetensors"
-    report = convert(source, out, run.spec, run.examples, dataset_sha256=run.dataset_sha256)
+    report = convert_lora(source, out, run.spec, run.examples, dataset_sha256=run.dataset_sha256)
     assert (report.rank, report.alpha) == (4, alpha)
 
     ours, _ = unpack(out.read_bytes())
@@ -55,7 +56,7 @@ def test_the_same_lora_as_at_home(runs: Callable[..., TrainRun], family: str, tm
         assert held.kind == ours[name].kind
         assert np.array_equal(held.floats(), ours[name].floats()), name
 
-    pipeline = sample.load(run.base_model, family, torch.device("cpu"))
+    pipeline = sample.load_pipeline(run.base_model, family, torch.device("cpu"))
     sample.add_lora(pipeline, out)
     denoiser = pipeline.unet if family == "sd15" else pipeline.transformer
     theirs, _ = unpack(source.read_bytes())

@@ -15,7 +15,7 @@ from tests.hostile.weights import LORAS
 from tests.unit.test_training_lora_file import changed, made, put
 from training.lora import formats as lora_formats
 from training.lora import names as lora_names
-from training.lora.formats import ADAPTER, FORMATS, read, to_bytes
+from training.lora.formats import ADAPTER, FORMATS, read_lora, serialize_as
 from training.lora.inspect import inspect
 from training.lora.safetensor import Tensor, pack, tensor, unpack
 
@@ -90,7 +90,7 @@ NAMES = {
 
 @pytest.mark.parametrize("stem", NAMES)
 def test_names_of_every_form(stem: str) -> None:
-    name = lora_names.parse(stem)
+    name = lora_names.parse_module_name(stem)
     assert name is not None
     assert name.full == NAMES[stem]
 
@@ -98,7 +98,7 @@ def test_names_of_every_form(stem: str) -> None:
 @pytest.mark.parametrize("stem", ["lora_unet_", "lora_unet_other", "lora_te_conv_in", "x", "unet.", "../../etc/passwd",
                                   "lora_unet_down_blocks_0_", "transformer.single_blocks.1.attn"])  # fmt: skip
 def test_names_of_none(stem: str) -> None:
-    assert lora_names.parse(stem) is None
+    assert lora_names.parse_module_name(stem) is None
 
 
 # ---- converting --------------------------------------------------------------------------------------------------
@@ -109,9 +109,9 @@ def test_our_file_comes_back_to_the_byte(family: str) -> None:
     ours = made(family)
     for to in FORMATS:
         if (to, family) != ("kohya", "z-image"):
-            other = to_bytes(read(ours), to)
+            other = serialize_as(read_lora(ours), to)
             assert inspect(other).scales == [8.0]
-            assert to_bytes(read(other), HOME[family]) == ours
+            assert serialize_as(read_lora(other), HOME[family]) == ours
 
 
 def several() -> dict[str, Tensor]:
@@ -129,8 +129,8 @@ def several() -> dict[str, Tensor]:
 
 
 def test_ranks_alphas_text_encoders_dora_and_convolutions_survive() -> None:
-    first = to_bytes(read(pack(several(), {"ss_network_dim": "Dynamic", "note": "mine"})), "kohya")
-    peft = to_bytes(read(first), "peft")
+    first = serialize_as(read_lora(pack(several(), {"ss_network_dim": "Dynamic", "note": "mine"})), "kohya")
+    peft = serialize_as(read_lora(first), "peft")
     told = json.loads(unpack(peft)[1][ADAPTER])
     assert told["unet.rank_pattern"] == {"up_blocks.0.attentions.0.proj_in": 8}
     assert told["text_encoder.lora_alpha"] == 1.0
@@ -139,7 +139,7 @@ def test_ranks_alphas_text_encoders_dora_and_convolutions_survive() -> None:
     report = inspect(peft)
     assert report.problems == []
     assert report.scales == pytest.approx([0.025, 0.3125, 0.5, 1.0, 4.0, 8.0])
-    same(to_bytes(read(peft), "kohya"), first)
+    same(serialize_as(read_lora(peft), "kohya"), first)
     assert {name: part.shape for name, part in unpack(first)[0].items()} == {
         name: part.shape for name, part in several().items()
     }
@@ -150,7 +150,7 @@ def test_without_an_alpha_the_scale_is_one() -> None:
     report = inspect(pack(theirs, {}))
     assert (report.scales, report.alphas, report.problems) == ([1.0], [], [])
     assert "have no alpha" in report.warnings[0]
-    ours = to_bytes(read(pack(theirs, {})), "comfyui")
+    ours = serialize_as(read_lora(pack(theirs, {})), "comfyui")
     assert unpack(ours)[0]["diffusion_model.layers.0.attention.to_q.alpha"].floats() == 4.0
     assert inspect(ours).scales == [1.0]
 
@@ -178,7 +178,7 @@ def test_the_scale_that_pefts_metadata_tells(told: dict[str, Any], scale: float)
 ])  # fmt: skip
 def test_what_cannot_be_converted_is_refused(tensors: Mapping[str, Tensor], to: str, why: str) -> None:
     with pytest.raises(LoraInvalid, match=why):
-        to_bytes(read(pack(tensors, {})), to)
+        serialize_as(read_lora(pack(tensors, {})), to)
 
 
 # ---- inspecting --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.data.folder import caption_beside, gather, masks_of
+from training.data.folder import caption_beside, load_folder, masks_of
 from training.data.masks import with_mask
 from training.data.pictures import buckets, prepare
 from training.spec import TrainSpec
@@ -276,13 +276,13 @@ def test_masks_lie_beside_the_pictures_of_a_folder(tmp_path: Path) -> None:
         drawing(number).save(tmp_path / f"{number}.png")
     Image.new("L", opened((tmp_path / "0.png").read_bytes()).size, 128).save(tmp_path / "masks" / "0.png")
     (into := tmp_path / "into").mkdir()
-    found = gather(tmp_path, MASKED, into)
+    found = load_folder(tmp_path, MASKED, into)
     modes = {opened(one.path.read_bytes()).mode for one in found.examples[1:]}
     first = opened(found.examples[0].path.read_bytes())
     assert (first.mode, modes) == ("RGBA", {"RGB"})
     assert first.getpixel((5, 5))[3] == 128  # type: ignore[index]
     ignored = MASKED.model_copy(update={"objective": type(MASKED.objective)()})
-    assert opened(gather(tmp_path, ignored, into).examples[0].path.read_bytes()).mode == "RGB"
+    assert opened(load_folder(tmp_path, ignored, into).examples[0].path.read_bytes()).mode == "RGB"
 
 
 def test_a_picture_whose_mask_is_none_is_left_out_and_says_so(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_picture_whose_mask_is_none_is_left_out_and_says_so(tmp_path: Path) ->
     (tmp_path / "masks" / "1.PNG").write_bytes(b"no picture")
     Image.new("L", (64, 32)).save(tmp_path / "masks" / "2.jpg")
     (into := tmp_path / "into").mkdir()
-    left_out = gather(tmp_path, MASKED, into).left_out
+    left_out = load_folder(tmp_path, MASKED, into).left_out
     assert left_out.keys() == {"1.png", "2.png"}
     assert left_out["1.png"].startswith("its mask cannot be used: this is not a picture")
     assert left_out["2.png"].startswith("its mask has another shape: 64 x 32 pixels")
@@ -305,7 +305,7 @@ def test_a_mask_that_no_picture_has_the_name_of_is_refused(tmp_path: Path) -> No
     for name in ("0.png", "5.png", "0_mask.png"):
         Image.new("L", (64, 64)).save(tmp_path / "masks" / name)
     with pytest.raises(SpecInvalid) as raised:
-        gather(tmp_path, MASKED, tmp_path)
+        load_folder(tmp_path, MASKED, tmp_path)
     assert raised.value.faults == dict.fromkeys(("masks/0_mask.png", "masks/5.png"), "no picture has this mask's name")
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from tests.unit.drawings import PHOTOS, drawing, encoded, photographs, photos
 from training.data.pictures import prepare
-from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, look_at, near_duplicates
+from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, assess, near_duplicates
 
 
 def report(image: Image.Image, resolution: int = 64) -> PictureReport:
@@ -124,7 +124,7 @@ def test_the_hash_tells_apart_what_it_should() -> None:
     """Distances well away from the thresholds, so that a change of Pillow's resizing does not tip them."""
     shares = []
     for a, b in combinations((drawing(seed) for seed in range(10)), 2):
-        one, two = (int(look_at(i.convert("L"), 1, 1, "", 1, ()).dhash, 16) for i in (a, b))
+        one, two = (int(assess(i.convert("L"), 1, 1, "", 1, ()).dhash, 16) for i in (a, b))
         shares.append((one ^ two).bit_count() / (one | two).bit_count())
     assert min(shares) > 0.3
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.options import assigned
+from training.options import parse_assignments
 from training.spec import BASE_MODELS, RECIPES, TrainSpec, is_distilled
 
 
@@ -139,7 +139,7 @@ def test_few_step_models_are_known_by_their_names(names: tuple[str, str], is_dis
 
 def test_options_on_a_command_line() -> None:
     given = ["adapter.targets=all", "optimization.ema_decay=0.9", 'validation.previews=["a=b"]', "data.flip=true"]
-    assert assigned(given) == {
+    assert parse_assignments(given) == {
         "adapter": {"targets": "all"},
         "optimization": {"ema_decay": 0.9},
         "validation": {"previews": ["a=b"]},
@@ -147,4 +147,4 @@ def test_options_on_a_command_line() -> None:
     }
     for wrong in ("targets=all", "adapter.targets", "adapter.=all", "all"):
         with pytest.raises(ValueError, match=r"group\.option=value"):
-            assigned([wrong])
+            parse_assignments([wrong])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.data.dataset import Manifest, Picture, build_manifest, caption_for
+from training.data.dataset import DatasetPicture, Manifest, build_manifest, caption_for
 from training.spec import TrainSpec
 
 
@@ -39,7 +39,11 @@ def test_a_trigger_word_of_odd_letters() -> None:
 def test_manifest_goes_there_and_back() -> None:
     made = build_manifest(
         spec(),
-        [Picture("a" * 64, 512, 512, "a hat"), Picture("b" * 64, 768, 512), Picture("c" * 64, 512, 512, "sks dog")],
+        [
+            DatasetPicture("a" * 64, 512, 512, "a hat"),
+            DatasetPicture("b" * 64, 768, 512),
+            DatasetPicture("c" * 64, 512, 512, "sks dog"),
+        ],
     )
     assert [example.caption for example in made.examples] == ["sks dog, a hat", "a photo of sks dog", "sks dog"]
     assert made.buckets == {"512x512": 2, "768x512": 1}
@@ -49,11 +53,11 @@ def test_manifest_goes_there_and_back() -> None:
 
 
 def test_the_hash_is_of_pictures_captions_and_order_and_of_nothing_else() -> None:
-    pictures = [Picture("a" * 64, 512, 512, "sks dog 1"), Picture("b" * 64, 512, 512, "sks dog 2")]
+    pictures = [DatasetPicture("a" * 64, 512, 512, "sks dog 1"), DatasetPicture("b" * 64, 512, 512, "sks dog 2")]
     one = build_manifest(spec(), pictures).sha256
     assert one == build_manifest(spec(seed=9, rank=64), pictures).sha256
     assert one != build_manifest(spec(), pictures[::-1]).sha256
-    assert one != build_manifest(spec(), [pictures[0], Picture("b" * 64, 512, 512, "sks dog 3")]).sha256
+    assert one != build_manifest(spec(), [pictures[0], DatasetPicture("b" * 64, 512, 512, "sks dog 3")]).sha256
 
 
 @pytest.mark.parametrize(

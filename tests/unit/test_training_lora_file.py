@@ -14,7 +14,7 @@ import pytest
 from core.errors import FailureCode, LoraInvalid
 from training.lora import file as lora_file
 from training.lora import metadata as lora_metadata
-from training.lora.file import check
+from training.lora.file import check_lora_file
 from training.lora.safetensor import Tensor, data_offset, pack, tensor, unpack
 from training.ports import Example
 from training.spec import TrainSpec
@@ -39,16 +39,16 @@ def described(family: str = "sd15", **given: Any) -> dict[str, str]:
 def made(family: str = "sd15") -> bytes:
     chance = np.random.default_rng(0)
     pair = chance.normal(size=(4, 32)), chance.normal(size=(48, 4))
-    return lora_file.to_bytes(family, {MODULE[family]: pair}, 32.0, described(family))
+    return lora_file.serialize_lora(family, {MODULE[family]: pair}, 32.0, described(family))
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
 def test_a_sound_file(family: str, tmp_path: Path) -> None:
     data = made(family)
     path = tmp_path / "deep" / "lora.safetensors"
-    lora_file.write(path, data)
+    lora_file.write_file(path, data)
     for given in (data, path, str(path)):
-        report = check(given, family=family, rank=4)
+        report = check_lora_file(given, family=family, rank=4)
         assert (report.rank, report.alpha, report.modules, report.parameters) == (4, 32.0, 1, 4 * 32 + 48 * 4)
         assert report.sha256 == hashlib.sha256(data).hexdigest()
         assert report.size_bytes == len(data)
@@ -94,7 +94,7 @@ def test_model_hash_is_kohyas() -> None:
     stream.seek(8 + length)
     assert metadata["sshs_model_hash"] == hashlib.sha256(stream.read()).hexdigest()
     edited = pack(tensors, {**metadata, "note": "edited"})
-    assert check(edited, family="sd15", rank=4).metadata["note"] == "edited"
+    assert check_lora_file(edited, family="sd15", rank=4).metadata["note"] == "edited"
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
@@ -168,37 +168,37 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_unsound_files_are_refused(what: str) -> None:
     make, told = REFUSED[what]
     with pytest.raises(LoraInvalid, match=told) as caught:
-        check(make(), family="sd15", rank=4)
+        check_lora_file(make(), family="sd15", rank=4)
     assert caught.value.code is FailureCode.UPLOAD_FAILED
 
 
 def test_of_another_family_or_rank() -> None:
     with pytest.raises(LoraInvalid, match="no z-image LoRA has"):
-        check(made("sd15"), family="z-image", rank=4)
+        check_lora_file(made("sd15"), family="z-image", rank=4)
     with pytest.raises(LoraInvalid, match="8 was asked for"):
-        check(made("sd15"), family="sd15", rank=8)
+        check_lora_file(made("sd15"), family="sd15", rank=8)
 
 
 def test_too_large_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(LoraInvalid, match="over the 100"):
-        check(made(), family="sd15", rank=4, max_bytes=100)
-    lora_file.write(tmp_path / "a.safetensors", made())
+        check_lora_file(made(), family="sd15", rank=4, max_bytes=100)
+    lora_file.write_file(tmp_path / "a.safetensors", made())
     with pytest.raises(LoraInvalid, match="over the 100"):
-        check(tmp_path / "a.safetensors", family="sd15", rank=4, max_bytes=100)
+        check_lora_file(tmp_path / "a.safetensors", family="sd15", rank=4, max_bytes=100)
     with pytest.raises(LoraInvalid, match="cannot be read"):
-        check(tmp_path / "none.safetensors", family="sd15", rank=4)
+        check_lora_file(tmp_path / "none.safetensors", family="sd15", rank=4)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    lora_file.write(path, b"before")
+    lora_file.write_file(path, b"before")
 
     def full(_file: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("core.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        lora_file.write(path, b"after")
+        lora_file.write_file(path, b"after")
     assert path.read_bytes() == b"before"
     assert [held.name for held in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -15,7 +15,7 @@ from core.errors import ImprintError
 from training.engine.state import State
 from training.lora.safetensor import Array, Malformed, Tensor, pack, tensor, unpack
 from training.options import Quantisation
-from training.ports import Checkpoints
+from training.ports import CheckpointStore
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _KINDS = {"uint8": "U8", "float64": "F64"}  # all else is float32
 LASTING_EPOCHS = 10  # and those at a multiple of so many epochs stay until the training has ended
 
 
-def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
+def serialize(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
     """One blob. `identity` is what must match on the way back; `versions` is for whoever reads the file."""
     parts = {"weights": state.weights, "best": state.best, **state.kept}
     tensors = {
@@ -47,13 +47,13 @@ def to_bytes(state: State, identity: Mapping[str, str], versions: Mapping[str, s
     return pack(tensors, {**facts, "sha256": _content(tensors, facts)})
 
 
-def from_bytes(data: bytes, identity: Mapping[str, str], step: int) -> State:
+def deserialize(data: bytes, identity: Mapping[str, str], step: int) -> State:
     """The state in a blob; raises Malformed, which says why, for one that is damaged, foreign, or of another step."""
     tensors, facts = unpack(data)
     if facts.get("format") != FORMAT:
         raise Malformed(f"it is of format {facts.get('format', 'none')[:40]!r}")
-    told = facts.pop("sha256", "")
-    if told != _content(tensors, facts):
+    digest = facts.pop("sha256", "")
+    if digest != _content(tensors, facts):
         raise Malformed("its content is damaged")
     for name, value in identity.items():
         if facts.get(f"identity.{name}") != value:
@@ -86,16 +86,16 @@ def _content(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def latest(kept: Checkpoints, identity: Mapping[str, str], total: int) -> State | None:
+def load_latest(checkpoints: CheckpointStore, identity: Mapping[str, str], total: int) -> State | None:
     """The highest checkpoint that validates, or None. A store that fails costs the head start, not the training."""
     try:
-        steps = sorted((step for step in kept.steps() if 0 < step <= total), reverse=True)
+        steps = sorted((step for step in checkpoints.steps() if 0 < step <= total), reverse=True)
     except (OSError, ImprintError) as error:
         log.warning("the checkpoints cannot be listed, training begins at step 0: %s", error)
         return None
     for step in steps:
         try:
-            return from_bytes(kept.load(step), identity, step)
+            return deserialize(checkpoints.load(step), identity, step)
         except Malformed as error:
             log.warning("the checkpoint of step %d is passed over: %s", step, error)
         except (OSError, ImprintError) as error:
@@ -103,22 +103,22 @@ def latest(kept: Checkpoints, identity: Mapping[str, str], total: int) -> State 
     return None
 
 
-def keep(
-    kept: Checkpoints, state: State, identity: Mapping[str, str], versions: Mapping[str, str], lasting: int
+def save_checkpoint(
+    checkpoints: CheckpointStore, state: State, identity: Mapping[str, str], versions: Mapping[str, str], lasting: int
 ) -> bool:
     """Save a checkpoint; a store that fails is a warning, since the training itself is sound. True if it was kept.
 
     Of those before it the last one stays, and every one at a multiple of `lasting` steps.
     """
     try:
-        kept.save(state.step, to_bytes(state, identity, versions))
+        checkpoints.save(state.step, serialize(state, identity, versions))
     except (OSError, ImprintError) as error:
         log.warning("the checkpoint of step %d could not be kept, training goes on: %s", state.step, error)
         return False
     try:
-        for step in list(kept.steps())[:-NEWEST]:
+        for step in list(checkpoints.steps())[:-NEWEST]:
             if step % lasting:
-                kept.drop(step)
+                checkpoints.drop(step)
     except (OSError, ImprintError) as error:
         log.warning("an old checkpoint stays: %s", error)
     return True

@@ -16,7 +16,7 @@ from torch import Tensor
 from core import metrics
 from training.families.family import Base, Condition, Family
 from training.families.latents import batches
-from training.lora.file import write
+from training.lora.file import write_file
 from training.lora.safetensor import Malformed, pack, tensor, unpack
 from training.ports import Example
 
@@ -108,7 +108,7 @@ class Encodings:
         arrays = {part: tensor(value.detach().float().cpu().numpy()) for part, value in values.items()}
         kinds = {part: str(value.dtype).removeprefix("torch.") for part, value in values.items()}
         try:
-            write(path, pack(arrays, kinds))
+            write_file(path, pack(arrays, kinds))
             if self.made % _LOOK_EVERY == 1:
                 self._make_room()
         except OSError as error:

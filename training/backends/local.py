@@ -29,10 +29,10 @@ from core.errors import (
 from training import device_failure, families, memory_plan
 from training.backends import checkpoint, resident
 from training.backends.agreement import Agreement, agreed
+from training.backends.encoded_dataset import EncodedDataset, encode_dataset, split_held_out
 from training.backends.encodings import Encodings
-from training.backends.material import Material, encoded, split
 from training.backends.meter import Meter
-from training.device import choose, prepare, seats
+from training.device import choose, configure, max_slots
 from training.engine import distributed
 from training.engine.engine import Engine
 from training.engine.faults import is_device_error, is_out_of_memory
@@ -65,12 +65,12 @@ def train(run: TrainRun) -> TrainResult:
     whatever `run.control.check` raises.
     """
     device = choose(run.device)
-    prepare(device, deterministic=run.deterministic)
+    configure(device, deterministic=run.deterministic)
     family = families.find(run.spec.family)
     folder = locate(run.base_model, family.parts)
     total = run.spec.steps(len(run.examples))
     identity = _identity(run, family, folder)
-    found = checkpoint.latest(run.checkpoints, identity, total)
+    found = checkpoint.load_latest(run.checkpoints, identity, total)
     agreement = agreed(run, device, weights_bytes(folder, family.parts[0]), found)
     state, seconds = agreement.state, 0.0
     resumed_from = state.step if state is not None else 0
@@ -82,7 +82,7 @@ def train(run: TrainRun) -> TrainResult:
             log.info("job %s goes on from step %d of %d", run.job_id, state.step, total)
         quantisation = plan.quantisation if plan is not None else agreement.quantisations[0]
         where = Where(folder, device, agreement.dtype, run.training_adapter, _is_distilled(run), quantisation)
-        with device_errors(run), resident.borrowed(family, where, identity["base"], run.control.check) as engine:
+        with device_errors(run), resident.shared_engine(family, where, identity["base"], run.control.check) as engine:
             trainee = Trainee(run, engine, identity, total, state, plan)
             begun = time.monotonic()
             state = trainee.learn()
@@ -109,13 +109,13 @@ class Trainee:
         if plan is not None and plan.checkpointing and not base.is_gradient_checkpointing:
             with engine.paused():
                 base.checkpoint_gradients(True)
-        slots = run.slots or seats(base.device.type)
+        slots = run.slots or max_slots(base.device.type)
         if plan is not None and not run.deterministic:  # a deterministic step has as many slots as it is told
             slots = min(slots, plan.slots)
-        order = SampleOrder(split(run.examples, spec)[0], spec.batch_size, spec.seed)
+        order = SampleOrder(split_held_out(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
         preview_prompts = material.preview_prompts if run.previews is not None else None
-        is_looked_at = material.validation_set is not None or preview_prompts is not None
+        is_evaluated = material.validation_set is not None or preview_prompts is not None
         self.job = SlotJob(
             run,
             total,
@@ -138,7 +138,7 @@ class Trainee:
             extras=material.extras,
             validation_set=material.validation_set,
             preview_prompts=preview_prompts,
-            look_every=looks.every_epochs * order.steps_per_epoch if is_looked_at else 0,
+            evaluate_every=looks.every_epochs * order.steps_per_epoch if is_evaluated else 0,
         )
         self.lasting = checkpoint.LASTING_EPOCHS * order.steps_per_epoch
         self.kept = self.done = self.job.start
@@ -147,17 +147,17 @@ class Trainee:
         loss = state.loss if state is not None else 0.0
         self.meter = Meter(run.control, start=self.job.start, total=total, loss=loss)
 
-    def _encoded(self, encodings: Encodings) -> Material:
+    def _encoded(self, encodings: Encodings) -> EncodedDataset:
         """Encode what the recipe asks for. If memory runs out, once more with the device to itself."""
         run, engine = self.run, self.engine
         try:
-            return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
+            return encode_dataset(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         log.warning("job %s: out of memory while encoding; once more while no job steps", run.job_id)
         with engine.paused(), engine.base.parked():
-            return encoded(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
+            return encode_dataset(engine.family, engine.base, encodings, run.spec, run.examples, run.control.check)
 
     def learn(self) -> State:
         """All steps that are left; gives the state after the last one, which is kept as a checkpoint too."""
@@ -175,7 +175,7 @@ class Trainee:
                 self._note()
             raise
         except BaseException:
-            self._leave()
+            self._leave(is_abandoned=True)
             raise
         if isinstance(job.error, DeviceLost):
             raise job.error  # what the engine left here is on that device
@@ -185,9 +185,11 @@ class Trainee:
         assert self.state is not None  # noqa: S101 - who left without an error has finished
         return self.state
 
-    def _leave(self) -> None:
-        """Go from the slot, and wait until that is done: at most one step."""
-        self.engine.leave(self.job)
+    def _leave(self, *, is_abandoned: bool = False) -> None:
+        """Go from the slot, and wait until that is done: for an evaluation that is under way, and at most one step.
+        Without the evaluation if nothing more is wanted of the job.
+        """
+        self.engine.leave(self.job, is_abandoned=is_abandoned)
         with suppress(WorkerLost):  # then nothing is left to wait for
             while not self._is_gone():
                 self.job.news.wait(1.0)
@@ -202,15 +204,16 @@ class Trainee:
 
     def _note(self) -> None:
         """Read what the engine left here: losses, told now and then, and a state to keep."""
-        self._show()  # before a checkpoint is kept: who goes on from it draws no picture of the way to it
+        self._show()
         snapshots = self.job.snapshots
         while snapshots and snapshots[0].step <= self._told():
             snapshot = snapshots.popleft()
+            self._show()  # before the checkpoint is kept: a job that goes on from it draws no earlier picture again
             self._read(snapshot.step)
             if len(snapshots) < _MOST_WAITING and snapshot.step > self.kept:  # with a slow store the newest will do
-                self._keep(replace(snapshot.state(), loss=self.meter.loss))
+                self._keep(replace(snapshot.state(), loss=self.meter.loss_after(snapshot.step)))
         self._read(self.total)
-        self.meter.tell(self.done, is_end=self.job.gone and self.done == self.job.total)
+        self.meter.report(self.done, is_end=self.job.gone and self.done == self.job.total)
 
     def _show(self) -> None:
         """Decode and show the previews that the engine drew."""
@@ -231,7 +234,7 @@ class Trainee:
 
     def _read(self, until: int) -> None:
         for step, loss in self.job.looks[self.looked :]:
-            self.meter.look(step, loss)
+            self.meter.add_validation_loss(step, loss)
             self.looked += 1
         losses = self.job.losses
         while losses and losses[0][0] <= until:
@@ -244,7 +247,7 @@ class Trainee:
             raise LossNotFinite(
                 f"the weights after step {state.step} of {self.total} are not finite", {"step": state.step}
             )
-        if checkpoint.keep(self.run.checkpoints, state, self.identity, _versions(), self.lasting):
+        if checkpoint.save_checkpoint(self.run.checkpoints, state, self.identity, _versions(), self.lasting):
             self.kept = state.step
         self.state = state
 
@@ -263,7 +266,7 @@ def _planned(
     spec, part = run.spec, family.parts[0]
     share = 1.0 if folder.is_file() else share_of(spec, weights_bytes(folder, part))
     memory = free + torch.cuda.memory_reserved(device)
-    most_slots, weight_bytes = run.slots or seats("cuda"), agreement.dtype.itemsize
+    most_slots, weight_bytes = run.slots or max_slots("cuda"), agreement.dtype.itemsize
 
     def planned(agreement: Agreement) -> Plan:
         return memory_plan.plan(
@@ -320,7 +323,7 @@ def _export(
     look = _delivered(spec, state)
     metadata = lora_metadata.describe(
         spec,
-        split(run.examples, spec)[0],
+        split_held_out(run.examples, spec)[0],
         steps=state.step,
         dataset_sha256=run.dataset_sha256,
         base_sha256=identity["base"],
@@ -328,10 +331,10 @@ def _export(
         look=look,
         quantisation=state.quantisation,
     )
-    data = lora_file.to_bytes(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
-    report = lora_file.check(data, family=spec.family, rank=spec.rank)
+    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
+    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
     try:
-        lora_file.write(run.out, data)
+        lora_file.write_file(run.out, data)
     except OSError as error:
         raise StoreUnavailable(f"the LoRA file cannot be written: {error.strerror}") from error
     return TrainResult(

@@ -19,6 +19,7 @@ class Meter:
         self._began = self._told_at = time.monotonic()
         self._told = start
         self.loss = loss  # smoothed: of a single step it says little
+        self._smoothed = {start: loss}  # by step, as far back as a checkpoint may still be kept of
         self.validation_loss: float | None = None  # of the last look
         self._told_look: float | None = None
         self._fresh = start == 0
@@ -33,15 +34,21 @@ class Meter:
             )
         self._since_report.append(loss)
         self.loss = loss if self._fresh else _SMOOTHING * self.loss + (1 - _SMOOTHING) * loss
+        self._smoothed[done] = self.loss
         self._fresh = False
 
-    def look(self, done: int, loss: float) -> None:
+    def loss_after(self, step: int) -> float:
+        """The smoothed loss after a step, for its checkpoint, which may be kept later. Forgets the steps before it."""
+        self._smoothed = {done: loss for done, loss in self._smoothed.items() if done >= step}
+        return self._smoothed[step]
+
+    def add_validation_loss(self, done: int, loss: float) -> None:
         """Note the validation loss after step number `done`. Raises LossNotFinite."""
         if not math.isfinite(loss):
             raise LossNotFinite(f"the validation loss after step {done} is {loss}: try a lower learning rate")
         self.validation_loss = loss
 
-    def tell(self, done: int, *, is_end: bool = False) -> None:
+    def report(self, done: int, *, is_end: bool = False) -> None:
         """Report that `done` steps are done, when it is time."""
         due = is_end or time.monotonic() - self._told_at >= REPORT_EVERY_S
         is_news = done > self._told or (is_end and self.validation_loss != self._told_look)

@@ -34,14 +34,14 @@ _queue: list[tuple[_Key, float]] = []  # who waits for another base, and since w
 
 
 @contextmanager
-def borrowed(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
+def shared_engine(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
     """The engine on the base model in `where`, for one training: the one that is there, if it is the same, else loaded.
 
     Several trainings may share it; who wants another waits until nobody uses this one, since two would not fit. It
     stays loaded when the block ends, but for an error that is none of ours: the base may be its reason. `check` is
     called while waiting, and may raise. Raises what `family.load` raises.
     """
-    mine = _take((family.name, where, fingerprint), family, where, check)
+    mine = _acquire((family.name, where, fingerprint), family, where, check)
     try:
         yield mine.engine
     except (Stop, ImprintError):
@@ -58,11 +58,11 @@ def borrowed(family: Family, where: Where, fingerprint: str, check: Callable[[],
                 if base.is_gradient_checkpointing:
                     base.checkpoint_gradients(False)  # the next training may have the memory
                 if mine.is_spoilt and _resident is mine:
-                    _let_go()
+                    _release()
             _changed.notify_all()
 
 
-def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) -> _Resident:
+def _acquire(key: _Key, family: Family, where: Where, check: Callable[[], None]) -> _Resident:
     """Wait for one's turn; load, if nobody uses the base that is there."""
     global _resident
     ticket = (key, time.monotonic())
@@ -73,7 +73,7 @@ def _take(key: _Key, family: Family, where: Where, check: Callable[[], None]) ->
             with _changed:
                 if _is_my_turn(ticket):
                     if _resident is None or _resident.key != key or _resident.is_spoilt:
-                        _let_go()  # before the next is loaded, so that two never share the memory
+                        _release()  # before the next is loaded, so that two never share the memory
                         _resident = _Resident(key, Engine(family, family.load(where), key[2]))
                         metrics.BASE_MODELS.add(1, family.name, "loaded")
                     else:
@@ -97,7 +97,7 @@ def _is_my_turn(ticket: tuple[_Key, float]) -> bool:
     return all(other == key or since < at + PATIENCE_S for other, at in _queue)
 
 
-def _let_go() -> None:
+def _release() -> None:
     """Free the memory of the base that is there. Nobody uses it."""
     global _resident
     if _resident is not None:

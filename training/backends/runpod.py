@@ -50,7 +50,7 @@ class GpuType:
 
 
 @dataclass(frozen=True)
-class Order:
+class PodRequest:
     """What is asked for: one GPU of a type, under a name of ours that no other pod has."""
 
     name: str
@@ -94,64 +94,64 @@ class RunPod:
 
     def gpus(self) -> dict[str, GpuType]:
         """The catalogue by type, with what is in stock for pods now. Stock may be gone the next moment."""
-        answer = self._ask("GET", "/catalog/gpus", params={"include": "AVAILABILITY", "product": "POD"})
-        return {gpu.id: gpu for gpu in _read(answer, "gpus", _gpu_of)}
+        answer = self._send_with_retries("GET", "/catalog/gpus", params={"include": "AVAILABILITY", "product": "POD"})
+        return {gpu.id: gpu for gpu in _parse_list(answer, "gpus", _gpu_of_row)}
 
     def pods(self) -> list[Pod]:
         """All pods of the account, whoever rented them."""
-        return _read(self._ask("GET", "/pods"), "pods", _pod_of)
+        return _parse_list(self._send_with_retries("GET", "/pods"), "pods", _pod_of_row)
 
     def get(self, pod_id: str) -> Pod | None:
         """One pod; None where there is none."""
-        answer = self._ask("GET", f"/pods/{quote(pod_id, safe='')}", fine=(200, 404))
-        return None if answer.status_code == 404 else _one(answer)
+        answer = self._send_with_retries("GET", f"/pods/{quote(pod_id, safe='')}", fine=(200, 404))
+        return None if answer.status_code == 404 else _parse_pod(answer)
 
-    def named(self, name: str) -> Pod | None:
+    def find_by_name(self, name: str) -> Pod | None:
         """The pod of that name; the oldest, should there be several."""
         found = [pod for pod in self.pods() if pod.name == name and pod.status != "TERMINATED"]
         return min(found, key=lambda pod: (pod.created_at is None, pod.created_at, pod.id), default=None)
 
     # ---- what is changed ----
 
-    def create(self, order: Order) -> Pod:
+    def create(self, request: PodRequest) -> Pod:
         """Rent a machine. Where no clear answer came it is looked for by its name before anything else.
 
         BackendUnreachable says that it may have been made after all, and may turn up later: look for its name again.
         """
         for attempt in range(_TRIES):
             try:
-                answer = self._send("POST", "/pods", json=order.body())
+                answer = self._send("POST", "/pods", json=request.body())
             except httpx2.ConnectError:
                 answer = None  # it was never sent
             except httpx2.TransportError:
-                if found := self._look_for(order.name):
+                if found := self._find_twice(request.name):
                     return found
                 raise BackendUnreachable("RunPod did not answer a request for a pod") from None
             if answer is not None and answer.status_code == 201:
-                return _one(answer)
+                return _parse_pod(answer)
             # An answer in error may hide a pod that was made after all; a rate limit comes before that.
             is_unclear = answer is not None and answer.status_code != 429 and is_retryable(answer.status_code)
-            if is_unclear and (found := self.named(order.name)):
+            if is_unclear and (found := self.find_by_name(request.name)):
                 return found
-            self._refuse(answer, renting=True)
+            self._raise_if_final(answer, renting=True)
             self._wait(answer, attempt)
         raise BackendUnreachable("RunPod has no answer to a request for a pod")
 
     def delete(self, pod_id: str) -> None:
         """Give a machine back, for good; absent is fine."""
-        self._ask("DELETE", f"/pods/{quote(pod_id, safe='')}", fine=(200, 204, 404))
+        self._send_with_retries("DELETE", f"/pods/{quote(pod_id, safe='')}", fine=(200, 204, 404))
 
     # ---- the way there ----
 
-    def _look_for(self, name: str) -> Pod | None:
+    def _find_twice(self, name: str) -> Pod | None:
         """Look twice: what a request without an answer made may take a moment to be listed."""
-        found = self.named(name)
+        found = self.find_by_name(name)
         if found is None:
             self._pause(2.0)
-            found = self.named(name)
+            found = self.find_by_name(name)
         return found
 
-    def _ask(
+    def _send_with_retries(
         self, method: str, path: str, *, fine: Sequence[int] = (200,), params: Mapping[str, str] | None = None
     ) -> httpx2.Response:
         """A request that may be repeated: tried again after errors that pass."""
@@ -162,7 +162,7 @@ class RunPod:
                 answer = None
             if answer is not None and answer.status_code in fine:
                 return answer
-            self._refuse(answer, renting=False)
+            self._raise_if_final(answer, renting=False)
             self._wait(answer, attempt)
         raise BackendUnreachable("RunPod does not answer")
 
@@ -173,71 +173,71 @@ class RunPod:
             raise BackendFailed("RunPod's answer cannot be read") from None
 
     @staticmethod
-    def _refuse(answer: httpx2.Response | None, *, renting: bool) -> None:
+    def _raise_if_final(answer: httpx2.Response | None, *, renting: bool) -> None:
         """Raise for an answer that the same request will meet again; return for one that may pass."""
         status = answer.status_code if answer is not None else 0
         if status == 0 or is_retryable(status):
             return
-        said = {"status": status}
+        details = {"status": status}
         if status == 401:
-            raise BackendFailed("RunPod does not know the key: see IMPRINT_RUNPOD_API_KEY", said)
+            raise BackendFailed("RunPod does not know the key: see IMPRINT_RUNPOD_API_KEY", details)
         if status == 402:
-            raise BackendFull("the balance at RunPod is too low to rent a pod", said)
+            raise BackendFull("the balance at RunPod is too low to rent a pod", details)
         if renting and status == 400:
-            raise BackendFull("RunPod has no free machine of this type, or does not take the order", said)
+            raise BackendFull("RunPod has no free machine of this type, or does not take the order", details)
         if renting and status == 403:
-            raise BackendFull("this RunPod account may not rent this type of GPU", said)
+            raise BackendFull("this RunPod account may not rent this type of GPU", details)
         if renting and status == 404:
-            raise BackendFailed("RunPod does not know the template: see IMPRINT_POD_TEMPLATE", said)
-        raise BackendFailed(f"RunPod refuses a request with status {status}", said)
+            raise BackendFailed("RunPod does not know the template: see IMPRINT_POD_TEMPLATE", details)
+        raise BackendFailed(f"RunPod refuses a request with status {status}", details)
 
     def _wait(self, answer: httpx2.Response | None, attempt: int) -> None:
         """Before another try: as long as RunPod asks for, else longer each time; BackendUnreachable after the last."""
-        asked = _seconds(answer.headers.get("retry-after")) if answer is not None else None
+        asked = _parse_seconds(answer.headers.get("retry-after")) if answer is not None else None
         wait_s = 2.0**attempt * random.uniform(0.5, 1.0) if asked is None else asked  # noqa: S311 - jitter
         if attempt == _TRIES - 1 or wait_s > _LONGEST_WAIT_S:
-            said = {} if answer is None else {"status": answer.status_code}
+            details = {} if answer is None else {"status": answer.status_code}
             limited = answer is not None and answer.status_code == 429
             why = "RunPod asks us to call less often" if limited else "RunPod does not answer, or with errors"
-            raise BackendUnreachable(why, said)
+            raise BackendUnreachable(why, details)
         self._pause(wait_s)
 
 
-def _seconds(told: str | None) -> float | None:
-    return float(told) if told is not None and told.isdigit() else None
+def _parse_seconds(value: str | None) -> float | None:
+    return float(value) if value is not None and value.isdigit() else None
 
 
-def _read(answer: httpx2.Response, field: str, of: Callable[[Any], _T]) -> list[_T]:
+def _parse_list(answer: httpx2.Response, field: str, of: Callable[[Any], _T]) -> list[_T]:
     try:
         return [of(row) for row in answer.json()[field]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BackendFailed("RunPod's answer is not what its API promises") from None
 
 
-def _one(answer: httpx2.Response) -> Pod:
+def _parse_pod(answer: httpx2.Response) -> Pod:
     try:
-        return _pod_of(answer.json())
+        return _pod_of_row(answer.json())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BackendFailed("RunPod's answer is not what its API promises") from None
 
 
-def _pod_of(row: Any) -> Pod:
+def _pod_of_row(row: Any) -> Pod:
     return Pod(
         id=str(row["id"]),
         name=str(row["name"]),
         status=str(row["status"]),
         gpu=str((row.get("gpu") or {}).get("id") or ""),
         cost_microdollars_per_h=round(float(row.get("cost") or 0) * 1_000_000),
-        created_at=_time(row.get("createdAt")),
+        created_at=_parse_time(row.get("createdAt")),
     )
 
 
-def _time(told: str | None) -> datetime | None:
-    at = datetime.fromisoformat(told) if told else None
+def _parse_time(value: str | None) -> datetime | None:
+    at = datetime.fromisoformat(value) if value else None
     return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
 
 
-def _gpu_of(row: Any) -> GpuType:
+def _gpu_of_row(row: Any) -> GpuType:
     return GpuType(
         id=str(row["id"]),
         memory_gb=int(row.get("memory") or 0),

@@ -63,7 +63,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DatasetPicture:
     """A prepared picture on its way into a manifest; `caption` is what its owner said of it, if anything."""
 
     sha256: str
@@ -97,7 +97,7 @@ def class_caption(spec: TrainSpec, caption: str) -> str:
     return re.sub(r"\s+([,.])", r"\1", " ".join(said.split())).lstrip(",. ")
 
 
-def build_manifest(spec: TrainSpec, pictures: Iterable[Picture]) -> Manifest:
+def build_manifest(spec: TrainSpec, pictures: Iterable[DatasetPicture]) -> Manifest:
     """The manifest of `pictures` in their order, each with its final caption."""
     return Manifest(
         tuple(

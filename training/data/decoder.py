@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core.errors import ImageInvalid, MaskInvalid, WorkerLost
 from training.data import decoder_protocol
 from training.data.masks import with_mask
-from training.data.pictures import FORMATS, Prepared, buckets
+from training.data.pictures import FORMATS, PreparedImage, buckets
 from training.data.quality import Fault, PictureReport
 
 # The most that preparing was seen to take was 21 bytes per pixel (lossless WebP with transparency); beside that the
@@ -104,7 +104,7 @@ class Decoder:
         aspect_buckets: bool = False,
         masked: bool = False,
         mask: bytes | None = None,
-    ) -> Prepared:
+    ) -> PreparedImage:
         """As `training.data.pictures.prepare`; with `masked`, the file `mask` takes the place of an alpha channel.
 
         Raises ImageInvalid, also for a picture that kills, hangs or exhausts its decoder; MaskInvalid for such a mask,
@@ -120,21 +120,21 @@ class Decoder:
             raise MaskInvalid(f"its mask cannot be used: {error.message}") from error
         return with_mask(made, shown)
 
-    def _decoded(self, asked: dict[str, Any], data: bytes) -> Prepared:
+    def _decoded(self, asked: dict[str, Any], data: bytes) -> PreparedImage:
         """One file, in a child. Raises ImageInvalid and WorkerLost."""
         if len(data) > self._max_bytes:
             raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
         with self._turns:
             # A child that broke is the picture's doing, or somebody's who ended it. Twice in a row it is the picture's.
-            with suppress(decoder_protocol.Broken):
+            with suppress(decoder_protocol.ProtocolError):
                 return self._try(asked, data)
-            with suppress(decoder_protocol.Broken):
+            with suppress(decoder_protocol.ProtocolError):
                 return self._try(asked, data)
         raise ImageInvalid("the picture breaks the program that decodes it: damaged, or made to do that")
 
-    def _try(self, asked: dict[str, Any], data: bytes) -> Prepared:
+    def _try(self, asked: dict[str, Any], data: bytes) -> PreparedImage:
         """One attempt. Raises Broken if the child died of it for an unknown reason, or spoke nonsense."""
-        child = self._take()
+        child = self._acquire()
         kept = False
         try:
             answer, png = child.ask(asked, data, time.monotonic() + self._wall_s)
@@ -149,17 +149,17 @@ class Decoder:
         except TimeoutError:
             child.end(0)
             raise ImageInvalid(f"decoding the picture takes longer than {self._wall_s:g} s") from None
-        except decoder_protocol.Broken:
+        except decoder_protocol.ProtocolError:
             if child.end() in (-signal.SIGPROF, -signal.SIGALRM):
                 raise ImageInvalid(f"decoding the picture takes more than {self._cpu_s:g} s of work") from None
             raise
         finally:
             if kept:
-                self._give_back(child)
+                self._release(child)
             else:
                 child.end()
 
-    def _take(self) -> "_Child":
+    def _acquire(self) -> "_Child":
         """A child that is alive; if need be, a new one. Raises WorkerLost."""
         while True:
             with self._lock:
@@ -170,7 +170,7 @@ class Decoder:
                 return child
             child.end()
 
-    def _give_back(self, child: "_Child") -> None:
+    def _release(self, child: "_Child") -> None:
         if child.answered >= self._pictures:
             child.end()
             return
@@ -214,7 +214,7 @@ class _Child:
         except OSError as error:  # TimeoutError is one
             self.end(0)
             raise WorkerLost(f"the picture decoder does not start ({type(error).__name__})") from error
-        except decoder_protocol.Broken as error:
+        except decoder_protocol.ProtocolError as error:
             raise WorkerLost(f"the picture decoder ended at its start, with {self.end()}") from error
         self.held: list[str] = ready["held"]
         _warn_without(frozenset(_WANTED.difference(self.held)))
@@ -252,19 +252,19 @@ def _warn_without(missing: frozenset[str]) -> None:
         )
 
 
-def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> Prepared:
+def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> PreparedImage:
     """The answer, if it is one that `prepare` can give. Raises Broken."""
     resolution, width, height = asked["resolution"], answer.get("width"), answer.get("height")
     sizes = buckets(resolution) if asked["aspect_buckets"] else ((resolution, resolution),)
     try:
-        told = _Report.model_validate(answer.get("report"))
+        report = _Report.model_validate(answer.get("report"))
     except ValidationError as error:
-        raise decoder_protocol.Broken("a report that none of us writes") from error
+        raise decoder_protocol.ProtocolError("a report that none of us writes") from error
     if not isinstance(width, int) or not isinstance(height, int) or (width, height) not in sizes:
-        raise decoder_protocol.Broken("a picture of another size")
+        raise decoder_protocol.ProtocolError("a picture of another size")
     size = _PNG_SIGNATURE + width.to_bytes(4, "big") + height.to_bytes(4, "big")
     colours = (2, 6) if asked["masked"] else (2,)  # RGB, RGBA
     headers = tuple(size + bytes((8, colour, 0, 0, 0)) for colour in colours)
-    if not png.startswith(headers) or told.format not in FORMATS:
-        raise decoder_protocol.Broken("no picture of ours")
-    return Prepared(png, width, height, sha256(png).hexdigest(), PictureReport(**told.model_dump()))
+    if not png.startswith(headers) or report.format not in FORMATS:
+        raise decoder_protocol.ProtocolError("no picture of ours")
+    return PreparedImage(png, width, height, sha256(png).hexdigest(), PictureReport(**report.model_dump()))

@@ -36,23 +36,23 @@ def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_
     while True:
         try:
             asked, data = decoder_protocol.receive(channel, max_bytes)
-        except decoder_protocol.Broken:
+        except decoder_protocol.ProtocolError:
             return
         limit_time(cpu_s, wall_s)
         try:
             made = prepare(bytes(data), max_pixels=max_pixels, max_bytes=max_bytes, **asked)
         except ImageInvalid as error:
-            told: dict[str, Any] = {"error": error.message}
+            reply: dict[str, Any] = {"error": error.message}
             body = b""
         except MemoryError:
-            told, body = {"memory": True}, b""
+            reply, body = {"memory": True}, b""
         else:
-            told = {"width": made.width, "height": made.height, "report": asdict(made.report)}
+            reply = {"width": made.width, "height": made.height, "report": asdict(made.report)}
             body = made.png
         limit_time(0, 0)
         try:
-            decoder_protocol.send(channel, told, body)
-        except decoder_protocol.Broken:
+            decoder_protocol.send(channel, reply, body)
+        except decoder_protocol.ProtocolError:
             return
         del data, body
 

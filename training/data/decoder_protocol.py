@@ -10,7 +10,7 @@ _LENGTHS = struct.Struct(">II")
 _MAX_HEAD = 64 * 1024
 
 
-class Broken(Exception):
+class ProtocolError(Exception):
     """The other side is gone, or does not speak like this."""
 
 
@@ -22,20 +22,20 @@ def send(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadli
             channel.settimeout(_left(deadline))
             channel.sendall(part)
     except (ConnectionError, BrokenPipeError) as error:
-        raise Broken("the other side is gone") from error
+        raise ProtocolError("the other side is gone") from error
 
 
 def receive(channel: socket.socket, max_body: int, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
     """Hear one frame. Raises Broken, also for a body above `max_body`, and TimeoutError past `deadline`."""
     head_size, body_size = _LENGTHS.unpack(_exactly(channel, _LENGTHS.size, deadline))
     if head_size > _MAX_HEAD or body_size > max_body:
-        raise Broken(f"a frame of {head_size} and {body_size} bytes")
+        raise ProtocolError(f"a frame of {head_size} and {body_size} bytes")
     try:
         head = json.loads(_exactly(channel, head_size, deadline))
     except (ValueError, RecursionError) as error:
-        raise Broken("a head that is not JSON") from error
+        raise ProtocolError("a head that is not JSON") from error
     if not isinstance(head, dict):
-        raise Broken("a head that is no table")
+        raise ProtocolError("a head that is no table")
     return head, _exactly(channel, body_size, deadline)
 
 
@@ -47,9 +47,9 @@ def _exactly(channel: socket.socket, size: int, deadline: float | None) -> bytea
         try:
             got = channel.recv_into(view[at:])
         except ConnectionError as error:
-            raise Broken("the other side is gone") from error
+            raise ProtocolError("the other side is gone") from error
         if not got:
-            raise Broken("the other side is gone")
+            raise ProtocolError("the other side is gone")
         at += got
     return data
 

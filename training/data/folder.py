@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
 from training.data import pictures
-from training.data.dataset import Manifest, Picture, build_manifest
+from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.decoder import Decoder
 from training.ports import Example
 from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
@@ -17,7 +17,7 @@ _MASKS = "masks"  # folder beside the pictures: white counts, black does not
 
 
 @dataclass(frozen=True)
-class Gathered:
+class FolderDataset:
     """What a folder gave: examples to train on, their manifest, and why which pictures were left out, by file name."""
 
     examples: list[Example]
@@ -25,7 +25,7 @@ class Gathered:
     left_out: dict[str, str]
 
 
-def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
+def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
     """Prepare every picture of `folder`, by name, as a PNG in `into`; captions are read from `NAME.txt` beside one.
 
     Raises SpecInvalid if there is no such folder, it has too many pictures, or what lies beside them does not fit;
@@ -53,9 +53,9 @@ def gather(folder: Path, spec: TrainSpec, into: Path) -> Gathered:
 
 def _prepared(
     paths: list[Path], masks: Mapping[Path, Path], spec: TrainSpec
-) -> tuple[list[tuple[Path, pictures.Prepared]], dict[str, str]]:
+) -> tuple[list[tuple[Path, pictures.PreparedImage]], dict[str, str]]:
     """The pictures without a fault, and why which others are left out."""
-    prepared: list[tuple[Path, pictures.Prepared]] = []
+    prepared: list[tuple[Path, pictures.PreparedImage]] = []
     left_out: dict[str, str] = {}
     with Decoder() as decoder:
         for path in paths:
@@ -72,7 +72,7 @@ def _prepared(
     return prepared, left_out
 
 
-def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -> pictures.Prepared:
+def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -> pictures.PreparedImage:
     """One picture; where the loss is masked, with the mask beside it, or else with its alpha channel."""
     return decoder.prepare(
         path.read_bytes(),
@@ -84,18 +84,18 @@ def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -
 
 
 def _laid_out(
-    good: list[tuple[Path, pictures.Prepared]], spec: TrainSpec, into: Path, left_out: dict[str, str]
-) -> Gathered:
+    good: list[tuple[Path, pictures.PreparedImage]], spec: TrainSpec, into: Path, left_out: dict[str, str]
+) -> FolderDataset:
     """Write the prepared pictures, and tie them to their captions."""
     manifest = build_manifest(
-        spec, [Picture(made.sha256, made.width, made.height, caption_beside(path)) for path, made in good]
+        spec, [DatasetPicture(made.sha256, made.width, made.height, caption_beside(path)) for path, made in good]
     )
     examples = []
-    for (_, made), told in zip(good, manifest.examples, strict=True):
+    for (_, made), listed in zip(good, manifest.examples, strict=True):
         png = into / f"{made.sha256}.png"
         png.write_bytes(made.png)
-        examples.append(Example(png, told.caption, made.sha256, made.width, made.height))
-    return Gathered(examples, manifest, left_out)
+        examples.append(Example(png, listed.caption, made.sha256, made.width, made.height))
+    return FolderDataset(examples, manifest, left_out)
 
 
 def pictures_of(folder: Path) -> list[Path]:

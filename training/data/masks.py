@@ -7,11 +7,11 @@ from hashlib import sha256
 from PIL import Image
 
 from core.errors import MaskInvalid
-from training.data.pictures import DECODE_FAULTS, Prepared
+from training.data.pictures import DECODE_FAULTS, PreparedImage
 from training.data.quality import PictureReport
 
 
-def with_mask(made: Prepared, mask: Prepared) -> Prepared:
+def with_mask(made: PreparedImage, mask: PreparedImage) -> PreparedImage:
     """A picture with the lightness of another one as its alpha channel. Raises MaskInvalid if their shapes differ."""
     if (made.width, made.height) != (mask.width, mask.height) or not _are_alike(made.report, mask.report):
         raise MaskInvalid(

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from core.errors import ImageInvalid
-from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, look_at, near_duplicates
+from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, assess, near_duplicates
 
-__all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "Prepared", "buckets", "near_duplicates", "prepare"]
+__all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "PreparedImage", "buckets", "near_duplicates", "prepare"]
 
 # Never Image.open without `formats=`: Pillow knows some seventy, among them EPS, which starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
@@ -38,7 +38,7 @@ DECODE_FAULTS = (
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImage:
     """One picture ready to be trained on."""
 
     png: bytes  # RGB (with a mask RGBA), 8 bits, no metadata; the same bytes for the same input
@@ -56,7 +56,7 @@ def prepare(
     masked: bool = False,
     max_pixels: int = 50_000_000,
     max_bytes: int = 20_000_000,
-) -> Prepared:
+) -> PreparedImage:
     """Decode `data` safely and make it a picture of `resolution` pixels, with a report on its quality.
 
     The result is `resolution` × `resolution` (shorter side fitted, centre kept), or with `aspect_buckets` the
@@ -84,8 +84,8 @@ def prepare(
     # Level 3: a tenth larger than level 6 and three times as fast, for files that are read a few times.
     picture.save(out, "PNG", compress_level=3)
     png = out.getvalue()
-    report = look_at(_seen(image), width, height, format_, resolution, tuple(notes))
-    return Prepared(png, *picture.size, sha256(png).hexdigest(), report)
+    report = assess(_seen(image), width, height, format_, resolution, tuple(notes))
+    return PreparedImage(png, *picture.size, sha256(png).hexdigest(), report)
 
 
 # ---- decoding ----

@@ -77,7 +77,7 @@ class PictureReport:
         return cls(**{**kept, "faults": tuple(kept["faults"]), "notes": tuple(kept["notes"])})
 
 
-def look_at(
+def assess(
     grey: Image.Image, width: int, height: int, format_: str, resolution: int, notes: tuple[str, ...]
 ) -> PictureReport:
     """The report on a picture of `width` × `height`, from the whole of it in `grey`, shrunk to about 256."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from training.lora.file import write
+from training.lora.file import write_file
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class SlotLadder:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write(folder / FILE, json.dumps({**_load(folder), self._of: self._rates}, indent=1).encode())
+            write_file(folder / FILE, json.dumps({**_load(folder), self._of: self._rates}, indent=1).encode())
         except OSError as error:
             log.warning("what was found about slots is not kept: %s", error)
 

@@ -94,7 +94,7 @@ class LoraReport:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def to_bytes(family: str, weights: Mapping[str, Matrices], alpha: float, metadata: Mapping[str, str]) -> bytes:
+def serialize_lora(family: str, weights: Mapping[str, Matrices], alpha: float, metadata: Mapping[str, str]) -> bytes:
     """A LoRA file, a pure function of its arguments.
 
     weights: the matrices of each module, by diffusers' name. alpha: such that alpha / rank is the LoRA's scale, which
@@ -124,7 +124,7 @@ def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
     return {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
 
 
-def write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all, also over a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
@@ -134,7 +134,7 @@ def write(path: Path, data: bytes) -> None:
 # ---- checking --------------------------------------------------------------------------------------------------------
 
 
-def check(
+def check_lora_file(
     path_or_bytes: Path | str | bytes, *, family: str, rank: int, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> LoraReport:
     """Reopen a LoRA file and see that it is what it should be: a LoRA of `family` at `rank`, finite, whole, described.
@@ -145,7 +145,7 @@ def check(
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        raise LoraInvalid(f"the LoRA file is not sound: {told(error, data)}") from error
+        raise LoraInvalid(f"the LoRA file is not sound: {describe_fault(error, data)}") from error
     naming = NAMINGS[family]
     stems = _stems(tensors, naming, family)
     alphas = {_check_module(tensors, naming, stem, rank) for stem in stems}
@@ -159,7 +159,7 @@ def check(
     )
 
 
-def told(error: Malformed, data: bytes) -> str:
+def describe_fault(error: Malformed, data: bytes) -> str:
     """What is wrong with a file that is no safetensors file."""
     return "a pickle, which is never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)
 
@@ -237,14 +237,14 @@ def _check_metadata(metadata: Mapping[str, str], data: bytes, rank: int, alpha: 
     if missing:
         raise LoraInvalid(f"the LoRA file's metadata lacks {', '.join(missing)}")
     if metadata["ss_network_dim"] != str(rank):
-        told = metadata["ss_network_dim"][:20]
-        raise LoraInvalid(f"the LoRA file's metadata tells of rank {told}, its tensors have {rank}")
+        named = metadata["ss_network_dim"][:20]
+        raise LoraInvalid(f"the LoRA file's metadata tells of rank {named}, its tensors have {rank}")
     try:
-        told_alpha = float(metadata["ss_network_alpha"])
+        named_alpha = float(metadata["ss_network_alpha"])
         json.loads(metadata["imprint_recipe"])
     except (ValueError, RecursionError) as error:
         raise LoraInvalid("the LoRA file's metadata has an alpha or a recipe that cannot be read") from error
-    if np.float32(told_alpha) != np.float32(alpha):  # a tensor holds 0.1 as the float32 next to it
-        raise LoraInvalid(f"the LoRA file's metadata tells of alpha {told_alpha}, its tensors have {alpha}")
+    if np.float32(named_alpha) != np.float32(alpha):  # a tensor holds 0.1 as the float32 next to it
+        raise LoraInvalid(f"the LoRA file's metadata tells of alpha {named_alpha}, its tensors have {alpha}")
     if metadata["sshs_model_hash"] != hashlib.sha256(memoryview(data)[data_offset(data) :]).hexdigest():
         raise LoraInvalid("the LoRA file's tensors are not those that its metadata was written for")

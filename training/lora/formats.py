@@ -16,7 +16,7 @@ import numpy as np
 
 from core.errors import LoraInvalid
 from training.lora import file as lora_file
-from training.lora.names import ALPHA, MAGNITUDES, OTHER_METHODS, PAIRS, Name, parse
+from training.lora.names import ALPHA, MAGNITUDES, OTHER_METHODS, PAIRS, ModuleName, parse_module_name
 from training.lora.safetensor import Malformed, Tensor, pack, tensor, unpack
 
 ADAPTER = "lora_adapter_metadata"  # the name under which diffusers keeps peft's configuration
@@ -27,7 +27,7 @@ FORMATS = ("kohya", "peft", "comfyui")
 class Module:
     """One module's LoRA: down [rank, in, ...], up [out, rank, ...], as the file holds them."""
 
-    name: Name
+    name: ModuleName
     down: Tensor
     up: Tensor
     alpha: float | None = None  # None: the file does not say, and loaders take the rank
@@ -43,7 +43,7 @@ class Module:
 
 
 @dataclass
-class Lora:
+class LoraFile:
     """What a file holds. `problems` are faults that break it; what is in `strange` no loader of this form knows."""
 
     modules: dict[str, Module]  # by their full canonical name
@@ -59,14 +59,14 @@ class Lora:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> Lora:
+def read_lora(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> LoraFile:
     """The LoRA in a file, whoever wrote it. Raises LoraInvalid if it is no sound safetensors file."""
     data = lora_file.read_bytes(path, max_bytes)
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        raise LoraInvalid(f"the LoRA file is not sound: {lora_file.told(error, data)}") from error
-    made = Lora({}, metadata, "unknown", None, data=data)
+        raise LoraInvalid(f"the LoRA file is not sound: {lora_file.describe_fault(error, data)}") from error
+    made = LoraFile({}, metadata, "unknown", None, data=data)
     left = dict(tensors)
     forms: dict[str, int] = {}
     for key in tensors:
@@ -74,7 +74,7 @@ def read(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> Lo
         if found is None:
             continue
         stem, _, up = found
-        name = parse(stem)
+        name = parse_module_name(stem)
         if name is None or stem + up not in tensors:
             continue
         module = Module(name, left.pop(key), left.pop(stem + up))
@@ -92,7 +92,7 @@ def read(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> Lo
     return made
 
 
-def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: Lora) -> None:
+def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: LoraFile) -> None:
     """Alpha and magnitudes of a module, where the file has them."""
     if (alpha := left.pop(stem + ALPHA, None)) is not None:
         if alpha.elements.size == 1:
@@ -103,41 +103,41 @@ def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: Lora) ->
         module.magnitude = left.pop(stem + end, module.magnitude)
 
 
-def _note_left(left: Mapping[str, Tensor], made: Lora) -> None:
+def _note_left(left: Mapping[str, Tensor], made: LoraFile) -> None:
     for key in left:
         method = next((method for method, pattern in OTHER_METHODS.items() if pattern.fullmatch(key)), None)
         half = next((end for pair in PAIRS for end in pair if key.endswith(end)), None)
         if method is not None:
             if method not in made.methods:
                 made.methods.append(method)
-        elif half is not None and parse(key.removesuffix(half)) is not None:
+        elif half is not None and parse_module_name(key.removesuffix(half)) is not None:
             made.problems.append(f"{key[:160]} has no other half")
         else:
             made.strange.append(key)
 
 
-def _apply_adapter(made: Lora) -> None:
+def _apply_adapter(made: LoraFile) -> None:
     """Take the scale from peft's configuration in the metadata, for the modules without an alpha of their own."""
     text = made.metadata.get(ADAPTER)
     if text is None:
         return
     try:
-        told = json.loads(text)
+        config = json.loads(text)
         for module in made.modules.values():
-            if module.alpha is None and (alpha := _told_alpha(told, module)) is not None:
+            if module.alpha is None and (alpha := _alpha_of_config(config, module)) is not None:
                 module.alpha = alpha
     except (ValueError, TypeError, AttributeError, RecursionError):
         made.problems.append(f"its {ADAPTER} cannot be read: loaders fail on it")
 
 
-def _told_alpha(told: Mapping[str, Any], module: Module) -> float | None:
+def _alpha_of_config(config: Mapping[str, Any], module: Module) -> float | None:
     """The alpha such that alpha / rank is what peft makes of its configuration; None if it says nothing."""
     part, name = module.name.part, module.name.module
-    alpha = _by_pattern(told.get(f"{part}.alpha_pattern") or {}, name, told.get(f"{part}.lora_alpha"))
+    alpha = _by_pattern(config.get(f"{part}.alpha_pattern") or {}, name, config.get(f"{part}.lora_alpha"))
     if alpha is None:
         return None
     value = float(alpha)
-    return value * module.rank**0.5 if told.get(f"{part}.use_rslora") else value
+    return value * module.rank**0.5 if config.get(f"{part}.use_rslora") else value
 
 
 def _by_pattern(pattern: Mapping[str, Any], name: str, otherwise: Any) -> Any:
@@ -146,10 +146,10 @@ def _by_pattern(pattern: Mapping[str, Any], name: str, otherwise: Any) -> Any:
     return next((value for key, value in plain.items() if name == key or name.endswith("." + key)), otherwise)
 
 
-def family_of(lora: Lora) -> str | None:
+def family_of(lora: LoraFile) -> str | None:
     """Which family the modules are of; None where that cannot be told."""
-    if (told := lora.metadata.get("imprint_family")) in lora_file.NAMINGS:
-        return told
+    if (named := lora.metadata.get("imprint_family")) in lora_file.NAMINGS:
+        return named
     names = list(lora.modules)
     if any(name.startswith("transformer.") for name in names):
         return "z-image"
@@ -168,7 +168,7 @@ def family_of(lora: Lora) -> str | None:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def to_bytes(lora: Lora, to: str) -> bytes:
+def serialize_as(lora: LoraFile, to: str) -> bytes:
     """The file in the form `to`, one of FORMATS: the same matrices, the same scale, the same metadata.
 
     Raises LoraInvalid for what that form cannot say, and for a file with problems.
@@ -193,7 +193,7 @@ def to_bytes(lora: Lora, to: str) -> bytes:
     return pack(tensors, {**metadata, **lora_file.hashes(tensors, metadata)})
 
 
-def refuse_broken(lora: Lora) -> None:
+def refuse_broken(lora: LoraFile) -> None:
     """Raises LoraInvalid for a LoRA that another form would only hide the faults of."""
     if lora.methods:
         raise LoraInvalid(f"the file holds {', '.join(lora.methods)}: only LoRA and DoRA are converted")
@@ -234,15 +234,15 @@ def _peft(module: Module) -> dict[str, Tensor]:
     return made
 
 
-def adapter_metadata(lora: Lora) -> str:
+def adapter_metadata(lora: LoraFile) -> str:
     """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and who differs."""
-    told: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     for part in sorted({module.name.part for module in lora.modules.values()}):
         held = [module for module in lora.modules.values() if module.name.part == part]
         ranks = {module.name.module: module.rank for module in held}
         alphas = {module.name.module: module.rank if module.alpha is None else module.alpha for module in held}
         rank, alpha = _commonest(ranks), _commonest(alphas)
-        told |= {
+        config |= {
             f"{part}.r": rank,
             f"{part}.lora_alpha": alpha,
             f"{part}.rank_pattern": {name: value for name, value in sorted(ranks.items()) if value != rank},
@@ -253,7 +253,7 @@ def adapter_metadata(lora: Lora) -> str:
             f"{part}.lora_bias": False,
             f"{part}.bias": "none",
         }
-    return json.dumps(told, sort_keys=True, separators=(",", ":"))
+    return json.dumps(config, sort_keys=True, separators=(",", ":"))
 
 
 def _commonest(values: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from training.lora import file as lora_file
-from training.lora.formats import Lora, Module, read
+from training.lora.formats import LoraFile, Module, read_lora
 from training.lora.names import kind_of
 from training.lora.safetensor import Tensor, data_offset
 
@@ -33,7 +33,7 @@ _READERS: dict[tuple[str, bool], dict[str, str]] = {
 
 
 @dataclass
-class Report:
+class InspectionReport:
     """All of it, as `imprint inspect --json` prints it."""
 
     size_bytes: int
@@ -59,9 +59,9 @@ class Report:
         return dict(vars(self))
 
 
-def inspect(path: Path | bytes) -> Report:
+def inspect(path: Path | bytes) -> InspectionReport:
     """Look at any LoRA file. Raises LoraInvalid for what is no sound safetensors file."""
-    lora = read(path)
+    lora = read_lora(path)
     modules = list(lora.modules.values())
     problems = [*lora.problems, *_faults(modules)]
     if not modules:
@@ -69,8 +69,8 @@ def inspect(path: Path | bytes) -> Report:
     problems += [f"it holds {method}, which is no LoRA" for method in lora.methods]
     problems += _some(f"the tensor {name[:120]!r} is not known" for name in lora.strange)
     scales = _finite(module.scale for module in modules)
-    recipe, word = _told(lora, problems)
-    return Report(
+    recipe, word = _recipe_and_word(lora, problems)
+    return InspectionReport(
         size_bytes=len(lora.data),
         sha256=hashlib.sha256(lora.data).hexdigest(),
         format=lora.form,
@@ -92,18 +92,18 @@ def inspect(path: Path | bytes) -> Report:
     )
 
 
-def _is_dora_beside_alphas(lora: Lora, modules: list[Module]) -> bool:
+def _is_dora_beside_alphas(lora: LoraFile, modules: list[Module]) -> bool:
     return lora.form in ("kohya", "comfyui") and any(module.magnitude is not None for module in modules)
 
 
-def _readers(lora: Lora, modules: list[Module]) -> dict[str, str]:
+def _readers(lora: LoraFile, modules: list[Module]) -> dict[str, str]:
     readers = _READERS.get((lora.form, lora.family == "z-image"), {})
     return readers | {"diffusers": "without its magnitudes"} if _is_dora_beside_alphas(lora, modules) else readers
 
 
-def _some(told: Iterable[str]) -> list[str]:
+def _some(faults: Iterable[str]) -> list[str]:
     """The first few of many like faults, and how many more there are."""
-    held = list(told)
+    held = list(faults)
     return held if len(held) <= _SHOWN else [*held[:_SHOWN], f"and {len(held) - _SHOWN} more like that"]
 
 
@@ -134,26 +134,28 @@ def _faults(modules: list[Module]) -> list[str]:
     return _some(found)
 
 
-def _warnings(lora: Lora, modules: list[Module]) -> list[str]:
-    told = []
+def _warnings(lora: LoraFile, modules: list[Module]) -> list[str]:
+    warnings = []
     if silent := [module for module in modules if module.alpha is None]:
-        told.append(
+        warnings.append(
             f"{len(silent)} modules have no alpha: all programs load them at strength 1, whatever they were trained at"
         )
     if lora.form == "peft" and lora.family in ("sd15", "sdxl"):
-        told.append("ComfyUI passes over the attention of such a file without a word: convert it to kohya for it")
+        warnings.append("ComfyUI passes over the attention of such a file without a word: convert it to kohya for it")
     if _is_dora_beside_alphas(lora, modules):
-        told.append("diffusers passes over the magnitudes of a DoRA in this form: convert it to peft for it")
+        warnings.append("diffusers passes over the magnitudes of a DoRA in this form: convert it to peft for it")
     if lora.form == "bare peft":
-        told.append("its scale is in an adapter_config.json, not in the file, and diffusers and ComfyUI pass over it")
+        warnings.append(
+            "its scale is in an adapter_config.json, not in the file, and diffusers and ComfyUI pass over it"
+        )
     if lora.family is None and modules:
-        told.append("which family it is of cannot be told")
+        warnings.append("which family it is of cannot be told")
     if modules and not any(module.up.floats().any() for module in modules):
-        told.append("it changes nothing: every up matrix is zero")
+        warnings.append("it changes nothing: every up matrix is zero")
     whole = lora.metadata.get("sshs_model_hash")
     if whole and whole != hashlib.sha256(memoryview(lora.data)[data_offset(lora.data) :]).hexdigest():
-        told.append("its sshs_model_hash is of other tensors: they were changed after it was written")
-    return told
+        warnings.append("its sshs_model_hash is of other tensors: they were changed after it was written")
+    return warnings
 
 
 def _kinds(modules: list[Module]) -> dict[str, dict[str, Any]]:
@@ -188,7 +190,7 @@ def _norm(module: Module) -> float | None:
     return norm if np.isfinite(norm) else None
 
 
-def _told(lora: Lora, problems: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+def _recipe_and_word(lora: LoraFile, problems: list[str]) -> tuple[dict[str, Any] | None, str | None]:
     """Recipe and trigger word, from our own fields or from those that others write."""
     metadata, recipe = lora.metadata, None
     if (text := metadata.get("imprint_recipe")) is not None:

@@ -44,7 +44,7 @@ def own_version() -> str:
 
 def recipe_json(spec: TrainSpec) -> str:
     """The spec as canonical JSON. A base model given as a folder is told by its last name: our paths stay ours."""
-    recipe = spec.told()
+    recipe = spec.to_dict()
     if Path(spec.base_model).is_absolute():
         recipe["base_model"] = Path(spec.base_model).name
     return json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -56,7 +56,7 @@ def tag_frequency(trigger_word: str, captions: Sequence[str]) -> str:
     return json.dumps({trigger_word: dict(sorted(tags.items()))}, ensure_ascii=False)
 
 
-def buckets(examples: Sequence[Example]) -> dict[str, dict[str, object]]:
+def bucket_info(examples: Sequence[Example]) -> dict[str, dict[str, object]]:
     """How many pictures there are of each size, in kohya's form: {number: {resolution, count}}, by size."""
     sizes = Counter((example.width, example.height) for example in examples)
     return {
@@ -90,7 +90,7 @@ def describe(
         **looked,
         **({"imprint_base_quantisation": quantisation} if quantisation != "none" else {}),
         **_kohya(spec, examples, steps),
-        **({"ss_network_args": _json(spec.adapter.told())} if spec.adapter.told() else {}),
+        **({"ss_network_args": _json(spec.adapter.to_dict())} if spec.adapter.to_dict() else {}),
         **_modelspec(spec, prediction),
         "imprint_version": own_version(),
         "imprint_family": spec.family,
@@ -133,7 +133,7 @@ def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str
         "ss_num_reg_images": "0",
         "ss_num_batches_per_epoch": str(ceil(len(examples) / spec.batch_size)),
         "ss_dataset_dirs": _json({spec.trigger_word: {"n_repeats": 1, "img_count": len(examples)}}),
-        "ss_bucket_info": _json({"buckets": buckets(examples), "mean_img_ar_error": 0.0}),
+        "ss_bucket_info": _json({"buckets": bucket_info(examples), "mean_img_ar_error": 0.0}),
         "ss_num_epochs": str(spec.epochs),
         "ss_steps": str(steps),
         "ss_max_train_steps": str(steps),

@@ -72,7 +72,7 @@ _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time
 
 
 @dataclass(frozen=True)
-class Name:
+class ModuleName:
     """Which module a tensor belongs to, and in which form a file says so."""
 
     part: str
@@ -84,7 +84,7 @@ class Name:
         return f"{self.part}.{self.module}"
 
 
-def parse(stem: str) -> Name | None:
+def parse_module_name(stem: str) -> ModuleName | None:
     """The module that a name without its suffix means; None for one that no form knows."""
     for start, part in _STARTS.items():
         if stem.startswith(start):
@@ -96,24 +96,24 @@ def parse(stem: str) -> Name | None:
     return _named("unet", stem, "bare")
 
 
-def _named(part: str, module: str, form: str) -> Name | None:
+def _named(part: str, module: str, form: str) -> ModuleName | None:
     module = module.replace(".processor.", ".").replace("adaLN.modulation", "adaLN_modulation")
     if part in ("unet", "transformer") and any(known.fullmatch(module) for known in _TRANSFORMERS):
-        return Name("transformer", module, form)
+        return ModuleName("transformer", module, form)
     if part.startswith("text_encoder"):
         module = module if module.startswith("text_model.") or module == "text_projection" else f"text_model.{module}"
         is_known = re.fullmatch(
             r"text_model\.encoder\.layers\.\d+\.(self_attn\.\w+|mlp\.fc[12])|text_projection", module
         )
-        return Name(part, module, form) if is_known else None
+        return ModuleName(part, module, form) if is_known else None
     if part != "unet":
         return None
     if found := _LDM.fullmatch(module):
-        return Name(part, of_ldm(found), form)
+        return ModuleName(part, of_ldm(found), form)
     module = re.sub(r"\.to_out$", ".to_out.0", module)  # the old processors had no dropout beside it
     known = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets|downsamplers|upsamplers)\.\d+\.[\w.]+"
     others = r"conv_in|conv_out|(time|add)_embedding\.linear_[12]"
-    return Name(part, module, form) if re.fullmatch(f"{known}|{others}", module) else None
+    return ModuleName(part, module, form) if re.fullmatch(f"{known}|{others}", module) else None
 
 
 def _dotted(text: str) -> str | None:
@@ -160,7 +160,7 @@ _KINDS = (
 )
 
 
-def kind_of(name: Name) -> str:
+def kind_of(name: ModuleName) -> str:
     """What a module does, in a word or two."""
     kind = next((kind for kind, pattern in _KINDS if pattern.fullmatch(name.full)), "other")
     return f"text encoder, {kind}" if name.part.startswith("text_encoder") else kind

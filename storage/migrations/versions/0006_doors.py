@@ -1,4 +1,4 @@
-"""Subjects and their pictures on a page, tokens of the HTTP API, and how owners want to be told."""
+"""Subjects and their pictures, API tokens, and notification preferences."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What is queried is a column: the kind of training of each job, and what an active job waits for."""
+"""Columns for the queried fields of a spec, and for what an active job waits for."""
 
 import json
 

@@ -19,8 +19,9 @@ from core.errors import BackendFailed, BackendUnreachable
 from tests.servers.fake_pod import FakePod, fake_pod
 from tests.unit.drawings import drawing, encoded
 from training.backends.ai_toolkit import work
-from training.backends.ai_toolkit.server import Server, open_client
-from training.backends.ai_toolkit.work import Order
+from training.backends.ai_toolkit.connection import open_toolkit_client
+from training.backends.ai_toolkit.server import ToolkitServer
+from training.backends.ai_toolkit.work import RemoteTraining
 from training.ports import Example
 from training.spec import TrainSpec
 
@@ -28,19 +29,19 @@ URL = os.environ.get("IMPRINT_TEST_AI_TOOLKIT_URL")
 TOKEN = os.environ.get("IMPRINT_TEST_AI_TOOLKIT_TOKEN")
 PATIENCE_S = 3000.0 if URL else 120.0
 
-Orders = Callable[..., Order]
+Orders = Callable[..., RemoteTraining]
 
 
 @pytest.fixture(scope="session")
 def http() -> Iterator[httpx2.Client]:
-    with open_client(timeout_s=60) as client:
+    with open_toolkit_client(timeout_s=60) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def hasty() -> Iterator[httpx2.Client]:
     """A client that waits two seconds for an answer."""
-    with open_client(timeout_s=2) as client:
+    with open_toolkit_client(timeout_s=2) as client:
         yield client
 
 
@@ -67,19 +68,19 @@ def _example(path: Path, number: int) -> Example:
 def order(examples: list[Example]) -> Orders:
     """An order with a name of its own."""
 
-    def make(**given: Any) -> Order:
+    def make(**given: Any) -> RemoteTraining:
         recipe = {"base_model": "sd15", "trigger_word": "sks mascot", "seed": 1, "max_steps": 12, **given}
         name = work.remote_name(f"job_{secrets.token_hex(8)}", 1)
-        return Order(name, TrainSpec(**recipe), examples, "stable-diffusion-v1-5/stable-diffusion-v1-5")
+        return RemoteTraining(name, TrainSpec(**recipe), examples, "stable-diffusion-v1-5/stable-diffusion-v1-5")
 
     return make
 
 
 @pytest.fixture(params=["real"] if URL else ["fake", "old fake"])
-def server(request: pytest.FixtureRequest, tmp_path: Path, http: httpx2.Client) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, tmp_path: Path, http: httpx2.Client) -> Iterator[ToolkitServer]:
     """Any server that speaks the API; jobs that a failed test leaves behind are removed from a real one."""
     if URL:
-        real = Server(URL, TOKEN, http)
+        real = ToolkitServer(URL, TOKEN, http)
         before = set(real.jobs())
         yield real
         for name in set(real.jobs()) - before:
@@ -89,4 +90,4 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, http: httpx2.Client) 
     # Slow enough to be caught running.
     options = {"seconds_per_step": 0.05, "tick": 0.02, "old_api": request.param == "old fake"}
     with fake_pod(tmp_path / "pod", **{name: value for name, value in options.items() if value}) as pod:
-        yield Server(pod.url, pod.token, http)
+        yield ToolkitServer(pod.url, pod.token, http)

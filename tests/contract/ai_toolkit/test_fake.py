@@ -15,14 +15,14 @@ from tests.servers.fake_pod import FakePod
 from tests.servers.process import ServerProcess
 from tests.site import until
 from training.backends.ai_toolkit import config, work
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_name_that_was_trained_before_is_not_trained_again(pod: FakePod, http: httpx2.Client, order: Orders) -> None:
     """The trap that names of our own, for each attempt, keep us out of."""
-    server, ordered = Server(pod.url, pod.token, http), order()
+    server, ordered = ToolkitServer(pod.url, pod.token, http), order()
     work.submit(server, ordered)
     assert ended(server, ordered.name) == "completed"
     folder = pod.folder / "state" / "output" / ordered.name
@@ -92,7 +92,7 @@ def test_the_command(how: str, tmp_path: Path) -> None:
         process.wait_until(lambda: b"fake ai-toolkit server on" in log.read_bytes(), 120)
         url = next(word for word in log.read_text().split() if word.startswith("http"))
         with httpx2.Client(trust_env=False, timeout=60) as http:
-            assert [gpu.name for gpu in Server(url, "from-env", http).gpus()] == ["A Card"]
+            assert [gpu.name for gpu in ToolkitServer(url, "from-env", http).gpus()] == ["A Card"]
         process.signal(signal.SIGTERM)
         until(lambda: not process.alive, 60, "it ends")
     finally:

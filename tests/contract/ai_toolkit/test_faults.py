@@ -17,9 +17,10 @@ from tests.servers.fake_pod import FakePod, fake_pod
 from tests.servers.process import free_port
 from tests.site import until
 from training.backends.ai_toolkit import work
-from training.backends.ai_toolkit.convert import convert
-from training.backends.ai_toolkit.server import Server, open_client
-from training.backends.ai_toolkit.work import Order
+from training.backends.ai_toolkit.connection import open_toolkit_client
+from training.backends.ai_toolkit.convert import convert_lora
+from training.backends.ai_toolkit.server import ToolkitServer
+from training.backends.ai_toolkit.work import RemoteTraining
 
 T = TypeVar("T")
 
@@ -38,20 +39,20 @@ class Parrot(httpx2.BaseTransport):
 
 
 @pytest.fixture
-def server(pod: FakePod, http: httpx2.Client) -> Server:
-    return Server(pod.url, pod.token, http)
+def server(pod: FakePod, http: httpx2.Client) -> ToolkitServer:
+    return ToolkitServer(pod.url, pod.token, http)
 
 
 # ---- what is no answer -----------------------------------------------------------------------------------------------
 
 
 def test_nobody_there(tmp_path: Path, hasty: httpx2.Client) -> None:
-    silent = Server(f"http://127.0.0.1:{free_port()}", "secret", hasty)
+    silent = ToolkitServer(f"http://127.0.0.1:{free_port()}", "secret", hasty)
     assert not silent.ready()
     with pytest.raises(BackendUnreachable, match="cannot be reached"):
         silent.jobs()
     with fake_pod(tmp_path, ready_after=600) as pod:
-        behind = Server(pod.url, pod.token, hasty)
+        behind = ToolkitServer(pod.url, pod.token, hasty)
         assert not behind.ready()  # a proxy's 502
         with pytest.raises(BackendUnreachable, match="trouble of its own"):
             behind.jobs()
@@ -59,7 +60,7 @@ def test_nobody_there(tmp_path: Path, hasty: httpx2.Client) -> None:
 
 def test_the_password(pod: FakePod, http: httpx2.Client) -> None:
     for token in ("wrong-secret", None):
-        stranger = Server(pod.url, token, http)
+        stranger = ToolkitServer(pod.url, token, http)
         for call in (stranger.ready, stranger.jobs):
             with pytest.raises(BackendFailed, match="refuses our password") as failure:
                 call()
@@ -67,20 +68,20 @@ def test_the_password(pod: FakePod, http: httpx2.Client) -> None:
             assert "Unauthorized" not in repr(failure.value.details)
     for bad in ("two words", "", "ü"):
         with pytest.raises(BackendFailed, match="password"):
-            Server(pod.url, bad, http)
+            ToolkitServer(pod.url, bad, http)
     for address in ("ftp://x", "nonsense", "", "http://", "http://user:pw@host"):
         with pytest.raises(BackendFailed, match="address"):
-            Server(address, None, http)
+            ToolkitServer(address, None, http)
 
 
 @pytest.fixture
-def odd() -> Iterator[Callable[[int, bytes], Server]]:
+def odd() -> Iterator[Callable[[int, bytes], ToolkitServer]]:
     """A server that answers everything alike."""
     clients = []
 
-    def make(status: int, body: bytes) -> Server:
+    def make(status: int, body: bytes) -> ToolkitServer:
         clients.append(httpx2.Client(transport=Parrot(status, body)))
-        return Server("http://odd.test", None, clients[-1])
+        return ToolkitServer("http://odd.test", None, clients[-1])
 
     yield make
     for client in clients:
@@ -90,7 +91,7 @@ def odd() -> Iterator[Callable[[int, bytes], Server]]:
 @pytest.mark.parametrize(
     "body", [b"<html>", b"[]", b'{"jobs": [{}]}', b'{"jobs": 3}', b"null", b"[" * 100_000, b"\xff"]
 )
-def test_nonsense_is_a_failure_that_quotes_nothing(odd: Callable[[int, bytes], Server], body: bytes) -> None:
+def test_nonsense_is_a_failure_that_quotes_nothing(odd: Callable[[int, bytes], ToolkitServer], body: bytes) -> None:
     server = odd(200, body)
     calls: list[Callable[[], object]] = [
         server.jobs, server.folders, server.gpus, lambda: server.samples("x"), lambda: server.files("x"),
@@ -112,7 +113,7 @@ def test_nonsense_is_a_failure_that_quotes_nothing(odd: Callable[[int, bytes], S
         (400, b'{"error": "<secret>"}', BackendFailed),
     ],
 )
-def test_statuses(odd: Callable[[int, bytes], Server], status: int, body: bytes, error: type[Exception]) -> None:
+def test_statuses(odd: Callable[[int, bytes], ToolkitServer], status: int, body: bytes, error: type[Exception]) -> None:
     with pytest.raises(error) as failure:
         odd(status, body).folders()
     assert failure.value.details == {"status": status}  # type: ignore[attr-defined]
@@ -122,31 +123,31 @@ def test_statuses(odd: Callable[[int, bytes], Server], status: int, body: bytes,
 # ---- a job that goes wrong -------------------------------------------------------------------------------------------
 
 
-def test_a_trainer_that_fails_and_a_worker_that_dies(pod: FakePod, server: Server, order: Orders) -> None:
+def test_a_trainer_that_fails_and_a_worker_that_dies(pod: FakePod, server: ToolkitServer, order: Orders) -> None:
     fails, dies, waits = order(max_steps=40), order(max_steps=40), order()
     pod.fate(fails.name, "error")
     pod.fate(dies.name, "die")
     for ordered in (fails, dies, waits):
         work.submit(server, ordered)
     until(lambda: server.jobs()[dies.name].step >= 20, 120, "it dies half-way")
-    seen = work.look(server, server.jobs()[fails.name])
+    seen = work.poll(server, server.jobs()[fails.name])
     assert (seen.status, seen.step) == ("failed", 20)  # the step of the last save, not the one that it came to
     assert "CUDA error" in seen.info
-    stuck = work.look(server, server.jobs()[dies.name])
+    stuck = work.poll(server, server.jobs()[dies.name])
     assert stuck.status == "running"
-    later = work.look(server, server.jobs()[dies.name], stuck.log_offset, stuck.step)
-    later = work.look(server, server.jobs()[dies.name], later.log_offset, later.step)
+    later = work.poll(server, server.jobs()[dies.name], stuck.log_offset, stuck.step)
+    later = work.poll(server, server.jobs()[dies.name], later.log_offset, later.step)
     assert (later.status, later.step, later.grew) == ("running", stuck.step, False)
     assert server.jobs()[waits.name].status == "queued"  # the row that nobody works on blocks the queue
     work.cancel(server, dies.name)
-    assert work.look(server, server.jobs()[dies.name]).status == "stopped"
+    assert work.poll(server, server.jobs()[dies.name]).status == "stopped"
     assert ended(server, waits.name) == "completed"
     for ordered in (fails, dies, waits):
         work.clear(server, ordered.name)
     assert pod.left() == {"jobs": [], "datasets": [], "outputs": []}
 
 
-def test_a_queue_that_drained_runs_again_for_the_next_job(pod: FakePod, server: Server, order: Orders) -> None:
+def test_a_queue_that_drained_runs_again_for_the_next_job(pod: FakePod, server: ToolkitServer, order: Orders) -> None:
     for _ in range(2):
         ordered = order()
         work.submit(server, ordered)
@@ -157,7 +158,7 @@ def test_a_queue_that_drained_runs_again_for_the_next_job(pod: FakePod, server: 
 
 def test_a_pod_that_vanishes_and_comes_back(tmp_path: Path, order: Orders, http: httpx2.Client) -> None:
     with fake_pod(tmp_path, seconds_per_step=0.05) as pod:
-        server, ordered = Server(pod.url, pod.token, http), order(max_steps=10_000)
+        server, ordered = ToolkitServer(pod.url, pod.token, http), order(max_steps=10_000)
         work.submit(server, ordered)
         until(lambda: server.jobs()[ordered.name].step > 0, 60, "it runs")
         pod.kill()
@@ -168,7 +169,7 @@ def test_a_pod_that_vanishes_and_comes_back(tmp_path: Path, order: Orders, http:
         pod.start()
         row = server.jobs()[ordered.name]
         assert row.status == "running"  # as it was left; nobody works on it
-        assert not work.look(server, row, work.look(server, row, 0, row.step).log_offset, row.step).grew
+        assert not work.poll(server, row, work.poll(server, row, 0, row.step).log_offset, row.step).grew
         work.clear(server, ordered.name)
         assert pod.left() == {"jobs": [], "datasets": [], "outputs": []}
 
@@ -176,7 +177,7 @@ def test_a_pod_that_vanishes_and_comes_back(tmp_path: Path, order: Orders, http:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_a_download_that_breaks_off_goes_on(pod: FakePod, server: Server, order: Orders, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off_goes_on(pod: FakePod, server: ToolkitServer, order: Orders, tmp_path: Path) -> None:
     ordered = order()
     remote_id = work.submit(server, ordered)
     assert ended(server, ordered.name) == "completed"
@@ -218,8 +219,8 @@ def test_a_download_that_breaks_off_goes_on(pod: FakePod, server: Server, order:
 def test_many_trainings_over_a_faulty_pod(tmp_path: Path, order: Orders) -> None:
     """Faults from a seed at every request, and jobs that fail, stall or are left at `running`: each ends, once."""
     options = {"seconds_per_step": 0.01, "tick": 0.02, "loading": 0.02, "slots": 4, "faults": 11, "hang": 30}
-    with fake_pod(tmp_path / "pod", **options) as pod, open_client(timeout_s=3) as http:
-        server = Server(pod.url, pod.token, http)
+    with fake_pod(tmp_path / "pod", **options) as pod, open_toolkit_client(timeout_s=3) as http:
+        server = ToolkitServer(pod.url, pod.token, http)
         orders = [order() for _ in range(24)]
         with ThreadPoolExecutor(8) as pool:
             ends = list(pool.map(lambda one: _train(server, one, tmp_path), orders))
@@ -232,7 +233,7 @@ def test_many_trainings_over_a_faulty_pod(tmp_path: Path, order: Orders) -> None
     assert all(was_done_once(pod, ordered) for ordered in orders)
 
 
-def _train(server: Server, order: Order, folder: Path) -> str:
+def _train(server: ToolkitServer, order: RemoteTraining, folder: Path) -> str:
     """A job's whole life, with every step tried until it is done; how it ended."""
     remote_id = _patiently(lambda: work.submit(server, order))
     moved, status, seen = time.monotonic(), "queued", None
@@ -247,13 +248,13 @@ def _train(server: Server, order: Order, folder: Path) -> str:
         time.sleep(0.1)
     if status == "completed":
         path = _patiently(lambda: work.collect(server, order.name, remote_id, folder / "files", order.spec))
-        convert(path, folder / f"{order.name}.safetensors", order.spec, order.examples, dataset_sha256="d" * 64)
+        convert_lora(path, folder / f"{order.name}.safetensors", order.spec, order.examples, dataset_sha256="d" * 64)
     _patiently(lambda: work.clear(server, order.name))
     return status
 
 
-def _look(server: Server, name: str, step: int) -> work.Sighting:
-    return work.look(server, server.jobs()[name], 0, step)
+def _look(server: ToolkitServer, name: str, step: int) -> work.PollResult:
+    return work.poll(server, server.jobs()[name], 0, step)
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -12,27 +12,27 @@ from tests.contract.ai_toolkit.conftest import PATIENCE_S, Orders
 from tests.site import until
 from training.backends.ai_toolkit import config, work
 from training.backends.ai_toolkit.answers import QUEUED, STOPPED
-from training.backends.ai_toolkit.convert import convert
-from training.backends.ai_toolkit.server import Server
-from training.backends.ai_toolkit.work import Order, Sighting
+from training.backends.ai_toolkit.convert import convert_lora
+from training.backends.ai_toolkit.server import ToolkitServer
+from training.backends.ai_toolkit.work import PollResult, RemoteTraining
 from training.lora import file as lora_file
 
 pytestmark = pytest.mark.timeout(4 * PATIENCE_S)
 
 
-def follow(server: Server, name: str) -> list[Sighting]:
+def follow(server: ToolkitServer, name: str) -> list[PollResult]:
     """Every sighting of a job until it has ended, as the poll makes them."""
-    seen: list[Sighting] = []
+    seen: list[PollResult] = []
     deadline = time.monotonic() + PATIENCE_S
     while not seen or seen[-1].status in ("queued", "running"):
         assert time.monotonic() < deadline, seen[-1]
         offset, step = (seen[-1].log_offset, seen[-1].step) if seen else (0, 0)
-        seen.append(work.look(server, server.jobs()[name], offset, step))
+        seen.append(work.poll(server, server.jobs()[name], offset, step))
         time.sleep(0.1)
     return seen
 
 
-def test_a_training_from_end_to_end(server: Server, order: Orders, tmp_path: Path) -> None:
+def test_a_training_from_end_to_end(server: ToolkitServer, order: Orders, tmp_path: Path) -> None:
     """Submitted twice and there once; seen running; its file is fetched, converted, cleared away."""
     assert server.ready()
     assert server.gpus()
@@ -63,8 +63,8 @@ def test_a_training_from_end_to_end(server: Server, order: Orders, tmp_path: Pat
 
     path = work.collect(server, ordered.name, remote_id, tmp_path, ordered.spec)
     out = tmp_path / "ours.safetensors"
-    report = convert(path, out, ordered.spec, ordered.examples, dataset_sha256="d" * 64)
-    assert lora_file.check(out, family="sd15", rank=4) == report
+    report = convert_lora(path, out, ordered.spec, ordered.examples, dataset_sha256="d" * 64)
+    assert lora_file.check_lora_file(out, family="sd15", rank=4) == report
     assert report.alpha == 32.0
     work.clear(server, ordered.name)
     work.clear(server, ordered.name)
@@ -74,14 +74,14 @@ def test_a_training_from_end_to_end(server: Server, order: Orders, tmp_path: Pat
         work.collect(server, ordered.name, remote_id, tmp_path / "again", ordered.spec)
 
 
-def test_a_running_job_is_cancelled(server: Server, order: Orders) -> None:
+def test_a_running_job_is_cancelled(server: ToolkitServer, order: Orders) -> None:
     ordered = order(max_steps=5000)
     remote_id = work.submit(server, ordered)
     until(lambda: server.jobs()[ordered.name].step > 0, PATIENCE_S, "it runs")
     assert server.start_queue() is None  # again: it runs already
     work.cancel(server, ordered.name)
     work.cancel(server, ordered.name)
-    assert work.look(server, server.jobs()[ordered.name]).status == "stopped"
+    assert work.poll(server, server.jobs()[ordered.name]).status == "stopped"
     assert work.submit(server, ordered) == remote_id  # a message that comes late starts nothing again
     time.sleep(1)
     assert server.jobs()[ordered.name].status == STOPPED
@@ -89,7 +89,7 @@ def test_a_running_job_is_cancelled(server: Server, order: Orders) -> None:
     assert ordered.name not in server.jobs()
 
 
-def test_the_traps_that_we_step_around(server: Server, order: Orders) -> None:
+def test_the_traps_that_we_step_around(server: ToolkitServer, order: Orders) -> None:
     """If one of these fails on a real server, ai-toolkit has changed, and so may we."""
     assert server.job("00000000-0000-0000-0000-000000000000") is None
     assert server.pictures("imprint_nobody") == []
@@ -125,11 +125,11 @@ def test_the_traps_that_we_step_around(server: Server, order: Orders) -> None:
     work.clear(server, ordered.name)
 
 
-def _config(server: Server, ordered: Order) -> dict[str, object]:
+def _config(server: ToolkitServer, ordered: RemoteTraining) -> dict[str, object]:
     return config.job_config(ordered.spec, ordered.name, server.folders(), pictures=5, base_model=ordered.base_model)
 
 
-def test_names_that_are_not_ours_are_never_asked_for(server: Server) -> None:
+def test_names_that_are_not_ours_are_never_asked_for(server: ToolkitServer) -> None:
     """The server deletes the folder of a job's name whatever it is: "" would be all that it ever made."""
     before = server.jobs()
     for name in ("", ".", "..", "imprint_", "imprint_../x", "imprint_A", "somebody_elses"):
@@ -141,7 +141,7 @@ def test_names_that_are_not_ours_are_never_asked_for(server: Server) -> None:
     assert set(server.jobs()) >= set(before)
 
 
-def test_two_trainings_are_told_apart(server: Server, order: Orders, tmp_path: Path) -> None:
+def test_two_trainings_are_told_apart(server: ToolkitServer, order: Orders, tmp_path: Path) -> None:
     """Each gets its own file, one after another; they differ though the recipe is the same."""
     first, second = order(), order()
     ids = [work.submit(server, one) for one in (first, second)]

@@ -11,7 +11,7 @@ from tests.contract.ai_toolkit.watching import ended, was_done_once
 from tests.samples import FULL, SEED
 from tests.servers.fake_pod import FakePod
 from training.backends.ai_toolkit import work
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.server import ToolkitServer
 
 
 class Died(BaseException):
@@ -37,11 +37,11 @@ class Mortal(httpx2.BaseTransport):
 
 
 @pytest.fixture
-def server(pod: FakePod, http: httpx2.Client) -> Server:
-    return Server(pod.url, pod.token, http)
+def server(pod: FakePod, http: httpx2.Client) -> ToolkitServer:
+    return ToolkitServer(pod.url, pod.token, http)
 
 
-def test_a_submission_that_dies_anywhere_is_gone_on_with(pod: FakePod, server: Server, order: Orders) -> None:
+def test_a_submission_that_dies_anywhere_is_gone_on_with(pod: FakePod, server: ToolkitServer, order: Orders) -> None:
     """A kill before or after each request; the next process finds what is there, and nothing is doubled.
 
     `make test` takes every second request, by the seed: before it or after it.
@@ -54,7 +54,7 @@ def test_a_submission_that_dies_anywhere_is_gone_on_with(pod: FakePod, server: S
             transport = Mortal(at, after=after)
             with httpx2.Client(transport=transport, timeout=30) as mortal:
                 try:
-                    work.submit(Server(pod.url, pod.token, mortal), ordered)
+                    work.submit(ToolkitServer(pod.url, pod.token, mortal), ordered)
                 except Died:
                     pass
                 else:
@@ -75,7 +75,7 @@ REQUESTS = ("/api/datasets/create", "/api/datasets/upload", "/api/jobs", "/start
 
 @pytest.mark.parametrize("path", REQUESTS)
 def test_a_request_that_fails_while_submitting(
-    path: str, pod: FakePod, server: Server, order: Orders, hasty: httpx2.Client
+    path: str, pod: FakePod, server: ToolkitServer, order: Orders, hasty: httpx2.Client
 ) -> None:
     method = "POST" if "datasets" in path or path == "/api/jobs" else "GET"
     # `make test` takes two kinds for each path, all four of them over the paths.
@@ -84,7 +84,7 @@ def test_a_request_that_fails_while_submitting(
         pod.fault(kind, method, path)
         begun = time.monotonic()
         try:
-            work.submit(Server(pod.url, pod.token, hasty), ordered)
+            work.submit(ToolkitServer(pod.url, pod.token, hasty), ordered)
         except BackendUnreachable:
             work.submit(server, ordered)  # as the next attempt of the step does
         assert time.monotonic() - begun < 25  # a hang of 30 s is not waited for
@@ -93,7 +93,7 @@ def test_a_request_that_fails_while_submitting(
         work.clear(server, ordered.name)
 
 
-def test_a_half_written_picture_is_sent_again_and_only_that(pod: FakePod, server: Server, order: Orders) -> None:
+def test_a_half_written_picture_is_sent_again_and_only_that(pod: FakePod, server: ToolkitServer, order: Orders) -> None:
     ordered = order()
     pod.fault("error", "POST", "/api/jobs", times=1)
     with pytest.raises(BackendUnreachable):
@@ -109,7 +109,7 @@ def test_a_half_written_picture_is_sent_again_and_only_that(pod: FakePod, server
     work.clear(server, ordered.name)
 
 
-def test_a_strange_picture_in_the_dataset_is_no_training(pod: FakePod, server: Server, order: Orders) -> None:
+def test_a_strange_picture_in_the_dataset_is_no_training(pod: FakePod, server: ToolkitServer, order: Orders) -> None:
     ordered = order()
     server.datasets()
     server.create_dataset(ordered.name)
@@ -121,7 +121,7 @@ def test_a_strange_picture_in_the_dataset_is_no_training(pod: FakePod, server: S
 
 
 def test_large_datasets_go_in_several_requests(
-    pod: FakePod, server: Server, order: Orders, monkeypatch: pytest.MonkeyPatch
+    pod: FakePod, server: ToolkitServer, order: Orders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training.backends.ai_toolkit import delivery
 

@@ -17,7 +17,7 @@ import pytest
 from generation.comfyui.server import ComfyUIServer, open_comfyui_client
 from tests.generation.workflows import workflow
 from tests.servers.fake_comfyui import FakeComfyUI, fake_comfyui
-from training.lora.file import to_bytes
+from training.lora.file import serialize_lora
 from training.lora.safetensor import pack, tensor
 
 URL = os.environ.get("IMPRINT_TEST_COMFYUI_URL")
@@ -65,7 +65,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         if odd:
             path.write_bytes(pack({f"unet.{_MODULE}.lora_A.weight": tensor(down)}, {}))
         else:
-            path.write_bytes(to_bytes("sd15", {_MODULE: (down, up)}, 32.0, {}))
+            path.write_bytes(serialize_lora("sd15", {_MODULE: (down, up)}, 32.0, {}))
         return path
 
     return made

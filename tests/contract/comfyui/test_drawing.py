@@ -27,7 +27,7 @@ from tests.contract.jobs import request
 from tests.generation.workflows import workflow
 from tests.servers.fake_comfyui import FakeComfyUI
 from training.lora import formats as lora_formats
-from training.lora.file import to_bytes
+from training.lora.file import serialize_lora
 
 pytestmark = pytest.mark.skipif(bool(URL), reason="runs on the fake alone")
 
@@ -50,7 +50,7 @@ def lora(tmp_path: Path) -> Path:
     recipe = json.dumps({"base_model": "sd15", "family": "sd15"})
     metadata = {"imprint_trigger_word": "sks dog", "imprint_recipe": recipe, "imprint_family": "sd15"}
     path = tmp_path / "my dog, first.safetensors"
-    path.write_bytes(to_bytes("sd15", dict.fromkeys(modules, pair), 4.0, metadata))
+    path.write_bytes(serialize_lora("sd15", dict.fromkeys(modules, pair), 4.0, metadata))
     return path
 
 
@@ -111,7 +111,7 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     services: Services, fake: FakeComfyUI, lora: Path
 ) -> None:
     peft = lora.with_name("peft.safetensors")
-    peft.write_bytes(lora_formats.to_bytes(lora_formats.read(lora), "peft"))
+    peft.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(lora), "peft"))
     told: list[str] = []
     done = drawing.draw_on_comfyui(
         drawing.comfyui_target(services),

@@ -99,9 +99,9 @@ def test_without_a_websocket_and_without_assets(
 ) -> None:
     with fake_comfyui(tmp_path / "deaf", "--no-websocket", "--seconds-per-step", "0") as deaf:
         server, path = ComfyUIServer(deaf.url + "/", http), make()
-        with pytest.raises(GeneratorError, match="takes no files: start it with --enable-assets"):
+        with pytest.raises(GeneratorError, match="does not accept uploads: start it with --enable-assets"):
             install_lora(server, path, path.name, folder=None)
-        with pytest.raises(GeneratorError, match="is no folder of this machine"):
+        with pytest.raises(GeneratorError, match="is not a folder on this machine"):
             install_lora(server, path, path.name, folder=tmp_path / "nowhere")
         with pytest.raises(GeneratorTimeout, match="is not its models/loras folder"):
             install_lora(server, path, path.name, folder=tmp_path, timeout_s=0.1)
@@ -153,7 +153,7 @@ def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unr
 
 @pytest.mark.parametrize("url", ["ftp://x", "x:8188", "http://", "http://user:word@x", "http://x/?a=1", ""])
 def test_addresses_that_are_none(url: str, http: httpx2.Client) -> None:
-    with pytest.raises(GeneratorError, match="no http:// or https:// address"):
+    with pytest.raises(GeneratorError, match="must start with http:// or https://"):
         ComfyUIServer(url, http)
 
 
@@ -171,6 +171,6 @@ def test_a_server_that_is_something_else(http: httpx2.Client) -> None:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         server = ComfyUIServer(f"http://127.0.0.1:{other.server_port}", http)
         for ask in (server.loras, server.object_info, server.queued, lambda: server.history("x")):
-            with pytest.raises(GeneratorError, match="something else than ComfyUI"):
+            with pytest.raises(GeneratorError, match="a response that ComfyUI's API does not have"):
                 ask()
         other.shutdown()

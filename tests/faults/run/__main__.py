@@ -122,7 +122,7 @@ class Run:
     def _wait(self, quiet_s: float, show: Callable[[], None]) -> None:
         """Nothing goes wrong any more: what was accepted comes to its end, and everybody hears of it."""
         deadline = time.monotonic() + quiet_s
-        told = 0.0
+        logged_at = 0.0
         while time.monotonic() < deadline:
             self._world.listen()
             self.ended_by_themselves.update(self._world.revive())
@@ -132,8 +132,8 @@ class Run:
             waiting = waiting or waits(self._world)
             if not waiting and not any(thread.is_alive() for thread in self._threads):
                 return
-            if time.monotonic() > told + 15:
-                told = time.monotonic()
+            if time.monotonic() > logged_at + 15:
+                logged_at = time.monotonic()
                 self._say(f"quiet: {len(waiting)} to wait for, as {waiting[0] if waiting else 'a cancel'}")
             show()
             time.sleep(1)
@@ -157,7 +157,7 @@ class Run:
     def _progress(self) -> Progress:
         return Progress(
             SpinnerColumn(),
-            TextColumn("told"),
+            TextColumn("ended"),
             MofNCompleteColumn(),
             BarColumn(),
             TimeElapsedColumn(),

@@ -19,7 +19,7 @@ from jobs import service
 from jobs.stages import intake
 from storage.database import AWAY
 from storage.tables import Job
-from tests.faults.run.plan import PICTURES, Order, Resend
+from tests.faults.run.plan import PICTURES, PlannedTraining, Resend
 from tests.faults.run.world import World
 from tests.site import RECIPE, drawing
 
@@ -43,7 +43,7 @@ class Owners:
         self._lock = threading.Lock()
         self.given_up = threading.Event()
 
-    def place(self, order: Order) -> None:
+    def place(self, order: PlannedTraining) -> None:
         """Send an order, as often as it says and until there is a job for its key; then cancel it, if it says so."""
         request = self._request(order)
         job_id = None
@@ -70,7 +70,7 @@ class Owners:
             self._site.application.send_task(name, arguments, queue=queue, ignore_result=True)
             self.resent += 1
 
-    def _request(self, order: Order) -> dict[str, Any]:
+    def _request(self, order: PlannedTraining) -> dict[str, Any]:
         """The same for every copy of the order."""
         request = {
             **RECIPE, "max_steps": 1, "owner_id": order.owner_id, "subject_id": "drawings",
@@ -82,7 +82,7 @@ class Owners:
             request |= {"base_model": str(self._site.settings.home.resolve() / "bases" / "broken"), "family": "sd15"}
         return request
 
-    def _pictures(self, order: Order) -> list[str]:
+    def _pictures(self, order: PlannedTraining) -> list[str]:
         bad = {"bad pictures": 1, "too few": 3}.get(order.what, 0)  # of six; five are needed
         if order.stored and not bad:
             return self._stored_pictures(order.owner_id)
@@ -106,7 +106,7 @@ class Owners:
                 self._stored[owner_id] = [self._until_it_passes(partial(store, file.read_bytes())) for file in files]
             return self._stored[owner_id]
 
-    def _send(self, order: Order, request: dict[str, Any]) -> None:
+    def _send(self, order: PlannedTraining, request: dict[str, Any]) -> None:
         if order.by_task:
             # Nobody waits for the answer: Redis may forget it. The job is found by its key.
             send = self._site.application.send_task
@@ -116,7 +116,7 @@ class Owners:
         if self.accepted.setdefault(order.number, job_id) != job_id:
             self.duplicates.append(job_id)
 
-    def _wait_for_job(self, order: Order) -> str | None:
+    def _wait_for_job(self, order: PlannedTraining) -> str | None:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not self.given_up.is_set():
             with suppress(*AWAY, sa.exc.DBAPIError), self._site.services.database.reading() as session:

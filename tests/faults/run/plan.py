@@ -55,7 +55,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Order:
+class PlannedTraining:
     """One request of an owner. `what`: a good one, one with bad pictures, too few good ones, or a broken base model."""
 
     number: int
@@ -84,7 +84,7 @@ class Plan:
 
     seed: int
     during_s: float
-    orders: tuple[Order, ...]
+    orders: tuple[PlannedTraining, ...]
     faults: tuple[Fault, ...]
     resends: tuple[Resend, ...]
 
@@ -99,8 +99,8 @@ def make_plan(seed: int, jobs: int, during_s: float, faults: int) -> Plan:
     return Plan(seed, during_s, orders, tuple(_faults(chance, faults, during_s)), tuple(resends))
 
 
-def _order(chance: random.Random, number: int, at_s: float) -> Order:
-    return Order(
+def _order(chance: random.Random, number: int, at_s: float) -> PlannedTraining:
+    return PlannedTraining(
         number,
         round(at_s + chance.uniform(0, 1), 2),
         owner_id=f"owner-{chance.randrange(OWNERS)}",
@@ -113,7 +113,7 @@ def _order(chance: random.Random, number: int, at_s: float) -> Order:
     )
 
 
-def _resend(chance: random.Random, order: Order, during_s: float) -> Resend:
+def _resend(chance: random.Random, order: PlannedTraining, during_s: float) -> Resend:
     late = chance.random() < 0.2  # long after, when the job is final
     after = chance.uniform(0, during_s - order.at_s) if late else chance.uniform(0, 12)
     return Resend(round(min(order.at_s + after, during_s), 2), order.number, chance.choice(STAGES))

@@ -38,8 +38,10 @@ SETTINGS = {
 class World:
     """A running site, its servers, and the faults that they may have."""
 
-    def __init__(self, site: Site, redis: RedisServer, postgres: PostgresServer, s3: GatedS3, told: Receiver) -> None:
-        self.site, self.redis, self.postgres, self.s3, self.receiver = site, redis, postgres, s3, told
+    def __init__(
+        self, site: Site, redis: RedisServer, postgres: PostgresServer, s3: GatedS3, webhooks: Receiver
+    ) -> None:
+        self.site, self.redis, self.postgres, self.s3, self.receiver = site, redis, postgres, s3, webhooks
         self.heard: dict[str, list[str]] = {}  # by job: the final statuses that were well signed and acknowledged
         self._listened = 0
 
@@ -86,9 +88,9 @@ class World:
         new = self.receiver.got[self._listened :]
         self._listened += len(new)
         for one in new:
-            told = one.verified(SECRET)
-            if 200 <= one.answered < 300 and told["training_status"] != "processing":
-                self.heard.setdefault(told["data"]["training_id"], []).append(told["training_status"])
+            body = one.verified(SECRET)
+            if 200 <= one.answered < 300 and body["training_status"] != "processing":
+                self.heard.setdefault(body["data"]["training_id"], []).append(body["training_status"])
 
     def save_redis(self) -> None:
         """A snapshot to fall back to; not while it is down or paused."""
@@ -127,13 +129,13 @@ def world(folder: Path) -> Iterator[World]:
         postgres = stack.enter_context(postgres_node())
         redis = stack.enter_context(redis_server(folder / "redis", appendonly=False))
         s3 = stack.enter_context(gated_s3())
-        told = stack.enter_context(receiver())
+        webhooks = stack.enter_context(receiver())
         site = Site(
             folder / "site",
             base,
             redis.url,
             IMPRINT_DATABASE_URL=new_database(postgres.address),
-            IMPRINT_FETCH_ALLOW_HOSTS=json.dumps([told.address]),
+            IMPRINT_FETCH_ALLOW_HOSTS=json.dumps([webhooks.address]),
             IMPRINT_FILE_ROOTS=json.dumps([str(folder / "pictures")]),
             **SETTINGS,
             **s3.environment,
@@ -144,7 +146,7 @@ def world(folder: Path) -> Iterator[World]:
         site.services.database.migrate()
         for name in (*WORKERS, "beat", "beat-2"):
             site.start(name, wait=False)
-        yield World(site, redis, postgres, s3, told)
+        yield World(site, redis, postgres, s3, webhooks)
 
 
 def _break_base(folder: Path) -> None:

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from core.errors import SpecInvalid
-from training.backends.ai_toolkit.answers import Folders
+from training.backends.ai_toolkit.answers import ServerFolders
 from training.backends.ai_toolkit.config import (
     caption_file,
+    escape_placeholders,
     find_base_model,
-    harmless,
     job_config,
 )
-from training.backends.ai_toolkit.options import faults
+from training.backends.ai_toolkit.options import unsupported_options
 from training.spec import TrainSpec
 
 GOLDEN = Path(__file__).with_name("golden")
-FOLDERS = Folders("/app/ai-toolkit/output", "/app/ai-toolkit/datasets/")
+FOLDERS = ServerFolders("/app/ai-toolkit/output", "/app/ai-toolkit/datasets/")
 CASES: dict[str, dict[str, Any]] = {
     "sd15": {"base_model": "sd15", "class_word": "dog", "seed": 2**40 + 7},
     "sdxl": {"base_model": "sdxl", "batch_size": 2, "learning_rate": 3e-4, "epochs": 20, "seed": 0},
@@ -65,7 +65,7 @@ def test_words_that_ai_toolkit_would_act_on(word: str) -> None:
         assert not re.search(r"\$\{([^}]+)\}", text)
     for sample in config["config"]["process"][0]["sample"]["samples"]:
         assert "--" not in sample["prompt"]
-    assert harmless(harmless(word)) == harmless(word)
+    assert escape_placeholders(escape_placeholders(word)) == escape_placeholders(word)
 
 
 def test_a_caption_survives_the_way_the_trainer_joins_it() -> None:
@@ -91,7 +91,7 @@ def test_a_caption_survives_the_way_the_trainer_joins_it() -> None:
 )  # fmt: skip
 def test_options_that_are_carried_over(asked: dict[str, Any], said: dict[str, Any]) -> None:
     spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, **asked)
-    assert faults(spec) == {}
+    assert unsupported_options(spec) == {}
     [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
     assert said.items() <= process["train"].items()
 
@@ -122,7 +122,7 @@ def test_layers_scale_captions_and_prompts_are_carried_over() -> None:
 )
 def test_options_that_it_cannot_do_are_refused_by_name(asked: dict[str, Any], field: str) -> None:
     spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, **asked)
-    assert set(faults(spec)) == {field}
+    assert set(unsupported_options(spec)) == {field}
     with pytest.raises(SpecInvalid, match=field):
         job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")
 
@@ -139,7 +139,7 @@ def test_a_folder_of_ours_is_refused() -> None:
 
 def test_z_image_at_another_scale_is_refused_before_it_is_trained() -> None:
     spec = TrainSpec(base_model="z-image-turbo", trigger_word="sks", rank=16, alpha=32.0, seed=0)
-    assert set(faults(spec)) == {"alpha"}
+    assert set(unsupported_options(spec)) == {"alpha"}
     with pytest.raises(SpecInvalid, match="alpha = rank"):
         job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="Tongyi-MAI/Z-Image-Turbo")
 

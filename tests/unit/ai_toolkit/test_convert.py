@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.errors import LoraInvalid
-from training.backends.ai_toolkit.convert import convert
+from training.backends.ai_toolkit.convert import convert_lora
 from training.lora import file as lora_file
 from training.lora.safetensor import Array, Tensor, pack, tensor, unpack
 from training.ports import Example
@@ -62,11 +62,11 @@ def product(tensors: dict[str, Tensor], stem: str, ends: tuple[str, str]) -> Arr
 def test_the_same_delta_under_our_names(family: str, kind: str, tmp_path: Path) -> None:
     tensors = theirs(family, kind)
     source = written(tmp_path / "theirs.safetensors", tensors)
-    report = convert(
+    report = convert_lora(
         source, tmp_path / "ours.safetensors", spec(family), EXAMPLES, dataset_sha256="d" * 64, base_model="me/base"
     )
     data = (tmp_path / "ours.safetensors").read_bytes()
-    assert report == lora_file.check(data, family=family, rank=4)
+    assert report == lora_file.check_lora_file(data, family=family, rank=4)
     assert report.alpha == spec(family).alpha
     ours, metadata = unpack(data)
     naming = lora_file.NAMINGS[family]
@@ -86,7 +86,7 @@ def test_an_alpha_that_the_files_precision_rounds_is_written_in_full(tmp_path: P
     ordered = spec("sdxl", alpha=0.1)
     tensors = theirs("sdxl", "F16", _alpha=tensor(np.asarray(0.1), "F16"))
     out = tmp_path / "ours.safetensors"
-    assert convert(
+    assert convert_lora(
         written(tmp_path / "a", tensors), out, ordered, EXAMPLES, dataset_sha256="d" * 64
     ).alpha == pytest.approx(0.1, rel=1e-7)
 
@@ -107,7 +107,7 @@ REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
 def test_refused(family: str, changed: dict[str, Any], why: str, tmp_path: Path) -> None:
     source = written(tmp_path / "theirs", theirs(family, lora_file.NAMINGS[family].kind, **changed))
     with pytest.raises(LoraInvalid, match=why):
-        convert(source, tmp_path / "ours", spec(family), EXAMPLES, dataset_sha256="d" * 64)
+        convert_lora(source, tmp_path / "ours", spec(family), EXAMPLES, dataset_sha256="d" * 64)
     assert not (tmp_path / "ours").exists()
 
 
@@ -116,6 +116,6 @@ def test_no_safetensors(harm: Callable[[bytes], bytes], tmp_path: Path) -> None:
     source = written(tmp_path / "theirs", theirs("sd15", "F32"))
     source.write_bytes(harm(source.read_bytes()))
     with pytest.raises(LoraInvalid, match="not sound"):
-        convert(source, tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)
+        convert_lora(source, tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)
     with pytest.raises(LoraInvalid, match="cannot be read"):
-        convert(tmp_path / "nothing", tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)
+        convert_lora(tmp_path / "nothing", tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)

@@ -9,7 +9,7 @@ QUEUED, RUNNING, STOPPED, COMPLETED, ERROR = "queued", "running", "stopped", "co
 
 
 @dataclass(frozen=True)
-class Folders:
+class ServerFolders:
     """Where the server keeps things: absolute paths on its machine."""
 
     training: str
@@ -79,7 +79,7 @@ class LossPoint:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleImage:
     """A picture drawn while training, of prompt number `prompt` after `step` steps."""
 
     path: str

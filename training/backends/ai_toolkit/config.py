@@ -15,7 +15,7 @@ from typing import Any
 
 from core.errors import SpecInvalid
 from training.backends.ai_toolkit import options
-from training.backends.ai_toolkit.answers import Folders
+from training.backends.ai_toolkit.answers import ServerFolders
 from training.spec import TrainSpec, base_model_location, is_distilled
 
 ZIMAGE_ADAPTER = "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
@@ -45,25 +45,25 @@ def check_base_model(base_model: str) -> None:
         )
 
 
-def harmless(text: str) -> str:
+def escape_placeholders(text: str) -> str:
     """`text` without what ai-toolkit would replace: `${X}` by a variable of its environment, `[name]`, `[trigger]`."""
     return text.replace("${", "$(").replace("[name]", "(name)").replace("[trigger]", "(trigger)")
 
 
-def harmless_prompt(text: str) -> str:
-    """`harmless`, and without `--w 4096` and other flags that it reads out of a prompt."""
-    return re.sub(r"-(?=-)", "- ", harmless(text))
+def escape_prompt(text: str) -> str:
+    """`escape_placeholders`, and without `--w 4096` and other flags that it reads out of a prompt."""
+    return re.sub(r"-(?=-)", "- ", escape_placeholders(text))
 
 
 def caption_file(caption: str) -> bytes:
     """The `.txt` beside a picture, such that the trainer reads `caption` out of it: it joins at commas with ", "."""
-    return re.sub(r",\s+", ",", harmless(caption)).encode()
+    return re.sub(r",\s+", ",", escape_placeholders(caption)).encode()
 
 
 def job_config(
     spec: TrainSpec,
     name: str,
-    folders: Folders,
+    folders: ServerFolders,
     *,
     pictures: int,
     base_model: str,
@@ -76,7 +76,7 @@ def job_config(
     the hub, for Z-Image-Turbo; None: ai-toolkit's own. Raises SpecInvalid for what ai-toolkit cannot train.
     """
     check_base_model(base_model)
-    if wrong := options.faults(spec):
+    if wrong := options.unsupported_options(spec):
         raise SpecInvalid.of(wrong)
     if training_adapter is not None and not _HUB_FILE.fullmatch(training_adapter):
         raise SpecInvalid.of({"training_adapter": "is no file on the hub (owner/name/file.safetensors)"})
@@ -116,7 +116,7 @@ def is_turbo(spec: TrainSpec, base_model: str) -> bool:
 
 def _network(spec: TrainSpec) -> dict[str, Any]:
     network: dict[str, Any] = {"type": "lora", "linear": spec.rank, "linear_alpha": spec.file_alpha}
-    if (names := options.targets(spec)) is not None:
+    if (names := options.layer_names(spec)) is not None:
         # As our own loop: by itself it takes every linear and 1x1 convolution of the UNet.
         network["network_kwargs"] = {"only_if_contains": names}
     return network
@@ -126,7 +126,7 @@ def _dataset(spec: TrainSpec, folder: str) -> dict[str, Any]:
     return {
         "folder_path": folder,
         "caption_ext": "txt",
-        "default_caption": harmless(spec.trigger_word),
+        "default_caption": escape_placeholders(spec.trigger_word),
         "caption_dropout_rate": spec.data.caption_dropout,
         "cache_latents_to_disk": True,
         "is_reg": False,
@@ -146,7 +146,7 @@ def _train(spec: TrainSpec, steps: int) -> dict[str, Any]:
         "train_text_encoder": False,
         "gradient_checkpointing": spec.family != "sd15",
         "noise_scheduler": "ddpm",
-        **options.training(spec),
+        **options.train_section(spec),
         "dtype": "bf16",
         "loss_type": "mse",
         "skip_first_sample": True,
@@ -181,8 +181,8 @@ def _model(spec: TrainSpec, base_model: str, training_adapter: str | None) -> di
 
 def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
     """Previews: those that are asked for, else three prompts, at each quarter of the steps."""
-    subject = harmless_prompt(f"{spec.trigger_word} {spec.class_word}".strip())
-    prompts = [harmless_prompt(one) for one in spec.validation.previews] or [one.format(subject) for one in PROMPTS]
+    subject = escape_prompt(f"{spec.trigger_word} {spec.class_word}".strip())
+    prompts = [escape_prompt(one) for one in spec.validation.previews] or [one.format(subject) for one in PROMPTS]
     guidance, drawing_steps = (6.0, 20) if spec.family != "z-image" else (4.0, 30)
     if is_turbo(spec, base_model):
         guidance, drawing_steps = 1.0, 9

@@ -21,26 +21,26 @@ from training.spec import TrainSpec
 _PREDICTION = {"sd15": "epsilon", "sdxl": "epsilon", "z-image": "flow"}
 
 
-def convert(
+def convert_lora(
     source: Path, out: Path, spec: TrainSpec, examples: Sequence[Example], *, dataset_sha256: str, base_model: str = ""
 ) -> LoraReport:
-    """Write ai-toolkit's file `source` as ours to `out`, whole or not at all; passes `lora_file.check`.
+    """Write ai-toolkit's file `source` as ours to `out`, whole or not at all; passes `lora_file.check_lora_file`.
 
     base_model: the hub id that was trained on, kept in the metadata. Raises LoraInvalid for a file that is not what
     was ordered, StoreUnavailable if `out` cannot be written.
     """
-    weights = _weights(_read(source), spec)
+    weights = _weights(_read_tensors(source), spec)
     metadata = _metadata(spec, examples, dataset_sha256, base_model)
-    data = lora_file.to_bytes(spec.family, weights, spec.file_alpha, metadata)
-    report = lora_file.check(data, family=spec.family, rank=spec.rank)
+    data = lora_file.serialize_lora(spec.family, weights, spec.file_alpha, metadata)
+    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
     try:
-        lora_file.write(out, data)
+        lora_file.write_file(out, data)
     except OSError as error:
         raise StoreUnavailable(f"the LoRA file cannot be written: {error.strerror}") from error
     return report
 
 
-def _read(source: Path) -> dict[str, Tensor]:
+def _read_tensors(source: Path) -> dict[str, Tensor]:
     try:
         size = source.stat().st_size
         data = source.read_bytes() if size <= DEFAULT_MAX_BYTES else b""
@@ -81,16 +81,17 @@ def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpe
     if alpha is None:
         if naming.underscores:  # loaders of kohya's form would take alpha = rank; the trainer always writes it
             raise LoraInvalid(f"the trained file lacks {stem}.alpha")
-        told, ordered = float(spec.rank), spec.file_alpha
+        alpha_in_file, alpha_in_spec = float(spec.rank), spec.file_alpha
     elif alpha.elements.size != 1:
         raise LoraInvalid(f"the trained file's {stem}.alpha is no single number")
     else:
         # In the precision of the file, in which the order's alpha may be another number.
-        told = float(alpha.floats().reshape(-1)[0])
-        ordered = float(tensor(np.asarray(spec.file_alpha), alpha.kind).floats())
-    if told != ordered:
+        alpha_in_file = float(alpha.floats().reshape(-1)[0])
+        alpha_in_spec = float(tensor(np.asarray(spec.file_alpha), alpha.kind).floats())
+    if alpha_in_file != alpha_in_spec:
         raise LoraInvalid(
-            f"the trained file's {stem} was trained with alpha {told:g} at rank {spec.rank}, not {spec.file_alpha:g}"
+            f"the trained file's {stem} was trained with alpha {alpha_in_file:g} at rank {spec.rank}, "
+            f"not {spec.file_alpha:g}"
         )
 
 

@@ -7,8 +7,8 @@ from itertools import chain
 
 from core.errors import BackendFailed, BackendUnreachable
 from training.backends.ai_toolkit import config
-from training.backends.ai_toolkit.server import Server
-from training.backends.ai_toolkit.wire import TRIES, pause_s
+from training.backends.ai_toolkit.connection import TRIES, backoff_s
+from training.backends.ai_toolkit.server import ToolkitServer
 from training.ports import Example
 
 # A proxy in front of a pod refuses requests of 100 MB, and gives up after 100 s: this is 2.5 Mbit/s.
@@ -17,7 +17,7 @@ MAX_REQUEST_BYTES = 30_000_000
 File = tuple[str, bytes]
 
 
-def deliver(server: Server, dataset: str, examples: Sequence[Example]) -> None:
+def upload_dataset(server: ToolkitServer, dataset: str, examples: Sequence[Example]) -> None:
     """Bring every picture, as 0001.png with its caption in 0001.txt, into a dataset; what is there already stays.
 
     Then the server is asked what it has: BackendFailed if that is not these pictures with these captions.
@@ -30,7 +30,7 @@ def deliver(server: Server, dataset: str, examples: Sequence[Example]) -> None:
                 server.upload(dataset, request)
         except BackendUnreachable:
             # Some may have come: look before any is sent again.
-            time.sleep(pause_s(tried))
+            time.sleep(backoff_s(tried))
             missing = _missing(server, dataset, examples, compare_sizes=True)
             if tried == TRIES and missing:
                 raise
@@ -41,7 +41,7 @@ def deliver(server: Server, dataset: str, examples: Sequence[Example]) -> None:
     raise BackendFailed(f"the server keeps {len(examples) - len(missing)} of {len(examples)} pictures in {dataset}")
 
 
-def stem(number: int) -> str:
+def picture_name(number: int) -> str:
     """What picture `number`, from 1, is called on the server, without its suffix."""
     return f"{number:04d}"
 
@@ -49,8 +49,8 @@ def stem(number: int) -> str:
 def _pair(number: int, example: Example) -> list[File]:
     # The caption comes last: where it is whole, so is the picture.
     return [
-        (f"{stem(number)}.png", example.path.read_bytes()),
-        (f"{stem(number)}.txt", config.caption_file(example.caption)),
+        (f"{picture_name(number)}.png", example.path.read_bytes()),
+        (f"{picture_name(number)}.txt", config.caption_file(example.caption)),
     ]
 
 
@@ -69,13 +69,15 @@ def _requests(pairs: Iterable[list[File]]) -> Iterator[list[File]]:
         yield list(chain.from_iterable(held))
 
 
-def _missing(server: Server, dataset: str, examples: Sequence[Example], *, compare_sizes: bool = False) -> set[int]:
+def _missing(
+    server: ToolkitServer, dataset: str, examples: Sequence[Example], *, compare_sizes: bool = False
+) -> set[int]:
     """The numbers of the pictures that are not in the dataset as they should be. BackendFailed for any other picture.
 
     compare_sizes: also ask for each picture's size, for those that an earlier submission may have left half-written.
     """
     paths = {re.split(r"[/\\]", path)[-1]: path for path in server.pictures(dataset)}
-    expected = {f"{stem(number)}.png": number for number in range(1, len(examples) + 1)}
+    expected = {f"{picture_name(number)}.png": number for number in range(1, len(examples) + 1)}
     if strange := sorted(set(paths) - set(expected)):
         raise BackendFailed(f"the dataset {dataset} on the server has {len(strange)} pictures that are not of this job")
     captions = server.captions(list(paths.values()))

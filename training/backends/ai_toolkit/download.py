@@ -6,14 +6,14 @@ from pathlib import Path
 
 from core.errors import BackendFailed, BackendUnreachable, StoreUnavailable
 from core.files import replace_file
-from training.backends.ai_toolkit.wire import Answer, Wire, pause_s
+from training.backends.ai_toolkit.connection import ToolkitConnection, ToolkitResponse, backoff_s
 
 TRIES_WITHOUT_PROGRESS = 5
 SLOWEST_BYTES_PER_S = 50_000
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
-def download(wire: Wire, address: str, to: Path, size: int) -> None:
+def download_file(connection: ToolkitConnection, address: str, to: Path, size: int) -> None:
     """Fetch the file of `size` bytes at `address` into `to`; what came before a break is kept and gone on with.
 
     Raises BackendUnreachable if it breaks again and again without a byte more, or crawls; BackendFailed if the file is
@@ -30,12 +30,12 @@ def download(wire: Wire, address: str, to: Path, size: int) -> None:
                 part.write_bytes(b"")
             have = part.stat().st_size
             try:
-                done = have == size or _fetch(wire, address, part, have, size, deadline)
+                done = have == size or _fetch(connection, address, part, have, size, deadline)
             except BackendUnreachable:
                 failures = 1 if part.stat().st_size > have else failures + 1
                 if failures >= TRIES_WITHOUT_PROGRESS or time.monotonic() > deadline:
                     raise
-                time.sleep(pause_s(failures))
+                time.sleep(backoff_s(failures))
                 continue
             if done:
                 break
@@ -44,29 +44,31 @@ def download(wire: Wire, address: str, to: Path, size: int) -> None:
         raise StoreUnavailable(f"the downloaded file cannot be written: {error.strerror}") from error
 
 
-def _fetch(wire: Wire, address: str, part: Path, have: int, size: int, deadline: float) -> bool:
+def _fetch(connection: ToolkitConnection, address: str, part: Path, have: int, size: int, deadline: float) -> bool:
     """Fetch what is missing; whether it is whole now. Starts anew where the server cannot go on from `have`."""
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with wire.stream("GET", address, headers=headers) as response:
+    with connection.stream("GET", address, headers=headers) as response:
         if response.status_code == 416:  # another file than the one that we have the beginning of
             part.write_bytes(b"")
             return False
         if response.status_code not in (200, 206):
             body = next(response.iter_raw(4096), b"")[:4096]
-            raise wire.refusal(Answer(response.status_code, body))
-        told = _RANGE.fullmatch(response.headers.get("content-range", ""))
-        if response.status_code == 206 and (not told or (int(told[1]), int(told[2])) != (have, size)):
+            raise connection.error_of(ToolkitResponse(response.status_code, body))
+        part_sent = _RANGE.fullmatch(response.headers.get("content-range", ""))
+        if response.status_code == 206 and (not part_sent or (int(part_sent[1]), int(part_sent[2])) != (have, size)):
             part.write_bytes(b"")
-            raise BackendFailed(f"{wire.place} gives another part of a file than was asked for")
+            raise BackendFailed(f"{connection.place} gives another part of a file than was asked for")
         with part.open("r+b") as file:
             file.seek(have if response.status_code == 206 else 0)
             file.truncate()
             for chunk in response.iter_raw():
                 file.write(chunk)
                 if file.tell() > size:
-                    raise BackendFailed(f"{wire.place} gives a file of more than the {size} bytes that it told of")
+                    raise BackendFailed(
+                        f"{connection.place} gives a file of more than the {size} bytes that it told of"
+                    )
                 if time.monotonic() > deadline:
-                    raise BackendUnreachable(f"{wire.place} gives a file too slowly")
+                    raise BackendUnreachable(f"{connection.place} gives a file too slowly")
     if part.stat().st_size != size:
-        raise BackendUnreachable(f"the connection to {wire.place} broke")
+        raise BackendUnreachable(f"the connection to {connection.place} broke")
     return True

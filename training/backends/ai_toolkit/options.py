@@ -20,12 +20,12 @@ _KNOWN = {
 _FAMILIES = ("sd15", "sdxl", "z-image")  # whose jobs config.py can write and whose files convert.py can read
 
 
-def faults(spec: TrainSpec) -> dict[str, str]:
+def unsupported_options(spec: TrainSpec) -> dict[str, str]:
     """What of a spec ai-toolkit cannot do, by field; {} for a spec that it can train."""
     found = {
         f"{group}.{name}": "ai-toolkit cannot do this: leave it out, or train with backend local"
         for group, known in _KNOWN.items()
-        for name in getattr(spec, group).told()
+        for name in getattr(spec, group).to_dict()
         if name not in known
     }
     if spec.family not in _FAMILIES:
@@ -42,14 +42,14 @@ def faults(spec: TrainSpec) -> dict[str, str]:
     return found
 
 
-def targets(spec: TrainSpec) -> list[str] | None:
+def layer_names(spec: TrainSpec) -> list[str] | None:
     """Parts of names that a layer of the UNet must have one of; None for Z-Image, whose layers all get a LoRA."""
     if spec.family == "z-image":
         return None
     return [*_ATTENTION, *(_REST if spec.adapter.targets == "all" else [])]
 
 
-def training(spec: TrainSpec) -> dict[str, Any]:
+def train_section(spec: TrainSpec) -> dict[str, Any]:
     """Fields of ai-toolkit's `train`."""
     asked = spec.optimization
     params: dict[str, Any] = {"weight_decay": asked.weight_decay}

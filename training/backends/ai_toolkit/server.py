@@ -17,18 +17,16 @@ from core.errors import BackendFailed, BackendUnreachable
 from training.backends.ai_toolkit.answers import (
     QUEUED,
     RUNNING,
-    Folders,
     Gpu,
     LogPart,
     LossPoint,
     RemoteFile,
     RemoteJob,
-    Sample,
+    SampleImage,
+    ServerFolders,
 )
-from training.backends.ai_toolkit.download import download
-from training.backends.ai_toolkit.wire import Answer, Wire, open_client
-
-__all__ = ["Server", "open_client"]
+from training.backends.ai_toolkit.connection import ToolkitConnection, ToolkitResponse
+from training.backends.ai_toolkit.download import download_file
 
 T = TypeVar("T")
 
@@ -38,7 +36,7 @@ _SAMPLE = re.compile(r"\d+__(\d{1,9})_(\d{1,4})\.(?:jpe?g|png|webp)")
 _PLAIN_NAME = re.compile(r"[a-z0-9_]{1,200}")
 
 
-class Server:
+class ToolkitServer:
     """One ai-toolkit server. `http` may be shared between servers and threads."""
 
     def __init__(self, url: str, token: str | None, http: httpx2.Client) -> None:
@@ -46,32 +44,34 @@ class Server:
 
         Raises BackendFailed for an address or a password that cannot be one.
         """
-        self.wire = Wire(url, token, http)
+        self.connection = ToolkitConnection(url, token, http)
 
     # ---- the server ----
 
     def ready(self) -> bool:
         """Whether the service answers and lets us in; one request. False while it starts; BackendFailed for a 401."""
         try:
-            told = self.wire.send("GET", "/api/auth").json()
+            data = self.connection.send("GET", "/api/auth").json()
         except BackendUnreachable:
             return False
-        if not isinstance(told, dict) or "isAuthenticated" not in told:
-            raise self.wire.nonsense()
-        return bool(told["isAuthenticated"])
+        if not isinstance(data, dict) or "isAuthenticated" not in data:
+            raise self.connection.unexpected_answer()
+        return bool(data["isAuthenticated"])
 
-    def folders(self) -> Folders:
+    def folders(self) -> ServerFolders:
         """Where the server keeps outputs and datasets."""
-        told = self.wire.again("GET", "/api/settings").json()
-        return self._read(lambda: Folders(_path(told["TRAINING_FOLDER"]), _path(told["DATASETS_FOLDER"])))
+        data = self.connection.send_with_retries("GET", "/api/settings").json()
+        return self._parse(
+            lambda: ServerFolders(_checked_path(data["TRAINING_FOLDER"]), _checked_path(data["DATASETS_FOLDER"]))
+        )
 
     def gpus(self) -> list[Gpu]:
         """Its GPUs; none for a server without."""
-        told = self.wire.again("GET", "/api/gpu").json()
-        return self._read(
+        data = self.connection.send_with_retries("GET", "/api/gpu").json()
+        return self._parse(
             lambda: [
                 Gpu(int(gpu["index"]), str(gpu["name"])[:100], int(gpu["memory"]["total"]) * 2**20)
-                for gpu in told["gpus"]
+                for gpu in data["gpus"]
             ]
         )
 
@@ -83,74 +83,74 @@ class Server:
 
     def jobs(self) -> dict[str, RemoteJob]:
         """All jobs of the server by name, in one request. Where a name is missing there is no such job."""
-        told = self.wire.again("GET", "/api/jobs").json()
-        rows = self._read(lambda: [RemoteJob.of(row) for row in told["jobs"]])
+        data = self.connection.send_with_retries("GET", "/api/jobs").json()
+        rows = self._parse(lambda: [RemoteJob.of(row) for row in data["jobs"]])
         return {row.name: row for row in rows}
 
     def job(self, remote_id: str) -> RemoteJob | None:
         """One job by the server's id; None if there is none (the server says 200 and null)."""
-        answer = self.wire.again("GET", "/api/jobs", params={"id": remote_id})
+        answer = self.connection.send_with_retries("GET", "/api/jobs", params={"id": remote_id})
         if answer.body.strip() == b"null":
             return None
-        told = answer.json()
-        return self._read(lambda: RemoteJob.of(told))
+        data = answer.json()
+        return self._parse(lambda: RemoteJob.of(data))
 
     def create_job(self, name: str, config: Mapping[str, Any], gpu_ids: str = "0") -> RemoteJob | None:
         """Make a job's row; None if the name is taken. Not retried: after BackendUnreachable look into `jobs()`."""
         body = {"name": name, "gpu_ids": gpu_ids, "job_config": config}
-        answer = self.wire.send("POST", "/api/jobs", json=body, accept=(200, 409))
+        answer = self.connection.send("POST", "/api/jobs", json=body, accept=(200, 409))
         if answer.status == 409:
             return None
-        told = answer.json()
-        return self._read(lambda: RemoteJob.of(told))
+        data = answer.json()
+        return self._parse(lambda: RemoteJob.of(data))
 
     def start(self, remote_id: str) -> None:
         """Put a job into its queue, which does not run for that. Never for a running job: it would run twice."""
-        self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/start")
+        self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/start")
 
     def queues(self) -> dict[str, bool] | None:
         """Which queues there are, by gpu_ids, and whether they run; None for a server from before queues."""
-        answer = self.wire.again("GET", "/api/queue", accept=(200, 404))
+        answer = self.connection.send_with_retries("GET", "/api/queue", accept=(200, 404))
         if answer.status == 404:
             return None
-        told = answer.json()
-        return self._read(lambda: {str(row["gpu_ids"]): bool(row["is_running"]) for row in told["queues"]})
+        data = answer.json()
+        return self._parse(lambda: {str(row["gpu_ids"]): bool(row["is_running"]) for row in data["queues"]})
 
     def start_queue(self, gpu_ids: str = "0") -> None:
         """Let a queue run. A server stops a queue whenever it has drained; one from before queues has none: fine."""
-        self.wire.again("GET", f"/api/queue/{quote(gpu_ids, safe='')}/start", accept=(200, 404))
+        self.connection.send_with_retries("GET", f"/api/queue/{quote(gpu_ids, safe='')}/start", accept=(200, 404))
 
     def stop(self, remote_id: str) -> None:
         """End a *running* job; absent is fine. A queued one is not ended by it: see `mark_stopped`."""
-        self._found(self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/stop", accept=(200, 404)))
+        self._found(self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/stop", accept=(200, 404)))
 
     def mark_stopped(self, remote_id: str) -> None:
         """Write `stopped` into a job's row, whatever runs."""
-        self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/mark_stopped")
+        self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/mark_stopped")
 
     def delete_job(self, remote_id: str) -> None:
         """Remove a job's row and its output folder. Absent is fine."""
-        self._found(self.wire.send("GET", f"/api/jobs/{_id(remote_id)}/delete", accept=(200, 404)))
+        self._found(self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/delete", accept=(200, 404)))
 
     # ---- what a job has made ----
 
     def log(self, remote_id: str, offset: int = 0) -> LogPart:
         """What came to the log since `offset`; from servers before 2026-07 always the whole log."""
-        answer = self.wire.again("GET", f"/api/jobs/{_id(remote_id)}/log", params={"offset": offset})
-        told = answer.json()
-        return self._read(lambda: _log_part(told))
+        answer = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/log", params={"offset": offset})
+        data = answer.json()
+        return self._parse(lambda: _log_part(data))
 
     def loss(self, remote_id: str, since: int = 0) -> list[LossPoint]:
         """The loss after each step beyond `since`, 2,000 at most; [] where the server keeps none (yet)."""
-        told = self._loss(remote_id, LOSS_KEY, since)
-        keys = self._read(lambda: [str(key) for key in told.get("keys") or []])
+        data = self._loss(remote_id, LOSS_KEY, since)
+        keys = self._parse(lambda: [str(key) for key in data.get("keys") or []])
         other = next((key for key in sorted(keys) if key.startswith("loss")), None)
         if other is not None and LOSS_KEY not in keys:
-            told = self._loss(remote_id, other, since)
-        return self._read(
+            data = self._loss(remote_id, other, since)
+        return self._parse(
             lambda: [
                 LossPoint(int(point["step"]), float(point["value"]))
-                for point in told.get("points") or []
+                for point in data.get("points") or []
                 if point["value"] is not None
             ]
         )
@@ -158,29 +158,33 @@ class Server:
     def _loss(self, remote_id: str, key: str, since: int) -> Any:
         asked = {"key": key, "since_step": since, "limit": MAX_POINTS}
         # A server without it answers 404 with a page: no loss is no failure.
-        answer = self.wire.again("GET", f"/api/jobs/{_id(remote_id)}/loss", params=asked, accept=(200, 404))
+        answer = self.connection.send_with_retries(
+            "GET", f"/api/jobs/{_id(remote_id)}/loss", params=asked, accept=(200, 404)
+        )
         return answer.json() if answer.status == 200 else {}
 
-    def samples(self, remote_id: str) -> list[Sample]:
+    def samples(self, remote_id: str) -> list[SampleImage]:
         """The pictures drawn so far, by step and prompt."""
-        told = self.wire.again("GET", f"/api/jobs/{_id(remote_id)}/samples").json()
-        paths = self._read(lambda: [_path(path) for path in told["samples"]])
+        data = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/samples").json()
+        paths = self._parse(lambda: [_checked_path(path) for path in data["samples"]])
         found = [(path, _SAMPLE.fullmatch(_base_name(path))) for path in paths]
-        made = [Sample(path, int(match[1]), int(match[2])) for path, match in found if match]
+        made = [SampleImage(path, int(match[1]), int(match[2])) for path, match in found if match]
         return sorted(made, key=lambda sample: (sample.step, sample.prompt, sample.path))
 
     def sample_bytes(self, path: str, max_bytes: int) -> bytes:
         """One sample's file. BackendFailed above `max_bytes`."""
-        return self.wire.again("GET", _file(path), max_bytes=max_bytes).body
+        return self.connection.send_with_retries("GET", _file(path), max_bytes=max_bytes).body
 
     def files(self, remote_id: str) -> list[RemoteFile]:
         """The files in a job's output folder."""
-        told = self.wire.again("GET", f"/api/jobs/{_id(remote_id)}/files").json()
-        return self._read(lambda: [RemoteFile(_path(file["path"]), int(file["size"])) for file in told["files"]])
+        data = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/files").json()
+        return self._parse(
+            lambda: [RemoteFile(_checked_path(file["path"]), int(file["size"])) for file in data["files"]]
+        )
 
     def size_of(self, path: str) -> int | None:
         """The size of a file on the server; None if it is not there."""
-        with self.wire.stream("HEAD", _file(path)) as response:
+        with self.connection.stream("HEAD", _file(path)) as response:
             if response.status_code == 200 and response.headers.get("content-length", "").isdecimal():
                 return int(response.headers["content-length"])
         return None
@@ -190,72 +194,74 @@ class Server:
 
         Raises StoreUnavailable where `to` cannot be written.
         """
-        download(self.wire, _file(path), to, size)
+        download_file(self.connection, _file(path), to, size)
 
     # ---- datasets ----
 
     def datasets(self) -> list[str]:
         """The names of all datasets. A fresh server makes its folder of datasets in this call."""
-        told = self.wire.again("GET", "/api/datasets/list").json()
-        return self._read(lambda: [str(name + "") for name in told])
+        data = self.connection.send_with_retries("GET", "/api/datasets/list").json()
+        return self._parse(lambda: [str(name + "") for name in data])
 
     def create_dataset(self, name: str) -> str:
         """Make a dataset, or find it; gives the name that the server made of `name`."""
-        told = self.wire.again("POST", "/api/datasets/create", json={"name": name}).json()
-        return self._read(lambda: str(told["name"] + ""))
+        data = self.connection.send_with_retries("POST", "/api/datasets/create", json={"name": name}).json()
+        return self._parse(lambda: str(data["name"] + ""))
 
     def upload(self, dataset: str, files: Sequence[tuple[str, bytes]]) -> None:
         """Send files, in one request; a file of the same name is overwritten. Not retried: look what came first."""
         parts = [("files", (name, data, "application/octet-stream")) for name, data in files]
-        form = {"datasetName": _plain(dataset)}
-        told = self.wire.send("POST", "/api/datasets/upload", data=form, files=parts, patience=10).json()
-        if self._read(lambda: sorted(told["files"])) != sorted(name for name, _ in files):
-            raise BackendFailed(f"{self.wire.place} did not keep the files that it was sent")
+        form = {"datasetName": _checked_name(dataset)}
+        data = self.connection.send("POST", "/api/datasets/upload", data=form, files=parts, patience=10).json()
+        if self._parse(lambda: sorted(data["files"])) != sorted(name for name, _ in files):
+            raise BackendFailed(f"{self.connection.place} did not keep the files that it was sent")
 
     def pictures(self, dataset: str) -> list[str]:
         """Absolute paths of the pictures in a dataset; [] if there is none."""
-        body = {"datasetName": _plain(dataset)}
-        answer = self.wire.again("POST", "/api/datasets/listImages", json=body, accept=(200, 404))
-        told = answer.json()
-        return self._read(lambda: _listed(told)) if self._found(answer) else []
+        body = {"datasetName": _checked_name(dataset)}
+        answer = self.connection.send_with_retries("POST", "/api/datasets/listImages", json=body, accept=(200, 404))
+        data = answer.json()
+        return self._parse(lambda: _listed(data)) if self._found(answer) else []
 
     def captions(self, paths: Sequence[str]) -> dict[str, str]:
         """The captions of pictures, by their absolute paths; "" for one without."""
         if not paths:
             return {}
-        answer = self.wire.again("POST", "/api/caption/getBatch", json={"imgPaths": list(paths)}, accept=(200, 404))
+        answer = self.connection.send_with_retries(
+            "POST", "/api/caption/getBatch", json={"imgPaths": list(paths)}, accept=(200, 404)
+        )
         if answer.status == 404:  # a server from before that call
             return {path: self._caption(path) for path in paths}
-        told = answer.json()
-        return self._read(lambda: {str(path): str(text or "") for path, text in told["captions"].items()})
+        data = answer.json()
+        return self._parse(lambda: {str(path): str(text or "") for path, text in data["captions"].items()})
 
     def _caption(self, path: str) -> str:
-        answer = self.wire.again("POST", "/api/caption/get", json={"imgPath": path})
+        answer = self.connection.send_with_retries("POST", "/api/caption/get", json={"imgPath": path})
         return answer.body.decode("utf-8", "replace")
 
     def delete_dataset(self, name: str) -> None:
         """Absent is fine. Refused here unless the name is a plain one: the server would delete any folder."""
-        self.wire.send("POST", "/api/datasets/delete", json={"name": _plain(name)})
+        self.connection.send("POST", "/api/datasets/delete", json={"name": _checked_name(name)})
 
-    def _found(self, answer: Answer) -> bool:
+    def _found(self, answer: ToolkitResponse) -> bool:
         """False for the server's own 404; a proxy's says nothing about the server, and raises BackendUnreachable."""
         if answer.status == 404 and not answer.is_error:
-            raise self.wire.refusal(answer)
+            raise self.connection.error_of(answer)
         return answer.status == 200
 
-    def _read(self, reader: Callable[[], T]) -> T:
+    def _parse(self, reader: Callable[[], T]) -> T:
         """What `reader` makes of an answer, or BackendFailed if the answer has another shape."""
         try:
             return reader()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
-            raise self.wire.nonsense() from None
+            raise self.connection.unexpected_answer() from None
 
 
-def _path(told: Any) -> str:
+def _checked_path(path: Any) -> str:
     """An absolute path on the server, as a text that holds no trick."""
-    if not isinstance(told, str) or not told or "\x00" in told or ".." in re.split(r"[/\\]", told):
+    if not isinstance(path, str) or not path or "\x00" in path or ".." in re.split(r"[/\\]", path):
         raise ValueError("no path")
-    return told
+    return path
 
 
 def _base_name(path: str) -> str:
@@ -264,30 +270,30 @@ def _base_name(path: str) -> str:
 
 def _file(path: str) -> str:
     # In one segment: with plain slashes the server loses the leading one.
-    return "/api/files/" + quote(_path(path), safe="")
+    return "/api/files/" + quote(_checked_path(path), safe="")
 
 
 def _id(remote_id: str) -> str:
     return quote(remote_id, safe="")
 
 
-def _plain(name: str) -> str:
+def _checked_name(name: str) -> str:
     if not _PLAIN_NAME.fullmatch(name):
         raise BackendFailed(f"{name[:60]!r} is no name of a dataset of ours")
     return name
 
 
-def _log_part(told: Any) -> LogPart:
-    text = str(told["log"])
-    if "offset" not in told:  # before 2026-07
+def _log_part(data: Any) -> LogPart:
+    text = str(data["log"])
+    if "offset" not in data:  # before 2026-07
         return LogPart(text, len(text.encode()), reset=True)
-    return LogPart(text, int(told["offset"]), bool(told["reset"]))
+    return LogPart(text, int(data["offset"]), bool(data["reset"]))
 
 
-def _listed(told: Any) -> list[str]:
+def _listed(data: Any) -> list[str]:
     """The paths of listImages, in the shapes of before and after 2026-07-01."""
-    images = told["images"]
-    if "root" not in told:
-        return [_path(image["img_path"]) for image in images]
-    root = _path(told["root"])
-    return [_path(root.rstrip("/") + "/" + image) for image in images]
+    images = data["images"]
+    if "root" not in data:
+        return [_checked_path(image["img_path"]) for image in images]
+    root = _checked_path(data["root"])
+    return [_checked_path(root.rstrip("/") + "/" + image) for image in images]

@@ -14,9 +14,9 @@ from typing import Literal
 
 from core.errors import BackendFailed, BackendUnreachable
 from training.backends.ai_toolkit import config
-from training.backends.ai_toolkit.answers import COMPLETED, ERROR, QUEUED, RUNNING, STOPPED, RemoteJob, Sample
-from training.backends.ai_toolkit.delivery import deliver
-from training.backends.ai_toolkit.server import Server
+from training.backends.ai_toolkit.answers import COMPLETED, ERROR, QUEUED, RUNNING, STOPPED, RemoteJob, SampleImage
+from training.backends.ai_toolkit.delivery import upload_dataset
+from training.backends.ai_toolkit.server import ToolkitServer
 from training.lora.safetensor import MAX_HEADER_BYTES, Malformed, read_header
 from training.ports import Example
 from training.spec import TrainSpec
@@ -42,7 +42,7 @@ _LOSSES = 100  # over how many steps the loss is averaged at most
 
 
 @dataclass(frozen=True)
-class Order:
+class RemoteTraining:
     """One training to be done on a server."""
 
     name: str  # from `remote_name`
@@ -54,7 +54,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Sighting:
+class PollResult:
     """How a job was seen."""
 
     status: Status
@@ -66,7 +66,7 @@ class Sighting:
     info: str  # the server's own words, for operators; may quote what was sent, never a secret of ours
     log_offset: int  # hand it in the next time
     grew: bool  # the log, since the offset that was handed in
-    samples: tuple[Sample, ...]  # all so far, in the order of their steps; () where the step did not move
+    samples: tuple[SampleImage, ...]  # all so far, in the order of their steps; () where the step did not move
 
 
 def remote_name(job_id: str, attempt: int) -> str:
@@ -84,7 +84,7 @@ def _nothing() -> None:
     return
 
 
-def submit(server: Server, order: Order, check: Callable[[], None] = _nothing) -> str:
+def submit(server: ToolkitServer, training: RemoteTraining, check: Callable[[], None] = _nothing) -> str:
     """Bring a training to the server and start it; gives the server's id.
 
     check: called before the job is made and before it is started; what it raises ends the submission. A job that was
@@ -93,11 +93,11 @@ def submit(server: Server, order: Order, check: Callable[[], None] = _nothing) -
     Goes on with what an earlier submission of the same name left behind: dataset, pictures, job, queue. A job that
     was already started is left alone, whatever became of it. Raises SpecInvalid for what ai-toolkit cannot do.
     """
-    _check_name(order.name)
-    config.check_base_model(order.base_model)
-    job = server.jobs().get(order.name)
+    _check_name(training.name)
+    config.check_base_model(training.base_model)
+    job = server.jobs().get(training.name)
     if job is None:
-        job = _create(server, order, check)
+        job = _create(server, training, check)
     if _is_fresh(job):
         check()
         job = _start(server, job)
@@ -108,32 +108,32 @@ def submit(server: Server, order: Order, check: Callable[[], None] = _nothing) -
     return job.id
 
 
-def _create(server: Server, order: Order, check: Callable[[], None]) -> RemoteJob:
+def _create(server: ToolkitServer, training: RemoteTraining, check: Callable[[], None]) -> RemoteJob:
     """The job's row, after its dataset is there, whole."""
     folders = server.folders()
     server.datasets()  # a fresh server makes its folder of datasets in this call, and cannot make one without
-    dataset = server.create_dataset(order.name)
-    if dataset != order.name:
-        raise BackendFailed(f"the server made a dataset of another name than {order.name}")
-    deliver(server, dataset, order.examples)
+    dataset = server.create_dataset(training.name)
+    if dataset != training.name:
+        raise BackendFailed(f"the server made a dataset of another name than {training.name}")
+    upload_dataset(server, dataset, training.examples)
     job_config = config.job_config(
-        order.spec,
-        order.name,
+        training.spec,
+        training.name,
         folders,
-        pictures=len(order.examples),
-        base_model=order.base_model,
-        training_adapter=order.training_adapter,
+        pictures=len(training.examples),
+        base_model=training.base_model,
+        training_adapter=training.training_adapter,
     )
     check()
     try:
-        made = server.create_job(order.name, job_config, GPU)
+        made = server.create_job(training.name, job_config, GPU)
     except BackendUnreachable:
-        made = server.jobs().get(order.name)  # it may have been made, and only the answer was lost
+        made = server.jobs().get(training.name)  # it may have been made, and only the answer was lost
         if made is None:
             raise
-    found = made or server.jobs().get(order.name)
+    found = made or server.jobs().get(training.name)
     if found is None:
-        raise BackendUnreachable(f"the server says that there is a job {order.name}, and does not show it")
+        raise BackendUnreachable(f"the server says that there is a job {training.name}, and does not show it")
     return found
 
 
@@ -142,7 +142,7 @@ def _is_fresh(job: RemoteJob) -> bool:
     return job.status == STOPPED and not job.stop and job.step == 0 and not job.info
 
 
-def _start(server: Server, job: RemoteJob) -> RemoteJob:
+def _start(server: ToolkitServer, job: RemoteJob) -> RemoteJob:
     """Queue a fresh job; gives its row as it is then."""
     try:
         server.start(job.id)
@@ -160,7 +160,7 @@ def _start(server: Server, job: RemoteJob) -> RemoteJob:
 # ---- looking ---------------------------------------------------------------------------------------------------------
 
 
-def look(server: Server, job: RemoteJob, log_offset: int = 0, step: int = 0) -> Sighting:
+def poll(server: ToolkitServer, job: RemoteJob, log_offset: int = 0, step: int = 0) -> PollResult:
     """How `job` (from `server.jobs()`) goes.
 
     step: the one seen the last time. Beside the row that is at hand, at most two requests are made, none for a queued
@@ -171,7 +171,7 @@ def look(server: Server, job: RemoteJob, log_offset: int = 0, step: int = 0) -> 
         raise BackendFailed(f"the server has the job {job.name} in a status that we do not know")
     total = job.total
     loss: float | None = None
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[SampleImage, ...] = ()
     offset = log_offset
     if status == "completed" or (status == "running" and job.step != step):
         # The server gives the oldest points first: ask for the newest only.
@@ -182,7 +182,7 @@ def look(server: Server, job: RemoteJob, log_offset: int = 0, step: int = 0) -> 
         offset = server.log(job.id, log_offset).offset
     pace = _seconds_per_step(job.speed) if status == "running" else None
     left = None if pace is None or total is None else max(0, total - job.step) * pace
-    return Sighting(status, job.step, total, loss, pace, left, job.info, offset, offset != log_offset, samples)
+    return PollResult(status, job.step, total, loss, pace, left, job.info, offset, offset != log_offset, samples)
 
 
 def _seconds_per_step(speed: str) -> float | None:
@@ -195,7 +195,7 @@ def _seconds_per_step(speed: str) -> float | None:
 # ---- collecting ------------------------------------------------------------------------------------------------------
 
 
-def collect(server: Server, name: str, remote_id: str, folder: Path, spec: TrainSpec) -> Path:
+def collect(server: ToolkitServer, name: str, remote_id: str, folder: Path, spec: TrainSpec) -> Path:
     """The finished file of a completed job, fetched into `folder`: its size and its hash are right.
 
     A download that broke off is gone on with. BackendFailed if the file is not there, or not whole.
@@ -227,15 +227,15 @@ def _is_whole(path: Path) -> bool:
         except Malformed:
             return False
         metadata = header.get("__metadata__")
-        told = metadata.get("sshs_model_hash") if isinstance(metadata, dict) else None
+        model_hash = metadata.get("sshs_model_hash") if isinstance(metadata, dict) else None
         file.seek(start)
-        return hashlib.file_digest(file, "sha256").hexdigest() == told
+        return hashlib.file_digest(file, "sha256").hexdigest() == model_hash
 
 
 # ---- ending ----------------------------------------------------------------------------------------------------------
 
 
-def cancel(server: Server, name: str) -> None:
+def cancel(server: ToolkitServer, name: str) -> None:
     """End a job, queued or running; absent or ended is fine. Its files stay until `clear`."""
     _check_name(name)
     for _ in range(_CHANGES):
@@ -250,14 +250,14 @@ def cancel(server: Server, name: str) -> None:
     raise BackendUnreachable(f"the job {name} does not stay stopped on the server")
 
 
-def _stopped(server: Server, job: RemoteJob) -> bool:
+def _stopped(server: ToolkitServer, job: RemoteJob) -> bool:
     """Ask a running job to stop; whether its row says then that it did."""
     server.stop(job.id)
     found = server.job(job.id)
     return found is None or found.status not in (RUNNING, QUEUED)
 
 
-def clear(server: Server, name: str) -> None:
+def clear(server: ToolkitServer, name: str) -> None:
     """Leave nothing of a job on the server: row, output and dataset go. Absent is fine.
 
     A job that still runs is ended first. Raises BackendFailed for a name that is not ours.

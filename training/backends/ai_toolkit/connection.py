@@ -25,7 +25,7 @@ FIRST_DELAY_S = 0.2
 KEEPALIVE_S = 4.0
 
 
-def open_client(max_connections: int = 64, timeout_s: float = 30) -> httpx2.Client:
+def open_toolkit_client(max_connections: int = 64, timeout_s: float = 30) -> httpx2.Client:
     """A client for any number of servers and threads: one pool of connections, no proxy, no redirects."""
     return httpx2.Client(
         trust_env=False,
@@ -39,7 +39,7 @@ def open_client(max_connections: int = 64, timeout_s: float = 30) -> httpx2.Clie
 
 
 @dataclass(frozen=True)
-class Answer:
+class ToolkitResponse:
     """A status that was asked for, and the body."""
 
     status: int
@@ -55,11 +55,11 @@ class Answer:
     @property
     def is_error(self) -> bool:
         """Whether it is ai-toolkit that refuses, in its own way, and not a proxy before it."""
-        told = self.json()
-        return isinstance(told, dict) and "error" in told
+        data = self.json()
+        return isinstance(data, dict) and "error" in data
 
 
-class Wire:
+class ToolkitConnection:
     """Requests to one server."""
 
     def __init__(self, url: str, token: str | None, http: httpx2.Client) -> None:
@@ -86,7 +86,7 @@ class Wire:
         max_bytes: int = MAX_ANSWER_BYTES,
         patience: float = 1.0,
         **more: Any,
-    ) -> Answer:
+    ) -> ToolkitResponse:
         """One request, and its whole answer if its status is one of `accept`.
 
         patience: how many times the client's timeout the whole exchange may take, beyond what is sent.
@@ -100,14 +100,14 @@ class Wire:
                     raise BackendFailed(f"{self.place} answers with more than {max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise BackendUnreachable(f"{self.place} did not answer in time")
-            answer = Answer(response.status_code, bytes(body))
+            answer = ToolkitResponse(response.status_code, bytes(body))
         if answer.status not in accept:
-            raise self.refusal(answer)
+            raise self.error_of(answer)
         return answer
 
-    def again(self, method: str, path: str, **more: Any) -> Answer:
+    def send_with_retries(self, method: str, path: str, **more: Any) -> ToolkitResponse:
         """`send`, tried again where the server cannot be reached: only for what may be done twice."""
-        return repeated(lambda: self.send(method, path, **more), give_up_s=self._timeout_s() / 2)
+        return with_retries(lambda: self.send(method, path, **more), give_up_s=self._timeout_s() / 2)
 
     @contextmanager
     def stream(
@@ -125,7 +125,7 @@ class Wire:
         except httpx2.HTTPError:
             raise BackendUnreachable(f"the connection to {self.place} broke") from None
 
-    def refusal(self, answer: Answer) -> BackendUnreachable | BackendFailed:
+    def error_of(self, answer: ToolkitResponse) -> BackendUnreachable | BackendFailed:
         """The error that a status stands for."""
         status, about = answer.status, {"status": answer.status}
         if status in (401, 403):
@@ -136,27 +136,27 @@ class Wire:
             return BackendUnreachable(f"{self.place} has trouble of its own (status {status})", about)
         return BackendFailed(f"{self.place} refuses a request (status {status})", about)
 
-    def nonsense(self) -> BackendFailed:
+    def unexpected_answer(self) -> BackendFailed:
         return BackendFailed(f"{self.place} answers with something else than ai-toolkit's API does")
 
     def _timeout_s(self) -> float:
         return self.http.timeout.read or 30.0
 
 
-def repeated(call: Callable[[], T], *, tries: int = TRIES, give_up_s: float = 15.0) -> T:
+def with_retries(call: Callable[[], T], *, tries: int = TRIES, give_up_s: float = 15.0) -> T:
     """`call`, and again after a BackendUnreachable, with delays that double, ±50 %; none begins after `give_up_s`."""
     begun = time.monotonic()
     for number in range(1, tries):
         try:
             return call()
         except BackendUnreachable:
-            delay = pause_s(number)
+            delay = backoff_s(number)
             if time.monotonic() + delay - begun > give_up_s:
                 raise
             time.sleep(delay)
     return call()
 
 
-def pause_s(number: int) -> float:
+def backoff_s(number: int) -> float:
     """How long to wait after failure `number`, from 1."""
     return float(FIRST_DELAY_S * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311

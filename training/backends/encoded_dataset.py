@@ -22,7 +22,7 @@ Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True)
-class Material:
+class EncodedDataset:
     """All that is kept of the pictures that are trained on, and of what is looked at beside the training."""
 
     moments: Sequence[torch.Tensor]
@@ -32,7 +32,7 @@ class Material:
     preview_prompts: PreviewPrompts | None
 
 
-def split(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[Example], list[Example]]:
+def split_held_out(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[Example], list[Example]]:
     """The pictures to train on, and those that chance, by the job's seed, holds out. Raises TooFewImages."""
     count = spec.validation.held_out
     if count >= len(examples):
@@ -44,17 +44,17 @@ def split(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[Example], 
     return trained, [examples[place] for place in sorted(chosen)]
 
 
-def encoded(
+def encode_dataset(
     family: Family, base: Base, encodings: Encodings, spec: TrainSpec, examples: Sequence[Example],
     check: Callable[[], None],
-) -> Material:  # fmt: skip
+) -> EncodedDataset:  # fmt: skip
     """Encode everything that the recipe asks for: all captions, then all pictures, so that text encoders and VAE are
     each woken once at most, and one after the other. `check` may raise between batches.
     """
-    trained, held = split(examples, spec)
+    trained, held = split_held_out(examples, spec)
     has_classes = bool(spec.objective.prior_weight or spec.objective.prior_share)
     canvas = Example(Path(), "", "", spec.resolution, spec.resolution)
-    told = _in_groups(
+    conditions = _in_groups(
         {
             "trained": trained,
             "held": held,
@@ -80,21 +80,21 @@ def encoded(
 
     extras = Extras(
         mirrored=seen["mirrored"],
-        blanks=told["blanks"],
-        classes=told["classes"],
+        blanks=conditions["blanks"],
+        classes=conditions["classes"],
         masks=masks(trained, seen["trained"]),
     )
     validation_set = None
     if held:
         names = [one.sha256 for one in held]
-        validation_set = ValidationSet(names, seen["held"], told["held"], masks(held, seen["held"]))
+        validation_set = ValidationSet(names, seen["held"], conditions["held"], masks(held, seen["held"]))
     preview_prompts = None
     if spec.validation.previews:
         latents = seen["trained"][0]
         side = spec.resolution * latents.shape[-2] // trained[0].height
-        *prompts, blank = told["previews"]
+        *prompts, blank = conditions["previews"]
         preview_prompts = PreviewPrompts(prompts, blank, (len(latents) // 2, side, side), spec.seed)
-    return Material(seen["trained"], told["trained"], extras, validation_set, preview_prompts)
+    return EncodedDataset(seen["trained"], conditions["trained"], extras, validation_set, preview_prompts)
 
 
 def _prompts(spec: TrainSpec) -> tuple[str, ...]:

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from fakes.ai_toolkit.rows import Rows
+from fakes.ai_toolkit.rows import JobRows
 
 SETTINGS = ("TRAINING_FOLDER", "DATASETS_FOLDER", "MODELS_PATH")
 _DEFAULTS = {"TRAINING_FOLDER": "output", "DATASETS_FOLDER": "datasets", "MODELS_PATH": "models"}
 
 
-class World:
+class ServerData:
     """All below one folder: nothing outside of it is ever written or removed, whatever a client asks for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.rows = Rows(self.folder / "aitk_db.db")
+        self.rows = JobRows(self.folder / "aitk_db.db")
 
     def settings(self) -> dict[str, Path]:
         return {key: Path(self.rows.setting(key, str(self.folder / name))) for key, name in _DEFAULTS.items()}
