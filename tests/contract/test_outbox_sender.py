@@ -81,13 +81,14 @@ def test_two_hundred_jobs_at_once_are_launched_once_each(settings: Settings) -> 
     assert sorted(map(str, launched)) == sorted(view["job_id"] for view in views)
 
 
+@pytest.mark.usefixtures("no_broker")
 def test_a_broker_that_is_away_keeps_nobody_waiting_and_loses_nothing(settings: Settings) -> None:
     entered, released = threading.Event(), threading.Event()
 
     def send(services: Services) -> bool:
         entered.set()
         assert released.wait(_FLUSH_S)
-        return relay(services)  # tests have no broker
+        return relay(services)
 
     services = sending(settings, send)
     first = service.submit(services, request(services, seed=1))["job_id"]
