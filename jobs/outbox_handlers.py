@@ -11,7 +11,7 @@ from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
 from notifications import outbox, receivers, webhooks
-from notifications.outbox import Message
+from notifications.messages import Message
 from notifications.retries import Verdict
 
 log = logging.getLogger(__name__)

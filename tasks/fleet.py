@@ -1,4 +1,4 @@
-"""The workers of this installation and what waits for them, asked now over the broker."""
+"""The workers of this installation and the messages that wait for them, asked over the broker."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.remote.trainers import Trainer
 
-_ANSWER_S = 1.5  # how long workers have to say what they are
+_ANSWER_S = 1.5  # how long workers have to answer
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The queues, the workers, and why the state of local workers is not known, if it is not."""
+    """The queues with their workers, the workers with their devices, and why either is unknown."""
 
     queues: list[Trainer]
     workers: list[WorkerState]
@@ -36,7 +36,7 @@ class Fleet:
 
 
 def broker_address() -> str:
-    """Where the broker is, without its password."""
+    """The address of the broker, without its password."""
     from tasks.app import app
 
     with app.connection_for_read() as connection:
@@ -44,7 +44,7 @@ def broker_address() -> str:
 
 
 def lengths() -> dict[str, int] | None:
-    """How many messages wait in each queue; None where no broker answers."""
+    """How many messages wait in each queue; None if no broker answers."""
     from kombu.exceptions import OperationalError
 
     from tasks.app import app
@@ -71,9 +71,8 @@ def inspect(prefix: str = "") -> Fleet:
             waiting = {name: _waiting(connection, name) for name in names}
             replies = app.control.broadcast("imprint_trains", reply=True, timeout=_ANSWER_S, connection=connection)
     except (OperationalError, OSError) as error:
-        trouble = f"No broker answers ({type(error).__name__}): what local workers do is not known. Is a stack running?"
-        queues = [Trainer("local", name, "not known") for name in names]
-        return Fleet(queues, [], trouble)
+        trouble = f"No broker answers ({type(error).__name__}), so local workers are unknown. Is a stack running?"
+        return Fleet([Trainer("local", name, "unknown") for name in names], [], trouble)
     states = [WorkerState.parse(name, state) for reply in replies or [] for name, state in reply.items()]
     workers = [state for state in states if set(names) & set(state.queues)]
     return Fleet(
@@ -88,7 +87,7 @@ def _queue(name: str, waiting: int, workers: list[WorkerState]) -> Trainer:
 
 
 def _health(name: str, workers: list[WorkerState]) -> str:
-    """How many workers take jobs from a queue, and what those that train found out about their devices."""
+    """How many workers take jobs from a queue, and what training workers report about their devices."""
     takes = [state for state in workers if name not in state.refuses]
     text = f"{len(takes)} worker{'s' * (len(takes) != 1)}" if workers else "no worker answers"
     verdicts = dict.fromkeys(state.check for state in workers if state.check)
@@ -96,7 +95,7 @@ def _health(name: str, workers: list[WorkerState]) -> str:
 
 
 def _waiting(connection: Any, queue: str) -> int:
-    """Messages that wait in a queue; one that nobody has made yet holds none."""
+    """How many messages wait in a queue. A queue that does not exist yet has none."""
     with connection.channel() as channel:
         try:
             return int(channel.queue_declare(queue, passive=True).message_count)

@@ -13,8 +13,8 @@ from credits import ledger
 from jobs import keys
 from jobs.services import Services
 from jobs.view import JobView
-from notifications import channels, mail, outbox, preferences, retries, webhooks
-from notifications.outbox import Message
+from notifications import channels, destinations, mail, outbox, preferences, retries, webhooks
+from notifications.messages import SUPERSEDED, Message
 from notifications.preferences import LOW, Preferences
 from notifications.retries import Outcome, Verdict
 from training.data.thumbnail import thumbnail
@@ -106,7 +106,7 @@ def _queue_mail(
     session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None
 ) -> None:
     # If the mail server is down, not every mail tries it anew.
-    due_at = outbox.postponed_until(session, mail.SERVER, utcnow() + retries.LONGEST_POSTPONEMENT)
+    due_at = destinations.postponed_until(session, mail.SERVER, utcnow() + retries.LONGEST_POSTPONEMENT)
     outbox.put(
         session, "mail", job_id=job_id, owner_id=owner_id, topic=event, destination=mail.SERVER, payload=dict(facts),
         due_at=due_at,
@@ -133,13 +133,13 @@ def deliver_mail(services: Services, message_id: str) -> None:
         wishes = preferences.get(session, message.owner_id or "")
     if wishes.email is None or not wishes.wants(message.topic):  # the settings were changed
         with services.database.writing() as session:
-            outbox.mark_failed(session, message.id, outbox.SUPERSEDED, None)
+            outbox.mark_failed(session, message.id, SUPERSEDED, None)
         return
     outcome = _send(services, message, wishes.email)
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)
         if outcome.is_down:
-            outbox.postpone_destination(session, mail.SERVER, now + retries.LONGEST_POSTPONEMENT, now)
+            destinations.postpone(session, mail.SERVER, now + retries.LONGEST_POSTPONEMENT, now)
         if outcome.verdict is Verdict.DEAD:
             alert_dead_letter(session, message, outcome)
 
@@ -201,7 +201,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
         message = outbox.find(session, message_id)
         if message is None:
             return
-        rest = outbox.claim_remaining(session, "alert", message.destination or "", now, lease=_CLAIM)
+        rest = destinations.claim(session, "alert", message.destination or "", now, lease=_CLAIM)
         waiting = [message, *(one for one in rest if one.id != message.id)]
         if message.destination == channels.OPERATORS:
             _distribute(session, services, waiting, now)
@@ -219,7 +219,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
 def _distribute(session: Session, services: Services, waiting: list[Message], now: datetime) -> None:
     for channel in services.channels:
         place = channels.destination(channel)
-        last = outbox.last_sent(session, place)
+        last = destinations.last_sent(session, place)
         due = max(now, last + timedelta(seconds=services.settings.alert_every_s)) if last else now
         for one in waiting:
             outbox.put(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kombu.utils.functional
 import pytest
 import sqlalchemy as sa
 from sqlmodel import col, select
@@ -35,6 +36,12 @@ def services(settings: Settings) -> Iterator[Services]:
 def request(services: Services, **changed: Any) -> dict[str, Any]:
     images = [intake.store_picture(services, "ada", "dog", b"picture %d" % number) for number in range(5)]
     return {**REQUEST, "images": images, "webhook_url": "https://app.example", **changed}
+
+
+@pytest.fixture
+def no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests have no broker: Celery asks for it as often as ever, twenty times, but without a second between each."""
+    monkeypatch.setattr(kombu.utils.functional, "sleep", lambda _: None)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from notifications.tables import MESSAGE
 from tasks import callbacks
 from tasks.arguments import _faults
 from tests.contract.jobs import events, messages, request
+from tests.outbox import due
 from tests.servers.mail import channel, mail_server
 
 LATER = timedelta(days=2)
@@ -195,5 +196,5 @@ def test_a_mail_server_that_is_down_is_asked_once_a_minute(services: Services) -
     notices.deliver_mail(services, waiting(services, "mail")[0].id)
     service.cancel(services, service.submit(services, request(services, seed=4)).job_id)
     with services.database.reading() as session:
-        assert outbox.due(session, utcnow() + timedelta(seconds=3), ["mail"]) == []
-        assert len(outbox.due(session, utcnow() + timedelta(seconds=70), ["mail"])) == 1
+        assert due(session, utcnow() + timedelta(seconds=3), ["mail"]) == []
+        assert len(due(session, utcnow() + timedelta(seconds=70), ["mail"])) == 1

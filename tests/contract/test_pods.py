@@ -463,7 +463,7 @@ def test_a_crash_while_renting_is_found_by_the_name(
         assert states(services) == ["renting"]
         change(services, rows(services)[0].id, asked_at=utcnow() - timedelta(seconds=ORDER_GRACE_S + 1))
         pods.check(services)
-        assert rows(services)[0].reason == "RunPod never made this pod"
+        assert rows(services)[0].reason == "RunPod has not created this pod"
     else:
         assert states(services) == ["starting"]  # taken over; nobody needs it, so it goes with the next look
         pods.check(services)

@@ -9,20 +9,21 @@ from core.settings import Settings
 from jobs import accounts, service
 from jobs.services import Services
 from jobs.stages.stage_runner import AlreadyDone, NothingToDo, claim
-from notifications import outbox
 from storage.tables import Stage
 from tasks.relay import relay
 from tasks.steps import run
 from tests.contract.jobs import GRANTED, put_at, request
+from tests.outbox import due
 from tests.servers.postgres import postgres_node
 
 
+@pytest.mark.usefixtures("no_broker")
 def test_what_no_broker_took_is_due_again_at_once(services: Services) -> None:
     """Not only when the relay's claim has run out: a broker that is back for ten seconds is enough."""
     jobs = [service.submit(services, request(services, seed=seed)).job_id for seed in (1, 2)]
-    assert not relay(services)  # tests have no broker
+    assert not relay(services)
     with services.database.reading() as session:
-        assert [message.job_id for message in outbox.due(session, utcnow(), ["launch"])] == jobs
+        assert [message.job_id for message in due(session, utcnow(), ["launch"])] == jobs
 
 
 def test_a_database_that_is_away_fails_nobody_who_relays(tmp_path: Path) -> None:

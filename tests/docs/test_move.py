@@ -1,14 +1,12 @@
 """The steps for moving from SQLite to PostgreSQL, done as their page says, with a training stopped in its middle."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from jobs import accounts, service, sweeps
 from jobs.services import Services
 from tests.docs.pages import ROOT, blocks
 from tests.servers.postgres import new_database, postgres_server
+from tests.servers.shell import run_script
 from tests.site import Site, site
 
 PAGE = ROOT / "docs" / "deploy" / "upkeep.md"
@@ -52,13 +50,9 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
 
 def type_in(there: Site, folder: Path, text: str, *, fails: bool = False) -> str:
     """Run commands of the page as its reader would."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=there.surroundings(PATH=path, PYTHONPATH=str(ROOT)),
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert (ran.returncode != 0) is fails, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
+    ran = run_script(text, cwd=folder, env=there.surroundings(PYTHONPATH=str(ROOT)))
+    assert (ran.returncode != 0) is fails, ran.stdout
+    return ran.stdout
 
 
 def went_on_from(services: Services, job_id: str) -> int:

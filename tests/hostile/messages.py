@@ -44,7 +44,7 @@ def deep(depth: int) -> Any:
 
 
 ODD = "SpecInvalid: the request has 1 fault(s): "
-ID = "SpecInvalid: the request has 1 fault(s): job_id: is no id of a job"
+ID = "SpecInvalid: the request has 1 fault(s): job_id: must be the id of a job"
 NO_JOB = "NotFound: there is no job "
 
 MESSAGES: dict[str, Message] = {

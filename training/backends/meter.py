@@ -19,6 +19,7 @@ class Meter:
         self._began = self._told_at = time.monotonic()
         self._told = start
         self.loss = loss  # smoothed: of a single step it says little
+        self._smoothed = {start: loss}  # by step, as far back as a checkpoint may still be kept of
         self.validation_loss: float | None = None  # of the last look
         self._told_look: float | None = None
         self._fresh = start == 0
@@ -33,7 +34,13 @@ class Meter:
             )
         self._since_report.append(loss)
         self.loss = loss if self._fresh else _SMOOTHING * self.loss + (1 - _SMOOTHING) * loss
+        self._smoothed[done] = self.loss
         self._fresh = False
+
+    def loss_after(self, step: int) -> float:
+        """The smoothed loss after a step, for its checkpoint, which may be kept later. Forgets the steps before it."""
+        self._smoothed = {done: loss for done, loss in self._smoothed.items() if done >= step}
+        return self._smoothed[step]
 
     def add_validation_loss(self, done: int, loss: float) -> None:
         """Note the validation loss after step number `done`. Raises LossNotFinite."""
