@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
+# Tests start hundreds of processes: each module is compiled once, whatever the shell has set.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 JOBS  ?= 1

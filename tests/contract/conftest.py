@@ -1,6 +1,6 @@
 """What the contract tests share."""
 
-from tests.contract.jobs import job_id, services, settings
+from tests.contract.jobs import job_id, no_broker, services, settings
 from tests.servers.databases import address, database, postgres
 
-__all__ = ["address", "database", "job_id", "postgres", "services", "settings"]
+__all__ = ["address", "database", "job_id", "no_broker", "postgres", "services", "settings"]

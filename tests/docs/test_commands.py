@@ -1,15 +1,14 @@
 """Every command on the pages, typed as it stands there, in order, in a folder with pictures, against a running site.
 
-Two things differ from a reader's machine: `sd15` is the tiny base model, and `imprint submit` and `python -m training`
-get `--resolution 64 --max-steps 2`. Blocks that cannot run here say so on the page; test_pages.py lists them.
+Three things differ from a reader's machine: `sd15` is the tiny base model; `imprint submit` and `python -m training`
+get `--resolution 64 --max-steps 2`; and commands are forked from a process that has the large libraries loaded, but for
+those of the README, which start as a reader's do. Blocks that cannot run here say so on the page; test_pages.py lists
+them.
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from core.errors import IllegalMove
 from jobs import service
 from tests.docs.pages import PAGES, ROOT, RUN, Block, blocks, name_of
+from tests.servers.shell import run_script
 from tests.site import MASCOT, Site, make_base, site
 
 SMALL = "--resolution 64 --max-steps 2 "
@@ -52,20 +52,12 @@ def test_every_command_on_the_page_does_what_it_should(page: Path, running: Site
     for file in sorted(MASCOT.iterdir()):
         shutil.copy(file, folder / "pictures")
     try:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script(page, folder)],
+        done = run_script(
+            script(page, folder),
             cwd=folder,
-            env=running.surroundings(
-                PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                API=running.web_url,
-                PYTHONPATH=str(ROOT),  # readers type in a checkout, where `demo` and `fakes` are; the wheel has neither
-            ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-            check=False,
+            # Readers type in a checkout, where `demo` and `fakes` are; the wheel has neither.
+            env=running.surroundings(API=running.web_url, PYTHONPATH=str(ROOT)),
+            fresh=page.name == "README.md",
         )
     finally:
         leave_nothing_running(running)
@@ -92,7 +84,7 @@ def leave_nothing_running(site: Site) -> None:
     """A training at full size that a page has started would keep the next page waiting."""
     for view in service.jobs(site.services, active=True, limit=100):
         with suppress(IllegalMove):  # it ended meanwhile
-            service.cancel(site.services, view["job_id"])
+            service.cancel(site.services, view.job_id)
 
 
 def test_every_page_with_commands_is_among_them() -> None:

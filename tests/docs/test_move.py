@@ -1,15 +1,12 @@
 """The steps for moving from SQLite to PostgreSQL, done as their page says, with a training stopped in its middle."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 from jobs import accounts, service, sweeps
 from jobs.services import Services
 from tests.docs.pages import ROOT, blocks
 from tests.servers.postgres import new_database, postgres_server
+from tests.servers.shell import run_script
 from tests.site import Site, site
 
 PAGE = ROOT / "docs" / "deploy" / "upkeep.md"
@@ -44,7 +41,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
             ended = after.wait(running)
             assert (ended["status"], ended["step"]) == ("ready", 400)
             assert went_on_from(after.services, running) > 0
-            assert sweeps.check_books(after.services) == []
+            assert sweeps.audit_books(after.services) == []
             charged = sum(after.look(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
             assert accounts.balance(after.services, "owner").spent == charged
         finally:
@@ -53,18 +50,14 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
 
 def type_in(there: Site, folder: Path, text: str, *, fails: bool = False) -> str:
     """Run commands of the page as its reader would."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=there.surroundings(PATH=path, PYTHONPATH=str(ROOT)),
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert (ran.returncode != 0) is fails, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
+    ran = run_script(text, cwd=folder, env=there.surroundings(PYTHONPATH=str(ROOT)))
+    assert (ran.returncode != 0) is fails, ran.stdout
+    return ran.stdout
 
 
 def went_on_from(services: Services, job_id: str) -> int:
     """The lowest step told after the hand-over: a training that began anew would tell of its first."""
     events = service.events(services, job_id)
-    handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data)
-    steps = [int(found[1]) for event in events[handed:] if (found := re.search(r'"step": (\d+)', event.data))]
+    handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data.get("reason", ""))
+    steps = [int(event.data["step"]) for event in events[handed:] if "step" in event.data]
     return min(steps) - 1

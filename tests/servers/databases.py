@@ -1,5 +1,6 @@
 """Fixtures: a migrated database of a test's own, on SQLite and on PostgreSQL. Import them in a conftest."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,14 +24,17 @@ def postgres() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(params=BOTH)
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def address(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a migrated database that only this test uses; the test runs once on each kind."""
     if request.param == "postgresql":
         server, template = request.getfixturevalue("postgres")
         return new_database(server, template)
-    address = f"sqlite:///{tmp_path}/imprint.db"
-    _migrate(address)
-    return address
+    migrated = tmp_path_factory.getbasetemp() / "migrated.db"  # one for each test process
+    if not migrated.exists():
+        _migrate(f"sqlite:///{migrated}")
+    assert not migrated.with_name("migrated.db-wal").exists(), "the one file has all of it"
+    shutil.copy(migrated, tmp_path / "imprint.db")
+    return f"sqlite:///{tmp_path}/imprint.db"
 
 
 @pytest.fixture

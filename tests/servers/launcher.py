@@ -1,9 +1,10 @@
-"""Starts `python -m MODULE` by forking a process that has imported the large libraries already.
+"""Starts `python -m MODULE` and `python FILE.py` by forking a process that has imported the large libraries already.
 
 A worker that trains imports torch, diffusers and transformers: four seconds of a core each time, in a suite that starts
-and kills hundreds of workers. The launcher imports them once for each test process. It imports nothing of Imprint:
-every program reads its settings and its own code anew. Tests of the start itself (the stack, the images, systemd, the
-commands in the docs) run a fresh interpreter.
+and kills hundreds of workers. The launcher imports them once for each test process. Of Imprint it imports what reads no
+settings, as Celery's pool does before it forks; every program imports `celeryconfig`, `tasks`, `cli` and `web` itself
+and reads its own settings. Tests of the start itself (the stack, the images, systemd, the commands of the README) run
+a fresh interpreter.
 """
 
 import gc
@@ -22,16 +23,11 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the launcher imports, without Imprint itself, is whatever these modules bring.
-_WARM_UP = (
-    "tasks.app",
-    "tasks.steps",
-    "tasks.sweeps",
-    "tasks.worker",
-    "cli.main",
-    "web.app",
-    "training.backends.local",
-)
+# The launcher imports these, and what a child of it finds that the programs below import besides.
+_SHARED = ("jobs.service", "training.backends.local")
+_PROGRAMS = ("tasks.app", "tasks.steps", "tasks.sweeps", "tasks.worker", "cli.main", "web.app")
+# Each program's own: what reads settings when it is imported, and what is beside it.
+_OWN = {"celeryconfig", "cli", "tasks", "web", "__main__"}
 _MAX_REQUEST = 1 << 20
 
 
@@ -90,10 +86,14 @@ class Launcher:
         )
         theirs.close()
 
+    def fileno(self) -> int:
+        """The socket that takes requests, for a program of the test's that sends them itself (client.py)."""
+        return self._requests.fileno()
+
     def start(
         self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, stdout: int, stderr: int
     ) -> Process:
-        """`argv` is that of `python -m`: the module and its arguments. The program leads a session of its own."""
+        """`argv` is a module or a file `*.py`, and its arguments. The program leads a session of its own."""
         request = {"argv": list(argv), "cwd": str(cwd), "env": dict(os.environ if env is None else env)}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         socket.send_fds(self._requests, [json.dumps(request).encode()], [stdout, stderr, theirs.fileno()])
@@ -127,15 +127,15 @@ def run(
 # ---- in the launcher's process ----
 
 
-def _imported_by_imprint() -> list[str]:
-    """Names of the libraries' modules that Imprint's processes import, from a child that imports all of it."""
+def _imported_by_programs() -> list[str]:
+    """Names of the modules that the programs import, but for `_OWN`, from a child that imports all of it."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        for name in _WARM_UP:
+        before = set(sys.modules)
+        for name in _PROGRAMS:
             import_module(name)
-        rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"celeryconfig", "__main__"}
-        names = [name for name in list(sys.modules) if name.partition(".")[0] not in rooms]
+        names = [name for name in list(sys.modules) if name not in before and name.partition(".")[0] not in _OWN]
         with os.fdopen(writing, "w") as out:
             json.dump(names, out)
         os._exit(0)
@@ -181,15 +181,21 @@ def _keep(request: dict[str, object], stdout: int, stderr: int, status: int) -> 
     os.environ.clear()
     os.environ.update(request["env"])  # type: ignore[call-overload]
     os.chdir(str(request["cwd"]))
-    sys.path[0] = str(request["cwd"])
+    also = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[:1] = [str(request["cwd"]), *also]
     return list(request["argv"])  # type: ignore[call-overload]
 
 
 def _main() -> list[str] | None:
     requests = socket.socket(fileno=int(sys.argv[1]))
-    for name in _imported_by_imprint():
+    for name in _SHARED:
+        import_module(name)
+    for name in _imported_by_programs():
         with suppress(ImportError):
             import_module(name)
+    from core.settings import settings
+
+    assert settings.cache_info().currsize == 0, "the programs would have the launcher's settings"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
     gc.freeze()
     return _serve(requests)
@@ -197,4 +203,7 @@ def _main() -> list[str] | None:
 
 if __name__ == "__main__" and (argv := _main()):
     sys.argv = argv
-    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+    if argv[0].endswith(".py"):
+        runpy.run_path(argv[0], run_name="__main__")
+    else:
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)

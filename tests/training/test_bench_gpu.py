@@ -1,7 +1,8 @@
 """`python -m benchmarks.gpu`, at tiny size on the CPU: what each part measures, its limits, and what it may import.
 
-Covered: all functions of the three words, but not the starting of `exact`'s children, `requests` (which does the same
-as `jobs` in a process of its own), and what only a card has: recording, memory that ends, `pytest -m gpu` itself.
+`make test` draws five of the parts, `make test-full` runs all. All together cover every function of the three words,
+but not the starting of `exact`'s children, `requests` (which does the same as `jobs` in a process of its own), and
+what only a card has: recording, memory that ends, `pytest -m gpu` itself.
 """
 
 import json
@@ -18,17 +19,24 @@ import pytest
 from benchmarks.gpu import bench, exactness
 from benchmarks.gpu.__main__ import main, run_parts
 from benchmarks.gpu.parts import PARTS, WORDS, Part, chosen
+from tests.samples import sample
 from tests.site import ROOT
 
 TINY = {
-    "KIT_DEVICE": "cpu", "KIT_SIZE": "tiny", "KIT_DIAL": "0.1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
+    "KIT_DEVICE": "cpu", "KIT_SIZE": "tiny", "KIT_DIAL": "0.04", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of base models and trainings that all parts share, as they do on a card's machine."""
+    return tmp_path_factory.mktemp("work")
+
+
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tiny(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The environment of a tiny run; the file of its results."""
-    for name, value in {**TINY, "OUT": str(tmp_path / "out"), "KIT_WORK": str(tmp_path / "work")}.items():
+    for name, value in {**TINY, "OUT": str(tmp_path / "out"), "KIT_WORK": str(work)}.items():
         monkeypatch.setenv(name, value)
     bench.setup.cache_clear()
     yield tmp_path / "out" / "results.jsonl"
@@ -48,7 +56,10 @@ def test_every_word_fits_its_time() -> None:
 
 
 # `tests` is pytest itself, with nothing to run here; `exact` starts a dozen processes, and has a test below.
-@pytest.mark.parametrize("name", [name for name in PARTS if name not in ("tests", "exact", "requests")])
+MEASURING = [name for name in PARTS if name not in ("tests", "exact", "requests")]
+
+
+@pytest.mark.parametrize("name", sample(MEASURING, 5, "parts of bench-gpu"))
 def test_a_part_measures(tiny: Path, name: str) -> None:
     PARTS[name].run()
     found = lines(tiny)

@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from core.errors import OutOfMemory
+from tests.samples import sample
 from training import families, memory_plan
 from training.backends import local
 from training.backends.agreement import Agreement
@@ -37,10 +38,13 @@ MID: dict[str, Any] = {
 TINY = MID | {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "cross_attention_dim": 32}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("config", [TINY, MID], ids=["tiny", "mid"])
-def test_what_is_counted_is_what_the_allocator_gives(config: dict[str, Any], checkpointing: bool) -> None:
-    """Against the events of PyTorch's own allocator, over a real step on the CPU."""
+MEASURED = [(name, checkpointing) for name in ("tiny", "mid") for checkpointing in (False, True)]
+
+
+@pytest.mark.parametrize(("name", "checkpointing"), sample(MEASURED, 2, "measured memory"))
+def test_what_is_counted_is_what_the_allocator_gives(name: str, checkpointing: bool) -> None:
+    """Against the events of PyTorch's own allocator, over a real step on the CPU. `make test` draws two of four."""
+    config = {"tiny": TINY, "mid": MID}[name]
     family, spec, lib = families.find("sd15"), recipe("sd15"), diffusers
     counted = memory_count.count(family, config, spec, (32, 32), dtype=torch.float32, checkpointing=checkpointing)
     denoiser: Any = lib.UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
@@ -56,16 +60,17 @@ def test_what_is_counted_is_what_the_allocator_gives(config: dict[str, Any], che
     assert counted.adapters + counted.step == pytest.approx(most, rel=0.15)
 
 
-@pytest.mark.parametrize(
-    ("family", "side", "given"),
-    [
-        ("sd15", 512, {"batch_size": 2}),
-        ("sd15", 512, {"rank": 64, "adapter": {"dora": True, "targets": "all"}}),
-        ("sdxl", 768, {}),
-        ("z-image", 768, {}),
-    ],
-)
+COUNTED: list[tuple[str, int, dict[str, Any]]] = [
+    ("sd15", 512, {"batch_size": 2}),
+    ("sd15", 512, {"rank": 64, "adapter": {"dora": True, "targets": "all"}}),
+    ("sdxl", 768, {}),
+    ("z-image", 768, {}),
+]
+
+
+@pytest.mark.parametrize(("family", "side", "given"), sample(COUNTED, 2, "counted memory"))
 def test_the_table_holds_against_counting(family: str, side: int, given: dict[str, Any]) -> None:
+    """A step of a full-size model, counted, with checkpointing and without. `make test` draws two of four."""
     spec, found = recipe(family, resolution=side, **given), families.find(family)
     config = CONFIGS[family][found.parts[0]]
     for checkpointing in (False, True):

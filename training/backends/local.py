@@ -115,7 +115,7 @@ class Trainee:
         order = SampleOrder(split_held_out(run.examples, spec)[0], spec.batch_size, spec.seed)
         is_shared = engine.family.shares_steps and len({one.shape for one in moments}) == 1
         preview_prompts = material.preview_prompts if run.previews is not None else None
-        is_looked_at = material.validation_set is not None or preview_prompts is not None
+        is_evaluated = material.validation_set is not None or preview_prompts is not None
         self.job = SlotJob(
             run,
             total,
@@ -138,7 +138,7 @@ class Trainee:
             extras=material.extras,
             validation_set=material.validation_set,
             preview_prompts=preview_prompts,
-            look_every=looks.every_epochs * order.steps_per_epoch if is_looked_at else 0,
+            evaluate_every=looks.every_epochs * order.steps_per_epoch if is_evaluated else 0,
         )
         self.lasting = checkpoint.LASTING_EPOCHS * order.steps_per_epoch
         self.kept = self.done = self.job.start
@@ -175,7 +175,7 @@ class Trainee:
                 self._note()
             raise
         except BaseException:
-            self._leave()
+            self._leave(is_abandoned=True)
             raise
         if isinstance(job.error, DeviceLost):
             raise job.error  # what the engine left here is on that device
@@ -185,9 +185,11 @@ class Trainee:
         assert self.state is not None  # noqa: S101 - who left without an error has finished
         return self.state
 
-    def _leave(self) -> None:
-        """Go from the slot, and wait until that is done: at most one step."""
-        self.engine.leave(self.job)
+    def _leave(self, *, is_abandoned: bool = False) -> None:
+        """Go from the slot, and wait until that is done: for an evaluation that is under way, and at most one step.
+        Without the evaluation if nothing more is wanted of the job.
+        """
+        self.engine.leave(self.job, is_abandoned=is_abandoned)
         with suppress(WorkerLost):  # then nothing is left to wait for
             while not self._is_gone():
                 self.job.news.wait(1.0)
@@ -202,13 +204,14 @@ class Trainee:
 
     def _note(self) -> None:
         """Read what the engine left here: losses, told now and then, and a state to keep."""
-        self._show()  # before a checkpoint is kept: who goes on from it draws no picture of the way to it
+        self._show()
         snapshots = self.job.snapshots
         while snapshots and snapshots[0].step <= self._told():
             snapshot = snapshots.popleft()
+            self._show()  # before the checkpoint is kept: a job that goes on from it draws no earlier picture again
             self._read(snapshot.step)
             if len(snapshots) < _MOST_WAITING and snapshot.step > self.kept:  # with a slow store the newest will do
-                self._keep(replace(snapshot.state(), loss=self.meter.loss))
+                self._keep(replace(snapshot.state(), loss=self.meter.loss_after(snapshot.step)))
         self._read(self.total)
         self.meter.report(self.done, is_end=self.job.gone and self.done == self.job.total)
 

@@ -19,6 +19,7 @@ class Meter:
         self._began = self._reported_at = time.monotonic()
         self._reported = start
         self.loss = loss  # smoothed: the loss of a single step is noisy
+        self._smoothed = {start: loss}  # by step, for checkpoints that may still be saved
         self.validation_loss: float | None = None  # of the last validation
         self._reported_validation_loss: float | None = None
         self._fresh = start == 0
@@ -33,7 +34,13 @@ class Meter:
             )
         self._since_report.append(loss)
         self.loss = loss if self._fresh else _SMOOTHING * self.loss + (1 - _SMOOTHING) * loss
+        self._smoothed[done] = self.loss
         self._fresh = False
+
+    def loss_after(self, step: int) -> float:
+        """The smoothed loss after a step, for its checkpoint. Forgets earlier steps."""
+        self._smoothed = {done: loss for done, loss in self._smoothed.items() if done >= step}
+        return self._smoothed[step]
 
     def add_validation_loss(self, done: int, loss: float) -> None:
         """Add the validation loss after step number `done`. Raises LossNotFinite."""

@@ -36,8 +36,8 @@ def shared_engine(family: Family, where: Where, fingerprint: str, check: Callabl
     """The engine on the base model in `where` for one training: the loaded one, if it is the same, or a new one.
 
     Several trainings may share it. A training on another base model waits until nothing uses this one, because two
-    would not fit into memory. It stays loaded when the block ends, except after an unknown error, which the base model may
-    have caused. `check` is called while waiting and may raise. Raises what `family.load` raises.
+    would not fit into memory. It stays loaded when the block ends, except after an unknown error, which the base model
+    may have caused. `check` is called while waiting and may raise. Raises what `family.load` raises.
     """
     mine = _acquire((family.name, where, fingerprint), family, where, check)
     try:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from training.engine import distributed
 from training.engine.job_batch import JobBatch, draw
+from training.engine.layout import LoRA
 from training.engine.lora_layers import LoRALayers
 from training.engine.optimizer import OptimizerParams, Stack
 from training.engine.optimizers import OPTIMIZERS
@@ -15,7 +16,6 @@ from training.engine.schedule import rate_at
 from training.engine.slot_job import Shape, SlotJob, Snapshot
 from training.engine.state import State
 from training.engine.step import Batch, PendingLosses, Step
-from training.engine.validation import draw_previews, is_best, is_over, validation_loss
 from training.families.family import Base, Family
 
 # How many losses may be in flight on a GPU: reading one sooner would make the host wait for the device.
@@ -57,7 +57,19 @@ class Cohort:
 
     def weights_of(self, job: SlotJob) -> Tensor:
         """A job's LoRA as one vector [P] on the device, as it is now."""
-        return self.stack.masters[self.jobs.index(job)].detach()
+        stack, slot = self._row(job)
+        return stack.masters[slot].detach()
+
+    def loras_of(self, job: SlotJob) -> tuple[Tensor, list[LoRA | None]]:
+        """A copy of the weights [P] that a job would deliver now, and the LoRAs by place that they make."""
+        stack, slot = self._row(job)
+        weights, scale = stack.effective_weights(slot).clone(), stack.scales[slot : slot + 1].clone()
+        with torch.no_grad():
+            return weights, self.layout.loras(weights.unsqueeze(0), scale, self.base.dtype)
+
+    def _row(self, job: SlotJob) -> tuple[Stack, int]:
+        """Where a job's numbers stand: a stack, and the row in it."""
+        return (self.stack, self.jobs.index(job)) if job.held_row is None else (job.held_row, 0)
 
     def __len__(self) -> int:
         """How many jobs have a slot."""
@@ -80,7 +92,7 @@ class Cohort:
     def unseat(self, job: SlotJob) -> None:
         """Empty a job's slot; the others' numbers do not change."""
         slot = self.jobs.index(job)
-        self.jobs[slot] = None
+        self.jobs[slot], job.held_row = None, None
         self.stack.clear(slot)
 
     def resize(self, slots: int) -> None:
@@ -105,8 +117,6 @@ class Cohort:
 
     def copied(self, job: SlotJob) -> Snapshot:
         """A job as it is now. Does not wait for the device."""
-        row = OPTIMIZERS[self.shape.optimizer](1, self.layout, self.base.device)
-        row.copy(0, self.stack, self.jobs.index(job))
         rest = {
             "prediction": self.base.prediction,
             "looks": tuple(job.looks),
@@ -114,32 +124,28 @@ class Cohort:
             "precision": str(self.base.dtype).removeprefix("torch."),
             "quantisation": self.base.quantisation,
         }
-        return Snapshot(job.step, row, job.run.spec.rank, rest)
+        return Snapshot(job.step, self._copied_row(job), job.run.spec.rank, rest)
 
-    def look(self, job: SlotJob) -> None:
-        """Look at a job's held-out pictures and draw its prompts; a look may end it early. Nobody's numbers change."""
-        slot, asked = self.jobs.index(job), job.run.spec.validation
-        weights, scale = self.stack.effective_weights(slot), self.stack.scales[slot : slot + 1]
-        with torch.no_grad():
-            loras = self.layout.loras(weights.unsqueeze(0), scale, self.base.dtype)
-        with self.layers.applying(loras):
-            if job.validation_set is not None:
-                job.looks.append((job.step, validation_loss(self.family, self.base, job.validation_set)))
-                if asked.keep_best and is_best(job.looks):
-                    job.best = self.layout.read(weights, job.run.spec.rank)
-                if is_over(job.looks, asked.patience):
-                    job.total = job.step
-            if job.preview_prompts is not None:
-                job.drawn.append((job.step, draw_previews(self.family, self.base, job.preview_prompts)))
+    def _copied_row(self, job: SlotJob) -> Stack:
+        row = OPTIMIZERS[self.shape.optimizer](1, self.layout, self.base.device)
+        row.copy(0, *self._row(job))
+        return row
 
     # ---- a step ----
 
+    @property
+    def ready(self) -> int:
+        """How many jobs the next step moves: those that have a slot and are not held."""
+        return sum(job is not None and not job.is_held for job in self.jobs)
+
     def step(self) -> None:
-        """One step of every seated job: draw, forward, backward, clip, optimizer."""
+        """One step of every job that is not held, at least one: draw, forward, backward, clip, optimizer."""
+        self._move_held_rows()
         parts, seated = self.gather()
-        batch = Batch.of(parts, [job is not None for job in self.jobs], self.base.device)
-        rates = [0.0 if job is None else rate_at(job.run.spec, job.step, job.total) for job in self.jobs]
-        self.stack.set_rates(rates)
+        stepping = dict(seated)
+        batch = Batch.of(parts, [slot in stepping for slot in range(len(self.jobs))], self.base.device)
+        rates = {slot: rate_at(job.run.spec, job.step, job.total) for slot, job in seated}
+        self.stack.set_rates([rates.get(slot, 0.0) for slot in range(len(self.jobs))])
         loss = self._step(batch)
         stepped = []
         for slot, job in seated:
@@ -149,6 +155,19 @@ class Cohort:
         keep = CUDA_PENDING if self.base.device.type == "cuda" else 0
         while len(self._pending) > keep:
             self._read_oldest()
+
+    def _move_held_rows(self) -> None:
+        """Take the rows of jobs that are held out of the stack, and put back those of jobs that no longer are."""
+        for slot, job in enumerate(self.jobs):
+            if job is None or job.is_held == (job.held_row is not None):
+                continue
+            if job.is_held:
+                job.held_row = self._copied_row(job)
+                self.stack.clear(slot)
+            else:
+                assert job.held_row is not None  # noqa: S101 - it was held
+                self.stack.copy(slot, job.held_row, 0)
+                job.held_row = None
 
     def read_losses(self) -> None:
         """Give every job the losses that are still on their way."""
@@ -162,8 +181,8 @@ class Cohort:
             job.losses.append((done, losses[slot]))
 
     def gather(self) -> tuple[list[JobBatch], list[tuple[int, SlotJob]]]:
-        """The batch of every slot in order; idle ones get zeros of the same shape."""
-        seated = [(slot, job) for slot, job in enumerate(self.jobs) if job is not None]
+        """The batch of every slot in order, and the jobs that step, by slot; idle slots get zeros of the same shape."""
+        seated = [(slot, job) for slot, job in enumerate(self.jobs) if job is not None and not job.is_held]
         drawn = {slot: distributed.part(draw(self.family, self.base, job, job.step)) for slot, job in seated}
         if self._idle is None and len(seated) < len(self.jobs):
             self._idle = next(iter(drawn.values())).empty()

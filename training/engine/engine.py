@@ -16,6 +16,7 @@ from training import device_failure
 from training.device import make_current
 from training.engine import distributed, recorder
 from training.engine.cohort import LADDER, Cohort
+from training.engine.evaluations import Evaluations
 from training.engine.faults import free_memory, is_device_error, is_out_of_memory, without_frames
 from training.engine.lora_layers import LoRALayers
 from training.engine.memory_layout import lay_out
@@ -43,6 +44,7 @@ class Engine:
         self._waiting: list[SlotJob] = []
         self._cohorts: dict[Shape, Cohort] = {}
         self._tops: dict[Shape, int] = {}  # most slots, where memory or a setting said so
+        self._evaluations = Evaluations(self._end_alone, self._free_memory)
         self._thread: threading.Thread | None = None
         self._is_stepping, self._pauses, self._is_closing = False, 0, False
         self.failure: BaseException | None = None  # why nothing can be trained here any more
@@ -75,10 +77,12 @@ class Engine:
                 self._thread.start()
             self._changed.notify_all()
 
-    def leave(self, job: SlotJob) -> None:
-        """Ask for a job to be let go at the next step boundary; its last snapshot is then where it stands."""
+    def leave(self, job: SlotJob, *, is_abandoned: bool = False) -> None:
+        """Ask for a job to be let go: as soon as its evaluation is finished, and then its last snapshot is where it
+        stands; at the next step boundary if nothing more is wanted of it.
+        """
         with self._changed:
-            job.leaving = True
+            job.is_abandoned, job.leaving = is_abandoned, True
             self._changed.notify_all()
 
     @property
@@ -120,6 +124,7 @@ class Engine:
                     error = self._advance(cohort)
                     if error is not None:
                         self._recover(cohort, error)
+                self._evaluations.advance()
                 self._end_round()
         except BaseException as error:
             log.exception("the engine stops")
@@ -203,11 +208,13 @@ class Engine:
                 del self._cohorts[cohort.shape]
                 return None
             self._shrink(cohort)
-            begun = time.monotonic()
-            with metrics.stepping(self.family.name, self.base.device.type, len(cohort)):
-                cohort.step()
-            self._learn(cohort, time.monotonic() - begun)
-            self._after(cohort)
+            self._evaluations.hold(cohort)
+            if cohort.ready:
+                begun = time.monotonic()
+                with metrics.stepping(self.family.name, self.base.device.type, cohort.ready):
+                    cohort.step()
+                self._learn(cohort, time.monotonic() - begun)
+            self._evaluations.attend(cohort)
             self._let_go(cohort)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -222,17 +229,18 @@ class Engine:
             self._ladder.note(cohort.shape, len(cohort.jobs), seconds, follow[0].run.encodings)
 
     def _let_go(self, cohort: Cohort) -> None:
-        """Empty the slots of jobs that are done, or that asked to leave."""
+        """Empty the slots of jobs that are done, or that asked to leave, once their evaluations are finished."""
         for job in cohort.jobs:
             if job is None:
                 continue
-            is_done = job.step >= job.total
-            if is_done or self._is_asked_to_leave(job):
+            job.is_parting = job.is_parting or self._is_asked_to_leave(job)
+            is_over = job.is_done or job.is_parting
+            if is_over and (job.is_abandoned or not self._evaluations.is_pending(job)):
                 cohort.read_losses()
                 job.snapshots.append(cohort.copied(job))
                 cohort.unseat(job)
                 # If it did not ask itself, another process of this training was asked to stop.
-                job.end(None if is_done or job.leaving else HandOver())
+                job.end(None if job.is_done or job.leaving else HandOver())
 
     def _is_asked_to_leave(self, job: SlotJob) -> bool:
         if not distributed.is_shared():
@@ -249,29 +257,15 @@ class Engine:
             cohort.resize(slots)
             cohort.idle_steps = 0
 
-    def _after(self, cohort: Cohort) -> None:
-        """What a step brought: first news, and checkpoints that are due."""
-        for job in cohort.jobs:
-            if job is None or not self._looked(cohort, job):
-                continue
-            if job.step < job.total and job.step % job.checkpoint_every == 0:
-                job.snapshots.append(cohort.copied(job))
-                job.news.set()
-            elif job.step == job.start + 1:
-                job.news.set()  # the first step is told at once, so that nobody takes a training for stuck
-
-    @staticmethod
-    def _looked(cohort: Cohort, job: SlotJob) -> bool:
-        """Take a look at a job if one is due; False if that failed, which ends this job alone."""
-        if job.look_every and (job.step % job.look_every == 0 or job.step >= job.total):
-            try:
-                cohort.look(job)
-            except Exception as error:  # noqa: BLE001 - of this job, whatever it is: the others go on
+    def _end_alone(self, job: SlotJob, error: BaseException) -> None:
+        """End a job with an error of its own; the others go on."""
+        for cohort in self._cohorts.values():
+            if job in cohort.jobs:
                 cohort.unseat(job)
-                job.end(without_frames(error))
-                return False
-            job.news.set()
-        return True
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+        job.end(error)
 
     # ---- errors: handled outside of the `except` block, in which the step's tensors are still held ----
 

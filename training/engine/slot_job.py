@@ -42,12 +42,12 @@ class Shape:
     optimizer: str = "adamw"
 
 
-@dataclass
+@dataclass(eq=False)
 class SlotJob:
     """One job in the engine: what it trains on, where it stands, and what its own thread gets.
 
     The engine's thread writes `step`, `losses`, `snapshots`, `error` and `gone`, then sets `news`; the job's thread
-    writes `leaving`.
+    writes `is_abandoned`, then `leaving`.
     """
 
     run: TrainRun
@@ -63,10 +63,13 @@ class SlotJob:
     extras: Extras = field(default_factory=Extras)
     validation_set: ValidationSet | None = None
     preview_prompts: PreviewPrompts | None = None
-    look_every: int = 0  # steps between two validations, with previews; 0: there is none
+    evaluate_every: int = 0  # steps between two evaluations; 0: there is none
 
     start: int = 0  # steps that were done before
     step: int = 0  # steps that are done
+    attended: int = 0  # the last step after which all that was due was begun: an evaluation, a checkpoint
+    is_held: bool = False  # it keeps its slot and waits for its evaluation, while the others step
+    held_row: Stack | None = None  # of one slot: its row while it is held, since a step moves every row of the stack
     losses: deque[tuple[int, float]] = field(default_factory=deque)  # (done, loss), oldest first
     looks: list[tuple[int, float]] = field(default_factory=list)  # (done, validation loss), oldest first
     best: Mapping[str, Array] = field(default_factory=dict)  # the weights of the best look, if they are to be kept
@@ -74,13 +77,25 @@ class SlotJob:
     snapshots: deque["Snapshot"] = field(default_factory=deque)  # to be kept, oldest first
     error: BaseException | None = None
     gone: bool = False  # it has no slot any more: finished, failed, or let go
-    leaving: bool = False
+    leaving: bool = False  # it asked to be let go
+    is_parting: bool = False  # it is to be let go, after the evaluation that is under way
+    is_abandoned: bool = False  # nothing more is wanted of it
     news: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
-        self.start = self.step = self.state.step if self.state is not None else 0
+        self.start = self.step = self.attended = self.state.step if self.state is not None else 0
         if self.state is not None:
             self.looks, self.best = list(self.state.looks), self.state.best
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of its steps are done."""
+        return self.step >= self.total
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether the job is to be evaluated after the step at which it stands."""
+        return bool(self.evaluate_every) and (self.step % self.evaluate_every == 0 or self.is_done)
 
     def end(self, error: BaseException | None = None) -> None:
         """Let the job's thread know that the engine is done with it."""

@@ -6,11 +6,12 @@ with weights that are dequantised for the moment, in the forward and in the back
 on no other sample.
 """
 
-import importlib.util
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ _BLOCK = 64  # values of nf4 that share one scale
 
 def is_available() -> bool:
     """Whether bitsandbytes is installed."""
-    return importlib.util.find_spec("bitsandbytes") is not None
+    return PathFinder.find_spec("bitsandbytes") is not None
 
 
 def place(denoiser: nn.Module, layers: str, kind: Quantisation, device: torch.device) -> Any:
@@ -54,13 +55,20 @@ def quantise(denoiser: nn.Module, layers: str, kind: Quantisation, device: torch
             f"a base model in {kind} needs bitsandbytes, which this worker does not have: install it, or set "
             "IMPRINT_QUANTISE_BASE=none"
         )
+    _import()
     for name, layer in linears(denoiser, layers).items():
         parent, _, last = name.rpartition(".")
         setattr(denoiser.get_submodule(parent), last, _quantised(layer, kind, device))
 
 
-def _quantised(layer: nn.Linear, kind: Quantisation, device: torch.device) -> nn.Linear:
+def _import() -> None:
+    """Let bitsandbytes be imported, which is kept from other libraries until now."""
+    if sys.modules.get("bitsandbytes", ...) is None:
+        del sys.modules["bitsandbytes"]
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns of kernels for inference
+
+
+def _quantised(layer: nn.Linear, kind: Quantisation, device: torch.device) -> nn.Linear:
     from bitsandbytes.autograd._functions import MatMul8bitFp
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 

@@ -28,8 +28,6 @@ OTHER_METHODS = {
     "full differences": re.compile(r".*\.(diff|diff_b)"),
 }
 
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
-
 # Words of module names, to restore the dots of names that were written with underscores only.
 _WORDS = """
 down_blocks up_blocks mid_block input_blocks output_blocks middle_block attentions resnets downsamplers upsamplers
