@@ -106,8 +106,8 @@ def _bring(services: "Services", picture: Path, count: int) -> None:
         with services.database.writing() as session:
             session.add(
                 Job(
-                    id=job_id, owner_id="bench", subject_id="bench", request_sha256="", spec=spec.model_dump_json(),
-                    status=Status.TRAINING, stage=Stage.TRAIN, total_steps=100_000,
+                    id=job_id, owner_id="bench", subject_id="bench", request_sha256="",
+                    spec=spec.model_dump(mode="json"), status=Status.TRAINING, stage=Stage.TRAIN, total_steps=100_000,
                 )
             )  # fmt: skip
             session.flush()

@@ -41,7 +41,6 @@ class Member:
     environment: dict[str, str] = field(default_factory=dict)
     command: Sequence[str] = ("celery", "-A", "tasks.app")  # a module, as `python -m` has it
     process: "subprocess.Popen[bytes] | None" = None
-    restarts: int = 0
 
 
 class Stack:
@@ -148,7 +147,6 @@ class Stack:
             self._redis.start()
         for member in self.members:
             if member.process is not None and member.process.poll() is not None:
-                member.restarts += 1
                 self._launch(member)
 
     def stop(self) -> None:

@@ -1,1 +1,1 @@
-"""Telling others: an outbox written with the change it tells, and the webhooks that carry it."""
+"""Messages to owners and operators: the outbox, and webhooks, e-mails and channels that deliver what is in it."""

@@ -1,4 +1,4 @@
-"""E-mail to owners: what it says, as text and as HTML made from the same words, and the SMTP server that takes it."""
+"""E-mails to owners: their content as text and HTML, and the SMTP server that sends them."""
 
 import html
 import smtplib
@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from core.errors import AnswerRefused, Unreachable
 from notifications.preferences import LOW
 
-SERVER = "smtp://mail"  # the destination of all mails in the outbox: they share one server
+SERVER = "smtp://mail"  # the destination of all e-mails in the outbox, since they share one server
 _MAX_WORD, _MAX_LINE = 120, 600
 
 _SUBJECTS = {
@@ -29,17 +29,18 @@ _SUBJECTS = {
 _OPENINGS = {
     "training.processing": "The training of {subject} has started.",
     "training.completed": "The training of {subject} is done and its LoRA is ready.",
-    "training.failed": "The training of {subject} has failed. It costs nothing; the credits held for it are back.",
+    "training.failed": "The training of {subject} failed. It costs nothing, and the credits held for it are "
+    "available again.",
     "training.cancelled": "The training of {subject} was cancelled.",
     "training.not_started": "The profile set of {subject} is complete, but no training was started.",
-    LOW: "You have {available} credits available, fewer than the {low} at which you asked for an e-mail.",
+    LOW: "You have {available} credits available, fewer than the {low} below which you asked for an e-mail.",
 }
-_END = "You get this because notices by e-mail are switched on for {owner}."
+_END = "You get this e-mail because e-mail notices are turned on for {owner}."
 
 
 @dataclass(frozen=True)
 class Mail:
-    """What a mail says: both its forms are made from this."""
+    """The content of an e-mail. Text and HTML are made from it."""
 
     subject: str
     paragraphs: Sequence[str]
@@ -58,13 +59,13 @@ class Mail:
         return "\n\n".join([*blocks, f"-- \n{self.end}"]) + "\n"
 
     def html(self, picture_id: str | None = None) -> str:
-        """No script, no style sheet, nothing from another host."""
+        """The HTML form: no script, no style sheet, nothing from another host."""
         e = html.escape
         body = [f'<h1 style="font-size:20px;margin:0 0 16px">{e(self.subject)}</h1>']
         body += [f'<p style="margin:0 0 16px">{e(paragraph)}</p>' for paragraph in self.paragraphs]
         if picture_id:
             body.append(
-                f'<p style="margin:0 0 16px"><img src="cid:{picture_id}" width="256" alt="A sample of what was learnt"'
+                f'<p style="margin:0 0 16px"><img src="cid:{picture_id}" width="256" alt="A sample picture of the LoRA"'
                 ' style="display:block;max-width:100%;height:auto;border-radius:6px"></p>'
             )
         if self.facts:
@@ -95,7 +96,7 @@ def draft(event: str, details: Mapping[str, Any], public_url: str | None, pictur
         (name, _line(details[key], _MAX_WORD))
         for name, key in (
             ("Training", "job_id"), ("Base model", "base_model"), ("Trigger word", "trigger_word"),
-            ("Steps", "steps"), ("Charged", "charged"), ("Given back", "refunded"), ("Reason", "code"),
+            ("Steps", "steps"), ("Charged", "charged"), ("Returned", "refunded"), ("Reason", "code"),
         )
         if details.get(key) is not None
     ]  # fmt: skip
@@ -106,7 +107,7 @@ def draft(event: str, details: Mapping[str, Any], public_url: str | None, pictur
 
 
 def training_facts(view: Mapping[str, Any]) -> dict[str, Any]:
-    """What a mail about a training keeps of its public view."""
+    """What an e-mail about a training needs of the job's public view."""
     failure, spec, paid = view.get("failure") or {}, view["spec"], view["credits"]
     over = view["status"] not in ("pending", "training")
     return {
@@ -124,7 +125,7 @@ def training_facts(view: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compose(mail: Mail, *, sender: str, to: str, message_id: str, at: datetime) -> EmailMessage:
-    """The message as it is sent: text, HTML, and the picture inside the HTML."""
+    """The message to send: text, HTML, and the picture inside the HTML."""
     domain = parseaddr(sender)[1].rpartition("@")[2] or "localhost"
     message = EmailMessage(policy=SMTP)
     message["Subject"] = mail.subject
@@ -146,28 +147,28 @@ def compose(mail: Mail, *, sender: str, to: str, message_id: str, at: datetime) 
 
 @dataclass(frozen=True)
 class Mailer:
-    """An SMTP server: `smtp://` (with STARTTLS where the server has it) or `smtps://`, user and password if any."""
+    """An SMTP server: `smtp://` (with STARTTLS if the server has it) or `smtps://`, with or without a user."""
 
     address: str
-    timeout_s: float = 8.0  # one that hangs keeps a worker for so long
+    timeout_s: float = 8.0  # how long a server that hangs can block a worker
 
     def check(self) -> None:
-        """ValueError for an address that is none."""
+        """Raises ValueError for an invalid address."""
         parts = urlsplit(self.address)
         if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.port == 0:
-            raise ValueError("needs to be smtp://[user:password@]host[:port] or smtps://…")
+            raise ValueError("must be smtp://[user:password@]host[:port] or smtps://…")
 
     def send(self, message: EmailMessage) -> None:
-        """Raises Unreachable when nobody took it now, AnswerRefused when the server refused it for good.
+        """Send a message. Raises Unreachable if a later attempt may succeed, AnswerRefused if the server refused it.
 
-        A password goes over TLS only, or to this machine.
+        A password is sent over TLS only, or to this machine.
         """
         parts = urlsplit(self.address)
         try:
             with self._connect() as server:
                 if parts.username:
                     if not isinstance(server.sock, ssl.SSLSocket) and parts.hostname not in ("localhost", "127.0.0.1"):
-                        raise AnswerRefused("the mail server has no TLS: the password is not sent to it")
+                        raise AnswerRefused("the mail server has no TLS, so the password is not sent to it")
                     server.login(unquote(parts.username), unquote(parts.password or ""))
                 server.send_message(message)
         except smtplib.SMTPRecipientsRefused as error:
@@ -198,11 +199,11 @@ class Mailer:
 
 def _refused(what: str, code: int) -> Unreachable | AnswerRefused:
     if 500 <= code < 600:
-        return AnswerRefused(f"the mail server refused {what} for good ({code})")
+        return AnswerRefused(f"the mail server refused {what} ({code})")
     return Unreachable(f"the mail server refused {what} for now ({code})")
 
 
 def _line(value: object, longest: int) -> str:
-    """A value as one line of text: no control character, so that no name can add a header or a line."""
+    """A value as one line without control characters, so that a name cannot add a header or a line."""
     text = "" if value is None else " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,4 +1,4 @@
-"""Receivers that want no more notices: one owner's address that answered 410, until an operator enables it again."""
+"""Disabled receivers: addresses of one owner that answered 410, until an operator enables them again."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 from notifications.retries import Outcome, Verdict
 from notifications.tables import RECEIVER
 
-# What becomes of a notice to a disabled receiver: a dead letter, that can be sent again once it is enabled.
-NOT_SENT = Outcome(Verdict.DEAD, "the receiver is disabled since it answered 410; see imprint receivers")
+# A notice to a disabled receiver becomes a dead letter. It can be sent again when the receiver is enabled.
+NOT_SENT = Outcome(Verdict.DEAD, "the receiver is disabled because it answered 410; see imprint receivers")
 
 
 @dataclass(frozen=True)
 class Receiver:
-    """A disabled receiver. `destination` may hold a secret in its path: print `shown(destination)`."""
+    """A disabled receiver. The path of `destination` may contain a secret: print `shown(destination)`."""
 
     owner_id: str
     destination: str
@@ -25,18 +25,18 @@ class Receiver:
 
 
 def shown(destination: str) -> str:
-    """Scheme and host of an address: what people and logs may see of it."""
+    """Scheme and host of an address, for listings and logs."""
     parts = urlsplit(destination)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def is_meant(destination: str, url: str) -> bool:
-    """Whether `url` names this destination: all of it, or only its scheme and host as listings show them."""
+    """Whether `url` means this destination: the whole address, or its scheme and host as in listings."""
     return url in (destination, shown(destination)) or url.rstrip("/") == shown(destination)
 
 
 def disable(session: Session, owner_id: str, destination: str, reason: str, now: datetime) -> None:
-    """Remember that this receiver wants nothing more; the first time counts."""
+    """Disable a receiver. The first reason is kept."""
     session.execute(
         sa.text(
             "INSERT INTO disabled_receiver (owner_id, destination, reason, disabled_at)"
@@ -53,13 +53,13 @@ def is_disabled(session: Session, owner_id: str | None, destination: str | None)
 
 
 def disabled(session: Session) -> list[Receiver]:
-    """All that are disabled, the latest first."""
+    """All disabled receivers, latest first."""
     columns = [RECEIVER.c[name] for name in Receiver.__dataclass_fields__]
     return [Receiver(*row) for row in session.execute(sa.select(*columns).order_by(RECEIVER.c.disabled_at.desc()))]
 
 
 def enable(session: Session, owner_id: str, url: str) -> list[Receiver]:
-    """Enable an owner's receivers that `url` names; which those were."""
+    """Enable the receivers of an owner that `url` means, and return them."""
     found = [one for one in disabled(session) if one.owner_id == owner_id and is_meant(one.destination, url)]
     for one in found:
         gone = RECEIVER.c.owner_id == owner_id, RECEIVER.c.destination == one.destination

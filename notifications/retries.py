@@ -1,4 +1,4 @@
-"""What an answer to a webhook means, and when to try again."""
+"""What the answer to a webhook means, and when to try again."""
 
 import zlib
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from core.http_status import is_retryable
 
 # Seconds before each attempt: ten of them over three days and three hours.
 SCHEDULE_S = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
-JITTER = 0.1  # a share of the delay, either way: receivers that were down are not met by all at once
-LONGEST_WAIT_S = 24 * 3600  # however much later a receiver asks for
+JITTER = 0.1  # share of the delay, up or down, so that a receiver that was down does not get everything at once
+LONGEST_WAIT_S = 24 * 3600  # the longest delay that a receiver can ask for
 
-# A receiver that says so understood the message and refuses it; it gets two more chances to mean it.
+# Attempts if the receiver refuses the message.
 _REFUSED_ATTEMPTS = 3
 _NOT_LET_IN = {401, 403}
 _GONE = 410
 
 
-# A receiver that is down is asked for its other notices no sooner than after its own delay, and this at most.
+# The longest time for which other messages to a receiver that is down are postponed.
 LONGEST_POSTPONEMENT = timedelta(seconds=60)
 
 
@@ -28,12 +28,12 @@ class Verdict(StrEnum):
     SENT = "sent"
     RETRY = "retry"
     DEAD = "dead"
-    DISABLED = "disabled"  # the receiver wants nothing more, of this message or any other
+    DISABLED = "disabled"  # the receiver wants no more messages
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one attempt. `error` is in our words; `alert` says that a person should look."""
+    """The outcome of one attempt. `error` is our text; `alert` means that an operator should look."""
 
     verdict: Verdict
     error: str = ""
@@ -43,16 +43,16 @@ class Outcome:
 
     @property
     def is_down(self) -> bool:
-        """Whether the receiver as a whole does not work now, rather than refusing this one message."""
+        """Whether the receiver does not work at all, rather than refusing this message."""
         return self.verdict is Verdict.RETRY and (self.status is None or is_retryable(self.status))
 
 
 def outcome_of(status: int, headers: Mapping[str, str], *, attempts: int, message_id: str, now: datetime) -> Outcome:
-    """What an answer means, `attempts` failed ones before it.
+    """What an answer means after `attempts` failed attempts.
 
-    2xx is sent. 410 disables the receiver. 401 and 403 run through the schedule and alert, since only a
-    person can mend them. 408, 425, 429, 5xx, and 3xx (never followed), run through it too, no sooner than
-    `Retry-After` asks. Any other 4xx is dead after three attempts.
+    2xx: sent. 410: the receiver is disabled. 401 and 403: tried again by the schedule, with an alert, since only a
+    person can correct them. 408, 425, 429, 5xx, and 3xx (never followed): tried again, not before `Retry-After`. Any
+    other 4xx: dead after three attempts.
     """
     error = f"the receiver answered {status}"
     if 200 <= status < 300:
@@ -79,7 +79,7 @@ def next_attempt(
     status: int | None = None,
     alert: bool = False,
 ) -> Outcome:
-    """The next attempt by the schedule, no sooner than `asked`; dead when the schedule is through."""
+    """The next attempt by the schedule, but not before `asked`; dead after the last one."""
     made = attempts + 1
     if made >= len(SCHEDULE_S):
         return Outcome(Verdict.DEAD, error, status=status, alert=True)
@@ -88,13 +88,13 @@ def next_attempt(
 
 
 def _jitter(message_id: str, attempt: int) -> float:
-    """1 ± JITTER, from the message and the attempt: as good as chance, and the same each time."""
+    """1 ± JITTER, derived from message and attempt: as good as random, and the same each time."""
     share = zlib.crc32(f"{message_id}/{attempt}".encode()) / 2**32
     return 1 + JITTER * (2 * share - 1)
 
 
 def _asked_delay(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """`Retry-After`, in seconds or as a date, within bounds; zero if there is none that can be read."""
+    """`Retry-After`, in seconds or as a date, within limits; zero if it is missing or invalid."""
     text = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
     if text.isascii() and text.isdigit():
         return timedelta(seconds=min(int(text[:9]), LONGEST_WAIT_S))

@@ -9,18 +9,18 @@ _PREFIX = "whsec_"
 
 
 def parse_secrets(text: str) -> list[bytes]:
-    """The keys in `text`: `whsec_` and base64 of 24 to 64 bytes each, separated by spaces.
+    """The keys in `text`, separated by spaces: each is `whsec_` and the base64 of 24 to 64 bytes.
 
-    While a secret is being changed the new and the old one stand there, and receivers accept either.
-    ValueError, which does not repeat the secret, for one that is none.
+    During a rotation these are the new and the old secret, and receivers accept either. Raises ValueError for an
+    invalid secret, without repeating it.
     """
     return [_read_secret(number, word) for number, word in enumerate(text.split(), 1)]
 
 
 def sign(secrets: Sequence[bytes], message_id: str, timestamp_s: int, body: bytes) -> str:
-    """The `webhook-signature` header: `v1,` and base64, one after another for each secret.
+    """The `webhook-signature` header: `v1,` and base64 for each secret, separated by spaces.
 
-    `timestamp_s` is the second of this attempt, not of the message, so that receivers can refuse old copies.
+    `timestamp_s` is the time of this attempt, not of the message, so that receivers can refuse old copies.
     """
     signed = f"{message_id}.{timestamp_s}.".encode() + body
     digests = (hmac.digest(secret, signed, "sha256") for secret in secrets)

@@ -1,22 +1,22 @@
-"""The outbox, and who wants nothing from it any more."""
+"""The outbox, disabled receivers, and e-mail preferences."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime
+from core.json_column import JsonText
 
-KINDS = ("launch", "notice", "cleanup", "mail", "alert")
 _WAITING = sa.text("sent_at IS NULL AND dead_at IS NULL")
 
 
 class OutboxMessage(SQLModel, table=True):
-    """One message. It waits until it is sent, or dead: given up, or overtaken by a later one.
+    """One message. It waits until it is sent or dead: given up, or superseded by a later one.
 
-    `id` is the same in every attempt. `sequence` counts a job's messages from 1; `topic` says which of its
-    kind this is (a notice's event); `destination` is where it goes, so that one slow receiver can be told
-    apart from the others. Until `claimed_until` a relay may be sending it. `payload` is JSON.
+    `id` is the same in every attempt. `sequence` numbers the messages of a job from 1. `topic` divides a kind: for a
+    notice it is the event. `destination` is where it goes. Until `claimed_until` a relay may be sending it.
     """
 
     __tablename__ = "outbox_message"
@@ -40,7 +40,7 @@ class OutboxMessage(SQLModel, table=True):
     owner_id: str | None = Field(sa_type=sa.Text)
     destination: str | None = Field(sa_type=sa.Text)
     sequence: int = Field(sa_type=sa.BigInteger)
-    payload: str = Field(sa_type=sa.Text)
+    payload: dict[str, Any] = Field(sa_column=sa.Column(JsonText(dict[str, Any]), nullable=False))
     created_at: datetime = Field(sa_type=UtcDateTime)
     due_at: datetime = Field(sa_type=UtcDateTime)
     claimed_until: datetime | None = Field(sa_type=UtcDateTime)
@@ -51,7 +51,7 @@ class OutboxMessage(SQLModel, table=True):
 
 
 class DisabledReceiver(SQLModel, table=True):
-    """A receiver of one owner that answered 410 Gone: it gets nothing until an operator enables it again."""
+    """A receiver of one owner that answered 410 Gone. It gets nothing until an operator enables it again."""
 
     __tablename__ = "disabled_receiver"
 
@@ -62,15 +62,17 @@ class DisabledReceiver(SQLModel, table=True):
 
 
 class NoticePreferences(SQLModel, table=True):
-    """How an owner wants to be told, besides webhooks; an owner without a row is told by webhook alone."""
+    """The e-mails that an owner wants. An owner without a row gets none."""
 
     __tablename__ = "notice_preferences"
 
     owner_id: str = Field(primary_key=True, sa_type=sa.Text)
     email: str | None = Field(sa_type=sa.Text)
-    events: str = Field(sa_type=sa.Text)  # JSON list of the events that go to the e-mail address
-    low_credits: int | None = Field(sa_type=sa.BigInteger)  # tell when fewer than so many are available
-    low_told_at: datetime | None = Field(sa_type=UtcDateTime)  # not again until the balance was above it
+    # The events to mail.
+    events: list[str] = Field(sa_column=sa.Column(JsonText(list[str]), nullable=False))
+    low_credits: int | None = Field(sa_type=sa.BigInteger)  # an e-mail is sent when fewer are available
+    # When that e-mail was sent; None after the balance was higher again.
+    low_told_at: datetime | None = Field(sa_type=UtcDateTime)
     updated_at: datetime = Field(sa_type=UtcDateTime)
 
 

@@ -1,7 +1,7 @@
 """The webhook of a training: `PATCH {base}/api/models/{id}/status`, signed as Standard Webhooks 1.0 has it.
 
-`put` queues a notice in the transaction that changes the job; a relay claims it, calls `deliver` with no
-transaction open, and `record` in one of its own.
+`put` queues a notice in the transaction that changes the job. Later a task claims it, calls `deliver` with no
+transaction open, and `record` in a transaction of its own.
 """
 
 import json
@@ -16,26 +16,26 @@ from sqlalchemy.orm import Session
 from core import tracing
 from core.clock import utcnow
 from core.errors import FailureCode, ImprintError
-from notifications import outbox, receivers, retries
-from notifications.outbox import Message
+from notifications import destinations, outbox, receivers, retries
+from notifications.messages import SUPERSEDED, Message
 from notifications.retries import Outcome, Verdict
 from notifications.signing import sign
 
 log = logging.getLogger(__name__)
 
 PROCESSING = "training.processing"
-# What happened, and what the receiver's status becomes.
+# The events, and the status that each of them gives the receiver's model.
 EVENTS = {
     PROCESSING: "processing",
     "training.completed": "completed",
     "training.failed": "failed",
     "training.cancelled": "failed",
-    "training.not_started": "failed",  # of a subject, not of a job: what was meant to start by itself and did not
+    "training.not_started": "failed",  # about a subject, not a job: an automatic training that did not start
 }
 MAX_BODY_BYTES = 20_000  # Standard Webhooks asks for less than 20 kB
 _MAX_REASON, _MAX_PATH, _MAX_WORD = 2000, 1000, 200  # characters, of at most four bytes
 
-# Failures after which the same request may well succeed.
+# Failures after which the same request may succeed.
 _WORTH_RETRYING = {
     FailureCode.IMAGE_UNREACHABLE,
     FailureCode.BACKEND_UNREACHABLE,
@@ -47,10 +47,9 @@ _WORTH_RETRYING = {
 
 
 class Sender(Protocol):
-    """The guarded client: sends one request, follows no redirect, gives status and headers of the answer.
+    """A client that sends one request without following redirects, and returns status and headers of the answer.
 
-    Raises an ImprintError, `retryable` if another attempt may get through (no answer in time), not if the
-    address is one that we will not call.
+    Raises an ImprintError: retryable if there was no answer in time, final if the address must not be called.
     """
 
     def __call__(
@@ -59,17 +58,17 @@ class Sender(Protocol):
 
 
 def payload(job: Mapping[str, Any], event: str, webhook_url: str) -> dict[str, Any]:
-    """What a notice keeps: where it goes, what happened, and the job's public view at that moment."""
+    """What a notice stores: its destination, the event, and the public view of the job at that moment."""
     if event not in EVENTS:
-        raise ValueError(f"{event} is none of {', '.join(EVENTS)}")
+        raise ValueError(f"unknown event {event}: must be one of {', '.join(EVENTS)}")
     kept = ("job_id", "model_id", "attempt", "credits", "failure", "lora")
     return {"webhook_url": webhook_url, "event": event, "job": {name: job.get(name) for name in kept}}
 
 
 def put(session: Session, job: Mapping[str, Any], event: str, webhook_url: str) -> str:
-    """Queue a notice about a job (its public view); the message's id.
+    """Queue a notice about a job (its public view). Returns the message's id.
 
-    A final event makes a `training.processing` that still waits needless: it is dropped.
+    A final event drops a `training.processing` that still waits.
     """
     content = payload(job, event, webhook_url)
     job_id = str(job["job_id"])
@@ -87,10 +86,10 @@ def put(session: Session, job: Mapping[str, Any], event: str, webhook_url: str) 
 
 
 def body(job: Mapping[str, Any], event: str, *, sequence: int, at: datetime) -> bytes:
-    """The JSON of an event, under 20 kB whatever the job says. `at` is when it happened, not when it is sent.
+    """The JSON of an event, always under 20 kB. `at` is when the event happened, not when it is sent.
 
-    `model_path` and `artifact` come with completed, `failure_reason`, `failure_code` and `retryable` with
-    failed. A receiver that orders by `sequence` cannot be misled by a late copy.
+    A completed training has `model_path` and `artifact`, a failed one `failure_reason`, `failure_code` and `retryable`.
+    A receiver that orders by `sequence` is not confused by a late copy.
     """
     status = EVENTS[event]
     paid = job.get("credits") or {}
@@ -116,19 +115,19 @@ def body(job: Mapping[str, Any], event: str, *, sequence: int, at: datetime) -> 
 
 
 def status_url(webhook_url: str, model_id: str) -> str:
-    """Where a model's status goes: the application's base address and `/api/models/{id}/status`."""
+    """The address for a model's status: `/api/models/{id}/status` below the application's base address."""
     parts = urlsplit(webhook_url)
     path = f"{parts.path.rstrip('/')}/api/models/{quote(model_id, safe='')}/status"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequence[bytes] = ()) -> Outcome:
-    """Make one attempt. The message's payload is one of `payload`; nothing of the answer's body is read.
+    """Make one attempt to deliver a message of `put`. The body of the answer is ignored.
 
-    Without secrets the webhook goes out unsigned, for receivers inside the same network.
+    Without secrets the webhook is sent unsigned, for receivers in the same network.
     """
-    told = message.payload
-    job, event = told["job"], told["event"]
+    notice = message.payload
+    job, event = notice["job"], notice["event"]
     content = body(job, event, sequence=message.sequence, at=message.created_at)
     timestamp_s = int(now.timestamp())
     headers = {
@@ -139,7 +138,7 @@ def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequenc
     }
     if secrets:
         headers["webhook-signature"] = sign(secrets, message.id, timestamp_s, content)
-    url = status_url(told["webhook_url"], job.get("model_id") or job["job_id"])
+    url = status_url(notice["webhook_url"], job.get("model_id") or job["job_id"])
     try:
         status, answer = sender("PATCH", url, content, headers)
     except ImprintError as error:
@@ -150,33 +149,33 @@ def deliver(message: Message, sender: Sender, now: datetime, *, secrets: Sequenc
 
 
 def record(session: Session, message: Message, outcome: Outcome, now: datetime | None = None) -> None:
-    """Write down what became of an attempt, and whatever follows from it for other messages."""
+    """Record the outcome of an attempt, and what it means for other messages."""
     now = now or utcnow()
     if outcome.alert:
         log.error("%s %s of job %s: %s (%s)", message.kind, message.id, message.job_id, outcome.error, outcome.verdict)
     if outcome.verdict is Verdict.SENT:
         outbox.mark_sent(session, message.id, now)
         if message.destination is not None:
-            outbox.resume_destination(session, message.destination, now)
+            destinations.resume(session, message.destination, now)
         return
     next_due, error = outcome.next_due, outcome.error
     if next_due is not None and message.topic == PROCESSING and outbox.is_superseded(session, message):
-        # The final event was put while this one was on its way; only this one's failure sets it free.
-        next_due, error = None, outbox.SUPERSEDED
+        # The final event was queued while this one was being sent, and waits for it.
+        next_due, error = None, SUPERSEDED
     outbox.mark_failed(session, message.id, error, next_due, now)
     if outcome.is_down and outcome.next_due is not None and message.destination is not None and message.attempts > 0:
-        # Down for longer than a hiccup.
+        # The receiver has been down for a while.
         until = min(outcome.next_due, now + retries.LONGEST_POSTPONEMENT)
-        outbox.postpone_destination(session, message.destination, until, now)
+        destinations.postpone(session, message.destination, until, now)
     if outcome.verdict is Verdict.DISABLED and message.destination is not None:
         if message.owner_id is not None:
             receivers.disable(session, message.owner_id, message.destination, error, now)
-        outbox.drop_destination(session, message.destination, message.owner_id, reason=error, now=now)
+        destinations.drop(session, message.destination, message.owner_id, reason=error, now=now)
 
 
 def _text(value: object, longest: int) -> str | None:
-    """A value as text that no job can make long, and no control character can make longer in JSON."""
+    """A value as text of limited length, without control characters, which JSON would make longer."""
     if value is None:
         return None
-    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    text = "".join(character if character.isprintable() else " " for character in str(value))
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -5,7 +5,7 @@ import warnings
 from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
 
-from tasks import tracing  # its signals: in every process that sends or carries out
+from tasks import tracing  # registers its signals in every process that sends or runs tasks
 
 # Error callbacks on chord headers would run once for each picture; Celery warns that this default may change.
 warnings.filterwarnings("ignore", "task_allow_error_cb_on_chord_header", CPendingDeprecationWarning)

@@ -1,4 +1,4 @@
-"""What follows a job: the error callback of its chain, its notices, its clean-up."""
+"""Tasks that follow a job: the error callback of its chain, its notices, its clean-up."""
 
 from typing import Any
 
@@ -13,29 +13,29 @@ from tasks.steps import run
 
 @app.task(name="imprint.step_failed", bind=True)
 def step_failed(self: "Task[..., Any]", job_id: str) -> None:
-    """A step ended in an error. Most have failed their job by then; one whose process died has not."""
+    """A step ended with an error. Usually its job has failed already; if the process died, it has not."""
     run(self, lambda: sweeps.repair_job(services(), job_id))
 
 
 @app.task(name="imprint.clean_up")
 def clean_up(job_id: str, message_id: str) -> None:
-    """Take away what a final job no longer needs."""
+    """Delete what a finished job no longer needs."""
     outbox_handlers.clean_up(services(), job_id, message_id)
 
 
 @app.task(name="imprint.notify")
 def notify(job_id: str | None, message_id: str) -> None:
-    """Tell the application; a failed attempt is due again by its schedule, and the sweep sends it."""
+    """Send a webhook. After a failed attempt it is due again by its schedule, and the sweep sends it."""
     outbox_handlers.notify(services(), message_id)
 
 
 @app.task(name="imprint.send_mail")
 def send_mail(message_id: str) -> None:
-    """Send an e-mail to an owner; a failed attempt is due again by its schedule."""
+    """Send an e-mail to an owner. After a failed attempt it is due again by its schedule."""
     notices.deliver_mail(services(), message_id)
 
 
 @app.task(name="imprint.send_alerts")
 def send_alerts(message_id: str) -> None:
-    """Tell the operators all that waits, in one message to each channel."""
+    """Send all waiting alerts to the operators, as one message for each channel."""
     notices.deliver_alerts(services(), message_id)

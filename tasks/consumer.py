@@ -1,4 +1,4 @@
-"""A worker that outlives its broker, and messages that are made to end it."""
+"""A consumer that survives the loss of its broker, and messages that are made to end the worker."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 log = logging.getLogger(__name__)
 
-# What reading or taking in a hostile message may raise, in kombu and Celery.
+# What kombu and Celery may raise on a hostile message.
 _FAULTS = (
     ContentDisallowed, DecodeError, TypeError, ValueError, LookupError, AttributeError, RecursionError, OverflowError
 )  # fmt: skip
@@ -20,7 +20,7 @@ _MAX_DEPTH = 20
 
 
 class _Headers(BaseModel):
-    """The headers that Celery takes at their word: one of another type ends the worker (5.7.0)."""
+    """The headers that Celery 5.7.0 does not check: one of another type ends the worker."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -39,14 +39,14 @@ class _Headers(BaseModel):
 
 
 class SteadyConsumer(Consumer):  # type: ignore[misc]
-    """Celery 5.7.0's consumer, less two ways of ending with an error.
+    """Celery 5.7.0's consumer without two of its defects.
 
-    On a lost connection 5.7.0 collects the connection and then closes it once more, which dereferences a
-    transport client that is gone and ends the worker with exit code 1. Making that second close do nothing
-    is what 5.6 did. `tests/faults/test_broker_outage.py` fails without it; drop this when it passes without.
+    After a lost connection, 5.7.0 closes the connection twice. The second close uses a transport client that is gone,
+    and the worker ends with exit code 1. Here the second close does nothing, as in 5.6. Remove this when
+    `tests/faults/test_broker_outage.py` passes without it.
 
-    A message whose body is `5`, or that has no id, ends the worker too; unacknowledged, it comes back and ends the
-    next. Here it is looked at first, and dropped. `tests/hostile/test_messages.py` fails without it.
+    A message whose body is `5`, or that has no id, ends the worker. It is not acknowledged, so it comes back and ends
+    the next worker. Here it is checked first, and dropped. `tests/hostile/test_messages.py` fails without this.
     """
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -59,23 +59,23 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
 
         def on_task_received(message: Any) -> None:
             try:
-                _look_at(message)
+                _check(message)
                 take_in(message)
             except _FAULTS as fault:
-                # Not the fault's own words, which quote the message: somebody's addresses and keys may be in it.
-                log.warning("dropped a message that is no task of ours (%s)", type(fault).__name__)
+                # Not the error's text, which quotes the message: it may contain addresses and keys.
+                log.warning("dropped a message that is not one of our tasks (%s)", type(fault).__name__)
                 message.reject_log_error(log, self.connection_errors)
 
         return on_task_received
 
 
-def _look_at(message: Any) -> None:
-    """Raises one of _FAULTS for a message that Celery would stumble over."""
+def _check(message: Any) -> None:
+    """Raises one of _FAULTS for a message that Celery cannot handle."""
     try:
         _Headers.model_validate(message.headers)
     except ValidationError as error:
         raise ValueError("headers") from error
-    args, kwargs, embed = message.payload  # decoded once: Celery asks for it next
+    args, kwargs, embed = message.payload  # decoded only once: Celery uses it next
     if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed, dict):
         raise TypeError("body")
     if not all(isinstance(embed.get(name), list | None) for name in ("chain", "callbacks", "errbacks")):
@@ -88,18 +88,18 @@ def _look_at(message: Any) -> None:
                  if isinstance(inner, dict | list)]  # fmt: skip
         depth += 1
         if depth > _MAX_DEPTH:
-            raise RecursionError("body")  # Celery would find out with a process of the pool in its hand, and lose it
+            raise RecursionError("body")  # Celery would detect it while it holds a process of the pool, and lose that
 
 
 class _RedactingFilter(logging.Filter):
-    """Celery logs messages that it drops with body and headers: we say that there was one."""
+    """Celery logs dropped messages with body and headers. Log only that a message was dropped."""
 
-    _TOLD = (
+    _MESSAGES = (
         upstream.UNKNOWN_FORMAT, upstream.UNKNOWN_TASK_ERROR, upstream.INVALID_TASK_ERROR, upstream.MESSAGE_DECODE_ERROR
     )  # fmt: skip
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.msg in self._TOLD:
+        if record.msg in self._MESSAGES:
             record.msg, record.args = "dropped a message: %s", (str(record.msg).strip().partition("\n")[0][:40],)
             record.exc_info = record.exc_text = None
         return True

@@ -1,4 +1,4 @@
-"""A training worker's device, checked before the first job: what it is, and which families it must not train."""
+"""The check of a training worker's device before the first job: its name, and the families it must not train."""
 
 import logging
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from core.settings import Settings
 
 log = logging.getLogger(__name__)
 
-FOLDER = "self-check"  # under home: the tiny base models that the check trains
+FOLDER = "self-check"  # under the home folder: the tiny base models that the check trains
 
 
 @dataclass(frozen=True)
 class DeviceState:
-    """What a worker tells of its device."""
+    """What a worker reports about its device."""
 
     name: str
-    verdict: str = ""  # of the self-check; empty where none was made
-    refused: Sequence[str] = ()  # families whose jobs it does not take
+    verdict: str = ""  # of the self-check; empty if none was made
+    refused: Sequence[str] = ()  # families whose jobs the worker does not take
 
 
 def check(settings: Settings, families: Sequence[str]) -> DeviceState:
-    """Try the device with a product, and a GPU with tiny trainings of each family. Steps down where they disagree.
+    """Test the device with a matrix product, and a GPU with a tiny training of each family.
 
-    Where recorded steps differ from those sent one by one, nothing is recorded in this process. A family whose steps
-    are wrong altogether, or all if the device does not work, is refused.
+    If recorded steps differ from steps that run one by one, this process records none. A family with wrong steps is
+    refused; if the device does not work, all are.
     """
     # torch: only on workers that train
     from training.device import choose, probe

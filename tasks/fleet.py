@@ -1,22 +1,42 @@
-"""The workers of this installation and what waits for them, asked now over the broker."""
+"""The workers of this installation and the messages that wait for them, asked over the broker."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_ANSWER_S = 1.5  # how long workers have to say what they are
+from jobs.remote.trainers import Trainer
+
+_ANSWER_S = 1.5  # how long workers have to answer
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """A worker as it describes itself: the queues that it takes from, and, if it trains, its device."""
+
+    worker: str
+    queues: Sequence[str] = ()
+    device: str | None = None
+    check: str | None = None  # the verdict of the self-check
+    refuses: Sequence[str] = ()  # the queues of families that the worker does not train
+
+    @classmethod
+    def parse(cls, name: str, reply: Mapping[str, Any]) -> "WorkerState":
+        """The state in a worker's reply. Fields that this version does not know are ignored."""
+        known = ("queues", "device", "check", "refuses")
+        return cls(name, **{field: reply[field] for field in known if field in reply})
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Queues with who works on them, workers with their device; and what keeps us from knowing, in words."""
+    """The queues with their workers, the workers with their devices, and why either is unknown."""
 
-    queues: list[dict[str, Any]]
-    workers: list[dict[str, Any]]
+    queues: list[Trainer]
+    workers: list[WorkerState]
     trouble: str = ""
 
 
 def broker_address() -> str:
-    """Where the broker is, without its password."""
+    """The address of the broker, without its password."""
     from tasks.app import app
 
     with app.connection_for_read() as connection:
@@ -24,7 +44,7 @@ def broker_address() -> str:
 
 
 def lengths() -> dict[str, int] | None:
-    """How many messages wait in each queue; None where no broker answers."""
+    """How many messages wait in each queue; None if no broker answers."""
     from kombu.exceptions import OperationalError
 
     from tasks.app import app
@@ -51,39 +71,31 @@ def inspect(prefix: str = "") -> Fleet:
             waiting = {name: _waiting(connection, name) for name in names}
             replies = app.control.broadcast("imprint_trains", reply=True, timeout=_ANSWER_S, connection=connection)
     except (OperationalError, OSError) as error:
-        trouble = f"No broker answers ({type(error).__name__}): what local workers do is not known. Is a stack running?"
-        return Fleet([_queue(name, None, []) | {"health": "not known"} for name in names], [], trouble)
-    told = [{"worker": worker, **said} for reply in replies or [] for worker, said in reply.items()]
-    workers = [worker for worker in told if set(names) & set(worker.get("queues", []))]
-    of_queue = {name: [worker for worker in workers if name in worker["queues"]] for name in names}
+        trouble = f"No broker answers ({type(error).__name__}), so local workers are unknown. Is a stack running?"
+        return Fleet([Trainer("local", name, "unknown") for name in names], [], trouble)
+    states = [WorkerState.parse(name, state) for reply in replies or [] for name, state in reply.items()]
+    workers = [state for state in states if set(names) & set(state.queues)]
     return Fleet(
-        [_queue(name, waiting[name], of_queue[name]) for name in names],
-        sorted(workers, key=lambda worker: str(worker["worker"])),
+        [_queue(name, waiting[name], [state for state in workers if name in state.queues]) for name in names],
+        sorted(workers, key=lambda state: state.worker),
     )
 
 
-def _queue(name: str, waiting: int | None, workers: list[dict[str, Any]]) -> dict[str, Any]:
-    cards = list(dict.fromkeys(str(worker["device"]) for worker in workers if worker.get("device")))
-    return {
-        "backend": "local",
-        "name": name,
-        "health": _health(name, workers),
-        "gpu": ", ".join(cards) or None,
-        "queue": waiting,
-        "dollars_per_hour": None,
-    }
+def _queue(name: str, waiting: int, workers: list[WorkerState]) -> Trainer:
+    cards = ", ".join(dict.fromkeys(state.device for state in workers if state.device))
+    return Trainer("local", name, _health(name, workers), cards or None, waiting)
 
 
-def _health(name: str, workers: list[dict[str, Any]]) -> str:
-    """How many workers take jobs from a queue, and what those that train found out about their devices."""
-    takes = [worker for worker in workers if name not in worker.get("refuses", ())]
+def _health(name: str, workers: list[WorkerState]) -> str:
+    """How many workers take jobs from a queue, and what training workers report about their devices."""
+    takes = [state for state in workers if name not in state.refuses]
     text = f"{len(takes)} worker{'s' * (len(takes) != 1)}" if workers else "no worker answers"
-    verdicts = dict.fromkeys(str(worker["check"]) for worker in workers if worker.get("check"))
+    verdicts = dict.fromkeys(state.check for state in workers if state.check)
     return "; ".join([text, *verdicts])
 
 
 def _waiting(connection: Any, queue: str) -> int:
-    """Messages that wait in a queue; one that nobody has made yet holds none."""
+    """How many messages wait in a queue. A queue that does not exist yet has none."""
     with connection.channel() as channel:
         try:
             return int(channel.queue_declare(queue, passive=True).message_count)

@@ -1,4 +1,4 @@
-"""The RabbitMQ side of the ingress: its queues, the process that takes messages from them, and what operators do."""
+"""The RabbitMQ side of the ingress: its queues, the process that consumes them, and the operators' commands."""
 
 # mypy: disable-error-code="no-untyped-call"
 import logging
@@ -27,9 +27,9 @@ from tasks.model_training import MessageRejected, arguments_of
 
 log = logging.getLogger(__name__)
 
-REASON = "x-imprint-reason"  # of a dead letter: a code, a colon and a sentence
+REASON = "x-imprint-reason"  # header of a dead letter: a code, a colon and a sentence
 PREFETCH = 20
-DELIVERY_LIMIT = 20  # a message that ends the process each time goes to the dead letters after so many
+DELIVERY_LIMIT = 20  # after so many deliveries a message that ends the process becomes a dead letter
 _BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # while the database is away
 _ALERT_EVERY_S = 60.0
 _CONFIRM_S = 30.0
@@ -47,7 +47,7 @@ QUEUE = Queue(
         "x-delivery-limit": DELIVERY_LIMIT,
         "x-dead-letter-exchange": _dead_exchange.name,
         "x-dead-letter-routing-key": "model_training",
-        # Moved, not copied and forgotten: a broker that dies in between has it in one of both.
+        # Moved safely: a broker that dies in between has the message in one of the two queues.
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     },
@@ -55,10 +55,10 @@ QUEUE = Queue(
 
 
 class Ingress(ConsumerMixin):
-    """Takes messages, makes jobs of them, and acknowledges each once its job is committed.
+    """Turns messages into jobs, and acknowledges each message after its job is committed.
 
-    What comes is put aside by `take` and worked on by `on_iteration`, so that a database that is away keeps nothing
-    but our own time: the messages stay ours, unacknowledged, and the connection stays alive.
+    Messages are collected first, and `on_iteration` works on them. While the database is away they stay here
+    unacknowledged, and the connection stays alive.
     """
 
     def __init__(self, services: Services) -> None:
@@ -72,17 +72,17 @@ class Ingress(ConsumerMixin):
         self._alerted_at = -_ALERT_EVERY_S
         self._unreported = 0
 
-    # ---- what the mixin calls ----
+    # ---- called by the mixin ----
 
     def get_consumers(self, make: Any, channel: Any) -> list[Consumer]:
-        """On each new connection: what was put aside before will come again on it."""
+        """On each new connection: the broker delivers the collected messages again."""
         self._waiting.clear()
         self._dead = Producer(channel.connection.channel())
         DEAD.bind(channel).declare()
         return [make(queues=[QUEUE], on_message=self._waiting.append, prefetch_count=PREFETCH)]
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
-        log.warning("RabbitMQ does not answer; again in %.0f s (%s)", interval, type(exc).__name__)
+        log.warning("RabbitMQ does not answer; next attempt in %.0f s (%s)", interval, type(exc).__name__)
         if self.should_stop:
             raise SystemExit(0)
 
@@ -90,7 +90,7 @@ class Ingress(ConsumerMixin):
         log.warning("ingress: waiting for messages on %s", QUEUE.name)
 
     def on_iteration(self) -> None:
-        """Work on what was put aside, in order, unless the database is away."""
+        """Work on the collected messages in order, unless the database is away."""
         while self._waiting and not self.should_stop and time.monotonic() >= self._not_before:
             try:
                 self._work_on(self._waiting[0])
@@ -107,7 +107,7 @@ class Ingress(ConsumerMixin):
     # ---- one message ----
 
     def _work_on(self, message: Message) -> None:
-        """Make a job of it, or a dead letter. Raises what passes; a lost connection brings the message again."""
+        """Turn a message into a job or a dead letter. Raises temporary errors; the broker then delivers it again."""
         try:
             arguments = arguments_of(_bytes(message.body), message.properties.get("message_id"), self.services.settings)
             view = service.submit(self.services, arguments)
@@ -120,12 +120,12 @@ class Ingress(ConsumerMixin):
         else:
             message.ack()
             self.accepted += 1
-            with job_context(view["job_id"]):
-                log.info("accepted %s", view["job_id"])
+            with job_context(view.job_id):
+                log.info("accepted %s", view.job_id)
 
     def _dead_letter(self, message: Message, reason: MessageRejected) -> None:
-        """Put it among the dead letters, and only when the broker has it there take it out of the queue."""
-        assert self._dead is not None  # noqa: S101 - there is a message, so there is a connection
+        """Publish it as a dead letter, and acknowledge it only after the broker has confirmed that."""
+        assert self._dead is not None  # noqa: S101 - a message came over a connection
         _send(self._dead, message, _dead_exchange, {**_plain_headers(message), REASON: str(reason)})
         message.ack()
         self.refused[reason.code] = self.refused.get(reason.code, 0) + 1
@@ -135,10 +135,10 @@ class Ingress(ConsumerMixin):
     def _alert(self) -> None:
         if not self._unreported or time.monotonic() - self._alerted_at < _ALERT_EVERY_S:
             return
-        told = ", ".join(f"{count} {code}" for code, count in sorted(self.refused.items()))
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(self.refused.items()))
         try:
             notices.alert(
-                self.services, "ingress", f"{self._unreported} message(s) of {QUEUE.name} refused; in all: {told}"
+                self.services, "ingress", f"{self._unreported} message(s) of {QUEUE.name} refused; in total: {counts}"
             )
         except AWAY:
             return
@@ -147,14 +147,17 @@ class Ingress(ConsumerMixin):
     # ---- the process ----
 
     def serve(self) -> None:
-        """Run until SIGTERM or SIGINT. What is in hand then is finished; what was put aside goes back to the queue."""
+        """Run until SIGTERM or SIGINT. The current message is finished, and the collected ones return to the queue."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "should_stop", True))
         while not self.should_stop:
             try:
                 self.run()
             except (MessageNacked, TimeoutError) as error:
-                log.warning("RabbitMQ did not take a dead letter; the message comes again (%s)", type(error).__name__)
+                log.warning(
+                    "RabbitMQ did not accept a dead letter; the message will be delivered again (%s)",
+                    type(error).__name__,
+                )
         log.warning("ingress: stopped after %d accepted, %d refused", self.accepted, sum(self.refused.values()))
 
 
@@ -179,9 +182,10 @@ def lengths(services: Services) -> dict[str, int]:
 
 
 def replay(services: Services, limit: int | None, reason: str | None) -> dict[str, int]:
-    """Put dead letters back into the queue, oldest first; with a reason's code, only those. Raises BackendUnreachable.
+    """Put dead letters back into the queue, oldest first; with `reason`, only those with this code.
 
-    Each is published before it is taken away: one that a crash leaves in both places is still one job.
+    Each is published before it is removed. If a crash leaves a message in both queues, it is still one job. Raises
+    BackendUnreachable.
     """
     moved = kept = 0
     with _talking(services) as connection:
@@ -200,7 +204,7 @@ def replay(services: Services, limit: int | None, reason: str | None) -> dict[st
                 _send(producer, message, _exchange, _plain_headers(message))
                 moved += 1
             else:
-                # To the end of the same queue, not back to its head: that would count as a failed delivery.
+                # To the end of the same queue: returning it to the head would count as a failed delivery.
                 _send(producer, message, _dead_exchange, {**_plain_headers(message), **_reason(message)})
                 kept += 1
             message.ack()
@@ -208,7 +212,7 @@ def replay(services: Services, limit: int | None, reason: str | None) -> dict[st
 
 
 def code_of(message: Message) -> str:
-    """Why a message is a dead letter; `delivery_limit` where the broker gave it up."""
+    """The code of a dead letter; `delivery_limit` if the broker made it one."""
     return str(message.headers.get(REASON, "delivery_limit")).partition(":")[0]
 
 
@@ -219,7 +223,7 @@ def _reason(message: Message) -> dict[str, str]:
 def _connection(services: Services) -> Connection:
     url = services.settings.ingress_url
     if url is None:
-        raise BackendUnreachable("there is no ingress: set IMPRINT_INGRESS_URL to a RabbitMQ address")
+        raise BackendUnreachable("no ingress is configured: set IMPRINT_INGRESS_URL to a RabbitMQ address")
     return Connection(url.get_secret_value(), heartbeat=30, transport_options={"confirm_publish": True})
 
 
@@ -232,11 +236,11 @@ def _talking(services: Services) -> Iterator[Connection]:
         except (OperationalError, MessageNacked, *connection.connection_errors) as error:
             raise BackendUnreachable(f"RabbitMQ does not answer ({type(error).__name__})") from error
         except connection.channel_errors as error:
-            raise BackendUnreachable(f"RabbitMQ refused that ({type(error).__name__})") from error
+            raise BackendUnreachable(f"RabbitMQ refused the command ({type(error).__name__})") from error
 
 
 def _send(producer: Producer, message: Message, exchange: Exchange, headers: dict[str, Any]) -> None:
-    """The same message again, with these headers; returns when the broker has it."""
+    """Publish the same message with these headers. Returns after the broker has confirmed it."""
     kept = ("message_id", "correlation_id", "reply_to", "type", "app_id", "timestamp", "priority")
     producer.publish(
         _bytes(message.body),
@@ -254,7 +258,7 @@ def _send(producer: Producer, message: Message, exchange: Exchange, headers: dic
 
 
 def _plain_headers(message: Message) -> dict[str, Any]:
-    """The producer's own headers: not ours, nor what the broker adds."""
+    """The producer's headers, without ours and the broker's."""
     return {
         name: value
         for name, value in message.headers.items()

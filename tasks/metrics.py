@@ -1,7 +1,7 @@
-"""A worker's own numbers for Prometheus: what its processes count, served by its main process on a port of its own.
+"""A worker's metrics for Prometheus, served by its main process on its own port.
 
-The processes of a prefork pool write what they count into files of a private folder (prometheus_client's multiprocess
-mode), and the main process adds them up when it is asked.
+The processes of a prefork pool write their counts into files in a private folder (prometheus_client's multiprocess
+mode), and the main process adds them up for each request.
 """
 
 import atexit
@@ -23,7 +23,7 @@ _served: list[Any] = []  # the HTTP server, in the main process
 
 
 class _Prometheus:
-    """Keeps measures as prometheus_client's metrics."""
+    """Stores measures as prometheus_client's metrics."""
 
     def __init__(self, registry: Any) -> None:
         self._metrics = {measure.name: _metric(measure, registry) for measure in metrics.ALL}
@@ -51,7 +51,7 @@ def _metric(measure: Measure, registry: Any) -> Any:
 
 
 def begin(settings: Settings) -> None:
-    """Count in this process and those that it forks. Call it before the pool starts; without a port it does nothing."""
+    """Count in this process and its forks. Call it before the pool starts. Without a port it does nothing."""
     if settings.metrics_port is None:
         return
     folder = tempfile.mkdtemp(prefix="imprint-metrics-")
@@ -60,13 +60,13 @@ def begin(settings: Settings) -> None:
     os.environ[_FOLDER] = folder
     from prometheus_client import CollectorRegistry, values
 
-    # It chooses when it is imported, and Flower's command, which Celery loads in every process, has imported it.
+    # prometheus_client chooses its mode when it is imported, and Celery has imported it for Flower's command already.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
     metrics.set_sink(_Prometheus(CollectorRegistry()))
 
 
 def serve(settings: Settings) -> None:
-    """Answer on the worker's port from a thread of the main process."""
+    """Serve the metrics on the worker's port, in a thread of the main process."""
     if settings.metrics_port is None:
         return
     from prometheus_client import CollectorRegistry, start_http_server
@@ -77,7 +77,7 @@ def serve(settings: Settings) -> None:
     try:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry)
     except OSError as error:
-        # A worker that trains unseen is better than none.
+        # A worker without metrics is better than no worker.
         log.error("no metrics on %s:%d: %s", settings.metrics_host, settings.metrics_port, error.strerror)
         return
     _served.append(server)
@@ -85,7 +85,7 @@ def serve(settings: Settings) -> None:
 
 
 def expect(families: Iterable[str]) -> None:
-    """Begin a training worker's counters at 0: Prometheus takes no notice of a rise from nothing to 1."""
+    """Begin a training worker's counters at 0, because Prometheus does not see a rise from nothing to 1."""
     for family in families:
         metrics.STEPS.add(0, family)
         for result in ("loaded", "resident"):
@@ -96,7 +96,7 @@ def expect(families: Iterable[str]) -> None:
 
 
 def leave_to_parent() -> None:
-    """In a forked child: the port belongs to the main process, and is free when that ends."""
+    """In a forked child: close the port, which belongs to the main process and must be free when that ends."""
     for server in _served:
         server.socket.close()
     _served.clear()

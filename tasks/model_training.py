@@ -1,15 +1,15 @@
-"""What `model_training` messages say: JSON of producers that know nothing of Celery, made into arguments of a training.
+"""Parses `model_training` messages, JSON from producers without Celery, into the arguments of a training.
 
 style_id        subject_id        text or a whole number
 image_paths     images            addresses, ids of stored pictures, or paths below IMPRINT_INGRESS_PATHS
 mask_paths      their masks       the same, or null, one for each of image_paths
 num_epochs      epochs
 webhook_url     webhook_url
-owner_id        owner_id          without: IMPRINT_INGRESS_OWNER
-base_model      base_model        without: sd15
-trigger_word    trigger_word      without: `style` and the letters and digits of style_id
-all others of the recipe (class_word, rank, learning_rate, max_steps, seed …) under their own names
-message_id      idempotency_key   a property of the message; without it the hash of the body
+owner_id        owner_id          default: IMPRINT_INGRESS_OWNER
+base_model      base_model        default: sd15
+trigger_word    trigger_word      default: `style` and the letters and digits of style_id
+the rest of the recipe (class_word, rank, learning_rate, max_steps, seed …) has the same names
+message_id      idempotency_key   a property of the message; default: the hash of the body
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from urllib.parse import quote
 from core.settings import Settings
 from training.spec import TrainSpec
 
-MAX_BODY_BYTES = 1 << 20  # a hundred pictures and masks with addresses of the longest kind are less
+MAX_BODY_BYTES = 1 << 20  # a hundred pictures and masks with very long addresses need less
 _OWN = ("style_id", "image_paths", "mask_paths", "num_epochs", "webhook_url", "owner_id")
 _SAME = tuple(name for name in TrainSpec.model_fields if name != "epochs")
 _PICTURE = re.compile(r"pic_[0-9a-z]{26}")
@@ -30,7 +30,7 @@ _MAX_SENTENCE = 500
 
 
 class MessageRejected(Exception):
-    """A message that no further attempt will make good: `code` for programs, a sentence for people, no secrets."""
+    """A message that cannot become a job: `code` for programs, `sentence` for people, neither with a secret."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(code, sentence)
@@ -46,19 +46,21 @@ def arguments_of(body: bytes, message_id: str | None, settings: Settings) -> dic
     message = _read(body)
     known = {*_OWN, *_SAME}
     if unknown := [name for name in message if name not in known]:
-        raise MessageRejected("unknown_field", f"{ascii(unknown[0])[:60]} is none of {', '.join(sorted(known))}")
+        raise MessageRejected(
+            "unknown_field", f"unknown field {ascii(unknown[0])[:60]}; known fields are {', '.join(sorted(known))}"
+        )
     style = message.get("style_id")
     if isinstance(style, bool) or not isinstance(style, str | int) or not str(style).strip():
-        raise MessageRejected("wrong_type", "style_id is no text and no whole number")
+        raise MessageRejected("wrong_type", "style_id must be a text or a whole number")
     paths = message.get("image_paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise MessageRejected("wrong_type", "image_paths is no list of texts")
+        raise MessageRejected("wrong_type", "image_paths must be a list of texts")
     masks = message.get("mask_paths")
     if masks is not None and not _go_with(masks, paths):
-        raise MessageRejected("wrong_type", "mask_paths is no list of texts and nulls, one for each of image_paths")
+        raise MessageRejected("wrong_type", "mask_paths must be a list of texts and nulls, one for each of image_paths")
     owner = message.get("owner_id") or settings.ingress_owner
     if owner is None:
-        raise MessageRejected("no_owner", "the message names no owner_id, and IMPRINT_INGRESS_OWNER is not set")
+        raise MessageRejected("no_owner", "the message has no owner_id, and IMPRINT_INGRESS_OWNER is not set")
     arguments = {name: message[name] for name in _SAME if name in message}
     arguments.setdefault("base_model", "sd15")
     arguments.setdefault("trigger_word", f"style{re.sub(r'[^A-Za-z0-9]', '', str(style))[:40]}")
@@ -91,44 +93,44 @@ def _image(path: str, mask: str | None, prefix: str | None) -> str | dict[str, s
 
 
 def key_of(body: bytes, message_id: str | None) -> str:
-    """The same message twice has the same key, and so is one job."""
+    """The idempotency key of a message. The same message twice has the same key, so it becomes one job."""
     if message_id and len(message_id) <= 150 and message_id.isprintable() and message_id.isascii():
         return f"model_training:{message_id}"
     return f"model_training:sha256:{hashlib.sha256(body).hexdigest()}"
 
 
 def reference(path: str, prefix: str | None) -> str:
-    """What `images` calls a path: addresses and ids stay, others go below the prefix. Raises MessageRejected."""
+    """The entry of `images` for a path. Addresses and ids stay, paths get the prefix. Raises MessageRejected."""
     if "://" in path or _PICTURE.fullmatch(path):
         return path
     if prefix is None:
-        raise MessageRejected("path_refused", "the message holds a path, and IMPRINT_INGRESS_PATHS is not set")
+        raise MessageRejected("path_refused", "the message has a path, and IMPRINT_INGRESS_PATHS is not set")
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or not path.isprintable() or "\\" in path:
-        raise MessageRejected("path_refused", "the message holds a path that is not a plain relative one")
-    # S3 keys are taken as they stand; in other addresses a % or ? of a name is no sign of its own.
+        raise MessageRejected("path_refused", "the message has a path that is not a plain relative path")
+    # S3 keys are used as they are. In other addresses, % and ? in a name must be quoted.
     return f"{prefix.rstrip('/')}/{path if prefix.startswith('s3://') else quote(path)}"
 
 
 def _read(body: bytes) -> Mapping[str, Any]:
     if len(body) > MAX_BODY_BYTES:
-        raise MessageRejected("too_large", f"{len(body)} bytes; at most {MAX_BODY_BYTES} are read")
+        raise MessageRejected("too_large", f"the body has {len(body)} bytes; at most {MAX_BODY_BYTES} are allowed")
     try:
         message = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-        json.dumps(message, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError):  # and what is no UTF-8, or has numbers without end
-        raise MessageRejected("malformed", "the body is no JSON") from None
+        json.dumps(message, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    except (ValueError, RecursionError):  # also invalid UTF-8 and endless numbers
+        raise MessageRejected("malformed", "the body is not JSON") from None
     if not isinstance(message, dict):
-        raise MessageRejected("malformed", "the body is no JSON object")
+        raise MessageRejected("malformed", "the body is not a JSON object")
     return message
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name twice")
+        raise ValueError("duplicate name")
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -1,4 +1,4 @@
-"""From a job to Celery's messages: the canvas of the stages that it still lacks. Only ids travel."""
+"""The Celery canvas of the stages that a job still lacks. Messages contain ids only."""
 
 from contextlib import suppress
 
@@ -12,17 +12,17 @@ from jobs.services import Services
 from storage.tables import Stage
 from tasks.app import app
 
-# What follows the pictures, one after another.
+# The stages after preprocess, in their order.
 _CHAIN = (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE)
 
 
 def launch(services: Services, job_id: str) -> None:
-    """Send the stages that the job still lacks: for a new job all, after a crash or a hand-over the rest."""
-    lacks = sweeps.what_is_lacking(services, job_id)
+    """Send the stages that the job still lacks: all for a new job, the rest after a crash or a hand-over."""
+    lacks = sweeps.remaining_work(services, job_id)
     if lacks is None:
         return
     first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)
-    trainer = f"train.{lacks.family}" if lacks.backend == "local" else "io"  # a remote training is no work for a GPU
+    trainer = f"train.{lacks.family}" if lacks.backend == "local" else "io"  # a remote training needs no GPU here
     steps = [_step(stage, job_id, trainer) for stage in _CHAIN[first:]]
     if lacks.waiting:
         header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
@@ -32,10 +32,10 @@ def launch(services: Services, job_id: str) -> None:
 
 
 def forget_result(result: ResultBase | None) -> None:
-    """Nobody waits for these results: forget them now, and do not ask Redis once more when they are thrown away.
+    """Forget results that are never read, so that Redis is not asked again when they are garbage-collected.
 
-    Celery 5.7.0 keeps a second object for each picture of a chord, and a subscription with it, for as long as the
-    process lives; and one that lost its backend breaks the next launch after a reconnect to Redis.
+    Celery 5.7.0 keeps a second object and a subscription for each picture of a chord as long as the process lives.
+    After a reconnect to Redis, an object that lost its backend breaks the next launch.
     """
     while result is not None:
         for one in [result, *(result.results if isinstance(result, ResultSet) else ())]:
@@ -48,7 +48,7 @@ def _forget(result: AsyncResult) -> None:
     backend = result.backend
     twins = [twin for waiting in backend._pending_results for twin in (waiting.get(result.id) or {}).values()]
     for one in (*twins, result):
-        with suppress(RedisError, RuntimeError):  # away: the canvas has been sent, and here it is forgotten
+        with suppress(RedisError, RuntimeError):  # the broker is away; the canvas is sent already
             backend.remove_pending_result(one)
         one.backend = None
 

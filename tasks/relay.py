@@ -15,7 +15,7 @@ from core.logging import job_context
 from core.tracing import continue_trace
 from jobs.services import Services, send_outbox_with
 from notifications import outbox
-from notifications.outbox import Message
+from notifications.messages import EXTERNAL, Message
 from storage.database import AWAY
 from tasks import pipeline
 from tasks.app import app
@@ -39,7 +39,7 @@ def relay(services: Services) -> bool:
     try:
         while True:
             with services.database.writing() as session:
-                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *outbox.EXTERNAL), BATCH, lease=CLAIM)
+                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *EXTERNAL), BATCH, lease=CLAIM)
             if _hand_on(services, messages) < len(messages):
                 return False
             if len(messages) < BATCH:

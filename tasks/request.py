@@ -1,4 +1,4 @@
-"""What workers tell about a message: for some tasks, not their arguments."""
+"""Celery's request without the arguments of the task."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from celery.worker.request import Request
 
 
 class RedactedRequest(Request):  # type: ignore[misc]
-    """A request whose arguments stay out of events, logs and Flower: they may hold presigned addresses."""
+    """A request whose arguments are not in events, logs and Flower, since they may contain presigned addresses."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The steps of the chain, as Celery sees them: load, call, return."""
+"""The steps of the chain as Celery tasks: load, call, return."""
 
 import logging
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 from core.errors import ImprintError
 from jobs.services import services
 from jobs.stages import steps
-from jobs.stages.stage_runner import DoneBefore, NotMine, TryAgain
+from jobs.stages.stage_runner import AlreadyDone, NothingToDo, RetryLater
 from storage.database import AWAY
 from tasks.app import app
 
@@ -21,19 +21,19 @@ _DATABASE_AWAY_RETRIES = 5
 
 
 def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
-    """Run `step`; a message with nothing to do ends quietly, a transient failure comes back later.
+    """Run `step`. A message with nothing to do ends without an error; after a temporary failure it is sent again later.
 
-    Nothing to do because it is done is success: whoever did it may have died before the next message was sent, and
-    this one sends it again. Where it was sent, the next step has nothing to do in its turn.
+    If the step is done already, this is a success: the worker that did it may have died before it sent the message of
+    the next step, and this one sends it again. If it was sent before, the next step finds nothing to do.
     """
     try:
         step()
-    except DoneBefore as reason:
+    except AlreadyDone as reason:
         log.info("%s", reason)
-    except NotMine as reason:
+    except NothingToDo as reason:
         raise Ignore(str(reason)) from reason
-    except TryAgain as again:
-        # The attempts are counted in the database, so Celery does not count them again.
+    except RetryLater as again:
+        # The database counts the attempts, so Celery must not.
         raise task.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
     except AWAY as error:
         raise task.retry(countdown=_DATABASE_AWAY_S, max_retries=_DATABASE_AWAY_RETRIES, exc=error) from error
@@ -45,7 +45,7 @@ def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
     try:
         run(self, lambda: steps.preprocess(services(), job_id, position))
     except Ignore:
-        return  # the chord counts its header: an ignored message would hang it
+        return  # the chord counts the tasks of its header: an ignored one would block it
 
 
 @app.task(name="imprint.dataset", bind=True, throws=(ImprintError,))

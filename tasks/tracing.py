@@ -1,7 +1,7 @@
-"""A span for each task of ours, and the trace's context in the headers of every task message.
+"""A span for each of our tasks, and the trace's context in the headers of every task message.
 
-By Celery's signals, because what follows a task (the rest of its chain, a chord's body, an error callback) is sent
-after our code has returned, and belongs to the same trace.
+It uses Celery's signals, because the messages after a task (the rest of its chain, a chord's body, an error callback)
+are sent after our code has returned, and belong to the same trace.
 """
 
 import threading
@@ -11,7 +11,7 @@ from celery.signals import before_task_publish, task_postrun, task_prerun, worke
 
 from core import tracing
 
-_open = threading.local()  # of the task that this thread carries out
+_open = threading.local()  # of the task that this thread runs
 
 
 @before_task_publish.connect

@@ -1,4 +1,4 @@
-"""What a worker does when it starts and when it is asked to stop."""
+"""What a worker does when it starts and when it stops."""
 
 import logging
 import os
@@ -30,12 +30,12 @@ from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
 
-_trains_on: DeviceState | None = None  # of a training worker, once its device was checked
+_trains_on: DeviceState | None = None  # of a training worker, after the check of its device
 
 
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    # Beat, started by itself on a new home, keeps its schedule there.
+    # Beat stores its schedule there, and may be the first process on a new home folder.
     settings().run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     set_up(settings().log_dir, settings().log_level, settings().log_format)
 
@@ -46,17 +46,17 @@ def _prepare(**_: Any) -> None:
         services().check()
         services().database.migrate()
     except (ValueError, ImprintError) as error:
-        raise SystemExit(f"this worker cannot start: {error}") from None  # any other error Celery logs and goes on
+        raise SystemExit(f"this worker cannot start: {error}") from None  # Celery logs any other error and continues
     services().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(services())
     metrics.begin(settings())
 
 
 @celeryd_init.connect
-def _seat_jobs(conf: Any, options: dict[str, Any], **_: Any) -> None:
+def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
     """A training worker takes as many jobs as it trains in one step, unless `-c` says another number."""
     if not options.get("concurrency") and any(name.startswith("train.") for name in options.get("queues") or ()):
-        from training.device import max_slots  # torch: only on workers that train
+        from training.device import max_slots  # imports torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or max_slots(settings().device)
 
@@ -70,13 +70,13 @@ def _flush_outbox(**_: Any) -> None:
 
 
 @worker_process_init.connect
-def _leave_the_port(**_: Any) -> None:
+def _close_metrics_port(**_: Any) -> None:
     metrics.leave_to_parent()
 
 
 @celeryd_after_setup.connect
 def _check_device(instance: Any, **_: Any) -> None:
-    """Before a training worker takes its first job: try its device, and leave out the families that fail on it."""
+    """Check the device before the first job of a training worker, and drop the queues of families that fail on it."""
     global _trains_on
     queues = instance.app.amqp.queues
     families = [name.removeprefix("train.") for name in queues.consume_from if name.startswith("train.")]
@@ -87,14 +87,14 @@ def _check_device(instance: Any, **_: Any) -> None:
     for family in _trains_on.refused:
         queues.deselect(f"train.{family}")
     on_device_failure(_end)
-    import_module("training.backends.local")  # torch: before the first job, which need not wait for it then
+    import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
 
 
 def _end(reason: str) -> None:
-    """End this worker, whose device failed: a process cannot use it again. Another worker takes the jobs."""
+    """End this worker, because its process cannot use the failed device again. Other workers take its jobs."""
     if not control.leaving.is_set():
         control.leaving.set()
-        log.error("this worker ends, since its device failed: %s", reason)
+        log.error("this worker ends because its device failed: %s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -105,21 +105,21 @@ def _serve_metrics(**_: Any) -> None:
 
 @inspect_command()
 def imprint_trains(state: Any) -> dict[str, Any]:
-    """What `imprint backends` asks: the queues of this worker, what it trains on, and the families it refuses to."""
+    """The answer to `imprint backends`: the queues of this worker, its device, and the families that it refuses."""
     consumer = state.consumer.task_consumer
     queues = [queue.name for queue in consumer.queues] if consumer else []
     if _trains_on is None:
         return {"queues": queues, "device": None}
     refused = [f"train.{family}" for family in _trains_on.refused]
-    told = {"device": _trains_on.name, "check": _trains_on.verdict, "refuses": refused}
-    return {"queues": sorted({*queues, *refused}), **told}
+    device = {"device": _trains_on.name, "check": _trains_on.verdict, "refuses": refused}
+    return {"queues": sorted({*queues, *refused}), **device}
 
 
 @worker_shutting_down.connect
 def _hand_over(**_: Any) -> None:
-    # Trainings checkpoint and leave; Celery then waits for their tasks to return.
+    # Trainings write a checkpoint and end; Celery waits for their tasks to return.
     control.leaving.set()
 
 
-# Spinning OpenMP threads on shared cores made the same training 5 to 7 times slower.
+# With spinning OpenMP threads on shared cores, a training took 5 to 7 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -20,7 +20,6 @@ from core.settings import Settings
 from jobs import accounts, service
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.view import View
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.launcher import run
 from tests.servers.postgres import new_database, postgres_server
@@ -28,6 +27,7 @@ from tests.servers.process import Server, ServerProcess, free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
 
+View = dict[str, Any]  # a job as applications see it: JSON
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "subjects"
 MASCOT = ROOT / "demo" / "pictures"
@@ -201,7 +201,7 @@ class Site:
         return view
 
     def look(self, job_id: str) -> View:
-        return service.get(self.services, job_id)
+        return service.get(self.services, job_id).to_dict()
 
     def wait(self, job_id: str, wanted: Callable[[View], bool] | None = None, timeout_s: float = 120) -> View:
         """The view once `wanted` holds; by default once the job is final."""
@@ -215,7 +215,7 @@ class Site:
 
     def executions(self, job_id: str) -> list[str]:
         """The stages that the job went through, with retries, in order."""
-        return [json.loads(event.data).get("stage", "") for event in service.events(self.services, job_id)]
+        return [event.data.get("stage", "") for event in service.events(self.services, job_id)]
 
     def left_behind(self, job_id: str) -> list[str]:
         """Objects in the store and files in the work folders that still belong to this job."""

@@ -1,4 +1,4 @@
-"""Pictures with a finished LoRA: on a ComfyUI server, or with diffusers on this machine."""
+"""Drawing with a finished LoRA: on a ComfyUI server, or with diffusers on this machine."""
 
 import hashlib
 import io
@@ -24,6 +24,7 @@ from jobs.requests.training_request import Name
 from jobs.services import Services
 from jobs.stages.stage_runner import work_dir
 from jobs.subjects import loras
+from jobs.view import View
 from training.lora import formats as lora_formats
 from training.lora import inspect as lora_inspect
 from training.spec import BASE_MODELS, base_model_location
@@ -34,7 +35,7 @@ _URL_S = 15 * 60
 
 
 @dataclass(frozen=True)
-class Weights:
+class LoraWeights:
     """A LoRA file on this machine, and what is known of it."""
 
     path: Path
@@ -44,14 +45,14 @@ class Weights:
     family: str | None
 
 
-def weights_of(path: Path) -> Weights:
+def inspect_weights(path: Path) -> LoraWeights:
     """A LoRA file of any origin, by what its metadata say. Raises LoraInvalid."""
     report = lora_inspect.inspect(path)
     if report.problems:
         raise LoraInvalid(f"{path.name} is no sound LoRA file: {report.problems[0]}")
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:80] or "lora"
     base_model = (report.recipe or {}).get("base_model")
-    return Weights(
+    return LoraWeights(
         path,
         # By its content: generators keep weights by the file's name, and take other content for the old one.
         f"{stem}-{report.sha256[:12]}.safetensors",
@@ -62,13 +63,15 @@ def weights_of(path: Path) -> Weights:
 
 
 @contextmanager
-def weights_of_subject(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> Iterator[Weights]:
+def subject_weights(
+    services: Services, owner_id: str, subject_id: str, base_model: str | None
+) -> Iterator[LoraWeights]:
     """The newest ready LoRA of a subject, unpacked while the block runs. Raises LoraNotReady."""
     found = loras.resolve(services, owner_id, subject_id, base_model)
-    with work_dir(services, found["job_id"]) as folder:
-        path = folder / found["file"]
-        services.store.get_file(found["key"], path)
-        yield Weights(path, found["file"], found["trigger_word"], found["base_model"], found["family"])
+    with work_dir(services, found.job_id) as folder:
+        path = folder / found.file
+        services.store.get_file(found.key, path)
+        yield LoraWeights(path, found.file, found.trigger_word, found.base_model, found.family)
 
 
 # ---- on ComfyUI -------------------------------------------------------------------------------------------------
@@ -87,14 +90,14 @@ def comfyui_target(services: Services) -> ComfyUITarget:
     """The operator's server. Raises GeneratorError where none is set."""
     settings = services.settings
     if settings.comfyui_url is None:
-        raise GeneratorError("there is no ComfyUI server: the operator names one with IMPRINT_COMFYUI_URL")
+        raise GeneratorError("no ComfyUI server is configured: set IMPRINT_COMFYUI_URL")
     return ComfyUITarget(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
 
 
 def draw_on_comfyui(
     where: ComfyUITarget,
     workflow: Any,
-    weights: Weights | None,
+    weights: LoraWeights | None,
     *,
     strength: float = loras.STRENGTH,
     trigger_word: str | None = None,
@@ -110,7 +113,7 @@ def draw_on_comfyui(
     with open_comfyui_client() as http, tempfile.TemporaryDirectory(prefix="imprint-") as folder:
         server, lora = ComfyUIServer(where.url, http), None
         if weights is not None:
-            ready = _readable(weights, Path(folder), say)
+            ready = _loadable(weights, Path(folder), say)
             say(f"bringing {ready.file} to {where.url}")
             listed = install_lora(server, ready.path, ready.file, folder=where.loras)
             word = ready.trigger_word if trigger_word is None else trigger_word
@@ -119,7 +122,7 @@ def draw_on_comfyui(
         return comfyui.draw(server, workflow, lora, timeout_s=where.timeout_s, report=report, **more)
 
 
-def _readable(weights: Weights, folder: Path, say: Callable[[str], None]) -> Weights:
+def _loadable(weights: LoraWeights, folder: Path, say: Callable[[str], None]) -> LoraWeights:
     """The weights in a form that ComfyUI loads whole; where they are not, a copy in `folder`."""
     report = lora_inspect.inspect(weights.path)
     how = report.readers.get("ComfyUI", "whole")
@@ -129,7 +132,7 @@ def _readable(weights: Weights, folder: Path, say: Callable[[str], None]) -> Wei
     say(f"ComfyUI reads {report.format} keys of {report.family} {how}: brought as {form}")
     path = folder / weights.path.name
     path.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(weights.path), form))
-    return replace(weights, path=path, file=weights_of(path).file)
+    return replace(weights, path=path, file=inspect_weights(path).file)
 
 
 # ---- for applications: the task ---------------------------------------------------------------------------------
@@ -149,26 +152,44 @@ class DrawingRequest(BaseModel):
     strength: float = Field(loras.STRENGTH, ge=-10, le=10)
 
 
-def generate(services: Services, arguments: Mapping[str, Any], key: str) -> dict[str, Any]:
+class DrawnPicture(View):
+    """A drawn picture in the object store, and an address where it can be read for a while."""
+
+    key: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+class Drawing(View):
+    """What a workflow drew."""
+
+    job_id: str
+    prompt_id: str
+    pictures: list[DrawnPicture]
+
+
+def generate(services: Services, arguments: Mapping[str, Any], key: str) -> Drawing:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI, and keep the pictures in the object store.
 
-    The same key draws once. Gives `job_id`, `prompt_id` and the pictures with an address each. Raises SpecInvalid,
-    LoraNotReady, WorkflowInvalid, GeneratorError and its kinds.
+    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid, GeneratorError and its kinds.
     """
-    asked, where = _read(arguments), comfyui_target(services)
-    with weights_of_subject(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
+    asked, where = _validate(arguments), comfyui_target(services)
+    with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
         )
     prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
-    return {
-        "job_id": weights.file.removesuffix(".safetensors"),
-        "prompt_id": done.prompt_id,
-        "pictures": [_kept(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)],
-    }
+    return Drawing(
+        job_id=weights.file.removesuffix(".safetensors"),
+        prompt_id=done.prompt_id,
+        pictures=[
+            _store_picture(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)
+        ],
+    )
 
 
-def _read(arguments: Mapping[str, Any]) -> DrawingRequest:
+def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
     try:
         return DrawingRequest.model_validate(dict(arguments))
     except ValidationError as error:
@@ -176,18 +197,18 @@ def _read(arguments: Mapping[str, Any]) -> DrawingRequest:
         raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
 
 
-def _kept(services: Services, stem: str, name: str, data: bytes) -> dict[str, Any]:
+def _store_picture(services: Services, stem: str, name: str, data: bytes) -> DrawnPicture:
     suffix = Path(name).suffix.lower()
     key = stem + (suffix if suffix in _SUFFIXES else ".bin")
     services.store.put(key, data)
-    about = {"key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return {**about, "url": services.store.url(key, _URL_S)}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return DrawnPicture(key=key, bytes=len(data), sha256=sha256, url=services.store.url(key, _URL_S))
 
 
 # ---- with diffusers, here ---------------------------------------------------------------------------------------
 
 # Steps, guidance and side where nothing is said: what each family's authors draw with.
-_USUAL = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
+_DEFAULTS = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
 
 
 @dataclass(frozen=True)
@@ -205,7 +226,7 @@ class LocalDrawing:
 
 
 def draw_locally(
-    services: Services, how: LocalDrawing, weights: Weights | None, *, strength: float, trigger_word: str | None
+    services: Services, how: LocalDrawing, weights: LoraWeights | None, *, strength: float, trigger_word: str | None
 ) -> list[bytes]:
     """PNG files, one for each seed. Imports torch. Raises SpecInvalid, BaseModelUnavailable, LoraInvalid."""
     base_model = how.base_model or (weights.base_model if weights else None)
@@ -213,10 +234,10 @@ def draw_locally(
         raise SpecInvalid.of({"base_model": "the LoRA file does not say what it was trained on; name it"})
     named = BASE_MODELS.get(base_model)
     family = how.family or (named.family if named else None) or (weights.family if weights else None)
-    if family not in _USUAL:
-        raise SpecInvalid.of({"family": f"name the base model's: {', '.join(_USUAL)}"})
+    if family not in _DEFAULTS:
+        raise SpecInvalid.of({"family": f"name the base model's: {', '.join(_DEFAULTS)}"})
     location = base_model_location(base_model, services.settings.base_models)
-    steps, guidance, side = _USUAL[family]
+    steps, guidance, side = _DEFAULTS[family]
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"
     from training.sample import draw  # torch takes seconds to import: after all that can be wrong without it

@@ -11,9 +11,11 @@ from sqlalchemy.exc import IntegrityError
 
 from core.clock import utcnow
 from notifications import outbox, webhooks
-from notifications.outbox import Kind, Message
+from notifications.due import AT_ONCE
+from notifications.messages import Kind, Message
 from notifications.retries import Outcome, Verdict
 from storage.database import Database
+from tests import outbox as waiting
 from tests.contract.processes import at_once
 
 ALL: tuple[Kind, ...] = ("launch", "notice", "cleanup")
@@ -28,7 +30,7 @@ def put(database: Database, kind: Kind, job_id: str | None = "job", **options: A
 
 def due(database: Database, kinds: Sequence[Kind] = ALL, at: datetime | None = None, limit: int = 100) -> list[str]:
     with database.reading() as session:
-        return [message.id for message in outbox.due(session, at or utcnow(), kinds, limit)]
+        return [message.id for message in waiting.due(session, at or utcnow(), kinds, limit)]
 
 
 def claim(database: Database, at: datetime | None = None, limit: int = 100) -> list[Message]:
@@ -139,7 +141,7 @@ def test_few_notices_are_on_their_way_to_one_receiver(database: Database) -> Non
         tell(database, "training.completed", f"job{number}")
     elsewhere = tell(database, "training.completed", "other", url="https://other.example")
     claimed = claim(database)
-    assert len(claimed) == outbox.AT_ONCE + 1
+    assert len(claimed) == AT_ONCE + 1
     assert elsewhere in {message.id for message in claimed}
     assert claim(database) == []
     record(database, next(message for message in claimed if message.id != elsewhere), Outcome(Verdict.SENT, status=204))

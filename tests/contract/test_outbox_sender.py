@@ -18,6 +18,7 @@ from jobs.services import Services
 from notifications import outbox
 from tasks.relay import CLAIM, relay
 from tests.contract.jobs import request
+from tests.outbox import due
 from tests.site import MASCOT, ROOT
 
 _FLUSH_S = 60
@@ -78,7 +79,7 @@ def test_two_hundred_jobs_at_once_are_launched_once_each(settings: Settings) -> 
     with ThreadPoolExecutor(8) as pool:
         views = list(pool.map(lambda seed: service.submit(services, request(services, seed=seed)), range(200)))
     assert flushed(services)
-    assert sorted(map(str, launched)) == sorted(view["job_id"] for view in views)
+    assert sorted(map(str, launched)) == sorted(view.job_id for view in views)
 
 
 @pytest.mark.usefixtures("no_broker")
@@ -91,15 +92,15 @@ def test_a_broker_that_is_away_keeps_nobody_waiting_and_loses_nothing(settings: 
         return relay(services)
 
     services = sending(settings, send)
-    first = service.submit(services, request(services, seed=1))["job_id"]
+    first = service.submit(services, request(services, seed=1)).job_id
     assert entered.wait(_FLUSH_S)
-    second = service.submit(services, request(services, seed=2))["job_id"]  # while the sender waits
+    second = service.submit(services, request(services, seed=2)).job_id  # while the sender waits
     released.set()
     assert flushed(services)
     assert services.outbox_sender is not None
     assert not services.outbox_sender.has_sent_all
     with services.database.reading() as session:
-        assert [message.job_id for message in outbox.due(session, utcnow(), ["launch"])] == [first, second]
+        assert [message.job_id for message in due(session, utcnow(), ["launch"])] == [first, second]
 
 
 def test_the_thread_outlives_every_error() -> None:

@@ -62,10 +62,10 @@ def all_have_ended(running: Site, job_ids: list[str]) -> None:
         for before, after in pairwise(attempts):
             assert after["submitted_at"] is None or before["ended_at"] < after["submitted_at"], (SEED, attempts)
         assert len(attempts) <= 3, (SEED, attempts)
-    kinds = Counter(entry["kind"] for entry in accounts.statement(running.services, "owner", limit=10 * JOBS))
+    kinds = Counter(entry.kind for entry in accounts.statement(running.services, "owner", limit=10 * JOBS))
     assert (kinds["hold"], kinds["settle"]) == (JOBS, ends["ready"]), (SEED, kinds)
     assert accounts.balance(running.services, "owner").held == 0
-    assert sweeps.check_books(running.services) == []
+    assert sweeps.audit_books(running.services) == []
     assert ends["ready"] > JOBS // 4, (SEED, Counter(str(view["failure"]) for view in views))
 
 

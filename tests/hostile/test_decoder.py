@@ -349,16 +349,16 @@ def test_in_a_job_it_is_one_bad_picture(tmp_path: Path, slow: bytes) -> None:
         images: list[Any] = [intake.store_picture(services, "ada", "dog", file) for file in files]
         images[2] = {"ref": images[2], "mask": images[0]}
         request = {**REQUEST, "images": images, "resolution": 64, "objective": {"masked": True}}
-        job_id: str = service.submit(services, request)["job_id"]
+        job_id: str = service.submit(services, request).job_id
         for position in range(3):
             steps.preprocess(services, job_id, position)
         with services.database.reading() as session:
             rows = [session.get_one(JobPicture, (job_id, position)) for position in range(3)]
         assert [row.state for row in rows] == [PictureState.BAD, PictureState.GOOD, PictureState.BAD]
-        report = json.loads(rows[0].report or "")
+        report = rows[0].report or {}
         assert (report["code"], report["bad"]) == ("image_invalid", ["unreadable"])
         assert report["error"] == "decoding the picture takes more than 0.3 s of work"
-        of_mask = json.loads(rows[2].report or "")
+        of_mask = rows[2].report or {}
         assert (of_mask["code"], of_mask["bad"]) == ("image_invalid", ["unusable_mask"])
         assert of_mask["error"] == f"its mask cannot be used: {report['error']}"
     finally:

@@ -50,7 +50,7 @@ def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tm
         job_id = new_id("job")
 
         def assign(session: Session, pod: RentedPod | None) -> None:
-            session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec="{}"))
+            session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec={}))
             session.flush()
             session.add(RemoteRun(job_id=job_id, attempt=1, name=f"imprint_{job_id}", pod_id=pod and pod.id))
 

@@ -12,12 +12,11 @@ import pytest
 from PIL import Image, ImageDraw
 from sqlmodel import select
 
-from jobs.view import View
 from storage.tables import StoredPicture
 from tasks.model_training import arguments_of
 from tests.integration.test_web import Client
 from tests.servers.launcher import run
-from tests.site import MASCOT, ROOT, Site, site
+from tests.site import MASCOT, ROOT, Site, View, site
 
 NAMES = [path.name for path in sorted(MASCOT.glob("*.png"))[:6]]
 
@@ -129,7 +128,7 @@ def test_the_task_and_a_training_again(running: Site, folder: Path, by_hand: dic
         {"ref": (folder / name).as_uri(), "caption": caption(folder, name), "mask": mask.as_uri() if mask else None}
         for name, mask in zip(NAMES, masks(folder), strict=True)
     ]
-    with pytest.raises(Exception, match=r"objective\.masked: pictures come with masks: set it to true"):
+    with pytest.raises(Exception, match=r"objective\.masked: the pictures have masks: set this to true"):
         running.send(owner_id="ada", images=images)
     view = running.wait(running.send(owner_id="ada", images=images, objective={"masked": True})["job_id"])
     assert lora(view) == by_hand[True]

@@ -37,7 +37,7 @@ def bring(services: Services, pod: FakePod, name: str, picture: bytes) -> None:
     with services.database.writing() as session:
         session.add(RentedPod(id=name, name=name, provider_id=name, state=PodState.READY, url=pod.url))
         session.add(
-            Job(id=f"job_{name}", owner_id="o", subject_id="s", request_sha256="", spec=SPEC.model_dump_json(),
+            Job(id=f"job_{name}", owner_id="o", subject_id="s", request_sha256="", spec=SPEC.model_dump(mode="json"),
                 status=Status.TRAINING, stage=Stage.TRAIN, total_steps=5000)
         )  # fmt: skip
         session.flush()

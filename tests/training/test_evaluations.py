@@ -100,7 +100,7 @@ def engines(events: Events) -> Iterator[Engines]:
 def trainee(run: TrainRun, engine: Engine) -> Trainee:
     """A training that goes on from what the run has kept."""
     identity, total = {"base": ""}, run.spec.max_steps or 0
-    return Trainee(run, engine, identity, total, checkpoint.latest(run.checkpoints, identity, total))
+    return Trainee(run, engine, identity, total, checkpoint.load_latest(run.checkpoints, identity, total))
 
 
 def together(engine: Engine, *runs: TrainRun) -> list[SlotJob]:

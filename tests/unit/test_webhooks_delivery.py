@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 from core.clock import utcnow
 from core.guard import Guard
 from notifications import webhooks
-from notifications.outbox import Message
+from notifications.messages import Message
 from notifications.retries import SCHEDULE_S, Verdict
 from notifications.signing import parse_secrets
 from notifications.webhooks import Sender

@@ -55,16 +55,6 @@ class PictureReport:
     faults: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    @property
-    def is_bad(self) -> bool:
-        """Whether the picture is to be left out."""
-        return not BAD_FAULTS.isdisjoint(self.faults)
-
-    @classmethod
-    def unreadable(cls, reason: str) -> "PictureReport":
-        """The report on a picture that could not be decoded."""
-        return cls(0, 0, "", 0.0, 0.0, "", ("unreadable",), (reason,))
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the report back."""
         return {**asdict(self), "faults": list(self.faults), "notes": list(self.notes)}

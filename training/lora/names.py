@@ -28,8 +28,6 @@ OTHER_METHODS = {
     "full differences": re.compile(r".*\.(diff|diff_b)"),
 }
 
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
-
 # Words of module names that hold an underscore or stand alone, for names whose dots were written as underscores too.
 _WORDS = """
 down_blocks up_blocks mid_block input_blocks output_blocks middle_block attentions resnets downsamplers upsamplers

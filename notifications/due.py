@@ -1,0 +1,61 @@
+"""Which messages of the outbox are due, as SQL."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from notifications.messages import EXTERNAL, WAITING, Kind
+from notifications.tables import MESSAGE
+
+AT_ONCE = 4  # webhooks that are sent to one receiver at the same time; one if its last attempt failed
+
+
+def is_unclaimed(now: datetime) -> sa.ColumnElement[bool]:
+    """Whether no relay is sending the message."""
+    return sa.or_(MESSAGE.c.claimed_until.is_(None), MESSAGE.c.claimed_until <= now)
+
+
+def is_due(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    """The conditions on a message alone; `ready` adds those that compare it with others."""
+    return WAITING, MESSAGE.c.due_at <= now, is_unclaimed(now)
+
+
+def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[Any]]:
+    """The ids of at most `limit` messages to send now.
+
+    An external message is due only when no earlier one of its job and kind waits. Destinations take turns, and few
+    messages are on their way to each, so that a thousand messages to a slow receiver leave room for all others.
+    """
+    earlier = MESSAGE.alias("earlier")
+    waits_for_another = (
+        sa.exists()
+        .where(earlier.c.job_id == MESSAGE.c.job_id, earlier.c.kind == MESSAGE.c.kind)
+        .where(earlier.c.sequence < MESSAGE.c.sequence)
+        .where(earlier.c.sent_at.is_(None), earlier.c.dead_at.is_(None))
+    )
+    turn = sa.func.row_number().over(
+        partition_by=MESSAGE.c.destination, order_by=(MESSAGE.c.due_at, MESSAGE.c.sequence)
+    )
+    traffic = _traffic(now)
+    candidates = (
+        sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"), traffic.c.room)
+        .outerjoin(traffic, sa.and_(MESSAGE.c.kind.in_(EXTERNAL), traffic.c.destination == MESSAGE.c.destination))
+        .where(*is_due(now), MESSAGE.c.kind.in_(list(kinds)))
+        .where(sa.or_(MESSAGE.c.kind.not_in(EXTERNAL), sa.not_(waits_for_another)))
+        .subquery()
+    )
+    has_room = sa.or_(candidates.c.room.is_(None), candidates.c.turn <= candidates.c.room)
+    return sa.select(candidates.c.id).where(has_room).order_by(candidates.c.turn, candidates.c.due_at).limit(limit)
+
+
+def _traffic(now: datetime) -> sa.Subquery:
+    """How many more messages may be sent to each destination for which some wait."""
+    on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > now, 1), else_=0))
+    # All mails share a server, and alerts a channel. One at a time, so that a dead one leaves workers for webhooks.
+    one = sa.or_(sa.func.max(MESSAGE.c.attempts) > 0, sa.func.min(MESSAGE.c.kind) != "notice")
+    at_once = sa.case((one, 1), else_=AT_ONCE)
+    waiting = sa.select(MESSAGE.c.destination, (at_once - on_their_way).label("room"))
+    waiting = waiting.where(WAITING, MESSAGE.c.kind.in_(EXTERNAL), MESSAGE.c.destination.is_not(None))
+    return waiting.group_by(MESSAGE.c.destination).subquery()
