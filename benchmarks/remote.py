@@ -144,7 +144,7 @@ def _poll(services: "Services", folder: Path, count: int) -> dict[str, Any]:
     begun, cpu = time.monotonic(), time.process_time()
     polled = polls.poll(services)
     seconds, cpu_s = time.monotonic() - begun, time.process_time() - cpu
-    if (polled.looked_at, polled.given_up) != (count, 0):
+    if (polled.polled, polled.given_up) != (count, 0):
         raise SystemExit(f"not every job was seen: {polled}")
     return {
         "jobs": count,

@@ -19,7 +19,7 @@ from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs import transitions
 from jobs.notices import notices
-from jobs.remote import runs
+from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
 from jobs.requests.training_request import TrainingRequest
@@ -88,23 +88,22 @@ def _submit(services: Services, arguments: Mapping[str, Any]) -> Job:
     request = training_request.parse(arguments, services.settings, services.sources)
     try:
         with services.database.writing() as session:
-            job = accept(session, request, services.settings)
+            return accept(session, request, services.settings)
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
         with services.database.reading() as session:
-            winner = _known(session, request)
+            winner = _job_with_key(session, request)
         if winner is None:
             raise
-        job = winner
-    return job
+        return winner
 
 
 def accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    return _known(session, request) or _accept(session, request, settings)
+    return _job_with_key(session, request) or _create(session, request, settings)
 
 
-def _known(session: Session, request: TrainingRequest) -> Job | None:
+def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
     key = request.envelope.idempotency_key
     if key is None:
         return None
@@ -119,7 +118,7 @@ def _known(session: Session, request: TrainingRequest) -> Job | None:
     return job
 
 
-def _accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def _create(session: Session, request: TrainingRequest, settings: Settings) -> Job:
     envelope, spec = request.envelope, request.spec
     steps = spec.steps(len(envelope.images))
     job = Job(
@@ -195,7 +194,7 @@ def jobs(
 
 def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
-    server = runs.server_name(session, run) if run else None
+    server = pods.server_name(session, run) if run else None
     return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
 
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 8  # pods that are checked in parallel
 LOST = (PodState.CLOSING, PodState.GONE)
+FIXED = "ai-toolkit"  # the name of the fixed server
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,14 @@ def server_at(services: Services, pod: RentedPod | None) -> ToolkitServer:
     if pod.url is None or is_lost(pod):
         raise BackendUnreachable(f"pod {pod.name} is {pod.state}")
     return ToolkitServer(pod.url, token_of(services, pod), services.ai_toolkit)
+
+
+def server_name(session: Session, run: RemoteRun) -> str | None:
+    """The name of the run's server, for people; None before it has one."""
+    pod = session.get(RentedPod, run.pod_id) if run.pod_id else None
+    if pod is None:
+        return FIXED if run.remote_id else None
+    return pod.name
 
 
 # ---- following the pods ---------------------------------------------------------------------------------------

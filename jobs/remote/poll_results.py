@@ -64,7 +64,7 @@ def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> s
 def _record_completed(session: Session, polled: PolledRun, result: PollResult, settings: Settings) -> str:
     run = polled.run
     previews = run.previews + len(polled.previews)
-    progress = {"step": result.step, "loss": result.loss, "seconds_left": 0.0}
+    progress = runs.RunProgress(result.step, result.loss, seconds_left=0.0)
     values = {"status": result.status, "info": "", "step": result.step, "previews": previews}
     if not runs.record_completed(session, run, settings, progress, **values):
         return "overtaken"
@@ -77,8 +77,7 @@ def _record_progress(session: Session, polled: PolledRun, result: PollResult) ->
     info = _public_info(result.info)
     progress = None
     if result.status == "running" and result.step != run.step:
-        names = ("step", "loss", "seconds_left", "seconds_per_step")
-        progress = {name: getattr(result, name) for name in names}
+        progress = runs.RunProgress(result.step, result.loss, result.seconds_left, result.seconds_per_step)
     written = runs.record(
         session,
         run,

@@ -39,20 +39,20 @@ MAX_PREVIEW_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
-class Polled:
+class PollSummary:
     """What a poll did."""
 
-    looked_at: int
+    polled: int
     completed: int
     given_up: int
     cleared: int
 
 
-def poll(services: Services) -> Polled:
+def poll(services: Services) -> PollSummary:
     """Poll every submitted run once, record the results, and delete ended runs from their servers."""
     with services.database.reading() as session:
         if session.exec(select(RemoteRun.job_id).where(col(RemoteRun.cleared_at).is_(None)).limit(1)).first() is None:
-            return Polled(0, 0, 0, 0)
+            return PollSummary(0, 0, 0, 0)
     with services.database.writing() as session:
         runs.end_overdue(session, services.settings)
         runs.end_runs_of_final_jobs(session)
@@ -69,7 +69,7 @@ def poll(services: Services) -> Polled:
     cleared = clear(services)
     with services.database.writing() as session:
         runs.wake_waiting(session, services.settings)
-    return Polled(done.total(), done["completed"], done["given up"], cleared)
+    return PollSummary(done.total(), done["completed"], done["given up"], cleared)
 
 
 def _time_s(services: Services) -> float:

@@ -2,7 +2,7 @@
 
 from sqlmodel import Session, col, select
 
-from jobs.remote.runs import server_name
+from jobs.remote.pods import server_name
 from jobs.view import Time, View
 from storage.tables import ACTIVE, Job, RemoteRun, RunState
 

@@ -9,6 +9,7 @@ callers the second changes nothing, and every change may be tried again.
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -25,10 +26,18 @@ from notifications import outbox
 from storage.tables import ACTIVE, Job, PodState, RemoteRun, RentedPod, RunState, Stage
 from training.backends.ai_toolkit.work import remote_name
 
-FIXED = "ai-toolkit"  # the name of the fixed server
-
 # A job that waits for a server tries again after so many polls; a poll that finds room wakes it sooner.
 _WAIT_POLLS = 10
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a remote training is. What is None is left as it is."""
+
+    step: int
+    loss: float | None
+    seconds_left: float | None
+    seconds_per_step: float | None = None
 
 
 def newest(session: Session, job_id: str) -> RemoteRun | None:
@@ -83,7 +92,7 @@ def record_submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: 
     pod_costs.share_out_cost(session, run.pod_id)
     release_job(session, lease, settings)
     _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0)
-    server = server_name(session, run) or FIXED
+    server = pods.server_name(session, run) or pods.FIXED
     transitions.record_event(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 
 
@@ -131,7 +140,7 @@ def claim_submitted(session: Session, settings: Settings) -> list[RemoteRun]:
     return list(session.scalars(taken, execution_options={"populate_existing": True}))
 
 
-def record(session: Session, run: RemoteRun, progress: dict[str, Any] | None = None, **values: Any) -> bool:
+def record(session: Session, run: RemoteRun, progress: RunProgress | None = None, **values: Any) -> bool:
     """Write to a run that continues; `progress` (step, loss, …) is written to the job and its events too."""
     if values.get("status", run.status) != run.status:
         pod_costs.share_out_cost(session, run.pod_id)  # the run that trains pays for the pod, not those that wait
@@ -142,16 +151,16 @@ def record(session: Session, run: RemoteRun, progress: dict[str, Any] | None = N
     return True
 
 
-def _record_job_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -> None:
-    told = {name: value for name, value in progress.items() if value is not None}
-    update = sa.update(Job).where(_in_training(run)).values(**told).returning(col(Job.total_steps), col(Job.loss))
+def _record_job_progress(session: Session, run: RemoteRun, progress: RunProgress) -> None:
+    known = {name: value for name, value in asdict(progress).items() if value is not None}
+    update = sa.update(Job).where(_in_training(run)).values(**known).returning(col(Job.total_steps), col(Job.loss))
     for total, loss in session.connection().execute(update):
-        data = {"step": progress["step"], "total": total, "loss": loss, "seconds_left": progress["seconds_left"]}
+        data = {"step": progress.step, "total": total, "loss": loss, "seconds_left": progress.seconds_left}
         transitions.record_event(session, run.job_id, "progress", **data)
 
 
 def record_completed(
-    session: Session, run: RemoteRun, settings: Settings, progress: dict[str, Any], **values: Any
+    session: Session, run: RemoteRun, settings: Settings, progress: RunProgress, **values: Any
 ) -> bool:
     """Record that the training is done, and send the rest of the chain."""
     now = utcnow()
@@ -268,17 +277,6 @@ def record_cleared(session: Session, run: RemoteRun, settings: Settings, *, gone
     settled = now - timedelta(seconds=2 * settings.lease_s)
     if gone or run.submitted_at is not None or (run.ended_at or now) < settled:
         _change(session, run, cleared_at=now)
-
-
-def server_name(session: Session, run: RemoteRun) -> str | None:
-    """The name of the run's server, for people; None before it has one."""
-    pod = session.get(RentedPod, run.pod_id) if run.pod_id else None
-    if pod is None:
-        return FIXED if run.remote_id else None
-    return pod.name
-
-
-# ---- inside ---------------------------------------------------------------------------------------------------
 
 
 def _is(run: RemoteRun) -> sa.ColumnElement[bool]:

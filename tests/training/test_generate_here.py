@@ -59,5 +59,5 @@ def draw(
 def test_what_must_be_said(services: Services) -> None:
     with pytest.raises(SpecInvalid, match="base_model: the LoRA file does not say"):
         drawing.draw_locally(services, LocalDrawing("x", (1,)), None, strength=1.0, trigger_word=None)
-    with pytest.raises(SpecInvalid, match="family: name the base model's"):
+    with pytest.raises(SpecInvalid, match="family: give the family of the base model"):
         drawing.draw_locally(services, LocalDrawing("x", (1,), "/somewhere"), None, strength=1.0, trigger_word=None)

@@ -123,7 +123,7 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     [one] = stated(done.pictures[0][1])["passes"]
     assert one["model"]["loras"][0][2] == 2  # both modules, not the feed-forward one alone
     assert one["positive"][0].startswith("hush, ")
-    assert any("brought as kohya" in line for line in told)
+    assert any("converted to kohya" in line for line in told)
 
 
 class TestTheCommand:
