@@ -185,7 +185,7 @@ def alone(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BackendUnreachable(
-                f"another stack runs on {home}: stop it, or set IMPRINT_HOME to another folder"
+                f"another stack already runs on {home}: stop it, or set IMPRINT_HOME to another folder"
             ) from None
         yield
 
