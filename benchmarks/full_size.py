@@ -150,7 +150,7 @@ def _seconds(site: Site, job_id: str) -> tuple[dict[str, float], dict[str, float
     reported: list[tuple[int, float]] = []
     last = 0.0
     for event in service.events(site.services, job_id):
-        data, at = json.loads(event.data), event.at.timestamp()
+        data, at = event.data, event.at.timestamp()
         if event.kind == "stage" and data.get("stage"):
             begun.setdefault(data["stage"], at)
         if event.kind == "progress" and data.get("step"):

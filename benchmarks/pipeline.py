@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -112,17 +111,14 @@ def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
     accounts.grant(services(), OWNER, 100 * count)
     orders = [_stored(name, job) for job in range(count)]
     begun = time.monotonic()
-    accepted = [service.submit(services(), _request(name, images))["job_id"] for images in orders]
+    accepted = [service.submit(services(), _request(name, images)).job_id for images in orders]
     while (ended := _ended(accepted)).get("ready", 0) < count:
         if "failed" in ended:
             raise SystemExit(f"{ended['failed']} jobs failed; see imprint list")
         time.sleep(0.1)
     seconds = time.monotonic() - begun
     views = [service.get(services(), job_id) for job_id in accepted]
-    waits = [
-        (datetime.fromisoformat(view["finished_at"]) - datetime.fromisoformat(view["created_at"])).total_seconds()
-        for view in views
-    ]
+    waits = [(view.finished_at - view.created_at).total_seconds() for view in views]
     return waits, seconds
 
 
@@ -183,7 +179,7 @@ def _stages(count: int) -> None:
     orders = [_stored("stages", job) for job in range(count)]
     jobs: list[str] = []
     parts: dict[str, Callable[[int], None]] = {
-        "submit": lambda job: jobs.append(service.submit(here, _request("stages", orders[job]))["job_id"]),
+        "submit": lambda job: jobs.append(service.submit(here, _request("stages", orders[job])).job_id),
         "preprocess of five": lambda job: [steps.preprocess(here, jobs[job], number) for number in range(5)] and None,
         "dataset": lambda job: steps.dataset(here, jobs[job]),
         f"train ({local.__name__})": lambda job: steps.train(here, jobs[job]),

@@ -106,8 +106,8 @@ def _bring(services: "Services", picture: Path, count: int) -> None:
         with services.database.writing() as session:
             session.add(
                 Job(
-                    id=job_id, owner_id="bench", subject_id="bench", request_sha256="", spec=spec.model_dump_json(),
-                    status=Status.TRAINING, stage=Stage.TRAIN, total_steps=100_000,
+                    id=job_id, owner_id="bench", subject_id="bench", request_sha256="",
+                    spec=spec.model_dump(mode="json"), status=Status.TRAINING, stage=Stage.TRAIN, total_steps=100_000,
                 )
             )  # fmt: skip
             session.flush()
@@ -144,7 +144,7 @@ def _poll(services: "Services", folder: Path, count: int) -> dict[str, Any]:
     begun, cpu = time.monotonic(), time.process_time()
     polled = polls.poll(services)
     seconds, cpu_s = time.monotonic() - begun, time.process_time() - cpu
-    if (polled.looked_at, polled.given_up) != (count, 0):
+    if (polled.polled, polled.given_up) != (count, 0):
         raise SystemExit(f"not every job was seen: {polled}")
     return {
         "jobs": count,

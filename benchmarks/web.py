@@ -52,7 +52,7 @@ def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
         callers = [_caller(f"owner-{number}") for number in range(OWNERS)]
         jobs = [job_id for _, job_id in callers]
         deadline = time.monotonic() + 120
-        while not any(view["stage"] == Stage.TRAIN and view["step"] for view in service.jobs(services(), active=True)):
+        while not any(view.stage == Stage.TRAIN and view.step for view in service.jobs(services(), active=True)):
             if time.monotonic() > deadline:
                 raise SystemExit("no training has begun within two minutes")
             time.sleep(0.2)
@@ -90,7 +90,7 @@ def _caller(owner: str) -> tuple[str, str]:
         "owner_id": owner, "subject_id": "mascot", "base_model": "sd15", "trigger_word": "imp", "resolution": 64,
         "max_steps": 100_000, "images": images,
     }  # fmt: skip
-    job_id = service.submit(services(), request)["job_id"]
+    job_id = service.submit(services(), request).job_id
     return tokens.create(services(), "bench", owner_id=owner)[0], job_id
 
 

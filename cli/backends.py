@@ -1,6 +1,7 @@
 """`imprint backends` and `imprint pods`: where jobs can be trained, and the rented pods."""
 
 import sys
+from dataclasses import asdict
 
 import click
 from rich.table import Table
@@ -20,15 +21,15 @@ def backends(*, as_json: bool) -> None:
     """List backends: health, GPU, queue length, price."""
     found_locally = fleet.inspect("train.")
     local, trouble = found_locally.queues, found_locally.trouble
-    found = local + remotes.remote(services())
+    found = local + remotes.list_trainers(services())
     if as_json:
-        print_json({"backends": found, "trouble": trouble})
+        print_json({"backends": [asdict(row) for row in found], "trouble": trouble})
         return
     table = Table("backend", "name", "health", "GPU", "queue", "$/h", box=None)
     for row in found:
-        price = "" if row["dollars_per_hour"] is None else f"{row['dollars_per_hour']:.2f}"
-        queue = "" if row["queue"] is None else str(row["queue"])
-        table.add_row(row["backend"], row["name"], row["health"], row["gpu"] or "", queue, price)
+        price = "" if row.dollars_per_hour is None else f"{row.dollars_per_hour:.2f}"
+        queue = "" if row.queue is None else str(row.queue)
+        table.add_row(row.backend, row.name, row.health, row.gpu or "", queue, price)
     out.print(table)
     if trouble:
         err.print(f"[yellow]{trouble}[/]")
@@ -50,18 +51,18 @@ def pods(context: click.Context, *, everything: bool, as_json: bool) -> None:
     """List rented pods: state, age, cost, jobs."""
     if context.invoked_subcommand is not None:
         return
-    found, spent = remotes.rented(services(), gone=everything), remotes.spending(services())
+    found, spent = remotes.list_pods(services(), gone=everything), remotes.spending(services())
     if as_json:
-        print_json({"pods": found, "spending": spent})
+        print_json({"pods": [asdict(pod) for pod in found], "spending": asdict(spent)})
         return
     table = Table("pod", "GPU", "state", "age", "cost", "jobs", "why", box=None)
     for pod in found:
-        minutes, cost, jobs = f"{pod['age_s'] / 60:.0f} min", f"${pod['dollars']:.4f}", " ".join(pod["jobs"])
-        table.add_row(pod["name"], pod["gpu"], pod["state"], minutes, cost, jobs, pod["reason"] or "")
+        minutes, cost, jobs = f"{pod.age_s / 60:.0f} min", f"${pod.dollars:.4f}", " ".join(pod.jobs)
+        table.add_row(pod.name, pod.gpu, pod.state, minutes, cost, jobs, pod.reason or "")
     out.print(table if found else "no pod is rented")
     out.print(
-        f"{spent['pods']} of {spent['pods_max']} pods, ${spent['per_hour']:.2f} of ${spent['per_hour_max']:.2f} an "
-        f"hour, ${spent['in_24_hours']:.2f} of ${spent['in_24_hours_max']:.2f} in 24 hours", highlight=False,
+        f"{spent.pods} of {spent.pods_max} pods, ${spent.per_hour:.2f} of ${spent.per_hour_max:.2f} an "
+        f"hour, ${spent.in_24_hours:.2f} of ${spent.in_24_hours_max:.2f} in 24 hours", highlight=False,
     )  # fmt: skip
 
 
@@ -71,14 +72,14 @@ def pods(context: click.Context, *, everything: bool, as_json: bool) -> None:
 @answers
 def close(name: str, *, force: bool, as_json: bool) -> None:
     """Delete the pod NAME."""
-    pod = next((pod for pod in remotes.rented(services()) if pod["name"] == name), None)
+    pod = next((pod for pod in remotes.list_pods(services()) if pod.name == name), None)
     if pod is None:
         raise NotFound(f"no rented pod has the name {name}")
-    if pod["jobs"] and not force:
-        err.print(f"{len(pod['jobs'])} job(s) run on {name}; use --force to delete it anyway", highlight=False)
+    if pod.jobs and not force:
+        err.print(f"{len(pod.jobs)} job(s) run on {name}; use --force to delete it anyway", highlight=False)
         sys.exit(1)
-    jobs = remotes.close(services(), name) or []
-    [state] = [pod["state"] for pod in remotes.rented(services(), gone=True) if pod["name"] == name]
+    jobs = remotes.close_pod(services(), name) or []
+    [state] = [pod.state for pod in remotes.list_pods(services(), gone=True) if pod.name == name]
     if as_json:
         print_json({"name": name, "state": state, "jobs": jobs})
         return

@@ -99,7 +99,7 @@ def _broker(here: Services) -> Iterator[CheckResult]:
 
 def _workers(here: Services, found: fleet.Fleet) -> Iterator[CheckResult]:
     """Whether each kind of queue has a worker. A remote backend may train in place of a local worker."""
-    served = {queue for worker in found.workers for queue in worker.get("queues", [])}
+    served = {queue for worker in found.workers for queue in worker.queues}
     lacking = [queue for queue in ("io", "cpu", "sweep") if queue not in served]
     trains = [queue for queue in served if queue.startswith("train.")]
     is_remote = here.settings.ai_toolkit_url is not None or here.settings.runpod_api_key is not None
@@ -107,7 +107,7 @@ def _workers(here: Services, found: fleet.Fleet) -> Iterator[CheckResult]:
         queues = ", ".join(lacking if trains or is_remote else [*lacking, *(f"train.{family}" for family in FAMILIES)])
         yield CheckResult("workers", "todo", f"no worker takes from {queues}: start the stack or a worker")
     else:
-        yield CheckResult("workers", "ok", ", ".join(str(worker["worker"]) for worker in found.workers))
+        yield CheckResult("workers", "ok", ", ".join(worker.worker for worker in found.workers))
 
 
 def _flower(here: Services) -> Iterator[CheckResult]:

@@ -16,7 +16,7 @@ from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
 from generation.comfyui.follow import PromptProgress
 from jobs.services import services
 from jobs.subjects import drawing, loras
-from jobs.subjects.drawing import ComfyUITarget, LocalDrawing, Weights
+from jobs.subjects.drawing import ComfyUITarget, LocalDrawing, LoraWeights
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -30,10 +30,10 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
     """Show the newest finished LoRA of SUBJECT_ID."""
     found = loras.resolve(services(), owner_id, subject_id, base_model)
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
         return
     for name in ("job_id", "base_model", "trigger_word", "strength", "file", "sha256", "bytes", "url"):
-        out.print(f"{name:13}{found[name]}", highlight=False, markup=False)
+        out.print(f"{name:13}{getattr(found, name)}", highlight=False, markup=False)
 
 
 @click.command()
@@ -102,17 +102,17 @@ def _check(url: str | None, given: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _weights(given: dict[str, Any]) -> Iterator[Weights | None]:
+def _weights(given: dict[str, Any]) -> Iterator[LoraWeights | None]:
     if given["subject_id"] is not None:
         base_model = given["base_model"]
-        with drawing.weights_of_subject(services(), given["owner_id"], given["subject_id"], base_model) as weights:
+        with drawing.subject_weights(services(), given["owner_id"], given["subject_id"], base_model) as weights:
             yield weights
     else:
-        yield drawing.weights_of(given["file"]) if given["file"] is not None else None
+        yield drawing.inspect_weights(given["file"]) if given["file"] is not None else None
 
 
 def _on_comfyui(
-    folder: Path, url: str, weights: Weights | None, given: dict[str, Any], as_json: bool
+    folder: Path, url: str, weights: LoraWeights | None, given: dict[str, Any], as_json: bool
 ) -> dict[str, Any]:
     place = ComfyUITarget(url, given["shared"], given["timeout_s"])
     columns = (TextColumn("{task.description}"), *Bar.get_default_columns()[1:3], TimeElapsedColumn())
@@ -151,7 +151,7 @@ def _workflow(path: Path) -> Any:
         raise WorkflowInvalid(f"{path} is not a JSON file") from None
 
 
-def _here(folder: Path, weights: Weights | None, given: dict[str, Any]) -> dict[str, Any]:
+def _here(folder: Path, weights: LoraWeights | None, given: dict[str, Any]) -> dict[str, Any]:
     first = secrets.randbits(32) if given["seed"] is None else given["seed"]
     seeds = tuple(first + number for number in range(given["count"]))
     names = ("prompt", "base_model", "family", "steps", "guidance", "device")

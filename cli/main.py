@@ -25,10 +25,11 @@ from cli.tokens import token
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
 from jobs import service
+from jobs.remote.run_views import RemoteRunView
 from jobs.requests import training_request
 from jobs.services import services
 from jobs.stages import intake
-from jobs.view import View
+from jobs.view import JobView
 from training.data.folder import caption_beside, masks_of, pictures_of, unused_masks
 from training.options import parse_assignments
 from training.spec import BASE_MODELS, Optimizer
@@ -103,9 +104,9 @@ def submit(
     view = service.submit(here, arguments | {"images": images})
     if watch:
         report_unsent()
-        view = _watch(view["job_id"], as_json)
+        view = _watch(view.job_id, as_json)
     _show(view, as_json)
-    if watch and view["status"] != "ready":
+    if watch and view.status != "ready":
         sys.exit(1)
 
 
@@ -129,7 +130,7 @@ def _credits(count: int) -> str:
     return f"{count} credit{'s' * (count != 1)}"
 
 
-def _watch(job_id: str, as_json: bool) -> View:
+def _watch(job_id: str, as_json: bool) -> JobView:
     from cli.watch import watch
 
     try:
@@ -146,9 +147,8 @@ def _watch(job_id: str, as_json: bool) -> View:
 def status(job_id: str, *, watch: bool, as_json: bool) -> None:
     """Show a job: progress, pictures, cost."""
     view = service.get(services(), job_id)
-    _show(
-        (_watch(job_id, as_json) if watch else view) | {"remote_runs": service.remote_runs(services(), job_id)}, as_json
-    )
+    view = _watch(job_id, as_json) if watch else view
+    _show(view, as_json, service.remote_runs(services(), job_id))
 
 
 @click.command(name="list")
@@ -160,14 +160,14 @@ def list_jobs(owner_id: str | None, *, active: bool, limit: int, as_json: bool) 
     """List jobs, newest first."""
     views = service.jobs(services(), owner_id=owner_id, active=active, limit=limit)
     if as_json:
-        print_json(views)
+        print_json([view.to_dict() for view in views])
         return
     table = Table("job", "owner", "subject", "status", "stage", "step", "loss", "charged", box=None)
     for view in views:
-        loss = "" if view["loss"] is None else f"{view['loss']:.4f}"
+        loss = "" if view.loss is None else f"{view.loss:.4f}"
         table.add_row(
-            view["job_id"], view["owner_id"], view["subject_id"], _coloured(view), view["stage"],
-            f"{view['step']}/{view['total_steps']}", loss, str(view["credits"]["charged"]),
+            view.job_id, view.owner_id, view.subject_id, _coloured(view), view.stage,
+            f"{view.step}/{view.total_steps}", loss, str(view.credits.charged),
         )  # fmt: skip
     out.print(table)
 
@@ -193,7 +193,7 @@ def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
     view = service.retry(services(), job_id)
     if watch:
         report_unsent()
-        view = _watch(view["job_id"], as_json)
+        view = _watch(view.job_id, as_json)
     _show(view, as_json)
 
 
@@ -205,40 +205,40 @@ def download(job_id: str, path: Path, *, as_json: bool) -> None:
     """Copy a ready job's LoRA file to PATH."""
     if not os.access(path.parent, os.W_OK):  # otherwise the object store would seem to have failed
         raise SpecInvalid.of({"PATH": f"nothing can be written into {path.parent.resolve()}"})
-    view = service.download(services(), job_id, path)
-    print_json({"path": str(path)} | view["lora"]) if as_json else out.print(f"{path}  sha256 {view['lora']['sha256']}")
+    lora = service.download(services(), job_id, path)
+    print_json({"path": str(path)} | lora.to_dict()) if as_json else out.print(f"{path}  sha256 {lora.sha256}")
 
 
-def _coloured(view: View) -> str:
-    colour = {"ready": "green", "failed": "red", "cancelled": "yellow"}.get(view["status"], "cyan")
-    return f"[{colour}]{view['status']}[/]"
+def _coloured(view: JobView) -> str:
+    colour = {"ready": "green", "failed": "red", "cancelled": "yellow"}.get(view.status, "cyan")
+    return f"[{colour}]{view.status}[/]"
 
 
-def _show(view: View, as_json: bool) -> None:
+def _show(view: JobView, as_json: bool, runs: Sequence[RemoteRunView] | None = None) -> None:
     if as_json:
-        print_json(view)
+        print_json(view.to_dict() | ({} if runs is None else {"remote_runs": [run.to_dict() for run in runs]}))
         return
     out.print(
-        f"{view['job_id']}  {_coloured(view)}  stage {view['stage']}  step {view['step']}/{view['total_steps']}  "
-        f"held {view['credits']['held']}  charged {view['credits']['charged']}", highlight=False,
+        f"{view.job_id}  {_coloured(view)}  stage {view.stage}  step {view.step}/{view.total_steps}  "
+        f"held {view.credits.held}  charged {view.credits.charged}", highlight=False,
     )  # fmt: skip
-    for picture in view["pictures"]:
-        if picture["faults"]:
-            why = (picture["report"] or {}).get("error", "")
+    for picture in view.pictures:
+        if picture.faults:
+            why = (picture.report or {}).get("error", "")
             out.print(
-                f"  picture {picture['position']}: [yellow]{', '.join(picture['faults'])}[/] {why}",
+                f"  picture {picture.position}: [yellow]{', '.join(picture.faults)}[/] {why}",
                 highlight=False,
             )
-    for run in view.get("remote_runs", ()):
+    for run in runs or ():
         out.print(
-            f"  attempt {run['attempt']} on {run['server'] or 'no server yet'}: {run['state']}, step {run['step']}, "
-            f"{run['cost_dollars']:.4f} $  {run['reason'] or run['status']}", highlight=False, markup=False,
+            f"  attempt {run.attempt} on {run.server or 'no server yet'}: {run.state}, step {run.step}, "
+            f"{run.cost_dollars:.4f} $  {run.reason or run.status}", highlight=False, markup=False,
         )  # fmt: skip
-    if view["failure"]:
-        out.print(f"  [red]{view['failure']['code']}[/]: {view['failure']['message']}", highlight=False)
-    if view["lora"]:
+    if view.failure:
+        out.print(f"  [red]{view.failure.code}[/]: {view.failure.message}", highlight=False)
+    if view.lora:
         out.print(
-            f"  LoRA {view['lora']['key']}  {view['lora']['bytes']} bytes  sha256 {view['lora']['sha256']}",
+            f"  LoRA {view.lora.key}  {view.lora.bytes} bytes  sha256 {view.lora.sha256}",
             highlight=False,
         )
 

@@ -29,15 +29,15 @@ def notices(
         changed["events"] = events
     if low_credits is not None:
         changed["low_credits"] = None if low_credits == -1 else low_credits
-    found = preferences.put(services(), owner_id, changed) if changed else preferences.get(services(), owner_id)
+    found = preferences.change(services(), owner_id, changed) if changed else preferences.get(services(), owner_id)
     if as_json:
-        print_json(found)
+        print_json({"email": found.email, "events": found.events, "low_credits": found.low_credits})
         return
-    if found["email"] is None:
+    if found.email is None:
         out.print(f"{owner_id}: no e-mail", highlight=False)
         return
-    out.print(f"{owner_id}: {found['email']} for {', '.join(found['events'])}", highlight=False)
-    low = found["low_credits"]
+    out.print(f"{owner_id}: {found.email} for {', '.join(found.events)}", highlight=False)
+    low = found.low_credits
     out.print("no e-mail about low credits" if low is None else f"e-mail when fewer than {low} credits are available")
     if services().settings.smtp_url is None:
         err.print("[yellow]No e-mail is sent until IMPRINT_SMTP_URL is set[/]")

@@ -1,8 +1,8 @@
 """Commands for operators: credits and the ledger; undelivered notices and disabled receivers."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import click
 from rich.table import Table
@@ -11,6 +11,7 @@ from cli.terminal import answers, err, out, print_json
 from jobs import accounts, sweeps
 from jobs.notices import dead_letters
 from jobs.services import services
+from jobs.view import View
 
 # ---- credits --------------------------------------------------------------------------------------------------
 
@@ -33,13 +34,13 @@ def balance(owner_id: str, *, as_json: bool) -> None:
     found = asdict(accounts.balance(services(), owner_id))
     entries = accounts.statement(services(), owner_id)
     if as_json:
-        print_json(found | {"entries": entries})
+        print_json(found | {"entries": [entry.to_dict() for entry in entries]})
         return
     _show_balance(owner_id, found, as_json=False)
     table = Table("no.", "at", "kind", "credits", "job", box=None)
     for entry in entries:
-        at = entry["created_at"][:19]
-        table.add_row(str(entry["seq"]), at, entry["kind"], str(entry["amount"]), entry["training_id"])
+        at = entry.created_at.isoformat()[:19]
+        table.add_row(str(entry.seq), at, entry.kind, str(entry.amount), entry.training_id)
     out.print(table)
 
 
@@ -61,7 +62,7 @@ def audit(*, as_json: bool) -> None:
 
     Leaks, which are LoRAs that were delivered but not charged, are listed but do not change the exit code.
     """
-    findings, leaks = sweeps.check_books(services()), sweeps.leaks(services())
+    findings, leaks = sweeps.audit_books(services()), sweeps.leaks(services())
     lost = sum(leak.credits for leak in leaks)
     if as_json:
         rows = [asdict(leak) | {"at": leak.at.isoformat()} for leak in leaks]
@@ -101,7 +102,7 @@ def _show_balance(owner_id: str, found: dict[str, int], as_json: bool) -> None:
 @answers
 def list_dead_letters(*, limit: int, as_json: bool) -> None:
     """List undelivered notices, newest first."""
-    found = dead_letters.dead(services(), limit)
+    found = dead_letters.list_dead_letters(services(), limit)
     _show_rows(found, ("id", "job_id", "receiver", "event", "reason", "at"), "no notice was given up", as_json)
 
 
@@ -156,7 +157,8 @@ def enable(owner_id: str, url: str, *, as_json: bool) -> None:
         out.print(f"{count} receiver(s) enabled. Send undelivered notices with: imprint redeliver --receiver URL")
 
 
-def _show_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], nothing: str, as_json: bool) -> None:
+def _show_rows(views: Sequence[View], columns: tuple[str, ...], nothing: str, as_json: bool) -> None:
+    rows = [view.to_dict() for view in views]
     if as_json:
         print_json(rows)
     elif not rows:

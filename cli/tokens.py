@@ -46,7 +46,7 @@ def create(name: str, *, owner_id: str | None, scopes: tuple[str, ...], days: in
 @answers
 def list_tokens(*, as_json: bool) -> None:
     """List all tokens, newest first, without their secrets."""
-    found = tokens.known(services())
+    found = tokens.list_tokens(services())
     if as_json:
         print_json([_to_dict(one) for one in found])
         return

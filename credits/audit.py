@@ -1,4 +1,4 @@
-"""The books, checked: every invariant of the ledger recomputed from the journal, in a few passes of SQL."""
+"""The audit: every invariant of the ledger, recomputed from the journal in SQL."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-MOST_FINDINGS = 1000  # of each check: one that is off everywhere need not be listed everywhere
+MAX_FINDINGS = 1000  # of each check
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is off: which rule, at which account, hold or entry, what it should be and what it is."""
+class AuditFinding:
+    """A broken rule: which one, at which account, hold or entry, and what was expected and found."""
 
     what: str
     where: str
@@ -22,7 +22,7 @@ class Finding:
         return f"{self.what}: {self.where} has {self.found}, expected {self.expected}"
 
 
-# Each check selects where (an id), expected and found, as text, of the rows that are off.
+# Each check selects three texts for each row that breaks it: where (an id), expected, found.
 _CHECKS = {
     "granted, spent and held are what the journal sums to": """
         SELECT a.id,
@@ -135,19 +135,19 @@ _CHECKS = {
 }
 
 
-def audit(session: Session) -> list[Finding]:
-    """Whatever is off in the ledger; an empty list if nothing is. At most MOST_FINDINGS of each rule.
+def audit(session: Session) -> list[AuditFinding]:
+    """Every broken rule of the ledger, at most MAX_FINDINGS for each; an empty list if all hold.
 
-    Each rule is one statement and so sees one state of the books, whatever moves meanwhile.
+    Each rule is one statement, so it sees one consistent state while credits move.
     """
     return findings_of(session, _CHECKS)
 
 
-def findings_of(session: Session, checks: Mapping[str, str]) -> list[Finding]:
-    """What each check's statement selects: where, expected and found."""
+def findings_of(session: Session, checks: Mapping[str, str]) -> list[AuditFinding]:
+    """The rows that the checks select."""
     findings = []
     for what, query in checks.items():
         with session.execute(sa.text(query)) as result:
-            rows = result.fetchmany(MOST_FINDINGS)
-        findings += [Finding(what, *(str(column) for column in row)) for row in rows]
+            rows = result.fetchmany(MAX_FINDINGS)
+        findings += [AuditFinding(what, *(str(column) for column in row)) for row in rows]
     return findings

@@ -1,5 +1,5 @@
-"""The steps that every movement of the ledger is made of, in the order in which it takes them:
-check the request, lock the account, look up the key, move the account's sums, append to the journal.
+"""The steps of every movement of credits, in their order: check the request, lock the account, look up the key, change
+the account's sums, append an entry.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ from core.errors import KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from credits.tables import ACCOUNT, ENTRY, HOLD, MAX_CREDITS
 
-OWN_KEYS = "imprint:"  # keys that the ledger makes itself; nobody else's begin like this
+OWN_KEYS = "imprint:"  # the prefix of the ledger's own keys; callers' keys must not begin with it
 _MAX_TEXT = 255
 _COUNTERPARTIES = {"grant": "issued", "settle": "revenue", "refund": "revenue"}
 
 
 def check(amount: int, *, least: int = 1, **texts: str | None) -> None:
-    """Refuse what no movement may ask for; SpecInvalid names every fault. A bool is no amount."""
+    """Check the arguments of a movement. Raises SpecInvalid with every fault. A bool is not an amount."""
     faults = {}
     if type(amount) is not int or not least <= amount <= MAX_CREDITS:
-        faults["amount"] = f"an integer from {least} to {MAX_CREDITS}"
+        faults["amount"] = f"must be an integer from {least} to {MAX_CREDITS}"
     for name, text in texts.items():
         if text is not None and not 0 < len(text) <= _MAX_TEXT:
-            faults[name] = f"1 to {_MAX_TEXT} characters"
+            faults[name] = f"must have 1 to {_MAX_TEXT} characters"
         elif name == "key" and text is not None and text.startswith(OWN_KEYS):
             faults[name] = f"must not begin with {OWN_KEYS}"
     if faults:
@@ -33,12 +33,12 @@ def check(amount: int, *, least: int = 1, **texts: str | None) -> None:
 
 
 def request_hash(kind: str, amount: int, about: str | None) -> str:
-    """What makes two requests the same: the movement, its amount, and the training or hold it is about."""
+    """The identity of a request: the movement, its amount, and the training or hold that it is about."""
     return hashlib.sha256(json.dumps([kind, amount, about]).encode()).hexdigest()
 
 
 def open_account(session: Session, owner_id: str) -> str:
-    """The locked account of an owner, opened if there is none; its id."""
+    """Lock the account of an owner, opening it if there is none. Returns its id."""
     session.execute(
         sa.text(
             "INSERT INTO credit_account (id, owner_id, granted, spent, held, seq)"
@@ -52,9 +52,9 @@ def open_account(session: Session, owner_id: str) -> str:
 
 
 def lock_account(session: Session, owner_id: str) -> str | None:
-    """Lock an owner's account until the transaction ends; its id, or None.
+    """Lock an owner's account until the transaction ends. Returns its id, or None if there is none.
 
-    On SQLite the lock is the transaction itself, and `with_for_update` is left out.
+    On SQLite, where `with_for_update` has no effect, the transaction itself is the lock.
     """
     query = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.owner_id == owner_id).with_for_update()
     account_id: str | None = session.execute(query).scalar()
@@ -62,7 +62,7 @@ def lock_account(session: Session, owner_id: str) -> str | None:
 
 
 def lock_account_of(session: Session, hold_id: str) -> str:
-    """Lock the account that a hold belongs to; its id. NotFound: there is no such hold."""
+    """Lock the account that a hold belongs to. Returns its id. Raises NotFound if there is no such hold."""
     whose = sa.select(HOLD.c.account_id).where(HOLD.c.id == hold_id).scalar_subquery()
     query = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.id == whose).with_for_update()
     account_id: str | None = session.execute(query).scalar()
@@ -71,8 +71,11 @@ def lock_account_of(session: Session, hold_id: str) -> str:
     return account_id
 
 
-def answer(session: Session, account_id: str, key: str, request: str) -> str | None:
-    """The entry that this request made before, None if its key is new. KeyReused: it made another request."""
+def find_entry(session: Session, account_id: str, key: str, request: str) -> str | None:
+    """The entry that an earlier request with this key made; None if the key is new.
+
+    Raises KeyReused if the earlier request was a different one.
+    """
     query = sa.select(ENTRY.c.id, ENTRY.c.request_hash).where(
         ENTRY.c.account_id == account_id, ENTRY.c.idempotency_key == key
     )
@@ -86,7 +89,7 @@ def answer(session: Session, account_id: str, key: str, request: str) -> str | N
 
 
 def move_if(session: Session, account_id: str, condition: sa.ColumnElement[bool], **change: int) -> int | None:
-    """Add to the sums of a locked account if `condition` holds: the number of the entry to write, or None."""
+    """Add to the sums of a locked account if `condition` holds. Returns the number of the entry to write, or None."""
     sums = {name: ACCOUNT.c[name] + amount for name, amount in change.items()}
     statement = sa.update(ACCOUNT).where(ACCOUNT.c.id == account_id, condition)
     seq: int | None = session.execute(statement.values(**sums, seq=ACCOUNT.c.seq + 1).returning(ACCOUNT.c.seq)).scalar()
@@ -94,7 +97,7 @@ def move_if(session: Session, account_id: str, condition: sa.ColumnElement[bool]
 
 
 def move(session: Session, account_id: str, **change: int) -> int:
-    """Add to the sums of a locked account; the number of the entry to write."""
+    """Add to the sums of a locked account. Returns the number of the entry to write."""
     seq = move_if(session, account_id, sa.true(), **change)
     assert seq is not None, "accounts are never removed"  # noqa: S101
     return seq
@@ -112,7 +115,7 @@ def append(
     hold_id: str | None = None,
     training_id: str | None = None,
 ) -> str:
-    """Write one entry of the journal; its id."""
+    """Write one entry of the journal. Returns its id."""
     entry_id = new_id("entry")
     session.execute(
         sa.insert(ENTRY).values(

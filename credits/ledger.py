@@ -1,18 +1,17 @@
-"""Every movement of credits: grant, hold, settle, release, expire, refund; and what there is to see of them.
+"""Every movement of credits: grant, hold, settle, release, expire, refund; and queries.
 
-Each movement works in the caller's transaction (`Database.writing()`), so that money, status and messages
-move together; none commits. Each locks the owner's account before anything else, so that two movements of
-one account queue and cannot deadlock; a transaction that moves credits of several accounts should take them
-in the order of their owners' ids.
+A movement works in the caller's transaction (`Database.writing()`) and does not commit, so that credits, status and
+messages change together. It locks the owner's account first, so that two movements of one account queue and cannot
+deadlock. A transaction that moves credits of several accounts should lock them in the order of their owners' ids.
 
-Of every account, always: `available + held + spent = granted`, none below zero.
+For every account, always: `available + held + spent = granted`, and none is below zero.
 
-    grant   granted + n                           hold      held + n, if so much is available
+    grant   granted + n                           hold      held + n, if n credits are available
     settle  held - all of the hold, spent + n     release   held - all of the hold
     refund  spent - n, so that it is available    expire    held - all of the hold
 
-Every movement has a key. The same key with the same request gives the answer of the first time; with another
-request it is `KeyReused`. A movement that raises has stored nothing, so its key may be used again.
+Every movement has a key. The same key with the same request returns the first result; with another request it raises
+`KeyReused`. A movement that raises has stored nothing, so its key may be used again.
 """
 
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class Balance:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One line of an owner's statement."""
 
     id: str
@@ -72,14 +71,14 @@ class Hold:
 
 
 def grant(session: Session, owner_id: str, amount: int, *, key: str) -> str:
-    """Give an owner credits, opening the account if there is none; the entry's id.
+    """Grant credits to an owner, opening the account if there is none. Returns the entry's id.
 
-    SpecInvalid: not a positive integer, or more than an account can hold.
+    Raises SpecInvalid if the amount is not a positive integer, or more than an account can hold.
     """
     journal.check(amount, key=key, owner_id=owner_id)
     account_id = journal.open_account(session, owner_id)
     request = journal.request_hash("grant", amount, None)
-    if (done := journal.answer(session, account_id, key, request)) is not None:
+    if (done := journal.find_entry(session, account_id, key, request)) is not None:
         return done
     room = ACCOUNT.c.granted <= MAX_CREDITS - amount
     seq = journal.move_if(session, account_id, room, granted=amount)
@@ -89,19 +88,19 @@ def grant(session: Session, owner_id: str, amount: int, *, key: str) -> str:
 
 
 def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key: str, expires_at: datetime) -> str:
-    """Reserve credits for a training; the hold's id.
+    """Reserve credits for a training. Returns the hold's id.
 
-    `expires_at` (aware) is no part of what makes a request the same: a retry computes it anew, and the first
-    one counts. InsufficientCredits: fewer than `amount` are available; an owner without an account has 0.
-    IllegalMove: the training has a hold already, under another key.
+    `expires_at` (with a time zone) is not part of the request's identity: a retry computes it anew, and the first one
+    counts. Raises InsufficientCredits if fewer than `amount` are available (an owner without an account has 0), and
+    IllegalMove if the training has a hold already, under another key.
     """
     journal.check(amount, key=key, owner_id=owner_id, training_id=training_id)
     account_id = journal.lock_account(session, owner_id)
     if account_id is None:
-        raise InsufficientCredits(f"this training takes {amount} credits; 0 are available")
+        raise InsufficientCredits(f"this training costs {amount} credits; 0 are available")
     request = journal.request_hash("hold", amount, training_id)
     of_training = sa.select(HOLD.c.id).where(HOLD.c.training_id == training_id)
-    if journal.answer(session, account_id, key, request) is not None:
+    if journal.find_entry(session, account_id, key, request) is not None:
         return str(session.execute(of_training).scalar_one())
     if session.execute(of_training).scalar() is not None:
         raise IllegalMove(f"{training_id} has a hold already")
@@ -110,14 +109,14 @@ def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key:
     if seq is None:
         left = balance(session, owner_id).available
         raise InsufficientCredits(
-            f"this training takes {amount} credits; {left} are available",
+            f"this training costs {amount} credits; {left} are available",
             {"needed": amount, "available": left},
         )
     hold_id = new_id("hold")
     row = {"id": hold_id, "account_id": account_id, "training_id": training_id, "amount": amount}
     try:
         session.execute(sa.insert(HOLD).values(**row, settled=0, refunded=0, state="held", expires_at=expires_at))
-    except IntegrityError:  # another account's hold for this training, a moment ago: nothing of this is kept
+    except IntegrityError:  # another account has just made a hold for this training; the transaction is rolled back
         raise IllegalMove(f"{training_id} has a hold already") from None
     about = {"hold_id": hold_id, "training_id": training_id}
     journal.append(session, account_id, seq, "hold", amount, key=key, request=request, **about)
@@ -125,38 +124,33 @@ def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key:
 
 
 def settle(session: Session, hold_id: str, amount: int, *, key: str | None = None) -> str:
-    """Charge `amount` of a hold, 0 to all of it, and give the rest back; the entry's id.
+    """Charge `amount` of a hold, from 0 to all of it, and release the rest. Returns the entry's id.
 
-    Settling with 0 is a release. Settling again with the same amount gives the same entry, under any key.
-    IllegalMove: more than was held, or the hold was resolved in another way. If it had expired, a late
-    success is delivered and charged nothing; that is for the caller to do.
+    Settling with 0 is a release. Settling again with the same amount returns the same entry, under any key. Raises
+    IllegalMove if `amount` is more than the hold, or if the hold was resolved in another way. If it has expired, the
+    caller delivers a late success without a charge.
     """
     journal.check(amount, least=0, key=key)
     return _resolve(session, hold_id, "settle" if amount else "release", amount, key)
 
 
-def release(session: Session, hold_id: str) -> str:
-    """Give a whole hold back; the entry's id. IllegalMove: it was settled or expired."""
-    return _resolve(session, hold_id, "release", 0, None)
-
-
 def expire(session: Session, hold_id: str) -> str:
-    """Give a whole hold back because its time is over; the entry's id. IllegalMove: settled or released.
+    """Release a whole hold that has expired. Returns the entry's id. Raises IllegalMove if it was resolved before.
 
-    Whether its time is over is for the caller to know: past `expires_at`, *and* nobody at work on it.
+    The caller decides that it has expired: it is past `expires_at`, *and* no worker works on the training.
     """
     return _resolve(session, hold_id, "expire", 0, None)
 
 
 def refund(session: Session, hold_id: str, amount: int, *, key: str) -> str:
-    """Give back credits that a hold settled; the entry's id. They leave `spent` and are available again.
+    """Refund credits that a hold settled: they leave `spent` and are available again. Returns the entry's id.
 
-    IllegalMove: the hold was never settled, or all its refunds together were more than it settled.
+    Raises IllegalMove if the hold was not settled, or if all its refunds together would exceed what it settled.
     """
     journal.check(amount, key=key)
     account_id = journal.lock_account_of(session, hold_id)
     request = journal.request_hash("refund", amount, hold_id)
-    if (done := journal.answer(session, account_id, key, request)) is not None:
+    if (done := journal.find_entry(session, account_id, key, request)) is not None:
         return done
     training_id: str | None = session.execute(
         sa.update(HOLD)
@@ -165,7 +159,7 @@ def refund(session: Session, hold_id: str, amount: int, *, key: str) -> str:
         .returning(HOLD.c.training_id)
     ).scalar()
     if training_id is None:
-        raise IllegalMove(f"{hold_id}: no more is refunded than was settled")
+        raise IllegalMove(f"{hold_id}: a refund cannot be more than was settled")
     seq = journal.move(session, account_id, spent=-amount)
     about = {"hold_id": hold_id, "training_id": training_id}
     return journal.append(session, account_id, seq, "refund", amount, key=key, request=request, **about)
@@ -178,10 +172,10 @@ def _resolve(
     taken: int,
     key: str | None,
 ) -> str:
-    """End a hold, once: `taken` of it is spent, and it is held no longer."""
+    """End a hold once: `taken` credits of it are spent, and the rest is released."""
     account_id = journal.lock_account_of(session, hold_id)
     request = journal.request_hash(kind, taken, hold_id)
-    if key is not None and (done := journal.answer(session, account_id, key, request)) is not None:
+    if key is not None and (done := journal.find_entry(session, account_id, key, request)) is not None:
         return done
     held = session.execute(sa.select(HOLD).where(HOLD.c.id == hold_id)).one()
     if held.state != "held":
@@ -199,27 +193,27 @@ def _resolve(
     return journal.append(session, account_id, seq, kind, amount, key=key, request=request, **about)
 
 
-# ---- what there is to see ----
+# ---- queries ----
 
 
 def balance(session: Session, owner_id: str) -> Balance:
-    """What an owner has; all zeros for one without an account."""
+    """An owner's balance; all zeros without an account."""
     query = sa.select(ACCOUNT.c.granted, ACCOUNT.c.spent, ACCOUNT.c.held).where(ACCOUNT.c.owner_id == owner_id)
     granted, spent, held = session.execute(query).one_or_none() or (0, 0, 0)
     return Balance(granted, spent, held, granted - spent - held)
 
 
 def totals(session: Session) -> Balance:
-    """What all owners have together."""
+    """The balances of all owners together."""
     query = sa.select(*(sa.func.coalesce(sa.func.sum(ACCOUNT.c[name]), 0) for name in ("granted", "spent", "held")))
     granted, spent, held = (int(amount) for amount in session.execute(query).one())
     return Balance(granted, spent, held, granted - spent - held)
 
 
-def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[Entry]:
-    """An owner's movements, newest first. `before_seq`, the last one's `seq`, asks for the page after it."""
+def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[LedgerEntry]:
+    """An owner's entries, newest first; with `before_seq` only older ones, for the next page."""
     query = (
-        sa.select(*(ENTRY.c[name] for name in Entry.__dataclass_fields__))
+        sa.select(*(ENTRY.c[name] for name in LedgerEntry.__dataclass_fields__))
         .join(ACCOUNT, ACCOUNT.c.id == ENTRY.c.account_id)
         .where(ACCOUNT.c.owner_id == owner_id)
         .order_by(ENTRY.c.seq.desc())
@@ -227,25 +221,19 @@ def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | 
     )
     if before_seq is not None:
         query = query.where(ENTRY.c.seq < before_seq)
-    return [Entry(*row) for row in session.execute(query)]
+    return [LedgerEntry(*row) for row in session.execute(query)]
 
 
 def hold_of(session: Session, training_id: str) -> Hold | None:
-    """The hold of a training, if it has one."""
+    """The hold of a training; None if it has none."""
     row = session.execute(_HOLDS.where(HOLD.c.training_id == training_id)).one_or_none()
     return Hold(*row) if row else None
 
 
 def live_holds(session: Session, owner_id: str, limit: int = 200) -> list[Hold]:
-    """What an owner has on hold, the newest first."""
+    """An owner's live holds, newest first."""
     query = _HOLDS.where(ACCOUNT.c.owner_id == owner_id, HOLD.c.state == "held")
     return [Hold(*row) for row in session.execute(query.order_by(HOLD.c.id.desc()).limit(limit))]
-
-
-def overdue(session: Session, now: datetime, limit: int = 100) -> list[Hold]:
-    """Live holds past their time, the longest overdue first. Whether they may expire is for the caller."""
-    query = _HOLDS.where(HOLD.c.state == "held", HOLD.c.expires_at <= now)
-    return [Hold(*row) for row in session.execute(query.order_by(HOLD.c.expires_at).limit(limit))]
 
 
 _HOLDS = sa.select(

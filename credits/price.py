@@ -26,14 +26,13 @@ RATES: dict[str, Rate] = {
 
 
 def price(family: str, steps: int, resolution: int, prices: Mapping[str, int]) -> int:
-    """The credits that a training of `steps` steps on pictures of `resolution`² pixels takes, at least 1.
+    """The price of a training of `steps` steps on pictures of `resolution`² pixels, in credits, at least 1.
 
         ceil(rate × steps × resolution² / (1000 × native²))
 
-    `rate` is the family's entry in `prices` (the settings), else in `RATES`. In whole numbers throughout, so
-    that the price shown is the price charged: sd15 at 100, 1,500 steps, 768 pixels: 100 × 1500 × 768² /
-    (1000 × 512²) = 337.5, so 338 credits. SpecInvalid: an unknown family, a number that is not positive, or
-    a negative rate.
+    `rate` is the family's entry in `prices` (the settings), else in `RATES`. The computation is exact, so that the
+    price shown is the price charged. Example: sd15 at 100, 1,500 steps, 768 pixels: 100 × 1500 × 768² / (1000 × 512²)
+    = 337.5, so 338 credits. Raises SpecInvalid: an unknown family, a negative rate, or a number that is not positive.
     """
     faults = {
         name: "must be a positive integer"
@@ -50,20 +49,20 @@ def price(family: str, steps: int, resolution: int, prices: Mapping[str, int]) -
 
 
 def price_of_part(family: str, steps: int, resolution: int, prices: Mapping[str, int]) -> int:
-    """The credits that a training takes which was cancelled after `steps` steps, 0 or more: rounded down.
+    """The price of a training that was cancelled after `steps` steps (0 or more), rounded down.
 
-    So never more than `price` of the same steps. SpecInvalid as there.
+    It is never more than `price` of the same steps. Raises SpecInvalid as `price` does.
     """
     return floor(steps * price_per_step(family, resolution, prices))
 
 
 def price_per_step(family: str, resolution: int, prices: Mapping[str, int]) -> Fraction:
-    """Credits for one step, exactly. SpecInvalid as `price` has it."""
+    """The exact price of one step, in credits. Raises SpecInvalid as `price` does."""
     faults = {}
     if family not in RATES:
-        faults["family"] = f"has no price; priced are {', '.join(RATES)}"
+        faults["family"] = f"has no price; the families with a price are {', '.join(RATES)}"
     elif (rate := prices.get(family, RATES[family].credits)) < 0:
-        faults["prices"] = f"{family} must not cost less than nothing"
+        faults["prices"] = f"the price of {family} must not be negative"
     if faults:
         raise SpecInvalid.of(faults)
     return Fraction(rate * resolution**2, _PRICED_STEPS * RATES[family].resolution ** 2)

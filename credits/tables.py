@@ -1,8 +1,8 @@
-"""The three tables of the ledger, as the service reads them.
+"""The three tables of the ledger.
 
-The rules themselves (what may be negative, what may change, what may exist twice) live in the database:
-CHECKs, unique indexes and triggers of `storage/migrations/versions/0001_ledger.py`. These classes say the
-same columns, keys and indexes, and a test compares the two.
+The database itself enforces the rules (what may be negative, what may change, what may exist twice), with the CHECKs,
+unique indexes and triggers of `storage/migrations/versions/0001_ledger.py`. These classes declare the same columns,
+keys and indexes, and a test compares the two.
 """
 
 from datetime import datetime
@@ -16,8 +16,8 @@ from core.clock import UtcDateTime
 KINDS = ("grant", "hold", "settle", "release", "expire", "refund")
 RESOLUTIONS = ("settle", "release", "expire")
 
-# The largest sum an account may ever have been granted: exact in any JSON reader, and far below the 63 bits
-# where SQLite's integers silently become floats.
+# The most credits that an account may be granted in all: exact in any JSON parser, and far below the 63 bits where
+# SQLite's integers silently become floats.
 MAX_CREDITS = 2**53 - 1
 
 
@@ -27,7 +27,7 @@ def _where(condition: str) -> dict[str, Any]:
 
 
 class CreditAccount(SQLModel, table=True):
-    """What an owner was granted, has spent and has on hold. `seq` is the number of its last journal entry."""
+    """An owner's account: credits granted, spent and held. `seq` is the number of its last entry."""
 
     __tablename__ = "credit_account"
     __table_args__ = (sa.UniqueConstraint("owner_id", name="credit_account_owner"),)
@@ -41,16 +41,16 @@ class CreditAccount(SQLModel, table=True):
 
 
 class CreditHold(SQLModel, table=True):
-    """Credits reserved for one training, and what became of them.
+    """Credits reserved for one training.
 
-    `held` becomes `settled`, `released` or `expired`, once. A settled hold took `settled` of its `amount`
-    (the rest went back) and gave back `refunded` of that later.
+    The state changes once, from `held` to `settled`, `released` or `expired`. A settled hold has charged `settled` of
+    its `amount` (the rest was released) and refunded `refunded` of that later.
     """
 
     __tablename__ = "credit_hold"
     __table_args__ = (
         sa.UniqueConstraint("training_id", name="credit_hold_training"),
-        # What an entry's foreign key points at, so that no entry names a hold of another account or training.
+        # The target of an entry's foreign key: no entry can name a hold of another account or training.
         sa.UniqueConstraint("id", "account_id", "training_id", name="credit_hold_whose"),
         sa.Index("credit_hold_live", "expires_at", **_where("state = 'held'")),
     )
@@ -66,10 +66,10 @@ class CreditHold(SQLModel, table=True):
 
 
 class CreditEntry(SQLModel, table=True):
-    """One movement, never changed and never removed; `seq` counts an account's entries from 1 without gaps.
+    """One movement. It is never changed or deleted; `seq` numbers an account's entries from 1 without gaps.
 
-    `counterparty` is the other side: `issued` for a grant, `revenue` for a settle or refund, `held` for the
-    rest. System accounts are sums over it, not rows that every transaction would queue for.
+    `counterparty` is the other side: `issued` for a grant, `revenue` for a settle or refund, `held` for the rest.
+    System accounts are sums over it, not rows that every transaction would have to lock.
     """
 
     __tablename__ = "credit_entry"

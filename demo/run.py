@@ -17,7 +17,7 @@ from demo.cloud import Cloud
 from jobs import accounts, service, sweeps
 from jobs.services import services
 from jobs.stages import intake
-from jobs.view import View
+from jobs.view import JobView
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 OWNER, TRIGGER = "demo", "imp mascot"
@@ -66,25 +66,25 @@ def _demo(base: Path, cloud: Cloud | None, jobs: int) -> int:
         sent = send(jobs)
         views = [watch(services(), job_id, console) for job_id in sent]
         view = views[0]
-        failed = [one for one in views if one["status"] != "ready"]
+        failed = [one for one in views if one.status != "ready"]
         for one in failed:
-            console.print(f"[red]{one['failure']}[/]", highlight=False)
+            failure = f"{one.failure.code}: {one.failure.message}" if one.failure else one.status
+            console.print(f"[red]{failure}[/]", highlight=False)
             console.print(f"The logs are in {settings().log_dir}")
         if not failed:
             _show(view, home, base)
         if cloud:
             left = _pods(cloud, view)
-        findings = sweeps.check_books(services())
+        findings = sweeps.audit_books(services())
         _statement(findings == [])
-    rented = {"trained_on": view["trained_on"]["server"], "pods_left": left} if cloud else {}
+    rented = {"trained_on": view.trained_on.server, "pods_left": left} if cloud else {}
     others = {"jobs": [_brief(one) for one in views]} if jobs > 1 else {}
     print(json.dumps(_result(view, home, time.monotonic() - begun) | others | rented))
     return 0 if not failed and not findings and not left else 1
 
 
-def _brief(view: View) -> dict[str, Any]:
-    ready = view["status"] == "ready"
-    return {name: view[name] for name in ("job_id", "status")} | {"sha256": view["lora"]["sha256"] if ready else None}
+def _brief(view: JobView) -> dict[str, Any]:
+    return {"job_id": view.job_id, "status": view.status, "sha256": view.lora.sha256 if view.lora else None}
 
 
 def send(jobs: int) -> list[str]:
@@ -109,14 +109,14 @@ def _caption(picture: Path) -> str | None:
     return text.read_text(encoding="utf-8").strip() if text.is_file() else None
 
 
-def _show(view: View, home: Path, base: Path) -> None:
+def _show(view: JobView, home: Path, base: Path) -> None:
     """The file, the loss curve, and what the base draws without and with the LoRA."""
     lora = home / "lora_weights.safetensors"
-    service.download(services(), view["job_id"], lora)
+    service.download(services(), view.job_id, lora)
     losses = [
         (data["step"], data["loss"])
-        for event in service.events(services(), view["job_id"])
-        if event.kind == "progress" and (data := json.loads(event.data))["loss"] is not None
+        for event in service.events(services(), view.job_id)
+        if event.kind == "progress" and (data := event.data)["loss"] is not None
     ]
     curve, samples = home / "loss.png", home / "before_after.png"
     pictures_of_it.loss_curve(losses, curve)
@@ -128,7 +128,7 @@ def _show(view: View, home: Path, base: Path) -> None:
     console.print(table)
 
 
-def _pods(cloud: Cloud, view: View) -> int:
+def _pods(cloud: Cloud, view: JobView) -> int:
     """What was rented and what it would have cost; gives how many pods are left once each had time to be deleted."""
     until = time.monotonic() + _DELETED_WITHIN_S
     while any(pod["left"] for pod in cloud.pods()) and time.monotonic() < until:
@@ -140,7 +140,7 @@ def _pods(cloud: Cloud, view: View) -> int:
         state = "[red]still there[/]" if pod["left"] else "deleted"
         table.add_row(pod["name"], pod["gpu"], f"{pod['seconds']:.0f}", f"{pod['microdollars'] / 1e6:.4f}", state)
     console.print(table)
-    borne = sum(run["cost_dollars"] for run in service.remote_runs(services(), view["job_id"]))
+    borne = sum(run.cost_dollars for run in service.remote_runs(services(), view.job_id))
     console.print(f"{borne:.4f} dollars of that are this training's, the rest is waiting", highlight=False)
     return sum(pod["left"] for pod in cloud.pods())
 
@@ -149,7 +149,7 @@ def _statement(in_order: bool) -> None:
     balance = accounts.balance(services(), OWNER)
     table = Table("no.", "what", "credits", title="credit statement", title_justify="left", box=None)
     for entry in reversed(accounts.statement(services(), OWNER)):
-        table.add_row(str(entry["seq"]), entry["kind"], str(entry["amount"]))
+        table.add_row(str(entry.seq), entry.kind, str(entry.amount))
     console.print(table)
     console.print(
         f"{balance.available} available + {balance.held} held + {balance.spent} spent = {balance.granted} granted; "
@@ -158,16 +158,16 @@ def _statement(in_order: bool) -> None:
     )
 
 
-def _result(view: View, home: Path, seconds: float) -> dict[str, Any]:
-    ready = view["status"] == "ready"
+def _result(view: JobView, home: Path, seconds: float) -> dict[str, Any]:
+    ready = view.status == "ready"
     return {
-        "status": view["status"],
-        "job_id": view["job_id"],
+        "status": view.status,
+        "job_id": view.job_id,
         "lora": str(home / "lora_weights.safetensors") if ready else None,
-        "sha256": view["lora"]["sha256"] if ready else None,
-        "steps": view["step"],
-        "train_seconds": view["train_seconds"],
+        "sha256": view.lora.sha256 if view.lora else None,
+        "steps": view.step,
+        "train_seconds": view.train_seconds,
         "total_seconds": round(seconds, 1),
-        "charged": view["credits"]["charged"],
+        "charged": view.credits.charged,
         "balance": accounts.balance(services(), OWNER).available,
     }

@@ -1,1 +1,1 @@
-"""The life of one training: what is asked, who works on it, which moves are legal, and what each stage does."""
+"""The life of one training: requests, leases, transitions between states, stages, and the services around them."""

@@ -1,6 +1,5 @@
-"""What happened to jobs: the events behind a number, of one job or of many at once, and in words."""
+"""The events of jobs: those after a given event number, for one job or for many, and as text."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
@@ -10,11 +9,11 @@ from jobs import service
 from jobs.services import Services
 from storage.tables import ACTIVE, JobEvent
 
-MOST_EVENTS = 2000  # of one answer; who gets so many asks again
+MAX_EVENTS = 2000  # in one answer; a caller that gets so many asks again
 
 
 def events_of(services: Services, places: Mapping[str, int]) -> Sequence[JobEvent]:
-    """The events of several jobs, of each behind the number beside it, oldest first, at most MOST_EVENTS."""
+    """The events of several jobs, oldest first: for each job those after the number beside it, at most MAX_EVENTS."""
     if not places:
         return []
     named = sa.values(sa.column("job_id", sa.String), sa.column("after", sa.BigInteger), name="place")
@@ -23,14 +22,14 @@ def events_of(services: Services, places: Mapping[str, int]) -> Sequence[JobEven
         select(JobEvent)
         .join(place, sa.and_(col(JobEvent.job_id) == place.c.job_id, col(JobEvent.id) > place.c.after))
         .order_by(col(JobEvent.id))
-        .limit(MOST_EVENTS)
+        .limit(MAX_EVENTS)
     )
     with services.database.reading() as session:
         return session.exec(query).all()
 
 
 def newest_event(services: Services, job_id: str, owner_id: str | None = None) -> int:
-    """The number of a job's newest event; 0 if it has none. Raises NotFound as `service.get_job` does."""
+    """The number of a job's newest event; 0 for a job without events. Raises NotFound as `service.get_job` does."""
     with services.database.reading() as session:
         service.get_job(session, job_id, owner_id)
         query = select(func.max(JobEvent.id)).where(JobEvent.job_id == job_id)
@@ -40,7 +39,7 @@ def newest_event(services: Services, job_id: str, owner_id: str | None = None) -
 def position(services: Services, job_id: str, owner_id: str | None = None) -> tuple[bool, int]:
     """Whether a job is active, and the number of its newest event. Raises NotFound as `service.get_job` does.
 
-    Of an active job the last event is still to come: its number is read before the status.
+    The number is read before the status of an active job, so that no later event is missed.
     """
     newest = newest_event(services, job_id, owner_id)
     with services.database.reading() as session:
@@ -48,14 +47,14 @@ def position(services: Services, job_id: str, owner_id: str | None = None) -> tu
     return active, newest if active else newest_event(services, job_id, owner_id)
 
 
-def lines(events: Sequence[JobEvent]) -> list[str]:
-    """What happened, for people: a line for each event."""
-    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_said(event.kind, json.loads(event.data))}" for event in events]
+def describe(events: Sequence[JobEvent]) -> list[str]:
+    """The events as text, one line each."""
+    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_describe_event(event.kind, event.data)}" for event in events]
 
 
-def _said(kind: str, data: Mapping[str, object]) -> str:
-    told = "  ".join(f"{key} {_short(value)}" for key, value in data.items() if value is not None)
-    return f"{kind}: {told}" if told else kind
+def _describe_event(kind: str, data: Mapping[str, object]) -> str:
+    fields = "  ".join(f"{key} {_short(value)}" for key, value in data.items() if value is not None)
+    return f"{kind}: {fields}" if fields else kind
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The books of the jobs: every invariant between jobs, their holds and their messages, checked in SQL; and leaks."""
+"""Invariants between jobs, their holds and their messages, checked in SQL; and LoRAs delivered without a charge."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,12 +6,12 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from credits.audit import Finding, findings_of
+from credits.audit import AuditFinding, findings_of
 from credits.tables import CreditHold
 from storage.tables import Job, Status
 
-# Each check selects where (an id), expected and found, as text, of the rows that are off. An active job is
-# `pending` or `training`; all others are final.
+# Each check selects three texts for each row that breaks it: where (an id), expected, found. An active job is
+# `pending` or `training`; every other job is final.
 CHECKS = {
     "every job has a hold, made for it and paid by its owner": """
         SELECT j.id, 'a hold for ' || j.id || ' of ' || j.owner_id,
@@ -22,7 +22,7 @@ CHECKS = {
     "every hold belongs to a job": """
         SELECT h.id, 'job ' || h.training_id, 'none'
         FROM credit_hold h LEFT JOIN training_job j ON j.id = h.training_id WHERE j.id IS NULL""",
-    "the hold of an active job is live, or its time was over": """
+    "the hold of an active job is live or expired": """
         SELECT j.id, j.status || ', hold held or expired', j.status || ', hold ' || h.state
         FROM training_job j JOIN credit_hold h ON h.training_id = j.id
         WHERE j.status IN ('pending', 'training') AND h.state NOT IN ('held', 'expired')""",
@@ -41,39 +41,39 @@ CHECKS = {
         SELECT j.id, 'charged 0', 'charged ' || coalesce(j.charged, 0) || ', hold settled ' || h.settled
         FROM training_job j JOIN credit_hold h ON h.training_id = j.id
         WHERE j.status = 'failed' AND (j.charged <> 0 OR h.settled <> 0)""",
-    "a cancelled job that had not trained is charged nothing": """
+    "a job cancelled before its first step is charged nothing": """
         SELECT id, 'charged 0', 'charged ' || charged FROM training_job
         WHERE status = 'cancelled' AND charged <> 0 AND (step = 0 OR stage IN ('preprocess', 'dataset'))""",
-    "a ready job is charged, or the time of its hold was over": """
+    "a ready job is charged, or its hold had expired": """
         SELECT j.id, 'hold settled or expired', 'hold ' || h.state
         FROM training_job j JOIN credit_hold h ON h.training_id = j.id
         WHERE j.status = 'ready' AND h.state NOT IN ('settled', 'expired')""",
-    "a ready job has been through every stage and names its file": """
+    "a ready job has passed every stage and names its file": """
         SELECT id, 'stage settle, a file and its hash',
             'stage ' || stage || ', ' || coalesce(lora_key, 'no file') || ', ' || coalesce(lora_sha256, 'no hash')
         FROM training_job
         WHERE status = 'ready' AND (stage <> 'settle' OR lora_key IS NULL OR lora_sha256 IS NULL)""",
-    "a job has its end when it is final, and then nobody works on it": """
+    "a final job has an end time and no lease; an active job has no end time": """
         SELECT id, status || CASE WHEN status IN ('pending', 'training') THEN ', no end' ELSE ', an end, no lease' END,
             status || ', ' || CASE WHEN finished_at IS NULL THEN 'no end' ELSE 'an end' END
                 || CASE WHEN lease_until IS NULL THEN ', no lease' ELSE ', a lease' END
         FROM training_job
         WHERE (status IN ('pending', 'training')) <> (finished_at IS NULL)
             OR (status NOT IN ('pending', 'training') AND lease_until IS NOT NULL)""",
-    "the end of a job is told once, to those who asked": """
+    "the end of a job is announced once, to its webhook": """
         SELECT j.id, CASE j.status WHEN 'ready' THEN 'training.completed' WHEN 'failed' THEN 'training.failed'
                 WHEN 'cancelled' THEN 'training.cancelled' ELSE 'no end' END,
-            coalesce(m.told, 'no notice')
+            coalesce(m.topics, 'no notice')
         FROM training_job j LEFT JOIN (
-            SELECT job_id, min(topic) || CASE WHEN count(*) > 1 THEN ' and more' ELSE '' END AS told
+            SELECT job_id, min(topic) || CASE WHEN count(*) > 1 THEN ' and more' ELSE '' END AS topics
             FROM outbox_message
             WHERE kind = 'notice' AND topic IN ('training.completed', 'training.failed', 'training.cancelled')
             GROUP BY job_id
         ) m ON m.job_id = j.id
-        WHERE coalesce(m.told, 'none') <> CASE WHEN j.webhook_url IS NULL THEN 'none'
+        WHERE coalesce(m.topics, 'none') <> CASE WHEN j.webhook_url IS NULL THEN 'none'
             ELSE CASE j.status WHEN 'ready' THEN 'training.completed' WHEN 'failed' THEN 'training.failed'
                 WHEN 'cancelled' THEN 'training.cancelled' ELSE 'none' END END""",
-    "a final job is cleaned up after": """
+    "a final job has one clean-up": """
         SELECT j.id, '1 clean-up', coalesce(m.messages, 0) || ' clean-ups'
         FROM training_job j LEFT JOIN (
             SELECT job_id, count(*) AS messages FROM outbox_message WHERE kind = 'cleanup' GROUP BY job_id
@@ -88,7 +88,7 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Leak:
-    """A LoRA that was delivered and not paid for: its hold was over before it was done. `credits` were held."""
+    """A LoRA that was delivered but not charged, because its hold expired first. `credits` is what the hold held."""
 
     job_id: str
     owner_id: str
@@ -96,13 +96,13 @@ class Leak:
     at: datetime
 
 
-def check(session: Session) -> list[Finding]:
-    """Whatever is off between jobs, holds and messages; an empty list if nothing is."""
+def check(session: Session) -> list[AuditFinding]:
+    """Every row that breaks an invariant; an empty list if all hold."""
     return findings_of(session, CHECKS)
 
 
 def leaks(session: Session, since: datetime | None = None) -> list[Leak]:
-    """Late successes after an expired hold, the newest first; those since a time, or all."""
+    """Jobs that ended ready after their hold had expired, newest first; only those since a time, if one is given."""
     query = (
         select(Job.id, Job.owner_id, CreditHold.amount, Job.finished_at)
         .join(CreditHold, col(CreditHold.training_id) == col(Job.id))

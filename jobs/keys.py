@@ -1,4 +1,4 @@
-"""Where things are in the object store. Keys are made from ids and hashes, never from names that came from outside."""
+"""The keys of the object store. They are made from ids and hashes, never from names that came with a request."""
 
 
 def original(sha256: str) -> str:

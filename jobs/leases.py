@@ -1,4 +1,4 @@
-"""Leases: who works on what. A claim gives a token that only grows; whoever writes with an old one writes nothing."""
+"""Leases: workers' claims on stages and pictures. Each claim has a higher token; writes with an old one are refused."""
 
 import logging
 import threading
@@ -32,8 +32,8 @@ class Lease:
     def _row(self) -> type[Job] | type[JobPicture]:
         return Job if self.position is None else JobPicture
 
-    def mine(self) -> sa.ColumnElement[bool]:
-        """The condition under which a write of this lease's holder counts."""
+    def is_current(self) -> sa.ColumnElement[bool]:
+        """The SQL condition that this lease is still the newest claim."""
         if self.position is None:
             return sa.and_(
                 col(Job.id) == self.job_id,
@@ -51,24 +51,24 @@ class Lease:
 
     def write(self, session: Session, **values: object) -> None:
         """Write `values` to the leased row, or raise LeaseLost and write nothing."""
-        update = sa.update(self._row).where(self.mine()).values(**values)
+        update = sa.update(self._row).where(self.is_current()).values(**values)
         if session.connection().execute(update).rowcount != 1:
             raise LeaseLost(f"{self.job_id} {self.stage}: token {self.token} is not the newest")
 
-    def held(self, session: Session) -> bool:
-        """Whether a write would count now."""
-        found = session.connection().execute(sa.select(sa.literal(1)).select_from(self._row).where(self.mine()))
+    def is_held(self, session: Session) -> bool:
+        """Whether a write under this lease would succeed now."""
+        found = session.connection().execute(sa.select(sa.literal(1)).select_from(self._row).where(self.is_current()))
         return found.first() is not None
 
     def renew(self, session: Session, lease_s: float) -> None:
-        """Hold it for another `lease_s` seconds; raises LeaseLost when it is no longer ours."""
+        """Extend the lease by `lease_s` seconds from now. Raises LeaseLost if another claim has replaced it."""
         self.write(session, lease_until=utcnow() + timedelta(seconds=lease_s))
 
 
 def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_s: float) -> tuple[Lease, Job] | None:
-    """Claim `stage` of a job that stands there and that nobody holds; None where that is not so.
+    """Claim `stage` of a job that is at this stage and not leased; else None.
 
-    `dataset` may also be claimed from `preprocess`, once no picture waits any more.
+    `dataset` may also be claimed while the job is at `preprocess`, once no picture waits.
     """
     now = utcnow()
     claim = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE), _free(Job, now))
@@ -95,7 +95,7 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
 def claim_picture(
     session: Session, job_id: str, position: int, holder: str, lease_s: float
 ) -> tuple[Lease, JobPicture] | None:
-    """Claim one waiting picture of an active job; None where there is none, or somebody else is at it."""
+    """Claim one waiting picture of an active job; None if it does not wait or is leased."""
     now = utcnow()
     active = sa.exists().where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
     picture = session.scalars(
@@ -127,7 +127,7 @@ def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[
 
 
 class HeldLease:
-    """One lease that is being kept; `lost` is set once it is somebody else's."""
+    """A lease that is being renewed; `lost` is set once another worker has claimed it."""
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -136,10 +136,10 @@ class HeldLease:
 
 
 class LeaseKeeper:
-    """Renews all leases of this process from one thread, while their steps work.
+    """Renews all leases of this process from one thread while their steps work.
 
-    A database that does not answer loses nothing: as long as nobody else could claim either, the token
-    stays ours, and the next renewal that gets through says so.
+    A database outage loses no lease: no other worker can claim it either, and the next renewal that gets through
+    finds the token still valid.
     """
 
     def __init__(self, database: Database, lease_s: float) -> None:
@@ -160,7 +160,7 @@ class LeaseKeeper:
         try:
             yield held
         finally:
-            # A renewal on its way is waited for: after it, the step may give the lease back and it stays so.
+            # Wait for a renewal in progress: it must not take the lease again after the step has given it back.
             with held.renewing:
                 self._forget(held)
 
@@ -176,7 +176,7 @@ class LeaseKeeper:
     def _renew(self, held: HeldLease) -> None:
         with held.renewing:
             if held not in self._all_held:
-                return  # its step has ended meanwhile
+                return  # its step has ended
             try:
                 with self._database.writing() as session:
                     held.lease.renew(session, self._lease_s)
@@ -184,9 +184,11 @@ class LeaseKeeper:
                 held.lost.set()
                 self._forget(held)
             except AWAY as error:
-                log.warning("no heartbeat for %s: the database does not answer (%s)", held.lease.job_id, error)
-            except Exception:  # this thread keeps every lease of the process: it must not end
-                log.exception("no heartbeat for %s", held.lease.job_id)
+                log.warning(
+                    "the lease of %s is not renewed: the database does not answer (%s)", held.lease.job_id, error
+                )
+            except Exception:  # this thread renews every lease of the process, so it must not end
+                log.exception("the lease of %s is not renewed", held.lease.job_id)
 
     def _forget(self, held: HeldLease) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""After a change of a job: its notice and its clean-up, each told by a message of the outbox."""
+"""Handlers of outbox messages about a job: deliver its notice, clean up after its end."""
 
 import logging
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def clean_up(services: Services, job_id: str, message_id: str) -> None:
-    """Take away what a final job no longer needs, and note that it is done."""
+    """Delete what a final job no longer needs, and mark the message as sent."""
     stage_runner.clean_up(services, job_id)
     polls.clear_job(services, job_id)
     with services.database.writing() as session:
@@ -26,9 +26,9 @@ def clean_up(services: Services, job_id: str, message_id: str) -> None:
 
 
 def notify(services: Services, message_id: str) -> None:
-    """Make one attempt to deliver a notice; a failed one is due again by its schedule.
+    """Try once to deliver a notice; after a failure it is due again by its schedule.
 
-    One to a disabled receiver is not sent: it becomes a dead letter.
+    A notice to a disabled receiver is not sent: it becomes a dead letter.
     """
     with services.database.reading() as session:
         message = outbox.find(session, message_id)
@@ -36,10 +36,10 @@ def notify(services: Services, message_id: str) -> None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
     with job_context(message.job_id):
-        _try_to_tell(services, message, unwanted)
+        _deliver(services, message, unwanted)
 
 
-def _try_to_tell(services: Services, message: Message, unwanted: bool) -> None:
+def _deliver(services: Services, message: Message, unwanted: bool) -> None:
     message_id = message.id
     if unwanted:
         log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
@@ -51,4 +51,4 @@ def _try_to_tell(services: Services, message: Message, unwanted: bool) -> None:
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)
         if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
-            notices.alert_letter(session, message, outcome)
+            notices.alert_dead_letter(session, message, outcome)

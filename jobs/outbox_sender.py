@@ -1,4 +1,4 @@
-"""One background thread for each process that sends the outbox as soon as a transaction has put something into it."""
+"""One background thread for each process, which sends the outbox after a transaction has added a message."""
 
 import atexit
 import logging
@@ -9,15 +9,14 @@ from storage.database import AWAY
 
 log = logging.getLogger(__name__)
 
-EXIT_S = 5.0  # a process that ends waits this long for the last round; after that the sweep sends
+EXIT_S = 5.0  # how long a process that ends waits for the last round; what is left, the sweep sends
 
 
 class OutboxSender:
-    """Calls `send` in its own thread after every `wake`. Make one after a fork: threads do not survive one.
+    """Calls `send` in its own thread after every `wake`. Create it after a fork: threads do not survive one.
 
-    `send` returns whether everything that was due is sent. The thread starts with the first `wake`. A broker or
-    database that is slow or away keeps no caller waiting; what could not be sent stays in the outbox until the next
-    wake or the sweep.
+    `send` returns whether everything that was due is sent. The thread starts with the first `wake`. No caller waits for
+    a slow broker or database; what could not be sent stays in the outbox until the next `wake` or the sweep.
     """
 
     def __init__(self, send: Callable[[], bool]) -> None:
@@ -28,7 +27,7 @@ class OutboxSender:
         self.has_sent_all = True  # whether the last finished round sent everything
 
     def wake(self) -> None:
-        """Send what is due, soon. Many calls at once are one round."""
+        """Send what is due soon. Calls at the same time lead to one round."""
         with self._changed:
             self._asked += 1
             if self._thread is None:
@@ -41,7 +40,7 @@ class OutboxSender:
 
     @property
     def wakes(self) -> int:
-        """How many transactions of this process have put something into the outbox."""
+        """How many transactions of this process have added something to the outbox."""
         return self._asked
 
     def flush(self, timeout_s: float = EXIT_S) -> bool:
@@ -60,7 +59,7 @@ class OutboxSender:
                 sent_all = self._send()
             except AWAY as error:
                 log.warning("the database does not answer; messages wait for the sweep (%s)", type(error).__name__)
-            except Exception:  # this thread sends for the whole process: it must not end
+            except Exception:  # this thread sends for the whole process, so it must not end
                 log.exception("sending the outbox failed; messages wait for the sweep")
             with self._changed:
                 self._sent, self.has_sent_all = asked, sent_all

@@ -1,7 +1,7 @@
-"""What there is, at a glance: the subjects of an owner, and for operators the whole installation."""
+"""Overviews for the page: the subjects of an owner, and for operators the whole installation."""
 
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
@@ -13,16 +13,70 @@ from jobs.specs import spec_of
 from notifications import outbox
 from storage.tables import ACTIVE, Job, Status, StoredPicture, Subject
 
-MOST_SUBJECTS = 500
-_MOST_JOBS = 100
+MAX_SUBJECTS = 500
+_MAX_JOBS = 100
 _DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """Where a job stands."""
+
+    job_id: str
+    owner_id: str
+    subject_id: str
+    status: str
+    stage: str
+    attempt: int
+    step: int
+    total_steps: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class SubjectSummary:
+    """A subject in a list. `cover` is the id of a picture that can be shown."""
+
+    id: str
+    pictures: int
+    cover: str | None
+    train_automatically: bool
+    newest: JobSummary | None
+
+
+@dataclass(frozen=True)
+class ActiveJob:
+    """A job that is not final, and the worker that holds its lease, if one does."""
+
+    job: JobSummary
+    base_model: str
+    worker: str | None
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class FailureCount:
+    """How often trainings failed with a code: in the last 24 hours, and in total."""
+
+    code: str | None
+    last_day: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What went wrong: failures by code, undelivered notices, LoRAs that were delivered and not charged."""
+
+    failures: list[FailureCount]
+    dead_letters: int
+    leaks: int
 
 
 # ---- of an owner ----------------------------------------------------------------------------------------------
 
 
-def subjects_of(services: Services, owner_id: str) -> list[dict[str, Any]]:
-    """The subjects of an owner, those with the newest trainings first: whatever has settings, pictures or trainings."""
+def list_subjects(services: Services, owner_id: str) -> list[SubjectSummary]:
+    """The subjects of an owner that have settings, pictures or trainings; those with the newest trainings first."""
     with services.database.reading() as session:
         names = set(session.exec(select(Subject.id).where(Subject.owner_id == owner_id)))
         pictures = _pictures(session, owner_id)
@@ -33,19 +87,18 @@ def subjects_of(services: Services, owner_id: str) -> list[dict[str, Any]]:
     found = sorted(names | pictures.keys() | newest.keys())
     found.sort(key=lambda name: newest[name].id if name in newest else "", reverse=True)
     return [
-        {
-            "id": name,
-            "pictures": pictures.get(name, (0, None))[0],
-            "cover": pictures.get(name, (0, None))[1],
-            "train_automatically": name in automatic,
-            "newest": _told(newest[name]) if name in newest else None,
-        }
-        for name in found[:MOST_SUBJECTS]
+        SubjectSummary(
+            name,
+            *pictures.get(name, (0, None)),
+            train_automatically=name in automatic,
+            newest=_summary(newest[name]) if name in newest else None,
+        )
+        for name in found[:MAX_SUBJECTS]
     ]
 
 
 def _pictures(session: Session, owner_id: str) -> dict[str, tuple[int, str | None]]:
-    """Of each subject how many pictures there are, and one that can be shown."""
+    """For each subject the number of its pictures, and the id of one with a preview."""
     shown = sa.case((col(StoredPicture.preview_key).is_not(None), col(StoredPicture.id)))
     rows = session.exec(
         select(StoredPicture.subject_id, func.count(), func.min(shown))
@@ -60,40 +113,40 @@ def _newest_jobs(session: Session, owner_id: str) -> dict[str, Job]:
     return {job.subject_id: job for job in session.exec(select(Job).where(col(Job.id).in_(newest)))}
 
 
-def _told(job: Job) -> dict[str, Any]:
-    return {
-        "job_id": job.id,
-        "owner_id": job.owner_id,
-        "subject_id": job.subject_id,
-        "status": job.status,
-        "stage": job.stage,
-        "attempt": job.attempt,
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "created_at": job.created_at,
-    }
+def _summary(job: Job) -> JobSummary:
+    return JobSummary(
+        job_id=job.id,
+        owner_id=job.owner_id,
+        subject_id=job.subject_id,
+        status=job.status,
+        stage=job.stage,
+        attempt=job.attempt,
+        step=job.step,
+        total_steps=job.total_steps,
+        created_at=job.created_at,
+    )
 
 
 # ---- of the installation --------------------------------------------------------------------------------------
 
 
-def at_work(services: Services) -> list[dict[str, Any]]:
-    """The trainings that are not final, oldest first, with who works on them (None: nobody at this moment)."""
+def active_jobs(services: Services) -> list[ActiveJob]:
+    """The jobs that are not final, oldest first."""
     with services.database.reading() as session:
-        query = select(Job).where(col(Job.status).in_(ACTIVE)).order_by(col(Job.id)).limit(_MOST_JOBS)
+        query = select(Job).where(col(Job.status).in_(ACTIVE)).order_by(col(Job.id)).limit(_MAX_JOBS)
         return [
-            _told(job)
-            | {
-                "base_model": spec_of(job).base_model,
-                "worker": job.lease_holder if job.lease_until and job.lease_until > utcnow() else None,
-                "seconds_left": job.seconds_left,
-            }
+            ActiveJob(
+                _summary(job),
+                base_model=spec_of(job).base_model,
+                worker=job.lease_holder if job.lease_until and job.lease_until > utcnow() else None,
+                seconds_left=job.seconds_left,
+            )
             for job in session.exec(query)
         ]
 
 
-def troubles(services: Services) -> dict[str, Any]:
-    """What went wrong: failures by code (of the last day, and in all), notices given up, unpaid deliveries."""
+def problems(services: Services) -> Problems:
+    """What went wrong in this installation."""
     with services.database.reading() as session:
         recent = func.sum(sa.case((col(Job.finished_at) > utcnow() - _DAY, 1), else_=0))
         failures = session.exec(
@@ -102,8 +155,8 @@ def troubles(services: Services) -> dict[str, Any]:
             .group_by(col(Job.failure_code))
             .order_by(func.count().desc())
         ).all()
-        return {
-            "failures": [{"code": code, "day": int(day), "all": count} for code, day, count in failures],
-            "dead_letters": outbox.count_dead(session),
-            "leaks": len(invariants.leaks(session)),
-        }
+        return Problems(
+            failures=[FailureCount(code, int(last_day), total) for code, last_day, total in failures],
+            dead_letters=outbox.count_dead(session),
+            leaks=len(invariants.leaks(session)),
+        )

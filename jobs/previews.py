@@ -1,4 +1,4 @@
-"""The pictures that a trainer drew while a job trained: which there are, and one of them.
+"""The previews of a job: pictures that the trainer drew during the training.
 
 A preview's name is its key in the object store without the prefix: attempt, step, prompt, kind of file.
 """
@@ -23,7 +23,7 @@ def names(services: Services, job_id: str, owner_id: str | None = None) -> list[
 
 
 def get(services: Services, job_id: str, name: str, owner_id: str | None = None) -> bytes:
-    """The preview of this name. Raises NotFound, also for a job of another owner."""
+    """One preview. Raises NotFound, also for a job of another owner."""
     with services.database.reading() as session:
         service.get_job(session, job_id, owner_id)
     if not _NAME.fullmatch(name):
@@ -32,7 +32,7 @@ def get(services: Services, job_id: str, name: str, owner_id: str | None = None)
 
 
 def by_prompt(previews: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
-    """For each prompt the previews with their steps; where a step was repeated, that of the later attempt."""
+    """For each prompt the steps and names of its previews; of a repeated step, that of the later attempt."""
     rows: dict[str, dict[int, str]] = {}
     for name in sorted(previews):
         if found := _NAME.fullmatch(name):

@@ -1,6 +1,5 @@
-"""What an application or operator may ask for: quote, submit, look, cancel, retry, store pictures, grant."""
+"""What applications and operators do with trainings: quote, submit, get, list, cancel, retry, download."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,13 +19,14 @@ from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs import transitions
 from jobs.notices import notices
-from jobs.remote import runs
+from jobs.remote import pods, runs
+from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
 from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
-from jobs.view import View, view_of
+from jobs.view import FileView, JobView, view_of
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training import memory_plan
 from training.spec import TrainSpec
@@ -39,21 +39,21 @@ _SECONDS_PER_STEP = {"sd15": 0.25, "sdxl": 0.9, "z-image": 1.1}
 class Quote:
     """What a training would cost and how long it would take.
 
-    Cancelled before its first step it costs nothing; after that the steps done, at `credits_per_step`, rounded down.
+    Cancelling before the first step costs nothing; after that the steps done cost `credits_per_step`, rounded down.
     """
 
     credits: int
     credits_per_step: float
-    cancelled_half_way: int  # credits that it costs if it is cancelled after half of its steps
+    cancelled_half_way: int  # credits charged if it is cancelled after half of its steps
     available: int
     steps: int
     seconds: float
-    measured: bool  # whether `seconds` comes from trainings that ended here
-    memory_gb: float  # GiB of GPU memory that it takes at least, with gradient checkpointing and a base in 16 bits
+    measured: bool  # whether `seconds` is based on trainings that finished here
+    memory_gb: float  # the least GiB of GPU memory it needs: with gradient checkpointing, the base in 16 bits
 
 
 def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
-    """Price and time of a request, without starting anything. Raises SpecInvalid."""
+    """Price and duration of a request; nothing is started. Raises SpecInvalid."""
     request = training_request.parse(arguments, services.settings, services.sources)
     steps = request.spec.steps(len(request.envelope.images))
     family, resolution, prices = request.spec.family, request.spec.resolution, services.settings.prices
@@ -72,11 +72,11 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any]) -> View:
+def submit(services: Services, arguments: Mapping[str, Any]) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
-    The same idempotency key with the same request gives the same job back. Raises SpecInvalid (every fault
-    named), KeyReused, InsufficientCredits; then nothing is stored.
+    The same idempotency key with the same request returns the same job. Raises SpecInvalid with every fault, KeyReused
+    or InsufficientCredits; then nothing is stored.
     """
     with span("submit") as begun:
         job = _submit(services, arguments)
@@ -88,23 +88,22 @@ def _submit(services: Services, arguments: Mapping[str, Any]) -> Job:
     request = training_request.parse(arguments, services.settings, services.sources)
     try:
         with services.database.writing() as session:
-            job = accept(session, request, services.settings)
+            return accept(session, request, services.settings)
     except (IntegrityError, InsufficientCredits):
-        # Two requests with one key raced on PostgreSQL; the other one won, perhaps with the last credits.
+        # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
         with services.database.reading() as session:
-            winner = _known(session, request)
+            winner = _job_with_key(session, request)
         if winner is None:
             raise
-        job = winner
-    return job
+        return winner
 
 
 def accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
-    """The job of an request, in the caller's transaction: the one that its key gave before, or a new one."""
-    return _known(session, request) or _accept(session, request, settings)
+    """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
+    return _job_with_key(session, request) or _create(session, request, settings)
 
 
-def _known(session: Session, request: TrainingRequest) -> Job | None:
+def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
     key = request.envelope.idempotency_key
     if key is None:
         return None
@@ -113,13 +112,13 @@ def _known(session: Session, request: TrainingRequest) -> Job | None:
     ).one_or_none()
     if job is not None and job.request_sha256 != request.sha256:
         raise KeyReused(
-            f"idempotency key {key!r} came with another request before; use a new key for a new request",
+            f"idempotency key {key!r} was used for another request; use a new key for a new request",
             {"job_id": job.id},
         )
     return job
 
 
-def _accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def _create(session: Session, request: TrainingRequest, settings: Settings) -> Job:
     envelope, spec = request.envelope, request.spec
     steps = spec.steps(len(envelope.images))
     job = Job(
@@ -148,14 +147,14 @@ def _accept(session: Session, request: TrainingRequest, settings: Settings) -> J
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
     transitions.send_launch(session, job, settings)
-    notices.watch_credits(session, job.owner_id)
+    notices.check_low_credits(session, job.owner_id)
     return job
 
 
 def get_job(session: Session, job_id: str, owner_id: str | None) -> Job:
-    """The job of this id, for its owner; None is an operator, who may see every job.
+    """The job with this id. `owner_id` is the caller; None is an operator, who may see every job.
 
-    Raises NotFound, with the same message for a job that does not exist and for one of another owner.
+    Raises NotFound, with the same message for a job that does not exist and for a job of another owner.
     """
     job = session.get(Job, job_id)
     if job is None or owner_id not in (None, job.owner_id):
@@ -163,7 +162,7 @@ def get_job(session: Session, job_id: str, owner_id: str | None) -> Job:
     return job
 
 
-def get(services: Services, job_id: str, owner_id: str | None = None) -> View:
+def get(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
     """A job's public view. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -180,8 +179,8 @@ def jobs(
     subject_id: str | None = None,
     active: bool = False,
     limit: int = 20,
-) -> list[View]:
-    """Newest jobs first, without their pictures."""
+) -> list[JobView]:
+    """Jobs without their pictures, newest first."""
     with services.database.reading() as session:
         query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
         if owner_id is not None:
@@ -193,31 +192,31 @@ def jobs(
         return [_view(session, job, []) for job in session.exec(query)]
 
 
-def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> View:
+def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
-    server = runs.server_name(session, run) if run else None
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server).to_dict()
+    server = pods.server_name(session, run) if run else None
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
 
 
-def remote_runs(services: Services, job_id: str) -> list[dict[str, Any]]:
-    """For operators: the attempts at training a job on remote servers, with what they cost."""
+def remote_runs(services: Services, job_id: str) -> list[RemoteRunView]:
+    """For operators: a job's attempts on remote servers, with their costs."""
     with services.database.reading() as session:
-        return runs.to_dicts(session, job_id)
+        return list_runs(session, job_id)
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:
-    """What happened to a job since event number `after`, oldest first. Raises NotFound as `get_job` does."""
+    """A job's events after number `after`, oldest first. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
         get_job(session, job_id, owner_id)
         query = select(JobEvent).where(JobEvent.job_id == job_id, col(JobEvent.id) > after)
         return list(session.exec(query.order_by(col(JobEvent.id))))
 
 
-def cancel(services: Services, job_id: str, owner_id: str | None = None) -> View:
-    """Cancel a job that is not final: the steps done are charged, the rest of its hold comes back at once, and its
-    worker stops within a step.
+def cancel(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
+    """Cancel an active job: the steps done are charged, the rest of its hold is released at once, and its worker
+    stops within a step.
 
-    Raises NotFound as `get_job` does, or IllegalMove for a job that ended in another way.
+    Raises NotFound as `get_job` does, and IllegalMove for a job that ended in another way.
     """
     with services.database.writing() as session:
         job = get_job(session, job_id, owner_id)
@@ -226,10 +225,10 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> View
     return get(services, job_id)
 
 
-def retry(services: Services, job_id: str, owner_id: str | None = None) -> View:
-    """Train again what ended, as a new job with the same pictures and recipe.
+def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
+    """Start a new job with the pictures and recipe of one that has ended.
 
-    Raises NotFound as `get_job` does, IllegalMove for a job that still runs, and what `submit` raises.
+    Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit` raises.
     """
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -250,16 +249,15 @@ def quote_again(services: Services, job_id: str, owner_id: str | None = None) ->
 
 
 def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = None) -> int:
-    """What a job would be charged if it were cancelled now. Raises NotFound as `get_job` does."""
+    """The credits that cancelling a job now would charge. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
     return transitions.price_of_steps_done(job, services.settings)
 
 
 def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
-    """The request that a job was made of."""
-    recipe: dict[str, Any] = json.loads(job.spec)
-    return recipe | {
+    """The request that a job was made from."""
+    return job.spec | {
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
@@ -269,19 +267,19 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
     }
 
 
-def get_ready(services: Services, job_id: str, owner_id: str | None = None) -> View:
-    """The view of a job that has a LoRA file. Raises NotFound as `get_job` does, IllegalMove for one without a file."""
+def get_lora(services: Services, job_id: str, owner_id: str | None = None) -> FileView:
+    """The LoRA file of a ready job. Raises NotFound as `get_job` does, IllegalMove for a job without a file."""
     view = get(services, job_id, owner_id)
-    if view["lora"] is None or view["status"] != Status.READY:
-        raise IllegalMove(f"job {job_id} is {view['status']} and has no LoRA file")
-    return view
+    if view.lora is None or view.status != Status.READY:
+        raise IllegalMove(f"job {job_id} is {view.status} and has no LoRA file")
+    return view.lora
 
 
-def download(services: Services, job_id: str, path: Path, owner_id: str | None = None) -> View:
-    """Copy a ready job's LoRA file to `path`. Raises as `get_ready` does."""
-    view = get_ready(services, job_id, owner_id)
-    services.store.get_file(view["lora"]["key"], path)
-    return view
+def download(services: Services, job_id: str, path: Path, owner_id: str | None = None) -> FileView:
+    """Copy a ready job's LoRA file to `path`. Raises as `get_lora` does."""
+    lora = get_lora(services, job_id, owner_id)
+    services.store.get_file(lora.key, path)
+    return lora
 
 
 def _price(spec: TrainSpec, steps: int, settings: Settings) -> int:
@@ -289,7 +287,7 @@ def _price(spec: TrainSpec, steps: int, settings: Settings) -> int:
 
 
 def _measured(session: Session, spec: TrainSpec) -> float | None:
-    """Seconds per step of the newest trainings of this kind here (median of at most 9). Where it trains counts too."""
+    """Median seconds per step of the newest 9 trainings with this family, backend, resolution and batch size."""
     rows = session.exec(
         select(Job.seconds_per_step)
         .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))

@@ -1,4 +1,4 @@
-"""The one place where implementations are chosen from settings."""
+"""The services of a process: the one place where implementations are chosen from settings."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from training.data.decoder import Decoder
 
 @dataclass(frozen=True)
 class Services:
-    """What the jobs of one process work with; each part is made on first use."""
+    """What the jobs of one process use; each part is created on first use."""
 
     settings: Settings
     # Sends the outbox and returns whether all is sent, as `tasks.relay.relay` does; None: messages wait for the sweep.
@@ -34,13 +34,13 @@ class Services:
 
     @cached_property
     def outbox_sender(self) -> OutboxSender | None:
-        """The thread that sends the outbox after each commit that put something into it."""
+        """The thread that sends the outbox after each commit that added a message."""
         send = self.send
         return None if send is None else OutboxSender(lambda: send(self))
 
     @cached_property
     def database(self) -> Database:
-        """The database, its schema up to date."""
+        """The database, with its schema up to date."""
         sender = self.outbox_sender
         database = Database(self.settings.database, {outbox.CHANGED: sender.wake} if sender else None)
         database.migrate()
@@ -73,12 +73,12 @@ class Services:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """What decodes strangers' pictures; its processes start with the first picture."""
+        """Decodes untrusted pictures in processes of its own, which start with the first picture."""
         return Decoder(max_pixels=self.settings.max_picture_pixels, max_bytes=self.settings.max_picture_bytes)
 
     @cached_property
     def webhook_secrets(self) -> list[bytes]:
-        """The keys that notices are signed with. ValueError for one that is none."""
+        """The keys that sign webhooks. Raises ValueError for an invalid key."""
         secret = self.settings.webhook_secret
         return signing.parse_secrets(secret.get_secret_value()) if secret else []
 
@@ -94,14 +94,14 @@ class Services:
 
     @cached_property
     def channels(self) -> list[str]:
-        """Where operators are told. ValueError for an address that Apprise does not know."""
+        """The operators' channels. Raises ValueError for an address that Apprise does not know."""
         found = [channel.get_secret_value() for channel in self.settings.operator_channels]
         if found:
             channels.check(found)
         return found
 
     def check(self) -> None:
-        """ValueError for a setting that would only fail later, again and again, with nobody looking."""
+        """Check the settings that would otherwise fail only when they are used. Raises ValueError."""
         for part, setting in (
             ("webhook_secrets", "IMPRINT_WEBHOOK_SECRET"),
             ("guard", "IMPRINT_FETCH_ALLOW_HOSTS"),
@@ -119,18 +119,18 @@ class Services:
 
     @cached_property
     def runpod(self) -> RunPod | None:
-        """Where machines are rented; None without a key."""
+        """The client of RunPod; None without a key."""
         key = self.settings.runpod_api_key
         return RunPod(self.settings.runpod_url, key.get_secret_value()) if key else None
 
     @cached_property
     def ai_toolkit(self) -> httpx2.Client:
-        """One pool of connections to all ai-toolkit servers."""
+        """One connection pool for all ai-toolkit servers."""
         return open_toolkit_client()
 
     @property
     def work_dir(self) -> Path:
-        """Where steps unpack what they work on; a folder per process, gone when the process is."""
+        """Where steps unpack files: one folder for each process, deleted with it."""
         return self.settings.home.resolve() / "work" / str(os.getpid())
 
 
@@ -156,7 +156,7 @@ _send: Callable[[Services], bool] | None = None
 
 
 def send_outbox_with(send: Callable[[Services], bool]) -> None:
-    """From now on `send` sends the outbox of this process's services, and of those of its children."""
+    """Send the outbox of this process's services, and of its children's, with `send` from now on."""
     global _send
     _send = send
 
@@ -171,5 +171,5 @@ def _services_of(_pid: int) -> Services:
 
 
 def services() -> Services:
-    """This process's services. A forked child gets its own: connections do not survive a fork."""
+    """The services of this process. A forked child gets its own, since connections do not survive a fork."""
     return _services_of(os.getpid())

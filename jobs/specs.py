@@ -1,4 +1,4 @@
-"""The recipe of a job, from its row. One place reads it, so that one place changes when its form does."""
+"""The recipe of a job in its row: parsed and written here only."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from training.spec import TrainSpec
 
 def spec_of(job: Job) -> TrainSpec:
     """The validated recipe of a job."""
-    return TrainSpec.model_validate_json(job.spec)
+    return TrainSpec.model_validate(job.spec)
 
 
 def spec_columns(spec: TrainSpec) -> dict[str, Any]:
-    """What a new job's row holds of its recipe: the whole as JSON, and what is queried as columns."""
+    """The columns of a new job's row that hold its recipe: all of it as JSON, and what is queried."""
     return {
-        "spec": spec.model_dump_json(),
+        "spec": spec.model_dump(mode="json"),
         "family": spec.family,
         "backend": spec.backend,
         "resolution": spec.resolution,

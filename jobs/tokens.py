@@ -1,4 +1,4 @@
-"""Bearer tokens of the HTTP API. What is kept is a token's hash: whoever reads the database cannot call us with it."""
+"""Bearer tokens of the HTTP API. Only a token's hash is stored, so a copy of the database contains no usable token."""
 
 import hashlib
 import hmac
@@ -15,7 +15,7 @@ from core.ids import new_id
 from jobs.services import Services
 from storage.tables import ApiToken
 
-SCOPES = ("read", "train", "operate")  # look; start, change and cancel; see the whole installation
+SCOPES = ("read", "train", "operate")  # get and list; start, change and cancel; see the whole installation
 _PREFIX = "imp_"
 _BYTES = 32
 _MAX_NAME = 200
@@ -23,7 +23,7 @@ _MAX_NAME = 200
 
 @dataclass(frozen=True)
 class Token:
-    """What a token may do. Without an owner it is a service token, whose calls name the owner."""
+    """A token and its scopes. Without an owner it is a service token, whose calls name the owner."""
 
     id: str
     name: str
@@ -41,14 +41,14 @@ def create(
     services: Services, name: str, *, owner_id: str | None = None, scopes: Sequence[str] = ("read", "train"),
     days: int | None = None,
 ) -> tuple[str, Token]:  # fmt: skip
-    """A new token: the secret, which is shown this once, and what is known of it. Raises SpecInvalid."""
+    """Create a token. Returns its secret, which is not stored, and the token. Raises SpecInvalid."""
     faults = {}
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         faults["name"] = f"1 to {_MAX_NAME} characters"
     if not scopes or not set(scopes) <= set(SCOPES):
-        faults["scopes"] = f"some of {', '.join(SCOPES)}"
+        faults["scopes"] = f"must be some of {', '.join(SCOPES)}"
     elif owner_id is not None and "operate" in scopes:
-        faults["scopes"] = "operate is for service tokens: it shows what belongs to all owners"
+        faults["scopes"] = "operate shows the data of all owners, so only a service token can have it"
     if owner_id is not None and (not owner_id.strip() or len(owner_id) > _MAX_NAME or not owner_id.isprintable()):
         faults["owner"] = f"1 to {_MAX_NAME} characters"
     if days is not None and not 1 <= days <= 3650:
@@ -69,23 +69,22 @@ def create(
     return secret, _token(row)
 
 
-def find(services: Services, secret: str) -> Token | None:
-    """The valid token that `secret` is; None for one that is unknown, expired or revoked."""
+def authenticate(services: Services, secret: str) -> Token | None:
+    """The token with this secret; None if it is unknown, expired or revoked."""
     if not secret.startswith(_PREFIX) or len(secret) > 100 or not secret.isascii():
         return None
     digest = _hash(secret)
     with services.database.reading() as session:
         row = session.exec(select(ApiToken).where(ApiToken.sha256 == digest)).one_or_none()
-    # The index looks at the hash of a secret, which tells nothing of the secret; the comparison takes the same time
-    # wherever the two differ.
+    # The index compares hashes, which reveal nothing about a secret; this comparison takes constant time.
     if row is None or not hmac.compare_digest(row.sha256, digest):
         return None
     token = _token(row)
     return token if token.is_valid(utcnow()) else None
 
 
-def valid(services: Services, token_id: str) -> Token | None:
-    """The token with this id; None for one that is unknown, expired or revoked."""
+def get_valid(services: Services, token_id: str) -> Token | None:
+    """The token with this id; None if it is unknown, expired or revoked."""
     with services.database.reading() as session:
         row = session.get(ApiToken, token_id)
     token = _token(row) if row is not None else None
@@ -93,7 +92,7 @@ def valid(services: Services, token_id: str) -> Token | None:
 
 
 def revoke(services: Services, token_id: str) -> Token:
-    """From the next call on the token is refused; again changes nothing. Raises NotFound."""
+    """Revoke a token: the next call with it is refused. Revoking again changes nothing. Raises NotFound."""
     with services.database.writing() as session:
         row = session.get(ApiToken, token_id)
         if row is None:
@@ -103,8 +102,8 @@ def revoke(services: Services, token_id: str) -> Token:
     return _token(row)
 
 
-def known(services: Services) -> list[Token]:
-    """All tokens, newest first, also those that are over."""
+def list_tokens(services: Services) -> list[Token]:
+    """All tokens, newest first, including expired and revoked ones."""
     with services.database.reading() as session:
         return [_token(row) for row in session.exec(select(ApiToken).order_by(col(ApiToken.created_at).desc()))]
 

@@ -1,23 +1,22 @@
-"""The legal moves of a job. Each is one transaction's worth: status, money and message move together.
+"""The transitions of a job. Each runs in one transaction: status, credits and messages change together.
 
     pending -> training -> ready | failed | cancelled          a final status never changes
     preprocess -> dataset -> train -> upload -> settle          a stage only goes forward
 
-A leased move counts only while the lease holds; a final move counts only while the job is active. So whoever
-comes second does nothing, and every move may be tried again.
+A leased transition needs a valid lease, a final one an active job. So of two callers the second changes nothing, and
+every transition may be tried again.
 """
 
-import json
 import logging
 import random
 from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col
 
-from core.clock import UtcDateTime, utcnow
-from core.errors import ImprintError, TooFewImages, TrainingTimeout, WorkerLost
+from core.clock import utcnow
+from core.errors import ImprintError
 from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part
@@ -26,7 +25,7 @@ from jobs.notices import notices
 from jobs.specs import spec_of
 from jobs.view import view_of
 from notifications import channels, outbox, webhooks
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, RemoteRun, RunState, Stage, Status
+from storage.tables import ACTIVE, Job, JobEvent, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -39,28 +38,28 @@ NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
 
 
 def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
-    """Append to what happened to the job.
+    """Append an event to a job.
 
-    Under the lock of the job's row, so that its events become visible in the order of their numbers: whoever has
-    read up to one of them can go on behind it and misses none. SQLite's transactions queue anyway.
+    The job's row is locked, so that its events become visible in the order of their numbers: a reader that continues
+    after the last event it has seen misses none. On SQLite, writing transactions run one at a time anyway.
     """
     if session.get_bind().dialect.name == "postgresql":
         session.connection().execute(
             sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
         )
-    session.add(JobEvent(job_id=job_id, kind=kind, data=json.dumps(data)))
+    session.add(JobEvent(job_id=job_id, kind=kind, data=data))
 
 
 def notify(session: Session, job: Job, event: str) -> None:
-    """Queue notices about the job as it is now: to the application and to the owner, if they asked for them."""
-    view = view_of(job, [], ledger.hold_of(session, job.id)).to_dict()
+    """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
+    view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
-        webhooks.put(session, view, event, job.webhook_url)
-    notices.tell_owner(session, view, event)
+        webhooks.put(session, view.to_dict(), event, job.webhook_url)
+    notices.queue_owner_mail(session, view, event)
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
-    """Queue the message that sends the stages the job still lacks, and say when to look whether somebody took it."""
+    """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
     due = utcnow() + timedelta(seconds=delay_s)
     look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
     session.connection().execute(
@@ -73,11 +72,11 @@ def send_launch(session: Session, job: Job, settings: Settings, delay_s: float =
     )
 
 
-# ---- leased moves ---------------------------------------------------------------------------------------------
+# ---- leased transitions ---------------------------------------------------------------------------------------------
 
 
 def begin(session: Session, job_id: str) -> None:
-    """The first sign of work: `pending` becomes `training`."""
+    """Move a pending job to `training`, when a worker first works on it."""
     job = session.scalars(
         sa.update(Job)
         .where(col(Job.id) == job_id, col(Job.status) == Status.PENDING)
@@ -85,21 +84,21 @@ def begin(session: Session, job_id: str) -> None:
         .returning(Job)
     ).one_or_none()
     if job is not None:
-        started(session, job)
+        record_start(session, job)
 
 
-def started(session: Session, job: Job) -> None:
+def record_start(session: Session, job: Job) -> None:
     record_event(session, job.id, "status", status=Status.TRAINING)
     notify(session, job, "training.processing")
 
 
 def record_picture(session: Session, lease: Lease, state: PictureState, **values: Any) -> None:
-    """Write down what became of the leased picture."""
+    """Record the state of the leased picture and release its lease."""
     lease.write(session, state=state, lease_holder=None, lease_until=None, **values)
 
 
 def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -> None:
-    """The leased stage is done: on to the next, with `values` recorded."""
+    """End the leased stage: record `values` and move the job to the next stage."""
     stage = NEXT_STAGE[lease.stage]
     lease.write(
         session,
@@ -115,7 +114,7 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
 
 
 def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float:
-    """Another attempt later: give the lease back and say in how many seconds (exponential, jittered)."""
+    """Release the lease for another attempt; returns the delay in seconds (exponential, with jitter)."""
     delay_s: float = settings.retry_base_s * 2 ** (lease.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     values: dict[str, Any] = {"lease_holder": None, "lease_until": None}
     if lease.position is None:
@@ -130,20 +129,21 @@ def postpone(session: Session, lease: Lease, error: ImprintError, settings: Sett
 
 
 def hand_over(session: Session, lease: Lease, settings: Settings) -> None:
-    """This worker leaves in good order: the attempt does not count, and the rest is sent to another."""
+    """Release the lease of a worker that stops: the attempt does not count, and the job is sent to another worker."""
     lease.write(session, attempt=max(lease.attempt - 1, 0))
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     send_launch(session, job, settings)
     record_event(session, lease.job_id, "retry", stage=lease.stage, reason="the worker was asked to stop", delay_s=0)
 
 
-# ---- final moves ----------------------------------------------------------------------------------------------
+# ---- final transitions ----------------------------------------------------------------------------------------------
 
 
 def settle(session: Session, job_id: str, settings: Settings) -> bool:
-    """Charge for the steps that were trained, mark the job ready, write the notice. False if it was final already.
+    """Charge for the steps that were trained, mark the job ready, queue the notice. False if it was final already.
 
-    A hold that is resolved already (expired, with a late success) charges nothing; the LoRA is delivered.
+    If the hold has been resolved already (it expired before the training ended), nothing is charged and the LoRA is
+    delivered.
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
@@ -152,30 +152,30 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     charge = price(spec.family, job.total_steps, spec.resolution, settings.prices)
     hold = ledger.hold_of(session, job_id)
     if hold is None or hold.state != "held":
-        reason = "the hold was resolved before the training was; nothing is charged"
+        reason = "the hold was resolved before the training ended; nothing is charged"
         record_event(session, job_id, "leak", reason=reason, credits=charge)
-        channels.alert(session, "leak", f"leak: {job_id} was delivered, and {charge} credits are not charged")
-        log.error("leak: %s is delivered, and %d credits of %s are not charged", job_id, charge, job.owner_id)
+        channels.alert(session, "leak", f"leak: {job_id} was delivered, but {charge} credits were not charged")
+        log.error("leak: %s was delivered, but %d credits of %s were not charged", job_id, charge, job.owner_id)
     return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
 
 
 def fail(session: Session, job_id: str, error: ImprintError) -> bool:
-    """Fail the job, release the hold, write the notice. False if it was final already. Failed jobs cost nothing."""
+    """Fail the job, release its hold, queue the notice. False if it was final already. A failed job costs nothing."""
     return _end(
         session, job_id, Status.FAILED,
-        failure_code=error.code, failure_message=error.message, details=json.dumps(error.details),
+        failure_code=error.code, failure_message=error.message, details=error.details,
     )  # fmt: skip
 
 
 def fail_leased(session: Session, lease: Lease, error: ImprintError) -> bool:
-    """Fail the job if the lease still holds."""
-    return lease.held(session) and fail(session, lease.job_id, error)
+    """Fail the job if the lease is still valid."""
+    return lease.is_held(session) and fail(session, lease.job_id, error)
 
 
 def cancel(session: Session, job_id: str, settings: Settings) -> bool:
-    """Cancel the job, charge the steps done, release the rest, write the notice. False if it was final already.
+    """Cancel the job, charge the steps done, release the rest, queue the notice. False if it was final already.
 
-    Whoever works on it finds its lease gone.
+    A worker that holds the job's lease loses it.
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     if job is None or job.status not in ACTIVE:
@@ -187,7 +187,7 @@ def cancel(session: Session, job_id: str, settings: Settings) -> bool:
 
 
 def price_of_steps_done(job: Job, settings: Settings) -> int:
-    """What a cancelled job costs: its steps as they are recorded, rounded down; nothing before it trains."""
+    """What a cancelled job costs: its recorded steps, rounded down; nothing before the training begins."""
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0
     spec = spec_of(job)
@@ -195,8 +195,8 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
-    """End an active job: `charge` of its hold, if that is live, is taken, and the rest given back."""
-    if status is Status.READY:  # a job that ends well does not keep what went wrong on the way
+    """End an active job: charge `charge` credits of its hold, if that is live, and release the rest."""
+    if status is Status.READY:  # what went wrong on the way no longer matters
         values |= {"waiting_note": None}
     job = session.scalars(
         sa.update(Job)
@@ -218,94 +218,12 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     hold = ledger.hold_of(session, job_id)
     if hold is not None and hold.state == "held":
         job.charged = min(charge, hold.amount)
-        ledger.settle(session, hold.id, job.charged)  # a settlement of nothing is a release
+        ledger.settle(session, hold.id, job.charged)  # settling 0 credits is a release
     record_event(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
-    notices.watch_credits(session, job.owner_id)
+    notices.check_low_credits(session, job.owner_id)
     if status is Status.FAILED:
         notices.alert_failure(session, job_id, job.owner_id, job.failure_code)
     outbox.put(session, "cleanup", job_id=job_id, owner_id=job.owner_id, payload={})
     return True
-
-
-# ---- repair ---------------------------------------------------------------------------------------------------
-
-
-def repair(session: Session, job_id: str, settings: Settings) -> bool:
-    """Put a job that nobody works on back on its way, or fail it when its attempts are used up.
-
-    Called by the sweep and by error callbacks, as often as they like: a job with a live lease, or one that
-    is not due yet, is left alone. True if something was done.
-    """
-    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
-    now = utcnow()
-    if job is None or job.status not in ACTIVE:
-        return False
-    pictures = session.exec(
-        select(JobPicture).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
-    ).all()
-    leases = [until for until in (job.lease_until, *(picture.lease_until for picture in pictures)) if until]
-    if any(until >= now for until in leases) or (not leases and job.next_look_at > now):
-        return False
-    if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_looked_after(settings))):
-        return False
-    if hold_is_over(session, job):
-        return True
-    for picture in pictures:
-        if picture.lease_until is not None:
-            _give_up_picture_or_free_it(session, picture, settings)
-    if job.lease_until is not None and job.attempt >= settings.max_attempts:
-        reason = job.waiting_note or "no worker survived this stage"
-        return fail(session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}"))
-    send_launch(session, job, settings)
-    record_event(
-        session,
-        job_id,
-        "retry",
-        stage=job.stage,
-        attempt=job.attempt,
-        reason="nobody was working on it",
-        delay_s=0,
-    )
-    return True
-
-
-def is_looked_after(settings: Settings) -> sa.ColumnElement[bool]:
-    """Of jobs: a remote server trains it and polls look after that. Not for ever, if polls no longer come."""
-    last_look = sa.func.coalesce(RemoteRun.looked_at, RemoteRun.submitted_at, type_=UtcDateTime())
-    patience = timedelta(seconds=max(10 * settings.remote_poll_s, settings.relaunch_after_s))
-    return sa.exists().where(
-        col(RemoteRun.job_id) == col(Job.id),
-        col(RemoteRun.state) == RunState.SUBMITTED,
-        last_look > sa.literal(utcnow() - patience, UtcDateTime()),
-    )
-
-
-def hold_is_over(session: Session, job: Job) -> bool:
-    """A hold past its time, with nobody at work, ends the job: its credits go back to the owner."""
-    hold = ledger.hold_of(session, job.id)
-    if hold is None or hold.state != "held" or hold.expires_at > utcnow():
-        return False
-    ledger.expire(session, hold.id)
-    fail(session, job.id, TrainingTimeout("the training did not end before its hold on credits expired"))
-    return True
-
-
-def _give_up_picture_or_free_it(session: Session, picture: JobPicture, settings: Settings) -> None:
-    """A picture whose worker died each time it was opened is left out, not tried for ever."""
-    picture.lease_until = None
-    picture.lease_holder = None
-    if picture.attempt >= settings.max_attempts:
-        picture.state = PictureState.BAD
-        picture.faults = json.dumps(["unreadable"])
-        picture.report = json.dumps({"error": f"the worker was lost {picture.attempt} times while reading it"})
-    session.add(picture)
-    session.flush()
-
-
-def too_few(good: int, report: list[dict[str, Any]], minimum: int) -> TooFewImages:
-    """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others."""
-    bad = [entry for entry in report if entry["state"] != PictureState.GOOD]
-    named = "; ".join(f"picture {entry['position']}: {', '.join(entry['faults'])}" for entry in bad)
-    return TooFewImages(f"{good} good pictures of at least {minimum} ({named})", {"pictures": report})

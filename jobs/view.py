@@ -1,6 +1,5 @@
-"""A job as the outside sees it: no addresses of pictures, no lease holders, nothing secret."""
+"""The public view of a job: no addresses of pictures, no lease holders, no secrets."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,27 +11,31 @@ from jobs.specs import spec_of
 from storage.tables import Job, JobPicture, PictureState, RemoteRun, Stage, Status
 from training.spec import TrainSpec
 
-# A `JobView` as plain JSON values: what services give, tasks return and webhooks carry.
-View = dict[str, Any]
-_INNER = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
+_INTERNAL = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
 Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
 
 
-class _Part(BaseModel):
+class View(BaseModel):
+    """What a service returns. Tasks and commands return it as JSON (`to_dict`)."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The view as plain JSON values."""
+        return self.model_dump(mode="json")
 
-class CreditsView(_Part):
-    """What a job has cost, in credits. `refunded` is what came back of its hold."""
+
+class CreditsView(View):
+    """The credits of a job. `refunded` is the part of its hold that was returned."""
 
     held: int
     charged: int
     refunded: int
 
 
-class FailureView(_Part):
+class FailureView(View):
     """Why a job failed or was cancelled."""
 
     code: str
@@ -40,8 +43,8 @@ class FailureView(_Part):
     details: dict[str, Any]
 
 
-class PictureView(_Part):
-    """What became of one picture: good, bad (and why), or waiting."""
+class PictureView(View):
+    """The state of one picture, and its faults if it is bad."""
 
     position: int
     state: PictureState
@@ -49,7 +52,7 @@ class PictureView(_Part):
     report: dict[str, Any] | None
 
 
-class FileView(_Part):
+class FileView(View):
     """The finished LoRA file in the object store."""
 
     key: str
@@ -57,15 +60,15 @@ class FileView(_Part):
     bytes: int | None
 
 
-class TrainedOnView(_Part):
-    """Which backend trains a job; of a remote one also its server and what that does now."""
+class TrainedOnView(View):
+    """Which backend trains a job; for a remote backend also its server and what that is doing."""
 
     backend: str
     server: str | None
     status: str | None
 
 
-class JobView(_Part):
+class JobView(View):
     """The public view of a job. Its JSON is a contract with applications: docs/task.md."""
 
     job_id: str
@@ -91,15 +94,16 @@ class JobView(_Part):
     started_at: Time | None
     finished_at: Time | None
 
-    def to_dict(self) -> View:
-        """As plain JSON values."""
-        return self.model_dump(mode="json")
+    @property
+    def id(self) -> str:
+        """The job's id under the name that it has in the HTTP API."""
+        return self.job_id
 
 
 def view_of(
     job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None, server: str | None = None
 ) -> JobView:
-    """The public view. `run` is the newest of a remote training, `server` the name of its server."""
+    """The public view of a job. `run` is its newest remote run, `server` the name of that run's server."""
     spec = spec_of(job)
     held = hold.amount if hold is not None and hold.state == "held" else 0
     charged = (job.charged or 0) - (hold.refunded if hold is not None else 0)
@@ -131,13 +135,13 @@ def view_of(
 
 
 def picture_view(picture: JobPicture) -> PictureView:
-    """One picture's verdict."""
-    report = json.loads(picture.report) if picture.report else None
+    """The public view of one picture."""
+    report = picture.report
     return PictureView(
         position=picture.position,
         state=PictureState(picture.state),
-        faults=json.loads(picture.faults),
-        report={name: value for name, value in report.items() if name not in _INNER} if report else None,
+        faults=picture.faults,
+        report={name: value for name, value in report.items() if name not in _INTERNAL} if report else None,
     )
 
 
@@ -148,5 +152,4 @@ def _activity(run: RemoteRun | None) -> str | None:
 def _failure(job: Job) -> FailureView | None:
     if job.failure_code is None:
         return None
-    details = json.loads(job.details) if job.details else {}
-    return FailureView(code=job.failure_code, message=job.failure_message, details=details)
+    return FailureView(code=job.failure_code, message=job.failure_message, details=job.details or {})

@@ -1,6 +1,5 @@
 """What the outbox holds: messages that wait, and messages that were given up."""
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -34,8 +33,7 @@ class Message:
     @classmethod
     def from_row(cls, row: sa.Row[Any]) -> "Message":
         """The message in a row of `COLUMNS`."""
-        fields = dict(row._mapping)
-        return cls(**{**fields, "payload": json.loads(fields["payload"])})
+        return cls(**row._mapping)
 
 
 @dataclass(frozen=True)

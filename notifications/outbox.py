@@ -5,7 +5,6 @@ sends with no transaction open, and the outcome is recorded in another. If a pro
 the message is sent again under the same id.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -53,7 +52,7 @@ def put(
             owner_id=owner_id,
             destination=destination,
             sequence=0 if job_id is None else _next_sequence(session, job_id),
-            payload=json.dumps({**tracing.current_headers(), **payload}, ensure_ascii=False, allow_nan=False),
+            payload={**tracing.current_headers(), **payload},
             created_at=now,
             due_at=due_at or now,
             attempts=0,
@@ -67,7 +66,7 @@ def trace_of(session: Session, job_id: str) -> dict[str, str]:
     if not settings().tracing:
         return {}
     first = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id).order_by(MESSAGE.c.sequence).limit(1)
-    payload = json.loads(session.execute(first).scalar() or "{}")
+    payload: Mapping[str, Any] = session.execute(first).scalar() or {}
     return {tracing.HEADER: payload[tracing.HEADER]} if tracing.HEADER in payload else {}
 
 

@@ -1,6 +1,5 @@
 """What e-mails an owner wants: the address, the events, and the number of credits that counts as low."""
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,7 +54,7 @@ def get(session: Session, owner_id: str) -> Preferences:
     row = session.execute(sa.select(*columns).where(PREFERENCES.c.owner_id == owner_id)).one_or_none()
     if row is None:
         return Preferences()
-    return Preferences(row.email, tuple(json.loads(row.events)), row.low_credits, row.low_told_at)
+    return Preferences(row.email, tuple(row.events), row.low_credits, row.low_told_at)
 
 
 def save(session: Session, owner_id: str, wanted: Preferences) -> None:
@@ -63,7 +62,7 @@ def save(session: Session, owner_id: str, wanted: Preferences) -> None:
     wanted.check()
     values = {
         "email": wanted.email,
-        "events": json.dumps(wanted.events),
+        "events": list(wanted.events),
         "low_credits": wanted.low_credits,
         "low_told_at": wanted.low_told_at,
         "updated_at": utcnow(),

@@ -1,11 +1,13 @@
 """The outbox, disabled receivers, and e-mail preferences."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime
+from core.json_column import JsonText
 
 _WAITING = sa.text("sent_at IS NULL AND dead_at IS NULL")
 
@@ -14,8 +16,7 @@ class OutboxMessage(SQLModel, table=True):
     """One message. It waits until it is sent or dead: given up, or superseded by a later one.
 
     `id` is the same in every attempt. `sequence` numbers the messages of a job from 1. `topic` divides a kind: for a
-    notice it is the event. `destination` is where it goes. Until `claimed_until` a relay may be sending it. `payload`
-    is JSON.
+    notice it is the event. `destination` is where it goes. Until `claimed_until` a relay may be sending it.
     """
 
     __tablename__ = "outbox_message"
@@ -39,7 +40,7 @@ class OutboxMessage(SQLModel, table=True):
     owner_id: str | None = Field(sa_type=sa.Text)
     destination: str | None = Field(sa_type=sa.Text)
     sequence: int = Field(sa_type=sa.BigInteger)
-    payload: str = Field(sa_type=sa.Text)
+    payload: dict[str, Any] = Field(sa_column=sa.Column(JsonText(dict[str, Any]), nullable=False))
     created_at: datetime = Field(sa_type=UtcDateTime)
     due_at: datetime = Field(sa_type=UtcDateTime)
     claimed_until: datetime | None = Field(sa_type=UtcDateTime)
@@ -67,11 +68,11 @@ class NoticePreferences(SQLModel, table=True):
 
     owner_id: str = Field(primary_key=True, sa_type=sa.Text)
     email: str | None = Field(sa_type=sa.Text)
-    events: str = Field(sa_type=sa.Text)  # JSON list of the events to mail
+    # The events to mail.
+    events: list[str] = Field(sa_column=sa.Column(JsonText(list[str]), nullable=False))
     low_credits: int | None = Field(sa_type=sa.BigInteger)  # an e-mail is sent when fewer are available
-    low_told_at: datetime | None = Field(
-        sa_type=UtcDateTime
-    )  # when that e-mail was sent; None after the balance was higher again
+    # When that e-mail was sent; None after the balance was higher again.
+    low_told_at: datetime | None = Field(sa_type=UtcDateTime)
     updated_at: datetime = Field(sa_type=UtcDateTime)
 
 

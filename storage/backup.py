@@ -164,7 +164,7 @@ def _load(database: Database, file: Path, manifest: BackupManifest) -> None:
         if counts != manifest.rows:
             raise BackupInvalid(f"{file} has {counts} rows; its manifest says {manifest.rows}")
         if not database.is_sqlite:
-            _wind_sequences(connection, schema)
+            _advance_sequences(connection, schema)
 
 
 def _batches(file: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -199,7 +199,7 @@ def _parse_time(text: str | None, is_sqlite: bool) -> datetime | None:
     return value.replace(tzinfo=None) if is_sqlite else value
 
 
-def _wind_sequences(connection: sa.Connection, schema: sa.MetaData) -> None:
+def _advance_sequences(connection: sa.Connection, schema: sa.MetaData) -> None:
     """Restored rows do not advance PostgreSQL's sequences, so set each to the highest restored number."""
     for table in _tables(schema):
         for column in table.primary_key:

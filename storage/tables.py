@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
+from core.json_column import JsonColumn
 
 
 class Status(StrEnum):
@@ -45,6 +46,10 @@ def _time(nullable: bool = True) -> Any:
     return sa.Column(UtcDateTime(), nullable=nullable)
 
 
+def _json(kind: Any, nullable: bool = True) -> Any:
+    return sa.Column(JsonColumn(kind), nullable=nullable)
+
+
 class StoredPicture(SQLModel, table=True):
     """A picture that an owner has uploaded. Requests name it by its id."""
 
@@ -57,7 +62,8 @@ class StoredPicture(SQLModel, table=True):
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
     caption: str | None = None
-    report: str | None = None  # JSON: the quality report; None until the picture has been checked
+    # The quality report; None until the picture has been checked.
+    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     preview_key: str | None = None  # of the thumbnail
     # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
@@ -107,7 +113,8 @@ class PreparedPicture(SQLModel, table=True):
     sha256: str | None = None  # of the PNG
     width: int = 0
     height: int = 0
-    report: str  # JSON: the quality report, or why the file cannot be decoded
+    # The quality report, or why the file cannot be decoded.
+    report: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
 
 
@@ -127,7 +134,8 @@ class Job(SQLModel, table=True):
     subject_id: str
     idempotency_key: str | None = None
     request_sha256: str
-    spec: str  # JSON of a TrainSpec, read by `jobs.specs`; the four columns below repeat the fields that queries use
+    # The fields of a TrainSpec, parsed by `jobs.specs`; the four columns below repeat the fields that queries use.
+    spec: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
     family: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
@@ -146,7 +154,7 @@ class Job(SQLModel, table=True):
 
     failure_code: str | None = None
     failure_message: str | None = None
-    details: str | None = None  # JSON: details of the failure
+    details: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))  # of the failure
     waiting_note: str | None = None  # active jobs: what the job waits for, or why its last attempt ended
 
     hold_id: str | None = None
@@ -187,8 +195,8 @@ class JobPicture(SQLModel, table=True):
     prepared_sha256: str | None = None
     width: int = 0
     height: int = 0
-    faults: str = "[]"  # JSON list
-    report: str | None = None  # JSON
+    faults: list[str] = Field(default_factory=list, sa_column=_json(list[str], nullable=False))
+    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
 
     lease_token: int = 0
     lease_holder: str | None = None
@@ -209,7 +217,7 @@ class JobEvent(SQLModel, table=True):
     job_id: str = Field(foreign_key="training_job.id")
     at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     kind: str  # status, stage, progress, retry
-    data: str  # JSON
+    data: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
 
 
 class RunState(StrEnum):

@@ -1,17 +1,37 @@
 """The workers of this installation and the messages that wait for them, asked over the broker."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.remote.trainers import Trainer
+
 _ANSWER_S = 1.5  # how long workers have to answer
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """A worker as it describes itself: the queues that it takes from, and, if it trains, its device."""
+
+    worker: str
+    queues: Sequence[str] = ()
+    device: str | None = None
+    check: str | None = None  # the verdict of the self-check
+    refuses: Sequence[str] = ()  # the queues of families that the worker does not train
+
+    @classmethod
+    def parse(cls, name: str, reply: Mapping[str, Any]) -> "WorkerState":
+        """The state in a worker's reply. Fields that this version does not know are ignored."""
+        known = ("queues", "device", "check", "refuses")
+        return cls(name, **{field: reply[field] for field in known if field in reply})
 
 
 @dataclass(frozen=True)
 class Fleet:
     """The queues with their workers, the workers with their devices, and why either is unknown."""
 
-    queues: list[dict[str, Any]]
-    workers: list[dict[str, Any]]
+    queues: list[Trainer]
+    workers: list[WorkerState]
     trouble: str = ""
 
 
@@ -52,33 +72,25 @@ def inspect(prefix: str = "") -> Fleet:
             replies = app.control.broadcast("imprint_trains", reply=True, timeout=_ANSWER_S, connection=connection)
     except (OperationalError, OSError) as error:
         trouble = f"No broker answers ({type(error).__name__}), so local workers are unknown. Is a stack running?"
-        return Fleet([_queue(name, None, []) | {"health": "unknown"} for name in names], [], trouble)
-    answers = [{"worker": worker, **report} for reply in replies or [] for worker, report in reply.items()]
-    workers = [worker for worker in answers if set(names) & set(worker.get("queues", []))]
-    of_queue = {name: [worker for worker in workers if name in worker["queues"]] for name in names}
+        return Fleet([Trainer("local", name, "unknown") for name in names], [], trouble)
+    states = [WorkerState.parse(name, state) for reply in replies or [] for name, state in reply.items()]
+    workers = [state for state in states if set(names) & set(state.queues)]
     return Fleet(
-        [_queue(name, waiting[name], of_queue[name]) for name in names],
-        sorted(workers, key=lambda worker: str(worker["worker"])),
+        [_queue(name, waiting[name], [state for state in workers if name in state.queues]) for name in names],
+        sorted(workers, key=lambda state: state.worker),
     )
 
 
-def _queue(name: str, waiting: int | None, workers: list[dict[str, Any]]) -> dict[str, Any]:
-    cards = list(dict.fromkeys(str(worker["device"]) for worker in workers if worker.get("device")))
-    return {
-        "backend": "local",
-        "name": name,
-        "health": _health(name, workers),
-        "gpu": ", ".join(cards) or None,
-        "queue": waiting,
-        "dollars_per_hour": None,
-    }
+def _queue(name: str, waiting: int, workers: list[WorkerState]) -> Trainer:
+    cards = ", ".join(dict.fromkeys(state.device for state in workers if state.device))
+    return Trainer("local", name, _health(name, workers), cards or None, waiting)
 
 
-def _health(name: str, workers: list[dict[str, Any]]) -> str:
+def _health(name: str, workers: list[WorkerState]) -> str:
     """How many workers take jobs from a queue, and what training workers report about their devices."""
-    takes = [worker for worker in workers if name not in worker.get("refuses", ())]
+    takes = [state for state in workers if name not in state.refuses]
     text = f"{len(takes)} worker{'s' * (len(takes) != 1)}" if workers else "no worker answers"
-    verdicts = dict.fromkeys(str(worker["check"]) for worker in workers if worker.get("check"))
+    verdicts = dict.fromkeys(state.check for state in workers if state.check)
     return "; ".join([text, *verdicts])
 
 

@@ -8,7 +8,6 @@ from celery import Task
 from jobs import service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
-from jobs.view import View
 from tasks.app import app
 from tasks.arguments import CheckedTask
 
@@ -24,12 +23,12 @@ class PublicTask(CheckedTask):
 
 
 @app.task(name="imprint.train_lora", base=PublicTask, ignore_result=False)
-def train_lora(**arguments: Any) -> View:
+def train_lora(**arguments: Any) -> dict[str, Any]:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
     Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored.
     """
-    return service.submit(services(), arguments)
+    return service.submit(services(), arguments).to_dict()
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
@@ -39,9 +38,9 @@ def quote(**arguments: Any) -> dict[str, Any]:
 
 
 @app.task(name="imprint.job", ignore_result=False)
-def job(job_id: str) -> View:
+def job(job_id: str) -> dict[str, Any]:
     """A job's public view."""
-    return service.get(services(), job_id)
+    return service.get(services(), job_id).to_dict()
 
 
 class PrivateResultTask(PublicTask):
@@ -53,7 +52,7 @@ class PrivateResultTask(PublicTask):
 @app.task(name="imprint.resolve", base=PrivateResultTask, ignore_result=False)
 def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
     """The newest ready LoRA of a subject: trigger word, strength, file, address. Fails with LoraNotReady."""
-    return loras.resolve(services(), owner_id, subject_id, base_model)
+    return loras.resolve(services(), owner_id, subject_id, base_model).to_dict()
 
 
 @app.task(name="imprint.generate", base=PrivateResultTask, bind=True, ignore_result=False)
@@ -62,13 +61,13 @@ def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
 
     A message delivered twice draws once. Fails with SpecInvalid, LoraNotReady, WorkflowInvalid or a GeneratorError.
     """
-    return drawing.generate(services(), arguments, key=str(self.request.id))
+    return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
 
 
 @app.task(name="imprint.cancel", ignore_result=False)
-def cancel(job_id: str) -> View:
+def cancel(job_id: str) -> dict[str, Any]:
     """Cancel a job. The steps done are charged, and the rest of its hold is released at once."""
-    return service.cancel(services(), job_id)
+    return service.cancel(services(), job_id).to_dict()
 
 
 @app.task(name="imprint.profile_set_completed", ignore_result=False)
@@ -77,4 +76,4 @@ def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
 
     The result says whether a training was started, and which, or why not. Calling it twice starts one training.
     """
-    return asdict(subject_settings.profile_set_completed(services(), owner_id, subject_id))
+    return subject_settings.profile_set_completed(services(), owner_id, subject_id).to_dict()

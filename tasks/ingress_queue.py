@@ -120,8 +120,8 @@ class Ingress(ConsumerMixin):
         else:
             message.ack()
             self.accepted += 1
-            with job_context(view["job_id"]):
-                log.info("accepted %s", view["job_id"])
+            with job_context(view.job_id):
+                log.info("accepted %s", view.job_id)
 
     def _dead_letter(self, message: Message, reason: MessageRejected) -> None:
         """Publish it as a dead letter, and acknowledge it only after the broker has confirmed that."""

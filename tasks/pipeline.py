@@ -18,7 +18,7 @@ _CHAIN = (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE)
 
 def launch(services: Services, job_id: str) -> None:
     """Send the stages that the job still lacks: all for a new job, the rest after a crash or a hand-over."""
-    lacks = sweeps.what_is_lacking(services, job_id)
+    lacks = sweeps.remaining_work(services, job_id)
     if lacks is None:
         return
     first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)

@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 from core.errors import ImprintError
 from jobs.services import services
 from jobs.stages import steps
-from jobs.stages.stage_runner import DoneBefore, NotMine, TryAgain
+from jobs.stages.stage_runner import AlreadyDone, NothingToDo, RetryLater
 from storage.database import AWAY
 from tasks.app import app
 
@@ -28,11 +28,11 @@ def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
     """
     try:
         step()
-    except DoneBefore as reason:
+    except AlreadyDone as reason:
         log.info("%s", reason)
-    except NotMine as reason:
+    except NothingToDo as reason:
         raise Ignore(str(reason)) from reason
-    except TryAgain as again:
+    except RetryLater as again:
         # The database counts the attempts, so Celery must not.
         raise task.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
     except AWAY as error:

@@ -1,7 +1,7 @@
 """The tasks that beat sends periodically. Each may run twice, also on two machines at once."""
 
 from jobs import sweeps
-from jobs.remote import pods, polls
+from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
 from tasks.app import app
 from tasks.relay import relay
@@ -22,10 +22,10 @@ def poll_remote() -> None:
     """
     pods.check(services())
     polls.poll(services())
-    pods.reap(services())
+    pod_reaper.reap(services())
 
 
 @app.task(name="imprint.audit")
 def audit() -> None:
     """Check all rules of the ledger. A broken rule is logged as an error."""
-    sweeps.check_books(services())
+    sweeps.audit_books(services())

@@ -46,7 +46,7 @@ def token_of(
             "this address needs a bearer token in the Authorization header",
             {"WWW-Authenticate": _REALM},
         )
-    token = tokens.find(services_of(request), given.credentials)
+    token = tokens.authenticate(services_of(request), given.credentials)
     if token is None:
         headers = {"WWW-Authenticate": f'{_REALM}, error="invalid_token"'}
         raise RequestRefused("unauthorized", "the token is unknown, expired or revoked", headers)
@@ -62,7 +62,7 @@ def _check_scope(token: tokens.Token, scope: str) -> None:
 def check_rate(request: Request, caller: str) -> None:
     """Count a request of `caller`. Raises RequestRefused if the caller has made too many."""
     limit: RateLimit = request.app.state.rate_limit
-    if wait_s := limit.take(caller):
+    if wait_s := limit.acquire(caller):
         raise RequestRefused(
             "rate_limited",
             f"this caller sends too many requests; try again in {wait_s:.1f} s",

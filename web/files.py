@@ -11,9 +11,9 @@ _MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "
 
 
 def download_response(request: Request, services: Services, job_id: str, owner_id: str) -> RedirectResponse:
-    """A redirect to the LoRA file of a ready job. Raises as `service.get_ready` does."""
-    view = service.get_ready(services, job_id, owner_id)
-    address = services.store.url(view["lora"]["key"], signing.MAX_AGE_S)
+    """A redirect to the LoRA file of a ready job. Raises as `service.get_lora` does."""
+    lora = service.get_lora(services, job_id, owner_id)
+    address = services.store.url(lora.key, signing.MAX_AGE_S)
     return RedirectResponse(signing.file_address(request.app.state.secret, job_id, address), 307)
 
 

@@ -20,7 +20,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, caller: str) -> float:
+    def acquire(self, caller: str) -> float:
         """Take a token; 0.0, or the seconds until one is available."""
         now = self._clock()
         with self._lock:

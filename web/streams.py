@@ -133,7 +133,7 @@ class Streams:
                 continue
             for event in events:
                 self._deliver(event)
-            if len(events) < history.MOST_EVENTS:
+            if len(events) < history.MAX_EVENTS:
                 await asyncio.sleep(POLL_S)
 
     def _query(self, places: dict[str, int]) -> Sequence[JobEvent]:
@@ -149,13 +149,13 @@ class Streams:
 
 def encode(event: JobEvent) -> bytes:
     """An event as a server-sent event."""
-    data = {"at": event.at.isoformat(), **camel_keys(json.loads(event.data))}
+    data = {"at": event.at.isoformat(), **camel_keys(event.data)}
     return format_sse_event(data_str=json.dumps(data), event=event.kind, id=str(event.id))
 
 
 def is_last(event: JobEvent) -> bool:
     """Whether this is the last event of a job: it has ended."""
-    return event.kind == "status" and json.loads(event.data)["status"] not in ACTIVE
+    return event.kind == "status" and event.data["status"] not in ACTIVE
 
 
 async def event_response(request: Request, services: Services, job_id: str, owner_id: str, last_id: int) -> Response:

@@ -79,8 +79,8 @@ def _store(
         raise SpecInvalid.of({"files": "the form contains no files"})
     if not stored:
         raise _none_stored(refused)
-    views = (subject_pictures.masks if is_mask else subject_pictures.shown)(services, owner_id, subject_id)
-    by_id = {view["id"]: view for view in views}
+    views = (subject_pictures.list_masks if is_mask else subject_pictures.list_pictures)(services, owner_id, subject_id)
+    by_id = {view.id: view for view in views}
     images = [image_of(subject_id, by_id[picture_id]) for picture_id in dict.fromkeys(stored) if picture_id in by_id]
     return StoredImages(images=images, refused=refused)
 

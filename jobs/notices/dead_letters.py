@@ -1,10 +1,10 @@
-"""Notices that were given up, and receivers that want none: what an operator sees and may do."""
+"""For operators: undelivered notices and disabled receivers."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from core.errors import IllegalMove, NotFound
 from jobs.services import Services
+from jobs.view import Time, View
 from notifications import outbox, receivers, webhooks
 from notifications.messages import EXTERNAL, DeadLetter
 
@@ -13,34 +13,58 @@ _OPEN_FIRST = "enable it first: imprint receivers enable OWNER URL"
 
 @dataclass(frozen=True)
 class Redelivery:
-    """Ids of the notices that are due again; how many stay dead since their receiver is disabled, or needless."""
+    """The ids of the notices that are due again; how many stay dead because their receiver is disabled, or because a
+    later notice makes them needless.
+    """
 
     again: list[str]
     disabled: int
     needless: int
 
 
-def dead(services: Services, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest dead letters, JSON-serialisable; of an address only scheme and host."""
+class DeadLetterView(View):
+    """A notice that was given up. `receiver` is the scheme and host of its address: the rest may hold a secret."""
+
+    id: str
+    job_id: str | None
+    owner_id: str | None
+    receiver: str
+    event: str
+    attempts: int
+    reason: str
+    at: Time
+
+
+class DisabledReceiverView(View):
+    """A receiver that gets nothing more. `receiver` is the scheme and host of its address."""
+
+    owner_id: str
+    receiver: str
+    reason: str
+    at: Time
+
+
+def list_dead_letters(services: Services, limit: int = 100) -> list[DeadLetterView]:
+    """The newest dead letters."""
     with services.database.reading() as session:
         letters = outbox.dead_letters(session, limit)
     return [
-        {
-            "id": letter.id,
-            "job_id": letter.job_id,
-            "owner_id": letter.owner_id,
-            "receiver": receivers.shown(letter.destination or ""),
-            "event": letter.topic,
-            "attempts": letter.attempts,
-            "reason": letter.reason,
-            "at": letter.dead_at.isoformat(),
-        }
+        DeadLetterView(
+            id=letter.id,
+            job_id=letter.job_id,
+            owner_id=letter.owner_id,
+            receiver=receivers.shown(letter.destination or ""),
+            event=letter.topic,
+            attempts=letter.attempts,
+            reason=letter.reason,
+            at=letter.dead_at,
+        )
         for letter in letters
     ]
 
 
 def redeliver(services: Services, message_id: str) -> Redelivery:
-    """Make one notice due again, sent, dead or waiting. Raises NotFound, or IllegalMove for a disabled receiver."""
+    """Make one notice due again, whatever its state. Raises NotFound, or IllegalMove for a disabled receiver."""
     with services.database.writing() as session:
         notice = outbox.get(session, message_id)
         if notice is None or notice.kind not in EXTERNAL:
@@ -49,14 +73,14 @@ def redeliver(services: Services, message_id: str) -> Redelivery:
             where = receivers.shown(notice.destination or "")
             raise IllegalMove(f"{where} is disabled for {notice.owner_id}; {_OPEN_FIRST}")
         if not outbox.redeliver(session, message_id):
-            raise IllegalMove(f"{message_id} is on its way at this moment")
+            raise IllegalMove(f"{message_id} is being sent at this moment")
     return Redelivery([message_id], 0, 0)
 
 
 def redeliver_dead(services: Services, *, job_id: str | None = None, receiver: str | None = None) -> Redelivery:
-    """Make all dead letters due again, or those of one job, or to one receiver, oldest first.
+    """Make dead letters due again, oldest first: all, or those of one job or to one receiver.
 
-    A `processing` whose job has told a later event stays dead, and so does what goes to a disabled receiver.
+    A `processing` notice that is followed by a later one stays dead, and so does a notice to a disabled receiver.
     """
     again, disabled, needless = [], 0, 0
     with services.database.writing() as session:
@@ -78,23 +102,23 @@ def _is_wanted(letter: DeadLetter, job_id: str | None, receiver: str | None) -> 
     return job_id is None or letter.job_id == job_id
 
 
-def disabled_receivers(services: Services) -> list[dict[str, Any]]:
-    """Receivers that get nothing more, JSON-serialisable; of an address only scheme and host."""
+def disabled_receivers(services: Services) -> list[DisabledReceiverView]:
+    """The receivers that were disabled after they answered 410."""
     with services.database.reading() as session:
         found = receivers.disabled(session)
     return [
-        {
-            "owner_id": one.owner_id,
-            "receiver": receivers.shown(one.destination),
-            "reason": one.reason,
-            "at": one.disabled_at.isoformat(),
-        }
+        DisabledReceiverView(
+            owner_id=one.owner_id,
+            receiver=receivers.shown(one.destination),
+            reason=one.reason,
+            at=one.disabled_at,
+        )
         for one in found
     ]
 
 
 def enable_receiver(services: Services, owner_id: str, url: str) -> int:
-    """Let an owner's receiver get notices again: all of its address, or scheme and host. Raises NotFound."""
+    """Enable an owner's receiver, named by its address or by scheme and host. Returns how many. Raises NotFound."""
     with services.database.writing() as session:
         enabled = receivers.enable(session, owner_id, url)
     if not enabled:

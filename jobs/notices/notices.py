@@ -1,4 +1,4 @@
-"""How owners and operators are told besides webhooks: preferences, e-mails, credits that run low, alerts."""
+"""Notices besides webhooks: owners' e-mails and their settings, low credits, operators' alerts."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from core.errors import AnswerRefused, FailureCode, ImageInvalid, NotFound, Spec
 from credits import ledger
 from jobs import keys
 from jobs.services import Services
-from jobs.view import View
+from jobs.view import JobView
 from notifications import channels, destinations, mail, outbox, preferences, retries, webhooks
 from notifications.messages import SUPERSEDED, Message
 from notifications.preferences import LOW, Preferences
@@ -22,7 +22,7 @@ from training.data.thumbnail import thumbnail
 _CLAIM = timedelta(seconds=60)
 _KEPT = ("email", "events", "low_credits")
 _SAMPLE_PIXELS, _MAX_SAMPLE_BYTES = 512, 20_000_000
-# Failures that are no fault of the request: an operator should know.
+# Failures that are not caused by the request: operators are alerted.
 _OURS = {
     FailureCode.BASE_MODEL_UNAVAILABLE, FailureCode.OUT_OF_MEMORY, FailureCode.LOSS_NOT_FINITE,
     FailureCode.BACKEND_UNREACHABLE, FailureCode.BACKEND_FAILED, FailureCode.WORKER_LOST, FailureCode.TIMEOUT,
@@ -33,53 +33,49 @@ _OURS = {
 # ---- preferences ----------------------------------------------------------------------------------------------
 
 
-def get(services: Services, owner_id: str) -> dict[str, Any]:
-    """How an owner wants to be told, JSON-serialisable: `email`, `events` for it, `low_credits`."""
+def get(services: Services, owner_id: str) -> Preferences:
+    """An owner's e-mail settings."""
     with services.database.reading() as session:
-        return _told(preferences.get(session, owner_id))
+        return preferences.get(session, owner_id)
 
 
-def put(services: Services, owner_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Change some of an owner's wishes; None takes one away. Raises SpecInvalid with every fault."""
-    faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
+def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> Preferences:
+    """Change some of an owner's e-mail settings; None clears one. Raises SpecInvalid with every fault."""
+    faults = {name: f"unknown; the settings are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
     if faults:
         raise SpecInvalid.of(faults)
     changed = dict(values)
     if "events" in changed:
         changed["events"] = preferences.DEFAULT if changed["events"] is None else tuple(changed["events"])
     with services.database.writing() as session:
-        # A new mark is a new question: it may be told of again.
+        # After a new threshold an e-mail may be sent again.
         wishes = replace(preferences.get(session, owner_id), **changed, low_told_at=None)
         preferences.save(session, owner_id, wishes)
-        watch_credits(session, owner_id)
-    return _told(wishes)
+        check_low_credits(session, owner_id)
+    return wishes
 
 
-def _told(wishes: Preferences) -> dict[str, Any]:
-    return {"email": wishes.email, "events": list(wishes.events), "low_credits": wishes.low_credits}
+# ---- written with a change ------------------------------------------------------------------------------------
 
 
-# ---- what is written with a change ----------------------------------------------------------------------------
-
-
-def tell_owner(session: Session, view: View, event: str) -> None:
-    """Queue an e-mail about a job (its public view), if its owner wants one."""
-    if not preferences.get(session, view["owner_id"]).wants(event):
+def queue_owner_mail(session: Session, view: JobView, event: str) -> None:
+    """Queue an e-mail about a job if its owner wants one."""
+    if not preferences.get(session, view.owner_id).wants(event):
         return
     if event != webhooks.PROCESSING:
-        outbox.drop_unsent(session, view["job_id"], ["mail"], webhooks.PROCESSING)
-    _put_mail(session, view["owner_id"], event, mail.training_facts(view), view["job_id"])
+        outbox.drop_unsent(session, view.job_id, ["mail"], webhooks.PROCESSING)
+    _queue_mail(session, view.owner_id, event, mail.training_facts(view.to_dict()), view.job_id)
 
 
-def tell_not_started(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:
-    """Queue an e-mail about a training that did not start by itself, if the owner wants one."""
+def queue_not_started_mail(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:
+    """Queue an e-mail about a training that did not start automatically, if the owner wants one."""
     if preferences.get(session, owner_id).wants("training.not_started"):
         facts = {"subject": subject_id, "owner": owner_id, "code": code, "reason": why}
-        _put_mail(session, owner_id, "training.not_started", facts)
+        _queue_mail(session, owner_id, "training.not_started", facts)
 
 
-def watch_credits(session: Session, owner_id: str) -> None:
-    """After a movement of credits: tell once that few are left, and not again until there were enough."""
+def check_low_credits(session: Session, owner_id: str) -> None:
+    """After a movement of credits: queue an e-mail if few are left, and no other until there were enough again."""
     wishes = preferences.get(session, owner_id)
     if wishes.low_credits is None or not wishes.wants(LOW):
         return
@@ -87,14 +83,14 @@ def watch_credits(session: Session, owner_id: str) -> None:
     is_low = available < wishes.low_credits
     if is_low and wishes.low_told_at is None:
         facts = {"owner": owner_id, "available": available, "low": wishes.low_credits}
-        _put_mail(session, owner_id, LOW, facts)
+        _queue_mail(session, owner_id, LOW, facts)
         preferences.mark_low(session, owner_id, utcnow())
     elif not is_low and wishes.low_told_at is not None:
         preferences.mark_low(session, owner_id, None)
 
 
 def alert_failure(session: Session, job_id: str, owner_id: str, code: str | None) -> None:
-    """Queue an alert about a failed job, if the fault is ours or our machines'."""
+    """Queue an alert about a failed job, unless the request caused the failure."""
     if code in _OURS:
         channels.alert(session, "failure", f"{job_id} of {_plain(owner_id)} failed: {code}")
 
@@ -106,8 +102,10 @@ def alert(services: Services, topic: str, text: str) -> None:
             channels.alert(session, topic, text)
 
 
-def _put_mail(session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None) -> None:
-    # A server that is down is not asked anew with every mail.
+def _queue_mail(
+    session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None
+) -> None:
+    # If the mail server is down, not every mail tries it anew.
     due_at = destinations.postponed_until(session, mail.SERVER, utcnow() + retries.LONGEST_POSTPONEMENT)
     outbox.put(
         session, "mail", job_id=job_id, owner_id=owner_id, topic=event, destination=mail.SERVER, payload=dict(facts),
@@ -123,9 +121,9 @@ def _plain(name: str) -> str:
 
 
 def deliver_mail(services: Services, message_id: str) -> None:
-    """Make one attempt to send an e-mail; a failed one is due again by the schedule of webhooks.
+    """Try once to send an e-mail; after a failure it is due again by the schedule of webhooks.
 
-    A server that is down is asked once a minute: each time costs a worker some seconds, which webhooks want, too.
+    A mail server that is down is tried once a minute: each attempt occupies a worker for some seconds.
     """
     now = utcnow()
     with services.database.reading() as session:
@@ -133,7 +131,7 @@ def deliver_mail(services: Services, message_id: str) -> None:
         if message is None:
             return
         wishes = preferences.get(session, message.owner_id or "")
-    if wishes.email is None or not wishes.wants(message.topic):  # changed since
+    if wishes.email is None or not wishes.wants(message.topic):  # the settings were changed
         with services.database.writing() as session:
             outbox.mark_failed(session, message.id, SUPERSEDED, None)
         return
@@ -143,14 +141,14 @@ def deliver_mail(services: Services, message_id: str) -> None:
         if outcome.is_down:
             destinations.postpone(session, mail.SERVER, now + retries.LONGEST_POSTPONEMENT, now)
         if outcome.verdict is Verdict.DEAD:
-            alert_letter(session, message, outcome)
+            alert_dead_letter(session, message, outcome)
 
 
 def _send(services: Services, message: Message, to: str) -> Outcome:
     now = utcnow()
     try:
         if services.mailer is None:
-            raise Unreachable("no mail server is set: IMPRINT_SMTP_URL")
+            raise Unreachable("no mail server is configured: set IMPRINT_SMTP_URL")
         picture = _sample(services, message.job_id) if message.topic == "training.completed" else None
         drafted = mail.draft(message.topic, message.payload, services.settings.public_url, picture)
         services.mailer.send(
@@ -166,7 +164,7 @@ def _send(services: Services, message: Message, to: str) -> Outcome:
 
 
 def _sample(services: Services, job_id: str | None) -> bytes | None:
-    """The newest sample of a training as a small JPEG, where a trainer drew one; a mail without it is a mail, too."""
+    """The newest preview of a training as a small JPEG; None if there is none or it cannot be read."""
     if job_id is None:
         return None
     try:
@@ -174,7 +172,7 @@ def _sample(services: Services, job_id: str | None) -> bytes | None:
         newest = max(found, default=None)
         if newest is None or services.store.head(newest).size_bytes > _MAX_SAMPLE_BYTES:
             return None
-        # What a trainer elsewhere drew is decoded like any stranger's picture.
+        # A remote trainer may have drawn it, so it is decoded like any untrusted picture.
         made = services.decoder.prepare(services.store.get(newest), resolution=_SAMPLE_PIXELS, aspect_buckets=True)
     except (ImageInvalid, NotFound, StoreUnavailable):
         return None
@@ -184,19 +182,19 @@ def _sample(services: Services, job_id: str | None) -> bytes | None:
 # ---- alerts ---------------------------------------------------------------------------------------------------
 
 
-def alert_letter(session: Session, message: Message, outcome: Outcome) -> None:
-    """Queue an alert about a notice that was given up. One about an alert would never end."""
+def alert_dead_letter(session: Session, message: Message, outcome: Outcome) -> None:
+    """Queue an alert about a notice that was given up, unless that was an alert itself."""
     if message.kind != "alert":
         about = f" of {message.job_id}" if message.job_id else ""
         what = "an e-mail" if message.kind == "mail" else "a webhook"
-        channels.alert(session, "letter", f"{what}{about} was given up ({message.topic}): {outcome.error}")
+        channels.alert(session, "letter", f"{what}{about} was not delivered ({message.topic}): {outcome.error}")
 
 
 def deliver_alerts(services: Services, message_id: str) -> None:
-    """Send what waits for the operators, or for one channel, as one message.
+    """Send all waiting alerts as one message to a channel, or distribute them to the channels.
 
-    From the operators' place alerts go to each channel, which gets a message no more often than every
-    `alert_every_s`; each channel has attempts of its own.
+    Alerts to the operators are first distributed to the channels. A channel gets a message at most every
+    `alert_every_s` seconds, and has attempts of its own.
     """
     now = utcnow()
     with services.database.writing() as session:
@@ -206,7 +204,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
         rest = destinations.claim(session, "alert", message.destination or "", now, lease=_CLAIM)
         waiting = [message, *(one for one in rest if one.id != message.id)]
         if message.destination == channels.OPERATORS:
-            _share_out(session, services, waiting, now)
+            _distribute(session, services, waiting, now)
             return
     channel = next((one for one in services.channels if channels.destination(one) == message.destination), None)
     outcome = _send_alerts(channel, waiting, now)
@@ -218,7 +216,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
                 outbox.mark_failed(session, one.id, outcome.error, outcome.next_due)
 
 
-def _share_out(session: Session, services: Services, waiting: list[Message], now: datetime) -> None:
+def _distribute(session: Session, services: Services, waiting: list[Message], now: datetime) -> None:
     for channel in services.channels:
         place = channels.destination(channel)
         last = destinations.last_sent(session, place)

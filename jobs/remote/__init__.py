@@ -1,1 +1,1 @@
-"""Training on remote servers: rented pods, runs on them, and the polls that look after both."""
+"""Training on remote servers: rented pods, runs on servers, and the polls that follow both."""

@@ -1,13 +1,13 @@
-"""What rented pods cost: the ceilings that renting keeps to, and which training bears what.
+"""What rented pods cost: the spending ceilings, and how costs are shared among trainings.
 
-A pod costs its hourly price from the moment it was asked for until it is gone: a little more than RunPod bills, never
-less. The pod's time is shared out between two looks at it:
+A pod costs its hourly price from the request to rent it until it is gone: a little more than RunPod bills, never less.
+The cost between two accountings is shared:
 
-- to the trainings that run on it, evenly (ai-toolkit runs one after another, so that is one);
-- while none runs, to those that wait on it: start-up is borne by those for whom it was started;
-- while there are none, to nobody: the time for which a pod is kept warm stands in `idle_microdollars` of the pod.
+- evenly among the trainings that run on the pod (ai-toolkit runs one at a time, so that is one);
+- if none runs, among those that wait on it: they pay for the start of the pod;
+- if none waits either, it is added to the pod's `idle_microdollars`: the time for which it is kept warm.
 
-So the costs of all trainings on a pod and its idle cost are what the pod cost, to the microdollar.
+So the costs of a pod's trainings and its idle cost add up to the cost of the pod, to the microdollar.
 """
 
 from collections.abc import Iterable
@@ -27,13 +27,13 @@ DAY = timedelta(hours=24)
 
 
 def lock_pods(session: Session) -> None:
-    """Until the transaction's end nobody else decides about pods. On SQLite every writer has that lock."""
+    """Take the lock on decisions about pods until the transaction ends. On SQLite every writer has it."""
     if session.get_bind().dialect.name != "sqlite":
         session.connection().execute(sa.text("SELECT pg_advisory_xact_lock(:k)"), {"k": _PODS_LOCK})
 
 
 def cost(pod: RentedPod, now: datetime, since: datetime | None = None) -> int:
-    """What the pod cost until `now` (and since `since`), in microdollars. One that was never had cost nothing."""
+    """What a pod cost until `now` (from `since` on), in microdollars. A pod that was never rented cost nothing."""
     if pod.state == PodState.GONE and pod.provider_id is None:
         return 0
     begun = max(pod.created_at, since) if since else pod.created_at
@@ -41,7 +41,7 @@ def cost(pod: RentedPod, now: datetime, since: datetime | None = None) -> int:
 
 
 def per_hour(pods: Iterable[RentedPod]) -> int:
-    """What these pods cost in an hour, in microdollars, of those that are not gone."""
+    """What those of the pods that are not gone cost per hour, in microdollars."""
     return sum(pod.cost_microdollars_per_h for pod in pods if pod.state != PodState.GONE)
 
 
@@ -51,36 +51,36 @@ def spent_in_a_day(session: Session, now: datetime) -> int:
     return sum(cost(pod, now, since=now - DAY) for pod in session.exec(query))
 
 
-def day_is_over_its_ceiling(session: Session, settings: Settings) -> str:
-    """Why nothing more may be spent today, in words; empty while it may."""
+def reason_daily_ceiling_reached(session: Session, settings: Settings) -> str:
+    """Why no more may be spent in these 24 hours; empty if more may be spent."""
     if spent_in_a_day(session, utcnow()) < round(settings.spend_per_day * _MICRO):
         return ""
-    return f"the ceiling of {dollars(round(settings.spend_per_day * _MICRO))} on pods in 24 hours is reached"
+    return f"the ceiling of {dollars(round(settings.spend_per_day * _MICRO))} for pods in 24 hours is reached"
 
 
-def too_dear(session: Session, settings: Settings, live: Iterable[RentedPod], price: int) -> str:
-    """Why a pod of this hourly price may not be rented beside the `live` ones, in words; empty where it may.
+def reason_too_expensive(session: Session, settings: Settings, live: Iterable[RentedPod], price: int) -> str:
+    """Why a pod with this hourly price may not be rented in addition to the `live` ones; empty if it may.
 
-    For the day another hour of every pod is counted in advance, so that none is rented that would have to go at once.
+    The daily ceiling counts another hour of every pod in advance, so that no pod is rented that must end at once.
     """
     hourly, daily = round(settings.spend_per_hour * _MICRO), round(settings.spend_per_day * _MICRO)
     in_an_hour = per_hour(live) + price
     if in_an_hour > hourly:
-        return f"another pod ({dollars(price)} an hour) would pass the ceiling of {dollars(hourly)} an hour"
+        return f"another pod ({dollars(price)} an hour) would exceed the ceiling of {dollars(hourly)} an hour"
     if spent_in_a_day(session, utcnow()) + in_an_hour > daily:
-        return f"another pod ({dollars(price)} an hour) would pass the ceiling of {dollars(daily)} in 24 hours"
+        return f"another pod ({dollars(price)} an hour) would exceed the ceiling of {dollars(daily)} in 24 hours"
     return ""
 
 
-def on_pod(session: Session, pod_id: str) -> list[RemoteRun]:
-    """The trainings that have their place on a pod: all that have not ended."""
+def runs_on_pod(session: Session, pod_id: str) -> list[RemoteRun]:
+    """The runs on a pod that have not ended."""
     query = select(RemoteRun).where(RemoteRun.pod_id == pod_id, RemoteRun.state != RunState.ENDED)
     return list(session.exec(query.order_by(col(RemoteRun.created_at), col(RemoteRun.job_id))))
 
 
-def account(session: Session, pod_id: str | None) -> None:
-    """Share out what the pod cost since last time. Call it in the transaction in which a run changes its state or
-    pod, before the change is written; the sweep calls it as well. None, the fixed server, costs nothing.
+def share_out_cost(session: Session, pod_id: str | None) -> None:
+    """Share the pod's cost since the last accounting. Call it in the transaction in which a run changes its state or
+    pod, before the change is written; the sweep calls it too. None, the fixed server, costs nothing.
     """
     if pod_id is None:
         return
@@ -91,7 +91,7 @@ def account(session: Session, pod_id: str | None) -> None:
     until = max(min(pod.gone_at or utcnow(), utcnow()), pod.accounted_at)
     amount = _share(pod, until - pod.accounted_at)
     pod.accounted_at = until
-    runs = on_pod(session, pod_id)
+    runs = runs_on_pod(session, pod_id)
     bearers = [run for run in runs if run.status == RUNNING] or runs
     if not bearers:
         pod.idle_microdollars += amount
@@ -106,7 +106,7 @@ def account(session: Session, pod_id: str | None) -> None:
 
 
 def dollars(microdollars: int) -> str:
-    """For people: cents, and more digits where cents say nothing."""
+    """An amount for people: in cents, with more digits if it is small."""
     return f"${microdollars / _MICRO:.{2 if microdollars >= 100_000 or not microdollars else 4}f}"
 
 

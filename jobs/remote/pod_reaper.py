@@ -1,4 +1,4 @@
-"""The reaper: no machine of ours at the provider that no live row needs, whatever our database has forgotten."""
+"""The reaper: deletes the pods at the provider that no row needs, including those that the database does not know."""
 
 import logging
 import re
@@ -15,15 +15,15 @@ from training.backends.runpod import Pod
 
 log = logging.getLogger(__name__)
 
-# A pod with our prefix that our database does not know is left alone this long after its name was made.
+# A pod with our prefix that the database does not know is kept this long after its name was made.
 STRANGER_GRACE_S = 600.0
 
 
 def reap(services: Services) -> int:
-    """Delete every pod at the provider that has our prefix and that no live row needs. Gives how many.
+    """Delete every pod at the provider that has our prefix and that no live row needs. Returns how many.
 
-    Also those that our database does not know, or not any more, such as after it was restored from a backup: two
-    installations that share an account need prefixes of their own.
+    This includes pods that the database does not know, for example after a restore from a back-up. So two installations
+    that share an account need different prefixes.
     """
     runpod = services.runpod
     if runpod is None:
@@ -31,7 +31,7 @@ def reap(services: Services) -> int:
     try:
         listed = runpod.pods()
     except (BackendUnreachable, BackendFailed) as error:
-        log.warning("pods are not reaped: %s", error)
+        log.warning("unneeded pods are not deleted: %s", error)
         return 0
     deleted = 0
     for pod in listed:
@@ -43,15 +43,15 @@ def reap(services: Services) -> int:
             runpod.delete(pod.id)
             deleted += 1
         except (BackendUnreachable, BackendFailed) as error:
-            log.warning("pod %s stays: %s", pod.name, error)
+            log.warning("pod %s could not be deleted: %s", pod.name, error)
             notices.alert(services, "pod", f"pod {pod.name} could not be deleted and may cost money: {error}")
     return deleted
 
 
 def _superfluous(services: Services, pod: Pod) -> str:
-    """Why nobody needs a pod with a name of ours; nothing if somebody does, or the name is none of ours.
+    """Why a pod is not needed; empty if it is, or if its name is not ours.
 
-    Looked up after it was listed, and its row is written before it is asked for: an order on its way is known here.
+    The row is written before the pod is requested and read after the pods are listed, so a pending request is known.
     """
     mark = re.fullmatch(rf"{services.settings.pod_prefix}-(pod_[0-9a-z]{{26}})", pod.name)
     made = made_at(mark[1]) if mark else None
@@ -60,9 +60,9 @@ def _superfluous(services: Services, pod: Pod) -> str:
     with services.database.reading() as session:
         row = session.exec(select(RentedPod).where(RentedPod.name == pod.name)).one_or_none()
     if row is None:
-        return "nobody here knows it" if (utcnow() - made).total_seconds() > STRANGER_GRACE_S else ""
+        return "no row names it" if (utcnow() - made).total_seconds() > STRANGER_GRACE_S else ""
     if row.state == PodState.GONE:
         return "it should be gone"
     if row.provider_id not in (None, pod.id):
-        return "it was made twice"
+        return "it was created twice"
     return ""

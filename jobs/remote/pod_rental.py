@@ -1,8 +1,8 @@
-"""Renting one machine: the row first, then the call, then the machine's id. A crash in between is found by the name.
+"""Renting one pod: first the row, then the call, then the pod's id. After a crash, the pod is found by its name.
 
-A row in `renting` is an order that may or may not have reached RunPod. Only the process that made it sends it; the
-sweep looks for its name, and takes the machine over or gives the order up. So there is one order at a time, and
-whoever comes too late with a machine gives it back.
+A row in state `renting` is an order that may or may not have reached RunPod. Only the process that wrote it sends it.
+The sweep looks for the name, and takes the pod over or gives the order up. So there is one order at a time, and a pod
+that comes too late is deleted.
 """
 
 import base64
@@ -27,25 +27,25 @@ from training.backends.runpod import GpuType, Pod, PodRequest, RunPod
 log = logging.getLogger(__name__)
 
 Assign = Callable[[Session, RentedPod | None], None]
-# An order without an answer is looked for this long. A sender that is slower finds it given up, and gives back.
+# How long the sweep looks for the pod of an unanswered order. A slower sender finds the order given up.
 ORDER_GRACE_S = 180.0
 
 
-def why_not(session: Session, settings: Settings) -> str:
-    """What forbids another order now, whatever the machine; empty where nothing does. Needs the lock on pods."""
+def reason_not_to_rent(session: Session, settings: Settings) -> str:
+    """Why no pod of any kind may be ordered now; empty if one may. Needs the lock on pods."""
     live = _live(session)
     if any(pod.state == PodState.RENTING for pod in live):
         return "a pod is being rented"
     if len(live) >= settings.pods_max:
-        return f"all {settings.pods_max} pods that may be rented are full"
-    return _lately_refused(session, settings)
+        return f"all {settings.pods_max} pods that may be rented are full (IMPRINT_PODS_MAX)"
+    return _recently_refused(session, settings)
 
 
 def rent(services: Services, runpod: RunPod, family: str, assign: Assign) -> tuple[RentedPod | None, str]:
-    """Rent a machine for a training of `family`; the pod and "", or None and why not.
+    """Rent a pod for a training of `family`. Returns the pod and "", or None and why not.
 
-    `assign` is called in the transaction that makes the pod usable. Raises BackendFailed for a key, a template or
-    types of GPU that RunPod does not take.
+    `assign` is called in the transaction that makes the pod usable. Raises BackendFailed if RunPod rejects the key, the
+    template or the types of GPU.
     """
     try:
         catalogue = runpod.gpus()
@@ -54,7 +54,7 @@ def rent(services: Services, runpod: RunPod, family: str, assign: Assign) -> tup
     pod_id, reasons = new_id("pod"), []
     for name in services.settings.pod_gpus:
         gpu = catalogue.get(name)
-        reason = "is not in RunPod's catalogue" if gpu is None else "" if gpu.available else "is not to be had now"
+        reason = "is not in RunPod's catalogue" if gpu is None else "" if gpu.available else "is not available now"
         if gpu is None or reason:
             reasons.append(f"{name} {reason}")
             continue
@@ -71,14 +71,14 @@ def rent(services: Services, runpod: RunPod, family: str, assign: Assign) -> tup
             if error.details.get("status") == 402:
                 break
         except BackendUnreachable as error:
-            return None, error.message  # it may have been made: the sweep looks for its name
+            return None, error.message  # the pod may exist: the sweep looks for its name
         except BackendFailed as error:
             _give_up(services, pod_id, error.message)
             raise
         else:
             pod = take_over(services, runpod, pod_id, found, assign)
             return pod, "" if pod else "the order for a pod was given up"
-    reason = "; ".join(dict.fromkeys(reasons)) or "no type of GPU is named in IMPRINT_POD_GPUS"
+    reason = "; ".join(dict.fromkeys(reasons)) or "IMPRINT_POD_GPUS names no type of GPU"
     _give_up(services, pod_id, reason)
     return None, reason
 
@@ -86,7 +86,7 @@ def rent(services: Services, runpod: RunPod, family: str, assign: Assign) -> tup
 def take_over(
     services: Services, runpod: RunPod, pod_id: str, found: Pod, assign: Assign | None = None
 ) -> RentedPod | None:
-    """The order's machine is there: it is ours from now on. None, and it is given back, if the order was given up."""
+    """Record the pod of an order. None if the order was given up: then the pod is deleted."""
     with services.database.writing() as session:
         pod_costs.lock_pods(session)
         pod = session.get(RentedPod, pod_id, populate_existing=True)
@@ -96,46 +96,46 @@ def take_over(
             pod.cost_microdollars_per_h = found.cost_microdollars_per_h or pod.cost_microdollars_per_h
             log.info("rented pod %s (%s, %s)", pod.name, pod.gpu, found.id)
         if pod is not None and pod.provider_id == found.id and pod.state in (PodState.STARTING, PodState.READY):
-            if assign is not None:  # or the sweep was quicker than the sender
+            if assign is not None:  # None: the sweep was faster than the sender
                 pod.idle_since = None
                 session.flush()
                 assign(session, pod)
             return pod
-    log.warning("pod %s came too late and is given back", found.name)
+    log.warning("pod %s came too late and is deleted", found.name)
     runpod.delete(found.id)
     return None
 
 
-def seek(services: Services, runpod: RunPod, pod: RentedPod, found: Pod | None) -> None:
-    """Look after an order: take over the machine that was found by its name, give up one that never came."""
+def resolve_order(services: Services, runpod: RunPod, pod: RentedPod, found: Pod | None) -> None:
+    """Resolve an unanswered order: take over the pod found by its name, or give the order up after a while."""
     if found is not None:
         take_over(services, runpod, pod.id, found)
     elif utcnow() - pod.asked_at > timedelta(seconds=ORDER_GRACE_S):
-        _give_up(services, pod.id, "RunPod never made this pod")
+        _give_up(services, pod.id, "RunPod has not created this pod")
 
 
 def token_of(settings: Settings, name: str) -> str:
-    """The password of a pod's server. Derived, so that it is stored nowhere and survives a restored database."""
+    """The password of a pod's server. It is derived, so that it is stored nowhere and survives a restored database."""
     key = settings.runpod_api_key
     if key is None:
-        raise BackendFailed("without IMPRINT_RUNPOD_API_KEY nobody knows the passwords of rented pods")
+        raise BackendFailed("the passwords of rented pods are derived from IMPRINT_RUNPOD_API_KEY, which is not set")
     mark = hmac.new(key.get_secret_value().encode(), f"imprint pod {name}".encode(), hashlib.sha256).digest()
     return base64.urlsafe_b64encode(mark).decode().rstrip("=")  # without spaces: ai-toolkit splits at them
 
 
 def _order(services: Services, pod_id: str, gpu: GpuType, family: str) -> tuple[RentedPod | None, str, bool]:
-    """Write the order down, or change its GPU; None, why not, and whether that holds for every type of GPU."""
+    """Write the order's row, or change its GPU. Else None, why not, and whether that applies to every type of GPU."""
     settings = services.settings
     with services.database.writing() as session:
         pod_costs.lock_pods(session)
         pod = session.get(RentedPod, pod_id, populate_existing=True)
-        if pod is None and (reason := why_not(session, settings)):
+        if pod is None and (reason := reason_not_to_rent(session, settings)):
             return None, reason, True
         if pod is not None and pod.state != PodState.RENTING:
             return None, "the order for a pod was given up", True
         price = max(gpu.price_microdollars_per_h, _last_paid(session, gpu.id))
         others = [other for other in _live(session) if other.id != pod_id]
-        if reason := pod_costs.too_dear(session, settings, others, price):
+        if reason := pod_costs.reason_too_expensive(session, settings, others, price):
             return None, f"{gpu.id}: {reason}", False
         pod = pod or RentedPod(id=pod_id, name=f"{settings.pod_prefix}-{pod_id}", family=family)
         pod.gpu, pod.cost_microdollars_per_h, pod.asked_at = gpu.id, price, utcnow()
@@ -153,22 +153,22 @@ def _order_of(services: Services, pod: RentedPod) -> PodRequest:
 
 
 def _give_up(services: Services, pod_id: str, reason: str) -> None:
-    """No machine came of this order. The row stays for a while as a memory of why."""
+    """End an order that got no pod. Its row is kept for a while and says why."""
     with services.database.writing() as session:
         session.connection().execute(
             sa.update(RentedPod)
             .where(col(RentedPod.id) == pod_id, col(RentedPod.state) == PodState.RENTING)
             .values(state=PodState.GONE, gone_at=utcnow(), reason=reason)
         )
-    log.warning("no pod: %s", reason)
+    log.warning("no pod was rented: %s", reason)
 
 
 def _live(session: Session) -> list[RentedPod]:
     return list(session.exec(select(RentedPod).where(RentedPod.state != PodState.GONE)))
 
 
-def _lately_refused(session: Session, settings: Settings) -> str:
-    """Why the newest order got no machine, if that was just now: a hundred waiting jobs ask RunPod once."""
+def _recently_refused(session: Session, settings: Settings) -> str:
+    """Why the newest order got no pod, if that was just now: so a hundred waiting jobs call RunPod once."""
     since: datetime = utcnow() - timedelta(seconds=settings.remote_poll_s)
     query = (
         select(RentedPod.reason)
@@ -180,7 +180,7 @@ def _lately_refused(session: Session, settings: Settings) -> str:
 
 
 def _last_paid(session: Session, gpu: str) -> int:
-    """What the last pod with that GPU really cost an hour; RunPod's list may be lower."""
+    """The hourly price of the last pod with that GPU; RunPod's list may be lower."""
     query = (
         select(RentedPod.cost_microdollars_per_h)
         .where(RentedPod.gpu == gpu, col(RentedPod.provider_id).is_not(None))

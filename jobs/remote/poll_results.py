@@ -1,4 +1,4 @@
-"""What a poll saw of a run, and what follows from it: it goes on, it is done, or it is given up."""
+"""The result of polling a run, and what follows: it continues, it is completed, or it is given up."""
 
 import logging
 from dataclasses import dataclass, field
@@ -18,118 +18,117 @@ from training.backends.ai_toolkit.work import PollResult
 
 log = logging.getLogger(__name__)
 
-LOST = {"lost": True}  # details of an error after which nobody needs to be asked again
+LOST = {"lost": True}  # details of an error after which the server need not be asked again
 
 
 @dataclass
-class Seen:
-    """One run as a poll found it. No sighting: nobody answered (`error`), or the server does not know it."""
+class PolledRun:
+    """A run and what a poll found. No result: the server did not answer (`error`), or does not know the run."""
 
     run: RemoteRun
-    sighting: PollResult | None = None
+    result: PollResult | None = None
     error: ImprintError | None = None
     busy: bool = True  # whether anything runs on its server
     previews: list[dict[str, Any]] = field(default_factory=list)
 
 
-def record(session: Session, seen: Seen, settings: Settings) -> str:
-    """Write what became of a run; in a word: recorded, missed, completed, given up, or overtaken by somebody else."""
-    if seen.sighting is None:
-        return _unseen(session, seen, settings)
-    if seen.sighting.status == "completed":
-        return _completed(session, seen, seen.sighting, settings)
-    verdict = _verdict(seen.run, seen.sighting, seen.busy, utcnow(), settings)
+def record_result(session: Session, polled: PolledRun, settings: Settings) -> str:
+    """Write the result of a poll. Returns recorded, missed, completed, given up, or overtaken by another process."""
+    if polled.result is None:
+        return _record_missed(session, polled, settings)
+    if polled.result.status == "completed":
+        return _record_completed(session, polled, polled.result, settings)
+    verdict = _verdict(polled.run, polled.result, polled.busy, utcnow(), settings)
     if verdict is not None:
         error, again = verdict
-        info = f"{seen.sighting.status}: {seen.sighting.info}"
-        given_up = runs.give_up(session, seen.run, error, settings, again=again, info=info)
+        info = f"{polled.result.status}: {polled.result.info}"
+        given_up = runs.give_up(session, polled.run, error, settings, again=again, info=info)
         return "given up" if given_up else "overtaken"
-    return _goes_on(session, seen, seen.sighting)
+    return _record_progress(session, polled, polled.result)
 
 
-def _unseen(session: Session, seen: Seen, settings: Settings) -> str:
-    """A server that does not know the run, that is gone, or that failed to answer once more."""
-    run, error = seen.run, seen.error
+def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> str:
+    """The server does not know the run, is gone, or did not answer."""
+    run, error = polled.run, polled.error
     if error is None:
-        error = BackendUnreachable("the server does not know the training any more")
+        error = BackendUnreachable("the server no longer knows the training")
     elif error.details != LOST:
         if run.missed + 1 < settings.remote_lost_polls:
             with job_context(run.job_id):
-                log.warning("%s was not seen, %d times in a row: %s", run.name, run.missed + 1, error)
+                log.warning("%s could not be polled, %d times in a row: %s", run.name, run.missed + 1, error)
             return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
         error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
     return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
 
 
-def _completed(session: Session, seen: Seen, sighting: PollResult, settings: Settings) -> str:
-    run = seen.run
-    previews = run.previews + len(seen.previews)
-    progress = {"step": sighting.step, "loss": sighting.loss, "seconds_left": 0.0}
-    values = {"status": sighting.status, "info": "", "step": sighting.step, "previews": previews}
-    if not runs.completed(session, run, settings, progress, **values):
+def _record_completed(session: Session, polled: PolledRun, result: PollResult, settings: Settings) -> str:
+    run = polled.run
+    previews = run.previews + len(polled.previews)
+    progress = runs.RunProgress(result.step, result.loss, seconds_left=0.0)
+    values = {"status": result.status, "info": "", "step": result.step, "previews": previews}
+    if not runs.record_completed(session, run, settings, progress, **values):
         return "overtaken"
-    _tell_previews(session, seen)
+    _record_previews(session, polled)
     return "completed"
 
 
-def _goes_on(session: Session, seen: Seen, sighting: PollResult) -> str:
-    run, now = seen.run, utcnow()
-    info = _plain(sighting.info)
+def _record_progress(session: Session, polled: PolledRun, result: PollResult) -> str:
+    run, now = polled.run, utcnow()
+    info = _public_info(result.info)
     progress = None
-    if sighting.status == "running" and sighting.step != run.step:
-        names = ("step", "loss", "seconds_left", "seconds_per_step")
-        progress = {name: getattr(sighting, name) for name in names}
+    if result.status == "running" and result.step != run.step:
+        progress = runs.RunProgress(result.step, result.loss, result.seconds_left, result.seconds_per_step)
     written = runs.record(
         session,
         run,
         progress,
-        status=sighting.status,
+        status=result.status,
         info=info,
-        step=sighting.step,
-        log_offset=sighting.log_offset,
-        previews=run.previews + len(seen.previews),
+        step=result.step,
+        log_offset=result.log_offset,
+        previews=run.previews + len(polled.previews),
         missed=0,
-        moved_at=now if _has_moved(run, sighting, seen.busy) else run.moved_at,
-        started_at=run.started_at or (now if sighting.status == "running" else None),
+        moved_at=now if _has_moved(run, result, polled.busy) else run.moved_at,
+        started_at=run.started_at or (now if result.status == "running" else None),
     )
     if not written:
         return "overtaken"
-    _tell_previews(session, seen)
-    if (sighting.status, info) != (run.status, run.info):
-        transitions.record_event(session, run.job_id, "remote", status=info or sighting.status, attempt=run.attempt)
+    _record_previews(session, polled)
+    if (result.status, info) != (run.status, run.info):
+        transitions.record_event(session, run.job_id, "remote", status=info or result.status, attempt=run.attempt)
     return "recorded"
 
 
-def _tell_previews(session: Session, seen: Seen) -> None:
-    for preview in seen.previews:
-        transitions.record_event(session, seen.run.job_id, "preview", **preview)
+def _record_previews(session: Session, polled: PolledRun) -> None:
+    for preview in polled.previews:
+        transitions.record_event(session, polled.run.job_id, "preview", **preview)
 
 
 def _verdict(
-    run: RemoteRun, sighting: PollResult, busy: bool, now: datetime, settings: Settings
+    run: RemoteRun, result: PollResult, busy: bool, now: datetime, settings: Settings
 ) -> tuple[ImprintError, bool] | None:
-    """Why a run that was seen is to be given up, and whether another one may help; None for one that goes on."""
-    if sighting.status == "failed":
-        if "out of memory" in sighting.info.lower():
+    """Why a run is given up, and whether another attempt may help; None if it continues."""
+    if result.status == "failed":
+        if "out of memory" in result.info.lower():
             return OutOfMemory("the server's GPU has too little memory for this training"), False
         return BackendFailed("the training ended with an error on the server"), True
-    if sighting.status == "stopped":
+    if result.status == "stopped":
         return BackendFailed("the training was stopped on the server"), True
     if run.started_at and now - run.started_at > timedelta(seconds=settings.training_timeout_s):
-        return TrainingTimeout(f"training took longer than {settings.training_timeout_s:.0f} s"), False
-    if now - run.moved_at > timedelta(seconds=settings.remote_stall_s) and not _has_moved(run, sighting, busy):
+        return TrainingTimeout(f"the training took longer than {settings.training_timeout_s:.0f} s"), False
+    if now - run.moved_at > timedelta(seconds=settings.remote_stall_s) and not _has_moved(run, result, busy):
         return BackendFailed(f"the training made no progress for {settings.remote_stall_s:.0f} s"), True
     return None
 
 
-def _has_moved(run: RemoteRun, sighting: PollResult, busy: bool) -> bool:
-    """A step or a line in the log; for one in the queue, that the server works on another."""
-    if sighting.status == "queued":
+def _has_moved(run: RemoteRun, result: PollResult, busy: bool) -> bool:
+    """Whether a run made progress: a step or a line in its log; in the queue, that its server works on another run."""
+    if result.status == "queued":
         return busy
-    return sighting.step != run.step or sighting.grew or run.started_at is None
+    return result.step != run.step or result.grew or run.started_at is None
 
 
-def _plain(info: str) -> str:
-    """The server's words for what it does, if they are of the kind that it has for every job: no names, no numbers."""
+def _public_info(info: str) -> str:
+    """The server's status text, if it is a plain phrase without names or numbers; else empty."""
     words = info.split(" - ")[0].strip(" .")
     return words if len(words) <= 60 and words.replace(" ", "").isalpha() else ""

@@ -1,7 +1,7 @@
-"""The poll: every submitted training looked at, side by side, over one pool of connections.
+"""The poll: asks the servers about every submitted run, in parallel, over one connection pool.
 
-One request per server lists its jobs; then at most two for each job that runs. No session is open meanwhile; what was
-seen is written a batch at a time. A run belongs to the poll that took it last, so two polls at once do nothing twice.
+One request per server lists its jobs; then at most two follow for each running job. No session is open meanwhile, and
+results are written in batches. A run belongs to the poll that claimed it last, so two polls at once do nothing twice.
 """
 
 import logging
@@ -20,7 +20,7 @@ from core.logging import job_context
 from jobs import keys
 from jobs.remote import pods, runs
 from jobs.remote.pod_costs import lock_pods
-from jobs.remote.poll_results import LOST, Seen, record
+from jobs.remote.poll_results import LOST, PolledRun, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import clean_up
 from storage.tables import RemoteRun, RentedPod
@@ -31,57 +31,57 @@ from training.backends.ai_toolkit.server import ToolkitServer
 log = logging.getLogger(__name__)
 
 THREADS = 24
-BATCH = 50  # runs that are written in one transaction
-_FLUSH_S = 1.0  # and how long the first of them waits for the others
+BATCH = 50  # results that are written in one transaction
+_FLUSH_S = 1.0  # how long the first result of a batch waits for the others
 _LEAST_TIME_S = 10.0
 PREVIEWS_AT_ONCE = 4
 MAX_PREVIEW_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
-class Polled:
+class PollSummary:
     """What a poll did."""
 
-    looked_at: int
+    polled: int
     completed: int
     given_up: int
     cleared: int
 
 
-def poll(services: Services) -> Polled:
-    """Look at every submitted run once, record what became of it, and clear from the servers what has ended."""
+def poll(services: Services) -> PollSummary:
+    """Poll every submitted run once, record the results, and delete ended runs from their servers."""
     with services.database.reading() as session:
         if session.exec(select(RemoteRun.job_id).where(col(RemoteRun.cleared_at).is_(None)).limit(1)).first() is None:
-            return Polled(0, 0, 0, 0)
+            return PollSummary(0, 0, 0, 0)
     with services.database.writing() as session:
         runs.end_overdue(session, services.settings)
-        runs.end_those_of_final_jobs(session)
-        taken = runs.take(session, services.settings)
+        runs.end_runs_of_final_jobs(session)
+        taken = runs.claim_submitted(session, services.settings)
     done: Counter[str] = Counter()
-    for batch in _look(services, taken):
+    for batch in _poll_servers(services, taken):
         with services.database.writing() as session:
-            lock_pods(session)  # a batch accounts for several
-            outcomes = [record(session, one, services.settings) for one in batch]
+            lock_pods(session)  # a batch may share out the cost of several pods
+            outcomes = [record_result(session, one, services.settings) for one in batch]
         done.update(outcomes)
         for one, outcome in zip(batch, outcomes, strict=True):
             if outcome == "overtaken" and one.previews:
-                clean_up(services, one.run.job_id)  # if the job is final, its samples came after its end
+                clean_up(services, one.run.job_id)  # if the job is final, its previews came too late
     cleared = clear(services)
     with services.database.writing() as session:
-        runs.wake(session, services.settings)
-    return Polled(done.total(), done["completed"], done["given up"], cleared)
+        runs.wake_waiting(session, services.settings)
+    return PollSummary(done.total(), done["completed"], done["given up"], cleared)
 
 
 def _time_s(services: Services) -> float:
-    """How long a poll waits for servers: it ends before the next one comes, however many of them hang."""
+    """How long a poll waits for servers. It ends before the next one begins, even if servers hang."""
     return max(0.8 * services.settings.remote_poll_s, _LEAST_TIME_S)
 
 
-# ---- looking --------------------------------------------------------------------------------------------------
+# ---- polling --------------------------------------------------------------------------------------------------
 
 
-def _look(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[Seen]]:
-    """Every run as it is seen, in batches, in the order in which the servers answer; who is too slow has not."""
+def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[PolledRun]]:
+    """The results in batches, in the order in which the servers answer. A server that is too slow counts as away."""
     by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
     for run in taken:
         by_server[run.pod_id].append(run)
@@ -89,45 +89,45 @@ def _look(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[Seen]
     until = flushed + _time_s(services)
     pool = ThreadPoolExecutor(THREADS, "poll")
     waiting: dict[Future[Any], list[RemoteRun]] = {
-        pool.submit(_list, services, pod_id): theirs for pod_id, theirs in by_server.items()
+        pool.submit(_list_jobs, services, pod_id): theirs for pod_id, theirs in by_server.items()
     }
-    batch: list[Seen] = []
+    batch: list[PolledRun] = []
     while waiting and (left_s := until - time.monotonic()) > 0:
         for future in wait(waiting, min(left_s, _FLUSH_S), FIRST_COMPLETED).done:
             theirs, answer = waiting.pop(future), future.result()
-            if isinstance(answer, Seen):
+            if isinstance(answer, PolledRun):
                 batch.append(answer)
             elif isinstance(answer, ImprintError):
-                batch += [Seen(run, error=answer) for run in theirs]
+                batch += [PolledRun(run, error=answer) for run in theirs]
             else:
-                batch += _ask_further(services, pool, waiting, theirs, *answer)
+                batch += _submit_polls(services, pool, waiting, theirs, *answer)
         if batch and (len(batch) >= BATCH or time.monotonic() > flushed + _FLUSH_S):
             yield batch
             batch, flushed = [], time.monotonic()
     slow = BackendUnreachable("the server did not answer in time")
-    # Whose turn did not come has not missed anything: the next poll takes them in another order.
+    # Runs whose turn did not come have missed nothing: the next poll takes them in another order.
     hanging = [theirs for future, theirs in waiting.items() if not future.cancel()]
-    yield batch + [Seen(run, error=slow) for theirs in hanging for run in theirs]
-    pool.shutdown(wait=False)  # what still hangs ends by its own time limit
+    yield batch + [PolledRun(run, error=slow) for theirs in hanging for run in theirs]
+    pool.shutdown(wait=False)  # requests that still hang end by their own time limit
 
 
-def _ask_further(
+def _submit_polls(
     services: Services, pool: ThreadPoolExecutor, waiting: dict[Future[Any], list[RemoteRun]], theirs: list[RemoteRun],
     server: ToolkitServer, jobs: dict[str, RemoteJob],
-) -> list[Seen]:  # fmt: skip
-    """Have a look at each of the runs that its server has; gives those that it does not know."""
+) -> list[PolledRun]:  # fmt: skip
+    """Start polling each run that the server lists. Returns the results of those that it does not list."""
     busy = any(job.status == "running" for job in jobs.values())
     known = [run for run in theirs if run.name in jobs]
     random.shuffle(known)
     for run in known:
-        waiting[pool.submit(_look_once, services, server, run, jobs[run.name], busy)] = [run]
+        waiting[pool.submit(_poll_run, services, server, run, jobs[run.name], busy)] = [run]
     if not busy and any(jobs[run.name].status == "queued" for run in known):
-        # A server stops its queue whenever it has drained, also one that was started a moment ago.
+        # A server stops its queue when it is empty, even if it was started a moment ago.
         pool.submit(server.start_queue).add_done_callback(_log_failure)
-    return [Seen(run) for run in theirs if run.name not in jobs]
+    return [PolledRun(run) for run in theirs if run.name not in jobs]
 
 
-def _list(services: Services, pod_id: str | None) -> tuple[ToolkitServer, dict[str, RemoteJob]] | ImprintError:
+def _list_jobs(services: Services, pod_id: str | None) -> tuple[ToolkitServer, dict[str, RemoteJob]] | ImprintError:
     try:
         with services.database.reading() as session:
             pod = session.get(RentedPod, pod_id) if pod_id else None
@@ -139,33 +139,33 @@ def _list(services: Services, pod_id: str | None) -> tuple[ToolkitServer, dict[s
         return error
 
 
-def _look_once(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
+def _poll_run(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> PolledRun:
     with job_context(run.job_id):
-        return _look_at(services, server, run, job, busy)
+        return _poll_run_now(services, server, run, job, busy)
 
 
-def _look_at(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> Seen:
-    seen = Seen(run, busy=busy)
+def _poll_run_now(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> PolledRun:
+    polled = PolledRun(run, busy=busy)
     try:
-        seen.sighting = work.poll(server, job, run.log_offset, run.step)
+        polled.result = work.poll(server, job, run.log_offset, run.step)
     except ImprintError as error:
-        seen.error = error
-        return seen
-    except Exception as error:  # one run that cannot be read must not keep the others from being looked at
-        log.exception("looking at %s", run.name)
-        seen.error = BackendFailed(f"what the server tells cannot be read: {type(error).__name__}")
-        return seen
+        polled.error = error
+        return polled
+    except Exception as error:  # one unreadable answer must not keep the other runs from being polled
+        log.exception("polling %s failed", run.name)
+        polled.error = BackendFailed(f"the server's answer cannot be read: {type(error).__name__}")
+        return polled
     try:
-        for sample in seen.sighting.samples[run.previews : run.previews + PREVIEWS_AT_ONCE]:
+        for sample in polled.result.samples[run.previews : run.previews + PREVIEWS_AT_ONCE]:
             suffix = sample.path.rsplit(".", 1)[-1].lower()
             if suffix not in ("jpg", "jpeg", "png", "webp"):
                 suffix = "bin"
             key = keys.preview(run.job_id, run.attempt, sample.step, sample.prompt, suffix)
             services.store.put(key, server.sample_bytes(sample.path, MAX_PREVIEW_BYTES))
-            seen.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
+            polled.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
     except ImprintError as error:
-        log.warning("a sample of %s is left for the next poll: %s", run.name, error)
-    return seen
+        log.warning("a preview of %s is left for the next poll: %s", run.name, error)
+    return polled
 
 
 def _log_failure(future: "Future[None]") -> None:
@@ -177,9 +177,9 @@ def _log_failure(future: "Future[None]") -> None:
 
 
 def clear(services: Services, job_id: str | None = None) -> int:
-    """Leave nothing on the servers of runs that have ended (of one job, or of all); what fails, the next poll repeats.
+    """Delete ended runs (of one job, or all) from their servers; what fails is repeated by the next poll.
 
-    Gives how many were cleared.
+    Returns how many were deleted.
     """
     with services.database.reading() as session:
         ended = runs.uncleared(session, job_id)
@@ -200,26 +200,26 @@ def clear(services: Services, job_id: str | None = None) -> int:
     pool.shutdown(wait=False, cancel_futures=True)
     with services.database.writing() as session:
         for run in cleared:
-            runs.cleared(session, run, services.settings, gone=run.pod_id in lost)
+            runs.record_cleared(session, run, services.settings, gone=run.pod_id in lost)
     return len(cleared)
 
 
 def clear_job(services: Services, job_id: str) -> None:
-    """The same for a job that is final, at once: a remote training that was cancelled costs money."""
+    """The same for a final job, at once: a cancelled training on a remote server costs money."""
     with services.database.reading() as session:
         if runs.newest(session, job_id) is None:
             return
     with services.database.writing() as session:
-        runs.end_those_of_final_jobs(session, job_id)
+        runs.end_runs_of_final_jobs(session, job_id)
     clear(services, job_id)
 
 
 def _clear_on(
     services: Services, pod_id: str | None, ended: Sequence[RemoteRun], until: float, *, gone: bool
 ) -> list[RemoteRun]:
-    """The runs of which one server has nothing any more; the first that fails ends it: the others would, too.
+    """Delete ended runs from one server until one fails: the others would fail too. Returns those that are deleted.
 
-    After `until` (of time.monotonic) the rest is left for the next time.
+    After `until` (of time.monotonic) the rest is left for the next poll.
     """
     if gone:
         return list(ended)
@@ -232,5 +232,5 @@ def _clear_on(
             work.clear(server, run.name)
             cleared.append(run)
     except ImprintError as error:
-        log.warning("%d run(s) are still to be cleared from a server: %s", len(ended) - len(cleared), error)
+        log.warning("%d ended run(s) are not deleted from their server yet: %s", len(ended) - len(cleared), error)
     return cleared

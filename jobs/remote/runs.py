@@ -1,14 +1,15 @@
-"""A job's trainings on remote servers, attempt by attempt, as the database has them. No network in here.
+"""A job's runs on remote servers, one for each attempt, in the database. This module makes no requests.
 
     submitting -> submitted -> completed -> ended        ended also from any other, with a reason
 
-While a run is `submitting` or `completed`, a worker moves it, under the lease of the job's stage. While it is
-`submitted` nobody holds the job: the poll moves the run, and only the poll that took it last (`looked_at`). So whoever
-comes second changes nothing, and every move may be tried again.
+While a run is `submitting` or `completed`, a worker changes it under the lease of the job's stage. While it is
+`submitted`, no worker holds the job, and only the poll that claimed the run last (`looked_at`) changes it. So of two
+callers the second changes nothing, and every change may be tried again.
 """
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -18,21 +19,29 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs import transitions
+from jobs import repair, transitions
 from jobs.leases import Lease
-from jobs.remote import pods
+from jobs.remote import pod_costs, pods
 from notifications import outbox
 from storage.tables import ACTIVE, Job, PodState, RemoteRun, RentedPod, RunState, Stage
 from training.backends.ai_toolkit.work import remote_name
 
-FIXED = "ai-toolkit"  # what the server is called that no pod is rented for
-
-# A job that waits for a server asks again by itself after so many polls; a poll that sees a place wakes it sooner.
+# A job that waits for a server tries again after so many polls; a poll that finds room wakes it sooner.
 _WAIT_POLLS = 10
 
 
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a remote training is. What is None is left as it is."""
+
+    step: int
+    loss: float | None
+    seconds_left: float | None
+    seconds_per_step: float | None = None
+
+
 def newest(session: Session, job_id: str) -> RemoteRun | None:
-    """The attempt that counts."""
+    """The job's newest run, which is the one that counts."""
     query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt).desc()).limit(1)
     return session.exec(query).one_or_none()
 
@@ -40,8 +49,8 @@ def newest(session: Session, job_id: str) -> RemoteRun | None:
 # ---- under the lease of the job's stage -----------------------------------------------------------------------
 
 
-def current(session: Session, lease: Lease, settings: Settings) -> RemoteRun:
-    """The run to work on: the newest, or a new one where there is none or it has ended. Its name is kept first."""
+def get_or_create(session: Session, lease: Lease, settings: Settings) -> RemoteRun:
+    """The run to work on: the newest, or a new one if there is none or it has ended. Its name is stored first."""
     lease.renew(session, settings.lease_s)
     run = newest(session, lease.job_id)
     if run is None or run.state == RunState.ENDED:
@@ -59,17 +68,17 @@ def assign(lease: Lease, run: RemoteRun, settings: Settings, session: Session, p
     _change(session, run, pod_id=pod_id, missed=run.missed if pod_id == run.pod_id else 0)
 
 
-def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
-    """There is no server for the run yet: a poll will wake it, without counting it as an attempt.
+def wait_for_server(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
+    """Let the job wait until a poll finds a server for it; this is not counted as an attempt.
 
-    A job whose hold on credits is over waits no more; it fails.
+    A job whose hold has expired fails instead.
     """
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     news = job.waiting_note != reason
     lease.write(
         session, attempt=max(lease.attempt - 1, 0), launches=0, waiting_note=reason, lease_token=lease.token + 1
     )
-    if transitions.hold_is_over(session, job):
+    if repair.expire_overdue_hold(session, job):
         return
     if news:
         transitions.record_event(session, job.id, "waiting", reason=reason)
@@ -77,21 +86,21 @@ def wait(session: Session, lease: Lease, reason: str, settings: Settings) -> Non
     transitions.send_launch(session, job, settings, delay_s)
 
 
-def submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, settings: Settings) -> None:
-    """The training is on the server: from now on the poll looks after it, and nobody holds the job."""
+def record_submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: str, settings: Settings) -> None:
+    """Record that the training is on the server: from now on polls follow it, and no worker holds the job."""
     now = utcnow()
-    pods.account(session, run.pod_id)
-    give_back(session, lease, settings)
+    pod_costs.share_out_cost(session, run.pod_id)
+    release_job(session, lease, settings)
     _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0)
-    server = server_name(session, run) or FIXED
+    server = pods.server_name(session, run) or pods.FIXED
     transitions.record_event(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 
 
-def give_back(session: Session, lease: Lease, settings: Settings) -> None:
-    """The job stands where it is, in nobody's hands."""
+def release_job(session: Session, lease: Lease, settings: Settings) -> None:
+    """Release the job at its stage."""
     lease.write(
         session,
-        lease_token=lease.token + 1,  # a heartbeat that is under way must not take it again
+        lease_token=lease.token + 1,  # a renewal in progress must not take it again
         attempt=0,
         lease_holder=None,
         lease_until=None,
@@ -100,14 +109,14 @@ def give_back(session: Session, lease: Lease, settings: Settings) -> None:
     )
 
 
-def collected(session: Session, run: RemoteRun) -> None:
-    """The file is ours: nothing on the server is needed any more."""
-    pods.account(session, run.pod_id)
+def record_collected(session: Session, run: RemoteRun) -> None:
+    """Record that the file has been fetched: nothing on the server is needed any more."""
+    pod_costs.share_out_cost(session, run.pod_id)
     _change(session, run, state=RunState.ENDED, ended_at=utcnow())
 
 
-def submitted_in_vain(session: Session, run: RemoteRun) -> None:
-    """Whoever submitted has lost the job meanwhile: what was brought there after a clearing is cleared again."""
+def record_late_submission(session: Session, run: RemoteRun) -> None:
+    """Record a submission whose worker had lost the job: what it sent to the server is deleted again."""
     again = sa.update(RemoteRun).where(_is(run), col(RemoteRun.state) == RunState.ENDED)
     session.connection().execute(again.values(cleared_at=None))
 
@@ -115,8 +124,8 @@ def submitted_in_vain(session: Session, run: RemoteRun) -> None:
 # ---- what the poll records ------------------------------------------------------------------------------------
 
 
-def take(session: Session, settings: Settings) -> list[RemoteRun]:
-    """All submitted runs that no other poll looks at now; from here on they are this one's."""
+def claim_submitted(session: Session, settings: Settings) -> list[RemoteRun]:
+    """Claim all submitted runs that no other poll has claimed recently."""
     now = utcnow()
     stale = now - timedelta(seconds=settings.remote_poll_s / 2)
     taken = (
@@ -131,32 +140,34 @@ def take(session: Session, settings: Settings) -> list[RemoteRun]:
     return list(session.scalars(taken, execution_options={"populate_existing": True}))
 
 
-def record(session: Session, run: RemoteRun, progress: dict[str, Any] | None = None, **values: Any) -> bool:
-    """Write what was seen of a run that goes on; `progress` (step, loss, …) goes to the job and its events too."""
+def record(session: Session, run: RemoteRun, progress: RunProgress | None = None, **values: Any) -> bool:
+    """Write to a run that continues; `progress` (step, loss, …) is written to the job and its events too."""
     if values.get("status", run.status) != run.status:
-        pods.account(session, run.pod_id)  # whoever runs pays for the pod, not who waits
+        pod_costs.share_out_cost(session, run.pod_id)  # the run that trains pays for the pod, not those that wait
     if not _change(session, run, **values):
         return False
     if progress is not None:
-        _tell_progress(session, run, progress)
+        _record_job_progress(session, run, progress)
     return True
 
 
-def _tell_progress(session: Session, run: RemoteRun, progress: dict[str, Any]) -> None:
-    told = {name: value for name, value in progress.items() if value is not None}
-    update = sa.update(Job).where(_in_training(run)).values(**told).returning(col(Job.total_steps), col(Job.loss))
+def _record_job_progress(session: Session, run: RemoteRun, progress: RunProgress) -> None:
+    known = {name: value for name, value in asdict(progress).items() if value is not None}
+    update = sa.update(Job).where(_in_training(run)).values(**known).returning(col(Job.total_steps), col(Job.loss))
     for total, loss in session.connection().execute(update):
-        data = {"step": progress["step"], "total": total, "loss": loss, "seconds_left": progress["seconds_left"]}
+        data = {"step": progress.step, "total": total, "loss": loss, "seconds_left": progress.seconds_left}
         transitions.record_event(session, run.job_id, "progress", **data)
 
 
-def completed(session: Session, run: RemoteRun, settings: Settings, progress: dict[str, Any], **values: Any) -> bool:
-    """The training is done: the rest of the chain is sent."""
+def record_completed(
+    session: Session, run: RemoteRun, settings: Settings, progress: RunProgress, **values: Any
+) -> bool:
+    """Record that the training is done, and send the rest of the chain."""
     now = utcnow()
-    pods.account(session, run.pod_id)
+    pod_costs.share_out_cost(session, run.pod_id)
     if not _change(session, run, state=RunState.COMPLETED, missed=0, **values):
         return False
-    _tell_progress(session, run, progress)
+    _record_job_progress(session, run, progress)
     began = run.started_at or run.submitted_at or now
     train_seconds = col(Job.train_seconds) + (now - began).total_seconds()
     update = sa.update(Job).where(_in_training(run))
@@ -170,12 +181,12 @@ def completed(session: Session, run: RemoteRun, settings: Settings, progress: di
 def give_up(
     session: Session, run: RemoteRun, error: ImprintError, settings: Settings, *, again: bool = True, info: str = ""
 ) -> bool:
-    """End a run that gives no file. The job is submitted anew while it may be (`again`), else it fails with `error`.
+    """End a run without a file. With `again`, and if attempts are left, the job is submitted anew; else it fails.
 
-    info: the server's own words, for operators. False if the run stands elsewhere by now.
+    info: the server's own text, for operators. False if another process has changed the run meanwhile.
     """
     now = utcnow()
-    pods.account(session, run.pod_id)
+    pod_costs.share_out_cost(session, run.pod_id)
     reason = f"{error.message} ({info[:300]})" if info else error.message
     if not _change(session, run, state=RunState.ENDED, reason=reason, ended_at=now):
         return False
@@ -199,7 +210,7 @@ def give_up(
 
 
 def end_overdue(session: Session, settings: Settings) -> int:
-    """Fail jobs that still wait in a server's queue when their hold on credits is over. Gives how many."""
+    """Fail jobs that still wait in a server's queue when their hold has expired. Returns how many."""
     query = (
         select(Job)
         .join(RemoteRun, col(RemoteRun.job_id) == col(Job.id))
@@ -210,13 +221,13 @@ def end_overdue(session: Session, settings: Settings) -> int:
             col(Job.created_at) < utcnow() - timedelta(days=settings.hold_days),
         )
     )
-    return sum(transitions.hold_is_over(session, job) for job in session.exec(query).all())
+    return sum(repair.expire_overdue_hold(session, job) for job in session.exec(query).all())
 
 
-def wake(session: Session, settings: Settings) -> int:
-    """Let jobs that wait for a server ask again: those whose pod is ready, and as many of the others as one could take.
+def wake_waiting(session: Session, settings: Settings) -> int:
+    """Launch jobs that wait for a server: those whose pod is ready, and as many others as a pod could take.
 
-    Not all of them: a hundred jobs that find no place would keep the workers busy with that.
+    Not all of them: a hundred jobs that find no room would only occupy the workers.
     """
     query = (
         select(RemoteRun, RentedPod)
@@ -236,71 +247,36 @@ def wake(session: Session, settings: Settings) -> int:
     return outbox.make_due_now(session, [*placed, *others[: 2 * settings.pod_jobs_max]], "launch")
 
 
-# ---- what is left on servers ----------------------------------------------------------------------------------
+# ---- ended runs on servers ------------------------------------------------------------------------------------
 
 
-def end_those_of_final_jobs(session: Session, job_id: str | None = None) -> int:
-    """A final job needs none of its runs: those of one job, or of all. Gives how many ended."""
+def end_runs_of_final_jobs(session: Session, job_id: str | None = None) -> int:
+    """End the runs of final jobs, or of one final job. Returns how many."""
     final = sa.exists().where(col(Job.id) == col(RemoteRun.job_id), col(Job.status).not_in(ACTIVE))
     query = select(RemoteRun).where(col(RemoteRun.state) != RunState.ENDED, final)
     runs = session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
-    for pod_id in sorted({run.pod_id for run in runs}, key=str):  # one order for all, so that nobody waits in a ring
-        pods.account(session, pod_id)
+    for pod_id in sorted(
+        {run.pod_id for run in runs}, key=str
+    ):  # always in the same order, so that two processes cannot deadlock
+        pod_costs.share_out_cost(session, pod_id)
     return sum(_change(session, run, state=RunState.ENDED, ended_at=utcnow()) for run in runs)
 
 
 def uncleared(session: Session, job_id: str | None = None) -> Sequence[RemoteRun]:
-    """Runs that have ended and may still have something on their server: those of one job, or all."""
+    """Ended runs (of one job, or all) that may still be on their server."""
     query = select(RemoteRun).where(col(RemoteRun.state) == RunState.ENDED, col(RemoteRun.cleared_at).is_(None))
     return session.exec(query if job_id is None else query.where(RemoteRun.job_id == job_id)).all()
 
 
-def cleared(session: Session, run: RemoteRun, settings: Settings, *, gone: bool) -> None:
-    """Nothing of the run is left on its server (`gone`: nor is there a server).
+def record_cleared(session: Session, run: RemoteRun, settings: Settings, *, gone: bool) -> None:
+    """Record that a run is deleted from its server (`gone`: the server itself is gone).
 
-    Whoever was submitting it when it ended may still send its last request, so it is cleared once more after that.
+    A worker that was submitting the run when it ended may still send its last request, so it is deleted once more then.
     """
     now = utcnow()
     settled = now - timedelta(seconds=2 * settings.lease_s)
     if gone or run.submitted_at is not None or (run.ended_at or now) < settled:
         _change(session, run, cleared_at=now)
-
-
-# ---- for people -----------------------------------------------------------------------------------------------
-
-
-def server_name(session: Session, run: RemoteRun) -> str | None:
-    """What people know the run's server by; no address, no secret. None before it has one."""
-    pod = session.get(RentedPod, run.pod_id) if run.pod_id else None
-    if pod is None:
-        return FIXED if run.remote_id else None
-    return pod.name
-
-
-def to_dicts(session: Session, job_id: str) -> list[dict[str, Any]]:
-    """A job's runs for operators: where, how far, why it ended or what it waits for, what it cost."""
-    job = session.get(Job, job_id)
-    waits_for = job.waiting_note if job is not None and job.status in ACTIVE else None
-    query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt))
-    return [
-        {
-            "attempt": run.attempt,
-            "server": server_name(session, run),
-            "name": run.name,
-            "state": run.state,
-            "status": run.info or run.status,
-            "step": run.step,
-            "reason": run.reason or (waits_for if run.state == RunState.SUBMITTING else None),
-            "cost_dollars": round(run.cost_microdollars / 1e6, 4),
-            "submitted_at": run.submitted_at.isoformat() if run.submitted_at else None,
-            "ended_at": run.ended_at.isoformat() if run.ended_at else None,
-            "cleared": run.cleared_at is not None,
-        }
-        for run in session.exec(query)
-    ]
-
-
-# ---- inside ---------------------------------------------------------------------------------------------------
 
 
 def _is(run: RemoteRun) -> sa.ColumnElement[bool]:
@@ -312,7 +288,7 @@ def _in_training(run: RemoteRun) -> sa.ColumnElement[bool]:
 
 
 def _change(session: Session, run: RemoteRun, **values: Any) -> bool:
-    """Write to a run that stands where it was seen: in its state, and taken by no later poll."""
+    """Write to a run if its state is unchanged and no later poll has claimed it. Returns whether it was written."""
     update = sa.update(RemoteRun).where(
         _is(run),
         col(RemoteRun.state) == run.state,

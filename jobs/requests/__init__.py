@@ -1,1 +1,1 @@
-"""What an application may ask for, validated in full before anything is stored."""
+"""Training requests: parsed and validated in full before anything is stored."""

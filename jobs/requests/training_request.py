@@ -1,4 +1,4 @@
-"""What an application asks for, checked in full: every fault of a request is named at once."""
+"""A training request, parsed and validated: all faults of a request are reported together."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
-# A caption may have lines; a null character is what PostgreSQL does not keep.
+# A caption may have several lines; PostgreSQL does not store null characters.
 Caption = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
 ]
@@ -32,8 +32,8 @@ Reference = Annotated[
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
-class Image(BaseModel):
-    """One picture: where it is, what it shows, and what of it counts."""
+class RequestedImage(BaseModel):
+    """One picture of a request: its address or id, its caption, and its mask."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class Envelope(BaseModel):
 
     owner_id: Name
     subject_id: Name
-    images: list[Image] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
+    images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
@@ -58,11 +58,11 @@ class Envelope(BaseModel):
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A request without faults: what `parse` gives."""
+    """A valid request, as `parse` returns it."""
 
     envelope: Envelope
     spec: TrainSpec
-    sha256: str  # of what was asked, as it was asked: the same key must come with the same hash
+    sha256: str  # of the request as it was sent: the same idempotency key must come with the same hash
 
 
 _MAX_UNKNOWN = 10
@@ -77,9 +77,11 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     Raises SpecInvalid with every fault at once.
     """
     known = _ENVELOPE | _RECIPE
-    # Of what a sender made up, enough to see what was meant: an answer is kept, and read by people.
+    # Enough of an unknown name to recognise it: the answer is stored, and people read it.
     unknown = [ascii(name)[1:-1][:60] for name in arguments if name not in known][:_MAX_UNKNOWN]
-    faults: dict[str, str] = {name: f"unknown argument; known are {', '.join(sorted(known))}" for name in unknown}
+    faults: dict[str, str] = {
+        name: f"unknown argument; the arguments are {', '.join(sorted(known))}" for name in unknown
+    }
     envelope = spec = None
     given = {name: value for name, value in arguments.items() if name in _ENVELOPE}
     if isinstance(given.get("images"), list):
@@ -100,29 +102,31 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
     if envelope is not None:
-        faults.update(_refused(envelope, sources))
+        faults.update(_address_faults(envelope, sources))
     if spec is not None and envelope is not None:
         left = len(envelope.images) - spec.validation.held_out
         if left < MIN_PICTURES:
-            faults["validation.held_out"] = f"leaves {left} pictures to train on; at least {MIN_PICTURES} are needed"
+            faults["validation.held_out"] = (
+                f"leaves {left} pictures to train on; a training needs at least {MIN_PICTURES}"
+            )
         if not spec.objective.masked and any(image.mask for image in envelope.images):
-            faults["objective.masked"] = "pictures come with masks: set it to true, or leave the masks out"
+            faults["objective.masked"] = "the pictures have masks: set this to true, or leave the masks out"
     if spec is not None:
-        faults.update(_misplaced_base(spec, settings))
-        faults.update(_unfit_for_remote(spec, settings))
+        faults.update(_base_model_faults(spec, settings))
+        faults.update(_remote_faults(spec, settings))
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
     return TrainingRequest(envelope, spec, _sha256(arguments))
 
 
-def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
-    """What a remote server cannot do, found before anything is held for it."""
+def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+    """What a remote server cannot do, found before credits are held."""
     if spec.backend == "local":
         return {}
     faults = options.unsupported_options(spec)
     if settings.ai_toolkit_url is None and settings.runpod_api_key is None:
         faults["backend"] = (
-            "there is no server for ai-toolkit: set IMPRINT_AI_TOOLKIT_URL to one, or IMPRINT_RUNPOD_API_KEY to rent"
+            "no ai-toolkit server is configured: set IMPRINT_AI_TOOLKIT_URL, or IMPRINT_RUNPOD_API_KEY to rent one"
         )
     try:
         config.find_base_model(spec, settings.base_models)
@@ -131,45 +135,45 @@ def _unfit_for_remote(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     return faults
 
 
-def _refused(envelope: Envelope, sources: Sources) -> dict[str, str]:
+def _address_faults(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
             if reference and "://" in reference and (reason := sources.refusal_reason(reference)):
                 faults[name] = reason
-    if envelope.webhook_url is not None and (reason := refused_webhook(envelope.webhook_url, sources)):
+    if envelope.webhook_url is not None and (reason := webhook_fault(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
     return faults
 
 
-def refused_webhook(url: str, sources: Sources) -> str | None:
-    """Notices go out through the same guard as pictures come in: what it would refuse then is refused now."""
+def webhook_fault(url: str, sources: Sources) -> str | None:
+    """Why a webhook address is refused, or None. Webhooks use the same guard as downloads of pictures."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return "not an address that can be read"
+        return "is not a valid address"
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        return "needs to be an http(s) address without user info or query"
+        return "must be an http(s) address without user info and query"
     return sources.refusal_reason(url)
 
 
-def _misplaced_base(spec: TrainSpec, settings: Settings) -> dict[str, str]:
-    """A request may point at a folder, but only below the folders that the operator named."""
+def _base_model_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+    """A request may name a folder, but only below the folders that the operator allows."""
     if spec.base_model in BASE_MODELS or spec.base_model in settings.base_models:
         return {}
     if re.search(_CONTROL, spec.base_model):
-        return {"base_model": "has a control character"}
+        return {"base_model": "contains a control character"}
     if _HUB_ID.fullmatch(spec.base_model):
         return {}
     roots = [*settings.base_model_roots, settings.home / "bases"]
     folder = Path(spec.base_model).resolve()
     if any(folder.is_relative_to(root.resolve()) for root in roots):
         return {}
-    return {"base_model": "neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}
+    return {"base_model": "is neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}
 
 
 def _faults_of(error: ValidationError) -> dict[str, str]:
-    # Names of options may be a sender's own, too: see _MAX_UNKNOWN.
+    # Names of options may be made up, too: see _MAX_UNKNOWN.
     errors = error.errors(include_url=False, include_input=False)
     known = [fault for fault in errors if fault["type"] != "extra_forbidden"]
     unknown = [fault for fault in errors if fault["type"] == "extra_forbidden"][:_MAX_UNKNOWN]

@@ -1,6 +1,5 @@
-"""The way between a running training and the database: progress out; cancelled, lost or leaving in."""
+"""The link between a running training and the database: it writes progress, and finds out when to stop."""
 
-import json
 import logging
 import threading
 import time
@@ -18,10 +17,10 @@ from training.ports import Progress
 
 log = logging.getLogger(__name__)
 
-# Set when this worker is asked to stop: trainings checkpoint and hand over.
+# Set when this worker is asked to stop: its trainings write a checkpoint and hand over.
 leaving = threading.Event()
 
-_LOOK_EVERY_S = 0.5
+_CHECK_EVERY_S = 0.5
 
 
 class JobControl:
@@ -31,40 +30,40 @@ class JobControl:
         self._database, self._lease, self._held = database, lease, held
         self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
-        self._next_look = 0.0
+        self._next_check = 0.0
 
     def check(self) -> None:
-        """Raise what ends the training. Looks at the row at most twice a second."""
+        """Raise the error that ends the training, if there is one. Queries the job at most twice a second."""
         if leaving.is_set():
             raise HandOver("this worker was asked to stop")
         now = time.monotonic()
         if now > self._deadline:
-            raise TrainingTimeout(f"training took longer than {self._timeout_s:.0f} s")
+            raise TrainingTimeout(f"the training took longer than {self._timeout_s:.0f} s")
         if self._held.lost.is_set():
             self._raise_why()
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + _LOOK_EVERY_S
+        self._next_check = now + _CHECK_EVERY_S
         try:
             with self._database.reading() as session:
-                held = self._lease.held(session)
+                held = self._lease.is_held(session)
         except AWAY as error:
-            log.warning("training goes on while the database does not answer (%s)", error)
+            log.warning("the training continues while the database does not answer (%s)", error)
             return
         if not held:
             self._raise_why()
 
     def report(self, progress: Progress) -> None:
-        """Write progress to the job and append it to its events, if the lease holds."""
+        """Write progress to the job and its events. Raises if the lease is lost."""
         data = {
             "step": progress.step,
             "total": progress.total,
             "loss": progress.loss,
             "seconds_left": progress.seconds_left,
         }
-        looked: dict[str, float] = {}
+        validated: dict[str, float] = {}
         if progress.validation_loss is not None:
-            looked = {"validation_loss": progress.validation_loss}
+            validated = {"validation_loss": progress.validation_loss}
         try:
             with self._database.writing() as session:
                 self._lease.write(
@@ -73,28 +72,27 @@ class JobControl:
                     loss=progress.loss,
                     seconds_left=progress.seconds_left,
                     seconds_per_step=progress.seconds_per_step,
-                    **looked,
+                    **validated,
                 )
-                told = json.dumps(data | looked)
-                session.add(JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=told))
+                event = JobEvent(job_id=self._lease.job_id, at=utcnow(), kind="progress", data=data | validated)
+                session.add(event)
         except LeaseLost:
             self._raise_why()
         except AWAY as error:
-            log.warning("progress not written, the database does not answer (%s)", error)
+            log.warning("progress is not written: the database does not answer (%s)", error)
 
     def _raise_why(self) -> None:
         with self._database.reading() as session:
             job = session.get(Job, self._lease.job_id)
         if job is not None and job.status == Status.CANCELLED:
             raise Cancelled("the owner cancelled")
-        raise LeaseLost(f"{self._lease.job_id}: somebody else works on it, or it is final")
+        raise LeaseLost(f"{self._lease.job_id}: another worker has claimed the job, or it is final")
 
 
 class StoredCheckpoints:
-    """Implements `training.ports.Checkpoints` in the object store, so that any worker can go on.
+    """Implements `training.ports.Checkpoints` in the object store, so that any worker can continue.
 
-    A checkpoint that is newer than the last one known gives the stage its attempts back: only attempts that
-    get nowhere are counted.
+    A new checkpoint resets the stage's attempts: only attempts without progress are counted.
     """
 
     def __init__(self, store: ObjectStore, database: Database, lease: Lease) -> None:
@@ -114,7 +112,7 @@ class StoredCheckpoints:
             with self._database.writing() as session:
                 self._lease.write(session, checkpoint_step=step, attempt=1)
         except AWAY as error:
-            log.warning("checkpoint %d is kept but not noted, the database does not answer (%s)", step, error)
+            log.warning("checkpoint %d is stored but not recorded: the database does not answer (%s)", step, error)
 
     def drop(self, step: int) -> None:
         with suppress(NotFound):
@@ -125,18 +123,18 @@ class StoredCheckpoints:
 
 
 class StoredPreviews:
-    """Implements `training.ports.Previews`: pictures in the object store, each told as an event of the job."""
+    """Implements `training.ports.Previews`: pictures in the object store, each with an event of the job."""
 
     def __init__(self, store: ObjectStore, database: Database, lease: Lease) -> None:
         self._store, self._database, self._lease = store, database, lease
 
     def save(self, step: int, prompt: int, png: bytes) -> None:
-        # No attempt in the key: who goes on from a checkpoint draws the same picture again.
+        # No attempt in the key: a worker that continues from a checkpoint draws the same picture again.
         key = keys.preview(self._lease.job_id, 0, step, prompt, "png")
         self._store.put(key, png)
         try:
             with self._database.writing() as session:
-                if self._lease.held(session):
+                if self._lease.is_held(session):
                     transitions.record_event(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
         except AWAY as error:
-            log.warning("a preview is kept but not told, the database does not answer (%s)", error)
+            log.warning("a preview is stored but its event is not: the database does not answer (%s)", error)

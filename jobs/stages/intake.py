@@ -1,7 +1,6 @@
-"""The pictures of a job: stored ones, and what was prepared before."""
+"""The pictures of a job: stored sources, and results of earlier preparation."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from training.spec import TrainSpec
 
 
 def store_picture(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
-    """Keep a picture of an owner's subject, or a mask of one; gives the id that `images` may name.
+    """Store a picture of a subject, or a mask; returns the id that `images` may name.
 
-    The same bytes give the same id, also after it was removed: then it is there again.
+    The same bytes have the same id. A picture that was removed is restored by this.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     with services.database.reading() as session:
@@ -61,11 +60,11 @@ def store_picture(services: Services, owner_id: str, subject_id: str, data: byte
 
 
 def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[JobPicture]:
-    """Rows for the pictures; a stored one that was prepared for this recipe before is done already."""
+    """The rows for a job's pictures. A stored picture that was prepared for this recipe before is done already."""
     images = request.envelope.images
     stored = _stored(session, request)
     if missing := {
-        name: "no stored picture of this owner has this id"
+        name: "the owner has no stored picture with this id"
         for index, image in enumerate(images)
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask))
         if reference and "://" not in reference and reference not in stored
@@ -78,7 +77,7 @@ def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[Jo
             row.caption = image.caption or stored[image.ref].caption
             row.source_sha256 = stored[image.ref].sha256
         rows.append(row)
-    # What a picture with a mask is prepared as depends on both: it is known where both are stored.
+    # The result for a picture with a mask depends on both files: it is known if both are stored.
     recipes = {
         row.position: preparation(request.spec, stored[row.mask].sha256 if row.mask else None)
         for row in rows
@@ -87,13 +86,13 @@ def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[Jo
     prepared = _prepared(session, {picture.sha256 for picture in stored.values()}, recipes.values())
     for row in rows:
         if done := prepared.get((row.source_sha256, recipes.get(row.position))):
-            for name, value in outcome(done).items():
+            for name, value in picture_values(done).items():
                 setattr(row, name, value)
     return rows
 
 
 def _stored(session: Session, request: TrainingRequest) -> dict[str, StoredPicture]:
-    """The stored pictures that an request names, by id."""
+    """The stored pictures that a request names, by id."""
     named = {reference for image in request.envelope.images for reference in (image.ref, image.mask) if reference}
     query = select(StoredPicture).where(
         col(StoredPicture.id).in_({reference for reference in named if "://" not in reference}),
@@ -113,7 +112,7 @@ def _prepared(
 
 
 def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
-    """Name of how a picture is prepared for this spec, and with which mask; a file is prepared once per name."""
+    """The name of the preparation for this spec and mask. A file is prepared once for each name."""
     buckets = "-buckets" if spec.aspect_buckets else ""
     masked = "-masked" if spec.objective.masked else ""
     return f"{spec.resolution}{buckets}{masked}{f'-{mask_sha256}' if mask_sha256 else ''}"
@@ -122,12 +121,12 @@ def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
 def convert(
     services: Services, data: bytes, sha256: str, spec: TrainSpec, mask: bytes | None = None
 ) -> PreparedPicture:
-    """Decode a file and prepare it as `spec` wants it; the picture is in the store, the row is the caller's to keep.
+    """Decode and prepare a file for `spec`, and put the result into the store. The caller stores the row.
 
-    A file, or its mask, that cannot be read gives a row that says why.
+    If the file or its mask cannot be read, the row's report says why.
     """
     recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None)
-    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report="{}")
+    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report={})
     try:
         made = services.decoder.prepare(
             data,
@@ -138,33 +137,32 @@ def convert(
         )
     except ImageInvalid as error:
         fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"
-        row.report = json.dumps({"error": error.message, "code": error.code, "bad": [fault]})
+        row.report = {"error": error.message, "code": error.code, "bad": [fault]}
     else:
         bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-        row.report = json.dumps(made.report.to_dict() | {"bad": bad})
+        row.report = made.report.to_dict() | {"bad": bad}
         row.sha256, row.width, row.height = made.sha256, made.width, made.height
         row.key = keys.prepared(made.sha256)
         services.store.put(row.key, made.png)
     return row
 
 
-def outcome(done: PreparedPicture) -> dict[str, Any]:
-    """What a prepared picture means for a job's picture."""
-    report = json.loads(done.report)
-    faults = report.get("bad", [])
+def picture_values(done: PreparedPicture) -> dict[str, Any]:
+    """The values of a job's picture that follow from a prepared one."""
+    faults = done.report.get("bad", [])
     return {
         "state": PictureState.BAD if faults else PictureState.GOOD,
         "source_sha256": done.source_sha256 or None,
         "prepared_sha256": done.sha256,
         "width": done.width,
         "height": done.height,
-        "faults": json.dumps(faults),
+        "faults": faults,
         "report": done.report,
     }
 
 
 def unpack(services: Services, manifest: Manifest, folder: Path) -> list[Example]:
-    """The pictures of a dataset, each in a file of `folder`."""
+    """Copy the pictures of a dataset into `folder`."""
     examples = []
     for example in manifest.examples:
         path = folder / f"{example.sha256}.png"

@@ -1,4 +1,4 @@
-"""The shell around every step: claim, keep the lease, and turn what goes wrong into the right move of the job."""
+"""What all steps share: claim the stage, keep the lease, and turn an error into the right transition of the job."""
 
 import logging
 import os
@@ -23,54 +23,54 @@ from storage.tables import ACTIVE, Job, Stage, Status
 log = logging.getLogger(__name__)
 
 
-class NotMine(Exception):
-    """Somebody else works on the stage, or it is done, or the job is final."""
+class NothingToDo(Exception):
+    """Another worker has the stage, the stage is done, or the job is final."""
 
 
-class DoneBefore(NotMine):
-    """The stage is done, and the job waits or is worked on behind it: what follows may be sent once more."""
+class AlreadyDone(NothingToDo):
+    """The stage is done and the job is at a later one: the messages that follow may be sent again."""
 
 
-class TryAgain(Exception):
-    """A transient failure: call the step again in `delay_s` seconds."""
+class RetryLater(Exception):
+    """A transient failure: run the step again in `delay_s` seconds."""
 
     def __init__(self, reason: str, delay_s: float) -> None:
         super().__init__(reason, delay_s)
         self.delay_s = delay_s
 
 
-# ---- the shell of a step ----------------------------------------------------------------------------------
+# ---- running a step ----------------------------------------------------------------------------------------
 
 
-def holder() -> str:
+def worker_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
 @contextmanager
-def working(services: Services, lease: Lease) -> Iterator[HeldLease]:
-    """Keep the lease while the block works; turn what goes wrong into the right move of the job."""
-    with stage_context(lease.job_id, lease.stage), timed(lease.stage):
+def holding_lease(services: Services, lease: Lease) -> Iterator[HeldLease]:
+    """Keep the lease while the block runs; turn an error into the right transition of the job."""
+    with stage_context(lease.job_id, lease.stage), timed_stage(lease.stage):
         try:
             with services.lease_keeper.keeping(lease) as held:
                 yield held
         except HandOver as stop:
             with suppress(LeaseLost), services.database.writing() as session:
                 transitions.hand_over(session, lease, services.settings)
-            raise NotMine(str(stop)) from stop
+            raise NothingToDo(str(stop)) from stop
         except Stop as stop:
-            log.info("left: %s", stop)
-            clean_up(services, lease.job_id)  # a job that is final meanwhile keeps nothing of what was written
-            raise NotMine(str(stop)) from stop
+            log.info("this worker stops work on the stage: %s", stop)
+            clean_up(services, lease.job_id)  # if the job is final by now, nothing that was written is kept
+            raise NothingToDo(str(stop)) from stop
         except ImprintError as error:
-            _failed(services, lease, error)
+            _retry_or_fail(services, lease, error)
         except MemoryError as error:
-            _failed(services, lease, OutOfMemory("this worker ran out of memory"), error)
+            _retry_or_fail(services, lease, OutOfMemory("this worker ran out of memory"), error)
         except AWAY:
-            # The database went away: the lease ends by itself, and the sweep sends the stage again.
+            # The database does not answer: the lease expires, and the sweep sends the stage again.
             raise
         except Exception as error:
-            log.exception("unexpected")
-            _failed(
+            log.exception("the stage %s of job %s ended with an unexpected error", lease.stage, lease.job_id)
+            _retry_or_fail(
                 services,
                 lease,
                 ImprintError(f"an unexpected error in {lease.stage}: {type(error).__name__}"),
@@ -79,57 +79,59 @@ def working(services: Services, lease: Lease) -> Iterator[HeldLease]:
 
 
 @contextmanager
-def timed(stage: Stage) -> Iterator[None]:
-    """Count how long a stage took, and how it ended."""
+def timed_stage(stage: Stage) -> Iterator[None]:
+    """Record how long a stage took and how it ended."""
     begun, outcome = time.perf_counter(), "failed"
     try:
         yield
         outcome = "done"
-    except TryAgain:
+    except RetryLater:
         outcome = "retried"
         raise
-    except NotMine:
-        outcome = "left"  # handed over, cancelled, or somebody else has it
+    except NothingToDo:
+        outcome = "left"  # handed over, cancelled, or claimed by another worker
         raise
     finally:
         metrics.STAGE_SECONDS.add(time.perf_counter() - begun, stage, outcome)
 
 
-def _failed(services: Services, lease: Lease, error: ImprintError, cause: BaseException | None = None) -> NoReturn:
-    """Another attempt if one can help and is left; else the job fails."""
+def _retry_or_fail(
+    services: Services, lease: Lease, error: ImprintError, cause: BaseException | None = None
+) -> NoReturn:
+    """Raise RetryLater if another attempt may help and one is left; else fail the job and raise its error."""
     if error.retryable and lease.attempt < services.settings.max_attempts:
         with services.database.writing() as session:
             try:
                 delay_s = transitions.postpone(session, lease, error, services.settings)
             except Stop as stop:
-                raise NotMine(str(stop)) from stop
-        log.warning("attempt %d failed, next in %.1f s: %s", lease.attempt, delay_s, error)
-        raise TryAgain(error.message, delay_s) from (cause or error)
+                raise NothingToDo(str(stop)) from stop
+        log.warning("attempt %d failed; the next one is in %.1f s: %s", lease.attempt, delay_s, error)
+        raise RetryLater(error.message, delay_s) from (cause or error)
     with services.database.writing() as session:
         failed = transitions.fail_leased(session, lease, error)
     if not failed:
-        raise NotMine("the job went on without this step") from error
-    log.error("failed: %s: %s", error.code, error)
+        raise NothingToDo("the job continued without this step") from error
+    log.error("the job failed with %s: %s", error.code, error)
     raise error from cause
 
 
 def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
     with services.database.writing() as session:
-        claimed = claim_stage(session, job_id, stage, holder(), services.settings.lease_s)
+        claimed = claim_stage(session, job_id, stage, worker_name(), services.settings.lease_s)
         if claimed is None:
-            raise _refusal(session.get(Job, job_id), stage)
-        transitions.begin(session, job_id)  # where every picture was prepared before, this is the first sign of work
+            raise _why_not_claimed(session.get(Job, job_id), stage)
+        transitions.begin(session, job_id)  # if all pictures were prepared before, this is the first stage with work
         if stage is Stage.DATASET and claimed[0].attempt == 1:
             transitions.record_event(session, job_id, "stage", stage=stage)  # `advance` records the other stages
         return claimed
 
 
-def _refusal(job: Job | None, stage: Stage) -> NotMine:
-    """Why there is no claim on `stage`."""
+def _why_not_claimed(job: Job | None, stage: Stage) -> NothingToDo:
+    """The error for a stage that cannot be claimed."""
     order = list(Stage)
     if job is not None and job.status in ACTIVE and order.index(Stage(job.stage)) > order.index(stage):
-        return DoneBefore(f"{stage} of {job.id} is done")
-    return NotMine(f"there is no {stage} to do here")
+        return AlreadyDone(f"{stage} of {job.id} is done")
+    return NothingToDo(f"there is no {stage} to do for this job")
 
 
 @contextmanager
@@ -146,7 +148,7 @@ def work_dir(services: Services, job_id: str) -> Iterator[Path]:
 
 
 def clean_up(services: Services, job_id: str) -> None:
-    """Take away what a final job no longer needs; of a job that is not ready, the model file too."""
+    """Delete what a final job no longer needs; unless it is ready, also its LoRA file and previews."""
     with services.database.reading() as session:
         job = session.get(Job, job_id)
     if job is None or job.status in ACTIVE:
@@ -156,21 +158,21 @@ def clean_up(services: Services, job_id: str) -> None:
     if job.status != Status.READY:
         services.store.delete(keys.lora(job_id))
         services.store.delete_prefix(keys.previews(job_id))
-    # What a killed worker had unpacked, where the next one came before the killed one's last process was gone.
+    # Files that a killed worker had unpacked, if the next worker came before the last process of the first ended.
     for folder in services.work_dir.parent.glob(f"*/{job_id}-*"):
-        if not _alive(int(folder.parent.name)):
+        if not _is_alive(int(folder.parent.name)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_dead_work_dirs(services: Services) -> None:
-    """Remove the work folders of processes that are gone. Called when a worker starts."""
+    """Delete the work folders of processes that have ended. Called when a worker starts."""
     parent = services.work_dir.parent
     for folder in parent.iterdir() if parent.is_dir() else ():
-        if folder.name.isdigit() and not _alive(int(folder.name)):
+        if folder.name.isdigit() and not _is_alive(int(folder.name)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

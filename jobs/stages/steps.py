@@ -1,15 +1,16 @@
-"""What each stage does. Every step claims its stage under a lease, works with no session open, and records the
-result if the lease still holds. Every step may run twice; twice changes nothing.
+"""The steps: what each stage does.
+
+A step claims its stage under a lease, works with no session open, and records the result if the lease is still valid.
+A step may run twice: the second run changes nothing.
 """
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, UploadFailed
+from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, TooFewImages, UploadFailed
 from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
@@ -18,8 +19,8 @@ from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
-from jobs.stages.intake import outcome, preparation, unpack
-from jobs.stages.stage_runner import NotMine, claim, holder, timed, work_dir, working
+from jobs.stages.intake import picture_values, preparation, unpack
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
 from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
@@ -35,26 +36,26 @@ log = logging.getLogger(__name__)
 
 
 def preprocess(services: Services, job_id: str, position: int) -> None:
-    """Fetch one picture and prepare it, or find that this was done before; record the verdict.
+    """Fetch and prepare one picture, unless that was done before, and record its state.
 
-    A picture that cannot be had or read is left out and named; it fails nobody by itself.
+    A picture that cannot be fetched or read is left out and named. It does not fail the job by itself.
     """
     with services.database.writing() as session:
-        claimed = claim_picture(session, job_id, position, holder(), services.settings.lease_s)
+        claimed = claim_picture(session, job_id, position, worker_name(), services.settings.lease_s)
         if claimed is None:
-            raise NotMine(f"{job_id} picture {position} is not waiting")
+            raise NothingToDo(f"{job_id} picture {position} is not waiting")
         lease, picture = claimed
         job = session.get_one(Job, job_id)
         if job.status == Status.PENDING:
             transitions.begin(session, job_id)
         spec = spec_of(job)
-        # Of a picture with a mask only rows_for knows beforehand; here its files tell.
+        # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
         known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
         left = services.settings.max_job_bytes - _fetched(session, job_id)
-    with working(services, lease):
+    with holding_lease(services, lease):
         made, size = (known, 0) if known else _prepare(services, lease, picture, spec, left)
         with services.database.writing() as session:
-            transitions.record_picture(session, lease, source_bytes=size, **outcome(made))
+            transitions.record_picture(session, lease, source_bytes=size, **picture_values(made))
             if made.source_sha256:
                 insert_if_absent(session, made)
 
@@ -64,7 +65,7 @@ def _prepared(session: Session, source_sha256: str | None, recipe: str) -> Prepa
 
 
 def _fetched(session: Session, job_id: str) -> int:
-    """Bytes that were fetched for the job's pictures so far."""
+    """The number of bytes fetched for the job's pictures so far."""
     query = select(func.coalesce(func.sum(JobPicture.source_bytes), 0)).where(JobPicture.job_id == job_id)
     return int(session.exec(query).one())
 
@@ -72,9 +73,9 @@ def _fetched(session: Session, job_id: str) -> int:
 def _prepare(
     services: Services, lease: Lease, picture: JobPicture, spec: TrainSpec, left: int
 ) -> tuple[PreparedPicture, int]:
-    """Fetch the source and its mask, of at most `left` bytes, and convert it, or find that this was done before.
+    """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
 
-    With it the number of bytes fetched. What cannot be had has no source hash.
+    Returns the picture and the number of bytes fetched. A picture that cannot be fetched has no source hash.
     """
     files: list[bytes] = []
     try:
@@ -83,9 +84,9 @@ def _prepare(
     except ImageUnreachable as error:
         if error.retryable and lease.attempt < services.settings.max_attempts:
             raise
-        fault, said = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
-        report = {"error": said, "code": error.code, "bad": [fault]}
-        return PreparedPicture(source_sha256="", recipe="", report=json.dumps(report)), sum(map(len, files))
+        fault, reason = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
+        report = {"error": reason, "code": error.code, "bad": [fault]}
+        return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
     data, mask = files[0], files[1] if picture.mask else None
     sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
     with services.database.reading() as session:
@@ -94,36 +95,37 @@ def _prepare(
 
 
 def _source(services: Services, reference: str, left: int) -> bytes:
-    """A file's bytes: ours if it is stored, else fetched, at most `left`."""
+    """The bytes of a file: from the store if it is stored there, else fetched, at most `left` bytes."""
     if "://" in reference:
         if left <= 0:
-            raise ImageRefused("the pictures of this job have more bytes than a job may have")
+            raise ImageRefused(
+                "the pictures of this job are larger in total than a job may have (IMPRINT_MAX_JOB_BYTES)"
+            )
         return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
     with services.database.reading() as session:
         stored = session.get_one(StoredPicture, reference)
     try:
         return services.store.get(stored.key)
     except NotFound as error:
-        raise ImageUnreachable(f"stored picture {stored.id} is gone from the store") from error
+        raise ImageUnreachable(f"the stored picture {stored.id} is no longer in the object store") from error
 
 
 # ---- dataset ----------------------------------------------------------------------------------------------
 
 
 def dataset(services: Services, job_id: str) -> None:
-    """Leave out near-duplicates, see that enough is left, write the manifest."""
+    """Leave out near-duplicates, check that enough pictures are left, and write the manifest."""
     lease, job = claim(services, job_id, Stage.DATASET)
-    with working(services, lease):
+    with holding_lease(services, lease):
         with services.database.reading() as session:
-            rows = _pictures_of(session, job_id)
+            rows = _list_pictures(session, job_id)
         duplicates = _leave_out_duplicates(rows)
         good = [row for row in rows if row.state == PictureState.GOOD]
-        report = [{"position": row.position, "state": row.state, "faults": json.loads(row.faults)} for row in rows]
         spec = spec_of(job)
         fewest = MIN_PICTURES + spec.validation.held_out
         if len(good) < fewest:
             _record_duplicates(services, lease, duplicates)
-            raise transitions.too_few(len(good), report, fewest)
+            raise _too_few_images(rows, fewest)
         manifest = build_manifest(
             spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
@@ -139,20 +141,28 @@ def dataset(services: Services, job_id: str) -> None:
             )
 
 
-def _pictures_of(session: Session, job_id: str) -> list[JobPicture]:
+def _too_few_images(rows: list[JobPicture], minimum: int) -> TooFewImages:
+    """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others."""
+    bad = [row for row in rows if row.state != PictureState.GOOD]
+    named = "; ".join(f"picture {row.position}: {', '.join(row.faults)}" for row in bad)
+    report = [{"position": row.position, "state": row.state, "faults": row.faults} for row in rows]
+    return TooFewImages(f"{len(rows) - len(bad)} good pictures of at least {minimum} ({named})", {"pictures": report})
+
+
+def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:
     query = select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
     return list(session.exec(query))
 
 
 def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     good = [row for row in rows if row.state == PictureState.GOOD]
-    reports = [pictures.PictureReport.from_dict(json.loads(row.report or "{}")) for row in good]
+    reports = [pictures.PictureReport.from_dict(row.report or {}) for row in good]
     repeats = []
     for index, first in pictures.near_duplicates(reports).items():
         row = good[index]
         row.state = PictureState.BAD
-        row.faults = json.dumps(["near_duplicate"])
-        row.report = json.dumps(json.loads(row.report or "{}") | {"repeats": good[first].position})
+        row.faults = ["near_duplicate"]
+        row.report = (row.report or {}) | {"repeats": good[first].position}
         repeats.append(row)
     return repeats
 
@@ -160,7 +170,7 @@ def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
 def _record_duplicates(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
     if rows:
         with services.database.writing() as session:
-            lease.renew(session, services.settings.lease_s)  # or, if it is lost, nothing is written
+            lease.renew(session, services.settings.lease_s)  # raises if the lease is lost: then nothing is written
             for row in rows:
                 session.merge(row)
 
@@ -169,15 +179,15 @@ def _record_duplicates(services: Services, lease: Lease, rows: list[JobPicture])
 
 
 def train(services: Services, job_id: str) -> None:
-    """Train on this worker's device, going on from the last checkpoint; keep the file for `upload`.
+    """Train on this worker's device from the last checkpoint on, and store the file for `upload`.
 
-    For a remote backend: submit and end, or fetch what was trained there (jobs/remote/train_stage.py).
+    For a remote backend, submit the training or fetch its file (jobs/remote/train_stage.py).
     """
     lease, job = claim(services, job_id, Stage.TRAIN)
     if spec_of(job).backend != "local":
         train_stage.train(services, lease, job)
         return
-    with working(services, lease) as held, work_dir(services, job_id) as folder:
+    with holding_lease(services, lease) as held, work_dir(services, job_id) as folder:
         result = _train(services, lease, job, held, folder)
         services.store.put_file(keys.output(job_id, result.sha256), result.path)
         with services.database.writing() as session:
@@ -186,7 +196,7 @@ def train(services: Services, job_id: str) -> None:
                 lease,
                 services.settings,
                 step=result.steps,
-                total_steps=result.steps,  # fewer if it ended early: what was trained is what is charged
+                total_steps=result.steps,  # fewer if it stopped early: only the trained steps are charged
                 loss=result.final_loss,
                 validation_loss=result.validation_loss,
                 seconds_left=0.0,
@@ -227,9 +237,9 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
 
 
 def upload(services: Services, job_id: str) -> None:
-    """Check the file, write it create-only to its final place, read it back and compare."""
+    """Check the file, write it to its final key (create only), read it back and compare."""
     lease, job = claim(services, job_id, Stage.UPLOAD)
-    with working(services, lease):
+    with holding_lease(services, lease):
         spec = spec_of(job)
         sha256 = job.lora_sha256 or ""
         data = services.store.get(keys.output(job_id, sha256))
@@ -239,7 +249,7 @@ def upload(services: Services, job_id: str) -> None:
         try:
             services.store.put(key, data, create_only=True)
         except ObjectExists:
-            log.info("%s is there already; comparing", key)
+            log.info("%s exists already and is compared", key)
         _compare(services.store.get(key), sha256, key)
         with services.database.writing() as session:
             transitions.advance(session, lease, services.settings, lora_key=key)
@@ -255,7 +265,7 @@ def _compare(data: bytes, sha256: str, what: str) -> None:
 
 
 def settle(services: Services, job_id: str) -> None:
-    """Charge, ready, notice: one transaction, so it needs no lease."""
-    with stage_context(job_id, Stage.SETTLE), timed(Stage.SETTLE), services.database.writing() as session:
+    """Charge, mark ready, queue the notice: one transaction, so it needs no lease."""
+    with stage_context(job_id, Stage.SETTLE), timed_stage(Stage.SETTLE), services.database.writing() as session:
         if not transitions.settle(session, job_id, services.settings):
-            raise NotMine(f"{job_id} has nothing to settle")
+            raise NothingToDo(f"{job_id} has nothing to settle")

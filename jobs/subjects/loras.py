@@ -1,4 +1,4 @@
-"""The LoRA of a subject, for whoever draws with it."""
+"""The newest ready LoRA of a subject, for generators."""
 
 from typing import Any
 
@@ -8,44 +8,69 @@ from core.clock import utcnow
 from core.errors import LoraNotReady
 from jobs.services import Services
 from jobs.specs import spec_of
+from jobs.view import Time, View
 from storage.tables import ACTIVE, Job, Status
 from training.spec import TrainSpec
 
-# The scale that a LoRA was trained at is in its file (`.alpha`), so 1.0 is what it was trained to be for every recipe.
+# The scale of a LoRA is in its file (`.alpha`), so every LoRA was trained for strength 1.0.
 STRENGTH = 1.0
-URL_S = 15 * 60  # how long addresses are good for, as for every download
+URL_S = 15 * 60  # how long addresses are valid, as for every download
 
 
-def resolve(services: Services, owner_id: str, subject_id: str, base_model: str | None = None) -> dict[str, Any]:
-    """The newest ready LoRA of a subject, trained on `base_model`, or on any where none is named.
+class LoraView(View):
+    """A ready LoRA, as a generator needs it."""
 
-    JSON-serialisable. `file` is a name that no other LoRA has: generators keep weights by the file's name. `url` is
-    where the file can be read for `URL_S` seconds. Raises LoraNotReady, which says why there is none.
+    job_id: str
+    model_id: str
+    subject_id: str
+    base_model: str
+    family: str
+    trigger_word: str
+    class_word: str
+    strength: float
+    file: str  # a name that no other LoRA has: generators cache weights by file name
+    key: str
+    sha256: str | None
+    bytes: int | None
+    url: str  # where the file can be read for `URL_S` seconds
+    finished_at: Time | None
+
+    @property
+    def training_id(self) -> str:
+        """The job's id under the name that it has in the HTTP API."""
+        return self.job_id
+
+
+def resolve(services: Services, owner_id: str, subject_id: str, base_model: str | None = None) -> LoraView:
+    """The newest ready LoRA of a subject, trained on `base_model` if that is given.
+
+    Raises LoraNotReady, which says why there is none.
     """
     job, spec = _newest(services, owner_id, subject_id, base_model)
-    return {
-        "job_id": job.id,
-        "model_id": job.id,
-        "subject_id": job.subject_id,
-        "base_model": spec.base_model,
-        "family": spec.family,
-        "trigger_word": spec.trigger_word,
-        "class_word": spec.class_word,
-        "strength": STRENGTH,
-        "file": f"{job.id}.safetensors",
-        "key": job.lora_key,
-        "sha256": job.lora_sha256,
-        "bytes": job.lora_bytes,
-        "url": services.store.url(str(job.lora_key), URL_S),
-        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
-    }
+    key = str(job.lora_key)
+    return LoraView(
+        job_id=job.id,
+        model_id=job.id,
+        subject_id=job.subject_id,
+        base_model=spec.base_model,
+        family=spec.family,
+        trigger_word=spec.trigger_word,
+        class_word=spec.class_word,
+        strength=STRENGTH,
+        file=f"{job.id}.safetensors",
+        key=key,
+        sha256=job.lora_sha256,
+        bytes=job.lora_bytes,
+        url=services.store.url(key, URL_S),
+        finished_at=job.finished_at,
+    )
 
 
 def _newest(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> tuple[Job, TrainSpec]:
     query = select(Job).where(Job.owner_id == owner_id, Job.subject_id == subject_id)
-    latest: Job | None = None  # of any status: what there is to say when none is ready
+    latest: Job | None = None  # of any status, for the message if none is ready
     with services.database.reading() as session:
-        # The recipe is text in the database, so base models are told apart here; a subject has a handful of jobs.
+        # The base model is in the recipe, which is not queried; a subject has a handful of jobs.
         for job in session.exec(query.order_by(col(Job.created_at).desc(), col(Job.id).desc())):
             spec = spec_of(job)
             if base_model not in (None, spec.base_model):
@@ -62,9 +87,10 @@ def _why_none(latest: Job | None, base_model: str | None) -> LoraNotReady:
         return LoraNotReady(f"this subject was never trained{on}", {"status": None})
     details: dict[str, Any] = {"status": str(latest.status), "job_id": latest.id}
     if latest.status in ACTIVE:
-        waited = f" since {(utcnow() - latest.created_at).total_seconds() / 60:.0f} min"
-        text = f"no LoRA is ready yet{on}: {latest.id} is {latest.status}{waited}, at step {latest.step} of "
-        return LoraNotReady(text + f"{latest.total_steps}", details | {"stage": str(latest.stage)})
+        minutes = (utcnow() - latest.created_at).total_seconds() / 60
+        where = f"{latest.status} for {minutes:.0f} min, at step {latest.step} of {latest.total_steps}"
+        text = f"no LoRA is ready yet{on}: {latest.id} has been {where}"
+        return LoraNotReady(text, details | {"stage": str(latest.stage)})
     why = f" ({latest.failure_code})" if latest.failure_code and latest.status == Status.FAILED else ""
     return LoraNotReady(
         f"no LoRA is ready{on}: the latest training, {latest.id}, {_ended(latest)}{why}",

@@ -1,9 +1,10 @@
-"""The stored pictures of a subject: taken in with a first look, shown with a verdict, captioned, removed."""
+"""The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
-import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
@@ -19,109 +20,136 @@ from training.data.pictures import PictureReport, near_duplicates
 from training.data.thumbnail import thumbnail
 from training.spec import BASE_MODELS, TrainSpec
 
-MOST_PICTURES = 500  # of one subject; a training takes a hundred
+MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
 
 _WORDS = {
     "too_small": "too small: {width} by {height} pixels",
-    "blurred": "blurred: nothing in it is sharp",
-    "over_exposed": "too bright: it has no dark place",
-    "under_exposed": "too dark: it has no bright place",
+    "blurred": "blurred: no part of it is sharp",
+    "over_exposed": "too bright: it has no dark area",
+    "under_exposed": "too dark: it has no bright area",
     "near_duplicate": "nearly the same as another picture of this subject",
     "unreadable": "it cannot be read",
     "unreachable": "it could not be fetched",
-    "unusable_mask": "its mask could not be fetched or read, or has another shape",
+    "unusable_mask": "its mask could not be fetched or read, or has a different shape",
 }
 
 
-def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
-    """Keep a picture, or a mask of one, after a first look at it, at the resolution that the subject is trained at;
-    its id.
+@dataclass(frozen=True)
+class PictureFault:
+    """What is wrong with a picture: a code for programs and a text for people."""
 
-    What the look prepared, a training need not prepare again. Raises ImageInvalid for what is no picture, and
-    IllegalMove when the subject has as many as it may.
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SubjectPicture:
+    """A stored picture of a subject, and whether a training would use it."""
+
+    id: str
+    verdict: Literal["good", "bad", "unknown"]
+    faults: list[PictureFault]
+    caption: str | None
+    width: int
+    height: int
+    bytes: int
+    has_preview: bool
+    created_at: datetime
+
+
+def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
+    """Store a picture or a mask after a first check, at the resolution that the subject is trained at. Returns its id.
+
+    A training does not prepare the picture again. Raises ImageInvalid for a file that is not a picture, and IllegalMove
+    if the subject has the maximum number of pictures.
     """
     with services.database.reading() as session:
-        spec = spec_of(session.get(Subject, (owner_id, subject_id)))
+        spec = preview_spec(session.get(Subject, (owner_id, subject_id)))
         sha256 = hashlib.sha256(data).hexdigest()
         made = session.get(PreparedPicture, (sha256, intake.preparation(spec)))
-        if session.exec(select(func.count()).where(*_of(owner_id, subject_id, is_mask))).one() >= MOST_PICTURES:
-            raise IllegalMove(f"a subject has at most {MOST_PICTURES} pictures; remove some first")
+        if (
+            session.exec(select(func.count()).where(*_belongs_to(owner_id, subject_id, is_mask))).one()
+            >= MAX_STORED_PICTURES
+        ):
+            raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
     made = made or intake.convert(services, data, sha256, spec)
-    report = json.loads(made.report)
+    report = made.report
     if made.key is None or made.sha256 is None:
         raise ImageInvalid(report.get("error", "the picture cannot be read"))
     if is_mask:
-        report["bad"] = []  # a mask may be as white, black or flat as it likes
+        report = report | {"bad": []}  # a mask may be all white, black or flat
     preview_key = keys.thumbnail(made.sha256)
     if not services.store.exists(preview_key):
         services.store.put(preview_key, thumbnail(services.store.get(made.key)))
     picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask)
-    seen = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
+    checked = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
     with services.database.writing() as session:
         insert_if_absent(session, made)
-        session.connection().execute(seen.values(report=json.dumps(report), preview_key=preview_key))
+        session.connection().execute(checked.values(report=report, preview_key=preview_key))
     return picture_id
 
 
-def shown(services: Services, owner_id: str, subject_id: str) -> list[dict[str, Any]]:
+def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
     """A subject's pictures with their verdicts, oldest first."""
     with services.database.reading() as session:
-        return [_view(picture, faults) for picture, faults in _judged(session, owner_id, subject_id)]
+        return [_view(picture, faults) for picture, faults in _with_faults(session, owner_id, subject_id)]
 
 
-def masks(services: Services, owner_id: str, subject_id: str) -> list[dict[str, Any]]:
-    """A subject's masks as `shown` has pictures; nothing is held against one."""
+def list_masks(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
+    """A subject's masks, in the form of `list_pictures`; a mask has no faults."""
     with services.database.reading() as session:
-        found = session.exec(select(StoredPicture).where(*_of(owner_id, subject_id, is_mask=True)))
+        found = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id, is_mask=True)))
         return [_view(mask, ()) for mask in found]
 
 
-def usable(session: Session, owner_id: str, subject_id: str) -> list[str]:
-    """Ids of the pictures that a training would use."""
-    return [picture.id for picture, faults in _judged(session, owner_id, subject_id) if not faults]
+def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
+    """The ids of the pictures that a training would use."""
+    return [picture.id for picture, faults in _with_faults(session, owner_id, subject_id) if not faults]
 
 
 def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) -> None:
-    """Take a picture away; trainings that use it go on. Again changes nothing. Raises NotFound."""
+    """Remove a picture; trainings that use it continue. Removing it again changes nothing. Raises NotFound."""
     with services.database.writing() as session:
-        _mine(session, owner_id, subject_id, picture_id)
+        _get(session, owner_id, subject_id, picture_id)
         gone = sa.update(StoredPicture).where(
             col(StoredPicture.id) == picture_id, col(StoredPicture.removed_at).is_(None)
         )
         session.connection().execute(gone.values(removed_at=utcnow()))
 
 
-def caption(services: Services, owner_id: str, subject_id: str, picture_id: str, text: str | None) -> dict[str, Any]:
-    """Say what a picture shows, for trainings to come; its view. Raises NotFound."""
+def set_caption(
+    services: Services, owner_id: str, subject_id: str, picture_id: str, text: str | None
+) -> SubjectPicture:
+    """Set the caption of a picture for later trainings. Raises NotFound."""
     with services.database.writing() as session:
-        if _mine(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
+        if _get(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
             raise NotFound(f"{picture_id} is a mask, which has no caption")
         change = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
         session.connection().execute(change.values(caption=(text or "").strip() or None))
-    return next(view for view in shown(services, owner_id, subject_id) if view["id"] == picture_id)
+    return next(view for view in list_pictures(services, owner_id, subject_id) if view.id == picture_id)
 
 
 def preview(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
-    """A small JPEG of a picture. Raises NotFound, also where there was no first look."""
+    """A small JPEG of a picture. Raises NotFound, also for a picture without a first check."""
     with services.database.reading() as session:
-        picture = _mine(session, owner_id, subject_id, picture_id, gone_too=False)
+        picture = _get(session, owner_id, subject_id, picture_id, gone_too=False)
     if picture.preview_key is None:
         raise NotFound(f"there is no preview of {picture_id}")
     return services.store.get(picture.preview_key)
 
 
-def in_words(fault: str, width: int = 0, height: int = 0) -> str:
-    """What is wrong with a picture of this size, for people."""
+def describe_fault(fault: str, width: int = 0, height: int = 0) -> str:
+    """The text of a fault of a picture with this size."""
     return _WORDS[fault].format(width=width, height=height)
 
 
-def spec_of(subject: Subject | None) -> TrainSpec:
-    """A recipe with the resolution at which the subject's pictures are looked at."""
+def preview_spec(subject: Subject | None) -> TrainSpec:
+    """A recipe with the resolution at which the subject's pictures are checked."""
     base_model = subject.base_model if subject is not None and subject.base_model in BASE_MODELS else "sd15"
-    return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "look", "seed": 0})
+    return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 0})
 
 
-def _of(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
+def _belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         col(StoredPicture.owner_id) == owner_id,
         col(StoredPicture.subject_id) == subject_id,
@@ -130,7 +158,7 @@ def _of(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.Colum
     )
 
 
-def _mine(session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True) -> StoredPicture:
+def _get(session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True) -> StoredPicture:
     picture = session.get(StoredPicture, picture_id)
     if picture is None or (picture.owner_id, picture.subject_id) != (owner_id, subject_id):
         raise NotFound(f"there is no picture {picture_id}")
@@ -139,32 +167,28 @@ def _mine(session: Session, owner_id: str, subject_id: str, picture_id: str, *, 
     return picture
 
 
-def _judged(session: Session, owner_id: str, subject_id: str) -> list[tuple[StoredPicture, list[str]]]:
-    """Each picture with its faults; of several that are alike the first is good, as the dataset step has it."""
+def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple[StoredPicture, list[str]]]:
+    """Each picture with its faults. Of near-duplicates the first is good, as in the dataset step."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
-    pictures = session.exec(select(StoredPicture).where(*_of(owner_id, subject_id)).order_by(*order)).all()
-    judged = [(picture, list(_report(picture).get("bad", []))) for picture in pictures]
+    pictures = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id)).order_by(*order)).all()
+    judged = [(picture, list((picture.report or {}).get("bad", []))) for picture in pictures]
     good = [(picture, faults) for picture, faults in judged if not faults and picture.report]
-    for index in near_duplicates([PictureReport.from_dict(_report(picture)) for picture, _ in good]):
+    for index in near_duplicates([PictureReport.from_dict(picture.report or {}) for picture, _ in good]):
         good[index][1].append("near_duplicate")
     return judged
 
 
-def _report(picture: StoredPicture) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(picture.report) if picture.report else {}
-    return report
-
-
-def _view(picture: StoredPicture, faults: Sequence[str]) -> dict[str, Any]:
-    report = _report(picture)
-    size = {"width": report.get("width", 0), "height": report.get("height", 0)}
-    return {
-        "id": picture.id,
-        "verdict": "bad" if faults else "good" if report else "unknown",
-        "faults": [{"code": fault, "text": in_words(fault, **size)} for fault in faults],
-        "caption": picture.caption,
-        **size,
-        "bytes": picture.size_bytes,
-        "has_preview": picture.preview_key is not None,
-        "created_at": picture.created_at,
-    }
+def _view(picture: StoredPicture, faults: Sequence[str]) -> SubjectPicture:
+    report = picture.report or {}
+    width, height = report.get("width", 0), report.get("height", 0)
+    return SubjectPicture(
+        id=picture.id,
+        verdict="bad" if faults else "good" if report else "unknown",
+        faults=[PictureFault(fault, describe_fault(fault, width, height)) for fault in faults],
+        caption=picture.caption,
+        width=width,
+        height=height,
+        bytes=picture.size_bytes,
+        has_preview=picture.preview_key is not None,
+        created_at=picture.created_at,
+    )

@@ -1,4 +1,4 @@
-"""What an owner wants to be learnt and how; and the training that starts by itself when a profile set is complete."""
+"""The settings of a subject, and the training that starts automatically when its profile set is complete."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from jobs.notices import notices
 from jobs.requests import training_request
 from jobs.services import Services
 from jobs.subjects import subject_pictures
-from jobs.view import View
+from jobs.view import JobView, View
 from notifications import outbox, webhooks
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
@@ -31,16 +31,15 @@ _KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "web
 # ---- settings -------------------------------------------------------------------------------------------------
 
 
-def settings_of(services: Services, owner_id: str, subject_id: str) -> dict[str, Any]:
-    """How a subject is trained; of one that nobody has spoken of, what holds where nothing is said."""
+def get(services: Services, owner_id: str, subject_id: str) -> Subject:
+    """A subject's settings; the defaults for a subject that has none."""
     with services.database.reading() as session:
-        subject = session.get(Subject, (owner_id, subject_id)) or Subject(owner_id=owner_id, id=subject_id)
-    return {name: getattr(subject, name) for name in _KEPT}
+        return session.get(Subject, (owner_id, subject_id)) or Subject(owner_id=owner_id, id=subject_id)
 
 
-def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Change some of a subject's settings; None takes a value away. Raises SpecInvalid with every fault."""
-    changed, faults = _read(services, subject_id, values)
+def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> Subject:
+    """Change some of a subject's settings; None clears one. Raises SpecInvalid with every fault."""
+    changed, faults = _validate(services, subject_id, values)
     if faults:
         raise SpecInvalid.of(faults)
     with services.database.writing() as session:
@@ -49,32 +48,32 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
         for name, value in {**changed, "updated_at": utcnow()}.items():
             setattr(subject, name, value)
         session.add(subject)
-    return settings_of(services, owner_id, subject_id)
+    return subject
 
 
-def _read(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values as they are kept, and what is wrong with them."""
-    faults = {name: f"unknown; known are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
+def _validate(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values to store, and their faults."""
+    faults = {name: f"unknown; the settings are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
     kept: dict[str, Any] = {name: value for name, value in values.items() if name in _KEPT}
-    if _fault_of_word(_NAME, subject_id):
-        faults["subject_id"] = "1 to 200 characters, none of them a control character"
+    if _word_fault(_NAME, subject_id):
+        faults["subject_id"] = "must have 1 to 200 characters, and no control characters"
     if "train_automatically" in kept:
         kept["train_automatically"] = bool(kept["train_automatically"])
     if kept.get("base_model") is not None and kept["base_model"] not in BASE_MODELS:
-        faults["base_model"] = f"one of {', '.join(BASE_MODELS)}"
+        faults["base_model"] = f"must be one of {', '.join(BASE_MODELS)}"
     for name in ("trigger_word", "class_word"):
         if kept.get(name) is not None:
-            if fault := _fault_of_word(_WORD, kept[name]):
+            if fault := _word_fault(_WORD, kept[name]):
                 faults[name] = fault
             kept[name] = kept[name].strip() or None
     if kept.get("webhook_url") is not None and (
-        fault := training_request.refused_webhook(kept["webhook_url"], services.sources)
+        fault := training_request.webhook_fault(kept["webhook_url"], services.sources)
     ):
         faults["webhook_url"] = fault
     return kept, faults
 
 
-def _fault_of_word(kind: TypeAdapter[str], value: str) -> str | None:
+def _word_fault(kind: TypeAdapter[str], value: str) -> str | None:
     try:
         kind.validate_python(value)
     except ValidationError as error:
@@ -85,14 +84,13 @@ def _fault_of_word(kind: TypeAdapter[str], value: str) -> str | None:
 # ---- a complete profile set -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What came of a complete profile set. `training` is the one that was started, or stood in the way."""
+class Completion(View):
+    """The answer to a complete profile set. `training` is the one that was started, or that prevented a start."""
 
     started: bool
     reason: str | None = None  # disabled, not_set_up, too_few_images, already_started, running, insufficient_credits
     message: str | None = None
-    training: View | None = None
+    training: JobView | None = None
 
 
 @dataclass(frozen=True)
@@ -103,15 +101,15 @@ class _Outcome:
 
 
 def profile_set_completed(services: Services, owner_id: str, subject_id: str) -> Completion:
-    """The application says that a subject has all its pictures: start a training, or say why not.
+    """Start a training of a subject that has all its pictures, or say why not.
 
-    A set is known by its good pictures and the recipe: said twice, also at the same time, it is trained once. Why
-    nothing was started also goes to the subject's webhook. Raises SpecInvalid for names that are none.
+    Good pictures and recipe identify a set: reported twice, even at the same time, it is trained once. If nothing was
+    started, the reason also goes to the subject's webhook. Raises SpecInvalid for invalid names.
     """
-    if _fault_of_word(_NAME, owner_id) or _fault_of_word(_NAME, subject_id):
-        raise SpecInvalid.of({"subject_id": "owner and subject have names of 1 to 200 characters"})
+    if _word_fault(_NAME, owner_id) or _word_fault(_NAME, subject_id):
+        raise SpecInvalid.of({"subject_id": "the ids of owner and subject must have 1 to 200 characters"})
     with services.database.writing() as session:
-        # Whoever comes second waits here, and then sees what the first one did.
+        # The second of two callers waits here, and then sees what the first one did.
         subject = session.get(Subject, (owner_id, subject_id), with_for_update=True)
         if subject is None:
             subject = Subject(owner_id=owner_id, id=subject_id)
@@ -120,26 +118,30 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
             session.add(subject)
         outcome = _start(session, services, subject)
         if outcome.reason not in (None, "already_started"):
-            _tell_why_not(session, subject, outcome)
+            _queue_not_started_notices(session, subject, outcome)
     view = service.get(services, outcome.job_id, owner_id) if outcome.job_id else None
-    return Completion(outcome.reason is None, outcome.reason, outcome.message, view)
+    return Completion(started=outcome.reason is None, reason=outcome.reason, message=outcome.message, training=view)
 
 
 def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
     if not subject.train_automatically:
-        return _Outcome(reason="disabled", message="training automatically is switched off for this subject")
+        return _Outcome(reason="disabled", message="automatic training is off for this subject")
     if not subject.base_model or not subject.trigger_word:
-        return _Outcome(reason="not_set_up", message="the subject's settings name no base model or no trigger word")
-    good = sorted(subject_pictures.usable(session, subject.owner_id, subject.id))[-MAX_PICTURES:]  # ids sort by time
+        return _Outcome(reason="not_set_up", message="the subject's settings have no base model or no trigger word")
+    good = sorted(subject_pictures.usable_ids(session, subject.owner_id, subject.id))[
+        -MAX_PICTURES:
+    ]  # ids sort by time
     if len(good) < MIN_PICTURES:
-        message = f"{len(good)} good pictures; a training takes at least {MIN_PICTURES}"
+        message = f"{len(good)} good pictures; a training needs at least {MIN_PICTURES}"
         return _Outcome(reason="too_few_images", message=message)
     request = _request(subject, good)
     if (known := _job(session, subject, idempotency_key=request["idempotency_key"])) is not None:
-        message = f"these pictures were complete before: {known.id} is {known.status}"
+        message = f"a training of these pictures exists already: {known.id} is {known.status}"
         return _Outcome(known.id, "already_started", message)
     if (running := _job(session, subject)) is not None:
-        return _Outcome(running.id, "running", f"{running.id} is {running.status} already")
+        return _Outcome(
+            running.id, "running", f"{running.id} is {running.status}; one training of a subject runs at a time"
+        )
     try:
         job = service.accept(
             session, training_request.parse(request, services.settings, services.sources), services.settings
@@ -147,7 +149,7 @@ def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
     except InsufficientCredits as error:
         return _Outcome(reason="insufficient_credits", message=error.message)
     except KeyReused:
-        return _Outcome(reason="already_started", message="these pictures were complete before")
+        return _Outcome(reason="already_started", message="a training of these pictures exists already")
     return _Outcome(job.id)
 
 
@@ -169,19 +171,19 @@ def _request(subject: Subject, images: list[str]) -> dict[str, Any]:
 
 
 def _job(session: Session, subject: Subject, idempotency_key: str | None = None) -> Job | None:
-    """The job with this key; without one, a job of the subject that is not final."""
+    """The job with this key; without a key, an active job of the subject."""
     query = select(Job).where(Job.owner_id == subject.owner_id)
     if idempotency_key is not None:
         return session.exec(query.where(Job.idempotency_key == idempotency_key)).one_or_none()
     return session.exec(query.where(Job.subject_id == subject.id, col(Job.status).in_(ACTIVE)).limit(1)).first()
 
 
-def _tell_why_not(session: Session, subject: Subject, outcome: _Outcome) -> None:
-    """A notice about a training that there is not; it stands under the subject's id."""
-    notices.tell_not_started(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
+def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Outcome) -> None:
+    """Queue notices that no training was started. They carry the subject's id in place of a job's."""
+    notices.queue_not_started_mail(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
-    told = {
+    view = {
         "job_id": None,
         "model_id": subject.id,
         "failure": {"code": outcome.reason, "message": outcome.message},
@@ -193,5 +195,5 @@ def _tell_why_not(session: Session, subject: Subject, outcome: _Outcome) -> None
         owner_id=subject.owner_id,
         topic=NOT_STARTED,
         destination=subject.webhook_url,
-        payload=webhooks.payload(told, NOT_STARTED, subject.webhook_url),
+        payload=webhooks.payload(view, NOT_STARTED, subject.webhook_url),
     )

@@ -104,7 +104,7 @@ def visitor(web_site: Site, browser: Browser) -> Iterator[Visitor]:
             context.close()
     for job in service.jobs(web_site.services, active=True, limit=100):  # or the next test would wait for its worker
         with suppress(IllegalMove):
-            service.cancel(web_site.services, job["job_id"])
+            service.cancel(web_site.services, job.job_id)
     assert [address for address in made.asked if not address.startswith(web_site.web_url)] == []
     assert made.errors == []
 

@@ -43,7 +43,7 @@ def equip(visitor: Visitor, owner_id: str, pictures: int = 6, granted: int = 10_
 
 def begin(visitor: Visitor, owner_id: str, **more: object) -> str:
     """A training that was asked for elsewhere; its id."""
-    pictures = [one["id"] for one in subject_pictures.shown(visitor.services, owner_id, "mascot")]
+    pictures = [one.id for one in subject_pictures.list_pictures(visitor.services, owner_id, "mascot")]
     job_id: str = visitor.site.send(owner_id=owner_id, images=pictures, **more)["job_id"]
     return job_id
 
@@ -100,8 +100,8 @@ def test_from_pictures_to_a_file_and_again(visitor: Visitor, shoot: Shoot, tmp_p
     bad.locator("summary").click()
     bad.get_by_role("button", name="Remove").click()
     expect(page.locator(".picture.bad")).to_have_count(0)
-    kept = subject_pictures.shown(visitor.services, "ada", "mascot")
-    assert [one["caption"] for one in kept if one["caption"]] == ["sks mascot on a meadow"]
+    kept = subject_pictures.list_pictures(visitor.services, "ada", "mascot")
+    assert [one.caption for one in kept if one.caption] == ["sks mascot on a meadow"]
 
     # The price follows what is chosen, and is the one that is held.
     page.get_by_label("Trigger word").fill("sks mascot")
@@ -226,10 +226,10 @@ def test_train_automatically_says_why_not(visitor: Visitor, shoot: Shoot) -> Non
     expect(page.locator("#automatic-about")).to_contain_text(re.compile(r"50 credits · about \d+ (s|min)"))
     switch.click()
     expect(switch).to_be_checked()
-    assert subject_settings.settings_of(visitor.services, "tess", "mascot")["train_automatically"] is True
+    assert subject_settings.get(visitor.services, "tess", "mascot").train_automatically is True
     switch.click()
     expect(switch).not_to_be_checked()
-    assert subject_settings.settings_of(visitor.services, "tess", "mascot")["train_automatically"] is False
+    assert subject_settings.get(visitor.services, "tess", "mascot").train_automatically is False
 
 
 def test_by_keyboard_alone(visitor: Visitor) -> None:

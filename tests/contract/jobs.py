@@ -1,6 +1,5 @@
 """Services on both databases with an owner who has credits and one accepted job; ways to move and to look at jobs."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job_id(services: Services) -> str:
-    found: str = service.submit(services, request(services))["job_id"]
+    found: str = service.submit(services, request(services)).job_id
     return found
 
 
@@ -80,11 +79,11 @@ def messages(services: Services, job_id: str) -> list[str]:
 
 
 def events(services: Services, job_id: str, kind: str) -> list[dict[str, Any]]:
-    return [json.loads(event.data) for event in service.events(services, job_id) if event.kind == kind]
+    return [event.data for event in service.events(services, job_id) if event.kind == kind]
 
 
 def balances(services: Services) -> dict[str, int]:
     """What Ada has; the books are in order."""
-    assert sweeps.check_books(services) == []
+    assert sweeps.audit_books(services) == []
     found = accounts.balance(services, "ada")
     return {"held": found.held, "spent": found.spent, "available": found.available}

@@ -83,19 +83,19 @@ def test_everything_comes_back_on_the_other_database(
         Settings(_env_file=None, home=tmp_path / "new home", database_url=elsewhere.address.render_as_string(False))
     )
     restored.__dict__["store"] = other_store
-    assert sweeps.check_books(restored) == []
+    assert sweeps.audit_books(restored) == []
     view = service.get(restored, job_id)
-    assert (view["status"], view["stage"], view["step"]) == ("training", "train", 7)
+    assert (view.status, view.stage, view.step) == ("training", "train", 7)
     # Numbers that the database hands out go on behind the restored ones.
     last = max(event.id or 0 for event in service.events(restored, job_id))
     with restored.database.writing() as session:
-        session.add(event := JobEvent(job_id=job_id, kind="progress", data="{}"))
+        session.add(event := JobEvent(job_id=job_id, kind="progress", data={}))
         session.flush()
         assert event.id == last + 1
     # And the owner's credits can be moved: the ledger's own counts are the restored ones.
     service.cancel(restored, job_id)
     assert accounts.balance(restored, "ada").held == 0
-    assert sweeps.check_books(restored) == []
+    assert sweeps.audit_books(restored) == []
     restored.database.close()
 
 

@@ -29,10 +29,10 @@ def test_the_validation_loss_is_in_the_job_and_its_events(services: Services, jo
     lease = at_work(services, job_id)
     control = JobControl(services.database, lease, HeldLease(lease), 60)
     control.report(Progress(1, 500, 0.5, 10.0))
-    assert service.get(services, job_id)["validation_loss"] is None
+    assert service.get(services, job_id).validation_loss is None
     assert "validation_loss" not in events(services, job_id, "progress")[-1]
     control.report(Progress(50, 500, 0.4, 9.0, 0.02, 0.25))
-    assert service.get(services, job_id)["validation_loss"] == 0.25
+    assert service.get(services, job_id).validation_loss == 0.25
     assert events(services, job_id, "progress")[-1]["validation_loss"] == 0.25
 
 
@@ -60,7 +60,7 @@ def test_previews_are_told_and_found_where_the_page_looks(services: Services, jo
         service.retry,
         service.quote_again,
         service.cost_of_cancelling,
-        service.get_ready,
+        service.get_lora,
         history.newest_event,
         history.position,
         job_previews.names,
@@ -87,8 +87,8 @@ def test_one_that_ended_early_costs_the_steps_that_were_done(services: Services,
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, services.settings)
     view = service.get(services, job_id)
-    assert (view["status"], view["step"], view["total_steps"], view["validation_loss"]) == ("ready", 120, 120, 0.2)
-    assert view["credits"] == {"held": 0, "charged": 12, "refunded": 38}
+    assert (view.status, view.step, view.total_steps, view.validation_loss) == ("ready", 120, 120, 0.2)
+    assert view.credits.to_dict() == {"held": 0, "charged": 12, "refunded": 38}
     assert balances(services)["spent"] == 12
 
 

@@ -1,6 +1,5 @@
 """A job's money at its end: pro rata when it is cancelled, never twice, all or nothing; and what the books say."""
 
-import json
 import logging
 from collections import Counter
 from datetime import timedelta
@@ -28,15 +27,15 @@ RESOLVED = ("settle", "release", "expire")
 
 
 def kinds(services: Services, owner_id: str = "ada") -> list[str]:
-    return [entry["kind"] for entry in accounts.statement(services, owner_id)]
+    return [entry.kind for entry in accounts.statement(services, owner_id)]
 
 
 def notice(services: Services, job_id: str) -> dict[str, Any]:
     """What the last notice of the job tells."""
     with services.database.reading() as session:
         query = sa.select(MESSAGE.c.payload).where(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == "notice")
-        told: dict[str, Any] = json.loads(session.execute(query.order_by(MESSAGE.c.sequence.desc())).scalars().first())
-        return told
+        kept: dict[str, Any] = session.execute(query.order_by(MESSAGE.c.sequence.desc())).scalars().first()
+        return kept
 
 
 # ---- cancelled in mid-training --------------------------------------------------------------------------------
@@ -58,9 +57,9 @@ def test_the_steps_done_are_charged_rounded_down(
 ) -> None:
     put_at(services, job_id, stage, step=step)
     view = service.cancel(services, job_id)
-    assert view["status"] == "cancelled"
-    assert view["credits"] == {"held": 0, "charged": charged, "refunded": 50 - charged}
-    assert notice(services, job_id)["job"]["credits"] == view["credits"]
+    assert view.status == "cancelled"
+    assert view.credits.to_dict() == {"held": 0, "charged": charged, "refunded": 50 - charged}
+    assert notice(services, job_id)["job"]["credits"] == view.credits.to_dict()
     assert jobs.balances(services) == {"held": 0, "spent": charged, "available": GRANTED - charged}
     assert kinds(services) == ["settle" if charged else "release", "hold", "grant"]
 
@@ -69,7 +68,7 @@ def test_a_failed_job_is_charged_nothing_however_far_it_came(services: Services,
     put_at(services, job_id, Stage.UPLOAD, step=500)
     with services.database.writing() as session:
         assert transitions.fail(session, job_id, OutOfMemory("x"))
-    assert service.get(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert service.get(services, job_id).credits.to_dict() == {"held": 0, "charged": 0, "refunded": 50}
     assert jobs.balances(services)["spent"] == 0
 
 
@@ -85,7 +84,7 @@ def test_a_late_cancel_costs_no_more_than_was_held(services: Services, job_id: s
 def test_a_cancel_after_the_hold_was_over_costs_nothing(services: Services, job_id: str) -> None:
     put_at(services, job_id, Stage.TRAIN, step=400)
     expire(services, job_id)
-    assert service.cancel(services, job_id)["credits"] == {"held": 0, "charged": 0, "refunded": 50}
+    assert service.cancel(services, job_id).credits.to_dict() == {"held": 0, "charged": 0, "refunded": 50}
     assert kinds(services) == ["expire", "hold", "grant"]
     assert jobs.balances(services)["spent"] == 0
     assert sweeps.leaks(services) == []  # nothing was delivered
@@ -118,12 +117,12 @@ def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(services
     statements = [f"{side} {number}" for number in range(1, 60) for side in ("before", "after")]
     spent = 0
     for count, point in enumerate(["before commit", "after commit", *statements]):
-        job_id = service.submit(services, request(services, seed=count))["job_id"]
+        job_id = service.submit(services, request(services, seed=count)).job_id
         put_at(services, job_id, Stage.TRAIN, step=20)
         killed = killed_at(address, point, partial(transitions.cancel, job_id=job_id, settings=services.settings))
         happened = point == "after commit" or not killed
         view = service.get(services, job_id)
-        assert view["status"] == ("cancelled" if happened else "training"), point
+        assert view.status == ("cancelled" if happened else "training"), point
         assert ("training.cancelled" in messages(services, job_id)) == happened, point
         service.cancel(services, job_id)
         spent += 2
@@ -148,7 +147,7 @@ def test_a_refund_gives_back_what_was_charged_and_no_more(services: Services, jo
     for _ in range(2):
         owner_id, found = accounts.refund(services, job_id, 20, "complaint 7")
         assert (owner_id, found.spent) == ("ada", 30)
-    assert service.get(services, job_id)["credits"] == {"held": 0, "charged": 30, "refunded": 20}
+    assert service.get(services, job_id).credits.to_dict() == {"held": 0, "charged": 30, "refunded": 20}
     with pytest.raises(IllegalMove):
         accounts.refund(services, job_id, 31)
     with pytest.raises(NotFound):
@@ -174,11 +173,11 @@ def test_a_leak_is_counted_and_alerts_for_a_day(
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, services.settings)
     assert [(leak.job_id, leak.owner_id, leak.credits) for leak in sweeps.leaks(services)] == [(job_id, "ada", 50)]
-    assert sweeps.check_books(services) == []  # the books are in order all the same
+    assert sweeps.audit_books(services) == []  # the books are in order all the same
 
     def alerts() -> list[str]:
         caplog.clear()
-        sweeps.check_books(services)
+        sweeps.audit_books(services)
         return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
     (alert,) = alerts()
@@ -203,8 +202,8 @@ DAMAGE = {
     "UPDATE credit_hold SET state = 'released' WHERE training_id = '{active}'": {"the hold of an active job is live"},
     "UPDATE training_job SET status = 'training', finished_at = NULL, charged = NULL WHERE id = '{ready}'": {
         "the hold of an active job is live",
-        "a final job is cleaned up after",
-        "the end of a job is told once",
+        "a final job has one clean-up",
+        "the end of a job is announced once",
     },
     "UPDATE credit_hold SET state = 'held', settled = 0 WHERE training_id = '{ready}'": {
         "the hold of a final job is resolved",
@@ -218,24 +217,24 @@ DAMAGE = {
         "a failed job is charged nothing",
         "a job was charged what its hold settled",
     },
-    "UPDATE training_job SET step = 0 WHERE id = '{cancelled}'": {"a cancelled job that had not trained"},
-    "UPDATE training_job SET stage = 'dataset' WHERE id = '{cancelled}'": {"a cancelled job that had not trained"},
+    "UPDATE training_job SET step = 0 WHERE id = '{cancelled}'": {"a job cancelled before its first step"},
+    "UPDATE training_job SET stage = 'dataset' WHERE id = '{cancelled}'": {"a job cancelled before its first step"},
     "UPDATE credit_hold SET state = 'released', settled = 0 WHERE training_id = '{ready}'": {"a ready job is charged"},
-    "UPDATE training_job SET lora_key = NULL WHERE id = '{ready}'": {"a ready job has been through every stage"},
-    "UPDATE training_job SET stage = 'upload' WHERE id = '{ready}'": {"a ready job has been through every stage"},
-    "UPDATE training_job SET finished_at = NULL WHERE id = '{failed}'": {"a job has its end"},
-    "UPDATE training_job SET finished_at = created_at WHERE id = '{active}'": {"a job has its end"},
-    "UPDATE training_job SET lease_until = created_at WHERE id = '{cancelled}'": {"a job has its end"},
+    "UPDATE training_job SET lora_key = NULL WHERE id = '{ready}'": {"a ready job has passed every stage"},
+    "UPDATE training_job SET stage = 'upload' WHERE id = '{ready}'": {"a ready job has passed every stage"},
+    "UPDATE training_job SET finished_at = NULL WHERE id = '{failed}'": {"a final job has an end time"},
+    "UPDATE training_job SET finished_at = created_at WHERE id = '{active}'": {"a final job has an end time"},
+    "UPDATE training_job SET lease_until = created_at WHERE id = '{cancelled}'": {"a final job has an end time"},
     "UPDATE outbox_message SET topic = 'training.failed' WHERE job_id = '{ready}' AND topic = 'training.completed'": {
-        "the end of a job is told once"
+        "the end of a job is announced once"
     },
     "DELETE FROM outbox_message WHERE job_id = '{failed}' AND topic = 'training.failed'": {
-        "the end of a job is told once",
+        "the end of a job is announced once",
         "the messages of a job are numbered",
     },
     "UPDATE outbox_message SET kind = 'notice', topic = 'training.completed' WHERE job_id = '{ready}'"
-    " AND kind = 'cleanup'": {"the end of a job is told once", "a final job is cleaned up after"},
-    "UPDATE outbox_message SET kind = 'cleanup' WHERE job_id = '{active}'": {"a final job is cleaned up after"},
+    " AND kind = 'cleanup'": {"the end of a job is announced once", "a final job has one clean-up"},
+    "UPDATE outbox_message SET kind = 'cleanup' WHERE job_id = '{active}'": {"a final job has one clean-up"},
     "UPDATE outbox_message SET sequence = 9 WHERE job_id = '{active}'": {"the messages of a job are numbered"},
 }
 
@@ -243,7 +242,7 @@ DAMAGE = {
 @pytest.fixture
 def ended(services: Services) -> dict[str, str]:
     """One job of each end, and an active one: their ids, in good books."""
-    found = {name: service.submit(services, request(services, seed=n))["job_id"] for n, name in enumerate(ENDS)}
+    found = {name: service.submit(services, request(services, seed=n)).job_id for n, name in enumerate(ENDS)}
     put_at(services, found["ready"], Stage.SETTLE)
     for name in ("failed", "cancelled", "active"):
         put_at(services, found[name], Stage.TRAIN, step=100)
@@ -251,7 +250,7 @@ def ended(services: Services) -> dict[str, str]:
         transitions.settle(session, found["ready"], services.settings)
         transitions.fail(session, found["failed"], OutOfMemory("x"))
         transitions.cancel(session, found["cancelled"], services.settings)
-    assert sweeps.check_books(services) == []
+    assert sweeps.audit_books(services) == []
     return found
 
 
@@ -280,7 +279,7 @@ def test_what_is_off_with_a_job_is_an_error_of_the_audit(
 ) -> None:
     with services.database.writing() as session:
         session.execute(sa.update(Job).where(col(Job.id) == ended["ready"]).values(charged=7))
-    (finding,) = sweeps.check_books(services)
+    (finding,) = sweeps.audit_books(services)
     assert (finding.where, finding.expected, finding.found) == (ended["ready"], "ready, charged 50", "ready, charged 7")
     assert f"ledger: a job was charged what its hold settled: {ended['ready']}" in caplog.text
 

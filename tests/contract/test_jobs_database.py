@@ -3,7 +3,6 @@
 No Celery here: what the tasks call is called, with services over a temporary home.
 """
 
-import json
 import multiprocessing
 import sqlite3
 import threading
@@ -41,12 +40,12 @@ from core.errors import (
 )
 from core.settings import Settings
 from credits import ledger
-from jobs import accounts, service, sweeps, transitions
+from jobs import accounts, repair, service, sweeps, transitions
 from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.stages.stage_runner import NotMine, TryAgain, claim, working
-from jobs.view import View
+from jobs.stages.stage_runner import NothingToDo, RetryLater, claim, holding_lease
+from jobs.view import JobView
 from notifications.tables import OutboxMessage
 from storage.database import Database
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
@@ -156,10 +155,10 @@ def test_the_database_refuses_words_that_there_are_not(
 
 def test_submit_writes_job_hold_pictures_and_first_message_together(services: Services) -> None:
     view = service.submit(services, request(services, epochs=10))
-    assert (view["status"], view["stage"], view["total_steps"]) == ("pending", "preprocess", 50)
-    assert [one["state"] for one in view["pictures"]] == ["waiting"] * 5
-    assert view["credits"] == {"held": 5, "charged": 0, "refunded": 0}
-    assert messages(services, view["job_id"]) == ["launch"]
+    assert (view.status, view.stage, view.total_steps) == ("pending", "preprocess", 50)
+    assert [one.state for one in view.pictures] == ["waiting"] * 5
+    assert view.credits.to_dict() == {"held": 5, "charged": 0, "refunded": 0}
+    assert messages(services, view.job_id) == ["launch"]
     assert balances(services) == {"held": 5, "spent": 0, "available": GRANTED - 5}
 
 
@@ -173,7 +172,7 @@ def test_insufficient_credits_store_nothing_and_the_key_may_be_used_again(servic
         assert session.exec(select(JobPicture)).all() == []
         assert session.exec(select(OutboxMessage)).all() == []
     accounts.grant(services, "ada", 5000)
-    assert service.submit(services, asked)["credits"]["held"] == 4000
+    assert service.submit(services, asked).credits.held == 4000
 
 
 def test_an_unknown_or_foreign_picture_is_named_and_nothing_is_stored(services: Services) -> None:
@@ -191,11 +190,11 @@ def test_a_key_with_another_request_is_an_error_and_with_another_owner_another_j
     first = service.submit(services, request(services, idempotency_key="k"))
     with pytest.raises(KeyReused) as caught:
         service.submit(services, request(services, idempotency_key="k", rank=8))
-    assert caught.value.details == {"job_id": first["job_id"]}
+    assert caught.value.details == {"job_id": first.job_id}
     accounts.grant(services, "bob", 1000)
     images = [intake.store_picture(services, "bob", "dog", b"%d" % number) for number in range(5)]
     other = service.submit(services, request(services, idempotency_key="k", owner_id="bob", images=images))
-    assert other["job_id"] != first["job_id"]
+    assert other.job_id != first.job_id
 
 
 @pytest.mark.parametrize("granted", [GRANTED, 1], ids=["credits for all", "credits for one"])
@@ -205,18 +204,18 @@ def test_eight_processes_with_one_key_get_one_job(services: Services, settings: 
         service.submit(services, request(services, max_steps=10 * spare))
     asked = request(services, idempotency_key="k", max_steps=1)
     answers = homes_at_once(settings, [partial(service.submit, arguments=asked)] * RACERS)
-    assert {answer["job_id"] if isinstance(answer, dict) else repr(answer) for answer in answers} == {
-        service.jobs(services)[0]["job_id"]
+    assert {answer.job_id if isinstance(answer, JobView) else repr(answer) for answer in answers} == {
+        service.jobs(services)[0].job_id
     }
     assert len(service.jobs(services)) == 1 + bool(spare)
     assert balances(services)["held"] == 1 + spare
-    assert messages(services, answers[0]["job_id"]) == ["launch"]
+    assert messages(services, answers[0].job_id) == ["launch"]
 
 
 def test_eight_processes_with_credits_for_three_get_three_jobs(services: Services, settings: Settings) -> None:
     asked = [request(services, resolution=512, max_steps=3000, seed=seed) for seed in range(RACERS)]
     answers = homes_at_once(settings, [partial(service.submit, arguments=one) for one in asked])
-    assert Counter(type(answer) for answer in answers) == {dict: 3, InsufficientCredits: RACERS - 3}
+    assert Counter(type(answer) for answer in answers) == {JobView: 3, InsufficientCredits: RACERS - 3}
     assert balances(services) == {"held": 900, "spent": 0, "available": 100}
 
 
@@ -270,7 +269,7 @@ def test_an_expired_claim_is_taken_over_and_its_holder_writes_nothing_more(servi
         with pytest.raises(LeaseLost), services.database.writing() as session:
             write(session)
     with services.database.writing() as session:
-        assert not stale.held(session)
+        assert not stale.is_held(session)
         assert not transitions.fail_leased(session, stale, OutOfMemory("too late"))
     found = row(services, job_id)
     assert (found.step, found.stage, found.status, found.lease_token) == (0, "train", "training", fresh.token)
@@ -361,7 +360,7 @@ def test_a_heartbeat_says_when_the_lease_is_somebody_elses(services: Services, j
 
 def test_one_heart_keeps_many_leases_and_goes_on_when_one_is_lost(services: Services, job_id: str) -> None:
     lease_keeper = LeaseKeeper(services.database, 0.6)
-    other = service.submit(services, request(services, seed=2))["job_id"]
+    other = service.submit(services, request(services, seed=2)).job_id
     for one in (job_id, other):
         put_at(services, one, Stage.TRAIN)
     lost, kept = lease_of(services, job_id, lease_s=-1), lease_of(services, other, lease_s=0.6)
@@ -432,13 +431,13 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
     for attempt in (1, 2, 3):
         lease, _ = claim(services, job_id, Stage.TRAIN)
         assert lease.attempt == attempt
-        with pytest.raises((TryAgain, ImageUnreachable)) as caught, working(services, lease):
+        with pytest.raises((RetryLater, ImageUnreachable)) as caught, holding_lease(services, lease):
             raise ImageUnreachable("not just now")
-        if isinstance(caught.value, TryAgain):
+        if isinstance(caught.value, RetryLater):
             delays.append(caught.value.delay_s)
     assert 1.5 <= delays[0] <= 2.5 < 3 <= delays[1] <= 5
     view = service.get(services, job_id)
-    assert (view["status"], view["failure"]["code"]) == ("failed", "image_unreachable")
+    assert (view.status, view.failure.code) == ("failed", "image_unreachable")
     assert [told["attempt"] for told in events(services, job_id, "retry")] == [1, 2]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
 
@@ -454,11 +453,11 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
 def test_a_final_failure_ends_the_job_at_once(services: Services, job_id: str, error: Exception, code: str) -> None:
     put_at(services, job_id, Stage.TRAIN)
     lease, _ = claim(services, job_id, Stage.TRAIN)
-    with pytest.raises(Exception), working(services, lease):  # noqa: B017, PT011 - one of ours, made from it
+    with pytest.raises(Exception), holding_lease(services, lease):  # noqa: B017, PT011 - one of ours, made from it
         raise error
     view = service.get(services, job_id)
-    assert (view["status"], view["failure"]["code"], view["attempt"]) == ("failed", code, 1)
-    assert "secret detail" not in json.dumps(view)
+    assert (view.status, view.failure.code, view.attempt) == ("failed", code, 1)
+    assert "secret detail" not in view.model_dump_json()
     assert balances(services)["held"] == 0
 
 
@@ -467,7 +466,7 @@ def test_who_lost_the_lease_fails_nobody(services: Services, job_id: str) -> Non
     stale = lease_of(services, job_id, lease_s=-1)
     lease_of(services, job_id)
     for error in (LossNotFinite("nan"), ImageUnreachable("x"), LeaseLost("gone")):
-        with pytest.raises(NotMine), working(services, stale):
+        with pytest.raises(NothingToDo), holding_lease(services, stale):
             raise error
     assert row(services, job_id).status == "training"
     assert balances(services)["held"] == 50
@@ -505,18 +504,18 @@ def test_a_final_move_happens_once_under_eight_racers(
     answers = at_once(address, [partial(move, job_id=job_id, **more)] * RACERS)
     assert Counter(answers) == {True: 1, False: RACERS - 1}
     view = service.get(services, job_id)
-    assert (view["status"], view["credits"]["charged"]) == (status, money[1])
+    assert (view.status, view.credits.charged) == (status, money[1])
     assert balances(services) == {"held": money[0], "spent": money[1], "available": GRANTED - sum(money)}
     assert messages(services, job_id) == ["(launch)", notice, "cleanup"]
     assert len(events(services, job_id, "status")) == 2
-    assert view["finished_at"] is not None
+    assert view.finished_at is not None
 
 
 def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Services, address: str) -> None:
     """Each round another job; whoever wins, status, money, messages and events agree."""
     charges = {"ready": 50, "failed": 0, "cancelled": 32}
     for round_ in range(6):
-        job_id = service.submit(services, request(services, seed=round_))["job_id"]
+        job_id = service.submit(services, request(services, seed=round_)).job_id
         put_at(services, job_id, Stage.SETTLE, step=329)
         before = balances(services)
         works: list[Work] = [
@@ -528,13 +527,13 @@ def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Servic
         turned = works[round_ % 4 :] + works[: round_ % 4]
         assert Counter(at_once(address, turned)) == {True: 1, False: 3}
         view = service.get(services, job_id)
-        spent = view["credits"]["charged"]
-        assert view["credits"] == {"held": 0, "charged": charges[view["status"]], "refunded": 50 - spent}
+        spent = view.credits.charged
+        assert view.credits.to_dict() == {"held": 0, "charged": charges[view.status], "refunded": 50 - spent}
         assert balances(services) == {
             "held": before["held"] - 50, "spent": before["spent"] + spent, "available": before["available"] + 50 - spent
         }  # fmt: skip
         assert len([name for name in messages(services, job_id) if name.startswith("training.")]) == 1
-        assert [told["status"] for told in events(services, job_id, "status")] == ["pending", view["status"]]
+        assert [told["status"] for told in events(services, job_id, "status")] == ["pending", view.status]
 
 
 def test_a_final_status_never_changes(services: Services, job_id: str) -> None:
@@ -546,7 +545,7 @@ def test_a_final_status_never_changes(services: Services, job_id: str) -> None:
         assert not transitions.cancel(session, job_id, services.settings)
         assert not transitions.fail(session, job_id, OutOfMemory("x"))
         assert not transitions.settle(session, job_id, services.settings)
-        assert not transitions.repair(session, job_id, services.settings)
+        assert not repair.repair_job(session, job_id, services.settings)
         transitions.begin(session, job_id)
     assert service.get(services, job_id) == before
     with pytest.raises(IllegalMove, match="already"):
@@ -585,8 +584,8 @@ def test_a_late_success_after_an_expired_hold_is_delivered_and_charged_nothing(s
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, services.settings)
     view = service.get(services, job_id)
-    assert (view["status"], view["credits"]["charged"]) == ("ready", 0)
-    assert view["lora"] is not None
+    assert (view.status, view.credits.charged) == ("ready", 0)
+    assert view.lora is not None
     assert len(events(services, job_id, "leak")) == 1
     assert messages(services, job_id) == ["(launch)", "training.completed", "cleanup"]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
@@ -654,8 +653,8 @@ def test_used_up_attempts_fail_the_job_with_what_went_wrong_last(services: Servi
     assert lease_of(services, job_id, lease_s=-1).attempt == 3
     assert sweeps.repair_jobs(services) == 1
     view = service.get(services, job_id)
-    assert (view["status"], view["failure"]["code"]) == ("failed", "worker_lost")
-    assert "the machine burns" in view["failure"]["message"]
+    assert (view.status, view.failure.code) == ("failed", "worker_lost")
+    assert "the machine burns" in view.failure.message
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
     assert messages(services, job_id) == ["(launch)", "training.failed", "cleanup"]
 
@@ -663,7 +662,7 @@ def test_used_up_attempts_fail_the_job_with_what_went_wrong_last(services: Servi
 def test_eight_sweeps_repair_a_job_once(services: Services, job_id: str, address: str) -> None:
     put_at(services, job_id, Stage.TRAIN)
     lease_of(services, job_id, lease_s=-1)
-    works: list[Work] = [partial(transitions.repair, job_id=job_id, settings=services.settings)] * RACERS
+    works: list[Work] = [partial(repair.repair_job, job_id=job_id, settings=services.settings)] * RACERS
     assert Counter(at_once(address, works)) == {True: 1, False: RACERS - 1}
     assert messages(services, job_id) == ["launch", "launch"]
 
@@ -674,7 +673,7 @@ def test_repair_and_a_claim_do_not_both_get_a_dead_lease(services: Services, job
         put_at(services, job_id, Stage.TRAIN, attempt=0, lease_until=ago(1), lease_holder="dead", next_look_at=ago(1))
         token = row(services, job_id).lease_token
         works: list[Work] = [
-            partial(transitions.repair, job_id=job_id, settings=services.settings),
+            partial(repair.repair_job, job_id=job_id, settings=services.settings),
             partial(_claim, job_id=job_id, stage=Stage.TRAIN),
         ]
         repaired, claimed_ = at_once(address, works)
@@ -686,14 +685,14 @@ def test_repair_and_a_claim_do_not_both_get_a_dead_lease(services: Services, job
 
 
 def test_an_expired_hold_with_nobody_at_work_ends_the_job(services: Services, settings: Settings) -> None:
-    job_id = service.submit(services, request(services))["job_id"]
+    job_id = service.submit(services, request(services)).job_id
     put_at(services, job_id, Stage.TRAIN, lease_until=ago(1), lease_holder="dead")
     with services.database.writing() as session:
         session.execute(sa.update(credits.tables.HOLD).values(expires_at=ago(1)))
     assert sweeps.repair_jobs(services) == 1
     view = service.get(services, job_id)
-    assert (view["status"], view["failure"]["code"]) == ("failed", "timeout")
-    assert [entry["kind"] for entry in accounts.statement(services, "ada")] == ["expire", "hold", "grant"]
+    assert (view.status, view.failure.code) == ("failed", "timeout")
+    assert [entry.kind for entry in accounts.statement(services, "ada")] == ["expire", "hold", "grant"]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
 
 
@@ -715,10 +714,10 @@ def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Service
         assert picture(services, job_id, 2).state == "waiting"
         assert sweeps.repair_jobs(services) == 1
     left_out = picture(services, job_id, 2)
-    assert (left_out.state, json.loads(left_out.faults)) == ("bad", ["unreadable"])
-    assert "3 times" in json.loads(left_out.report or "")["error"]
+    assert (left_out.state, left_out.faults) == ("bad", ["unreadable"])
+    assert "3 times" in (left_out.report or {})["error"]
     assert row(services, job_id).status in ACTIVE
-    lacking = sweeps.what_is_lacking(services, job_id)
+    lacking = sweeps.remaining_work(services, job_id)
     assert lacking is not None
     assert list(lacking.waiting) == [0, 1, 3, 4]
 
@@ -738,10 +737,10 @@ def test_a_retry_is_a_new_job_with_the_same_pictures_and_recipe(services: Servic
     with pytest.raises(IllegalMove, match="still"):
         service.retry(services, job_id)
     service.cancel(services, job_id)
-    again: View = service.retry(services, job_id)
-    assert again["job_id"] != job_id
-    assert again["spec"] == service.get(services, job_id)["spec"]
-    old, new = ([picture(services, one, n).reference for n in range(5)] for one in (job_id, again["job_id"]))
+    again: JobView = service.retry(services, job_id)
+    assert again.job_id != job_id
+    assert again.spec == service.get(services, job_id).spec
+    old, new = ([picture(services, one, n).reference for n in range(5)] for one in (job_id, again.job_id))
     assert old == new
-    assert row(services, again["job_id"]).webhook_url == "https://app.example"
+    assert row(services, again.job_id).webhook_url == "https://app.example"
     assert balances(services)["held"] == 50

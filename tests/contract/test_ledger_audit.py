@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from core.clock import utcnow
 from credits import audit as audits
 from credits import ledger
-from credits.audit import Finding, audit
+from credits.audit import AuditFinding, audit
 from storage.database import Database
 
 TABLES = ("credit_account", "credit_hold", "credit_entry")
@@ -77,7 +77,7 @@ def fill(session: Session) -> None:
     holds = [ledger.hold(session, "ada", f"t{n}", 40, key=f"h{n}", expires_at=expires_at) for n in range(1, 5)]
     ledger.settle(session, holds[0], 30)
     ledger.refund(session, holds[0], 5, key="r")
-    ledger.release(session, holds[1])
+    ledger.settle(session, holds[1], 0)
     ledger.expire(session, holds[2])
     ledger.grant(session, "bob", 10, key="g")
 
@@ -98,7 +98,7 @@ def books(database: Database) -> Iterator[sa.Connection]:
         yield connection
 
 
-def found_in(connection: sa.Connection) -> list[Finding]:
+def found_in(connection: sa.Connection) -> list[AuditFinding]:
     with Session(connection) as session:
         return audit(session)
 
@@ -125,7 +125,7 @@ def test_a_finding_says_what_and_where(books: sa.Connection) -> None:
     account = books.exec_driver_sql("SELECT id FROM credit_account WHERE owner_id = 'ada'").scalar()
     books.exec_driver_sql("UPDATE credit_account SET spent = 7 WHERE owner_id = 'ada'")
     (finding,) = found_in(books)
-    assert finding == Finding(
+    assert finding == AuditFinding(
         "granted, spent and held are what the journal sums to",
         str(account),
         "granted 200, spent 25, held 40",
@@ -137,6 +137,6 @@ def test_a_finding_says_what_and_where(books: sa.Connection) -> None:
 
 
 def test_a_flood_of_findings_is_cut(books: sa.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audits, "MOST_FINDINGS", 3)
+    monkeypatch.setattr(audits, "MAX_FINDINGS", 3)
     books.exec_driver_sql("UPDATE credit_entry SET counterparty = 'nobody'")
     assert len(found_in(books)) == 3

@@ -91,7 +91,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(hold_id=holds)
     def release(self, hold_id: str) -> None:
-        self.end(hold_id, "release", 0, None, lambda session: ledger.release(session, hold_id))
+        self.end(hold_id, "release", 0, None, lambda session: ledger.settle(session, hold_id, 0))
 
     @rule(hold_id=holds)
     def expire(self, hold_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -107,7 +108,6 @@ def test_settling_a_part_gives_the_rest_back(database: Database) -> None:
         assert ledger.settle(session, hold_id, 25) == entry
     refused(database, KeyReused, ledger.settle, hold_id, 24, key="s")
     refused(database, IllegalMove, ledger.settle, hold_id, 24)
-    refused(database, IllegalMove, ledger.release, hold_id)
     refused(database, IllegalMove, ledger.expire, hold_id)
     refused(database, IllegalMove, ledger.settle, hold_id, 0)
 
@@ -117,7 +117,7 @@ def test_settling_nothing_is_a_release(database: Database) -> None:
     hold_id = hold(database, 60)
     with database.writing() as session:
         entry = ledger.settle(session, hold_id, 0, key="s")
-        assert ledger.release(session, hold_id) == entry
+        assert ledger.settle(session, hold_id, 0) == entry
         assert ledger.settle(session, hold_id, 0, key="s") == entry
         found = ledger.hold_of(session, "t")
     assert found is not None
@@ -125,7 +125,7 @@ def test_settling_nothing_is_a_release(database: Database) -> None:
     assert balance(database) == Balance(100, 0, 0, 100)
 
 
-@pytest.mark.parametrize(("end", "state"), [(ledger.release, "released"), (ledger.expire, "expired")])
+@pytest.mark.parametrize(("end", "state"), [(partial(ledger.settle, amount=0), "released"), (ledger.expire, "expired")])
 def test_a_late_success_charges_nothing(database: Database, end: Callable[..., str], state: str) -> None:
     grant(database, 100)
     hold_id = hold(database, 60)
@@ -158,7 +158,7 @@ def test_refunds_never_give_back_more_than_was_settled(database: Database) -> No
 
 
 def test_a_hold_that_is_not_there(database: Database) -> None:
-    for call, args in ((ledger.settle, (1,)), (ledger.release, ()), (ledger.expire, ())):
+    for call, args in ((ledger.settle, (1,)), (ledger.settle, (0,)), (ledger.expire, ())):
         refused(database, NotFound, call, "hold_none", *args)
     refused(database, NotFound, ledger.refund, "hold_none", 1, key="r")
 
@@ -193,7 +193,7 @@ def test_a_statement_reads_backwards_page_by_page(database: Database) -> None:
         grant(database, 1, key=f"g{number}")
     hold_id = hold(database, 3)
     with database.writing() as session:
-        ledger.release(session, hold_id)
+        ledger.settle(session, hold_id, 0)
     with database.reading() as session:
         first = ledger.entries(session, "ada", limit=4)
         rest = ledger.entries(session, "ada", limit=100, before_seq=first[-1].seq)
@@ -203,19 +203,3 @@ def test_a_statement_reads_backwards_page_by_page(database: Database) -> None:
         ("hold", 3, hold_id),
     ]
     assert all(entry.created_at.utcoffset() == timedelta(0) for entry in first + rest)
-
-
-def test_overdue_holds_are_live_ones_past_their_time(database: Database) -> None:
-    grant(database, 100)
-    now = utcnow()
-    with database.writing() as session:
-        late, later, ended = (
-            ledger.hold(
-                session, "ada", f"t{minutes}", 1, key=f"h{minutes}", expires_at=now + timedelta(minutes=minutes)
-            )
-            for minutes in (-1, -2, -3)
-        )
-        ledger.release(session, ended)
-        ledger.hold(session, "ada", "live", 1, key="live", expires_at=now + timedelta(minutes=1))
-    with database.reading() as session:
-        assert [found.id for found in ledger.overdue(session, now)] == [later, late]

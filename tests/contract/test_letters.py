@@ -1,6 +1,5 @@
 """Notices that were given up, and receivers that want none, against a real receiver on loopback."""
 
-import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -51,7 +50,7 @@ def send_due(services: Services) -> None:
 
 
 def dead_jobs(services: Services) -> list[str]:
-    return sorted(letter["job_id"] for letter in dead_letters.dead(services))
+    return sorted(letter.job_id for letter in dead_letters.list_dead_letters(services))
 
 
 def test_a_receiver_that_is_gone_hears_nothing_until_it_is_enabled_and_then_all_of_it(
@@ -68,15 +67,17 @@ def test_a_receiver_that_is_gone_hears_nothing_until_it_is_enabled_and_then_all_
     send_due(services)
     assert [one.told["data"]["training_id"] for one in gone.got] == ["job1", "job4"]
     assert dead_jobs(services) == ["job1", "job2", "job3"]
-    assert [letter["reason"] for letter in dead_letters.dead(services)].count("the receiver answered 410") == 1
+    assert [letter.reason for letter in dead_letters.list_dead_letters(services)].count(
+        "the receiver answered 410"
+    ) == 1
     (shown,) = dead_letters.disabled_receivers(services)
-    assert (shown["owner_id"], shown["receiver"]) == ("ada", f"http://{gone.address}")
-    assert SECRET not in json.dumps([shown, *dead_letters.dead(services)])
+    assert (shown.owner_id, shown.receiver) == ("ada", f"http://{gone.address}")
+    assert SECRET not in repr([shown, *dead_letters.list_dead_letters(services)])
 
     # Nobody is called by a redelivery before the receiver is enabled.
     assert dead_letters.redeliver_dead(services) == dead_letters.Redelivery([], 3, 0)
     with pytest.raises(IllegalMove, match="enable it first") as refused:
-        dead_letters.redeliver(services, dead_letters.dead(services)[0]["id"])
+        dead_letters.redeliver(services, dead_letters.list_dead_letters(services)[0].id)
     assert SECRET not in str(refused.value)
     with pytest.raises(NotFound) as unknown:
         dead_letters.enable_receiver(services, "eve", url)
@@ -84,7 +85,7 @@ def test_a_receiver_that_is_gone_hears_nothing_until_it_is_enabled_and_then_all_
 
     assert dead_letters.enable_receiver(services, "ada", f"http://{gone.address}") == 1
     assert dead_letters.disabled_receivers(services) == []
-    ids = {letter["job_id"]: letter["id"] for letter in dead_letters.dead(services)}
+    ids = {letter.job_id: letter.id for letter in dead_letters.list_dead_letters(services)}
     assert set(dead_letters.redeliver_dead(services, receiver=f"http://{gone.address}/").again) == set(ids.values())
     send_due(services)
     assert dead_jobs(services) == []

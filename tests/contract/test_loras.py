@@ -20,7 +20,7 @@ from tests.contract.jobs import put_at, request
 
 def train(services: Services, minutes_ago: float, status: Status = Status.READY, **changed: Any) -> str:
     """A training that was accepted then, and is now at `status`."""
-    job_id = str(service.submit(services, request(services, **changed))["job_id"])
+    job_id = str(service.submit(services, request(services, **changed)).job_id)
     values: dict[str, Any] = {"status": status, "created_at": utcnow() - timedelta(minutes=minutes_ago)}
     if status is Status.READY:
         services.store.put(keys.lora(job_id), job_id.encode())
@@ -38,12 +38,12 @@ def test_the_newest_ready_one_of_the_base_model(services: Services) -> None:
     train(services, 10, Status.FAILED)
     train(services, 5, subject_id="cat")
     found = loras.resolve(services, "ada", "dog", "sd15")
-    assert found["job_id"] == new != old
-    assert (found["trigger_word"], found["class_word"], found["strength"]) == ("hushpuppy", "dog", 1.0)
-    assert (found["base_model"], found["family"], found["file"]) == ("sd15", "sd15", f"{new}.safetensors")
-    assert (found["sha256"], found["bytes"]) == ("ab" * 32, len(new))
-    assert Path(unquote(urlsplit(found["url"]).path)).read_bytes() == new.encode()
-    assert loras.resolve(services, "ada", "dog")["job_id"] == other  # of any base model
+    assert found.job_id == new != old
+    assert (found.trigger_word, found.class_word, found.strength) == ("hushpuppy", "dog", 1.0)
+    assert (found.base_model, found.family, found.file) == ("sd15", "sd15", f"{new}.safetensors")
+    assert (found.sha256, found.bytes) == ("ab" * 32, len(new))
+    assert Path(unquote(urlsplit(found.url).path)).read_bytes() == new.encode()
+    assert loras.resolve(services, "ada", "dog").job_id == other  # of any base model
 
 
 def test_why_there_is_none(services: Services) -> None:
@@ -61,7 +61,7 @@ def test_why_there_is_none(services: Services) -> None:
         loras.resolve(services, "ada", "dog")
     running = train(services, 10, Status.PENDING)
     put_at(services, running, Stage.TRAIN, step=40, total_steps=500)
-    with pytest.raises(LoraNotReady, match=f"{running} is training since 10 min, at step 40 of 500") as waits:
+    with pytest.raises(LoraNotReady, match=f"{running} has been training for 10 min, at step 40 of 500") as waits:
         loras.resolve(services, "ada", "dog", "sd15")
     assert waits.value.details == {"status": "training", "job_id": running, "stage": "train"}
     with pytest.raises(LoraNotReady, match="never trained"):

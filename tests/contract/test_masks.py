@@ -1,6 +1,5 @@
 """Masks of a job's pictures: fetched, judged and kept as the pictures are, on both kinds of database."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from core.settings import Settings
 from jobs import accounts, keys, service
 from jobs.services import Services
 from jobs.stages import intake, steps
-from jobs.stages.stage_runner import TryAgain
+from jobs.stages.stage_runner import RetryLater
 from jobs.subjects import subject_pictures
 from storage.tables import PictureState
 from tests.contract.jobs import GRANTED, REQUEST, picture, row
@@ -66,7 +65,7 @@ def store(services: Services, data: bytes, *, is_mask: bool = False) -> str:
 
 
 def submitted(services: Services, images: list[Any], **changed: Any) -> str:
-    job_id: str = service.submit(services, {**REQUEST, "images": images, **MASKED, **changed})["job_id"]
+    job_id: str = service.submit(services, {**REQUEST, "images": images, **MASKED, **changed}).job_id
     return job_id
 
 
@@ -80,8 +79,7 @@ def preprocessed(services: Services, images: list[Any], **changed: Any) -> str:
 
 
 def report(services: Services, job_id: str, position: int = 0) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(picture(services, job_id, position).report or "{}")
-    return told
+    return picture(services, job_id, position).report or {}
 
 
 def alpha(services: Services, sha256: str) -> Image.Image:
@@ -98,7 +96,7 @@ def test_a_mask_from_anywhere_gives_the_same_bytes(house_with: Callable[..., Ser
         for mask in masks:
             job_id = preprocessed(services, [{"ref": (files / "0.png").as_uri(), "mask": mask}, *names[1:]])
             done = picture(services, job_id)
-            assert (done.state, done.faults, done.mask) == (PictureState.GOOD, "[]", mask)
+            assert (done.state, done.faults, done.mask) == (PictureState.GOOD, [], mask)
             made.add(done.prepared_sha256)
     [sha256] = made
     assert sha256 is not None
@@ -121,7 +119,7 @@ def test_train_again_keeps_the_masks_and_prepares_nothing_twice(services: Servic
     names, mask = stored(services, files), store(services, (files / "m.png").read_bytes(), is_mask=True)
     first = preprocessed(services, [{"ref": name, "mask": mask} for name in names])
     service.cancel(services, first)
-    again: str = service.retry(services, first)["job_id"]
+    again: str = service.retry(services, first).job_id
     for position in range(6):
         one, other = picture(services, first, position), picture(services, again, position)
         assert (other.mask, other.prepared_sha256, other.state) == (mask, one.prepared_sha256, PictureState.GOOD)
@@ -144,7 +142,7 @@ def test_a_worker_that_died_leaves_nothing_that_changes_the_bytes(services: Serv
 @pytest.mark.parametrize(
     ("mask", "code", "error"),
     [
-        (b"no picture", "image_invalid", "its mask cannot be used: this is not a picture; accepted are "),
+        (b"no picture", "image_invalid", "its mask cannot be used: the file is not a picture; accepted formats are "),
         (b"", "image_invalid", "its mask cannot be used: the file is empty"),
         (encoded(Image.new("L", (100, 90))), "image_invalid", "its mask has another shape: 100 x 90 pixels, and "),
         (None, "image_unreachable", "its mask: there is no file 'gone.png'"),
@@ -157,12 +155,12 @@ def test_a_mask_that_cannot_be_used_is_a_fault_of_its_picture(
     names = stored(services, files)
     job_id = preprocessed(services, [{"ref": names[0], "mask": reference}, *names[1:]])
     done = picture(services, job_id)
-    assert (done.state, json.loads(done.faults)) == (PictureState.BAD, ["unusable_mask"])
+    assert (done.state, done.faults) == (PictureState.BAD, ["unusable_mask"])
     assert report(services, job_id)["code"] == code
     assert report(services, job_id)["error"].startswith(error)
     steps.dataset(services, job_id)  # five others are good
-    [view, *_] = service.get(services, job_id)["pictures"]
-    assert (view["state"], view["report"]["error"][:8]) == ("bad", "its mask")
+    [view, *_] = service.get(services, job_id).pictures
+    assert (view.state, (view.report or {})["error"][:8]) == ("bad", "its mask")
     again = submitted(services, [{"ref": names[0], "mask": reference}, *names[1:]])
     assert picture(services, again).state == (PictureState.WAITING if mask is None else PictureState.BAD)
 
@@ -173,7 +171,7 @@ def test_a_host_that_is_away_is_tried_three_times_for_a_mask(house_with: Callabl
         services, [{"ref": name, "mask": "http://127.0.0.1:9/m.png"} for name in stored(services, files)]
     )
     for _ in range(services.settings.max_attempts - 1):
-        with pytest.raises(TryAgain):
+        with pytest.raises(RetryLater):
             steps.preprocess(services, job_id, 0)
     steps.preprocess(services, job_id, 0)
     assert report(services, job_id)["bad"] == ["unusable_mask"]
@@ -200,7 +198,7 @@ def test_masks_count_against_the_bytes_of_a_picture_and_of_a_job(
         f"its mask: the file 'large.png' has more than {2 * size} bytes", size
     )  # fmt: skip
     assert first(max_job_bytes=size) == (
-        "its mask: the pictures of this job have more bytes than a job may have", size
+        "its mask: the pictures of this job are larger in total than a job may have (IMPRINT_MAX_JOB_BYTES)", size
     )  # fmt: skip
     assert first() == (None, size + len(large))
 
@@ -224,7 +222,7 @@ def test_stored_masks_are_not_among_the_pictures(services: Services, files: Path
     shown, mask = store(services, data), store(services, data, is_mask=True)
     assert shown != mask
     assert (store(services, data), store(services, data, is_mask=True)) == (shown, mask)
-    assert [view["id"] for view in subject_pictures.shown(services, "ada", "dog")] == [shown]
-    assert [view["id"] for view in subject_pictures.masks(services, "ada", "dog")] == [mask]
+    assert [view.id for view in subject_pictures.list_pictures(services, "ada", "dog")] == [shown]
+    assert [view.id for view in subject_pictures.list_masks(services, "ada", "dog")] == [mask]
     with services.database.reading() as session:
-        assert subject_pictures.usable(session, "ada", "dog") == [shown]
+        assert subject_pictures.usable_ids(session, "ada", "dog") == [shown]

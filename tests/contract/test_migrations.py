@@ -110,7 +110,7 @@ def test_a_worker_of_before_can_insert_a_job_during_an_update(address: str) -> N
     columns = {column.name: column for column in sa.inspect(Job).columns}
     values = {
         name: value
-        for name, value in Job(id="job_1", owner_id="ada", subject_id="dog", request_sha256="", spec="{}")
+        for name, value in Job(id="job_1", owner_id="ada", subject_id="dog", request_sha256="", spec={})
         .model_dump()
         .items()
         if name not in new

@@ -46,23 +46,23 @@ def deliver(services: Services) -> None:
 
 
 def test_preferences_are_checked_kept_and_taken_away(services: Services) -> None:
-    assert notices.get(services, "ada")["email"] is None
-    kept = notices.put(services, "ada", {"email": "ada@example.org", "low_credits": 5})
+    assert notices.get(services, "ada").email is None
+    kept = notices.change(services, "ada", {"email": "ada@example.org", "low_credits": 5})
     assert kept == notices.get(services, "ada")
-    assert "training.processing" not in kept["events"]
-    assert notices.put(services, "ada", {"events": ["training.failed"]})["low_credits"] == 5
+    assert "training.processing" not in kept.events
+    assert notices.change(services, "ada", {"events": ["training.failed"]}).low_credits == 5
     for bad in ("x", "a@b\nBcc: c@d", "a@b, c@d", "<a@b>", "Ada <a@b.example>", "a" * 65 + "@b.example"):
         with pytest.raises(SpecInvalid) as error:
-            notices.put(services, "ada", {"email": bad, "events": ["nonsense"], "low_credits": -2})
+            notices.change(services, "ada", {"email": bad, "events": ["nonsense"], "low_credits": -2})
         assert set(error.value.faults) == {"email", "events", "low_credits"}
     with pytest.raises(SpecInvalid):
-        notices.put(services, "ada", {"colour": "red"})
-    assert notices.put(services, "ada", {"email": None, "events": None})["email"] is None
+        notices.change(services, "ada", {"colour": "red"})
+    assert notices.change(services, "ada", {"email": None, "events": None}).email is None
 
 
 def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org", "events": ["training.processing", "training.failed"]})
-    job_id = service.submit(services, request(services))["job_id"]
+    notices.change(services, "ada", {"email": "ada@example.org", "events": ["training.processing", "training.failed"]})
+    job_id = service.submit(services, request(services)).job_id
     with services.database.writing() as session:
         transitions.begin(session, job_id)
     assert [one.topic for one in waiting(services, "mail")] == ["training.processing"]
@@ -70,7 +70,7 @@ def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(servic
         transitions.fail(session, job_id, ImageInvalid("the pictures cannot be read"))
     assert [one.topic for one in waiting(services, "mail")] == ["training.failed"]
     assert waiting(services, "alert") == []  # the request's fault, not ours
-    notices.put(services, "ada", {"events": ["training.completed"]})
+    notices.change(services, "ada", {"events": ["training.completed"]})
     deliver(services)  # what is no longer wanted is not sent, and nobody is asked to look at it
     assert waiting(services, "mail") == []
     with services.database.reading() as session:
@@ -80,8 +80,8 @@ def test_only_wanted_events_are_mailed_and_a_start_is_dropped_for_its_end(servic
 
 
 def test_low_credits_are_told_once_until_there_were_enough(services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
-    first = service.submit(services, request(services))["job_id"]
+    notices.change(services, "ada", {"email": "ada@example.org", "events": ["credits.low"], "low_credits": 951})
+    first = service.submit(services, request(services)).job_id
     held = 1000 - accounts.balance(services, "ada").available
     assert held >= 50
     service.submit(services, request(services, seed=2))
@@ -90,18 +90,18 @@ def test_low_credits_are_told_once_until_there_were_enough(services: Services) -
     service.cancel(services, first)
     service.submit(services, request(services, seed=3))
     assert len(waiting(services, "mail")) == 1  # there are enough again
-    notices.put(services, "ada", {"low_credits": 10_000})
+    notices.change(services, "ada", {"low_credits": 10_000})
     assert len(waiting(services, "mail")) == 2
 
 
 def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings, services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org"})
+    notices.change(services, "ada", {"email": "ada@example.org"})
     accounts_before = accounts.balance(services, "ada")
-    service.cancel(services, service.submit(services, request(services))["job_id"])
+    service.cancel(services, service.submit(services, request(services)).job_id)
     [message] = waiting(services, "mail")
     notices.deliver_mail(services, message.id)
     [again] = waiting(services, "mail")
-    assert (again.attempts, again.last_error) == (1, "no mail server is set: IMPRINT_SMTP_URL")
+    assert (again.attempts, again.last_error) == (1, "no mail server is configured: set IMPRINT_SMTP_URL")
     assert accounts.balance(services, "ada") == accounts_before
     with mail_server() as box:
         up = Services(
@@ -145,7 +145,7 @@ def test_a_storm_of_alerts_is_one_message_to_each_channel(settings: Settings, tm
         services.check()
         accounts.grant(services, "ada", 1000, key="welcome")
         for seed in range(3):
-            job_id = service.submit(services, request(services, seed=seed))["job_id"]
+            job_id = service.submit(services, request(services, seed=seed)).job_id
             with services.database.writing() as session:
                 transitions.fail(session, job_id, BackendFailed("the machine is broken"))
         with services.database.writing() as session:
@@ -190,11 +190,11 @@ def test_a_notice_of_no_job_is_taken_by_its_task() -> None:
 
 
 def test_a_mail_server_that_is_down_is_asked_once_a_minute(services: Services) -> None:
-    notices.put(services, "ada", {"email": "ada@example.org"})
+    notices.change(services, "ada", {"email": "ada@example.org"})
     for seed in (1, 2, 3):
-        service.cancel(services, service.submit(services, request(services, seed=seed))["job_id"])
+        service.cancel(services, service.submit(services, request(services, seed=seed)).job_id)
     notices.deliver_mail(services, waiting(services, "mail")[0].id)
-    service.cancel(services, service.submit(services, request(services, seed=4))["job_id"])
+    service.cancel(services, service.submit(services, request(services, seed=4)).job_id)
     with services.database.reading() as session:
         assert due(session, utcnow() + timedelta(seconds=3), ["mail"]) == []
         assert len(due(session, utcnow() + timedelta(seconds=70), ["mail"])) == 1

@@ -79,7 +79,7 @@ def test_two_hundred_jobs_at_once_are_launched_once_each(settings: Settings) -> 
     with ThreadPoolExecutor(8) as pool:
         views = list(pool.map(lambda seed: service.submit(services, request(services, seed=seed)), range(200)))
     assert flushed(services)
-    assert sorted(map(str, launched)) == sorted(view["job_id"] for view in views)
+    assert sorted(map(str, launched)) == sorted(view.job_id for view in views)
 
 
 @pytest.mark.usefixtures("no_broker")
@@ -92,9 +92,9 @@ def test_a_broker_that_is_away_keeps_nobody_waiting_and_loses_nothing(settings: 
         return relay(services)
 
     services = sending(settings, send)
-    first = service.submit(services, request(services, seed=1))["job_id"]
+    first = service.submit(services, request(services, seed=1)).job_id
     assert entered.wait(_FLUSH_S)
-    second = service.submit(services, request(services, seed=2))["job_id"]  # while the sender waits
+    second = service.submit(services, request(services, seed=2)).job_id  # while the sender waits
     released.set()
     assert flushed(services)
     assert services.outbox_sender is not None

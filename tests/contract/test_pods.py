@@ -16,7 +16,7 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
 from core.ids import made_at, new_id
 from core.settings import Settings
-from jobs.remote import pod_costs, pods, trainers
+from jobs.remote import pod_costs, pod_reaper, pods, trainers
 from jobs.remote.pod_rental import ORDER_GRACE_S
 from jobs.services import Services
 from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
@@ -76,7 +76,7 @@ def place(services: Services, spec: TrainSpec = SPEC) -> tuple[pods.PodPlacement
     job_id = new_id("job")
 
     def assign(session: Session, pod: RentedPod | None) -> None:
-        session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec="{}"))
+        session.add(Job(id=job_id, owner_id="o", subject_id="s", request_sha256="", spec={}))
         session.flush()
         session.add(RemoteRun(job_id=job_id, attempt=1, name=f"imprint_{job_id}", pod_id=pod and pod.id))
 
@@ -90,7 +90,7 @@ def end(services: Services, job_id: str) -> None:
 def change_run(services: Services, job_id: str, **values: Any) -> None:
     with services.database.writing() as session:
         run = session.get_one(RemoteRun, (job_id, 1))
-        pods.account(session, run.pod_id)
+        pod_costs.share_out_cost(session, run.pod_id)
         session.execute(sa.update(RemoteRun).where(col(RemoteRun.job_id) == job_id).values(**values))
 
 
@@ -151,7 +151,7 @@ def test_a_pod_serves_trainings_one_after_another_is_kept_warm_and_goes(
     assert other.pod is not None
     assert other.pod.id == first.pod.id
     full, _ = place(services)
-    assert (full.found, full.reason) == (False, "all 1 pods that may be rented are full")
+    assert (full.found, full.reason) == (False, "all 1 pods that may be rented are full (IMPRINT_PODS_MAX)")
 
     pod = ready(services)
     assert pod.ready_at is not None
@@ -296,7 +296,7 @@ def test_with_a_fixed_server_nothing_is_rented_and_without_a_key_nothing_happens
     with pytest.raises(BackendFailed, match="IMPRINT_RUNPOD_API_KEY"):
         place(nobody)
     pods.check(nobody)
-    assert pods.reap(nobody) == 0
+    assert pod_reaper.reap(nobody) == 0
 
 
 # ---- ceilings -------------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_the_day_has_a_ceiling_over_what_was_spent_in_24_hours(
         return insert(services, state, created_at=now - timedelta(hours=begun_h), **gone)
 
     def spent() -> float:
-        return round(float(trainers.spending(services)["in_24_hours"]), 3)
+        return round(float(trainers.spending(services).in_24_hours), 3)
 
     used(30, 23)
     assert spent() == 0.69
@@ -399,7 +399,7 @@ def test_the_day_has_a_ceiling_over_what_was_spent_in_24_hours(
     assert spent() == 2.829
     change(services, warm.id, created_at=now - timedelta(hours=1.4))
     refused, _ = place(services)
-    assert (refused.found, refused.reason) == (False, "the ceiling of $3.00 on pods in 24 hours is reached")
+    assert (refused.found, refused.reason) == (False, "the ceiling of $3.00 for pods in 24 hours is reached")
     # What runs goes on to its end; what is idle is not kept.
     pods_on = [pod for pod in rows(services) if pod.state == PodState.STARTING]
     change(services, warm.id, provider_id=pods_on[0].provider_id, state=PodState.STARTING)
@@ -457,13 +457,13 @@ def test_a_crash_while_renting_is_found_by_the_name(
     made = len(rented(cloud, services))
     assert made == (point != "before")
     assert place(services)[0].reason == "a pod is being rented"
-    assert pods.reap(services) == 0  # an order on its way is nobody's prey
+    assert pod_reaper.reap(services) == 0  # an order on its way is nobody's prey
     pods.check(services)
     if point == "before":
         assert states(services) == ["renting"]
         change(services, rows(services)[0].id, asked_at=utcnow() - timedelta(seconds=ORDER_GRACE_S + 1))
         pods.check(services)
-        assert rows(services)[0].reason == "RunPod never made this pod"
+        assert rows(services)[0].reason == "RunPod has not created this pod"
     else:
         assert states(services) == ["starting"]  # taken over; nobody needs it, so it goes with the next look
         pods.check(services)
@@ -543,12 +543,12 @@ def test_the_reaper_takes_what_no_row_needs_and_nothing_else(
         "hand": f"{prefix}-my-own-pod",
     }
     made = {key: runpod.create(PodRequest(name, RTX, 20, {}, image="i")).id for key, name in names.items()}
-    assert pods.reap(services) == 3
+    assert pod_reaper.reap(services) == 3
     there = {pod.id for pod in runpod.pods()}
     assert {key for key, pod_id in made.items() if pod_id not in there} == {"restored", "twice"}
     assert kept.provider_id in there
     assert forgotten.provider_id not in there
-    assert pods.reap(services) == 0
+    assert pod_reaper.reap(services) == 0
     for pod_id in made.values():
         runpod.delete(pod_id)
 
@@ -567,11 +567,11 @@ def test_while_runpod_is_away_nothing_is_decided(make: Callable[..., Services], 
     place(services)
     cloud.order(list=["503"] * 8)
     pods.check(services)
-    assert pods.reap(services) == 0
+    assert pod_reaper.reap(services) == 0
     assert states(services) == ["starting"]
     elsewhere = make(cloud, runpod_url="http://127.0.0.1:1/v2", pod_prefix=services.settings.pod_prefix, pod_jobs_max=1)
     refused, _ = place(elsewhere)
-    assert (refused.found, refused.reason) == (False, "RunPod does not answer, or with errors")
+    assert (refused.found, refused.reason) == (False, "RunPod does not answer, or only with errors")
 
 
 @pytest.mark.parametrize("seed", [1])
@@ -595,14 +595,14 @@ def test_whatever_goes_wrong_no_pod_is_left_and_none_is_rented_twice(
                     long_ago = sa.update(RentedPod).where(col(RentedPod.state) == PodState.RENTING)
                     session.execute(long_ago.values(asked_at=utcnow() - timedelta(hours=1)))
             pods.check(services)
-            pods.reap(services)
+            pod_reaper.reap(services)
             assert len(server.left()) <= 4
         for job_id in placed:
             end(services, job_id)
 
         def all_gone() -> bool:
             pods.check(services)
-            pods.reap(services)
+            pod_reaper.reap(services)
             with services.database.writing() as session:
                 session.execute(sa.update(RentedPod).values(asked_at=utcnow() - timedelta(hours=1)))
             return server.left() == [] and set(states(services)) <= {"gone"}
@@ -620,14 +620,14 @@ def test_an_operator_sees_and_closes_a_pod(make: Callable[..., Services], cloud:
     services = make(cloud)
     found, job_id = place(services)
     assert found.pod is not None
-    [told] = trainers.rented(services)
-    assert (told["name"], told["gpu"], told["state"], told["jobs"]) == (found.pod.name, RTX, "starting", [job_id])
-    assert trainers.spending(services)["per_hour"] == 0.69
-    [account, pod] = trainers.remote(services)
-    assert (account["name"], account["gpu"]) == ("runpod", f"{RTX} ($0.69), {A6000} ($0.49), NVIDIA L40S ($0.86)")
-    assert (pod["health"], pod["dollars_per_hour"]) == ("starting", 0.69)
-    assert trainers.close(services, found.pod.name) == [job_id]
-    assert trainers.close(services, "nobody") is None
-    assert trainers.rented(services) == []
-    assert [pod["state"] for pod in trainers.rented(services, gone=True)] == ["gone"]
+    [told] = trainers.list_pods(services)
+    assert (told.name, told.gpu, told.state, told.jobs) == (found.pod.name, RTX, "starting", [job_id])
+    assert trainers.spending(services).per_hour == 0.69
+    [account, pod] = trainers.list_trainers(services)
+    assert (account.name, account.gpu) == ("runpod", f"{RTX} ($0.69), {A6000} ($0.49), NVIDIA L40S ($0.86)")
+    assert (pod.health, pod.dollars_per_hour) == ("starting", 0.69)
+    assert trainers.close_pod(services, found.pod.name) == [job_id]
+    assert trainers.close_pod(services, "nobody") is None
+    assert trainers.list_pods(services) == []
+    assert [pod.state for pod in trainers.list_pods(services, gone=True)] == ["gone"]
     assert left(cloud, services) == 0

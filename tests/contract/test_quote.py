@@ -31,7 +31,7 @@ def trained(services: Services, spec: TrainSpec, seconds_per_step: float, minute
 def test_a_quote_is_measured_though_fifty_newer_trainings_were_of_another_kind(services: Services) -> None:
     asked = request(services)
     assert not service.quote(services, asked).measured
-    mine = TrainSpec.model_validate(service.submit(services, asked)["spec"])
+    mine = TrainSpec.model_validate(service.submit(services, asked).spec)
     trained(services, mine, 7.0, minutes_ago=60)
     trained(services, mine.model_copy(update={"family": "sdxl"}), 99.0, minutes_ago=1, count=60)
     trained(services, mine.model_copy(update={"batch_size": 9}), 88.0, minutes_ago=1, count=60)

@@ -8,7 +8,7 @@ from core.clock import utcnow
 from core.settings import Settings
 from jobs import accounts, service
 from jobs.services import Services
-from jobs.stages.stage_runner import DoneBefore, NotMine, claim
+from jobs.stages.stage_runner import AlreadyDone, NothingToDo, claim
 from storage.tables import Stage
 from tasks.relay import relay
 from tasks.steps import run
@@ -20,7 +20,7 @@ from tests.servers.postgres import postgres_node
 @pytest.mark.usefixtures("no_broker")
 def test_what_no_broker_took_is_due_again_at_once(services: Services) -> None:
     """Not only when the relay's claim has run out: a broker that is back for ten seconds is enough."""
-    jobs = [service.submit(services, request(services, seed=seed))["job_id"] for seed in (1, 2)]
+    jobs = [service.submit(services, request(services, seed=seed)).job_id for seed in (1, 2)]
     assert not relay(services)
     with services.database.reading() as session:
         assert [message.job_id for message in due(session, utcnow(), ["launch"])] == jobs
@@ -41,16 +41,16 @@ def test_a_message_whose_stage_is_done_lets_its_chain_go_on(services: Services, 
     """A worker died between its commit and the next message: when its own message comes again, that one is sent."""
     put_at(services, job_id, Stage.UPLOAD)
     run(None, lambda: claim(services, job_id, Stage.TRAIN))
-    assert refusal(services, job_id, Stage.DATASET) is DoneBefore
+    assert refusal(services, job_id, Stage.DATASET) is AlreadyDone
     claim(services, job_id, Stage.UPLOAD)
-    assert refusal(services, job_id, Stage.UPLOAD) is NotMine, "somebody is at it"
+    assert refusal(services, job_id, Stage.UPLOAD) is NothingToDo, "somebody is at it"
     put_at(services, job_id, Stage.TRAIN)
-    assert refusal(services, job_id, Stage.UPLOAD) is NotMine, "it is not its turn yet"
+    assert refusal(services, job_id, Stage.UPLOAD) is NothingToDo, "it is not its turn yet"
     service.cancel(services, job_id)
-    assert refusal(services, job_id, Stage.DATASET) is NotMine, "the job is final"
+    assert refusal(services, job_id, Stage.DATASET) is NothingToDo, "the job is final"
 
 
 def refusal(services: Services, job_id: str, stage: Stage) -> type[Exception]:
-    with pytest.raises(NotMine) as refused:
+    with pytest.raises(NothingToDo) as refused:
         claim(services, job_id, stage)
     return refused.type

@@ -17,7 +17,7 @@ from credits.tables import HOLD
 from jobs import service, sweeps
 from jobs.leases import Lease
 from jobs.remote import runs
-from jobs.remote.poll_results import LOST, Seen, record
+from jobs.remote.poll_results import LOST, PolledRun, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from storage.tables import Job, RemoteRun, RunState, Stage
@@ -40,7 +40,7 @@ def settings(address: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def job_id(services: Services) -> str:
-    found: str = service.submit(services, request(services, backend="ai-toolkit"))["job_id"]
+    found: str = service.submit(services, request(services, backend="ai-toolkit")).job_id
     put_at(services, found, Stage.TRAIN, total_steps=100)
     return found
 
@@ -58,14 +58,14 @@ def begun(services: Services, job_id: str) -> tuple[Lease, RemoteRun]:
         session.execute(sa.update(Job).where(col(Job.id) == job_id).values(next_look_at=utcnow()))
     lease, _ = claim(services, job_id, Stage.TRAIN)
     with services.database.writing() as session:
-        run = runs.current(session, lease, services.settings)
+        run = runs.get_or_create(session, lease, services.settings)
     return lease, run
 
 
 def submitted(services: Services, job_id: str) -> RemoteRun:
     lease, run = begun(services, job_id)
     with services.database.writing() as session:
-        runs.submitted(session, lease, run, "uuid-1", services.settings)
+        runs.record_submitted(session, lease, run, "uuid-1", services.settings)
     return newest(services, job_id)
 
 
@@ -73,13 +73,13 @@ def taken(services: Services) -> RemoteRun:
     """The one run, taken by a poll after the last one had its time."""
     with services.database.writing() as session:
         session.execute(sa.update(RemoteRun).values(looked_at=None))
-        [run] = runs.take(session, services.settings)
+        [run] = runs.claim_submitted(session, services.settings)
     return run
 
 
-def see(services: Services, run: RemoteRun, sighting: PollResult | None = None, **how: Any) -> str:
+def see(services: Services, run: RemoteRun, result: PollResult | None = None, **how: Any) -> str:
     with services.database.writing() as session:
-        return record(session, Seen(run, sighting, **how), services.settings)
+        return record_result(session, PolledRun(run, result, **how), services.settings)
 
 
 def seen_as(**changed: Any) -> PollResult:
@@ -97,7 +97,7 @@ def test_a_run_goes_from_submission_to_collection(services: Services, job_id: st
     lease, run = begun(services, job_id)
     assert (run.attempt, run.state, run.name) == (1, RunState.SUBMITTING, f"imprint_{job_id}_1")
     with services.database.writing() as session:
-        runs.submitted(session, lease, run, "uuid-1", services.settings)
+        runs.record_submitted(session, lease, run, "uuid-1", services.settings)
     with pytest.raises(LeaseLost), services.database.writing() as session:
         lease.renew(session, 30)  # a heartbeat that was under way
     assert (row(services, job_id).lease_until, row(services, job_id).attempt) == (None, 0)
@@ -120,8 +120,8 @@ def test_a_run_goes_from_submission_to_collection(services: Services, job_id: st
 def test_only_the_poll_that_took_a_run_last_writes_what_it_saw(services: Services, job_id: str) -> None:
     submitted(services, job_id)
     with services.database.writing() as session:
-        [slow] = runs.take(session, services.settings)
-        assert runs.take(session, services.settings) == []  # so soon nobody else needs to look
+        [slow] = runs.claim_submitted(session, services.settings)
+        assert runs.claim_submitted(session, services.settings) == []  # so soon nobody else needs to look
     quick = taken(services)
     assert see(services, quick, seen_as(status="completed", step=100)) == "completed"
     for late in (SEEN, seen_as(status="completed"), seen_as(status="failed"), None):
@@ -210,17 +210,17 @@ def test_waiting_for_a_machine_is_no_attempt_and_ends_with_the_hold(services: Se
     for _ in range(5):
         lease, _ = begun(services, job_id)
         with services.database.writing() as session:
-            runs.wait(session, lease, "no machine is to be had", services.settings)
+            runs.wait_for_server(session, lease, "no machine is to be had", services.settings)
     assert row(services, job_id).attempt == 0
     assert events(services, job_id, "waiting") == [{"reason": "no machine is to be had"}]
     with services.database.writing() as session:
-        assert runs.wake(session, services.settings) > 0
-        assert runs.wake(session, services.settings) == 0  # it is due already
+        assert runs.wake_waiting(session, services.settings) > 0
+        assert runs.wake_waiting(session, services.settings) == 0  # it is due already
     with services.database.writing() as session:
         session.execute(sa.update(HOLD).values(expires_at=utcnow()))
     lease, _ = begun(services, job_id)
     with services.database.writing() as session:
-        runs.wait(session, lease, "no machine is to be had", services.settings)
+        runs.wait_for_server(session, lease, "no machine is to be had", services.settings)
     assert (row(services, job_id).status, row(services, job_id).failure_code) == ("failed", "timeout")
     assert balances(services)["available"] == 1000
 
@@ -250,17 +250,17 @@ def test_a_submission_overtaken_by_the_owner_is_cleared_again(services: Services
     lease, run = begun(services, job_id)
     service.cancel(services, job_id)
     with services.database.writing() as session:
-        assert runs.end_those_of_final_jobs(session, job_id) == 1
-        runs.cleared(session, newest(services, job_id), services.settings, gone=False)
+        assert runs.end_runs_of_final_jobs(session, job_id) == 1
+        runs.record_cleared(session, newest(services, job_id), services.settings, gone=False)
     assert newest(services, job_id).cleared_at is None  # its submission may still be under way
     age(services, ended_at=100)
     with services.database.writing() as session:
-        runs.cleared(session, newest(services, job_id), services.settings, gone=False)
+        runs.record_cleared(session, newest(services, job_id), services.settings, gone=False)
     assert newest(services, job_id).cleared_at is not None
     with pytest.raises(LeaseLost), services.database.writing() as session:
-        runs.submitted(session, lease, run, "uuid-1", services.settings)
+        runs.record_submitted(session, lease, run, "uuid-1", services.settings)
     with services.database.writing() as session:
-        runs.submitted_in_vain(session, run)
+        runs.record_late_submission(session, run)
     assert newest(services, job_id).cleared_at is None
 
 
@@ -271,15 +271,15 @@ def test_a_cancelled_job_ends_its_run_whoever_looks(services: Services, job_id: 
     assert see(services, poll, seen_as(status="completed", step=100)) == "completed"  # it was, but nobody needs it
     assert row(services, job_id).status == "cancelled"
     with services.database.writing() as session:
-        assert runs.end_those_of_final_jobs(session) == 1
+        assert runs.end_runs_of_final_jobs(session) == 1
         assert [run.attempt for run in runs.uncleared(session, job_id)] == [1]
 
 
 def test_who_trains_is_the_requests_choice_then_the_familys(services: Services) -> None:
     default = Services(services.settings.model_copy(update={"backends": {"sd15": "ai-toolkit"}}))
-    assert service.submit(default, request(default))["spec"]["backend"] == "ai-toolkit"
-    assert service.submit(default, request(default, backend="local"))["spec"]["backend"] == "local"
-    assert service.submit(services, request(services))["spec"]["backend"] == "local"
+    assert service.submit(default, request(default)).spec.backend == "ai-toolkit"
+    assert service.submit(default, request(default, backend="local")).spec.backend == "local"
+    assert service.submit(services, request(services)).spec.backend == "local"
     default.database.close()
 
 

@@ -150,8 +150,8 @@ def test_keda_counts_the_jobs_that_wait_or_train(services: Services) -> None:
         with services.database.reading() as session:
             return {family: session.execute(sa.text(query)).scalar_one() for family, query in queries.items()}
 
-    submitted = [service.submit(services, request(services, max_steps=10 + number))["job_id"] for number in range(4)]
-    other = service.submit(services, request(services, base_model="sdxl", max_steps=10))["job_id"]
+    submitted = [service.submit(services, request(services, max_steps=10 + number)).job_id for number in range(4)]
+    other = service.submit(services, request(services, base_model="sdxl", max_steps=10)).job_id
     assert counted() == {"sd15": 0, "sdxl": 0, "z-image": 0}, "jobs whose pictures are being prepared need no GPU"
     for each in (*submitted, other):
         put_at(services, each, Stage.TRAIN)

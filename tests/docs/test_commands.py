@@ -84,7 +84,7 @@ def leave_nothing_running(site: Site) -> None:
     """A training at full size that a page has started would keep the next page waiting."""
     for view in service.jobs(site.services, active=True, limit=100):
         with suppress(IllegalMove):  # it ended meanwhile
-            service.cancel(site.services, view["job_id"])
+            service.cancel(site.services, view.job_id)
 
 
 def test_every_page_with_commands_is_among_them() -> None:

@@ -1,6 +1,5 @@
 """The steps for moving from SQLite to PostgreSQL, done as their page says, with a training stopped in its middle."""
 
-import re
 from pathlib import Path
 
 from jobs import accounts, service, sweeps
@@ -42,7 +41,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
             ended = after.wait(running)
             assert (ended["status"], ended["step"]) == ("ready", 400)
             assert went_on_from(after.services, running) > 0
-            assert sweeps.check_books(after.services) == []
+            assert sweeps.audit_books(after.services) == []
             charged = sum(after.look(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
             assert accounts.balance(after.services, "owner").spent == charged
         finally:
@@ -59,6 +58,6 @@ def type_in(there: Site, folder: Path, text: str, *, fails: bool = False) -> str
 def went_on_from(services: Services, job_id: str) -> int:
     """The lowest step told after the hand-over: a training that began anew would tell of its first."""
     events = service.events(services, job_id)
-    handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data)
-    steps = [int(found[1]) for event in events[handed:] if (found := re.search(r'"step": (\d+)', event.data))]
+    handed = max(number for number, event in enumerate(events) if "asked to stop" in event.data.get("reason", ""))
+    steps = [int(event.data["step"]) for event in events[handed:] if "step" in event.data]
     return min(steps) - 1

@@ -163,7 +163,7 @@ class TestTheTask:
 
     def test_every_field_of_the_view_is_explained(self) -> None:
         spec = TrainSpec(base_model="sd15", trigger_word="imp", seed=1)  # type: ignore[call-arg]
-        job = Job(id="job_1", owner_id="o", subject_id="s", request_sha256="", spec=spec.model_dump_json())
+        job = Job(id="job_1", owner_id="o", subject_id="s", request_sha256="", spec=spec.model_dump(mode="json"))
         view = view_of(job, [JobPicture(job_id="job_1", position=0, reference="pic_1")], None).to_dict()
         assert set(view) == set(self.fields)
         assert all(f'"{name}"' in self.fields["credits"] for name in view["credits"])

@@ -55,7 +55,7 @@ def test_redis_is_gone_in_mid_training(base_model: Path, tmp_path: Path) -> None
         assert view["status"] == "ready", view["failure"]
         assert train.alive
         assert "Connection to broker lost" in running.log("train").read_text()
-        kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
+        kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
         assert kinds == ["settle", "hold", "settle", "hold", "grant"]
 
 
@@ -107,4 +107,4 @@ def test_a_launch_keeps_no_subscription_that_breaks_the_next_one(base_model: Pat
 
 def accepted(site: Site, seed: int) -> str:
     request = {"owner_id": "owner", "subject_id": "mascot", "images": site.pictures("owner"), **RECIPE, "seed": seed}
-    return str(service.submit(site.services, request)["job_id"])
+    return str(service.submit(site.services, request).job_id)

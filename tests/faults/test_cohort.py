@@ -26,9 +26,9 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
         assert [view["status"] for view in views] == ["ready"] * 4, [view["failure"] for view in views]
         assert running.log("train").read_text().count("goes on from step") >= 4
         assert [view["lora"]["sha256"] for view in views[:2]] == [view["lora"]["sha256"] for view in alone]
-        kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
+        kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
         assert kinds.count("settle") == 6
-        assert sweeps.check_books(running.services) == []
+        assert sweeps.audit_books(running.services) == []
 
 
 def test_a_cohort_that_is_asked_to_stop_hands_all_over(base_model: Path, tmp_path: Path) -> None:

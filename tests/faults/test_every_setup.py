@@ -11,10 +11,9 @@ import pytest
 
 from jobs import accounts, service, sweeps
 from jobs.stages import intake
-from jobs.view import View
 from tests.samples import FULL, sample
 from tests.servers.pictures import PictureServer, picture_server
-from tests.site import Site, drawing, site, until
+from tests.site import Site, View, drawing, site, until
 
 STAGE_MESSAGES = (
     ("imprint.preprocess", 1, "io"),
@@ -128,13 +127,13 @@ def test_the_suite(base_model: Path, tmp_path: Path, broker: str, database: str,
             for step in SUITE:
                 step(running, server, urls)
             until(lambda: accounts.balance(running.services, "owner").held == 0, 30, "no hold is left")
-            entries = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
-            ended = [view["status"] for view in service.jobs(running.services, owner_id="owner")]
+            entries = [entry.kind for entry in accounts.statement(running.services, "owner")]
+            ended = [view.status for view in service.jobs(running.services, owner_id="owner")]
             assert sorted(ended) == ["cancelled", "failed", "ready", "ready", "ready", "ready"]
             assert entries.count("hold") == 6
-            charged = sum(view["credits"]["charged"] for view in service.jobs(running.services, owner_id="owner"))
+            charged = sum(view.credits.charged for view in service.jobs(running.services, owner_id="owner"))
             assert accounts.balance(running.services, "owner").spent == charged
-            assert sweeps.check_books(running.services) == []
+            assert sweeps.audit_books(running.services) == []
             audit = json.loads(running.imprint("audit", "--json").stdout)
             assert (audit["ok"], audit["findings"]) == (True, [])
             assert (running.settings.home / "imprint.db").exists() == (database == "sqlite")

@@ -95,7 +95,7 @@ def failed_for_want_of_space(site: SiteOnDisk, job_id: str, stage: str) -> None:
     assert (view["status"], view["stage"]) == ("failed", stage), view
     assert view["failure"]["code"] == "upload_failed"
     assert "No space left on device" in view["failure"]["message"]
-    retries = [json.loads(event.data) for event in service.events(site.services, job_id) if event.kind == "retry"]
+    retries = [event.data for event in service.events(site.services, job_id) if event.kind == "retry"]
     attempts = {one["attempt"] for one in retries}
     assert attempts == {1, 2}, "three attempts, the third one final"
     until(lambda: waiting_messages(site, job_id) == 0, 20, "cleaned up")
@@ -137,7 +137,7 @@ def test_a_full_store_fails_jobs_for_nothing_and_a_retry_succeeds_once_there_is_
         assert view["status"] == "ready", view["failure"]
         data = LocalStore(site.disk.seen).get(view["lora"]["key"])
         assert hashlib.sha256(data).hexdigest() == view["lora"]["sha256"]
-    assert sweeps.check_books(site.services) == []
-    assert [entry["kind"] for entry in accounts.statement(site.services, "owner")] == [
+    assert sweeps.audit_books(site.services) == []
+    assert [entry.kind for entry in accounts.statement(site.services, "owner")] == [
         "settle", "hold", "settle", "hold", "release", "hold", "release", "hold", "grant"
     ]  # fmt: skip

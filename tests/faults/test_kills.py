@@ -13,10 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from jobs import accounts, service, sweeps
-from jobs.view import View
 from tests.servers.gated_s3 import GatedS3, gated_s3
 from tests.servers.pictures import PictureServer, picture_server
-from tests.site import Site, drawing, site, until
+from tests.site import Site, View, drawing, site, until
 
 
 class Place(NamedTuple):
@@ -57,10 +56,10 @@ def ready_and_charged_once(running: Site, job_id: str) -> View:
     view = running.wait(job_id)
     assert view["status"] == "ready", view["failure"]
     owner = view["owner_id"]
-    kinds = [entry["kind"] for entry in accounts.statement(running.services, owner)]
+    kinds = [entry.kind for entry in accounts.statement(running.services, owner)]
     assert kinds.count("settle") == kinds.count("hold")
     assert accounts.balance(running.services, owner).held == 0
-    assert sweeps.check_books(running.services) == []
+    assert sweeps.audit_books(running.services) == []
     return view
 
 
@@ -147,13 +146,13 @@ def test_cancelled_between_training_and_settling(place: Place, owner: str) -> No
     s3.hold("GET", "/models/")
     job_id = running.send(owner_id=owner)["job_id"]
     assert s3.reached.wait(60)
-    assert service.cancel(running.services, job_id)["status"] == "cancelled"
+    assert service.cancel(running.services, job_id).status == "cancelled"
     s3.release()
     until(lambda: running.left_behind(job_id) == [], 30, "the file is taken away")
     view = running.look(job_id)
     assert (view["status"], view["credits"]["charged"], view["lora"]) == ("cancelled", 0, None)
     assert accounts.balance(running.services, owner).available == 10_000
-    assert sweeps.check_books(running.services) == []
+    assert sweeps.audit_books(running.services) == []
 
 
 def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(place: Place, owner: str) -> None:
@@ -167,7 +166,7 @@ def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(place: Plac
     view = running.wait(job_id, timeout_s=60)
     assert (view["status"], view["failure"]["code"]) == ("failed", "worker_lost")
     assert accounts.balance(running.services, owner).available == 10_000
-    assert sweeps.check_books(running.services) == []
+    assert sweeps.audit_books(running.services) == []
 
 
 def test_two_beats_and_a_message_delivered_twice_change_nothing(place: Place, owner: str) -> None:

@@ -44,16 +44,20 @@ def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(bas
         kept = settled(running, s3, job_id)
 
         paused.signal(signal.SIGCONT)
-        until(lambda: "somebody else works on it, or it is final" in running.log("train").read_text(), 90, "it left")
+        until(
+            lambda: "another worker has claimed the job, or it is final" in running.log("train").read_text(),
+            90,
+            "it left",
+        )
         until(lambda: len(running.left_behind(job_id)) == 1, 30, "its folder is gone")
         running.stop("train-2")
         # It is as good as new: the only one left, it trains the next job.
         following = running.send()["job_id"]
         settled(running, s3, following)
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
-        kinds = [entry["kind"] for entry in accounts.statement(running.services, "owner")]
+        kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
         assert kinds == ["settle", "hold", "settle", "hold", "grant"]
-        assert sweeps.check_books(running.services) == []
+        assert sweeps.audit_books(running.services) == []
 
 
 def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_model: Path, tmp_path: Path) -> None:
@@ -74,4 +78,4 @@ def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_m
         running.stop("io-2")
         settled(running, s3, running.send()["job_id"])
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
-        assert sweeps.check_books(running.services) == []
+        assert sweeps.audit_books(running.services) == []

@@ -143,7 +143,7 @@ MESSAGES: dict[str, Message] = {
         ODD + "comfyui_url: ", "imprint.generate", owner_id="bob", subject_id="rex", workflow={}, comfyui_url=SECRET
     ),
     "a drawing where there is no server": call(
-        "GeneratorError: there is no ComfyUI server", "imprint.generate", owner_id="bob", subject_id="rex",
+        "GeneratorError: no ComfyUI server is configured", "imprint.generate", owner_id="bob", subject_id="rex",
         workflow={"1": deep(3)},
     ),
     "a drawing by position": call(ODD + "the task's arguments: too many", "imprint.generate", {"workflow": SECRET}),
@@ -176,7 +176,7 @@ MESSAGES: dict[str, Message] = {
     "pictures in pictures": asks(DROPPED, images=[deep(30)] * 5),
     "a picture with more": asks(ODD + "images.0.", images=[{"ref": "a", "x": 1}, *"bcde"]),
     "pictures of others": asks(
-        "SpecInvalid: the request has 5 fault(s): images.0: no stored picture of this owner has this id",
+        "SpecInvalid: the request has 5 fault(s): images.0: the owner has no stored picture with this id",
         "imprint.train_lora", images=[f"pic_{n}" for n in range(5)],
     ),
     "pictures of the metadata service": asks(

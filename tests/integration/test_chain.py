@@ -11,9 +11,8 @@ from safetensors import safe_open
 
 from credits.price import price_of_part
 from jobs import accounts, service, sweeps
-from jobs.view import View
 from tests.servers.pictures import picture_server
-from tests.site import MASCOT, PHOTOGRAPHS, Site, drawing
+from tests.site import MASCOT, PHOTOGRAPHS, Site, View, drawing
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def released(site: Site, owner: str, view: View) -> None:
     assert balance(site, owner) == {"available": 10_000, "held": 0, "spent": 0}
     assert view["credits"]["charged"] == 0
     assert view["credits"]["held"] == 0
-    assert sweeps.check_books(site.services) == []
+    assert sweeps.audit_books(site.services) == []
 
 
 def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: str, tmp_path: Path) -> None:
@@ -58,9 +57,9 @@ def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: s
     charged = view["credits"]["charged"]
     assert charged >= 1
     assert balance(shared_site, owner) == {"available": 10_000 - charged, "held": 0, "spent": charged}
-    kinds = [entry["kind"] for entry in accounts.statement(shared_site.services, owner)]
+    kinds = [entry.kind for entry in accounts.statement(shared_site.services, owner)]
     assert kinds == ["settle", "hold", "grant"]
-    assert sweeps.check_books(shared_site.services) == []
+    assert sweeps.audit_books(shared_site.services) == []
 
 
 def test_a_final_job_leaves_nothing_but_its_file(shared_site: Site, owner: str) -> None:
@@ -76,10 +75,10 @@ def test_the_same_key_gives_the_same_job_and_another_request_is_an_error(shared_
     first = shared_site.send(owner_id=owner, images=images, idempotency_key="one")
     again = shared_site.send(owner_id=owner, images=images, idempotency_key="one")
     assert again["job_id"] == first["job_id"]
-    with pytest.raises(Exception, match="came with another request before"):
+    with pytest.raises(Exception, match="was used for another request"):
         shared_site.send(owner_id=owner, images=images, idempotency_key="one", rank=8)
     shared_site.wait(first["job_id"])
-    assert [entry["kind"] for entry in accounts.statement(shared_site.services, owner)] == ["settle", "hold", "grant"]
+    assert [entry.kind for entry in accounts.statement(shared_site.services, owner)] == ["settle", "hold", "grant"]
 
 
 def test_every_fault_of_a_request_is_named_at_once(shared_site: Site, owner: str) -> None:
@@ -220,7 +219,7 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert balance(shared_site, owner)["held"] == 0
     spent = during["credits"]["charged"] + after["credits"]["charged"]
     assert balance(shared_site, owner)["spent"] == spent
-    assert sweeps.check_books(shared_site.services) == []
+    assert sweeps.audit_books(shared_site.services) == []
 
 
 def test_pictures_over_http_are_fetched_once_for_all_attempts(base_model: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Pat
             # Now a mail server that hangs: a training that fails is told by webhook at once, its mail waits.
             made.stop("io")
             made.start("io", IMPRINT_SMTP_URL=f"smtp://127.0.0.1:{hanging.getsockname()[1]}")
-            notices.put(made.services, "bob", {"email": "bob@example.org"})
+            notices.change(made.services, "bob", {"email": "bob@example.org"})
             poison = [
                 intake.store_picture(made.services, "bob", "m", f"poison {number}".encode()) for number in range(5)
             ]

@@ -12,12 +12,11 @@ import pytest
 from PIL import Image, ImageDraw
 from sqlmodel import select
 
-from jobs.view import View
 from storage.tables import StoredPicture
 from tasks.model_training import arguments_of
 from tests.integration.test_web import Client
 from tests.servers.launcher import run
-from tests.site import MASCOT, ROOT, Site, site
+from tests.site import MASCOT, ROOT, Site, View, site
 
 NAMES = [path.name for path in sorted(MASCOT.glob("*.png"))[:6]]
 
@@ -72,7 +71,7 @@ def trained_by_hand(running: Site, folder: Path, out: Path, masked: bool) -> str
 
 
 def is_told_of_masks(told: str) -> bool:
-    return "are not used: --set objective.masked=true has them count" in " ".join(told.split())
+    return "are not used: add --set objective.masked=true to use them" in " ".join(told.split())
 
 
 def lora(view: View) -> str:
@@ -119,7 +118,7 @@ def test_the_command_stores_nothing_of_a_folder_whose_masks_do_not_fit(
     for more in ([], ["--dry-run"]):
         done = running.imprint(*asked, *more, check=False)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "masks/cat.png: no picture has this mask's name" in " ".join(done.stderr.split())
+        assert "masks/cat.png: no picture has the name of this mask" in " ".join(done.stderr.split())
     with running.services.database.reading() as session:
         assert session.exec(select(StoredPicture).where(StoredPicture.subject_id == "stray")).all() == []
 
@@ -129,7 +128,7 @@ def test_the_task_and_a_training_again(running: Site, folder: Path, by_hand: dic
         {"ref": (folder / name).as_uri(), "caption": caption(folder, name), "mask": mask.as_uri() if mask else None}
         for name, mask in zip(NAMES, masks(folder), strict=True)
     ]
-    with pytest.raises(Exception, match=r"objective\.masked: pictures come with masks: set it to true"):
+    with pytest.raises(Exception, match=r"objective\.masked: the pictures have masks: set this to true"):
         running.send(owner_id="ada", images=images)
     view = running.wait(running.send(owner_id="ada", images=images, objective={"masked": True})["job_id"])
     assert lora(view) == by_hand[True]

@@ -37,7 +37,7 @@ def bring(services: Services, pod: FakePod, name: str, picture: bytes) -> None:
     with services.database.writing() as session:
         session.add(RentedPod(id=name, name=name, provider_id=name, state=PodState.READY, url=pod.url))
         session.add(
-            Job(id=f"job_{name}", owner_id="o", subject_id="s", request_sha256="", spec=SPEC.model_dump_json(),
+            Job(id=f"job_{name}", owner_id="o", subject_id="s", request_sha256="", spec=SPEC.model_dump(mode="json"),
                 status=Status.TRAINING, stage=Stage.TRAIN, total_steps=5000)
         )  # fmt: skip
         session.flush()
@@ -80,11 +80,11 @@ def test_a_server_that_hangs_keeps_nobody_from_being_seen(
             later(services)
             begun = time.monotonic()
             seen = polls.poll(services)
-            assert (seen.looked_at, seen.given_up) == (2, 0)
+            assert (seen.polled, seen.given_up) == (2, 0)
             assert time.monotonic() - begun < 25
             assert (run_of(services, "bad").missed, run_of(services, "good").missed) == (missed, 0)
             assert run_of(services, "good").status in ("queued", "running")
         bad.resume()
         later(services)
-        assert polls.poll(services).looked_at == 2
+        assert polls.poll(services).polled == 2
         assert (run_of(services, "bad").missed, run_of(services, "bad").status) == (0, "running")

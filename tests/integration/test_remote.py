@@ -4,20 +4,19 @@ import json
 from pathlib import Path
 
 from jobs import accounts, service, sweeps
-from jobs.view import View
 from tests.servers.remote import ENVIRONMENT, START, is_cleared, remote_runs
 from tests.servers.runpod import runpod_server
-from tests.site import Site, site, until
+from tests.site import Site, View, site, until
 from training.lora import file as lora_file
 
 
 def ready_and_charged_once(running: Site, job_id: str) -> View:
     view = running.wait(job_id, timeout_s=200)
     assert view["status"] == "ready", view["failure"]
-    kinds = [entry["kind"] for entry in accounts.statement(running.services, view["owner_id"])]
+    kinds = [entry.kind for entry in accounts.statement(running.services, view["owner_id"])]
     assert kinds.count("settle") == kinds.count("hold")
     assert accounts.balance(running.services, view["owner_id"]).held == 0
-    assert sweeps.check_books(running.services) == []
+    assert sweeps.audit_books(running.services) == []
     return view
 
 
@@ -84,7 +83,7 @@ def test_a_cancelled_training_stops_on_its_server_at_once(base_model: Path, tmp_
         running.grant("owner")
         job_id = running.send(max_steps=1000)["job_id"]
         running.wait(job_id, lambda view: (view["trained_on"]["status"] or "").startswith("Training"), timeout_s=120)
-        assert service.cancel(running.services, job_id)["status"] == "cancelled"
+        assert service.cancel(running.services, job_id).status == "cancelled"
         until(lambda: is_cleared(running, [job_id]), 60, "cleared from the server")
         until(lambda: runpod.left() == [], 60, "the pod is deleted")
         until(lambda: running.left_behind(job_id) == [], 20, "nothing is left here")

@@ -58,7 +58,7 @@ def watched(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 assert view["status"] == "ready", view["failure"]
             failed = running.wait(running.send(images=running.pictures("owner", 5)[:1] * 5)["job_id"])
             assert failed["failure"]["code"] == "too_few_images"
-            sweeps.check_books(running.services)
+            sweeps.audit_books(running.services)
             until(lambda: len(application.got) >= 4, 30, "the application was told")
             yield Watched(running, ports)
 
@@ -87,7 +87,7 @@ def test_workers_tell_what_they_did_and_it_is_true(watched: Watched) -> None:
 
 
 def _ready(site: Site) -> list[dict[str, Any]]:
-    return [job for job in service.jobs(site.services, limit=10) if job["status"] == "ready"]
+    return [job.to_dict() for job in service.jobs(site.services, limit=10) if job.status == "ready"]
 
 
 def _train_seconds(site: Site) -> float:

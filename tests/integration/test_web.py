@@ -105,7 +105,7 @@ def served(address: str, base_model: Path, tmp_path: Path) -> Iterator[Site]:
 
 def accepted(made: Site, owner: str = "ada") -> str:
     recipe = {"base_model": "sd15", "trigger_word": "imp", "subject_id": "rex", "owner_id": owner}
-    job_id: str = service.submit(made.services, {**recipe, "images": made.pictures(owner, 5)})["job_id"]
+    job_id: str = service.submit(made.services, {**recipe, "images": made.pictures(owner, 5)}).job_id
     return job_id
 
 

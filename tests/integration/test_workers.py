@@ -44,7 +44,7 @@ def test_a_worker_that_is_asked_to_stop_hands_over(celery_setup: CeleryTestSetup
     io.restart()
     view = celery_site.wait(job_id)
     assert (view["status"], view["attempt"] <= 1) == ("ready", True), view["failure"]
-    assert [entry["kind"] for entry in accounts.statement(celery_site.services, "owner")] == ["settle", "hold", "grant"]
+    assert [entry.kind for entry in accounts.statement(celery_site.services, "owner")] == ["settle", "hold", "grant"]
 
 
 def test_killed_between_two_requests(celery_setup: CeleryTestSetup, celery_site: Site) -> None:
@@ -62,5 +62,5 @@ def test_killed_between_two_requests(celery_setup: CeleryTestSetup, celery_site:
     sent.forget()
     sent.backend = None
     assert celery_site.wait(job_id)["status"] == "ready"
-    assert sweeps.check_books(celery_site.services) == []
+    assert sweeps.audit_books(celery_site.services) == []
     until(lambda: len(celery_site.left_behind(job_id)) == 1, 20, "nothing left but the file")

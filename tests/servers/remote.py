@@ -38,7 +38,7 @@ def done_twice(journal: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def remote_runs(site: Site, job_id: str) -> list[dict[str, Any]]:
-    return service.remote_runs(site.services, job_id)
+    return [run.to_dict() for run in service.remote_runs(site.services, job_id)]
 
 
 def is_cleared(site: Site, job_ids: Iterable[str]) -> bool:

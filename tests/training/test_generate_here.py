@@ -10,7 +10,7 @@ from core.errors import SpecInvalid
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import drawing
-from jobs.subjects.drawing import LocalDrawing, Weights
+from jobs.subjects.drawing import LocalDrawing, LoraWeights
 from training.backends.local import train
 from training.lora import formats as lora_formats
 from training.ports import TrainRun
@@ -31,7 +31,7 @@ def test_the_same_pictures_from_both_forms(
     for form in forms:
         path = run.out.with_name(f"{form}.safetensors")
         path.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(run.out), form))
-        weights = drawing.weights_of(path)
+        weights = drawing.inspect_weights(path)
         assert (weights.trigger_word, weights.family) == ("sks dog", family)
         made[form] = draw(services, bases(family), weights, family)
     own, peft = (made[form] for form in forms)
@@ -46,7 +46,7 @@ def test_the_same_pictures_from_both_forms(
 def draw(
     services: Services,
     base: Path,
-    weights: Weights | None,
+    weights: LoraWeights | None,
     family: str,
     *,
     strength: float = 1.0,
@@ -59,5 +59,5 @@ def draw(
 def test_what_must_be_said(services: Services) -> None:
     with pytest.raises(SpecInvalid, match="base_model: the LoRA file does not say"):
         drawing.draw_locally(services, LocalDrawing("x", (1,)), None, strength=1.0, trigger_word=None)
-    with pytest.raises(SpecInvalid, match="family: name the base model's"):
+    with pytest.raises(SpecInvalid, match="family: give the family of the base model"):
         drawing.draw_locally(services, LocalDrawing("x", (1,), "/somewhere"), None, strength=1.0, trigger_word=None)

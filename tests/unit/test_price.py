@@ -69,5 +69,5 @@ def test_every_fault_is_named() -> None:
     with pytest.raises(SpecInvalid) as refusal:
         price("flux", 0, -1, {})
     assert set(refusal.value.faults) == {"family", "steps", "resolution"}
-    with pytest.raises(SpecInvalid, match="less than nothing"):
+    with pytest.raises(SpecInvalid, match="must not be negative"):
         price("sd15", 1, 512, {"sd15": -1})

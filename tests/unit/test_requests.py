@@ -75,7 +75,7 @@ def test_a_mask_without_a_masked_loss_is_a_fault_that_says_what_to_do() -> None:
     images = [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_9"}]
     for objective in ({}, None, {"masked": False}):
         assert faults(images=images, objective=objective) == {
-            "objective.masked": "pictures come with masks: set it to true, or leave the masks out"
+            "objective.masked": "the pictures have masks: set this to true, or leave the masks out"
         }
 
 
@@ -93,7 +93,7 @@ def test_a_remote_trainer_is_refused_a_masked_loss_with_masks_as_without() -> No
     images = [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_9"}]
     found = faults(images=images, objective=MASKED, backend="ai-toolkit")
     assert found == faults(objective=MASKED, backend="ai-toolkit")
-    assert "ai-toolkit cannot do this" in found["objective.masked"]
+    assert "ai-toolkit does not support this option" in found["objective.masked"]
 
 
 def test_every_fault_is_named_at_once() -> None:
@@ -115,8 +115,8 @@ def test_every_fault_is_named_at_once() -> None:
         "owner_id", "subject_id", "epochs", "rank", "learning_rate", "resolution", "trigger_word", "colour", "size",
         "family", "images.4.ref",
     }  # fmt: skip
-    assert "needs its family" in found["family"]
-    assert "known are" in found["colour"]
+    assert "for a folder or hub id, set family too" in found["family"]
+    assert "the arguments are" in found["colour"]
 
 
 def test_every_picture_and_the_webhook_are_looked_at_once_the_rest_can_be_read() -> None:
@@ -278,7 +278,7 @@ def test_a_null_character_is_a_fault_for_no_database_keeps_it(changed: dict[str,
 
 def test_enough_pictures_must_be_left_to_train_on() -> None:
     assert faults(validation={"held_out": 1}) == {
-        "validation.held_out": "leaves 4 pictures to train on; at least 5 are needed"
+        "validation.held_out": "leaves 4 pictures to train on; a training needs at least 5"
     }
     assert read(images=[*IMAGES, "pic_5"], validation={"held_out": 1}).spec.validation.held_out == 1
 

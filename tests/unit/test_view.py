@@ -17,7 +17,13 @@ SPEC = TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "sks", "s
 
 
 def job(**values: Any) -> Job:
-    told = {"id": "job_1", "owner_id": "ada", "subject_id": "dog", "spec": SPEC.model_dump_json(), "total_steps": 100}
+    told = {
+        "id": "job_1",
+        "owner_id": "ada",
+        "subject_id": "dog",
+        "spec": SPEC.model_dump(mode="json"),
+        "total_steps": 100,
+    }
     hidden = {
         "request_sha256": f"{SECRET}-hash",
         "idempotency_key": f"{SECRET}-key",
@@ -46,7 +52,7 @@ def hold(state: str, amount: int = 10, refunded: int = 0) -> Hold:
 
 
 def test_no_address_holder_key_or_hash_is_in_it() -> None:
-    pictures = [picture(0), picture(1, state=PictureState.BAD, faults='["unreachable"]', report='{"error": "gone"}')]
+    pictures = [picture(0), picture(1, state=PictureState.BAD, faults=["unreachable"], report={"error": "gone"})]
     told = json.dumps(view_of(job(lease_until=utcnow(), started_at=utcnow()), pictures, hold("held")).to_dict())
     assert SECRET not in told
     assert "gone" in told
@@ -77,7 +83,7 @@ def test_credits_follow_the_hold() -> None:
 
 def test_a_failure_says_why_with_its_report() -> None:
     failed = job(
-        status=Status.FAILED, failure_code="too_few_images", failure_message="3 of 5", details='{"pictures": []}'
+        status=Status.FAILED, failure_code="too_few_images", failure_message="3 of 5", details={"pictures": []}
     )
     assert view_of(failed, [], None).to_dict()["failure"] == {
         "code": "too_few_images", "message": "3 of 5", "details": {"pictures": []}

@@ -74,11 +74,6 @@ class Base:
         finally:
             self.is_parked = False
 
-    @property
-    def has_denoiser(self) -> bool:
-        """Whether the denoiser is loaded."""
-        return self._denoiser is not None
-
     def checkpoint_gradients(self, on: bool) -> None:
         """Whether activations are given up in the forward pass and computed again in the backward pass."""
         if on:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from jobs.requests.training_request import Envelope
@@ -36,9 +36,9 @@ JOB, PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6
 
 
 class ResponseModel(BaseModel):
-    """A response."""
+    """A response, made from what a service returns: `Model.model_validate(view)` reads its fields by name."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
 
 
 def camel_keys(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,8 +46,12 @@ def camel_keys(value: Mapping[str, Any]) -> dict[str, Any]:
     return {to_camel(key): item for key, item in value.items()}
 
 
+def _options(group: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    return camel_keys(group.model_dump(mode="json") if isinstance(group, BaseModel) else group)
+
+
 # All options of one group of the recipe; the schema of the request lists them.
-Options = Annotated[dict[str, Any], AfterValidator(camel_keys)]
+Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 
 
 class RequestModel(BaseModel):

@@ -1,11 +1,13 @@
 """Pictures of a subject: what a client sends, and what the API answers."""
 
+from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from pydantic import ConfigDict, Field
 
+from jobs.subjects.subject_pictures import SubjectPicture
 from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES
 from web.models.common import PICTURE, RequestModel, ResponseModel
 
@@ -87,8 +89,8 @@ class ImageChange(RequestModel):
     caption: str | None = Field(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
 
 
-def image_of(subject_id: str, view: dict[str, Any]) -> Image:
+def image_of(subject_id: str, picture: SubjectPicture) -> Image:
     """The response for one of a subject's pictures."""
-    address = f"/api/influencer/{quote(subject_id, safe='')}/images/{view['id']}/preview"
-    faults = [Fault(**fault) for fault in view["faults"]]
-    return Image(**{**view, "faults": faults, "preview_url": address if view["has_preview"] else None})
+    address = f"/api/influencer/{quote(subject_id, safe='')}/images/{picture.id}/preview"
+    preview_url = address if picture.has_preview else None
+    return Image.model_validate({**asdict(picture), "preview_url": preview_url})

@@ -48,7 +48,7 @@ class ProfileSet(ResponseModel):
             "example": {
                 "started": False,
                 "reason": "too_few_images",
-                "message": "3 good pictures; a training takes at least 5",
+                "message": "3 good pictures; a training needs at least 5",
                 "training": None,
             }
         }

@@ -1,6 +1,5 @@
 """Trainings: the request, the quote, the state, the finished LoRA and the previews."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -264,8 +263,3 @@ class Previews(ResponseModel):
     """Pictures that were drawn during a training, oldest first."""
 
     previews: list[Preview]
-
-
-def training_of(view: Mapping[str, Any]) -> Training:
-    """The response for a job's view."""
-    return Training.model_validate({**view, "id": view["job_id"]})

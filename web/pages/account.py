@@ -1,6 +1,5 @@
 """Sign-in and sign-out, static files, an owner's account, and the operators' page."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Path, Query, Request, Response
@@ -26,7 +25,7 @@ _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 @router.get("/sign-in")
 def sign_in(request: Request, back: Annotated[str, Query(alias="next", max_length=500)] = "/") -> Response:
-    return render(request, "sign_in.html", back=_safe(back), owner="", faults={})
+    return render(request, "sign_in.html", back=_safe_path(back), owner="", faults={})
 
 
 @router.post("/sign-in")
@@ -41,8 +40,8 @@ def begin_session(
     try:
         session, cookie = sessions.begin(request, services, token, owner)
     except SpecInvalid as error:
-        return render(request, "sign_in.html", 422, back=_safe(back), owner=owner, faults=error.faults)
-    home = "/operators" if session.owner_id is None else _safe(back)
+        return render(request, "sign_in.html", 422, back=_safe_path(back), owner=owner, faults=error.faults)
+    home = "/operators" if session.owner_id is None else _safe_path(back)
     answer = RedirectResponse(home, 303)
     secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, cookie, max_age=LASTS_S, secure=secure, httponly=True, samesite="strict")
@@ -56,7 +55,7 @@ def end_session(request: Request, _: SessionDep) -> Response:
     return answer
 
 
-def _safe(back: str) -> str:
+def _safe_path(back: str) -> str:
     """Where to go after the sign-in: a path of this service, never another site."""
     return back if back.startswith("/") and not back.startswith("//") and "\\" not in back else "/"
 
@@ -93,12 +92,12 @@ def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Re
         request,
         "operators.html",
         fleet=fleet.inspect(),
-        remote=trainers.remote(services),
-        pods=trainers.rented(services, gone=True),
+        remote=trainers.list_trainers(services),
+        pods=trainers.list_pods(services, gone=True),
         spending=trainers.spending(services),
-        at_work=overview.at_work(services),
-        troubles=overview.troubles(services),
-        credits=asdict(accounts.totals(services)),
+        active=overview.active_jobs(services),
+        problems=overview.problems(services),
+        credits=accounts.totals(services),
         flower_url=services.settings.flower_url,
         rents=services.runpod is not None,
     )

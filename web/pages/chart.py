@@ -6,7 +6,7 @@ from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 12, 32
-_MOST_POINTS = 300  # more cannot be told apart at this width
+_MOST_POINTS = 300  # more cannot be distinguished at this width
 _ROWS = 8
 Point = tuple[int, float]
 

@@ -89,12 +89,9 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
-def at(value: datetime | str | None) -> str:
+def at(value: datetime | None) -> str:
     """A time in UTC, to the minute."""
-    if value is None:
-        return ""
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
+    return "" if value is None else f"{value:%Y-%m-%d %H:%M} UTC"
 
 
 def size(value: int) -> str:

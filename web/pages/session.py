@@ -54,7 +54,7 @@ class PageSession:
 
 def begin(request: Request, services: Services, secret: str, owner_id: str) -> tuple[PageSession, str]:
     """A new session for a token, and its cookie. Raises SpecInvalid with faults by field."""
-    token = tokens.find(services, secret.strip()) if len(secret) <= _MOST_TOKEN else None
+    token = tokens.authenticate(services, secret.strip()) if len(secret) <= _MOST_TOKEN else None
     if token is None:
         raise SpecInvalid.of({"token": "This token is unknown, expired or revoked."})
     owner_id = owner_id.strip()
@@ -77,7 +77,7 @@ def from_cookie(request: Request, services: Services) -> PageSession | None:
         payload = json.loads(base64.urlsafe_b64decode(body))
     except (binascii.Error, ValueError):
         return None
-    token = tokens.valid(services, payload["token"]) if time.time() < payload["until"] else None
+    token = tokens.get_valid(services, payload["token"]) if time.time() < payload["until"] else None
     return None if token is None else PageSession(token, payload["owner"])
 
 

@@ -12,7 +12,8 @@ from jobs import accounts, overview, service
 from jobs.service import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_settings
-from storage.tables import ACTIVE
+from jobs.subjects.subject_pictures import SubjectPicture
+from storage.tables import ACTIVE, Subject
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
 from web.auth import Caller, ServicesDep
 from web.files import picture_response
@@ -36,7 +37,7 @@ _PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger 
 
 @router.get("/")
 def index(request: Request, services: ServicesDep, caller: PageReaderDep) -> Response:
-    return render(request, "subjects.html", subjects=overview.subjects_of(services, caller.owner_id))
+    return render(request, "subjects.html", subjects=overview.list_subjects(services, caller.owner_id))
 
 
 @router.get("/subjects")
@@ -81,12 +82,12 @@ def subject(
     resolution: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
     owner_id = caller.owner_id
-    kept = subject_settings.settings_of(services, owner_id, subject_id)
-    pictures = subject_pictures.shown(services, owner_id, subject_id)
+    kept = subject_settings.get(services, owner_id, subject_id)
+    pictures = subject_pictures.list_pictures(services, owner_id, subject_id)
     good = _good(pictures)
-    form = TrainForm(base_model or kept["base_model"] or "sd15", max_steps, resolution)
+    form = TrainForm(base_model or kept.base_model or "sd15", max_steps, resolution)
     quote, faults = _quoted(services, owner_id, form, good)
-    usual, _ = _quoted(services, owner_id, TrainForm(kept["base_model"]), good)
+    usual, _ = _quoted(services, owner_id, TrainForm(kept.base_model), good)
     trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS)
     return render(
         request,
@@ -106,7 +107,7 @@ def subject(
         obstacles=_obstacles(good, quote),
         usual=usual,
         not_automatic=[*_not_set_up(kept), *_obstacles(good, usual)],
-        running=next((view for view in trainings if view["status"] in ACTIVE), None),
+        running=next((view for view in trainings if view.status in ACTIVE), None),
         trainings=trainings,
         available=accounts.balance(services, owner_id).available,
         key=uuid4().hex,
@@ -114,9 +115,9 @@ def subject(
     )
 
 
-def _good(pictures: list[dict[str, Any]]) -> list[str]:
+def _good(pictures: list[SubjectPicture]) -> list[str]:
     """Ids of the pictures that a training would use: at most the newest MAX_PICTURES."""
-    return [picture["id"] for picture in pictures if picture["verdict"] != "bad"][-MAX_PICTURES:]
+    return [picture.id for picture in pictures if picture.verdict != "bad"][-MAX_PICTURES:]
 
 
 def _quoted(services: Services, owner_id: str, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
@@ -129,18 +130,29 @@ def _quoted(services: Services, owner_id: str, form: TrainForm, good: list[str])
         return None, refusal(error).faults
 
 
-def _bases(services: Services, owner_id: str, good: list[str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class BaseChoice:
+    """A base model that the form offers, with its price."""
+
+    name: str
+    title: str
+    about: str
+    resolution: int
+    quote: Quote | None
+
+
+def _bases(services: Services, owner_id: str, good: list[str]) -> list[BaseChoice]:
     made = []
     for name, base in BASE_MODELS.items():
         title, about = _DESCRIPTIONS[name]
         quote, _ = _quoted(services, owner_id, TrainForm(name), good)
         resolution = RECIPES[base.family]["resolution"]
-        made.append({"name": name, "title": title, "about": about, "resolution": resolution, "quote": quote})
+        made.append(BaseChoice(name, title, about, resolution, quote))
     return made
 
 
-def _not_set_up(kept: dict[str, Any]) -> list[str]:
-    return [] if kept["base_model"] and kept["trigger_word"] else ["Save a trigger word and a base model first."]
+def _not_set_up(kept: Subject) -> list[str]:
+    return [] if kept.base_model and kept.trigger_word else ["Save a trigger word and a base model first."]
 
 
 def _obstacles(good: list[str], quote: Quote | None) -> list[str]:
@@ -185,10 +197,10 @@ def _save(
 def automatic(
     services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, on: Annotated[Literal["yes", "no"], Form()]
 ) -> Response:
-    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
     if on == "yes":
-        good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
-        usual, _ = _quoted(services, caller.owner_id, TrainForm(kept["base_model"]), good)
+        good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
+        usual, _ = _quoted(services, caller.owner_id, TrainForm(kept.base_model), good)
         if obstacles := [*_not_set_up(kept), *_obstacles(good, usual)]:
             raise IllegalMove(" ".join(obstacles))
     subject_settings.change(services, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
@@ -211,7 +223,7 @@ def start(
     """Save the settings and start a training, unless it costs more than the page has shown."""
     if not trigger_word.strip():
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
-    good = _good(subject_pictures.shown(services, caller.owner_id, subject_id))
+    good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
     form = TrainForm(base_model, max_steps, resolution)
     quote, faults = _quoted(services, caller.owner_id, form, good)
     if quote is None:
@@ -224,12 +236,12 @@ def start(
             "pictures or settings have changed. Reload the page, check the price, and start again."
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
-    recipe = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url") if kept[name] is not None}
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    words = {name: getattr(kept, name) for name in ("trigger_word", "class_word", "webhook_url")}
     view = service.submit(
         services,
         {
-            **recipe,
+            **{name: value for name, value in words.items() if value is not None},
             **form.arguments(),
             "owner_id": caller.owner_id,
             "subject_id": subject_id,
@@ -237,7 +249,7 @@ def start(
             "idempotency_key": f"http:page:{key}",
         },
     )
-    return RedirectResponse(f"/trainings/{view['job_id']}?notice=started", 303)
+    return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
 
 
 @router.post("/subjects/{id}/images")
@@ -263,7 +275,7 @@ def caption(
     picture_id: PictureId,
     text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
-    subject_pictures.caption(services, caller.owner_id, subject_id, picture_id, text)
+    subject_pictures.set_caption(services, caller.owner_id, subject_id, picture_id, text)
     return _redirect(subject_id, "captioned")
 
 

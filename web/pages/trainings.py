@@ -1,6 +1,5 @@
 """The page of one training: progress, loss, previews, outcome, and how to use the LoRA file."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,8 +12,8 @@ from jobs import history, previews, service
 from jobs.service import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures
-from jobs.view import View
-from storage.tables import ACTIVE, JobEvent, Stage
+from jobs.view import JobView
+from storage.tables import ACTIVE, JobEvent, Stage, Status
 from web.auth import ServicesDep
 from web.files import download_response, picture_response
 from web.pages.chart import Point, loss_curve
@@ -31,7 +30,7 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
     owner_id = caller.owner_id
     newest = history.newest_event(services, job_id, owner_id)  # read first: what happens meanwhile is sent again
     view = service.get(services, job_id, owner_id)
-    active = view["status"] in ACTIVE
+    active = view.status in ACTIVE
     return render(
         request,
         "training.html",
@@ -43,27 +42,27 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
         samples=previews.by_prompt(previews.names(services, job_id, owner_id)),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
         again=None if active else _quote_again(services, job_id, owner_id),
-        advice=ADVICE[view["failure"]["code"]] if view["failure"] else None,
+        advice=ADVICE[view.failure.code] if view.failure else None,
         left_out=_left_out(view),
-        usage=_usage(view) if view["lora"] else [],
+        usage=_usage(view) if view.lora else [],
         may_train="train" in caller.token.scopes,
-        seconds_trained=view["train_seconds"],
+        seconds_trained=view.train_seconds,
     )
 
 
-def _stages(view: View) -> list[tuple[str, str]]:
+def _stages(view: JobView) -> list[tuple[str, str]]:
     """Each stage with its state: done, now, waiting, or stopped where the training ended early."""
     names = [stage.value for stage in Stage]
-    if view["status"] == "ready":
+    if view.status == Status.READY:
         return [(name, "done") for name in names]
-    at = names.index(view["stage"])
-    current = "now" if view["status"] in ACTIVE else "stopped"
+    at = names.index(view.stage)
+    current = "now" if view.status in ACTIVE else "stopped"
     return [(name, "done" if index < at else current if index == at else "waiting") for index, name in enumerate(names)]
 
 
 def _losses(events: Sequence[JobEvent]) -> list[Point]:
     """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
-    progress = [json.loads(event.data) for event in events if event.kind == "progress"]
+    progress = [event.data for event in events if event.kind == "progress"]
     return sorted({data["step"]: data["loss"] for data in progress if data.get("loss") is not None}.items())
 
 
@@ -74,21 +73,21 @@ def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None
         return None
 
 
-def _left_out(view: View) -> list[tuple[int, str]]:
+def _left_out(view: JobView) -> list[tuple[int, str]]:
     """The pictures that were not used, counted from 1, and why."""
     found = []
-    for picture in view["pictures"]:
-        report = picture["report"] or {}
+    for picture in view.pictures:
+        report = picture.report or {}
         size = {"width": report.get("width", 0), "height": report.get("height", 0)}
-        if words := [subject_pictures.in_words(fault, **size) for fault in picture["faults"]]:
-            found.append((picture["position"] + 1, "; ".join(words)))
+        if words := [subject_pictures.describe_fault(fault, **size) for fault in picture.faults]:
+            found.append((picture.position + 1, "; ".join(words)))
     return found
 
 
-def _usage(view: View) -> list[tuple[str, str, str]]:
+def _usage(view: JobView) -> list[tuple[str, str, str]]:
     """For each program its name, what to do, and a line to copy."""
-    spec, name = view["spec"], view["job_id"]
-    prompt = " ".join(filter(None, ("a photo of", spec["trigger_word"], spec["class_word"])))
+    spec, name = view.spec, view.job_id
+    prompt = " ".join(filter(None, ("a photo of", spec.trigger_word, spec.class_word)))
     lines = [
         (
             "ComfyUI",
@@ -97,7 +96,7 @@ def _usage(view: View) -> list[tuple[str, str, str]]:
         ),
         ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
     ]
-    if spec["family"] != "z-image":
+    if spec.family != "z-image":
         place = "Put the file into models/Lora, and use this prompt:"
         lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
     return lines
@@ -115,7 +114,7 @@ def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) ->
 @router.post("/again")
 def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     view = service.retry(services, job_id, caller.owner_id)
-    return RedirectResponse(f"/trainings/{view['job_id']}?notice=started", 303)
+    return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
 
 
 # ---- events and files ------------------------------------------------------------------------------------------

@@ -24,15 +24,15 @@ def account(
     page = accounts.account_page(services, caller.owner_id, limit, before)
     return Account(
         **asdict(page.balance),
-        holds=[HoldNow(**hold) for hold in page.holds],
-        entries=[Entry(**entry) for entry in page.entries],
+        holds=[HoldNow.model_validate(hold) for hold in page.holds],
+        entries=[Entry.model_validate(entry) for entry in page.entries],
         next=page.next_seq,
     )
 
 
 @router.get("/account/notices", summary="Get the e-mail settings", responses=responses(*ALWAYS))
 def notices_of(services: ServicesDep, caller: ReaderDep) -> Notices:
-    return Notices(**notices.get(services, caller.owner_id))
+    return Notices.model_validate(notices.get(services, caller.owner_id))
 
 
 @router.patch(
@@ -42,4 +42,4 @@ def notices_of(services: ServicesDep, caller: ReaderDep) -> Notices:
 )
 def change_notices(services: ServicesDep, caller: TrainerDep, change: NoticesChange) -> Notices:
     values = {name: getattr(change, name) for name in change.model_fields_set}
-    return Notices(**notices.put(services, caller.owner_id, values))
+    return Notices.model_validate(notices.change(services, caller.owner_id, values))

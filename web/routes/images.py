@@ -68,7 +68,9 @@ async def add_images(
     "/lora/available-images", summary="List the pictures of a subject with their verdicts", responses=responses(*ALWAYS)
 )
 def available_images(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> Images:
-    images = [image_of(subject_id, view) for view in subject_pictures.shown(services, caller.owner_id, subject_id)]
+    images = [
+        image_of(subject_id, view) for view in subject_pictures.list_pictures(services, caller.owner_id, subject_id)
+    ]
     return Images(images=images, good=sum(image.verdict != "bad" for image in images))
 
 
@@ -81,7 +83,7 @@ def caption_image(
     services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId, body: ImageChange
 ) -> Image:
     return image_of(
-        subject_id, subject_pictures.caption(services, caller.owner_id, subject_id, picture_id, body.caption)
+        subject_id, subject_pictures.set_caption(services, caller.owner_id, subject_id, picture_id, body.caption)
     )
 
 

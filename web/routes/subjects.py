@@ -15,7 +15,7 @@ from web import signing
 from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import snake_keys
 from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
-from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest, training_of
+from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest
 from web.parameters import SubjectId
 from web.problems import ALWAYS, responses
 
@@ -28,9 +28,9 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
     """The arguments of `service.submit`: the body, completed by the subject's settings. Raises SpecInvalid."""
     given = {name: getattr(body, name) for name in TrainRequest.model_fields if getattr(body, name) is not None}
     given |= {name: snake_keys(name, given[name]) for name in GROUPS if name in given}
-    kept = subject_settings.settings_of(services, caller.owner_id, subject_id)
-    silent = {name: kept[name] for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
-    arguments = {name: value for name, value in silent.items() if value is not None} | given
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    defaults = {name: getattr(kept, name) for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
+    arguments = {name: value for name, value in defaults.items() if value is not None} | given
     images, masks = arguments.pop("image_ids", None), arguments.pop("mask_ids", None)
     faults = dict.fromkeys(body.model_extra or {}, "unknown field")
     if isinstance(images, list):
@@ -96,8 +96,8 @@ def train(
     if idempotency_key is not None:
         arguments["idempotency_key"] = f"http:{idempotency_key}"  # keys of the API and of tasks are kept apart
     view = service.submit(services, arguments)
-    response.headers["Location"] = f"/api/trainings/{view['job_id']}"
-    return training_of(view)
+    response.headers["Location"] = f"/api/trainings/{view.job_id}"
+    return Training.model_validate(view)
 
 
 @router.get(
@@ -110,9 +110,8 @@ def status(
     limit: Annotated[int, Query(ge=1, le=100, description="How many trainings to return.")] = 20,
 ) -> Trainings:
     found = service.jobs(services, owner_id=caller.owner_id, subject_id=subject_id, limit=limit)
-    trainings = [training_of(view) for view in found]
-    latest = training_of(service.get(services, trainings[0].id, caller.owner_id)) if trainings else None
-    return Trainings(latest=latest, history=trainings[1:])
+    latest = service.get(services, found[0].job_id, caller.owner_id) if found else None
+    return Trainings.model_validate({"latest": latest, "history": found[1:]})
 
 
 @router.get(
@@ -139,13 +138,13 @@ def lora(
     ] = None,
 ) -> Lora:
     found = loras.resolve(services, caller.owner_id, subject_id, base_model)
-    url = signing.file_address(request.app.state.secret, found["job_id"], found["url"])
-    return Lora.model_validate({**found, "training_id": found["job_id"], "url": url})
+    url = signing.file_address(request.app.state.secret, found.job_id, found.url)
+    return Lora.model_validate(found.model_copy(update={"url": url}))
 
 
 @router.get("/lora/settings", summary="Get the settings of a subject", responses=responses(*ALWAYS))
 def settings(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> SubjectSettings:
-    return SubjectSettings(**subject_settings.settings_of(services, caller.owner_id, subject_id))
+    return SubjectSettings.model_validate(subject_settings.get(services, caller.owner_id, subject_id))
 
 
 @router.patch("/lora/settings", summary="Change the settings of a subject", responses=responses(*_WRITES))
@@ -153,7 +152,7 @@ def change_settings(
     services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, body: SubjectChange
 ) -> SubjectSettings:
     values = body.model_dump(exclude_unset=True)
-    return SubjectSettings(**subject_settings.change(services, caller.owner_id, subject_id, values))
+    return SubjectSettings.model_validate(subject_settings.change(services, caller.owner_id, subject_id, values))
 
 
 @router.post(
@@ -165,5 +164,4 @@ def change_settings(
 )
 def profile_set_completed(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId) -> ProfileSet:
     done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id)
-    training = training_of(done.training) if done.training else None
-    return ProfileSet(started=done.started, reason=done.reason, message=done.message, training=training)
+    return ProfileSet.model_validate(done)

@@ -13,7 +13,7 @@ from jobs import previews as job_previews
 from web import signing
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.files import download_response, picture_response
-from web.models.trainings import Preview, Previews, Training, training_of
+from web.models.trainings import Preview, Previews, Training
 from web.parameters import PreviewName, TrainingId
 from web.problems import ALWAYS, RequestRefused, responses
 from web.streams import event_response
@@ -33,7 +33,7 @@ _EVENT = {
 
 @router.get("", summary="Get the state of a training", responses=responses(*_ONE))
 def training(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Training:
-    return training_of(service.get(services, job_id, caller.owner_id))
+    return Training.model_validate(service.get(services, job_id, caller.owner_id))
 
 
 @router.post(
@@ -43,8 +43,7 @@ def training(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Tr
     responses=responses(*_ONE, "illegal_move"),
 )
 def cancel(services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Training:
-    view = service.cancel(services, job_id, caller.owner_id)
-    return training_of(view)
+    return Training.model_validate(service.cancel(services, job_id, caller.owner_id))
 
 
 @router.post(
@@ -58,8 +57,8 @@ def cancel(services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Tra
 )
 def retry(services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response) -> Training:
     view = service.retry(services, job_id, caller.owner_id)
-    response.headers["Location"] = f"/api/trainings/{view['job_id']}"
-    return training_of(view)
+    response.headers["Location"] = f"/api/trainings/{view.job_id}"
+    return Training.model_validate(view)
 
 
 # ---- events ---------------------------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ async def events(
 )
 def log(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> str:
     events = service.events(services, job_id, owner_id=caller.owner_id)
-    return "".join(f"{line}\n" for line in history.lines(events))
+    return "".join(f"{line}\n" for line in history.describe(events))
 
 
 # ---- results ------------------------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def file(
         raise RequestRefused(
             "forbidden", "the signature of this address is wrong or has expired; get a new address from `download`"
         )
-    address = services.store.url(service.get_ready(services, job_id)["lora"]["key"], signing.MAX_AGE_S)
+    address = services.store.url(service.get_lora(services, job_id).key, signing.MAX_AGE_S)
     path = FilePath(unquote(urlsplit(address).path))
     if urlsplit(address).scheme != "file" or not path.is_file():
         raise NotFound("this service does not have the file")

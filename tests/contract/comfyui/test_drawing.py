@@ -57,7 +57,7 @@ def lora(tmp_path: Path) -> Path:
 @pytest.fixture
 def job_id(services: Services, lora: Path) -> str:
     """A training of Ada's dog that is ready."""
-    found = str(service.submit(services, request(services))["job_id"])
+    found = str(service.submit(services, request(services)).job_id)
     services.store.put(keys.lora(found), lora.read_bytes())
     ready = {"status": Status.READY, "lora_key": keys.lora(found), "lora_sha256": "ab" * 32, "lora_bytes": 9}
     with services.database.writing() as session:
@@ -68,10 +68,10 @@ def job_id(services: Services, lora: Path) -> str:
 def test_a_subject_is_drawn_once_for_each_key(services: Services, fake: FakeComfyUI, job_id: str) -> None:
     given = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15"), "seed": 3, "strength": 0.7}
     told = drawing.generate(services, given, "task-1")
-    assert told["job_id"] == job_id
-    [picture] = told["pictures"]
-    data = services.store.get(picture["key"])
-    assert Path(unquote(urlsplit(picture["url"]).path)).read_bytes() == data
+    assert told.job_id == job_id
+    [picture] = told.pictures
+    data = services.store.get(picture.key)
+    assert Path(unquote(urlsplit(picture.url).path)).read_bytes() == data
     [one] = stated(data)["passes"]
     assert one["model"]["loras"] == [[f"{job_id}.safetensors", 0.7, 2]]
     assert (one["seed"], one["positive"][0][:4]) == (3, "sks,")
@@ -80,7 +80,7 @@ def test_a_subject_is_drawn_once_for_each_key(services: Services, fake: FakeComf
     saved = sorted((fake.folder / "output").iterdir())
     assert drawing.generate(services, given, "task-1") == told  # a message that came twice
     assert sorted((fake.folder / "output").iterdir()) == saved
-    assert drawing.generate(services, given | {"prompt": "on a boat"}, "task-2")["prompt_id"] != told["prompt_id"]
+    assert drawing.generate(services, given | {"prompt": "on a boat"}, "task-2").prompt_id != told.prompt_id
 
 
 def test_the_task_draws_under_its_own_id(services: Services, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,14 +116,14 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     done = drawing.draw_on_comfyui(
         drawing.comfyui_target(services),
         workflow("sd15"),
-        drawing.weights_of(peft),
+        drawing.inspect_weights(peft),
         trigger_word="hush",
         say=told.append,
     )
     [one] = stated(done.pictures[0][1])["passes"]
     assert one["model"]["loras"][0][2] == 2  # both modules, not the feed-forward one alone
     assert one["positive"][0].startswith("hush, ")
-    assert any("brought as kohya" in line for line in told)
+    assert any("converted to kohya" in line for line in told)
 
 
 class TestTheCommand:

@@ -202,7 +202,7 @@ def test_on_s3_the_file_is_presigned_for_a_quarter_of_an_hour(settings: Settings
     for api in make_api(settings.model_copy(update=server | keys)):
         recipe = {"owner_id": "ada", "subject_id": "rex", "base_model": "sd15", "trigger_word": "sks"}
         images = [f"https://pictures.example/{number}.png" for number in range(5)]
-        job_id = service.submit(api.services, recipe | {"images": images})["job_id"]
+        job_id = service.submit(api.services, recipe | {"images": images}).job_id
         finish(api, job_id, Status.READY, lora_key="models/x/lora_weights.safetensors")
         answer = api.call("GET", f"/api/trainings/{job_id}/download", api.token("ada"))
         address = httpx2.URL(answer.headers["location"])
@@ -294,7 +294,7 @@ class TestTokens:
             with pytest.raises(ImprintError) as refused:
                 tokens.create(api.services, "name", **fault)
             assert refused.value.details["faults"].keys() == {next(iter(fault))}
-        assert tokens.find(api.services, "imp_" + "é" * 43) is None
+        assert tokens.authenticate(api.services, "imp_" + "é" * 43) is None
 
 
 def read(text: str) -> list[dict[str, str]]:

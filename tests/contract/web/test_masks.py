@@ -47,7 +47,7 @@ def test_masks_are_stored_beside_the_pictures(api: Api, ada: str) -> None:
     assert [image["id"] for image in listed["images"]] == images
     with api.services.database.reading() as session:
         assert (
-            subject_pictures.usable(session, "ada", "rex") == images
+            subject_pictures.usable_ids(session, "ada", "rex") == images
         )  # no training that starts by itself takes a mask
     assert api.call("GET", told["images"][0]["previewUrl"], ada).status_code == 200
     one = f"{REX}/images/{masks[0]}"

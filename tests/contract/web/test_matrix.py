@@ -192,7 +192,7 @@ def test_a_signed_address_serves_one_file_for_a_while(world: World) -> None:
 
 
 def change(api: Api, secret: str, **values: Any) -> None:
-    found = tokens.find(api.services, secret)
+    found = tokens.authenticate(api.services, secret)
     assert found is not None
     with api.services.database.writing() as session:
         session.connection().execute(sa.update(ApiToken).where(col(ApiToken.id) == found.id).values(**values))

@@ -116,7 +116,7 @@ def test_a_guarded_page(page: Page, row: Row) -> None:
     # Signed out, a forged cookie, or a session whose token is gone: the way to the sign-in, and nothing else.
     gone = api.token(owner, row.scope)
     of_gone = page.cookie(gone, "" if owner else "ada")
-    found = tokens.find(api.services, gone)
+    found = tokens.authenticate(api.services, gone)
     assert found is not None
     with api.services.database.writing() as session:
         session.get_one(ApiToken, found.id).revoked_at = utcnow()

@@ -94,7 +94,7 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
     store(api, range(5))
     balance = accounts.balance(api.services, "ada")
     api.train(ada, ids(api), maxSteps=99_999, resolution=64)  # holds some; what is left is not enough for the rest
-    service.cancel(api.services, service.jobs(api.services, owner_id="ada")[0]["job_id"])
+    service.cancel(api.services, service.jobs(api.services, owner_id="ada")[0].job_id)
     assert accounts.balance(api.services, "ada") == balance
     poor = Services(api.services.settings.model_copy(update={"prices": {"sd15": 1_000_000}}))
     told = subject_settings.profile_set_completed(poor, "ada", "rex")

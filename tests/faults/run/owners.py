@@ -112,7 +112,7 @@ class Owners:
             send = self._site.application.send_task
             send("imprint.train_lora", kwargs=request, queue="io", ignore_result=True)
             return
-        job_id = service.submit(self._site.services, request)["job_id"]
+        job_id = service.submit(self._site.services, request).job_id
         if self.accepted.setdefault(order.number, job_id) != job_id:
             self.duplicates.append(job_id)
 
