@@ -8,6 +8,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN   := .venv/bin
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+# A third of the tests' time is waiting for servers and leases: three test processes keep two cores busy.
+TESTERS ?= $(shell expr $(CORES) \* 3 / 2)
 JOBS  ?= 1
 WORD  ?= first
 
@@ -29,7 +31,7 @@ up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower, H
 test:  ## everything that is checked: style, types, imports, then all tests; IMPRINT_TEST_SEED=… repeats a sample
 	@tools/setup.sh test && tools/swift.sh
 	@$(MAKE) --no-print-directory lint types imports
-	@$(BIN)/pytest -n $(CORES) --dist worksteal
+	@$(BIN)/pytest -n $(TESTERS) --dist worksteal
 
 test-quick: setup  ## what needs neither servers nor a training, in under a minute
 	@$(BIN)/pytest -q -n $(CORES) --dist worksteal tests/unit tests/generation tests/hostile --ignore tests/hostile/test_messages.py

@@ -87,15 +87,33 @@ class Site:
             "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
-        log = self.log(name)
-        mark = log.stat().st_size if log.exists() else 0
+        mark = self._log_size(name)
         surroundings = self.surroundings(**environment)
-        process = ServerProcess(self.celery(*arguments), log=log, cwd=ROOT, env=surroundings, fresh=self.fresh)
+        command = self.celery(*arguments)
+        process = ServerProcess(command, log=self.log(name), cwd=ROOT, env=surroundings, fresh=self.fresh)
         self.processes[name] = process
-        if wait and kind != "beat":
+        if wait:
+            self._wait_ready(name, mark)
+        return process
+
+    def start_together(self, *names: str) -> None:
+        """Start all of them, and then wait until each is ready."""
+        marks = {name: self._log_size(name) for name in names}
+        for name in names:
+            self.start(name, wait=False)
+        for name, mark in marks.items():
+            self._wait_ready(name, mark)
+
+    def _log_size(self, name: str) -> int:
+        log = self.log(name)
+        return log.stat().st_size if log.exists() else 0
+
+    def _wait_ready(self, name: str, mark: int) -> None:
+        """Wait until the worker says, after `mark` bytes of its log, that it is ready; beat says nothing."""
+        process, log = self.processes[name], self.log(name)
+        if name.split("-")[0] in ("io", "train"):
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
             assert process.alive, log.read_text()
-        return process
 
     def _start_web(self, name: str, **environment: str) -> ServerProcess:
         """The HTTP API; a second start after a kill is on the same port."""
@@ -243,8 +261,7 @@ def site(
         made.broker, made.redis = server, server if isinstance(server, RedisServer) else None
         stack.callback(made.end)
         made.services.database.migrate()
-        for name in start:
-            made.start(name)
+        made.start_together(*start)
         yield made
 
 

@@ -1,19 +1,20 @@
 """Many remote trainings at once over servers that fail in every way they know: each job ends, nothing is left, once.
 
-Ten jobs each in `make test`, twenty in `make test-full`, a hundred in `make faults-remote` (REMOTE_JOBS). The seed is
-printed with a failure.
+`make test` draws one of the two storms, with ten jobs; `make test-full` has both with twenty, and `make faults-remote`
+(REMOTE_JOBS) with a hundred. The seed is printed with a failure.
 """
 
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from jobs import accounts, sweeps
-from tests.samples import FULL
+from tests.samples import FULL, sample
 from tests.servers.fake_pod import fake_pod
 from tests.servers.remote import ENVIRONMENT, START, done_twice, is_cleared, remote_runs
 from tests.servers.runpod import runpod_server
@@ -68,7 +69,7 @@ def all_have_ended(running: Site, job_ids: list[str]) -> None:
     assert ends["ready"] > JOBS // 4, (SEED, Counter(str(view["failure"]) for view in views))
 
 
-def test_over_a_fixed_server_that_fails(base_model: Path, tmp_path: Path) -> None:
+def over_a_fixed_server_that_fails(base_model: Path, tmp_path: Path) -> None:
     with (
         fake_pod(tmp_path / "pod", faults=SEED, slots=8, hang=3, seconds_per_step=0.02) as pod,
         site(tmp_path / "site", base_model, start=START, **STORM, **pod.environment) as running,
@@ -80,7 +81,7 @@ def test_over_a_fixed_server_that_fails(base_model: Path, tmp_path: Path) -> Non
         assert done_twice(pod.journal()) == []
 
 
-def test_over_rented_pods_that_fail_and_vanish(base_model: Path, tmp_path: Path) -> None:
+def over_rented_pods_that_fail_and_vanish(base_model: Path, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     faults = {"errors": 0.03, "lost_creates": 0.2, "sold_out_creates": 0.2, "failed_deletes": 0.3, "vanish": 0.3}
     few = {"IMPRINT_PODS_MAX": "3", "IMPRINT_POD_JOBS_MAX": "10"}
@@ -94,3 +95,11 @@ def test_over_rented_pods_that_fail_and_vanish(base_model: Path, tmp_path: Path)
         until(lambda: is_cleared(running, job_ids), 60, f"and nothing is to be cleared, seed {SEED}")
         assert done_twice(map(json.loads, journal.read_text().splitlines())) == []
         print(f"{len(runpod.ledger())} pods were rented")
+
+
+STORMS = [over_a_fixed_server_that_fails, over_rented_pods_that_fail_and_vanish]
+
+
+@pytest.mark.parametrize("storm", STORMS if "REMOTE_JOBS" in os.environ else sample(STORMS, 1, "storms"))
+def test_every_job_ends(storm: Callable[[Path, Path], None], base_model: Path, tmp_path: Path) -> None:
+    storm(base_model, tmp_path)

@@ -10,6 +10,7 @@ from sqlmodel import Session
 from core.ids import new_id
 from jobs.remote import pods
 from storage.tables import Job, RemoteRun, RentedPod
+from tests.samples import sample
 from tests.servers.process import free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import redis_server
@@ -77,9 +78,9 @@ def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tm
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="wants a machine without a GPU")
-@pytest.mark.parametrize("server", [redis_server, rabbitmq_server], ids=["redis", "rabbitmq"])
+@pytest.mark.parametrize("server", sample([redis_server, rabbitmq_server], 1, "a device that does not work"))
 def test_a_worker_whose_device_does_not_work_takes_no_job(server: Any, base_model: Path, tmp_path: Path) -> None:
-    """It stays, says so, and leaves the job to a worker that can train."""
+    """It stays, says so, and leaves the job to a worker that can train. `make test` draws the broker."""
     with server(tmp_path / "broker") as broker:
         site = Site(tmp_path / "site", base_model, broker.url, IMPRINT_DEVICE="cuda")
         try:

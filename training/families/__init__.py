@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from training.families.family import Family
 
 # diffusers and peft import bitsandbytes wherever it is installed, and with it PyTorch's compiler: two seconds that only
-# a quantised base needs, see quantised.py.
-sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+# a quantised base needs, see quantised.py. Too late once they are imported: they count on what they found.
+if not {"diffusers", "peft"} & set(sys.modules):
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 _MODULES = {"sd15": "sd15", "sdxl": "sdxl", "z-image": "z_image"}
 
