@@ -30,7 +30,7 @@ up: setup  ## the whole stack in the foreground: Redis, workers, beat, Flower, H
 
 test:  ## everything that is checked: style, types, imports, then all tests; IMPRINT_TEST_SEED=… repeats a sample
 	@tools/setup.sh test && tools/swift.sh
-	@$(MAKE) --no-print-directory lint types imports
+	@$(MAKE) --no-print-directory --jobs --output-sync lint types imports
 	@$(BIN)/pytest -n $(TESTERS) --dist worksteal
 
 test-quick: setup  ## what needs neither servers nor a training, in under a minute
