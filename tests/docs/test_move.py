@@ -29,7 +29,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
         address = new_database(server)
         after = Site(tmp_path, base_model, before.environment["IMPRINT_BROKER_URL"], IMPRINT_DATABASE_URL=address)
         try:
-            assert type_in(after, tmp_path, restore).count("the books are in order") == 1
+            assert type_in(after, tmp_path, restore).count("the ledger is consistent") == 1
             assert not after.services.database.is_sqlite
             assert after.look(done["job_id"]) == done
             assert after.look(running) == kept
