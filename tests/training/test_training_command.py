@@ -83,7 +83,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     part.send_signal(signal.SIGINT)
     _, stderr = part.communicate(timeout=120)
     assert part.returncode == 130
-    assert "To go on:" in stderr
+    assert "To resume:" in stderr
     assert "--checkpoint-every 2" in stderr
     assert not (tmp_path / "part.safetensors").exists()
     assert main(command(*recipe, out="part.safetensors")) == 0
