@@ -1,4 +1,4 @@
-"""How Celery runs here. Values only; docs/adr/0007-celery-settings.md has the reasons."""
+"""The configuration of Celery. Values only; docs/adr/0007-celery-settings.md has the reasons."""
 
 from kombu import Exchange, Queue
 
@@ -9,7 +9,7 @@ from training.spec import FAMILIES
 _settings = settings()
 _redis_options = {
     "visibility_timeout": _settings.visibility_timeout_s,
-    # Look for messages of dead workers at the timeout, not up to 100 s later.
+    # Look for messages of dead workers right after the timeout, not up to 100 s later.
     "unacked_restore_interval": 2,
     "unacked_restore_throttle": 1,
     "socket_keepalive": True,
@@ -20,9 +20,9 @@ _redis_options = {
 broker_url = (
     _settings.broker_url.get_secret_value()
     if _settings.broker_url
-    else embedded_broker.address(_settings) or "redis://127.0.0.1:1/0"  # no stack is running: commands say so
+    else embedded_broker.address(_settings) or "redis://127.0.0.1:1/0"  # no stack runs: commands report it
 )
-# RabbitMQ says that it has a message only when it is asked to; unasked, one sent into its crash is gone in silence.
+# RabbitMQ confirms a message only on request. Without that, a message sent during its crash is lost unnoticed.
 broker_transport_options = _redis_options if broker_url.startswith("redis") else {"confirm_publish": True}
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
@@ -52,7 +52,7 @@ worker_consumer = "tasks.consumer:SteadyConsumer"
 worker_proc_alive_timeout = 60
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
-# A large picture or a leak in a codec does not stay for ever.
+# Memory that a large picture or a leaking codec took is freed at some point.
 worker_max_tasks_per_child = 2000
 
 # ---- queues ----
@@ -62,7 +62,7 @@ task_queues = [
     for name in ("io", "cpu", "sweep", *(f"train.{family}" for family in FAMILIES))
 ]
 task_create_missing_queues = False
-# Workers take turns between their queues, so a backlog of other work keeps no sweep waiting until it expires.
+# Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks.
 task_routes = {
     "imprint.dataset": {"queue": "cpu"},
     **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},

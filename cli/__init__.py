@@ -1,1 +1,1 @@
-"""The `imprint` command (`celery -A tasks.app imprint …`) and the supervisor of a whole stack on one machine."""
+"""The `imprint` command (`celery -A tasks.app imprint …`), and the supervisor of a stack on one machine."""

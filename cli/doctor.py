@@ -1,4 +1,4 @@
-"""`imprint doctor`: everything that a new installation wants checked, one line each: ok, or what to do."""
+"""`imprint doctor`: checks an installation. Each line is ok or says what to do."""
 
 import sys
 import time
@@ -24,15 +24,15 @@ from tasks import fleet
 from tasks.device_check import FOLDER
 from training.spec import BASE_MODELS, FAMILIES
 
-DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB, base models and LoRAs come on top
-CLOCK_OFF_S = 5.0  # leases last 25 s by default: clocks that differ by more would end those of workers that are alive
+DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB; base models and LoRAs need more
+CLOCK_OFF_S = 5.0  # leases last 25 s by default: a larger difference of clocks would end leases of live workers
 _FLOWER_ANSWER_S = 2.0
 _COLOURS = {"ok": "green", "note": "cyan", "todo": "red"}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found. `todo`: the operator must do what the text says; `note`: nothing is broken."""
+    """The result of one check. `todo`: the operator must do what the text says; `note`: nothing is broken."""
 
     name: str
     status: Literal["ok", "note", "todo"]
@@ -62,18 +62,18 @@ def is_healthy(findings: list[CheckResult]) -> bool:
 
 
 def examine(here: Services, checks: Sequence[Check] | None = None) -> list[CheckResult]:
-    """Run every check. One that fails in a way of its own is a finding, too; the others still run."""
+    """Run every check. A check that raises an error is reported as `todo`, and the others still run."""
     findings: list[CheckResult] = []
     for check in CHECKS if checks is None else checks:
         try:
             findings += check(here)
-        except Exception as error:  # noqa: BLE001 - a check that fails is what this command is for
+        except Exception as error:  # noqa: BLE001 - a failing check must be reported
             reason = error.message if isinstance(error, ImprintError) else f"{type(error).__name__}: {str(error)[:300]}"
             findings.append(CheckResult(check.__name__.strip("_").replace("_", " "), "todo", reason))
     return findings
 
 
-# ---- what the service stands on --------------------------------------------------------------------------------
+# ---- what the service needs --------------------------------------------------------------------------------
 
 
 def _settings(here: Services) -> Iterator[CheckResult]:
@@ -87,7 +87,7 @@ def _settings(here: Services) -> Iterator[CheckResult]:
 
 def _broker(here: Services) -> Iterator[CheckResult]:
     if not here.settings.broker_url and embedded_broker.address(here.settings) is None:
-        yield CheckResult("broker", "todo", "none is set and no stack runs on this home folder: make up starts both")
+        yield CheckResult("broker", "todo", "no broker is set and no stack runs here: make up starts both")
         return
     found, address = fleet.inspect(), fleet.broker_address()
     if found.trouble:
@@ -130,7 +130,7 @@ def _database(here: Services) -> Iterator[CheckResult]:
         text = f"{name} does not exist yet: celery -A tasks.app imprint migrate creates it"
         yield CheckResult("database", "todo", text)
         return
-    database = Database(here.settings.database)  # not that of `services`, which brings the schema up to date
+    database = Database(here.settings.database)  # not that of `services`, which updates the schema
     try:
         with database.engine.connect() as connection:
             revision, newest = database.revision(connection), known_revisions()
@@ -191,7 +191,7 @@ def _object_store(here: Services) -> Iterator[CheckResult]:
     if is_whole and is_gone:
         yield CheckResult("object store", "ok", f"{name}: wrote, read and deleted an object")
     else:
-        fault = "gives back other bytes than were written" if not is_whole else "keeps objects that were deleted"
+        fault = "returns other bytes than were written" if not is_whole else "keeps deleted objects"
         yield CheckResult("object store", "todo", f"{name} {fault}: use another store")
 
 
@@ -213,7 +213,7 @@ def _disk(here: Services) -> Iterator[CheckResult]:
             yield CheckResult("disk", "todo", f"{text}: free at least {DISK_WANTED_BYTES / 2**30:.0f} GiB")
 
 
-# ---- what training stands on -----------------------------------------------------------------------------------
+# ---- what training needs -----------------------------------------------------------------------------------
 
 
 def _base_models(here: Services) -> Iterator[CheckResult]:
@@ -228,7 +228,7 @@ def _base_models(here: Services) -> Iterator[CheckResult]:
         if path.is_file():
             yield CheckResult(title, "ok", str(path))
         else:
-            yield CheckResult(title, "todo", f"{path} is not there: correct IMPRINT_TRAINING_ADAPTERS")
+            yield CheckResult(title, "todo", f"{path} does not exist: correct IMPRINT_TRAINING_ADAPTERS")
 
 
 def _base_model(name: str, location: str) -> CheckResult:

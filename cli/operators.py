@@ -62,7 +62,7 @@ def audit(*, as_json: bool) -> None:
 
     Leaks, which are LoRAs that were delivered but not charged, are listed but do not change the exit code.
     """
-    findings, leaks = sweeps.audit_books(services()), sweeps.leaks(services())
+    findings, leaks = sweeps.run_audit(services()), sweeps.leaks(services())
     lost = sum(leak.credits for leak in leaks)
     if as_json:
         rows = [asdict(leak) | {"at": leak.at.isoformat()} for leak in leaks]
@@ -76,11 +76,11 @@ def audit(*, as_json: bool) -> None:
     else:
         for finding in findings:
             out.print(f"[red]{finding}[/]", highlight=False)
-        out.print("the books are in order" if not findings else f"{len(findings)} finding(s)")
+        out.print("the ledger is consistent" if not findings else f"{len(findings)} finding(s)")
         for leak in leaks[:20]:
             out.print(f"[yellow]leak[/]: {leak.job_id} of {leak.owner_id}, {leak.credits} credits", highlight=False)
         if leaks:
-            out.print(f"{len(leaks)} training(s) were delivered after their hold was over: {lost} credits not charged")
+            out.print(f"{len(leaks)} training(s) were delivered after their hold expired: {lost} credits not charged")
     sys.exit(1 if findings else 0)
 
 

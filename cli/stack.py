@@ -1,6 +1,6 @@
-"""The whole stack on one machine, in the foreground: broker if none is configured, workers, beat, Flower, the HTTP API.
+"""The whole stack on one machine: workers, beat, Flower, the HTTP API, and a broker if none is configured.
 
-`python -m cli.stack` (`make up`) runs it until Ctrl-C; the demo and the tests start it as a context manager.
+`python -m cli.stack` (`make up`) runs it in the foreground until Ctrl-C. The demo uses it as a context manager.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ class Member:
     """One process of the stack."""
 
     name: str
-    arguments: Sequence[str]  # after the command
+    arguments: Sequence[str]
     environment: dict[str, str] = field(default_factory=dict)
-    command: Sequence[str] = ("celery", "-A", "tasks.app")  # a module, as `python -m` has it
+    command: Sequence[str] = ("celery", "-A", "tasks.app")  # a module for `python -m`, and its first arguments
     process: "subprocess.Popen[bytes] | None" = None
 
 
-class Stack:
-    """Starts the members, restarts one that dies, stops them in an order in which nothing is lost."""
+class Supervisor:
+    """Starts the members, restarts those that die, and stops them in an order in which nothing is lost."""
 
     def __init__(self, configured: Settings, *, quiet: bool = False, flower: bool = True, web: bool = True) -> None:
         self._settings = configured
@@ -75,7 +75,7 @@ class Stack:
         return members
 
     def _share_ports(self, members: list[Member]) -> None:
-        """Each of them its own port for Prometheus, if there is one to begin with."""
+        """Give each member its own port for Prometheus, if one is configured."""
         first = self._settings.metrics_port
         if first is None:
             return
@@ -98,7 +98,7 @@ class Stack:
         login = self._settings.flower_auth
         self.flower_login = login.get_secret_value() if login else f"imprint:{secrets.token_urlsafe(9)}"
         self.flower_url = f"http://127.0.0.1:{port}"
-        # Through the environment: a login on the command line is everybody's.
+        # By the environment: every user of the machine can see a login on the command line.
         return Member(
             "flower",
             ["flower", f"--port={port}", "--address=127.0.0.1", "--logging=warning"],
@@ -106,7 +106,7 @@ class Stack:
         )
 
     def start(self) -> None:
-        """Start everything; returns once the processes run (workers are ready a few seconds later)."""
+        """Start everything. Returns when the processes run; workers are ready a few seconds later."""
         self._settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._settings.log_dir.mkdir(parents=True, exist_ok=True)
         if self._redis is not None:
@@ -125,16 +125,16 @@ class Stack:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # a Ctrl-C in the terminal is for the stack; it stops its members in order
+            start_new_session=True,  # Ctrl-C in the terminal reaches the stack only, which stops its members in order
             preexec_fn=die_with_parent,
         )
         if output is not None:
             output.close()
 
     def watch(self) -> None:
-        """Restart what dies, until `stop` is called; returns when that is done.
+        """Restart members that die until `stop` is called. Returns when `stop` is done.
 
-        A child that asked for a signal at its parent's death gets it when the *thread* that started it ends.
+        It must not return earlier: `die_with_parent` sends the signal when the *thread* that started the child ends.
         """
         while not self._stopping.wait(_RESTART_AFTER_S):
             with self._restarting:
@@ -150,8 +150,8 @@ class Stack:
                 self._launch(member)
 
     def stop(self) -> None:
-        """The API and beat first, then the workers (a training checkpoints and hands over), Flower, the broker last."""
-        with self._restarting:  # else a member that ends because we asked it to may be taken for dead
+        """Stop the API and beat, then the workers (trainings write a checkpoint), then Flower, and the broker last."""
+        with self._restarting:  # otherwise a member that ends as asked might be restarted
             self._stopping.set()
         order = sorted(
             self.members, key=lambda member: ("web", "ingress", "beat", "train", "io", "flower").index(member.name)
@@ -178,28 +178,30 @@ class Stack:
 
 @contextlib.contextmanager
 def alone(home: Path) -> Iterator[None]:
-    """Only one stack on a home at a time. Raises BackendUnreachable, and says so, for the second."""
+    """Allow one stack on a home folder at a time. Raises BackendUnreachable for the second."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BackendUnreachable(
-                f"a stack is running on {home} already: stop it, or set IMPRINT_HOME to another folder"
+                f"another stack already runs on {home}: stop it, or set IMPRINT_HOME to another folder"
             ) from None
         yield
 
 
 @contextlib.contextmanager
-def running(configured: Settings, *, flower: bool = True, web: bool = False, fresh: bool = False) -> Iterator[Stack]:
-    """A stack whose output goes to the log folder, watched from a thread, stopped when the block ends.
+def running(
+    configured: Settings, *, flower: bool = True, web: bool = False, fresh: bool = False
+) -> Iterator[Supervisor]:
+    """Run a stack until the block ends. Its output goes to the log folder.
 
-    `fresh` empties the home first: all jobs, credits and files of it.
+    `fresh` deletes all jobs, credits and files in the home folder first.
     """
     with alone(configured.home):
         if fresh:
             _empty(configured.home)
-        stack = Stack(configured, quiet=True, flower=flower, web=web)
+        stack = Supervisor(configured, quiet=True, flower=flower, web=web)
         watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
         try:
             stack.start()
@@ -230,7 +232,7 @@ def main() -> int:
         services = Services(settings())
         services.check()
         with alone(settings().home):
-            services.database.close()  # made on first use: its schema is up to date before many ask at once
+            services.database.close()  # its schema is now up to date, before many processes use it
             _run(console)
     except (ImprintError, ValueError) as error:
         console.print(f"[red]{error}[/]", highlight=False)
@@ -239,7 +241,7 @@ def main() -> int:
 
 
 def _run(console: Console) -> None:
-    stack = Stack(settings())
+    stack = Supervisor(settings())
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
@@ -253,10 +255,10 @@ def _run(console: Console) -> None:
         )
         threading.Thread(target=stack.watch, daemon=True).start()
         asked.wait()
-        console.print("Stopping: trainings checkpoint and hand over …")
+        console.print("Stopping: trainings write a checkpoint …")
     finally:
         stack.stop()
-    console.print("Stopped; nothing is lost. Jobs go on with the next start.")
+    console.print("Stopped. Nothing is lost: jobs continue at the next start.")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def back_up(folder: Path, *, as_json: bool) -> None:
 
     The installation can keep running. Another backup into the same FOLDER copies only what is new.
     """
-    _say(backups.backup(services().database, services().store, folder), folder, "is in", as_json)
+    _print_contents(backups.backup(services().database, services().store, folder), folder, "is in", as_json)
 
 
 @click.command()
@@ -48,12 +48,12 @@ def restore(folder: Path, *, as_json: bool) -> None:
     # Not the database of `services()`: its schema would be created before the backup is restored.
     database = Database(settings().database)
     try:
-        _say(backups.restore(database, open_store(settings()), folder), folder, "is restored from", as_json)
+        _print_contents(backups.restore(database, open_store(settings()), folder), folder, "is restored from", as_json)
     finally:
         database.close()
 
 
-def _say(made: BackupManifest, folder: Path, what: str, as_json: bool) -> None:
+def _print_contents(made: BackupManifest, folder: Path, what: str, as_json: bool) -> None:
     rows = sum(made.rows.values())
     if as_json:
         summary = {"made_at": made.made_at, "revision": made.revision, "rows": made.rows}

@@ -26,7 +26,7 @@ _WORDS = {
 
 
 def watch(services: Services, job_id: str, console: Console) -> JobView:
-    """Follow a job until it ends; its last view. Ctrl-C raises KeyboardInterrupt, and the job continues."""
+    """Follow a job until it ends, and return its last view. Ctrl-C raises KeyboardInterrupt; the job continues."""
     return _live(services, job_id, console) if console.is_terminal else _lines(services, job_id, console)
 
 

@@ -41,7 +41,7 @@ console = Console()
 
 
 def main(base: Path, cloud: Cloud | None, jobs: int = 1) -> int:
-    """Run the demo; 0 if each LoRA is ready, the books are in order, and no pod of `cloud` is left."""
+    """Run the demo; 0 if each LoRA is ready, the ledger is consistent, and no pod of `cloud` is left."""
     try:
         return _demo(base, cloud, jobs)
     except ImprintError as error:
@@ -75,7 +75,7 @@ def _demo(base: Path, cloud: Cloud | None, jobs: int) -> int:
             _show(view, home, base)
         if cloud:
             left = _pods(cloud, view)
-        findings = sweeps.audit_books(services())
+        findings = sweeps.run_audit(services())
         _statement(findings == [])
     rented = {"trained_on": view.trained_on.server, "pods_left": left} if cloud else {}
     others = {"jobs": [_brief(one) for one in views]} if jobs > 1 else {}
@@ -153,7 +153,7 @@ def _statement(in_order: bool) -> None:
     console.print(table)
     console.print(
         f"{balance.available} available + {balance.held} held + {balance.spent} spent = {balance.granted} granted; "
-        + ("[green]the books are in order[/]" if in_order else "[red]the books are NOT in order[/]"),
+        + ("[green]the ledger is consistent[/]" if in_order else "[red]the ledger is NOT consistent[/]"),
         highlight=False,
     )
 

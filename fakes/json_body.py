@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The body as a dictionary; a body that is not a JSON object is an empty one, which lacks every field."""
+    """The body as a dictionary; {} if it is not a JSON object."""
     try:
         given = json.loads(await request.body())
     except ValueError:

@@ -4,7 +4,7 @@ import html
 import smtplib
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -86,42 +86,44 @@ class Mail:
         )
 
 
-def draft(event: str, details: Mapping[str, Any], public_url: str | None, picture: bytes | None = None) -> Mail:
-    """The mail about an event. `details` come from `training_facts` or have the same keys; no value is trusted."""
-    words = {name: _line(details.get(name), _MAX_WORD) for name in ("subject", "owner", "available", "low")}
+@dataclass(frozen=True)
+class MailFacts:
+    """What an e-mail says: about a training, about a subject without one, or about credits. No value is trusted."""
+
+    owner: str
+    subject: str | None = None
+    job_id: str | None = None
+    base_model: str | None = None
+    trigger_word: str | None = None
+    steps: str | None = None
+    charged: str | None = None
+    refunded: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    available: int | None = None
+    low: int | None = None
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any]) -> "MailFacts":
+        """The facts in the payload of a message."""
+        return cls(**{field.name: payload[field.name] for field in fields(cls) if field.name in payload})
+
+
+def draft(event: str, facts: MailFacts, public_url: str | None, picture: bytes | None = None) -> Mail:
+    """The mail about an event."""
+    words = {name: _line(getattr(facts, name), _MAX_WORD) for name in ("subject", "owner", "available", "low")}
     paragraphs = [_OPENINGS[event].format_map(words)]
-    if details.get("reason"):
-        paragraphs.append(f"Why: {_line(details['reason'], _MAX_LINE)}")
-    facts = [
-        (name, _line(details[key], _MAX_WORD))
-        for name, key in (
-            ("Training", "job_id"), ("Base model", "base_model"), ("Trigger word", "trigger_word"),
-            ("Steps", "steps"), ("Charged", "charged"), ("Returned", "refunded"), ("Reason", "code"),
-        )
-        if details.get(key) is not None
-    ]  # fmt: skip
+    if facts.reason:
+        paragraphs.append(f"Why: {_line(facts.reason, _MAX_LINE)}")
+    named = (
+        ("Training", facts.job_id), ("Base model", facts.base_model), ("Trigger word", facts.trigger_word),
+        ("Steps", facts.steps), ("Charged", facts.charged), ("Returned", facts.refunded), ("Reason", facts.code),
+    )  # fmt: skip
+    rows = [(name, _line(value, _MAX_WORD)) for name, value in named if value is not None]
     link = None
-    if public_url and details.get("job_id"):
-        link = f"{public_url.rstrip('/')}/trainings/{quote(str(details['job_id']), safe='')}"
-    return Mail(_SUBJECTS[event].format_map(words), paragraphs, facts, link, _END.format_map(words), picture)
-
-
-def training_facts(view: Mapping[str, Any]) -> dict[str, Any]:
-    """What an e-mail about a training needs of the job's public view."""
-    failure, spec, paid = view.get("failure") or {}, view["spec"], view["credits"]
-    over = view["status"] not in ("pending", "training")
-    return {
-        "job_id": view["job_id"],
-        "subject": view["subject_id"],
-        "owner": view["owner_id"],
-        "base_model": spec["base_model"],
-        "trigger_word": spec["trigger_word"],
-        "steps": f"{view['step']} of {view['total_steps']}",
-        "charged": f"{paid['charged']} credits" if over else None,
-        "refunded": f"{paid['refunded']} credits" if over else None,
-        "code": failure.get("code"),
-        "reason": failure.get("message"),
-    }
+    if public_url and facts.job_id:
+        link = f"{public_url.rstrip('/')}/trainings/{quote(facts.job_id, safe='')}"
+    return Mail(_SUBJECTS[event].format_map(words), paragraphs, rows, link, _END.format_map(words), picture)
 
 
 def compose(mail: Mail, *, sender: str, to: str, message_id: str, at: datetime) -> EmailMessage:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Removes what set-up and the tools made. Not .imprint/: it holds somebody's jobs, credits and LoRA files.
+# Removes what setup and tools created. Keeps .imprint/, which contains jobs, credits and LoRA files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf .venv .cache build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,6 +1,6 @@
-"""Writes deploy/grafana/dashboards/imprint.json: rows of panels, each a title, a unit and its queries.
+"""Writes deploy/grafana/dashboards/imprint.json: rows of panels, each with a title, a unit and its queries.
 
-`python tools/dashboard.py` after a change; `--check` fails if the file is not what this says.
+Run `python tools/dashboard.py` after a change. `--check` fails if the file is not up to date.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any
 FILE = Path(__file__).resolve().parent.parent / "deploy" / "grafana" / "dashboards" / "imprint.json"
 _SOURCE = {"type": "prometheus", "uid": "prometheus"}
 
-# Queries about the installation take the largest of what several web processes say, which is the same number.
-# A row: its title, and its panels as (title, unit, kind, {legend: query}, what it tells).
+# Several web processes report the same number about the installation; `max` takes one of them.
+# A row: its title, and its panels as (title, unit, kind, {legend: query}, description).
 _DONE = 'rate(imprint_stage_seconds_bucket{outcome="done"}[1h])'
 _ENDED = 'delta(imprint_jobs{status=~"ready|failed|cancelled"}[1h])'
 _INTERVAL = "[$__rate_interval]"
@@ -35,9 +35,9 @@ ROWS: list[tuple[str, list[Panel]]] = [
          {"{{status}}": f"sum by (status) (max by (status, code) ({_ENDED}))"},
          ""),
         ("Failures, by code", "none", "lines",
-         {"{{code}}": 'max by (code) (imprint_jobs{status="failed"}) > 0'}, "All there ever were."),
+         {"{{code}}": 'max by (code) (imprint_jobs{status="failed"}) > 0'}, "Since the installation."),
         ("Waited longest, by stage", "s", "lines", {"{{stage}}": "max by (stage) (imprint_queue_oldest_seconds)"},
-         "Of the jobs that nobody works on."),
+         "Of jobs without a worker."),
         ("Messages in queues", "none", "lines", {"{{queue}}": "max by (queue) (imprint_queue_messages)"}, ""),
         ("Attempts at stages, by outcome", "ops", "lines",
          {"{{stage}} {{outcome}}": f"sum by (stage, outcome) (rate(imprint_stage_seconds_count{_INTERVAL}))"}, ""),
@@ -71,7 +71,7 @@ ROWS: list[tuple[str, list[Panel]]] = [
     ("Messages", [
         ("Waiting to be sent", "none", "lines", {"{{kind}}": "max by (kind) (imprint_outbox_waiting)"}, ""),
         ("Longest due", "s", "lines", {"{{kind}}": "max by (kind) (imprint_outbox_oldest_seconds)"}, ""),
-        ("Notices, by what came of them", "ops", "lines",
+        ("Webhooks, by outcome", "ops", "lines",
          {"{{verdict}}": f"sum by (verdict) (rate(imprint_notice_attempts_total{_INTERVAL}))"}, ""),
         ("Given up", "none", "lines", {"dead letters": "max(imprint_outbox_dead)"}, ""),
     ]),
@@ -100,7 +100,7 @@ ROWS: list[tuple[str, list[Panel]]] = [
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole of it, as Grafana keeps it."""
+    """The dashboard in Grafana's format."""
     panels: list[dict[str, Any]] = []
     y = 0
     for title, row in ROWS:
@@ -109,7 +109,7 @@ def dashboard() -> dict[str, Any]:
              "gridPos": {"x": 0, "y": y, "w": 24, "h": 1}}
         )  # fmt: skip
         small = title == "Now"
-        # Lines without gaps: three of eight columns, or four of six.
+        # Rows without gaps: three panels of width eight, or four of width six.
         width, height, x, y = (3, 4, 0, y + 1) if small else (6 if len(row) % 4 == 0 else 8, 8, 0, y + 1)
         for panel in row:
             if x + width > 24:
@@ -132,14 +132,14 @@ def dashboard() -> dict[str, Any]:
 
 
 def _panel(panel: Panel, x: int, y: int, width: int, height: int) -> dict[str, Any]:
-    title, unit, kind, queries, told = panel
+    title, unit, kind, queries, description = panel
     is_number = kind in ("stat", "alarm")
     custom = {"fillOpacity": 30, "stacking": {"mode": "normal"}} if kind == "stacked" else {"fillOpacity": 5}
     steps = [{"color": "green", "value": None}, *([{"color": "red", "value": 1}] if kind == "alarm" else [])]
     return {
         "type": "stat" if is_number else "timeseries",
         "title": title,
-        "description": told,
+        "description": description,
         "datasource": _SOURCE,
         "gridPos": {"x": x, "y": y, "w": width, "h": height},
         "fieldConfig": {
@@ -162,7 +162,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if FILE.exists() and FILE.read_text() == text:
             return 0
-        print(f"{FILE} is not what tools/dashboard.py says: run it", file=sys.stderr)
+        print(f"{FILE} is not up to date: run python tools/dashboard.py", file=sys.stderr)
         return 1
     FILE.write_text(text)
     return 0

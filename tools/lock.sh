@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes requirements.lock: the whole tree of pyproject.toml with hashes, for every platform; and from it the locks of the
-# container images, which leave out what they do not need.
-# torch and what it brings for CUDA stay out: torch is installed first, by its exact pin, in the build that suits the machine.
+# Writes requirements.lock, the whole tree of pyproject.toml with hashes for every platform, and from it the locks of the
+# container images, without packages that they do not need.
+# torch and its CUDA packages are left out: torch is installed first, by its exact pin, in the build for the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool=$(mktemp -d)
@@ -13,7 +13,7 @@ leave_out=$(printf -- '--no-emit-package %s ' torch triton cuda-bindings cuda-pa
 "$tool/bin/uv" pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
   --no-annotate --no-header --no-emit-index-url $leave_out -o requirements.lock
 
-# The images: neither what tests and pages need, nor, in the one that serves, what trains.
+# The images: without packages for tests and docs; the serving image also without those for training.
 "$tool/bin/python" - >"$tool/serve.in" 3>"$tool/train.in" <<'END'
 import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv with everything that Imprint needs: tools/setup.sh [demo|test]
 #
-# `test` also makes sure of the servers that tests start privately (tools/system.sh). May be run again and by several
-# processes at once: they queue at a lock, and whoever finds the stamp of the same pins does nothing.
+# `test` also installs the servers that tests start (tools/system.sh). It may run again and in several processes at once:
+# they wait for a lock, and a run that finds the stamp of the same pins does nothing.
 # PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ log=.cache/setup.log
 
 say() { printf 'setup: %4ds  %s\n' "$SECONDS" "$*"; }
 
-# Runs one step with its output in the log; if it fails, the end of the log is what the reader needs.
+# Runs one step with its output in the log. If it fails, prints the end of the log.
 step() {
   local what=$1; shift
   say "$what"
@@ -24,13 +24,13 @@ step() {
   fi
 }
 
-# The lock belongs to the open file, so a python child may take it where there is no flock(1), as on macOS.
+# The lock belongs to the open file, so a Python child can take it where flock(1) is missing, as on macOS.
 exec 9>.cache/setup.lock
 if command -v flock >/dev/null; then flock 9; else python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; fi
 
 if [ "$purpose" = test ]; then tools/system.sh servers 9>&-; fi
 
-# ---- what the stamp holds: every pin, and the place, because a virtual environment cannot be moved ----
+# ---- the stamp: every pin, and the path, because a virtual environment cannot be moved ----
 
 torch=$(sed -nE 's/^ *"(torch==[^"]+)",?.*/\1/p' pyproject.toml)
 [ -n "$torch" ] || { echo "setup: pyproject.toml has no exact pin of torch" >&2; exit 1; }
@@ -40,7 +40,7 @@ if [ -x .venv/bin/python ] && [ "$(cat .venv/imprint.stamp 2>/dev/null)" = "$sta
 
 # ---- an interpreter ----
 
-# 3.11 first: it is the version that the lock, mypy and the tests were made with.
+# 3.11 first: the lock, mypy and the tests use this version.
 fits() { command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 python=""
 candidates=(python3.11 python3 python3.12 python3.13)
@@ -54,7 +54,7 @@ if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then tools/system.sh ven
 # ---- the environment ----
 
 : >"$log"
-# pip asks no questions, and every child runs without the lock, which a left-over daemon would hold for ever.
+# pip must not ask questions. Children run without the lock, which a daemon left behind would hold for ever.
 pip() { .venv/bin/python -m pip --no-input --disable-pip-version-check "$@" 9>&-; }
 if ! grep -qsF "$PWD/.venv" .venv/bin/activate || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   rm -rf .venv
@@ -62,8 +62,8 @@ if ! grep -qsF "$PWD/.venv" .venv/bin/activate || ! .venv/bin/python -m pip --ve
 fi
 rm -f .venv/imprint.stamp
 
-# torch comes first and by its exact pin, in the build that suits the machine (CPU, CUDA), so it is not in the lock;
-# what it depends on is held to the lock's versions, so that nothing is installed twice.
+# torch is installed first, by its exact pin, in the build for this machine (CPU, CUDA), so it is not in the lock. Its
+# dependencies get the versions of the lock, so that nothing is installed twice.
 sed -nE 's/^([A-Za-z0-9._-]+==[^\\]+[^\\ ]).*/\1/p' requirements.lock >.cache/constraints.txt
 step "$torch" pip install "$torch" -c .cache/constraints.txt
 step "the locked tree, $(grep -c '==' requirements.lock) packages" pip install --no-deps --require-hashes -r requirements.lock

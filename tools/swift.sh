@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .cache/swift/venv: OpenStack Swift, the S3 server of the contract tests that minds signatures and checksums.
-# It is no dependency of ours and wants an older setuptools, so it has an environment of its own. A second run does nothing.
+# Makes .cache/swift/venv: OpenStack Swift, the S3 server of the contract tests that checks signatures and checksums.
+# It is not a dependency of Imprint and needs an older setuptools, so it has its own environment. A second run does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 packages=("setuptools<81" "swift==2.38.3")

@@ -1,6 +1,6 @@
-"""Writes the tables in the docs that the code knows: settings, and what each failure code means.
+"""Writes tables of the code into the docs: the settings, and the meaning of each failure code.
 
-`python tools/tables.py` writes them; with `--check` it only compares, and ends with 1 if one is not up to date.
+`python tools/tables.py` writes them. `--check` only compares, and exits with 1 if a table is not up to date.
 """
 
 import inspect
@@ -23,7 +23,7 @@ _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "bel
 
 
 def settings() -> str:
-    """One table for each ruled-off section of the class, in its order."""
+    """One table for each section of the class, in its order."""
     sections: dict[str, list[str]] = {"the home folder": []}
     present = "the home folder"
     for line in inspect.getsource(Settings).splitlines():
@@ -45,18 +45,18 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    said = _name(field.annotation)
+    name = _name(field.annotation)
     bounds = [
-        words.format(getattr(bound, name))
+        text.format(getattr(bound, key))
         for bound in field.metadata
-        for name, words in _BOUNDS.items()
-        if getattr(bound, name, None) is not None
+        for key, text in _BOUNDS.items()
+        if getattr(bound, key, None) is not None
     ]
-    return ", ".join([said, *bounds])
+    return ", ".join([name, *bounds])
 
 
 def _name(kind: Any) -> str:
-    """A type in the words of somebody who sets an environment variable."""
+    """A type as a reader who sets an environment variable would name it."""
     words = {str: "text", int: "whole number", float: "number", Path: "path", SecretStr: "secret text"}
     if kind is bool:
         return "`true`, `false`"
@@ -90,7 +90,7 @@ TABLES: dict[str, Callable[[], str]] = {"settings.md": settings, "troubleshootin
 
 
 def written(page: str, table: str) -> str:
-    """`page` with the table that the code gives now."""
+    """`page` with the current table."""
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
@@ -107,7 +107,7 @@ def main() -> int:
             if "--check" not in sys.argv[1:]:
                 (_DOCS / name).write_text(new, encoding="utf-8")
     if outdated and "--check" in sys.argv[1:]:
-        print(f"docs: {', '.join(outdated)}: not what the code says; run python tools/tables.py", file=sys.stderr)
+        print(f"docs: {', '.join(outdated)}: not up to date; run python tools/tables.py", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,6 @@
-"""Training without any queue: `python -m training FOLDER --base-model sd15 --trigger "sks dog" --out lora.safetensors`.
+"""Training without a queue: `python -m training FOLDER --base-model sd15 --trigger "sks dog" --out lora.safetensors`.
 
-Exit codes: 0 the file is there, 1 the training failed, 2 what was given is wrong, 130 stopped by Ctrl-C (and
-resumable).
+Exit codes: 0 success, 1 the training failed, 2 invalid arguments or pictures, 130 stopped by Ctrl-C (resumable).
 """
 
 import argparse
@@ -28,20 +27,20 @@ from training.ports import TrainResult, TrainRun
 from training.progress_bar import ProgressBar, clock
 from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec, base_model_location
 
-# What is wrong with what was given; everything else is a failure.
+# Errors of the input; all others are failures.
 _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
 
 _ARGUMENTS = frozenset(TrainSpec.model_fields) - set(GROUPS)
 
 _EPILOG = """
 pictures:
-  .jpg .png .webp .avif, 5 to 100 of one subject. A caption may lie beside each: dog1.jpg, dog1.txt. Captions without
-  the trigger word get it put in front; pictures without one are "a photo of TRIGGER CLASS". Blurred, too small, wrongly
-  exposed and repeated pictures are left out and named.
+  .jpg .png .webp .avif, 5 to 100 of one subject. Captions are text files of the same name: dog1.jpg, dog1.txt. If a
+  caption lacks the trigger word, it is put in front; without a caption it is "a photo of TRIGGER CLASS". Blurred,
+  small, badly exposed and repeated pictures are left out and listed.
 
 resuming:
-  Ctrl-C leaves a checkpoint. The same command goes on from it, and ends with the same file as if it had never stopped
-  (on a CPU byte for byte).
+  Ctrl-C saves a checkpoint. The same command resumes from it and gives the same file as without the interruption (on a
+  CPU byte for byte).
 
 examples:
   python -m training pictures/ --trigger "sks dog" --class-word dog --out dog.safetensors
@@ -52,10 +51,10 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All arguments; where a recipe option is not given, the family's own default holds."""
+    """All arguments. Recipe options default to those of the family."""
     made = argparse.ArgumentParser(
         prog="python -m training",
-        description="Train a LoRA on a folder of pictures, on this machine, without any queue or server.",
+        description="Train a LoRA on a folder of pictures, on this machine, without a queue or server.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,16 +63,14 @@ def parser() -> argparse.ArgumentParser:
         for name in RECIPES["sd15"]
     }
     add = made.add_argument
-    add(
-        "folder", metavar="FOLDER", type=Path, help="folder of pictures, each with a caption in a .txt beside it or not"
-    )
+    add("folder", metavar="FOLDER", type=Path, help="folder of pictures, with optional captions in .txt files")
     add("--out", type=Path, required=True, help="the .safetensors file to write")
     add(
         "--trigger",
         dest="trigger_word",
         metavar="WORDS",
         required=True,
-        help='the word that will call the subject, such as "sks dog"',
+        help='the words for the subject in prompts, such as "sks dog"',
     )
     add(
         "--base-model",
@@ -101,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_machine(group: "argparse._ArgumentGroup") -> None:
-    """The arguments that change nothing in the LoRA but where and how it is made."""
+    """The arguments that do not change the LoRA, only where and how it is trained."""
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     add(
@@ -118,7 +115,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; gives the exit code."""
+    """Run the command line; returns the exit code."""
     given = parser().parse_args(arguments)
     console = Console(stderr=True)
     level = logging.INFO if given.verbose else logging.WARNING
@@ -133,13 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]error[/] ({error.code}): ", end="")
         console.print(error.message, markup=False, highlight=False)
         return 2 if isinstance(error, _GIVEN_WRONG) else 1
-    except KeyboardInterrupt:  # before the loop, or a second time
+    except KeyboardInterrupt:  # before the loop, or pressed twice
         console.print("stopped at once")
         return 130
 
 
 def parse_spec(given: argparse.Namespace) -> TrainSpec:
-    """The recipe in the arguments. Raises SpecInvalid, with every fault named."""
+    """The recipe from the arguments. Raises SpecInvalid, with all faults."""
     asked: dict[str, Any] = {
         name: value for name, value in vars(given).items() if name in TrainSpec.model_fields and value is not None
     }
@@ -158,7 +155,7 @@ def parse_spec(given: argparse.Namespace) -> TrainSpec:
 
 
 def _argument(where: Sequence[Any]) -> str:
-    """The argument that a fault of the recipe is in."""
+    """The argument that a field of the recipe comes from."""
     if where and where[0] not in _ARGUMENTS:
         return f"--set {'.'.join(str(part) for part in where)}"
     return "--" + str(where[0] if where else "base_model").replace("_", "-")
@@ -171,7 +168,7 @@ def _train(
     console: Console,
     arguments: Sequence[str] | None,
 ) -> int:
-    """Prepare the pictures, train, say what came of it."""
+    """Prepare the pictures, train, and print the result."""
     with tempfile.TemporaryDirectory(prefix="imprint-") as temporary:
         found = load_folder(given.folder, spec, Path(temporary))
         for name, reason in found.left_out.items():
@@ -213,7 +210,7 @@ def _train(
 
 
 def _loop(run: TrainRun) -> TrainResult:
-    from training.backends.local import train  # torch takes seconds to import: after all that can be wrong without it
+    from training.backends.local import train  # importing torch takes seconds, so check everything else first
 
     return train(run)
 
@@ -224,7 +221,7 @@ def _say_how_to_resume(kept: FolderCheckpoints, console: Console, arguments: Seq
         console.print("stopped before the first step")
         return
     command = shlex.join(["python", "-m", "training", *(sys.argv[1:] if arguments is None else arguments)])
-    console.print(f"stopped; step {steps[-1]} is kept in {kept.folder}. To go on:", highlight=False)
+    console.print(f"stopped; step {steps[-1]} is saved in {kept.folder}. To resume:", highlight=False)
     console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints and previews in folders, each whole or not at all. For trainings without a queue."""
+"""Checkpoint and preview stores in folders, with atomic writes. For trainings without a queue."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
 class FolderCheckpoints:
-    """`training.ports.Checkpoints` over a folder, which is made when the first one is saved."""
+    """A `training.ports.CheckpointStore` in a folder, which is created on the first save."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,7 +31,7 @@ class FolderCheckpoints:
         self._path(step).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove the checkpoints, and the folder if nothing else is in it."""
+        """Delete the checkpoints, and the folder if it is then empty."""
         for step in self.steps():
             self._path(step).unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
@@ -42,7 +42,7 @@ class FolderCheckpoints:
 
 
 class FolderPreviews:
-    """`training.ports.Previews` in a folder, which is made when the first one is saved."""
+    """A `training.ports.PreviewStore` in a folder, which is created on the first save."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""A device that failed in mid-training, told to the process around it. Without torch, so that any room may listen."""
+"""Notifies listeners when a device fails during training. Does not import torch, so any room may listen."""
 
 import logging
 from collections.abc import Callable
@@ -9,12 +9,12 @@ _listeners: list[Callable[[str], None]] = []
 
 
 def on_device_failure(listener: Callable[[str], None]) -> None:
-    """Call `listener` with the reason when a device fails. A process cannot use such a device again: it should end."""
+    """Call `listener` with the reason when a device fails. The process cannot use the device again and should end."""
     _listeners.append(listener)
 
 
 def report(reason: str) -> None:
-    """Tell all listeners. Does not touch the device."""
+    """Call all listeners. Does not use the device."""
     log.error("the device failed: %s", reason)
     for listener in _listeners:
         listener(reason)

@@ -1,4 +1,4 @@
-"""`accelerate launch -m training …`: one training by hand over several processes; only the first leaves files."""
+"""`accelerate launch -m training …`: one training over several processes. Only the first process writes files."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from training.checkpoint_folder import FolderCheckpoints
 
 
 class ReadOnlyCheckpoints(FolderCheckpoints):
-    """The checkpoints of the first process for another one: they are read at once, before any is written or removed."""
+    """The first process's checkpoints for another process: read at once, before any is written or deleted."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -27,21 +27,20 @@ class ReadOnlyCheckpoints(FolderCheckpoints):
         return self._read[step]
 
     def save(self, step: int, data: bytes) -> None:
-        """The first process does."""
+        """Only the first process does this."""
 
     def drop(self, step: int) -> None:
-        """The first process does."""
+        """Only the first process does this."""
 
     def remove(self) -> None:
-        """The first process does."""
+        """Only the first process does this."""
 
 
 @contextlib.contextmanager
 def shared_checkpoints(given: Namespace, batch_size: int, console: Console) -> Iterator[FolderCheckpoints]:
-    """The checkpoints of this training; where a launcher started several processes, this one meets the others first.
+    """The checkpoints of this training. If a launcher started several processes, this connects them first.
 
-    The first process tells and writes everything; the others' files go nowhere. Raises SpecInvalid for a batch that
-    cannot be shared.
+    Only the first process prints and writes files. Raises SpecInvalid if the batch cannot be divided.
     """
     folder = given.resume_dir or given.out.with_name(f"{given.out.name}.checkpoints")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -50,7 +49,7 @@ def shared_checkpoints(given: Namespace, batch_size: int, console: Console) -> I
     from training.engine import distributed  # torch takes seconds to import
 
     with distributed.sharing(given.device, batch_size) as given.device, contextlib.ExitStack() as stack:
-        # A launcher passes on a Ctrl-C that the terminal has sent to all already: only the first one counts.
+        # The terminal sends Ctrl-C to all processes, and the launcher passes it on again: ignore the second.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         if distributed.rank() == 0:

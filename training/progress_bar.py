@@ -1,4 +1,4 @@
-"""A training watched from a terminal: a progress bar with loss and time left, and Ctrl-C that leaves a checkpoint."""
+"""The progress bar of a training in a terminal, with loss and time left. Ctrl-C stops and saves a checkpoint."""
 
 import signal
 from types import FrameType, TracebackType
@@ -12,7 +12,7 @@ from training import ports
 
 
 class ProgressBar:
-    """`training.ports.Control` of a terminal, while it is entered."""
+    """A `training.ports.Control` for a terminal, to use in a `with` block."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._bar = Progress(
@@ -29,7 +29,7 @@ class ProgressBar:
         self.stopped = False
 
     def __enter__(self) -> "ProgressBar":
-        # The first Ctrl-C asks the loop to hand over at its next step; a second one ends at once.
+        # The first Ctrl-C stops the training after a checkpoint at its next step; the second one ends it at once.
         self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self._bar.start()
         return self
@@ -48,12 +48,12 @@ class ProgressBar:
             signal.signal(each, handler)
 
     def check(self) -> None:
-        """Leave at this step if Ctrl-C was pressed."""
+        """Stop at this step if Ctrl-C was pressed."""
         if self.stopped:
             raise HandOver
 
     def report(self, progress: ports.Progress) -> None:
-        """Move the bar."""
+        """Update the bar."""
         left = f"{clock(progress.seconds_left)} left" if progress.seconds_left is not None else ""
         self._bar.update(
             self._task,

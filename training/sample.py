@@ -1,4 +1,4 @@
-"""Pictures from a base model, with or without a LoRA file: through diffusers' own pipelines, as users load it."""
+"""Draw pictures with a base model and an optional LoRA file, through diffusers' own pipelines as users do."""
 
 import tempfile
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from training.lora import formats as lora_formats
 from training.lora.file import MAGNITUDE
 from training.lora.safetensor import Malformed, unpack
 
-lib: Any = diffusers  # its classes are untyped to the checker
+lib: Any = diffusers  # mypy does not see its classes
 
-# Each family's pipeline, what it is made without, and the scheduler it draws with where the base model names none.
+# Each family's pipeline, its extra arguments, and its scheduler if the base model names none.
 _PIPELINES: dict[str, tuple[str, dict[str, Any], str]] = {
-    # No safety checker: it is a part that training does not fetch, and these pictures are for the owner's own eyes.
+    # No safety checker: training does not download it, and only the owner sees these pictures.
     "sd15": (
         "StableDiffusionPipeline",
         {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
@@ -67,10 +67,10 @@ def draw(
     size: tuple[int, int] = (512, 512),
     device: str = "auto",
 ) -> list[Image]:
-    """One picture of `size` (width, height) for each prompt and its seed: the same arguments, the same picture.
+    """Draw one picture of `size` (width, height) per prompt and seed. The same arguments give the same picture.
 
-    `lora` is loaded by diffusers' `load_lora_weights`, which proves that the file loads; one that loads in part only is
-    an error. `strength` scales it, beside the scale that is in the file. Raises BaseModelUnavailable, LoraInvalid.
+    `lora` is loaded by diffusers' `load_lora_weights`; a file that loads only in part is an error. `strength`
+    multiplies the scale in the file. Raises BaseModelUnavailable, LoraInvalid.
     """
     chosen = choose(device)
     pipeline = load_pipeline(base_model, family, chosen)
@@ -86,14 +86,14 @@ def draw(
             guidance_scale=guidance,
             width=size[0],
             height=size[1],
-            generator=torch.Generator().manual_seed(seed),  # on the CPU: the same start on every device
+            generator=torch.Generator().manual_seed(seed),  # on the CPU: the same noise on every device
         )
         pictures.append(made.images[0])
     return pictures
 
 
 def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
-    """diffusers' pipeline of that base model, quiet, on `device`. Raises BaseModelUnavailable."""
+    """diffusers' pipeline of a base model on `device`, without progress bars. Raises BaseModelUnavailable."""
     folder = locate(base_model, families.find(family).parts)
     name, more, scheduler = _PIPELINES[family]
     lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below
@@ -114,7 +114,7 @@ def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
 
 
 def _components(file: Path, family: str, dtype: torch.dtype, scheduler: str) -> dict[str, Any]:
-    """What a pipeline is made of, out of a single file. Raises BaseModelUnavailable."""
+    """The components of a pipeline from a single file. Raises BaseModelUnavailable."""
     made = {}
     for part in families.find(family).parts:
         if part == "scheduler":
@@ -127,7 +127,7 @@ def _components(file: Path, family: str, dtype: torch.dtype, scheduler: str) -> 
 
 
 def _load(pipeline: Any, lora: Path, *, is_dora: bool) -> None:
-    """Into the pipeline; a DoRA in peft's form, since diffusers passes over the magnitudes of any other."""
+    """Load a LoRA into the pipeline. A DoRA is converted to peft's format: diffusers ignores magnitudes in others."""
     if not is_dora:
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
         return
@@ -137,9 +137,9 @@ def _load(pipeline: Any, lora: Path, *, is_dora: bool) -> None:
 
 
 def add_lora(pipeline: Any, lora: Path) -> int:
-    """Load a LoRA file into a pipeline; gives the number of layers that it changed, which are all that the file has.
+    """Load a LoRA file into a pipeline; returns the number of layers, all of which are loaded.
 
-    Raises LoraInvalid. Loaders pass over keys that they do not know; here that is an error.
+    Raises LoraInvalid. diffusers ignores unknown keys; here that is an error.
     """
     try:
         tensors, _ = unpack(lora.read_bytes())

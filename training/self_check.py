@@ -1,9 +1,8 @@
-"""A worker checks its card before it takes a job: it trains tiny random bases in several ways that must agree.
+"""The check of a worker's card before it takes jobs: tiny trainings in several ways, which must agree.
 
-For each family it compares gradients of the wrapped layers with peft's in float32; gradients in the precision that jobs
-will use with those in float32; steps recorded as CUDA graphs with steps that are sent one by one; a job beside another
-with the job alone; and a training that resumes with one that runs through. `imprint doctor` runs the same check by
-hand, also without CUDA.
+For each family it compares the gradients with peft's in float32; gradients in the precision of jobs with those in
+float32; steps replayed from CUDA graphs with eager steps; a job that shares its steps with the job alone; and a resumed
+training with an uninterrupted one. `imprint doctor` runs the same check, also without CUDA.
 """
 
 import time
@@ -19,7 +18,7 @@ from training.engine.recorder import Record, cuda_recorder
 from training.spec import FAMILIES
 from training.tiny_trial import Trial
 
-# What each comparison is of, and the largest relative difference that rounding explains, in float32 and below it.
+# Each comparison, and the largest relative difference that rounding explains, in float32 and in lower precision.
 _COMPARISONS = {
     "peft": ("the engine's gradients and peft's in float32", 1e-3, 1e-3),
     "precision": ("gradients in the base's precision and in float32", 1e-3, 0.15),
@@ -31,41 +30,41 @@ _COMPARISONS = {
 
 @dataclass(frozen=True)
 class FamilyCheck:
-    """What the tiny trainings of one family gave."""
+    """The results for one family."""
 
     family: str
     differences: dict[str, float] = field(default_factory=dict)  # relative, by comparison
-    faults: dict[str, str] = field(default_factory=dict)  # what disagreed, by comparison, or failed altogether
+    faults: dict[str, str] = field(default_factory=dict)  # by comparison: what disagreed or failed
 
     @property
     def is_usable(self) -> bool:
-        """Whether jobs of this family can be trained here, recorded or not."""
+        """Whether this device can train jobs of the family, with or without CUDA graphs."""
         return not set(self.faults) - {"recorded"}
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What a worker found out about its device."""
+    """The result of checking a device."""
 
     device: DeviceReport
-    facts: dict[str, str]  # of the card and the software that drives it
+    facts: dict[str, str]  # about the card and its software
     families: list[FamilyCheck]
-    records: bool | None  # whether steps may be recorded; None where they are not
+    records: bool | None  # whether steps may be recorded as CUDA graphs; None: not on this device
     seconds: float
 
     @property
     def faults(self) -> list[str]:
-        """Everything that disagreed, in words."""
+        """All faults, as text."""
         return [f"{found.family}: {fault}" for found in self.families for fault in found.faults.values()]
 
     @property
     def unusable(self) -> list[str]:
-        """The families whose jobs this device must not train."""
+        """The families that this device must not train."""
         return [found.family for found in self.families if not found.is_usable]
 
     @property
     def verdict(self) -> str:
-        """The outcome in a few words."""
+        """The result in a few words."""
         if self.unusable:
             return f"takes no job of {', '.join(self.unusable)}: {'; '.join(self.faults)}"
         if self.records is False:
@@ -79,7 +78,7 @@ class SelfCheck:
         return f"{self.device.text}; {facts}; {self.verdict} ({self.seconds:.1f} s)"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The result as JSON values."""
         device = {"device": self.device.to_dict(), "facts": self.facts, "records": self.records}
         checks = [asdict(found) | {"is_usable": found.is_usable} for found in self.families]
         return {**device, "families": checks, "verdict": self.verdict, "seconds": round(self.seconds, 1)}
@@ -94,10 +93,10 @@ def check_device(
     deterministic: bool = False,
     record: Record | None = None,
 ) -> SelfCheck:
-    """Try the device with a product, then train a tiny base of each family on it.
+    """Test the device with a product, then train a tiny base model of each family on it.
 
-    folder: where the tiny bases are kept. record: what records a step, CUDA graphs on a card. Raises BackendFailed if
-    the device is not there or gives wrong products.
+    folder: for the tiny base models. record: records a step; by default CUDA graphs on a card. Raises BackendFailed if
+    the device does not exist or computes wrong products.
     """
     begun = time.monotonic()
     report, chosen = probe(device, deterministic=deterministic), choose(device)
@@ -113,13 +112,13 @@ def check_device(
 
 
 def _checked(name: str, folder: Path, device: torch.device, dtype: torch.dtype, record: Record | None) -> FamilyCheck:
-    """All comparisons of one family. Whatever a broken device or library raises is a fault of that comparison."""
+    """Run all comparisons of one family. Any error is a fault of its comparison."""
     differences: dict[str, float] = {}
     faults: dict[str, str] = {}
     try:
         trial = Trial(name, folder, device, dtype)
         comparisons = trial.comparisons(record)
-    except Exception as error:  # noqa: BLE001 - whatever it is, jobs of this family would meet it, too
+    except Exception as error:  # noqa: BLE001 - jobs of this family would fail in the same way
         return FamilyCheck(name, faults={"load": f"a tiny base cannot be loaded: {_describe(error)}"})
     for kind, compare in comparisons:
         about, *limits = _COMPARISONS[kind]
@@ -129,7 +128,7 @@ def _checked(name: str, folder: Path, device: torch.device, dtype: torch.dtype, 
         except Exception as error:  # noqa: BLE001 - as above
             faults[kind] = f"{about}: {_describe(error)}"
         else:
-            if not differences[kind] <= limit:  # not a number is no agreement
+            if not differences[kind] <= limit:  # false for NaN
                 faults[kind] = f"{about} differ by {differences[kind]:.2g}, at most {limit:.2g} is rounding"
     return FamilyCheck(name, differences, faults)
 

@@ -1,4 +1,4 @@
-"""The recipe of one training: what it may say, and what each family says when it does not."""
+"""The recipe of one training: its fields, limits and the defaults of each family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from training.options import Adapter, Data, Objective, Optimization, Validation
 
 Family = Literal["sd15", "sdxl", "z-image"]
-FAMILIES: tuple[Family, ...] = get_args(Family)  # each has a queue of its own
+FAMILIES: tuple[Family, ...] = get_args(Family)  # each has its own queue
 Backend = Literal["local", "ai-toolkit"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 
-MOST_RATE = 0.1  # of AdamW
+MOST_RATE = 0.1  # for AdamW
 MIN_PICTURES, MAX_PICTURES = 5, 100
 MAX_CAPTION_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
 class BaseModelName:
-    """A base model that has a name of its own: its family and where it is by default."""
+    """A base model with a short name: its family and its default location."""
 
     family: Family
     location: str
@@ -42,15 +42,15 @@ def base_model_location(base_model: str, configured: Mapping[str, str]) -> str:
 
 
 def is_distilled(*names: str) -> bool:
-    """Whether a base model is a few-step one, which plain training would undo: by its names, since nothing else tells.
+    """Whether a base model is a few-step (distilled) one, which plain training would undo. Only its names tell.
 
-    One that was trained back (de-turbo) is none.
+    De-distilled models (de-turbo) are not.
     """
     joined = " ".join(names).lower()
     return "turbo" in joined and "de-turbo" not in joined and "deturbo" not in joined
 
 
-# What a family's recipe says where a request is silent.
+# The defaults of each family.
 RECIPES: dict[Family, dict[str, Any]] = {
     "sd15": {"rank": 4, "alpha": 32.0, "learning_rate": 1e-4, "resolution": 512, "epochs": 100},
     "sdxl": {"rank": 8, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
@@ -91,15 +91,15 @@ class TrainSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
-        """Take from the name of the base model its family, and from the family its recipe."""
+        """Fill in the family from the name of the base model, and defaults from the family."""
         if not isinstance(given, dict):
             return given
         given = {name: value for name, value in given.items() if value is not None}
         named = BASE_MODELS.get(str(given.get("base_model")))
         given.setdefault("family", named.family if named else None)
-        # A family that there is not is told by its own field; any recipe will do then, so that nothing else is.
+        # The validator of `family` reports an unknown family; any defaults will do, so that it is the only error.
         recipe = next((recipe for family, recipe in RECIPES.items() if family == given["family"]), RECIPES["sd15"])
-        # Prodigy finds its rate itself, and multiplies it with what is asked for.
+        # Prodigy finds the rate itself and multiplies it with the given one.
         recipe = recipe | ({"learning_rate": 1.0} if given.get("optimizer") == "prodigy" else {})
         return {**recipe, **given}
 
@@ -120,41 +120,41 @@ class TrainSpec(BaseModel):
     @field_validator("family", mode="before")
     @classmethod
     def _belongs_to_its_base_model(cls, family: Any, info: ValidationInfo) -> Any:
-        """Checked with this field, not before all others, so that it is told beside their faults."""
+        """Validated with this field, not before all others, so that its error is reported together with theirs."""
         base_model = info.data.get("base_model")
         if base_model is None:
-            return family or "sd15"  # the base model's own fault is enough
+            return family or "sd15"  # the error of base_model is enough
         named = BASE_MODELS.get(base_model)
         if named is not None and family != named.family:
             raise ValueError(f"base_model {base_model} is of family {named.family}")
         if family is None:
             raise ValueError(
-                f"base_model is none of {', '.join(BASE_MODELS)}: a folder or hub id needs its family "
-                f"({', '.join(RECIPES)}) beside it"
+                f"base_model is none of {', '.join(BASE_MODELS)}: for a folder or hub id, set family too "
+                f"({', '.join(RECIPES)})"
             )
         return family
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON, each group with what differs from its defaults, and left out if nothing does.
+        """The recipe as JSON values. Groups contain only options that differ from the defaults, and may be absent.
 
-        So a recipe without options is what it was before there were any, and stays so when there are more.
+        So new options do not change the recipe of existing trainings.
         """
-        said = self.model_dump(mode="json", exclude=set(GROUPS))
+        fields = self.model_dump(mode="json", exclude=set(GROUPS))
         groups: dict[str, dict[str, Any]] = {name: getattr(self, name).to_dict() for name in GROUPS}
-        return said | {name: group for name, group in groups.items() if group}
+        return fields | {name: group for name, group in groups.items() if group}
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied with: alpha / rank, or with rsLoRA alpha / sqrt(rank), arXiv 2312.03732."""
+        """The factor of B A: alpha / rank, or for rsLoRA alpha / sqrt(rank), arXiv 2312.03732."""
         return self.alpha / (sqrt(self.rank) if self.adapter.rslora else self.rank)
 
     @property
     def file_alpha(self) -> float:
-        """The alpha that a file tells: loaders divide it by the rank, and so all come to `scale`."""
+        """The alpha in the LoRA file: loaders divide it by the rank, which gives `scale`."""
         return self.alpha * sqrt(self.rank) if self.adapter.rslora else self.alpha
 
     def steps(self, pictures: int) -> int:
-        """How many steps training takes where there are that many pictures, of which some are held out."""
+        """The number of steps for a training with `pictures` pictures, including held-out ones."""
         if self.max_steps is not None:
             return self.max_steps
         return self.epochs * ceil(max(pictures - self.validation.held_out, 1) / self.batch_size)

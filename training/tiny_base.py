@@ -2,8 +2,8 @@
 
 `python -m training.tiny_base OUT [--family sd15|sdxl|z-image] [--seed 0]`
 
-They draw nothing. They are what the demo and the tests train on: the real code on real modules, where a step takes
-milliseconds. The same seed gives the same weights.
+They cannot draw. Tests train on them: the real code on real modules, but a step takes milliseconds. The same seed gives
+the same weights.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from transformers import (
 
 from training.tiny_words import QWEN_MARKS, clip_vocabulary, qwen_vocabulary
 
-lib: Any = diffusers  # its classes are untyped to the checker
+lib: Any = diffusers  # mypy does not see its classes
 
-_DONE = "model_index.json"  # the last file that a pipeline's save_pretrained could be missing
+_DONE = "model_index.json"  # the last file that save_pretrained writes
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -40,9 +40,9 @@ _CHAT = (
 
 
 def make(out: Path, family: str = "sd15", seed: int = 0, *, prediction: str = "epsilon") -> Path:
-    """Make a tiny base model of `family` at `out`, whole or not at all; where a finished one stands, nothing is done.
+    """Create a tiny base model of `family` at `out`, atomically, unless it exists; returns `out`.
 
-    prediction: epsilon or v_prediction, for sd15 and sdxl. Gives `out`.
+    prediction: epsilon or v_prediction, for sd15 and sdxl.
     """
     out = Path(out)
     if (out / _DONE).is_file():
@@ -50,17 +50,17 @@ def make(out: Path, family: str = "sd15", seed: int = 0, *, prediction: str = "e
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        # Models draw their weights from torch's global generator: fork it, so that the caller's is untouched.
+        # Models take random weights from torch's global generator: fork it to leave the caller's unchanged.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _MAKERS[family](prediction).save_pretrained(temporary, safe_serialization=True)
-        # safetensors writes weights for their owner only, and a training worker may be another user.
+        # safetensors makes files readable only for their owner, but workers may run as another user.
         for path in [temporary, *temporary.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
         try:
             temporary.rename(out)
         except OSError:
-            if not (out / _DONE).is_file():  # else another process was quicker, with the same content
+            if not (out / _DONE).is_file():  # else another process has created the same model
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,7 +68,7 @@ def make(out: Path, family: str = "sd15", seed: int = 0, *, prediction: str = "e
 
 
 def _vae(channels: int, scaling: float, shift: float = 0.0, **more: Any) -> Any:
-    """An autoencoder of the real shape (8 times smaller latents: 64 px becomes 8 x 8) and with a real one's scaling."""
+    """An autoencoder with the shape and scaling of a real one: 64 px become 8 x 8 latents."""
     vae = lib.AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -88,10 +88,10 @@ def _vae(channels: int, scaling: float, shift: float = 0.0, **more: Any) -> Any:
 
 
 def _normalise(vae: Any, channels: int, size: float, offset: float) -> None:
-    """Let latents tell pictures apart, as real ones do: each channel around `offset`, of deviation `size`.
+    """Normalise the latents so that pictures differ, as with real weights: mean `offset`, deviation `size` per channel.
 
-    Fresh random weights give all pictures nearly the same latents, drowned in the noise of their own distribution.
-    Measured on pictures of coarse random colours, mended in the encoder's last layer.
+    Random weights give all pictures nearly the same latents, lost in the noise of their distribution. This measures
+    latents of pictures with coarse random colours, and corrects the encoder's last layer.
     """
     coarse = torch.nn.functional.interpolate(torch.rand(16, 3, 4, 4) * 2 - 1, size=64, mode="bilinear")
     last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
@@ -101,7 +101,7 @@ def _normalise(vae: Any, channels: int, size: float, offset: float) -> None:
         last.weight[:channels].mul_(gain.view(-1, 1, 1, 1))
         last.bias[:channels].sub_(mean.mean((0, 2, 3))).mul_(gain).add_(offset)
         last.weight[channels:].zero_()
-        last.bias[channels:].fill_(-12.0)  # a log-variance: real ones lie at -10 to -20
+        last.bias[channels:].fill_(-12.0)  # a log-variance: real ones are between -10 and -20
 
 
 def _clip_tokenizer() -> Any:
@@ -125,7 +125,7 @@ def _clip_config(width: int, tokenizer: Any) -> CLIPTextConfig:
 
 
 def _scheduler(prediction: str) -> Any:
-    """The noise of Stable Diffusion."""
+    """The noise schedule of Stable Diffusion."""
     return lib.DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -191,7 +191,7 @@ def _sdxl(prediction: str) -> Any:
 
 
 def _z_image(prediction: str) -> Any:
-    del prediction  # flow matching always
+    del prediction  # always flow matching
     vocabulary, merges = qwen_vocabulary()
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary, merges=cast(Any, merges), model_max_length=512, extra_special_tokens=list(QWEN_MARKS[1:])
@@ -213,7 +213,7 @@ def _z_image(prediction: str) -> Any:
         in_channels=16, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
         axes_dims=[8, 12, 12], axes_lens=[1024, 64, 64],
     )  # fmt: skip
-    # A random last layer shouts three times as loud as the flow that it should say.
+    # A random last layer gives three times the magnitude of the flow that it should predict.
     with torch.no_grad():
         for parameter in transformer.all_final_layer.parameters():
             parameter.mul_(0.2)
@@ -230,7 +230,7 @@ _MAKERS: dict[str, Callable[[str], Any]] = {"sd15": _sd15, "sdxl": _sdxl, "z-ima
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: makes the model and says where it is."""
+    """The command line: create a model and print its path."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny_base", description="make a tiny base model")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--family", choices=sorted(_MAKERS), default="sd15")

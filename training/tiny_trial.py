@@ -1,4 +1,4 @@
-"""Tiny trainings of one family on one device, and how far apart they come when they are reckoned in two ways."""
+"""Tiny trainings of one family on one device, to compare two ways of computing the same result."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -27,14 +27,14 @@ from training.lora.safetensor import Array
 from training.ports import Example, Progress, TrainRun
 from training.spec import TrainSpec
 
-_STEPS, _CUT = 6, 3  # three steps warm up, the rest are recorded; a resumed training is cut after three
+_STEPS, _CUT = 6, 3  # three steps warm up, the rest are recorded; the resumed training is interrupted after three
 _RANK, _ALPHA = 4, 8.0
 _PIXELS = 64
 _LOSS_SCALE = 1024.0  # keeps gradients of a tiny base within float16
 
 
 class Trial:
-    """A tiny base of one family on the device, and the ways to train it."""
+    """A tiny base model of one family on the device, and ways to train it."""
 
     def __init__(self, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.family, self.device, self.dtype = families.find(name), device, dtype
@@ -44,14 +44,14 @@ class Trial:
         self._alone: tuple[list[float], Tensor] | None = None
 
     def comparisons(self, record: Record | None) -> list[tuple[str, Callable[[], float]]]:
-        """The comparisons that mean something for this family, in order."""
+        """The comparisons that apply to this family, in order."""
         found: list[tuple[str, Callable[[], float]]] = [("peft", self.peft)]
         if self.dtype != torch.float32:
             found.append(("precision", self.lower_precision))
         if self.family.shares_steps:
             found.append(("slots", self.two_slots))
         found.append(("resume", self.resumed))
-        if record is not None and self.family.shares_steps:  # the others' steps are never recorded
+        if record is not None and self.family.shares_steps:  # others never record steps
             found.append(("recorded", lambda: self.recorded(record)))
         return found
 
@@ -127,7 +127,7 @@ class Trial:
     # ---- several steps --------------------------------------------------------------------------------------
 
     def recorded(self, record: Record) -> float:
-        """Steps of which the later ones are repeated from a recording, against the same sent one by one."""
+        """Steps replayed from a CUDA graph, compared with eager steps."""
         cohort = self._cohort(job := self._job(self.engine), record=record)
         difference = self._from_alone(*_walk(cohort, job))
         if not cohort.is_recording:
@@ -135,14 +135,14 @@ class Trial:
         return difference
 
     def two_slots(self) -> float:
-        """A job in a step of two, against the same alone."""
+        """A job that shares its steps with another, compared with the job alone."""
         job = self._job(self.engine)
         cohort = self._cohort(job, slots=2)
         cohort.seat(self._job(self.engine, seed=8))
         return self._from_alone(*_walk(cohort, job))
 
     def resumed(self) -> float:
-        """A training that goes on from a checkpoint, against one that ran through."""
+        """A training resumed from a checkpoint, compared with an uninterrupted one."""
         first = self._job(self.engine)
         cohort = self._cohort(first)
         losses, _ = _walk(cohort, first, _CUT)
@@ -151,7 +151,7 @@ class Trial:
         return self._from_alone([*losses, *rest], weights)
 
     def _from_alone(self, losses: list[float], weights: Tensor) -> float:
-        """How far a training is from the one alone whose steps were sent one by one: its losses and what it learnt."""
+        """The difference from the job alone with eager steps: of its losses and of its change of the weights."""
         if self._alone is None:
             job = self._job(self.engine)
             self._alone = _walk(self._cohort(job), job)
@@ -190,7 +190,7 @@ class Trial:
 
 
 class _Alone:
-    """A control that nobody uses."""
+    """A control that does nothing."""
 
     def check(self) -> None: ...
 
@@ -219,7 +219,7 @@ def _pictures(folder: Path) -> list[Example]:
 
 @contextmanager
 def _plain_float32() -> Iterator[None]:
-    """Products and convolutions of float32 in float32: TF32 keeps 10 bits of each factor."""
+    """Disable TF32, which keeps only 10 bits of each factor."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
     products.allow_tf32 = convolutions.allow_tf32 = False
@@ -234,7 +234,7 @@ def _flat(gradient: dict[str, Array]) -> Tensor:
 
 
 def _worst(*differences: float) -> float:
-    """The largest; not a number if any is none, which Python's max would lose."""
+    """The maximum, or NaN if any is NaN, which Python's max would ignore."""
     return float(np.max(differences))
 
 

@@ -1,7 +1,7 @@
-"""A vocabulary of our own for the tiny base models: every byte, and the words that captions are made of.
+"""A small vocabulary for the tiny base models: every byte, and two hundred common words of captions.
 
-A real CLIP vocabulary has 49,408 entries and would weigh more than the whole tiny model. This one has every byte, so
-that any text has tokens, and one token for each of two hundred common words.
+A real CLIP vocabulary has 49,408 entries and would be larger than the whole tiny model. This one has every byte, so any
+text can be encoded, and one token per common word.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ robot mascot toy doll car house tree flower sun moon star ball box cup can bowl 
 child face head body arm leg eye eyes tail wing red orange yellow green blue purple pink brown black white gray grey
 gold silver dark light bright pale striped dotted plain background sky grass sand snow water wall floor table street
 forest beach room day night style in sks character creature circle triangle shape shapes pattern user assistant
-""".split()  # noqa: SIM905 - a list of two hundred quoted words reads worse
+""".split()  # noqa: SIM905 - two hundred quoted words are harder to read
 
 Merge = tuple[str, str]
 
@@ -29,7 +29,7 @@ def byte_letters() -> list[str]:
 
 
 def learn_merges(words: Sequence[Sequence[str]]) -> list[Merge]:
-    """Byte-pair encoding over `words` (each a row of letters) until every one is a single token; ties by alphabet."""
+    """Byte-pair encoding of `words` (each a list of letters) until each is one token; ties in alphabetical order."""
     rows = [list(word) for word in words]
     merges: list[Merge] = []
     while True:

@@ -1,4 +1,4 @@
-"""Makes the bucket of IMPRINT_STORE_URL where it is not there yet: a fresh object store has none."""
+"""Creates the bucket of IMPRINT_STORE_URL if it does not exist: a new object store has none."""
 
 import os
 from urllib.parse import urlsplit
@@ -16,8 +16,8 @@ client = boto3.client(
 )
 try:
     client.create_bucket(Bucket=bucket)
-    print(f"made the bucket {bucket}")
+    print(f"created the bucket {bucket}")
 except ClientError as error:
     if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
         raise
-    print(f"the bucket {bucket} is there")
+    print(f"the bucket {bucket} exists")

@@ -1,5 +1,5 @@
-"""A fake ai-toolkit server, for tests and demos: the same API, statuses and files, and the same traps.
+"""A fake ai-toolkit server for tests and demos, with the API, statuses, files and pitfalls of a real one.
 
-Written from what a real one does (docs/ai-toolkit-api.md). `rows` keeps its jobs, `api` answers, `worker` trains one
-job after another of a queue with `quick` or `real`, `faults` lets things go wrong, `pod` is the process.
+It follows docs/ai-toolkit-api.md. `rows` is its database, `api` the HTTP API, `worker` trains queued jobs with `quick`
+or `real`, `faults` injects errors, and `pod` is the process.
 """

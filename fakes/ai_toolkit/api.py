@@ -1,4 +1,4 @@
-"""The HTTP API of a fake server: jobs, queues and what a job has made. `files_api` has datasets and files."""
+"""The HTTP API of the fake server for jobs, queues and the output of jobs. `files_api` has datasets and files."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ from fakes.ai_toolkit.worker import QueueWorker
 from fakes.json_body import json_body
 
 _TAIL_BYTES = 5 * 2**20
-_OPEN = ("/api/img/", "/api/files/")  # no password is asked for these, as on the real one
+_OPEN = ("/api/img/", "/api/files/")  # open without a password, as on a real server
 
 
 class BearerAuth:
-    """A bearer token for everything under /api/, but for what the real server forgot."""
+    """Requires a bearer token under /api/, except for the paths that a real server leaves open."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self.app, self.token = app, token
@@ -40,7 +40,7 @@ class BearerAuth:
 
 
 class ToolkitApi:
-    """What each address answers."""
+    """The request handlers."""
 
     def __init__(
         self, server_data: ServerData, worker: QueueWorker, faults: FaultInjector, options: FakeToolkitOptions
@@ -54,7 +54,7 @@ class ToolkitApi:
         )
 
     def app(self) -> Starlette:
-        """The whole application, without faults."""
+        """The application, without injected faults."""
         of_job = "/api/jobs/{job_id}"
         routes = [
             Route("/api/auth", self.auth),
@@ -101,7 +101,7 @@ class ToolkitApi:
     async def set_settings(self, request: Request) -> Response:
         given = await json_body(request)
         for key in ("HF_TOKEN", *SETTINGS):
-            if not isinstance(given.get(key), str):  # those before it are written by now
+            if not isinstance(given.get(key), str):  # earlier settings are already saved
                 return JSONResponse({"error": "Failed to update settings"}, 500)
             if key in SETTINGS:
                 if not self.server_data.is_ours(Path(given[key])):
@@ -123,7 +123,7 @@ class ToolkitApi:
 
     async def jobs(self, request: Request) -> Response:
         if job_id := request.query_params.get("id"):
-            return JSONResponse(self.rows.job(job_id))  # null for one that there is not
+            return JSONResponse(self.rows.job(job_id))  # null if it does not exist
         active = request.query_params.get("only_active") == "true"
         rows = self.rows.jobs("status IN ('running', 'queued', 'stopping')" if active else "1")
         return JSONResponse({"jobs": rows})
@@ -149,14 +149,14 @@ class ToolkitApi:
         if row is None:
             return _no_job()
         self.rows.enqueue(row["id"])
-        return JSONResponse(row)  # as it was before
+        return JSONResponse(row)  # the row before the change
 
     async def stop(self, request: Request) -> Response:
         row = self._asked(request)
         if row is None:
             return _no_job()
         self.rows.change(row["id"], touch=True, stop=1, info="Stopping job...")
-        if row["id"] in self.worker.runs:  # else there is no process: a queued job stays queued, a dead one running
+        if row["id"] in self.worker.runs:  # without a process, a queued job stays queued and a dead one running
             self.rows.change(row["id"], touch=True, status="stopped", info="Job stopped")
         return JSONResponse(row)
 
@@ -178,13 +178,13 @@ class ToolkitApi:
         row = self._asked(request)
         if row is None:
             return _no_job()
-        folder = self.server_data.outputs() / row["name"]  # for the name "" that is the folder of all outputs
+        folder = self.server_data.outputs() / row["name"]  # with the name "" this is the folder of all outputs
         if self.server_data.is_ours(folder):
             shutil.rmtree(folder, ignore_errors=True)
         self.rows.delete(row["id"])
         return JSONResponse(row)
 
-    # ---- what a job has made ----
+    # ---- the output of a job ----
 
     async def log(self, request: Request) -> Response:
         row = self._asked(request)
@@ -222,7 +222,7 @@ class ToolkitApi:
         asked = request.query_params
         key, since, limit = asked.get("key", "loss"), int(asked.get("since_step", -1)), int(asked.get("limit", 2000))
         points: list[Row] = []
-        if key == "loss/loss":  # the default key of the API, "loss", has nothing
+        if key == "loss/loss":  # the default key, "loss", has no data
             query = "SELECT step, wall_time, value FROM loss WHERE job_id = ? AND step > ? ORDER BY step LIMIT ?"
             points = self.rows.all(query, row["id"], since, min(limit, 20_000))
         return JSONResponse({"key": key, "keys": ["learning_rate", "loss/loss"], "points": points})
@@ -247,7 +247,7 @@ class ToolkitApi:
         self.rows.run_queue(gpu_ids, False)
         return JSONResponse(before)
 
-    # ---- for tests: what goes wrong ----
+    # ---- for tests: faults ----
 
     async def script_fault(self, request: Request) -> Response:
         script = ScriptedFault(**await json_body(request))

@@ -1,7 +1,7 @@
-"""What goes wrong with a fake server: scripted by a test, or drawn from a seed. And the journal of all requests.
+"""Faults of the fake server, scripted by a test or drawn from a seed, and the journal of requests.
 
-Scripted: POST /_fake/faults {"kind", "method"?, "path"?, "times"?}; POST /_fake/fates {"name", "fate"}.
-A request with the header x-fake-look is somebody's who only looks: nothing befalls it, and it is not in the journal.
+To script: POST /_fake/faults {"kind", "method"?, "path"?, "times"?}; POST /_fake/fates {"name", "fate"}.
+Requests with the header x-fake-look meet no faults and are not in the journal.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# error: 500. gateway: a proxy's 502 page. hang: nothing, for long. reset: the connection breaks before anything is
-# done. lost: it is done, and the connection breaks before the answer. truncate: the answer breaks off in the middle.
+# error: 500. gateway: a 502 page from a proxy. hang: no response for a long time. reset: the connection breaks before
+# the request is handled. lost: it breaks after that, before the response. truncate: it breaks within the response.
 KINDS = ("error", "gateway", "hang", "reset", "lost", "truncate")
-# How often each befalls a request, when they are drawn; truncate only downloads.
+# The probability of each for a request; truncate applies only to downloads.
 _ODDS = {"error": 0.02, "gateway": 0.01, "hang": 0.002, "reset": 0.01, "lost": 0.01}
 _TRUNCATED = 0.2
-# die: worker and trainer are gone, the row stays at running. error: the trainer fails. stall: it does nothing more.
-# slow: loading takes ten times as long.
+# die: worker and trainer disappear, and the job stays at running. error: the trainer fails. stall: the trainer stops
+# making progress. slow: loading takes ten times as long.
 FATES = ("die", "error", "stall", "slow")
 _FATE_ODDS = {"die": 0.04, "error": 0.04, "stall": 0.02, "slow": 0.10}
 PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body></html>"
@@ -32,7 +32,7 @@ PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body
 
 @dataclass
 class ScriptedFault:
-    """A fault that befalls the next `times` requests that fit."""
+    """A fault for the next `times` matching requests."""
 
     kind: str
     method: str = ""
@@ -41,7 +41,7 @@ class ScriptedFault:
 
 
 class FaultInjector:
-    """Decides, for each request and each job, what goes wrong."""
+    """Decides which requests and jobs fail, and how."""
 
     def __init__(self, seed: int | None, hang_s: float) -> None:
         self.seed, self.hang_s = seed, hang_s
@@ -55,7 +55,7 @@ class FaultInjector:
             self._scripts.append(script)
 
     def decide(self, method: str, path: str) -> str | None:
-        """The kind of fault that befalls a request."""
+        """The fault for a request, or None."""
         with self._lock:
             for script in self._scripts:
                 if script.times > 0 and script.method in ("", method) and script.path in path:
@@ -72,7 +72,7 @@ class FaultInjector:
         self._fates[name] = fate
 
     def fate(self, name: str) -> str | None:
-        """What becomes of the job `name`: the same on every run with the same seed."""
+        """The fate of the job `name`, or None; the same for the same seed."""
         if name in self._fates:
             return self._fates[name]
         if self.seed is None:
@@ -89,7 +89,7 @@ def _pick(odds: dict[str, float], drawn: float) -> str | None:
 
 
 class Journal:
-    """One JSON line for each request: when, which server, what, what about, which status, which fault."""
+    """A file with one JSON line per request: time, process, request, subject, status and fault."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None
@@ -104,7 +104,7 @@ class Journal:
 
 
 class FaultMiddleware:
-    """Outermost: lets requests through to `app`, or something befall them; writes the journal."""
+    """The outermost middleware: injects faults and writes the journal."""
 
     def __init__(self, app: ASGIApp, faults: FaultInjector, journal: Journal, ready_after_s: float) -> None:
         self.app, self.faults, self.journal = app, faults, journal
@@ -154,7 +154,7 @@ class FaultMiddleware:
 
 
 class _Half:
-    """Passes the first half of an answer's body on, and no more."""
+    """Sends only the first half of a response body."""
 
     def __init__(self, send: Send) -> None:
         self._send, self._left = send, 0
@@ -176,13 +176,13 @@ async def _swallow(message: Message) -> None:
 
 
 def _abort_of(send: Send) -> Callable[[], Awaitable[None]]:
-    """Breaks the connection of a request: uvicorn's `send` is a method of what holds its transport."""
+    """A function that breaks the connection. uvicorn's `send` is a bound method of the object with the transport."""
     transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
 
     async def abort() -> None:
         if transport is not None:
             transport.close() if transport.get_write_buffer_size() else transport.abort()
-        await asyncio.sleep(0)  # let uvicorn hear that it is gone
+        await asyncio.sleep(0)  # let uvicorn notice
 
     return abort
 
@@ -194,5 +194,5 @@ async def _answer(send: Send, status: int, body: bytes, kind: bytes) -> None:
 
 
 def record_subject(scope: MutableMapping[str, Any], about: object) -> None:
-    """What a request is about, for the journal: the name of a job or a dataset."""
+    """Record the subject of a request for the journal: the name of a job or dataset."""
     scope["fake.about"] = str(about)

@@ -1,4 +1,4 @@
-"""Datasets, captions and files of a fake server."""
+"""The HTTP API of the fake server for datasets, captions and files."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ _MAX_FILES = 10_000
 
 
 def routes(server_data: ServerData, options: FakeToolkitOptions) -> list[Route]:
-    """The routes; a world from before 2026-07 has other shapes and no getBatch."""
+    """The routes. With `old_api`, as before 2026-07: other formats, and no getBatch."""
     files = FilesApi(server_data, options)
     made = [
         Route("/api/datasets/list", files.list_datasets),
@@ -41,7 +41,7 @@ def routes(server_data: ServerData, options: FakeToolkitOptions) -> list[Route]:
 
 
 class FilesApi:
-    """What each address answers."""
+    """The request handlers."""
 
     def __init__(self, server_data: ServerData, options: FakeToolkitOptions) -> None:
         self.server_data, self.options = server_data, options
@@ -59,7 +59,7 @@ class FilesApi:
         try:
             if not name:
                 raise OSError
-            (self.server_data.datasets() / name).mkdir(exist_ok=True)  # not where the root is not there yet
+            (self.server_data.datasets() / name).mkdir(exist_ok=True)  # fails if the root does not exist
         except OSError:
             return JSONResponse({"error": "Failed to create dataset"}, 500)
         return JSONResponse({"success": True, "name": name})
@@ -81,7 +81,7 @@ class FilesApi:
         stored = []
         for given, data in files:
             kept = re.sub(r"[^a-zA-Z0-9.-]", "_", given)
-            (folder / kept).write_bytes(data)  # over whatever is there
+            (folder / kept).write_bytes(data)  # replaces existing files
             stored.append(kept)
         return JSONResponse({"message": "Files uploaded successfully", "files": stored})
 
@@ -98,7 +98,7 @@ class FilesApi:
     async def delete(self, request: Request) -> Response:
         name = str((await json_body(request)).get("name") or "")
         record_subject(request.scope, name)
-        folder = self.server_data.datasets() / name  # for "" that is the folder of all datasets
+        folder = self.server_data.datasets() / name  # with "" this is the folder of all datasets
         if self.server_data.is_ours(folder):
             shutil.rmtree(folder, ignore_errors=True)
         return JSONResponse({"success": True})
@@ -137,7 +137,7 @@ class FilesApi:
         path = Path(given_path)
         if not given_path.startswith("/") or not self.server_data.serves(
             path
-        ):  # with plain slashes the leading one is lost
+        ):  # with plain slashes the leading one is dropped
             return PlainTextResponse("Access denied", 403)
         if path.is_dir():
             return PlainTextResponse("Not a file", 400)
@@ -148,7 +148,7 @@ class FilesApi:
         return FileResponse(path, media_type=kind, headers={"Cache-Control": "public, max-age=86400"})
 
     def _inside(self, given_path: Any) -> Path | None:
-        """A picture's path, if it lies in the datasets."""
+        """The path, if it is inside the datasets folder."""
         if not isinstance(given_path, str):
             return None
         path = Path(given_path)

@@ -1,4 +1,4 @@
-"""LoRA files as ai-toolkit writes them: its key names, its metadata, its hash."""
+"""LoRA files as written by ai-toolkit: key names, metadata and hash."""
 
 import hashlib
 import json
@@ -17,16 +17,16 @@ _KINDS = {
 
 
 def family_of_config(process: Mapping[str, Any]) -> str:
-    """Our family for the architecture that a job names. KeyError for one that the fake does not train."""
+    """The family for a job's architecture. Raises KeyError if the fake does not support it."""
     return {"sd15": "sd15", "sdxl": "sdxl", "zimage": "z-image"}[str(process["model"]["arch"]).split(":")[0]]
 
 
 def serialize_toolkit_lora(
     process: Mapping[str, Any], name: str, weights: Mapping[str, tuple[Array, Array]], *, step: int, epoch: int = 0
 ) -> bytes:
-    """A file of `weights` (module, by our name in a file without prefix: down, up) after `step` steps.
+    """A file with `weights` (by module name without prefix: down, up) after `step` steps.
 
-    Everything is in the precision of the job's `save.dtype`, alpha too; peft's form (Z-Image) has no alpha.
+    All tensors have the precision of the job's `save.dtype`; peft's format (Z-Image) has no alpha.
     """
     family = family_of_config(process)
     naming, kind = NAMINGS[family], _KINDS[str(process["save"]["dtype"])]
@@ -53,7 +53,7 @@ def serialize_toolkit_lora(
 
 
 def convert_our_lora(process: Mapping[str, Any], name: str, ours: bytes, *, step: int) -> bytes:
-    """A file that our own loop wrote, as ai-toolkit would have written it."""
+    """Convert a LoRA file from Imprint's training loop to ai-toolkit's format."""
     naming = NAMINGS[family_of_config(process)]
     tensors, _ = unpack(ours)
     stems = [held.removesuffix(naming.down) for held in tensors if held.endswith(naming.down)]
@@ -65,7 +65,7 @@ def convert_our_lora(process: Mapping[str, Any], name: str, ours: bytes, *, step
 
 
 def step_in(folder: Path) -> int:
-    """The step of the newest LoRA file in a folder, which a trainer goes on from; 0 if there is none."""
+    """The step of the newest LoRA file in a folder, from which a trainer resumes; 0 if there is none."""
     found = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_ctime)
     if not found:
         return 0

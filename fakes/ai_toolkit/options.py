@@ -1,4 +1,4 @@
-"""What a fake server is told when it starts."""
+"""The options of the fake ai-toolkit server."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,20 +7,20 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class FakeToolkitOptions:
-    """`folder` holds all that the server keeps; what is in it from an earlier start is found again."""
+    """Options of a server. `folder` has all of its data; data of an earlier start is reused."""
 
     folder: Path
     token: str | None = None
     trainer: Literal["quick", "real"] = "quick"
-    base_model: Path | None = None  # for `real`: diffusers' layout; whatever a job names is trained on this
+    base_model: Path | None = None  # for `real`: a diffusers folder, used whatever base model a job names
     seconds_per_step: float = 0.05  # of `quick`
     loading_s: float = 0.2  # from a job's start to its first step
-    tick_s: float = 0.1  # how often the worker looks; a real one does every second
-    slots: int = 1  # jobs of one queue at one time; a real one trains one
+    tick_s: float = 0.1  # how often the worker checks the queue; a real one every second
+    slots: int = 1  # concurrent jobs of one queue; a real one trains one
     gpu: str = "NVIDIA GeForce RTX 4090"
-    old_api: bool = False  # as before 2025-10 and 2026-07: no queues, other shapes
-    faults: int | None = None  # seed of what goes wrong; None: nothing does, unless it is scripted
+    old_api: bool = False  # as before 2025-10 and 2026-07: no queues, other formats
+    faults: int | None = None  # seed of faults; None: only scripted ones
     hang_s: float = 20.0  # how long a hanging request hangs
-    ready_after_s: float = 0.0  # until then a proxy answers 502 in its place
-    vanish_after_s: float | None = None  # then the whole process is gone, without a word
-    journal: Path | None = None  # one JSON line for each request
+    ready_after_s: float = 0.0  # before this a proxy sends 502
+    vanish_after_s: float | None = None  # after this the process exits
+    journal: Path | None = None  # one JSON line per request

@@ -1,4 +1,4 @@
-"""The process of a fake server."""
+"""The process of the fake ai-toolkit server."""
 
 import os
 import socket
@@ -17,11 +17,11 @@ from fakes.ai_toolkit.worker import QueueWorker
 def serve_pod(
     options: FakeToolkitOptions, *, host: str = "127.0.0.1", port: int = 0, announce: Callable[[str], None]
 ) -> None:
-    """Serve until a signal ends the process. `announce` is told the address once it takes connections; port 0: any."""
+    """Serve until a signal ends the process. Calls `announce` with the address once it listens. Port 0: any."""
     with socket.create_server((host, port), backlog=512) as listening:
         server_data = ServerData(options.folder)
         faults, journal = FaultInjector(options.faults, options.hang_s), Journal(options.journal)
-        worker = QueueWorker(server_data.rows, options, faults, server_data.outputs)
+        worker = QueueWorker(server_data.rows, options, faults)
         app = FaultMiddleware(
             ToolkitApi(server_data, worker, faults, options).app(), faults, journal, options.ready_after_s
         )

@@ -1,4 +1,4 @@
-"""The quick trainer: no network is trained. Weights come from the pictures and the config, steps from the clock."""
+"""The quick trainer. It trains no network: weights depend on pictures and config, and steps on the clock."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from fakes.ai_toolkit.options import FakeToolkitOptions
 from fakes.ai_toolkit.task import DatasetItem, TrainerJob
 from training.lora.safetensor import Array
 
-# A few of a model's modules, in its own widths: enough to be a LoRA of that family.
+# A few modules with their real widths: enough for a LoRA of the family.
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _MODULES = {
     "sd15": [(f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{part}", 320) for part in _ATTENTION],
@@ -24,7 +24,7 @@ _MODULES = {
 
 
 def train_quickly(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[None]:
-    """Trains as long as it is asked for the next item; in between it waits, for time to pass or to be stopped."""
+    """A generator that trains a little on each iteration."""
     loaded_at = time.monotonic() + options.loading_s
     task.set_info("Loading model")
     yield
@@ -53,20 +53,20 @@ def train_quickly(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[Non
             task.draw()
         task.set_info("Training")
         yield
-    if first < task.total or not task.final.exists():  # the trap: with a finished file there, it only says so
+    if first < task.total or not task.final.exists():  # a pitfall: if the file already exists, nothing is trained
         yield from _save(task, seed, level)
         task.draw()
     task.complete()
 
 
 def _next_stop(task: TrainerJob) -> int:
-    """The next step at which something is saved or drawn."""
+    """The next step with a checkpoint or samples."""
     spans = (int(task.process["save"]["save_every"]), int(task.process["sample"]["sample_every"]))
     return min((task.step // span + 1) * span for span in spans)
 
 
 def _save(task: TrainerJob, seed: bytes, level: float) -> Iterator[None]:
-    """The finished file, written in place: for a while it is there and not whole."""
+    """Write the finished file in place, so that for a while it is incomplete."""
     task.set_info("Saving model")
     data = serialize_toolkit_lora(task.process, task.name, _weights(task, seed, level), step=task.total)
     task.final.write_bytes(data[: len(data) // 2])
@@ -76,7 +76,7 @@ def _save(task: TrainerJob, seed: bytes, level: float) -> Iterator[None]:
 
 
 def _digest(items: list[DatasetItem], task: TrainerJob) -> bytes:
-    """Of all pictures, captions and the config."""
+    """A hash of all pictures, captions and the config."""
     held = hashlib.sha256(json.dumps(dict(task.process), sort_keys=True).encode())
     for item in items:
         held.update(item.path.read_bytes())
@@ -85,7 +85,7 @@ def _digest(items: list[DatasetItem], task: TrainerJob) -> bytes:
 
 
 def _contrast(items: list[DatasetItem]) -> float:
-    """How much the pictures vary, 0 to 1."""
+    """The mean contrast of the pictures, 0 to 1."""
     spreads = []
     for item in items[:8]:
         with Image.open(item.path) as picture:
@@ -94,7 +94,7 @@ def _contrast(items: list[DatasetItem]) -> float:
 
 
 def _weights(task: TrainerJob, seed: bytes, level: float) -> dict[str, tuple[Array, Array]]:
-    """Down and up of a few modules: noise from the seed, as large as the pictures' contrast and the steps make it."""
+    """Down and up of a few modules: noise from the seed, scaled by contrast and progress."""
     rank, chance = int(task.process["network"]["linear"]), np.random.default_rng(list(seed))
     share = task.step / task.total if task.total else 1.0
     made = {}
@@ -106,6 +106,6 @@ def _weights(task: TrainerJob, seed: bytes, level: float) -> dict[str, tuple[Arr
 
 
 def _loss(seed: bytes, level: float, step: int, total: int) -> float:
-    """Falls from about 0.2 to 0.05, with the noise that such curves have."""
+    """A noisy loss that falls from about 0.2 to 0.05."""
     chance = np.random.default_rng([*seed[:8], step])
     return float((0.05 + (0.1 + 0.1 * level) * math.exp(-3 * step / total)) * (1 + 0.2 * chance.standard_normal()))

@@ -1,4 +1,4 @@
-"""The real trainer: our own local loop, in a child process, on the pictures that were uploaded."""
+"""The real trainer: Imprint's own training loop in a child process, on the uploaded pictures."""
 
 import json
 import os
@@ -14,7 +14,7 @@ PROGRESS = ".progress"
 
 
 def train_with_our_loop(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[None]:
-    """Starts the child, and passes on what it writes. Closing this ends the child. Raises TrainingFailed."""
+    """A generator that starts the child and reports its progress. Closing it ends the child. Raises TrainingFailed."""
     if options.base_model is None:
         raise TrainingFailed("the fake server has no base model")
     task.set_info("Loading model")
@@ -40,7 +40,7 @@ def train_with_our_loop(task: TrainerJob, options: FakeToolkitOptions) -> Iterat
     assert child.stdin is not None  # noqa: S101 - it is a pipe
     try:
         child.stdin.write(json.dumps(job).encode() + b"\n")
-        child.stdin.flush()  # and it stays open: its end tells the child that we are gone
+        child.stdin.flush()  # stays open: the child ends when it is closed
         yield from _follow(task, child, progress)
     finally:
         child.kill()

@@ -1,4 +1,4 @@
-"""The process that trains for the fake server's `real` trainer: a job on standard input, progress into a file."""
+"""The child process of the `real` trainer: reads a job from standard input and writes progress to a file."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from training.spec import Family, TrainSpec
 
 
 class Reporter:
-    """`training.ports.Control`: every report is a line of JSON."""
+    """A `training.ports.Control` that writes each report as a line of JSON."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)
@@ -34,7 +34,7 @@ class Reporter:
 
 
 def spec_from_config(process: dict[str, Any], total: int) -> TrainSpec:
-    """Our recipe, as far as a job's config tells it."""
+    """The recipe from a job's config."""
     train, network = process["train"], process["network"]
     return TrainSpec(
         base_model="fake/base-model",
@@ -58,7 +58,7 @@ def example_of(path: Path, caption: str) -> Example:
 
 
 def main() -> int:
-    """Train the job on the first line of standard input; its exit code says whether the file is there."""
+    """Train the job on the first line of standard input; returns the exit code."""
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     examples = [example_of(Path(path), caption) for path, caption in job["items"]]
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    # Not through sys.stdin: a thread that holds its lock makes Python abort when the process ends.
+    # Not sys.stdin: Python aborts at exit if a thread holds its lock.
     while os.read(0, 4096):
         pass
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The database of a fake server: jobs, queues, losses and settings, in SQLite as in the real one."""
+"""The database of the fake server: jobs, queues, losses and settings, in SQLite as in a real one."""
 
 import json
 import sqlite3
@@ -27,17 +27,17 @@ Row = dict[str, Any]
 
 
 class NameTaken(Exception):
-    """There is a job of that name."""
+    """A job with this name exists."""
 
 
 class JobRows:
-    """Used by the API and by the worker, each on its own thread."""
+    """The database. The API and the worker use it from different threads."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._connection.row_factory = sqlite3.Row
-        # What is written is there for the next process, though not for the next boot: enough for a fake.
+        # Data survives the process, but perhaps not a power failure: enough for a fake.
         self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _TABLES)
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class JobRows:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All that is written inside in one transaction."""
+        """Write in one transaction."""
         with self._lock:
             self._connection.execute("BEGIN")
             try:
@@ -65,7 +65,7 @@ class JobRows:
     # ---- jobs ----
 
     def create(self, given: Mapping[str, Any]) -> Row:
-        """A job as it was asked for. Raises NameTaken; KeyError for what is missing."""
+        """Create a job. Raises NameTaken, and KeyError for missing fields."""
         now = _now()
         row = (
             str(uuid.uuid4()),
@@ -95,12 +95,12 @@ class JobRows:
         return _with_booleans(found[0]) if found else None
 
     def jobs(self, where: str = "1", *values: Any) -> list[Row]:
-        """The jobs for which `where` holds, in the order of the queue."""
-        query = f"SELECT * FROM job WHERE {where} ORDER BY queue_position, rowid"  # noqa: S608 - ours, not a stranger's
+        """The jobs that match `where`, in queue order."""
+        query = f"SELECT * FROM job WHERE {where} ORDER BY queue_position, rowid"  # noqa: S608 - `where` is never user input
         return [_with_booleans(row) for row in self.all(query, *values)]
 
     def change(self, job_id: str, *, touch: bool = False, **values: Any) -> None:
-        """Write into a job's row. The trainer does not touch `updated_at`; the API does."""
+        """Update a job. The API also sets `updated_at`, the trainer does not."""
         if touch:
             values["updated_at"] = _now()
         names = ", ".join(f"{name} = ?" for name in values)
@@ -111,7 +111,7 @@ class JobRows:
         self.run("DELETE FROM loss WHERE job_id = ?", job_id)
 
     def enqueue(self, job_id: str) -> None:
-        """To the end of its queue, which is made if it is not there, and does not run for that."""
+        """Append a job to its queue. Creates the queue if needed, but does not start it."""
         last = self.all("SELECT max(queue_position) AS last FROM job")[0]["last"] or 0
         self.change(job_id, touch=True, status="queued", stop=0, info="Job queued", queue_position=last + 1000)
         self.run("INSERT OR IGNORE INTO queue (gpu_ids) SELECT gpu_ids FROM job WHERE id = ?", job_id)

@@ -1,4 +1,4 @@
-"""What a fake server keeps, and where: its database, and the folders of datasets and outputs."""
+"""The data of the fake server: its database, and the folders for datasets and outputs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _DEFAULTS = {"TRAINING_FOLDER": "output", "DATASETS_FOLDER": "datasets", "MODELS
 
 
 class ServerData:
-    """All below one folder: nothing outside of it is ever written or removed, whatever a client asks for."""
+    """All data, in one folder. Requests can never write or delete anything outside it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -26,10 +26,10 @@ class ServerData:
         return self.settings()["DATASETS_FOLDER"]
 
     def is_ours(self, path: Path) -> bool:
-        """Whether a path lies inside the fake's own folder; the real server takes any."""
+        """Whether a path is inside the fake's folder; a real server accepts any path."""
         return self.folder in path.resolve().parents
 
     def serves(self, path: Path) -> bool:
-        """Whether a file may be downloaded: the real server serves its two roots only."""
+        """Whether a file may be downloaded: a real server serves only these two folders."""
         resolved = path.resolve()
         return any(root.resolve() in resolved.parents for root in (self.outputs(), self.datasets()))

@@ -1,4 +1,4 @@
-"""One job that a fake server trains: its config, its folder, its row; what both trainers write."""
+"""One job of the fake server: its config, folder and row, and the output that both trainers write."""
 
 import json
 import random
@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw, ImageFilter
 from fakes.ai_toolkit.lora import step_in
 from fakes.ai_toolkit.rows import JobRows, Row
 
-_SHOWN = 256  # pixels of a sample's longer side, at most
+_SHOWN = 256  # maximum of a sample's longer side, in pixels
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class TrainingFailed(Exception):
-    """The trainer gives up; its words end up in the job's row."""
+    """The training failed; the message is stored in the job."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,21 @@ class DatasetItem:
 
 
 class TrainerJob:
-    """Raises KeyError, TypeError, ValueError or IndexError for a config that would end a real worker."""
+    """A job. Raises KeyError, TypeError, ValueError or IndexError for a config that would crash a real worker."""
 
-    def __init__(self, rows: JobRows, row: Row, outputs: Path) -> None:
+    def __init__(self, rows: JobRows, row: Row) -> None:
         self.rows, self.id, self.name = rows, str(row["id"]), str(row["name"])
         config = json.loads(row["job_config"])["config"]
         self.process: Mapping[str, Any] = config["process"][0]
         self.total = int(self.process["train"]["steps"])
         if config["name"] != self.name or self.process["type"] not in ("diffusion_trainer", "ui_trainer"):
             raise ValueError("such a job would never write its status")
-        # The trainer goes by its config, the API by the row and the settings: they had better agree.
+        # The trainer uses its config, the API uses row and settings: the client must make them agree.
         self.folder = Path(self.process["training_folder"]) / config["name"]
-        self.is_where_the_api_looks = self.folder == outputs / self.name
         self.step = self.saved_step = step_in(self.folder)
 
     def begin(self) -> None:
-        """Make the folder; an earlier log moves aside."""
+        """Create the folder, and move an earlier log aside."""
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         (self.folder / ".job_config.json").write_text(json.dumps({"process": [dict(self.process)]}))
         log = self.folder / "log.txt"
@@ -55,7 +54,7 @@ class TrainerJob:
         self.log(f"Running job {self.name}")
 
     def items(self) -> list[DatasetItem]:
-        """The pictures of its dataset. Raises TrainingFailed if there are none."""
+        """The pictures of the dataset. Raises TrainingFailed if there are none."""
         folder = Path(self.process["datasets"][0]["folder_path"])
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
         if not paths:
@@ -69,11 +68,11 @@ class TrainerJob:
             if beside.is_file()
             else str(self.process["datasets"][0]["default_caption"])
         )
-        caption = ", ".join(caption.split(","))  # as the real one joins its tokens
+        caption = ", ".join(caption.split(","))  # as a real one joins its tokens
         return caption.replace("[name]", "").replace("[trigger]", "")
 
     def set_info(self, info: str) -> None:
-        """Status `running`, and what it does."""
+        """Set the status to `running`, with `info`."""
         self.rows.change(self.id, status="running", info=info)
 
     def log(self, line: str) -> None:
@@ -81,7 +80,7 @@ class TrainerJob:
             file.write(line + "\n")
 
     def advance(self, step: int, losses: list[tuple[int, float]], seconds_per_step: float) -> None:
-        """`step` steps are done; `losses` are those since the last time."""
+        """Record `step` and the losses since the last call."""
         self.step = step
         speed = f"{1 / seconds_per_step:.2f} iter/sec" if seconds_per_step < 1 else f"{seconds_per_step:.2f} sec/iter"
         with self.rows.together():
@@ -91,7 +90,7 @@ class TrainerJob:
             self.log(f"{self.name}: {step}/{self.total} [{speed}, loss: {losses[-1][1]:.3e}]")
 
     def draw(self) -> None:
-        """Samples of all prompts: a picture of the dataset that comes out of noise as the training goes on."""
+        """Write samples of all prompts: pictures of the dataset with less noise at later steps."""
         items = self.items()
         prompts = [str(sample["prompt"]) for sample in self.process["sample"]["samples"]]
         share = self.step / self.total if self.total else 1.0
@@ -110,7 +109,7 @@ class TrainerJob:
         return 0 < step < self.total and step % every == 0
 
     def keep(self, data: bytes, step: int) -> None:
-        """A checkpoint; older ones go, as the job says how many stay."""
+        """Write a checkpoint, and delete older ones beyond the limit of the job."""
         (self.folder / f"{self.name}_{step:09d}.safetensors").write_bytes(data)
         self.saved_step = step
         kept = sorted(self.folder.glob(f"{self.name}_*.safetensors"))
@@ -126,7 +125,7 @@ class TrainerJob:
         self.log("Training completed")
 
     def end(self, status: str, info: str) -> None:
-        """Ended without a file: the row's step goes back to the last save."""
+        """End without a file. The step goes back to the last checkpoint."""
         self.rows.change(self.id, status=status, info=info[:500], step=self.saved_step, return_to_queue=0)
         self.log(info)
 

@@ -1,9 +1,8 @@
-"""The worker of a fake server: starts what is queued in queues that run, and keeps its trainers going."""
+"""The worker of the fake server: starts jobs from running queues and drives their trainers."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from fakes.ai_toolkit import quick, real
@@ -18,24 +17,22 @@ _TRAINERS: dict[str, Trainer] = {"quick": quick.train_quickly, "real": real.trai
 
 @dataclass
 class TrainerRun:
-    """One trainer at work."""
+    """A running trainer."""
 
     task: TrainerJob
     training: Iterator[None]
     fate: str | None
 
     def close(self) -> None:
-        """End the trainer, at once."""
+        """End the trainer at once."""
         cast("Generator[None]", self.training).close()
 
 
 class QueueWorker:
-    """Looks every `tick_s`, on a thread of its own."""
+    """Checks the queues every `tick_s` on its own thread."""
 
-    def __init__(
-        self, rows: JobRows, options: FakeToolkitOptions, faults: FaultInjector, outputs: Callable[[], Path]
-    ) -> None:
-        self.rows, self.options, self.faults, self.outputs = rows, options, faults, outputs
+    def __init__(self, rows: JobRows, options: FakeToolkitOptions, faults: FaultInjector) -> None:
+        self.rows, self.options, self.faults = rows, options, faults
         self.runs: dict[str, TrainerRun] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="fake-worker", daemon=True)
@@ -62,13 +59,13 @@ class QueueWorker:
     # ---- queues ----
 
     def _serve(self, gpu_ids: str, running: bool) -> None:
-        """Start what may start; a queue that has drained stops by itself."""
+        """Start jobs while slots are free; stop an empty queue."""
         busy = self.rows.jobs("gpu_ids = ? AND status IN ('running', 'stopping')", gpu_ids)
         if not running:
             for row in busy:
                 self.rows.change(row["id"], return_to_queue=1, info="Stopping job...")
             return
-        # A row that was left at `running` holds its place for ever, whether anything runs or not.
+        # A job left at `running` occupies its slot for ever, as on a real server.
         waiting = self.rows.jobs("gpu_ids = ? AND status = 'queued'", gpu_ids)
         free = self.options.slots - len(busy)
         for row in waiting[: max(0, free)]:
@@ -79,9 +76,9 @@ class QueueWorker:
     def _begin(self, row: Row) -> None:
         self.rows.change(row["id"], status="running", stop=0, return_to_queue=0, info="Starting job...")
         try:
-            task = TrainerJob(self.rows, row, self.outputs())
+            task = TrainerJob(self.rows, row)
         except (KeyError, TypeError, ValueError, IndexError):
-            return  # a real worker breaks on such a config, and the row stays as it is
+            return  # a real worker crashes on such a config, and the row stays unchanged
         fate = self.faults.fate(task.name)
         options = self.options
         if fate == "slow":
@@ -93,7 +90,7 @@ class QueueWorker:
     # ---- trainers ----
 
     def _go_on(self, run: TrainerRun, row: Row | None) -> bool:
-        """Let a trainer work a little; whether it goes on after that."""
+        """Run a trainer for a moment; returns whether it continues."""
         task = run.task
         if row is None:
             return False
@@ -113,15 +110,15 @@ class QueueWorker:
         except StopIteration:
             return False
         except (TrainingFailed, KeyError, TypeError, ValueError, OSError) as error:
-            if self.rows.job(task.id) is not None:  # else somebody deleted it under our hands
+            if self.rows.job(task.id) is not None:  # otherwise the job was deleted meanwhile
                 task.end("error", str(error) or type(error).__name__)
             return False
         return True
 
     def _apply_fate(self, run: TrainerRun) -> bool:
-        """Half-way its fate befalls a job."""
+        """Apply the fate of a job, half-way through; returns whether it continues."""
         if run.fate == "stall":
             return True
         if run.fate == "error":
             run.task.end("error", "CUDA error: an illegal memory access was encountered")
-        return False  # to die is to leave the row at `running`
+        return False  # `die` leaves the row at `running`

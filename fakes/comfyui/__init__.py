@@ -1,5 +1,5 @@
-"""A ComfyUI that draws nothing but answers as the real one does: for tests, and for trying out an application.
+"""A fake ComfyUI for tests and for trying out an application. It responds as a real one, but draws nothing.
 
-It validates prompts, keeps a queue, a history and a websocket, finds files in folders, and reads LoRA files as far as
-their keys. Its pictures state what would have been drawn.
+It validates prompts, has a queue, a history and a websocket, lists files in folders, and reads the keys of LoRA files.
+Its pictures show as text what would have been drawn.
 """

@@ -1,4 +1,4 @@
-"""The HTTP API and the websocket of the fake server; every address also below /api."""
+"""The HTTP API and the websocket of the fake server; every path also exists under /api."""
 
 import asyncio
 import json
@@ -23,18 +23,18 @@ from generation.comfyui.nodes import NODES
 
 @dataclass(frozen=True)
 class FakeComfyUIOptions:
-    """How a fake server behaves."""
+    """Options of the fake server."""
 
     folder: Path
-    assets: bool = False  # the assets API is switched on
-    old_assets: bool = False  # it is, and takes the tags of its first builds
-    websocket: bool = True  # False: as behind a proxy that lets none through
+    assets: bool = False  # enable the assets API
+    old_assets: bool = False  # enable it with the tags of its first builds
+    websocket: bool = True  # False: as behind a proxy without websockets
     seconds_per_step: float = 0.02
     max_upload_mb: int = 100
 
 
 class ComfyUIApi:
-    """What each address answers."""
+    """The request handlers."""
 
     def __init__(self, options: FakeComfyUIOptions) -> None:
         self.options, self.folders = options, ComfyUIFolders(options.folder)
@@ -128,7 +128,7 @@ class ComfyUIApi:
             return Response(status_code=403)
         return FileResponse(path) if path.is_file() else Response(status_code=404)
 
-    # ---- what there is ----
+    # ---- nodes and models ----
 
     async def all_info(self, request: Request) -> Response:
         return JSONResponse({name: object_info(name, node, self.folders) for name, node in NODES.items()})
@@ -205,7 +205,7 @@ class ComfyUIApi:
                 del self.clients[client]
 
     def send(self, event: str, data: dict[str, Any], client: str | None) -> None:
-        """From the queue's thread to the websockets."""
+        """Send an event from the queue's thread to the websockets."""
         loop = self.loop
         if loop is None or loop.is_closed():
             return

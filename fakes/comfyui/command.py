@@ -13,19 +13,19 @@ import click
 @click.command(name="fake-comfyui")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8188, show_default=True, help="0 takes a free one.")
-@click.option("--assets", is_flag=True, help="Take files through the assets API, as a real one with --enable-assets.")
+@click.option("--assets", is_flag=True, help="Accept files through the assets API, as a real one with --enable-assets.")
 @click.option("--old-assets", is_flag=True, help="The same, with the tags of the first builds that had it.")
-@click.option("--no-websocket", is_flag=True, help="Without events, as behind a proxy that lets none through.")
-@click.option("--seconds-per-step", default=0.02, show_default=True, help="Of every sampler.")
+@click.option("--no-websocket", is_flag=True, help="Without events, as behind a proxy without websockets.")
+@click.option("--seconds-per-step", default=0.02, show_default=True, help="For every sampler.")
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path),
     help="Keeps everything here: models/loras, output. Unset: a folder that goes with the process.",
 )  # fmt: skip
 def fake_comfyui(host: str, port: int, no_websocket: bool, folder: Path | None, **given: Any) -> None:
-    """Serve a fake ComfyUI, until Ctrl-C: the API of a real one, with pictures that state what would be drawn.
+    """Serve a fake ComfyUI until Ctrl-C: the API of a real one, with pictures that show what would be drawn.
 
-    It refuses what a real one refuses, in the same words: unknown nodes, wrong links, files that are not there. Keys of
-    a LoRA file that the base model does not take are logged, not refused.
+    It rejects what a real one rejects, with the same messages: unknown nodes, wrong links, missing files. LoRA keys
+    that the base model does not have are logged, not rejected.
     """
     import uvicorn
 

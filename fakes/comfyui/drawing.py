@@ -1,7 +1,7 @@
-"""What the fake server draws: a picture that says what a real one would have drawn from, for eyes and for tests.
+"""The pictures of the fake server, which show the inputs of a drawing as text, for people and for tests.
 
-Its colours come from all that a real picture depends on, so another seed, prompt or LoRA is another picture, and the
-same again is the same, byte for byte.
+The colours depend on everything that a real picture depends on: another seed, prompt or LoRA gives another picture, and
+the same inputs give the same bytes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _BLOCKS = 16  # colours along a side
 
 @dataclass(frozen=True)
 class Model:
-    """A base model with its LoRAs, each as [file, strength, modules that it changed]."""
+    """A base model with its LoRAs, each as (file, strength, number of changed modules)."""
 
     base: str
     kind: str  # unet, z-image
@@ -31,7 +31,7 @@ class Model:
 
 @dataclass(frozen=True)
 class SamplerPass:
-    """One sampler's work."""
+    """The inputs of one sampler."""
 
     model: Model
     positive: tuple[str, ...]
@@ -42,7 +42,7 @@ class SamplerPass:
 
 @dataclass(frozen=True)
 class Latent:
-    """Pictures to be, by the samplers that worked on them."""
+    """A batch of latents, with the samplers that processed it."""
 
     width: int
     height: int
@@ -51,7 +51,7 @@ class Latent:
 
 
 def png(latent: Latent, number: int, prompt: dict[str, Any]) -> bytes:
-    """Picture `number` of a batch as PNG, with the prompt in it as ComfyUI does, and under `fake` what it states."""
+    """Picture `number` of a batch as PNG, with the prompt in its metadata, and the inputs as JSON under `fake`."""
     about = {"number": number, "passes": [asdict(one) for one in latent.passes]}
     text = json.dumps(about, sort_keys=True)
     chance = random.Random(hashlib.sha256(text.encode()).digest())  # noqa: S311 - colours

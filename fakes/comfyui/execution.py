@@ -1,4 +1,4 @@
-"""Executing a prompt: node by node from its outputs back, with values that say what would be drawn."""
+"""Execute a prompt, node by node from its outputs backwards, on values that describe what would be drawn."""
 
 import time
 from collections.abc import Callable
@@ -14,11 +14,11 @@ SendEvent = Callable[[str, dict[str, Any]], None]
 
 
 class PromptInterrupted(Exception):
-    """Somebody asked for the end."""
+    """The prompt was interrupted."""
 
 
 class NodeFailed(Exception):
-    """A node raised; `node_id` says which."""
+    """The node `node_id` raised an error."""
 
     def __init__(self, node_id: str, error: Exception) -> None:
         super().__init__(str(error))
@@ -26,7 +26,7 @@ class NodeFailed(Exception):
 
 
 class Execution:
-    """One prompt at work. `tell` sends its events; `stopped` says whether to end."""
+    """The execution of one prompt. `send_event` sends its events; `stopped` returns whether to end."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Execution:
             self._made(node_id)
 
     def _made(self, node_id: str) -> tuple[Any, ...]:
-        """What comes out of a node; all behind it comes first."""
+        """The outputs of a node, after executing the nodes that it depends on."""
         if node_id in self.values:
             return self.values[node_id]
         node = self.prompt[node_id]
@@ -80,7 +80,7 @@ class Execution:
         if name == "SamplerCustomAdvanced":
             latent = self._sample(given["latent_image"], given["guider"], given["noise"], given["sigmas"])
             return latent, latent
-        # The others hand on what came in, changed in ways that the picture does not tell.
+        # Other nodes pass their inputs through, because the picture does not show what they change.
         kinds = NODES[name].inputs
         through = []
         for number, kind in enumerate(NODES[name].outputs):
@@ -115,7 +115,7 @@ class Execution:
         return ()
 
     def load_lora(self, given: dict[str, Any]) -> tuple[Any, ...]:
-        """A LoRA of strength zero is not even opened, as in the real one."""
+        """Load a LoRA. With strength 0 the file is not opened, as in a real server."""
         model: Model = given["model"]
         if given["strength_model"] == 0:
             return model, given.get("clip")

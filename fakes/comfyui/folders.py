@@ -1,4 +1,4 @@
-"""The fake server's folders: models by kind, inputs and outputs. A file is listed as soon as it is there."""
+"""The folders of the fake server: models by kind, inputs and outputs. New files are listed at once."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 _ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft"}
 KINDS = ("checkpoints", "diffusion_models", "text_encoders", "vae", "controlnet", "loras")
 
-# What is there from the start: names that workflows commonly say. Empty files, for nothing reads them.
+# Files that exist from the start, with common names. They are empty, because nothing reads them.
 _STOCK = {
     "checkpoints": ("sd15.safetensors", "sd_xl_base_1.0.safetensors", "sd_xl_refiner_1.0.safetensors"),
     "diffusion_models": ("z_image_turbo_bf16.safetensors",),
@@ -19,7 +19,7 @@ _STOCK = {
 
 
 class ComfyUIFolders:
-    """All below one folder, laid out as ComfyUI's own."""
+    """All folders, below one root, with ComfyUI's layout."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -35,7 +35,7 @@ class ComfyUIFolders:
         return self.root / "models" / kind
 
     def listed(self, kind: str) -> list[str]:
-        """File names below a kind's folder, with slashes; of `input` all, of models those that look like models."""
+        """The files of a kind, with slashes: all of `input`, and those with a model suffix of the others."""
         if kind == "input":
             return sorted(path.name for path in self.pictures["input"].iterdir() if path.is_file())
         folder = self.models(kind)
@@ -43,6 +43,6 @@ class ComfyUIFolders:
         return sorted(path.relative_to(folder).as_posix() for path in found)
 
     def within(self, folder: Path, parts: Iterable[str]) -> Path | None:
-        """A path below `folder`; None for one that leads out of it."""
+        """A path below `folder`; None if it is outside."""
         path = folder.joinpath(*parts).resolve()
         return path if path.is_relative_to(folder) else None

@@ -1,6 +1,6 @@
-"""A LoRA file as ComfyUI's loader takes it: keys that it knows are used, others are logged and passed over.
+"""Match LoRA keys as ComfyUI's loader does: known keys are used, others are logged and ignored.
 
-A safetensors file begins with the length of a JSON header, little-endian, 8 bytes, and the header names the tensors.
+A safetensors file starts with the length of its JSON header (8 bytes, little-endian); the header names the tensors.
 """
 
 import json
@@ -15,8 +15,8 @@ _ENDS = (".lora_up.weight", ".lora_down.weight", ".lora_A.weight", ".lora_B.weig
          "_lora.down.weight", ".lora.up.weight", ".lora.down.weight", ".lora_linear_layer.up.weight",
          ".lora_linear_layer.down.weight", ".lora_A.default.weight", ".lora_B.default.weight", ".alpha")  # fmt: skip
 
-# Modules by the kind of base model. Attention under diffusers' own names (unet.….attn1.to_q) is not among those of
-# sd15 and sdxl; the other layers of the same file are, so that it loads in part and nobody is told but the log.
+# Modules by kind of base model. For sd15 and sdxl, attention under diffusers' names (unet.….attn1.to_q) is unknown,
+# while other layers of the same file are known: it loads in part, and only the log says so.
 _KNOWN = {
     "unet": re.compile(
         r"lora_unet_\w+|diffusion_model\.[\w.]+|lora_te[12]?_text_model_\w+|text_encoder(_2)?\.text_model\.[\w.]+|"
@@ -28,11 +28,11 @@ _KNOWN = {
 
 
 class UnreadableLora(Exception):
-    """A file that safetensors cannot read: the prompt fails at its loader."""
+    """A file that is not safetensors: the prompt fails at its loader node."""
 
 
 def match_lora_keys(path: Path, base: str) -> tuple[int, list[str]]:
-    """How many modules of the file a model of kind `base` takes, and the keys that it does not; those are logged."""
+    """The number of modules that a model of kind `base` has, and the unknown keys, which are logged."""
     used, missed = set[str](), list[str]()
     for key in _keys(path):
         module = next((key.removesuffix(end) for end in _ENDS if key.endswith(end)), None)

@@ -1,4 +1,4 @@
-"""The fake server's queue and history, and the thread that works on them, one prompt at a time."""
+"""The queue and history of the fake server, and the thread that executes one prompt at a time."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ Send = Callable[[str, dict[str, Any], str | None], None]  # event, data, client;
 
 
 class PromptQueue:
-    """In memory only: a server that is started anew has forgotten everything."""
+    """The queue and history. They are lost when the server restarts, as on a real one."""
 
     def __init__(self, folders: ComfyUIFolders, send: Send, seconds_per_step: float) -> None:
         self.folders, self.send, self.seconds_per_step = folders, send, seconds_per_step
@@ -40,13 +40,13 @@ class PromptQueue:
         return number
 
     def delete(self, ids: list[str] | None) -> None:
-        """Take waiting prompts out; None: all."""
+        """Remove waiting prompts; None: all."""
         with self._changed:
             self.waiting = [item for item in self.waiting if ids is not None and item[1] not in ids]
         self._say_length()
 
     def interrupt(self, prompt_id: str | None) -> None:
-        """Stop what runs; with an id only if it is that."""
+        """Stop the running prompt; with an id, only if it has that id."""
         running = self.running
         if running is not None and prompt_id in (None, running[1]):
             self._interrupt.set()
@@ -75,14 +75,14 @@ class PromptQueue:
                 self._interrupt.clear()
             self._say_length()
             outputs, status = self._execute(item)
-            with self._changed:  # out of the queue and in the history at the same moment
+            with self._changed:  # atomically from the queue to the history
                 self.history[item[1]] = {"prompt": list(item), "outputs": outputs, "status": status, "meta": {}}
                 self.running = None
             self.send("executing", {"node": None, "prompt_id": item[1]}, item[3].get("client_id"))
             self._say_length()
 
     def _execute(self, item: Item) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a prompt has made, and its status with all messages, as the history has them."""
+        """Execute a prompt; returns its outputs and its status with all messages."""
         _, prompt_id, prompt, extra, outputs = item
         messages: list[list[Any]] = []
 

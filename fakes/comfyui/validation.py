@@ -1,4 +1,4 @@
-"""What is refused, and in which words: the checks of ComfyUI's `validate_prompt`, in its order and shapes."""
+"""The checks of ComfyUI's `validate_prompt`, with its order and messages."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Refusal = dict[str, Any]
 
 
 def validate(prompt: dict[str, Any], folders: ComfyUIFolders) -> tuple[Refusal | None, list[str], dict[str, Any]]:
-    """The error (None if at least one output is good), the good outputs, and errors by node. Values are converted."""
+    """The error (None if at least one output is valid), the valid outputs, and errors by node. Converts values."""
     for node_id, node in prompt.items():
         name = node.get("class_type")
         if name not in NODES:
@@ -29,7 +29,7 @@ def validate(prompt: dict[str, Any], folders: ComfyUIFolders) -> tuple[Refusal |
             if check.node(output, []):
                 good.append(output)
                 continue
-        except Exception as broken:  # noqa: BLE001 - as the real one: a prompt may break it in any way
+        except Exception as broken:  # noqa: BLE001 - as in the real one: prompts may cause any error
             check.found[output] = [
                 _error("exception_during_validation", "Exception when validating node", str(broken),
                        exception_type=type(broken).__name__, traceback=[])
@@ -46,7 +46,7 @@ def validate(prompt: dict[str, Any], folders: ComfyUIFolders) -> tuple[Refusal |
 
 
 class _Check:
-    """One prompt's nodes, each looked at once."""
+    """Validates the nodes of a prompt, each once."""
 
     def __init__(self, prompt: dict[str, Any], folders: ComfyUIFolders) -> None:
         self.prompt, self.folders = prompt, folders
@@ -54,7 +54,7 @@ class _Check:
         self.good: dict[str, bool] = {}
 
     def node(self, node_id: str, visiting: list[str]) -> bool:
-        """Whether a node and all behind it are good."""
+        """Whether a node and all nodes that it depends on are valid."""
         if node_id in self.good:
             return self.good[node_id]
         if node_id in visiting:
@@ -82,7 +82,7 @@ class _Check:
     def _behind(self, name: str, link: list[Any], visiting: list[str]) -> bool:
         try:
             return self.node(link[0], visiting)
-        except Exception as error:  # noqa: BLE001 - as the real one
+        except Exception as error:  # noqa: BLE001 - as in the real one
             about = {"input_name": name, "exception_message": str(error), "exception_type": type(error).__name__}
             self.found[link[0]] = [
                 _error("exception_during_inner_validation", "Exception when validating inner node", str(error),
@@ -131,7 +131,7 @@ class _Check:
 
 
 def described(wanted: Kind, folders: ComfyUIFolders) -> tuple[str | list[str], dict[str, Any]]:
-    """An input as `/object_info` says it: its type, or its choices; and its bounds."""
+    """An input as in `/object_info`: its type or choices, and its bounds."""
     if isinstance(wanted, tuple):
         return wanted
     return _type(wanted, folders), {}
@@ -146,7 +146,7 @@ def _type(wanted: Kind, folders: ComfyUIFolders) -> str | list[str]:
 
 
 def object_info(name: str, node: NodeClass, folders: ComfyUIFolders) -> dict[str, Any]:
-    """A class as `/object_info` describes it."""
+    """A node class as in `/object_info`."""
     groups = {"required": node.inputs, "optional": node.optional}
     return {
         "input": {

@@ -1,4 +1,4 @@
-"""The state of a fake RunPod: its pods, its prices, its ledger, its luck. `fake_runpod` serves it."""
+"""The state of the fake RunPod: pods, prices, ledger and faults. `server` has the HTTP API."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fakes.runpod.machine import Machine, PodOptions
 
-# Dollars an hour and GB. The prices are invented, of the right size.
+# Dollars per hour, and GB. The prices are invented but realistic.
 GPUS: dict[str, tuple[float, int]] = {
     "NVIDIA GeForce RTX 4090": (0.69, 24),
     "NVIDIA RTX A6000": (0.49, 48),
@@ -25,7 +25,7 @@ _FIELDS = {"name", "templateId", "image", "gpu", "cloud", "disk", "ports", "env"
 
 
 class RunPodFaults(BaseModel):
-    """What goes wrong, and how often: shares between 0 and 1 of all requests, creates, deletes or pods."""
+    """The rates of faults: shares between 0 and 1 of all requests, creates, deletes or pods."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +43,7 @@ class RunPodFaults(BaseModel):
 
 
 class RunPodError(Exception):
-    """An answer as RunPod gives it for what it does not do."""
+    """An error response of RunPod."""
 
     def __init__(self, status: int, detail: str, *errors: str, wait_s: int | None = None) -> None:
         super().__init__(detail)
@@ -51,13 +51,13 @@ class RunPodError(Exception):
 
 
 class FakeRunPod:
-    """The state of one: its pods, its ledger, its luck."""
+    """The state of a fake RunPod account."""
 
     def __init__(
         self, key: str, seed: int = 0, faults: RunPodFaults | None = None, pod_options: PodOptions | None = None
     ) -> None:
         self.key, self.faults = key, faults or RunPodFaults()
-        self.rng = random.Random(seed)  # noqa: S311 - to be repeated
+        self.rng = random.Random(seed)  # noqa: S311 - must be repeatable
         self.pod_options = pod_options or {}
         self.machines: dict[str, Machine] = {}
         self.past: list[Machine] = []  # deleted and vanished
@@ -73,7 +73,7 @@ class FakeRunPod:
         await self.proxy.aclose()
         self.folder.cleanup()
 
-    # ---- what it does ----
+    # ---- the API ----
 
     def gpus(self) -> list[dict[str, Any]]:
         return [
@@ -136,14 +136,14 @@ class FakeRunPod:
         self.remove(machine.id, "deleted")
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Everything that was ever rented, oldest first."""
+        """All pods ever rented, oldest first."""
         every = [*self.machines.values(), *self.past]
         return [machine.as_entry() for machine in sorted(every, key=lambda machine: machine.created_at)]
 
-    # ---- what goes wrong ----
+    # ---- faults ----
 
     def draw_fault(self, operation: str) -> str | None:
-        """A fault that was ordered for this operation, or that luck brings; raised where it is an answer."""
+        """The next scripted or random fault of an operation. Faults that are responses are raised as RunPodError."""
         now = time.monotonic()
         self.calls.append(now)
         while self.calls[0] < now - 60:

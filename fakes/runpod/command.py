@@ -1,4 +1,4 @@
-"""`imprint fake-runpod`: a RunPod on this machine, from a terminal."""
+"""The command `imprint fake-runpod`."""
 
 import json
 
@@ -7,12 +7,12 @@ import click
 
 @click.command(name="fake-runpod")
 @click.option("--port", default=8674, show_default=True, help="On loopback; 0 takes a free one.")
-@click.option("--key", default="fake-key", show_default=True, help="The API key that it takes.")
-@click.option("--seed", default=0, show_default=True, help="Of what goes wrong.")
-@click.option("--faults", metavar="JSON", default="{}", help="What goes wrong, and how often: see docs/rented-gpus.md.")
-@click.option("--pods", "pod_options", metavar="JSON", default="{}", help="Options of the fake pods, the same way.")
+@click.option("--key", default="fake-key", show_default=True, help="The API key that it accepts.")
+@click.option("--seed", default=0, show_default=True, help="Seed of random faults.")
+@click.option("--faults", metavar="JSON", default="{}", help="Rates of faults: see docs/rented-gpus.md.")
+@click.option("--pods", "pod_options", metavar="JSON", default="{}", help="Options of the fake pods, in the same way.")
 def fake_runpod(port: int, key: str, seed: int, faults: str, pod_options: str) -> None:
-    """Serve a RunPod on this machine that rents out fake pods, until Ctrl-C."""
+    """Serve a fake RunPod that rents out fake pods, until Ctrl-C."""
     from pydantic import ValidationError
 
     from fakes.runpod.cloud import RunPodFaults

@@ -1,4 +1,4 @@
-"""One pod of the fake RunPod: an order, a bill, and a process with the fake ai-toolkit server in it."""
+"""One pod of the fake RunPod: its request, its costs and a process with the fake ai-toolkit server."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ from typing import Any
 from core.embedded_broker import die_with_parent
 from core.free_port import free_port
 
-PodOptions = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, one more per pod
+PodOptions = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, increased by one per pod
 
 
 @dataclass
 class Machine:
-    """A pod. Times are seconds since 1970, the price is in dollars an hour."""
+    """A pod. Times are seconds since 1970; the price is in dollars per hour."""
 
     id: str
     order: dict[str, Any]
@@ -33,7 +33,7 @@ class Machine:
     created_at: float = field(default_factory=time.time)
     status: str = "PROVISIONING"
     started_at: float | None = None
-    ended_at: float | None = None  # billed until then
+    ended_at: float | None = None  # end of billing
     how: str | None = None  # deleted, vanished, EXITED, ERROR
     port: int = 0
     process: "subprocess.Popen[bytes] | None" = None
@@ -47,7 +47,7 @@ class Machine:
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port or 1}"  # nobody listens on port 1
+        return f"http://127.0.0.1:{self.port or 1}"  # nothing listens on port 1
 
     def start_after(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -59,7 +59,7 @@ class Machine:
             self.status = "STARTING"
 
     def _run(self) -> None:
-        """RUNNING means that the container does; whether its server answers is another matter."""
+        """Start the container. RUNNING does not mean that its server answers yet."""
         if self.ended_at is not None:
             return
         self.port = free_port()
@@ -75,11 +75,11 @@ class Machine:
         self.status, self.started_at = "RUNNING", time.time()
 
     def end(self, status: str, how: str | None = None) -> None:
-        """Stop what runs in it; nothing more is billed."""
+        """Stop the pod and its billing."""
         self.stop()
         self.status, self.ended_at, self.how = status, self.ended_at or time.time(), how or status
         if status == "TERMINATED":
-            shutil.rmtree(self.folder, ignore_errors=True)  # a container's disk goes with it
+            shutil.rmtree(self.folder, ignore_errors=True)  # the disk is deleted with the container
 
     def stop(self) -> None:
         if self.process is not None:
@@ -89,7 +89,7 @@ class Machine:
             self.process, self.port = None, 0
 
     def as_pod(self) -> dict[str, Any]:
-        """As the API tells it."""
+        """The pod as the API describes it."""
         if self.process is not None and self.process.poll() is not None:
             self.end("EXITED")
         runs = self.ended_at is None
@@ -107,7 +107,7 @@ class Machine:
         }  # fmt: skip
 
     def as_entry(self) -> dict[str, Any]:
-        """As the ledger tells it. `left`: it is still there and must be deleted by somebody."""
+        """The pod as the ledger describes it. `left`: it still exists and must be deleted."""
         billed_s = (self.ended_at or time.time()) - self.created_at
         return {
             "id": self.id, "name": self.order["name"], "gpu": self.order["gpu"]["id"], "status": self.status,
@@ -123,7 +123,7 @@ def _iso(seconds: float) -> str:
 
 def main() -> None:
     """The container: the fake ai-toolkit server, with its password from the environment, as in the real image."""
-    from fakes.ai_toolkit import options, pod  # heavier than all of the above
+    from fakes.ai_toolkit import options, pod  # slow to import
 
     port, folder, given = sys.argv[1:]
     options_given = json.loads(given)

@@ -1,10 +1,10 @@
-"""A RunPod on this machine, for tests and demos: the same API, prices, errors and surprises, and pods that run.
+"""A fake RunPod for tests and demos, with the API, prices and errors of the real one, and pods that run.
 
-A pod that is RUNNING is a process with the fake ai-toolkit server in it, on a loopback port of its own, reached
-through `/proxy/{pod_id}` as a real one is through RunPod's proxy: 404 and 502 until it listens. It bills by the
-second, and `/fake/ledger` lists what was rented, when it went and what it cost.
+A RUNNING pod is a process with the fake ai-toolkit server on its own loopback port. Clients reach it through
+`/proxy/{pod_id}`, as through RunPod's proxy: 404 and 502 until it listens. Billing is by the second, and `/fake/ledger`
+lists all pods with their end and their costs.
 
-What goes wrong is drawn from a seed by the rates in `RunPodFaults`; `POST /fake/next` orders single faults instead.
+Faults are drawn from a seed with the rates in `RunPodFaults`; `POST /fake/next` scripts single faults.
 """
 
 import argparse
@@ -30,12 +30,12 @@ _TITLES = {
     400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 404: "Not Found",
     422: "Unprocessable Entity", 429: "Too Many Requests",
 }  # fmt: skip
-_MOST_UPLOADED = 100_000_000  # what the proxy lets through in one request
+_MOST_UPLOADED = 100_000_000  # the largest request that the proxy accepts
 _HOP = {"host", "connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
 class LostAnswer(Response):
-    """An answer that never comes: the connection ends after the headers."""
+    """A lost response: the connection ends after the headers."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-length", b"1000")]
@@ -43,7 +43,7 @@ class LostAnswer(Response):
 
 
 def application(cloud: FakeRunPod) -> Starlette:
-    """The web application over one fake RunPod."""
+    """The web application for one fake RunPod."""
 
     def api(operation: str, work: Callable[[Request], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
         async def answer(request: Request) -> Response:
@@ -83,7 +83,7 @@ def application(cloud: FakeRunPod) -> Starlette:
         return Response(status_code=204)
 
     async def change(request: Request) -> Response:
-        """Let a pod vanish, or end with a status."""
+        """Make a pod vanish, or end it with a status."""
         how, pod_id = (await _json(request))["status"], request.path_params["id"]
         cloud.remove(pod_id, "vanished") if how == "vanished" else cloud.find(pod_id).end(how)
         return Response(status_code=204)
@@ -118,7 +118,7 @@ async def _json(request: Request) -> Any:
     try:
         return await request.json()
     except ValueError:
-        raise RunPodError(400, "the body is no JSON") from None
+        raise RunPodError(400, "the body is not JSON") from None
 
 
 def _problem(problem: RunPodError) -> Response:
@@ -137,14 +137,14 @@ async def _not_found(_: Request, error: Exception) -> Response:
 
 
 async def _proxied(cloud: FakeRunPod, request: Request) -> Response:
-    """The request, handed on to the pod's process; its answer, handed back as it comes."""
+    """Forward a request to the pod's process, and stream its response."""
     machine = cloud.machines.get(request.path_params["id"])
     if machine is None:
         return HTMLResponse("<html>no such pod</html>", 404)
     if int(request.headers.get("content-length", 0)) > _MOST_UPLOADED:
         return HTMLResponse("<html>too large</html>", 413)
     prefix = f"/proxy/{machine.id}"
-    path = request.scope["raw_path"].decode("ascii").removeprefix(prefix)  # as it was sent: %2F stays
+    path = request.scope["raw_path"].decode("ascii").removeprefix(prefix)  # undecoded, to keep %2F
     query = request.scope["query_string"].decode("ascii")
     target = httpx2.URL(machine.address).copy_with(raw_path=f"{path}?{query}".removesuffix("?").encode())
     headers = [(name, value) for name, value in request.headers.items() if name not in _HOP]
@@ -161,7 +161,7 @@ async def _proxied(cloud: FakeRunPod, request: Request) -> Response:
 
 
 class _Server(uvicorn.Server):
-    """Says on standard output where it listens, once it does: for whoever started it with port 0."""
+    """Prints its address once it listens, because port 0 takes any free one."""
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -170,14 +170,14 @@ class _Server(uvicorn.Server):
 
 
 def serve_runpod(port: int, key: str, seed: int, faults: RunPodFaults, pod_options: PodOptions | None = None) -> None:
-    """Serve on loopback until SIGTERM; pods end with it."""
+    """Serve on loopback until SIGTERM. Pods end with the server."""
     app = application(FakeRunPod(key, seed, faults, pod_options))
     config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     _Server(config).run()
 
 
 def main() -> None:
-    """`python -m fakes.runpod.server`: what `imprint fake-runpod` does, without Celery around it."""
+    """`python -m fakes.runpod.server`: like `imprint fake-runpod`, without Celery."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--key", default="fake-key")

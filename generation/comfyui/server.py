@@ -153,7 +153,7 @@ class ComfyUIServer:
             for chunk in answer.iter_bytes():
                 body += chunk
                 if len(body) > max_bytes:
-                    raise GeneratorError(f"{self.place} answers with more than {max_bytes} bytes")
+                    raise GeneratorError(f"{self.place} sent more than {max_bytes} bytes")
         if answer.status_code not in accept:
             kind = GeneratorUnreachable if answer.status_code >= 500 else GeneratorError
             raise kind(

@@ -1,7 +1,7 @@
 """Notices besides webhooks: owners' e-mails and their settings, low credits, operators' alerts."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,9 +14,11 @@ from jobs import keys
 from jobs.services import Services
 from jobs.view import JobView
 from notifications import channels, destinations, mail, outbox, preferences, retries, webhooks
+from notifications.mail import MailFacts
 from notifications.messages import SUPERSEDED, Message
 from notifications.preferences import LOW, Preferences
 from notifications.retries import Outcome, Verdict
+from storage.tables import ACTIVE
 from training.data.thumbnail import thumbnail
 
 _CLAIM = timedelta(seconds=60)
@@ -49,10 +51,10 @@ def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> Pref
         changed["events"] = preferences.DEFAULT if changed["events"] is None else tuple(changed["events"])
     with services.database.writing() as session:
         # After a new threshold an e-mail may be sent again.
-        wishes = replace(preferences.get(session, owner_id), **changed, low_told_at=None)
-        preferences.save(session, owner_id, wishes)
+        wanted = replace(preferences.get(session, owner_id), **changed, low_told_at=None)
+        preferences.save(session, owner_id, wanted)
         check_low_credits(session, owner_id)
-    return wishes
+    return wanted
 
 
 # ---- written with a change ------------------------------------------------------------------------------------
@@ -64,28 +66,27 @@ def queue_owner_mail(session: Session, view: JobView, event: str) -> None:
         return
     if event != webhooks.PROCESSING:
         outbox.drop_unsent(session, view.job_id, ["mail"], webhooks.PROCESSING)
-    _queue_mail(session, view.owner_id, event, mail.training_facts(view.to_dict()), view.job_id)
+    _queue_mail(session, event, _facts(view))
 
 
 def queue_not_started_mail(session: Session, owner_id: str, subject_id: str, code: str, why: str) -> None:
     """Queue an e-mail about a training that did not start automatically, if the owner wants one."""
     if preferences.get(session, owner_id).wants("training.not_started"):
-        facts = {"subject": subject_id, "owner": owner_id, "code": code, "reason": why}
-        _queue_mail(session, owner_id, "training.not_started", facts)
+        facts = MailFacts(owner_id, subject_id, code=code, reason=why)
+        _queue_mail(session, "training.not_started", facts)
 
 
 def check_low_credits(session: Session, owner_id: str) -> None:
     """After a movement of credits: queue an e-mail if few are left, and no other until there were enough again."""
-    wishes = preferences.get(session, owner_id)
-    if wishes.low_credits is None or not wishes.wants(LOW):
+    wanted = preferences.get(session, owner_id)
+    if wanted.low_credits is None or not wanted.wants(LOW):
         return
     available = ledger.balance(session, owner_id).available
-    is_low = available < wishes.low_credits
-    if is_low and wishes.low_told_at is None:
-        facts = {"owner": owner_id, "available": available, "low": wishes.low_credits}
-        _queue_mail(session, owner_id, LOW, facts)
+    is_low = available < wanted.low_credits
+    if is_low and wanted.low_told_at is None:
+        _queue_mail(session, LOW, MailFacts(owner_id, available=available, low=wanted.low_credits))
         preferences.mark_low(session, owner_id, utcnow())
-    elif not is_low and wishes.low_told_at is not None:
+    elif not is_low and wanted.low_told_at is not None:
         preferences.mark_low(session, owner_id, None)
 
 
@@ -102,13 +103,28 @@ def alert(services: Services, topic: str, text: str) -> None:
             channels.alert(session, topic, text)
 
 
-def _queue_mail(
-    session: Session, owner_id: str, event: str, facts: Mapping[str, Any], job_id: str | None = None
-) -> None:
+def _facts(view: JobView) -> MailFacts:
+    is_final = view.status not in ACTIVE
+    return MailFacts(
+        view.owner_id,
+        view.subject_id,
+        job_id=view.job_id,
+        base_model=view.spec.base_model,
+        trigger_word=view.spec.trigger_word,
+        steps=f"{view.step} of {view.total_steps}",
+        charged=f"{view.credits.charged} credits" if is_final else None,
+        refunded=f"{view.credits.refunded} credits" if is_final else None,
+        code=view.failure.code if view.failure else None,
+        reason=view.failure.message if view.failure else None,
+    )
+
+
+def _queue_mail(session: Session, event: str, facts: MailFacts) -> None:
     # If the mail server is down, not every mail tries it anew.
     due_at = destinations.postponed_until(session, mail.SERVER, utcnow() + retries.LONGEST_POSTPONEMENT)
     outbox.put(
-        session, "mail", job_id=job_id, owner_id=owner_id, topic=event, destination=mail.SERVER, payload=dict(facts),
+        session, "mail", job_id=facts.job_id, owner_id=facts.owner, topic=event, destination=mail.SERVER,
+        payload=asdict(facts),
         due_at=due_at,
     )  # fmt: skip
 
@@ -130,12 +146,12 @@ def deliver_mail(services: Services, message_id: str) -> None:
         message = outbox.find(session, message_id)
         if message is None:
             return
-        wishes = preferences.get(session, message.owner_id or "")
-    if wishes.email is None or not wishes.wants(message.topic):  # the settings were changed
+        wanted = preferences.get(session, message.owner_id or "")
+    if wanted.email is None or not wanted.wants(message.topic):  # the settings were changed
         with services.database.writing() as session:
             outbox.mark_failed(session, message.id, SUPERSEDED, None)
         return
-    outcome = _send(services, message, wishes.email)
+    outcome = _send(services, message, wanted.email)
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)
         if outcome.is_down:
@@ -150,7 +166,7 @@ def _send(services: Services, message: Message, to: str) -> Outcome:
         if services.mailer is None:
             raise Unreachable("no mail server is configured: set IMPRINT_SMTP_URL")
         picture = _sample(services, message.job_id) if message.topic == "training.completed" else None
-        drafted = mail.draft(message.topic, message.payload, services.settings.public_url, picture)
+        drafted = mail.draft(message.topic, MailFacts.parse(message.payload), services.settings.public_url, picture)
         services.mailer.send(
             mail.compose(
                 drafted, sender=services.settings.mail_from, to=to, message_id=message.id, at=message.created_at

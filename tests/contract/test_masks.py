@@ -142,7 +142,7 @@ def test_a_worker_that_died_leaves_nothing_that_changes_the_bytes(services: Serv
 @pytest.mark.parametrize(
     ("mask", "code", "error"),
     [
-        (b"no picture", "image_invalid", "its mask cannot be used: this is not a picture; accepted are "),
+        (b"no picture", "image_invalid", "its mask cannot be used: the file is not a picture; accepted formats are "),
         (b"", "image_invalid", "its mask cannot be used: the file is empty"),
         (encoded(Image.new("L", (100, 90))), "image_invalid", "its mask has another shape: 100 x 90 pixels, and "),
         (None, "image_unreachable", "its mask: there is no file 'gone.png'"),

@@ -125,7 +125,7 @@ def test_names_add_no_header_and_no_markup() -> None:
         "job_id": "job_1",
         "reason": "a\nb",
     }
-    drafted = mail.draft("training.failed", told, "https://imprint.example", b"jpeg")
+    drafted = mail.draft("training.failed", mail.MailFacts.parse(told), "https://imprint.example", b"jpeg")
     message = mail.compose(drafted, sender="I <i@example.org>", to="a@b.example", message_id="msg_1", at=utcnow())
     assert message["Bcc"] is None
     assert message["Subject"].startswith("rex Bcc: eve@example.org <b>x: the training failed")

@@ -571,7 +571,7 @@ def test_while_runpod_is_away_nothing_is_decided(make: Callable[..., Services], 
     assert states(services) == ["starting"]
     elsewhere = make(cloud, runpod_url="http://127.0.0.1:1/v2", pod_prefix=services.settings.pod_prefix, pod_jobs_max=1)
     refused, _ = place(elsewhere)
-    assert (refused.found, refused.reason) == (False, "RunPod does not answer, or with errors")
+    assert (refused.found, refused.reason) == (False, "RunPod does not answer, or only with errors")
 
 
 @pytest.mark.parametrize("seed", [1])

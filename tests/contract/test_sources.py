@@ -83,10 +83,10 @@ def test_pictures_come_from_the_stores_bucket_and_listed_ones(s3: S3Server) -> N
         assert sources.fetch(f"s3://{bucket}/Folder/My Cat.JPG", max_bytes=3) == b"cat"
     assert sources.refusal_reason(f"s3://{other}/Folder/My Cat.JPG")
     for reference, words in (
-        (f"s3://{other}/Folder/My Cat.JPG", "not one that pictures may come from"),
+        (f"s3://{other}/Folder/My Cat.JPG", "not allowed as a source of pictures"),
         (f"s3://{own}/nothing", "no object"),
         (f"s3://{own}/", "s3://bucket/key"),
-        (f"s3://{own}/imprint/originals/ab/abcd", "belongs to the service"),
+        (f"s3://{own}/imprint/originals/ab/abcd", "belongs to the object store"),
     ):
         with pytest.raises(ImageRefused, match=words):
             sources.fetch(reference, max_bytes=3)

@@ -29,7 +29,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
         address = new_database(server)
         after = Site(tmp_path, base_model, before.environment["IMPRINT_BROKER_URL"], IMPRINT_DATABASE_URL=address)
         try:
-            assert type_in(after, tmp_path, restore).count("the books are in order") == 1
+            assert type_in(after, tmp_path, restore).count("the ledger is consistent") == 1
             assert not after.services.database.is_sqlite
             assert after.look(done["job_id"]) == done
             assert after.look(running) == kept
@@ -41,7 +41,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
             ended = after.wait(running)
             assert (ended["status"], ended["step"]) == ("ready", 400)
             assert went_on_from(after.services, running) > 0
-            assert sweeps.audit_books(after.services) == []
+            assert sweeps.run_audit(after.services) == []
             charged = sum(after.look(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
             assert accounts.balance(after.services, "owner").spent == charged
         finally:

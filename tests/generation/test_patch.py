@@ -158,7 +158,7 @@ def test_what_cannot_be_patched_is_said(given: Any, why: str) -> None:
 def test_a_prompt_that_is_out_of_reach() -> None:
     given = workflow("sd15")
     given["6"] = {"class_type": "LoadConditioning", "inputs": {"file": "x"}}
-    with pytest.raises(WorkflowInvalid, match="no text was found"):
+    with pytest.raises(WorkflowInvalid, match="lead to no text"):
         patch(given, LORA)
     assert patch(given, WorkflowLora(LORA.file)).added == ["10"]  # without a word there is nothing to say
 

@@ -56,18 +56,18 @@ def all_as(kind: str) -> Callable[[Path], None]:
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a pickle as safetensors": (bytes_as(lambda _: pickle.dumps(Runs())), NOT_SOUND + "its header would have "),
+    "a pickle as safetensors": (bytes_as(lambda _: pickle.dumps(Runs())), NOT_SOUND + "its header has "),
     "a torch archive as safetensors": (
-        bytes_as(lambda _: zipped("archive/data.pkl", pickle.dumps(Runs()))), NOT_SOUND + "its header would have ",
+        bytes_as(lambda _: zipped("archive/data.pkl", pickle.dumps(Runs()))), NOT_SOUND + "its header has ",
     ),
     "nothing": (bytes_as(lambda _: b""), NOT_SOUND + "it is empty"),
     "half a file": (bytes_as(lambda data: data[: len(data) // 2]), NOT_SOUND + "tensor "),
-    "a zip behind it": (bytes_as(lambda data: data + zipped("x", b"x")), NOT_SOUND + "its header tells of "),
+    "a zip behind it": (bytes_as(lambda data: data + zipped("x", b"x")), NOT_SOUND + "its header describes "),
     "a header of 100 MB": (
-        bytes_as(lambda _: headed(b"{" + b" " * 100_000_000 + b"}")), NOT_SOUND + "its header would have 100000002",
+        bytes_as(lambda _: headed(b"{" + b" " * 100_000_000 + b"}")), NOT_SOUND + "its header has 100000002",
     ),
     "tensors that overlap": (bytes_as(lambda _: two([0, 10], [5, 15], 15)), NOT_SOUND + "its tensors overlap"),
-    "the same name twice": (bytes_as(doubled), NOT_SOUND + "its header has the same name twice"),
+    "the same name twice": (bytes_as(doubled), NOT_SOUND + "its header has a name twice"),
     "no tensors": (bytes_as(lambda _: headed(b"{}")), NONE + " (its first is 'none at all')"),
     "a LoRA": (bytes_as(lambda _: made()), "the base model {} is a LoRA: a base model is needed"),
     "names that climb": (bytes_as(lambda _: pack({"../../etc/x": tensor(np.ones(1))}, {})), NONE),

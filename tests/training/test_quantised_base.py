@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_quantisation_is_not_gone_on_with(runs: Runs, ca
     train(run)
     kept.held = {step: data for step, data in kept.held.items() if step <= 5}
     assert train(replace(run, quantise="none")).resumed_from == 0
-    assert "begins anew: its checkpoint was trained on a base in 8bit, and here it may be none" in caplog.text
+    assert "restarts: its checkpoint was trained on a base in 8bit, but here it must be none" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

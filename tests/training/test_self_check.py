@@ -152,8 +152,8 @@ def test_a_worker_steps_down_and_says_so(
 
 def test_a_device_that_does_not_work_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
-        raise BackendFailed("the device cuda gives wrong products: take it out of service")
+        raise BackendFailed("the device cuda computes wrong results: take it out of service")
 
     monkeypatch.setattr("training.device.choose", fails)
     state = device_check.check(Settings(_env_file=None, home=tmp_path), ["sd15"])
-    assert (state.refused, "wrong products" in state.verdict) == (("sd15",), True)
+    assert (state.refused, "wrong results" in state.verdict) == (("sd15",), True)

@@ -83,7 +83,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     part.send_signal(signal.SIGINT)
     _, stderr = part.communicate(timeout=120)
     assert part.returncode == 130
-    assert "To go on:" in stderr
+    assert "To resume:" in stderr
     assert "--checkpoint-every 2" in stderr
     assert not (tmp_path / "part.safetensors").exists()
     assert main(command(*recipe, out="part.safetensors")) == 0
@@ -112,7 +112,7 @@ def test_wrong_arguments_are_all_named(
 
 def test_wrong_folders(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([str(tmp_path / "none"), *command()[1:]]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     few = tmp_path / "few"
     few.mkdir()
     Image.new("RGB", (160, 160)).save(few / "flat.png")

@@ -66,7 +66,7 @@ def test_half_precision_resumes_exactly_and_stays_it(runs: Runs, caplog: pytest.
         assert resumed.sha256 == whole.sha256
     kept.held = {step: data for step, data in kept.held.items() if step <= 5}
     assert train(replace(run, precision="float32")).resumed_from == 0
-    assert "begins anew: its checkpoint was trained in bfloat16, and float32 is asked for" in caplog.text
+    assert "restarts: its checkpoint was trained in bfloat16, but float32 is requested" in caplog.text
 
 
 @pytest.mark.usefixtures("quick")

@@ -171,10 +171,10 @@ def test_the_scale_that_pefts_metadata_tells(told: dict[str, Any], scale: float)
 @pytest.mark.parametrize(("tensors", "to", "why"), [
     (pair("diffusion_model.layers.0.attention.to_q", alpha=4.0), "kohya", "no program reads"),
     (pair("diffusion_model.layers.0.attention.qkv", alpha=4.0), "comfyui", "only ComfyUI reads"),
-    (pair("base_model.model.mid_block.attentions.0.proj_in"), "kohya", "which family"),
+    (pair("base_model.model.mid_block.attentions.0.proj_in"), "kohya", "family of the LoRA file is unknown"),
     ({f"lora_unet_{TO_Q}.hada_w1_a": tensor(numbers(2, 2))}, "peft", "LoHa"),
-    ({**pair(f"lora_unet_{TO_Q}"), "x.y": tensor(numbers(2))}, "peft", "'x.y' is not known"),
-    ({}, "peft", "no LoRA in it"),
+    ({**pair(f"lora_unet_{TO_Q}"), "x.y": tensor(numbers(2))}, "peft", "'x.y' is unknown"),
+    ({}, "peft", "contains no LoRA"),
 ])  # fmt: skip
 def test_what_cannot_be_converted_is_refused(tensors: Mapping[str, Tensor], to: str, why: str) -> None:
     with pytest.raises(LoraInvalid, match=why):
@@ -199,16 +199,16 @@ def test_a_sound_file_and_what_is_told_of_it() -> None:
 
 
 BROKEN: list[tuple[dict[str, Tensor], str]] = [
-    ({}, "no LoRA is in it"),
-    ({**pair(f"lora_unet_{TO_Q}", alpha=4.0), "lora_unet_what.alpha": tensor(numbers(1))}, "is not known"),
-    ({f"lora_unet_{TO_Q}.lora_down.weight": tensor(numbers(4, 4))}, "has no other half"),
-    ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.alpha": tensor(np.asarray([1.0, 2.0]))}, "no single number"),
-    ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.lora_up.weight": tensor(numbers(48, 8))}, "no pair of one rank"),
+    ({}, "it contains no LoRA"),
+    ({**pair(f"lora_unet_{TO_Q}", alpha=4.0), "lora_unet_what.alpha": tensor(numbers(1))}, "is unknown"),
+    ({f"lora_unet_{TO_Q}.lora_down.weight": tensor(numbers(4, 4))}, "lacks its other matrix"),
+    ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.alpha": tensor(np.asarray([1.0, 2.0]))}, "not a single number"),
+    ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.lora_up.weight": tensor(numbers(48, 8))}, "which do not fit"),
     (pair(f"lora_unet_{TO_Q}", alpha=np.nan), "has alpha nan"),
     (pair(f"lora_unet_{TO_Q}", alpha=4.0, dora=numbers(9)), "9 magnitudes for 48 outputs"),
     ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.lora_up.weight": tensor(np.full((48, 4), np.inf))}, "not finite"),
-    ({**pair(f"lora_unet_{TO_Q}"), **pair(f"unet.{NAMES[f'lora_unet_{TO_Q}'][5:]}")}, "comes twice"),
-    ({f"lora_unet_{TO_Q}.lokr_w1": tensor(numbers(2, 2))}, "LoKr, which is no LoRA"),
+    ({**pair(f"lora_unet_{TO_Q}"), **pair(f"unet.{NAMES[f'lora_unet_{TO_Q}'][5:]}")}, "occurs twice"),
+    ({f"lora_unet_{TO_Q}.lokr_w1": tensor(numbers(2, 2))}, "LoKr, which is not LoRA"),
 ]
 
 
@@ -221,9 +221,9 @@ def test_broken_files_are_told(tensors: dict[str, Tensor], told: str) -> None:
 
 def test_changed_tensors_and_a_broken_adapter_are_noted() -> None:
     edited = changed(put("lora_unet_x.alpha", 1.0), rehash=False)
-    assert any("other tensors" in warning for warning in inspect(edited).warnings)
+    assert any("does not match its tensors" in warning for warning in inspect(edited).warnings)
     stem = "unet.mid_block.attentions.0.proj_in"
-    assert any("cannot be read" in told for told in inspect(pack(pair(stem), {ADAPTER: "[" * 9})).problems)
+    assert any("cannot be parsed" in problem for problem in inspect(pack(pair(stem), {ADAPTER: "[" * 9})).problems)
 
 
 @pytest.mark.parametrize("name", LORAS)
@@ -232,11 +232,11 @@ def test_hostile_files_are_told_or_refused_in_our_own_words(name: str) -> None:
     try:
         report = inspect(data)
     except LoraInvalid as error:
-        told = error.message
+        longest = error.message
     else:
         json.dumps(report.to_dict(), allow_nan=False)
-        told = max(report.problems, key=len, default="")
-    assert len(told) < 500
+        longest = max(report.problems, key=len, default="")
+    assert len(longest) < 500
 
 
 # ---- the commands ------------------------------------------------------------------------------------------------

@@ -154,14 +154,14 @@ def test_an_srgb_profile_changes_nothing() -> None:
 def test_a_broken_profile_is_ignored_and_noted(profile: bytes) -> None:
     data = encoded(Image.new("RGB", (100, 100), (200, 30, 90)), icc_profile=profile)
     assert pixel(data) == (200, 30, 90)
-    assert prepare(data, resolution=64).report.notes == ("broken colour profile ignored",)
+    assert prepare(data, resolution=64).report.notes == ("ignored a broken colour profile",)
 
 
 def test_a_profile_for_other_colours_is_ignored_and_noted() -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for mode, colour in (("RGB", (200, 30, 90)), ("L", 77)):
         made = prepare(encoded(Image.new(mode, (100, 100), colour), icc_profile=lab), resolution=64)
-        assert made.report.notes == ("colour profile for other colours than the picture's ignored",)
+        assert made.report.notes == ("ignored a colour profile for another colour mode",)
         assert opened(made.png).getpixel((5, 5)) == (colour if mode == "RGB" else (77, 77, 77))
 
 
@@ -169,7 +169,7 @@ def test_cmyk_becomes_rgb_with_a_note() -> None:
     ink = Image.new("CMYK", (100, 100), (0, 255, 255, 0))
     made = prepare(encoded(ink, "JPEG", quality=95), resolution=64)
     assert opened(made.png).getpixel((5, 5)) == pytest.approx((254, 0, 0), abs=4)
-    assert made.report.notes == ("CMYK without a colour profile: colours are a guess",)
+    assert made.report.notes == ("CMYK without a colour profile: colours are approximate",)
 
 
 # ---- buckets ----
@@ -294,7 +294,7 @@ def test_a_picture_whose_mask_is_none_is_left_out_and_says_so(tmp_path: Path) ->
     (into := tmp_path / "into").mkdir()
     left_out = load_folder(tmp_path, MASKED, into).left_out
     assert left_out.keys() == {"1.png", "2.png"}
-    assert left_out["1.png"].startswith("its mask cannot be used: this is not a picture")
+    assert left_out["1.png"].startswith("its mask cannot be used: the file is not a picture")
     assert left_out["2.png"].startswith("its mask has another shape: 64 x 32 pixels")
 
 
@@ -306,7 +306,9 @@ def test_a_mask_that_no_picture_has_the_name_of_is_refused(tmp_path: Path) -> No
         Image.new("L", (64, 64)).save(tmp_path / "masks" / name)
     with pytest.raises(SpecInvalid) as raised:
         load_folder(tmp_path, MASKED, tmp_path)
-    assert raised.value.faults == dict.fromkeys(("masks/0_mask.png", "masks/5.png"), "no picture has this mask's name")
+    assert raised.value.faults == dict.fromkeys(
+        ("masks/0_mask.png", "masks/5.png"), "no picture has the name of this mask"
+    )
 
 
 def test_of_two_masks_with_one_name_always_the_same_counts(tmp_path: Path) -> None:
@@ -323,7 +325,7 @@ def test_of_two_masks_with_one_name_always_the_same_counts(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("caption", "fault"),
     [
-        ("Käfer".encode("latin-1"), "the caption is no UTF-8 text"),
+        ("Käfer".encode("latin-1"), "the caption is not UTF-8 text"),
         ("ä".encode() * 1001, "the caption is longer than 1000 characters"),
         (b"a" * 100_000, "the caption is longer than 1000 characters"),
     ],

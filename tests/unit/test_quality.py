@@ -11,6 +11,8 @@ from tests.unit.drawings import PHOTOS, drawing, encoded, photographs, photos
 from training.data.pictures import prepare
 from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, assess, near_duplicates
 
+UNREADABLE = PictureReport(0, 0, "", 0.0, 0.0, "", ("unreadable",), ("the file is empty",))
+
 
 def report(image: Image.Image, resolution: int = 64) -> PictureReport:
     return prepare(encoded(image), resolution=resolution).report
@@ -20,6 +22,7 @@ def test_a_report_survives_json() -> None:
     made = report(drawing(3))
     assert PictureReport.from_dict(made.to_dict()) == made
     assert PictureReport.from_dict({**made.to_dict(), "bad": []}) == made
+    assert PictureReport.from_dict(UNREADABLE.to_dict()) == UNREADABLE
     assert set(FAULTS) >= BAD_FAULTS
 
 
@@ -80,9 +83,8 @@ def test_blurred_and_lost_photographs_have_faults() -> None:
 def test_repeats_point_to_the_first_of_their_kind() -> None:
     one, two = report(drawing(1)), report(drawing(2))
     copy = report(drawing(1).resize((300, 300)))
-    unreadable = PictureReport.from_dict({})
     assert near_duplicates([]) == {}
-    assert near_duplicates([unreadable, one, two, copy, unreadable, two, copy]) == {3: 1, 5: 2, 6: 1}
+    assert near_duplicates([UNREADABLE, one, two, copy, UNREADABLE, two, copy]) == {3: 1, 5: 2, 6: 1}
 
 
 def variants(image: Image.Image) -> dict[str, Image.Image]:

@@ -93,7 +93,7 @@ def test_a_remote_trainer_is_refused_a_masked_loss_with_masks_as_without() -> No
     images = [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_9"}]
     found = faults(images=images, objective=MASKED, backend="ai-toolkit")
     assert found == faults(objective=MASKED, backend="ai-toolkit")
-    assert "ai-toolkit cannot do this" in found["objective.masked"]
+    assert "ai-toolkit does not support this option" in found["objective.masked"]
 
 
 def test_every_fault_is_named_at_once() -> None:
@@ -115,7 +115,7 @@ def test_every_fault_is_named_at_once() -> None:
         "owner_id", "subject_id", "epochs", "rank", "learning_rate", "resolution", "trigger_word", "colour", "size",
         "family", "images.4.ref",
     }  # fmt: skip
-    assert "needs its family" in found["family"]
+    assert "for a folder or hub id, set family too" in found["family"]
     assert "the arguments are" in found["colour"]
 
 

@@ -40,7 +40,7 @@ def test_what_is_said_wins_over_the_family_and_none_is_not_said() -> None:
 
 
 def test_a_folder_or_hub_id_needs_its_family_and_gets_that_ones_recipe() -> None:
-    with pytest.raises(ValidationError, match="needs its family"):
+    with pytest.raises(ValidationError, match="for a folder or hub id, set family too"):
         spec(base_model="someone/model")
     made = spec(base_model="someone/model", family="sdxl")
     assert (made.rank, made.resolution) == (8, 1024)

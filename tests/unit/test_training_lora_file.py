@@ -31,7 +31,7 @@ def described(family: str = "sd15", **given: Any) -> dict[str, str]:
     base = {"sd15": "sd15", "sdxl": "sdxl", "z-image": "z-image-turbo"}[family]
     spec = TrainSpec(base_model=base, trigger_word="sks dog", rank=4, alpha=32.0, seed=7, **given)
     examples = [Example(Path("a.png"), "a photo of sks dog, standing", "a" * 64, 512, 512)]
-    return lora_metadata.describe(
+    return lora_metadata.build_metadata(
         spec, examples, steps=10, dataset_sha256="d" * 64, base_sha256="b" * 64, prediction="epsilon"
     )
 
@@ -134,11 +134,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "not finite, bf16": (lambda: changed(put(f"{STEM}.lora_down.weight", NAN, "BF16")), "not finite"),
     "infinite alpha": (lambda: changed(put(f"{STEM}.alpha", np.inf)), "not finite"),
     "negative alpha": (lambda: changed(put(f"{STEM}.alpha", -1.0)), "alpha is -1"),
-    "an alpha of many numbers": (lambda: changed(put(f"{STEM}.alpha", [1.0, 2.0])), "no single number"),
+    "an alpha of many numbers": (lambda: changed(put(f"{STEM}.alpha", [1.0, 2.0])), "not a single number"),
     "another rank": (lambda: changed(put(f"{STEM}.lora_down.weight", np.ones((8, 32)))), "rank 8"),
     "transposed": (lambda: changed(put(f"{STEM}.lora_up.weight", np.ones((4, 48)))), "rank 4 and 48"),
-    "flat": (lambda: changed(put(f"{STEM}.lora_down.weight", np.ones(128))), "no pair of matrices"),
-    "three dimensions": (lambda: changed(put(f"{STEM}.lora_down.weight", np.ones((4, 8, 4)))), "no pair of matrices"),
+    "flat": (lambda: changed(put(f"{STEM}.lora_down.weight", np.ones(128))), "which do not fit"),
+    "three dimensions": (lambda: changed(put(f"{STEM}.lora_down.weight", np.ones((4, 8, 4)))), "which do not fit"),
     "empty": (lambda: changed(put(f"{STEM}.lora_down.weight", np.ones((4, 0)))), "is empty"),
     "no alpha": (lambda: changed(lambda held: held.pop(f"{STEM}.alpha")), r"lacks .*\.alpha"),
     "no up": (lambda: changed(lambda held: held.pop(f"{STEM}.lora_up.weight")), r"lacks .*lora_up"),
@@ -148,18 +148,18 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "diffusers' keys": (lambda: changed(put("unet.mid_block.attn1.to_q.lora_A.weight", 1.0)), "no sd15 LoRA has"),
     "no metadata": (lambda: changed(metadata=lambda told: told.clear()), "metadata lacks"),
     "no trigger word": (lambda: changed(metadata=lambda told: told.pop("imprint_trigger_word")), "trigger_word"),
-    "another rank told": (lambda: changed(metadata=lambda told: told.update(ss_network_dim="8")), "tells of rank 8"),
-    "another alpha told": (lambda: changed(metadata=lambda told: told.update(ss_network_alpha="4")), "tells of alpha"),
+    "another rank told": (lambda: changed(metadata=lambda told: told.update(ss_network_dim="8")), "names rank 8"),
+    "another alpha told": (lambda: changed(metadata=lambda told: told.update(ss_network_alpha="4")), "names alpha"),
     "no number as alpha": (lambda: changed(metadata=lambda told: told.update(ss_network_alpha="x")), "cannot be read"),
     "a broken recipe": (lambda: changed(metadata=lambda told: told.update(imprint_recipe="{")), "cannot be read"),
     "other tensors": (
-        lambda: changed(put(f"{STEM}.lora_up.weight", np.ones((48, 4))), rehash=False), "not those that its metadata",
+        lambda: changed(put(f"{STEM}.lora_up.weight", np.ones((48, 4))), rehash=False), "do not match the hash",
     ),
     "a pickle": (lambda: pickle.dumps({"a": 1}), "pickle"),
     "a torch file": (lambda: b"PK\x03\x04" + b"\x00" * 100, "pickle"),
     "the same name twice": (twice, "twice"),
-    "an oversize header": (lambda: (2**40).to_bytes(8, "little") + b"{}", "header would have"),
-    "cut off": (lambda: made()[:-10], "outside of the file"),
+    "an oversize header": (lambda: (2**40).to_bytes(8, "little") + b"{}", "header has"),
+    "cut off": (lambda: made()[:-10], "exceeds the file"),
     "nothing": (lambda: b"", "shorter"),
 }  # fmt: skip
 
@@ -180,10 +180,10 @@ def test_of_another_family_or_rank() -> None:
 
 
 def test_too_large_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(LoraInvalid, match="over the 100"):
+    with pytest.raises(LoraInvalid, match="at most 100"):
         check_lora_file(made(), family="sd15", rank=4, max_bytes=100)
     lora_file.write_file(tmp_path / "a.safetensors", made())
-    with pytest.raises(LoraInvalid, match="over the 100"):
+    with pytest.raises(LoraInvalid, match="at most 100"):
         check_lora_file(tmp_path / "a.safetensors", family="sd15", rank=4, max_bytes=100)
     with pytest.raises(LoraInvalid, match="cannot be read"):
         check_lora_file(tmp_path / "none.safetensors", family="sd15", rank=4)

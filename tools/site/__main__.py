@@ -15,7 +15,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def build(out: Path) -> int:
-    """0 if the site was built without a warning."""
+    """Build the site. Returns 0 if there was no warning."""
     from sphinx.cmd.build import build_main
 
     with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +27,7 @@ def build(out: Path) -> int:
 
 
 def redirect(out: Path) -> None:
-    """A page at each old address that leads to the new one."""
+    """Write a page at each old address that redirects to the new one."""
     for old, new in MOVED.items():
         page = out / f"{old}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
-    os.chdir(tempfile.gettempdir())  # no .env file of this folder is read
+    os.chdir(tempfile.gettempdir())  # so that no .env file is read
     failed = build(given.out.resolve() if given.out.is_absolute() else ROOT / given.out)
     if failed or given.what == "build":
         return failed

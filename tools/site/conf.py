@@ -1,4 +1,4 @@
-"""Sphinx' configuration of the docs site; the source folder is what stage.py writes."""
+"""The Sphinx configuration of the docs site. stage.py writes the source folder."""
 
 project = "Imprint"
 author = "the Imprint authors"
@@ -11,7 +11,7 @@ html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
 exclude_patterns = ["_build"]
-myst_heading_anchors = 4  # links to headings as GitHub makes them
+myst_heading_anchors = 4  # the same anchors of headings as on GitHub
 myst_enable_extensions = ["colon_fence"]
 highlight_language = "text"
 suppress_warnings: list[str] = []

@@ -10,7 +10,7 @@ INDEX = "docs/index.md"
 RECORDS = "Decisions"  # the section of docs/adr
 MADE_IN = "Build on it"  # the section that ends with the pages made from the code (reference.py)
 
-# Addresses of pages that were merged into another one or renamed, and where their text is now.
+# Old addresses of merged or renamed pages, and the pages that have their text now.
 MOVED = {
     "how-to/first-training": "train-your-pictures",
     "training-by-hand": "train-your-pictures",
@@ -32,7 +32,7 @@ MOVED = {
 
 
 def sections() -> dict[str, list[str]]:
-    """Paths of pages in the repository, by section of the index and in its order."""
+    """The pages of each section, as paths in the repository, in the order of the index."""
     found: dict[str, list[str]] = {"": ["README.md"]}
     section = ""
     for line in (ROOT / INDEX).read_text(encoding="utf-8").splitlines():

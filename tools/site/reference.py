@@ -1,4 +1,4 @@
-"""Pages that are made from the code: tasks, HTTP API, metrics."""
+"""Pages generated from the code: tasks, HTTP API, metrics."""
 
 import inspect
 from collections.abc import Iterable
@@ -8,17 +8,17 @@ _NOTE = "\n*Generated from the code.*\n\n"
 
 
 def pages() -> dict[str, str]:
-    """The text of each page by the name of its file."""
+    """The text of each page, by file name."""
     return {"tasks.md": tasks(), "http.md": http(), "metrics.md": metrics()}
 
 
 def tasks() -> str:
-    """Every Celery task: its queue, arguments, and what its docstring says."""
+    """Every Celery task: its docstring, queue and arguments."""
     from tasks.app import app
 
     app.loader.import_default_modules()
-    told = ["# Tasks", _NOTE, "[The task](../task.md) says how to send one. Imprint's internal tasks are listed too: "]
-    told.append("Flower and the logs show their names.\n")
+    parts = ["# Tasks", _NOTE, "[The task](../task.md) says how to send one. Imprint's internal tasks are listed too: "]
+    parts.append("Flower and the logs show their names.\n")
     ours = {name: task for name, task in app.tasks.items() if name.startswith("imprint.")}
     periods = {entry["task"]: entry["schedule"] for entry in app.conf.beat_schedule.values()}
     routes = app.conf.task_routes
@@ -26,40 +26,40 @@ def tasks() -> str:
         queue = "train.{family}" if name == "imprint.train" else routes.get(name, {}).get("queue", "io")
         parameters = inspect.signature(task.run).parameters.values()
         given = [parameter for parameter in parameters if parameter.name != "self"]
-        told.append(f"\n## `{name}`\n\n{inspect.getdoc(task.run) or ''}\n\n")
-        told.append(f"- Queue: `{queue}`\n")
-        told.append(f"- Arguments: {', '.join(f'`{one}`' for one in given) or 'none'}\n")
-        told.append(f"- Result: {'none' if task.ignore_result in (True, None) else 'kept for 24 hours'}\n")
+        parts.append(f"\n## `{name}`\n\n{inspect.getdoc(task.run) or ''}\n\n")
+        parts.append(f"- Queue: `{queue}`\n")
+        parts.append(f"- Arguments: {', '.join(f'`{one}`' for one in given) or 'none'}\n")
+        parts.append(f"- Result: {'none' if task.ignore_result in (True, None) else 'kept for 24 hours'}\n")
         if name in periods:
-            told.append(f"- Sent by beat every {float(periods[name]):g} s\n")
-    return "".join(told)
+            parts.append(f"- Sent by beat every {float(periods[name]):g} s\n")
+    return "".join(parts)
 
 
 def http() -> str:
-    """Every route with what it takes and answers, from the OpenAPI document."""
-    from tools.site.scrape import empty_house
+    """Every route with its parameters and answers, from the OpenAPI document."""
+    from tools.site.scrape import empty_services
     from web.app import create_app
 
-    with empty_house() as services:
+    with empty_services() as services:
         document = create_app(services).openapi()
-    told = ["# HTTP API: every route", _NOTE]
-    told.append("[The HTTP API](../http-api.md) has a first call and the rules for all routes. ")
-    told.append("A running service serves the same as `/openapi.json`, and as a page at `/docs`.\n")
+    parts = ["# HTTP API: every route", _NOTE]
+    parts.append("[The HTTP API](../http-api.md) has a first call and the rules for all routes. ")
+    parts.append("A running service serves the same as `/openapi.json`, and as a page at `/docs`.\n")
     for path, methods in document["paths"].items():
         for method, one in methods.items():
-            told.append(f"\n## `{method.upper()} {path}`\n\n{one.get('summary', '')}\n\n")
+            parts.append(f"\n## `{method.upper()} {path}`\n\n{one.get('summary', '')}\n\n")
             if one.get("description"):
-                told.append(f"{one['description']}\n\n")
+                parts.append(f"{one['description']}\n\n")
             rows = [
                 (f"`{p['name']}`", p["in"], "yes" if p.get("required") else "no", p.get("description", ""))
                 for p in one.get("parameters", [])
             ]
-            told.append(_table(("parameter", "in", "required", "what"), rows))
+            parts.append(_table(("parameter", "in", "required", "what"), rows))
             if body := _schema_of(one.get("requestBody", {}), document):
-                told.append(f"Body: `{body[0]}`\n\n" + _fields(body[1]))
+                parts.append(f"Body: `{body[0]}`\n\n" + _fields(body[1]))
             answers = [(f"`{code}`", answer.get("description", "")) for code, answer in one["responses"].items()]
-            told.append(_table(("answer", "what"), answers))
-    return "".join(told)
+            parts.append(_table(("answer", "what"), answers))
+    return "".join(parts)
 
 
 def _schema_of(holder: dict[str, Any], document: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -80,24 +80,24 @@ def _fields(schema: dict[str, Any]) -> str:
 
 
 def metrics() -> str:
-    """Every metric: of the workers from core/metrics.py, of the web process as it registers them."""
+    """Every metric: those of workers from core/metrics.py, those of the web process as it registers them."""
     from core import metrics
     from tools.site.scrape import families
 
-    told = ["# Metrics", _NOTE, "[Monitoring](../monitoring.md) says how to collect and show them.\n"]
-    told.append("\n## Of the workers\n\n")
+    parts = ["# Metrics", _NOTE, "[Monitoring](../monitoring.md) says how to collect and show them.\n"]
+    parts.append("\n## Of the workers\n\n")
     rows = [
         (f"`{one.name}{'_total' if one.kind == 'counter' else ''}`", one.kind, _names(one.labels), one.description)
         for one in metrics.ALL
     ]
-    told.append(_table(("metric", "kind", "labels", "what"), rows))
-    told.append("\n## Of the web process\n\n")
+    parts.append(_table(("metric", "kind", "labels", "what"), rows))
+    parts.append("\n## Of the web process\n\n")
     rows = [
         (f"`{name}{'_total' if kind == 'counter' else ''}`", kind, _names(labels), what)
         for name, kind, labels, what in families()
     ]
-    told.append(_table(("metric", "kind", "labels", "what"), rows))
-    return "".join(told)
+    parts.append(_table(("metric", "kind", "labels", "what"), rows))
+    return "".join(parts)
 
 
 def _names(labels: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The web process's metrics as it registers them, with their labels, from an installation that is empty."""
+"""The metrics that the web process registers, with their labels, read from an empty installation."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from web.metrics import WebMetrics
 
 
 @contextmanager
-def empty_house() -> Iterator[Services]:
-    """Services with nothing in them, which leaves nothing behind."""
+def empty_services() -> Iterator[Services]:
+    """Services of an empty installation in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         services = Services(Settings(_env_file=None, home=Path(folder)))  # type: ignore[call-arg]
         try:
@@ -22,8 +22,8 @@ def empty_house() -> Iterator[Services]:
 
 
 def families() -> list[tuple[str, str, tuple[str, ...], str]]:
-    """Name, kind, labels and help of each, by name."""
-    with empty_house() as services:
+    """Name, kind, labels and description of each metric, sorted by name."""
+    with empty_services() as services:
         metrics = WebMetrics(services, lengths=lambda: {"io": 0})
         metrics.observe("GET", "/healthz", 200, 0.001)
         found = []

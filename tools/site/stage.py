@@ -1,7 +1,7 @@
-"""Lays the pages out for Sphinx: a copy of each, links between them as they will be, and a table of contents.
+"""Prepares the pages for Sphinx: a copy of each with links of the site, and a table of contents.
 
 The pages are written for GitHub: README.md links to docs/task.md, which links to ../CONTRIBUTING.md. Links to files
-that are no page of the site (code, the licence) become their names.
+that are not on the site (code, the licence) become plain text.
 """
 
 import os
@@ -16,12 +16,12 @@ _LINK = re.compile(r"(!?)\[([^\]]*(?:\[[^\]]*\])?[^\]]*)\]\(([^)\s]+)\)")
 
 
 def place(page: str) -> str:
-    """Where a page of the repository stands on the site."""
+    """The path of a page of the repository on the site."""
     return page.removeprefix("docs/").lower() if page.startswith("docs/") else f"project/{page.lower()}"
 
 
 def stage(folder: Path) -> None:
-    """Write the source of the whole site into `folder`, which is emptied first."""
+    """Write the source of the site into `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "images", folder / "images")
     pages = [INDEX, *(page for one in sections().values() for page in one)]
@@ -37,18 +37,18 @@ def stage(folder: Path) -> None:
 
 
 def _contents() -> str:
-    told = []
+    parts = []
     for section, pages in sections().items():
         places = [place(page) for page in pages]
         if section == MADE_IN:
             places += [f"reference/{name}" for name in reference.pages()]
         lines = "\n".join(one.removesuffix(".md") for one in places)
-        told.append(f"\n```{{toctree}}\n:caption: {section}\n:hidden:\n\n{lines}\n```\n")
-    return "".join(told)
+        parts.append(f"\n```{{toctree}}\n:caption: {section}\n:hidden:\n\n{lines}\n```\n")
+    return "".join(parts)
 
 
 def _with_links(text: str, page: str, pages: set[str]) -> str:
-    """Outside of fenced blocks, every relative link as it is on the site."""
+    """Replace every relative link outside of fenced blocks by the link of the site."""
     return re.sub(
         r"(^```.*?^```$)|" + _LINK.pattern,
         lambda found: found[0] if found[1] else _link(found[2], found[3], found[4], page, pages),
@@ -57,14 +57,14 @@ def _with_links(text: str, page: str, pages: set[str]) -> str:
     )
 
 
-def _link(bang: str, told: str, target: str, page: str, pages: set[str]) -> str:
+def _link(bang: str, text: str, target: str, page: str, pages: set[str]) -> str:
     if re.match(r"[a-z]+:", target) or target.startswith("#"):
-        return f"{bang}[{told}]({target})"
+        return f"{bang}[{text}]({target})"
     name, _, anchor = target.partition("#")
     found = os.path.normpath(Path(page).parent / name)
     here = Path(place(page)).parent
     if found.startswith("docs/images/"):
-        return f"{bang}[{told}]({os.path.relpath(found.removeprefix('docs/'), here)})"
+        return f"{bang}[{text}]({os.path.relpath(found.removeprefix('docs/'), here)})"
     if found in pages:
-        return f"[{told}]({os.path.relpath(place(found), here)}{'#' + anchor if anchor else ''})"
-    return told if told.strip("`") == found or "`" in told else f"{told} (`{found}`)"
+        return f"[{text}]({os.path.relpath(place(found), here)}{'#' + anchor if anchor else ''})"
+    return text if text.strip("`") == found or "`" in text else f"{text} (`{found}`)"

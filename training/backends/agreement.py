@@ -1,7 +1,6 @@
-"""How a job goes on that began elsewhere, or under other settings: as it began, or anew.
+"""Decides whether a job that moved to another machine or other settings resumes or restarts.
 
-Half of a training in one way and half in another would be neither's, and a resume gives the bytes of one that was left
-alone.
+A training must not change its precision half-way: a resumed training gives the same bytes as an uninterrupted one.
 """
 
 import logging
@@ -22,15 +21,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a base is held, and the state to go on from."""
+    """How to load the base model, and the state to resume from."""
 
     dtype: torch.dtype
-    quantisations: Sequence[Quantisation]  # that the base may have, most bits first
+    quantisations: Sequence[Quantisation]  # allowed ones, most bits first
     state: State | None
 
 
 def agreed(run: TrainRun, device: torch.device, base_bytes: int, state: State | None) -> Agreement:
-    """The precision and the quantisation of the base: a job that moved to another machine stays as it began."""
+    """The precision and quantisation of the base model. A job that resumes keeps those that it began with."""
     wanted = precision(device, base_bytes, run.precision)
     if run.quantise != "auto":
         kinds: Sequence[Quantisation] = (run.quantise,)
@@ -42,14 +41,14 @@ def agreed(run: TrainRun, device: torch.device, base_bytes: int, state: State | 
     began: torch.dtype = getattr(torch, state.precision or name)
     why = ""
     if began != wanted and run.precision != "auto":
-        why = f"in {state.precision}, and {run.precision} is asked for"
+        why = f"in {state.precision}, but {run.precision} is requested"
     elif began != wanted and not can_hold(device, began):
-        why = f"in {state.precision}, and {device} does not have that"
+        why = f"in {state.precision}, which {device} does not support"
     elif state.quantisation not in kinds:
-        why = f"on a base in {state.quantisation}, and here it may be {' or '.join(kinds)}"
+        why = f"on a base in {state.quantisation}, but here it must be {' or '.join(kinds)}"
     if why:
-        log.warning("job %s begins anew: its checkpoint was trained %s", run.job_id, why)
+        log.warning("job %s restarts: its checkpoint was trained %s", run.job_id, why)
         return Agreement(wanted, kinds, None)
     if began != wanted:
-        log.info("job %s goes on in %s, as it began; here it would be %s", run.job_id, state.precision, name)
+        log.info("job %s resumes in %s, as it began; new jobs use %s here", run.job_id, state.precision, name)
     return Agreement(began, (state.quantisation,), state)

@@ -1,8 +1,7 @@
-"""Checkpoints: all that a training is at one step, as one safetensors blob that says what it belongs to.
+"""Checkpoints: the whole state of a training at one step, as one safetensors file.
 
-A checkpoint is only ever used by the run that it was made for: seed, spec, dataset and base model are in it as hashes,
-and its content is hashed too. One that is damaged or foreign is passed over for the one before it, with a line in the
-log.
+A checkpoint contains hashes of seed, spec, dataset, base model and its own content, so only the training that wrote it
+can use it. If one is damaged or does not match, the one before it is used, with a warning in the log.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ from training.ports import CheckpointStore
 log = logging.getLogger(__name__)
 
 FORMAT = "imprint-checkpoint/1"
-NEWEST = 2  # checkpoints that stay, whatever their step
-_KINDS = {"uint8": "U8", "float64": "F64"}  # all else is float32
-LASTING_EPOCHS = 10  # and those at a multiple of so many epochs stay until the training has ended
+NEWEST = 2  # the newest checkpoints are always kept
+_KINDS = {"uint8": "U8", "float64": "F64"}  # others are float32
+LASTING_EPOCHS = 10  # those at multiples of this many epochs are kept until the end
 
 
 def serialize(state: State, identity: Mapping[str, str], versions: Mapping[str, str]) -> bytes:
-    """One blob. `identity` is what must match on the way back; `versions` is for whoever reads the file."""
+    """A checkpoint file. `identity` must match when it is loaded; `versions` is only information."""
     parts = {"weights": state.weights, "best": state.best, **state.kept}
     tensors = {
         f"{part}/{name}": tensor(values, _KINDS.get(values.dtype.name, "F32"))
@@ -48,18 +47,18 @@ def serialize(state: State, identity: Mapping[str, str], versions: Mapping[str, 
 
 
 def deserialize(data: bytes, identity: Mapping[str, str], step: int) -> State:
-    """The state in a blob; raises Malformed, which says why, for one that is damaged, foreign, or of another step."""
+    """The state in a checkpoint file. Raises Malformed if it is damaged, or has another identity or step."""
     tensors, facts = unpack(data)
     if facts.get("format") != FORMAT:
-        raise Malformed(f"it is of format {facts.get('format', 'none')[:40]!r}")
+        raise Malformed(f"its format is {facts.get('format', 'none')[:40]!r}")
     digest = facts.pop("sha256", "")
     if digest != _content(tensors, facts):
         raise Malformed("its content is damaged")
     for name, value in identity.items():
         if facts.get(f"identity.{name}") != value:
-            raise Malformed(f"it was made with another {name}")
+            raise Malformed(f"it has another {name}")
     if facts["step"] != str(step):
-        raise Malformed(f"it is of step {facts['step']}")
+        raise Malformed(f"its step is {facts['step']}")
     parts: dict[str, dict[str, Array]] = {}
     for name, held in tensors.items():
         part, _, rest = name.partition("/")
@@ -87,7 +86,7 @@ def _content(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
 
 
 def load_latest(checkpoints: CheckpointStore, identity: Mapping[str, str], total: int) -> State | None:
-    """The highest checkpoint that validates, or None. A store that fails costs the head start, not the training."""
+    """The newest valid checkpoint, or None, also if the store fails: then the training starts at step 0."""
     try:
         steps = sorted((step for step in checkpoints.steps() if 0 < step <= total), reverse=True)
     except (OSError, ImprintError) as error:
@@ -97,18 +96,18 @@ def load_latest(checkpoints: CheckpointStore, identity: Mapping[str, str], total
         try:
             return deserialize(checkpoints.load(step), identity, step)
         except Malformed as error:
-            log.warning("the checkpoint of step %d is passed over: %s", step, error)
+            log.warning("the checkpoint of step %d is ignored: %s", step, error)
         except (OSError, ImprintError) as error:
-            log.warning("the checkpoint of step %d cannot be read and is passed over: %s", step, error)
+            log.warning("the checkpoint of step %d cannot be read and is ignored: %s", step, error)
     return None
 
 
 def save_checkpoint(
     checkpoints: CheckpointStore, state: State, identity: Mapping[str, str], versions: Mapping[str, str], lasting: int
 ) -> bool:
-    """Save a checkpoint; a store that fails is a warning, since the training itself is sound. True if it was kept.
+    """Save a checkpoint; returns whether it was saved. A store that fails is only a warning.
 
-    Of those before it the last one stays, and every one at a multiple of `lasting` steps.
+    Of the older checkpoints, the last one and those at multiples of `lasting` steps are kept.
     """
     try:
         checkpoints.save(state.step, serialize(state, identity, versions))

@@ -1,4 +1,4 @@
-"""What one training works on, encoded: pictures and captions, mirrored and mute, held out, and prompts to draw."""
+"""The encoded dataset of one training: pictures, captions, their variants, held-out pictures and preview prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ Encoded = TypeVar("Encoded")
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """All that is kept of the pictures that are trained on, and of what is looked at beside the training."""
+    """The encoded pictures and captions to train on, and those for validation and previews."""
 
     moments: Sequence[torch.Tensor]
     conditions: Sequence[Condition]
@@ -33,10 +33,10 @@ class EncodedDataset:
 
 
 def split_held_out(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[Example], list[Example]]:
-    """The pictures to train on, and those that chance, by the job's seed, holds out. Raises TooFewImages."""
+    """Split off held-out pictures at random, by the job's seed: (training, held out). Raises TooFewImages."""
     count = spec.validation.held_out
     if count >= len(examples):
-        raise TooFewImages(f"{count} of {len(examples)} pictures are to be held out: none is left to train on")
+        raise TooFewImages(f"{count} of {len(examples)} pictures would be held out, which leaves none to train on")
     if not count:
         return list(examples), []
     chosen = set(torch.randperm(len(examples), generator=generator(spec.seed, "held out", 0))[:count].tolist())
@@ -48,8 +48,8 @@ def encode_dataset(
     family: Family, base: Base, encodings: Encodings, spec: TrainSpec, examples: Sequence[Example],
     check: Callable[[], None],
 ) -> EncodedDataset:  # fmt: skip
-    """Encode everything that the recipe asks for: all captions, then all pictures, so that text encoders and VAE are
-    each woken once at most, and one after the other. `check` may raise between batches.
+    """Encode everything that the recipe needs: first all captions, then all pictures, so that the text encoders and the
+    VAE are each loaded at most once, one after the other. `check` may raise between batches.
     """
     trained, held = split_held_out(examples, spec)
     has_classes = bool(spec.objective.prior_weight or spec.objective.prior_share)
@@ -98,13 +98,13 @@ def encode_dataset(
 
 
 def _prompts(spec: TrainSpec) -> tuple[str, ...]:
-    """The prompts to draw, and the empty one that guidance needs."""
+    """The preview prompts, and the empty prompt that guidance needs."""
     return (*spec.validation.previews, "") if spec.validation.previews else ()
 
 
 def _in_groups(
     groups: Mapping[str, Sequence[Example]], encode: Callable[[Sequence[Example]], list[Encoded]]
 ) -> dict[str, list[Encoded]]:
-    """Encode the examples of all groups in one call; gives what each group got."""
+    """Encode the examples of all groups in one call; returns the results by group."""
     made = iter(encode([one for group in groups.values() for one in group]))
     return {name: [next(made) for _ in group] for name, group in groups.items()}

@@ -1,7 +1,7 @@
-"""What VAE and text encoders made of a picture or a caption: kept on disk by content, for all jobs and retries.
+"""A disk cache of encoded pictures and captions, for all jobs and retries.
 
-A key is the SHA-256 of the base model's fingerprint and of what was encoded, so nothing is ever out of date; a file
-that is damaged is made again. The folder is kept below a size by letting the files go that were not used the longest.
+A key is the SHA-256 of the base model's fingerprint and the encoded content, so entries never become stale. Damaged
+files are encoded again. When the folder exceeds its limit, the least recently used files are deleted.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from training.ports import Example
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 10 * 2**30
-_LOOK_EVERY = 500  # files written between two looks at the folder's size
+_CHECK_SIZE_EVERY = 500  # files written between two checks of the folder's size
 
 
 class Encodings:
-    """The encodings of one base model in `folder`; without a folder everything is made anew."""
+    """The cached encodings of one base model in `folder`; without a folder nothing is cached."""
 
     def __init__(self, folder: Path | None, fingerprint: str, max_bytes: int = MAX_BYTES) -> None:
         self._folder, self._fingerprint, self._max_bytes = folder, fingerprint, max_bytes
@@ -36,9 +36,9 @@ class Encodings:
     def moments(
         self, family: Family, base: Base, examples: Sequence[Example], check: Callable[[], None]
     ) -> list[Tensor]:
-        """The moments of every picture's latents [2C, h, w] float32, on the CPU. `check` may raise between batches.
+        """The moments of each picture's latents, [2C, h, w] float32, on the CPU. `check` may raise between batches.
 
-        Wakes the VAE if a picture is not known yet.
+        Loads the VAE if a picture is not cached.
         """
         names = [_picture_name(example, base.vae_dtype) for example in examples]
         known, missing = self._look_up("picture", names, examples)
@@ -53,9 +53,9 @@ class Encodings:
         return [known[name]["moments"] for name in names]
 
     def conditions(self, family: Family, base: Base, examples: Sequence[Example]) -> list[Condition]:
-        """What the denoiser is told about every picture, on the device.
+        """The condition for the denoiser of each picture, on the device.
 
-        Wakes the text encoders if a caption is not known yet.
+        Loads the text encoders if a caption is not cached.
         """
         names = [_caption_name(example) for example in examples]
         known, missing = self._look_up("caption", names, examples)
@@ -69,7 +69,7 @@ class Encodings:
     def _look_up(
         self, kind: str, names: Sequence[str], examples: Sequence[Example]
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Example]]:
-        """What is on disk, by name, and an example of each name that is not."""
+        """The cached values by name, and an example for each name that is not cached."""
         found = {name: self._load(kind, name) for name in dict.fromkeys(names)}
         known = {name: values for name, values in found.items() if values is not None}
         return known, {name: one for name, one in zip(names, examples, strict=True) if name not in known}
@@ -88,9 +88,9 @@ class Encodings:
             return None
         try:
             held, facts = unpack(path.read_bytes())
-            os.utime(path)  # used now: among the last to go
+            os.utime(path)  # mark it as recently used
         except (OSError, Malformed) as error:
-            log.warning("an encoding is made again: %s", error)
+            log.warning("a cached encoding is damaged and is computed again: %s", error)
             return None
         self.found += 1
         metrics.ENCODINGS.add(1, kind, "found")
@@ -109,13 +109,13 @@ class Encodings:
         kinds = {part: str(value.dtype).removeprefix("torch.") for part, value in values.items()}
         try:
             write_file(path, pack(arrays, kinds))
-            if self.made % _LOOK_EVERY == 1:
+            if self.made % _CHECK_SIZE_EVERY == 1:
                 self._make_room()
         except OSError as error:
-            log.warning("an encoding is not kept: %s", error)
+            log.warning("an encoding is not cached: %s", error)
 
     def _make_room(self) -> None:
-        assert self._folder is not None  # noqa: S101 - something was just written to it
+        assert self._folder is not None  # noqa: S101 - a file was just written to it
         files = [(path, path.stat()) for path in self._folder.glob("*/*.safetensors")]
         over = sum(stat.st_size for _, stat in files) - self._max_bytes
         for path, stat in sorted(files, key=lambda file: file[1].st_mtime):
@@ -126,7 +126,7 @@ class Encodings:
 
 
 def _picture_name(example: Example, dtype: torch.dtype) -> str:
-    """All that moments depend on, beside the base model."""
+    """Everything that the moments depend on, besides the base model."""
     parts = [example.sha256]
     if example.is_mirrored:
         parts.append("mirrored")
@@ -136,5 +136,5 @@ def _picture_name(example: Example, dtype: torch.dtype) -> str:
 
 
 def _caption_name(example: Example) -> str:
-    """All that a condition depends on, beside the base model: SDXL is also told the picture's size."""
+    """Everything that a condition depends on, besides the base model: SDXL also uses the picture's size."""
     return f"{example.width}x{example.height} {example.caption}"

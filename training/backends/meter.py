@@ -1,4 +1,4 @@
-"""Losses judged, smoothed and told."""
+"""Check, smooth and report the losses of a training."""
 
 import math
 import time
@@ -11,21 +11,21 @@ _SMOOTHING = 0.95
 
 
 class Meter:
-    """Follows one training from its own thread."""
+    """Tracks the losses of one training, on the thread of its job."""
 
     def __init__(self, control: Control, *, start: int, total: int, loss: float) -> None:
         self._control, self._start, self._total = control, start, total
         self._since_report: list[float] = []
-        self._began = self._told_at = time.monotonic()
-        self._told = start
-        self.loss = loss  # smoothed: of a single step it says little
-        self._smoothed = {start: loss}  # by step, as far back as a checkpoint may still be kept of
-        self.validation_loss: float | None = None  # of the last look
-        self._told_look: float | None = None
+        self._began = self._reported_at = time.monotonic()
+        self._reported = start
+        self.loss = loss  # smoothed: the loss of a single step is noisy
+        self._smoothed = {start: loss}  # by step, for checkpoints that may still be saved
+        self.validation_loss: float | None = None  # of the last validation
+        self._reported_validation_loss: float | None = None
         self._fresh = start == 0
 
     def add(self, done: int, loss: float) -> None:
-        """Note the loss of step number `done`. Raises LossNotFinite: nothing that follows is worth keeping."""
+        """Add the loss of step number `done`. Raises LossNotFinite: later steps would be useless."""
         if not math.isfinite(loss):
             raise LossNotFinite(
                 f"the loss of step {done} of {self._total} is {loss}: try a lower learning rate, or leave out odd "
@@ -38,26 +38,26 @@ class Meter:
         self._fresh = False
 
     def loss_after(self, step: int) -> float:
-        """The smoothed loss after a step, for its checkpoint, which may be kept later. Forgets the steps before it."""
+        """The smoothed loss after a step, for its checkpoint. Forgets earlier steps."""
         self._smoothed = {done: loss for done, loss in self._smoothed.items() if done >= step}
         return self._smoothed[step]
 
     def add_validation_loss(self, done: int, loss: float) -> None:
-        """Note the validation loss after step number `done`. Raises LossNotFinite."""
+        """Add the validation loss after step number `done`. Raises LossNotFinite."""
         if not math.isfinite(loss):
             raise LossNotFinite(f"the validation loss after step {done} is {loss}: try a lower learning rate")
         self.validation_loss = loss
 
     def report(self, done: int, *, is_end: bool = False) -> None:
-        """Report that `done` steps are done, when it is time."""
-        due = is_end or time.monotonic() - self._told_at >= REPORT_EVERY_S
-        is_news = done > self._told or (is_end and self.validation_loss != self._told_look)
-        if is_news and (due or done == self._total or self._told == self._start):
+        """Report that `done` steps are done, at most once a second."""
+        due = is_end or time.monotonic() - self._reported_at >= REPORT_EVERY_S
+        is_news = done > self._reported or (is_end and self.validation_loss != self._reported_validation_loss)
+        if is_news and (due or done == self._total or self._reported == self._start):
             now = time.monotonic()
             per_step = (now - self._began) / (done - self._start)
             mean = sum(self._since_report) / len(self._since_report) if self._since_report else self.loss
             self._since_report.clear()
-            self._told, self._told_at, self._told_look = done, now, self.validation_loss
+            self._reported, self._reported_at, self._reported_validation_loss = done, now, self.validation_loss
             total = done if is_end else self._total
             left_s = per_step * (total - done)
             self._control.report(Progress(done, total, mean, left_s, per_step, self.validation_loss))

@@ -1,6 +1,4 @@
-"""One base model stays loaded in a worker, shared by all trainings that want it: a cold start takes seconds, a warm one
-none.
-"""
+"""Keeps one base model loaded in a worker, shared by all trainings that use it, because loading takes seconds."""
 
 import threading
 import time
@@ -16,7 +14,7 @@ from training.families.family import Family, Where
 
 _Key = tuple[str, Where, str]
 
-# Somebody who wants another base waits for the trainings on this one; after so long, newcomers wait behind them.
+# A training on another base waits for those on this one. After this time, new trainings queue behind it.
 PATIENCE_S = 60.0
 
 
@@ -25,21 +23,21 @@ class _Resident:
     key: _Key
     engine: Engine
     users: int = 0
-    is_spoilt: bool = False  # a training on it failed: perhaps because of it, so nobody else gets it
+    is_spoilt: bool = False  # a training on it failed, perhaps because of it: do not share it again
 
 
 _changed = threading.Condition()
 _resident: _Resident | None = None
-_queue: list[tuple[_Key, float]] = []  # who waits for another base, and since when
+_queue: list[tuple[_Key, float]] = []  # waiting trainings, and since when
 
 
 @contextmanager
 def shared_engine(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
-    """The engine on the base model in `where`, for one training: the one that is there, if it is the same, else loaded.
+    """The engine on the base model in `where` for one training: the loaded one, if it is the same, or a new one.
 
-    Several trainings may share it; who wants another waits until nobody uses this one, since two would not fit. It
-    stays loaded when the block ends, but for an error that is none of ours: the base may be its reason. `check` is
-    called while waiting, and may raise. Raises what `family.load` raises.
+    Several trainings may share it. A training on another base model waits until nothing uses this one, because two
+    would not fit into memory. It stays loaded when the block ends, except after an unknown error, which the base model
+    may have caused. `check` is called while waiting and may raise. Raises what `family.load` raises.
     """
     mine = _acquire((family.name, where, fingerprint), family, where, check)
     try:
@@ -56,14 +54,14 @@ def shared_engine(family: Family, where: Where, fingerprint: str, check: Callabl
             if mine.users == 0:
                 base = mine.engine.base
                 if base.is_gradient_checkpointing:
-                    base.checkpoint_gradients(False)  # the next training may have the memory
+                    base.checkpoint_gradients(False)  # the next training may have enough memory
                 if mine.is_spoilt and _resident is mine:
                     _release()
             _changed.notify_all()
 
 
 def _acquire(key: _Key, family: Family, where: Where, check: Callable[[], None]) -> _Resident:
-    """Wait for one's turn; load, if nobody uses the base that is there."""
+    """Wait in the queue; then load the base model, unless it is already loaded."""
     global _resident
     ticket = (key, time.monotonic())
     with _changed:
@@ -73,7 +71,7 @@ def _acquire(key: _Key, family: Family, where: Where, check: Callable[[], None])
             with _changed:
                 if _is_my_turn(ticket):
                     if _resident is None or _resident.key != key or _resident.is_spoilt:
-                        _release()  # before the next is loaded, so that two never share the memory
+                        _release()  # before loading the next, so that two never share the memory
                         _resident = _Resident(key, Engine(family, family.load(where), key[2]))
                         metrics.BASE_MODELS.add(1, family.name, "loaded")
                     else:
@@ -98,7 +96,7 @@ def _is_my_turn(ticket: tuple[_Key, float]) -> bool:
 
 
 def _release() -> None:
-    """Free the memory of the base that is there. Nobody uses it."""
+    """Free the memory of the loaded base model, which nothing uses."""
     global _resident
     if _resident is not None:
         engine, _resident = _resident.engine, None

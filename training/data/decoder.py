@@ -1,8 +1,7 @@
-"""Decoding of strangers' pictures in a process of its own: what kills, hangs or exhausts it costs one picture.
+"""Decoding of untrusted pictures in child processes: a file that crashes, hangs or exhausts one costs one picture.
 
-A decoder is C code that reads what somebody made to break it. So it runs in a child without files, network or our
-memory (`training.data.confinement`), and its answer is checked like anything from outside. What that costs is in
-docs/benchmarks.md.
+Decoders are C code, and files may be made to exploit them. So they run in a child without files, network or the
+worker's memory (`training.data.confinement`), and the child's response is validated. docs/benchmarks.md has the cost.
 """
 
 import json
@@ -28,17 +27,17 @@ from training.data.masks import with_mask
 from training.data.pictures import FORMATS, PreparedImage, buckets
 from training.data.quality import Fault, PictureReport
 
-# The most that preparing was seen to take was 21 bytes per pixel (lossless WebP with transparency); beside that the
-# file, and what codecs take whatever the size.
+# Preparing took at most 21 bytes per pixel (lossless WebP with transparency), plus the file and a fixed amount for the
+# codecs.
 _BYTES_PER_PIXEL = 24
 _MEMORY_BESIDE = 256 * 2**20
 
-_START_TIMEOUT_S = 120.0  # on a machine that does a great deal else
+_START_TIMEOUT_S = 120.0  # on a busy machine
 _START = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
     "from training.data.decoder_child import main; main(**given)"
 )
-# Nothing of ours: no settings, no secrets. Libraries that would start threads are told not to.
+# No settings and no secrets of the worker; libraries must not start threads.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
 
 _WANTED = {"memory", "no files", "no network"}
@@ -50,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 class _Report(BaseModel):
-    """What a report may say: it comes from a process that a picture may have taken over."""
+    """Validates a report: it comes from a process that a picture may have taken over."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -65,12 +64,10 @@ class _Report(BaseModel):
 
 
 class Decoder:
-    """`prepare` of `training.data.pictures`, in child processes.
+    """Runs `training.data.pictures.prepare` in child processes, at most one per core. Safe to use from several threads.
 
-    May be used from several threads: each has a child while it waits, as many at once as there are cores.
-
-    `cpu_s` and `wall_s` are the limits of one picture, of processor time and by the clock; `memory_bytes` is what a
-    child may take, by default what a picture of `max_pixels` needs. A child is replaced after `pictures`, for what
+    `cpu_s` and `wall_s` limit the CPU time and the wall time of one picture. `memory_bytes` limits the memory of a
+    child; by default it is what a picture of `max_pixels` needs. A child is replaced after `pictures` pictures, because
     codecs leak. Children end with this process, and with `close`.
     """
 
@@ -105,10 +102,10 @@ class Decoder:
         masked: bool = False,
         mask: bytes | None = None,
     ) -> PreparedImage:
-        """As `training.data.pictures.prepare`; with `masked`, the file `mask` takes the place of an alpha channel.
+        """Like `training.data.pictures.prepare`; with `masked`, the file `mask` replaces the alpha channel.
 
-        Raises ImageInvalid, also for a picture that kills, hangs or exhausts its decoder; MaskInvalid for such a mask,
-        and for one of another shape; WorkerLost if this machine cannot start a decoder, which is no picture's fault.
+        Raises ImageInvalid, also if the picture crashes, hangs or exhausts its decoder; MaskInvalid if the mask does,
+        or has another shape; WorkerLost if a decoder cannot be started.
         """
         asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": masked and mask is None}
         made = self._decoded(asked, data)
@@ -121,19 +118,19 @@ class Decoder:
         return with_mask(made, shown)
 
     def _decoded(self, asked: dict[str, Any], data: bytes) -> PreparedImage:
-        """One file, in a child. Raises ImageInvalid and WorkerLost."""
+        """Decode one file in a child. Raises ImageInvalid and WorkerLost."""
         if len(data) > self._max_bytes:
             raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
         with self._turns:
-            # A child that broke is the picture's doing, or somebody's who ended it. Twice in a row it is the picture's.
+            # Something else may have killed the child. If it fails twice in a row, the picture is the cause.
             with suppress(decoder_protocol.ProtocolError):
                 return self._try(asked, data)
             with suppress(decoder_protocol.ProtocolError):
                 return self._try(asked, data)
-        raise ImageInvalid("the picture breaks the program that decodes it: damaged, or made to do that")
+        raise ImageInvalid("the picture crashes the decoder: the file is damaged, or made to do so")
 
     def _try(self, asked: dict[str, Any], data: bytes) -> PreparedImage:
-        """One attempt. Raises Broken if the child died of it for an unknown reason, or spoke nonsense."""
+        """One attempt. Raises ProtocolError if the child died for an unknown reason or sent an invalid response."""
         child = self._acquire()
         kept = False
         try:
@@ -142,7 +139,7 @@ class Decoder:
                 kept = True
                 raise ImageInvalid(str(error)[:200] if str(error).isprintable() else "the picture is damaged")
             if "memory" in answer:
-                raise ImageInvalid("decoding the picture takes more memory than one of its size may")
+                raise ImageInvalid("decoding the picture takes more memory than its size allows")
             made = _checked(answer, bytes(png), asked)
             kept = True
             return made
@@ -151,7 +148,7 @@ class Decoder:
             raise ImageInvalid(f"decoding the picture takes longer than {self._wall_s:g} s") from None
         except decoder_protocol.ProtocolError:
             if child.end() in (-signal.SIGPROF, -signal.SIGALRM):
-                raise ImageInvalid(f"decoding the picture takes more than {self._cpu_s:g} s of work") from None
+                raise ImageInvalid(f"decoding the picture takes more than {self._cpu_s:g} s of CPU time") from None
             raise
         finally:
             if kept:
@@ -160,7 +157,7 @@ class Decoder:
                 child.end()
 
     def _acquire(self) -> "_Child":
-        """A child that is alive; if need be, a new one. Raises WorkerLost."""
+        """An idle child, or a new one. Raises WorkerLost."""
         while True:
             with self._lock:
                 child = self._idle.pop() if self._idle else None
@@ -178,7 +175,7 @@ class Decoder:
             self._idle.append(child)
 
     def close(self) -> None:
-        """End the children; a later `prepare` starts new ones."""
+        """End the children. A later `prepare` starts new ones."""
         with self._lock:
             idle, self._idle = self._idle, []
         for child in idle:
@@ -192,7 +189,7 @@ class Decoder:
 
 
 class _Child:
-    """One running decoder, confined and ready. Raises WorkerLost if it does not come to that."""
+    """A running decoder, confined and ready. Raises WorkerLost if it does not start."""
 
     def __init__(self, limits: dict[str, Any]) -> None:
         self.answered = 0
@@ -208,32 +205,32 @@ class _Child:
                     stdout=theirs.fileno(),
                     cwd="/",
                     env=_ENVIRONMENT,
-                    start_new_session=True,  # signals to the worker's group are for the worker, which ends us
+                    start_new_session=True,  # signals to the worker's process group are not for the child
                 )
-            ready, _ = decoder_protocol.receive(self._channel, 0, time.monotonic() + _START_TIMEOUT_S)
+            ready, _ = decoder_protocol.receive_frame(self._channel, 0, time.monotonic() + _START_TIMEOUT_S)
         except OSError as error:  # TimeoutError is one
             self.end(0)
             raise WorkerLost(f"the picture decoder does not start ({type(error).__name__})") from error
         except decoder_protocol.ProtocolError as error:
-            raise WorkerLost(f"the picture decoder ended at its start, with {self.end()}") from error
+            raise WorkerLost(f"the picture decoder ended at its start with status {self.end()}") from error
         self.held: list[str] = ready["held"]
         _warn_without(frozenset(_WANTED.difference(self.held)))
 
     @property
     def usable(self) -> bool:
-        """Alive, and ours: what a fork copied belongs to the process that started it."""
+        """Whether the child is alive and was started by this process, not by one that forked it."""
         return self._owner == os.getpid() and self._process is not None and self._process.poll() is None
 
     def ask(self, asked: dict[str, Any], data: bytes, deadline: float) -> tuple[dict[str, Any], bytearray]:
-        """Raises Broken and TimeoutError."""
+        """Send a request; returns the response. Raises ProtocolError and TimeoutError."""
         largest = 8 * int(asked["resolution"]) ** 2 + 2**20  # RGBA of at most 1.25 times the area
-        decoder_protocol.send(self._channel, asked, data, deadline)
-        answer = decoder_protocol.receive(self._channel, largest, deadline)
+        decoder_protocol.send_frame(self._channel, asked, data, deadline)
+        answer = decoder_protocol.receive_frame(self._channel, largest, deadline)
         self.answered += 1
         return answer
 
     def end(self, grace_s: float = 5.0) -> int | None:
-        """Let it end by itself, which takes a moment, or kill it; its exit status. Twice does no harm."""
+        """Wait `grace_s` for the child to end, then kill it; returns its exit status. May be called twice."""
         self._channel.close()
         if self._process is None or self._owner != os.getpid():
             return None
@@ -245,26 +242,26 @@ class _Child:
 
 @cache
 def _warn_without(missing: frozenset[str]) -> None:
-    """Once in a process."""
+    """Warn about missing limits, once per process."""
     if missing:
         log.warning(
-            "pictures are decoded without these limits, which this machine lacks: %s", ", ".join(sorted(missing))
+            "this machine cannot apply all limits to the picture decoder; missing: %s", ", ".join(sorted(missing))
         )
 
 
 def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> PreparedImage:
-    """The answer, if it is one that `prepare` can give. Raises Broken."""
+    """The response as a PreparedImage, if `prepare` could have returned it. Raises ProtocolError."""
     resolution, width, height = asked["resolution"], answer.get("width"), answer.get("height")
     sizes = buckets(resolution) if asked["aspect_buckets"] else ((resolution, resolution),)
     try:
         report = _Report.model_validate(answer.get("report"))
     except ValidationError as error:
-        raise decoder_protocol.ProtocolError("a report that none of us writes") from error
+        raise decoder_protocol.ProtocolError("the report is invalid") from error
     if not isinstance(width, int) or not isinstance(height, int) or (width, height) not in sizes:
-        raise decoder_protocol.ProtocolError("a picture of another size")
+        raise decoder_protocol.ProtocolError("the picture has another size")
     size = _PNG_SIGNATURE + width.to_bytes(4, "big") + height.to_bytes(4, "big")
     colours = (2, 6) if asked["masked"] else (2,)  # RGB, RGBA
     headers = tuple(size + bytes((8, colour, 0, 0, 0)) for colour in colours)
     if not png.startswith(headers) or report.format not in FORMATS:
-        raise decoder_protocol.ProtocolError("no picture of ours")
+        raise decoder_protocol.ProtocolError("the picture is not a PNG as requested")
     return PreparedImage(png, width, height, sha256(png).hexdigest(), PictureReport(**report.model_dump()))

@@ -1,8 +1,8 @@
-"""The program that decodes strangers' pictures, one after the other, with nothing to lose.
+"""The program that decodes untrusted pictures, one after the other. `training.data.decoder` starts it.
 
-`training.data.decoder` starts it. It warms up on pictures of its own, gives up files, network and memory, says that it
-is ready, and then answers each picture until its input ends, which it does when the worker is gone, however that went.
-A parent-death signal would be sent when the *thread* that started us ends, so there is none.
+It decodes a few pictures of its own to load all libraries, gives up files, network and memory, reports that it is
+ready, and then serves requests until its input ends: that happens when the worker ends, for whatever reason. It does
+not use a parent-death signal, because that is sent when the *thread* that started the process ends.
 """
 
 import io
@@ -23,19 +23,19 @@ from training.data.pictures import FORMATS, prepare
 
 
 def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_s: float) -> None:
-    """Serve standard input, a socket, until it ends."""
+    """Serve requests on standard input, a socket, until it ends."""
     channel = socket.socket(fileno=os.dup(0))
     warnings.simplefilter("ignore")
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # threads would be counted as processes, and each takes memory
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # threads count as processes, and each takes memory
     _warm_up()
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # from here on, whatever a library says may quote the file
+    for descriptor in (0, 1, 2):  # from here on, library output may quote the file
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
-    decoder_protocol.send(channel, {"held": confine(memory_bytes)})
+    decoder_protocol.send_frame(channel, {"held": confine(memory_bytes)})
     while True:
         try:
-            asked, data = decoder_protocol.receive(channel, max_bytes)
+            asked, data = decoder_protocol.receive_frame(channel, max_bytes)
         except decoder_protocol.ProtocolError:
             return
         limit_time(cpu_s, wall_s)
@@ -51,14 +51,14 @@ def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_
             body = made.png
         limit_time(0, 0)
         try:
-            decoder_protocol.send(channel, reply, body)
+            decoder_protocol.send_frame(channel, reply, body)
         except decoder_protocol.ProtocolError:
             return
         del data, body
 
 
 def _warm_up() -> None:
-    """Use everything once, so that nothing has to be imported when no file can be opened any more."""
+    """Use every codec once, so that nothing has to be imported after files are gone."""
     Image.init()
     exif = Image.Exif()
     exif[0x0112] = 6

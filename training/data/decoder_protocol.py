@@ -1,4 +1,4 @@
-"""What a worker and its decoder say to each other: a head of JSON and a body of bytes, their lengths before them."""
+"""The protocol between a worker and its decoder: frames of two lengths, a JSON head and a body of bytes."""
 
 import json
 import socket
@@ -11,11 +11,11 @@ _MAX_HEAD = 64 * 1024
 
 
 class ProtocolError(Exception):
-    """The other side is gone, or does not speak like this."""
+    """The other side is gone, or sent an invalid frame."""
 
 
-def send(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadline: float | None = None) -> None:
-    """Say one frame. Raises Broken, and TimeoutError past `deadline` (monotonic seconds)."""
+def send_frame(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadline: float | None = None) -> None:
+    """Send one frame. Raises ProtocolError, and TimeoutError after `deadline` (monotonic seconds)."""
     text = json.dumps(head).encode()
     try:
         for part in (_LENGTHS.pack(len(text), len(body)) + text, body):
@@ -25,17 +25,19 @@ def send(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadli
         raise ProtocolError("the other side is gone") from error
 
 
-def receive(channel: socket.socket, max_body: int, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
-    """Hear one frame. Raises Broken, also for a body above `max_body`, and TimeoutError past `deadline`."""
+def receive_frame(
+    channel: socket.socket, max_body: int, deadline: float | None = None
+) -> tuple[dict[str, Any], bytearray]:
+    """Receive one frame. Raises ProtocolError, also for a body above `max_body`, and TimeoutError after `deadline`."""
     head_size, body_size = _LENGTHS.unpack(_exactly(channel, _LENGTHS.size, deadline))
     if head_size > _MAX_HEAD or body_size > max_body:
-        raise ProtocolError(f"a frame of {head_size} and {body_size} bytes")
+        raise ProtocolError(f"the frame is too large: {head_size} and {body_size} bytes")
     try:
         head = json.loads(_exactly(channel, head_size, deadline))
     except (ValueError, RecursionError) as error:
-        raise ProtocolError("a head that is not JSON") from error
+        raise ProtocolError("the head is not JSON") from error
     if not isinstance(head, dict):
-        raise ProtocolError("a head that is no table")
+        raise ProtocolError("the head is not a JSON object")
     return head, _exactly(channel, body_size, deadline)
 
 
@@ -55,7 +57,7 @@ def _exactly(channel: socket.socket, size: int, deadline: float | None) -> bytea
 
 
 def _left(deadline: float | None) -> float | None:
-    """Seconds until `deadline`. Raises TimeoutError when it is past: a timeout of 0 would mean something else."""
+    """Seconds until `deadline`. Raises TimeoutError after it: a timeout of 0 would make the socket non-blocking."""
     if deadline is None:
         return None
     left = deadline - time.monotonic()

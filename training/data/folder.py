@@ -1,4 +1,4 @@
-"""A folder of pictures and what lies beside them; prepared without any queue, and judged as in the pipeline."""
+"""Prepare a folder of pictures, with their captions and masks, as the pipeline does but without a queue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from training.ports import Example
 from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
-_MAX_CAPTION_BYTES = 8 * MAX_CAPTION_CHARACTERS  # four are the most of a character; the rest is for space around
-_MASKS = "masks"  # folder beside the pictures: white counts, black does not
+_MAX_CAPTION_BYTES = 8 * MAX_CAPTION_CHARACTERS  # a character has at most four bytes; the rest allows for spaces
+_MASKS = "masks"  # subfolder with masks: white counts, black does not
 
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """What a folder gave: examples to train on, their manifest, and why which pictures were left out, by file name."""
+    """The dataset of a folder: examples, manifest, and why pictures were left out, by file name."""
 
     examples: list[Example]
     manifest: Manifest
@@ -26,16 +26,16 @@ class FolderDataset:
 
 
 def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
-    """Prepare every picture of `folder`, by name, as a PNG in `into`; captions are read from `NAME.txt` beside one.
+    """Prepare every picture of `folder`, sorted by name, as a PNG in `into`. Captions come from `NAME.txt` files.
 
-    Raises SpecInvalid if there is no such folder, it has too many pictures, or what lies beside them does not fit;
-    TooFewImages, with every reason, if too few of them are good.
+    Raises SpecInvalid if the folder does not exist, has too many pictures, or has captions or masks that do not fit;
+    TooFewImages, with all reasons, if too few pictures are good.
     """
     if not folder.is_dir():
-        raise SpecInvalid.of({"FOLDER": f"{folder} is no folder"})
+        raise SpecInvalid.of({"FOLDER": f"{folder} is not a folder"})
     paths = pictures_of(folder)
     if len(paths) > MAX_PICTURES:
-        raise SpecInvalid.of({"FOLDER": f"{folder} has {len(paths)} pictures, {MAX_PICTURES} are the most"})
+        raise SpecInvalid.of({"FOLDER": f"{folder} has {len(paths)} pictures; at most {MAX_PICTURES} are accepted"})
     prepared, left_out = _prepared(paths, masks_of(folder, paths) if spec.objective.masked else {}, spec)
     repeats = pictures.near_duplicates([made.report for _, made in prepared])
     for repeat, first in repeats.items():
@@ -44,7 +44,7 @@ def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
     fewest = MIN_PICTURES + spec.validation.held_out
     if len(good) < fewest:
         raise TooFewImages(
-            f"{folder} has {len(good)} good pictures of {len(paths)}, {fewest} are the fewest"
+            f"{folder} has {len(good)} good pictures of {len(paths)}; at least {fewest} are needed"
             + "".join(f"\n  {name}: {reason}" for name, reason in sorted(left_out.items())),
             {"left_out": left_out},
         )
@@ -54,7 +54,7 @@ def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
 def _prepared(
     paths: list[Path], masks: Mapping[Path, Path], spec: TrainSpec
 ) -> tuple[list[tuple[Path, pictures.PreparedImage]], dict[str, str]]:
-    """The pictures without a fault, and why which others are left out."""
+    """The good pictures, and why others are left out."""
     prepared: list[tuple[Path, pictures.PreparedImage]] = []
     left_out: dict[str, str] = {}
     with Decoder() as decoder:
@@ -73,7 +73,7 @@ def _prepared(
 
 
 def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -> pictures.PreparedImage:
-    """One picture; where the loss is masked, with the mask beside it, or else with its alpha channel."""
+    """Prepare one picture. If the loss is masked, use its mask file, or else its alpha channel."""
     return decoder.prepare(
         path.read_bytes(),
         resolution=spec.resolution,
@@ -86,7 +86,7 @@ def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -
 def _laid_out(
     good: list[tuple[Path, pictures.PreparedImage]], spec: TrainSpec, into: Path, left_out: dict[str, str]
 ) -> FolderDataset:
-    """Write the prepared pictures, and tie them to their captions."""
+    """Write the prepared pictures, and build their manifest."""
     manifest = build_manifest(
         spec, [DatasetPicture(made.sha256, made.width, made.height, caption_beside(path)) for path, made in good]
     )
@@ -99,44 +99,44 @@ def _laid_out(
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """The files of `folder` that are called pictures, by name."""
+    """The picture files of `folder`, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
 
 
 def caption_beside(path: Path) -> str | None:
-    """What `NAME.txt` beside a picture says, or None. Raises SpecInvalid if it is no text, or too long."""
+    """The text of `NAME.txt` beside a picture, or None. Raises SpecInvalid if it is not text or too long."""
     beside = path.with_suffix(".txt")
     if not beside.is_file():
         return None
     with beside.open("rb") as file:
         raw = file.read(_MAX_CAPTION_BYTES + 1)
     try:
-        said = raw.decode("utf-8-sig").strip() if len(raw) <= _MAX_CAPTION_BYTES else None
+        text = raw.decode("utf-8-sig").strip() if len(raw) <= _MAX_CAPTION_BYTES else None
     except UnicodeDecodeError as error:
-        raise SpecInvalid.of({beside.name: "the caption is no UTF-8 text"}) from error
-    if said is None or len(said) > MAX_CAPTION_CHARACTERS:
+        raise SpecInvalid.of({beside.name: "the caption is not UTF-8 text"}) from error
+    if text is None or len(text) > MAX_CAPTION_CHARACTERS:
         raise SpecInvalid.of({beside.name: f"the caption is longer than {MAX_CAPTION_CHARACTERS} characters"})
-    return said or None
+    return text or None
 
 
 def masks_of(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
-    """The mask of each picture that has one: the picture of the same name in `masks/` beside them.
+    """The masks of the pictures: the files of the same name in the subfolder `masks/`.
 
-    Raises SpecInvalid if one there has no picture's name: it would be left out without a word.
+    Raises SpecInvalid if a mask matches no picture: ignoring it silently would surprise the user.
     """
     found = pictures_of(folder / _MASKS) if (folder / _MASKS).is_dir() else []
-    # Of several with one name the suffix that comes first: always the same one, whatever their order in the folder.
+    # Of several masks with one name, use the suffix that comes first, whatever their order in the folder.
     found.sort(key=lambda mask: _SUFFIXES.index(mask.suffix.lower()), reverse=True)
     masks = {mask.stem: mask for mask in found}
     if strays := masks.keys() - {path.stem for path in paths}:
         raise SpecInvalid.of(
-            {f"{_MASKS}/{masks[stem].name}": "no picture has this mask's name" for stem in sorted(strays)}
+            {f"{_MASKS}/{masks[stem].name}": "no picture has the name of this mask" for stem in sorted(strays)}
         )
     return {path: masks[path.stem] for path in paths if path.stem in masks}
 
 
 def unused_masks(folder: Path, spec: TrainSpec) -> str | None:
-    """What to tell whoever laid masks beside the pictures and did not say that they count; None if all is well."""
+    """A note for the user if the folder has masks that the recipe does not use; else None."""
     if spec.objective.masked or not (folder / _MASKS).is_dir():
         return None
-    return f"the masks in {folder / _MASKS} are not used: --set objective.masked=true has them count"
+    return f"the masks in {folder / _MASKS} are not used: add --set objective.masked=true to use them"

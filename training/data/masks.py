@@ -1,4 +1,4 @@
-"""A mask of the loss that is a picture of its own: its lightness becomes the alpha channel of the other."""
+"""Masks of the loss as separate files: the lightness of a mask becomes the alpha channel of its picture."""
 
 import io
 from dataclasses import replace
@@ -12,7 +12,7 @@ from training.data.quality import PictureReport
 
 
 def with_mask(made: PreparedImage, mask: PreparedImage) -> PreparedImage:
-    """A picture with the lightness of another one as its alpha channel. Raises MaskInvalid if their shapes differ."""
+    """Add the lightness of `mask` as the alpha channel. Raises MaskInvalid if the shapes differ."""
     if (made.width, made.height) != (mask.width, mask.height) or not _are_alike(made.report, mask.report):
         raise MaskInvalid(
             f"its mask has another shape: {mask.report.width} x {mask.report.height} pixels, "
@@ -26,13 +26,13 @@ def with_mask(made: PreparedImage, mask: PreparedImage) -> PreparedImage:
         ):
             whole = picture.convert("RGB")
             whole.putalpha(shown.convert("L"))
-    except DECODE_FAULTS as error:  # both come from the decoder, which a file may have taken over
+    except DECODE_FAULTS as error:  # both come from a decoder, which a file may have taken over
         raise MaskInvalid("its mask cannot be put on the picture") from error
     whole.save(out, "PNG", compress_level=3)
     return replace(made, png=out.getvalue(), sha256=sha256(out.getvalue()).hexdigest())
 
 
 def _are_alike(one: PictureReport, other: PictureReport) -> bool:
-    """Whether two files have one shape, so that they are cropped alike; where one is smaller, its sides are rounded."""
+    """Whether two files have the same aspect ratio, allowing for rounding, so that they are cropped alike."""
     sides = (one.width, one.height, other.width, other.height)
     return abs(one.width * other.height - one.height * other.width) <= max(sides)

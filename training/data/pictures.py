@@ -1,7 +1,7 @@
-"""From the bytes of a stranger's file to one clean RGB picture, or a reason why not.
+"""Turn an untrusted file into one clean RGB picture, or say why it cannot be used.
 
-Nothing of the file survives but its pixels: every picture is decoded, brought to sRGB, cropped and encoded
-again. What the pictures look like is judged in `training.data.quality`; both know neither torch nor the network.
+Only the pixels of a file survive: every picture is decoded, converted to sRGB, cropped and encoded again.
+`training.data.quality` measures its quality. Neither module uses torch or the network.
 """
 
 import io
@@ -21,16 +21,16 @@ from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, assess, nea
 
 __all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "PreparedImage", "buckets", "near_duplicates", "prepare"]
 
-# Never Image.open without `formats=`: Pillow knows some seventy, among them EPS, which starts Ghostscript.
+# Always call Image.open with `formats=`: Pillow supports about seventy, and EPS starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
 
-# A progressive JPEG may ask for the whole picture to be decoded once per scan. Encoders write about ten.
+# A progressive JPEG makes the decoder decode the whole picture once per scan. Encoders write about ten scans.
 _MAX_JPEG_SCANS = 100
 
-# A JPEG is not decoded to a shorter side below this: the report looks at 256 pixels, shrunk a little.
+# A JPEG is not decoded to a shorter side than this: the report needs 256 pixels, shrunk a little.
 _DRAFT_SIDE = 384
 
-# What Pillow raises on files that are broken, or made to break it. It has no error tree of its own.
+# What Pillow raises on damaged or malicious files. It has no common base class for errors.
 DECODE_FAULTS = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError,
     RuntimeError, struct.error, zlib.error, ImageCms.PyCMSError, Image.DecompressionBombError,
@@ -39,7 +39,7 @@ DECODE_FAULTS = (
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One picture ready to be trained on."""
+    """One picture, ready for training."""
 
     png: bytes  # RGB (with a mask RGBA), 8 bits, no metadata; the same bytes for the same input
     width: int
@@ -57,14 +57,14 @@ def prepare(
     max_pixels: int = 50_000_000,
     max_bytes: int = 20_000_000,
 ) -> PreparedImage:
-    """Decode `data` safely and make it a picture of `resolution` pixels, with a report on its quality.
+    """Decode `data` safely and fit it to `resolution` pixels, with a report on its quality.
 
-    The result is `resolution` × `resolution` (shorter side fitted, centre kept), or with `aspect_buckets` the
-    bucket of `buckets(resolution)` that is nearest in shape. With `masked` a picture that is transparent somewhere
-    keeps its alpha channel, over white all the same: it is the mask of the loss. A picture with faults is prepared
-    too; who wants to leave it out compares `report.faults` with BAD_FAULTS.
+    The result is `resolution` × `resolution`, scaled to the shorter side and cropped around the centre; with
+    `aspect_buckets` it has the size of the nearest bucket of `buckets(resolution)`. With `masked` a picture with
+    transparency keeps its alpha channel as the mask of the loss; its colours are still blended over white. Pictures
+    with faults are prepared too: to leave them out, compare `report.faults` with BAD_FAULTS.
 
-    Raises ImageInvalid when the file is too large, of another format, animated, truncated or damaged.
+    Raises ImageInvalid if the file is too large, has another format, or is animated, truncated or damaged.
     """
     if len(data) > max_bytes:
         raise ImageInvalid(f"the file has {len(data)} bytes; at most {max_bytes} are accepted")
@@ -81,7 +81,7 @@ def prepare(
     if masked and small.mode == "RGBA":
         picture.putalpha(small.getchannel("A"))
     out = io.BytesIO()
-    # Level 3: a tenth larger than level 6 and three times as fast, for files that are read a few times.
+    # Level 3 is three times as fast as level 6 and a tenth larger; these files are read only a few times.
     picture.save(out, "PNG", compress_level=3)
     png = out.getvalue()
     report = assess(_seen(image), width, height, format_, resolution, tuple(notes))
@@ -97,20 +97,20 @@ def _decode(data: bytes, draft_side: int, max_pixels: int, notes: list[str]) -> 
         raise ImageInvalid(f"the JPEG has more than {_MAX_JPEG_SCANS} scans")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        # A phone's "MPO" is a JPEG with a second one behind it, say a depth map: the first is meant.
+        # "MPO" files from phones are a JPEG followed by another one, such as a depth map: use the first.
         format_ = "JPEG" if image.format == "MPO" else str(image.format)
-        # Above MAX_IMAGE_PIXELS Pillow warns, above twice that it raises; and warnings are easily lost.
+        # Pillow only warns above MAX_IMAGE_PIXELS and raises above twice that, so check here.
         limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
         if image.width * image.height > limit:
             raise ImageInvalid(f"the picture has {image.width} x {image.height} pixels; at most {limit} are accepted")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise ImageInvalid("the picture is animated; a single still picture is needed")
+            raise ImageInvalid("the picture is animated; only still pictures are accepted")
         image.info["imprint_size"] = image.size
         if format_ == "JPEG":
             image.draft(None, (draft_side, draft_side))
         image.load()
     except DECODE_FAULTS as error:
-        # Never the decoder's own words: they may quote the file.
+        # Do not quote the decoder's message: it may quote the file.
         raise ImageInvalid(_reason(data, error)) from error
     return image, format_
 
@@ -120,10 +120,10 @@ def _reason(data: bytes, error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "the picture has far too many pixels"
     if isinstance(error, UnidentifiedImageError):
-        return f"this is not a picture; accepted are {names}" if data else "the file is empty"
+        return f"the file is not a picture; accepted formats are {names}" if data else "the file is empty"
     if "truncated" in str(error):
         return "the picture is truncated: its end is missing"
-    return f"the picture is damaged and cannot be decoded; accepted are {names}"
+    return f"the picture is damaged and cannot be decoded; accepted formats are {names}"
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -133,7 +133,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _jpeg_scans(data: bytes) -> int:
-    """How many scans a JPEG has, by walking its markers; cheap beside decoding, and never raises."""
+    """Count the scans of a JPEG by walking its markers. Cheap compared with decoding, and never raises."""
     at, scans = 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -154,7 +154,7 @@ def _jpeg_scans(data: bytes) -> int:
 
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
-# EXIF orientation to what sets it right.
+# EXIF orientation: the transposition that undoes it.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -171,7 +171,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
     except DECODE_FAULTS:
-        notes.append("broken EXIF data ignored")
+        notes.append("ignored broken EXIF data")
         return 1
 
 
@@ -188,16 +188,16 @@ def _oriented(image: Image.Image, orientation: int) -> Image.Image:
 
 @cache
 def buckets(resolution: int) -> tuple[tuple[int, int], ...]:
-    """The (width, height) that pictures of about `resolution`² pixels are cropped to, sides multiples of 64.
+    """The sizes (width, height) of about `resolution`² pixels, with sides that are multiples of 64.
 
-    From 1:4 to 4:1; for each width the height that comes nearest to the area. A resolution too small for any
-    other shape has the square alone.
+    From 1:4 to 4:1; each width has the height that comes nearest to the area. Very small resolutions have only the
+    square.
     """
     sides = range(64, 2 * resolution + 1, 64)
     found = {(resolution, resolution)}
     for width in sides:
         height = max(64, round(resolution * resolution / width / 64) * 64)
-        # A rounded side may miss the area widely at small resolutions; a quarter off is another resolution.
+        # At small resolutions rounding may change the area a lot: allow up to a quarter.
         if resolution // 2 <= width and height in sides and 0.8 <= width * height / resolution**2 <= 1.25:
             found |= {(width, height), (height, width)}
     return tuple(sorted(found))
@@ -210,7 +210,7 @@ def _nearest_bucket(aspect: float, resolution: int) -> tuple[int, int]:
 def _fit(image: Image.Image, target: tuple[int, int]) -> Image.Image:
     """`image` scaled to cover `target` and cropped around its centre, in one step.
 
-    The crop is a box in source coordinates, so that a picture of 1 × 50,000,000 never grows on its way.
+    The crop is a box in source coordinates, so a picture of 1 × 50,000,000 is never enlarged as a whole.
     """
     scale = min(image.width / target[0], image.height / target[1])
     width, height = target[0] * scale, target[1] * scale
@@ -220,13 +220,13 @@ def _fit(image: Image.Image, target: tuple[int, int]) -> Image.Image:
 
 
 def _seen(image: Image.Image) -> Image.Image:
-    """The whole picture in grey, for the report: shorter side 256, longer side 1024 at most; never enlarged.
+    """The whole picture in grey for the report: at most 256 pixels on the shorter and 1024 on the longer side.
 
-    Its colour profile is left out: it moves no measure across a threshold, and costs as much as all the rest.
+    The colour profile is ignored: it changes no result, and applying it takes as long as everything else.
     """
     whole = _resizable(image)
     if whole.mode != "RGBA":
-        whole = whole.convert("L")  # before resizing, which then is a third of the work
+        whole = whole.convert("L")  # convert first: resizing then takes a third of the work
     scale = min(1.0, 256 / min(image.size), 1024 / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return _over_white(whole.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)).convert("L")
@@ -236,9 +236,9 @@ def _seen(image: Image.Image) -> Image.Image:
 
 
 def _resizable(image: Image.Image) -> Image.Image:
-    """`image` in a mode that can be resized without loss of meaning: L, RGB, RGBA or CMYK."""
+    """`image` in a mode that can be resized correctly: L, RGB, RGBA or CMYK."""
     if image.mode.startswith("I"):
-        # 16 bits. Pillow's own conversion clips everything above 255 to white.
+        # 16 bits. Pillow's own conversion clips all values above 255.
         levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -247,9 +247,9 @@ def _resizable(image: Image.Image) -> Image.Image:
 
 
 def _flatten(small: Image.Image, image: Image.Image, notes: list[str]) -> Image.Image:
-    """`small`, a resized `image`, as plain RGB in sRGB over white, with no metadata.
+    """`small`, a resized `image`, as sRGB over white, without metadata.
 
-    Colours are converted after resizing: the difference is below one level, the work a fraction.
+    Colours are converted after resizing: that is much less work, and the difference is below one level.
     """
     colours = small.convert("RGB") if small.mode == "RGBA" else small
     rgb = _to_srgb(colours, image.info.get("icc_profile"), notes)
@@ -269,25 +269,25 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(colours: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """RGB in sRGB from L, RGB or CMYK. A broken profile, or one for other colours, is ignored and noted."""
+    """Convert L, RGB or CMYK to sRGB. A broken or unsuitable profile is ignored and noted."""
     if profile:
         try:
             transform = _transform(profile, colours.mode)
             if transform is not None:
                 return transform.apply(colours)
-            notes.append("colour profile for other colours than the picture's ignored")
+            notes.append("ignored a colour profile for another colour mode")
         except DECODE_FAULTS:
-            notes.append("broken colour profile ignored")
+            notes.append("ignored a broken colour profile")
     elif colours.mode == "CMYK":
-        notes.append("CMYK without a colour profile: colours are a guess")
+        notes.append("CMYK without a colour profile: colours are approximate")
     return colours.convert("RGB")
 
 
 @lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From `profile` to sRGB; None when it is for other colours. Kept: a camera always writes the same.
+    """The transform from `profile` to sRGB; None if the profile is for another mode. Cached: cameras repeat profiles.
 
-    A transform may serve several threads: lcms2 works on a copy of its one-pixel cache.
+    Transforms are thread-safe: lcms2 works on a copy of its one-pixel cache.
     """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if source.profile.xcolor_space.strip() != {"L": "GRAY"}.get(mode, mode):

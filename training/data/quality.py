@@ -1,7 +1,7 @@
-"""What a picture looks like to a trainer: its faults by plain measures, and which repeat each other.
+"""The quality of pictures for training: faults by simple measures, and near-duplicates.
 
-The thresholds were chosen on 34 photographs of six subjects and on 40 flat drawings (mascots in random poses,
-line drawings), each also blurred, re-encoded, resized and brightened; what was found stands beside each.
+The thresholds were chosen on 34 photographs of six subjects and 40 flat drawings (mascots in random poses, line
+drawings), each also blurred, re-encoded, resized and brightened. The comment at each threshold has the results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,53 +15,53 @@ from PIL import Image
 Fault = Literal["too_small", "blurred", "over_exposed", "under_exposed", "near_duplicate", "unreadable"]
 FAULTS: tuple[str, ...] = get_args(Fault)
 
-# A picture with any of these is left out of the training: each threshold lets only a clear case count.
+# Pictures with any of these are left out: the thresholds catch only clear cases.
 BAD_FAULTS: frozenset[str] = frozenset(FAULTS)
 
-# Below half the resolution more than three of four pixels would be made up by enlarging.
+# Below half the resolution, enlarging would invent more than three of four pixels.
 _TOO_SMALL = 0.5
 
-# Sharpness (see `_sharpness`) of sharp photographs: 0.5 to 9, of drawings 0.75 to 57, also at a fifth of the
-# contrast. Blurred with a Gaussian of 0.6 % of the side (3 px at 512): 0.01 to 0.13; of 0.8 %: below 0.07.
+# Sharpness (see `_sharpness`) of sharp photographs: 0.5 to 9; of drawings: 0.75 to 57, even at a fifth of the
+# contrast. With a Gaussian blur of 0.6 % of the side (3 px at 512): 0.01 to 0.13; of 0.8 %: below 0.07.
 _BLURRED = 0.12
 
-# Over-exposed: not one pixel in a hundred is darker than this. A drawing on white has darker lines than that.
+# Over-exposed: fewer than one pixel in a hundred is darker than this. Drawings on white have darker lines.
 _WHITE = 235
-# Under-exposed: not one pixel in a hundred is brighter than this. A night scene has lights.
+# Under-exposed: fewer than one pixel in a hundred is brighter than this. Night scenes have lights.
 _BLACK = 30
 
-# Near-duplicates, by the share of the hash's set bits that differ. Different pictures, even two photographs
-# of one clock on one table: 0.49 and more; one drawing with only its arms moved: 0.12 and more; a JPEG copy
-# of quality 30, or at half its size: 0.07 and less.
+# Near-duplicates, by the share of set hash bits that differ. Different pictures, even two photographs of the same
+# clock on the same table: 0.49 or more; a drawing with only its arms moved: 0.12 or more; a JPEG copy of quality
+# 30, or of half the size: 0.07 or less.
 _SAME = 0.10
-# Brightening burns out the lightest tones: edges vanish (up to 0.25 of the bits), but none appears.
+# Brightening clips the lightest tones: edges vanish (up to 0.25 of the bits), but none appear.
 _SAME_ONE_SIDED, _NEW_EDGES = 0.30, 0.02
 
 _HASH_SIDE = 16
-# Grey levels between neighbours that make an edge; else the noise of a flat background is half the hash.
+# Grey levels between neighbours that count as an edge; without it, noise of a flat background fills half the hash.
 _EDGE = 3
 
 
 @dataclass(frozen=True)
 class PictureReport:
-    """What is known of one picture; `faults` are of FAULTS, `notes` are remarks that are no fault."""
+    """The quality of one picture. `faults` are from FAULTS; `notes` are remarks that are not faults."""
 
-    width: int  # of the original as it is looked at, after EXIF orientation
+    width: int  # of the original, after EXIF orientation
     height: int
-    format: str  # JPEG, PNG, WEBP or AVIF; empty when it could not be read
-    sharpness: float  # variance of the Laplacian over variance, in the sharpest part; 0 is flat
+    format: str  # JPEG, PNG, WEBP or AVIF; empty if it could not be decoded
+    sharpness: float  # variance of the Laplacian over the variance, in the sharpest part; 0: flat
     brightness: float  # mean grey level, 0 to 255
-    dhash: str  # 128 hex digits; empty when it could not be read
+    dhash: str  # 128 hex digits; empty if it could not be decoded
     faults: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives the report back."""
+        """The report as JSON values; see `from_dict`."""
         return {**asdict(self), "faults": list(self.faults), "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PictureReport":
-        """The report that `to_dict` gave. Other keys are left alone; of what is missing nothing is known."""
+        """The report from the output of `to_dict`. Ignores unknown keys; missing ones get empty values."""
         known = {**asdict(cls(0, 0, "", 0.0, 0.0, "", ())), **values}
         kept = {field.name: known[field.name] for field in fields(cls)}
         return cls(**{**kept, "faults": tuple(kept["faults"]), "notes": tuple(kept["notes"])})
@@ -70,7 +70,7 @@ class PictureReport:
 def assess(
     grey: Image.Image, width: int, height: int, format_: str, resolution: int, notes: tuple[str, ...]
 ) -> PictureReport:
-    """The report on a picture of `width` × `height`, from the whole of it in `grey`, shrunk to about 256."""
+    """The report for a picture of `width` × `height`; `grey` is the whole picture, shrunk to about 256 pixels."""
     levels = np.asarray(grey, dtype=np.float32)
     sharpness = _sharpness(levels)
     dark, light = np.percentile(levels, (1, 99))
@@ -99,9 +99,9 @@ def assess(
 def _sharpness(levels: NDArray[np.float32]) -> float:
     """Variance of the Laplacian in the sharpest of 8 × 8 tiles, over the variance of the whole picture.
 
-    The sharpest tile, because a subject in focus before a soft background, and a drawing that is mostly one
-    colour, are sharp. Over the variance, because a picture of low contrast is not blurred. The variance of
-    the Laplacian: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000.
+    It uses the sharpest tile, because a subject in focus before a soft background is sharp, and so is a drawing that is
+    mostly one colour. It divides by the variance, because low contrast is not blur. The variance of the Laplacian:
+    Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000.
     """
     if min(levels.shape) < 3:
         return 0.0
@@ -110,12 +110,12 @@ def _sharpness(levels: NDArray[np.float32]) -> float:
     rows = np.array_split(laplacian, 8)
     tiles = [tile for row in rows for tile in np.array_split(row, 8, axis=1) if tile.size]
     sharpest = max(float(tile.var()) for tile in tiles)
-    # At least 5 levels of deviation: below it there is nothing to see, and noise must not pass for detail.
+    # Assume a deviation of at least 5 levels: below that noise would count as detail.
     return sharpest / max(float(levels.var()), 25.0)
 
 
 def _dhash(grey: Image.Image) -> str:
-    """Difference hash, 512 bits as hex: where it gets lighter rightwards (256) and downwards (256)."""
+    """Difference hash, 512 bits as hex: where the picture gets lighter to the right (256) and downwards (256)."""
     side = _HASH_SIDE
     across, down = (
         np.asarray(grey.resize(size, Image.Resampling.LANCZOS), dtype=np.int16)
@@ -126,9 +126,9 @@ def _dhash(grey: Image.Image) -> str:
 
 
 def near_duplicates(reports: Sequence[PictureReport]) -> dict[int, int]:
-    """Which pictures repeat an earlier one: index of each repeat to the index of the first it repeats.
+    """Find pictures that repeat an earlier one: maps the index of each repeat to the index of the first.
 
-    The first of its kind is never a repeat. Pictures that could not be read are left out.
+    Pictures that could not be decoded are ignored.
     """
     firsts: list[tuple[int, int]] = []
     repeats: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""A small picture of a prepared one, for pages."""
+"""Thumbnails of prepared pictures for the pages."""
 
 import io
 
@@ -8,7 +8,7 @@ SIDE = 256
 
 
 def thumbnail(png: bytes) -> bytes:
-    """A JPEG of at most SIDE pixels a side from a PNG of `training.data.pictures`, never from a stranger's file."""
+    """A JPEG of at most SIDE pixels a side. `png` must come from `training.data.pictures`, never from outside."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
         small = picture.convert("RGB")
     small.thumbnail((SIDE, SIDE))

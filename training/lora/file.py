@@ -1,8 +1,7 @@
-"""LoRA files: written whole or not at all, and checked before anyone is charged for one. No torch in here.
+"""LoRA files: written atomically, and checked before an owner is charged. Does not import torch.
 
-Key names are the ones that diffusers, ComfyUI and AUTOMATIC1111-style loaders all load whole, each with an explicit
-`.alpha`: without it loaders take alpha = rank, and a LoRA trained at rank 4, alpha 32 comes back at an eighth of its
-strength.
+diffusers, ComfyUI and AUTOMATIC1111-style loaders all load every key. Each module has an explicit `.alpha`: without it
+loaders assume alpha = rank, and a LoRA of rank 4 and alpha 32 would have an eighth of its strength.
 """
 
 import hashlib
@@ -24,17 +23,17 @@ DEFAULT_MAX_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Naming:
-    """How one family's files name a module's three tensors, and in which precision the two matrices are kept."""
+    """How the files of a family name the tensors of a module, and the precision of the two matrices."""
 
     prefix: str
     down: str
     up: str
     underscores: bool  # kohya writes a module's dots as underscores
-    modules: re.Pattern[str]  # what a module may be called in a file, after the prefix
+    modules: re.Pattern[str]  # valid module names in a file, after the prefix
     kind: str
 
     def stem(self, module: str) -> str:
-        """The name of diffusers' `module` in a file, without the tensor's suffix."""
+        """The name in a file of a module with diffusers' name `module`, without the suffix of a tensor."""
         return self.prefix + (module.replace(".", "_") if self.underscores else module)
 
 
@@ -44,19 +43,19 @@ _UNET = re.compile(
 )
 _Z_IMAGE = re.compile(r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)")
 
-# sd15 keeps float32: 3 MB at rank 4. The larger families keep what their base models are drawn in.
+# sd15 uses float32: 3 MB at rank 4. The larger families use the precision in which their base models draw.
 NAMINGS: dict[str, Naming] = {
     "sd15": Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _UNET, "F32"),
     "sdxl": Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _UNET, "F16"),
     "z-image": Naming("diffusion_model.", ".lora_A.weight", ".lora_B.weight", False, _Z_IMAGE, "BF16"),
 }
 
-# DoRA's magnitudes, one per output (https://arxiv.org/abs/2402.09353). They scale the frozen weights too, so they are
-# never rounded to a family's precision.
+# DoRA's magnitudes, one per output (https://arxiv.org/abs/2402.09353). They also scale the frozen weights, so they are
+# always float32.
 MAGNITUDE = ".dora_scale"
 
-# Of a module, by diffusers' name: down [rank, in] and up [out, rank], of a 1x1 convolution [rank, in, 1, 1] and
-# [out, rank, 1, 1]; of a DoRA also its magnitudes [out].
+# The matrices of a module: down [rank, in] and up [out, rank]; for a 1x1 convolution [rank, in, 1, 1] and
+# [out, rank, 1, 1]; for a DoRA also the magnitudes [out].
 Matrices = tuple[Array, Array] | tuple[Array, Array, Array]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -75,7 +74,7 @@ REQUIRED_METADATA = (
 
 @dataclass(frozen=True)
 class LoraReport:
-    """What a sound LoRA file holds."""
+    """The contents of a valid LoRA file."""
 
     family: str
     rank: int
@@ -87,7 +86,7 @@ class LoraReport:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, without the metadata."""
+        """The report as JSON values, without the metadata."""
         return {name: value for name, value in vars(self).items() if name != "metadata"}
 
 
@@ -95,10 +94,10 @@ class LoraReport:
 
 
 def serialize_lora(family: str, weights: Mapping[str, Matrices], alpha: float, metadata: Mapping[str, str]) -> bytes:
-    """A LoRA file, a pure function of its arguments.
+    """A LoRA file as bytes; the same arguments give the same bytes.
 
-    weights: the matrices of each module, by diffusers' name. alpha: such that alpha / rank is the LoRA's scale, which
-    is what every loader makes of it. The hashes that UIs go by are added to `metadata`.
+    weights: the matrices of each module, by diffusers' name. alpha: loaders scale the LoRA by alpha / rank. The hashes
+    by which user interfaces recognise files are added to `metadata`.
     """
     naming = NAMINGS[family]
     tensors: dict[str, Tensor] = {}
@@ -106,17 +105,18 @@ def serialize_lora(family: str, weights: Mapping[str, Matrices], alpha: float, m
         stem = naming.stem(module)
         tensors[stem + naming.down] = tensor(down, naming.kind)
         tensors[stem + naming.up] = tensor(up, naming.kind)
-        # Always in full: an alpha rounded to 16 bits is another strength.
+        # Always float32: an alpha rounded to 16 bits would change the strength.
         tensors[stem + ".alpha"] = tensor(np.asarray(alpha, np.float32))
-        for held in magnitude:  # a column, as the weights that loaders multiply with it have their outputs
+        for held in magnitude:  # a column, so that it broadcasts over the outputs of the weights
             tensors[stem + MAGNITUDE] = tensor(np.reshape(held, (-1, *[1] * (down.ndim - 1))).astype(np.float32))
     return pack(tensors, {**metadata, **hashes(tensors, metadata)})
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """`sshs_model_hash` and its legacy form as kohya's train_util.precalculate_safetensors_hashes makes them.
+    """`sshs_model_hash` and its legacy form, as in kohya's train_util.precalculate_safetensors_hashes.
 
-    Over the data only, and over a slice of a file that holds the ss_ fields only: both survive an edit of the metadata.
+    One covers only the data, the other a slice of a file with only the ss_ fields, so edits of other metadata do not
+    change them.
     """
     plain = pack(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
     whole = hashlib.sha256(memoryview(plain)[data_offset(plain) :]).hexdigest()
@@ -137,15 +137,15 @@ def write_file(path: Path, data: bytes) -> None:
 def check_lora_file(
     path_or_bytes: Path | str | bytes, *, family: str, rank: int, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> LoraReport:
-    """Reopen a LoRA file and see that it is what it should be: a LoRA of `family` at `rank`, finite, whole, described.
+    """Check that a file is a complete LoRA of `family` and `rank`, with finite weights and all metadata.
 
-    Raises LoraInvalid, which says what is wrong; the file may come from a remote trainer, so nothing in it is trusted.
+    The file may come from a remote server, so nothing in it is trusted. Raises LoraInvalid, which says what is wrong.
     """
     data = read_bytes(path_or_bytes, max_bytes)
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        raise LoraInvalid(f"the LoRA file is not sound: {describe_fault(error, data)}") from error
+        raise LoraInvalid(f"the LoRA file is damaged: {corruption_reason(error, data)}") from error
     naming = NAMINGS[family]
     stems = _stems(tensors, naming, family)
     alphas = {_check_module(tensors, naming, stem, rank) for stem in stems}
@@ -159,13 +159,15 @@ def check_lora_file(
     )
 
 
-def describe_fault(error: Malformed, data: bytes) -> str:
-    """What is wrong with a file that is no safetensors file."""
-    return "a pickle, which is never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)
+def corruption_reason(error: Malformed, data: bytes) -> str:
+    """What is wrong with a file that is not a safetensors file."""
+    return (
+        "it is a pickle, and pickles are never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)
+    )
 
 
 def read_bytes(path_or_bytes: Path | str | bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
-    """All of a file. Raises LoraInvalid if it cannot be read, or is larger than a LoRA can be."""
+    """Read a whole file. Raises LoraInvalid if it cannot be read or has more than `max_bytes`."""
     if isinstance(path_or_bytes, bytes):
         size, data = len(path_or_bytes), path_or_bytes
     else:
@@ -176,15 +178,12 @@ def read_bytes(path_or_bytes: Path | str | bytes, max_bytes: int = DEFAULT_MAX_B
         except OSError as error:
             raise LoraInvalid(f"the LoRA file cannot be read: {error.strerror}") from error
     if size > max_bytes:
-        raise LoraInvalid(f"the LoRA file has {size} bytes, over the {max_bytes} that are allowed")
+        raise LoraInvalid(f"the LoRA file has {size} bytes; at most {max_bytes} are accepted")
     return data
 
 
 def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[str]:
-    """The modules that the file has tensors for; each must have all three, and nothing else may be there.
-
-    In a DoRA each has its magnitudes besides.
-    """
+    """The modules of a file. Each must have all three tensors, and a DoRA its magnitudes; others are not allowed."""
     ends: tuple[str, ...] = (naming.down, naming.up, ".alpha")
     if any(name.endswith(MAGNITUDE) for name in tensors):
         ends = (*ends, MAGNITUDE)
@@ -205,17 +204,17 @@ def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[s
 
 
 def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank: int) -> float:
-    """Check one module's three tensors; gives its alpha."""
+    """Check the tensors of one module; returns its alpha."""
     down, up, alpha = tensors[stem + naming.down], tensors[stem + naming.up], tensors[stem + ".alpha"]
-    # A 1x1 convolution (proj_in of sd15) has two more dimensions of 1.
+    # A 1x1 convolution, such as proj_in of sd15, has two more dimensions of size 1.
     if any(len(part.shape) not in (2, 4) or part.shape[2:] not in ((), (1, 1)) for part in (down, up)):
-        raise LoraInvalid(f"the LoRA file's {stem} has shapes {down.shape} and {up.shape}: no pair of matrices")
+        raise LoraInvalid(f"the LoRA file's {stem} has shapes {down.shape} and {up.shape}, which do not fit")
     if down.shape[0] != rank or up.shape[1] != rank:
         raise LoraInvalid(f"the LoRA file's {stem} has rank {down.shape[0]} and {up.shape[1]}, {rank} was asked for")
     if not down.elements.size or not up.elements.size:
         raise LoraInvalid(f"the LoRA file's {stem} is empty")
     if alpha.elements.size != 1:
-        raise LoraInvalid(f"the LoRA file's {stem}.alpha is no single number")
+        raise LoraInvalid(f"the LoRA file's {stem}.alpha is not a single number")
     parts = [(down, naming.down), (up, naming.up), (alpha, ".alpha")]
     if (magnitude := tensors.get(stem + MAGNITUDE)) is not None:
         parts.append((magnitude, MAGNITUDE))
@@ -223,9 +222,9 @@ def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank
             raise LoraInvalid(f"the LoRA file's {stem}{MAGNITUDE} has shape {magnitude.shape}, {up.shape[0]} outputs")
     for part, what in parts:
         if part.kind not in _FLOATS:
-            raise LoraInvalid(f"the LoRA file's {stem}{what} is of kind {part.kind}: no weights")
+            raise LoraInvalid(f"the LoRA file's {stem}{what} has type {part.kind}, which weights cannot have")
         if not np.isfinite(part.floats()).all():
-            raise LoraInvalid(f"the LoRA file's {stem}{what} has numbers that are not finite")
+            raise LoraInvalid(f"the LoRA file's {stem}{what} has values that are not finite")
     value = float(alpha.floats().reshape(-1)[0])
     if value <= 0:
         raise LoraInvalid(f"the LoRA file's {stem}.alpha is {value}")
@@ -238,13 +237,13 @@ def _check_metadata(metadata: Mapping[str, str], data: bytes, rank: int, alpha: 
         raise LoraInvalid(f"the LoRA file's metadata lacks {', '.join(missing)}")
     if metadata["ss_network_dim"] != str(rank):
         named = metadata["ss_network_dim"][:20]
-        raise LoraInvalid(f"the LoRA file's metadata tells of rank {named}, its tensors have {rank}")
+        raise LoraInvalid(f"the LoRA file's metadata names rank {named}, but its tensors have rank {rank}")
     try:
         named_alpha = float(metadata["ss_network_alpha"])
         json.loads(metadata["imprint_recipe"])
     except (ValueError, RecursionError) as error:
         raise LoraInvalid("the LoRA file's metadata has an alpha or a recipe that cannot be read") from error
-    if np.float32(named_alpha) != np.float32(alpha):  # a tensor holds 0.1 as the float32 next to it
-        raise LoraInvalid(f"the LoRA file's metadata tells of alpha {named_alpha}, its tensors have {alpha}")
+    if np.float32(named_alpha) != np.float32(alpha):  # a tensor holds 0.1 rounded to float32
+        raise LoraInvalid(f"the LoRA file's metadata names alpha {named_alpha}, but its tensors have alpha {alpha}")
     if metadata["sshs_model_hash"] != hashlib.sha256(memoryview(data)[data_offset(data) :]).hexdigest():
-        raise LoraInvalid("the LoRA file's tensors are not those that its metadata was written for")
+        raise LoraInvalid("the LoRA file's tensors do not match the hash in its metadata")

@@ -1,8 +1,8 @@
-"""Any LoRA file as modules with their matrices and their scale, and back into a file of the form that is asked for.
+"""Read any LoRA file as modules with their matrices and scale, and write it in another format.
 
-The scale is what most converters lose: kohya's form has it as `.alpha` beside the matrices, scale alpha / rank; peft's
-has it in a JSON text among the metadata, as rank and alpha with exceptions by module; where neither is, loaders take 1.
-No torch in here.
+Most converters lose the scale. kohya's format has it as `.alpha` beside the matrices (scale alpha / rank), peft's as
+JSON in the metadata, with rank, alpha and exceptions by module; without either, loaders assume 1. Does not import
+torch.
 """
 
 import json
@@ -19,18 +19,18 @@ from training.lora import file as lora_file
 from training.lora.names import ALPHA, MAGNITUDES, OTHER_METHODS, PAIRS, ModuleName, parse_module_name
 from training.lora.safetensor import Malformed, Tensor, pack, tensor, unpack
 
-ADAPTER = "lora_adapter_metadata"  # the name under which diffusers keeps peft's configuration
+ADAPTER = "lora_adapter_metadata"  # the metadata key under which diffusers stores peft's configuration
 FORMATS = ("kohya", "peft", "comfyui")
 
 
 @dataclass
 class Module:
-    """One module's LoRA: down [rank, in, ...], up [out, rank, ...], as the file holds them."""
+    """The LoRA of one module, as in the file: down [rank, in, ...] and up [out, rank, ...]."""
 
     name: ModuleName
     down: Tensor
     up: Tensor
-    alpha: float | None = None  # None: the file does not say, and loaders take the rank
+    alpha: float | None = None  # None: not in the file; loaders assume the rank
     magnitude: Tensor | None = None  # DoRA's, one number per output
 
     @property
@@ -43,30 +43,30 @@ class Module:
 
 
 @dataclass
-class LoraFile:
-    """What a file holds. `problems` are faults that break it; what is in `strange` no loader of this form knows."""
+class ParsedLora:
+    """The contents of a LoRA file. `problems` make it unusable; no loader knows the tensors in `strange`."""
 
-    modules: dict[str, Module]  # by their full canonical name
+    modules: dict[str, Module]  # by full canonical name
     metadata: dict[str, str]
     form: str
     family: str | None
     problems: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
-    methods: list[str] = field(default_factory=list)  # of tensors that are no LoRA's
+    methods: list[str] = field(default_factory=list)  # other methods than LoRA that the file uses
     data: bytes = b""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_lora(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> LoraFile:
-    """The LoRA in a file, whoever wrote it. Raises LoraInvalid if it is no sound safetensors file."""
+def read_lora(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> ParsedLora:
+    """Read a LoRA file in any format. Raises LoraInvalid if it is not a valid safetensors file."""
     data = lora_file.read_bytes(path, max_bytes)
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        raise LoraInvalid(f"the LoRA file is not sound: {lora_file.describe_fault(error, data)}") from error
-    made = LoraFile({}, metadata, "unknown", None, data=data)
+        raise LoraInvalid(f"the LoRA file is damaged: {lora_file.corruption_reason(error, data)}") from error
+    made = ParsedLora({}, metadata, "unknown", None, data=data)
     left = dict(tensors)
     forms: dict[str, int] = {}
     for key in tensors:
@@ -80,30 +80,30 @@ def read_lora(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) 
         module = Module(name, left.pop(key), left.pop(stem + up))
         _add_rest(module, stem, left, made)
         if name.full in made.modules:
-            made.problems.append(f"{name.full} comes twice, under two names")
+            made.problems.append(f"{name.full} occurs twice, under two names")
         made.modules[name.full] = module
         forms[name.form] = forms.get(name.form, 0) + 1
     _note_left(left, made)
     made.form = max(forms, key=lambda form: forms[form]) if forms else "unknown"
     if len(forms) > 1:
-        made.problems.append(f"its names are of {len(forms)} forms: {', '.join(sorted(forms))}")
+        made.problems.append(f"its names mix {len(forms)} formats: {', '.join(sorted(forms))}")
     _apply_adapter(made)
     made.family = family_of(made)
     return made
 
 
-def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: LoraFile) -> None:
-    """Alpha and magnitudes of a module, where the file has them."""
+def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: ParsedLora) -> None:
+    """Add alpha and magnitudes to a module, if the file has them."""
     if (alpha := left.pop(stem + ALPHA, None)) is not None:
         if alpha.elements.size == 1:
             module.alpha = float(alpha.floats().reshape(-1)[0])
         else:
-            made.problems.append(f"{stem}{ALPHA} is no single number")
+            made.problems.append(f"{stem}{ALPHA} is not a single number")
     for end in MAGNITUDES:
         module.magnitude = left.pop(stem + end, module.magnitude)
 
 
-def _note_left(left: Mapping[str, Tensor], made: LoraFile) -> None:
+def _note_left(left: Mapping[str, Tensor], made: ParsedLora) -> None:
     for key in left:
         method = next((method for method, pattern in OTHER_METHODS.items() if pattern.fullmatch(key)), None)
         half = next((end for pair in PAIRS for end in pair if key.endswith(end)), None)
@@ -111,13 +111,13 @@ def _note_left(left: Mapping[str, Tensor], made: LoraFile) -> None:
             if method not in made.methods:
                 made.methods.append(method)
         elif half is not None and parse_module_name(key.removesuffix(half)) is not None:
-            made.problems.append(f"{key[:160]} has no other half")
+            made.problems.append(f"{key[:160]} lacks its other matrix")
         else:
             made.strange.append(key)
 
 
-def _apply_adapter(made: LoraFile) -> None:
-    """Take the scale from peft's configuration in the metadata, for the modules without an alpha of their own."""
+def _apply_adapter(made: ParsedLora) -> None:
+    """Set the alpha of modules that have none from peft's configuration in the metadata."""
     text = made.metadata.get(ADAPTER)
     if text is None:
         return
@@ -127,11 +127,11 @@ def _apply_adapter(made: LoraFile) -> None:
             if module.alpha is None and (alpha := _alpha_of_config(config, module)) is not None:
                 module.alpha = alpha
     except (ValueError, TypeError, AttributeError, RecursionError):
-        made.problems.append(f"its {ADAPTER} cannot be read: loaders fail on it")
+        made.problems.append(f"its {ADAPTER} cannot be parsed, so loaders fail")
 
 
 def _alpha_of_config(config: Mapping[str, Any], module: Module) -> float | None:
-    """The alpha such that alpha / rank is what peft makes of its configuration; None if it says nothing."""
+    """The alpha such that alpha / rank is peft's scale for this module; None if the configuration has none."""
     part, name = module.name.part, module.name.module
     alpha = _by_pattern(config.get(f"{part}.alpha_pattern") or {}, name, config.get(f"{part}.lora_alpha"))
     if alpha is None:
@@ -141,13 +141,13 @@ def _alpha_of_config(config: Mapping[str, Any], module: Module) -> float | None:
 
 
 def _by_pattern(pattern: Mapping[str, Any], name: str, otherwise: Any) -> Any:
-    """peft matches the ends of names, by regular expressions; here they are plain texts, since strangers write them."""
+    """peft matches the ends of names by regular expressions; here they are plain text, because files are untrusted."""
     plain = {key.removeprefix("^").replace("\\.", "."): value for key, value in pattern.items()}
     return next((value for key, value in plain.items() if name == key or name.endswith("." + key)), otherwise)
 
 
-def family_of(lora: LoraFile) -> str | None:
-    """Which family the modules are of; None where that cannot be told."""
+def family_of(lora: ParsedLora) -> str | None:
+    """The family of the base model; None if unknown."""
     if (named := lora.metadata.get("imprint_family")) in lora_file.NAMINGS:
         return named
     names = list(lora.modules)
@@ -168,19 +168,17 @@ def family_of(lora: LoraFile) -> str | None:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def serialize_as(lora: LoraFile, to: str) -> bytes:
-    """The file in the form `to`, one of FORMATS: the same matrices, the same scale, the same metadata.
+def serialize_as(lora: ParsedLora, to: str) -> bytes:
+    """The file in the format `to`, one of FORMATS, with the same matrices, scale and metadata.
 
-    Raises LoraInvalid for what that form cannot say, and for a file with problems.
+    Raises LoraInvalid if that format cannot express the LoRA, or the file has problems.
     """
     refuse_broken(lora)
     family = lora.family
     if family is None:
-        raise LoraInvalid("the LoRA file does not tell which family it is of, so its names cannot be changed")
+        raise LoraInvalid("the family of the LoRA file is unknown, so its names cannot be converted")
     if to == "kohya" and family == "z-image":
-        raise LoraInvalid(
-            "no program reads kohya's names for z-image: convert to comfyui (diffusion_model. keys) or peft"
-        )
+        raise LoraInvalid("no program reads kohya's names for z-image: convert to comfyui or peft instead")
     metadata = {key: value for key, value in lora.metadata.items() if key != ADAPTER}
     tensors: dict[str, Tensor] = {}
     for module in lora.modules.values():
@@ -193,24 +191,24 @@ def serialize_as(lora: LoraFile, to: str) -> bytes:
     return pack(tensors, {**metadata, **lora_file.hashes(tensors, metadata)})
 
 
-def refuse_broken(lora: LoraFile) -> None:
-    """Raises LoraInvalid for a LoRA that another form would only hide the faults of."""
+def refuse_broken(lora: ParsedLora) -> None:
+    """Raises LoraInvalid if the file has problems that a conversion would hide."""
     if lora.methods:
-        raise LoraInvalid(f"the file holds {', '.join(lora.methods)}: only LoRA and DoRA are converted")
-    if problems := [*lora.problems, *(f"the tensor {name[:120]!r} is not known" for name in lora.strange)]:
+        raise LoraInvalid(f"the file contains {', '.join(lora.methods)}; only LoRA and DoRA can be converted")
+    if problems := [*lora.problems, *(f"the tensor {name[:120]!r} is unknown" for name in lora.strange)]:
         raise LoraInvalid(
             f"the LoRA file is broken: {problems[0]}" + (f", and {len(problems) - 1} more" * (len(problems) > 1))
         )
     if not lora.modules:
-        raise LoraInvalid("the file has no LoRA in it")
+        raise LoraInvalid("the file contains no LoRA")
 
 
 def _with_alpha(module: Module, family: str) -> dict[str, Tensor]:
-    """Kohya's form; ComfyUI reads it for sd15 and sdxl, and for z-image the same with other names."""
+    """The tensors in kohya's format; for z-image in ComfyUI's, which differs only in the names."""
     name = module.name
     if name.part == "transformer":
         if ".qkv" in name.module or name.module.endswith("attention.out"):
-            raise LoraInvalid(f"{name.module} is of a form that only ComfyUI reads, and in that form already")
+            raise LoraInvalid(f"{name.module} has a form that only ComfyUI reads")
         stem, down, up = f"diffusion_model.{name.module}", ".lora_A.weight", ".lora_B.weight"
     else:
         first = {"unet": "unet", "text_encoder": "te" if family == "sd15" else "te1", "text_encoder_2": "te2"}[
@@ -234,8 +232,8 @@ def _peft(module: Module) -> dict[str, Tensor]:
     return made
 
 
-def adapter_metadata(lora: LoraFile) -> str:
-    """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and who differs."""
+def adapter_metadata(lora: ParsedLora) -> str:
+    """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and exceptions."""
     config: dict[str, Any] = {}
     for part in sorted({module.name.part for module in lora.modules.values()}):
         held = [module for module in lora.modules.values() if module.name.part == part]

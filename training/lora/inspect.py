@@ -1,7 +1,4 @@
-"""What a LoRA file is: its family and form, its scale, how strong it is, what is wrong with it, and who reads it.
-
-No torch in here.
-"""
+"""Inspect a LoRA file: family, format, scale, strength, problems and the programs that load it. Without torch."""
 
 import hashlib
 import json
@@ -14,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from training.lora import file as lora_file
-from training.lora.formats import LoraFile, Module, read_lora
+from training.lora.formats import Module, ParsedLora, read_lora
 from training.lora.names import kind_of
 from training.lora.safetensor import Tensor, data_offset
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_SHOWN = 5  # problems of one kind that are named one by one
+_SHOWN = 5  # problems of one kind that are listed one by one
 
-# Who loads which form whole. ComfyUI takes what it knows and only logs the rest, so a file may seem to work.
+# Which programs load which format in full. ComfyUI only logs keys that it does not know, so a file may seem to work.
 _READERS: dict[tuple[str, bool], dict[str, str]] = {
     ("kohya", False): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "whole"},
     ("kohya", True): {"diffusers": "no", "ComfyUI": "no", "AUTOMATIC1111": "no"},
-    ("peft", False): {"diffusers": "whole", "ComfyUI": "in part, without a word", "AUTOMATIC1111": "no"},
+    ("peft", False): {"diffusers": "whole", "ComfyUI": "in part, silently", "AUTOMATIC1111": "no"},
     ("peft", True): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "no"},
     ("comfyui", True): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "no"},
     ("comfyui", False): {"diffusers": "not surely", "ComfyUI": "whole", "AUTOMATIC1111": "no"},
@@ -34,7 +31,7 @@ _READERS: dict[tuple[str, bool], dict[str, str]] = {
 
 @dataclass
 class InspectionReport:
-    """All of it, as `imprint inspect --json` prints it."""
+    """The result of an inspection, as printed by `imprint inspect --json`."""
 
     size_bytes: int
     sha256: str
@@ -47,12 +44,12 @@ class InspectionReport:
     scales: list[float]
     precision: list[str]
     is_dora: bool
-    kinds: dict[str, dict[str, Any]]  # by what modules do: how many, ranks, scales, norms
+    kinds: dict[str, dict[str, Any]]  # by kind of module: count, ranks, scales, norms
     trigger_word: str | None
     recipe: dict[str, Any] | None
     readers: dict[str, str]
-    problems: list[str] = field(default_factory=list)  # it is broken
-    warnings: list[str] = field(default_factory=list)  # it works, and perhaps not as is thought
+    problems: list[str] = field(default_factory=list)  # the file is broken
+    warnings: list[str] = field(default_factory=list)  # the file works, but perhaps not as expected
     metadata: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,14 +57,14 @@ class InspectionReport:
 
 
 def inspect(path: Path | bytes) -> InspectionReport:
-    """Look at any LoRA file. Raises LoraInvalid for what is no sound safetensors file."""
+    """Inspect any LoRA file. Raises LoraInvalid if it is not a valid safetensors file."""
     lora = read_lora(path)
     modules = list(lora.modules.values())
     problems = [*lora.problems, *_faults(modules)]
     if not modules:
-        problems.append("no LoRA is in it")
-    problems += [f"it holds {method}, which is no LoRA" for method in lora.methods]
-    problems += _some(f"the tensor {name[:120]!r} is not known" for name in lora.strange)
+        problems.append("it contains no LoRA")
+    problems += [f"it contains {method}, which is not LoRA" for method in lora.methods]
+    problems += _some(f"the tensor {name[:120]!r} is unknown" for name in lora.strange)
     scales = _finite(module.scale for module in modules)
     recipe, word = _recipe_and_word(lora, problems)
     return InspectionReport(
@@ -92,23 +89,23 @@ def inspect(path: Path | bytes) -> InspectionReport:
     )
 
 
-def _is_dora_beside_alphas(lora: LoraFile, modules: list[Module]) -> bool:
+def _is_dora_beside_alphas(lora: ParsedLora, modules: list[Module]) -> bool:
     return lora.form in ("kohya", "comfyui") and any(module.magnitude is not None for module in modules)
 
 
-def _readers(lora: LoraFile, modules: list[Module]) -> dict[str, str]:
+def _readers(lora: ParsedLora, modules: list[Module]) -> dict[str, str]:
     readers = _READERS.get((lora.form, lora.family == "z-image"), {})
     return readers | {"diffusers": "without its magnitudes"} if _is_dora_beside_alphas(lora, modules) else readers
 
 
 def _some(faults: Iterable[str]) -> list[str]:
-    """The first few of many like faults, and how many more there are."""
+    """The first few faults of one kind, and the number of others."""
     held = list(faults)
-    return held if len(held) <= _SHOWN else [*held[:_SHOWN], f"and {len(held) - _SHOWN} more like that"]
+    return held if len(held) <= _SHOWN else [*held[:_SHOWN], f"and {len(held) - _SHOWN} more like this"]
 
 
 def _finite(values: Iterable[float]) -> list[float]:
-    """Each value once, in order; a value that is no number is a problem of its own, and not JSON."""
+    """The distinct finite values, sorted. Others are reported as problems and cannot be JSON."""
     return sorted({value for value in values if np.isfinite(value)})
 
 
@@ -117,16 +114,16 @@ def _tensors(module: Module) -> list[Tensor]:
 
 
 def _faults(modules: list[Module]) -> list[str]:
-    """What makes modules useless: shapes that do not fit, numbers that are none."""
+    """Faults of modules: shapes that do not fit, values that are not finite."""
     found: list[str] = []
     for module in modules:
         down, up, name = module.down.shape, module.up.shape, module.name.full
         if len(down) not in (2, 4) or len(up) not in (2, 4) or down[0] != up[1] or not down[0]:
-            found.append(f"{name} has shapes {list(down)} and {list(up)}: no pair of one rank")
+            found.append(f"{name} has shapes {list(down)} and {list(up)}, which do not fit")
         if any(part.kind not in _FLOATS for part in _tensors(module)):
-            found.append(f"{name} is kept as whole numbers")
+            found.append(f"{name} has integers instead of weights")
         elif not all(np.isfinite(part.floats()).all() for part in _tensors(module)):
-            found.append(f"{name} has numbers that are not finite")
+            found.append(f"{name} has values that are not finite")
         if module.alpha is not None and not (np.isfinite(module.alpha) and module.alpha > 0):
             found.append(f"{name} has alpha {module.alpha}")
         if module.magnitude is not None and module.magnitude.elements.size != up[0]:
@@ -134,32 +131,30 @@ def _faults(modules: list[Module]) -> list[str]:
     return _some(found)
 
 
-def _warnings(lora: LoraFile, modules: list[Module]) -> list[str]:
+def _warnings(lora: ParsedLora, modules: list[Module]) -> list[str]:
     warnings = []
     if silent := [module for module in modules if module.alpha is None]:
         warnings.append(
-            f"{len(silent)} modules have no alpha: all programs load them at strength 1, whatever they were trained at"
+            f"{len(silent)} modules have no alpha: programs load them at strength 1, whatever they were trained with"
         )
     if lora.form == "peft" and lora.family in ("sd15", "sdxl"):
-        warnings.append("ComfyUI passes over the attention of such a file without a word: convert it to kohya for it")
+        warnings.append("ComfyUI silently ignores the attention layers of this format: convert the file to kohya")
     if _is_dora_beside_alphas(lora, modules):
-        warnings.append("diffusers passes over the magnitudes of a DoRA in this form: convert it to peft for it")
+        warnings.append("diffusers ignores the magnitudes of a DoRA in this format: convert the file to peft")
     if lora.form == "bare peft":
-        warnings.append(
-            "its scale is in an adapter_config.json, not in the file, and diffusers and ComfyUI pass over it"
-        )
+        warnings.append("its scale is in adapter_config.json, not in the file; diffusers and ComfyUI ignore that file")
     if lora.family is None and modules:
-        warnings.append("which family it is of cannot be told")
+        warnings.append("its family is unknown")
     if modules and not any(module.up.floats().any() for module in modules):
-        warnings.append("it changes nothing: every up matrix is zero")
+        warnings.append("it has no effect: every up matrix is zero")
     whole = lora.metadata.get("sshs_model_hash")
     if whole and whole != hashlib.sha256(memoryview(lora.data)[data_offset(lora.data) :]).hexdigest():
-        warnings.append("its sshs_model_hash is of other tensors: they were changed after it was written")
+        warnings.append("its sshs_model_hash does not match its tensors: they were changed later")
     return warnings
 
 
 def _kinds(modules: list[Module]) -> dict[str, dict[str, Any]]:
-    """By kind: how many modules, their ranks and scales, mean and largest norm of what they add to the weights."""
+    """By kind of module: count, ranks, scales, and the mean and maximum norm of the change of the weights."""
     held: dict[str, list[Module]] = {}
     for module in modules:
         held.setdefault(kind_of(module.name), []).append(module)
@@ -177,27 +172,27 @@ def _kinds(modules: list[Module]) -> dict[str, dict[str, Any]]:
 
 
 def _norm(module: Module) -> float | None:
-    """Frobenius norm of scale x up x down, by way of two products [rank, rank]; None where it has none."""
+    """Frobenius norm of scale x up x down, computed from two products [rank, rank]; None if undefined."""
     shapes = module.down.shape, module.up.shape
     if any(len(shape) < 2 or not all(shape) for shape in shapes) or shapes[0][0] != shapes[1][1]:
-        return None  # a fault, which is told as one
+        return None  # reported by _faults
     with np.errstate(all="ignore"):
         down, up = (part.floats().astype(np.float64).reshape(part.shape[0], -1) for part in (module.down, module.up))
-        if down.shape[0] != up.shape[1]:  # an up that is a convolution of more than 1 x 1
+        if down.shape[0] != up.shape[1]:  # up is a convolution of more than 1 x 1
             return None
         square = float(np.sum((up.T @ up) * (down @ down.T)))
     norm = abs(module.scale) * max(square, 0.0) ** 0.5
     return norm if np.isfinite(norm) else None
 
 
-def _recipe_and_word(lora: LoraFile, problems: list[str]) -> tuple[dict[str, Any] | None, str | None]:
-    """Recipe and trigger word, from our own fields or from those that others write."""
+def _recipe_and_word(lora: ParsedLora, problems: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """Recipe and trigger word, from Imprint's fields or those of other trainers."""
     metadata, recipe = lora.metadata, None
     if (text := metadata.get("imprint_recipe")) is not None:
         try:
             recipe = json.loads(text)
         except (ValueError, RecursionError):
-            problems.append("its imprint_recipe cannot be read")
+            problems.append("its imprint_recipe cannot be parsed")
     if not isinstance(recipe, dict):
         recipe = None
     if "imprint_version" in metadata:

@@ -1,7 +1,7 @@
-"""What a LoRA file says about itself: fields that UIs read (modelspec, ss_*), and our recipe, enough to train it again.
+"""The metadata of LoRA files: fields for user interfaces (modelspec, ss_*), and the recipe, so it can be repeated.
 
-modelspec: https://github.com/Stability-AI/ModelSpec; ss_*: kohya sd-scripts. No time of writing: the same training
-gives the same bytes.
+modelspec: https://github.com/Stability-AI/ModelSpec; ss_*: kohya sd-scripts. It contains no timestamps, so the same
+training gives the same bytes.
 """
 
 import json
@@ -15,8 +15,7 @@ from training.options import MIN_SNR_GAMMA, Quantisation
 from training.ports import Example
 from training.spec import TrainSpec
 
-# How the adapter begins: peft's default. It is drawn by us, from the job's seed, so that no version of a library moves
-# it.
+# The initialisation of the LoRA: peft's default, but drawn from the job's seed, so that no library version changes it.
 START = "kaiming-uniform"
 
 _ARCHITECTURE = {
@@ -25,7 +24,7 @@ _ARCHITECTURE = {
     "z-image": "z-image/lora",
 }
 _BASE_VERSION = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "z-image": "z_image"}
-# In kohya's form: a class, with what it was given beside its rate.
+# In kohya's format: a class with its arguments, except the rate.
 _OPTIMIZER = {
     "adamw": "torch.optim.adamw.AdamW(weight_decay={})",
     "adamw8bit": "AdamW8bit(weight_decay={})",
@@ -35,15 +34,15 @@ _PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
 
 
 def own_version() -> str:
-    """Our version, as installed."""
+    """The installed version of Imprint."""
     try:
         return version("imprint")
-    except PackageNotFoundError:  # a checkout that was never installed
+    except PackageNotFoundError:  # not installed
         return "0"
 
 
 def recipe_json(spec: TrainSpec) -> str:
-    """The spec as canonical JSON. A base model given as a folder is told by its last name: our paths stay ours."""
+    """The spec as canonical JSON. Only the last part of a base model's folder is included, to hide local paths."""
     recipe = spec.to_dict()
     if Path(spec.base_model).is_absolute():
         recipe["base_model"] = Path(spec.base_model).name
@@ -51,13 +50,13 @@ def recipe_json(spec: TrainSpec) -> str:
 
 
 def tag_frequency(trigger_word: str, captions: Sequence[str]) -> str:
-    """How often each comma-separated part of a caption comes up, in kohya's form: {folder: {tag: count}}."""
+    """The count of each comma-separated tag in the captions, in kohya's format: {folder: {tag: count}}."""
     tags = Counter(part.strip() for caption in captions for part in caption.split(",") if part.strip())
     return json.dumps({trigger_word: dict(sorted(tags.items()))}, ensure_ascii=False)
 
 
 def bucket_info(examples: Sequence[Example]) -> dict[str, dict[str, object]]:
-    """How many pictures there are of each size, in kohya's form: {number: {resolution, count}}, by size."""
+    """The number of pictures of each size, in kohya's format: {number: {resolution, count}}, sorted by size."""
     sizes = Counter((example.width, example.height) for example in examples)
     return {
         str(number): {"resolution": list(size), "count": count}
@@ -69,7 +68,7 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def describe(
+def build_metadata(
     spec: TrainSpec,
     examples: Sequence[Example],
     *,
@@ -115,7 +114,7 @@ def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str
         "ss_v2": "False",
         "ss_learning_rate": repr(spec.learning_rate),
         "ss_unet_lr": repr(spec.learning_rate),
-        "ss_text_encoder_lr": "None",  # it is never trained
+        "ss_text_encoder_lr": "None",  # never trained
         "ss_optimizer": _OPTIMIZER[spec.optimizer].format(spec.optimization.weight_decay),
         "ss_lr_scheduler": spec.optimization.schedule,
         "ss_lr_warmup_steps": str(spec.optimization.warmup_steps),

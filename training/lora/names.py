@@ -1,4 +1,4 @@
-"""What the tensors of LoRA files are called: the forms that trainers write, and which module each one means.
+"""The names of tensors in LoRA files: the formats that trainers write, and the module that each name means.
 
 A module's canonical name is diffusers', with its part in front of it: `unet.mid_block.attentions.0.proj_in`,
 `transformer.layers.0.attention.to_q`, `text_encoder.text_model.encoder.layers.0.mlp.fc1`.
@@ -7,7 +7,7 @@ A module's canonical name is diffusers', with its part in front of it: `unet.mid
 import re
 from dataclasses import dataclass
 
-# Suffixes of the two matrices, in all forms; and of what else a module may have.
+# Suffixes of the two matrices in all formats, and of the other tensors of a module.
 PAIRS = (
     (".lora_down.weight", ".lora_up.weight"),
     (".lora_A.weight", ".lora_B.weight"),
@@ -18,7 +18,7 @@ PAIRS = (
 )
 ALPHA = ".alpha"
 MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
-# Methods that are no LoRA: their tensors mean something else, and are told apart from what is merely not known.
+# Other methods than LoRA. Their tensors are recognised, to tell them from unknown ones.
 OTHER_METHODS = {
     "LoHa": re.compile(r".*\.hada_[wt]\w+"),
     "LoKr": re.compile(r".*\.lokr_[wt]\w+"),
@@ -28,7 +28,7 @@ OTHER_METHODS = {
     "full differences": re.compile(r".*\.(diff|diff_b)"),
 }
 
-# Words of module names that hold an underscore or stand alone, for names whose dots were written as underscores too.
+# Words of module names, to restore the dots of names that were written with underscores only.
 _WORDS = """
 down_blocks up_blocks mid_block input_blocks output_blocks middle_block attentions resnets downsamplers upsamplers
 transformer_blocks attn1 attn2 to_q to_k to_v to_out ff net proj_in proj_out proj conv1 conv2 conv_shortcut
@@ -60,7 +60,7 @@ _FORMS = {
     "lycoris_": "lycoris",
     "base_model.model.": "bare peft",
 }
-# One for each family whose denoiser is a transformer: its modules by diffusers' names.
+# One pattern per family whose denoiser is a transformer: its modules by diffusers' names.
 _TRANSFORMERS = (
     re.compile(r"(layers|noise_refiner|context_refiner)\.\d+\.(attention|feed_forward|adaLN_modulation)\b.*"),
 )
@@ -71,7 +71,7 @@ _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time
 
 @dataclass(frozen=True)
 class ModuleName:
-    """Which module a tensor belongs to, and in which form a file says so."""
+    """The module of a tensor, and the format of its name."""
 
     part: str
     module: str  # diffusers' name within the part
@@ -83,7 +83,7 @@ class ModuleName:
 
 
 def parse_module_name(stem: str) -> ModuleName | None:
-    """The module that a name without its suffix means; None for one that no form knows."""
+    """The module of a tensor name without its suffix; None if no format has such a name."""
     for start, part in _STARTS.items():
         if stem.startswith(start):
             dotted = _dotted(stem.removeprefix(start))
@@ -108,14 +108,14 @@ def _named(part: str, module: str, form: str) -> ModuleName | None:
         return None
     if found := _LDM.fullmatch(module):
         return ModuleName(part, of_ldm(found), form)
-    module = re.sub(r"\.to_out$", ".to_out.0", module)  # the old processors had no dropout beside it
+    module = re.sub(r"\.to_out$", ".to_out.0", module)  # old attention processors have no dropout beside it
     known = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets|downsamplers|upsamplers)\.\d+\.[\w.]+"
     others = r"conv_in|conv_out|(time|add)_embedding\.linear_[12]"
     return ModuleName(part, module, form) if re.fullmatch(f"{known}|{others}", module) else None
 
 
 def _dotted(text: str) -> str | None:
-    """`down_blocks_0_attentions_1_proj_in` with its dots back; None if a word of it is not known."""
+    """Restore the dots of `down_blocks_0_attentions_1_proj_in`; None if a word is unknown."""
     words, place = [], 0
     while place < len(text):
         found = _WORD.match(text, place)
@@ -127,7 +127,7 @@ def _dotted(text: str) -> str | None:
 
 
 def of_ldm(found: re.Match[str]) -> str:
-    """diffusers' name of a module that the original training code named; three layers to a block, as in sd15, sdxl."""
+    """diffusers' name of a module in the original Stable Diffusion naming, with three layers per block."""
     if found[5] is not None:
         place, rest = int(found[5]), found[6]
         return (
@@ -159,6 +159,6 @@ _KINDS = (
 
 
 def kind_of(name: ModuleName) -> str:
-    """What a module does, in a word or two."""
+    """The kind of a module, in a word or two."""
     kind = next((kind for kind, pattern in _KINDS if pattern.fullmatch(name.full)), "other")
     return f"text encoder, {kind}" if name.part.startswith("text_encoder") else kind

@@ -1,8 +1,8 @@
-"""safetensors in plain bytes and numpy: for processes without torch, and byte for byte the same on every run.
+"""safetensors with numpy: for processes without torch, and with the same bytes on every run.
 
-The safetensors library keeps metadata in a hash map, so the order of two writes may differ; files here are compared by
-their hash, so the header is written sorted. Reading is stricter than the library's: duplicate names, holes and overlaps
-in the data, and oversized headers are refused (FINDINGS.md, section 5).
+The safetensors library stores metadata in a hash map, so two writes may differ. Imprint compares files by hash, so it
+writes the header sorted. Reading is stricter than in the library: duplicate names, gaps and overlaps in the data, and
+oversized headers are errors.
 
 Format: 8 bytes little-endian header length, a JSON header, the data. https://github.com/huggingface/safetensors#format
 """
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 MAX_HEADER_BYTES = 16 * 2**20
 
-# What we read. numpy has no bfloat16: its 16 bits are read as such and widened by `floats`.
+# Supported types. numpy has no bfloat16: its 16 bits are read as integers, and `Tensor.floats` widens them.
 _KINDS: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -33,17 +33,17 @@ _KINDS: dict[str, np.dtype[Any]] = {
 }
 
 
-# Bytes per element of every kind of whole bytes that the format has.
+# Bytes per element of all types of the format that have whole bytes.
 _WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
            "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}  # fmt: skip
 
 
 class Malformed(ValueError):
-    """The bytes are no safetensors file, or one that we do not accept; says why."""
+    """Not a valid safetensors file, or one with unsupported contents. The message says why."""
 
 
 class Tensor:
-    """One tensor of a file: its kind (`F32`, `BF16`, …) and its elements, which for BF16 are the raw 16 bits."""
+    """One tensor: its type (`F32`, `BF16`, …) and its elements, which for BF16 are the raw 16 bits."""
 
     def __init__(self, kind: str, elements: Array) -> None:
         self.kind, self.elements = kind, elements
@@ -53,16 +53,16 @@ class Tensor:
         return tuple(self.elements.shape)
 
     def floats(self) -> Array:
-        """The values as float32 (float64 stays): BF16 is the upper half of a float32."""
+        """The values as float32, or float64 for F64. BF16 is the upper half of a float32."""
         if self.kind == "BF16":
             return (self.elements.astype(np.uint32) << 16).view(np.float32)
         return self.elements if self.kind == "F64" else self.elements.astype(np.float32)
 
 
 def tensor(values: Array, kind: str = "F32") -> Tensor:
-    """`values` as a tensor of that kind; BF16 rounds to nearest even, as torch does."""
+    """`values` as a tensor of type `kind`. BF16 rounds to nearest even, as torch does."""
     if kind != "BF16":
-        with np.errstate(over="ignore"):  # beyond the largest float16 is infinite, which the check of a file refuses
+        with np.errstate(over="ignore"):  # too large for float16 gives infinity, which the check of a file rejects
             return Tensor(kind, np.asarray(values, _KINDS[kind], order="C"))
     wide = np.asarray(values, np.float32, order="C")
     bits = wide.view(np.uint32)
@@ -71,7 +71,7 @@ def tensor(values: Array, kind: str = "F32") -> Tensor:
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """One file as bytes, a pure function of its arguments. Tensors lie in the library's order: wide kinds first."""
+    """A file as bytes; the same arguments give the same bytes. Tensors are in the library's order: wide types first."""
     order = sorted(tensors, key=lambda name: (-_KINDS[tensors[name].kind].itemsize, tensors[name].kind, name))
     header: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
     parts, at = [], 0
@@ -86,12 +86,12 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file; raises Malformed. Elements are views into `data`, read-only."""
+    """The tensors and the metadata of a file. Elements are read-only views into `data`. Raises Malformed."""
     laid_out, metadata, start = _layout(data)
     tensors = {}
     for name, (kind, shape, first, last) in laid_out.items():
         if kind not in _KINDS:
-            raise Malformed(f"tensor {name[:80]!r} is of kind {kind!r}, which we do not read")
+            raise Malformed(f"tensor {name[:80]!r} has type {kind!r}, which is not supported")
         count = (last - first) // _WIDTHS[kind]
         elements = np.frombuffer(data, _KINDS[kind], count, start + first) if count else np.empty(0, _KINDS[kind])
         tensors[name] = Tensor(kind, elements.reshape(shape))
@@ -99,9 +99,9 @@ def unpack(data: bytes | memoryview) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def check_layout(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """See that the file's header is sound and its tensors fill it, without reading them.
+    """Check a file's header, and that its tensors fill the file, without reading them.
 
-    Gives the kind of every tensor, and the metadata. Raises Malformed, OSError.
+    Returns the type of every tensor and the metadata. Raises Malformed, OSError.
     """
     with path.open("rb") as file:
         if not path.stat().st_size:
@@ -114,36 +114,36 @@ def check_layout(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 def _layout(
     data: bytes | memoryview | mmap.mmap,
 ) -> tuple[dict[str, tuple[str, tuple[int, ...], int, int]], dict[str, str], int]:
-    """Kind, shape, first and last byte of each tensor; the metadata; where the data starts."""
+    """Type, shape, first and last byte of each tensor; the metadata; the offset of the data."""
     header, start = read_header(data)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise Malformed("its metadata is not a table of texts")
+        raise Malformed("its metadata is not a JSON object of strings")
     laid_out = {name: _entry(name, entry, len(data) - start) for name, entry in header.items()}
     end = 0
     for first, last in sorted(entry[2:] for entry in laid_out.values()):
         if first != end:
-            raise Malformed("its tensors overlap, or leave a hole between them")
+            raise Malformed("its tensors overlap or leave gaps")
         end = last
     if start + end != len(data):
-        raise Malformed(f"its header tells of {start + end} bytes, it has {len(data)}")
+        raise Malformed(f"its header describes {start + end} bytes, but the file has {len(data)}")
     return laid_out, metadata, start
 
 
 def data_offset(data: bytes | memoryview | mmap.mmap) -> int:
-    """Where the tensors' data starts."""
+    """The offset of the data."""
     return 8 + int(struct.unpack("<Q", data[:8])[0])
 
 
 def read_header(data: bytes | memoryview | mmap.mmap) -> tuple[dict[str, Any], int]:
-    """The header of a file that begins with `data`, and where its tensors' data starts. Raises Malformed."""
+    """The header of a file that begins with `data`, and the offset of its data. Raises Malformed."""
     if len(data) < 8:
         raise Malformed("it is shorter than a safetensors header")
     length = data_offset(data) - 8
     if length > MAX_HEADER_BYTES:
-        raise Malformed(f"its header would have {length} bytes, over the {MAX_HEADER_BYTES} that we read")
+        raise Malformed(f"its header has {length} bytes, over the limit of {MAX_HEADER_BYTES}")
     if 8 + length > len(data):
-        raise Malformed("it is cut off in its header")
+        raise Malformed("it ends within its header")
     try:
         header = json.loads(bytes(data[8 : 8 + length]).decode(), object_pairs_hook=_without_duplicates)
     except Malformed:
@@ -151,14 +151,14 @@ def read_header(data: bytes | memoryview | mmap.mmap) -> tuple[dict[str, Any], i
     except (ValueError, RecursionError) as error:
         raise Malformed("its header is not JSON") from error
     if not isinstance(header, dict):
-        raise Malformed("its header is not a table")
+        raise Malformed("its header is not a JSON object")
     return header, 8 + length
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise Malformed("its header has the same name twice")
+        raise Malformed("its header has a name twice")
     return made
 
 
@@ -170,10 +170,10 @@ def _entry(name: str, entry: Any, size: int) -> tuple[str, tuple[int, ...], int,
     except (KeyError, TypeError, ValueError) as error:
         raise Malformed(f"the entry of tensor {name[:80]!r} is malformed") from error
     if kind not in _WIDTHS:
-        raise Malformed(f"tensor {name[:80]!r} is of kind {kind[:20]!r}, which we do not read")
+        raise Malformed(f"tensor {name[:80]!r} has type {kind[:20]!r}, which is not supported")
     count = 1
     for number in shape:
         count *= number
     if first + count * _WIDTHS[kind] != last or last > size:
-        raise Malformed(f"tensor {name[:80]!r} does not fit its shape, or lies outside of the file")
+        raise Malformed(f"tensor {name[:80]!r} does not fit its shape, or exceeds the file")
     return kind, shape, first, last

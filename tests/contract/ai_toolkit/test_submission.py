@@ -114,7 +114,7 @@ def test_a_strange_picture_in_the_dataset_is_no_training(pod: FakePod, server: T
     server.datasets()
     server.create_dataset(ordered.name)
     server.upload(ordered.name, [("9999.png", b"of somebody else")])
-    with pytest.raises(BackendFailed, match="1 pictures that are not of this job"):
+    with pytest.raises(BackendFailed, match="1 pictures that do not belong to this job"):
         work.submit(server, ordered)
     work.clear(server, ordered.name)
     assert ordered.name not in pod.left()["datasets"]

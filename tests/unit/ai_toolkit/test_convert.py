@@ -115,7 +115,7 @@ def test_refused(family: str, changed: dict[str, Any], why: str, tmp_path: Path)
 def test_no_safetensors(harm: Callable[[bytes], bytes], tmp_path: Path) -> None:
     source = written(tmp_path / "theirs", theirs("sd15", "F32"))
     source.write_bytes(harm(source.read_bytes()))
-    with pytest.raises(LoraInvalid, match="not sound"):
+    with pytest.raises(LoraInvalid, match="is damaged"):
         convert_lora(source, tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)
     with pytest.raises(LoraInvalid, match="cannot be read"):
         convert_lora(tmp_path / "nothing", tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)

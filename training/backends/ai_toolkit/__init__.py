@@ -1,5 +1,5 @@
-"""Training on an ai-toolkit server: its HTTP API, what a training needs of it, its files. No torch in here.
+"""Training on an ai-toolkit server. Does not import torch.
 
-`server` speaks the API, `work` does what a training needs (submit, look, collect, cancel, clear), `config` and
-`convert` translate: our recipe into its job, its file into ours. `fake` is such a server for tests and demos.
+`server` is a client for its HTTP API, `work` has the operations of a training (submit, poll, collect, cancel, clear),
+`config` turns a recipe into a job of the server, and `convert` turns its LoRA file into one of Imprint's.
 """

@@ -1,16 +1,16 @@
-"""What an ai-toolkit server tells, as our types."""
+"""The responses of an ai-toolkit server as dataclasses."""
 
 import json
 from dataclasses import dataclass
 from typing import Any
 
-# What a server writes into a job's row.
+# The statuses of a job on the server.
 QUEUED, RUNNING, STOPPED, COMPLETED, ERROR = "queued", "running", "stopped", "completed", "error"
 
 
 @dataclass(frozen=True)
 class ServerFolders:
-    """Where the server keeps things: absolute paths on its machine."""
+    """The folders of the server: absolute paths on its machine."""
 
     training: str
     datasets: str
@@ -25,7 +25,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class RemoteJob:
-    """A job's row, as the server has it. `status` is its own word: stopped, queued, running, completed, error."""
+    """A job on the server. `status` is one of the server's: stopped, queued, running, completed, error."""
 
     id: str
     name: str
@@ -35,11 +35,11 @@ class RemoteJob:
     step: int
     stop: bool
     speed: str  # "1.23 iter/sec" or "2.10 sec/iter"
-    config: str  # JSON, as it was sent
+    config: str  # JSON, as submitted
 
     @property
     def total(self) -> int | None:
-        """How many steps it has; the row does not say, its config does."""
+        """The number of steps, from the config: the row does not have it."""
         try:
             process = json.loads(self.config)["config"]["process"][0]
             return int(process["train"]["steps"])
@@ -48,7 +48,7 @@ class RemoteJob:
 
     @classmethod
     def of(cls, row: Any) -> "RemoteJob":
-        """From the server's JSON. Raises KeyError, TypeError or ValueError for something else."""
+        """Parse the server's JSON. Raises KeyError, TypeError or ValueError."""
         config = row.get("job_config") or ""
         return cls(
             id=str(row["id"]),
@@ -65,7 +65,7 @@ class RemoteJob:
 
 @dataclass(frozen=True)
 class LogPart:
-    """What came to a job's log since an offset (bytes). `reset`: the log begins anew, `text` is its tail."""
+    """The log of a job since an offset in bytes. `reset`: the log was restarted, and `text` is its end."""
 
     text: str
     offset: int
@@ -80,7 +80,7 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class SampleImage:
-    """A picture drawn while training, of prompt number `prompt` after `step` steps."""
+    """A picture drawn during training: prompt number `prompt` after `step` steps."""
 
     path: str
     step: int

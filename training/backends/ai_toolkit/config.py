@@ -1,11 +1,11 @@
-"""From our recipe to ai-toolkit's job: pure functions.
+"""Turn a recipe into a job for ai-toolkit: pure functions.
 
-What ai-toolkit cannot do as our own loop does:
-- the training itself has no seed: `spec.seed` seeds the sample pictures only, and two trainings differ;
-- Z-Image's adapters have no alpha there (scale 1): alpha must equal rank, anything else is refused;
-- AdamW's epsilon is 1e-6 instead of 1e-8; Z-Image's times are drawn uniformly and weighted ("weighted") instead of
-  shifted; the base of Z-Image is held in 8 bits;
-- sd15 and sdxl are taken to predict noise: a v-prediction base model is not told from others.
+Differences from Imprint's own training loop:
+- training has no seed: `spec.seed` only seeds the sample pictures, so two trainings differ;
+- Z-Image adapters have no alpha (scale 1), so alpha must equal rank;
+- AdamW's epsilon is 1e-6 instead of 1e-8; Z-Image draws times uniformly and weights the loss ("weighted") instead of
+  shifting them; the base model of Z-Image is quantised to 8 bits;
+- sd15 and sdxl base models are assumed to predict noise: v-prediction models are not detected.
 """
 
 import re
@@ -27,10 +27,10 @@ _HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*/[\w.-]+\.safetens
 
 
 def find_base_model(spec: TrainSpec, base_models: Mapping[str, str]) -> str:
-    """The hub id of a spec's base model, for `Order.base_model`.
+    """The hub id of a spec's base model, for `RemoteTraining.base_model`.
 
-    base_models: IMPRINT_BASE_MODELS, name to folder or hub id. Raises SpecInvalid for a folder: a remote machine
-    cannot see ours.
+    base_models: IMPRINT_BASE_MODELS, name to folder or hub id. Raises SpecInvalid for a folder: a remote server cannot
+    read it.
     """
     found = base_model_location(spec.base_model, base_models)
     check_base_model(found)
@@ -38,25 +38,25 @@ def find_base_model(spec: TrainSpec, base_models: Mapping[str, str]) -> str:
 
 
 def check_base_model(base_model: str) -> None:
-    """Raises SpecInvalid unless it is a hub id."""
+    """Raises SpecInvalid unless `base_model` is a hub id."""
     if not _HUB_ID.fullmatch(base_model) or ".." in base_model:
         raise SpecInvalid.of(
-            {"base_model": "is no hub id (owner/name): a remote trainer fetches base models from the hub only"}
+            {"base_model": "is not a hub id (owner/name): a remote server downloads base models from the hub"}
         )
 
 
 def escape_placeholders(text: str) -> str:
-    """`text` without what ai-toolkit would replace: `${X}` by a variable of its environment, `[name]`, `[trigger]`."""
+    """`text` without what ai-toolkit replaces: `${X}` (an environment variable), `[name]` and `[trigger]`."""
     return text.replace("${", "$(").replace("[name]", "(name)").replace("[trigger]", "(trigger)")
 
 
 def escape_prompt(text: str) -> str:
-    """`escape_placeholders`, and without `--w 4096` and other flags that it reads out of a prompt."""
+    """`escape_placeholders`, and also without `--w 4096` and other flags that ai-toolkit reads from prompts."""
     return re.sub(r"-(?=-)", "- ", escape_placeholders(text))
 
 
 def caption_file(caption: str) -> bytes:
-    """The `.txt` beside a picture, such that the trainer reads `caption` out of it: it joins at commas with ", "."""
+    """The `.txt` file of a picture. ai-toolkit splits captions at commas and joins them with ", "."""
     return re.sub(r",\s+", ",", escape_placeholders(caption)).encode()
 
 
@@ -70,23 +70,23 @@ def job_config(
     dataset: str | None = None,
     training_adapter: str | None = None,
 ) -> dict[str, Any]:
-    """The `job_config` of POST /api/jobs for a training of `pictures` pictures.
+    """The `job_config` of POST /api/jobs for a training with `pictures` pictures.
 
-    name: of the job, and of the dataset unless the server made another of it. training_adapter: owner/name/file on
-    the hub, for Z-Image-Turbo; None: ai-toolkit's own. Raises SpecInvalid for what ai-toolkit cannot train.
+    name: of the job, and of the dataset unless `dataset` is given. training_adapter: owner/name/file on the hub, for
+    Z-Image-Turbo; None: ai-toolkit's default. Raises SpecInvalid if ai-toolkit cannot train the recipe.
     """
     check_base_model(base_model)
     if wrong := options.unsupported_options(spec):
         raise SpecInvalid.of(wrong)
     if training_adapter is not None and not _HUB_FILE.fullmatch(training_adapter):
-        raise SpecInvalid.of({"training_adapter": "is no file on the hub (owner/name/file.safetensors)"})
+        raise SpecInvalid.of({"training_adapter": "is not a file on the hub (owner/name/file.safetensors)"})
     steps = spec.steps(pictures)
     every = max(1, ceil(steps / 4))
     process = {
         "type": "diffusion_trainer",
         "training_folder": folders.training,
         "device": "cuda",
-        "trigger_word": None,  # our captions have it already
+        "trigger_word": None,  # the captions have it already
         "performance_log_every": 10,
         "network": _network(spec),
         "save": {
@@ -110,14 +110,14 @@ def job_config(
 
 
 def is_turbo(spec: TrainSpec, base_model: str) -> bool:
-    """Whether a base model of Z-Image is the distilled one, which needs its training adapter."""
+    """Whether a Z-Image base model is the distilled one, which needs a training adapter."""
     return spec.family == "z-image" and is_distilled(base_model.split("/")[-1])
 
 
 def _network(spec: TrainSpec) -> dict[str, Any]:
     network: dict[str, Any] = {"type": "lora", "linear": spec.rank, "linear_alpha": spec.file_alpha}
     if (names := options.layer_names(spec)) is not None:
-        # As our own loop: by itself it takes every linear and 1x1 convolution of the UNet.
+        # The layers that Imprint trains; the default is every linear and 1x1 convolution of the UNet.
         network["network_kwargs"] = {"only_if_contains": names}
     return network
 
@@ -180,7 +180,7 @@ def _model(spec: TrainSpec, base_model: str, training_adapter: str | None) -> di
 
 
 def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
-    """Previews: those that are asked for, else three prompts, at each quarter of the steps."""
+    """Previews after each quarter of the steps: of the recipe's prompts, or of three default ones."""
     subject = escape_prompt(f"{spec.trigger_word} {spec.class_word}".strip())
     prompts = [escape_prompt(one) for one in spec.validation.previews] or [one.format(subject) for one in PROMPTS]
     guidance, drawing_steps = (6.0, 20) if spec.family != "z-image" else (4.0, 30)

@@ -1,6 +1,6 @@
-"""The way to an ai-toolkit server: requests, what may be tried again, and every failure as one of ours.
+"""HTTP requests to an ai-toolkit server: retries, limits, and translated errors.
 
-Answers are capped in size and time, and never quoted: what a stranger's server says does not end up in our messages.
+Responses are limited in size and time. Messages never quote them, because the server is not trusted.
 """
 
 import json
@@ -18,15 +18,15 @@ from core.http_status import is_retryable
 
 T = TypeVar("T")
 
-MAX_ANSWER_BYTES = 64 * 2**20  # all rows of a server with thousands of jobs, or an old server's whole log
+MAX_ANSWER_BYTES = 64 * 2**20  # enough for thousands of jobs, or the whole log of an old server
 TRIES = 3
 FIRST_DELAY_S = 0.2
-# Node closes idle connections after 5 s: ours are given up before, so that none is closed under a request.
+# Node closes idle connections after 5 s: drop them earlier, so that none is closed during a request.
 KEEPALIVE_S = 4.0
 
 
 def open_toolkit_client(max_connections: int = 64, timeout_s: float = 30) -> httpx2.Client:
-    """A client for any number of servers and threads: one pool of connections, no proxy, no redirects."""
+    """An HTTP client for ai-toolkit servers, safe to share between threads: no proxy, no redirects."""
     return httpx2.Client(
         trust_env=False,
         follow_redirects=False,
@@ -40,13 +40,13 @@ def open_toolkit_client(max_connections: int = 64, timeout_s: float = 30) -> htt
 
 @dataclass(frozen=True)
 class ToolkitResponse:
-    """A status that was asked for, and the body."""
+    """An accepted status and the body."""
 
     status: int
     body: bytes
 
     def json(self) -> Any:
-        """None where the body is not JSON: a proxy's page, or an old server's."""
+        """The body as JSON; None if it is not JSON, such as a page of a proxy."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -54,7 +54,7 @@ class ToolkitResponse:
 
     @property
     def is_error(self) -> bool:
-        """Whether it is ai-toolkit that refuses, in its own way, and not a proxy before it."""
+        """Whether ai-toolkit itself reports an error, not a proxy in front of it."""
         data = self.json()
         return isinstance(data, dict) and "error" in data
 
@@ -68,11 +68,11 @@ class ToolkitConnection:
         except (httpx2.InvalidURL, TypeError):
             parsed = httpx2.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.userinfo:
-            raise BackendFailed("the address of the ai-toolkit server is no http:// or https:// address")
+            raise BackendFailed("the address of the ai-toolkit server must start with http:// or https://")
         self.url, self.http = str(parsed).rstrip("/"), http
         self.place = f"the ai-toolkit server at {parsed.netloc.decode('ascii')}"
         if token is not None and (not token or not token.isascii() or not token.isprintable() or " " in token):
-            raise BackendFailed("the password of the ai-toolkit server is empty, or has characters that it cannot read")
+            raise BackendFailed("the password of the ai-toolkit server is empty or has characters that are not allowed")
         self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
 
     # ---- one request ----
@@ -87,9 +87,9 @@ class ToolkitConnection:
         patience: float = 1.0,
         **more: Any,
     ) -> ToolkitResponse:
-        """One request, and its whole answer if its status is one of `accept`.
+        """Send a request; returns the response if its status is in `accept`.
 
-        patience: how many times the client's timeout the whole exchange may take, beyond what is sent.
+        patience: the time limit for the response, as a multiple of the client's timeout.
         """
         deadline = time.monotonic() + patience * self._timeout_s()
         with self.stream(method, path, **more) as response:
@@ -97,7 +97,7 @@ class ToolkitConnection:
             for chunk in response.iter_raw():
                 body += chunk
                 if len(body) > max_bytes:
-                    raise BackendFailed(f"{self.place} answers with more than {max_bytes} bytes")
+                    raise BackendFailed(f"{self.place} sent more than {max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise BackendUnreachable(f"{self.place} did not answer in time")
             answer = ToolkitResponse(response.status_code, bytes(body))
@@ -106,15 +106,15 @@ class ToolkitConnection:
         return answer
 
     def send_with_retries(self, method: str, path: str, **more: Any) -> ToolkitResponse:
-        """`send`, tried again where the server cannot be reached: only for what may be done twice."""
+        """Like `send`, with retries if the server cannot be reached. Only for idempotent requests."""
         return with_retries(lambda: self.send(method, path, **more), give_up_s=self._timeout_s() / 2)
 
     @contextmanager
     def stream(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **more: Any
     ) -> Generator[httpx2.Response]:
-        """One request, its body not read yet; the transport's errors as ours, without their words."""
-        # `from None`: the chained messages may quote foreign bytes, and tracebacks end up in logs.
+        """Send a request without reading the body. Translates the errors of the HTTP client, without their messages."""
+        # `from None`: the original messages may quote the server, and tracebacks are logged.
         try:
             with self.http.stream(method, self.url + path, headers={**self._headers, **(headers or {})}, **more) as got:
                 yield got
@@ -126,25 +126,25 @@ class ToolkitConnection:
             raise BackendUnreachable(f"the connection to {self.place} broke") from None
 
     def error_of(self, answer: ToolkitResponse) -> BackendUnreachable | BackendFailed:
-        """The error that a status stands for."""
+        """The error for a status."""
         status, about = answer.status, {"status": answer.status}
         if status in (401, 403):
-            return BackendFailed(f"{self.place} refuses our password (status {status})", about)
+            return BackendFailed(f"{self.place} rejects the password (status {status})", about)
         if status == 404 and not answer.is_error:
-            return BackendUnreachable(f"nothing answers yet behind the proxy of {self.place} (status 404)", about)
+            return BackendUnreachable(f"no server answers yet behind the proxy of {self.place} (status 404)", about)
         if is_retryable(status):
-            return BackendUnreachable(f"{self.place} has trouble of its own (status {status})", about)
-        return BackendFailed(f"{self.place} refuses a request (status {status})", about)
+            return BackendUnreachable(f"{self.place} failed with status {status}", about)
+        return BackendFailed(f"{self.place} rejected a request with status {status}", about)
 
     def unexpected_answer(self) -> BackendFailed:
-        return BackendFailed(f"{self.place} answers with something else than ai-toolkit's API does")
+        return BackendFailed(f"{self.place} sent a response that ai-toolkit's API does not have")
 
     def _timeout_s(self) -> float:
         return self.http.timeout.read or 30.0
 
 
 def with_retries(call: Callable[[], T], *, tries: int = TRIES, give_up_s: float = 15.0) -> T:
-    """`call`, and again after a BackendUnreachable, with delays that double, ±50 %; none begins after `give_up_s`."""
+    """Retry `call` after BackendUnreachable, with delays that double, ±50 %, until `give_up_s`."""
     begun = time.monotonic()
     for number in range(1, tries):
         try:
@@ -158,5 +158,5 @@ def with_retries(call: Callable[[], T], *, tries: int = TRIES, give_up_s: float 
 
 
 def backoff_s(number: int) -> float:
-    """How long to wait after failure `number`, from 1."""
+    """Seconds to wait after failure `number`, from 1."""
     return float(FIRST_DELAY_S * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311

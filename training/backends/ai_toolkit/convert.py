@@ -1,8 +1,8 @@
-"""From ai-toolkit's LoRA file to ours: our key names, an explicit alpha, our metadata.
+"""Convert ai-toolkit's LoRA files to Imprint's: key names, an explicit alpha, metadata.
 
-Its files for sd15 and sdxl have kohya's form: `lora_unet_…` with `.lora_down.weight`, `.lora_up.weight` and `.alpha`
-(the alpha in the precision of the file), scale alpha / rank. Those for Z-Image have peft's form: `diffusion_model.…`
-with `.lora_A.weight` and `.lora_B.weight` and no alpha, trained at scale 1, so that alpha = rank.
+Files for sd15 and sdxl have kohya's format: `lora_unet_…` with `.lora_down.weight`, `.lora_up.weight` and `.alpha` (in
+the precision of the file), scale alpha / rank. Files for Z-Image have peft's format: `diffusion_model.…` with
+`.lora_A.weight` and `.lora_B.weight` and without alpha, trained at scale 1, so alpha = rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ _PREDICTION = {"sd15": "epsilon", "sdxl": "epsilon", "z-image": "flow"}
 def convert_lora(
     source: Path, out: Path, spec: TrainSpec, examples: Sequence[Example], *, dataset_sha256: str, base_model: str = ""
 ) -> LoraReport:
-    """Write ai-toolkit's file `source` as ours to `out`, whole or not at all; passes `lora_file.check_lora_file`.
+    """Convert ai-toolkit's file `source` and write it to `out`, atomically, after `lora_file.check_lora_file`.
 
-    base_model: the hub id that was trained on, kept in the metadata. Raises LoraInvalid for a file that is not what
-    was ordered, StoreUnavailable if `out` cannot be written.
+    base_model: the hub id of the base model, for the metadata. Raises LoraInvalid if the file does not match the spec,
+    StoreUnavailable if `out` cannot be written.
     """
     weights = _weights(_read_tensors(source), spec)
     metadata = _metadata(spec, examples, dataset_sha256, base_model)
@@ -47,15 +47,15 @@ def _read_tensors(source: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise LoraInvalid(f"the trained file cannot be read: {error.strerror}") from error
     if size > DEFAULT_MAX_BYTES:
-        raise LoraInvalid(f"the trained file has {size} bytes, over the {DEFAULT_MAX_BYTES} that are allowed")
+        raise LoraInvalid(f"the trained file has {size} bytes; at most {DEFAULT_MAX_BYTES} are accepted")
     try:
         return unpack(data)[0]
     except Malformed as error:
-        raise LoraInvalid(f"the trained file is not sound: {error}") from error
+        raise LoraInvalid(f"the trained file is damaged: {error}") from error
 
 
 def _weights(tensors: Mapping[str, Tensor], spec: TrainSpec) -> dict[str, tuple[Array, Array]]:
-    """Down and up of every module, by its name in a file without the prefix. Raises LoraInvalid for anything else."""
+    """Down and up of every module, by its name without the prefix. Raises LoraInvalid for other contents."""
     naming = NAMINGS[spec.family]
     weights: dict[str, tuple[Array, Array]] = {}
     used: set[str] = set()
@@ -77,15 +77,15 @@ def _weights(tensors: Mapping[str, Tensor], spec: TrainSpec) -> dict[str, tuple[
 
 
 def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpec) -> None:
-    """See that a module was trained at the scale that was ordered, before our own alpha is written in its place."""
+    """Check that a module was trained with the alpha of the spec, before Imprint writes its own."""
     if alpha is None:
-        if naming.underscores:  # loaders of kohya's form would take alpha = rank; the trainer always writes it
+        if naming.underscores:  # loaders would assume alpha = rank; ai-toolkit always writes it
             raise LoraInvalid(f"the trained file lacks {stem}.alpha")
         alpha_in_file, alpha_in_spec = float(spec.rank), spec.file_alpha
     elif alpha.elements.size != 1:
-        raise LoraInvalid(f"the trained file's {stem}.alpha is no single number")
+        raise LoraInvalid(f"the trained file's {stem}.alpha is not a single number")
     else:
-        # In the precision of the file, in which the order's alpha may be another number.
+        # Compare in the precision of the file, which may round the spec's alpha.
         alpha_in_file = float(alpha.floats().reshape(-1)[0])
         alpha_in_spec = float(tensor(np.asarray(spec.file_alpha), alpha.kind).floats())
     if alpha_in_file != alpha_in_spec:
@@ -97,10 +97,10 @@ def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpe
 
 def _metadata(spec: TrainSpec, examples: Sequence[Example], dataset_sha256: str, base_model: str) -> dict[str, str]:
     steps = spec.steps(len(examples))
-    metadata = lora_metadata.describe(
+    metadata = lora_metadata.build_metadata(
         spec, examples, steps=steps, dataset_sha256=dataset_sha256, base_sha256="", prediction=_PREDICTION[spec.family]
     )
-    # What only our own loop knows: the base model's hash, and a start drawn from the job's seed.
+    # Only Imprint's own loop knows the hash of the base model, and initialises the LoRA from the job's seed.
     del metadata["imprint_base_sha256"], metadata["imprint_start"]
     metadata |= {"imprint_backend": "ai-toolkit", "modelspec.implementation": "https://github.com/ostris/ai-toolkit"}
     if base_model:

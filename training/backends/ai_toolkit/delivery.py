@@ -1,4 +1,4 @@
-"""Pictures and captions on their way into a dataset of an ai-toolkit server, verified there."""
+"""Upload pictures and captions to a dataset on an ai-toolkit server, and verify them there."""
 
 import re
 import time
@@ -11,16 +11,16 @@ from training.backends.ai_toolkit.connection import TRIES, backoff_s
 from training.backends.ai_toolkit.server import ToolkitServer
 from training.ports import Example
 
-# A proxy in front of a pod refuses requests of 100 MB, and gives up after 100 s: this is 2.5 Mbit/s.
+# The proxy of a pod rejects requests of 100 MB and ends them after 100 s: this needs 2.5 Mbit/s.
 MAX_REQUEST_BYTES = 30_000_000
 
 File = tuple[str, bytes]
 
 
 def upload_dataset(server: ToolkitServer, dataset: str, examples: Sequence[Example]) -> None:
-    """Bring every picture, as 0001.png with its caption in 0001.txt, into a dataset; what is there already stays.
+    """Upload every picture that the dataset lacks as 0001.png, with its caption in 0001.txt.
 
-    Then the server is asked what it has: BackendFailed if that is not these pictures with these captions.
+    Afterwards the server is asked for its files. Raises BackendFailed if they differ from these pictures and captions.
     """
     numbers = range(1, len(examples) + 1)
     missing = _missing(server, dataset, examples, compare_sizes=True)
@@ -29,7 +29,7 @@ def upload_dataset(server: ToolkitServer, dataset: str, examples: Sequence[Examp
             for request in _requests(_pair(number, examples[number - 1]) for number in numbers if number in missing):
                 server.upload(dataset, request)
         except BackendUnreachable:
-            # Some may have come: look before any is sent again.
+            # Some may have arrived: check before sending any again.
             time.sleep(backoff_s(tried))
             missing = _missing(server, dataset, examples, compare_sizes=True)
             if tried == TRIES and missing:
@@ -38,16 +38,18 @@ def upload_dataset(server: ToolkitServer, dataset: str, examples: Sequence[Examp
             missing = missing and _missing(server, dataset, examples)
         if not missing:
             return
-    raise BackendFailed(f"the server keeps {len(examples) - len(missing)} of {len(examples)} pictures in {dataset}")
+    raise BackendFailed(
+        f"the server stored only {len(examples) - len(missing)} of {len(examples)} pictures in {dataset}"
+    )
 
 
 def picture_name(number: int) -> str:
-    """What picture `number`, from 1, is called on the server, without its suffix."""
+    """The file name on the server of picture `number`, from 1, without its suffix."""
     return f"{number:04d}"
 
 
 def _pair(number: int, example: Example) -> list[File]:
-    # The caption comes last: where it is whole, so is the picture.
+    # The caption comes last: if it is complete, so is the picture.
     return [
         (f"{picture_name(number)}.png", example.path.read_bytes()),
         (f"{picture_name(number)}.txt", config.caption_file(example.caption)),
@@ -55,7 +57,7 @@ def _pair(number: int, example: Example) -> list[File]:
 
 
 def _requests(pairs: Iterable[list[File]]) -> Iterator[list[File]]:
-    """Pairs put together into requests that a proxy lets through."""
+    """Group pairs into requests that a proxy accepts."""
     held: list[list[File]] = []
     size = 0
     for pair in pairs:
@@ -72,14 +74,16 @@ def _requests(pairs: Iterable[list[File]]) -> Iterator[list[File]]:
 def _missing(
     server: ToolkitServer, dataset: str, examples: Sequence[Example], *, compare_sizes: bool = False
 ) -> set[int]:
-    """The numbers of the pictures that are not in the dataset as they should be. BackendFailed for any other picture.
+    """The numbers of the pictures that the dataset lacks. Raises BackendFailed if it has other pictures.
 
-    compare_sizes: also ask for each picture's size, for those that an earlier submission may have left half-written.
+    compare_sizes: also compare file sizes, because an earlier upload may have left a partial file.
     """
     paths = {re.split(r"[/\\]", path)[-1]: path for path in server.pictures(dataset)}
     expected = {f"{picture_name(number)}.png": number for number in range(1, len(examples) + 1)}
     if strange := sorted(set(paths) - set(expected)):
-        raise BackendFailed(f"the dataset {dataset} on the server has {len(strange)} pictures that are not of this job")
+        raise BackendFailed(
+            f"the dataset {dataset} on the server has {len(strange)} pictures that do not belong to this job"
+        )
     captions = server.captions(list(paths.values()))
     missing = set(expected.values())
     for name, path in paths.items():

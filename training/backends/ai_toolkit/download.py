@@ -1,4 +1,4 @@
-"""One file from an ai-toolkit server, whole or not at all, over a connection that may break."""
+"""Download a file from an ai-toolkit server over a connection that may break."""
 
 import re
 import time
@@ -14,10 +14,10 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 def download_file(connection: ToolkitConnection, address: str, to: Path, size: int) -> None:
-    """Fetch the file of `size` bytes at `address` into `to`; what came before a break is kept and gone on with.
+    """Download the file of `size` bytes at `address` to `to`, atomically. Resumes after a broken connection.
 
-    Raises BackendUnreachable if it breaks again and again without a byte more, or crawls; BackendFailed if the file is
-    not there or of another size; StoreUnavailable if `to` cannot be written.
+    Raises BackendUnreachable if repeated attempts make no progress or the download is too slow; BackendFailed if the
+    file does not exist or has another size; StoreUnavailable if `to` cannot be written.
     """
     part = to.with_name(f"{to.name}.part")
     deadline = time.monotonic() + 120 + size / SLOWEST_BYTES_PER_S
@@ -45,10 +45,10 @@ def download_file(connection: ToolkitConnection, address: str, to: Path, size: i
 
 
 def _fetch(connection: ToolkitConnection, address: str, part: Path, have: int, size: int, deadline: float) -> bool:
-    """Fetch what is missing; whether it is whole now. Starts anew where the server cannot go on from `have`."""
+    """Download the rest; returns whether the file is complete. Restarts if the server cannot resume at `have`."""
     headers = {"Range": f"bytes={have}-"} if have else {}
     with connection.stream("GET", address, headers=headers) as response:
-        if response.status_code == 416:  # another file than the one that we have the beginning of
+        if response.status_code == 416:  # the file on the server has changed
             part.write_bytes(b"")
             return False
         if response.status_code not in (200, 206):
@@ -57,18 +57,16 @@ def _fetch(connection: ToolkitConnection, address: str, part: Path, have: int, s
         part_sent = _RANGE.fullmatch(response.headers.get("content-range", ""))
         if response.status_code == 206 and (not part_sent or (int(part_sent[1]), int(part_sent[2])) != (have, size)):
             part.write_bytes(b"")
-            raise BackendFailed(f"{connection.place} gives another part of a file than was asked for")
+            raise BackendFailed(f"{connection.place} sent another part of the file than requested")
         with part.open("r+b") as file:
             file.seek(have if response.status_code == 206 else 0)
             file.truncate()
             for chunk in response.iter_raw():
                 file.write(chunk)
                 if file.tell() > size:
-                    raise BackendFailed(
-                        f"{connection.place} gives a file of more than the {size} bytes that it told of"
-                    )
+                    raise BackendFailed(f"{connection.place} sent more than the {size} bytes that it announced")
                 if time.monotonic() > deadline:
-                    raise BackendUnreachable(f"{connection.place} gives a file too slowly")
+                    raise BackendUnreachable(f"{connection.place} sends the file too slowly")
     if part.stat().st_size != size:
         raise BackendUnreachable(f"the connection to {connection.place} broke")
     return True

@@ -1,8 +1,8 @@
-"""One ai-toolkit server through the HTTP API of its web UI: one method, one endpoint (docs/ai-toolkit-api.md).
+"""A client for the HTTP API of one ai-toolkit server, with one method per endpoint (docs/ai-toolkit-api.md).
 
-Errors are ours: BackendUnreachable (nobody answered, or a proxy did, or a 5xx: may be retried) and BackendFailed (the
-password is wrong, the request is refused, the answer is nonsense: final). What a server answers is never quoted.
-Retried inside, with backoff and jitter, is only what changes nothing or changes the same thing twice.
+Methods raise BackendUnreachable (no response, one from a proxy, or a 5xx: may be retried) or BackendFailed (wrong
+password, rejected request, unexpected response: final). Messages never quote the server. Only idempotent requests are
+retried here, with backoff and jitter.
 """
 
 import re
@@ -37,19 +37,19 @@ _PLAIN_NAME = re.compile(r"[a-z0-9_]{1,200}")
 
 
 class ToolkitServer:
-    """One ai-toolkit server. `http` may be shared between servers and threads."""
+    """An ai-toolkit server. `http` may be shared between servers and threads."""
 
     def __init__(self, url: str, token: str | None, http: httpx2.Client) -> None:
-        """url: `http(s)://host[:port]`, without a path. token: its AI_TOOLKIT_AUTH, None where it has none.
+        """url: `http(s)://host[:port]`, without a path. token: its AI_TOOLKIT_AUTH; None if it has none.
 
-        Raises BackendFailed for an address or a password that cannot be one.
+        Raises BackendFailed for an invalid address or password.
         """
         self.connection = ToolkitConnection(url, token, http)
 
     # ---- the server ----
 
     def ready(self) -> bool:
-        """Whether the service answers and lets us in; one request. False while it starts; BackendFailed for a 401."""
+        """Whether the server accepts requests; False while it starts. Raises BackendFailed for a wrong password."""
         try:
             data = self.connection.send("GET", "/api/auth").json()
         except BackendUnreachable:
@@ -59,14 +59,14 @@ class ToolkitServer:
         return bool(data["isAuthenticated"])
 
     def folders(self) -> ServerFolders:
-        """Where the server keeps outputs and datasets."""
+        """The folders for outputs and datasets."""
         data = self.connection.send_with_retries("GET", "/api/settings").json()
         return self._parse(
             lambda: ServerFolders(_checked_path(data["TRAINING_FOLDER"]), _checked_path(data["DATASETS_FOLDER"]))
         )
 
     def gpus(self) -> list[Gpu]:
-        """Its GPUs; none for a server without."""
+        """The GPUs of the server."""
         data = self.connection.send_with_retries("GET", "/api/gpu").json()
         return self._parse(
             lambda: [
@@ -76,19 +76,19 @@ class ToolkitServer:
         )
 
     def queue_length(self) -> int:
-        """How many jobs are queued or running, whoever's."""
+        """The number of queued and running jobs, including other clients' jobs."""
         return sum(job.status in (QUEUED, RUNNING) for job in self.jobs().values())
 
     # ---- jobs ----
 
     def jobs(self) -> dict[str, RemoteJob]:
-        """All jobs of the server by name, in one request. Where a name is missing there is no such job."""
+        """All jobs by name, in one request."""
         data = self.connection.send_with_retries("GET", "/api/jobs").json()
         rows = self._parse(lambda: [RemoteJob.of(row) for row in data["jobs"]])
         return {row.name: row for row in rows}
 
     def job(self, remote_id: str) -> RemoteJob | None:
-        """One job by the server's id; None if there is none (the server says 200 and null)."""
+        """A job by the server's id; None if it does not exist (the server sends 200 and null)."""
         answer = self.connection.send_with_retries("GET", "/api/jobs", params={"id": remote_id})
         if answer.body.strip() == b"null":
             return None
@@ -96,7 +96,7 @@ class ToolkitServer:
         return self._parse(lambda: RemoteJob.of(data))
 
     def create_job(self, name: str, config: Mapping[str, Any], gpu_ids: str = "0") -> RemoteJob | None:
-        """Make a job's row; None if the name is taken. Not retried: after BackendUnreachable look into `jobs()`."""
+        """Create a job; None if the name is taken. Not retried: after BackendUnreachable, check `jobs()`."""
         body = {"name": name, "gpu_ids": gpu_ids, "job_config": config}
         answer = self.connection.send("POST", "/api/jobs", json=body, accept=(200, 409))
         if answer.status == 409:
@@ -105,11 +105,11 @@ class ToolkitServer:
         return self._parse(lambda: RemoteJob.of(data))
 
     def start(self, remote_id: str) -> None:
-        """Put a job into its queue, which does not run for that. Never for a running job: it would run twice."""
+        """Queue a job; this does not start the queue. Never call it for a running job, which would run twice."""
         self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/start")
 
     def queues(self) -> dict[str, bool] | None:
-        """Which queues there are, by gpu_ids, and whether they run; None for a server from before queues."""
+        """Whether each queue runs, by gpu_ids; None if the server is too old to have queues."""
         answer = self.connection.send_with_retries("GET", "/api/queue", accept=(200, 404))
         if answer.status == 404:
             return None
@@ -117,31 +117,31 @@ class ToolkitServer:
         return self._parse(lambda: {str(row["gpu_ids"]): bool(row["is_running"]) for row in data["queues"]})
 
     def start_queue(self, gpu_ids: str = "0") -> None:
-        """Let a queue run. A server stops a queue whenever it has drained; one from before queues has none: fine."""
+        """Start a queue. The server stops a queue when it is empty. Has no effect on a server without queues."""
         self.connection.send_with_retries("GET", f"/api/queue/{quote(gpu_ids, safe='')}/start", accept=(200, 404))
 
     def stop(self, remote_id: str) -> None:
-        """End a *running* job; absent is fine. A queued one is not ended by it: see `mark_stopped`."""
+        """Stop a *running* job, if it exists. Has no effect on a queued one: see `mark_stopped`."""
         self._found(self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/stop", accept=(200, 404)))
 
     def mark_stopped(self, remote_id: str) -> None:
-        """Write `stopped` into a job's row, whatever runs."""
+        """Set a job's status to `stopped`, even while it runs."""
         self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/mark_stopped")
 
     def delete_job(self, remote_id: str) -> None:
-        """Remove a job's row and its output folder. Absent is fine."""
+        """Delete a job and its output folder, if it exists."""
         self._found(self.connection.send("GET", f"/api/jobs/{_id(remote_id)}/delete", accept=(200, 404)))
 
-    # ---- what a job has made ----
+    # ---- the output of a job ----
 
     def log(self, remote_id: str, offset: int = 0) -> LogPart:
-        """What came to the log since `offset`; from servers before 2026-07 always the whole log."""
+        """The log since `offset`; servers before 2026-07 always send the whole log."""
         answer = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/log", params={"offset": offset})
         data = answer.json()
         return self._parse(lambda: _log_part(data))
 
     def loss(self, remote_id: str, since: int = 0) -> list[LossPoint]:
-        """The loss after each step beyond `since`, 2,000 at most; [] where the server keeps none (yet)."""
+        """The loss of each step after `since`, 2,000 at most; [] if the server has none yet."""
         data = self._loss(remote_id, LOSS_KEY, since)
         keys = self._parse(lambda: [str(key) for key in data.get("keys") or []])
         other = next((key for key in sorted(keys) if key.startswith("loss")), None)
@@ -157,14 +157,14 @@ class ToolkitServer:
 
     def _loss(self, remote_id: str, key: str, since: int) -> Any:
         asked = {"key": key, "since_step": since, "limit": MAX_POINTS}
-        # A server without it answers 404 with a page: no loss is no failure.
+        # A server without this endpoint sends a 404 page: a missing loss is not a failure.
         answer = self.connection.send_with_retries(
             "GET", f"/api/jobs/{_id(remote_id)}/loss", params=asked, accept=(200, 404)
         )
         return answer.json() if answer.status == 200 else {}
 
     def samples(self, remote_id: str) -> list[SampleImage]:
-        """The pictures drawn so far, by step and prompt."""
+        """The sample pictures so far, sorted by step and prompt."""
         data = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/samples").json()
         paths = self._parse(lambda: [_checked_path(path) for path in data["samples"]])
         found = [(path, _SAMPLE.fullmatch(_base_name(path))) for path in paths]
@@ -172,65 +172,65 @@ class ToolkitServer:
         return sorted(made, key=lambda sample: (sample.step, sample.prompt, sample.path))
 
     def sample_bytes(self, path: str, max_bytes: int) -> bytes:
-        """One sample's file. BackendFailed above `max_bytes`."""
+        """Download a sample picture. Raises BackendFailed above `max_bytes`."""
         return self.connection.send_with_retries("GET", _file(path), max_bytes=max_bytes).body
 
     def files(self, remote_id: str) -> list[RemoteFile]:
-        """The files in a job's output folder."""
+        """The files in the output folder of a job."""
         data = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/files").json()
         return self._parse(
             lambda: [RemoteFile(_checked_path(file["path"]), int(file["size"])) for file in data["files"]]
         )
 
     def size_of(self, path: str) -> int | None:
-        """The size of a file on the server; None if it is not there."""
+        """The size of a file on the server; None if it does not exist."""
         with self.connection.stream("HEAD", _file(path)) as response:
             if response.status_code == 200 and response.headers.get("content-length", "").isdecimal():
                 return int(response.headers["content-length"])
         return None
 
     def download(self, path: str, to: Path, size: int) -> None:
-        """Fetch a file of `size` bytes; goes on where an earlier download of it into `to` broke off.
+        """Download a file of `size` bytes; resumes an earlier download to `to`.
 
-        Raises StoreUnavailable where `to` cannot be written.
+        Raises StoreUnavailable if `to` cannot be written.
         """
         download_file(self.connection, _file(path), to, size)
 
     # ---- datasets ----
 
     def datasets(self) -> list[str]:
-        """The names of all datasets. A fresh server makes its folder of datasets in this call."""
+        """The names of all datasets. A new server creates its datasets folder in this call."""
         data = self.connection.send_with_retries("GET", "/api/datasets/list").json()
         return self._parse(lambda: [str(name + "") for name in data])
 
     def create_dataset(self, name: str) -> str:
-        """Make a dataset, or find it; gives the name that the server made of `name`."""
+        """Create a dataset, if it does not exist; returns the server's version of the name."""
         data = self.connection.send_with_retries("POST", "/api/datasets/create", json={"name": name}).json()
         return self._parse(lambda: str(data["name"] + ""))
 
     def upload(self, dataset: str, files: Sequence[tuple[str, bytes]]) -> None:
-        """Send files, in one request; a file of the same name is overwritten. Not retried: look what came first."""
+        """Upload files in one request, replacing existing ones. Not retried: check first what has arrived."""
         parts = [("files", (name, data, "application/octet-stream")) for name, data in files]
         form = {"datasetName": _checked_name(dataset)}
         data = self.connection.send("POST", "/api/datasets/upload", data=form, files=parts, patience=10).json()
         if self._parse(lambda: sorted(data["files"])) != sorted(name for name, _ in files):
-            raise BackendFailed(f"{self.connection.place} did not keep the files that it was sent")
+            raise BackendFailed(f"{self.connection.place} did not store the uploaded files")
 
     def pictures(self, dataset: str) -> list[str]:
-        """Absolute paths of the pictures in a dataset; [] if there is none."""
+        """Absolute paths of the pictures in a dataset; [] if it does not exist."""
         body = {"datasetName": _checked_name(dataset)}
         answer = self.connection.send_with_retries("POST", "/api/datasets/listImages", json=body, accept=(200, 404))
         data = answer.json()
         return self._parse(lambda: _listed(data)) if self._found(answer) else []
 
     def captions(self, paths: Sequence[str]) -> dict[str, str]:
-        """The captions of pictures, by their absolute paths; "" for one without."""
+        """The captions of pictures by absolute path; "" for a picture without caption."""
         if not paths:
             return {}
         answer = self.connection.send_with_retries(
             "POST", "/api/caption/getBatch", json={"imgPaths": list(paths)}, accept=(200, 404)
         )
-        if answer.status == 404:  # a server from before that call
+        if answer.status == 404:  # an older server without this endpoint
             return {path: self._caption(path) for path in paths}
         data = answer.json()
         return self._parse(lambda: {str(path): str(text or "") for path, text in data["captions"].items()})
@@ -240,17 +240,17 @@ class ToolkitServer:
         return answer.body.decode("utf-8", "replace")
 
     def delete_dataset(self, name: str) -> None:
-        """Absent is fine. Refused here unless the name is a plain one: the server would delete any folder."""
+        """Delete a dataset, if it exists. Checks the name first, because the server would delete any folder."""
         self.connection.send("POST", "/api/datasets/delete", json={"name": _checked_name(name)})
 
     def _found(self, answer: ToolkitResponse) -> bool:
-        """False for the server's own 404; a proxy's says nothing about the server, and raises BackendUnreachable."""
+        """False for a 404 of the server. Raises BackendUnreachable for a 404 of a proxy."""
         if answer.status == 404 and not answer.is_error:
             raise self.connection.error_of(answer)
         return answer.status == 200
 
     def _parse(self, reader: Callable[[], T]) -> T:
-        """What `reader` makes of an answer, or BackendFailed if the answer has another shape."""
+        """Call `reader`. Raises BackendFailed if the response has another structure."""
         try:
             return reader()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
@@ -258,7 +258,7 @@ class ToolkitServer:
 
 
 def _checked_path(path: Any) -> str:
-    """An absolute path on the server, as a text that holds no trick."""
+    """Check a path from the server: no null bytes, no `..`. Raises ValueError."""
     if not isinstance(path, str) or not path or "\x00" in path or ".." in re.split(r"[/\\]", path):
         raise ValueError("no path")
     return path
@@ -269,7 +269,7 @@ def _base_name(path: str) -> str:
 
 
 def _file(path: str) -> str:
-    # In one segment: with plain slashes the server loses the leading one.
+    # As one segment: with plain slashes the server drops the leading one.
     return "/api/files/" + quote(_checked_path(path), safe="")
 
 
@@ -279,7 +279,7 @@ def _id(remote_id: str) -> str:
 
 def _checked_name(name: str) -> str:
     if not _PLAIN_NAME.fullmatch(name):
-        raise BackendFailed(f"{name[:60]!r} is no name of a dataset of ours")
+        raise BackendFailed(f"{name[:60]!r} is not a name of an Imprint dataset")
     return name
 
 
@@ -291,7 +291,7 @@ def _log_part(data: Any) -> LogPart:
 
 
 def _listed(data: Any) -> list[str]:
-    """The paths of listImages, in the shapes of before and after 2026-07-01."""
+    """The paths of listImages, in the formats before and after 2026-07-01."""
     images = data["images"]
     if "root" not in data:
         return [_checked_path(image["img_path"]) for image in images]

@@ -1,6 +1,6 @@
-"""What a training does with an ai-toolkit server. Each operation may be repeated, and goes on after a crash anywhere.
+"""The operations of a training on an ai-toolkit server. Each may be repeated, also after a crash at any point.
 
-All raise BackendUnreachable (try again) and BackendFailed (do not).
+All raise BackendUnreachable, which may be retried, and BackendFailed, which is final.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from training.spec import TrainSpec
 
 PREFIX = "imprint_"
 NAME = re.compile(r"imprint_[a-z0-9_]{1,100}")
-GPU = "0"  # whose queue our jobs stand in
+GPU = "0"  # the queue for Imprint's jobs
 
 Status = Literal["queued", "running", "completed", "failed", "stopped"]
-# The server's words, and ours. 'stopping' is in its types, though nothing writes it.
+# The server's statuses and Imprint's. The server declares 'stopping' but never sets it.
 _STATUS: dict[str, Status] = {
     QUEUED: "queued",
     RUNNING: "running",
@@ -36,47 +36,47 @@ _STATUS: dict[str, Status] = {
     STOPPED: "stopped",
 }
 _SPEED = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(iter/sec|sec/iter|it/s|s/it)")
-_CHANGES = 5  # how often a job may change its status under our hands before we give up for now
+_CHANGES = 5  # give up for now if a job changes its status this often
 _SETTLE_S = 0.2
-_LOSSES = 100  # over how many steps the loss is averaged at most
+_LOSSES = 100  # the loss is averaged over at most this many steps
 
 
 @dataclass(frozen=True)
 class RemoteTraining:
-    """One training to be done on a server."""
+    """A training to submit to a server."""
 
     name: str  # from `remote_name`
     spec: TrainSpec
     examples: Sequence[Example]
-    base_model: str  # a hub id, from `config.find_base_model`; a folder is refused: the server cannot see it
-    # z-image-turbo: the de-distilling adapter, as hub id and file: owner/name/file. None: ai-toolkit's own.
+    base_model: str  # a hub id, from `config.find_base_model`; the server cannot read folders
+    # z-image-turbo: the de-distilling adapter on the hub, as owner/name/file. None: ai-toolkit's default.
     training_adapter: str | None = None
 
 
 @dataclass(frozen=True)
 class PollResult:
-    """How a job was seen."""
+    """The state of a job, as seen by one poll."""
 
     status: Status
     step: int
     total: int | None
-    loss: float | None  # mean over the steps since the last look, 100 at most; None if the server told none this time
+    loss: float | None  # mean over the steps since the last poll, 100 at most; None if the server sent none
     seconds_per_step: float | None
     seconds_left: float | None
-    info: str  # the server's own words, for operators; may quote what was sent, never a secret of ours
-    log_offset: int  # hand it in the next time
-    grew: bool  # the log, since the offset that was handed in
-    samples: tuple[SampleImage, ...]  # all so far, in the order of their steps; () where the step did not move
+    info: str  # the server's message, for operators; may quote the job, never a secret of Imprint
+    log_offset: int  # pass it to the next poll
+    grew: bool  # whether the log grew since the given offset
+    samples: tuple[SampleImage, ...]  # all so far, by step; () if the step did not change
 
 
 def remote_name(job_id: str, attempt: int) -> str:
-    """The name of a job's attempt on a server, for the job and for its dataset: unique, and ours by its prefix.
+    """The name on the server of a job's attempt and its dataset: unique, with Imprint's prefix.
 
-    Job ids are lower-case and random, so nobody guesses the paths that a server serves without a password.
+    Job ids are random, so nobody can guess the paths that the server serves without a password.
     """
     name = f"{PREFIX}{job_id}_{attempt}"
     if not NAME.fullmatch(name):
-        raise BackendFailed(f"{job_id[:60]!r} is no job id that a remote job could be named by")
+        raise BackendFailed(f"{job_id[:60]!r} is not a job id")
     return name
 
 
@@ -85,13 +85,13 @@ def _nothing() -> None:
 
 
 def submit(server: ToolkitServer, training: RemoteTraining, check: Callable[[], None] = _nothing) -> str:
-    """Bring a training to the server and start it; gives the server's id.
+    """Submit a training and start it; returns the server's id.
 
-    check: called before the job is made and before it is started; what it raises ends the submission. A job that was
-    started by somebody else meanwhile must not be started again: it would run twice.
+    check: called before the job is created and before it is started; its errors end the submission. It must raise if
+    another worker may have started the job meanwhile: starting it again would run it twice.
 
-    Goes on with what an earlier submission of the same name left behind: dataset, pictures, job, queue. A job that
-    was already started is left alone, whatever became of it. Raises SpecInvalid for what ai-toolkit cannot do.
+    Continues an earlier submission of the same name: dataset, pictures, job, queue. A job that was already started is
+    left alone, whatever its status. Raises SpecInvalid if ai-toolkit cannot train the recipe.
     """
     _check_name(training.name)
     config.check_base_model(training.base_model)
@@ -102,19 +102,19 @@ def submit(server: ToolkitServer, training: RemoteTraining, check: Callable[[], 
         check()
         job = _start(server, job)
     if job.status == QUEUED:
-        # Also for a job that was queued before: whoever queued it may have died before this, and a queue stops by
-        # itself whenever it has drained.
+        # Also for a job that was already queued: the worker that queued it may have died before this call, and the
+        # server stops a queue when it is empty.
         server.start_queue(job.gpu_ids)
     return job.id
 
 
 def _create(server: ToolkitServer, training: RemoteTraining, check: Callable[[], None]) -> RemoteJob:
-    """The job's row, after its dataset is there, whole."""
+    """Upload the dataset, then create the job."""
     folders = server.folders()
-    server.datasets()  # a fresh server makes its folder of datasets in this call, and cannot make one without
+    server.datasets()  # a new server creates its datasets folder in this call, and cannot create a dataset without it
     dataset = server.create_dataset(training.name)
     if dataset != training.name:
-        raise BackendFailed(f"the server made a dataset of another name than {training.name}")
+        raise BackendFailed(f"the server created a dataset with another name than {training.name}")
     upload_dataset(server, dataset, training.examples)
     job_config = config.job_config(
         training.spec,
@@ -128,53 +128,53 @@ def _create(server: ToolkitServer, training: RemoteTraining, check: Callable[[],
     try:
         made = server.create_job(training.name, job_config, GPU)
     except BackendUnreachable:
-        made = server.jobs().get(training.name)  # it may have been made, and only the answer was lost
+        made = server.jobs().get(training.name)  # it may exist: perhaps only the response was lost
         if made is None:
             raise
     found = made or server.jobs().get(training.name)
     if found is None:
-        raise BackendUnreachable(f"the server says that there is a job {training.name}, and does not show it")
+        raise BackendUnreachable(f"the server has a job {training.name} but does not list it")
     return found
 
 
 def _is_fresh(job: RemoteJob) -> bool:
-    """Whether a job was made and never started. A started one that stopped has its `stop` set, or says what it did."""
+    """Whether a job was created but never started. A stopped one has `stop` set, or an `info` text."""
     return job.status == STOPPED and not job.stop and job.step == 0 and not job.info
 
 
 def _start(server: ToolkitServer, job: RemoteJob) -> RemoteJob:
-    """Queue a fresh job; gives its row as it is then."""
+    """Queue a fresh job; returns its new state."""
     try:
         server.start(job.id)
     except BackendUnreachable:
-        found = server.job(job.id)  # only the answer may have been lost
+        found = server.job(job.id)  # perhaps only the response was lost
         if found is None or _is_fresh(found):
             raise
         return found
     found = server.job(job.id)
     if found is None:
-        raise BackendFailed(f"the server lost the job {job.name} while it was started")
+        raise BackendFailed(f"the job {job.name} disappeared from the server while it was started")
     return found
 
 
-# ---- looking ---------------------------------------------------------------------------------------------------------
+# ---- polling ---------------------------------------------------------------------------------------------------------
 
 
 def poll(server: ToolkitServer, job: RemoteJob, log_offset: int = 0, step: int = 0) -> PollResult:
-    """How `job` (from `server.jobs()`) goes.
+    """The state of `job`, which comes from `server.jobs()`.
 
-    step: the one seen the last time. Beside the row that is at hand, at most two requests are made, none for a queued
-    job: loss and samples where the step moved, else the log.
+    step: the step of the last poll. Sends at most two requests, and none for a queued job: for loss and samples if the
+    step has changed, else for the log.
     """
     status = _STATUS.get(job.status)
     if status is None:
-        raise BackendFailed(f"the server has the job {job.name} in a status that we do not know")
+        raise BackendFailed(f"the job {job.name} has an unknown status on the server")
     total = job.total
     loss: float | None = None
     samples: tuple[SampleImage, ...] = ()
     offset = log_offset
     if status == "completed" or (status == "running" and job.step != step):
-        # The server gives the oldest points first: ask for the newest only.
+        # The server sends the oldest points first: ask only for the newest.
         points = server.loss(job.id, max(step if step < job.step else 0, job.step - _LOSSES))
         loss = fmean(point.value for point in points) if points else None
         samples = tuple(server.samples(job.id))
@@ -196,31 +196,31 @@ def _seconds_per_step(speed: str) -> float | None:
 
 
 def collect(server: ToolkitServer, name: str, remote_id: str, folder: Path, spec: TrainSpec) -> Path:
-    """The finished file of a completed job, fetched into `folder`: its size and its hash are right.
+    """Download the LoRA file of a completed job into `folder`, and verify its size and hash.
 
-    A download that broke off is gone on with. BackendFailed if the file is not there, or not whole.
+    Resumes an interrupted download. Raises BackendFailed if the file does not exist or is damaged.
     """
     _check_name(name)
     found = server.job(remote_id)
     if found is None or found.name != name or found.status != COMPLETED:
-        raise BackendFailed(f"the job {name} is not completed on the server: it has no file to fetch")
-    # Checkpoints have a step in their name, the finished file has not.
+        raise BackendFailed(f"the job {name} is not completed on the server: it has no file to download")
+    # The names of checkpoints contain a step, the name of the finished file does not.
     files = [file for file in server.files(remote_id) if re.split(r"[/\\]", file.path)[-1] == f"{name}.safetensors"]
     if not files or files[0].size == 0:
-        raise BackendFailed(f"the job {name} is completed on the server, and left no {spec.family} LoRA file")
+        raise BackendFailed(f"the job {name} is completed on the server, but has no {spec.family} LoRA file")
     file, path = files[0], folder / f"{name}.safetensors"
     for last in (False, True):
         server.download(file.path, path, file.size)
         if _is_whole(path):
             return path
-        path.unlink()  # perhaps the beginning of one file and the end of another: once more from its first byte
+        path.unlink()  # perhaps parts of two files: download it again from the start
         if last:
             break
-    raise BackendFailed(f"the LoRA file of {name} is not what its own hash says, twice fetched")
+    raise BackendFailed(f"the LoRA file of {name} does not match its hash after two downloads")
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file's data has the hash that its metadata tells."""
+    """Whether the hash in the metadata of a file matches its data."""
     with path.open("rb") as file:
         try:
             header, start = read_header(file.read(8 + MAX_HEADER_BYTES))
@@ -236,33 +236,33 @@ def _is_whole(path: Path) -> bool:
 
 
 def cancel(server: ToolkitServer, name: str) -> None:
-    """End a job, queued or running; absent or ended is fine. Its files stay until `clear`."""
+    """Stop a job, if it is queued or running. Its files stay until `clear`."""
     _check_name(name)
     for _ in range(_CHANGES):
         job = server.jobs().get(name)
         if job is None or _STATUS.get(job.status) not in ("queued", "running"):
             return
         if job.status == QUEUED or not _stopped(server, job):
-            # `stop` leaves a queued job queued, and a running one whose process is gone running: this writes it down.
-            # A trainer that begins just now sees the mark, and ends itself at its first step.
+            # `stop` has no effect on a queued job, nor on a running one whose process is gone, so set the status. A
+            # trainer that starts right now sees it and ends at its first step.
             server.mark_stopped(job.id)
         time.sleep(_SETTLE_S)
     raise BackendUnreachable(f"the job {name} does not stay stopped on the server")
 
 
 def _stopped(server: ToolkitServer, job: RemoteJob) -> bool:
-    """Ask a running job to stop; whether its row says then that it did."""
+    """Ask a running job to stop; returns whether it has."""
     server.stop(job.id)
     found = server.job(job.id)
     return found is None or found.status not in (RUNNING, QUEUED)
 
 
 def clear(server: ToolkitServer, name: str) -> None:
-    """Leave nothing of a job on the server: row, output and dataset go. Absent is fine.
+    """Delete a job with its output and dataset, if they exist. Stops the job first.
 
-    A job that still runs is ended first. Raises BackendFailed for a name that is not ours.
+    Raises BackendFailed for a name that is not Imprint's.
     """
-    _check_name(name)  # the server removes the folder of that name whatever it is; "" would be all outputs
+    _check_name(name)  # the server deletes the folder of that name, whatever it is; "" would delete all outputs
     cancel(server, name)
     job = server.jobs().get(name)
     if job is not None:
@@ -273,4 +273,4 @@ def clear(server: ToolkitServer, name: str) -> None:
 
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise BackendFailed(f"{name[:60]!r} is no name of a remote job of ours")
+        raise BackendFailed(f"{name[:60]!r} is not a name of an Imprint job")
