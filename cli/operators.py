@@ -62,7 +62,7 @@ def audit(*, as_json: bool) -> None:
 
     Leaks, which are LoRAs that were delivered but not charged, are listed but do not change the exit code.
     """
-    findings, leaks = sweeps.audit_books(services()), sweeps.leaks(services())
+    findings, leaks = sweeps.run_audit(services()), sweeps.leaks(services())
     lost = sum(leak.credits for leak in leaks)
     if as_json:
         rows = [asdict(leak) | {"at": leak.at.isoformat()} for leak in leaks]

@@ -43,7 +43,7 @@ class Member:
     process: "subprocess.Popen[bytes] | None" = None
 
 
-class Stack:
+class Supervisor:
     """Starts the members, restarts those that die, and stops them in an order in which nothing is lost."""
 
     def __init__(self, configured: Settings, *, quiet: bool = False, flower: bool = True, web: bool = True) -> None:
@@ -191,7 +191,9 @@ def alone(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(configured: Settings, *, flower: bool = True, web: bool = False, fresh: bool = False) -> Iterator[Stack]:
+def running(
+    configured: Settings, *, flower: bool = True, web: bool = False, fresh: bool = False
+) -> Iterator[Supervisor]:
     """Run a stack until the block ends. Its output goes to the log folder.
 
     `fresh` deletes all jobs, credits and files in the home folder first.
@@ -199,7 +201,7 @@ def running(configured: Settings, *, flower: bool = True, web: bool = False, fre
     with alone(configured.home):
         if fresh:
             _empty(configured.home)
-        stack = Stack(configured, quiet=True, flower=flower, web=web)
+        stack = Supervisor(configured, quiet=True, flower=flower, web=web)
         watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
         try:
             stack.start()
@@ -239,7 +241,7 @@ def main() -> int:
 
 
 def _run(console: Console) -> None:
-    stack = Stack(settings())
+    stack = Supervisor(settings())
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())

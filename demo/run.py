@@ -75,7 +75,7 @@ def _demo(base: Path, cloud: Cloud | None, jobs: int) -> int:
             _show(view, home, base)
         if cloud:
             left = _pods(cloud, view)
-        findings = sweeps.audit_books(services())
+        findings = sweeps.run_audit(services())
         _statement(findings == [])
     rented = {"trained_on": view.trained_on.server, "pods_left": left} if cloud else {}
     others = {"jobs": [_brief(one) for one in views]} if jobs > 1 else {}

@@ -92,7 +92,7 @@ def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[st
     return list(session.exec(query))
 
 
-def audit_books(services: Services) -> list[AuditFinding]:
+def run_audit(services: Services) -> list[AuditFinding]:
     """Audit the ledger and the jobs; findings, and uncharged deliveries of the last 24 hours, are logged as errors."""
     with services.database.reading() as session:
         findings = audit(session) + invariants.check(session)

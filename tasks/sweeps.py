@@ -28,4 +28,4 @@ def poll_remote() -> None:
 @app.task(name="imprint.audit")
 def audit() -> None:
     """Check all rules of the ledger. A broken rule is logged as an error."""
-    sweeps.audit_books(services())
+    sweeps.run_audit(services())

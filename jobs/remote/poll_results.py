@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from sqlmodel import Session
@@ -21,6 +22,16 @@ log = logging.getLogger(__name__)
 LOST = {"lost": True}  # details of an error after which the server need not be asked again
 
 
+class PollOutcome(StrEnum):
+    """What a poll led to. OVERTAKEN: another process changed the run first, and nothing was written."""
+
+    RECORDED = "recorded"
+    MISSED = "missed"
+    COMPLETED = "completed"
+    GIVEN_UP = "given up"
+    OVERTAKEN = "overtaken"
+
+
 @dataclass
 class PolledRun:
     """A run and what a poll found. No result: the server did not answer (`error`), or does not know the run."""
@@ -32,8 +43,8 @@ class PolledRun:
     previews: list[dict[str, Any]] = field(default_factory=list)
 
 
-def record_result(session: Session, polled: PolledRun, settings: Settings) -> str:
-    """Write the result of a poll. Returns recorded, missed, completed, given up, or overtaken by another process."""
+def record_result(session: Session, polled: PolledRun, settings: Settings) -> PollOutcome:
+    """Write the result of a poll."""
     if polled.result is None:
         return _record_missed(session, polled, settings)
     if polled.result.status == "completed":
@@ -43,11 +54,11 @@ def record_result(session: Session, polled: PolledRun, settings: Settings) -> st
         error, again = verdict
         info = f"{polled.result.status}: {polled.result.info}"
         given_up = runs.give_up(session, polled.run, error, settings, again=again, info=info)
-        return "given up" if given_up else "overtaken"
+        return PollOutcome.GIVEN_UP if given_up else PollOutcome.OVERTAKEN
     return _record_progress(session, polled, polled.result)
 
 
-def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> str:
+def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> PollOutcome:
     """The server does not know the run, is gone, or did not answer."""
     run, error = polled.run, polled.error
     if error is None:
@@ -56,23 +67,23 @@ def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> s
         if run.missed + 1 < settings.remote_lost_polls:
             with job_context(run.job_id):
                 log.warning("%s could not be polled, %d times in a row: %s", run.name, run.missed + 1, error)
-            return "missed" if runs.record(session, run, missed=run.missed + 1) else "overtaken"
+            return PollOutcome.MISSED if runs.record(session, run, missed=run.missed + 1) else PollOutcome.OVERTAKEN
         error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
-    return "given up" if runs.give_up(session, run, error, settings) else "overtaken"
+    return PollOutcome.GIVEN_UP if runs.give_up(session, run, error, settings) else PollOutcome.OVERTAKEN
 
 
-def _record_completed(session: Session, polled: PolledRun, result: PollResult, settings: Settings) -> str:
+def _record_completed(session: Session, polled: PolledRun, result: PollResult, settings: Settings) -> PollOutcome:
     run = polled.run
     previews = run.previews + len(polled.previews)
     progress = runs.RunProgress(result.step, result.loss, seconds_left=0.0)
     values = {"status": result.status, "info": "", "step": result.step, "previews": previews}
     if not runs.record_completed(session, run, settings, progress, **values):
-        return "overtaken"
+        return PollOutcome.OVERTAKEN
     _record_previews(session, polled)
-    return "completed"
+    return PollOutcome.COMPLETED
 
 
-def _record_progress(session: Session, polled: PolledRun, result: PollResult) -> str:
+def _record_progress(session: Session, polled: PolledRun, result: PollResult) -> PollOutcome:
     run, now = polled.run, utcnow()
     info = _public_info(result.info)
     progress = None
@@ -92,11 +103,11 @@ def _record_progress(session: Session, polled: PolledRun, result: PollResult) ->
         started_at=run.started_at or (now if result.status == "running" else None),
     )
     if not written:
-        return "overtaken"
+        return PollOutcome.OVERTAKEN
     _record_previews(session, polled)
     if (result.status, info) != (run.status, run.info):
         transitions.record_event(session, run.job_id, "remote", status=info or result.status, attempt=run.attempt)
-    return "recorded"
+    return PollOutcome.RECORDED
 
 
 def _record_previews(session: Session, polled: PolledRun) -> None:

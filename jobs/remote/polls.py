@@ -20,7 +20,7 @@ from core.logging import job_context
 from jobs import keys
 from jobs.remote import pods, runs
 from jobs.remote.pod_costs import lock_pods
-from jobs.remote.poll_results import LOST, PolledRun, record_result
+from jobs.remote.poll_results import LOST, PolledRun, PollOutcome, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import clean_up
 from storage.tables import RemoteRun, RentedPod
@@ -57,19 +57,19 @@ def poll(services: Services) -> PollSummary:
         runs.end_overdue(session, services.settings)
         runs.end_runs_of_final_jobs(session)
         taken = runs.claim_submitted(session, services.settings)
-    done: Counter[str] = Counter()
+    done: Counter[PollOutcome] = Counter()
     for batch in _poll_servers(services, taken):
         with services.database.writing() as session:
             lock_pods(session)  # a batch may share out the cost of several pods
             outcomes = [record_result(session, one, services.settings) for one in batch]
         done.update(outcomes)
         for one, outcome in zip(batch, outcomes, strict=True):
-            if outcome == "overtaken" and one.previews:
+            if outcome is PollOutcome.OVERTAKEN and one.previews:
                 clean_up(services, one.run.job_id)  # if the job is final, its previews came too late
     cleared = clear(services)
     with services.database.writing() as session:
         runs.wake_waiting(session, services.settings)
-    return PollSummary(done.total(), done["completed"], done["given up"], cleared)
+    return PollSummary(done.total(), done[PollOutcome.COMPLETED], done[PollOutcome.GIVEN_UP], cleared)
 
 
 def _time_s(services: Services) -> float:

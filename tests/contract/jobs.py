@@ -84,6 +84,6 @@ def events(services: Services, job_id: str, kind: str) -> list[dict[str, Any]]:
 
 def balances(services: Services) -> dict[str, int]:
     """What Ada has; the books are in order."""
-    assert sweeps.audit_books(services) == []
+    assert sweeps.run_audit(services) == []
     found = accounts.balance(services, "ada")
     return {"held": found.held, "spent": found.spent, "available": found.available}

@@ -83,7 +83,7 @@ def test_everything_comes_back_on_the_other_database(
         Settings(_env_file=None, home=tmp_path / "new home", database_url=elsewhere.address.render_as_string(False))
     )
     restored.__dict__["store"] = other_store
-    assert sweeps.audit_books(restored) == []
+    assert sweeps.run_audit(restored) == []
     view = service.get(restored, job_id)
     assert (view.status, view.stage, view.step) == ("training", "train", 7)
     # Numbers that the database hands out go on behind the restored ones.
@@ -95,7 +95,7 @@ def test_everything_comes_back_on_the_other_database(
     # And the owner's credits can be moved: the ledger's own counts are the restored ones.
     service.cancel(restored, job_id)
     assert accounts.balance(restored, "ada").held == 0
-    assert sweeps.audit_books(restored) == []
+    assert sweeps.run_audit(restored) == []
     restored.database.close()
 
 

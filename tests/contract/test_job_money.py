@@ -173,11 +173,11 @@ def test_a_leak_is_counted_and_alerts_for_a_day(
     with services.database.writing() as session:
         assert transitions.settle(session, job_id, services.settings)
     assert [(leak.job_id, leak.owner_id, leak.credits) for leak in sweeps.leaks(services)] == [(job_id, "ada", 50)]
-    assert sweeps.audit_books(services) == []  # the books are in order all the same
+    assert sweeps.run_audit(services) == []  # the books are in order all the same
 
     def alerts() -> list[str]:
         caplog.clear()
-        sweeps.audit_books(services)
+        sweeps.run_audit(services)
         return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
     (alert,) = alerts()
@@ -250,7 +250,7 @@ def ended(services: Services) -> dict[str, str]:
         transitions.settle(session, found["ready"], services.settings)
         transitions.fail(session, found["failed"], OutOfMemory("x"))
         transitions.cancel(session, found["cancelled"], services.settings)
-    assert sweeps.audit_books(services) == []
+    assert sweeps.run_audit(services) == []
     return found
 
 
@@ -279,7 +279,7 @@ def test_what_is_off_with_a_job_is_an_error_of_the_audit(
 ) -> None:
     with services.database.writing() as session:
         session.execute(sa.update(Job).where(col(Job.id) == ended["ready"]).values(charged=7))
-    (finding,) = sweeps.audit_books(services)
+    (finding,) = sweeps.run_audit(services)
     assert (finding.where, finding.expected, finding.found) == (ended["ready"], "ready, charged 50", "ready, charged 7")
     assert f"ledger: a job was charged what its hold settled: {ended['ready']}" in caplog.text
 

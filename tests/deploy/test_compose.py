@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.stack import Stack
+from cli.stack import Supervisor
 from core.settings import Settings
 from tests.servers.s3 import s3_server
 from tests.site import ROOT
@@ -52,7 +52,7 @@ def test_everything_that_it_promises_is_there(rendered: dict[str, Any]) -> None:
 
 
 def test_it_runs_the_same_processes_as_make_up(rendered: dict[str, Any]) -> None:
-    stack = Stack(Settings(_env_file=None, flower_port=5555))
+    stack = Supervisor(Settings(_env_file=None, flower_port=5555))
     for member in stack.members:
         run = rendered["services"]["train-0" if member.name == "train" else member.name]["command"]
         told = ["python", "-m", *member.command, *member.arguments]

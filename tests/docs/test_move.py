@@ -41,7 +41,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
             ended = after.wait(running)
             assert (ended["status"], ended["step"]) == ("ready", 400)
             assert went_on_from(after.services, running) > 0
-            assert sweeps.audit_books(after.services) == []
+            assert sweeps.run_audit(after.services) == []
             charged = sum(after.look(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
             assert accounts.balance(after.services, "owner").spent == charged
         finally:

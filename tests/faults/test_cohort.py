@@ -28,7 +28,7 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
         assert [view["lora"]["sha256"] for view in views[:2]] == [view["lora"]["sha256"] for view in alone]
         kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
         assert kinds.count("settle") == 6
-        assert sweeps.audit_books(running.services) == []
+        assert sweeps.run_audit(running.services) == []
 
 
 def test_a_cohort_that_is_asked_to_stop_hands_all_over(base_model: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_suite(base_model: Path, tmp_path: Path, broker: str, database: str,
             assert entries.count("hold") == 6
             charged = sum(view.credits.charged for view in service.jobs(running.services, owner_id="owner"))
             assert accounts.balance(running.services, "owner").spent == charged
-            assert sweeps.audit_books(running.services) == []
+            assert sweeps.run_audit(running.services) == []
             audit = json.loads(running.imprint("audit", "--json").stdout)
             assert (audit["ok"], audit["findings"]) == (True, [])
             assert (running.settings.home / "imprint.db").exists() == (database == "sqlite")

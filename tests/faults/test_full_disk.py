@@ -137,7 +137,7 @@ def test_a_full_store_fails_jobs_for_nothing_and_a_retry_succeeds_once_there_is_
         assert view["status"] == "ready", view["failure"]
         data = LocalStore(site.disk.seen).get(view["lora"]["key"])
         assert hashlib.sha256(data).hexdigest() == view["lora"]["sha256"]
-    assert sweeps.audit_books(site.services) == []
+    assert sweeps.run_audit(site.services) == []
     assert [entry.kind for entry in accounts.statement(site.services, "owner")] == [
         "settle", "hold", "settle", "hold", "release", "hold", "release", "hold", "grant"
     ]  # fmt: skip

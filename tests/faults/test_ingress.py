@@ -116,7 +116,7 @@ def test_many_messages_a_restart_and_garbage(place: Site, rabbit: RabbitServer) 
         "malformed", "wrong_type", "unknown_field", "spec_invalid", "path_refused", "insufficient_credits",
     }  # fmt: skip
     assert all("etc/passwd" not in reason for _, reason in dead)
-    assert sweeps.audit_books(services) == []
+    assert sweeps.run_audit(services) == []
     # With credits, what was refused for them goes on; the others stay.
     accounts.grant(services, "poor", 100, key="welcome")
     replayed = replay(services, None, "insufficient_credits")

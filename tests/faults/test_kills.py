@@ -59,7 +59,7 @@ def ready_and_charged_once(running: Site, job_id: str) -> View:
     kinds = [entry.kind for entry in accounts.statement(running.services, owner)]
     assert kinds.count("settle") == kinds.count("hold")
     assert accounts.balance(running.services, owner).held == 0
-    assert sweeps.audit_books(running.services) == []
+    assert sweeps.run_audit(running.services) == []
     return view
 
 
@@ -152,7 +152,7 @@ def test_cancelled_between_training_and_settling(place: Place, owner: str) -> No
     view = running.look(job_id)
     assert (view["status"], view["credits"]["charged"], view["lora"]) == ("cancelled", 0, None)
     assert accounts.balance(running.services, owner).available == 10_000
-    assert sweeps.audit_books(running.services) == []
+    assert sweeps.run_audit(running.services) == []
 
 
 def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(place: Place, owner: str) -> None:
@@ -166,7 +166,7 @@ def test_a_job_that_kills_its_worker_each_time_fails_and_is_refunded(place: Plac
     view = running.wait(job_id, timeout_s=60)
     assert (view["status"], view["failure"]["code"]) == ("failed", "worker_lost")
     assert accounts.balance(running.services, owner).available == 10_000
-    assert sweeps.audit_books(running.services) == []
+    assert sweeps.run_audit(running.services) == []
 
 
 def test_two_beats_and_a_message_delivered_twice_change_nothing(place: Place, owner: str) -> None:

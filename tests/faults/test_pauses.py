@@ -57,7 +57,7 @@ def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(bas
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
         kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
         assert kinds == ["settle", "hold", "settle", "hold", "grant"]
-        assert sweeps.audit_books(running.services) == []
+        assert sweeps.run_audit(running.services) == []
 
 
 def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_model: Path, tmp_path: Path) -> None:
@@ -78,4 +78,4 @@ def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_m
         running.stop("io-2")
         settled(running, s3, running.send()["job_id"])
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
-        assert sweeps.audit_books(running.services) == []
+        assert sweeps.run_audit(running.services) == []

@@ -83,5 +83,5 @@ def nothing_is_left(running: Site, pod: FakePod, job_ids: list[str]) -> None:
     kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
     assert kinds.count("settle") == kinds.count("hold") == len(job_ids)
     assert accounts.balance(running.services, "owner").held == 0
-    assert sweeps.audit_books(running.services) == []
+    assert sweeps.run_audit(running.services) == []
     until(lambda: all(len(running.left_behind(job_id)) == 1 for job_id in job_ids), 30, "nothing left but the files")

@@ -65,7 +65,7 @@ def all_have_ended(running: Site, job_ids: list[str]) -> None:
     kinds = Counter(entry.kind for entry in accounts.statement(running.services, "owner", limit=10 * JOBS))
     assert (kinds["hold"], kinds["settle"]) == (JOBS, ends["ready"]), (SEED, kinds)
     assert accounts.balance(running.services, "owner").held == 0
-    assert sweeps.audit_books(running.services) == []
+    assert sweeps.run_audit(running.services) == []
     assert ends["ready"] > JOBS // 4, (SEED, Counter(str(view["failure"]) for view in views))
 
 

@@ -33,7 +33,7 @@ def released(site: Site, owner: str, view: View) -> None:
     assert balance(site, owner) == {"available": 10_000, "held": 0, "spent": 0}
     assert view["credits"]["charged"] == 0
     assert view["credits"]["held"] == 0
-    assert sweeps.audit_books(site.services) == []
+    assert sweeps.run_audit(site.services) == []
 
 
 def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: str, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: s
     assert balance(shared_site, owner) == {"available": 10_000 - charged, "held": 0, "spent": charged}
     kinds = [entry.kind for entry in accounts.statement(shared_site.services, owner)]
     assert kinds == ["settle", "hold", "grant"]
-    assert sweeps.audit_books(shared_site.services) == []
+    assert sweeps.run_audit(shared_site.services) == []
 
 
 def test_a_final_job_leaves_nothing_but_its_file(shared_site: Site, owner: str) -> None:
@@ -219,7 +219,7 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert balance(shared_site, owner)["held"] == 0
     spent = during["credits"]["charged"] + after["credits"]["charged"]
     assert balance(shared_site, owner)["spent"] == spent
-    assert sweeps.audit_books(shared_site.services) == []
+    assert sweeps.run_audit(shared_site.services) == []
 
 
 def test_pictures_over_http_are_fetched_once_for_all_attempts(base_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from celery.exceptions import TimeoutError as NotInTime
 from sqlmodel import select
 
-from cli.stack import Stack
+from cli.stack import Supervisor
 from jobs import service
 from notifications.tables import MESSAGE
 from storage.tables import JobPicture
@@ -86,7 +86,7 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
         with site(folder, base_model, start=(), redis_password=BROKER_PASSWORD, **environment) as made:
             made.fresh = True  # the test looks at the processes' command lines
             # The process that the stack would start, with its arguments and environment.
-            stack = Stack(made.settings)
+            stack = Supervisor(made.settings)
             member = stack["flower"]
             made.processes["flower"] = ServerProcess(
                 made.celery(*member.arguments), log=made.log("flower"), cwd=ROOT,

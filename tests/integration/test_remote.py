@@ -16,7 +16,7 @@ def ready_and_charged_once(running: Site, job_id: str) -> View:
     kinds = [entry.kind for entry in accounts.statement(running.services, view["owner_id"])]
     assert kinds.count("settle") == kinds.count("hold")
     assert accounts.balance(running.services, view["owner_id"]).held == 0
-    assert sweeps.audit_books(running.services) == []
+    assert sweeps.run_audit(running.services) == []
     return view
 
 

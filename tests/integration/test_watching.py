@@ -58,7 +58,7 @@ def watched(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 assert view["status"] == "ready", view["failure"]
             failed = running.wait(running.send(images=running.pictures("owner", 5)[:1] * 5)["job_id"])
             assert failed["failure"]["code"] == "too_few_images"
-            sweeps.audit_books(running.services)
+            sweeps.run_audit(running.services)
             until(lambda: len(application.got) >= 4, 30, "the application was told")
             yield Watched(running, ports)
 

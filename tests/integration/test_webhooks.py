@@ -129,7 +129,7 @@ def test_a_refused_final_notice_comes_again_under_the_same_id(running: Running, 
     assert view["credits"] == {"held": 0, "charged": view["step"], "refunded": 9_000 - view["step"]}
     assert failed[0].told["data"]["credits"] == view["credits"]
     assert accounts.balance(site.services, owner).spent == view["step"]
-    assert sweeps.audit_books(site.services) == []
+    assert sweeps.run_audit(site.services) == []
 
 
 def test_a_failing_job_is_told_with_its_code_and_the_credits_that_came_back(running: Running, owner: str) -> None:

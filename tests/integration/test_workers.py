@@ -62,5 +62,5 @@ def test_killed_between_two_requests(celery_setup: CeleryTestSetup, celery_site:
     sent.forget()
     sent.backend = None
     assert celery_site.wait(job_id)["status"] == "ready"
-    assert sweeps.audit_books(celery_site.services) == []
+    assert sweeps.run_audit(celery_site.services) == []
     until(lambda: len(celery_site.left_behind(job_id)) == 1, 20, "nothing left but the file")
