@@ -21,8 +21,6 @@ INK = rgb("#3d2c66")
 EYE = rgb("#2b1f4d")
 LINE = 2.6  # of the outlines
 
-FEET: float = 104
-
 
 @dataclass(frozen=True)
 class Pose:

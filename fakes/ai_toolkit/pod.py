@@ -21,7 +21,7 @@ def serve_pod(
     with socket.create_server((host, port), backlog=512) as listening:
         server_data = ServerData(options.folder)
         faults, journal = FaultInjector(options.faults, options.hang_s), Journal(options.journal)
-        worker = QueueWorker(server_data.rows, options, faults, server_data.outputs)
+        worker = QueueWorker(server_data.rows, options, faults)
         app = FaultMiddleware(
             ToolkitApi(server_data, worker, faults, options).app(), faults, journal, options.ready_after_s
         )

@@ -32,16 +32,15 @@ class DatasetItem:
 class TrainerJob:
     """A job. Raises KeyError, TypeError, ValueError or IndexError for a config that would crash a real worker."""
 
-    def __init__(self, rows: JobRows, row: Row, outputs: Path) -> None:
+    def __init__(self, rows: JobRows, row: Row) -> None:
         self.rows, self.id, self.name = rows, str(row["id"]), str(row["name"])
         config = json.loads(row["job_config"])["config"]
         self.process: Mapping[str, Any] = config["process"][0]
         self.total = int(self.process["train"]["steps"])
         if config["name"] != self.name or self.process["type"] not in ("diffusion_trainer", "ui_trainer"):
             raise ValueError("such a job would never write its status")
-        # The trainer uses its config, the API uses row and settings: they should agree.
+        # The trainer uses its config, the API uses row and settings: the client must make them agree.
         self.folder = Path(self.process["training_folder"]) / config["name"]
-        self.is_where_the_api_looks = self.folder == outputs / self.name
         self.step = self.saved_step = step_in(self.folder)
 
     def begin(self) -> None:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from fakes.ai_toolkit import quick, real
@@ -32,10 +31,8 @@ class TrainerRun:
 class QueueWorker:
     """Checks the queues every `tick_s` on its own thread."""
 
-    def __init__(
-        self, rows: JobRows, options: FakeToolkitOptions, faults: FaultInjector, outputs: Callable[[], Path]
-    ) -> None:
-        self.rows, self.options, self.faults, self.outputs = rows, options, faults, outputs
+    def __init__(self, rows: JobRows, options: FakeToolkitOptions, faults: FaultInjector) -> None:
+        self.rows, self.options, self.faults = rows, options, faults
         self.runs: dict[str, TrainerRun] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="fake-worker", daemon=True)
@@ -79,7 +76,7 @@ class QueueWorker:
     def _begin(self, row: Row) -> None:
         self.rows.change(row["id"], status="running", stop=0, return_to_queue=0, info="Starting job...")
         try:
-            task = TrainerJob(self.rows, row, self.outputs())
+            task = TrainerJob(self.rows, row)
         except (KeyError, TypeError, ValueError, IndexError):
             return  # a real worker crashes on such a config, and the row stays unchanged
         fate = self.faults.fate(task.name)

@@ -90,7 +90,7 @@ class JobControl:
 
 
 class StoredCheckpoints:
-    """Implements `training.ports.Checkpoints` in the object store, so that any worker can continue.
+    """Implements `training.ports.CheckpointStore` in the object store, so that any worker can continue.
 
     A new checkpoint resets the stage's attempts: only attempts without progress are counted.
     """
@@ -123,7 +123,7 @@ class StoredCheckpoints:
 
 
 class StoredPreviews:
-    """Implements `training.ports.Previews`: pictures in the object store, each with an event of the job."""
+    """Implements `training.ports.PreviewStore`: pictures in the object store, each with an event of the job."""
 
     def __init__(self, store: ObjectStore, database: Database, lease: Lease) -> None:
         self._store, self._database, self._lease = store, database, lease

@@ -174,13 +174,13 @@ def test_a_machine_that_cannot_start_one_blames_no_picture(decoder: Decoder, mon
     "answer",
     [
         "channel.sendall(b'GET / HTTP/1.1')",
-        "frames.send(channel, {}, b'')",
-        "frames.send(channel, {'width': 64, 'height': 64, 'report': REPORT}, b'MZ')",
-        "frames.send(channel, {'width': 65, 'height': 64, 'report': REPORT}, PNG)",
-        "frames.send(channel, {'width': 64, 'height': 64, 'report': {**REPORT, 'faults': ['rm -rf']}}, PNG)",
-        "frames.send(channel, {'width': 64, 'height': 64, 'report': {**REPORT, 'more': 1}}, PNG)",
-        "frames.send(channel, {'width': 64, 'height': 64, 'report': {**REPORT, 'sharpness': float('nan')}}, PNG)",
-        "frames.send(channel, {'width': 64, 'height': 64, 'report': REPORT}, PNG + bytes(5_000_000))",
+        "frames.send_frame(channel, {}, b'')",
+        "frames.send_frame(channel, {'width': 64, 'height': 64, 'report': REPORT}, b'MZ')",
+        "frames.send_frame(channel, {'width': 65, 'height': 64, 'report': REPORT}, PNG)",
+        "frames.send_frame(channel, {'width': 64, 'height': 64, 'report': {**REPORT, 'faults': ['rm -rf']}}, PNG)",
+        "frames.send_frame(channel, {'width': 64, 'height': 64, 'report': {**REPORT, 'more': 1}}, PNG)",
+        "frames.send_frame(channel, {'width': 64, 'height': 64, 'report': {**REPORT, 'sharpness': float('nan')}}, PNG)",
+        "frames.send_frame(channel, {'width': 64, 'height': 64, 'report': REPORT}, PNG + bytes(5_000_000))",
         "channel.sendall(b'\\xff' * 8)",
         "channel.sendall(b'\\0\\0\\0\\1\\0\\0\\0\\0[')",
     ],
@@ -193,9 +193,9 @@ def test_what_a_taken_over_decoder_says_is_not_believed(answer: str, monkeypatch
         "channel = socket.socket(fileno=0)\n"
         "REPORT = dict(width=9, height=9, format='PNG', sharpness=1, brightness=1, dhash='', faults=[], notes=[])\n"
         "PNG = bytes.fromhex('89504e470d0a1a0a0000000d49484452000000400000004008020000')\n"
-        "frames.send(channel, {'held': []})\n"
-        f"frames.receive(channel, 10**8)\n{answer}\n"
-        "frames.receive(channel, 0)"
+        "frames.send_frame(channel, {'held': []})\n"
+        f"frames.receive_frame(channel, 10**8)\n{answer}\n"
+        "frames.receive_frame(channel, 0)"
     )
     monkeypatch.setattr("training.data.decoder._START", program)
     with Decoder(wall_s=20) as decoder, pytest.raises(ImageInvalid, match="crashes the decoder"):

@@ -16,7 +16,7 @@ KEY = "rpa_TEST_KEY"
 
 
 class RunPodServer:
-    """Faults are those of `fakes.runpod.cloud.Faults`; pods run for real."""
+    """Faults are those of `fakes.runpod.cloud.RunPodFaults`; pods run for real."""
 
     def __init__(self, folder: Path, seed: int, pods: dict[str, Any], faults: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def described(family: str = "sd15", **given: Any) -> dict[str, str]:
     base = {"sd15": "sd15", "sdxl": "sdxl", "z-image": "z-image-turbo"}[family]
     spec = TrainSpec(base_model=base, trigger_word="sks dog", rank=4, alpha=32.0, seed=7, **given)
     examples = [Example(Path("a.png"), "a photo of sks dog, standing", "a" * 64, 512, 512)]
-    return lora_metadata.describe(
+    return lora_metadata.build_metadata(
         spec, examples, steps=10, dataset_sha256="d" * 64, base_sha256="b" * 64, prediction="epsilon"
     )
 

@@ -321,7 +321,7 @@ def _export(
     """Write the LoRA file, after the same check that it must pass before it is delivered."""
     spec = run.spec
     look = _delivered(spec, state)
-    metadata = lora_metadata.describe(
+    metadata = lora_metadata.build_metadata(
         spec,
         split_held_out(run.examples, spec)[0],
         steps=state.step,

@@ -207,7 +207,7 @@ class _Child:
                     env=_ENVIRONMENT,
                     start_new_session=True,  # signals to the worker's process group are not for the child
                 )
-            ready, _ = decoder_protocol.receive(self._channel, 0, time.monotonic() + _START_TIMEOUT_S)
+            ready, _ = decoder_protocol.receive_frame(self._channel, 0, time.monotonic() + _START_TIMEOUT_S)
         except OSError as error:  # TimeoutError is one
             self.end(0)
             raise WorkerLost(f"the picture decoder does not start ({type(error).__name__})") from error
@@ -224,8 +224,8 @@ class _Child:
     def ask(self, asked: dict[str, Any], data: bytes, deadline: float) -> tuple[dict[str, Any], bytearray]:
         """Send a request; returns the response. Raises ProtocolError and TimeoutError."""
         largest = 8 * int(asked["resolution"]) ** 2 + 2**20  # RGBA of at most 1.25 times the area
-        decoder_protocol.send(self._channel, asked, data, deadline)
-        answer = decoder_protocol.receive(self._channel, largest, deadline)
+        decoder_protocol.send_frame(self._channel, asked, data, deadline)
+        answer = decoder_protocol.receive_frame(self._channel, largest, deadline)
         self.answered += 1
         return answer
 

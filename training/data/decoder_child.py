@@ -32,10 +32,10 @@ def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_
     for descriptor in (0, 1, 2):  # from here on, library output may quote the file
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
-    decoder_protocol.send(channel, {"held": confine(memory_bytes)})
+    decoder_protocol.send_frame(channel, {"held": confine(memory_bytes)})
     while True:
         try:
-            asked, data = decoder_protocol.receive(channel, max_bytes)
+            asked, data = decoder_protocol.receive_frame(channel, max_bytes)
         except decoder_protocol.ProtocolError:
             return
         limit_time(cpu_s, wall_s)
@@ -51,7 +51,7 @@ def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_
             body = made.png
         limit_time(0, 0)
         try:
-            decoder_protocol.send(channel, reply, body)
+            decoder_protocol.send_frame(channel, reply, body)
         except decoder_protocol.ProtocolError:
             return
         del data, body

@@ -14,7 +14,7 @@ class ProtocolError(Exception):
     """The other side is gone, or sent an invalid frame."""
 
 
-def send(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadline: float | None = None) -> None:
+def send_frame(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadline: float | None = None) -> None:
     """Send one frame. Raises ProtocolError, and TimeoutError after `deadline` (monotonic seconds)."""
     text = json.dumps(head).encode()
     try:
@@ -25,7 +25,9 @@ def send(channel: socket.socket, head: dict[str, Any], body: bytes = b"", deadli
         raise ProtocolError("the other side is gone") from error
 
 
-def receive(channel: socket.socket, max_body: int, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
+def receive_frame(
+    channel: socket.socket, max_body: int, deadline: float | None = None
+) -> tuple[dict[str, Any], bytearray]:
     """Receive one frame. Raises ProtocolError, also for a body above `max_body`, and TimeoutError after `deadline`."""
     head_size, body_size = _LENGTHS.unpack(_exactly(channel, _LENGTHS.size, deadline))
     if head_size > _MAX_HEAD or body_size > max_body:

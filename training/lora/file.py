@@ -145,7 +145,7 @@ def check_lora_file(
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        raise LoraInvalid(f"the LoRA file is damaged: {describe_fault(error, data)}") from error
+        raise LoraInvalid(f"the LoRA file is damaged: {corruption_reason(error, data)}") from error
     naming = NAMINGS[family]
     stems = _stems(tensors, naming, family)
     alphas = {_check_module(tensors, naming, stem, rank) for stem in stems}
@@ -159,7 +159,7 @@ def check_lora_file(
     )
 
 
-def describe_fault(error: Malformed, data: bytes) -> str:
+def corruption_reason(error: Malformed, data: bytes) -> str:
     """What is wrong with a file that is not a safetensors file."""
     return (
         "it is a pickle, and pickles are never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)

@@ -43,7 +43,7 @@ class Module:
 
 
 @dataclass
-class LoraFile:
+class ParsedLora:
     """The contents of a LoRA file. `problems` make it unusable; no loader knows the tensors in `strange`."""
 
     modules: dict[str, Module]  # by full canonical name
@@ -59,14 +59,14 @@ class LoraFile:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_lora(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> LoraFile:
+def read_lora(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) -> ParsedLora:
     """Read a LoRA file in any format. Raises LoraInvalid if it is not a valid safetensors file."""
     data = lora_file.read_bytes(path, max_bytes)
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        raise LoraInvalid(f"the LoRA file is damaged: {lora_file.describe_fault(error, data)}") from error
-    made = LoraFile({}, metadata, "unknown", None, data=data)
+        raise LoraInvalid(f"the LoRA file is damaged: {lora_file.corruption_reason(error, data)}") from error
+    made = ParsedLora({}, metadata, "unknown", None, data=data)
     left = dict(tensors)
     forms: dict[str, int] = {}
     for key in tensors:
@@ -92,7 +92,7 @@ def read_lora(path: Path | bytes, max_bytes: int = lora_file.DEFAULT_MAX_BYTES) 
     return made
 
 
-def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: LoraFile) -> None:
+def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: ParsedLora) -> None:
     """Add alpha and magnitudes to a module, if the file has them."""
     if (alpha := left.pop(stem + ALPHA, None)) is not None:
         if alpha.elements.size == 1:
@@ -103,7 +103,7 @@ def _add_rest(module: Module, stem: str, left: dict[str, Tensor], made: LoraFile
         module.magnitude = left.pop(stem + end, module.magnitude)
 
 
-def _note_left(left: Mapping[str, Tensor], made: LoraFile) -> None:
+def _note_left(left: Mapping[str, Tensor], made: ParsedLora) -> None:
     for key in left:
         method = next((method for method, pattern in OTHER_METHODS.items() if pattern.fullmatch(key)), None)
         half = next((end for pair in PAIRS for end in pair if key.endswith(end)), None)
@@ -116,7 +116,7 @@ def _note_left(left: Mapping[str, Tensor], made: LoraFile) -> None:
             made.strange.append(key)
 
 
-def _apply_adapter(made: LoraFile) -> None:
+def _apply_adapter(made: ParsedLora) -> None:
     """Set the alpha of modules that have none from peft's configuration in the metadata."""
     text = made.metadata.get(ADAPTER)
     if text is None:
@@ -146,7 +146,7 @@ def _by_pattern(pattern: Mapping[str, Any], name: str, otherwise: Any) -> Any:
     return next((value for key, value in plain.items() if name == key or name.endswith("." + key)), otherwise)
 
 
-def family_of(lora: LoraFile) -> str | None:
+def family_of(lora: ParsedLora) -> str | None:
     """The family of the base model; None if unknown."""
     if (named := lora.metadata.get("imprint_family")) in lora_file.NAMINGS:
         return named
@@ -168,7 +168,7 @@ def family_of(lora: LoraFile) -> str | None:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def serialize_as(lora: LoraFile, to: str) -> bytes:
+def serialize_as(lora: ParsedLora, to: str) -> bytes:
     """The file in the format `to`, one of FORMATS, with the same matrices, scale and metadata.
 
     Raises LoraInvalid if that format cannot express the LoRA, or the file has problems.
@@ -191,7 +191,7 @@ def serialize_as(lora: LoraFile, to: str) -> bytes:
     return pack(tensors, {**metadata, **lora_file.hashes(tensors, metadata)})
 
 
-def refuse_broken(lora: LoraFile) -> None:
+def refuse_broken(lora: ParsedLora) -> None:
     """Raises LoraInvalid if the file has problems that a conversion would hide."""
     if lora.methods:
         raise LoraInvalid(f"the file contains {', '.join(lora.methods)}; only LoRA and DoRA can be converted")
@@ -232,7 +232,7 @@ def _peft(module: Module) -> dict[str, Tensor]:
     return made
 
 
-def adapter_metadata(lora: LoraFile) -> str:
+def adapter_metadata(lora: ParsedLora) -> str:
     """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and exceptions."""
     config: dict[str, Any] = {}
     for part in sorted({module.name.part for module in lora.modules.values()}):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from training.lora import file as lora_file
-from training.lora.formats import LoraFile, Module, read_lora
+from training.lora.formats import Module, ParsedLora, read_lora
 from training.lora.names import kind_of
 from training.lora.safetensor import Tensor, data_offset
 
@@ -89,11 +89,11 @@ def inspect(path: Path | bytes) -> InspectionReport:
     )
 
 
-def _is_dora_beside_alphas(lora: LoraFile, modules: list[Module]) -> bool:
+def _is_dora_beside_alphas(lora: ParsedLora, modules: list[Module]) -> bool:
     return lora.form in ("kohya", "comfyui") and any(module.magnitude is not None for module in modules)
 
 
-def _readers(lora: LoraFile, modules: list[Module]) -> dict[str, str]:
+def _readers(lora: ParsedLora, modules: list[Module]) -> dict[str, str]:
     readers = _READERS.get((lora.form, lora.family == "z-image"), {})
     return readers | {"diffusers": "without its magnitudes"} if _is_dora_beside_alphas(lora, modules) else readers
 
@@ -131,7 +131,7 @@ def _faults(modules: list[Module]) -> list[str]:
     return _some(found)
 
 
-def _warnings(lora: LoraFile, modules: list[Module]) -> list[str]:
+def _warnings(lora: ParsedLora, modules: list[Module]) -> list[str]:
     warnings = []
     if silent := [module for module in modules if module.alpha is None]:
         warnings.append(
@@ -185,7 +185,7 @@ def _norm(module: Module) -> float | None:
     return norm if np.isfinite(norm) else None
 
 
-def _recipe_and_word(lora: LoraFile, problems: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+def _recipe_and_word(lora: ParsedLora, problems: list[str]) -> tuple[dict[str, Any] | None, str | None]:
     """Recipe and trigger word, from Imprint's fields or those of other trainers."""
     metadata, recipe = lora.metadata, None
     if (text := metadata.get("imprint_recipe")) is not None:

@@ -68,7 +68,7 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def describe(
+def build_metadata(
     spec: TrainSpec,
     examples: Sequence[Example],
     *,

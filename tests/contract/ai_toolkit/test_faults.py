@@ -206,7 +206,7 @@ def test_a_download_that_breaks_off_goes_on(pod: FakePod, server: ToolkitServer,
     with pytest.raises(BackendFailed, match="does not match its hash"):
         work.collect(server, ordered.name, remote_id, tmp_path / "c", ordered.spec)
     made.unlink()
-    with pytest.raises(BackendFailed, match="left no sd15 LoRA file"):
+    with pytest.raises(BackendFailed, match="has no sd15 LoRA file"):
         work.collect(server, ordered.name, remote_id, tmp_path / "c", ordered.spec)
     assert not list((tmp_path / "c").glob("*.safetensors"))
     work.clear(server, ordered.name)

@@ -97,7 +97,7 @@ def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpe
 
 def _metadata(spec: TrainSpec, examples: Sequence[Example], dataset_sha256: str, base_model: str) -> dict[str, str]:
     steps = spec.steps(len(examples))
-    metadata = lora_metadata.describe(
+    metadata = lora_metadata.build_metadata(
         spec, examples, steps=steps, dataset_sha256=dataset_sha256, base_sha256="", prediction=_PREDICTION[spec.family]
     )
     # Only Imprint's own loop knows the hash of the base model, and initialises the LoRA from the job's seed.
