@@ -30,7 +30,7 @@ up: setup  ## run the whole stack until Ctrl-C: Redis, workers, beat, Flower, HT
 
 test:  ## check style, types and imports, then run all tests; IMPRINT_TEST_SEED=… repeats a sample
 	@tools/setup.sh test && tools/swift.sh
-	@$(MAKE) --no-print-directory lint types imports
+	@$(MAKE) --no-print-directory --jobs --output-sync lint types imports
 	@$(BIN)/pytest -n $(TESTERS) --dist worksteal
 
 test-quick: setup  ## tests without servers or trainings, in under a minute
