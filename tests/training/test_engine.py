@@ -16,8 +16,10 @@ from tests.training.conftest import MemoryCheckpoints, Watcher
 from tests.training.live import Live
 from training import families
 from training.backends import resident
-from training.backends.local import train
+from training.backends.local import Trainee, train
+from training.engine import engine as engine_module
 from training.engine.cohort import Cohort
+from training.engine.engine import Engine
 from training.engine.objective import errors
 from training.families.family import Base, Where
 from training.ports import TrainResult, TrainRun
@@ -164,3 +166,31 @@ def test_a_cohort_that_was_killed_goes_on_byte_identical(runs: Runs) -> None:
         assert isinstance(after, TrainResult)
         assert after.resumed_from > 0
         assert after.sha256 == before.sha256
+
+
+def test_on_a_cpu_with_several_threads_a_slot_is_as_good_as_another(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads divide the four rows of a small product between them, and a kernel sums two rows in its own order."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(engine_module, "THREADS", 2)
+    torch.set_num_threads(2)
+    try:
+        learnt = set()
+        for place in range(4):
+            mine = runs(name="mine", seed=11, slots=4)
+            many = [mine if n == place else runs(name=f"o{n}", seed=n, slots=4) for n in range(4)]
+            engine = Engine(families.find("sd15"), base_of(mine))
+            trainees = [Trainee(run, engine, {"base": ""}, 6, None) for run in many]
+            with engine.paused():
+                for trainee in trainees:
+                    engine.join(trainee.job)
+            for trainee in trainees:
+                while not trainee.job.gone:
+                    trainee.job.news.wait(1.0)
+            state = trainees[place].job.snapshots[-1].state()
+            learnt.add(b"".join(weights.tobytes() for weights in state.weights.values()))
+            engine.close()
+        assert len(learnt) == 1
+    finally:
+        torch.set_num_threads(before)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from core import metrics
 from core.errors import DeviceLost, HandOver
 from training import device_failure
@@ -27,6 +29,7 @@ from training.families.family import Base, Family
 
 log = logging.getLogger(__name__)
 
+THREADS = torch.get_num_threads()  # of a CPU, as this process began
 SHRINK_AFTER = 50  # steps with half the slots idle, before a cohort shrinks: a job may come at any time
 _IDLE_S = 10.0  # the thread ends after so long without a job; the next one starts another
 
@@ -211,6 +214,7 @@ class Engine:
             self._evaluations.hold(cohort)
             if cohort.ready:
                 begun = time.monotonic()
+                self._share_threads(cohort)
                 with metrics.stepping(self.family.name, self.base.device.type, cohort.ready):
                     cohort.step()
                 self._learn(cohort, time.monotonic() - begun)
@@ -221,6 +225,18 @@ class Engine:
                 log.exception("a step failed")
             return without_frames(error)
         return None
+
+    def _share_threads(self, cohort: Cohort) -> None:
+        """On a CPU, step several slots with one thread, and a lone slot with all.
+
+        Threads divide the rows of a product between them, and a kernel sums up a part of two rows in another order than
+        one of four: a slot's last digits would depend on its place.
+        """
+        if self.base.device.type != "cpu":
+            return
+        wanted = 1 if len(cohort.jobs) > 1 else THREADS
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
 
     def _learn(self, cohort: Cohort, seconds: float) -> None:
         """Note what a step took, where slots follow the jobs; on a GPU the host is soon as slow as the device."""

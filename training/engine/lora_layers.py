@@ -49,14 +49,15 @@ class LoRALayer(nn.Module):
     def _add(self, lora: LoRA, x: Tensor, y: Tensor) -> Tensor:
         """y [N x b, ..., out], which the base layer made of x, and each slot's LoRA."""
         slots = len(lora.lora_a)
-        rows = y.reshape(slots, -1, self.out_features)
-        low = torch.bmm(x.reshape(slots, -1, self.in_features), lora.lora_a.transpose(1, 2))
+        is_flat = x.dim() == 3 and len(x) == slots  # one sample for each slot: no view is needed, nor its backward pass
+        rows = y if is_flat else y.reshape(slots, -1, self.out_features)
+        low = torch.bmm(x if is_flat else x.reshape(slots, -1, self.in_features), lora.lora_a.transpose(1, 2))
         # In place where y is the layer's alone: a quantised layer's is a view of what it keeps.
         add = rows.baddbmm_ if self._is_plain else rows.baddbmm
         made = add(low, lora.lora_b.transpose(1, 2))
         if lora.stretch is not None:  # of the product alone, without the bias
             made = torch.addcmul(made, made if self.bias is None else made - self.bias, lora.stretch)
-        return made.view(y.shape)
+        return made if is_flat else made.view(y.shape)
 
 
 class LoRALayers:
