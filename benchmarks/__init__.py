@@ -1,1 +1,1 @@
-"""Figures, not tests: each module prints what it measures, and one JSON object as its last line."""
+"""Benchmarks. Each module prints its measurements, and one JSON object as its last line."""

@@ -1,4 +1,4 @@
-"""What decoding in a child costs beside decoding in the worker itself: `python -m benchmarks.decoding`.
+"""The cost of decoding in a child process instead of in the worker: `python -m benchmarks.decoding`.
 
 Milliseconds per picture, the least of several tries, taken in turns; the last line is one JSON object.
 """
@@ -18,7 +18,7 @@ TRIES = 15
 
 
 def photograph(width: int, height: int, quality: int) -> bytes:
-    """A JPEG with as much in it as a photograph has."""
+    """A JPEG with as much detail as a photograph."""
     coarse = np.random.default_rng(0).integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)

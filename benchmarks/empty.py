@@ -1,4 +1,4 @@
-"""The least that Celery can do: tasks that do nothing, in a chain of five, or in the shape of a job's canvas."""
+"""The minimal cost of Celery: empty tasks in a chain of five, or in the canvas of a job."""
 
 import os
 
@@ -24,12 +24,12 @@ def step(number: int) -> None:
 
 @app.task(name="empty.picture", ignore_result=False)
 def picture(number: int) -> None:
-    """Nothing, as one of a chord's header."""
+    """Nothing, as a task in the header of a chord."""
 
 
 @app.task(name="empty.last")
 def last(number: int, counter: str) -> None:
-    """Nothing, and counts that a chain ended."""
+    """Nothing but count finished chains."""
     with app.connection_or_acquire() as connection:
         connection.default_channel.client.incr(counter)
 
@@ -39,12 +39,12 @@ def _steps(count: int, number: int) -> list[Signature]:
 
 
 def send_chain(number: int, counter: str) -> None:
-    """Five tasks, one after another."""
+    """Five tasks in sequence."""
     chain(*_steps(4, number), signature("empty.last", (number, counter), immutable=True, app=app)).apply_async()
 
 
 def send_canvas(number: int, counter: str) -> None:
-    """What a job of five pictures sends: a chord of five, then dataset, train, upload, settle, and the clean-up."""
+    """The canvas of a job with five pictures: a chord of five, then dataset, train, upload, settle and clean-up."""
     header = [signature("empty.picture", (number,), immutable=True, app=app) for _ in range(5)]
     last = signature("empty.last", (number, counter), immutable=True, app=app)
     forget_result(chain(chord(header, _steps(1, number)[0]), *_steps(3, number), last).apply_async())

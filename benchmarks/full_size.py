@@ -45,7 +45,7 @@ _WAIT_S = 3600.0
 
 
 def main() -> int:
-    """Run the benchmark in a folder of its own."""
+    """Run the benchmark in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=os.environ.get("PICTURES"), help="a folder of photographs")
     parser.add_argument("--base", type=Path, help="a file to train on in place of one of random weights")
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def full_size(path: Path) -> Path:
-    """An sd15 checkpoint of random weights as small as fresh ones; a tokenizer of ours beside it."""
+    """An sd15 checkpoint with small random weights, and the tokenizer of the tiny base."""
     chance = torch.Generator().manual_seed(0)
     tensors = {}
     for part, prefixes in PREFIXES["sd15"].items():
@@ -96,7 +96,7 @@ def full_size(path: Path) -> Path:
 
 
 def _pictures(folder: Path | None) -> list[bytes]:
-    """The first ten pictures of a folder and of those in it; the demo's, twice as large, where none is given."""
+    """The first ten pictures of a folder and its subfolders; without a folder the demo's pictures at twice the size."""
     if folder is not None:
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
         return [file.read_bytes() for file in files[:PICTURES]]
@@ -145,7 +145,7 @@ def _run(site: Site, pictures: list[bytes], base_bytes: int, given: argparse.Nam
 
 
 def _seconds(site: Site, job_id: str) -> tuple[dict[str, float], dict[str, float]]:
-    """How long each stage took, and within the training the time to the first step and from one step to the next."""
+    """Seconds of each stage, to the first step of the training, and per step."""
     begun: dict[str, float] = {}
     reported: list[tuple[int, float]] = []
     last = 0.0
@@ -172,7 +172,7 @@ def _memory(site: Site, name: str) -> tuple[float, float]:
 
 
 def _cpu_seconds(site: Site, name: str) -> float:
-    """CPU time that a worker's process has taken: what other users of the machine do not lengthen."""
+    """The CPU time of a worker's process, which other load on the machine does not change."""
     fields = Path(f"/proc/{site.processes[name].pid}/stat").read_text().rpartition(")")[2].split()
     return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 1)
 

@@ -1,4 +1,4 @@
-"""A home of its own for a benchmark of the whole stack: no setting of the machine's reaches it."""
+"""An isolated home folder for a benchmark of the whole stack, without the machine's settings."""
 
 import json
 import os
@@ -10,13 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def clear_settings() -> None:
-    """Forget every IMPRINT_ variable of this process and of those that it starts."""
+    """Remove all IMPRINT_ variables from the environment."""
     for name in [name for name in os.environ if name.startswith("IMPRINT_")]:
         del os.environ[name]
 
 
 def settle(folder: Path, **settings: str) -> None:
-    """Settings of this process and the stack, with a tiny base model for sd15; before anything reads them."""
+    """Set up this process and the stack with a tiny base model for sd15. Call it before the settings are read."""
     base = folder / "base"
     subprocess.run([sys.executable, "-m", "training.tiny_base", str(base)], check=True, cwd=ROOT, capture_output=True)
     clear_settings()

@@ -1,4 +1,4 @@
-"""`make bench-ledger`: how many movements of credits a second the ledger takes, on PostgreSQL and on SQLite.
+"""`make bench-ledger`: ledger operations per second, on PostgreSQL and SQLite.
 
 A private PostgreSQL (fsync on) and an SQLite file (WAL, synchronous FULL), migrated as in production. Processes hold
 and settle for a few seconds, each movement in a transaction of its own: a pair counts as **two operations**. Either
@@ -47,7 +47,7 @@ class Measured:
 
 
 def main() -> int:
-    """Measure every case; the last line is for programs."""
+    """Measure every case; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0, help="how long each of the eight cases runs")
     options = parser.parse_args()
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _summary(measured: list[Measured]) -> dict[str, float | int | bool]:
-    """Each case by its name and number of processes; and by its name alone, with the most processes."""
+    """The results by case and number of processes, and by case alone for the most processes."""
     result: dict[str, float | int | bool] = {}
     for case in measured:
         result[f"{case.name}_per_s"] = case.per_s  # the one with the most processes comes last
@@ -92,7 +92,7 @@ def _server(database: str, folder: Path) -> Iterator[str | None]:
 
 
 def _empty(server: str | None, folder: Path, name: str) -> str:
-    """The address of a migrated, empty database of this case's own."""
+    """The address of a new, migrated, empty database."""
     address = new_database(server) if server else f"sqlite:///{folder}/{name}.db"
     database = Database(address)
     database.migrate()
@@ -140,7 +140,7 @@ def _measure(address: str, kind: str, accounts: str, processes: int, seconds: fl
 
 
 def _work(address: str, worker: int, owners: list[str], seconds: float, together: Barrier, answer: Connection) -> None:
-    """Hold and settle in turn until the time is over; the seconds that each operation took, and from when to when."""
+    """Hold and settle alternately until the time is over; returns the seconds of each operation, and start and end."""
     database = Database(address)
     took: list[float] = []
     expires_at = utcnow() + timedelta(days=1)

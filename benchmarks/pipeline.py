@@ -1,4 +1,4 @@
-"""`make bench-pipeline`: what the chain costs beside the training, against empty Celery chains on the same broker.
+"""`make bench-pipeline`: the cost of the pipeline without training, compared with empty Celery chains.
 
 200 jobs of five pictures and one training step each, queued at once, from submit to ready; and, before and after
 them in the same run, as many chains of five tasks that do nothing. The last line is one JSON object:
@@ -25,7 +25,7 @@ OWNER = "bench"
 
 
 def main() -> int:
-    """Run the benchmark in a home of its own."""
+    """Run the benchmark in an isolated home folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--stages", action="store_true", help="also print the CPU time of each stage")
@@ -103,7 +103,7 @@ def _empty(shape: str, count: int) -> float:
 
 
 def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
-    """Each job's seconds from submit to ready, and those from the first submit to the last ready."""
+    """The seconds of each job from submission to ready, and of all jobs together."""
     import tasks.relay  # noqa: F401 - sends what is submitted here
     from jobs import accounts, service
     from jobs.services import services
@@ -123,7 +123,7 @@ def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
 
 
 def _stored(name: str, job: int) -> list[str]:
-    """Ids of five pictures that no other job has."""
+    """Upload five unique pictures; returns their ids."""
     from jobs.services import services
     from jobs.stages import intake
 
@@ -138,7 +138,7 @@ def _request(name: str, images: list[str]) -> dict[str, Any]:
 
 
 def _ended(job_ids: list[str]) -> dict[str, int]:
-    """How many of the jobs have each status."""
+    """The number of jobs by status."""
     import sqlalchemy as sa
 
     from jobs.services import services
@@ -150,7 +150,7 @@ def _ended(job_ids: list[str]) -> dict[str, int]:
 
 
 def _picture(name: str, job: int, number: int) -> bytes:
-    """A small picture unlike the others of its job, and of bytes that no other job has."""
+    """A small picture that differs from all others."""
     import io
     import random
 
@@ -168,7 +168,7 @@ def _picture(name: str, job: int, number: int) -> bytes:
 
 
 def _stages(count: int) -> None:
-    """CPU milliseconds of each stage per job, run in this process one after another: where the time of a job goes."""
+    """CPU milliseconds of each stage per job, with all stages run in this process."""
     from jobs import accounts, service
     from jobs.services import services
     from jobs.stages import stage_runner, steps

@@ -1,4 +1,4 @@
-"""`make bench-quality`: how good the LoRAs are, ours and a plain loop's, on five subjects that the base has never seen.
+"""`make bench-quality`: the quality of LoRAs from Imprint and from a plain loop, on five new subjects.
 
 The base is the pocket model, the subjects are its strangers, ten pictures each; all sides train the same number of
 steps, with three seeds: one says little, since a training's last steps alone move a figure by as much as a recipe does.
@@ -50,7 +50,7 @@ _TILE, _GAP = 96, 6
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does for each subject."""
+    """The plan of a run for each subject."""
 
     model: Path
     subjects: tuple[str, ...]
@@ -73,7 +73,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The LoRAs of one side, one for each seed: their figures, the first one's pictures, the seconds of training."""
+    """The LoRAs of one side, one per seed: figures, pictures of the first, and seconds of training."""
 
     figures: list[dict[str, float]]
     called: list[Image.Image]
@@ -118,14 +118,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _asked(given: argparse.Namespace) -> dict[str, Any]:
-    """What our side is trained with: the pocket model's recipe, or what the command line says in its place."""
+    """The recipe for Imprint: the pocket model's, or options from the command line."""
     rate = {"learning_rate": given.learning_rate} if given.learning_rate else {}
     recipe = parse_assignments(given.set) | rate
     return recipe or RECIPE
 
 
 def _practised(plan: Plan, folder: Path, steps: int) -> Path:
-    """A folder with a judge that has learnt to spot the subjects to practise on."""
+    """A folder with a judge that is trained to recognise the practice subjects."""
     from demo.pocket import assemble, judge
 
     judge.save(judge.relearn(judge.load(plan.model), plan.strangers, assemble.load(plan.model).vae, steps), folder)
@@ -161,7 +161,7 @@ def _run(plan: Plan, processes: int, path: Path) -> int:
 
 
 def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
-    """All there is to know of one subject: the base without a LoRA, and each side with its own, for each seed."""
+    """The results for one subject: the base without a LoRA, and each side with its LoRA, for each seed."""
     import torch
 
     torch.set_num_threads(1)
@@ -238,7 +238,7 @@ def _means(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _judge_on_drawings(plan: Plan) -> dict[str, float]:
-    """How often the judge spots a subject in fresh drawings of it, and in its doubles, both through the autoencoder."""
+    """How often the judge recognises a subject in new drawings of it, and in similar ones, through the autoencoder."""
     import torch
 
     from demo.pocket import assemble, judge

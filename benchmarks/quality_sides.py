@@ -1,4 +1,4 @@
-"""The two sides of `make bench-quality`: our engine, and diffusers' LoRA script as a plain loop over peft."""
+"""The two sides of `make bench-quality`: Imprint's engine, and diffusers' LoRA script as a plain loop with peft."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ class Trained:
 
 
 class _Quiet:
-    """A control that neither stops nor tells."""
+    """A control that does nothing."""
 
     def check(self) -> None:
         pass
@@ -48,7 +48,7 @@ def spec_of(model: Path, stranger: Stranger, steps: int | None, seed: int, asked
 
 
 def ours(model: Path, stranger: Stranger, spec: TrainSpec, folder: Path) -> Trained:
-    """Through our engine, to a file, which diffusers loads."""
+    """Train with Imprint's engine, and load the file with diffusers."""
     folder.mkdir(parents=True)
     examples = []
     for number, (drawn, caption) in enumerate(album(stranger)):

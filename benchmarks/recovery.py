@@ -1,4 +1,4 @@
-"""`make bench-recovery`: how long a training stands still when its worker is killed with -9, at default settings.
+"""`make bench-recovery`: how long a training is interrupted when its worker is killed (-9), at default settings.
 
 Seven jobs train on seven workers, seven more workers wait. In each of three rounds every training worker is killed at
 a moment of its own within one period of the sweep; the time runs from the kill to the first step that another worker
@@ -36,7 +36,7 @@ _RECEIVED = re.compile(r"Task imprint\.(preprocess|dataset|train|upload|settle)\
 
 @dataclass
 class Kill:
-    """One worker killed: which job it trained, when, and the last thing that was heard of it."""
+    """A killed worker: its job, the time, and the last report of the job."""
 
     job_id: str
     worker: str
@@ -46,7 +46,7 @@ class Kill:
 
 
 def main() -> int:
-    """Run the benchmark in a folder of its own."""
+    """Run the benchmark in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=7, help="trainings side by side; as many workers wait")
     parser.add_argument("--rounds", type=int, default=3, help="how often each training's worker is killed")

@@ -1,4 +1,4 @@
-"""`make bench-remote`: what it costs to look after 500 remote trainings at once.
+"""`make bench-remote`: the cost of polling 500 remote trainings at once.
 
 A fake ai-toolkit server on this machine, in a process of its own, trains them all; a poll asks it for its jobs, then
 for loss and samples of each, and writes down where they are. Three polls, each after every job has moved on. The last
@@ -27,7 +27,7 @@ PERIOD_S = 30.0
 
 
 def main() -> int:
-    """Run the benchmark in a home of its own."""
+    """Run the benchmark in an isolated home folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=500)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`make bench-resume`: how far a training that was killed with -9 and resumed ends from one that was left alone.
+"""`make bench-resume`: the difference between a training that was killed (-9) and resumed, and an uninterrupted one.
 
 Ours and a plain loop (peft, AdamW and generator states kept as diffusers' scripts keep them), each in processes of its
 own on the tiny base model, the demo's ten pictures, the same number of steps: once straight through, once killed as
@@ -37,7 +37,7 @@ Weights = dict[str, Array]
 
 
 def main() -> int:
-    """Run the benchmark in a folder of its own."""
+    """Run the benchmark in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="of each training; the kill comes in the second half")
     steps = parser.parse_args().steps
@@ -135,7 +135,7 @@ def share(straight: Weights, resumed: Weights, before: Mapping[str, Array]) -> f
 
 
 def run(command: Sequence[str]) -> None:
-    """Run to its end; what it said is shown if it fails."""
+    """Run to the end; shows the output if it fails."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}")

@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _large(rounds: int) -> dict[str, Any]:
-    """CPU seconds and peaks of the large base model's recipes, each in processes of its own, in turns."""
+    """CPU seconds and peak memory of the recipes on the large base model, each in its own process, in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in _LARGE}
     peaks = dict.fromkeys(_LARGE, 0.0)
     for turn in range(rounds):

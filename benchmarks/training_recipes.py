@@ -1,4 +1,4 @@
-"""What `make bench-train` steps, on one base model: the plain diffusers and peft recipe, the same from caches, ours."""
+"""The recipes of `make bench-train`: plain diffusers and peft, the same with caches, and Imprint's."""
 
 import hashlib
 from collections.abc import Callable
@@ -51,7 +51,7 @@ _TEXT = CLIPTextConfig(
 
 
 class Nobody:
-    """A control that never stops anything."""
+    """A control that does nothing."""
 
     def check(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""`make bench-web`: the HTTP API under load while a training goes on, on the cores that the training has too.
+"""`make bench-web`: the HTTP API under load during a training on the same cores.
 
 200 open event streams over four trainings of four owners, one of which trains, and 50 status requests a second for
 20 s; then the API is killed once, comes back, and the trainings are cancelled. The last line is one JSON object:
@@ -27,7 +27,7 @@ OWNERS = 4
 
 
 def main() -> int:
-    """Run the benchmark in a home of its own."""
+    """Run the benchmark in an isolated home folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--rate", type=float, default=50.0, help="status requests a second")
@@ -100,7 +100,7 @@ def _kill(member: Any) -> None:
 
 @dataclass
 class Stream:
-    """One client of one training's events, which comes back as often as it must."""
+    """A client of one event stream, which reconnects as needed."""
 
     secret: str
     job_id: str

@@ -1,1 +1,1 @@
-"""The demo: ten pictures of a mascot become a LoRA, through the real chain, on this machine alone."""
+"""The demo: train a LoRA on ten pictures of a mascot, through the real pipeline, on this machine."""

@@ -1,4 +1,4 @@
-"""`make demo`, and with `--remote` `make demo-remote`: sets what makes it small and private, then runs it."""
+"""`make demo`, and with `--remote` `make demo-remote`: configure a small, isolated stack and run the demo."""
 
 import argparse
 import json

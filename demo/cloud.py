@@ -1,4 +1,4 @@
-"""A stand-in for RunPod and for its machines, on this one: what `make demo-remote` rents from."""
+"""The fake RunPod of `make demo-remote`, on this machine."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Cloud:
-    """The fake RunPod, with pods that train for real: our own loop on the tiny base, behind ai-toolkit's API."""
+    """The fake RunPod, with pods that really train: Imprint's loop on a local base model, behind ai-toolkit's API."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url, self.key = url, key

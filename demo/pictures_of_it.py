@@ -1,4 +1,4 @@
-"""What people would rather look at than read: the loss curve, and samples before and after."""
+"""Pictures of the result: the loss curve, and samples with and without the LoRA."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _TILE, _GAP, _MARGIN = 160, 12, 150
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], path: Path) -> None:
-    """Draw the loss by step: each report of the training, and their running mean."""
+    """Draw the loss by step, and its running mean."""
     steps = [step for step, _ in losses]
     means: list[float] = []
     for _, loss in losses:
@@ -32,7 +32,7 @@ def loss_curve(losses: Sequence[tuple[int, float]], path: Path) -> None:
 
 
 def before_after(base_model: Path, lora: Path, trigger: str, shown: Sequence[Path], path: Path) -> None:
-    """Three rows: what the training was shown, what the base draws at fixed seeds, and the same with the LoRA file."""
+    """Three rows: training pictures, samples of the base model at fixed seeds, and the same with the LoRA."""
     from training.sample import draw  # torch: not before it is needed
 
     common: dict[str, Any] = {

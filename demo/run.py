@@ -1,4 +1,4 @@
-"""What the demo does, from top to bottom."""
+"""The steps of the demo."""
 
 import json
 import time
@@ -88,7 +88,7 @@ def _brief(view: JobView) -> dict[str, Any]:
 
 
 def send(jobs: int) -> list[str]:
-    """Send the task as an application would, once or several times with a seed of its own each; the jobs' ids."""
+    """Send the task as an application would, `count` times with different seeds; returns the job ids."""
     from tasks.ingress import train_lora
 
     images = [
@@ -110,7 +110,7 @@ def _caption(picture: Path) -> str | None:
 
 
 def _show(view: JobView, home: Path, base: Path) -> None:
-    """The file, the loss curve, and what the base draws without and with the LoRA."""
+    """Write the LoRA file, the loss curve, and samples without and with the LoRA."""
     lora = home / "lora_weights.safetensors"
     service.download(services(), view.job_id, lora)
     losses = [
@@ -129,7 +129,7 @@ def _show(view: JobView, home: Path, base: Path) -> None:
 
 
 def _pods(cloud: Cloud, view: JobView) -> int:
-    """What was rented and what it would have cost; gives how many pods are left once each had time to be deleted."""
+    """Print the rented pods and their costs; returns the number of pods that were not deleted in time."""
     until = time.monotonic() + _DELETED_WITHIN_S
     while any(pod["left"] for pod in cloud.pods()) and time.monotonic() < until:
         time.sleep(0.5)

@@ -38,7 +38,7 @@ _CARD = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,po
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for. Exit code 1 if a part failed or was skipped."""
+    """Run the requested parts. Exit code 1 if one failed or was skipped."""
     options = _options(arguments)
     for name, value in (("DEVICE", options.device), ("SIZE", options.size), ("DIAL", options.dial)):
         if value is not None:
@@ -77,13 +77,13 @@ def run_parts(parts: Sequence[Part], limit_s: float = _LIMIT_S) -> int:
 
 
 def _run(part: Part, limit_s: float) -> int:
-    """The exit code of a part; 124 where it was killed at its limit."""
+    """The exit code of a part; 124 if it was killed at its limit."""
     child = subprocess.Popen(part.command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         return child.wait(limit_s)
     except subprocess.TimeoutExpired:
         return 124
-    finally:  # also when this process is told to end; a part's own children go with it
+    finally:  # also when this process is terminated; ends the children of a part too
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
@@ -126,7 +126,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _card() -> str | None:
-    """What the card is and does at the moment, by NVIDIA's tool; None without one."""
+    """The state of the card from nvidia-smi; None without it."""
     if (tool := shutil.which("nvidia-smi")) is None:
         return None
     asked = [tool, f"--query-gpu={_CARD}", "--format=csv,noheader"]

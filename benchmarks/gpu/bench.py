@@ -78,7 +78,7 @@ def measuring(part: str, **about: Any) -> Iterator[None]:
 
 
 def free() -> None:
-    """Give memory back, and begin its peak anew."""
+    """Free memory and reset its peak."""
     gc.collect()
     if setup().is_cuda:
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Whether the device computes the right numbers: against the CPU, recorded against eager, alone against in company."""
+"""Correctness of a device: compared with the CPU, CUDA graphs with eager steps, shared steps with single ones."""
 
 import os
 import time
@@ -76,7 +76,7 @@ def _gradient(engine: Engine, batch: JobBatch) -> tuple[Tensor, Tensor]:
 
 
 def record() -> None:
-    """Steps repeated from a CUDA graph against the same sent one by one, and those against themselves."""
+    """Steps replayed from a CUDA graph compared with eager steps, and eager steps with themselves."""
     for family in ("sd15", "sdxl") if setup().is_full else ("sd15",):
         with measuring("record", family=family):
             engine, count = engine_of(family), setup().steps(12)
@@ -93,7 +93,7 @@ def record() -> None:
 
 
 def slots() -> None:
-    """What a job learns alone and beside others, and whether it matters beside whom."""
+    """A job alone compared with the job beside others, and beside different ones."""
     with measuring("slots"):
         engine, count = engine_of("sd15"), setup().steps(12)
         alone: Tensor | None = None
@@ -127,7 +127,7 @@ _LIMITS_GIB = (12, 5)
 
 
 def memory_limits() -> None:
-    """Jobs of full size where memory ends: which of them finish?"""
+    """Jobs of full size at the limit of memory: which of them finish?"""
     if not (setup().is_cuda and setup().is_full):
         figure("memory", skipped="wants a GPU and the full size")
         return

@@ -1,4 +1,4 @@
-"""Where figures go: one JSON line each, on the screen and in `$OUT/results.jsonl`, as soon as it is known."""
+"""Results: one JSON line each, printed and appended to `$OUT/results.jsonl` at once."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def out_folder() -> Path:
 
 
 def figure(part: str, **figures: Any) -> None:
-    """Write one line. It is on disk when this returns, so that a killed process loses nothing that it measured."""
+    """Write one line. It is on disk when this returns, so a killed process loses no results."""
     line = json.dumps({"part": part, "at_s": round(time.monotonic() - _begun, 1), **figures})
     print(line, flush=True)
     folder = out_folder()
@@ -31,7 +31,7 @@ def figure(part: str, **figures: Any) -> None:
 
 @contextmanager
 def guarded(part: str, **about: Any) -> Iterator[None]:
-    """An error in here becomes a line, and what comes next goes on."""
+    """Report errors of the block as a line, and continue after it."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever it is, the other measurements are worth having

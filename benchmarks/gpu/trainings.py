@@ -83,7 +83,7 @@ def together(runs: Sequence[TrainRun], apart_s: float = 0.0) -> tuple[list[Train
     def work(place: int, run: TrainRun) -> None:
         try:
             found[place] = train(run)
-        except Exception as error:  # noqa: BLE001 - each is told, and the others go on
+        except Exception as error:  # noqa: BLE001 - report each error and continue with the others
             found[place] = error
 
     threads = [threading.Thread(target=work, args=pair) for pair in enumerate(runs)]

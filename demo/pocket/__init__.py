@@ -1,4 +1,4 @@
-"""The pocket base model: a small Stable Diffusion 1.x that this project trains from nothing, on pictures it draws.
+"""The pocket base model: a small Stable Diffusion 1.x, trained from scratch on pictures that this project draws.
 
 `python -m demo.pocket --help`. The finished model lies in `model/`, with its card.
 """

@@ -1,4 +1,4 @@
-"""The finished model as a folder in diffusers' layout, its numbers in float16, and the drawing with it."""
+"""Write the finished model as a diffusers folder in float16, and draw with it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""First lesson: the autoencoder, which turns 64 x 64 pixels into 16 x 16 x 8 latents and back."""
+"""First step: train the autoencoder, which turns 64 x 64 pixels into 16 x 16 x 8 latents and back."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def learn(folder: Path, steps: int, device: torch.device) -> Any:
         noise = torch.randn(mean.shape, generator=generator).to(device)
         again = vae.decode(mean + _NOISE * noise).sample
         # Left alone, some channels die early, drowned by the noise, and a colour with them. So they are held at unit
-        # deviation and apart from one another, and the picture at half its size must be told from them at once.
+        # deviation and apart from one another, and the picture at half its size must be readable from them directly.
         half = nn.functional.pixel_unshuffle(nn.functional.avg_pool2d(pictures, 2), 2)
         preview_error = (squares(mean) - half).abs().mean()
         loss: Tensor = difference(again, pictures) + 0.1 * _entanglement(mean) + preview_error
@@ -72,7 +72,7 @@ def _entanglement(mean: Tensor) -> Tensor:
 
 
 def anything(seed: int, step: int, count: int) -> list[Scene]:
-    """Scenes of which every other one has things in them that are never told of, in any colour that there is."""
+    """Scenes; every other one has things that no caption mentions, in arbitrary colours."""
     random = Random(f"{seed} {step} anything")
     made = []
     for number, scene in enumerate(compose_batch(seed, step, count)):

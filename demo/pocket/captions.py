@@ -1,4 +1,4 @@
-"""What is said about a scene: several phrasings, in which any part may be left out, and the parts that were said."""
+"""Captions of scenes: several phrasings that may leave out any part, and the parts that they mention."""
 
 from dataclasses import dataclass
 from random import Random
@@ -22,7 +22,7 @@ _NAMELESS = ("creature", "animal", "mascot", "character", "monster", "mascot")
 
 @dataclass(frozen=True)
 class ThingDescription:
-    """What a caption says of one thing; None where it says nothing of it."""
+    """What a caption mentions of one thing; None for what it leaves out."""
 
     kind: str | None = None
     colour: str | None = None

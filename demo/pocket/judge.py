@@ -26,7 +26,7 @@ from demo.pocket.words import COLOUR_NAMES, COLOURS, EXTRAS, KINDS, PATTERNS, PL
 
 BATCH = 36
 FILE = "judge.safetensors"
-_EXTRA = 4  # pictures of strangers, as many of their doubles, and as many of things that are never told of
+_EXTRA = 4  # pictures of strangers, as many of their doubles, and as many of things that captions never mention
 _THROUGH_VAE = 4  # every fourth picture
 _SEED = 404
 _HEADS = {
@@ -123,7 +123,7 @@ def _worn(pictures: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
 
 
 def _others(step: int, strangers: Sequence[Stranger], count: int) -> tuple[Tensor, Tensor]:
-    """`count` strangers, as many doubles and things never told of, and which strangers are in each, [3 count, …]."""
+    """`count` strangers, as many doubles and things without captions, and which strangers are in each, [3 count, …]."""
     random = Random(f"{_SEED} {step} strangers")
     images, rows = [], []
     for number in range(2 * count):

@@ -2,7 +2,7 @@
 
 From the state at the end of a caption, one linear layer must tell everything that the caption says, thing by thing.
 Then the UNet finds colours tied to their things from its first step on, where it would else spend most of its training
-on learning to read. Words without meaning must be told by their letters, so that trigger words differ from one another.
+on learning to read. Meaningless words are encoded by their letters, so that trigger words differ from one another.
 """
 
 import zlib

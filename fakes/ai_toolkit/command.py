@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-ARGUMENTS = "FAKE_POD_ARGUMENTS"  # more arguments, for whoever is started by somebody else
+ARGUMENTS = "FAKE_POD_ARGUMENTS"  # environment variable with more arguments
 
 _EPILOG = """
 \b
@@ -27,32 +27,34 @@ and for the stack in another
 @click.option("--token", envvar="AI_TOOLKIT_AUTH", help="Password that clients need. Unset: everything is open.")
 @click.option(
     "--trainer", type=click.Choice(["quick", "real"]), default="quick", show_default=True,
-    help="quick: weights made from pictures and recipe, steps by the clock. real: our own training loop, on the CPU.",
+    help="quick: weights from pictures and recipe, steps by the clock. real: Imprint's own training loop, on the CPU.",
 )  # fmt: skip
 @click.option(
     "--base-model", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that `real` trains on, whatever base model a job names.",
+    help="Base model folder for `real`, whatever base model a job names.",
 )  # fmt: skip
-@click.option("--seconds-per-step", default=0.05, show_default=True, help="Of the quick trainer.")
+@click.option("--seconds-per-step", default=0.05, show_default=True, help="For the quick trainer.")
 @click.option("--loading", "loading_s", default=0.2, show_default=True, help="Seconds before a job's first step.")
-@click.option("--tick", "tick_s", default=0.1, show_default=True, help="Seconds between looks at the queue; real: 1.")
-@click.option("--slots", default=1, show_default=True, help="Jobs of a queue at one time; real: 1.")
-@click.option("--gpu", default="NVIDIA GeForce RTX 4090", show_default=True, help="The GPU that it says it has.")
-@click.option("--old-api", is_flag=True, help="Answers as before 2026-07, without queues as before 2025-10.")
-@click.option("--faults", type=int, metavar="SEED", help="Let things go wrong, drawn from this seed.")
+@click.option(
+    "--tick", "tick_s", default=0.1, show_default=True, help="Seconds between checks of the queue; a real server: 1."
+)
+@click.option("--slots", default=1, show_default=True, help="Concurrent jobs of a queue; a real server: 1.")
+@click.option("--gpu", default="NVIDIA GeForce RTX 4090", show_default=True, help="The GPU that the server reports.")
+@click.option("--old-api", is_flag=True, help="Respond as before 2026-07, and without queues as before 2025-10.")
+@click.option("--faults", type=int, metavar="SEED", help="Inject faults, drawn from this seed.")
 @click.option("--hang", "hang_s", default=20.0, show_default=True, help="Seconds that a hanging request hangs.")
-@click.option("--ready-after", "ready_after_s", default=0.0, help="Seconds of a slow start: 502 until then.")
+@click.option("--ready-after", "ready_after_s", default=0.0, help="Seconds until the server is ready; 502 before that.")
 @click.option("--vanish-after", "vanish_after_s", type=float, help="Seconds until the whole pod is gone.")
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps everything here, and goes on with what is there. Unset: a folder that goes with the process.",
+    help="Folder for all data, reused by the next start. Unset: a temporary folder.",
 )  # fmt: skip
 @click.option("--journal", type=click.Path(dir_okay=False, path_type=Path), help="One JSON line for each request.")
 def fake_pod(host: str, port: int, **given: Any) -> None:
-    """Serve a fake ai-toolkit server, until Ctrl-C: the same API, statuses, files and traps as a real one.
+    """Serve a fake ai-toolkit server until Ctrl-C, with the API, statuses, files and pitfalls of a real one.
 
-    With --faults: answers of 500 and 502, requests that hang, connections that break before or after the deed,
-    downloads that break off, trainers that fail or stall, workers that die and leave their job at `running`.
+    With --faults: 500 and 502 responses, requests that hang, connections that break before or after a request is
+    handled, interrupted downloads, trainers that fail or stall, workers that die and leave their job at `running`.
     """
     from fakes.ai_toolkit.options import FakeToolkitOptions
     from fakes.ai_toolkit.pod import serve_pod
@@ -73,7 +75,7 @@ def _announce(address: str) -> None:
 
 
 def main() -> None:
-    """As a module: further arguments may come from the environment."""
+    """The module's command line, with more arguments from the environment."""
     fake_pod.main([*sys.argv[1:], *shlex.split(os.environ.get(ARGUMENTS, ""))], prog_name="fake-pod")
 
 

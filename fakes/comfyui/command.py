@@ -19,7 +19,7 @@ import click
 @click.option("--seconds-per-step", default=0.02, show_default=True, help="For every sampler.")
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps everything here: models/loras, output. Unset: a folder that goes with the process.",
+    help="Folder for all data: models/loras, output. Unset: a temporary folder.",
 )  # fmt: skip
 def fake_comfyui(host: str, port: int, no_websocket: bool, folder: Path | None, **given: Any) -> None:
     """Serve a fake ComfyUI until Ctrl-C: the API of a real one, with pictures that show what would be drawn.

@@ -18,6 +18,7 @@ from tests.training.test_engine import base_of
 from training import device_failure, families
 from training.backends import checkpoint
 from training.backends.local import Trainee
+from training.engine import evaluations
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
 from training.engine.evaluations import Evaluation
@@ -185,6 +186,19 @@ def test_evaluations_of_several_jobs_go_on_side_by_side(runs: Runs, events: Even
     many = [runs(name=str(n), seed=n, previews=MemoryPreviews(), **BOTH | {"max_steps": 5}) for n in range(2)]
     together(engines(many[0]), *many)
     assert events.units == [("0", 5), ("1", 5)] * UNITS
+
+
+@pytest.mark.parametrize("most", [evaluations.MOST_KEPT_BACK, 1])
+def test_no_checkpoint_is_lost_behind_an_evaluation(
+    runs: Runs, events: Events, engines: Engines, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(evaluations, "MOST_KEPT_BACK", most)
+    asked = {"held_out": 1, "every_epochs": 2, "previews": ["sks dog"]}
+    looked = runs(name="looked", previews=MemoryPreviews(), **BOTH | {"validation": asked, "max_steps": 20})
+    together(engines(looked), looked)
+    assert sorted(kept(looked)) == [5, 10, 15, 20]
+    went_on = [done["looked"] for done in events.during("looked", 10)]
+    assert went_on == ([] if most == 1 else list(range(11, 21))), "without room for more the job waits"
 
 
 # ---- leaving in the middle ----------------------------------------------------------------------------------------

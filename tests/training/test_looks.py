@@ -61,7 +61,7 @@ def test_pictures_are_held_out_by_the_seed(runs: Runs) -> None:
     others = {tuple(one.sha256 for one in split_held_out(run.examples, spec)[1]) for spec in specs}
     assert len(others) > 3
     assert runs(validation={"held_out": 2}, max_steps=None, epochs=10).spec.steps(8) == 60
-    with pytest.raises(TooFewImages, match="none is left"):
+    with pytest.raises(TooFewImages, match="leaves none to train on"):
         train(runs(count=5, validation={"held_out": 5}))
 
 

@@ -37,7 +37,7 @@ def called_again(work: Work) -> tuple[Callable[[], None], Tensor]:
 
 
 def empty(work: Work) -> tuple[Callable[[], None], Tensor]:
-    """Stands for a recording that holds nothing: no weight moves any more, and the last loss is told again."""
+    """Stands for a recording that holds nothing: no weight moves any more, and the last loss is reported again."""
     means = torch.full((1,), 1.1)
     return lambda: None, means
 

@@ -2,8 +2,8 @@
 
 When an evaluation is due, the LoRA of the job is copied as it is after that step, and the job goes on. It is held only
 where it must be: after its last step, while it leaves, while `patience` may still end it at that step, and when its
-next evaluation is due before this one is finished. Its checkpoints are kept back meanwhile: a job that goes on from one
-has done all evaluations before it, and does again those that were cut off.
+next evaluation is due before this one is finished. Its checkpoints are kept back meanwhile, up to a few: so a job that
+goes on from one has done all evaluations before it, and does again those that were cut off.
 """
 
 from collections.abc import Callable, Generator
@@ -17,6 +17,7 @@ from training.engine.faults import is_device_error, is_out_of_memory, without_fr
 from training.engine.slot_job import SlotJob, Snapshot
 from training.engine.validation import draw_previews, is_best, is_over, validation_loss
 
+MOST_KEPT_BACK = 3  # checkpoints of a job, before it is held: each is a copy on the device
 CUDA_AT_ONCE = 4  # pictures in a forward pass: it keeps nothing for a backward pass, and so takes less than a step
 
 
@@ -26,7 +27,7 @@ class Evaluation:
     def __init__(self, cohort: Cohort, job: SlotJob) -> None:
         self.job, self.step = job, job.step
         self.is_measured = job.validation_set is None
-        self.checkpoint: Snapshot | None = None  # the newest that is kept back
+        self.checkpoints: list[Snapshot] = []  # that are kept back
         self._family, self._base, self._layers, self._layout = cohort.family, cohort.base, cohort.layers, cohort.layout
         self._weights, self._loras = cohort.loras_of(job)
         # A picture's bits depend on the batch that it is in. So it is alone wherever the same bits are asked for.
@@ -68,12 +69,10 @@ class Evaluation:
         self.is_measured = True
 
     def release(self) -> None:
-        """Give the job the checkpoint that was kept back, with what the evaluation found."""
-        job, kept = self.job, self.checkpoint
-        if kept is not None:
-            rest = {**kept.rest, "looks": tuple(job.looks), "best": job.best}
-            job.snapshots.append(replace(kept, rest=rest))
-        job.news.set()
+        """Give the job the checkpoints that were kept back, with what the evaluation found."""
+        found = {"looks": tuple(self.job.looks), "best": self.job.best}
+        self.job.snapshots += [replace(kept, rest={**kept.rest, **found}) for kept in self.checkpoints]
+        self.job.news.set()
 
 
 class Evaluations:
@@ -113,7 +112,7 @@ class Evaluations:
         if evaluation is None:
             return False
         may_end_it = job.run.spec.validation.patience > 0 and not evaluation.is_measured
-        return job.is_done or job.is_parting or may_end_it
+        return job.is_done or job.is_parting or may_end_it or len(evaluation.checkpoints) >= MOST_KEPT_BACK
 
     def _begin(self, cohort: Cohort, job: SlotJob) -> bool:
         """Begin the evaluation that is due after the step at which a job stands, if any.
@@ -139,7 +138,7 @@ class Evaluations:
         """Give a job a checkpoint, once all evaluations before it are finished."""
         evaluation = self._pending.get(job)
         if evaluation is not None:
-            evaluation.checkpoint = checkpoint
+            evaluation.checkpoints.append(checkpoint)
         else:
             job.snapshots.append(checkpoint)
 

@@ -34,7 +34,7 @@ _LOOK_S = 0.2
 
 
 def main() -> int:
-    """Plan, run, judge, tell."""
+    """Plan, run and judge; print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given = os.environ.get("SEED") or random.SystemRandom().randrange(10**6)
     parser.add_argument("--seed", type=int, default=int(given))
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 class Run:
-    """One plan being carried out: the faults in this thread, each order in one of its own."""
+    """Runs a plan: the faults in this thread, each training request in its own thread."""
 
     def __init__(self, world: World, plan: Plan, folder: Path, console: Console) -> None:
         self._world, self._plan, self._console = world, plan, console
@@ -120,7 +120,7 @@ class Run:
         self.done[fault.kind] += 1
 
     def _wait(self, quiet_s: float, show: Callable[[], None]) -> None:
-        """Nothing goes wrong any more: what was accepted comes to its end, and everybody hears of it."""
+        """Wait without faults until all accepted jobs have ended and their owners are notified."""
         deadline = time.monotonic() + quiet_s
         logged_at = 0.0
         while time.monotonic() < deadline:

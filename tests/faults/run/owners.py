@@ -1,4 +1,4 @@
-"""The owners of a fault run: they ask until they are heard, cancel, and somebody sends messages twice."""
+"""The owners of a fault run: they repeat requests until accepted, and cancel; messages are also sent twice."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""What a fault run will do, from its seed alone: which trainings are asked for, and what goes wrong when."""
+"""The plan of a fault run, from its seed: the requested trainings, and the faults with their times."""
 
 import random
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ STAGES = ("preprocess", "dataset", "train", "upload", "settle", "step_failed")
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of fault: whom it befalls, how often it comes beside the others, and for how many seconds it lasts."""
+    """A kind of fault: its targets, its relative frequency, and its duration in seconds."""
 
     name: str
     targets: tuple[str, ...]
@@ -19,7 +19,7 @@ class Kind:
     lasts_s: tuple[float, float]
 
 
-# A killed process is away for that long; a paused one is woken after it, which is past its lease (3 s).
+# A killed process stays away for that long; a paused one is resumed after it, when its lease (3 s) has expired.
 KINDS = (
     Kind("kill io", ("io", "io-2"), 9, (0.2, 3)),
     Kind("kill a child of io", ("io", "io-2"), 7, (0, 0)),
@@ -39,13 +39,13 @@ KINDS = (
     Kind("store loses answers", ("store",), 6, (1, 4)),
     Kind("receiver refuses first attempts", ("receiver",), 5, (3, 10)),
 )
-# After a fault its target is left alone for a while: what is killed as soon as it starts does nothing worth killing.
+# After a fault the target rests for a while: killing a process during its start tests nothing.
 REST_S = {"io": 14.0, "train": 18.0, "beat": 10.0, "redis": 7.0, "postgres": 8.0, "store": 6.0, "receiver": 6.0}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong at `at_s` and is over `lasts_s` later; times are seconds from the start."""
+    """A fault from `at_s`, in seconds from the start, for `lasts_s` seconds."""
 
     at_s: float
     kind: str
@@ -56,7 +56,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """One request of an owner. `what`: a good one, one with bad pictures, too few good ones, or a broken base model."""
+    """A training request of an owner. `what`: good, bad pictures, too few, or broken base."""
 
     number: int
     at_s: float
@@ -71,7 +71,7 @@ class PlannedTraining:
 
 @dataclass(frozen=True)
 class Resend:
-    """A stage's message sent once more, for the order with this number, whatever has become of it by then."""
+    """A duplicate of a stage's message for the request with this number, whatever its status."""
 
     at_s: float
     number: int

@@ -1,4 +1,4 @@
-"""What became of every accepted training, and the words in which the last line says it.
+"""Judge the outcome of every accepted training, with the terms of the last line.
 
 - lost: an order that never became a job, or a job whose row is gone, or a `ready` one whose file is not in the store
   with the SHA-256 that was recorded, or does not pass the check of a LoRA file.
@@ -6,7 +6,7 @@
 - double_charged: jobs with more than one settlement, with a settlement though they failed, or with one above the
   price of the steps that were trained; and accounts that spent more than their jobs' prices come to.
 - unnotified: a final job with a `webhook_url` whose receiver never answered 2xx to a well-signed notice of its end,
-  or was told of another end than the one in the database.
+  or was notified of another status than the one in the database.
 - left behind: credits still held by a final job; checkpoints, outputs or unpacked files of one; a second job for one
   key. These have no field of their own in the last line, but fail the run.
 """
@@ -30,7 +30,7 @@ from tests.faults.run.plan import Plan
 from tests.faults.run.world import World
 from training.lora import file as lora_file
 
-_TOLD = {Status.READY: "completed", Status.FAILED: "failed", Status.CANCELLED: "failed"}
+_WEBHOOK_STATUS = {Status.READY: "completed", Status.FAILED: "failed", Status.CANCELLED: "failed"}
 
 
 @dataclass
@@ -83,13 +83,13 @@ def judge(world: World, owners: Owners, plan: Plan) -> Verdict:
 
 
 def waits(world: World) -> list[str]:
-    """What the quiet time is for: jobs that are not final, or whose end was not told, or that left something."""
+    """What the run still waits for: jobs that are not final or not notified, or that left data behind."""
     with world.site.services.database.reading() as session:
         jobs = list(session.exec(select(Job)))
     active = [f"{job.id} {job.stage}" for job in jobs if job.status in ACTIVE]
     if active:
         return active
-    untold = [f"{job.id} not told" for job in jobs if job.webhook_url and not world.heard.get(job.id)]
+    untold = [f"{job.id} not notified" for job in jobs if job.webhook_url and not world.heard.get(job.id)]
     return untold or _left_in_store(world, jobs)
 
 
@@ -106,7 +106,7 @@ def _judge_job(world: World, job: Job, heard: Sequence[str], verdict: Verdict) -
         verdict.codes[job.failure_code or "no code"] += 1
     if job.status == Status.READY and (why := _file_fault(world, job)):
         verdict.blame(job.id, verdict.lost, why)
-    if job.webhook_url and set(heard) != {_TOLD[Status(job.status)]}:
+    if job.webhook_url and set(heard) != {_WEBHOOK_STATUS[Status(job.status)]}:
         verdict.blame(job.id, verdict.unnotified, f"is {job.status}, and its receiver heard {list(heard) or 'nothing'}")
     for key in _left_in_store(world, [job]):
         verdict.blame(job.id, verdict.left_behind, f"left {key}")
