@@ -74,7 +74,8 @@ def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_m
 
         s3.release()
         paused.signal(signal.SIGCONT)
-        until(lambda: f"models/{job_id}/lora_weights.safetensors is there" in running.log("io").read_text(), 90, "late")
+        refused = f"models/{job_id}/lora_weights.safetensors exists already"
+        until(lambda: refused in running.log("io").read_text(), 90, "late")
         running.stop("io-2")
         settled(running, s3, running.send()["job_id"])
         assert kept == all_that_is_kept(running, s3, job_id) | {"credits": kept["credits"]}
