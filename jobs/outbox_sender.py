@@ -33,9 +33,8 @@ class OutboxSender:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
                 self._thread.start()
-                atexit.register(
-                    self.flush
-                )  # not called in the children of a prefork pool: tasks/worker.py does it there
+                # Not called in the children of a prefork pool: tasks/worker.py flushes there.
+                atexit.register(self.flush)
             self._changed.notify_all()
 
     @property

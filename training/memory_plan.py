@@ -109,6 +109,8 @@ def needed(
         activations += largest * (weight_bytes + 4)  # dequantised for the moment, by way of float32
     numbers = sizes.lora[adapter.targets] * padded(spec.rank) * slots
     kept = numbers * (_KEPT_BYTES[spec.optimizer] + (4 if spec.optimization.ema_decay else 0))
+    if spec.validation.held_out or spec.validation.previews:
+        kept += numbers * (4 + weight_bytes)  # the weights that an evaluation under way is of, and as layers apply them
     step = max(activations + numbers * _APPLIED_BYTES, numbers * _UPDATE_BYTES[spec.optimizer])
     most = max(weights + kept + step * _FRAGMENTATION, sizes.encoders)
     return round(most * share + _RUNTIME_BYTES)
