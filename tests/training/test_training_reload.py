@@ -189,7 +189,7 @@ def test_diffusers_own_loader_drops_the_magnitudes_that_stand_beside_alphas(runs
     assert not any(layer.lora_magnitude_vector for layer in layers)
     report = inspect(path)
     assert report.readers["diffusers"] == "without its magnitudes"
-    assert any("convert it to peft" in warning for warning in report.warnings)
+    assert any("convert the file to peft" in warning for warning in report.warnings)
 
 
 def test_scale_survives(runs: Runs) -> None:

@@ -84,7 +84,7 @@ def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) 
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    stopped = int(re.findall(r"step (\d+) is kept", log.read_text())[0])
+    stopped = int(re.findall(r"step (\d+) is saved", log.read_text())[0])
     assert 0 < stopped < 120
     shorter = command(
         base_model, out, "--max-steps", "120", "--batch-size", "2", "--checkpoint-every", "1", processes=2
