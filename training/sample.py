@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training import families  # isort: skip - before diffusers, which would load bitsandbytes
+
 import diffusers
 import torch
 import transformers
 from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
-from training import families
 from training.device import choose, precision
 from training.families import folders, single_file
 from training.families.parts import load_part, locate
