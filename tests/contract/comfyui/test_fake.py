@@ -137,7 +137,10 @@ def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unr
             except GeneratorError as error:
                 told.append(error)
 
-        for again, kind, why in ((True, GeneratorError, "does not know the prompt"), (False, GeneratorUnreachable, "be reached")):
+        for again, kind, why in (
+            (True, GeneratorError, "does not know the prompt"),
+            (False, GeneratorUnreachable, "be reached"),
+        ):
             thread = threading.Thread(target=follow)
             thread.start()
             until(lambda: bool(server.queued()[0]), 20, "the prompt at work")
