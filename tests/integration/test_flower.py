@@ -267,10 +267,19 @@ def the_command_line_tells_no_secret_and_is_told_none(shown: Shown) -> None:
 def errors_about_the_servers_tell_no_secret(shown: Shown) -> None:
     """What is said when broker and database are away, or the settings are wrong."""
     url = sa.make_url(shown.site.settings.database)
+    # A database of its own: the site's sweep would send the message, and nothing would be wrong.
+    alone = {
+        "IMPRINT_DATABASE_URL": f"sqlite:///{shown.site.folder / 'alone.db'}",
+        "IMPRINT_BROKER_URL": f"redis://:{BROKER_PASSWORD}@127.0.0.1:9/0",
+    }
+    subprocess.run(
+        shown.site.celery("imprint", "grant", "owner", "1000"),
+        cwd=ROOT, env=shown.site.surroundings(**alone), capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
     for changed in (
         {"IMPRINT_DATABASE_URL": url.set(port=9).render_as_string(hide_password=False)},
         {"IMPRINT_DATABASE_URL": url.set(drivername="nothing").render_as_string(hide_password=False)},
-        {"IMPRINT_BROKER_URL": f"redis://:{BROKER_PASSWORD}@127.0.0.1:9/0"},
+        alone,
         {"IMPRINT_LEASE_S": "soon"},
     ):
         done = subprocess.run(
