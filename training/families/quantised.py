@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -68,9 +69,11 @@ def _import() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns of kernels for inference
 
 
-def _quantised(layer: nn.Linear, kind: Quantisation, device: torch.device) -> nn.Linear:
+@cache
+def _linear_8bit() -> Any:
+    """The class of all layers in 8 bits, made once bitsandbytes may be imported."""
     from bitsandbytes.autograd._functions import MatMul8bitFp
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear8bitLt
 
     class Linear8bit(Linear8bitLt):
         """Weights of 8 bits and activations as they come. The library's own forward pass quantises those too."""
@@ -82,10 +85,16 @@ def _quantised(layer: nn.Linear, kind: Quantisation, device: torch.device) -> nn
             )
             return made
 
+    return Linear8bit
+
+
+def _quantised(layer: nn.Linear, kind: Quantisation, device: torch.device) -> nn.Linear:
+    from bitsandbytes.nn.modules import Linear4bit
+
     shape: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}
     made: Any
     if kind == "8bit":
-        made = Linear8bit(layer.in_features, layer.out_features, has_fp16_weights=False, **shape)
+        made = _linear_8bit()(layer.in_features, layer.out_features, has_fp16_weights=False, **shape)
     else:
         made = Linear4bit(  # type: ignore[no-untyped-call]
             layer.in_features, layer.out_features, compute_dtype=layer.weight.dtype, quant_type="nf4", **shape
