@@ -191,7 +191,7 @@ def test_photographs_from_a_folder_by_the_command(shared_site: Site, owner: str,
     assert nowhere.returncode == 2
     assert "nothing can be written into" in nowhere.stderr
     assert view["job_id"] in shared_site.imprint("list", "--owner", owner).stdout
-    assert "in order" in shared_site.imprint("audit").stdout
+    assert "consistent" in shared_site.imprint("audit").stdout
     assert json.loads(shared_site.imprint("balance", owner, "--json").stdout)["spent"] == view["credits"]["charged"]
 
 
