@@ -1,5 +1,8 @@
 """Pictures: what comes out is what was meant, and the faults are those that one sees."""
 
+import io
+import random
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
 from training.data.folder import caption_beside, load_folder, masks_of
 from training.data.masks import with_mask
-from training.data.pictures import buckets, prepare
+from training.data.pictures import FORMATS, buckets, prepare
 from training.spec import TrainSpec
 
 MASKED = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
@@ -60,7 +63,7 @@ def test_the_shorter_side_is_fitted_and_the_centre_kept() -> None:
     assert tall.getcolors() == [(10_000, (0, 0, 255))]
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("format_", FORMATS)
 def test_each_format_is_read(format_: str) -> None:
     made = prepare(encoded(quarters(), format_), resolution=64)
     assert made.report.format == format_
@@ -116,6 +119,41 @@ def test_transparency_lies_over_white() -> None:
     assert pixel(encoded(Image.new("RGB", (100, 100), "blue"), transparency=(0, 0, 255))) == (255, 255, 255)
 
 
+def test_light_art_on_transparency_lies_over_black() -> None:
+    art = Image.new("RGBA", (100, 100), (255, 255, 255, 0))
+    art.paste((255, 255, 255, 255), (20, 20, 80, 80))
+    made = prepare(encoded(art), resolution=64)
+    assert opened(made.png).getpixel((2, 2)) == (0, 0, 0)
+    assert opened(made.png).getpixel((32, 32)) == (255, 255, 255)
+    assert made.report.notes == ("put over black: what shows is nearly white",)
+    assert "over_exposed" not in made.report.faults
+    outlined = art.copy()
+    outlined.paste((0, 0, 0, 255), (20, 20, 80, 22))
+    assert pixel(encoded(outlined), (2, 2)) == (255, 255, 255)
+
+
+def test_of_several_frames_or_pages_the_first_is_used() -> None:
+    frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue", "green")]
+    for format_ in ("GIF", "PNG", "WEBP", "AVIF", "TIFF"):
+        out = io.BytesIO()
+        frames[0].save(out, format_, save_all=True, append_images=frames[1:])
+        made = prepare(out.getvalue(), resolution=64)
+        assert opened(made.png).getpixel((5, 5)) == pytest.approx((254, 0, 0), abs=4), format_
+        assert made.report.notes == ("used the first of several frames or pages",), format_
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
+def test_what_a_png_says_beside_its_pixels_cannot_make_it_unreadable(kind: bytes) -> None:
+    """Two megabytes of text or profile, and a wrong checksum, which Pillow refuses both."""
+    whole = encoded(quarters())
+    large = zlib.compress(random.Random(0).randbytes(2_000_000))
+    body = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"p\0\0", b"tEXt": b"k\0"}[kind] + large
+    chunk = len(body).to_bytes(4, "big") + kind + body
+    for checksum in (zlib.crc32(chunk[4:]), 0):
+        data = whole[:33] + chunk + checksum.to_bytes(4, "big") + whole[33:]
+        assert prepare(data, resolution=64).png == prepare(whole, resolution=64).png
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_each_mode_becomes_rgb(mode: str) -> None:
     assert pixel(encoded(quarters().convert(mode)), (60, 60)) == (255, 255, 255)
@@ -125,6 +163,18 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     grey = Image.fromarray(np.full((100, 100), 0x8080, dtype=np.uint16))
     assert grey.mode == "I;16"
     assert pixel(encoded(grey)) == (128, 128, 128)
+
+
+def test_tiff_kinds_come_out_as_they_look() -> None:
+    values = np.full((100, 100), 0.5, dtype=np.float32)
+    assert pixel(encoded(Image.fromarray(values), "TIFF")) == (127, 127, 127)
+    assert pixel(encoded(Image.fromarray(values * 255), "TIFF")) == (127, 127, 127)
+    deep = Image.fromarray(np.full((100, 100), 0x8080, dtype=np.uint16))
+    assert pixel(encoded(deep, "TIFF")) == (128, 128, 128)
+    assert pixel(encoded(quarters().convert("CMYK"), "TIFF"), (60, 60)) == (255, 255, 255)
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.buildTransform(*profiles, "RGB", "LAB").apply(Image.new("RGB", (100, 100), (200, 40, 40)))
+    assert pixel(encoded(lab, "TIFF")) == pytest.approx((200, 40, 40), abs=3)
 
 
 # ---- colour ----
