@@ -1,10 +1,10 @@
 """`imprint ingress`: start trainings from `model_training` messages on RabbitMQ."""
 
-import logging
-
 import click
 
 from cli.terminal import answers, out, print_json
+from core.logging import set_up
+from core.private import keep_private
 from jobs.services import services
 from tasks.ingress_queue import Ingress, lengths, replay
 
@@ -18,7 +18,9 @@ def ingress(context: click.Context, *, as_json: bool) -> None:
     The queue is model_training. The command runs until Ctrl-C or SIGTERM.
     """
     if context.invoked_subcommand is None:
-        logging.basicConfig(level=services().settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+        configured = services().settings
+        keep_private(configured.home)
+        set_up(configured.log_dir, configured.log_level, configured.log_format)
         Ingress(services()).serve()
 
 
