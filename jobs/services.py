@@ -149,6 +149,7 @@ def open_store(settings: Settings) -> ObjectStore:
         region=settings.s3_region,
         access_key_id=key.get_secret_value() if key else None,
         secret_access_key=secret.get_secret_value() if secret else None,
+        min_bytes_per_s=settings.s3_min_bytes_per_s,
     )
 
 
