@@ -97,9 +97,7 @@ def test_a_word_has_single_spaces(word: str) -> None:
     assert caption_for(made, "sks dog on grass") == "sks dog on grass"
 
 
-@pytest.mark.parametrize(
-    "word", ["مي\u200cشود", "क्\u200dष", "\U0001f469\u200d\U0001f52c 1", "\U0001f436 rex", "娃娃"]
-)
+@pytest.mark.parametrize("word", ["مي\u200cشود", "क्\u200dष", "\U0001f469\u200d\U0001f52c 1", "\U0001f436 rex", "娃娃"])
 def test_joiners_belong_to_some_spellings(word: str) -> None:
     assert spec(trigger_word=word).trigger_word == word
 
