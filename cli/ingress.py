@@ -3,7 +3,7 @@
 import click
 
 from cli.terminal import answers, out, print_json
-from core.logging import set_up
+from core import logging
 from core.private import keep_private
 from jobs.services import services
 from tasks.ingress_queue import Ingress, lengths, replay
@@ -15,12 +15,12 @@ from tasks.ingress_queue import Ingress, lengths, replay
 def ingress(context: click.Context, *, as_json: bool) -> None:
     """Start trainings from messages on RabbitMQ.
 
-    The queue is model_training. The command runs until Ctrl-C or SIGTERM.
+    The command runs until Ctrl-C or SIGTERM. IMPRINT_INGRESS_QUEUE names the queue.
     """
     if context.invoked_subcommand is None:
-        configured = services().settings
-        keep_private(configured.home)
-        set_up(configured.log_dir, configured.log_level, configured.log_format)
+        settings = services().settings
+        keep_private(settings.home)
+        logging.set_up(settings.log_dir, settings.log_level, settings.log_format)
         Ingress(services()).serve()
 
 

@@ -15,6 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel
 
+from core.database_address import engine_arguments
 from core.errors import SchemaUnknown
 from storage import outages
 from storage.outages import AWAY, DatabaseAway
@@ -40,7 +41,8 @@ class Database:
         self.is_sqlite = self.address.get_backend_name() == "sqlite"
         if self.is_sqlite and self.address.database:
             Path(self.address.database).parent.mkdir(parents=True, exist_ok=True)
-        self.engine = sa.create_engine(address)
+        address, options = engine_arguments(address)
+        self.engine = sa.create_engine(address, **options)
         outages.watch(self.engine)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)

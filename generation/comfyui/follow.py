@@ -12,7 +12,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from core import wire
 from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
-from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage, one_line
+from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage
+from generation.comfyui.text import one_line
 
 _POLL_S = 1.0
 _CONNECT_S = 10.0
