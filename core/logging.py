@@ -189,7 +189,7 @@ class SharedRotatingFile(_NeverRaises, logging.handlers.WatchedFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Also drop the stream, which may hold a part of the line: the next line opens the file again."""
         super().handleError(record)
-        stream, self.stream = self.stream, None  # type: ignore[assignment]
+        stream, self.stream = self.stream, None
         if stream is not None:
             with suppress(Exception):
                 stream.close()

@@ -67,8 +67,8 @@ class Deadline:
                 return
             self.is_over = True
             # The connection has no socket any more while the last answer on it is read.
-            used = self._socket or getattr(self._connection, "sock", None)
-            with suppress(OSError, TypeError):
+            used: Any = self._socket or getattr(self._connection, "sock", None)
+            with suppress(OSError, TypeError):  # closed already, or not open yet
                 # Not SSLSocket's own method, which another thread must not call while this one reads.
                 socket.socket.shutdown(used, socket.SHUT_RDWR)
 
@@ -102,17 +102,17 @@ class _Reporting:
         return answer
 
 
-class _HttpConnection(_Reporting, AWSHTTPConnection):
+class _HttpConnection(_Reporting, AWSHTTPConnection):  # type: ignore[misc]
     pass
 
 
-class _HttpsConnection(_Reporting, AWSHTTPSConnection):
+class _HttpsConnection(_Reporting, AWSHTTPSConnection):  # type: ignore[misc]
     pass
 
 
-class _HttpPool(AWSHTTPConnectionPool):
+class _HttpPool(AWSHTTPConnectionPool):  # type: ignore[misc]
     ConnectionCls = _HttpConnection
 
 
-class _HttpsPool(AWSHTTPSConnectionPool):
+class _HttpsPool(AWSHTTPSConnectionPool):  # type: ignore[misc]
     ConnectionCls = _HttpsConnection
