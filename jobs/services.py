@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from core import tracing
+from core import broker, tracing
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import LeaseKeeper
@@ -112,6 +112,7 @@ class Services:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        broker.check(self.settings)
         try:
             tracing.check()
         except ValueError as error:

@@ -4,13 +4,13 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from core.errors import SpecInvalid
 from core.settings import Settings
@@ -22,6 +22,16 @@ Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
+
+
+def _is_decoded(name: str) -> str:
+    if "\ufffd" in name:  # servers and forms put it in place of bytes that are no UTF-8: different names become one
+        raise ValueError("is not UTF-8 text")
+    return name
+
+
+# A subject's id at every door: without blanks around it. A slash is as good as any other character.
+SubjectName = Annotated[Name, AfterValidator(_is_decoded)]
 # A caption may have several lines; PostgreSQL does not store null characters.
 Caption = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
@@ -48,7 +58,7 @@ class Envelope(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     owner_id: Name
-    subject_id: Name
+    subject_id: SubjectName
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     idempotency_key: (
@@ -65,6 +75,8 @@ class TrainingRequest:
     sha256: str  # of the request as it was sent: the same idempotency key must come with the same hash
 
 
+_SUBJECT_NAME: TypeAdapter[str] = TypeAdapter(SubjectName)
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 _MAX_UNKNOWN = 10
 _ENVELOPE = frozenset(Envelope.model_fields)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -77,10 +89,9 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     Raises SpecInvalid with every fault at once.
     """
     known = _ENVELOPE | _RECIPE
-    # Enough of an unknown name to recognise it: the answer is stored, and people read it.
-    unknown = [ascii(name)[1:-1][:60] for name in arguments if name not in known][:_MAX_UNKNOWN]
     faults: dict[str, str] = {
-        name: f"unknown argument; the arguments are {', '.join(sorted(known))}" for name in unknown
+        name: f"unknown argument; the arguments are {', '.join(sorted(known))}"
+        for name in unknown_names(arguments, known)
     }
     envelope = spec = None
     given = {name: value for name, value in arguments.items() if name in _ENVELOPE}
@@ -89,7 +100,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     try:
         envelope = Envelope.model_validate(given)
     except ValidationError as error:
-        faults.update(_faults_of(error))
+        faults.update(faults_of(error))
     # The seed is part of the frozen spec, so a request without one gets one now.
     recipe = {"seed": secrets.randbits(48)} | {
         name: value for name, value in arguments.items() if name in _RECIPE and value is not None
@@ -97,7 +108,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     try:
         spec = TrainSpec.model_validate(recipe)
     except ValidationError as error:
-        faults.update(_faults_of(error))
+        faults.update(faults_of(error))
     else:
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
@@ -117,6 +128,11 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
     return TrainingRequest(envelope, spec, _sha256(arguments))
+
+
+def unknown_names(given: Iterable[str], known: Container[str]) -> list[str]:
+    """The first few unknown names: enough of each to recognise it. The answer is stored, and people read it."""
+    return [ascii(name)[1:-1][:60] for name in given if name not in known][:_MAX_UNKNOWN]
 
 
 def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
@@ -139,11 +155,32 @@ def _address_faults(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
-            if reference and "://" in reference and (reason := sources.refusal_reason(reference)):
+            if reference is None:
+                continue
+            reason = sources.refusal_reason(reference) if "://" in reference else path_fault(reference)
+            if reason is not None:
                 faults[name] = reason
     if envelope.webhook_url is not None and (reason := webhook_fault(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
     return faults
+
+
+def path_fault(reference: str) -> str | None:
+    """Why a reference that is no address is refused if it is the path of a file, and not an id; None otherwise."""
+    is_path = "/" in reference or "\\" in reference or PurePosixPath(reference).suffix.lower() in _PICTURE_SUFFIXES
+    if not is_path:
+        return None
+    path = PureWindowsPath(reference) if "\\" in reference else PurePosixPath(reference)
+    address = path.as_uri()[:200] if path.is_absolute() else f"file:///folder/{path.name[:100]}"
+    return f"is a path; for a file on the workers' machine write {address}"
+
+
+def subject_name(subject_id: str) -> str:
+    """A subject's id as it is stored. Raises SpecInvalid."""
+    try:
+        return _SUBJECT_NAME.validate_python(subject_id)
+    except ValidationError as error:
+        raise SpecInvalid.of({"subject_id": faults_of(error)["base_model"]}) from None
 
 
 def webhook_fault(url: str, sources: Sources) -> str | None:
@@ -172,7 +209,8 @@ def _base_model_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     return {"base_model": "is neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}
 
 
-def _faults_of(error: ValidationError) -> dict[str, str]:
+def faults_of(error: ValidationError) -> dict[str, str]:
+    """Each fault by the place where it is, without the values of the request."""
     # Names of options may be made up, too: see _MAX_UNKNOWN.
     errors = error.errors(include_url=False, include_input=False)
     known = [fault for fault in errors if fault["type"] != "extra_forbidden"]

@@ -20,7 +20,7 @@ from generation.comfyui.patch import WorkflowLora
 from generation.comfyui.prompts import contains_word
 from generation.comfyui.server import ComfyUIServer, open_comfyui_client
 from jobs import keys
-from jobs.requests.training_request import Name
+from jobs.requests.training_request import Name, SubjectName
 from jobs.services import Services
 from jobs.stages.stage_runner import work_dir
 from jobs.subjects import loras
@@ -144,7 +144,7 @@ class DrawingRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     owner_id: Name
-    subject_id: Name
+    subject_id: SubjectName
     workflow: dict[str, Any]
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
     prompt: Annotated[str, StringConstraints(max_length=4000, pattern=r"^[^\x00]*$")] | None = None

@@ -48,6 +48,23 @@ def faults(**changed: Any) -> dict[str, str]:
     return caught.value.faults
 
 
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("/srv/a.jpg", "file:///srv/a.jpg"),
+        ("/srv/my pictures/ä.png", "file:///srv/my%20pictures/%C3%A4.png"),
+        ("C:\\a.jpg", "file:///C:/a.jpg"),
+        ("a.jpg", "file:///folder/a.jpg"),
+        ("uploads/a.webp", "file:///folder/a.webp"),
+    ],
+)
+def test_a_raw_path_is_told_how_to_write_it(path: str, address: str) -> None:
+    """Case 30: refused at once, as a picture and as a mask, and not only when the training is stored."""
+    fault = f"is a path; for a file on the workers' machine write {address}"
+    images = [path, {"ref": IMAGES[1], "mask": path}, *IMAGES[2:]]
+    assert faults(images=images, objective={"masked": True}) == {"images.0": fault, "images.1.mask": fault}
+
+
 def test_what_is_not_said_comes_from_the_family() -> None:
     order = read()
     assert (order.spec.family, order.spec.rank, order.spec.alpha, order.spec.epochs) == ("sd15", 4, 32.0, 100)
