@@ -12,6 +12,8 @@ from tasks import tracing  # registers its signals in every process that sends o
 class ImprintCelery(Celery):  # type: ignore[misc]
     """Celery with an address of the result store that its commands do not print: `celery graph workers` would."""
 
+    backend_cls: str | None = None
+
     def _get_backend(self) -> Any:
         self.backend_cls = self.backend_cls or broker.results(settings()).url
         return super()._get_backend()

@@ -3,7 +3,6 @@
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
 from kombu.exceptions import OperationalError
 
 _PRECONDITION_FAILED = 406
@@ -32,7 +31,7 @@ def check_queue_types(app: Celery) -> None:
         return  # the worker waits for the broker, as ever
 
 
-def _is_classic(connection: Any, queue: Queue) -> bool:
+def _is_classic(connection: Any, queue: Any) -> bool:
     """Whether a queue can be declared as a worker does next, and then not with another type."""
     try:
         with connection.channel() as channel:

@@ -104,7 +104,9 @@ def training_arguments(services: Services, owner_id: str, subject_id: str, given
 
 def keep_trigger_word(services: Services, owner_id: str, subject_id: str, trigger_word: str) -> None:
     """Store the trigger word of an accepted training, if the subject has none."""
-    is_silent = (Subject.owner_id == owner_id, Subject.id == subject_id, col(Subject.trigger_word).is_(None))
+    is_silent = (
+        col(Subject.owner_id) == owner_id, col(Subject.id) == subject_id, col(Subject.trigger_word).is_(None)
+    )  # fmt: skip
     with services.database.writing() as session:
         insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
         session.connection().execute(sa.update(Subject).where(*is_silent).values(trigger_word=trigger_word))
