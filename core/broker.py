@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import sqlalchemy as sa
+
 from core import embedded_broker
+from core.database_address import engine_arguments
 from core.settings import Settings
 
 REDIS = ("redis", "rediss", "sentinel")
@@ -27,7 +30,7 @@ _NO_STACK = "redis://127.0.0.1:1/0"  # no broker is set and no stack runs: comma
 
 @dataclass(frozen=True)
 class Address:
-    """An address as Celery takes it. `tls` is None without TLS; `options` are those of the transport."""
+    """An address as Celery takes it. `tls` is None without TLS; `options` are the transport's or the engine's."""
 
     url: str = field(repr=False)
     tls: dict[str, Any] | None = None
@@ -36,6 +39,10 @@ class Address:
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0]
+
+    @property
+    def is_database(self) -> bool:
+        return self.scheme.startswith("db+")
 
     @property
     def is_redis(self) -> bool:
@@ -64,7 +71,7 @@ def results(settings: Settings) -> Address:
     if settings.result_url is not None:
         return _parse(settings.result_url.get_secret_value())
     found = broker(settings)
-    return found if found.is_redis else Address(f"db+{settings.database}")
+    return found if found.is_redis else _parse(f"db+{settings.database}")
 
 
 def check(settings: Settings) -> None:
@@ -108,6 +115,10 @@ def _parse(url: str) -> Address:
     if scheme in _TLS and query.get("ssl_cert_reqs", "required") in _CERT_REQS:  # else `check` reports it
         bare = _without(url, _TLS_PARAMETERS)
         return Address(bare, _TLS[scheme](query, None if ";" in bare else urlsplit(bare).hostname))
+    if scheme.startswith("db+"):
+        with suppress(ValueError, sa.exc.ArgumentError):  # opening the database reports it
+            plain, options = engine_arguments(url.removeprefix("db+"))
+            return Address(f"db+{plain}", None, options)
     return Address(url)
 
 

@@ -54,7 +54,7 @@ def _not_ids(ids: list[Any]) -> list[int]:
     return [
         index
         for index, named in enumerate(ids)
-        if not isinstance(named, str) or "://" in named or training_request.path_fault(named)
+        if not isinstance(named, str) or "://" in named or training_request.is_path(named)
     ]
 
 
