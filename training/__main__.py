@@ -20,7 +20,7 @@ from rich.markup import escape
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
 from training.base_family import family_of_base
-from training.checkpoint_folder import FolderCheckpoints, FolderPreviews, options_of, require_writable
+from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
 from training.data.folder import load_folder, unused_captions, unused_masks
 from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints
@@ -32,7 +32,6 @@ from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec, ba
 # Errors of the input; all others are failures.
 _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
 
-LEAST_PRODIGY_RATE = 0.01
 _ARGUMENTS = frozenset(TrainSpec.model_fields) - set(GROUPS)
 
 _EPILOG = """
@@ -90,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, help=f"{defaults['learning_rate']}; 1 with prodigy")
     add("--optimizer", choices=get_args(Optimizer), help="what moves the weights (default: adamw)")
     add("--resolution", type=int, help=f"pixels, a multiple of 64: {defaults['resolution']}")
-    add("--epochs", type=int, help=f"times that every picture is seen, 10 to 500: {defaults['epochs']}")
+    add("--epochs", type=int, help=f"times that every picture is seen, 1 to 500: {defaults['epochs']}")
     add("--max-steps", type=int, help="train this many steps, whatever the epochs")
     add("--batch-size", type=int, help="pictures per step (default: 1)")
     add("--seed", type=int, default=0, help="the same seed, recipe and pictures give the same LoRA (default: 0)")
@@ -113,6 +112,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, slower; a CPU always does so")
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
+    add("--keep-checkpoints", action="store_true", help="also keep the LoRA of every checkpoint, beside OUT")
     add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
     add("--verbose", action="store_true", help="log what is done")
 
@@ -153,22 +153,11 @@ def parse_spec(given: argparse.Namespace) -> TrainSpec:
         asked["base_model"] = str(base_model.resolve())
         if "family" not in asked and (family := family_of_base(asked["base_model"])) is not None:
             asked["family"] = family
-    _refuse_idle_prodigy(asked)
     try:
         return TrainSpec(**asked)
     except ValidationError as error:
         faults = {_argument(fault["loc"]): fault["msg"] for fault in error.errors(include_url=False)}
         raise SpecInvalid.of(faults) from error
-
-
-def _refuse_idle_prodigy(asked: dict[str, Any]) -> None:
-    """Prodigy finds the rate itself and multiplies it with the given one: with a rate for AdamW it learns nothing."""
-    rate = asked.get("learning_rate", 1.0)
-    if asked.get("optimizer") == "prodigy" and rate < LEAST_PRODIGY_RATE:
-        raise SpecInvalid.of(
-            {"--learning-rate": f"{rate:g} multiplies the rate that prodigy finds, so nothing would be learned: leave "
-             "it out, or use about 1"}
-        )  # fmt: skip
 
 
 def _argument(where: Sequence[Any]) -> str:
@@ -213,6 +202,7 @@ def _train(
                 deterministic=given.deterministic,
                 checkpoint_every_epochs=given.checkpoint_every,
                 training_adapter=given.training_adapter,
+                loras=FolderLoras(given.out) if spec.keep_checkpoints else None,
                 previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
             )
             try:

@@ -1,4 +1,4 @@
-"""Checkpoint and preview stores in folders, with atomic writes. For trainings without a queue.
+"""Stores of checkpoints, LoRA files and previews in folders, with atomic writes. For trainings without a queue.
 
 A folder's checkpoints are of the training whose options are in `options.json` beside them. Those of other options are
 kept in subfolders, so a training that is started again with its old options goes on.
@@ -162,6 +162,16 @@ def _differences(before: Options, after: Options) -> list[str]:
             is_short = len(f"{old}{new}") < 60
             found.append(f"{name} ({old}, now {new})" if is_short else name)
     return found
+
+
+class FolderLoras:
+    """A `training.ports.LoraStore` beside the LoRA file: `dog-step-00000120.safetensors` for `dog.safetensors`."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def save(self, step: int, data: bytes) -> None:
+        write_file(self._out.with_name(f"{self._out.stem}-step-{step:08d}.safetensors"), data)
 
 
 class FolderPreviews:

@@ -65,9 +65,7 @@ def test_a_tokenizer_of_another_model_is_refused(
     config = base / f"tokenizer{part}" / "tokenizer_config.json"
     told = json.loads(config.read_text())
     config.write_text(json.dumps({**told, "model_max_length": longest} if longest else without(told)))
-    with pytest.raises(
-        BaseModelUnavailable, match=r"text encoder reads 77 tokens .*: they are of different models"
-    ):
+    with pytest.raises(BaseModelUnavailable, match=r"text encoder reads 77 tokens .*: they are of different models"):
         train(runs(family, base=base))
     with pytest.raises(BaseModelUnavailable, match="they are of different models"):
         sample.load_pipeline(str(base), family, CPU)
