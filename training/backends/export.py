@@ -1,4 +1,4 @@
-"""Writes the LoRA file of a finished training."""
+"""Makes LoRA files of a training's states, and writes that of a finished training."""
 
 from collections.abc import Mapping
 
@@ -23,24 +23,9 @@ def export_lora(
     train_seconds: float,
     device: torch.device,
 ) -> TrainResult:
-    """Write the LoRA file to `run.out`, after the check that it must pass before it is delivered.
-
-    Raises LoraInvalid, and StoreUnavailable if the file cannot be written.
-    """
-    spec = run.spec
-    validation = _delivered_validation(spec, state)
-    metadata = lora_metadata.build_metadata(
-        spec,
-        split_held_out(run.examples, spec)[0],
-        steps=state.step,
-        dataset_sha256=run.dataset_sha256,
-        base_sha256=identity["base"],
-        prediction=state.prediction,
-        look=validation,
-        quantisation=state.quantisation,
-    )
-    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
-    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
+    """Write the LoRA file to `run.out`. Raises LoraInvalid, and StoreUnavailable if the file cannot be written."""
+    validation = _delivered_validation(run.spec, state)
+    data, report = serialize_lora(run, state, identity, validation)
     try:
         lora_file.write_file(run.out, data)
     except OSError as error:
@@ -57,6 +42,28 @@ def export_lora(
         validation_loss=validation[1] if validation else None,
         metadata=dict(report.metadata),
     )
+
+
+def serialize_lora(
+    run: TrainRun, state: State, identity: Mapping[str, str], validation: tuple[int, float] | None
+) -> tuple[bytes, lora_file.LoraReport]:
+    """A LoRA file with the delivered weights of `state`, and the report of the check that it must pass.
+
+    validation: (step, loss) of these weights, for the metadata. Raises LoraInvalid.
+    """
+    spec = run.spec
+    metadata = lora_metadata.build_metadata(
+        spec,
+        split_held_out(run.examples, spec)[0],
+        steps=state.step,
+        dataset_sha256=run.dataset_sha256,
+        base_sha256=identity["base"],
+        prediction=state.prediction,
+        look=validation,
+        quantisation=state.quantisation,
+    )
+    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
+    return data, lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
 
 
 def _delivered_validation(spec: TrainSpec, state: State) -> tuple[int, float] | None:

@@ -12,6 +12,7 @@ from core.errors import DeviceLost, HandOver, ImprintError, LossNotFinite, Worke
 from training.backends import checkpoint
 from training.backends.encoded_dataset import EncodedDataset, encode_dataset, split_held_out
 from training.backends.encodings import Encodings
+from training.backends.export import serialize_lora
 from training.backends.meter import Meter
 from training.device import max_slots
 from training.engine.engine import Engine
@@ -27,7 +28,8 @@ from training.ports import TrainRun
 log = logging.getLogger(__name__)
 
 _CHECK_EVERY_S = 0.1  # how often the caller's control is checked
-_MAX_SNAPSHOTS = 4  # each takes memory of the device: if more wait for a slow store, only the newest are saved
+# Each takes memory of the device: if more wait for a slow store, only the newest are saved, unless the owner keeps all.
+_MAX_SNAPSHOTS = 4
 
 
 class LocalTraining:
@@ -43,7 +45,7 @@ class LocalTraining:
         fits into the device's memory; None: it is not limited. Raises ImageInvalid, BaseModelUnavailable, HandOver (see
         Engine.parked) and what `run.control.check` raises.
         """
-        self._run, self._engine, self._identity = run, engine, identity
+        self._run, self._engine, self._identity, self._total = run, engine, identity, total
         for warning in engine.base.warnings:
             log.warning("job %s: %s", run.job_id, warning)
         dataset = self._encode()
@@ -127,7 +129,8 @@ class LocalTraining:
             snapshot = snapshots.popleft()
             self._save_previews()  # before the checkpoint: a job that resumes from it draws no earlier previews
             self._read_losses(snapshot.step)
-            if len(snapshots) < _MAX_SNAPSHOTS and snapshot.step > self._saved:
+            is_due = self._run.loras is not None or len(snapshots) < _MAX_SNAPSHOTS
+            if is_due and snapshot.step > self._saved:
                 self._save_checkpoint(replace(snapshot.state(), loss=self._meter.loss_after(snapshot.step)))
         self._read_losses(self._last_loss_step())
         self._meter.report(self._done, is_end=self.job.gone and self._done == self.job.total)
@@ -163,11 +166,24 @@ class LocalTraining:
         """Save a checkpoint. Raises LossNotFinite if its weights are not finite: it would be useless."""
         if not all(np.isfinite(weights).all() for weights in state.weights.values()):
             raise LossNotFinite(
-                f"the weights after step {state.step} of {self.job.total} are not finite", {"step": state.step}
+                f"the weights after step {state.step} of {self._total} are not finite", {"step": state.step}
             )
         if checkpoint.save_checkpoint(self._run.checkpoints, state, self._identity, _versions(), self._keep_every):
             self._saved = state.step
+        self._save_lora(state)
         self._state = state
+
+    def _save_lora(self, state: State) -> None:
+        """Save the LoRA file of a checkpoint for the owner. If the store fails, only log a warning."""
+        job, run = self.job, self._run
+        if run.loras is None or state.step == self._total or state.step % job.checkpoint_every:
+            return
+        validation = next((one for one in state.validation_losses if one[0] == state.step), None)
+        data, _ = serialize_lora(run, replace(state, best={}), self._identity, validation)
+        try:
+            run.loras.save(state.step, data)
+        except (OSError, ImprintError) as error:
+            log.warning("the LoRA file of step %d could not be saved, training continues: %s", state.step, error)
 
 
 def _slot_job(
