@@ -10,7 +10,7 @@ from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
 from storage.database import AWAY
 from tasks.app import app
-from tasks.arguments import CheckedTask
+from tasks.arguments import CheckedTask, named_arguments
 
 
 class PatientTask(CheckedTask):
@@ -33,21 +33,22 @@ class PublicTask(PatientTask):
 
 
 @app.task(name="imprint.train_lora", base=PublicTask, bind=True, ignore_result=False)
-def train_lora(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+def train_lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any]:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
     Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored. Without
     an idempotency key the message's id is the key: delivered twice, or tried again after an outage, it is one job.
     """
-    if self.request.id and arguments.get("idempotency_key") is None:
-        arguments["idempotency_key"] = f"task:{self.request.id}"[:200]
-    return service.submit(services(), arguments).to_dict()
+    request = named_arguments(given, arguments)
+    if self.request.id and request.get("idempotency_key") is None:
+        request["idempotency_key"] = f"task:{self.request.id}"[:200]
+    return service.submit(services(), request).to_dict()
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
-def quote(**arguments: Any) -> dict[str, Any]:
+def quote(*given: Any, **arguments: Any) -> dict[str, Any]:
     """Price and duration of `train_lora` with the same arguments. Starts nothing."""
-    return asdict(service.quote(services(), arguments))
+    return asdict(service.quote(services(), named_arguments(given, arguments)))
 
 
 @app.task(name="imprint.job", base=PatientTask, ignore_result=False)

@@ -12,7 +12,7 @@ from core.ids import made_at
 from jobs.notices import notices
 from jobs.periodic import each
 from jobs.services import Services
-from storage.tables import PodState, RentedPod
+from storage.remote_tables import PodState, RentedPod
 from training.backends.runpod import Pod, RunPod
 
 log = logging.getLogger(__name__)
