@@ -3,15 +3,18 @@
 from jobs import sweeps
 from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
+from jobs.subjects import image_fetches
 from tasks.app import app
 from tasks.relay import relay
 
 
 @app.task(name="imprint.sweep")
 def sweep() -> None:
-    """Send jobs without a worker again, and messages that were not sent after their commit."""
+    """Send jobs and fetches without a worker again, and messages that were not sent after their commit."""
     sweeps.repair_jobs(services())
+    image_fetches.repair(services())
     relay(services())
+    sweeps.sweep_done(services())
 
 
 @app.task(name="imprint.poll_remote")

@@ -13,6 +13,7 @@ from core.settings import settings
 from jobs.services import services
 from storage.database import AWAY
 from web.app import create_app
+from web.open_files import raise_open_files_limit
 from web.streams import Streams
 
 _GRACE_S = 20  # for responses in progress; event streams end at once, and their clients reconnect
@@ -32,6 +33,7 @@ class WebServer(uvicorn.Server):
 
 def main() -> int:
     configured = settings()
+    raise_open_files_limit()
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         services().check()

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from jobs.services import Services
 from web import problems
+from web.bodies import BodyLimits
 from web.limits import RateLimit
 from web.metrics import WebMetrics
 from web.pages import account as account_page
@@ -16,7 +17,7 @@ from web.request_middleware import RequestMiddleware
 from web.routes import account, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
-from web.uploads import max_body_bytes
+from web.uploads import MAX_BODY_BYTES, Uploads, max_upload_bytes
 
 _DESCRIPTION = """
 Train LoRAs: upload pictures of a subject, start a training, follow it, download the file.
@@ -52,8 +53,15 @@ def create_app(services: Services) -> FastAPI:
     app.state.metrics = metrics = WebMetrics(services)
     app.state.readiness = service.Readiness()
     app.state.streams = streams
+    app.state.uploads = Uploads(services.settings)
     app.state.secret = secret(services.settings)
-    app.add_middleware(RequestMiddleware, upload_bytes=max_body_bytes(services.settings), observe=metrics.observe)
+    bodies = BodyLimits(
+        max_upload_bytes(services.settings),
+        MAX_BODY_BYTES,
+        services.settings.upload_timeout_s,
+        services.settings.upload_min_bytes_per_s,
+    )
+    app.add_middleware(RequestMiddleware, bodies=bodies, observe=metrics.observe)
     problems.install(app)
     for routes in (subjects, images, trainings, account, service, pages):
         app.include_router(routes.router)

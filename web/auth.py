@@ -28,6 +28,11 @@ class Caller:
     token: tokens.Token
     owner_id: str
 
+    @property
+    def key(self) -> str:
+        """What limits are counted by: a service token has those of each owner that it acts for."""
+        return f"{self.token.id} {self.owner_id}"
+
 
 def services_of(request: Request) -> Services:
     """The services that this app was made with."""
@@ -89,8 +94,9 @@ def require_scope(scope: str) -> Callable[..., Caller]:
             raise RequestRefused("bad_request", "a service token needs the header Imprint-Owner, which names the owner")
         if imprint_owner is not None and imprint_owner.strip() != owner_id:
             raise RequestRefused("forbidden", "this token belongs to another owner than the one in Imprint-Owner")
-        check_rate(request, f"{token.id} {owner_id}")
-        return Caller(token, owner_id)
+        made = Caller(token, owner_id)
+        check_rate(request, made.key)
+        return made
 
     return caller
 

@@ -1,4 +1,4 @@
-"""Middleware of every request: request id, limit on the body, default headers, metrics and log."""
+"""Middleware of every request: request id, limits on the body, default headers, metrics and log."""
 
 import logging
 import re
@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import tracing
 from core.ids import new_id
 from core.logging import request_context
+from web.bodies import BodyLimits
 from web.problems import answer
 
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-MAX_BODY_BYTES = 256 * 1024
 # Unless a route sets its own: no caching, sniffing, framing or scripts.
 _DEFAULTS = {
     "Cache-Control": "no-store",
@@ -30,10 +29,10 @@ Observe = Callable[[str, str, int, float], None]
 
 
 class RequestMiddleware:
-    """ASGI middleware. `upload_bytes` limits uploads; `observe` gets method, route, status and seconds."""
+    """ASGI middleware. `observe` gets method, route, status and seconds."""
 
-    def __init__(self, app: ASGIApp, *, upload_bytes: int, observe: Observe) -> None:
-        self._app, self._upload_bytes, self._observe = app, upload_bytes, observe
+    def __init__(self, app: ASGIApp, *, bodies: BodyLimits, observe: Observe) -> None:
+        self._app, self._bodies, self._observe = app, bodies, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,12 +60,12 @@ class RequestMiddleware:
             tracing.span("HTTP", "server", request_id=request_id) as seen,
         ):
             try:
-                limit = self._limit(scope)
+                limit = self._limit(scope, headers)
                 if (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
                     refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 else:
-                    await self._app(scope, _capped(receive, limit), send_with_headers)
+                    await self._app(scope, self._bodies.apply(receive, limit), send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
                 self._record(scope, status, time.perf_counter() - begun)
@@ -79,30 +78,15 @@ class RequestMiddleware:
         fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
         log.log(level, "%s %s %d", method, route, status, extra={"fields": fields})
 
-    def _limit(self, scope: Scope) -> int:
-        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")
-        return self._upload_bytes if is_upload else MAX_BODY_BYTES
+    def _limit(self, scope: Scope, headers: Headers) -> int:
+        is_form = headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
+        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images") and is_form
+        return self._bodies.upload_bytes if is_upload else self._bodies.max_bytes
 
 
 def route_of(scope: Scope) -> str:
     """The route's pattern, not the path: a client must not be able to create labels of a metric."""
     return str(getattr(scope.get("route"), "path", "none"))
-
-
-def _capped(receive: Receive, limit: int) -> Receive:
-    """Limit a body that has no Content-Length."""
-    size = 0
-
-    async def receive_limited() -> Message:
-        nonlocal size
-        message = await receive()
-        if message["type"] == "http.request":
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise HTTPException(413)
-        return message
-
-    return receive_limited
 
 
 def _too_large(limit: int) -> str:

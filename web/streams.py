@@ -17,12 +17,16 @@ from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.types import Receive, Scope, Send
 
 from jobs import history
 from jobs.services import Services
 from storage.database import AWAY
 from storage.tables import ACTIVE, JobEvent
+from web.auth import Caller
+from web.limits import OpenLimit
 from web.models.common import camel_keys
+from web.open_files import open_files_limit
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,8 @@ class Streams:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="streams")  # the pool of the handlers may be full
         self._poller: asyncio.Task[None] | None = None
         self._closing = False
+        in_all = min(services.settings.streams_max, open_files_limit() // 2)
+        self.limit = OpenLimit("event streams", services.settings.streams_per_token, in_all)
 
     @property
     def count(self) -> int:
@@ -158,18 +164,33 @@ def is_last(event: JobEvent) -> bool:
     return event.kind == "status" and event.data["status"] not in ACTIVE
 
 
-async def event_response(request: Request, services: Services, job_id: str, owner_id: str, last_id: int) -> Response:
+class _LimitedResponse(StreamingResponse):
+    """A stream that counts for its caller until it ends, however it ends."""
+
+    def __init__(self, content: AsyncIterator[bytes], limit: OpenLimit, caller: str) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        limit.acquire(caller)
+        self._limit, self._caller = limit, caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._limit.release(self._caller)
+
+
+async def event_response(request: Request, services: Services, job_id: str, caller: Caller, last_id: int) -> Response:
     """A job's events after number `last_id` as server-sent events; 204 where none is left and none will come.
 
-    Raises NotFound as `service.get_job` does.
+    Raises NotFound as `service.get_job` does, and RequestRefused if too many streams are open.
     """
     streams: Streams = request.app.state.streams
-    active, newest = await run_in_threadpool(history.position, services, job_id, owner_id)
+    active, newest = await run_in_threadpool(history.position, services, job_id, caller.owner_id)
     after = min(last_id, newest)  # with a number that we never gave, a client would wait for ever
     if not active and after == newest:
         return Response(status_code=204)
     stream = streams.follow(job_id, after) if active else _past_events(services, job_id, after)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return _LimitedResponse(stream, streams.limit, caller.key)
 
 
 async def _past_events(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:

@@ -24,6 +24,7 @@ from jobs.requests.training_request import Name
 from jobs.services import Services
 from jobs.stages.stage_runner import work_dir
 from jobs.subjects import loras
+from jobs.turns import owner_slot
 from jobs.view import View
 from training.lora import formats as lora_formats
 from training.lora import inspect as lora_inspect
@@ -172,9 +173,20 @@ class DrawingResult(View):
 def generate(services: Services, arguments: Mapping[str, Any], key: str) -> DrawingResult:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI, and store the pictures in the object store.
 
-    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError.
+    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError; RetryLater if the
+    owner's other work takes its share of this worker.
     """
     asked, where = _validate(arguments), comfyui_target(services)
+    with owner_slot(services, asked.owner_id):
+        return _generate(services, asked, where, key)
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Raises SpecInvalid for invalid arguments of `generate`."""
+    _validate(arguments)
+
+
+def _generate(services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str) -> DrawingResult:
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key

@@ -129,7 +129,7 @@ async def events(
     after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)] = None,
 ) -> Response:
-    return await event_response(request, services, job_id, caller.owner_id, last_event_id or after)
+    return await event_response(request, services, job_id, caller, last_event_id or after)
 
 
 @router.get("/previews/{name}")

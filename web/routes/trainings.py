@@ -86,7 +86,7 @@ async def events(
         int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1, description="Continue after this event.")
     ] = None,
 ) -> Response:
-    return await event_response(request, services, job_id, caller.owner_id, last_event_id or 0)
+    return await event_response(request, services, job_id, caller, last_event_id or 0)
 
 
 @router.get(
