@@ -17,11 +17,13 @@ class Clock:
         return self.now
 
 
-def spend(budget: DownloadBudget, clock: Clock, seconds: float, who: Requester = ADA, *, fails: bool = False) -> None:
+def spend(
+    budget: DownloadBudget, clock: Clock, seconds: float, who: Requester = ADA, error: Exception | None = None
+) -> None:
     with budget.spending(who, "slow.example"):
         clock.now += seconds
-        if fails:
-            raise Unreachable("slow.example did not answer in time")
+        if error is not None:
+            raise error
 
 
 def test_a_request_has_its_time_in_all() -> None:
@@ -42,7 +44,7 @@ def test_a_host_that_failed_for_long_is_not_called_for_this_owner() -> None:
     spend(budget, clock, 100)  # slow, but it sent the picture
     for _ in repeat(None, 3):
         with pytest.raises(Unreachable, match="in time"):
-            spend(budget, clock, 10, fails=True)
+            spend(budget, clock, 10, error=Unreachable("slow.example did not answer in time"))
     with pytest.raises(Unreachable, match="IMPRINT_FETCH_HOST_S"):
         spend(budget, clock, 0)
     spend(budget, clock, 1, Requester("bob", "job_2"))
@@ -53,7 +55,6 @@ def test_a_host_that_failed_for_long_is_not_called_for_this_owner() -> None:
 def test_a_refusal_is_an_answer_and_costs_the_host_nothing() -> None:
     clock = Clock()
     budget = DownloadBudget(request_s=10_000, host_s=30, clock=clock)
-    with pytest.raises(AnswerRefused), budget.spending(ADA, "slow.example"):
-        clock.now += 31
-        raise AnswerRefused("slow.example answered 404")
+    with pytest.raises(AnswerRefused):
+        spend(budget, clock, 31, error=AnswerRefused("slow.example answered 404"))
     spend(budget, clock, 1)

@@ -60,6 +60,7 @@ ROWS = [
     Row("POST", f"{OF}/profile-set/completed", "train", 200, {"started": False, "training": None}),
     Row("PATCH", f"{OF}/images/{{imageId}}", "train", 200, options={"json": {"caption": "seen"}}),
     Row("POST", f"{OF}/images", "train", 422, 422, {"json": {"url": "file:///etc/passwd"}}),
+    Row("GET", f"{OF}/images/fetches/{{fetchId}}", "read", 200),
     Row("POST", f"{ONE}/cancel", "train", 409),
     Row("POST", f"{ONE}/retry", "train", 202),
     Row("DELETE", f"{OF}/images/{{imageId}}", "train", 204),
@@ -75,9 +76,11 @@ class World:
     ada: str
     job_id: str
     image_ids: list[str]
+    fetch_id: str
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
+        path = path.replace("{fetchId}", self.fetch_id)
         path = path.replace("{id}", "rex" if row.path.startswith(OF) else self.job_id)
         options: dict[str, Any] = {**row.options, **more}
         if "/lora/train" in path:
@@ -103,7 +106,8 @@ def world(lone_api: Api) -> World:
         session.connection().execute(
             ready.values(status=Status.READY, lora_key=keys.lora(job_id), lora_sha256="0" * 64, lora_bytes=6)
         )
-    return World(lone_api, ada, job_id, images)
+    fetch = lone_api.call("POST", f"{REX}/images", ada, json={"url": "https://pictures.example/rex.jpg"})
+    return World(lone_api, ada, job_id, images, fetch.json()["id"])
 
 
 def routes(api: Api) -> set[tuple[str, str]]:
