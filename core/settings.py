@@ -260,7 +260,7 @@ class Settings(BaseSettings):
         ge=0,
         description="A body that is slower on average, apart from its first 10 seconds, is refused. 0: no limit.",
     )
-    uploads_per_token: int = Field(
+    uploads_per_caller: int = Field(
         4, ge=1, description="Uploads of pictures that one token may send for one owner at the same time."
     )
     uploads_max: int = Field(16, ge=1, description="Uploads of pictures at the same time in all, to one web process.")
@@ -270,7 +270,7 @@ class Settings(BaseSettings):
         description="Bytes of all uploads at the same time, to one web process; a token may have half of them. They "
         "need this much space in the temporary folder.",
     )
-    streams_per_token: int = Field(
+    streams_per_caller: int = Field(
         100, ge=1, description="Event streams that one token may have open for one owner on one web process."
     )
     streams_max: int = Field(

@@ -72,7 +72,7 @@ class Streams:
         self._poller: asyncio.Task[None] | None = None
         self._closing = False
         in_all = min(services.settings.streams_max, open_files_limit() // 2)
-        self.limit = OpenLimit("event streams", services.settings.streams_per_token, in_all)
+        self.limit = OpenLimit("event streams", services.settings.streams_per_caller, in_all)
 
     @property
     def count(self) -> int:

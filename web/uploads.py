@@ -37,7 +37,7 @@ class Uploads:
 
     def __init__(self, settings: Settings) -> None:
         self._max_bytes = max_upload_bytes(settings)
-        self._count = OpenLimit("uploads", settings.uploads_per_token, settings.uploads_max)
+        self._count = OpenLimit("uploads", settings.uploads_per_caller, settings.uploads_max)
         # One upload of the largest size must be possible, whatever the setting.
         in_all = max(settings.upload_bytes_max, self._max_bytes)
         self._bytes = OpenLimit("bytes of uploads", max(in_all // 2, self._max_bytes), in_all)

@@ -60,7 +60,7 @@ def stalled_uploads(world: World) -> Iterator[None]:
             connections.send(head + bytes(1000))
         refused = [status for status in connections.statuses(2.0) if status]
         assert set(refused) == {429}, refused
-        assert len(refused) >= 30 - world.site.settings.uploads_per_token
+        assert len(refused) >= 30 - world.site.settings.uploads_per_caller
         yield
         until(lambda: all(connections.statuses(0.1)), 60, "the stalled uploads end")
     finally:
@@ -81,7 +81,7 @@ def many_streams(world: World) -> Iterator[None]:
             connections.send(request)
         yield
         statuses = connections.statuses(2.0)
-        assert statuses.count(200) <= world.site.settings.streams_per_token
+        assert statuses.count(200) <= world.site.settings.streams_per_caller
         assert set(statuses) <= {200, 429}, set(statuses)
     finally:
         connections.close()

@@ -99,7 +99,7 @@ async def healthz() -> Alive:
     "/readyz",
     summary="Check database, store, broker and sweeps; 503 if one does not answer or sweeps are late",
     description="The API works without sweeps, and jobs wait for them. So a load balancer asks with `sweeps=false`.",
-    responses={503: {"model": Ready}},
+    responses={503: {"model": Ready}, **responses("spec_invalid")},
 )
 def readyz(
     request: Request,

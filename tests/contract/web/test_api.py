@@ -19,7 +19,7 @@ from storage.tables import Job, Stage, Status, StoredPicture
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
 from web.limits import RateLimit
-from web.request_middleware import MAX_BODY_BYTES
+from web.uploads import MAX_BODY_BYTES
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from web.routes.service import Readiness, _check
 @pytest.fixture
 def small(settings: Settings) -> Iterator[Api]:
     """An app with small limits."""
-    limits = {"streams_per_token": 1, "streams_max": 2, "uploads_per_token": 1, "uploads_max": 2}
+    limits = {"streams_per_caller": 1, "streams_max": 2, "uploads_per_caller": 1, "uploads_max": 2}
     yield from make_api(settings.model_copy(update=limits))
 
 
@@ -56,7 +56,7 @@ def test_uploads_of_a_caller(small: Api) -> None:
     with uploads._count.hold(caller):
         refused = small.call("POST", f"{REX}/images", ada, files=[("files", ("a.png", file))])
         problem(refused, 429, "rate_limited")
-    with uploads._bytes.hold(caller, uploads._max_bytes * 2 - 1000):
+    with uploads._bytes.hold(caller, small.services.settings.upload_bytes_max // 2 - 1000):
         problem(small.call("POST", f"{REX}/images", ada, files=[("files", ("a.png", file))]), 429, "rate_limited")
     assert small.call("POST", f"{REX}/images", ada, files=[("files", ("a.png", file))]).status_code == 201
     assert not uploads._count._open
