@@ -65,15 +65,20 @@ def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
         from training.device import max_slots  # imports torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or max_slots(settings().device)
-    elif "fetch" in queues and options.get("pool") == "threads":
+    elif "fetch" in queues and _has_threads(options.get("pool_cls")):
         conf.worker_concurrency = settings().fetch_concurrency
 
 
 @celeryd_after_setup.connect
 def _share_slots(instance: Any, **_: Any) -> None:
     """Owners take turns on the threads of a fetch worker. Processes of a prefork pool do not know of each other."""
-    if "fetch" in instance.app.amqp.queues.consume_from and instance.pool_cls.__module__.endswith(".thread"):
+    if "fetch" in instance.app.amqp.queues.consume_from and _has_threads(instance.pool_cls):
         services().slots.total = instance.concurrency
+
+
+def _has_threads(pool: Any) -> bool:
+    """Whether the class of a worker's pool is the one of `-P threads`."""
+    return getattr(pool, "__module__", "") == "celery.concurrency.thread"
 
 
 @worker_process_shutdown.connect
