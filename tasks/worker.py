@@ -65,7 +65,7 @@ def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
         from training.device import max_slots  # imports torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or max_slots(settings().device)
-    elif "fetch" in queues and _has_threads(options.get("pool_cls")):
+    elif "fetch" in queues and _has_threads(options.get("pool")):
         conf.worker_concurrency = settings().fetch_concurrency
 
 
