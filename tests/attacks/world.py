@@ -22,6 +22,7 @@ ATTACKER = "mallory"
 _HONEST = "honest"
 _PAGE_S = 0.25  # a page that is faster than this is normal, however fast it usually is
 _PAGES = 15
+_STEPS = 300  # a training of some seconds: one of two steps is over before anything could delay it
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class World:
             images.append(self._files.put(f"/{path.name}", drawing(path, 6 * self._trainings + number).read_bytes()))
         mails = len(self.box.to(f"{_HONEST}@example.org"))
         begun = time.monotonic()
-        job_id = self.site.send(owner_id=_HONEST, images=images, webhook_url=self.app.url)["job_id"]
+        job_id = self.site.send(owner_id=_HONEST, images=images, webhook_url=self.app.url, max_steps=_STEPS)["job_id"]
         pages = [self._page_s() for _ in range(_PAGES)]
         view = self.site.wait(job_id)
         assert view["status"] == "ready", view
