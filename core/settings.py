@@ -5,10 +5,13 @@ Without any setting Imprint runs on one machine: SQLite, a folder as object stor
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# What a browser sends as `Origin`: a scheme and a host, and no path.
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 class Settings(BaseSettings):
@@ -22,6 +25,9 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(
         None, description="Redis or RabbitMQ address. Unset: a private Redis that `make up` starts."
     )
+    broker_password_file: Path | None = Field(
+        None, description="File with the broker's password, for an address without one."
+    )
     result_url: SecretStr | None = Field(
         None, description="Where task results are stored. Unset: in the broker if it is Redis, else in the database."
     )
@@ -33,17 +39,37 @@ class Settings(BaseSettings):
 
     # ---- database ----
     database_url: SecretStr | None = Field(
-        None, description="`postgresql+psycopg://…` or `sqlite:///…`. Unset: SQLite under the home folder."
+        None,
+        description="`postgresql+psycopg://…` or `sqlite:///…`. Unset: SQLite under the home folder. Works through "
+        "pgbouncer; with `?prepare_threshold=5`, which needs direct connections, statements are prepared.",
     )
 
     # ---- object store ----
     store_url: str | None = Field(None, description="`s3://bucket/prefix` or a folder. Unset: `store/` under home.")
-    s3_endpoint_url: str | None = Field(None, description="Address of an S3 server other than Amazon's.")
-    s3_region: str = Field("us-east-1", description="Region of the S3 server.")
+    s3_endpoint_url: str | None = Field(
+        None, description="Address of an S3 server other than Amazon's. Unset: that of the AWS configuration, if any."
+    )
+    s3_region: str | None = Field(
+        None, description="Region of the S3 server. Unset: that of the AWS configuration, or `us-east-1`."
+    )
     s3_access_key_id: SecretStr | None = Field(
         None, description="Access key of the S3 server. Unset: boto3's usual chain of credentials."
     )
     s3_secret_access_key: SecretStr | None = Field(None, description="Secret that belongs to the access key.")
+    s3_min_bytes_per_s: int = Field(
+        100_000,
+        gt=0,
+        description="A transfer of an object that is slower than this, after two minutes, is given up and tried again.",
+    )
+    s3_session_token: SecretStr | None = Field(None, description="Token that belongs to temporary access keys.")
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto",
+        description="Whether the bucket is in the path of an address or in its host name. `auto`: in the path with "
+        "`IMPRINT_S3_ENDPOINT_URL`, else as the AWS configuration says.",
+    )
+    s3_ca_file: Path | None = Field(
+        None, description="Certificates that the S3 server's must be signed by. Unset: the usual authorities."
+    )
 
     # ---- pictures from outside ----
     file_roots: list[Path] = Field([], description="Folders that `file://` pictures may come from. JSON list.")
@@ -77,6 +103,12 @@ class Settings(BaseSettings):
     )
     fetches_per_owner: int = Field(
         10, ge=1, description="Most such requests of an owner that may wait for their pictures at the same time."
+    )
+    fetch_patience_s: float = Field(
+        3600.0,
+        ge=0,
+        description="A picture whose server does not answer is tried again for this long. Then the job fails with "
+        "`image_unreachable`, or trains without the picture if the request says `allow_missing`.",
     )
     max_picture_bytes: int = Field(20_000_000, gt=0, description="Largest picture file.")
     max_picture_pixels: int = Field(50_000_000, gt=0, description="Largest picture, in pixels, before decoding.")
@@ -122,6 +154,12 @@ class Settings(BaseSettings):
         description="Most jobs that a training worker trains in one step. 0: one on a CPU, up to 32 on a GPU.",
     )
     training_timeout_s: int = Field(8 * 3600, gt=0, description="A training that takes longer fails with `timeout`.")
+    stage_timeout_s: int = Field(
+        3600,
+        ge=60,
+        description="How long one attempt at any other stage may take: one picture, the dataset, the upload, or the "
+        "submission or download of a remote training. Then another worker may try.",
+    )
 
     # ---- remote training ----
     backends: dict[str, Literal["local", "ai-toolkit"]] = Field(
@@ -229,8 +267,14 @@ class Settings(BaseSettings):
     # ---- RabbitMQ ingress ----
     ingress_url: SecretStr | None = Field(
         None,
-        description="Address of RabbitMQ with the queue `model_training`, in addition to the broker. Unset: "
-        "no ingress.",
+        description="Address of RabbitMQ for messages from producers, in addition to the broker. Unset: no ingress.",
+    )
+    ingress_queue: str = Field(
+        "model_training",
+        min_length=1,
+        max_length=200,
+        description="Queue of these messages. An existing queue is used as it is. Refused messages go to a queue with "
+        "this name and `.dead`.",
     )
     ingress_owner: str | None = Field(None, description="Owner of messages without an `owner_id`.")
     ingress_paths: str | None = Field(
@@ -246,6 +290,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Requests per second that one token may send for one owner to one web process; bursts may be twice "
         "as large.",
+    )
+    web_cors_origins: list[Origin] = Field(
+        [],
+        description="Origins whose pages may call the HTTP API from a browser: `https://app.example`, or `*` for all. "
+        "JSON list.",
     )
     web_secret: SecretStr | None = Field(
         None,

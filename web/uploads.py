@@ -10,8 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from core.errors import FailureCode, ImageInvalid, SpecInvalid
+from core.picture_names import picture_label, plain_name
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import image_fetches, subject_pictures
@@ -23,6 +25,7 @@ from web.problems import RequestRefused
 
 MAX_FILES = 20  # of one request
 MAX_BODY_BYTES = 256 * 1024  # of a request without files
+_TOO_MANY = f"send at most {MAX_FILES} at a time, and the others in further requests"
 _FORM_OVERHEAD_BYTES = 1_000_000  # what multipart puts around the files
 Loader = Callable[[], bytes]
 
@@ -62,10 +65,15 @@ async def store_uploads(
     """
     uploads: Uploads = request.app.state.uploads
     with uploads.hold(request, caller):
-        async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=10_000) as form:
-            files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
-            loaders = [_from_file(file, services.settings.max_picture_bytes) for file in files]
-            return await _store(request, services, caller.owner_id, subject_id, loaders, is_mask)
+        try:
+            async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=10_000) as form:
+                files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
+                loaders = [(file.filename, _from_file(file, services.settings.max_picture_bytes)) for file in files]
+                return await _store(request, services, caller.owner_id, subject_id, loaders, is_mask)
+        except HTTPException as error:
+            if error.detail.startswith("Too many files"):
+                raise RequestRefused("bad_request", _TOO_MANY, faults={"files": _TOO_MANY}) from None
+            raise
 
 
 async def fetch_addresses(
@@ -108,7 +116,10 @@ def _addresses(body: bytes) -> list[str]:
     try:
         request = ImageAddresses.model_validate_json(body)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+        faults = error.errors(include_url=False, include_input=False)
+        if any(fault["type"] == "too_long" for fault in faults):
+            raise SpecInvalid.of({"urls": _TOO_MANY}) from None
+        raise RequestValidationError(faults) from None
     addresses = [*([request.url] if request.url else []), *(request.urls or [])]
     if not addresses:
         raise SpecInvalid.of({"urls": "give at least one address"})
@@ -116,20 +127,27 @@ def _addresses(body: bytes) -> list[str]:
 
 
 async def _store(
-    request: Request, services: Services, owner_id: str, subject_id: str, loaders: Sequence[Loader], is_mask: bool
+    request: Request,
+    services: Services,
+    owner_id: str,
+    subject_id: str,
+    loaders: Sequence[tuple[str | None, Loader]],
+    is_mask: bool,
 ) -> StoredImages:
+    """Store what the loaders give, each with the name of its source."""
     stored, refused = [], []
-    for index, load in enumerate(loaders):
+    for index, (name, load) in enumerate(loaders):
         if await request.is_disconnected():
             break
 
-        def add(load: Loader = load) -> str:
-            return subject_pictures.add(services, owner_id, subject_id, load(), is_mask=is_mask)
+        def add(load: Loader = load, name: str | None = name) -> str:
+            return subject_pictures.add(services, owner_id, subject_id, load(), is_mask=is_mask, name=name)
 
         try:
             stored.append(await run_sync(add, limiter=request.app.state.uploads.threads))
         except ImageInvalid as error:
-            refused.append(RefusedImage(index=index, code=error.code, detail=error.message))
+            detail = f"{picture_label(index, plain_name(name))}: {error.message}"
+            refused.append(RefusedImage(index=index, code=error.code, detail=detail))
     if not stored and not refused:
         raise SpecInvalid.of({"files": "the form contains no files"})
     if not stored:

@@ -16,6 +16,7 @@ from core.clock import utcnow
 from core.download_budget import Requester
 from core.errors import FailureCode, ImageUnreachable, ImprintError, NotFound, TooManyRequests
 from core.ids import new_id
+from core.picture_names import picture_label, source_name
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import subject_pictures
@@ -59,7 +60,10 @@ def submit(
     Raises TooManyRequests.
     """
     refusals = [services.sources.refusal_reason(address) for address in addresses]
-    results = [None if why is None else _refusal(FailureCode.IMAGE_UNREACHABLE, why) for why in refusals]
+    results = [
+        None if why is None else _refusal(FailureCode.IMAGE_UNREACHABLE, f"{_label(index, addresses)}: {why}")
+        for index, why in enumerate(refusals)
+    ]
     if all(results):
         return _progress("", results, [])
     now = utcnow()
@@ -143,9 +147,9 @@ def _claim(services: Services, fetch_id: str, lease: timedelta) -> ImageFetch | 
 
 def _fetch_all(services: Services, fetch: ImageFetch, deadline: float) -> None:
     results = list(fetch.results)
-    for index, address in enumerate(fetch.addresses):
+    for index in range(len(results)):
         if results[index] is None:
-            results[index] = _fetch_one(services, fetch, address, deadline - time.monotonic())
+            results[index] = _fetch_one(services, fetch, index, deadline - time.monotonic())
             with services.database.writing() as session:
                 row = session.get_one(ImageFetch, fetch.id, with_for_update=True)
                 row.results = list(results)
@@ -156,8 +160,10 @@ def _fetch_all(services: Services, fetch: ImageFetch, deadline: float) -> None:
         session.add(row)
 
 
-def _fetch_one(services: Services, fetch: ImageFetch, address: str, left_s: float) -> FetchResult:
+def _fetch_one(services: Services, fetch: ImageFetch, index: int, left_s: float) -> FetchResult:
     """Fetch and store one picture. Its outcome, also if that is a refusal."""
+    address = fetch.addresses[index]
+    name = source_name(address)
     try:
         if left_s <= 0:
             limit_s = services.settings.fetch_images_s
@@ -168,9 +174,9 @@ def _fetch_one(services: Services, fetch: ImageFetch, address: str, left_s: floa
             requester=Requester(fetch.owner_id, fetch.id),
             timeout_s=left_s,
         )
-        added = subject_pictures.add(services, fetch.owner_id, fetch.subject_id, data, is_mask=fetch.is_mask)
+        added = subject_pictures.add(services, fetch.owner_id, fetch.subject_id, data, is_mask=fetch.is_mask, name=name)
     except ImprintError as error:  # of the picture; or the subject has too many, or the store does not answer
-        return _refusal(error.code, error.message)
+        return _refusal(error.code, f"{picture_label(index, name)}: {error.message}")
     return FetchResult(picture_id=added)
 
 
@@ -191,6 +197,10 @@ def _forget_old(session: Session, owner_id: str) -> None:
         col(ImageFetch.owner_id) == owner_id, col(ImageFetch.finished_at) < utcnow() - _KEPT
     )
     session.connection().execute(old)
+
+
+def _label(index: int, addresses: Sequence[str]) -> str:
+    return picture_label(index, source_name(addresses[index]))
 
 
 def _refusal(code: str, detail: str) -> FetchResult:

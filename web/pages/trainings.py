@@ -1,5 +1,6 @@
 """The page of one training: progress, loss, previews, outcome, and how to use the LoRA file."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -63,7 +64,8 @@ def _stages(view: JobView) -> list[tuple[str, str]]:
 def _losses(events: Sequence[JobEvent]) -> list[Point]:
     """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
     progress = [event.data for event in events if event.kind == "progress"]
-    return sorted({data["step"]: data["loss"] for data in progress if data.get("loss") is not None}.items())
+    losses = {data["step"]: data["loss"] for data in progress if data.get("loss") is not None}
+    return sorted((step, loss) for step, loss in losses.items() if math.isfinite(loss))
 
 
 def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None:
@@ -73,14 +75,14 @@ def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None
         return None
 
 
-def _left_out(view: JobView) -> list[tuple[int, str]]:
-    """The pictures that were not used, counted from 1, and why."""
+def _left_out(view: JobView) -> list[tuple[str, str]]:
+    """The pictures that were not used, and why."""
     found = []
     for picture in view.pictures:
         report = picture.report or {}
         size = {"width": report.get("width", 0), "height": report.get("height", 0)}
         if words := [subject_pictures.describe_fault(fault, **size) for fault in picture.faults]:
-            found.append((picture.position + 1, "; ".join(words)))
+            found.append((picture.label, "; ".join(words)))
     return found
 
 

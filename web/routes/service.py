@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
-from sqlalchemy import text
 
 from core.clock import utcnow
 from core.errors import StoreUnavailable
@@ -75,8 +74,7 @@ def _sweeps_are_late(services: Services, begun: datetime) -> bool:
 
 def _database(services: Services) -> bool:
     try:
-        with services.database.reading() as session:
-            session.connection().execute(text("SELECT 1"))
+        services.database.check_writable()
     except AWAY:
         return False
     return True
@@ -97,8 +95,9 @@ async def healthz() -> Alive:
 
 @router.get(
     "/readyz",
-    summary="Check database, store, broker and sweeps; 503 if one does not answer or sweeps are late",
-    description="The API works without sweeps, and jobs wait for them. So a load balancer asks with `sweeps=false`.",
+    summary="Check database, store, broker and sweeps; 503 if one does not answer, or sweeps are late",
+    description="503 also if the database takes no writes. The API works without sweeps, and jobs wait for them. So a "
+    "load balancer asks with `sweeps=false`.",
     responses={503: {"model": Ready}, **responses("spec_invalid")},
 )
 def readyz(
