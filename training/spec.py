@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from core.numbers import NumbersAreNotBools
 from training.options import Adapter, Data, Objective, Optimization, Validation
 
 Family = Literal["sd15", "sdxl", "z-image"]
@@ -62,7 +63,7 @@ Word = Annotated[str, StringConstraints(strip_whitespace=True, max_length=120, p
 GROUPS = ("adapter", "optimization", "objective", "data", "validation")
 
 
-class TrainSpec(BaseModel):
+class TrainSpec(NumbersAreNotBools):
     """The frozen, validated recipe of one job. Build it with `TrainSpec.of`, which fills in the family's defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import tracing
 from core.ids import new_id
 from core.logging import request_context
-from web.problems import answer
+from web.problems import INTERNAL_DETAIL, answer
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _DEFAULTS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+# Headers that decide about identity or money. Of two values, a proxy might check one and this service use the other.
+_ONCE = (b"authorization", b"imprint-owner", b"idempotency-key", b"origin", b"sec-fetch-site", b"host")
 Observe = Callable[[str, str, int, float], None]
 
 
@@ -62,11 +64,15 @@ class RequestMiddleware:
         ):
             try:
                 limit = self._limit(scope)
-                if (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
+                if fault := _header_fault(scope):
+                    # What follows on the connection may be part of a request that two servers read differently.
+                    refusal = answer(Request(scope), "bad_request", fault, headers={"Connection": "close"})
+                    await refusal(scope, receive, send_with_headers)
+                elif (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
                     refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 else:
-                    await self._app(scope, _capped(receive, limit), send_with_headers)
+                    await _with_failures_answered(self._app, scope, _capped(receive, limit), send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
                 self._record(scope, status, time.perf_counter() - begun)
@@ -82,6 +88,39 @@ class RequestMiddleware:
     def _limit(self, scope: Scope) -> int:
         is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")
         return self._upload_bytes if is_upload else MAX_BODY_BYTES
+
+
+async def _with_failures_answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer an unexpected error with a problem, and log it.
+
+    An error that reached the server would close the connection, and the client's next request on it would fail. Once a
+    response has begun there is no other way to say that it is not complete.
+    """
+    begun = False
+
+    async def send_and_note(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, send_and_note)
+    except Exception:
+        if begun:
+            raise
+        log.exception("%s %s failed", scope["method"], route_of(scope))
+        await answer(Request(scope), "internal", INTERNAL_DETAIL)(scope, receive, send)
+
+
+def _header_fault(scope: Scope) -> str | None:
+    """Why the headers of a request are refused: proxies and this service could understand them differently."""
+    names = [name for name, _ in scope["headers"]]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            return f"the header {name.decode()} is there more than once"
+    if b"content-length" in names and b"transfer-encoding" in names:
+        return "the request has both a Content-Length and a Transfer-Encoding"
+    return None
 
 
 def route_of(scope: Scope) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from core.errors import SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
 from core.settings import Settings
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
@@ -32,7 +34,7 @@ Reference = Annotated[
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
-class RequestedImage(BaseModel):
+class RequestedImage(NumbersAreNotBools):
     """One picture of a request: its address or id, its caption, and its mask."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,12 +44,12 @@ class RequestedImage(BaseModel):
     mask: Reference | None = None
 
 
-class Envelope(BaseModel):
+class Envelope(NumbersAreNotBools):
     """The part of a request that is not the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    owner_id: Name
+    owner_id: OwnerName
     subject_id: Name
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from core.errors import GeneratorError, LoraInvalid, SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
 from generation.comfyui import draw as comfyui
 from generation.comfyui.delivery import install_lora
 from generation.comfyui.follow import OnProgress
@@ -138,12 +140,12 @@ def _loadable(weights: LoraWeights, folder: Path, say: Callable[[str], None]) ->
 # ---- the task of applications ----------------------------------------------------------------------------------
 
 
-class DrawingRequest(BaseModel):
+class DrawingRequest(NumbersAreNotBools):
     """The arguments of the task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    owner_id: Name
+    owner_id: OwnerName
     subject_id: Name
     workflow: dict[str, Any]
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
@@ -194,7 +196,8 @@ def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
         return DrawingRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
-        raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
+        faults = {ascii(fault["loc"][0])[1:-1][:60]: fault["msg"].removeprefix("Value error, ") for fault in found}
+        raise SpecInvalid.of(faults) from None
 
 
 def _store_picture(services: Services, stem: str, name: str, data: bytes) -> DrawnPicture:

@@ -19,7 +19,7 @@ from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.parameters import PictureId, SubjectId
+from web.parameters import FormKey, PictureId, SubjectId, page_key
 from web.problems import refusal
 from web.uploads import store_uploads
 
@@ -212,7 +212,7 @@ def start(
     services: ServicesDep,
     caller: PageTrainerDep,
     subject_id: SubjectId,
-    key: Annotated[str, Form(pattern=r"^[0-9a-f]{32}$")],
+    key: FormKey,
     credits_shown: Annotated[int, Form(ge=0)],
     trigger_word: Annotated[str, Form(max_length=500)] = "",
     class_word: Annotated[str, Form(max_length=500)] = "",
@@ -229,6 +229,8 @@ def start(
     if quote is None:
         raise SpecInvalid.of(faults)
     if obstacles := _obstacles(good, quote):
+        if job_id := service.find_started(services, caller.owner_id, page_key(key)):
+            return _started(job_id)  # the form was sent before, and its training took the credits
         raise IllegalMove(" ".join(obstacles))
     if quote.credits > credits_shown:
         raise IllegalMove(
@@ -246,10 +248,14 @@ def start(
             "owner_id": caller.owner_id,
             "subject_id": subject_id,
             "images": good,
-            "idempotency_key": f"http:page:{key}",
+            "idempotency_key": page_key(key),
         },
     )
-    return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
+    return _started(view.job_id)
+
+
+def _started(job_id: str) -> Response:
+    return RedirectResponse(f"/trainings/{job_id}?notice=started", 303)
 
 
 @router.post("/subjects/{id}/images")
