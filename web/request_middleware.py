@@ -113,7 +113,9 @@ async def _with_failures_answered(app: ASGIApp, scope: Scope, receive: Receive, 
 
 
 def _header_fault(scope: Scope) -> str | None:
-    """Why the headers of a request are refused: proxies and this service could understand them differently."""
+    """Why a request is refused for its version or headers: a proxy could understand them differently."""
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return "this server speaks HTTP/1.1"
     names = [name for name, _ in scope["headers"]]
     for name in _ONCE:
         if names.count(name) > 1:

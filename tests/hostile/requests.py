@@ -1,6 +1,6 @@
 """Requests that two servers may read differently, as bytes: each with what must become of it.
 
-`{auth}` is a valid token, `{body}` a request that must never be answered: it stands where a body belongs.
+`{auth}` is a valid token, and `{size}` the length of HIDDEN: a request that stands where a body belongs.
 """
 
 HIDDEN = "GET /api/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {auth}\r\n\r\n"
@@ -8,7 +8,6 @@ _POST = "POST /api/influencer/rex/profile-set/completed HTTP/1.1\r\n"
 _AUTH = "Authorization: Bearer {auth}\r\n"
 _HEAD = f"{_POST}Host: x\r\n{_AUTH}"
 _GET = f"GET /api/account HTTP/1.1\r\nHost: x\r\n{_AUTH}"
-_SIZE = len(HIDDEN.encode())
 
 # Refused with one answer below 500, after which the connection is closed: nothing behind it is read as a request.
 REFUSED = {
@@ -69,5 +68,5 @@ HARMLESS = {
     "an answer in the address": (
         f"GET /api/account%0d%0aSet-Cookie:%20a=b HTTP/1.1\r\nHost: x\r\n{_AUTH}\r\n", 404,
     ),
-    "a GET with a request as its body": (f"{_GET}Content-Length: {_SIZE}\r\n\r\n", 200),
+    "a GET with a request as its body": (f"{_GET}Content-Length: {{size}}\r\n\r\n", 200),
 }  # fmt: skip

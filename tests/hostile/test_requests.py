@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -39,7 +40,10 @@ class Connection:
         self.pending = b""
 
     def send(self, text: str, secret: str) -> None:
-        self.socket.sendall(text.replace("{auth}", secret).encode("latin-1", "xmlcharrefreplace"))
+        size = str(len(HIDDEN.replace("{auth}", secret)))
+        self.socket.sendall(
+            text.replace("{auth}", secret).replace("{size}", size).encode("latin-1", "xmlcharrefreplace")
+        )
 
     def answer(self) -> tuple[int, bytes, bytes] | None:
         """Status, headers and body of the next answer; None if the server has closed the connection."""
@@ -59,6 +63,14 @@ class Connection:
         body, self.pending = self.pending[:size], self.pending[size:]
         return int(lines[0].split()[1]), head, body
 
+    def rest(self) -> bytes:
+        """All that comes until the server closes the connection."""
+        found = self.pending
+        with suppress(ConnectionResetError):
+            while more := self.socket.recv(65536):
+                found += more
+        return found
+
     def __enter__(self) -> "Connection":
         return self
 
@@ -72,12 +84,10 @@ def test_an_ambiguous_request_is_refused_and_ends_its_connection(
 ) -> None:
     with Connection(server) as connection:
         connection.send(REFUSED[name], secret)
-        first = connection.answer()
-        assert first is not None
-        status, head, body = first
-        assert 400 <= status < 500, head
-        assert connection.answer() is None, "what stands behind it was read as a request"
-        assert b"granted" not in body
+        answers = connection.rest().split(b"HTTP/1.1 ")[1:]
+    assert len(answers) == 1, "what stands behind it was read as a request"
+    assert answers[0].startswith(b"4")
+    assert b"granted" not in answers[0]
 
 
 @pytest.mark.parametrize("name", HARMLESS)

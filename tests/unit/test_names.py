@@ -20,7 +20,7 @@ SPELLINGS = {
 }
 REFUSED = [
     "", "   ", "x" * 201, "me\0", "a\nb", "a\tb", "a\x1bb", "a\x7fb", "a\x85b", "bo\u200bb", "bo\u200db", "bob\u2060",
-    "\ufeffbob", "bo\u00adb", "\u202ebob", "bo\u2066b", "bob\u2028", "bob\u2029x", "bo\u034fb", "\u3164", "\u2800",
+    "\ufeffbob", "bo\u00adb", "\u202ebob", "bo\u2066b", "bo\u2028b", "bo\u2029b", "bo\u034fb", "\u3164", "\u2800",
     "bo\ufe0fb", "bo\u180bb", "bo\U000e0100b", "bo\U000e0041b", "bo\ud800b", "bo\ue000b", "bo\u0378b", "a\u00a0b",
     "a\u2003b", "a\u3000b", "a\u1680b", "a\u202fb",
 ]  # fmt: skip
@@ -59,7 +59,7 @@ def test_a_name_is_its_own_spelling_and_comes_through_a_header(text: str) -> Non
         assert owner_name_from_header(name.encode().decode("latin-1")) == name
 
 
-@pytest.mark.parametrize("value", ["Jos\xe9", "%E9", "%ff%fe", "\xff", "%E7%94", "bob%00", "bob%0A", "%E2%80%8Bbob"])
+@pytest.mark.parametrize("value", ["Jos\xe9", "%E9", "%ff%fe", "\xff", "%E7%94", "bob%00", "bo%0Ab", "%E2%80%8Bbob"])
 def test_a_header_that_is_no_name_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match=r"must be UTF-8|is invisible or a control"):
         owner_name_from_header(value)

@@ -46,15 +46,11 @@ def _rename_owners(connection: sa.Connection) -> None:
         try:
             spellings[intended_name(name)].append(name)
         except ValueError as fault:
-            log.warning(
-                "the owner %s keeps a name that requests cannot use: %s (see: imprint owners)", ascii(name), fault
-            )
+            log.warning("no request can use the owner's name %s: %s (see: imprint owners)", ascii(name), fault)
     for name, found in spellings.items():
         if len(found) > 1:
             names = ", ".join(ascii(one) for one in found)
-            log.warning(
-                "the owners %s have one name in several spellings; none is changed (see: imprint owners)", names
-            )
+            log.warning("the owners %s are spellings of one name; none is renamed (see: imprint owners)", names)
         elif found != [name]:
             rename_rows(connection, found[0], name, _OWNED)
             log.warning("the owner %s is now called %s", ascii(found[0]), ascii(name))

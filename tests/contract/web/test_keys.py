@@ -27,7 +27,8 @@ from jobs.stages import intake
 from jobs.subjects import subject_settings
 from storage.tables import Stage
 from tasks.app import app
-from tasks.model_training import arguments_of, profile_set_completed, train_lora
+from tasks.ingress import profile_set_completed, train_lora
+from tasks.model_training import arguments_of
 from tests.contract.jobs import put_at
 from tests.contract.processes import processes_at_once
 from tests.contract.web import test_matrix, test_page_matrix
@@ -274,7 +275,7 @@ def test_a_report_with_the_same_key_starts_one_although_a_picture_was_added(shop
 
 def test_a_form_sent_again_leads_to_its_training_although_the_credits_are_gone(shop: Shop) -> None:
     api = shop.api
-    all_of_it = {**_FORM, "max_steps": "4000", "resolution": "512"}
+    all_of_it = {**_FORM, "max_steps": "9000", "resolution": "512"}
     first = shop.send_form("/subjects/rex/train", KEY, **all_of_it)
     left = api.call("GET", "/api/account", shop.secret).json()
     assert left["available"] < left["held"]
@@ -284,8 +285,8 @@ def test_a_form_sent_again_leads_to_its_training_although_the_credits_are_gone(s
 @pytest.mark.parametrize("name", ["grant", "refund"])
 def test_sixteen_grants_or_refunds_with_one_key_are_one(shop: Shop, name: str) -> None:
     api = shop.api
-    job_id = service.submit(api.services, shop.request("x")).job_id
-    put_at(api.services, job_id, Stage.TRAIN, step=10)
+    job_id = service.submit(api.services, {**shop.request("x"), "max_steps": 200, "resolution": 512}).job_id
+    put_at(api.services, job_id, Stage.TRAIN, step=100)
     service.cancel(api.services, job_id)
     charged = service.get(api.services, job_id).credits.charged
     assert charged >= 1
