@@ -66,8 +66,12 @@ ADVICE: dict[str, Advice] = {
         "Choose fewer steps or a smaller resolution.",
     ),
     FailureCode.UPLOAD_FAILED: Advice(
-        "The LoRA file could not be stored, or failed its check.",
+        "The LoRA file could not be stored.",
         "Start the training again.",
+    ),
+    FailureCode.LORA_INVALID: Advice(
+        "The trained LoRA file failed its check.",
+        "Start the training again. If that fails too, tell the operator the training's id.",
     ),
     FailureCode.CANCELLED: Advice(
         "The owner cancelled the training.",

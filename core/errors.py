@@ -31,7 +31,7 @@ ImprintError                     code internal
 │   └── AnswerRefused            internal                an answer that a retry will not change; final
 ├── SchemaUnknown                internal                a database that a newer Imprint has migrated
 ├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
-├── LoraInvalid                  upload_failed           a LoRA file that is damaged or not as expected
+├── LoraInvalid                  lora_invalid            a LoRA file that is damaged or not as expected
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that ComfyUI refuses
 └── GeneratorError               backend_failed          ComfyUI refused or failed; final
     ├── GeneratorUnreachable     backend_unreachable     ComfyUI does not answer; may be retried
@@ -63,6 +63,7 @@ class FailureCode(StrEnum):
     WORKER_LOST = "worker_lost"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
+    LORA_INVALID = "lora_invalid"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
 
@@ -225,7 +226,7 @@ class BackupInvalid(ImprintError):
 
 
 class LoraInvalid(ImprintError):
-    code = FailureCode.UPLOAD_FAILED
+    code = FailureCode.LORA_INVALID
 
 
 class WorkflowInvalid(ImprintError):

@@ -42,6 +42,7 @@ _WORTH_RETRYING = {
     FailureCode.WORKER_LOST,
     FailureCode.TIMEOUT,
     FailureCode.UPLOAD_FAILED,
+    FailureCode.LORA_INVALID,
     FailureCode.INTERNAL,
 }
 

@@ -183,6 +183,8 @@ def _keep(request: dict[str, object], stdout: int, stderr: int, status: int) -> 
     os.chdir(str(request["cwd"]))
     also = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.path[:1] = [str(request["cwd"]), *also]
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # this process's torch has read the launcher's
+        sys.modules["torch"].set_num_threads(int(threads))
     return list(request["argv"])  # type: ignore[call-overload]
 
 
