@@ -12,7 +12,7 @@ from jobs import owners as named
 from jobs.services import services
 
 
-class _Owner(click.ParamType):
+class _Owner(click.ParamType[str]):
     """An owner's name, in the spelling that is stored."""
 
     name = "owner"
