@@ -9,7 +9,8 @@ ImprintError                     code internal
 ├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
-│   └── ImageRefused             image_unreachable       an address that must not be called; final
+│   ├── ImageRefused             image_unreachable       an address that must not be called; final
+│   └── ImagesMissing            image_unreachable       too few pictures, as their servers did not answer; final
 ├── ImageInvalid                 image_invalid
 │   └── MaskInvalid              image_invalid           the mask of a picture that itself may be good
 ├── BaseModelUnavailable         base_model_unavailable
@@ -133,6 +134,10 @@ class ImageUnreachable(ImprintError):
 
 
 class ImageRefused(ImageUnreachable):
+    retryable = False
+
+
+class ImagesMissing(ImageUnreachable):
     retryable = False
 
 

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from core import tracing
 from core.clock import utcnow
-from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound
+from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
@@ -23,7 +23,7 @@ from jobs.notices import notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
-from jobs.requests.training_request import TrainingRequest
+from jobs.requests.training_request import Origin, TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
@@ -73,38 +73,45 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any]) -> JobView:
+def submit(services: Services, arguments: Mapping[str, Any], origin: Origin = Origin()) -> JobView:  # noqa: B008 - frozen
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
     The same idempotency key with the same request returns the same job. Raises SpecInvalid with every fault, KeyReused
     or InsufficientCredits; then nothing is stored.
     """
-    return _start(services, lambda: training_request.parse(arguments, services.settings, services.sources))
+    return _start(services, lambda: training_request.parse(arguments, services.settings, services.sources), origin)
 
 
-def _start(services: Services, parse: Callable[[], TrainingRequest]) -> JobView:
+def _start(services: Services, parse: Callable[[], TrainingRequest], origin: Origin) -> JobView:
     with span("submit") as begun:
-        job = _submit(services, parse())
+        job = _submit(services, parse(), origin)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, request: TrainingRequest) -> Job:
+def _submit(services: Services, request: TrainingRequest, origin: Origin) -> Job:
     try:
         with services.database.writing() as session:
-            return accept(session, request, services.settings)
+            return accept(session, request, services.settings, origin)
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
         with services.database.reading() as session:
             winner = _job_with_key(session, request)
+            if winner is None:
+                _check_model_id(session, request.envelope.model_id)  # or two with one model id
         if winner is None:
             raise
         return winner
 
 
-def accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def accept(
+    session: Session,
+    request: TrainingRequest,
+    settings: Settings,
+    origin: Origin = Origin(),  # noqa: B008 - frozen
+) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    return _job_with_key(session, request) or _create(session, request, settings)
+    return _job_with_key(session, request) or _create(session, request, settings, origin)
 
 
 def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
@@ -128,8 +135,20 @@ def find_started(services: Services, owner_id: str, key: str) -> str | None:
         return session.exec(select(Job.id).where(Job.owner_id == owner_id, Job.idempotency_key == key)).one_or_none()
 
 
-def _create(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def _check_model_id(session: Session, model_id: str | None) -> None:
+    """Raises SpecInvalid if another training has this id: its file is there, or will be."""
+    if is_model_id_taken(session, model_id):
+        raise SpecInvalid.of({"model_id": f"{model_id} is taken by another training; each needs an id of its own"})
+
+
+def is_model_id_taken(session: Session, model_id: str | None) -> bool:
+    """Whether a training was given this id."""
+    return model_id is not None and session.exec(select(Job.id).where(Job.model_id == model_id)).first() is not None
+
+
+def _create(session: Session, request: TrainingRequest, settings: Settings, origin: Origin) -> Job:
     envelope, spec = request.envelope, request.spec
+    _check_model_id(session, envelope.model_id)
     steps = spec.steps(len(envelope.images))
     job = Job(
         id=new_id("job"),
@@ -139,6 +158,12 @@ def _create(session: Session, request: TrainingRequest, settings: Settings) -> J
         request_sha256=request.sha256,
         **spec_columns(spec),
         webhook_url=envelope.webhook_url,
+        allow_missing=envelope.allow_missing,
+        model_id=envelope.model_id,
+        model_link=envelope.model_link,
+        reference=envelope.reference,
+        message_id=origin.message_id,
+        style_id=origin.style_id,
         total_steps=steps,
     )
     pictures = intake.rows_for(session, job.id, request)
@@ -236,9 +261,10 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> JobV
 
 
 def retry(services: Services, job_id: str, owner_id: str | None = None, key: str | None = None) -> JobView:
-    """Start a new job with the pictures and recipe of one that has ended. The same `key` starts it once.
+    """Start a new job with the pictures and recipe of one that has ended. Its model has an id of its own.
 
-    Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit` raises.
+    The same `key` starts it once. Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit`
+    raises.
     """
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -254,7 +280,7 @@ def retry(services: Services, job_id: str, owner_id: str | None = None, key: str
         # The request is to train this job again: for another job, or for a new training like it, it is another one.
         return replace(request, sha256=hashlib.sha256(f"retry {job_id} {request.sha256}".encode()).hexdigest())
 
-    return _start(services, parse)
+    return _start(services, parse, Origin(job.message_id, job.style_id))
 
 
 def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> Quote:
@@ -278,8 +304,12 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
+        "allow_missing": job.allow_missing or None,
+        "model_link": job.model_link or None,
+        "reference": job.reference,
         "images": [
-            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask} for picture in pictures
+            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask, "name": picture.name}
+            for picture in pictures
         ],
     }
 

@@ -10,8 +10,8 @@ from core.clock import UtcDateTime
 from core.names import intended_name
 from storage.owners import names_in_use, rename_rows
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 log = logging.getLogger("storage.migrations")
 
