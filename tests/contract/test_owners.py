@@ -28,7 +28,7 @@ from jobs.services import Services
 from jobs.stages import intake
 from jobs.subjects import drawing, loras, subject_settings
 from storage.owners import OWNED
-from tasks.model_training import arguments_of
+from tasks.model_training import parse_message
 from tests.contract.jobs import balances
 from tests.contract.web.conftest import Api, make_api, served
 
@@ -75,8 +75,8 @@ def by_profile_set(services: Services, owner: str) -> str:
 def by_message(services: Services, owner: str) -> str:
     asked = request_of(services, owner)
     body = {"style_id": "rex", "owner_id": owner or " ", "image_paths": asked["images"], "resolution": 64}
-    arguments = arguments_of(json.dumps(body | {"max_steps": 10}).encode(), None, services.settings)
-    return service.submit(services, arguments).owner_id
+    parsed = parse_message(json.dumps(body | {"max_steps": 10}).encode(), None, services.settings)
+    return service.submit(services, parsed.arguments, parsed.origin).owner_id
 
 
 def by_resolve(services: Services, owner: str) -> str:

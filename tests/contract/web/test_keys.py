@@ -28,7 +28,7 @@ from jobs.subjects import subject_settings
 from storage.tables import Stage
 from tasks.app import app
 from tasks.ingress import profile_set_completed, train_lora
-from tasks.model_training import arguments_of
+from tasks.model_training import parse_message
 from tests.contract.jobs import put_at
 from tests.contract.processes import processes_at_once
 from tests.contract.web import test_matrix, test_page_matrix
@@ -97,8 +97,8 @@ class Shop:
     def message(self, key: str) -> str:
         self.here()
         body = {"style_id": "rex", "owner_id": "ada", "image_paths": self.pictures, "resolution": 64, "max_steps": 10}
-        arguments = arguments_of(json.dumps(body).encode(), key, services().settings)
-        return service.submit(services(), arguments).job_id
+        parsed = parse_message(json.dumps(body).encode(), key, services().settings)
+        return service.submit(services(), parsed.arguments, parsed.origin).job_id
 
 
 @pytest.fixture
