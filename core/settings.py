@@ -6,10 +6,13 @@ Without any setting Imprint runs on one machine: SQLite, a folder as object stor
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# What a browser sends as `Origin`: a scheme and a host, and no path.
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 class Settings(BaseSettings):
@@ -22,6 +25,9 @@ class Settings(BaseSettings):
     # ---- broker and results ----
     broker_url: SecretStr | None = Field(
         None, description="Redis or RabbitMQ address. Unset: a private Redis that `make up` starts."
+    )
+    broker_password_file: Path | None = Field(
+        None, description="File with the broker's password, for an address without one."
     )
     result_url: SecretStr | None = Field(
         None, description="Where task results are stored. Unset: in the broker if it is Redis, else in the database."
@@ -257,6 +263,11 @@ class Settings(BaseSettings):
         None,
         description="Addresses and networks (`10.0.0.0/8`) of proxies in front of the HTTP API, whose "
         "`X-Forwarded-Proto` and `X-Forwarded-For` are believed. JSON list. Unset: proxies on this machine.",
+    )
+    web_cors_origins: list[Origin] = Field(
+        [],
+        description="Origins whose pages may call the HTTP API from a browser: `https://app.example`, or `*` for all. "
+        "JSON list.",
     )
     web_secret: SecretStr | None = Field(
         None,

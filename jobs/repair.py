@@ -10,7 +10,8 @@ from core.errors import TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
 from jobs import transitions
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, RemoteRun, RunState
+from storage.remote_tables import RemoteRun, RunState
+from storage.tables import ACTIVE, Job, JobPicture, PictureState
 
 
 def repair_job(session: Session, job_id: str, settings: Settings) -> bool:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import SecretStr
 
-from core import tracing
+from core import broker, tracing
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import LeaseKeeper
@@ -113,6 +113,7 @@ class Services:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        broker.check(self.settings)
         try:
             tracing.check()
         except ValueError as error:

@@ -9,7 +9,7 @@ from jobs import service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
 from tasks.app import app
-from tasks.arguments import CheckedTask
+from tasks.arguments import CheckedTask, named_arguments
 
 
 class PublicTask(CheckedTask):
@@ -23,18 +23,18 @@ class PublicTask(CheckedTask):
 
 
 @app.task(name="imprint.train_lora", base=PublicTask, ignore_result=False)
-def train_lora(**arguments: Any) -> dict[str, Any]:
+def train_lora(*given: Any, **arguments: Any) -> dict[str, Any]:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
     Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored.
     """
-    return service.submit(services(), arguments).to_dict()
+    return service.submit(services(), named_arguments(given, arguments)).to_dict()
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
-def quote(**arguments: Any) -> dict[str, Any]:
+def quote(*given: Any, **arguments: Any) -> dict[str, Any]:
     """Price and duration of `train_lora` with the same arguments. Starts nothing."""
-    return asdict(service.quote(services(), arguments))
+    return asdict(service.quote(services(), named_arguments(given, arguments)))
 
 
 @app.task(name="imprint.job", ignore_result=False)

@@ -1,9 +1,13 @@
 """Middleware of every request: request id, limit on the body, default headers, metrics and log."""
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -13,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import tracing
 from core.ids import new_id
 from core.logging import request_context
+from web.parameters import SLASH
 from web.problems import INTERNAL_DETAIL, answer
 
 log = logging.getLogger(__name__)
@@ -42,6 +47,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        is_text = _keep_slashes(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else new_id("req")
         scope["imprint.request_id"] = request_id
@@ -64,7 +70,7 @@ class RequestMiddleware:
         ):
             try:
                 limit = self._limit(scope)
-                if fault := _header_fault(scope):
+                if fault := "the address is not UTF-8" if not is_text else _header_fault(scope):
                     # What follows on the connection may be part of a request that two servers read differently.
                     refusal = answer(Request(scope), "bad_request", fault, headers={"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
@@ -72,7 +78,9 @@ class RequestMiddleware:
                     refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 else:
-                    await _with_failures_answered(self._app, scope, _capped(receive, limit), send_with_headers)
+                    run = partial(_answer_head, self._app) if scope["method"] == "HEAD" else self._app
+                    limited = _capped(receive, limit)
+                    await _with_failures_answered(run, scope, limited, send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
                 self._record(scope, status, time.perf_counter() - begun)
@@ -123,6 +131,44 @@ def _header_fault(scope: Scope) -> str | None:
     if b"content-length" in names and b"transfer-encoding" in names:
         return "the request has both a Content-Length and a Transfer-Encoding"
     return None
+
+
+def _keep_slashes(scope: Scope) -> bool:
+    """Mark slashes inside segments (`%2F`) in the path, where servers decode them. False for bytes that are no UTF-8.
+
+    So a subject's id may contain slashes, as it may in tasks.
+    """
+    try:
+        segments = [unquote_to_bytes(segment).decode() for segment in scope["raw_path"].split(b"/")]
+    except UnicodeDecodeError:
+        return False
+    scope["path"] = "/".join(segment.replace("/", SLASH) for segment in segments)
+    return True
+
+
+async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer HEAD like GET without a body. The handler ends with its headers: an event stream would go on for hours."""
+    started = asyncio.Event()
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.start" and not started.is_set():
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            started.set()
+
+    as_get = {**scope, "method": "GET"}  # a copy: the server must go on seeing HEAD
+    handler = asyncio.ensure_future(app(as_get, receive, send_headers))
+    answered = asyncio.ensure_future(started.wait())
+    try:
+        await asyncio.wait((handler, answered), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        answered.cancel()
+        if not handler.done():
+            handler.cancel()
+        with suppress(asyncio.CancelledError):
+            await handler
+        if "route" in as_get:
+            scope["route"] = as_get["route"]
 
 
 def route_of(scope: Scope) -> str:

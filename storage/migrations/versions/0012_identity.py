@@ -10,8 +10,8 @@ from core.clock import UtcDateTime
 from core.names import intended_name
 from storage.owners import names_in_use, rename_rows
 
-revision = "0011"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 
 log = logging.getLogger("storage.migrations")
 
