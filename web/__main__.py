@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from core.errors import ImprintError
 from core.logging import set_up
+from core.private import keep_private
 from core.settings import Settings, settings
 from jobs.services import services
 from storage.database import AWAY
@@ -49,6 +50,7 @@ def server_config(app: FastAPI, configured: Settings) -> uvicorn.Config:
 
 def main() -> int:
     configured = settings()
+    keep_private(configured.home)
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         services().check()
