@@ -5,10 +5,13 @@ Without any setting Imprint runs on one machine: SQLite, a folder as object stor
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# What a browser sends as `Origin`: a scheme and a host, and no path.
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 class Settings(BaseSettings):
@@ -21,6 +24,9 @@ class Settings(BaseSettings):
     # ---- broker and results ----
     broker_url: SecretStr | None = Field(
         None, description="Redis or RabbitMQ address. Unset: a private Redis that `make up` starts."
+    )
+    broker_password_file: Path | None = Field(
+        None, description="File with the broker's password, for an address without one."
     )
     result_url: SecretStr | None = Field(
         None, description="Where task results are stored. Unset: in the broker if it is Redis, else in the database."
@@ -50,6 +56,11 @@ class Settings(BaseSettings):
         None, description="Access key of the S3 server. Unset: boto3's usual chain of credentials."
     )
     s3_secret_access_key: SecretStr | None = Field(None, description="Secret that belongs to the access key.")
+    s3_min_bytes_per_s: int = Field(
+        100_000,
+        gt=0,
+        description="A transfer of an object that is slower than this, after two minutes, is given up and tried again.",
+    )
     s3_session_token: SecretStr | None = Field(None, description="Token that belongs to temporary access keys.")
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         "auto",
@@ -121,6 +132,12 @@ class Settings(BaseSettings):
         description="Most jobs that a training worker trains in one step. 0: one on a CPU, up to 32 on a GPU.",
     )
     training_timeout_s: int = Field(8 * 3600, gt=0, description="A training that takes longer fails with `timeout`.")
+    stage_timeout_s: int = Field(
+        3600,
+        ge=60,
+        description="How long one attempt at any other stage may take: one picture, the dataset, the upload, or the "
+        "submission or download of a remote training. Then another worker may try.",
+    )
 
     # ---- remote training ----
     backends: dict[str, Literal["local", "ai-toolkit"]] = Field(
@@ -251,6 +268,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Requests per second that one token may send for one owner to one web process; bursts may be twice "
         "as large.",
+    )
+    web_cors_origins: list[Origin] = Field(
+        [],
+        description="Origins whose pages may call the HTTP API from a browser: `https://app.example`, or `*` for all. "
+        "JSON list.",
     )
     web_secret: SecretStr | None = Field(
         None,

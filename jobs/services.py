@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import SecretStr
 
-from core import tracing
+from core import broker, tracing
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import LeaseKeeper
@@ -113,6 +113,7 @@ class Services:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        broker.check(self.settings)
         try:
             tracing.check()
         except ValueError as error:
@@ -155,6 +156,7 @@ def open_store(settings: Settings) -> ObjectStore:
         session_token=secret(settings.s3_session_token),
         addressing=settings.s3_addressing,
         ca_file=settings.s3_ca_file,
+        min_bytes_per_s=settings.s3_min_bytes_per_s,
     )
 
 

@@ -20,12 +20,15 @@ from celery.worker.control import inspect_command
 
 from core.errors import ImprintError
 from core.logging import set_up
+from core.private import keep_private
 from core.settings import settings
 from jobs.services import services
 from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks import device_check, metrics
+from tasks.app import app
 from tasks.device_check import DeviceState
+from tasks.queue_types import check_queue_types
 from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
@@ -33,8 +36,14 @@ log = logging.getLogger(__name__)
 _trains_on: DeviceState | None = None  # of a training worker, after the check of its device
 
 
+@celeryd_init.connect
+def _keep_private(**_: Any) -> None:
+    keep_private(settings().home)  # before `_prepare` creates the database
+
+
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
+    keep_private(settings().home)
     # Beat stores its schedule there, and may be the first process on a new home folder.
     settings().run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     set_up(settings().log_dir, settings().log_level, settings().log_format)
@@ -44,6 +53,7 @@ def _set_up_logging(**_: Any) -> None:
 def _prepare(**_: Any) -> None:
     try:
         services().check()
+        check_queue_types(app)
         services().database.migrate()
     except (ValueError, ImprintError) as error:
         raise SystemExit(f"this worker cannot start: {error}") from None  # Celery logs any other error and continues

@@ -243,7 +243,7 @@ BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an index to nothing": (indexed("b.safetensors"), INDEX + "b.safetensors, which is not there"),
     "an index to a pickle by a good name": (
         indexed("b.safetensors", pickle.dumps(Runs())),
-        NOT_LOADED + ": b.safetensors is not sound: its header has ",
+        NOT_LOADED + ": b.safetensors is not sound: it is a pickle",
     ),
     "nothing": (replaced(lambda _: b""), FILE + "it is empty"),
     "half a file": (replaced(lambda data: data[: len(data) // 2]), FILE + "tensor "),

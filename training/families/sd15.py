@@ -31,6 +31,9 @@ TARGETS = {
 def load(where: Where) -> Base:
     """The frozen base model in `where.folder`. Loads only its schedule. Raises BaseModelUnavailable."""
     config = config_of(where.folder, "unet")
+    # Stable Diffusion 1 has convolutions there; Stable Diffusion 2 has linears under the same names.
+    if config.get("use_linear_projection") and config.get("addition_embed_type") is None:
+        raise BaseModelUnavailable(f"the base model in {where.folder} is a Stable Diffusion 2, which is not supported")
     channels = config_of(where.folder, "vae").get("latent_channels", 4)  # an inpainting UNet has more inputs
     if config.get("addition_embed_type") is not None or config.get("in_channels") != channels:
         raise BaseModelUnavailable(
@@ -55,8 +58,20 @@ def load(where: Where) -> Base:
     )  # fmt: skip
 
 
-def tokenize(tokenizer: Any, caption: str) -> Tensor:
-    """The token ids of a caption, [1, length of the model], truncated or padded."""
+def require_pair(tokenizer: Any, encoder: Any) -> None:
+    """Raise BaseModelUnavailable for a CLIP tokenizer that does not belong to the text encoder: PyTorch would crash."""
+    longest, words = encoder.config.max_position_embeddings, encoder.config.vocab_size
+    if tokenizer.model_max_length != longest or len(tokenizer) > words:
+        read, known = tokenizer.model_max_length, len(tokenizer)
+        raise BaseModelUnavailable(
+            f"the tokenizer gives {read} tokens of a vocabulary of {known}, but the text encoder reads {longest} "
+            f"tokens of {words}: they are of different models. Take both from one base model"
+        )
+
+
+def tokenize(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
+    """The token ids of a caption, [1, length of the model], truncated or padded. Raises BaseModelUnavailable."""
+    require_pair(tokenizer, encoder)
     ids: Tensor = tokenizer(
         caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -69,7 +84,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     made: dict[str, Tensor] = {}
     with base.encoders.awake("text_encoder"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
-            made[caption] = encoder(tokenize(tokenizer, caption).to(base.device)).last_hidden_state
+            made[caption] = encoder(tokenize(tokenizer, encoder, caption).to(base.device)).last_hidden_state
     return [{"context": made[example.caption].to(base.dtype)} for example in examples]
 
 
