@@ -79,7 +79,7 @@ def test_a_folder_of_stable_diffusion_2_is_refused(bases: Bases, runs: Runs, tmp
     base = shutil.copytree(bases("sd15"), tmp_path / "base")
     config = base / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "use_linear_projection": True}))
-    with pytest.raises(BaseModelUnavailable, match="is a Stable Diffusion 2: no family of ours"):
+    with pytest.raises(BaseModelUnavailable, match="is a Stable Diffusion 2, which is not supported"):
         train(runs("sd15", base=base))
 
 
