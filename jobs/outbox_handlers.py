@@ -13,6 +13,7 @@ from jobs.notices import notices
 from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
+from jobs.turns import owner_slot
 from notifications import outbox, receivers, retries, webhooks
 from notifications.messages import Message
 from notifications.retries import Outcome, Verdict
@@ -34,20 +35,21 @@ def clean_up(services: Services, job_id: str, message_id: str) -> None:
 def notify(services: Services, message_id: str) -> None:
     """Try once to deliver a notice; after a failure it is due again by its schedule.
 
-    A notice to a disabled receiver is not sent: it becomes a dead letter.
+    A notice to a disabled receiver is not sent: it becomes a dead letter. Raises RetryLater if the owner's other work
+    takes its share of this worker.
     """
     with services.database.reading() as session:
         message = outbox.find(session, message_id)
         if message is None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
-    with job_context(message.job_id):
+    with job_context(message.job_id), owner_slot(services, message.owner_id or ""):
         _deliver(services, message, unwanted)
 
 
 def _attempt(services: Services, message: Message) -> Outcome:
     try:
-        addresses = _addresses(services, message.payload["job"])
+        addresses = file_addresses(services, message.payload["job"])
     except ImprintError as error:  # no credentials for a presigned address, for example
         return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=utcnow())
     return webhooks.deliver(
@@ -55,7 +57,7 @@ def _attempt(services: Services, message: Message) -> Outcome:
     )
 
 
-def _addresses(services: Services, job: Mapping[str, Any]) -> FileAddresses | None:
+def file_addresses(services: Services, job: Mapping[str, Any]) -> FileAddresses | None:
     """The addresses of the LoRA file in a notice, if it has one. A presigned one is made anew for every attempt."""
     if not job.get("lora"):
         return None

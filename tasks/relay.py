@@ -82,6 +82,8 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
             return "imprint.send_mail", (message.id,)
         case "alert":
             return "imprint.send_alerts", (message.id,)
+        case "launch":  # of no job
+            return "imprint.fetch_images", (message.payload["fetch_id"],)
     return "imprint.clean_up", (message.job_id, message.id)
 
 
