@@ -31,6 +31,8 @@ ImprintError                     code internal
 │   └── AnswerRefused            internal                an answer that a retry will not change; final
 ├── SchemaUnknown                internal                a database that a newer Imprint has migrated
 ├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
+├── TrainingFailed               the job's               a task that waited for a job that failed
+│   └── TrainingCancelled        cancelled               the same for a cancelled job
 ├── LoraInvalid                  upload_failed           a LoRA file that is damaged or not as expected
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that ComfyUI refuses
 └── GeneratorError               backend_failed          ComfyUI refused or failed; final
@@ -222,6 +224,14 @@ class SchemaUnknown(ImprintError):
 
 class BackupInvalid(ImprintError):
     code = FailureCode.SPEC_INVALID
+
+
+class TrainingFailed(ImprintError):
+    """How a task ends that waited for a job that failed. `details` has `code`, `message`, `job_id` and `details`."""
+
+
+class TrainingCancelled(TrainingFailed):
+    code = FailureCode.CANCELLED
 
 
 class LoraInvalid(ImprintError):

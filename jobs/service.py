@@ -18,7 +18,7 @@ from core.tracing import span
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs import transitions
-from jobs.notices import notices
+from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
@@ -27,6 +27,7 @@ from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
+from notifications.tables import TaskCall
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training import memory_plan
 from training.spec import TrainSpec
@@ -72,35 +73,50 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any]) -> JobView:
+def submit(services: Services, arguments: Mapping[str, Any], call: TaskCall | None = None) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
-    The same idempotency key with the same request returns the same job. Raises SpecInvalid with every fault, KeyReused
-    or InsufficientCredits; then nothing is stored.
+    The same idempotency key with the same request returns the same job, and so does the same Celery task (`call`). The
+    callbacks of that task are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits;
+    then nothing is stored.
     """
     with span("submit") as begun:
-        job = _submit(services, arguments)
+        job = _submit(services, arguments, call)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, arguments: Mapping[str, Any]) -> Job:
+def _submit(services: Services, arguments: Mapping[str, Any], call: TaskCall | None) -> Job:
     request = training_request.parse(arguments, services.settings, services.sources)
     try:
         with services.database.writing() as session:
-            return accept(session, request, services.settings)
+            return accept(session, request, services.settings, call)
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
-        with services.database.reading() as session:
-            winner = _job_with_key(session, request)
-        if winner is None:
-            raise
+        with services.database.writing() as session:
+            winner = _earlier_job(session, request, call)
+            if winner is None:
+                raise
+            callbacks.attach(session, winner, call)
         return winner
 
 
-def accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def accept(session: Session, request: TrainingRequest, settings: Settings, call: TaskCall | None = None) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    return _job_with_key(session, request) or _create(session, request, settings)
+    job = _earlier_job(session, request, call) or _create(session, request, settings)
+    callbacks.attach(session, job, call)
+    return job
+
+
+def _earlier_job(session: Session, request: TrainingRequest, call: TaskCall | None) -> Job | None:
+    """The job that the same Celery task, or a request with the same key, was accepted as."""
+    earlier = None if call is None else session.get(TaskCall, call.task_id)
+    if earlier is None:
+        return _job_with_key(session, request)
+    job = session.get_one(Job, earlier.job_id)
+    if job.owner_id != request.envelope.owner_id or job.request_sha256 != request.sha256:
+        raise KeyReused(f"the task id {earlier.task_id} was used for another request")
+    return job
 
 
 def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
@@ -129,6 +145,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings) -> J
         request_sha256=request.sha256,
         **spec_columns(spec),
         webhook_url=envelope.webhook_url,
+        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
         total_steps=steps,
     )
     pictures = intake.rows_for(session, job.id, request)
@@ -261,6 +278,7 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
+        "on_end": job.on_end,
         "images": [
             {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask} for picture in pictures
         ],

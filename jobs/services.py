@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from core import tracing
+from core import queues, tracing
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import LeaseKeeper
@@ -112,6 +112,11 @@ class Services:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        if queues.is_own_queue(self.settings.callback_queue):
+            raise ValueError(
+                f"IMPRINT_CALLBACK_QUEUE: {self.settings.callback_queue} is a queue of Imprint's workers; "
+                "name a queue of the application"
+            )
         try:
             tracing.check()
         except ValueError as error:

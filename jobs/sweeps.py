@@ -63,10 +63,12 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
     return repaired
 
 
-def repair_job(services: Services, job_id: str) -> bool:
-    """The same for one job. Error callbacks call it."""
+def repair_job(services: Services, job_id: str, message_id: str | None = None) -> bool:
+    """The same for one job, whose launch `message_id` ended in an error. Error callbacks call it."""
     with services.database.writing() as session:
-        return repair.repair_job(session, job_id, services.settings)
+        return repair.count_failed_launch(session, job_id, message_id, services.settings) or repair.repair_job(
+            session, job_id, services.settings
+        )
 
 
 def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[str]:

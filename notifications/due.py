@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from notifications.messages import EXTERNAL, WAITING, Kind
 from notifications.tables import MESSAGE
 
-AT_ONCE = 4  # webhooks that are sent to one receiver at the same time; one if its last attempt failed
+AT_ONCE = 4  # messages that are sent to one destination at the same time; one if its last attempt failed
 
 
 def is_unclaimed(now: datetime) -> sa.ColumnElement[bool]:
@@ -54,7 +54,7 @@ def _traffic(now: datetime) -> sa.Subquery:
     """How many more messages may be sent to each destination for which some wait."""
     on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > now, 1), else_=0))
     # All mails share a server, and alerts a channel. One at a time, so that a dead one leaves workers for webhooks.
-    one = sa.or_(sa.func.max(MESSAGE.c.attempts) > 0, sa.func.min(MESSAGE.c.kind) != "notice")
+    one = sa.or_(sa.func.max(MESSAGE.c.attempts) > 0, sa.func.min(MESSAGE.c.kind).in_(("mail", "alert")))
     at_once = sa.case((one, 1), else_=AT_ONCE)
     waiting = sa.select(MESSAGE.c.destination, (at_once - on_their_way).label("room"))
     waiting = waiting.where(WAITING, MESSAGE.c.kind.in_(EXTERNAL), MESSAGE.c.destination.is_not(None))

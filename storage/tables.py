@@ -141,6 +141,8 @@ class Job(SQLModel, table=True):
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
+    # The application's task that gets the final view: its name, queue and keyword arguments.
+    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
 
     status: str = Status.PENDING
     stage: str = Stage.PREPROCESS
@@ -165,6 +167,8 @@ class Job(SQLModel, table=True):
     lease_holder: str | None = None
     lease_until: datetime | None = Field(default=None, sa_column=_time())
     launches: int = 0
+    # Launches of this stage that ended in an error before a worker had claimed it.
+    failed_launches: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     next_look_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
 
     dataset_sha256: str | None = None

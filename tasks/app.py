@@ -2,15 +2,15 @@
 
 import warnings
 
-from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
 
 from tasks import tracing  # registers its signals in every process that sends or runs tasks
+from tasks.routing import ImprintCelery
 
 # Error callbacks on chord headers would run once for each picture; Celery warns that this default may change.
 warnings.filterwarnings("ignore", "task_allow_error_cb_on_chord_header", CPendingDeprecationWarning)
 
-app = Celery(
+app = ImprintCelery(
     "imprint",
     task_cls="tasks.arguments:CheckedTask",
     include=["tasks.callbacks", "tasks.ingress", "tasks.relay", "tasks.steps", "tasks.sweeps", "tasks.worker"],

@@ -1,13 +1,15 @@
-"""The public tasks of applications: `train_lora`, `quote` and others, sent by import or by name."""
+"""The public tasks of applications: `train_lora`, `lora`, `quote` and others, sent by import or by name."""
 
 from dataclasses import asdict
 from typing import Any
 
 from celery import Task
+from celery.exceptions import Ignore
 
 from jobs import service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
+from tasks import canvas
 from tasks.app import app
 from tasks.arguments import CheckedTask
 
@@ -22,13 +24,28 @@ class PublicTask(CheckedTask):
         return super().apply_async(args, kwargs, **{"argsrepr": "()", "kwargsrepr": "{…}"} | options)
 
 
-@app.task(name="imprint.train_lora", base=PublicTask, ignore_result=False)
-def train_lora(**arguments: Any) -> dict[str, Any]:
+@app.task(name="imprint.train_lora", base=PublicTask, bind=True, ignore_result=False)
+def train_lora(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
     Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored.
     """
-    return service.submit(services(), arguments).to_dict()
+    view = service.submit(services(), arguments, canvas.call_of(self.request, waits=False))
+    canvas.leave_to_outbox(self.request)
+    return view.to_dict()
+
+
+@app.task(name="imprint.lora", base=PublicTask, bind=True, ignore_result=False)
+def lora(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+    """Start a training as `train_lora` does, and end when it ends: with the view of a ready job, or with an error.
+
+    No worker waits. The result and the callbacks are kept with the job, and the outbox sends them.
+    """
+    call = canvas.call_of(self.request, waits=True)
+    view = service.submit(services(), arguments, call)
+    if call is not None:
+        raise Ignore(f"{view.job_id} ends this task")
+    return view.to_dict()
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from core.errors import SpecInvalid
 from core.settings import Settings
+from jobs.requests.on_end import OnEnd
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
@@ -51,6 +52,7 @@ class Envelope(BaseModel):
     subject_id: Name
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    on_end: OnEnd | None = None
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
     ) = None

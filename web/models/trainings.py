@@ -66,6 +66,9 @@ class TrainRequest(RequestModel):
     data: Any = as_in_spec("data", "How pictures and captions are used.")
     validation: Any = as_in_spec("validation", "Validation loss and previews during the training.")
     webhook_url: Any = as_in_spec("webhook_url", "Base address for webhooks.")
+    on_end: Any = as_in_spec(
+        "on_end", "A Celery task of your application that gets the final view of the job. Not with every token."
+    )
 
 
 class Spec(ResponseModel):
