@@ -3,6 +3,7 @@
 from kombu import Exchange, Queue
 
 from core import embedded_broker, queues
+from core.database_address import engine_arguments
 from core.settings import settings
 from training.spec import FAMILIES
 
@@ -26,13 +27,16 @@ broker_url = (
 broker_transport_options = _redis_options if broker_url.startswith("redis") else {"confirm_publish": True}
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-result_backend = (
+result_backend: str = (
     _settings.result_url.get_secret_value()
     if _settings.result_url
     else broker_url
     if broker_url.startswith("redis")
     else f"db+{_settings.database}"
 )
+if result_backend.startswith("db+"):
+    _address, database_engine_options = engine_arguments(result_backend.removeprefix("db+"))
+    result_backend = f"db+{_address}"
 result_backend_always_retry = True
 result_backend_max_retries = 20
 result_expires = 24 * 3600

@@ -9,7 +9,8 @@ ImprintError                     code internal
 ├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
-│   └── ImageRefused             image_unreachable       an address that must not be called; final
+│   ├── ImageRefused             image_unreachable       an address that must not be called; final
+│   └── ImagesMissing            image_unreachable       too few pictures, as their servers did not answer; final
 ├── ImageInvalid                 image_invalid
 │   └── MaskInvalid              image_invalid           the mask of a picture that itself may be good
 ├── BaseModelUnavailable         base_model_unavailable
@@ -33,7 +34,7 @@ ImprintError                     code internal
 ├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
 ├── TrainingFailed               the job's               a task that waited for a job that failed
 │   └── TrainingCancelled        cancelled               the same for a cancelled job
-├── LoraInvalid                  upload_failed           a LoRA file that is damaged or not as expected
+├── LoraInvalid                  lora_invalid            a LoRA file that is damaged or not as expected
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that ComfyUI refuses
 └── GeneratorError               backend_failed          ComfyUI refused or failed; final
     ├── GeneratorUnreachable     backend_unreachable     ComfyUI does not answer; may be retried
@@ -65,6 +66,7 @@ class FailureCode(StrEnum):
     WORKER_LOST = "worker_lost"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
+    LORA_INVALID = "lora_invalid"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
 
@@ -134,6 +136,10 @@ class ImageUnreachable(ImprintError):
 
 
 class ImageRefused(ImageUnreachable):
+    retryable = False
+
+
+class ImagesMissing(ImageUnreachable):
     retryable = False
 
 
@@ -235,7 +241,7 @@ class TrainingCancelled(TrainingFailed):
 
 
 class LoraInvalid(ImprintError):
-    code = FailureCode.UPLOAD_FAILED
+    code = FailureCode.LORA_INVALID
 
 
 class WorkflowInvalid(ImprintError):

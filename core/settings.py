@@ -45,17 +45,32 @@ class Settings(BaseSettings):
 
     # ---- database ----
     database_url: SecretStr | None = Field(
-        None, description="`postgresql+psycopg://…` or `sqlite:///…`. Unset: SQLite under the home folder."
+        None,
+        description="`postgresql+psycopg://…` or `sqlite:///…`. Unset: SQLite under the home folder. Works through "
+        "pgbouncer; with `?prepare_threshold=5`, which needs direct connections, statements are prepared.",
     )
 
     # ---- object store ----
     store_url: str | None = Field(None, description="`s3://bucket/prefix` or a folder. Unset: `store/` under home.")
-    s3_endpoint_url: str | None = Field(None, description="Address of an S3 server other than Amazon's.")
-    s3_region: str = Field("us-east-1", description="Region of the S3 server.")
+    s3_endpoint_url: str | None = Field(
+        None, description="Address of an S3 server other than Amazon's. Unset: that of the AWS configuration, if any."
+    )
+    s3_region: str | None = Field(
+        None, description="Region of the S3 server. Unset: that of the AWS configuration, or `us-east-1`."
+    )
     s3_access_key_id: SecretStr | None = Field(
         None, description="Access key of the S3 server. Unset: boto3's usual chain of credentials."
     )
     s3_secret_access_key: SecretStr | None = Field(None, description="Secret that belongs to the access key.")
+    s3_session_token: SecretStr | None = Field(None, description="Token that belongs to temporary access keys.")
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto",
+        description="Whether the bucket is in the path of an address or in its host name. `auto`: in the path with "
+        "`IMPRINT_S3_ENDPOINT_URL`, else as the AWS configuration says.",
+    )
+    s3_ca_file: Path | None = Field(
+        None, description="Certificates that the S3 server's must be signed by. Unset: the usual authorities."
+    )
 
     # ---- pictures from outside ----
     file_roots: list[Path] = Field([], description="Folders that `file://` pictures may come from. JSON list.")
@@ -68,6 +83,12 @@ class Settings(BaseSettings):
         [], description="`host:port` pairs that may be fetched even if their address is private. JSON list."
     )
     fetch_timeout_s: float = Field(60.0, gt=0, description="Time limit of one picture's download.")
+    fetch_patience_s: float = Field(
+        3600.0,
+        ge=0,
+        description="A picture whose server does not answer is tried again for this long. Then the job fails with "
+        "`image_unreachable`, or trains without the picture if the request says `allow_missing`.",
+    )
     max_picture_bytes: int = Field(20_000_000, gt=0, description="Largest picture file.")
     max_picture_pixels: int = Field(50_000_000, gt=0, description="Largest picture, in pixels, before decoding.")
     max_job_bytes: int = Field(
@@ -219,8 +240,14 @@ class Settings(BaseSettings):
     # ---- RabbitMQ ingress ----
     ingress_url: SecretStr | None = Field(
         None,
-        description="Address of RabbitMQ with the queue `model_training`, in addition to the broker. Unset: "
-        "no ingress.",
+        description="Address of RabbitMQ for messages from producers, in addition to the broker. Unset: no ingress.",
+    )
+    ingress_queue: str = Field(
+        "model_training",
+        min_length=1,
+        max_length=200,
+        description="Queue of these messages. An existing queue is used as it is. Refused messages go to a queue with "
+        "this name and `.dead`.",
     )
     ingress_owner: str | None = Field(None, description="Owner of messages without an `owner_id`.")
     ingress_paths: str | None = Field(

@@ -1,9 +1,12 @@
 """Handlers of outbox messages about a job: deliver its notices and callbacks, clean up after its end."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from core import metrics
 from core.clock import utcnow
+from core.errors import ImprintError
 from core.logging import job_context
 from core.tracing import span
 from jobs import service
@@ -12,13 +15,16 @@ from jobs.notices.callbacks import TaskSender
 from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
-from notifications import outbox, receivers, webhooks
+from notifications import outbox, receivers, retries, webhooks
 from notifications.messages import Message
 from notifications.retries import Outcome, Verdict
 from notifications.tables import TaskCall
+from notifications.webhooks import FileAddresses
 from storage.tables import Job
 
 log = logging.getLogger(__name__)
+
+LINK_S = 24 * 3600  # how long the presigned address in a notice is valid
 
 
 def clean_up(services: Services, job_id: str, message_id: str) -> None:
@@ -57,6 +63,25 @@ def send_callback(services: Services, message_id: str, sender: TaskSender) -> No
         _record(services, message, outcome)
 
 
+def _attempt(services: Services, message: Message) -> Outcome:
+    try:
+        addresses = _addresses(services, message.payload["job"])
+    except ImprintError as error:  # no credentials for a presigned address, for example
+        return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=utcnow())
+    return webhooks.deliver(
+        message, services.webhook_guard.send, utcnow(), secrets=services.webhook_secrets, addresses=addresses
+    )
+
+
+def _addresses(services: Services, job: Mapping[str, Any]) -> FileAddresses | None:
+    """The addresses of the LoRA file in a notice, if it has one. A presigned one is made anew for every attempt."""
+    if not job.get("lora"):
+        return None
+    key = job["lora"]["key"]
+    link = services.store.url(key, LINK_S) if job.get("model_link") else None
+    return FileAddresses(services.store.uri(key), link)
+
+
 def _deliver(services: Services, message: Message, unwanted: bool) -> None:
     message_id = message.id
     if unwanted:
@@ -64,7 +89,7 @@ def _deliver(services: Services, message: Message, unwanted: bool) -> None:
         outcome = receivers.NOT_SENT
     else:
         with span("webhook", "client", job_id=message.job_id, event=message.topic):
-            outcome = webhooks.deliver(message, services.webhook_guard.send, utcnow(), secrets=services.webhook_secrets)
+            outcome = _attempt(services, message)
     _record(services, message, outcome)
 
 

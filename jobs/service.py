@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from core import tracing
 from core.clock import utcnow
-from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound
+from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
@@ -22,7 +22,7 @@ from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
-from jobs.requests.training_request import TrainingRequest
+from jobs.requests.training_request import Origin, TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
@@ -73,7 +73,12 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any], call: TaskCall | None = None) -> JobView:
+def submit(
+    services: Services,
+    arguments: Mapping[str, Any],
+    origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
+) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
     The same idempotency key with the same request returns the same job, and so does the same Celery task (`call`). The
@@ -81,29 +86,36 @@ def submit(services: Services, arguments: Mapping[str, Any], call: TaskCall | No
     then nothing is stored.
     """
     with span("submit") as begun:
-        job = _submit(services, arguments, call)
+        job = _submit(services, arguments, origin, call)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, arguments: Mapping[str, Any], call: TaskCall | None) -> Job:
+def _submit(services: Services, arguments: Mapping[str, Any], origin: Origin, call: TaskCall | None) -> Job:
     request = training_request.parse(arguments, services.settings, services.sources)
     try:
         with services.database.writing() as session:
-            return accept(session, request, services.settings, call)
+            return accept(session, request, services.settings, origin, call)
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
         with services.database.writing() as session:
             winner = _earlier_job(session, request, call)
             if winner is None:
+                _check_model_id(session, request.envelope.model_id)  # or two with one model id
                 raise
             callbacks.attach(session, winner, call)
         return winner
 
 
-def accept(session: Session, request: TrainingRequest, settings: Settings, call: TaskCall | None = None) -> Job:
+def accept(
+    session: Session,
+    request: TrainingRequest,
+    settings: Settings,
+    origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
+) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    job = _earlier_job(session, request, call) or _create(session, request, settings)
+    job = _earlier_job(session, request, call) or _create(session, request, settings, origin)
     callbacks.attach(session, job, call)
     return job
 
@@ -134,8 +146,20 @@ def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
     return job
 
 
-def _create(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def _check_model_id(session: Session, model_id: str | None) -> None:
+    """Raises SpecInvalid if another training has this id: its file is there, or will be."""
+    if is_model_id_taken(session, model_id):
+        raise SpecInvalid.of({"model_id": f"{model_id} is taken by another training; each needs an id of its own"})
+
+
+def is_model_id_taken(session: Session, model_id: str | None) -> bool:
+    """Whether a training was given this id."""
+    return model_id is not None and session.exec(select(Job.id).where(Job.model_id == model_id)).first() is not None
+
+
+def _create(session: Session, request: TrainingRequest, settings: Settings, origin: Origin) -> Job:
     envelope, spec = request.envelope, request.spec
+    _check_model_id(session, envelope.model_id)
     steps = spec.steps(len(envelope.images))
     job = Job(
         id=new_id("job"),
@@ -146,6 +170,12 @@ def _create(session: Session, request: TrainingRequest, settings: Settings) -> J
         **spec_columns(spec),
         webhook_url=envelope.webhook_url,
         on_end=envelope.on_end.model_dump() if envelope.on_end else None,
+        allow_missing=envelope.allow_missing,
+        model_id=envelope.model_id,
+        model_link=envelope.model_link,
+        reference=envelope.reference,
+        message_id=origin.message_id,
+        style_id=origin.style_id,
         total_steps=steps,
     )
     pictures = intake.rows_for(session, job.id, request)
@@ -243,7 +273,7 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> JobV
 
 
 def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
-    """Start a new job with the pictures and recipe of one that has ended.
+    """Start a new job with the pictures and recipe of one that has ended. Its model has an id of its own.
 
     Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit` raises.
     """
@@ -254,7 +284,7 @@ def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobVi
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         ).all()
-    return submit(services, _arguments(job, pictures))
+    return submit(services, _arguments(job, pictures), Origin(job.message_id, job.style_id))
 
 
 def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> Quote:
@@ -279,8 +309,12 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
         "on_end": job.on_end,
+        "allow_missing": job.allow_missing or None,
+        "model_link": job.model_link or None,
+        "reference": job.reference,
         "images": [
-            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask} for picture in pictures
+            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask, "name": picture.name}
+            for picture in pictures
         ],
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+from pydantic import SecretStr
 
 from core import queues, tracing
 from core.guard import Guard
@@ -146,14 +147,19 @@ def open_store(settings: Settings) -> ObjectStore:
         return LocalStore(Path(address.path if address.scheme == "file" else settings.store))
     from storage.objects.s3 import S3Store
 
-    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    def secret(value: SecretStr | None) -> str | None:
+        return value.get_secret_value() if value else None
+
     return S3Store(
         bucket=address.netloc,
         prefix=address.path.strip("/"),
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
-        access_key_id=key.get_secret_value() if key else None,
-        secret_access_key=secret.get_secret_value() if secret else None,
+        access_key_id=secret(settings.s3_access_key_id),
+        secret_access_key=secret(settings.s3_secret_access_key),
+        session_token=secret(settings.s3_session_token),
+        addressing=settings.s3_addressing,
+        ca_file=settings.s3_ca_file,
     )
 
 

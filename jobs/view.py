@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
+from core.picture_names import picture_label
 from credits.ledger import Hold
 from jobs.specs import spec_of
 from storage.tables import Job, JobPicture, PictureState, RemoteRun, Stage, Status
@@ -44,12 +45,18 @@ class FailureView(View):
 
 
 class PictureView(View):
-    """The state of one picture, and its faults if it is bad."""
+    """The state of one picture, and its faults if it is bad. `name`: of its source, if that has one."""
 
     position: int
+    name: str | None
     state: PictureState
     faults: list[str]
     report: dict[str, Any] | None
+
+    @property
+    def label(self) -> str:
+        """The picture as every message names it."""
+        return picture_label(self.position, self.name)
 
 
 class FileView(View):
@@ -93,6 +100,7 @@ class JobView(View):
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
+    reference: dict[str, Any] | None
 
     @property
     def id(self) -> str:
@@ -110,7 +118,7 @@ def view_of(
     refunded = hold.amount - charged if hold is not None and not held else 0
     return JobView(
         job_id=job.id,
-        model_id=job.id,
+        model_id=job.public_model_id,
         owner_id=job.owner_id,
         subject_id=job.subject_id,
         status=Status(job.status),
@@ -131,6 +139,7 @@ def view_of(
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
+        reference=job.reference,
     )
 
 
@@ -139,6 +148,7 @@ def picture_view(picture: JobPicture) -> PictureView:
     report = picture.report
     return PictureView(
         position=picture.position,
+        name=picture.name,
         state=PictureState(picture.state),
         faults=picture.faults,
         report={name: value for name, value in report.items() if name not in _INTERNAL} if report else None,

@@ -15,6 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel
 
+from core.database_address import engine_arguments
 from core.errors import SchemaUnknown
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -38,8 +39,8 @@ class Database:
         self.is_sqlite = self.address.get_backend_name() == "sqlite"
         if self.is_sqlite and self.address.database:
             Path(self.address.database).parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True}
-        self.engine = sa.create_engine(address, **options)
+        address, options = engine_arguments(address)
+        self.engine = sa.create_engine(address, **options, **({} if self.is_sqlite else {"pool_pre_ping": True}))
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)

@@ -61,6 +61,7 @@ class StoredPicture(SQLModel, table=True):
     sha256: str
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
+    name: str | None = None  # of the file that it came from
     caption: str | None = None
     # The quality report; None until the picture has been checked.
     report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
@@ -124,6 +125,7 @@ class Job(SQLModel, table=True):
     __tablename__ = "training_job"
     __table_args__ = (
         sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_training_job_owner_key"),
+        sa.Index("uq_training_job_model", "model_id", unique=True),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
@@ -143,6 +145,14 @@ class Job(SQLModel, table=True):
     webhook_url: str | None = None
     # The application's task that gets the final view: its name, queue and keyword arguments.
     on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    model_id: str | None = None  # as the request gave it; None: the job's id
+    # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
+    reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    message_id: str | None = None
+    style_id: str | int | None = Field(default=None, sa_column=_json(str | int))
+    # Whether it may train without pictures that stay unreachable, and whether its last notice has a presigned address.
+    allow_missing: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    model_link: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
 
     status: str = Status.PENDING
     stage: str = Stage.PREPROCESS
@@ -182,6 +192,11 @@ class Job(SQLModel, table=True):
     started_at: datetime | None = Field(default=None, sa_column=_time())
     finished_at: datetime | None = Field(default=None, sa_column=_time())
 
+    @property
+    def public_model_id(self) -> str:
+        """The id of the model in notices, and in the key of its file."""
+        return self.model_id or self.id
+
 
 class JobPicture(SQLModel, table=True):
     """One picture of one job, and the result of preparing it."""
@@ -191,6 +206,7 @@ class JobPicture(SQLModel, table=True):
     job_id: str = Field(primary_key=True, foreign_key="training_job.id")
     position: int = Field(primary_key=True)
     reference: str  # an address, or the id of a stored picture; may be presigned, so it never leaves the database
+    name: str | None = None  # of its source, for people: never an address
     caption: str | None = None
     mask: str | None = None  # an address or an id too
     state: str = PictureState.WAITING
@@ -206,6 +222,7 @@ class JobPicture(SQLModel, table=True):
     lease_holder: str | None = None
     lease_until: datetime | None = Field(default=None, sa_column=_time())
     attempt: int = 0
+    unreachable_since: datetime | None = Field(default=None, sa_column=_time())  # None once it has been fetched
 
 
 class JobEvent(SQLModel, table=True):

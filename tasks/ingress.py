@@ -30,7 +30,7 @@ def train_lora(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
 
     Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored.
     """
-    view = service.submit(services(), arguments, canvas.call_of(self.request, waits=False))
+    view = service.submit(services(), arguments, call=canvas.call_of(self.request, waits=False))
     canvas.leave_to_outbox(self.request)
     return view.to_dict()
 
@@ -42,7 +42,7 @@ def lora(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
     No worker waits. The result and the callbacks are kept with the job, and the outbox sends them.
     """
     call = canvas.call_of(self.request, waits=True)
-    view = service.submit(services(), arguments, call)
+    view = service.submit(services(), arguments, call=call)
     if call is not None:
         raise Ignore(f"{view.job_id} ends this task")
     return view.to_dict()

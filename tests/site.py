@@ -47,6 +47,7 @@ class Site:
             "IMPRINT_LEASE_S": "2",
             "IMPRINT_SWEEP_S": "1",
             "IMPRINT_RETRY_BASE_S": "0.2",
+            "IMPRINT_FETCH_PATIENCE_S": "2",
             "IMPRINT_RELAUNCH_AFTER_S": "20",
             "IMPRINT_IO_CONCURRENCY": "1",
             "OMP_NUM_THREADS": "1",

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
-from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
+from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews
 from training.data.folder import load_folder, unused_masks
 from training.multi_process import shared_checkpoints
 from training.options import parse_assignments
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, help=f"{defaults['learning_rate']}; 1 with prodigy")
     add("--optimizer", choices=get_args(Optimizer), help="what moves the weights (default: adamw)")
     add("--resolution", type=int, help=f"pixels, a multiple of 64: {defaults['resolution']}")
-    add("--epochs", type=int, help=f"times that every picture is seen, 10 to 500: {defaults['epochs']}")
+    add("--epochs", type=int, help=f"times that every picture is seen, 1 to 500: {defaults['epochs']}")
     add("--max-steps", type=int, help="train this many steps, whatever the epochs")
     add("--batch-size", type=int, help="pictures per step (default: 1)")
     add("--seed", type=int, default=0, help="the same seed, recipe and pictures give the same LoRA (default: 0)")
@@ -110,6 +110,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, slower; a CPU always does so")
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
+    add("--keep-checkpoints", action="store_true", help="also keep the LoRA of every checkpoint, beside OUT")
     add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
     add("--verbose", action="store_true", help="log what is done")
 
@@ -192,6 +193,7 @@ def _train(
                 deterministic=given.deterministic,
                 checkpoint_every_epochs=given.checkpoint_every,
                 training_adapter=given.training_adapter,
+                loras=FolderLoras(given.out) if spec.keep_checkpoints else None,
                 previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
             )
             try:

@@ -1,4 +1,4 @@
-"""Checkpoint and preview stores in folders, with atomic writes. For trainings without a queue."""
+"""Stores of checkpoints, LoRA files and previews in folders, with atomic writes. For trainings without a queue."""
 
 import re
 from collections.abc import Sequence
@@ -39,6 +39,16 @@ class FolderCheckpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.safetensors"
+
+
+class FolderLoras:
+    """A `training.ports.LoraStore` beside the LoRA file: `dog-step-00000120.safetensors` for `dog.safetensors`."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def save(self, step: int, data: bytes) -> None:
+        write_file(self._out.with_name(f"{self._out.stem}-step-{step:08d}.safetensors"), data)
 
 
 class FolderPreviews:

@@ -18,6 +18,7 @@ from training.families import folders, single_file
 from training.families.parts import load_part, locate
 from training.lora import formats as lora_formats
 from training.lora.file import MAGNITUDE
+from training.lora.reading import read_lora
 from training.lora.safetensor import Malformed, unpack
 
 lib: Any = diffusers  # mypy does not see its classes
@@ -133,7 +134,7 @@ def _load(pipeline: Any, lora: Path, *, is_dora: bool) -> None:
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
         return
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / lora.name).write_bytes(lora_formats.serialize_as(lora_formats.read_lora(lora), "peft"))
+        (Path(folder) / lora.name).write_bytes(lora_formats.serialize_as(read_lora(lora), "peft"))
         pipeline.load_lora_weights(folder, weight_name=lora.name, use_safetensors=True)
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from core.errors import FailureCode, ImageInvalid, ImageUnreachable, SpecInvalid
+from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import subject_pictures
@@ -33,10 +34,11 @@ async def store_uploads(
     if kind == "multipart/form-data":
         async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=10_000) as form:
             files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
-            loaders = [_from_file(file, services.settings.max_picture_bytes) for file in files]
+            loaders = [(file.filename, _from_file(file, services.settings.max_picture_bytes)) for file in files]
             return await run_in_threadpool(_store, services, owner_id, subject_id, loaders, is_mask)
     if kind == "application/json":
-        loaders = [_from_address(services, address) for address in _addresses(await request.body())]
+        addresses = _addresses(await request.body())
+        loaders = [(source_name(address), _from_address(services, address)) for address in addresses]
         return await run_in_threadpool(_store, services, owner_id, subject_id, loaders, is_mask)
     raise RequestRefused("unsupported_media_type", "send pictures as multipart/form-data or application/json")
 
@@ -67,14 +69,16 @@ def _addresses(body: bytes) -> list[str]:
 
 
 def _store(
-    services: Services, owner_id: str, subject_id: str, loaders: Iterable[Loader], is_mask: bool
+    services: Services, owner_id: str, subject_id: str, loaders: Iterable[tuple[str | None, Loader]], is_mask: bool
 ) -> StoredImages:
+    """Store what the loaders give, each with the name of its source."""
     stored, refused = [], []
-    for index, load in enumerate(loaders):
+    for index, (name, load) in enumerate(loaders):
         try:
-            stored.append(subject_pictures.add(services, owner_id, subject_id, load(), is_mask=is_mask))
+            stored.append(subject_pictures.add(services, owner_id, subject_id, load(), is_mask=is_mask, name=name))
         except (ImageInvalid, ImageUnreachable) as error:
-            refused.append(RefusedImage(index=index, code=error.code, detail=error.message))
+            detail = f"{picture_label(index, plain_name(name))}: {error.message}"
+            refused.append(RefusedImage(index=index, code=error.code, detail=detail))
     if not stored and not refused:
         raise SpecInvalid.of({"files": "the form contains no files"})
     if not stored:

@@ -11,7 +11,8 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
-from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage, one_line
+from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage
+from generation.comfyui.text import one_line
 
 _POLL_S = 1.0
 _CONNECT_S = 10.0

@@ -6,15 +6,25 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from core.errors import SpecInvalid
+from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
 from jobs.requests.on_end import OnEnd
+from notifications import webhooks
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
@@ -31,16 +41,43 @@ Reference = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 _CONTROL = r"[\x00-\x1f\x7f]"
+_PATH = re.compile(r"[/\\.~:]")  # ids of stored pictures have none of these
+
+
+def _is_free_to_choose(model_id: str) -> str:
+    if model_id.startswith("job_"):
+        raise ValueError("must not begin with job_, as the ids of jobs do")
+    return model_id
+
+
+def _fits_into_a_notice(reference: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = webhooks.reference_size(reference)
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("must be JSON in Unicode, without NaN and infinity") from None
+    if size > webhooks.MAX_REFERENCE_BYTES:
+        raise ValueError(f"needs {size} bytes as JSON; at most {webhooks.MAX_REFERENCE_BYTES} are allowed")
+    return reference
+
+
+# A part of the key of the LoRA file, and of the address of the webhook. Whole numbers are ids too.
+ModelId = Annotated[
+    str,
+    BeforeValidator(lambda given: str(given) if isinstance(given, int) and not isinstance(given, bool) else given),
+    StringConstraints(max_length=100, pattern=r"^[a-z0-9_-][a-z0-9._-]*$"),
+    AfterValidator(_is_free_to_choose),
+]
 
 
 class RequestedImage(BaseModel):
-    """One picture of a request: its address or id, its caption, and its mask."""
+    """One picture of a request: its address or id, its caption, its mask, and a name for messages about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ref: Reference
     caption: Caption | None = None
     mask: Reference | None = None
+    name: Name | None = None
 
 
 class Envelope(BaseModel):
@@ -50,12 +87,24 @@ class Envelope(BaseModel):
 
     owner_id: Name
     subject_id: Name
+    model_id: ModelId | None = None
+    reference: Annotated[dict[str, Any], AfterValidator(_fits_into_a_notice)] | None = None
+    model_link: Annotated[bool, Field(strict=True)] = False
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
+    allow_missing: Annotated[bool, Field(strict=True)] = False
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     on_end: OnEnd | None = None
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
     ) = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What notices about a message from RabbitMQ repeat: its id, and its `style_id` as it was written."""
+
+    message_id: str | None = None
+    style_id: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +123,7 @@ _RECIPE = frozenset(TrainSpec.model_fields)
 
 
 def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> TrainingRequest:
-    """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or `{"ref": …, "caption": …, "mask": …}`.
+    """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or objects as in `RequestedImage`.
 
     Raises SpecInvalid with every fault at once.
     """
@@ -85,7 +134,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         name: f"unknown argument; the arguments are {', '.join(sorted(known))}" for name in unknown
     }
     envelope = spec = None
-    given = {name: value for name, value in arguments.items() if name in _ENVELOPE}
+    given = {name: value for name, value in arguments.items() if name in _ENVELOPE and value is not None}
     if isinstance(given.get("images"), list):
         given["images"] = [{"ref": image} if isinstance(image, str) else image for image in given["images"]]
     try:
@@ -141,11 +190,27 @@ def _address_faults(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
-            if reference and "://" in reference and (reason := sources.refusal_reason(reference)):
-                faults[name] = reason
+            if reference and (reason := _reference_fault(reference, sources)):
+                faults[name] = f"{label_of(index, image)}: {reason}"
     if envelope.webhook_url is not None and (reason := webhook_fault(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
     return faults
+
+
+def label_of(position: int, image: RequestedImage) -> str:
+    """A picture of a request as every message names it."""
+    return picture_label(position, plain_name(image.name) or source_name(image.ref))
+
+
+def _reference_fault(reference: str, sources: Sources) -> str | None:
+    if "://" in reference:
+        return sources.refusal_reason(reference)
+    if not _PATH.search(reference):
+        return None  # an id; whether the owner has such a picture is checked with the database
+    for path in (PurePosixPath(reference), PureWindowsPath(reference)):
+        if path.is_absolute():
+            return f"is a path; write {path.as_uri()[:200]} for a file on the workers' machine"
+    return "is a path; write its whole address, such as file:///folder/name for a file on the workers' machine"
 
 
 def webhook_fault(url: str, sources: Sources) -> str | None:

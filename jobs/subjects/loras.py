@@ -50,7 +50,7 @@ def resolve(services: Services, owner_id: str, subject_id: str, base_model: str 
     key = str(job.lora_key)
     return LoraView(
         job_id=job.id,
-        model_id=job.id,
+        model_id=job.public_model_id,
         subject_id=job.subject_id,
         base_model=spec.base_model,
         family=spec.family,

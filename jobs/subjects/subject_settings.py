@@ -17,7 +17,7 @@ from jobs.requests import training_request
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.view import JobView, View
-from notifications import outbox, webhooks
+from notifications import webhooks
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
 from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, Word
@@ -179,21 +179,14 @@ def _job(session: Session, subject: Subject, idempotency_key: str | None = None)
 
 
 def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Outcome) -> None:
-    """Queue notices that no training was started. They carry the subject's id in place of a job's."""
+    """Queue notices that no training was started. They are about the subject: there is no job and no model."""
     notices.queue_not_started_mail(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
     view = {
         "job_id": None,
-        "model_id": subject.id,
+        "owner_id": subject.owner_id,
+        "subject_id": subject.id,
         "failure": {"code": outcome.reason, "message": outcome.message},
     }
-    outbox.put(
-        session,
-        "notice",
-        job_id=None,
-        owner_id=subject.owner_id,
-        topic=NOT_STARTED,
-        destination=subject.webhook_url,
-        payload=webhooks.payload(view, NOT_STARTED, subject.webhook_url),
-    )
+    webhooks.put(session, view, NOT_STARTED, subject.webhook_url)

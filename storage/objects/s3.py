@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from boto3.session import Session
 from botocore.config import Config
@@ -24,7 +24,7 @@ _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")
 
 
 class S3Store:
-    """Objects under `prefix` in `bucket`. Without access keys, boto3 finds credentials in its usual places.
+    """Objects under `prefix` in `bucket`. What is not given here, boto3 finds in the AWS configuration.
 
     The server verifies the SHA-256 of every upload. The checksum of a multipart upload covers only the checksums of its
     parts, so the digest of the whole object is stored in its metadata, and every download is verified against it. Files
@@ -37,19 +37,26 @@ class S3Store:
         bucket: str,
         prefix: str = "",
         endpoint_url: str | None = None,
-        region: str = "us-east-1",
+        region: str | None = None,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
+        session_token: str | None = None,
+        addressing: Literal["auto", "path", "virtual"] = "auto",
+        ca_file: Path | None = None,
         multipart_bytes: int = 64 << 20,
     ) -> None:
         self.bucket = bucket
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._multipart_bytes = multipart_bytes
+        # Most servers that an operator names have no host name for each bucket; botocore knows those that do.
+        style = "path" if addressing == "auto" and endpoint_url else addressing
         self._client: Any = _client(
             region_name=region,
             endpoint_url=endpoint_url,
             aws_access_key_id=access_key_id,
             aws_secret_access_key=secret_access_key,
+            aws_session_token=session_token,
+            verify=str(ca_file) if ca_file else None,
             config=Config(
                 signature_version="s3v4",
                 connect_timeout=5,
@@ -59,7 +66,7 @@ class S3Store:
                 # This class sends SHA-256 itself; many servers do not know boto3's CRC trailers.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
-                s3={"addressing_style": "path" if endpoint_url else "auto", "payload_signing_enabled": True},
+                s3={"payload_signing_enabled": True} | ({} if style == "auto" else {"addressing_style": style}),
             ),
         )
 
@@ -122,6 +129,9 @@ class S3Store:
         # One by one: servers disagree on the checksum of the bulk call, and there are few keys.
         for key in self.list(checked_folder(prefix)):
             self.delete(key)
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self.prefix}{checked_key(key)}"
 
     def url(self, key: str, expires_s: int) -> str:
         with _our_errors(key):
@@ -199,10 +209,11 @@ def _session() -> Session:
 _SESSION_LOCK = Lock()
 
 
-def _client(**options: Any) -> Any:
+def _client(*, region_name: str | None, **options: Any) -> Any:
     """Clients are thread-safe, sessions are not. The session is cached because creating one takes 0.3 s."""
     with _SESSION_LOCK:
-        return _session().client("s3", **options)
+        session = _session()
+        return session.client("s3", region_name=region_name or session.region_name or "us-east-1", **options)
 
 
 def _only_new(create_only: bool) -> dict[str, str]:

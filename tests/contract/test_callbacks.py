@@ -28,22 +28,22 @@ def sent(services: Services, job_id: str) -> list[tuple[str, str, str]]:
 
 def test_an_accepted_task_gets_its_callbacks_at_once_and_only_once(services: Services) -> None:
     arguments = request(services)
-    job_id = service.submit(services, arguments, task_call("a", waits=False)).job_id
+    job_id = service.submit(services, arguments, call=task_call("a", waits=False)).job_id
     # A message that is delivered twice, without an idempotency key.
-    assert service.submit(services, arguments, task_call("a", waits=False)).job_id == job_id
+    assert service.submit(services, arguments, call=task_call("a", waits=False)).job_id == job_id
     expected = [("a", "callback", "celery://shop")] * 2 + [("a", "chain", "celery://shop")]
     assert sent(services, job_id) == expected
     service.cancel(services, job_id)
     assert sent(services, job_id) == expected
     with pytest.raises(KeyReused, match="the task id a was used"):
-        service.submit(services, request(services, rank=8), task_call("a", waits=False))
+        service.submit(services, request(services, rank=8), call=task_call("a", waits=False))
     balances(services)
 
 
 def test_every_waiting_task_gets_its_own_end(services: Services) -> None:
     arguments = request(services, idempotency_key="k", on_end=ON_END)
-    job_id = service.submit(services, arguments, task_call("a")).job_id
-    assert service.submit(services, arguments, task_call("b", callbacks=[], chain=[])).job_id == job_id
+    job_id = service.submit(services, arguments, call=task_call("a")).job_id
+    assert service.submit(services, arguments, call=task_call("b", callbacks=[], chain=[])).job_id == job_id
     assert sent(services, job_id) == []
     put_at(services, job_id, Stage.SETTLE)
     with services.database.writing() as session:
@@ -56,13 +56,13 @@ def test_every_waiting_task_gets_its_own_end(services: Services) -> None:
     at_end = [*ready, ("b", "result", "celery://results"), (None, "on_end", "celery://shop")]
     assert sent(services, job_id) == at_end
     # One that comes after the end does not wait.
-    service.submit(services, arguments, task_call("c", chain=[]))
+    service.submit(services, arguments, call=task_call("c", chain=[]))
     assert sent(services, job_id)[len(at_end) :] == [("c", *rest) for _, *rest in ready[:3]]
     balances(services)
 
 
 def test_error_callbacks_follow_the_result_of_a_job_that_did_not_end_ready(services: Services) -> None:
-    job_id = service.submit(services, request(services), task_call("a")).job_id
+    job_id = service.submit(services, request(services), call=task_call("a")).job_id
     service.cancel(services, job_id)
     # A callback without a queue goes to the operator's.
     assert sent(services, job_id) == [("a", "result", "celery://results"), ("a", "errback", "celery://celery")]
@@ -75,7 +75,7 @@ def test_error_callbacks_follow_the_result_of_a_job_that_did_not_end_ready(servi
 def test_callers_that_race_for_one_key_all_get_their_callbacks(services: Services) -> None:
     arguments = request(services, idempotency_key="k")
     with ThreadPoolExecutor(8) as pool:
-        views = list(pool.map(lambda name: service.submit(services, arguments, task_call(name)), "abcdefgh"))
+        views = list(pool.map(lambda name: service.submit(services, arguments, call=task_call(name)), "abcdefgh"))
     (job_id,) = {view.job_id for view in views}
     service.cancel(services, job_id)
     assert sorted(one[0] for one in sent(services, job_id) if one[1] == "result") == list("abcdefgh")
@@ -87,7 +87,7 @@ def test_callers_that_race_with_the_end_of_the_job_lose_nothing(services: Servic
     job_id = service.submit(services, arguments).job_id
     with ThreadPoolExecutor(9) as pool:
         ended = pool.submit(service.cancel, services, job_id)
-        list(pool.map(lambda name: service.submit(services, arguments, task_call(name)), "abcdefgh"))
+        list(pool.map(lambda name: service.submit(services, arguments, call=task_call(name)), "abcdefgh"))
         ended.result()
     assert sorted(one[0] for one in sent(services, job_id) if one[1] == "result") == list("abcdefgh")
     balances(services)

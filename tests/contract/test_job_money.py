@@ -247,10 +247,9 @@ DAMAGE = {
 def ended(services: Services) -> dict[str, str]:
     """One job of each end, and an active one: their ids, in good books. A Celery task waits for the first."""
     on_end = {"task": "shop.notice"}
+    calls = {"ready": task_call("a")}
     found = {
-        name: service.submit(
-            services, request(services, seed=n, on_end=on_end), task_call("a") if not n else None
-        ).job_id
+        name: service.submit(services, request(services, seed=n, on_end=on_end), call=calls.get(name)).job_id
         for n, name in enumerate(ENDS)
     }
     put_at(services, found["ready"], Stage.SETTLE)

@@ -12,7 +12,7 @@ from sqlmodel import select
 
 from core.errors import SchemaUnknown
 from storage.database import Database, known_revisions
-from storage.tables import Job, StoredPicture
+from storage.tables import Job, JobPicture, StoredPicture
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT
@@ -187,3 +187,31 @@ def test_every_process_says_so_and_ends(tmp_path: Path) -> None:
         assert done.returncode == 1, f"{module}: {done.stdout}{done.stderr}"
         assert "a newer Imprint has migrated" in " ".join(done.stderr.split()), module
         assert "Traceback" not in done.stderr, module
+
+
+def test_jobs_and_pictures_of_before_get_what_producers_brought(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0009")
+    columns = (
+        "id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step, total_steps,"
+        " lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at"
+    )
+    job = sa.text(
+        f"INSERT INTO training_job ({columns}) VALUES (:id, 'ada', 'dog', '', '{{}}', 'training', 'train', 1, 0, 100,"  # noqa: S608
+        " 0, 0, '2026-01-01 00:00:00', 0.0, 0, '2026-01-01 00:00:00')"
+    )
+    picture = sa.text(
+        "INSERT INTO job_picture (job_id, position, reference, state, source_bytes, width, height, faults, lease_token,"
+        " attempt) VALUES ('job_1', 0, 'pic_1', 'waiting', 0, 0, 0, '[]', 0, 0)"
+    )
+    with database.engine.begin() as connection:
+        connection.execute(job, [{"id": "job_1"}, {"id": "job_2"}])
+        connection.execute(picture)
+    database.migrate()
+    with database.reading() as session:
+        old = session.get_one(Job, "job_1")
+        assert (old.public_model_id, old.model_id, old.reference) == ("job_1", None, None)
+        assert (old.allow_missing, old.model_link) == (False, False)
+        waiting = session.get_one(JobPicture, ("job_1", 0))
+        assert (waiting.name, waiting.unreachable_since) == (None, None)
+    database.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.hostile.weights import Runs, doubled, headed, relabel, two, zipped
+from tests.hostile.weights import LFS_POINTER, Runs, doubled, headed, relabel, two, zipped
 from tests.unit.test_training_lora_file import made
 from training.lora.safetensor import Tensor, pack, tensor, unpack
 
@@ -56,10 +56,12 @@ def all_as(kind: str) -> Callable[[Path], None]:
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a pickle as safetensors": (bytes_as(lambda _: pickle.dumps(Runs())), NOT_SOUND + "its header has "),
+    "a pickle as safetensors": (bytes_as(lambda _: pickle.dumps(Runs())), NOT_SOUND + "it is a pickle"),
     "a torch archive as safetensors": (
-        bytes_as(lambda _: zipped("archive/data.pkl", pickle.dumps(Runs()))), NOT_SOUND + "its header has ",
+        bytes_as(lambda _: zipped("archive/data.pkl", pickle.dumps(Runs()))), NOT_SOUND + "it is a pickle",
     ),
+    "a Git LFS pointer": (bytes_as(lambda _: LFS_POINTER), NOT_SOUND + "it is a Git LFS pointer"),
+    "a web page": (bytes_as(lambda _: b"<!doctype html><title>Sign in</title>"), NOT_SOUND + "it is a web page"),
     "nothing": (bytes_as(lambda _: b""), NOT_SOUND + "it is empty"),
     "half a file": (bytes_as(lambda data: data[: len(data) // 2]), NOT_SOUND + "tensor "),
     "a zip behind it": (bytes_as(lambda data: data + zipped("x", b"x")), NOT_SOUND + "its header describes "),

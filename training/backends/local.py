@@ -210,7 +210,8 @@ class Trainee:
             snapshot = snapshots.popleft()
             self._show()  # before the checkpoint is kept: a job that goes on from it draws no earlier picture again
             self._read(snapshot.step)
-            if len(snapshots) < _MOST_WAITING and snapshot.step > self.kept:  # with a slow store the newest will do
+            is_due = self.run.loras is not None or len(snapshots) < _MOST_WAITING  # else, with a slow store, the newest
+            if is_due and snapshot.step > self.kept:
                 self._keep(replace(snapshot.state(), loss=self.meter.loss_after(snapshot.step)))
         self._read(self.total)
         self.meter.report(self.done, is_end=self.job.gone and self.done == self.job.total)
@@ -249,7 +250,19 @@ class Trainee:
             )
         if checkpoint.save_checkpoint(self.run.checkpoints, state, self.identity, _versions(), self.lasting):
             self.kept = state.step
+        self._keep_lora(state)
         self.state = state
+
+    def _keep_lora(self, state: State) -> None:
+        """Keep the LoRA file of a checkpoint for the owner. A store that fails is only a warning."""
+        if self.run.loras is None or state.step == self.total or state.step % self.job.checkpoint_every:
+            return
+        looks = [look for look in state.looks if look[0] == state.step]
+        data, _ = _serialized(self.run, replace(state, best={}), self.identity, looks[0] if looks else None)
+        try:
+            self.run.loras.save(state.step, data)
+        except (OSError, ImprintError) as error:
+            log.warning("the LoRA file of step %d could not be kept, training goes on: %s", state.step, error)
 
 
 def _planned(
@@ -318,21 +331,9 @@ def _export(
     seconds: float,
     device: torch.device,
 ) -> TrainResult:
-    """Write the LoRA file, after the same check that it must pass before it is delivered."""
-    spec = run.spec
-    look = _delivered(spec, state)
-    metadata = lora_metadata.build_metadata(
-        spec,
-        split_held_out(run.examples, spec)[0],
-        steps=state.step,
-        dataset_sha256=run.dataset_sha256,
-        base_sha256=identity["base"],
-        prediction=state.prediction,
-        look=look,
-        quantisation=state.quantisation,
-    )
-    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
-    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
+    """Write the LoRA file."""
+    look = _delivered(run.spec, state)
+    data, report = _serialized(run, state, identity, look)
     try:
         lora_file.write_file(run.out, data)
     except OSError as error:
@@ -349,6 +350,25 @@ def _export(
         validation_loss=look[1] if look else None,
         metadata=dict(report.metadata),
     )
+
+
+def _serialized(
+    run: TrainRun, state: State, identity: dict[str, str], look: tuple[int, float] | None
+) -> tuple[bytes, lora_file.LoraReport]:
+    """A LoRA file, after the same check that it must pass before it is delivered. `look` is that of its weights."""
+    spec = run.spec
+    metadata = lora_metadata.build_metadata(
+        spec,
+        split_held_out(run.examples, spec)[0],
+        steps=state.step,
+        dataset_sha256=run.dataset_sha256,
+        base_sha256=identity["base"],
+        prediction=state.prediction,
+        look=look,
+        quantisation=state.quantisation,
+    )
+    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
+    return data, lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
 
 
 def _delivered(spec: TrainSpec, state: State) -> tuple[int, float] | None:

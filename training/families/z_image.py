@@ -23,21 +23,20 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2Tokenizer, Qwen3Model
 
-from core.errors import BaseModelUnavailable
+from core.errors import BaseModelUnavailable, LoraInvalid
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, Family, Where
 from training.families.latents import encode_pictures, sample
 from training.families.parts import load_part, vae_number
 from training.families.quantised import place
-from training.lora import safetensor
+from training.lora import formats
+from training.lora.reading import read_lora
 from training.options import MIN_SNR_GAMMA
 from training.ports import Example
 
 MAX_TOKENS = 512  # what diffusers' pipeline reads of a prompt
 # In the main blocks and in the two refiners before them.
 QUANTISED = r"(layers|noise_refiner|context_refiner)\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
-_PREFIXES = ("diffusion_model.", "transformer.")
-_DOWN = ".lora_A.weight"
 
 
 @dataclass(frozen=True)
@@ -96,23 +95,26 @@ def merge_adapter(transformer: Any, path: Path) -> int:
                 raise ValueError("a layer has another shape, or numbers that are not finite")
             layer.weight.add_(change.to(layer.weight))
             count += 1
-    except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+    except (LoraInvalid, OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise BaseModelUnavailable(
             f"the training adapter {path} does not fit the base model ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    if not count:
-        raise BaseModelUnavailable(f"the training adapter {path} has no lora_A.weight: it is not such an adapter")
     return count
 
 
 def _adapter(transformer: Any, path: Path) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """The layers that a training adapter changes, each with its A [rank, in] and B [out, rank], scaled."""
-    tensors, _ = safetensor.unpack(path.read_bytes())
-    for stem in [name.removesuffix(_DOWN) for name in tensors if name.endswith(_DOWN)]:
-        layer = transformer.get_submodule(_without_prefix(stem))
-        a, b = (torch.from_numpy(tensors[stem + end].floats().copy()) for end in (_DOWN, ".lora_B.weight"))
-        alpha = tensors.get(f"{stem}.alpha")
-        yield getattr(layer, "base_layer", layer), a, b * (float(alpha.floats()) / len(a) if alpha is not None else 1.0)
+    """The layers that a training adapter changes, each with its A [rank, in] and B [out, rank], scaled.
+
+    Raises LoraInvalid for a file that is broken, or holds anything that would be lost.
+    """
+    lora = read_lora(path)
+    formats.refuse_other(lora)
+    for module in lora.modules.values():
+        if module.magnitude is not None:
+            raise LoraInvalid(f"{path.name} is a DoRA: a training adapter must be a LoRA")
+        layer = transformer.get_submodule(module.name.module)
+        a, b = (torch.from_numpy(part.floats().copy()) for part in (module.down, module.up))
+        yield getattr(layer, "base_layer", layer), a, b * module.scale
 
 
 @contextmanager
@@ -141,12 +143,6 @@ def as_used(base: Base) -> Iterator[None]:
 def _without(a: Tensor, b: Tensor, _: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """A layer's output without the adapter's product."""
     return output - functional.linear(functional.linear(inputs[0], a), b)
-
-
-def _without_prefix(stem: str) -> str:
-    for prefix in _PREFIXES:
-        stem = stem.removeprefix(prefix)
-    return stem
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:

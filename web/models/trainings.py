@@ -58,6 +58,8 @@ class TrainRequest(RequestModel):
     aspect_buckets: Any = as_in_spec("aspect_buckets", "Train at aspect ratios near those of the pictures.")
     epochs: Any = as_in_spec("epochs", "How often each picture is used.")
     max_steps: Any = as_in_spec("max_steps", "The number of steps; replaces `epochs`.")
+    checkpoint_every: Any = as_in_spec("checkpoint_every", "Epochs between checkpoints.")
+    keep_checkpoints: Any = as_in_spec("keep_checkpoints", "Keep the LoRA file of every checkpoint.")
     seed: Any = as_in_spec("seed", "The same seed gives the same LoRA.")
     backend: Any = as_in_spec("backend", "Where it is trained: `local` or `ai-toolkit`.")
     adapter: Any = as_in_spec("adapter", "The kind of adapter, and the layers that get one.")
@@ -69,6 +71,12 @@ class TrainRequest(RequestModel):
     on_end: Any = as_in_spec(
         "on_end", "A Celery task of your application that gets the final view of the job. Not with every token."
     )
+    model_id: Any = as_in_spec(
+        "model_id", "The id of the model in webhooks and in the key of its file; must be unused."
+    )
+    model_link: Any = as_in_spec("model_link", "Whether the last webhook has an address that needs no credentials.")
+    reference: Any = as_in_spec("reference", "A small object that webhooks repeat.")
+    allow_missing: Any = as_in_spec("allow_missing", "Train without pictures that stay unreachable.")
 
 
 class Spec(ResponseModel):
@@ -88,6 +96,8 @@ class Spec(ResponseModel):
     epochs: int
     max_steps: int | None
     seed: int
+    checkpoint_every: int
+    keep_checkpoints: bool
     backend: Backend
     adapter: Options
     optimization: Options
@@ -112,9 +122,10 @@ class Failure(ResponseModel):
 
 
 class UsedPicture(ResponseModel):
-    """A picture of a training; `position` is its index in `imageIds`."""
+    """A picture of a training; `position` is its index in `imageIds`, from 0."""
 
     position: int
+    name: str | None = Field(description="The name of its file, if that is known.")
     state: PictureState
     faults: list[str]
 
@@ -133,6 +144,7 @@ class Training(ResponseModel):
         json_schema_extra={
             "example": {
                 "id": JOB,
+                "modelId": JOB,
                 "subjectId": "rex",
                 "status": "training",
                 "stage": "train",
@@ -150,10 +162,12 @@ class Training(ResponseModel):
                 "createdAt": "2026-11-22T10:00:00+00:00",
                 "startedAt": "2026-11-22T10:00:01+00:00",
                 "finishedAt": None,
+                "reference": None,
                 "spec": {
                     "baseModel": "sd15", "family": "sd15", "triggerWord": "sks dog", "classWord": "dog", "rank": 4,
                     "alpha": 32.0, "learningRate": 0.0001, "optimizer": "adamw", "batchSize": 1, "resolution": 512,
                     "aspectBuckets": False, "epochs": 100, "maxSteps": None, "seed": 7, "backend": "local",
+                    "checkpointEvery": 10, "keepCheckpoints": False,
                     "adapter": {}, "optimization": {}, "objective": {}, "data": {}, "validation": {},
                 },
             }
@@ -161,6 +175,7 @@ class Training(ResponseModel):
     )  # fmt: skip
 
     id: str
+    model_id: str
     subject_id: str
     status: Status
     stage: Stage
@@ -179,6 +194,7 @@ class Training(ResponseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    reference: dict[str, Any] | None = Field(description="As the request had it.")
 
 
 class Lora(ResponseModel):
@@ -260,6 +276,21 @@ class Preview(ResponseModel):
 
     name: str
     url: str
+
+
+class Checkpoint(ResponseModel):
+    """The LoRA as it was after some of its steps."""
+
+    step: int
+    sha256: str
+    bytes: int
+    url: str
+
+
+class Checkpoints(ResponseModel):
+    """The kept checkpoints of a training, by step."""
+
+    checkpoints: list[Checkpoint]
 
 
 class Previews(ResponseModel):

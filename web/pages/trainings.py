@@ -73,14 +73,14 @@ def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None
         return None
 
 
-def _left_out(view: JobView) -> list[tuple[int, str]]:
-    """The pictures that were not used, counted from 1, and why."""
+def _left_out(view: JobView) -> list[tuple[str, str]]:
+    """The pictures that were not used, and why."""
     found = []
     for picture in view.pictures:
         report = picture.report or {}
         size = {"width": report.get("width", 0), "height": report.get("height", 0)}
         if words := [subject_pictures.describe_fault(fault, **size) for fault in picture.faults]:
-            found.append((picture.position + 1, "; ".join(words)))
+            found.append((picture.label, "; ".join(words)))
     return found
 
 

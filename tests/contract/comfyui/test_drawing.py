@@ -18,7 +18,8 @@ from core.errors import GeneratorError, LoraNotReady, SpecInvalid, WorkflowInval
 from core.settings import Settings
 from jobs import accounts, keys, service
 from jobs.services import Services
-from jobs.subjects import drawing
+from jobs.subjects import comfyui_drawing, drawing
+from jobs.subjects.lora_weights import inspect_weights
 from storage.tables import Job, Status
 from tasks import ingress
 from tests.contract.comfyui.conftest import URL
@@ -28,6 +29,7 @@ from tests.generation.workflows import workflow
 from tests.servers.fake_comfyui import FakeComfyUI
 from training.lora import formats as lora_formats
 from training.lora.file import serialize_lora
+from training.lora.reading import read_lora
 
 pytestmark = pytest.mark.skipif(bool(URL), reason="runs on the fake alone")
 
@@ -111,19 +113,17 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     services: Services, fake: FakeComfyUI, lora: Path
 ) -> None:
     peft = lora.with_name("peft.safetensors")
-    peft.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(lora), "peft"))
-    told: list[str] = []
-    done = drawing.draw_on_comfyui(
-        drawing.comfyui_target(services),
+    peft.write_bytes(lora_formats.serialize_as(read_lora(lora), "peft"))
+    done = comfyui_drawing.draw_on_comfyui(
+        comfyui_drawing.comfyui_target(services),
         workflow("sd15"),
-        drawing.inspect_weights(peft),
+        inspect_weights(peft),
         trigger_word="hush",
-        say=told.append,
     )
     [one] = stated(done.pictures[0][1])["passes"]
     assert one["model"]["loras"][0][2] == 2  # both modules, not the feed-forward one alone
     assert one["positive"][0].startswith("hush, ")
-    assert any("converted to kohya" in line for line in told)
+    assert any("converted to kohya" in note for note in done.notes)
 
 
 class TestTheCommand:
@@ -184,4 +184,4 @@ class TestTheCommand:
         assert "backend_unreachable: the ComfyUI server at 127.0.0.1:9 cannot be reached" in self.run(*gone, code=1)
         torn = make()
         torn.write_bytes(b"torn")
-        assert "upload_failed" in self.run(*gone, "--lora", str(torn), code=1)
+        assert "lora_invalid" in self.run(*gone, "--lora", str(torn), code=1)
