@@ -91,7 +91,8 @@ def _broker(here: Services) -> Iterator[CheckResult]:
         return
     found, address = fleet.inspect(), fleet.broker_address()
     if found.trouble:
-        yield CheckResult("broker", "todo", f"{address} does not answer: start it, or correct IMPRINT_BROKER_URL")
+        hint = fleet.UNTRUSTED if fleet.UNTRUSTED in found.trouble else "start it, or correct IMPRINT_BROKER_URL"
+        yield CheckResult("broker", "todo", f"{address} does not answer: {hint}")
         return
     yield CheckResult("broker", "ok", address)
     yield from _workers(here, found)

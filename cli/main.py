@@ -32,6 +32,7 @@ from jobs.requests import training_request
 from jobs.services import services
 from jobs.stages import intake
 from jobs.view import JobView
+from storage.tables import Status
 from training.data.folder import caption_beside, masks_of, pictures_of, unused_masks
 from training.options import parse_assignments
 from training.spec import BASE_MODELS, Optimizer
@@ -92,14 +93,15 @@ def submit(
     asked = arguments | {
         "images": [{"ref": f"picture {number}", "caption": caption} for number, caption in enumerate(captions)]
     }
-    spec = training_request.parse(asked, here.settings, here.sources).spec
+    request = training_request.parse(asked, here.settings, here.sources)
+    spec, envelope = request.spec, request.envelope
     masks = masks_of(folder, files) if spec.objective.masked else {}
     if note := unused_masks(folder, spec):
         err.print(note, markup=False, highlight=False)
     if dry_run:
         _quote(asked, as_json)
         return
-    store = partial(intake.store_picture, here, arguments["owner_id"], arguments["subject_id"])
+    store = partial(intake.store_picture, here, envelope.owner_id, envelope.subject_id)
     images = []
     for file, caption in zip(files, captions, strict=True):
         image = {"ref": store(file.read_bytes(), name=file.name), "caption": caption, "name": file.name}
@@ -158,12 +160,21 @@ def status(job_id: str, *, watch: bool, as_json: bool) -> None:
 
 @click.command(name="list")
 @click.option("--owner", "owner_id", help="Only jobs of this owner.")
+@click.option("--subject", "subject_id", help="Only jobs of this subject.")
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    type=click.Choice([status.value for status in Status]),
+    help="Only jobs with this status; may be repeated.",
+)
 @click.option("--active", is_flag=True, help="Only jobs that have not ended.")
 @click.option("--limit", default=20, show_default=True, help="How many jobs to list.")
 @answers
-def list_jobs(owner_id: str | None, *, active: bool, limit: int, as_json: bool) -> None:
+def list_jobs(subject_id: str | None, *, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
-    views = service.jobs(services(), owner_id=owner_id, active=active, limit=limit)
+    subject_id = None if subject_id is None else training_request.subject_name(subject_id)
+    views = service.jobs(services(), subject_id=subject_id, **filters)
     if as_json:
         print_json([view.to_dict() for view in views])
         return

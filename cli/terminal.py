@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from core import broker
 from core.errors import IllegalMove, ImprintError, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from jobs.services import services
 
@@ -66,5 +67,10 @@ def report_unsent() -> None:
     if sender is None or sender.wakes == _reported:
         return
     _reported = sender.wakes
-    if not sender.flush(_SEND_S) or not sender.has_sent_all:
-        err.print("[yellow]No broker answers. The request is stored and continues when a stack runs[/] (make up)")
+    if sender.flush(_SEND_S) and sender.has_sent_all:
+        return
+    err.print("[yellow]No broker answers. The request is stored and continues when a stack runs[/] (make up)")
+    try:
+        broker.check(services().settings)
+    except ValueError as error:  # no stack runs with these settings
+        err.print(str(error), markup=False, highlight=False)

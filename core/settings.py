@@ -5,10 +5,13 @@ Without any setting Imprint runs on one machine: SQLite, a folder as object stor
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# What a browser sends as `Origin`: a scheme and a host, and no path.
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 class Settings(BaseSettings):
@@ -21,6 +24,9 @@ class Settings(BaseSettings):
     # ---- broker and results ----
     broker_url: SecretStr | None = Field(
         None, description="Redis or RabbitMQ address. Unset: a private Redis that `make up` starts."
+    )
+    broker_password_file: Path | None = Field(
+        None, description="File with the broker's password, for an address without one."
     )
     result_url: SecretStr | None = Field(
         None, description="Where task results are stored. Unset: in the broker if it is Redis, else in the database."
@@ -263,6 +269,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Requests per second that one token may send for one owner to one web process; bursts may be twice "
         "as large.",
+    )
+    web_cors_origins: list[Origin] = Field(
+        [],
+        description="Origins whose pages may call the HTTP API from a browser: `https://app.example`, or `*` for all. "
+        "JSON list.",
     )
     web_secret: SecretStr | None = Field(
         None,

@@ -12,7 +12,8 @@ from core.settings import Settings
 from credits import ledger
 from jobs import transitions
 from notifications import outbox
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, RemoteRun, RunState
+from storage.remote_tables import RemoteRun, RunState
+from storage.tables import ACTIVE, Job, JobPicture, PictureState
 
 MAX_FAILED_LAUNCHES = 3  # in one stage
 

@@ -224,16 +224,19 @@ def jobs(
     *,
     owner_id: str | None = None,
     subject_id: str | None = None,
+    statuses: Sequence[str] = (),
     active: bool = False,
     limit: int = 20,
 ) -> list[JobView]:
-    """Jobs without their pictures, newest first."""
+    """Jobs without their pictures, newest first. `statuses` and `active` together: jobs that fulfil both."""
     with services.database.reading() as session:
         query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
         if owner_id is not None:
             query = query.where(Job.owner_id == owner_id)
         if subject_id is not None:
             query = query.where(Job.subject_id == subject_id)
+        if statuses:
+            query = query.where(col(Job.status).in_(statuses))
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
         return [_view(session, job, []) for job in session.exec(query)]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import SecretStr
 
-from core import queues, tracing
+from core import broker, queues, tracing
 from core.guard import Guard
 from core.settings import Settings, settings
 from jobs.leases import LeaseKeeper
@@ -118,6 +118,7 @@ class Services:
                 f"IMPRINT_CALLBACK_QUEUE: {self.settings.callback_queue} is a queue of Imprint's workers; "
                 "name a queue of the application"
             )
+        broker.check(self.settings)
         try:
             tracing.check()
         except ValueError as error:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer
 from core.picture_names import picture_label
 from credits.ledger import Hold
 from jobs.specs import spec_of
-from storage.tables import Job, JobPicture, PictureState, RemoteRun, Stage, Status
+from storage.remote_tables import RemoteRun
+from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
 
 _INTERNAL = ("bad", "dhash")  # of a picture's report: what only the dataset step reads

@@ -11,7 +11,7 @@ from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
 from tasks import canvas
 from tasks.app import app
-from tasks.arguments import CheckedTask
+from tasks.arguments import CheckedTask, named_arguments
 
 
 class PublicTask(CheckedTask):
@@ -25,33 +25,34 @@ class PublicTask(CheckedTask):
 
 
 @app.task(name="imprint.train_lora", base=PublicTask, bind=True, ignore_result=False)
-def train_lora(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+def train_lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any]:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
     Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored.
     """
-    view = service.submit(services(), arguments, call=canvas.call_of(self.request, waits=False))
+    call = canvas.call_of(self.request, waits=False)
+    view = service.submit(services(), named_arguments(given, arguments), call=call)
     canvas.leave_to_outbox(self.request)
     return view.to_dict()
 
 
 @app.task(name="imprint.lora", base=PublicTask, bind=True, ignore_result=False)
-def lora(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+def lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any]:
     """Start a training as `train_lora` does, and end when it ends: with the view of a ready job, or with an error.
 
     No worker waits. The result and the callbacks are kept with the job, and the outbox sends them.
     """
     call = canvas.call_of(self.request, waits=True)
-    view = service.submit(services(), arguments, call=call)
+    view = service.submit(services(), named_arguments(given, arguments), call=call)
     if call is not None:
         raise Ignore(f"{view.job_id} ends this task")
     return view.to_dict()
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
-def quote(**arguments: Any) -> dict[str, Any]:
+def quote(*given: Any, **arguments: Any) -> dict[str, Any]:
     """Price and duration of `train_lora` with the same arguments. Starts nothing."""
-    return asdict(service.quote(services(), arguments))
+    return asdict(service.quote(services(), named_arguments(given, arguments)))
 
 
 @app.task(name="imprint.job", ignore_result=False)

@@ -77,15 +77,10 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]
         return Router(self.routes, queues or self.queues, create_missing=False, app=self.app)
 
 
-class ImprintCelery(Celery):  # type: ignore[misc]
-    """Celery with our router and our error callbacks."""
-
-    amqp_cls = AMQP
-
-    def _get_backend(self) -> Any:
-        backend = super()._get_backend()
-        backend.__class__ = type(type(backend).__name__, (_ForeignErrbacks, type(backend)), {})
-        return backend
+def with_foreign_errbacks(backend: Any) -> Any:
+    """The same result backend, which sends error callbacks of applications to their workers."""
+    backend.__class__ = type(type(backend).__name__, (_ForeignErrbacks, type(backend)), {})
+    return backend
 
 
 class _ForeignErrbacks:

@@ -25,7 +25,9 @@ from jobs.services import services
 from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks import device_check, metrics
+from tasks.app import app
 from tasks.device_check import DeviceState
+from tasks.queue_types import check_queue_types
 from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ def _set_up_logging(**_: Any) -> None:
 def _prepare(**_: Any) -> None:
     try:
         services().check()
+        check_queue_types(app)
         services().database.migrate()
     except (ValueError, ImprintError) as error:
         raise SystemExit(f"this worker cannot start: {error}") from None  # Celery logs any other error and continues

@@ -16,6 +16,7 @@ from core.errors import BaseModelUnavailable, LoraInvalid
 from training.device import choose, precision
 from training.families import folders, single_file
 from training.families.parts import load_part, locate
+from training.families.sd15 import require_pair
 from training.lora import formats as lora_formats
 from training.lora.file import MAGNITUDE
 from training.lora.reading import read_lora
@@ -111,6 +112,9 @@ def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
         raise BaseModelUnavailable(
             f"the base model in {folder} cannot be loaded to draw with ({type(error).__name__}: {str(error)[:200]})"
         ) from error
+    for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        if family != "z-image" and getattr(pipeline, tokenizer, None) is not None:
+            require_pair(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -25,6 +25,7 @@ Backend = Literal["local", "ai-toolkit"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 
 MOST_RATE = 0.1  # for AdamW
+LEAST_PRODIGY_RATE = 0.01
 MIN_PICTURES, MAX_PICTURES = 5, 100
 MAX_CAPTION_CHARACTERS = 1000
 
@@ -155,6 +156,12 @@ class TrainSpec(BaseModel):
     def _is_small(cls, rate: float, info: ValidationInfo) -> float:
         if rate > MOST_RATE and info.data.get("optimizer") in ("adamw", "adamw8bit"):
             raise ValueError(f"Input should be less than or equal to {MOST_RATE:g} (only prodigy takes up to 1)")
+        # Trainings that were accepted before this was checked stay as they are.
+        if rate < LEAST_PRODIGY_RATE and info.data.get("optimizer") == "prodigy" and info.context != STORED:
+            raise ValueError(
+                f"{rate:g} multiplies the rate that prodigy finds, so nothing would be learned: leave it out, or use "
+                "about 1"
+            )
         return rate
 
     @field_validator("optimization")

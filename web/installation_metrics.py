@@ -22,7 +22,8 @@ from jobs.remote import pod_costs
 from jobs.services import Services
 from notifications import outbox
 from notifications.tables import MESSAGE
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PodState, RemoteRun, RentedPod, Stage, Status
+from storage.remote_tables import PodState, RemoteRun, RentedPod
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 
 _CACHE_S = 15.0
 _DOLLAR = 1_000_000

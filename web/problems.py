@@ -222,7 +222,9 @@ def _invalid_request(error: RequestValidationError) -> RequestRefused:
     for fault in error.errors():
         where = [str(part) for part in fault["loc"] if part != "body"] or ["body"]
         name = api_name(".".join(where[1:] if where[0] in ("query", "path", "header") and where[1:] else where))
-        faults[name] = "is not JSON" if fault["type"] == "json_invalid" else str(fault["msg"])
+        faults[name] = (
+            "is not JSON" if fault["type"] == "json_invalid" else str(fault["msg"]).removeprefix("Value error, ")
+        )
     return RequestRefused("spec_invalid", f"the request has {len(faults)} fault(s)", faults=faults)
 
 

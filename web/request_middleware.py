@@ -1,9 +1,12 @@
 """Middleware of every request: request id, limit on the body, default headers, metrics and log."""
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -13,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import tracing
 from core.ids import new_id
 from core.logging import request_context
+from web.parameters import SLASH
 from web.problems import answer
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        is_text = _keep_slashes(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else new_id("req")
         scope["imprint.request_id"] = request_id
@@ -62,11 +67,16 @@ class RequestMiddleware:
         ):
             try:
                 limit = self._limit(scope)
-                if (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
+                if not is_text:
+                    await answer(Request(scope), "bad_request", "the address is not UTF-8")(
+                        scope, receive, send_with_headers
+                    )
+                elif (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
                     refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 else:
-                    await self._app(scope, _capped(receive, limit), send_with_headers)
+                    run = _answer_head if scope["method"] == "HEAD" else _answer
+                    await run(self._app, scope, _capped(receive, limit), send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
                 self._record(scope, status, time.perf_counter() - begun)
@@ -82,6 +92,48 @@ class RequestMiddleware:
     def _limit(self, scope: Scope) -> int:
         is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")
         return self._upload_bytes if is_upload else MAX_BODY_BYTES
+
+
+def _keep_slashes(scope: Scope) -> bool:
+    """Mark slashes inside segments (`%2F`) in the path, where servers decode them. False for bytes that are no UTF-8.
+
+    So a subject's id may contain slashes, as it may in tasks.
+    """
+    try:
+        segments = [unquote_to_bytes(segment).decode() for segment in scope["raw_path"].split(b"/")]
+    except UnicodeDecodeError:
+        return False
+    scope["path"] = "/".join(segment.replace("/", SLASH) for segment in segments)
+    return True
+
+
+async def _answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app(scope, receive, send)
+
+
+async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer HEAD like GET without a body. The handler ends with its headers: an event stream would go on for hours."""
+    started = asyncio.Event()
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.start" and not started.is_set():
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            started.set()
+
+    as_get = {**scope, "method": "GET"}  # a copy: the server must go on seeing HEAD
+    handler = asyncio.ensure_future(app(as_get, receive, send_headers))
+    answered = asyncio.ensure_future(started.wait())
+    try:
+        await asyncio.wait((handler, answered), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        answered.cancel()
+        if not handler.done():
+            handler.cancel()
+        with suppress(asyncio.CancelledError):
+            await handler
+        if "route" in as_get:
+            scope["route"] = as_get["route"]
 
 
 def route_of(scope: Scope) -> str:

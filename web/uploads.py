@@ -7,6 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from core.errors import FailureCode, ImageInvalid, ImageUnreachable, SpecInvalid
 from core.picture_names import picture_label, plain_name, source_name
@@ -17,6 +18,7 @@ from web.models.pictures import ImageAddresses, RefusedImage, StoredImages, imag
 from web.problems import RequestRefused
 
 MAX_FILES = 20  # of one request
+_TOO_MANY = f"send at most {MAX_FILES} at a time, and the others in further requests"
 _FORM_OVERHEAD_BYTES = 1_000_000  # what multipart puts around the files
 Loader = Callable[[], bytes]
 
@@ -32,10 +34,15 @@ async def store_uploads(
     """Store the pictures of a request. Raises RequestRefused, SpecInvalid or RequestValidationError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=10_000) as form:
-            files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
-            loaders = [(file.filename, _from_file(file, services.settings.max_picture_bytes)) for file in files]
-            return await run_in_threadpool(_store, services, owner_id, subject_id, loaders, is_mask)
+        try:
+            async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=10_000) as form:
+                files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
+                loaders = [(file.filename, _from_file(file, services.settings.max_picture_bytes)) for file in files]
+                return await run_in_threadpool(_store, services, owner_id, subject_id, loaders, is_mask)
+        except HTTPException as error:
+            if error.detail.startswith("Too many files"):
+                raise RequestRefused("bad_request", _TOO_MANY, faults={"files": _TOO_MANY}) from None
+            raise
     if kind == "application/json":
         addresses = _addresses(await request.body())
         loaders = [(source_name(address), _from_address(services, address)) for address in addresses]
@@ -61,7 +68,10 @@ def _addresses(body: bytes) -> list[str]:
     try:
         request = ImageAddresses.model_validate_json(body)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+        faults = error.errors(include_url=False, include_input=False)
+        if any(fault["type"] == "too_long" for fault in faults):
+            raise SpecInvalid.of({"urls": _TOO_MANY}) from None
+        raise RequestValidationError(faults) from None
     addresses = [*([request.url] if request.url else []), *(request.urls or [])]
     if not addresses:
         raise SpecInvalid.of({"urls": "give at least one address"})

@@ -1,23 +1,22 @@
 """Draw on a ComfyUI server: patch the workflow, submit it, wait for it and download its pictures."""
 
-import re
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from core.errors import GeneratorError, GeneratorUnreachable
+from core.errors import GeneratorUnreachable
 from generation.comfyui.follow import EventSocket, OnProgress, follow, open_events
 from generation.comfyui.missing import require_all
 from generation.comfyui.models import model_files
 from generation.comfyui.nodes import Catalogue
 from generation.comfyui.patch import Patched, WorkflowLora, patch
 from generation.comfyui.server import ComfyUIServer
+from generation.comfyui.server_log import ServerLog
 from generation.comfyui.workflow import Workflow, is_of_editor
 
 _NAMESPACE = uuid.UUID("6f1d1a52-2b35-4f6a-8d0c-5f3d0f3a7c11")
-_NOT_LOADED = re.compile(r"lora key not loaded: (\S+)")
 
 ModelFile = tuple[str, str, str]  # a loader node, the folder and the file that it loads
 
@@ -58,7 +57,7 @@ def draw(
     require_all(Workflow(api_format), object_info, workflow, server.place)
     done = patch(api_format, lora, Catalogue.of(object_info), prompt=prompt, seed=seed, loaders=loaders)
     check(model_files(Workflow(done.workflow), done.loaders))
-    log = _ServerLog(server) if lora_keys else None
+    log = ServerLog(server) if lora_keys else None
     client_id = uuid.uuid4().hex
     wanted = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
     with open_events(server, client_id) as events:
@@ -73,31 +72,6 @@ def _in_api_format(server: ComfyUIServer, workflow: Any) -> Any:
         return workflow
     converted = server.convert_workflow(workflow)
     return workflow if converted is None else converted  # what is still the editor's is refused by `patch`
-
-
-class _ServerLog:
-    """What a server logs about keys of a LoRA file that it does not know. It loads the others without an error."""
-
-    def __init__(self, server: ComfyUIServer) -> None:
-        self._server = server
-        lines = self._lines()
-        self._last = max((time for time, _ in lines), default="")
-
-    def _lines(self) -> list[tuple[str, str]]:
-        try:
-            return self._server.log_lines() or []
-        except GeneratorError:  # the log is a bonus
-            return []
-
-    def notes(self, keys: Collection[str]) -> list[str]:
-        """What the server has logged since. A server that has the LoRA in its cache loads and logs nothing."""
-        said = [_NOT_LOADED.search(line) for time, line in self._lines() if time > self._last]
-        missed = {found[1] for found in said if found} & set(keys)
-        if not missed:
-            return []
-        return [
-            f"the server did not load {len(missed)} of the {len(keys)} tensors of the LoRA, such as {min(missed)[:120]}"
-        ]
 
 
 def _is_known(server: ComfyUIServer, prompt_id: str) -> bool:

@@ -10,7 +10,7 @@ from core.errors import BackendFailed, BackendUnreachable
 from core.ids import made_at
 from jobs.notices import notices
 from jobs.services import Services
-from storage.tables import PodState, RentedPod
+from storage.remote_tables import PodState, RentedPod
 from training.backends.runpod import Pod
 
 log = logging.getLogger(__name__)

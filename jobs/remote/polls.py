@@ -23,7 +23,7 @@ from jobs.remote.pod_costs import lock_pods
 from jobs.remote.poll_results import LOST, PolledRun, PollOutcome, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import clean_up
-from storage.tables import RemoteRun, RentedPod
+from storage.remote_tables import RemoteRun, RentedPod
 from training.backends.ai_toolkit import work
 from training.backends.ai_toolkit.answers import RemoteJob
 from training.backends.ai_toolkit.server import ToolkitServer

@@ -23,7 +23,8 @@ from jobs import repair, transitions
 from jobs.leases import Lease
 from jobs.remote import pod_costs, pods
 from notifications import outbox
-from storage.tables import ACTIVE, Job, PodState, RemoteRun, RentedPod, RunState, Stage
+from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
+from storage.tables import ACTIVE, Job, Stage
 from training.backends.ai_toolkit.work import remote_name
 
 # A job that waits for a server tries again after so many polls; a poll that finds room wakes it sooner.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
 )
 
@@ -33,6 +34,16 @@ Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
+
+
+def _is_decoded(name: str) -> str:
+    if "\ufffd" in name:  # servers and forms put it in place of bytes that are no UTF-8: different names become one
+        raise ValueError("is not UTF-8 text")
+    return name
+
+
+# A subject's id at every door: without blanks around it. A slash is as good as any other character.
+SubjectName = Annotated[Name, AfterValidator(_is_decoded)]
 # A caption may have several lines; PostgreSQL does not store null characters.
 Caption = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
@@ -86,7 +97,7 @@ class Envelope(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     owner_id: Name
-    subject_id: Name
+    subject_id: SubjectName
     model_id: ModelId | None = None
     reference: Annotated[dict[str, Any], AfterValidator(_fits_into_a_notice)] | None = None
     model_link: Annotated[bool, Field(strict=True)] = False
@@ -116,6 +127,7 @@ class TrainingRequest:
     sha256: str  # of the request as it was sent: the same idempotency key must come with the same hash
 
 
+_SUBJECT_NAME: TypeAdapter[str] = TypeAdapter(SubjectName)
 _MAX_UNKNOWN = 10
 _ENVELOPE = frozenset(Envelope.model_fields)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -128,10 +140,9 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     Raises SpecInvalid with every fault at once.
     """
     known = _ENVELOPE | _RECIPE
-    # Enough of an unknown name to recognise it: the answer is stored, and people read it.
-    unknown = [ascii(name)[1:-1][:60] for name in arguments if name not in known][:_MAX_UNKNOWN]
     faults: dict[str, str] = {
-        name: f"unknown argument; the arguments are {', '.join(sorted(known))}" for name in unknown
+        name: f"unknown argument; the arguments are {', '.join(sorted(known))}"
+        for name in unknown_names(arguments, known)
     }
     envelope = spec = None
     given = {name: value for name, value in arguments.items() if name in _ENVELOPE and value is not None}
@@ -140,7 +151,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     try:
         envelope = Envelope.model_validate(given)
     except ValidationError as error:
-        faults.update(_faults_of(error))
+        faults.update(faults_of(error))
     # The seed is part of the frozen spec, so a request without one gets one now.
     recipe = {"seed": secrets.randbits(48)} | {
         name: value for name, value in arguments.items() if name in _RECIPE and value is not None
@@ -148,7 +159,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     try:
         spec = TrainSpec.model_validate(recipe)
     except ValidationError as error:
-        faults.update(_faults_of(error))
+        faults.update(faults_of(error))
     else:
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
@@ -168,6 +179,11 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
     return TrainingRequest(envelope, spec, _sha256(arguments))
+
+
+def unknown_names(given: Iterable[str], known: Container[str]) -> list[str]:
+    """The first few unknown names: enough of each to recognise it. The answer is stored, and people read it."""
+    return [ascii(name)[1:-1][:60] for name in given if name not in known][:_MAX_UNKNOWN]
 
 
 def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
@@ -197,15 +213,28 @@ def _address_faults(envelope: Envelope, sources: Sources) -> dict[str, str]:
     return faults
 
 
+def subject_name(subject_id: str) -> str:
+    """A subject's id as it is stored. Raises SpecInvalid."""
+    try:
+        return _SUBJECT_NAME.validate_python(subject_id)
+    except ValidationError as error:
+        raise SpecInvalid.of({"subject_id": faults_of(error)["base_model"]}) from None
+
+
 def label_of(position: int, image: RequestedImage) -> str:
     """A picture of a request as every message names it."""
     return picture_label(position, plain_name(image.name) or source_name(image.ref))
 
 
+def is_path(reference: str) -> bool:
+    """Whether a reference that is no address is a path, and not the id of a stored picture."""
+    return _PATH.search(reference) is not None
+
+
 def _reference_fault(reference: str, sources: Sources) -> str | None:
     if "://" in reference:
         return sources.refusal_reason(reference)
-    if not _PATH.search(reference):
+    if not is_path(reference):
         return None  # an id; whether the owner has such a picture is checked with the database
     for path in (PurePosixPath(reference), PureWindowsPath(reference)):
         if path.is_absolute():
@@ -239,7 +268,8 @@ def _base_model_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     return {"base_model": "is neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}
 
 
-def _faults_of(error: ValidationError) -> dict[str, str]:
+def faults_of(error: ValidationError) -> dict[str, str]:
+    """Each fault by the place where it is, without the values of the request."""
     # Names of options may be made up, too: see _MAX_UNKNOWN.
     errors = error.errors(include_url=False, include_input=False)
     known = [fault for fault in errors if fault["type"] != "extra_forbidden"]

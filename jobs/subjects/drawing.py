@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from core.errors import SpecInvalid
 from generation.comfyui.prompts import contains_word
 from jobs import keys
-from jobs.requests.training_request import Name
+from jobs.requests.training_request import Name, SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
 from jobs.subjects.comfyui_drawing import comfyui_target, draw_on_comfyui
 from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weights
 from jobs.view import View
+from training.base_family import family_of_base
 from training.spec import BASE_MODELS, base_model_location
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -33,7 +34,7 @@ class DrawingRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     owner_id: Name
-    subject_id: Name
+    subject_id: SubjectName
     workflow: dict[str, Any]
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
     prompt: Annotated[str, StringConstraints(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
@@ -125,11 +126,14 @@ def draw_locally(
     base_model = how.base_model or (weights.base_model if weights else None)
     if base_model is None:
         raise SpecInvalid.of({"base_model": "the LoRA file does not say which base model it was trained on; give one"})
+    location = base_model_location(base_model, services.settings.base_models)
     named = BASE_MODELS.get(base_model)
-    family = how.family or (named.family if named else None) or (weights.family if weights else None)
+    of_base = (named.family if named else None) or family_of_base(location)
+    family = how.family or of_base or (weights.family if weights else None)
     if family not in _DEFAULTS:
         raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(_DEFAULTS)}"})
-    location = base_model_location(base_model, services.settings.base_models)
+    if weights is not None and weights.family is not None and weights.family != family:
+        raise SpecInvalid.of({"base_model": f"{base_model} is of family {family}, but the LoRA is of {weights.family}"})
     steps, guidance, side = _DEFAULTS[family]
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"

@@ -12,7 +12,7 @@ from sqlmodel import select
 
 from core.errors import SchemaUnknown
 from storage.database import Database, known_revisions
-from storage.tables import Job, JobPicture, StoredPicture
+from storage.tables import Job, JobPicture, StoredPicture, Subject
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT
@@ -132,6 +132,26 @@ def test_messages_of_before_keep_what_they_hold_and_callbacks_may_be_added(empty
     assert found >= {"outbox_message_due", "outbox_message_waiting", "outbox_message_task"}
     with pytest.raises(sa.exc.IntegrityError), database.engine.begin() as connection:
         connection.execute(insert, {"id": "msg_7", "kind": "rumour", "sequence": 7, "sent_at": None})
+    database.close()
+
+
+def test_subjects_of_before_have_no_recipe_and_can_get_one(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0010")
+    old = (
+        "INSERT INTO subject (owner_id, id, trigger_word, train_automatically, profile_sets, updated_at)"
+        " VALUES ('ada', 'dog', 'sks', :yes, 2, '2026-01-01 00:00:00')"
+    )
+    with database.engine.begin() as connection:
+        connection.execute(sa.text(old), {"yes": True})
+    database.migrate()
+    with database.writing() as session:
+        subject = session.get_one(Subject, ("ada", "dog"))
+        assert (subject.recipe, subject.trigger_word, subject.profile_sets) == (None, "sks", 2)
+        subject.recipe = {"max_steps": 7}
+        session.add(subject)
+    with database.reading() as session:
+        assert session.get_one(Subject, ("ada", "dog")).recipe == {"max_steps": 7}
     database.close()
 
 

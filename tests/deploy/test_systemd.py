@@ -135,9 +135,9 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     # ---- ready, charged once, no step done twice ----
     view = imprint(debian, "status", job_id)
     assert view["status"] == "ready", view
-    goes_on = [line for line in debian.journal().splitlines() if "goes on from step" in line and job_id in line]
+    goes_on = [line for line in debian.journal().splitlines() if "resumes at step" in line and job_id in line]
     assert len(goes_on) == 1, debian.journal()[-4000:]
-    resumed = int(goes_on[0].split("goes on from step ")[1].split()[0])
+    resumed = int(goes_on[0].split("resumes at step ")[1].split()[0])
     assert 0 < resumed < STEPS
     assert view["step"] == STEPS
     balance = imprint(debian, "balance", "me")
@@ -174,7 +174,7 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     assert uid != "0"
     debian.do("systemctl start imprint-backup")
     debian.do("test -s /var/backups/imprint/manifest.json")
-    assert "goes on from step" in debian.do(typed(STOP).replace("--lines 50", "--lines 500"))
+    assert "resumes at step" in debian.do(typed(STOP).replace("--lines 50", "--lines 500"))
     assert debian.do("pgrep -u imprint || true").strip() == ""
 
 

@@ -229,7 +229,7 @@ BASES: dict[str, tuple[Callable[[Path], None], str]] = {
         replaced(lambda _: zipped("data.pkl", pickle.dumps(Runs()))),
         FILE + "it is a pickle",
     ),
-    "a pickle as .bin": (renamed(".bin"), "the base model in {} has its unet as a pickle only (.bin), which"),
+    "a pickle as .bin": (renamed(".bin"), "the base model in {} has its unet only as a pickle (.bin), which"),
     "a pickle as .ckpt": (renamed(".ckpt"), "the base model in {} has no diffusion_pytorch_model.safetensors in unet"),
     "a pickle as .pt": (renamed(".pt"), "the base model in {} has no diffusion_pytorch_model.safetensors in unet"),
     "a pickle as .pth": (renamed(".pth"), "the base model in {} has no diffusion_pytorch_model.safetensors in unet"),
@@ -243,7 +243,7 @@ BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an index to nothing": (indexed("b.safetensors"), INDEX + "b.safetensors, which is not there"),
     "an index to a pickle by a good name": (
         indexed("b.safetensors", pickle.dumps(Runs())),
-        NOT_LOADED + ": b.safetensors is not sound: its header has ",
+        NOT_LOADED + ": b.safetensors is not sound: it is a pickle",
     ),
     "nothing": (replaced(lambda _: b""), FILE + "it is empty"),
     "half a file": (replaced(lambda data: data[: len(data) // 2]), FILE + "tensor "),

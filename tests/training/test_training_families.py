@@ -401,7 +401,7 @@ def test_fingerprint_tells_models_apart(bases: Bases, tmp_path: Path) -> None:
 def test_a_picture_that_is_another_one_is_refused(runs: Runs, tmp_path: Path) -> None:
     run = runs()
     wrong = replace(run.examples[0], width=128)
-    with pytest.raises(ImageInvalid, match="128 x 64 were told"):
+    with pytest.raises(ImageInvalid, match="expected 128 x 64"):
         train(replace(run, examples=[wrong, *run.examples[1:]]))
     gone = replace(run.examples[0], path=tmp_path / "gone.png")
     with pytest.raises(ImageInvalid, match="cannot be read"):

@@ -137,6 +137,21 @@ def masks_of(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
     return {path: masks[path.stem] for path in paths if path.stem in masks}
 
 
+def unused_captions(folder: Path) -> str | None:
+    """A note for the user if captions have names that other trainers use, and Imprint does not; else None."""
+    found = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() == ".caption"
+        or path.name.lower() in ("metadata.jsonl", "metadata.csv")
+        or path.name.lower().endswith(tuple(f"{suffix}.txt" for suffix in _SUFFIXES))
+    ]
+    if not found:
+        return None
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0]}{more} are not read: a caption is the text file of a picture's own name, such as dog1.txt"
+
+
 def unused_masks(folder: Path, spec: TrainSpec) -> str | None:
     """A note for the user if the folder has masks that the recipe does not use; else None."""
     if spec.objective.masked or not (folder / _MASKS).is_dir():

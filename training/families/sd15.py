@@ -31,6 +31,9 @@ TARGETS = {
 def load(where: Where) -> Base:
     """The base model in `where.folder`, frozen. Raises BaseModelUnavailable."""
     config = config_of(where.folder, "unet")
+    # The first models of Stable Diffusion have convolutions there. The second ones have linears, under the same names.
+    if config.get("use_linear_projection") and config.get("addition_embed_type") is None:
+        raise BaseModelUnavailable(f"the base model in {where.folder} is a Stable Diffusion 2: no family of ours")
     channels = config_of(where.folder, "vae").get("latent_channels", 4)  # an inpainting UNet takes more than those
     if config.get("addition_embed_type") is not None or config.get("in_channels") != channels:
         raise BaseModelUnavailable(
@@ -55,8 +58,23 @@ def load(where: Where) -> Base:
     )  # fmt: skip
 
 
-def tokenize(tokenizer: Any, caption: str) -> Tensor:
-    """The token ids of a caption, [1, length of the model]: cut where it is too long, padded where it is shorter."""
+def require_pair(tokenizer: Any, encoder: Any) -> None:
+    """Raises BaseModelUnavailable for a CLIP tokenizer of another text encoder, which PyTorch would trip over."""
+    longest, words = encoder.config.max_position_embeddings, encoder.config.vocab_size
+    if tokenizer.model_max_length != longest or len(tokenizer) > words:
+        read, known = tokenizer.model_max_length, len(tokenizer)
+        raise BaseModelUnavailable(
+            f"the tokenizer gives {read} tokens of a vocabulary of {known}, but the text encoder reads {longest} "
+            f"tokens of {words}: they are of different models. Take both from one base model"
+        )
+
+
+def tokenize(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
+    """The token ids of a caption, [1, length of the model]: cut where it is too long, padded where it is shorter.
+
+    Raises BaseModelUnavailable.
+    """
+    require_pair(tokenizer, encoder)
     ids: Tensor = tokenizer(
         caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -69,7 +87,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     made: dict[str, Tensor] = {}
     with base.encoders.awake("text_encoder"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
-            made[caption] = encoder(tokenize(tokenizer, caption).to(base.device)).last_hidden_state
+            made[caption] = encoder(tokenize(tokenizer, encoder, caption).to(base.device)).last_hidden_state
     return [{"context": made[example.caption].to(base.dtype)} for example in examples]
 
 

@@ -61,8 +61,9 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
         for caption in dict.fromkeys(example.caption for example in examples):
             states = []
             for number in ("", "_2"):
-                ids = tokenize(base.encoders[f"tokenizer{number}"], caption).to(base.device)
-                said = base.encoders[f"text_encoder{number}"](ids, output_hidden_states=True)
+                encoder = base.encoders[f"text_encoder{number}"]
+                ids = tokenize(base.encoders[f"tokenizer{number}"], encoder, caption).to(base.device)
+                said = encoder(ids, output_hidden_states=True)
                 states.append(said.hidden_states[-2])
             made[caption] = torch.cat(states, dim=-1), said.text_embeds
     return [

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from core.errors import BaseModelUnavailable
+from training.base_family import family_of_names, has_part
 from training.families import folders, soundness
 from training.families.checkpoint_configs import CONFIGS, HOMES
 from training.families.checkpoint_names import LEFT_OVER, PREFIXES, Source, source
@@ -76,44 +77,15 @@ def _read(path: Path, _changed: int, size: int) -> Checkpoint:
         raise BaseModelUnavailable(
             f"the base model {path} is not sound: {error}; fetch it again, from whom you trust"
         ) from error
-    family = _family(path, kinds)
+    family = family_of_names(path, kinds)
     prefixes = {
         part: prefix
         for part, forms in PREFIXES[family].items()
-        for prefix in [next((form for form in forms if _has(kinds, part, form)), None)]
+        for prefix in [next((form for form in forms if has_part(kinds, part, form)), None)]
         if prefix is not None
     }
     is_v = "v_pred" in kinds or metadata.get("modelspec.prediction_type", "").lower() in _V
     return Checkpoint(path, family, kinds, prefixes, "v_prediction" if is_v else "epsilon", "ztsnr" in kinds)
-
-
-def _has(kinds: Mapping[str, str], part: str, prefix: str) -> bool:
-    """Whether the file has that part under that prefix; a name that every such part has tells."""
-    mark = {
-        "unet": "input_blocks.0.0.weight",
-        "vae": "encoder.conv_in.weight",
-        "text_encoder": "encoder.layers.0.layer_norm1.weight",
-        "text_encoder_2": "transformer.resblocks.0.ln_1.weight",
-        "transformer": "cap_embedder.0.weight",
-    }[part]
-    return prefix + mark in kinds or (part == "text_encoder" and prefix + "embed_tokens.weight" in kinds)
-
-
-def _family(path: Path, kinds: Mapping[str, str]) -> str:
-    """Which family the names are of. Raises BaseModelUnavailable for none, saying what the file is if that is known."""
-    if any(_has(kinds, "transformer", form) for form in PREFIXES["z-image"]["transformer"]):
-        return "z-image"
-    if any(name.startswith("cond_stage_model.model.") for name in kinds):
-        raise BaseModelUnavailable(f"the base model {path} is a Stable Diffusion 2: no family of ours")
-    if "model.diffusion_model.input_blocks.0.0.weight" in kinds:
-        is_xl = any(name.startswith(("conditioner.", "model.diffusion_model.label_emb.")) for name in kinds)
-        return "sdxl" if is_xl else "sd15"
-    if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in kinds):
-        raise BaseModelUnavailable(f"the base model {path} is a LoRA: a base model is needed to train one on")
-    raise BaseModelUnavailable(
-        f"the base model {path} has no names of a checkpoint of {', '.join(PREFIXES)} (its first is "
-        f"{min(kinds, default='none at all')[:120]!r}): is it a part of a model only, such as a VAE?"
-    )
 
 
 def require(path: Path, parts: Sequence[str]) -> None:

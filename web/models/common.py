@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from jobs.requests.training_request import Envelope
-from training.spec import TrainSpec
+from training.spec import GROUPS, TrainSpec
 
 
 def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
@@ -50,6 +50,14 @@ def _options(group: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     return camel_keys(group.model_dump(mode="json") if isinstance(group, BaseModel) else group)
 
 
+def _recipe(recipe: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if recipe is None:
+        return None
+    return {to_camel(name): camel_keys(value) if name in GROUPS else value for name, value in recipe.items()}
+
+
+# A recipe of which only the given fields are stored.
+RecipeFields = Annotated[dict[str, Any] | None, BeforeValidator(_recipe)]
 # All options of one group of the recipe; the schema of the request lists them.
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 
@@ -67,6 +75,8 @@ def as_in_spec(name: str, description: str) -> Any:
 
 
 def snake_keys(group: str, given: Any) -> Any:
-    """The options of a group of the recipe with their names in the code; anything but an object stays as it is."""
+    """The options of a group of the recipe with their names in the code; everything else stays as it is."""
+    if group not in GROUPS:
+        return given
     names = {to_camel(name): name for name in TrainSpec.model_fields[group].annotation.model_fields}  # type: ignore[union-attr]
     return {names.get(name, name): value for name, value in given.items()} if isinstance(given, dict) else given

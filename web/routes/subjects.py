@@ -10,7 +10,6 @@ from jobs import service
 from jobs.requests import training_request
 from jobs.services import Services
 from jobs.subjects import loras, subject_settings
-from training.spec import GROUPS
 from web import signing
 from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import snake_keys
@@ -27,10 +26,9 @@ _WRITES = (*ALWAYS, "too_large")
 def request_of(services: Services, caller: Caller, subject_id: str, body: TrainRequest) -> dict[str, Any]:
     """The arguments of `service.submit`: the body, completed by the subject's settings. Raises SpecInvalid."""
     given = {name: getattr(body, name) for name in TrainRequest.model_fields if getattr(body, name) is not None}
-    given |= {name: snake_keys(name, given[name]) for name in GROUPS if name in given}
-    kept = subject_settings.get(services, caller.owner_id, subject_id)
-    defaults = {name: getattr(kept, name) for name in ("trigger_word", "class_word", "webhook_url", "base_model")}
-    arguments = {name: value for name, value in defaults.items() if value is not None} | given
+    arguments = subject_settings.training_arguments(
+        services, caller.owner_id, subject_id, {name: snake_keys(name, value) for name, value in given.items()}
+    )
     images, masks = arguments.pop("image_ids", None), arguments.pop("mask_ids", None)
     faults = dict.fromkeys(body.model_extra or {}, "unknown field")
     if isinstance(images, list):
@@ -43,7 +41,7 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
             images = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
     if reason := _on_end_refusal(services, caller, arguments.get("on_end")):
         faults["on_end"] = reason
-    arguments |= {"images": images, "owner_id": caller.owner_id, "subject_id": subject_id}
+    arguments["images"] = images
     if faults:
         try:
             training_request.parse(arguments, services.settings, services.sources)
@@ -55,7 +53,11 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
 
 def _not_ids(ids: list[Any]) -> list[int]:
     """The positions that do not hold an id."""
-    return [index for index, named in enumerate(ids) if not isinstance(named, str) or "://" in named]
+    return [
+        index
+        for index, named in enumerate(ids)
+        if not isinstance(named, str) or "://" in named or training_request.is_path(named)
+    ]
 
 
 def _on_end_refusal(services: Services, caller: Caller, on_end: Any) -> str | None:
@@ -107,6 +109,8 @@ def train(
     if idempotency_key is not None:
         arguments["idempotency_key"] = f"http:{idempotency_key}"  # keys of the API and of tasks are kept apart
     view = service.submit(services, arguments)
+    if body.trigger_word is None:
+        subject_settings.keep_trigger_word(services, caller.owner_id, subject_id, view.spec.trigger_word)
     response.headers["Location"] = f"/api/trainings/{view.job_id}"
     return Training.model_validate(view)
 
@@ -163,6 +167,8 @@ def change_settings(
     services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, body: SubjectChange
 ) -> SubjectSettings:
     values = body.model_dump(exclude_unset=True)
+    if values.get("recipe") is not None:
+        values["recipe"] = {name: snake_keys(name, value) for name, value in values["recipe"].items()}
     return SubjectSettings.model_validate(subject_settings.change(services, caller.owner_id, subject_id, values))
 
 

@@ -142,6 +142,8 @@ class TestTheCommand:
         common = ("generate", "--comfyui", fake.url, "--workflow", "workflow.json", "--out", "drawn")
         told = json.loads(self.run(*common, "--lora", str(lora), "--strength", "0.5", "--seed", "9", "--json"))
         assert (told["loaders"], told["added"], told["texts"]) == (["1"], ["30"], ["8", "9"])
+        assert told["seeds"] == ["19", "22"]
+        assert any("cannot say which family" in note for note in told["notes"])
         [path] = told["pictures"]
         first, second = stated(Path(path).read_bytes())["passes"]
         assert first["model"]["loras"] == second["model"]["loras"]
@@ -167,6 +169,9 @@ class TestTheCommand:
             (["--comfyui", "http://x"], ["--workflow"]),
             (["--comfyui", "http://x", "--workflow", "workflow.json", "--steps", "5", "--size", "8x8"],
              ["--steps", "--size"]),
+            (["--comfyui", "http://x", "--workflow", "workflow.json", "--count", "2", "--device", "cpu"],
+             ["--count", "--device"]),
+            (["--prompt", "x", "--strength", "0.5", "--trigger", "y"], ["--strength", "--trigger"]),
             (["--prompt", "x", "--base-model", "sd15", "--size", "wide"], ["--size"]),
             (["--prompt", "x"], ["base_model"]),
         ],

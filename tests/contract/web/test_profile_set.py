@@ -111,6 +111,29 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
     assert completed(api, ada)["started"]
 
 
+def test_it_trains_with_the_whole_recipe_of_the_subject(api: Api, ada: str) -> None:
+    recipe = {"rank": 16, "maxSteps": 7, "resolution": 64, "learningRate": 0.001, "objective": {"noiseOffset": 0.1}}
+    settle_on(api, ada, classWord="dog", recipe=recipe)
+    store(api, range(5))
+    spec = completed(api, ada)["training"]["spec"]
+    assert (spec["rank"], spec["maxSteps"], spec["resolution"], spec["learningRate"]) == (16, 7, 64, 0.001)
+    assert (spec["objective"]["noiseOffset"], spec["classWord"], spec["triggerWord"]) == (0.1, "dog", "sks")
+    # Another recipe is another training of the same pictures.
+    service.cancel(api.services, service.jobs(api.services)[0].job_id)
+    assert completed(api, ada)["reason"] == "already_started"
+    settle_on(api, ada, recipe={"maxSteps": 8})
+    assert completed(api, ada)["training"]["spec"]["maxSteps"] == 8
+
+
+def test_a_recipe_that_does_not_fit_the_pictures_is_told(api: Api, ada: str) -> None:
+    settle_on(api, ada, recipe={"validation": {"heldOut": 3}})
+    store(api, range(5))
+    told = completed(api, ada)
+    assert (told["started"], told["reason"], told["training"]) == (False, "spec_invalid", None)
+    assert "validation.held_out" in told["message"]
+    assert [notice["data"]["failure_code"] for notice in notices(api)] == ["spec_invalid"]
+
+
 def test_eight_at_once_start_one(api: Api, ada: str) -> None:
     settle_on(api, ada)
     store(api, range(6))
