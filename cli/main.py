@@ -25,6 +25,8 @@ from cli.terminal import answers, err, out, print_json, report_unsent
 from cli.tokens import token
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
+from core.private import make_private
+from core.settings import settings
 from jobs import checkpoints, service
 from jobs.checkpoints import CheckpointView
 from jobs.remote.run_views import RemoteRunView
@@ -41,6 +43,7 @@ from training.spec import BASE_MODELS, Optimizer
 @click.group(cls=SectionedGroup)
 def imprint() -> None:
     """Train LoRAs and run the service that trains them."""
+    make_private(settings().home)
 
 
 @click.command()

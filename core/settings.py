@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         None, description="Access key of the S3 server. Unset: boto3's usual chain of credentials."
     )
     s3_secret_access_key: SecretStr | None = Field(None, description="Secret that belongs to the access key.")
+    s3_min_bytes_per_s: int = Field(
+        100_000,
+        gt=0,
+        description="A transfer of an object that is slower than this, after two minutes, is given up and tried again.",
+    )
     s3_session_token: SecretStr | None = Field(None, description="Token that belongs to temporary access keys.")
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         "auto",
@@ -139,6 +144,12 @@ class Settings(BaseSettings):
         description="Most jobs that a training worker trains in one step. 0: one on a CPU, up to 32 on a GPU.",
     )
     training_timeout_s: int = Field(8 * 3600, gt=0, description="A training that takes longer fails with `timeout`.")
+    stage_timeout_s: int = Field(
+        3600,
+        ge=60,
+        description="How long one attempt at any other stage may take: one picture, the dataset, the upload, or the "
+        "submission or download of a remote training. Then another worker may try.",
+    )
 
     # ---- remote training ----
     backends: dict[str, Literal["local", "ai-toolkit"]] = Field(

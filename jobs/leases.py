@@ -1,7 +1,9 @@
 """Leases: workers' claims on stages and pictures. Each claim has a higher token; writes with an old one are refused."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
+from core import essential, metrics
 from core.clock import utcnow
 from core.errors import LeaseLost
 from storage.database import AWAY, Database
@@ -127,10 +130,11 @@ def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[
 
 
 class HeldLease:
-    """A lease that is being renewed; `lost` is set once another worker has claimed it."""
+    """A lease that is being renewed; `lost` is set once another worker has claimed it, or its time is over."""
 
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
+    def __init__(self, lease: Lease, limit_s: float = math.inf) -> None:
+        self.lease, self.limit_s = lease, limit_s
+        self.until = time.monotonic() + limit_s
         self.lost = threading.Event()
         self.renewing = threading.Lock()
 
@@ -139,7 +143,7 @@ class LeaseKeeper:
     """Renews all leases of this process from one thread while their steps work.
 
     A database outage loses no lease: no other worker can claim it either, and the next renewal that gets through
-    finds the token still valid.
+    finds the token still valid. A step that hangs keeps its lease only for its time limit.
     """
 
     def __init__(self, database: Database, lease_s: float) -> None:
@@ -149,14 +153,13 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def keeping(self, lease: Lease) -> Iterator[HeldLease]:
-        """Keep `lease` alive inside the block."""
-        held = HeldLease(lease)
+    def keeping(self, lease: Lease, limit_s: float = math.inf) -> Iterator[HeldLease]:
+        """Keep `lease` alive inside the block, for at most `limit_s` seconds."""
+        held = HeldLease(lease, limit_s)
         with self._lock:
             self._all_held.add(held)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
-                self._thread.start()
+                self._thread = essential.start("leases", self._run)
         try:
             yield held
         finally:
@@ -177,6 +180,15 @@ class LeaseKeeper:
         with held.renewing:
             if held not in self._all_held:
                 return  # its step has ended
+            if time.monotonic() > held.until:
+                log.error(
+                    "the %s of %s takes longer than %.0f s: another worker may try",
+                    held.lease.stage, held.lease.job_id, held.limit_s,
+                )  # fmt: skip
+                metrics.STAGES_OVERDUE.add(1, held.lease.stage)
+                held.lost.set()
+                self._forget(held)
+                return
             try:
                 with self._database.writing() as session:
                     held.lease.renew(session, self._lease_s)

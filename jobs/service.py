@@ -81,9 +81,9 @@ def submit(
 ) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
-    The same idempotency key with the same request returns the same job, and so does the same Celery task (`call`). The
-    callbacks of that task are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits;
-    then nothing is stored.
+    The same idempotency key with the same request returns the same job. The callbacks of the Celery task that asks for
+    it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then nothing
+    is stored.
     """
     with span("submit") as begun:
         job = _submit(services, arguments, origin, call)
@@ -99,7 +99,7 @@ def _submit(services: Services, arguments: Mapping[str, Any], origin: Origin, ca
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
         with services.database.writing() as session:
-            winner = _earlier_job(session, request, call)
+            winner = _job_with_key(session, request)
             if winner is None:
                 _check_model_id(session, request.envelope.model_id)  # or two with one model id
                 raise
@@ -115,19 +115,8 @@ def accept(
     call: TaskCall | None = None,
 ) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    job = _earlier_job(session, request, call) or _create(session, request, settings, origin)
+    job = _job_with_key(session, request) or _create(session, request, settings, origin)
     callbacks.attach(session, job, call)
-    return job
-
-
-def _earlier_job(session: Session, request: TrainingRequest, call: TaskCall | None) -> Job | None:
-    """The job that the same Celery task, or a request with the same key, was accepted as."""
-    earlier = None if call is None else session.get(TaskCall, call.task_id)
-    if earlier is None:
-        return _job_with_key(session, request)
-    job = session.get_one(Job, earlier.job_id)
-    if job.owner_id != request.envelope.owner_id or job.request_sha256 != request.sha256:
-        raise KeyReused(f"the task id {earlier.task_id} was used for another request")
     return job
 
 

@@ -161,6 +161,7 @@ def open_store(settings: Settings) -> ObjectStore:
         session_token=secret(settings.s3_session_token),
         addressing=settings.s3_addressing,
         ca_file=settings.s3_ca_file,
+        min_bytes_per_s=settings.s3_min_bytes_per_s,
     )
 
 

@@ -16,6 +16,7 @@ from core.settings import Settings
 from credits.audit import AuditFinding, audit
 from jobs import invariants, repair
 from jobs.notices import notices
+from jobs.periodic import each
 from jobs.services import Services
 from jobs.specs import spec_of
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
@@ -53,10 +54,12 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
     """Send every active job again that no worker works on. Returns how many."""
     with services.database.reading() as session:
         candidates = _abandoned_jobs(session, services.settings, limit)
-    repaired = 0
-    for job_id in candidates:
-        with job_context(job_id), services.database.writing() as session:
-            repaired += repair.repair_job(session, job_id, services.settings)
+
+    def repair_one(job_id: str) -> bool:
+        with job_context(job_id):
+            return repair_job(services, job_id)
+
+    repaired = sum(each("repair", candidates, repair_one))
     if repaired:
         log.warning("%d job(s) had no worker and were sent again", repaired)
     metrics.SWEPT_AT.add(time.time())
@@ -64,7 +67,7 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
 
 
 def repair_job(services: Services, job_id: str, message_id: str | None = None) -> bool:
-    """The same for one job, whose launch `message_id` ended in an error. Error callbacks call it."""
+    """Send one job again if no worker works on it. Error callbacks call this too, for the launch `message_id`."""
     with services.database.writing() as session:
         return repair.count_failed_launch(session, job_id, message_id, services.settings) or repair.repair_job(
             session, job_id, services.settings

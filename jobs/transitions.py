@@ -242,7 +242,7 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0
     spec = spec_of(job)
-    return price_of_part(spec.family, min(job.step, job.total_steps), spec.resolution, settings.prices)
+    return price_of_part(spec.family, max(0, min(job.step, job.total_steps)), spec.resolution, settings.prices)
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:

@@ -9,13 +9,23 @@ from celery.exceptions import Ignore
 from jobs import service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
+from storage.database import AWAY
 from tasks import canvas
 from tasks.app import app
 from tasks.arguments import CheckedTask, named_arguments
 
 
-class PublicTask(CheckedTask):
-    """A task of applications. Its arguments may contain presigned addresses, so logs and events do not show them."""
+class PatientTask(CheckedTask):
+    """A task of applications, which waits while the database cannot be used, for half an hour at most."""
+
+    autoretry_for = AWAY
+    retry_backoff = 2
+    retry_backoff_max = 60
+    max_retries = 35
+
+
+class PublicTask(PatientTask):
+    """Its arguments may contain presigned addresses, so logs and events do not show them."""
 
     Request = "tasks.request:RedactedRequest"
     trail = False  # the result must not list the internal messages that a request causes
@@ -28,10 +38,11 @@ class PublicTask(CheckedTask):
 def train_lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any]:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
-    Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored.
+    Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored. Without
+    an idempotency key the message's id is the key: delivered twice, or tried again after an outage, it is one job.
     """
     call = canvas.call_of(self.request, waits=False)
-    view = service.submit(services(), named_arguments(given, arguments), call=call)
+    view = service.submit(services(), _request(self, given, arguments), call=call)
     canvas.leave_to_outbox(self.request)
     return view.to_dict()
 
@@ -43,10 +54,17 @@ def lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any
     No worker waits. The result and the callbacks are kept with the job, and the outbox sends them.
     """
     call = canvas.call_of(self.request, waits=True)
-    view = service.submit(services(), named_arguments(given, arguments), call=call)
+    view = service.submit(services(), _request(self, given, arguments), call=call)
     if call is not None:
         raise Ignore(f"{view.job_id} ends this task")
     return view.to_dict()
+
+
+def _request(task: "Task[..., Any]", given: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+    request = named_arguments(given, arguments)
+    if task.request.id and request.get("idempotency_key") is None:
+        request["idempotency_key"] = f"task:{task.request.id}"[:200]
+    return request
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
@@ -55,7 +73,7 @@ def quote(*given: Any, **arguments: Any) -> dict[str, Any]:
     return asdict(service.quote(services(), named_arguments(given, arguments)))
 
 
-@app.task(name="imprint.job", ignore_result=False)
+@app.task(name="imprint.job", base=PatientTask, ignore_result=False)
 def job(job_id: str) -> dict[str, Any]:
     """A job's public view."""
     return service.get(services(), job_id).to_dict()
@@ -82,13 +100,13 @@ def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
     return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
 
 
-@app.task(name="imprint.cancel", ignore_result=False)
+@app.task(name="imprint.cancel", base=PatientTask, ignore_result=False)
 def cancel(job_id: str) -> dict[str, Any]:
     """Cancel a job. The steps done are charged, and the rest of its hold is released at once."""
     return service.cancel(services(), job_id).to_dict()
 
 
-@app.task(name="imprint.profile_set_completed", ignore_result=False)
+@app.task(name="imprint.profile_set_completed", base=PatientTask, ignore_result=False)
 def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
     """A subject has all its pictures: start a training if the subject trains automatically and can be trained.
 

@@ -20,6 +20,7 @@ from celery.worker.control import inspect_command
 
 from core.errors import ImprintError
 from core.logging import set_up
+from core.private import keep_private
 from core.settings import settings
 from jobs.services import services
 from jobs.stages import control
@@ -35,8 +36,14 @@ log = logging.getLogger(__name__)
 _trains_on: DeviceState | None = None  # of a training worker, after the check of its device
 
 
+@celeryd_init.connect
+def _keep_private(**_: Any) -> None:
+    keep_private(settings().home)  # before `_prepare` creates the database
+
+
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
+    keep_private(settings().home)
     # Beat stores its schedule there, and may be the first process on a new home folder.
     settings().run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     set_up(settings().log_dir, settings().log_level, settings().log_format)

@@ -9,6 +9,7 @@ import uvicorn
 
 from core.errors import ImprintError
 from core.logging import set_up
+from core.private import keep_private
 from core.settings import settings
 from jobs.services import services
 from storage.database import AWAY
@@ -32,6 +33,7 @@ class WebServer(uvicorn.Server):
 
 def main() -> int:
     configured = settings()
+    keep_private(configured.home)
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         services().check()

@@ -18,6 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from core import essential
 from jobs import history
 from jobs.services import Services
 from storage.database import AWAY
@@ -75,6 +76,7 @@ class Streams:
     def start(self) -> None:
         self._opened = asyncio.Event()
         self._poller = asyncio.create_task(self._poll())
+        self._poller.add_done_callback(_end_with)
 
     async def stop(self) -> None:
         self.close_all()
@@ -127,12 +129,16 @@ class Streams:
             }
             try:
                 events = await loop.run_in_executor(self._thread, self._query, places) if places else []
+                for event in events:
+                    self._deliver(event)
             except AWAY as error:
-                log.warning("event streams wait: the database does not answer (%s)", type(error).__name__)
+                log.warning("event streams wait: the database does not answer (%s)", error)
                 await asyncio.sleep(_AWAY_S)
                 continue
-            for event in events:
-                self._deliver(event)
+            except Exception:  # this task serves all streams, so it must not end
+                log.exception("event streams wait after an error")
+                await asyncio.sleep(_AWAY_S)
+                continue
             if len(events) < history.MAX_EVENTS:
                 await asyncio.sleep(POLL_S)
 
@@ -145,6 +151,12 @@ class Streams:
             message, last = encode(event), is_last(event)
             for stream in streams:
                 stream.offer(event.id, message, last)
+
+
+def _end_with(poller: "asyncio.Task[None]") -> None:
+    """End the process with its poller: without it, all streams would be silent for ever."""
+    if not poller.cancelled():
+        essential.start("streams", poller.result)
 
 
 def encode(event: JobEvent) -> bytes:

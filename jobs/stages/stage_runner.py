@@ -47,11 +47,14 @@ def worker_name() -> str:
 
 
 @contextmanager
-def holding_lease(services: Services, lease: Lease) -> Iterator[HeldLease]:
-    """Keep the lease while the block runs; turn an error into the right transition of the job."""
+def holding_lease(services: Services, lease: Lease, limit_s: float | None = None) -> Iterator[HeldLease]:
+    """Keep the lease while the block runs; turn an error into the right transition of the job.
+
+    limit_s: how long at most; None: `stage_timeout_s`.
+    """
     with stage_context(lease.job_id, lease.stage), timed_stage(lease.stage):
         try:
-            with services.lease_keeper.keeping(lease) as held:
+            with services.lease_keeper.keeping(lease, limit_s or services.settings.stage_timeout_s) as held:
                 yield held
         except HandOver as stop:
             with suppress(LeaseLost), services.database.writing() as session:

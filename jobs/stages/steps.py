@@ -213,7 +213,8 @@ def train(services: Services, job_id: str) -> None:
     if spec_of(job).backend != "local":
         train_stage.train(services, lease, job)
         return
-    with holding_lease(services, lease) as held, work_dir(services, job_id) as folder:
+    limit_s = services.settings.training_timeout_s + services.settings.stage_timeout_s
+    with holding_lease(services, lease, limit_s) as held, work_dir(services, job_id) as folder:
         result = _train(services, lease, job, held, folder)
         services.store.put_file(keys.output(job_id, result.sha256), result.path)
         with services.database.writing() as session:

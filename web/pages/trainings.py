@@ -1,5 +1,6 @@
 """The page of one training: progress, loss, previews, outcome, and how to use the LoRA file."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -63,7 +64,8 @@ def _stages(view: JobView) -> list[tuple[str, str]]:
 def _losses(events: Sequence[JobEvent]) -> list[Point]:
     """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
     progress = [event.data for event in events if event.kind == "progress"]
-    return sorted({data["step"]: data["loss"] for data in progress if data.get("loss") is not None}.items())
+    losses = {data["step"]: data["loss"] for data in progress if data.get("loss") is not None}
+    return sorted((step, loss) for step, loss in losses.items() if math.isfinite(loss))
 
 
 def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None:

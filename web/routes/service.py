@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
-from sqlalchemy import text
 
 from core.errors import StoreUnavailable
 from jobs.services import Services
@@ -60,8 +59,7 @@ def _check(services: Services) -> Ready:
 
 def _database(services: Services) -> bool:
     try:
-        with services.database.reading() as session:
-            session.connection().execute(text("SELECT 1"))
+        services.database.check_writable()
     except AWAY:
         return False
     return True
@@ -81,7 +79,9 @@ async def healthz() -> Alive:
 
 
 @router.get(
-    "/readyz", summary="Check database, store and broker; 503 if one does not answer", responses={503: {"model": Ready}}
+    "/readyz",
+    summary="Check database, store and broker; 503 if one does not answer or the database takes no writes",
+    responses={503: {"model": Ready}},
 )
 def readyz(request: Request, services: ServicesDep, response: Response) -> Ready:
     readiness: Readiness = request.app.state.readiness
