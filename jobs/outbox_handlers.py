@@ -65,7 +65,7 @@ def send_callback(services: Services, message_id: str, sender: TaskSender) -> No
 
 def _attempt(services: Services, message: Message) -> Outcome:
     try:
-        addresses = _addresses(services, message.payload["job"])
+        addresses = file_addresses(services, message.payload["job"])
     except ImprintError as error:  # no credentials for a presigned address, for example
         return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=utcnow())
     return webhooks.deliver(
@@ -73,7 +73,7 @@ def _attempt(services: Services, message: Message) -> Outcome:
     )
 
 
-def _addresses(services: Services, job: Mapping[str, Any]) -> FileAddresses | None:
+def file_addresses(services: Services, job: Mapping[str, Any]) -> FileAddresses | None:
     """The addresses of the LoRA file in a notice, if it has one. A presigned one is made anew for every attempt."""
     if not job.get("lora"):
         return None

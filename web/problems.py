@@ -1,6 +1,7 @@
 """Errors of the API as RFC 9457 problems (`application/problem+json`).
 
-A problem repeats nothing of a request except field names that look like field names: no values, no headers.
+A problem repeats nothing of a request except field names that look like field names, and the file names of pictures: no
+other values, no headers.
 """
 
 import logging

@@ -80,8 +80,10 @@ class TestPictures:
     def test_by_address_through_the_guard(self, api: Api, ada: str) -> None:
         with picture_server() as server:
             address = server.put("/a.png", png(Image.new("RGB", (600, 600), "blue")))
-            told = problem(api.call("POST", f"{REX}/images", ada, json={"url": address}), 422, "image_unreachable")
-            assert "a.png" not in json.dumps(told)
+            asked = {"url": f"{address}?signature=hush"}
+            told = problem(api.call("POST", f"{REX}/images", ada, json=asked), 422, "image_unreachable")
+            assert told["faults"]["0"].startswith("picture 1 (a.png): http://127.0.0.1:")
+            assert "hush" not in json.dumps(told)
             assert server.asked == {}  # a private address is not even dialled
         for url in ("http://169.254.169.254/latest", "file:///etc/passwd", "s3://other/key", "gopher://x/"):
             problem(api.call("POST", f"{REX}/images", ada, json={"urls": [url]}), 422, "image_unreachable")

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from core.clock import utcnow
-from jobs import keys, tokens
+from jobs import keys, tokens, transitions
 from storage.tables import ApiToken, Job, Status
 from tests.contract.web import test_page_matrix
 from tests.contract.web.conftest import REX, Api, problem
@@ -54,6 +54,8 @@ ROWS = [
     Row("GET", f"{ONE}/log", "read", 200),
     Row("GET", f"{ONE}/previews", "read", 200),
     Row("GET", f"{ONE}/previews/{{name}}", "read", 200),
+    Row("GET", f"{ONE}/checkpoints", "read", 200),
+    Row("GET", f"{ONE}/checkpoints/{{step}}", "read", 200),
     Row("GET", f"{ONE}/download", "read", 307),
     Row("POST", f"{OF}/lora/train", "train", 202, 422, TRAIN),
     Row("PATCH", f"{OF}/lora/settings", "train", 200, {"triggerWord": None}, {"json": {"classWord": "dog"}}),
@@ -78,6 +80,7 @@ class World:
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
+        path = path.replace("{step}", "50")
         path = path.replace("{id}", "rex" if row.path.startswith(OF) else self.job_id)
         options: dict[str, Any] = {**row.options, **more}
         if "/lora/train" in path:
@@ -98,11 +101,14 @@ def world(lone_api: Api) -> World:
     services = lone_api.services
     services.store.put(keys.lora(job_id), b"a file")
     services.store.put(keys.preview(job_id, 1, 10, 0, "png"), b"a picture")
+    services.store.put(keys.kept_lora(job_id, 50), b"a checkpoint")
     ready = sa.update(Job).where(col(Job.id) == job_id)
     with services.database.writing() as session:
         session.connection().execute(
             ready.values(status=Status.READY, lora_key=keys.lora(job_id), lora_sha256="0" * 64, lora_bytes=6)
         )
+        key = keys.kept_lora(job_id, 50)
+        transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
     return World(lone_api, ada, job_id, images)
 
 
@@ -176,6 +182,16 @@ def test_what_strangers_tried_changed_nothing(world: World) -> None:
     bob = world.api.token("bob", "read")
     assert world.api.call("GET", "/api/account", bob).json()["granted"] == 0
     assert world.call(next(row for row in ROWS if row.path == ONE), world.ada).json()["status"] == "ready"
+
+
+def test_a_checkpoint_is_listed_and_served(world: World) -> None:
+    address = f"/api/trainings/{world.job_id}/checkpoints"
+    [listed] = world.api.call("GET", address, world.ada).json()["checkpoints"]
+    assert listed == {"step": 50, "sha256": "0" * 64, "bytes": 12, "url": f"{address}/50"}
+    answer = world.api.call("GET", listed["url"], world.ada)
+    assert (answer.status_code, answer.content) == (200, b"a checkpoint")
+    assert f'filename="{world.job_id}-50.safetensors"' in answer.headers["content-disposition"]
+    problem(world.api.call("GET", f"{address}/51", world.ada), 404, "not_found")
 
 
 def test_a_signed_address_serves_one_file_for_a_while(world: World) -> None:
