@@ -82,8 +82,8 @@ def submit(
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
     The same idempotency key with the same request returns the same job. The callbacks of the Celery task that asks for
-    it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then nothing
-    is stored.
+    it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then
+    nothing is stored.
     """
     with span("submit") as begun:
         job = _submit(services, arguments, origin, call)
