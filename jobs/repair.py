@@ -104,8 +104,8 @@ def _waiting_pictures(session: Session, job_id: str) -> Sequence[JobPicture]:
 
 def _leases(session: Session, job: Job) -> list[datetime]:
     """When the leases on the job and its pictures end or have ended."""
-    rows = (job, *_waiting_pictures(session, job.id))
-    return [row.lease_until for row in rows if row.lease_until is not None]
+    ends = (job.lease_until, *(picture.lease_until for picture in _waiting_pictures(session, job.id)))
+    return [until for until in ends if until is not None]
 
 
 def expire_overdue_hold(session: Session, job: Job) -> bool:

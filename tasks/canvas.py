@@ -31,6 +31,7 @@ def call_of(request: Context, *, waits: bool) -> TaskCall | None:
     return TaskCall(
         task_id=str(request.id),
         name=str(request.task),
+        job_id="",  # not known yet
         waits=waits,
         callbacks=list(request.callbacks or ()),
         errbacks=list(request.errbacks or ()),

@@ -1,5 +1,6 @@
 """How messages leave this application: our tasks to our queues, applications' callbacks to theirs."""
 
+# mypy: disable-error-code="no-untyped-call"
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from amqp.exceptions import ChannelError, NotFound
 from celery import Celery
 from celery.app import amqp, routes
 from celery.app.task import Context
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from core.errors import ImprintError
 from core.settings import settings
@@ -20,7 +21,7 @@ _UNLOCK = "celery.chord_unlock"
 _OURS = (_UNLOCK, "celery.backend_cleanup")
 
 
-class ForeignQueue(Queue):  # type: ignore[misc]
+class ForeignQueue(Queue):
     """A queue that an application declares, with arguments of its own.
 
     RabbitMQ refuses a declaration with other arguments, and drops messages to a queue that does not exist. So a queue
