@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeElapsedColumn
 
+from cli.owners import OWNER
 from cli.terminal import answers, err, out, print_json
 from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
 from generation.comfyui.follow import PromptProgress
@@ -26,7 +27,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("subject_id")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Only a LoRA for this base model.")
 @answers
 def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: bool) -> None:
@@ -42,7 +43,7 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 @click.command()
 @click.option("--lora", "file", type=_FILE, help="A LoRA file.")
 @click.option("--subject", "subject_id", help="Use the newest finished LoRA of this subject instead.")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Name, folder or hub id. Default: the base model of the LoRA.")
 @click.option("--family", help="sd15, sdxl or z-image; needed for a hub id.")
 @click.option("--prompt", help="What to draw, after the trigger word. ComfyUI: replaces the workflow's prompt.")

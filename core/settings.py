@@ -4,10 +4,11 @@ Without any setting Imprint runs on one machine: SQLite, a folder as object stor
 """
 
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, StringConstraints
+from pydantic import Field, SecretStr, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # What a browser sends as `Origin`: a scheme and a host, and no path.
@@ -281,6 +282,11 @@ class Settings(BaseSettings):
         description="Requests per second that one token may send for one owner to one web process; bursts may be twice "
         "as large.",
     )
+    web_trusted_proxies: list[str] | None = Field(
+        None,
+        description="Addresses and networks (`10.0.0.0/8`) of proxies in front of the HTTP API, whose "
+        "`X-Forwarded-Proto` and `X-Forwarded-For` are believed. JSON list. Unset: proxies on this machine.",
+    )
     web_cors_origins: list[Origin] = Field(
         [],
         description="Origins whose pages may call the HTTP API from a browser: `https://app.example`, or `*` for all. "
@@ -289,7 +295,8 @@ class Settings(BaseSettings):
     web_secret: SecretStr | None = Field(
         None,
         min_length=32,
-        description="Signs short-lived download addresses; must be the same on every machine that serves the API. "
+        description="Signs short-lived download addresses and the cookies of sessions; must be the same on every "
+        "machine that serves the API. "
         "Unset: a random one, stored under home.",
     )
 
@@ -320,6 +327,16 @@ class Settings(BaseSettings):
     tracing: bool = Field(
         False, description="Send OpenTelemetry traces; the `OTEL_…` variables say where. Needs `imprint[tracing]`."
     )
+
+    @field_validator("web_trusted_proxies")
+    @classmethod
+    def _are_networks(cls, given: list[str] | None) -> list[str] | None:
+        for network in given or ():
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{network!r} is neither an address nor a network: {error}") from None
+        return given
 
     @property
     def database(self) -> str:

@@ -1,7 +1,8 @@
 """What applications and operators do with trainings: quote, submit, get, list, cancel, retry, download."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -85,14 +86,21 @@ def submit(
     it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then
     nothing is stored.
     """
+    return _start(
+        services, lambda: training_request.parse(arguments, services.settings, services.sources), origin, call
+    )
+
+
+def _start(
+    services: Services, parse: Callable[[], TrainingRequest], origin: Origin, call: TaskCall | None = None
+) -> JobView:
     with span("submit") as begun:
-        job = _submit(services, arguments, origin, call)
+        job = _submit(services, parse(), origin, call)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, arguments: Mapping[str, Any], origin: Origin, call: TaskCall | None) -> Job:
-    request = training_request.parse(arguments, services.settings, services.sources)
+def _submit(services: Services, request: TrainingRequest, origin: Origin, call: TaskCall | None) -> Job:
     try:
         with services.database.writing() as session:
             return accept(session, request, services.settings, origin, call)
@@ -133,6 +141,12 @@ def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
             {"job_id": job.id},
         )
     return job
+
+
+def find_started(services: Services, owner_id: str, key: str) -> str | None:
+    """The id of the job that an owner has started with an idempotency key."""
+    with services.database.reading() as session:
+        return session.exec(select(Job.id).where(Job.owner_id == owner_id, Job.idempotency_key == key)).one_or_none()
 
 
 def _check_model_id(session: Session, model_id: str | None) -> None:
@@ -264,10 +278,11 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> JobV
     return get(services, job_id)
 
 
-def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
+def retry(services: Services, job_id: str, owner_id: str | None = None, key: str | None = None) -> JobView:
     """Start a new job with the pictures and recipe of one that has ended. Its model has an id of its own.
 
-    Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit` raises.
+    The same `key` starts it once. Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit`
+    raises.
     """
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -276,7 +291,14 @@ def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobVi
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         ).all()
-    return submit(services, _arguments(job, pictures), Origin(job.message_id, job.style_id))
+
+    def parse() -> TrainingRequest:
+        arguments = _arguments(job, pictures) | {"idempotency_key": key}
+        request = training_request.parse(arguments, services.settings, services.sources)
+        # The request is to train this job again: for another job, or for a new training like it, it is another one.
+        return replace(request, sha256=hashlib.sha256(f"retry {job_id} {request.sha256}".encode()).hexdigest())
+
+    return _start(services, parse, Origin(job.message_id, job.style_id))
 
 
 def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> Quote:

@@ -107,6 +107,20 @@ class ApiToken(SQLModel, table=True):
     revoked_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
+class StoredSession(SQLModel, table=True):
+    """A session of the page. The cookie names it under a signature, so the row alone opens nothing."""
+
+    __tablename__ = "page_session"
+
+    id: str = Field(primary_key=True)
+    token_id: str = Field(foreign_key="api_token.id", index=True)
+    owner_id: str | None = Field(default=None, index=True)  # None: an operator's, for no owner
+    browser: str = ""  # as it named itself, for the list of sessions
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    expires_at: datetime = Field(sa_column=time_column(nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=time_column())
+
+
 class PreparedPicture(SQLModel, table=True):
     """A source file prepared for one recipe (resolution, cropping, mask), once for all jobs that use it."""
 
@@ -129,6 +143,7 @@ class Job(SQLModel, table=True):
     __tablename__ = "training_job"
     __table_args__ = (
         sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_training_job_owner_key"),
+        sa.Index("uq_training_job_report_key", "owner_id", "report_key", unique=True),
         sa.Index("uq_training_job_model", "model_id", unique=True),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
@@ -139,6 +154,8 @@ class Job(SQLModel, table=True):
     owner_id: str
     subject_id: str
     idempotency_key: str | None = None
+    # The caller's key of the report that started the job; the idempotency key of such a job is its set of pictures.
+    report_key: str | None = None
     request_sha256: str
     # The fields of a TrainSpec, parsed by `jobs.specs`; the four columns below repeat the fields that queries use.
     spec: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))

@@ -107,9 +107,10 @@ def cancel(job_id: str) -> dict[str, Any]:
 
 
 @app.task(name="imprint.profile_set_completed", base=PatientTask, ignore_result=False)
-def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
+def profile_set_completed(owner_id: str, subject_id: str, idempotency_key: str | None = None) -> dict[str, Any]:
     """A subject has all its pictures: start a training if the subject trains automatically and can be trained.
 
-    The result says whether a training was started, and which, or why not. Calling it twice starts one training.
+    The result says whether a training was started, and which, or why not. Calling it twice for the same pictures, or
+    with the same key, starts one training.
     """
-    return subject_settings.profile_set_completed(services(), owner_id, subject_id).to_dict()
+    return subject_settings.profile_set_completed(services(), owner_id, subject_id, idempotency_key).to_dict()

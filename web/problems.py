@@ -40,7 +40,7 @@ _TYPE = "urn:imprint:problem:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}|[0-9]{1,4}")
 _FIELD = re.compile(r"\b[a-z]+(_[a-z]+)+\b")
 _RETRY_AFTER_S = 5
-_INTERNAL_DETAIL = "the service failed; its log has the cause under this request's id"
+INTERNAL_DETAIL = "the service failed; its log has the cause under this request's id"
 
 
 class Problem(BaseModel):
@@ -176,10 +176,9 @@ def _with_api_names(fault: str) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error with a problem."""
+    """Make `app` answer every expected error with a problem; the middleware answers the others."""
     for error in (RequestRefused, RequestValidationError, HTTPException, ImprintError, *AWAY):
         app.add_exception_handler(error, _problem_response)
-    app.add_exception_handler(Exception, _internal_response)
     describe = app.openapi
 
     def described() -> dict[str, Any]:
@@ -194,10 +193,6 @@ def install(app: FastAPI) -> None:
 def _problem_response(request: Request, error: Exception) -> JSONResponse:
     refused = refusal(error)
     return answer(request, refused.code, refused.detail, faults=refused.faults, headers=refused.headers)
-
-
-def _internal_response(request: Request, _error: Exception) -> JSONResponse:
-    return answer(request, "internal", _INTERNAL_DETAIL)
 
 
 def refusal(error: Exception) -> RequestRefused:
@@ -237,4 +232,4 @@ def _imprint_error(error: ImprintError) -> RequestRefused:
             retry = {"Retry-After": str(_RETRY_AFTER_S)} if code == "unavailable" else None
             return RequestRefused(code, detail or error.message, retry, named)
     log.error("no problem is defined for the error %s: %s", error.code, error)
-    return RequestRefused("internal", _INTERNAL_DETAIL)
+    return RequestRefused("internal", INTERNAL_DETAIL)

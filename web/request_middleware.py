@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,7 +18,7 @@ from core import tracing
 from core.ids import new_id
 from core.logging import request_context
 from web.parameters import SLASH
-from web.problems import answer
+from web.problems import INTERNAL_DETAIL, answer
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ _DEFAULTS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+# Headers that decide about identity or money. Of two values, a proxy might check one and this service use the other.
+_ONCE = (b"authorization", b"imprint-owner", b"idempotency-key", b"origin", b"sec-fetch-site", b"host")
 Observe = Callable[[str, str, int, float], None]
 
 
@@ -67,16 +70,17 @@ class RequestMiddleware:
         ):
             try:
                 limit = self._limit(scope)
-                if not is_text:
-                    await answer(Request(scope), "bad_request", "the address is not UTF-8")(
-                        scope, receive, send_with_headers
-                    )
+                if fault := "the address is not UTF-8" if not is_text else _header_fault(scope):
+                    # What follows on the connection may be part of a request that two servers read differently.
+                    refusal = answer(Request(scope), "bad_request", fault, headers={"Connection": "close"})
+                    await refusal(scope, receive, send_with_headers)
                 elif (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
                     refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 else:
-                    run = _answer_head if scope["method"] == "HEAD" else _answer
-                    await run(self._app, scope, _capped(receive, limit), send_with_headers)
+                    run = partial(_answer_head, self._app) if scope["method"] == "HEAD" else self._app
+                    limited = _capped(receive, limit)
+                    await _with_failures_answered(run, scope, limited, send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
                 self._record(scope, status, time.perf_counter() - begun)
@@ -94,6 +98,41 @@ class RequestMiddleware:
         return self._upload_bytes if is_upload else MAX_BODY_BYTES
 
 
+async def _with_failures_answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer an unexpected error with a problem, and log it.
+
+    An error that reached the server would close the connection, and the client's next request on it would fail. Once a
+    response has begun there is no other way to say that it is not complete.
+    """
+    begun = False
+
+    async def send_and_note(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, send_and_note)
+    except Exception:
+        if begun:
+            raise
+        log.exception("%s %s failed", scope["method"], route_of(scope))
+        await answer(Request(scope), "internal", INTERNAL_DETAIL)(scope, receive, send)
+
+
+def _header_fault(scope: Scope) -> str | None:
+    """Why a request is refused for its version or headers: a proxy could understand them differently."""
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return "this server speaks HTTP/1.1"
+    names = [name for name, _ in scope["headers"]]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            return f"the header {name.decode()} is there more than once"
+    if b"content-length" in names and b"transfer-encoding" in names:
+        return "the request has both a Content-Length and a Transfer-Encoding"
+    return None
+
+
 def _keep_slashes(scope: Scope) -> bool:
     """Mark slashes inside segments (`%2F`) in the path, where servers decode them. False for bytes that are no UTF-8.
 
@@ -105,10 +144,6 @@ def _keep_slashes(scope: Scope) -> bool:
         return False
     scope["path"] = "/".join(segment.replace("/", SLASH) for segment in segments)
     return True
-
-
-async def _answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
 
 
 async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -22,6 +21,8 @@ from pydantic import (
 )
 
 from core.errors import SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
 from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
 from jobs.requests.on_end import OnEnd
@@ -80,7 +81,7 @@ ModelId = Annotated[
 ]
 
 
-class RequestedImage(BaseModel):
+class RequestedImage(NumbersAreNotBools):
     """One picture of a request: its address or id, its caption, its mask, and a name for messages about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,12 +92,12 @@ class RequestedImage(BaseModel):
     name: Name | None = None
 
 
-class Envelope(BaseModel):
+class Envelope(NumbersAreNotBools):
     """The part of a request that is not the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    owner_id: Name
+    owner_id: OwnerName
     subject_id: SubjectName
     model_id: ModelId | None = None
     reference: Annotated[dict[str, Any], AfterValidator(_fits_into_a_notice)] | None = None

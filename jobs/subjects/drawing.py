@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from core.errors import SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
 from generation.comfyui.prompts import contains_word
 from jobs import keys
-from jobs.requests.training_request import Name, SubjectName
+from jobs.requests.training_request import SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
 from jobs.subjects.comfyui_drawing import comfyui_target, draw_on_comfyui
@@ -28,12 +30,12 @@ _URL_S = 15 * 60
 # ---- the task of applications ----------------------------------------------------------------------------------
 
 
-class DrawingRequest(BaseModel):
+class DrawingRequest(NumbersAreNotBools):
     """The arguments of the task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    owner_id: Name
+    owner_id: OwnerName
     subject_id: SubjectName
     workflow: dict[str, Any]
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
@@ -86,7 +88,8 @@ def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
         return DrawingRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
-        raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
+        faults = {ascii(fault["loc"][0])[1:-1][:60]: fault["msg"].removeprefix("Value error, ") for fault in found}
+        raise SpecInvalid.of(faults) from None
 
 
 def _store_picture(services: Services, stem: str, name: str, data: bytes) -> DrawnPicture:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from core.numbers import NumbersAreNotBools
 from jobs.requests.training_request import Envelope
 from training.spec import GROUPS, TrainSpec
 
@@ -62,7 +63,7 @@ RecipeFields = Annotated[dict[str, Any] | None, BeforeValidator(_recipe)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 
 
-class RequestModel(BaseModel):
+class RequestModel(NumbersAreNotBools):
     """A request body; unknown fields are refused."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid")

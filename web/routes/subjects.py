@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from core.errors import SpecInvalid
 from jobs import service
@@ -15,7 +15,7 @@ from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import snake_keys
 from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
 from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest
-from web.parameters import SubjectId
+from web.parameters import IdempotencyKey, SubjectId, api_key
 from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api/influencer/{id}", tags=["subjects"])
@@ -92,23 +92,13 @@ def train(
     body: TrainRequest,
     response: Response,
     dry_run: Annotated[bool, Query(alias="dryRun", description="Only return price and duration.")] = False,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=180,
-            pattern=r"^[\x21-\x7e]+$",
-            description="The same key with the same request returns the same training.",
-        ),
-    ] = None,
+    key: IdempotencyKey = None,
 ) -> Training | Quoted:
     arguments = request_of(services, caller, subject_id, body)
     if dry_run:
         response.status_code = 200
         return Quoted(**asdict(service.quote(services, arguments)))
-    if idempotency_key is not None:
-        arguments["idempotency_key"] = f"http:{idempotency_key}"  # keys of the API and of tasks are kept apart
-    view = service.submit(services, arguments)
+    view = service.submit(services, arguments | {"idempotency_key": api_key(key)})
     if body.trigger_word is None:
         subject_settings.keep_trigger_word(services, caller.owner_id, subject_id, view.spec.trigger_word)
     response.headers["Location"] = f"/api/trainings/{view.job_id}"
@@ -176,9 +166,12 @@ def change_settings(
     "/profile-set/completed",
     summary="Report that a subject has all its pictures",
     description="Starts a training if the subject trains automatically. If no training starts, the answer and the "
-    "subject's webhook say why. Calling it again for the same pictures does not start another training.",
-    responses=responses(*_WRITES),
+    "subject's webhook say why. Calling it again for the same pictures, or with the same `Idempotency-Key`, does not "
+    "start another training.",
+    responses=responses(*_WRITES, "key_reused"),
 )
-def profile_set_completed(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId) -> ProfileSet:
-    done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id)
+def profile_set_completed(
+    services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, key: IdempotencyKey = None
+) -> ProfileSet:
+    done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id, api_key(key))
     return ProfileSet.model_validate(done)

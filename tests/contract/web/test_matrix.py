@@ -44,6 +44,8 @@ ROWS = [
     Row("GET", "/api/account", "read", 200, {"granted": 0, "entries": [], "holds": []}),
     Row("GET", "/api/account/notices", "read", 200, {"email": None}),
     Row("PATCH", "/api/account/notices", "train", 200, {"email": None}, {"json": {"lowCredits": 5}}),
+    Row("GET", "/api/account/sessions", "read", 200, {"sessions": []}),
+    Row("DELETE", "/api/account/sessions/{sessionId}", "train", 204),
     Row("GET", f"{OF}/lora", "read", 200),
     Row("GET", f"{OF}/lora/status", "read", 200, {"latest": None, "history": []}),
     Row("GET", f"{OF}/lora/available-images", "read", 200, {"images": [], "good": 0}),
@@ -77,11 +79,13 @@ class World:
     ada: str
     job_id: str
     image_ids: list[str]
+    session_id: str
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
         path = path.replace("{step}", "50")
         path = path.replace("{id}", "rex" if row.path.startswith(OF) else self.job_id)
+        path = path.replace("{sessionId}", self.session_id)
         options: dict[str, Any] = {**row.options, **more}
         if "/lora/train" in path:
             options["json"] = {**options["json"], "imageIds": self.image_ids[:6]}
@@ -109,7 +113,7 @@ def world(lone_api: Api) -> World:
         )
         key = keys.kept_lora(job_id, 50)
         transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
-    return World(lone_api, ada, job_id, images)
+    return World(lone_api, ada, job_id, images, test_page_matrix.a_session(lone_api, ada))
 
 
 def routes(api: Api) -> set[tuple[str, str]]:
