@@ -7,6 +7,7 @@ ImprintError                     code internal
 ├── NotFound                     spec_invalid            a job, picture or account that does not exist
 │   └── LoraNotReady             spec_invalid            a subject without a finished LoRA; says how far it is
 ├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
+├── TooManyRequests              spec_invalid            an owner's requests that are not done yet reach their limit
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
 │   ├── ImageRefused             image_unreachable       an address that must not be called; final
@@ -29,7 +30,8 @@ ImprintError                     code internal
 ├── KeyRefused                   internal                a key that no object of ours can have
 ├── AddressRefused               internal                a foreign address that must not be called; final
 ├── Unreachable                  internal                a foreign server did not answer in time; may be retried
-│   └── AnswerRefused            internal                an answer that a retry will not change; final
+│   ├── AnswerRefused            internal                an answer that a retry will not change; final
+│   └── MessageDeferred          internal                a server that works did not take one message; may be retried
 ├── SchemaUnknown                internal                a database that a newer Imprint has migrated
 ├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
 ├── TrainingFailed               the job's               a task that waited for a job that failed
@@ -123,6 +125,10 @@ class LoraNotReady(NotFound):
 
 
 class IllegalMove(ImprintError):
+    code = FailureCode.SPEC_INVALID
+
+
+class TooManyRequests(ImprintError):
     code = FailureCode.SPEC_INVALID
 
 
@@ -222,6 +228,10 @@ class Unreachable(ImprintError):
 
 class AnswerRefused(Unreachable):
     retryable = False
+
+
+class MessageDeferred(Unreachable):
+    pass
 
 
 class SchemaUnknown(ImprintError):

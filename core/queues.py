@@ -1,6 +1,6 @@
 """The queues of Imprint's own workers, and which task names and queues are not an application's."""
 
-WORK = ("io", "cpu", "sweep")  # besides one `train.{family}` for each family
+WORK = ("io", "cpu", "sweep", "fetch", "notices")  # besides one `train.{family}` for each family
 _TRAIN = "train."
 _TASKS = ("imprint.", "celery.")
 

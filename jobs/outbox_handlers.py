@@ -15,6 +15,7 @@ from jobs.notices.callbacks import TaskSender
 from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
+from jobs.turns import owner_slot
 from notifications import outbox, receivers, retries, webhooks
 from notifications.messages import Message
 from notifications.retries import Outcome, Verdict
@@ -38,14 +39,15 @@ def clean_up(services: Services, job_id: str, message_id: str) -> None:
 def notify(services: Services, message_id: str) -> None:
     """Try once to deliver a notice; after a failure it is due again by its schedule.
 
-    A notice to a disabled receiver is not sent: it becomes a dead letter.
+    A notice to a disabled receiver is not sent: it becomes a dead letter. Raises RetryLater if the owner's other work
+    takes its share of this worker.
     """
     with services.database.reading() as session:
         message = outbox.find(session, message_id)
         if message is None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
-    with job_context(message.job_id):
+    with job_context(message.job_id), owner_slot(services, message.owner_id or ""):
         _deliver(services, message, unwanted)
 
 

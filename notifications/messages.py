@@ -12,6 +12,8 @@ Kind = Literal["launch", "notice", "cleanup", "mail", "alert", "callback"]
 # Messages that leave Imprint. They are sent in order for each job, and few at a time to each destination.
 EXTERNAL: tuple[Kind, ...] = ("notice", "mail", "alert", "callback")
 SUPERSEDED = "superseded"  # the error of a message that a later message made needless
+# How the error of a message begins that its receiver, which works, did not take: it says nothing about other messages.
+DEFERRED = "deferred: "
 
 
 @dataclass(frozen=True)

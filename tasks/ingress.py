@@ -9,6 +9,7 @@ from celery.exceptions import Ignore
 from jobs import service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
+from jobs.turns import RetryLater
 from storage.database import AWAY
 from tasks import canvas
 from tasks.app import app
@@ -92,12 +93,23 @@ def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> di
 
 
 @app.task(name="imprint.generate", base=PrivateResultTask, bind=True, ignore_result=False)
-def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+def generate(self: "Task[..., Any]", **arguments: Any) -> Any:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI. Arguments: docs/use-the-lora.md.
 
     A message delivered twice draws once. Fails with SpecInvalid, LoraNotReady, WorkflowInvalid or a GeneratorError.
     """
-    return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
+    drawing.check(arguments)
+    # A drawing takes minutes, so it does not run where applications send it: trainings and sweeps need those processes.
+    return self.replace(app.signature("imprint.draw", kwargs=arguments))
+
+
+@app.task(name="imprint.draw", base=PrivateResultTask, bind=True, ignore_result=False)
+def draw(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+    """Do what `imprint.generate` was asked for, under the same id."""
+    try:
+        return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
+    except RetryLater as again:
+        raise self.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
 
 
 @app.task(name="imprint.cancel", base=PatientTask, ignore_result=False)

@@ -34,6 +34,7 @@ _FIELDS = {
     for name, schema in model["properties"].items()
 }
 JOB, PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6"
+FETCH = "fetch_01m804v0b1x5d0n4w8c3p6l9r7"
 
 
 class ResponseModel(BaseModel):

@@ -21,7 +21,7 @@ from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
 from web.limits import RateLimit
-from web.request_middleware import MAX_BODY_BYTES
+from web.uploads import MAX_BODY_BYTES
 
 
 @pytest.fixture
