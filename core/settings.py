@@ -38,6 +38,18 @@ class Settings(BaseSettings):
         description="Redis delivers an unacknowledged message again after this time. Longer than the longest training.",
     )
 
+    callback_queue: str = Field(
+        "celery",
+        min_length=1,
+        max_length=200,
+        description="Queue of applications' callbacks that name none. Not one of Imprint's own queues.",
+    )
+    on_end_tasks: list[str] = Field(
+        [],
+        description="Tasks that an HTTP token of one owner may name in `onEnd`. Service tokens may name any task. JSON "
+        "list.",
+    )
+
     # ---- database ----
     database_url: SecretStr | None = Field(
         None,
