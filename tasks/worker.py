@@ -69,11 +69,31 @@ def _prepare(**_: Any) -> None:
 
 @celeryd_init.connect
 def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    """A training worker takes as many jobs as it trains in one step, unless `-c` says another number."""
-    if not options.get("concurrency") and any(name.startswith("train.") for name in options.get("queues") or ()):
+    """A training worker takes as many jobs as it trains in one step, and a fetch worker has the threads of its setting.
+
+    `-c` says another number.
+    """
+    queues = options.get("queues") or ()
+    if options.get("concurrency"):
+        return
+    if any(name.startswith("train.") for name in queues):
         from training.device import max_slots  # imports torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or max_slots(settings().device)
+    elif "fetch" in queues and _has_threads(options.get("pool")):
+        conf.worker_concurrency = settings().fetch_concurrency
+
+
+@celeryd_after_setup.connect
+def _share_slots(instance: Any, **_: Any) -> None:
+    """Owners take turns on the threads of a fetch worker. Processes of a prefork pool do not know of each other."""
+    if "fetch" in instance.app.amqp.queues.consume_from and _has_threads(instance.pool_cls):
+        services().slots.total = instance.concurrency
+
+
+def _has_threads(pool: Any) -> bool:
+    """Whether the class of a worker's pool is the one of `-P threads`."""
+    return getattr(pool, "__module__", "") == "celery.concurrency.thread"
 
 
 @worker_process_shutdown.connect

@@ -63,7 +63,7 @@ def test_end_to_end(command: Command, tmp_path: Path) -> None:
     assert report.alpha == 16.0
     assert report.sha256 in out
     assert "6 pictures, 12 steps" in stderr
-    assert "left out odd.jpg" in stderr
+    assert "left out picture 7 (odd.jpg): " in stderr
     assert "loss" in stderr
     assert "sks dog, wearing a hat" not in stderr  # captions are the owner's
     assert '"wearing a hat": 1' in report.metadata["ss_tag_frequency"]
@@ -123,7 +123,7 @@ def test_wrong_arguments_are_all_named(
         (["--out", "{tmp}/" + "x" * 250 + ".safetensors"], ["--out: cannot be written", "File name too long"]),
         (["--out", "{tmp}"], ["--out: is a folder"]),
         (["--resume-dir", "{tmp}/file/kept"], ["--resume-dir: cannot be written"]),
-        (["--optimizer", "prodigy", "--learning-rate", "0.0001"], ["--learning-rate: 0.0001 multiplies the rate"]),
+        (["--optimizer", "prodigy", "--learning-rate", "0.0001"], ["--learning-rate:", "0.0001 multiplies the rate"]),
     ],
     ids=["a file as folder", "suffix", "long", "folder", "checkpoints", "prodigy"],
 )
