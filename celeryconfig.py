@@ -2,11 +2,12 @@
 
 from kombu import Exchange, Queue
 
-from core import embedded_broker
+from core import broker, queues
 from core.settings import settings
 from training.spec import FAMILIES
 
 _settings = settings()
+_broker, _results = broker.broker(_settings), broker.results(_settings)
 _redis_options = {
     "visibility_timeout": _settings.visibility_timeout_s,
     # Look for messages of dead workers right after the timeout, not up to 100 s later.
@@ -17,22 +18,16 @@ _redis_options = {
 }
 
 # ---- broker and results ----
-broker_url = (
-    _settings.broker_url.get_secret_value()
-    if _settings.broker_url
-    else embedded_broker.address(_settings) or "redis://127.0.0.1:1/0"  # no stack runs: commands report it
-)
+broker_url = _broker.url
+broker_use_ssl = _broker.tls
 # RabbitMQ confirms a message only on request. Without that, a message sent during its crash is lost unnoticed.
-broker_transport_options = _redis_options if broker_url.startswith("redis") else {"confirm_publish": True}
+broker_transport_options = (_redis_options if _broker.is_redis else {"confirm_publish": True}) | _broker.options
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-result_backend = (
-    _settings.result_url.get_secret_value()
-    if _settings.result_url
-    else broker_url
-    if broker_url.startswith("redis")
-    else f"db+{_settings.database}"
-)
+result_backend = _results.shown  # tasks/app.py has the address with its password: commands of Celery print this one
+redis_backend_use_ssl = _results.tls
+result_backend_transport_options = {} if _results.is_database else _results.options
+database_engine_options = _results.options if _results.is_database else {}
 result_backend_always_retry = True
 result_backend_max_retries = 20
 result_expires = 24 * 3600
@@ -52,6 +47,11 @@ worker_consumer = "tasks.consumer:SteadyConsumer"
 worker_proc_alive_timeout = 60
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
+# A step that hangs is killed after its lease has expired, so that its process is free again. Not possible with threads.
+task_annotations = {
+    f"imprint.{name}": {"time_limit": _settings.stage_timeout_s + 3 * _settings.lease_s}
+    for name in ("preprocess", "dataset", "upload")
+}
 # Memory that a large picture or a leaking codec took is freed at some point.
 worker_max_tasks_per_child = 2000
 
@@ -59,22 +59,33 @@ worker_max_tasks_per_child = 2000
 task_default_queue = "io"
 task_queues = [
     Queue(name, Exchange(name), routing_key=name)
-    for name in ("io", "cpu", "sweep", *(f"train.{family}" for family in FAMILIES))
+    for name in (*queues.WORK, *(f"train.{family}" for family in FAMILIES))
 ]
 task_create_missing_queues = False
-# Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks.
+# Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Tasks that call
+# addresses of owners have queues and a worker of their own, because a slow host holds a slot.
 task_routes = {
     "imprint.dataset": {"queue": "cpu"},
+    **{f"imprint.{name}": {"queue": "fetch"} for name in ("preprocess", "fetch_images", "draw")},
+    **{f"imprint.{name}": {"queue": "notices"} for name in ("notify", "send_mail", "send_alerts")},
     **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},
 }
 
 # ---- sweeps ----
-_sweep = {"schedule": _settings.sweep_s, "options": {"expires": _settings.sweep_s * 0.9}}
-_poll = {"schedule": _settings.remote_poll_s, "options": {"expires": _settings.remote_poll_s * 0.9}}
+# name: seconds between two runs, and after how many an unstarted one is dropped
+_sweeps = {
+    "sweep": (_settings.sweep_s, _settings.sweep_s * 0.9),
+    "poll_remote": (_settings.remote_poll_s, _settings.remote_poll_s * 0.9),
+    "audit": (3600.0, 3000),
+}
+# `shadow` is the name in Flower, in events and in Celery's log: there, sweeps sort apart from the tasks of jobs.
 beat_schedule = {
-    "sweep": {"task": "imprint.sweep", **_sweep},
-    "poll_remote": {"task": "imprint.poll_remote", **_poll},
-    "audit": {"task": "imprint.audit", "schedule": 3600.0, "options": {"expires": 3000}},
+    name: {
+        "task": f"imprint.{name}",
+        "schedule": period_s,
+        "options": {"expires": expires_s, "shadow": f"sweep.{name}"},
+    }
+    for name, (period_s, expires_s) in _sweeps.items()
 }
 beat_schedule_filename = str(_settings.run_dir / "beat")
 timezone = "UTC"

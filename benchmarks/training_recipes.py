@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training import families, tiny_base
-from training.backends.local import Trainee
+from training.backends.local_training import LocalTraining
 from training.checkpoint_folder import FolderCheckpoints
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
@@ -157,7 +157,7 @@ def ours(base: Base, size: str, folder: Path, jobs: int = 1) -> Step:
     family = families.find("sd15")
     engine = Engine(family, base)
     seats = [
-        Trainee(
+        LocalTraining(
             run_of(folder, size, seed, jobs, pictures=2 if size == "tiny" else 1), engine, {"base": ""}, 10**6, None
         ).job
         for seed in range(jobs)

@@ -8,22 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeElapsedColumn
 
+from cli.owners import OWNER
 from cli.terminal import answers, err, out, print_json
 from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
 from generation.comfyui.follow import PromptProgress
 from jobs.services import services
-from jobs.subjects import drawing, loras
-from jobs.subjects.drawing import ComfyUITarget, LocalDrawing, LoraWeights
+from jobs.subjects import drawing, lora_weights, loras
+from jobs.subjects.comfyui_drawing import ComfyUITarget, draw_on_comfyui
+from jobs.subjects.drawing import LocalDrawing
+from jobs.subjects.lora_weights import LoraWeights
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("subject_id")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Only a LoRA for this base model.")
 @answers
 def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: bool) -> None:
@@ -39,19 +43,18 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 @click.command()
 @click.option("--lora", "file", type=_FILE, help="A LoRA file.")
 @click.option("--subject", "subject_id", help="Use the newest finished LoRA of this subject instead.")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Name, folder or hub id. Default: the base model of the LoRA.")
-@click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
+@click.option("--family", help="sd15, sdxl or z-image; needed for a hub id.")
 @click.option("--prompt", help="What to draw, after the trigger word. ComfyUI: replaces the workflow's prompt.")
 @click.option("--trigger", "trigger_word", help='Replaces the trigger word of the LoRA; "" for none.')
-@click.option(
-    "--strength", default=loras.STRENGTH, show_default=True, help="1 is what it was trained for; 0 has no effect."
-)
+@click.option("--strength", type=float, help="Default: 1, what it was trained for. 0 has no effect.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: random. ComfyUI: the workflow's.")
 @click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("pictures-drawn"),
               show_default=True, help="Folder for the pictures.")  # fmt: skip
 @click.option("--comfyui", "url", help="Address of a ComfyUI server. Default: draw on this machine.")
-@click.option("--workflow", "workflow_file", type=_FILE, help="ComfyUI: a workflow in API format.")
+@click.option("--workflow", "workflow_file", type=_FILE,
+              help="ComfyUI: a workflow in API format, or the editor's if the server converts it.")  # fmt: skip
 @click.option("--loras", "shared", type=click.Path(file_okay=False, path_type=Path),
               help="ComfyUI: path of its models/loras on this machine. Default: upload by its assets API.")  # fmt: skip
 @click.option("--loader", "loaders", multiple=True, help="ComfyUI: the model loader node that the LoRA follows.")
@@ -59,10 +62,8 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 @click.option("--steps", type=click.IntRange(1, 1000), help="This machine: sampling steps.")
 @click.option("--guidance", type=float, help="This machine: guidance scale.")
 @click.option("--size", metavar="WxH", help="This machine: size in pixels, such as 768x512.")
-@click.option(
-    "--count", type=click.IntRange(1, 100), default=1, show_default=True, help="This machine: how many pictures."
-)
-@click.option("--device", default="auto", show_default=True, help="This machine: auto, cpu, cuda.")
+@click.option("--count", type=click.IntRange(1, 100), help="This machine: how many pictures. Default: 1.")
+@click.option("--device", help="This machine: auto, cpu, cuda. Default: auto.")
 @answers
 def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> None:
     """Draw with a LoRA, here or on a ComfyUI server.
@@ -77,14 +78,24 @@ def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> N
         return
     for path in result["pictures"]:
         out.print(path, highlight=False, markup=False)
+    if "loaders" in result:
+        err.print(f"[dim]{escape(_changed(result))}[/]", highlight=False)
+    for note in result.get("notes", []):
+        err.print(f"[yellow]note[/]: {escape(note)}", highlight=False)
 
 
 def _check(url: str | None, given: dict[str, Any]) -> None:
     faults = {}
     if given["file"] is not None and given["subject_id"] is not None:
         faults["--subject"] = "cannot be used with --lora"
+    if given["file"] is None and given["subject_id"] is None:
+        faults |= {
+            f"--{name}": "changes nothing without --lora or --subject"
+            for name, value in (("strength", given["strength"]), ("trigger", given["trigger_word"]))
+            if value is not None
+        }
     only_there = ("workflow_file", "shared", "loaders")
-    only_here = ("steps", "guidance", "size", "family")
+    only_here = ("steps", "guidance", "size", "family", "count", "device")
     if url is None:
         faults |= {f"--{name.split('_')[0]}": "needs --comfyui" for name in only_there if given[name]}
         if given["prompt"] is None:
@@ -105,10 +116,10 @@ def _check(url: str | None, given: dict[str, Any]) -> None:
 def _weights(given: dict[str, Any]) -> Iterator[LoraWeights | None]:
     if given["subject_id"] is not None:
         base_model = given["base_model"]
-        with drawing.subject_weights(services(), given["owner_id"], given["subject_id"], base_model) as weights:
+        with lora_weights.subject_weights(services(), given["owner_id"], given["subject_id"], base_model) as weights:
             yield weights
     else:
-        yield drawing.inspect_weights(given["file"]) if given["file"] is not None else None
+        yield lora_weights.inspect_weights(given["file"]) if given["file"] is not None else None
 
 
 def _on_comfyui(
@@ -126,11 +137,11 @@ def _on_comfyui(
         def say(what: str) -> None:
             bar.update(line, description=what, completed=0, total=None)
 
-        done = drawing.draw_on_comfyui(
+        done = draw_on_comfyui(
             place,
             _workflow(given["workflow_file"]),
             weights,
-            strength=given["strength"],
+            strength=_strength(given),
             trigger_word=given["trigger_word"],
             prompt=given["prompt"],
             seed=given["seed"],
@@ -140,8 +151,22 @@ def _on_comfyui(
         )
     _write(folder / "workflow.json", (json.dumps(done.patched.workflow, indent=2) + "\n").encode())
     paths = [_write(folder / name, data) for name, data in done.pictures]
-    changed = {"loaders": done.patched.loaders, "added": done.patched.added, "texts": done.patched.texts}
-    return {"pictures": paths, "prompt_id": done.prompt_id, "workflow": str(folder / "workflow.json")} | changed
+    changed = {
+        name: getattr(done.patched, name) for name in ("loaders", "added", "texts", "prompted", "strengths", "seeds")
+    }
+    result = {"pictures": paths, "prompt_id": done.prompt_id, "workflow": str(folder / "workflow.json")}
+    return result | changed | {"notes": done.notes}
+
+
+def _changed(result: dict[str, Any]) -> str:
+    """What was changed in the workflow, by node."""
+    names = {"strengths": "LoRA", "prompted": "prompt", "seeds": "seed"}
+    parts = [f"{name} in node {', '.join(result[key])}" for key, name in names.items() if result[key]]
+    return "changed: " + "; ".join(parts) if parts else "nothing was changed in the workflow"
+
+
+def _strength(given: dict[str, Any]) -> float:
+    return loras.STRENGTH if given["strength"] is None else float(given["strength"])
 
 
 def _workflow(path: Path) -> Any:
@@ -153,12 +178,15 @@ def _workflow(path: Path) -> Any:
 
 def _here(folder: Path, weights: LoraWeights | None, given: dict[str, Any]) -> dict[str, Any]:
     first = secrets.randbits(32) if given["seed"] is None else given["seed"]
-    seeds = tuple(first + number for number in range(given["count"]))
-    names = ("prompt", "base_model", "family", "steps", "guidance", "device")
-    how = LocalDrawing(seeds=seeds, size=_size(given["size"]), **{name: given[name] for name in names})
-    made = drawing.draw_locally(
-        services(), how, weights, strength=given["strength"], trigger_word=given["trigger_word"]
+    seeds = tuple(first + number for number in range(given["count"] or 1))
+    names = ("prompt", "base_model", "family", "steps", "guidance")
+    how = LocalDrawing(
+        seeds=seeds,
+        size=_size(given["size"]),
+        device=given["device"] or "auto",
+        **{name: given[name] for name in names},
     )
+    made = drawing.draw_locally(services(), how, weights, strength=_strength(given), trigger_word=given["trigger_word"])
     paths = [_write(folder / f"{seed}.png", data) for seed, data in zip(seeds, made, strict=True)]
     return {"pictures": paths, "seeds": seeds}
 

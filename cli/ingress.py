@@ -1,10 +1,10 @@
 """`imprint ingress`: start trainings from `model_training` messages on RabbitMQ."""
 
-import logging
-
 import click
 
 from cli.terminal import answers, out, print_json
+from core import logging
+from core.private import keep_private
 from jobs.services import services
 from tasks.ingress_queue import Ingress, lengths, replay
 
@@ -15,10 +15,12 @@ from tasks.ingress_queue import Ingress, lengths, replay
 def ingress(context: click.Context, *, as_json: bool) -> None:
     """Start trainings from messages on RabbitMQ.
 
-    The queue is model_training. The command runs until Ctrl-C or SIGTERM.
+    The command runs until Ctrl-C or SIGTERM. IMPRINT_INGRESS_QUEUE names the queue.
     """
     if context.invoked_subcommand is None:
-        logging.basicConfig(level=services().settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+        settings = services().settings
+        keep_private(settings.home)
+        logging.set_up(settings.log_dir, settings.log_level, settings.log_format)
         Ingress(services()).serve()
 
 

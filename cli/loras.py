@@ -14,6 +14,7 @@ from training.lora import file as lora_file
 from training.lora import formats as lora_formats
 from training.lora import inspect as lora_inspect
 from training.lora.inspect import InspectionReport
+from training.lora.reading import read_lora
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -24,7 +25,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def inspect(file: Path, *, as_json: bool) -> None:
     """Show and check a LoRA file from any trainer.
 
-    Shows family, format, modules, rank, scale, norms and faults. Exit code 1 if the file is broken.
+    Shows family, format, modules, rank, scale, norms and faults. Exit code 1 if the file is broken; a sound file of
+    another method or family is shown as what it is.
     """
     report = lora_inspect.inspect(file)
     if as_json:
@@ -49,7 +51,7 @@ def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) ->
     """
     if result.exists() and not force:
         raise SpecInvalid.of({"RESULT": f"{result} exists; use --force to overwrite it"})
-    data = lora_formats.serialize_as(lora_formats.read_lora(file), to)
+    data = lora_formats.serialize_as(read_lora(file), to)
     try:
         lora_file.write_file(result, data)
     except OSError as error:
@@ -68,6 +70,7 @@ def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) ->
 
 def _show(file: Path, report: InspectionReport) -> None:
     facts: dict[str, Any] = {
+        "verdict": report.verdict + (f": {', '.join(report.contains)}" if report.contains else ""),
         "family": report.family or "unknown",
         "form": report.format + (" (DoRA)" if report.is_dora else ""),
         "rank": _numbers(report.ranks),

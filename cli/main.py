@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from cli.backends import BACKENDS
@@ -19,17 +20,23 @@ from cli.ingress import ingress
 from cli.loras import LORAS
 from cli.notices import notices
 from cli.operators import CREDITS, NOTICES
+from cli.owners import OWNER, owners
 from cli.sections import SectionedGroup
+from cli.sessions import sessions
 from cli.terminal import answers, err, out, print_json, report_unsent
 from cli.tokens import token
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
-from jobs import service
+from core.private import make_private
+from core.settings import settings
+from jobs import checkpoints, service
+from jobs.checkpoints import CheckpointView
 from jobs.remote.run_views import RemoteRunView
 from jobs.requests import training_request
 from jobs.services import services
 from jobs.stages import intake
 from jobs.view import JobView
+from storage.tables import Status
 from training.data.folder import caption_beside, masks_of, pictures_of, unused_masks
 from training.options import parse_assignments
 from training.spec import BASE_MODELS, Optimizer
@@ -38,11 +45,12 @@ from training.spec import BASE_MODELS, Optimizer
 @click.group(cls=SectionedGroup)
 def imprint() -> None:
     """Train LoRAs and run the service that trains them."""
+    make_private(settings().home)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner who pays.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner who pays.")
 @click.option("--subject", "subject_id", help="What the LoRA learns. Default: the name of FOLDER.")
 @click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
 @click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
@@ -54,7 +62,7 @@ def imprint() -> None:
 @click.option("--optimizer", type=click.Choice(get_args(Optimizer)), help="The optimizer. Default: adamw.")
 @click.option("--set", "options", multiple=True, metavar="GROUP.OPTION=VALUE", help="An option of docs/recipe.md.")
 @click.option("--resolution", type=int, help="In pixels, a multiple of 64. Default: the family's.")
-@click.option("--epochs", type=int, help="10 to 500.")
+@click.option("--epochs", type=int, help="1 to 500.")
 @click.option("--max-steps", type=int, help="The number of steps; replaces --epochs.")
 @click.option("--batch-size", type=int, help="Pictures per step.")
 @click.option(
@@ -62,7 +70,10 @@ def imprint() -> None:
 )
 @click.option("--seed", type=int, help="The same seed gives the same LoRA.")
 @click.option("--aspect-buckets", is_flag=True, default=None, help="Train at aspect ratios near those of the pictures.")
+@click.option("--checkpoint-every", type=int, help="Epochs between checkpoints. Default: 10.")
+@click.option("--keep-checkpoints", is_flag=True, default=None, help="Keep the LoRA file of every checkpoint.")
 @click.option("--webhook-url", help="Base address for webhooks.")
+@click.option("--model-id", help="The id of the model in webhooks and in the key of its file. Default: the job's.")
 @click.option("--key", "idempotency_key", help="Idempotency key: the same key returns the same job.")
 @click.option("--dry-run", is_flag=True, help="Only show price and duration.")
 @click.option("--watch", is_flag=True, help="Follow the job until it ends.")
@@ -87,17 +98,18 @@ def submit(
     asked = arguments | {
         "images": [{"ref": f"picture {number}", "caption": caption} for number, caption in enumerate(captions)]
     }
-    spec = training_request.parse(asked, here.settings, here.sources).spec
+    request = training_request.parse(asked, here.settings, here.sources)
+    spec, envelope = request.spec, request.envelope
     masks = masks_of(folder, files) if spec.objective.masked else {}
     if note := unused_masks(folder, spec):
         err.print(note, markup=False, highlight=False)
     if dry_run:
         _quote(asked, as_json)
         return
-    store = partial(intake.store_picture, here, arguments["owner_id"], arguments["subject_id"])
+    store = partial(intake.store_picture, here, envelope.owner_id, envelope.subject_id)
     images = []
     for file, caption in zip(files, captions, strict=True):
-        image = {"ref": store(file.read_bytes()), "caption": caption}
+        image = {"ref": store(file.read_bytes(), name=file.name), "caption": caption, "name": file.name}
         if file in masks:
             image["mask"] = store(masks[file].read_bytes(), is_mask=True)
         images.append(image)
@@ -148,17 +160,26 @@ def status(job_id: str, *, watch: bool, as_json: bool) -> None:
     """Show a job: progress, pictures, cost."""
     view = service.get(services(), job_id)
     view = _watch(job_id, as_json) if watch else view
-    _show(view, as_json, service.remote_runs(services(), job_id))
+    _show(view, as_json, service.remote_runs(services(), job_id), checkpoints.kept(services(), job_id))
 
 
 @click.command(name="list")
-@click.option("--owner", "owner_id", help="Only jobs of this owner.")
+@click.option("--owner", "owner_id", type=OWNER, help="Only jobs of this owner.")
+@click.option("--subject", "subject_id", help="Only jobs of this subject.")
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    type=click.Choice([status.value for status in Status]),
+    help="Only jobs with this status; may be repeated.",
+)
 @click.option("--active", is_flag=True, help="Only jobs that have not ended.")
 @click.option("--limit", default=20, show_default=True, help="How many jobs to list.")
 @answers
-def list_jobs(owner_id: str | None, *, active: bool, limit: int, as_json: bool) -> None:
+def list_jobs(subject_id: str | None, *, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
-    views = service.jobs(services(), owner_id=owner_id, active=active, limit=limit)
+    subject_id = None if subject_id is None else training_request.subject_name(subject_id)
+    views = service.jobs(services(), subject_id=subject_id, **filters)
     if as_json:
         print_json([view.to_dict() for view in views])
         return
@@ -183,14 +204,15 @@ def cancel(job_id: str, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_id")
+@click.option("--key", help="Idempotency key: the same key starts one new job.")
 @click.option("--watch", is_flag=True, help="Follow the new job until it ends.")
 @answers
-def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
+def retry(job_id: str, *, key: str | None, watch: bool, as_json: bool) -> None:
     """Start a new job like JOB_ID, which has ended.
 
     The new job has the same pictures and recipe.
     """
-    view = service.retry(services(), job_id)
+    view = service.retry(services(), job_id, key=key)
     if watch:
         report_unsent()
         view = _watch(view.job_id, as_json)
@@ -200,12 +222,16 @@ def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("job_id")
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--checkpoint", type=int, metavar="STEP", help="The LoRA of a kept checkpoint instead.")
 @answers
-def download(job_id: str, path: Path, *, as_json: bool) -> None:
+def download(job_id: str, path: Path, *, checkpoint: int | None, as_json: bool) -> None:
     """Copy a ready job's LoRA file to PATH."""
     if not os.access(path.parent, os.W_OK):  # otherwise the object store would seem to have failed
         raise SpecInvalid.of({"PATH": f"nothing can be written into {path.parent.resolve()}"})
-    lora = service.download(services(), job_id, path)
+    if checkpoint is None:
+        lora = service.download(services(), job_id, path)
+    else:
+        lora = checkpoints.download(services(), job_id, checkpoint, path)
     print_json({"path": str(path)} | lora.to_dict()) if as_json else out.print(f"{path}  sha256 {lora.sha256}")
 
 
@@ -214,9 +240,16 @@ def _coloured(view: JobView) -> str:
     return f"[{colour}]{view.status}[/]"
 
 
-def _show(view: JobView, as_json: bool, runs: Sequence[RemoteRunView] | None = None) -> None:
+def _show(
+    view: JobView,
+    as_json: bool,
+    runs: Sequence[RemoteRunView] | None = None,
+    kept: Sequence[CheckpointView] | None = None,
+) -> None:
     if as_json:
-        print_json(view.to_dict() | ({} if runs is None else {"remote_runs": [run.to_dict() for run in runs]}))
+        lists = {"remote_runs": runs, "checkpoints": kept}
+        more = {name: [one.to_dict() for one in found] for name, found in lists.items() if found is not None}
+        print_json(view.to_dict() | more)
         return
     out.print(
         f"{view.job_id}  {_coloured(view)}  stage {view.stage}  step {view.step}/{view.total_steps}  "
@@ -226,7 +259,7 @@ def _show(view: JobView, as_json: bool, runs: Sequence[RemoteRunView] | None = N
         if picture.faults:
             why = (picture.report or {}).get("error", "")
             out.print(
-                f"  picture {picture.position}: [yellow]{', '.join(picture.faults)}[/] {why}",
+                f"  {escape(picture.label)}: [yellow]{', '.join(picture.faults)}[/] {escape(why)}",
                 highlight=False,
             )
     for run in runs or ():
@@ -234,6 +267,8 @@ def _show(view: JobView, as_json: bool, runs: Sequence[RemoteRunView] | None = N
             f"  attempt {run.attempt} on {run.server or 'no server yet'}: {run.state}, step {run.step}, "
             f"{run.cost_dollars:.4f} $  {run.reason or run.status}", highlight=False, markup=False,
         )  # fmt: skip
+    for checkpoint in kept or ():
+        out.print(f"  checkpoint of step {checkpoint.step}  {checkpoint.key}", highlight=False)
     if view.failure:
         out.print(f"  [red]{view.failure.code}[/]: {view.failure.message}", highlight=False)
     if view.lora:
@@ -246,6 +281,7 @@ def _show(view: JobView, as_json: bool, runs: Sequence[RemoteRunView] | None = N
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
+imprint.add_section("Owners", (owners, sessions))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))

@@ -26,8 +26,8 @@ ADVICE: dict[str, Advice] = {
         "Replace the pictures that were left out, or add others. The fault of each is listed.",
     ),
     FailureCode.IMAGE_UNREACHABLE: Advice(
-        "A picture could not be downloaded.",
-        "Check that its address is public and has not expired, or upload the picture.",
+        "The server of a picture did not answer for a long time.",
+        "Start the training again when the server works, or upload the picture.",
     ),
     FailureCode.IMAGE_INVALID: Advice(
         "A picture is damaged or cannot be read.",
@@ -66,8 +66,12 @@ ADVICE: dict[str, Advice] = {
         "Choose fewer steps or a smaller resolution.",
     ),
     FailureCode.UPLOAD_FAILED: Advice(
-        "The LoRA file could not be stored, or failed its check.",
+        "The LoRA file could not be stored.",
         "Start the training again.",
+    ),
+    FailureCode.LORA_INVALID: Advice(
+        "The trained LoRA file failed its check.",
+        "Start the training again. If that fails too, tell the operator the training's id.",
     ),
     FailureCode.CANCELLED: Advice(
         "The owner cancelled the training.",

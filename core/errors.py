@@ -7,9 +7,11 @@ ImprintError                     code internal
 ├── NotFound                     spec_invalid            a job, picture or account that does not exist
 │   └── LoraNotReady             spec_invalid            a subject without a finished LoRA; says how far it is
 ├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
+├── TooManyRequests              spec_invalid            an owner's requests that are not done yet reach their limit
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
-│   └── ImageRefused             image_unreachable       an address that must not be called; final
+│   ├── ImageRefused             image_unreachable       an address that must not be called; final
+│   └── ImagesMissing            image_unreachable       too few pictures, as their servers did not answer; final
 ├── ImageInvalid                 image_invalid
 │   └── MaskInvalid              image_invalid           the mask of a picture that itself may be good
 ├── BaseModelUnavailable         base_model_unavailable
@@ -28,10 +30,13 @@ ImprintError                     code internal
 ├── KeyRefused                   internal                a key that no object of ours can have
 ├── AddressRefused               internal                a foreign address that must not be called; final
 ├── Unreachable                  internal                a foreign server did not answer in time; may be retried
-│   └── AnswerRefused            internal                an answer that a retry will not change; final
+│   ├── AnswerRefused            internal                an answer that a retry will not change; final
+│   └── MessageDeferred          internal                a server that works did not take one message; may be retried
 ├── SchemaUnknown                internal                a database that a newer Imprint has migrated
 ├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
-├── LoraInvalid                  upload_failed           a LoRA file that is damaged or not as expected
+├── TrainingFailed               the job's               a task that waited for a job that failed
+│   └── TrainingCancelled        cancelled               the same for a cancelled job
+├── LoraInvalid                  lora_invalid            a LoRA file that is damaged or not as expected
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that ComfyUI refuses
 └── GeneratorError               backend_failed          ComfyUI refused or failed; final
     ├── GeneratorUnreachable     backend_unreachable     ComfyUI does not answer; may be retried
@@ -63,6 +68,7 @@ class FailureCode(StrEnum):
     WORKER_LOST = "worker_lost"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
+    LORA_INVALID = "lora_invalid"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
 
@@ -122,6 +128,10 @@ class IllegalMove(ImprintError):
     code = FailureCode.SPEC_INVALID
 
 
+class TooManyRequests(ImprintError):
+    code = FailureCode.SPEC_INVALID
+
+
 class TooFewImages(ImprintError):
     code = FailureCode.TOO_FEW_IMAGES
 
@@ -132,6 +142,10 @@ class ImageUnreachable(ImprintError):
 
 
 class ImageRefused(ImageUnreachable):
+    retryable = False
+
+
+class ImagesMissing(ImageUnreachable):
     retryable = False
 
 
@@ -216,6 +230,10 @@ class AnswerRefused(Unreachable):
     retryable = False
 
 
+class MessageDeferred(Unreachable):
+    pass
+
+
 class SchemaUnknown(ImprintError):
     pass
 
@@ -224,8 +242,16 @@ class BackupInvalid(ImprintError):
     code = FailureCode.SPEC_INVALID
 
 
+class TrainingFailed(ImprintError):
+    """How a task ends that waited for a job that failed. `details` has `code`, `message`, `job_id` and `details`."""
+
+
+class TrainingCancelled(TrainingFailed):
+    code = FailureCode.CANCELLED
+
+
 class LoraInvalid(ImprintError):
-    code = FailureCode.UPLOAD_FAILED
+    code = FailureCode.LORA_INVALID
 
 
 class WorkflowInvalid(ImprintError):

@@ -36,6 +36,16 @@ def output(job_id: str, sha256: str) -> str:
     return f"{outputs(job_id)}{sha256}.safetensors"
 
 
+def kept_loras(model_id: str) -> str:
+    """Prefix of the LoRA files of a model's checkpoints, if the request kept them."""
+    return f"models/{model_id}/checkpoints/"
+
+
+def kept_lora(model_id: str, step: int) -> str:
+    """The LoRA file of a checkpoint."""
+    return f"{kept_loras(model_id)}{step:08d}.safetensors"
+
+
 def previews(job_id: str) -> str:
     """Prefix of the samples that a remote trainer drew while training."""
     return f"previews/{job_id}/"

@@ -1,7 +1,8 @@
 """What applications and operators do with trainings: quote, submit, get, list, cancel, retry, download."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,23 @@ from sqlmodel import Session, col, select
 
 from core import tracing
 from core.clock import utcnow
-from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound
+from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs import transitions
-from jobs.notices import notices
+from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
-from jobs.requests.training_request import TrainingRequest
+from jobs.requests.training_request import Origin, TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
+from notifications.tables import TaskCall
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training import memory_plan
 from training.spec import TrainSpec
@@ -72,35 +74,58 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any]) -> JobView:
+def submit(
+    services: Services,
+    arguments: Mapping[str, Any],
+    origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
+) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
-    The same idempotency key with the same request returns the same job. Raises SpecInvalid with every fault, KeyReused
-    or InsufficientCredits; then nothing is stored.
+    The same idempotency key with the same request returns the same job. The callbacks of the Celery task that asks for
+    it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then
+    nothing is stored.
     """
+    return _start(
+        services, lambda: training_request.parse(arguments, services.settings, services.sources), origin, call
+    )
+
+
+def _start(
+    services: Services, parse: Callable[[], TrainingRequest], origin: Origin, call: TaskCall | None = None
+) -> JobView:
     with span("submit") as begun:
-        job = _submit(services, arguments)
+        job = _submit(services, parse(), origin, call)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, arguments: Mapping[str, Any]) -> Job:
-    request = training_request.parse(arguments, services.settings, services.sources)
+def _submit(services: Services, request: TrainingRequest, origin: Origin, call: TaskCall | None) -> Job:
     try:
         with services.database.writing() as session:
-            return accept(session, request, services.settings)
+            return accept(session, request, services.settings, origin, call)
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
-        with services.database.reading() as session:
+        with services.database.writing() as session:
             winner = _job_with_key(session, request)
-        if winner is None:
-            raise
+            if winner is None:
+                _check_model_id(session, request.envelope.model_id)  # or two with one model id
+                raise
+            callbacks.attach(session, winner, call)
         return winner
 
 
-def accept(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def accept(
+    session: Session,
+    request: TrainingRequest,
+    settings: Settings,
+    origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
+) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    return _job_with_key(session, request) or _create(session, request, settings)
+    job = _job_with_key(session, request) or _create(session, request, settings, origin)
+    callbacks.attach(session, job, call)
+    return job
 
 
 def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
@@ -118,8 +143,26 @@ def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
     return job
 
 
-def _create(session: Session, request: TrainingRequest, settings: Settings) -> Job:
+def find_started(services: Services, owner_id: str, key: str) -> str | None:
+    """The id of the job that an owner has started with an idempotency key."""
+    with services.database.reading() as session:
+        return session.exec(select(Job.id).where(Job.owner_id == owner_id, Job.idempotency_key == key)).one_or_none()
+
+
+def _check_model_id(session: Session, model_id: str | None) -> None:
+    """Raises SpecInvalid if another training has this id: its file is there, or will be."""
+    if is_model_id_taken(session, model_id):
+        raise SpecInvalid.of({"model_id": f"{model_id} is taken by another training; each needs an id of its own"})
+
+
+def is_model_id_taken(session: Session, model_id: str | None) -> bool:
+    """Whether a training was given this id."""
+    return model_id is not None and session.exec(select(Job.id).where(Job.model_id == model_id)).first() is not None
+
+
+def _create(session: Session, request: TrainingRequest, settings: Settings, origin: Origin) -> Job:
     envelope, spec = request.envelope, request.spec
+    _check_model_id(session, envelope.model_id)
     steps = spec.steps(len(envelope.images))
     job = Job(
         id=new_id("job"),
@@ -129,6 +172,13 @@ def _create(session: Session, request: TrainingRequest, settings: Settings) -> J
         request_sha256=request.sha256,
         **spec_columns(spec),
         webhook_url=envelope.webhook_url,
+        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
+        allow_missing=envelope.allow_missing,
+        model_id=envelope.model_id,
+        model_link=envelope.model_link,
+        reference=envelope.reference,
+        message_id=origin.message_id,
+        style_id=origin.style_id,
         total_steps=steps,
     )
     pictures = intake.rows_for(session, job.id, request)
@@ -177,16 +227,19 @@ def jobs(
     *,
     owner_id: str | None = None,
     subject_id: str | None = None,
+    statuses: Sequence[str] = (),
     active: bool = False,
     limit: int = 20,
 ) -> list[JobView]:
-    """Jobs without their pictures, newest first."""
+    """Jobs without their pictures, newest first. `statuses` and `active` together: jobs that fulfil both."""
     with services.database.reading() as session:
         query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
         if owner_id is not None:
             query = query.where(Job.owner_id == owner_id)
         if subject_id is not None:
             query = query.where(Job.subject_id == subject_id)
+        if statuses:
+            query = query.where(col(Job.status).in_(statuses))
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
         return [_view(session, job, []) for job in session.exec(query)]
@@ -225,10 +278,11 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> JobV
     return get(services, job_id)
 
 
-def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
-    """Start a new job with the pictures and recipe of one that has ended.
+def retry(services: Services, job_id: str, owner_id: str | None = None, key: str | None = None) -> JobView:
+    """Start a new job with the pictures and recipe of one that has ended. Its model has an id of its own.
 
-    Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit` raises.
+    The same `key` starts it once. Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit`
+    raises.
     """
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -237,7 +291,14 @@ def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobVi
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         ).all()
-    return submit(services, _arguments(job, pictures))
+
+    def parse() -> TrainingRequest:
+        arguments = _arguments(job, pictures) | {"idempotency_key": key}
+        request = training_request.parse(arguments, services.settings, services.sources)
+        # The request is to train this job again: for another job, or for a new training like it, it is another one.
+        return replace(request, sha256=hashlib.sha256(f"retry {job_id} {request.sha256}".encode()).hexdigest())
+
+    return _start(services, parse, Origin(job.message_id, job.style_id))
 
 
 def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> Quote:
@@ -261,8 +322,13 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
+        "on_end": job.on_end,
+        "allow_missing": job.allow_missing or None,
+        "model_link": job.model_link or None,
+        "reference": job.reference,
         "images": [
-            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask} for picture in pictures
+            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask, "name": picture.name}
+            for picture in pictures
         ],
     }
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+from pydantic import SecretStr
 
-from core import tracing
+from core import broker, queues, tracing
+from core.download_budget import DownloadBudget
 from core.guard import Guard
 from core.settings import Settings, settings
+from core.slot_shares import SlotShares
 from jobs.leases import LeaseKeeper
 from jobs.outbox_sender import OutboxSender
 from notifications import channels, mail, outbox, signing
@@ -56,7 +59,18 @@ class Services:
 
     @cached_property
     def guard(self) -> Guard:
-        return Guard(allow_hosts=self.settings.fetch_allow_hosts, timeout_s=self.settings.fetch_timeout_s)
+        return Guard(
+            allow_hosts=self.settings.fetch_allow_hosts,
+            timeout_s=self.settings.fetch_timeout_s,
+            min_bytes_per_s=self.settings.fetch_min_bytes_per_s,
+            at_once=self.settings.fetch_concurrency,
+            budget=DownloadBudget(self.settings.fetch_request_s, self.settings.fetch_host_s),
+        )
+
+    @cached_property
+    def slots(self) -> SlotShares:
+        """Turns between owners on a fetch worker, which sets their number at its start."""
+        return SlotShares()
 
     @cached_property
     def webhook_guard(self) -> Guard:
@@ -74,7 +88,11 @@ class Services:
     @cached_property
     def decoder(self) -> Decoder:
         """Decodes untrusted pictures in processes of its own, which start with the first picture."""
-        return Decoder(max_pixels=self.settings.max_picture_pixels, max_bytes=self.settings.max_picture_bytes)
+        return Decoder(
+            max_pixels=self.settings.max_picture_pixels,
+            max_bytes=self.settings.max_picture_bytes,
+            at_once=self.settings.io_concurrency,
+        )
 
     @cached_property
     def webhook_secrets(self) -> list[bytes]:
@@ -112,6 +130,12 @@ class Services:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        if queues.is_own_queue(self.settings.callback_queue):
+            raise ValueError(
+                f"IMPRINT_CALLBACK_QUEUE: {self.settings.callback_queue} is a queue of Imprint's workers; "
+                "name a queue of the application"
+            )
+        broker.check(self.settings)
         try:
             tracing.check()
         except ValueError as error:
@@ -141,14 +165,20 @@ def open_store(settings: Settings) -> ObjectStore:
         return LocalStore(Path(address.path if address.scheme == "file" else settings.store))
     from storage.objects.s3 import S3Store
 
-    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    def secret(value: SecretStr | None) -> str | None:
+        return value.get_secret_value() if value else None
+
     return S3Store(
         bucket=address.netloc,
         prefix=address.path.strip("/"),
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
-        access_key_id=key.get_secret_value() if key else None,
-        secret_access_key=secret.get_secret_value() if secret else None,
+        access_key_id=secret(settings.s3_access_key_id),
+        secret_access_key=secret(settings.s3_secret_access_key),
+        session_token=secret(settings.s3_session_token),
+        addressing=settings.s3_addressing,
+        ca_file=settings.s3_ca_file,
+        min_bytes_per_s=settings.s3_min_bytes_per_s,
     )
 
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 from storage.tables import Job
-from training.spec import TrainSpec
+from training.spec import STORED, TrainSpec
 
 
 def spec_of(job: Job) -> TrainSpec:
     """The validated recipe of a job."""
-    return TrainSpec.model_validate(job.spec)
+    return TrainSpec.model_validate(job.spec, context=STORED)
 
 
 def spec_columns(spec: TrainSpec) -> dict[str, Any]:

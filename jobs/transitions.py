@@ -21,11 +21,11 @@ from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part
 from jobs.leases import Lease
-from jobs.notices import notices
+from jobs.notices import callbacks, notices
 from jobs.specs import spec_of
 from jobs.view import view_of
 from notifications import channels, outbox, webhooks
-from storage.tables import ACTIVE, Job, JobEvent, PictureState, Stage, Status
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ FINAL_NOTICES = {
     Status.FAILED: "training.failed",
     Status.CANCELLED: "training.cancelled",
 }
+KEY_PREFIXES = ("http:", "model_training:")  # keep the idempotency keys of the doors apart
+LONGEST_FETCH_DELAY_S = 60.0
 NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
 
 
@@ -54,8 +56,21 @@ def notify(session: Session, job: Job, event: str) -> None:
     """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
     view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
-        webhooks.put(session, view.to_dict(), event, job.webhook_url)
+        webhooks.put(session, view.to_dict() | _returned(job), event, job.webhook_url)
     notices.queue_owner_mail(session, view, event)
+
+
+def _returned(job: Job) -> dict[str, Any]:
+    """What a webhook has beside the public view of a job, so that its receiver finds its own records."""
+    key = job.idempotency_key
+    for door in KEY_PREFIXES:
+        key = key.removeprefix(door) if key else key
+    return {
+        "idempotency_key": key,
+        "message_id": job.message_id,
+        "style_id": job.style_id,
+        "model_link": job.model_link,
+    }
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
@@ -105,6 +120,7 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
         stage=stage,
         attempt=0,
         launches=0,
+        failed_launches=0,
         lease_holder=None,
         lease_until=None,
         next_look_at=utcnow() + timedelta(seconds=settings.relaunch_after_s),
@@ -113,7 +129,7 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
     record_event(session, lease.job_id, "stage", stage=stage)
 
 
-def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float:
+def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float | None:
     """Release the lease for another attempt; returns the delay in seconds (exponential, with jitter)."""
     delay_s: float = settings.retry_base_s * 2 ** (lease.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     values: dict[str, Any] = {"lease_holder": None, "lease_until": None}
@@ -126,6 +142,41 @@ def postpone(session: Session, lease: Lease, error: ImprintError, settings: Sett
         reason=error.message, delay_s=round(delay_s, 1),
     )  # fmt: skip
     return delay_s
+
+
+def postpone_picture(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float | None:
+    """Release the lease of a picture that cannot be fetched now; returns the delay of the next attempt in seconds.
+
+    None, and nothing is written, if `fetch_patience_s` is over. The delays double until a minute. The attempt does not
+    count: attempts count the workers that died with the picture.
+    """
+    now = utcnow()
+    picture = session.get_one(JobPicture, (lease.job_id, lease.position), populate_existing=True)
+    if is_patience_over(picture, settings):
+        return None
+    since = picture.unreachable_since or now
+    waited_s = (now - since).total_seconds()
+    delay_s = min(max(waited_s, settings.retry_base_s), LONGEST_FETCH_DELAY_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    delay_s = min(delay_s, settings.fetch_patience_s - waited_s)
+    # The job first, then its picture: `repair_job` locks them in this order too.
+    look = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
+    session.connection().execute(
+        sa.update(Job)
+        .where(col(Job.id) == lease.job_id, col(Job.status).in_(ACTIVE))
+        .values(next_look_at=look, waiting_note=error.message)
+    )
+    lease.write(
+        session, lease_holder=None, lease_until=None, attempt=max(lease.attempt - 1, 0), unreachable_since=since
+    )
+    if since == now:  # once for each picture: a hundred pictures in an hour would be thousands of events
+        record_event(session, lease.job_id, "retry", stage=lease.stage, reason=error.message, delay_s=round(delay_s, 1))
+    return delay_s
+
+
+def is_patience_over(picture: JobPicture, settings: Settings) -> bool:
+    """Whether the picture's server has not answered for `fetch_patience_s`."""
+    since = picture.unreachable_since
+    return since is not None and (utcnow() - since).total_seconds() >= settings.fetch_patience_s
 
 
 def hand_over(session: Session, lease: Lease, settings: Settings) -> None:
@@ -191,7 +242,7 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0
     spec = spec_of(job)
-    return price_of_part(spec.family, min(job.step, job.total_steps), spec.resolution, settings.prices)
+    return price_of_part(spec.family, max(0, min(job.step, job.total_steps)), spec.resolution, settings.prices)
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
@@ -222,6 +273,7 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     record_event(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
+    callbacks.queue_end(session, job)
     notices.check_low_credits(session, job.owner_id)
     if status is Status.FAILED:
         notices.alert_failure(session, job_id, job.owner_id, job.failure_code)

@@ -1,14 +1,17 @@
 """The public view of a job: no addresses of pictures, no lease holders, no secrets."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
+from core.picture_names import picture_label
 from credits.ledger import Hold
 from jobs.specs import spec_of
-from storage.tables import Job, JobPicture, PictureState, RemoteRun, Stage, Status
+from storage.remote_tables import RemoteRun
+from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
 
 _INTERNAL = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
@@ -44,12 +47,18 @@ class FailureView(View):
 
 
 class PictureView(View):
-    """The state of one picture, and its faults if it is bad."""
+    """The state of one picture, and its faults if it is bad. `name`: of its source, if that has one."""
 
     position: int
+    name: str | None
     state: PictureState
     faults: list[str]
     report: dict[str, Any] | None
+
+    @property
+    def label(self) -> str:
+        """The picture as every message names it."""
+        return picture_label(self.position, self.name)
 
 
 class FileView(View):
@@ -93,6 +102,7 @@ class JobView(View):
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
+    reference: dict[str, Any] | None
 
     @property
     def id(self) -> str:
@@ -110,7 +120,7 @@ def view_of(
     refunded = hold.amount - charged if hold is not None and not held else 0
     return JobView(
         job_id=job.id,
-        model_id=job.id,
+        model_id=job.public_model_id,
         owner_id=job.owner_id,
         subject_id=job.subject_id,
         status=Status(job.status),
@@ -118,9 +128,9 @@ def view_of(
         attempt=job.attempt,
         step=job.step,
         total_steps=job.total_steps,
-        loss=job.loss,
-        validation_loss=job.validation_loss,
-        seconds_left=job.seconds_left,
+        loss=_finite(job.loss),
+        validation_loss=_finite(job.validation_loss),
+        seconds_left=_finite(job.seconds_left),
         spec=spec,
         credits=CreditsView(held=held, charged=charged, refunded=refunded),
         failure=_failure(job),
@@ -131,6 +141,7 @@ def view_of(
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
+        reference=job.reference,
     )
 
 
@@ -139,10 +150,16 @@ def picture_view(picture: JobPicture) -> PictureView:
     report = picture.report
     return PictureView(
         position=picture.position,
+        name=picture.name,
         state=PictureState(picture.state),
         faults=picture.faults,
         report={name: value for name, value in report.items() if name not in _INTERNAL} if report else None,
     )
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no other numbers; a row may have one from a version that did not bound what a trainer reports."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _activity(run: RemoteRun | None) -> str | None:

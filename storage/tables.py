@@ -1,10 +1,13 @@
-"""The tables for pictures, subjects and jobs. `credits/` and `notifications/` have tables of their own."""
+"""The tables for pictures, subjects and jobs. `storage.remote_tables` has those for remote trainings and rented pods;
+`credits/` and `notifications/` have tables of their own.
+"""
 
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
@@ -42,7 +45,7 @@ class PictureState(StrEnum):
     BAD = "bad"
 
 
-def _time(nullable: bool = True) -> Any:
+def time_column(nullable: bool = True) -> Any:
     return sa.Column(UtcDateTime(), nullable=nullable)
 
 
@@ -61,14 +64,15 @@ class StoredPicture(SQLModel, table=True):
     sha256: str
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
+    name: str | None = None  # of the file that it came from
     caption: str | None = None
     # The quality report; None until the picture has been checked.
     report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     preview_key: str | None = None  # of the thumbnail
     # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
-    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
-    removed_at: datetime | None = Field(default=None, sa_column=_time())  # by its owner; jobs that use it continue
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    removed_at: datetime | None = Field(default=None, sa_column=time_column())  # by its owner; jobs keep using it
 
 
 class Subject(SQLModel, table=True):
@@ -82,9 +86,49 @@ class Subject(SQLModel, table=True):
     class_word: str | None = None
     base_model: str | None = None
     webhook_url: str | None = None
+    # Other fields of a TrainSpec that its trainings use, where a request does not say otherwise.
+    recipe: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     train_automatically: bool = False
     profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
-    updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+
+
+class FetchResult(BaseModel):
+    """The outcome of one address: the id of the stored picture, or why it was refused."""
+
+    picture_id: str = ""
+    code: str = ""
+    detail: str = ""
+
+
+class ImageFetch(SQLModel, table=True):
+    """A request to fetch pictures from addresses. A result is None until its address was tried.
+
+    The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
+    """
+
+    __tablename__ = "image_fetch"
+
+    id: str = Field(primary_key=True)
+    owner_id: str = Field(index=True)
+    subject_id: str
+    is_mask: bool = False
+    addresses: list[str] = Field(sa_column=_json(list[str], nullable=False))  # empty once it is finished
+    results: list[FetchResult | None] = Field(sa_column=_json(list[FetchResult | None], nullable=False))
+    attempt: int = 0
+    leased: bool = False
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    next_look_at: datetime = Field(sa_column=time_column(nullable=False))
+    finished_at: datetime | None = Field(default=None, sa_column=time_column())
+
+
+class PeriodicRun(SQLModel, table=True):
+    """When a periodic task last ran to its end."""
+
+    __tablename__ = "periodic_run"
+
+    name: str = Field(primary_key=True)
+    finished_at: datetime = Field(sa_column=time_column(nullable=False))
 
 
 class ApiToken(SQLModel, table=True):
@@ -97,9 +141,23 @@ class ApiToken(SQLModel, table=True):
     name: str
     owner_id: str | None = Field(default=None, index=True)  # None: a service token; each call names the owner
     scopes: str  # space-separated: read, train, operate
-    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
-    expires_at: datetime | None = Field(default=None, sa_column=_time())
-    revoked_at: datetime | None = Field(default=None, sa_column=_time())
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=time_column())
+    revoked_at: datetime | None = Field(default=None, sa_column=time_column())
+
+
+class StoredSession(SQLModel, table=True):
+    """A session of the page. The cookie names it under a signature, so the row alone opens nothing."""
+
+    __tablename__ = "page_session"
+
+    id: str = Field(primary_key=True)
+    token_id: str = Field(foreign_key="api_token.id", index=True)
+    owner_id: str | None = Field(default=None, index=True)  # None: an operator's, for no owner
+    browser: str = ""  # as it named itself, for the list of sessions
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    expires_at: datetime = Field(sa_column=time_column(nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
 class PreparedPicture(SQLModel, table=True):
@@ -115,7 +173,7 @@ class PreparedPicture(SQLModel, table=True):
     height: int = 0
     # The quality report, or why the file cannot be decoded.
     report: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
-    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
 class Job(SQLModel, table=True):
@@ -124,6 +182,8 @@ class Job(SQLModel, table=True):
     __tablename__ = "training_job"
     __table_args__ = (
         sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_training_job_owner_key"),
+        sa.Index("uq_training_job_report_key", "owner_id", "report_key", unique=True),
+        sa.Index("uq_training_job_model", "model_id", unique=True),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
@@ -133,6 +193,8 @@ class Job(SQLModel, table=True):
     owner_id: str
     subject_id: str
     idempotency_key: str | None = None
+    # The caller's key of the report that started the job; the idempotency key of such a job is its set of pictures.
+    report_key: str | None = None
     request_sha256: str
     # The fields of a TrainSpec, parsed by `jobs.specs`; the four columns below repeat the fields that queries use.
     spec: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
@@ -141,6 +203,16 @@ class Job(SQLModel, table=True):
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
+    # The application's task that gets the final view: its name, queue and keyword arguments.
+    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    model_id: str | None = None  # as the request gave it; None: the job's id
+    # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
+    reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    message_id: str | None = None
+    style_id: str | int | None = Field(default=None, sa_column=_json(str | int))
+    # Whether it may train without pictures that stay unreachable, and whether its last notice has a presigned address.
+    allow_missing: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    model_link: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
 
     status: str = Status.PENDING
     stage: str = Stage.PREPROCESS
@@ -163,9 +235,11 @@ class Job(SQLModel, table=True):
     # The lease on the current stage. The token only grows, so a write with an old token changes nothing.
     lease_token: int = 0
     lease_holder: str | None = None
-    lease_until: datetime | None = Field(default=None, sa_column=_time())
+    lease_until: datetime | None = Field(default=None, sa_column=time_column())
     launches: int = 0
-    next_look_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    # Launches of this stage that ended in an error before a worker had claimed it.
+    failed_launches: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    next_look_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
     dataset_sha256: str | None = None
     lora_sha256: str | None = None
@@ -174,9 +248,14 @@ class Job(SQLModel, table=True):
     train_seconds: float = 0.0
     checkpoint_step: int = 0
 
-    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
-    started_at: datetime | None = Field(default=None, sa_column=_time())
-    finished_at: datetime | None = Field(default=None, sa_column=_time())
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    started_at: datetime | None = Field(default=None, sa_column=time_column())
+    finished_at: datetime | None = Field(default=None, sa_column=time_column())
+
+    @property
+    def public_model_id(self) -> str:
+        """The id of the model in notices, and in the key of its file."""
+        return self.model_id or self.id
 
 
 class JobPicture(SQLModel, table=True):
@@ -187,6 +266,7 @@ class JobPicture(SQLModel, table=True):
     job_id: str = Field(primary_key=True, foreign_key="training_job.id")
     position: int = Field(primary_key=True)
     reference: str  # an address, or the id of a stored picture; may be presigned, so it never leaves the database
+    name: str | None = None  # of its source, for people: never an address
     caption: str | None = None
     mask: str | None = None  # an address or an id too
     state: str = PictureState.WAITING
@@ -200,8 +280,9 @@ class JobPicture(SQLModel, table=True):
 
     lease_token: int = 0
     lease_holder: str | None = None
-    lease_until: datetime | None = Field(default=None, sa_column=_time())
+    lease_until: datetime | None = Field(default=None, sa_column=time_column())
     attempt: int = 0
+    unreachable_since: datetime | None = Field(default=None, sa_column=time_column())  # None once it has been fetched
 
 
 class JobEvent(SQLModel, table=True):
@@ -215,87 +296,6 @@ class JobEvent(SQLModel, table=True):
         sa_column=sa.Column(sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
     )
     job_id: str = Field(foreign_key="training_job.id")
-    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     kind: str  # status, stage, progress, retry
     data: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
-
-
-class RunState(StrEnum):
-    """The state of one training on a remote server, as last seen."""
-
-    SUBMITTING = "submitting"  # may exist on the server or not: look it up by name first
-    SUBMITTED = "submitted"  # queued or running on the server; polls follow it
-    COMPLETED = "completed"  # its LoRA file is ready to download
-    ENDED = "ended"  # no longer needed; removed from the server once `cleared_at` is set
-
-
-class RemoteRun(SQLModel, table=True):
-    """One attempt to train a job on a remote server. Only the newest counts; older ones wait to be removed."""
-
-    __tablename__ = "remote_run"
-    __table_args__ = (sa.Index("ix_remote_run_state", "state", "cleared_at"),)
-
-    job_id: str = Field(primary_key=True, foreign_key="training_job.id")
-    attempt: int = Field(primary_key=True)  # from 1, over the whole life of the job
-    name: str = Field(unique=True)  # of the job and the dataset on the server: unique, [a-z0-9_]
-    pod_id: str | None = Field(default=None, foreign_key="rented_pod.id", index=True)  # None: the fixed server
-    remote_id: str | None = None  # the server's own id, once known
-    state: str = RunState.SUBMITTING
-    status: str = ""  # as last seen: queued, running or completed
-    info: str = ""  # what the server reports that it is doing
-    step: int = 0
-    log_offset: int = 0
-    previews: int = 0  # samples downloaded so far
-    moved_at: datetime = Field(
-        default_factory=utcnow, sa_column=_time(nullable=False)
-    )  # when the step or the log last moved
-    missed: int = 0  # consecutive polls without an answer
-    reason: str | None = None  # why the run ended without a file
-    cost_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # cost of the pod while it trained this run
-    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
-    submitted_at: datetime | None = Field(default=None, sa_column=_time())
-    started_at: datetime | None = Field(default=None, sa_column=_time())  # when a poll first saw it running
-    looked_at: datetime | None = Field(
-        default=None, sa_column=_time()
-    )  # when a poll last claimed it; others skip it for a while
-    ended_at: datetime | None = Field(default=None, sa_column=_time())
-    cleared_at: datetime | None = Field(default=None, sa_column=_time())
-
-
-class PodState(StrEnum):
-    """The state of a rented machine. Every state but `gone` may cost money."""
-
-    RENTING = "renting"  # requested; may exist at the provider or not: look it up by name
-    STARTING = "starting"  # the machine exists; its server does not answer yet
-    READY = "ready"
-    CLOSING = "closing"  # to be deleted by the next worker that checks it
-    GONE = "gone"
-
-
-class RentedPod(SQLModel, table=True):
-    """One machine rented for trainings."""
-
-    __tablename__ = "rented_pod"
-    __table_args__ = (sa.Index("ix_rented_pod_state", "state"),)
-
-    id: str = Field(primary_key=True)
-    name: str = Field(unique=True)  # at the provider: the prefix and this id
-    provider_id: str | None = None
-    gpu: str = ""
-    family: str = ""  # of the base model that it has already downloaded
-    state: str = PodState.RENTING
-    url: str | None = None
-    cost_microdollars_per_h: int = Field(default=0, sa_type=sa.BigInteger)
-    idle_microdollars: int = Field(default=0, sa_type=sa.BigInteger)  # cost while it trained nothing
-    missed: int = 0  # consecutive checks without an answer, once it was ready
-    reason: str | None = None  # why it is closing
-    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
-    asked_at: datetime = Field(
-        default_factory=utcnow, sa_column=_time(nullable=False)
-    )  # when renting was last requested
-    accounted_at: datetime = Field(
-        default_factory=utcnow, sa_column=_time(nullable=False)
-    )  # costs are assigned to runs up to here
-    ready_at: datetime | None = Field(default=None, sa_column=_time())
-    idle_since: datetime | None = Field(default=None, sa_column=_time())
-    gone_at: datetime | None = Field(default=None, sa_column=_time())

@@ -1,16 +1,30 @@
 """The Celery application."""
 
-import warnings
+from typing import Any
 
 from celery import Celery
-from celery.exceptions import CPendingDeprecationWarning
 
+from core import broker
+from core.settings import settings
 from tasks import tracing  # registers its signals in every process that sends or runs tasks
+from tasks.routing import AMQP, with_foreign_errbacks
 
-# Error callbacks on chord headers would run once for each picture; Celery warns that this default may change.
-warnings.filterwarnings("ignore", "task_allow_error_cb_on_chord_header", CPendingDeprecationWarning)
 
-app = Celery(
+class ImprintCelery(Celery):  # type: ignore[misc]
+    """Celery that sends applications' callbacks to their queues, and whose commands print no password.
+
+    `celery graph workers` would print the address of the result store, so the configuration has one without a password.
+    """
+
+    amqp_cls = AMQP
+    backend_cls: str | None = None
+
+    def _get_backend(self) -> Any:
+        self.backend_cls = self.backend_cls or broker.results(settings()).url
+        return with_foreign_errbacks(super()._get_backend())
+
+
+app = ImprintCelery(
     "imprint",
     task_cls="tasks.arguments:CheckedTask",
     include=["tasks.callbacks", "tasks.ingress", "tasks.relay", "tasks.steps", "tasks.sweeps", "tasks.worker"],

@@ -10,8 +10,10 @@ from celery import Task
 from core.errors import ImprintError, SpecInvalid
 from core.logging import job_context, task_context
 
-_ID = {"job_id": "job", "message_id": "msg"}
+_ID = {"job_id": ("job", "a job"), "message_id": ("msg", "a message"), "fetch_id": ("fetch", "a fetch")}
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
+REFUSED_DELAY = "imprint_refused_delay"  # a header of `tasks.consumer`: how many seconds the task should have waited
+LONGEST_DELAY_S = 3600  # how far ahead the time of a task may be that an application sends
 
 
 class CheckedTask(Task):  # type: ignore[misc]
@@ -24,10 +26,33 @@ class CheckedTask(Task):  # type: ignore[misc]
         # Celery's own tasks have this class too. `celery.chord_unlock` takes a whole callback as argument, and chords
         # need it where the results are in the database.
         faults = {} if self.name.startswith("celery.") else _faults(inspect.signature(self.run), args, kwargs)
+        if (delay_s := self.request.get(REFUSED_DELAY)) is not None:
+            faults["countdown"] = (
+                f"countdown and eta may be at most {LONGEST_DELAY_S} s ahead, not {delay_s} s: send the task when it "
+                "is due"
+            )
         if faults:
             raise SpecInvalid.of(faults)
         with task_context(self.name, str(self.request.id)), job_context(_job_of(args, kwargs)):
             return self.run(*args, **kwargs)  # not Task.__call__, which would replace the message's request
+
+
+def named_arguments(given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a request by name. Raises SpecInvalid.
+
+    One object without a name may come too: the result of the task before, in a chain. `named` takes precedence over it.
+    """
+    if not given:
+        return dict(named)
+    if len(given) > 1 or not isinstance(given[0], dict):
+        kinds = ", ".join("list" if isinstance(value, list) else type(value).__name__ for value in given[:5])
+        raise SpecInvalid.of(
+            {
+                "positional arguments": f"{kinds}: give arguments by name. Only one object with them may come without "
+                "a name, as from the task before in a chain; with .si() a task ignores the result of the one before"
+            }
+        )
+    return {**given[0], **named}
 
 
 def _job_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -48,14 +73,15 @@ def _faults(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[s
 
 def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
     """What is wrong with one argument. `jobs.requests` checks the `**arguments` of a request."""
-    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+    if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
         return None
     if value is None and parameter.annotation == str | None:
         return None
-    if prefix := _ID.get(name):
+    if name in _ID:
+        prefix, what = _ID[name]
         if isinstance(value, str) and re.fullmatch(rf"{prefix}_[0-9a-z]{{1,40}}", value):
             return None
-        return f"must be the id of a {'job' if prefix == 'job' else 'message'}"
+        return f"must be the id of {what}"
     if parameter.annotation is int:
         fits = type(value) is int and 0 <= value <= _MAX_NUMBER
         return None if fits else f"must be a whole number from 0 to {_MAX_NUMBER}"

@@ -3,10 +3,14 @@
 import logging
 from typing import Any
 
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.consumer import Consumer
 from celery.worker.consumer import consumer as upstream
 from kombu.exceptions import ContentDisallowed, DecodeError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.clock import utcnow
+from tasks.arguments import LONGEST_DELAY_S, REFUSED_DELAY
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
         def on_task_received(message: Any) -> None:
             try:
                 _check(message)
+                self._refuse_long_delay(message)
                 take_in(message)
             except _FAULTS as fault:
                 # Not the error's text, which quotes the message: it may contain addresses and keys.
@@ -67,6 +72,19 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
                 message.reject_log_error(log, self.connection_errors)
 
         return on_task_received
+
+    def _refuse_long_delay(self, message: Any) -> None:
+        """Let a task with a long countdown run at once, so that it refuses the delay (`CheckedTask`).
+
+        A worker would keep the message until then, unacknowledged. After the visibility timeout, Redis would send it to
+        another worker too.
+        """
+        headers = message.headers
+        if not headers.get("eta") or headers.get("retries") or not headers["task"].startswith("imprint."):
+            return  # a worker sends its own retries a few seconds ahead
+        delay_s = (maybe_make_aware(maybe_iso8601(headers["eta"])) - utcnow()).total_seconds()
+        if delay_s > LONGEST_DELAY_S:
+            headers |= {"eta": None, REFUSED_DELAY: round(delay_s)}
 
 
 def _check(message: Any) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 from jobs.remote.trainers import Trainer
 
 _ANSWER_S = 1.5  # how long workers have to answer
+UNTRUSTED = (
+    "its certificate is not trusted, or is for another name: add ?ssl_ca_certs=/path/ca.pem to IMPRINT_BROKER_URL"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def inspect(prefix: str = "") -> Fleet:
             waiting = {name: _waiting(connection, name) for name in names}
             replies = app.control.broadcast("imprint_trains", reply=True, timeout=_ANSWER_S, connection=connection)
     except (OperationalError, OSError) as error:
-        trouble = f"No broker answers ({type(error).__name__}), so local workers are unknown. Is a stack running?"
+        why = UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else type(error).__name__
+        trouble = f"No broker answers ({why}), so local workers are unknown. Is a stack running?"
         return Fleet([Trainer("local", name, "unknown") for name in names], [], trouble)
     states = [WorkerState.parse(name, state) for reply in replies or [] for name, state in reply.items()]
     workers = [state for state in states if set(names) & set(state.queues)]

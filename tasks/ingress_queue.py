@@ -1,4 +1,4 @@
-"""The RabbitMQ side of the ingress: its queues, the process that consumes them, and the operators' commands."""
+"""The RabbitMQ side of the ingress: the process that consumes its queue, and the operators' commands."""
 
 # mypy: disable-error-code="no-untyped-call"
 import logging
@@ -9,49 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from amqp.exceptions import MessageNacked
+from amqp.exceptions import ChannelError, MessageNacked
 from kombu.connection import Connection
-from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.messaging import Consumer, Producer
 from kombu.mixins import ConsumerMixin
 
-from core.errors import BackendUnreachable, ImprintError
+from core.errors import BackendUnreachable, ImprintError, SpecInvalid
 from core.logging import job_context
 from jobs import service
 from jobs.notices import notices
+from jobs.notices.refusals import queue_refused_notice
 from jobs.services import Services
 from storage.database import AWAY
-from tasks.model_training import MessageRejected, arguments_of
+from tasks.message_queues import REASON, body_of, code_of, open_queues, plain_headers, queues_of, reason_header, send
+from tasks.model_training import MessageRejected, TrainingMessage, in_message_terms, parse_message
 
 log = logging.getLogger(__name__)
 
-REASON = "x-imprint-reason"  # header of a dead letter: a code, a colon and a sentence
 PREFETCH = 20
-DELIVERY_LIMIT = 20  # after so many deliveries a message that ends the process becomes a dead letter
 _BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # while the database is away
 _ALERT_EVERY_S = 60.0
-_CONFIRM_S = 30.0
+_REMEMBERED = 1000
 _LATER = (BackendUnreachable, *AWAY)
-
-_exchange = Exchange("model_training", durable=True)
-_dead_exchange = Exchange("model_training.dead", durable=True)
-DEAD = Queue(
-    "model_training.dead", _dead_exchange, routing_key="model_training", queue_arguments={"x-queue-type": "quorum"}
-)
-QUEUE = Queue(
-    "model_training", _exchange, routing_key="model_training",
-    queue_arguments={
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": _dead_exchange.name,
-        "x-dead-letter-routing-key": "model_training",
-        # Moved safely: a broker that dies in between has the message in one of the two queues.
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    },
-)  # fmt: skip
 
 
 class Ingress(ConsumerMixin):
@@ -63,12 +44,14 @@ class Ingress(ConsumerMixin):
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self.queues = queues_of(services.settings)
         self.connection = _connection(services)
         self.accepted = 0
         self.refused: dict[str, int] = {}
         self._waiting: deque[Message] = deque()
         self._failures, self._not_before = 0, 0.0
         self._dead: Producer | None = None
+        self._notified: deque[str] = deque(maxlen=_REMEMBERED)
         self._alerted_at = -_ALERT_EVERY_S
         self._unreported = 0
 
@@ -77,9 +60,16 @@ class Ingress(ConsumerMixin):
     def get_consumers(self, make: Any, channel: Any) -> list[Consumer]:
         """On each new connection: the broker delivers the collected messages again."""
         self._waiting.clear()
-        self._dead = Producer(channel.connection.channel())
-        DEAD.bind(channel).declare()
-        return [make(queues=[QUEUE], on_message=self._waiting.append, prefetch_count=PREFETCH)]
+        open_queues(self.queues, channel.connection.channel)
+        self._dead = Producer(channel.connection.channel(), auto_declare=False)
+        return [make(queues=[self.queues.main], on_message=self._collect, prefetch_count=PREFETCH, auto_declare=False)]
+
+    def _collect(self, message: Message) -> None:
+        if "x-stream-offset" in message.headers:
+            raise BackendUnreachable(
+                f"{self.queues.main.name} is a stream, which keeps its messages; use a classic or a quorum queue"
+            )
+        self._waiting.append(message)
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
         log.warning("RabbitMQ does not answer; next attempt in %.0f s (%s)", interval, type(exc).__name__)
@@ -87,7 +77,7 @@ class Ingress(ConsumerMixin):
             raise SystemExit(0)
 
     def on_consume_ready(self, connection: Any, channel: Any, consumers: Any, **kwargs: Any) -> None:
-        log.warning("ingress: waiting for messages on %s", QUEUE.name)
+        log.info("ingress: waiting for messages on %s", self.queues.main.name)
 
     def on_iteration(self) -> None:
         """Work on the collected messages in order, unless the database is away."""
@@ -108,37 +98,50 @@ class Ingress(ConsumerMixin):
 
     def _work_on(self, message: Message) -> None:
         """Turn a message into a job or a dead letter. Raises temporary errors; the broker then delivers it again."""
+        parsed: TrainingMessage | None = None
         try:
-            arguments = arguments_of(_bytes(message.body), message.properties.get("message_id"), self.services.settings)
-            view = service.submit(self.services, arguments)
+            parsed = parse_message(body_of(message), message.properties.get("message_id"), self.services.settings)
+            parsed.check(self.services.settings, self.services.sources)
+            view = service.submit(self.services, parsed.arguments, parsed.origin)
         except MessageRejected as refused:
-            self._dead_letter(message, refused)
+            self._refuse(message, parsed, refused)
         except ImprintError as error:
             if error.retryable:
                 raise BackendUnreachable(error.message) from error
-            self._dead_letter(message, MessageRejected(error.code, error.message))
+            self._refuse(message, parsed, _in_message_terms(error))
         else:
             message.ack()
             self.accepted += 1
             with job_context(view.job_id):
                 log.info("accepted %s", view.job_id)
 
-    def _dead_letter(self, message: Message, reason: MessageRejected) -> None:
-        """Publish it as a dead letter, and acknowledge it only after the broker has confirmed that."""
+    def _refuse(self, message: Message, parsed: TrainingMessage | None, reason: MessageRejected) -> None:
+        """Notify the producer, publish a dead letter, and acknowledge the message only after both are safe."""
         assert self._dead is not None  # noqa: S101 - a message came over a connection
-        _send(self._dead, message, _dead_exchange, {**_plain_headers(message), REASON: str(reason)})
+        if parsed is not None:
+            self._notify(parsed, reason)
+        send(self._dead, message, self.queues.dead, {**plain_headers(message), REASON: str(reason)})
         message.ack()
         self.refused[reason.code] = self.refused.get(reason.code, 0) + 1
         self._unreported += 1
         log.warning("refused a message, %d so far: %s", sum(self.refused.values()), reason)
 
+    def _notify(self, parsed: TrainingMessage, reason: MessageRejected) -> None:
+        key = parsed.arguments["idempotency_key"]
+        if key in self._notified:  # delivered again, because RabbitMQ did not confirm its dead letter
+            return
+        failure = {"code": reason.code, "message": reason.full_sentence, "details": {"faults": reason.faults}}
+        queue_refused_notice(self.services, parsed.arguments, parsed.origin, failure)
+        self._notified.append(key)
+
     def _alert(self) -> None:
         if not self._unreported or time.monotonic() - self._alerted_at < _ALERT_EVERY_S:
             return
         counts = ", ".join(f"{count} {code}" for code, count in sorted(self.refused.items()))
+        name = self.queues.main.name
         try:
             notices.alert(
-                self.services, "ingress", f"{self._unreported} message(s) of {QUEUE.name} refused; in total: {counts}"
+                self.services, "ingress", f"{self._unreported} message(s) of {name} refused; in total: {counts}"
             )
         except AWAY:
             return
@@ -147,7 +150,10 @@ class Ingress(ConsumerMixin):
     # ---- the process ----
 
     def serve(self) -> None:
-        """Run until SIGTERM or SIGINT. The current message is finished, and the collected ones return to the queue."""
+        """Run until SIGTERM or SIGINT. The current message is finished, and the collected ones return to the queue.
+
+        Raises BackendUnreachable if RabbitMQ refuses the queue.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "should_stop", True))
         while not self.should_stop:
@@ -158,7 +164,16 @@ class Ingress(ConsumerMixin):
                     "RabbitMQ did not accept a dead letter; the message will be delivered again (%s)",
                     type(error).__name__,
                 )
-        log.warning("ingress: stopped after %d accepted, %d refused", self.accepted, sum(self.refused.values()))
+            except ChannelError as error:
+                raise _queue_refused(error) from error
+        log.info("ingress: stopped after %d accepted, %d refused", self.accepted, sum(self.refused.values()))
+
+
+def _in_message_terms(error: ImprintError) -> MessageRejected:
+    if not isinstance(error, SpecInvalid) or not error.faults:
+        return MessageRejected(error.code, error.message)
+    faults = in_message_terms(error.faults)
+    return MessageRejected(error.code, "; ".join(f"{name}: {fault}" for name, fault in faults.items()), faults)
 
 
 # ---- for operators --------------------------------------------------------------------------------------------
@@ -169,11 +184,11 @@ def lengths(services: Services) -> dict[str, int]:
 
     Raises BackendUnreachable.
     """
+    queues = queues_of(services.settings)
     with _talking(services) as connection:
+        open_queues(queues, connection.channel)
         channel = connection.default_channel
-        for queue in (DEAD, QUEUE):
-            queue.bind(channel).declare()
-        waiting, dead = (channel.queue_declare(queue.name, passive=True) for queue in (QUEUE, DEAD))
+        waiting, dead = (channel.queue_declare(queue.name, passive=True) for queue in (queues.main, queues.dead))
         return {
             "waiting": waiting.message_count,
             "dead": dead.message_count,
@@ -188,36 +203,27 @@ def replay(services: Services, limit: int | None, reason: str | None) -> dict[st
     BackendUnreachable.
     """
     moved = kept = 0
+    queues = queues_of(services.settings)
     with _talking(services) as connection:
+        open_queues(queues, connection.channel)
         channel = connection.default_channel
-        for queue in (DEAD, QUEUE):
-            queue.bind(channel).declare()
-        producer = Producer(connection.channel())
-        dead = DEAD.bind(channel)
-        for _ in range(channel.queue_declare(DEAD.name, passive=True).message_count):
+        producer = Producer(connection.channel(), auto_declare=False)
+        dead = queues.dead.bind(channel)
+        for _ in range(channel.queue_declare(dead.name, passive=True).message_count):
             if limit is not None and moved >= limit:
                 break
             message = dead.get(no_ack=False)
             if message is None:
                 break
             if reason is None or code_of(message) == reason:
-                _send(producer, message, _exchange, _plain_headers(message))
+                send(producer, message, queues.main, plain_headers(message))
                 moved += 1
             else:
                 # To the end of the same queue: returning it to the head would count as a failed delivery.
-                _send(producer, message, _dead_exchange, {**_plain_headers(message), **_reason(message)})
+                send(producer, message, queues.dead, {**plain_headers(message), **reason_header(message)})
                 kept += 1
             message.ack()
     return {"replayed": moved, "kept": kept}
-
-
-def code_of(message: Message) -> str:
-    """The code of a dead letter; `delivery_limit` if the broker made it one."""
-    return str(message.headers.get(REASON, "delivery_limit")).partition(":")[0]
-
-
-def _reason(message: Message) -> dict[str, str]:
-    return {REASON: str(message.headers[REASON])} if REASON in message.headers else {}
 
 
 def _connection(services: Services) -> Connection:
@@ -233,38 +239,13 @@ def _talking(services: Services) -> Iterator[Connection]:
         try:
             connection.ensure_connection(max_retries=1, timeout=5)
             yield connection
+        except ChannelError as error:
+            raise _queue_refused(error) from error
         except (OperationalError, MessageNacked, *connection.connection_errors) as error:
             raise BackendUnreachable(f"RabbitMQ does not answer ({type(error).__name__})") from error
         except connection.channel_errors as error:
             raise BackendUnreachable(f"RabbitMQ refused the command ({type(error).__name__})") from error
 
 
-def _send(producer: Producer, message: Message, exchange: Exchange, headers: dict[str, Any]) -> None:
-    """Publish the same message with these headers. Returns after the broker has confirmed it."""
-    kept = ("message_id", "correlation_id", "reply_to", "type", "app_id", "timestamp", "priority")
-    producer.publish(
-        _bytes(message.body),
-        exchange=exchange,
-        routing_key="model_training",
-        headers=headers,
-        content_type=message.content_type or "application/json",
-        content_encoding=message.content_encoding or "utf-8",
-        serializer=None,
-        delivery_mode=2,
-        mandatory=True,
-        confirm_timeout=_CONFIRM_S,
-        **{name: message.properties[name] for name in kept if message.properties.get(name) is not None},
-    )
-
-
-def _plain_headers(message: Message) -> dict[str, Any]:
-    """The producer's headers, without ours and the broker's."""
-    return {
-        name: value
-        for name, value in message.headers.items()
-        if not name.startswith(("x-death", "x-first-", "x-last-", "x-delivery-count", REASON))
-    }
-
-
-def _bytes(body: Any) -> bytes:
-    return body.encode() if isinstance(body, str) else bytes(body)
+def _queue_refused(error: ChannelError) -> BackendUnreachable:
+    return BackendUnreachable(f"RabbitMQ refused the command: {str(error.reply_text)[:300]}")

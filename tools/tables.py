@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -63,6 +63,8 @@ def _name(kind: Any) -> str:
     if kind in words:
         return words[kind]
     origin, arguments = get_origin(kind), [part for part in get_args(kind) if part is not type(None)]
+    if origin is Annotated:
+        return _name(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin is list:

@@ -19,8 +19,10 @@ from rich.markup import escape
 
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
-from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
-from training.data.folder import load_folder, unused_masks
+from training.base_family import family_of_base
+from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
+from training.data.folder import load_folder, unused_captions, unused_masks
+from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints
 from training.options import parse_assignments
 from training.ports import TrainResult, TrainRun
@@ -44,7 +46,7 @@ resuming:
 
 examples:
   python -m training pictures/ --trigger "sks dog" --class-word dog --out dog.safetensors
-  python -m training pictures/ --base-model /models/my-sd15 --family sd15 --trigger sks --out sks.safetensors
+  python -m training pictures/ --base-model /models/my-sd15 --trigger sks --out sks.safetensors
   python -m training pictures/ --trigger sks --set adapter.targets=all --set data.flip=true --out sks.safetensors
   python -m training pictures/ --base-model sdxl --trigger sks --epochs 60 --rank 16 --out sks-xl.safetensors
 """
@@ -78,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         default="sd15",
         help=f"{', '.join(BASE_MODELS)}; or a folder, a .safetensors file or a hub id (default: sd15)",
     )
-    add("--family", choices=list(RECIPES), help="of a base model given as folder, file or hub id")
+    add("--family", choices=list(RECIPES), help="of a base model given as hub id; files and folders tell it themselves")
     add("--class-word", default="", help="what the subject is, for pictures without a caption, such as dog")
     recipe = made.add_argument_group("recipe")
     add = recipe.add_argument
@@ -87,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, help=f"{defaults['learning_rate']}; 1 with prodigy")
     add("--optimizer", choices=get_args(Optimizer), help="what moves the weights (default: adamw)")
     add("--resolution", type=int, help=f"pixels, a multiple of 64: {defaults['resolution']}")
-    add("--epochs", type=int, help=f"times that every picture is seen, 10 to 500: {defaults['epochs']}")
+    add("--epochs", type=int, help=f"times that every picture is seen, 1 to 500: {defaults['epochs']}")
     add("--max-steps", type=int, help="train this many steps, whatever the epochs")
     add("--batch-size", type=int, help="pictures per step (default: 1)")
     add("--seed", type=int, default=0, help="the same seed, recipe and pictures give the same LoRA (default: 0)")
@@ -110,6 +112,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, slower; a CPU always does so")
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
+    add("--keep-checkpoints", action="store_true", help="also keep the LoRA of every checkpoint, beside OUT")
     add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
     add("--verbose", action="store_true", help="log what is done")
 
@@ -122,8 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     try:
         spec = parse_spec(given)
-        if given.out.is_dir() or given.checkpoint_every < 1:
-            raise SpecInvalid.of({"--out": "is a folder"} if given.out.is_dir() else {"--checkpoint-every": "is 0"})
+        if given.checkpoint_every < 1:
+            raise SpecInvalid.of({"--checkpoint-every": "is 0"})
+        require_writable(given.out, given.resume_dir)
         with shared_checkpoints(given, spec.batch_size, console) as kept:
             return _train(given, spec, kept, console, arguments)
     except ImprintError as error:
@@ -147,6 +151,8 @@ def parse_spec(given: argparse.Namespace) -> TrainSpec:
     base_model = Path(asked["base_model"]).expanduser()
     if asked["base_model"] not in BASE_MODELS and base_model.exists():
         asked["base_model"] = str(base_model.resolve())
+        if "family" not in asked and (family := family_of_base(asked["base_model"])) is not None:
+            asked["family"] = family
     try:
         return TrainSpec(**asked)
     except ValidationError as error:
@@ -175,6 +181,10 @@ def _train(
             console.print(f"left out {name}: {reason}", markup=False, highlight=False)
         if note := unused_masks(given.folder, spec):
             console.print(note, markup=False, highlight=False)
+        if note := unused_captions(given.folder):
+            console.print(note, markup=False, highlight=False)
+        for note in kept.claim(options_of(spec, found.manifest.sha256)):
+            console.print(note, markup=False, highlight=False)
         total = spec.steps(len(found.examples))
         console.print(f"{len(found.examples)} pictures, {total} steps on {spec.base_model}", highlight=False)
         with ProgressBar(console, total) as bar:
@@ -192,6 +202,7 @@ def _train(
                 deterministic=given.deterministic,
                 checkpoint_every_epochs=given.checkpoint_every,
                 training_adapter=given.training_adapter,
+                loras=FolderLoras(given.out) if spec.keep_checkpoints else None,
                 previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
             )
             try:
@@ -206,6 +217,8 @@ def _train(
     if given.resume_dir is None:
         kept.remove()
     _say_result(result, spec, console)
+    for note in inspect(result.path).warnings:
+        console.print(f"note: {note}", markup=False, highlight=False)
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.checkpoint_folder import FolderCheckpoints
+from training.checkpoint_folder import FolderCheckpoints, Options
 
 
 class ReadOnlyCheckpoints(FolderCheckpoints):
@@ -31,6 +31,10 @@ class ReadOnlyCheckpoints(FolderCheckpoints):
 
     def drop(self, step: int) -> None:
         """Only the first process does this."""
+
+    def claim(self, options: Options) -> list[str]:
+        """Only the first process does this."""
+        return []
 
     def remove(self) -> None:
         """Only the first process does this."""

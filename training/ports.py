@@ -65,6 +65,13 @@ class PreviewStore(Protocol):
         """Save the preview of prompt number `prompt`, from 0, after `step`. Replaces an earlier one."""
 
 
+class LoraStore(Protocol):
+    """Keeps LoRA files of checkpoints for the owner."""
+
+    def save(self, step: int, data: bytes) -> None:
+        """Save the LoRA file as it is after `step`. Replaces an earlier one."""
+
+
 @dataclass(frozen=True)
 class TrainRun:
     """The input of one training."""
@@ -79,6 +86,7 @@ class TrainRun:
     control: Control
     device: str = "auto"  # auto, cpu, cuda
     checkpoint_every_epochs: int = 10
+    loras: LoraStore | None = None  # for a LoRA file of every checkpoint but the last; None: keep none
     previews: PreviewStore | None = None  # for the previews of the recipe; None: draw none
     encodings: Path | None = None  # folder of the cache of encoded pictures and captions
     precision: str = "auto"  # of the frozen base: auto (the fastest here), float32, bfloat16, float16

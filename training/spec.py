@@ -1,12 +1,22 @@
 """The recipe of one training: its fields, limits and the defaults of each family."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from core.numbers import NumbersAreNotBools
 from training.options import Adapter, Data, Objective, Optimization, Validation
 
 Family = Literal["sd15", "sdxl", "z-image"]
@@ -15,6 +25,7 @@ Backend = Literal["local", "ai-toolkit"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 
 MOST_RATE = 0.1  # for AdamW
+LEAST_PRODIGY_RATE = 0.01
 MIN_PICTURES, MAX_PICTURES = 5, 100
 MAX_CAPTION_CHARACTERS = 1000
 
@@ -57,19 +68,54 @@ RECIPES: dict[Family, dict[str, Any]] = {
     "z-image": {"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
 }
 
-Word = Annotated[str, StringConstraints(strip_whitespace=True, max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]
+# Letters that nobody sees, beside those of Unicode's category "format": fillers, and a joiner without a sign.
+_BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")
+_JOINERS = frozenset("\u200c\u200d")  # part of the spelling of some languages, and of some emoji
+
+
+def _visible(word: str, info: ValidationInfo) -> str:
+    """`word` with single spaces. Raises ValueError for invisible characters.
+
+    The words of existing trainings stay as they are (`STORED`): they are in captions and files already.
+    """
+    if info.context == STORED:
+        return word
+    folded = " ".join(word.split())
+    for before, letter, after in zip(f" {folded}", folded, f"{folded[1:]} ", strict=False):
+        if letter in _JOINERS and not (before + after).isascii() and " " not in before + after:
+            continue
+        if letter in _BLANK_LETTERS or unicodedata.category(letter) in ("Cc", "Cf", "Cs"):
+            raise ValueError(f"contains the invisible character U+{ord(letter):04X}; remove it")
+    return folded
+
+
+def _has_letters(word: str, info: ValidationInfo) -> str:
+    if info.context != STORED and not any(letter.isalnum() for letter in word):
+        raise ValueError("must contain a letter or a digit")
+    return word
+
+
+Word = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$"),
+    AfterValidator(_visible),
+]
 
 GROUPS = ("adapter", "optimization", "objective", "data", "validation")
+# Fields that change no weight: they are not part of the recipe in files and checkpoints.
+_NOT_IN_RECIPE = frozenset({"checkpoint_every", "keep_checkpoints"})
+# The context for validating the recipe of an existing training, which later rules for requests must not refuse.
+STORED = "stored"
 
 
-class TrainSpec(BaseModel):
+class TrainSpec(NumbersAreNotBools):
     """The frozen, validated recipe of one job. Build it with `TrainSpec.of`, which fills in the family's defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     base_model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
     family: Family
-    trigger_word: Annotated[Word, StringConstraints(min_length=1)]
+    trigger_word: Annotated[Word, StringConstraints(min_length=1), AfterValidator(_has_letters)]
     class_word: Word = ""
     rank: int = Field(ge=1, le=256)
     alpha: float = Field(gt=0, le=1024)
@@ -78,10 +124,12 @@ class TrainSpec(BaseModel):
     batch_size: int = Field(default=1, ge=1, le=64)
     resolution: int = Field(ge=64, le=2048, multiple_of=64)
     aspect_buckets: bool = False
-    epochs: int = Field(ge=10, le=500)
+    epochs: int = Field(ge=1, le=500)
     max_steps: int | None = Field(default=None, ge=1, le=100_000)
     seed: int = Field(ge=0, lt=2**63)
     backend: Backend = "local"
+    checkpoint_every: int = Field(default=10, ge=1, le=500)
+    keep_checkpoints: bool = False
     adapter: Adapter = Field(default_factory=Adapter)
     optimization: Optimization = Field(default_factory=Optimization)
     objective: Objective = Field(default_factory=Objective)
@@ -108,6 +156,12 @@ class TrainSpec(BaseModel):
     def _is_small(cls, rate: float, info: ValidationInfo) -> float:
         if rate > MOST_RATE and info.data.get("optimizer") in ("adamw", "adamw8bit"):
             raise ValueError(f"Input should be less than or equal to {MOST_RATE:g} (only prodigy takes up to 1)")
+        # Trainings that were accepted before this was checked stay as they are.
+        if rate < LEAST_PRODIGY_RATE and info.data.get("optimizer") == "prodigy" and info.context != STORED:
+            raise ValueError(
+                f"{rate:g} multiplies the rate that prodigy finds, so nothing would be learned: leave it out, or use "
+                "about 1"
+            )
         return rate
 
     @field_validator("optimization")
@@ -139,7 +193,7 @@ class TrainSpec(BaseModel):
 
         So new options do not change the recipe of existing trainings.
         """
-        fields = self.model_dump(mode="json", exclude=set(GROUPS))
+        fields = self.model_dump(mode="json", exclude={*GROUPS, *_NOT_IN_RECIPE})
         groups: dict[str, dict[str, Any]] = {name: getattr(self, name).to_dict() for name in GROUPS}
         return fields | {name: group for name, group in groups.items() if group}
 

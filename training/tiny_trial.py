@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from training import families, tiny_base
-from training.backends.local import Trainee
+from training.backends.local_training import LocalTraining
 from training.checkpoint_folder import FolderCheckpoints
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
@@ -186,7 +186,7 @@ class Trial:
             FolderCheckpoints(nowhere),
             _Alone(),
         )
-        return Trainee(run, engine, {"base": ""}, _STEPS, state).job
+        return LocalTraining(run, engine, {"base": ""}, _STEPS, state).job
 
 
 class _Alone:

@@ -1,8 +1,12 @@
 """Answers that are files: the finished LoRA, by an address that needs no token, and pictures for a browser's cache."""
 
-from fastapi import Request, Response
-from fastapi.responses import RedirectResponse
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from fastapi import Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+
+from core.errors import NotFound
 from jobs import service
 from jobs.services import Services
 from web import signing
@@ -15,6 +19,14 @@ def download_response(request: Request, services: Services, job_id: str, owner_i
     lora = service.get_lora(services, job_id, owner_id)
     address = services.store.url(lora.key, signing.MAX_AGE_S)
     return RedirectResponse(signing.file_address(request.app.state.secret, job_id, address), 307)
+
+
+def stored_file(address: str, name: str) -> FileResponse:
+    """A file of a store in a folder, for download under `name`. Raises NotFound if this machine does not have it."""
+    path = Path(unquote(urlsplit(address).path))
+    if urlsplit(address).scheme != "file" or not path.is_file():
+        raise NotFound("this service does not have the file")
+    return FileResponse(path, media_type="application/octet-stream", filename=name)
 
 
 def picture_response(data: bytes, name: str) -> Response:

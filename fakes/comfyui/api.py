@@ -14,6 +14,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from fakes.comfyui import loras
+from fakes.comfyui.convert import convert
 from fakes.comfyui.folders import KINDS, ComfyUIFolders
 from fakes.comfyui.queue import PromptQueue
 from fakes.comfyui.validation import object_info, validate
@@ -29,6 +31,7 @@ class FakeComfyUIOptions:
     assets: bool = False  # enable the assets API
     old_assets: bool = False  # enable it with the tags of its first builds
     websocket: bool = True  # False: as behind a proxy without websockets
+    converter: bool = False  # as with the custom node that converts workflows of the editor
     seconds_per_step: float = 0.02
     max_upload_mb: int = 100
 
@@ -59,8 +62,14 @@ class ComfyUIApi:
             ("/models/{kind}", self.models, "GET"),
             ("/system_stats", self.stats, "GET"),
             ("/upload/image", self.upload, "POST"),
+            ("/view_metadata/{kind}", self.metadata, "GET"),
         ]
-        routes: list[BaseRoute] = [Route("/api/assets", self.assets, methods=["POST"])]
+        if self.options.converter:
+            of.append(("/workflow/convert", self.convert, "POST"))
+        routes: list[BaseRoute] = [
+            Route("/api/assets", self.assets, methods=["POST"]),
+            Route("/internal/logs/raw", self.logs, methods=["GET"]),
+        ]
         for base in ("", "/api"):
             routes += [Route(base + path, answer, methods=[method]) for path, answer, method in of]
             if self.options.websocket:
@@ -146,6 +155,26 @@ class ComfyUIApi:
 
     async def stats(self, request: Request) -> Response:
         return JSONResponse({"system": {"comfyui_version": "0.3.64", "python_version": "fake"}, "devices": []})
+
+    async def metadata(self, request: Request) -> Response:
+        kind, name = request.path_params["kind"], request.query_params.get("filename", "")
+        path = self.folders.within(self.folders.models(kind), [name]) if kind in KINDS else None
+        if path is None or path.suffix != ".safetensors" or not path.is_file():
+            return Response(status_code=404)
+        try:
+            found = loras.header(path).get("__metadata__")
+        except loras.UnreadableLora:
+            found = None
+        return Response(status_code=404) if found is None else JSONResponse(found)
+
+    async def logs(self, request: Request) -> Response:
+        return JSONResponse({"entries": list(loras.LOG), "size": {"cols": 80, "rows": 24}})
+
+    async def convert(self, request: Request) -> Response:
+        try:
+            return JSONResponse(convert(await json_body(request)))
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return JSONResponse({"error": "Invalid workflow format - missing nodes or links"}, 400)
 
     # ---- files ----
 

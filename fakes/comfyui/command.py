@@ -16,6 +16,7 @@ import click
 @click.option("--assets", is_flag=True, help="Accept files through the assets API, as a real one with --enable-assets.")
 @click.option("--old-assets", is_flag=True, help="The same, with the tags of the first builds that had it.")
 @click.option("--no-websocket", is_flag=True, help="Without events, as behind a proxy without websockets.")
+@click.option("--converter", is_flag=True, help="Convert workflows of the editor, as a custom node does.")
 @click.option("--seconds-per-step", default=0.02, show_default=True, help="For every sampler.")
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path),

@@ -22,7 +22,7 @@ class Model:
     """A base model with its LoRAs, each as (file, strength, number of changed modules)."""
 
     base: str
-    kind: str  # unet, z-image
+    kind: str  # sd15, sdxl, z-image
     loras: tuple[tuple[str, float, int], ...] = ()
 
     def with_lora(self, file: str, strength: float, modules: int) -> "Model":

@@ -129,8 +129,13 @@ def _merged(_: Execution, given: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _unet(_: Execution, given: dict[str, Any]) -> tuple[Any, ...]:
-    name = given["unet_name"]
-    return (Model(name, "z-image" if name.lower().replace("_", "-").startswith("z-image") else "unet"),)
+    return (Model(given["unet_name"], _kind(given["unet_name"])),)
+
+
+def _kind(name: str) -> str:
+    """The kind of a model, by its file's name: a real server finds it in the weights."""
+    plain = name.lower().replace("_", "-")
+    return "z-image" if "z-image" in plain else "sdxl" if "xl" in plain else "sd15"
 
 
 def _guider(_: Execution, given: dict[str, Any]) -> tuple[Any, ...]:
@@ -139,11 +144,12 @@ def _guider(_: Execution, given: dict[str, Any]) -> tuple[Any, ...]:
 
 
 _MAKERS: dict[str, Callable[[Execution, dict[str, Any]], tuple[Any, ...]]] = {
-    "CheckpointLoaderSimple": lambda _, given: (Model(given["ckpt_name"], "unet"), "clip", "vae"),
+    "CheckpointLoaderSimple": lambda _, given: (Model(given["ckpt_name"], _kind(given["ckpt_name"])), "clip", "vae"),
     "UNETLoader": _unet,
     "LoraLoader": Execution.load_lora,
     "LoraLoaderModelOnly": Execution.load_lora,
     "ModelMergeSimple": _merged,
+    "PrimitiveInt": lambda _, given: (given["value"],),
     "PrimitiveString": lambda _, given: (given["value"],),
     "PrimitiveStringMultiline": lambda _, given: (given["value"],),
     "StringConcatenate": lambda _, given: (given["delimiter"].join((given["string_a"], given["string_b"])),),
@@ -156,6 +162,7 @@ _MAKERS: dict[str, Callable[[Execution, dict[str, Any]], tuple[Any, ...]]] = {
     "ConditioningZeroOut": lambda _, given: ((),),
     "EmptyLatentImage": lambda _, given: (Latent(given["width"], given["height"], given["batch_size"]),),
     "EmptySD3LatentImage": lambda _, given: (Latent(given["width"], given["height"], given["batch_size"]),),
+    "VAEEncodeForInpaint": lambda _, given: (given["pixels"],),
     "VAEEncode": lambda _, given: (given["pixels"],),
     "VAEDecode": lambda _, given: (given["samples"],),
     "LoadImage": lambda _, given: (Latent(512, 512), None),

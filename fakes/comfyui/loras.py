@@ -1,5 +1,8 @@
 """Match LoRA keys as ComfyUI's loader does: known keys are used, others are logged and ignored.
 
+The key maps are recorded from ComfyUI's `model_lora_keys_unet`, `model_lora_keys_clip`, `unet_to_diffusers` and
+`z_image_to_diffusers` (the last in versions since December 2025), for the models that Imprint trains.
+
 A safetensors file starts with the length of its JSON header (8 bytes, little-endian); the header names the tensors.
 """
 
@@ -7,23 +10,82 @@ import json
 import logging
 import re
 import struct
+from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
+LOG: deque[dict[str, str]] = deque(maxlen=300)  # as many lines as a real server keeps
 
-_ENDS = (".lora_up.weight", ".lora_down.weight", ".lora_A.weight", ".lora_B.weight", "_lora.up.weight",
-         "_lora.down.weight", ".lora.up.weight", ".lora.down.weight", ".lora_linear_layer.up.weight",
-         ".lora_linear_layer.down.weight", ".lora_A.default.weight", ".lora_B.default.weight", ".alpha")  # fmt: skip
+# What a module's tensors end in, by method. `lora_magnitude_vector` is not among them.
+_ENDS = (
+    ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".lora_A.weight", ".lora_B.weight", "_lora.up.weight",
+    "_lora.down.weight", ".lora.up.weight", ".lora.down.weight", ".lora_linear_layer.up.weight",
+    ".lora_linear_layer.down.weight", ".lora_A.default.weight", ".lora_B.default.weight", ".alpha", ".dora_scale",
+    ".reshape_weight", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2", ".lokr_w1",
+    ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".a1.weight", ".a2.weight",
+    ".b1.weight", ".b2.weight", ".oft_blocks", ".w_norm", ".b_norm", ".diff", ".diff_b", ".set_weight",
+)  # fmt: skip
 
-# Modules by kind of base model. For sd15 and sdxl, attention under diffusers' names (unet.….attn1.to_q) is unknown,
-# while other layers of the same file are known: it loads in part, and only the log says so.
+# Blocks with transformers, by diffusers' names and by the original ones.
+_BLOCKS = {
+    "sd15": (r"(down_blocks\.[012]|mid_block|up_blocks\.[123])",
+             r"(input_blocks\.[124578]|middle_block|output_blocks\.([3-9]|1[01]))"),
+    "sdxl": (r"(down_blocks\.[12]|mid_block|up_blocks\.[01])",
+             r"(input_blocks\.[4578]|middle_block|output_blocks\.[0-5])"),
+}  # fmt: skip
+_IN_TRANSFORMER = r"(norm|proj_in|proj_out|transformer_blocks\.\d+\.(norm[123]|ff\.net\.(0\.proj|2)|{attention}))"
+_ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)"
+_OLD_ATTENTION = r"attn[12]\.processor\.to_(q|k|v|out)"
+_OTHER_MODULES = (
+    r"(down_blocks\.\d|mid_block|up_blocks\.\d)\.(resnets\.\d\.(norm[12]|conv[12]|time_emb_proj|conv_shortcut)|"
+    r"(downsamplers|upsamplers)\.0\.conv)|conv_in|conv_out|conv_norm_out|(time|add)_embedding\.linear_[12]"
+)
+_OTHER_ORIGINAL = (
+    r"((input|output)_blocks\.\d+\.[012]|middle_block\.[02])\.(in_layers\.[02]|emb_layers\.1|out_layers\.[03]|"
+    r"skip_connection|op|conv)|input_blocks\.0\.0|out\.[02]|time_embed\.[02]|label_emb\.0\.[02]"
+)
+_CLIP = r"text_model\.encoder\.layers\.\d+\.(mlp\.fc[12]|self_attn\.(q|k|v|out)_proj)"
+
+_Z_IMAGE_LAYER = r"(layers|context_refiner|noise_refiner)\.\d+\."
+_Z_IMAGE_SHARED = r"attention_norm[12]|ffn_norm[12]|feed_forward\.w[123]|adaLN_modulation\.0"
+_Z_IMAGE_EMBEDDERS = r"cap_embedder\.[01]|t_embedder\.mlp\.[02]"
+_Z_IMAGE = (
+    rf"{_Z_IMAGE_LAYER}(attention\.(norm_[qk]|to_(q|k|v|out\.0))|{_Z_IMAGE_SHARED})|{_Z_IMAGE_EMBEDDERS}|"
+    r"all_final_layer\.2-1\.(linear|adaLN_modulation\.1)|all_x_embedder\.2-1"
+)
+_Z_IMAGE_ORIGINAL = (
+    rf"{_Z_IMAGE_LAYER}(attention\.([qk]_norm|qkv|out)|{_Z_IMAGE_SHARED})|{_Z_IMAGE_EMBEDDERS}|"
+    r"final_layer\.(linear|adaLN_modulation\.1)|x_embedder"
+)
+
+
+def _underscored(pattern: str) -> str:
+    return pattern.replace(r"\.", "_")
+
+
+def _unet(kind: str) -> str:
+    blocks, original = _BLOCKS[kind]
+    inside = _IN_TRANSFORMER.replace("{attention}", _ATTENTION)
+    named = rf"{blocks}\.attentions\.\d\.{inside}|{_OTHER_MODULES}"
+    old = rf"{blocks}\.attentions\.\d\.{_IN_TRANSFORMER.replace('{attention}', _OLD_ATTENTION)}|{_OTHER_MODULES}"
+    own = rf"{original}\.1\.{inside}|{_OTHER_ORIGINAL}"
+    encoders = r"lora_te1?_" if kind == "sd15" else r"lora_te[12]?_"
+    dotted = r"text_encoder\." if kind == "sd15" else r"text_encoder(_2)?\."
+    return (
+        rf"lora_unet_({_underscored(named)}|{_underscored(own)})|lycoris_({_underscored(named)})|"
+        rf"diffusion_model\.({own})|(unet\.)?({old})|{encoders}({_underscored(_CLIP)})|{dotted}({_CLIP})"
+    )
+
+
 _KNOWN = {
-    "unet": re.compile(
-        r"lora_unet_\w+|diffusion_model\.[\w.]+|lora_te[12]?_text_model_\w+|text_encoder(_2)?\.text_model\.[\w.]+|"
-        r"(unet\.)?(down_blocks|mid_block|up_blocks)\.(?!.*\.attn[12]\.)[\w.]+|"
-        r"(unet\.)?[\w.]+\.processor\.to_(q|k|v|out)"
+    "sd15": re.compile(_unet("sd15")),
+    "sdxl": re.compile(_unet("sdxl")),
+    "z-image": re.compile(
+        rf"(diffusion_model\.|transformer\.)?({_Z_IMAGE})|lycoris_({_underscored(_Z_IMAGE)})|"
+        rf"diffusion_model\.({_Z_IMAGE_ORIGINAL})|lora_unet_({_underscored(_Z_IMAGE_ORIGINAL)})"
     ),
-    "z-image": re.compile(r"(diffusion_model\.|transformer\.)?layers\.\d+\.[\w.]+|lycoris_\w+"),
 }
 
 
@@ -33,22 +95,30 @@ class UnreadableLora(Exception):
 
 def match_lora_keys(path: Path, base: str) -> tuple[int, list[str]]:
     """The number of modules that a model of kind `base` has, and the unknown keys, which are logged."""
+    used, missed = match([key for key in header(path) if key != "__metadata__"], base)
+    for key in missed:
+        log.warning("lora key not loaded: %s", key)
+        LOG.append({"t": datetime.now(UTC).isoformat(), "m": f"lora key not loaded: {key}"})
+    return len(used), missed
+
+
+def match(keys: list[str], base: str) -> tuple[set[str], list[str]]:
+    """The modules that a model of kind `base` takes from these keys, and the keys that it ignores."""
     used, missed = set[str](), list[str]()
-    for key in _keys(path):
+    for key in keys:
         module = next((key.removesuffix(end) for end in _ENDS if key.endswith(end)), None)
         if module is not None and _KNOWN[base].fullmatch(module):
             used.add(module)
         else:
             missed.append(key)
-            log.warning("lora key not loaded: %s", key)
-    return len(used), missed
+    return used, missed
 
 
-def _keys(path: Path) -> list[str]:
+def header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file. Raises UnreadableLora."""
     data = path.read_bytes()
     try:
         (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-        return [key for key in header if key != "__metadata__"]
+        return dict(json.loads(data[8 : 8 + length]))
     except (struct.error, ValueError, TypeError, OverflowError):
         raise UnreadableLora("Error while deserializing header: HeaderTooLarge") from None

@@ -73,10 +73,12 @@ NODES: dict[str, NodeClass] = {
         {"model": "MODEL", "sampling": ["eps", "v_prediction", "lcm", "x0"], "zsnr": ("BOOLEAN", {"default": False})},
         ("MODEL",),
     ),
+    "ModelSamplingSD3": NodeClass({"model": "MODEL", "shift": _CFG}, ("MODEL",)),
     "ModelSamplingAuraFlow": NodeClass({"model": "MODEL", "shift": _CFG}, ("MODEL",)),
     "FreeU_V2": NodeClass({"model": "MODEL", "b1": _GAIN, "b2": _GAIN, "s1": _GAIN, "s2": _GAIN}, ("MODEL",)),
     "ModelMergeSimple": NodeClass({"model1": "MODEL", "model2": "MODEL", "ratio": _SHARE}, ("MODEL",)),
-    # ---- texts ----
+    # ---- texts and numbers ----
+    "PrimitiveInt": NodeClass({"value": _SEED}, ("INT",)),
     "PrimitiveString": NodeClass({"value": ("STRING", {})}, ("STRING",)),
     "PrimitiveStringMultiline": NodeClass({"value": _TEXT}, ("STRING",)),
     "StringConcatenate": NodeClass({"string_a": _TEXT, "string_b": _TEXT, "delimiter": ("STRING", {})}, ("STRING",)),
@@ -101,6 +103,17 @@ NODES: dict[str, NodeClass] = {
          "conditioning_to_strength": _SHARE},
         ("CONDITIONING",),
     ),
+    "ConditioningSetArea": NodeClass(
+        {"conditioning": "CONDITIONING", "width": _SIDE, "height": _SIDE, "x": _WIDTH, "y": _WIDTH,
+         "strength": _GAIN},
+        ("CONDITIONING",),
+    ),
+    "ConditioningSetMask": NodeClass(
+        {"conditioning": "CONDITIONING", "mask": "MASK", "strength": _GAIN,
+         "set_cond_area": ["default", "mask bounds"]},
+        ("CONDITIONING",),
+    ),
+    "FluxGuidance": NodeClass({"conditioning": "CONDITIONING", "guidance": _CFG}, ("CONDITIONING",)),
     "ConditioningZeroOut": NodeClass({"conditioning": "CONDITIONING"}, ("CONDITIONING",)),
     "ConditioningSetTimestepRange": NodeClass(
         {"conditioning": "CONDITIONING", "start": _SHARE, "end": _SHARE}, ("CONDITIONING",)
@@ -142,6 +155,10 @@ NODES: dict[str, NodeClass] = {
     ),
     # ---- pictures ----
     "VAEDecode": NodeClass({"samples": "LATENT", "vae": "VAE"}, ("IMAGE",)),
+    "VAEEncodeForInpaint": NodeClass(
+        {"pixels": "IMAGE", "vae": "VAE", "mask": "MASK", "grow_mask_by": ("INT", {"default": 6, "min": 0, "max": 64})},
+        ("LATENT",),
+    ),
     "VAEEncode": NodeClass({"pixels": "IMAGE", "vae": "VAE"}, ("LATENT",)),
     "SaveImage": NodeClass({"images": "IMAGE", "filename_prefix": ("STRING", {"default": "ComfyUI"})}, (), saves=True),
     "PreviewImage": NodeClass({"images": "IMAGE"}, (), saves=True),

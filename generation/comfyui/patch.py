@@ -6,17 +6,18 @@ the base model that the LoRA was trained on.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import WorkflowInvalid
+from generation.comfyui.models import model_sources
 from generation.comfyui.nodes import Catalogue
-from generation.comfyui.prompts import TEXT_INPUTS, add_trigger_word
-from generation.comfyui.workflow import Link, NodeInput, Workflow
+from generation.comfyui.overrides import SEEDS, set_numbers
+from generation.comfyui.positive import find_prompts, positives
+from generation.comfyui.prompts import add_trigger_word, texts_at
+from generation.comfyui.workflow import Link, Workflow
 
 LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly")
-_GUIDANCE = {"BasicGuider": ("conditioning",), "DualCFGGuider": ("cond1", "cond2")}  # others: positive
-_SEEDS = ("seed", "noise_seed")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Patched:
     loaders: list[str]  # the loader nodes that the LoRA follows
     added: list[str]  # new nodes; empty if the workflow already had the LoRA
     texts: list[str]  # nodes that hold the positive prompt
+    prompted: list[str] = field(default_factory=list)  # of these, those whose text was changed
+    strengths: list[str] = field(default_factory=list)  # nodes that load the LoRA, with the strength asked for
+    seeds: list[str] = field(default_factory=list)  # nodes whose seed was set
+    notes: list[str] = field(default_factory=list)  # what a person should know of the result
 
 
 def patch(
@@ -50,58 +55,48 @@ def patch(
     """Add a LoRA to a workflow in API format. Patching twice changes only the strength.
 
     loaders: ids of the model loaders to patch; by default all that lead to a sampler, except refiners. prompt, seed:
-    replace those of the workflow. Raises WorkflowInvalid if the workflow is not in API format, or has no model loader
-    or no prompt that can be reached.
+    replace those of the workflow. Raises WorkflowInvalid if the workflow is not in API format, has no model loader or
+    no prompt that can be reached, or if nothing in it takes the prompt or the seed.
     """
     workflow = Workflow(given, catalogue)
-    samplers = {node_id: _sources(workflow, node_id) for node_id in workflow.nodes if _positives(workflow, node_id)}
+    samplers = {node_id: model_sources(workflow, node_id) for node_id in workflow.nodes if positives(workflow, node_id)}
     chosen = _choose(workflow, samplers, loaders)
     added = [node_id for source in chosen if (node_id := _insert(workflow, source, lora)) is not None] if lora else []
-    node_inputs = _prompt_inputs(
-        workflow, [node_id for node_id, found in samplers.items() if not found.isdisjoint(chosen)]
-    )
     word = lora.trigger_word if lora else ""
-    if (word or prompt is not None) and not node_inputs:
+    prompts = find_prompts(workflow, [one for one, found in samplers.items() if not found.isdisjoint(chosen)], word)
+    if (word or prompt is not None) and not prompts.inputs:
         raise WorkflowInvalid("the positive prompts of the workflow's samplers lead to no text")
-    add_trigger_word(workflow, node_inputs, word, prompt)
-    if seed is not None:
-        _reseed(workflow, seed)
+    before = {text: list(texts_at(workflow, text)) for text in prompts.inputs}
+    add_trigger_word(workflow, prompts.inputs, word, prompt)
+    prompted = [text[0] for text, held in before.items() if list(texts_at(workflow, text)) != held]
+    seeds = set_numbers(workflow, SEEDS, seed) if seed is not None else []
+    if seed is not None and not seeds:
+        raise WorkflowInvalid(f"the workflow has no seed that can be set: no node has an input {' or '.join(SEEDS)}")
+    texts = list(dict.fromkeys(node_id for node_id, _ in prompts.inputs))
+    strengths = [node_id for node_id in workflow.nodes if lora and _is_lora(workflow, node_id, lora.file)]
     return Patched(
         workflow.nodes,
         [source[0] for source in chosen],
         added,
-        list(dict.fromkeys(node_id for node_id, _ in node_inputs)),
+        texts,
+        list(dict.fromkeys(prompted)),
+        strengths,
+        seeds,
+        _region_notes(texts, [node_id for node_id, _ in prompts.left], word or prompt),
     )
 
 
+def _region_notes(texts: list[str], left: list[str], changed: str | None) -> list[str]:
+    if not left or not changed:
+        return []
+    others = ", ".join(dict.fromkeys(left))
+    return [
+        f"the prompt has several parts: the trigger word and the prompt go into node {', '.join(texts)} only, not into "
+        f'{others}. To choose another, write {{trigger}} into its text, or "trigger" into its title'
+    ]
+
+
 # ---- models -----------------------------------------------------------------------------------------------------
-
-
-def _models(workflow: Workflow, node_id: str) -> list[Link]:
-    """The model inputs of a node. For an unknown class, the names of the inputs decide."""
-    found = []
-    for name, link in workflow.links(node_id):
-        kind = workflow.kind(link)
-        if kind == "MODEL" or (kind is None and name.rstrip("0123456789_") in ("model", "unet")):
-            found.append(link)
-    return found
-
-
-def _sources(workflow: Workflow, node_id: str) -> set[Link]:
-    """The loader outputs that a node's models come from, through LoRAs, merges and other nodes."""
-    found: set[Link] = set()
-    seen: set[Link] = set()
-    open_ends = _models(workflow, node_id)
-    while open_ends:
-        link = open_ends.pop()
-        if link in seen:
-            continue
-        seen.add(link)
-        before = _models(workflow, link[0])
-        open_ends += before
-        if not before:
-            found.add(link)
-    return found
 
 
 def _choose(workflow: Workflow, samplers: dict[str, set[Link]], wanted: Collection[str]) -> list[Link]:
@@ -128,14 +123,16 @@ def _is_refiner(workflow: Workflow, loader: str) -> bool:
     return any((link := workflow.link(node_id, "clip")) is not None and link[0] == loader for node_id in encoders)
 
 
+def _is_lora(workflow: Workflow, node_id: str, file: str) -> bool:
+    return workflow.class_of(node_id) in LORA_LOADERS and workflow.inputs(node_id).get("lora_name") == file
+
+
 def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
     """Insert the LoRA after a loader; returns the new node. If it is there already, only set its strength."""
     there = [
         node_id
         for node_id in workflow.nodes
-        if workflow.class_of(node_id) in LORA_LOADERS
-        and workflow.inputs(node_id).get("lora_name") == lora.file
-        and model in _sources(workflow, node_id)
+        if _is_lora(workflow, node_id, lora.file) and model in model_sources(workflow, node_id)
     ]
     for node_id in there:
         for name in ("strength_model", "strength_clip"):
@@ -159,73 +156,6 @@ def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
     for node_input in reads_clip:
         workflow.set(node_input, (node_id, 1))
     return node_id
-
-
-# ---- prompts ----------------------------------------------------------------------------------------------------
-
-
-def _positives(workflow: Workflow, node_id: str) -> list[Link]:
-    """The positive conditioning of a sampler or guider; [] for other nodes."""
-    if not _models(workflow, node_id):
-        return []
-    names = _GUIDANCE.get(workflow.class_of(node_id), ("positive",))
-    return [link for name in names if (link := workflow.link(node_id, name)) is not None]
-
-
-def _prompt_inputs(workflow: Workflow, samplers: list[str]) -> list[NodeInput]:
-    """The inputs that hold the positive prompts of the samplers."""
-    found: dict[NodeInput, None] = {}
-    seen: set[Link] = set()
-    open_ends = [link for node_id in samplers for link in _positives(workflow, node_id)]
-    while open_ends:
-        link = open_ends.pop(0)
-        if link in seen:
-            continue
-        seen.add(link)
-        texts = _texts(workflow, link[0])
-        found |= dict.fromkeys(texts)
-        if not texts:
-            open_ends += _before(workflow, link)
-    return list(found)
-
-
-def _texts(workflow: Workflow, node_id: str) -> list[NodeInput]:
-    """The text inputs of a text encoder; [] for other nodes."""
-    named = TEXT_INPUTS.get(workflow.class_of(node_id))
-    reads_clip = any(
-        workflow.kind(link) == "CLIP" or (workflow.kind(link) is None and name == "clip")
-        for name, link in workflow.links(node_id)
-    )
-    if named is None and not reads_clip:
-        return []
-    inputs = workflow.inputs(node_id)
-    names = named or ("text", "prompt", "text_g", "text_l")
-    return [(node_id, name) for name in names if isinstance(inputs.get(name), str) or workflow.link(node_id, name)]
-
-
-def _before(workflow: Workflow, link: Link) -> list[Link]:
-    """The conditioning inputs that an output depends on."""
-    node_id, slot = link
-    name = workflow.class_of(node_id)
-    links = dict(workflow.links(node_id))
-    if name == "ConditioningZeroOut":
-        return []  # its text has no effect
-    if "positive" in links and "negative" in links:  # such as ControlNet nodes: two inputs, two outputs
-        return [links["positive" if slot == 0 else "negative"]]
-    if name == "ConditioningConcat" and "conditioning_to" in links:
-        return [links["conditioning_to"]]  # one prompt in two parts: the trigger word goes into the first
-    return [
-        source
-        for name, source in links.items()
-        if workflow.kind(source) == "CONDITIONING" or (workflow.kind(source) is None and name.startswith("cond"))
-    ]
-
-
-def _reseed(workflow: Workflow, seed: int) -> None:
-    for node_id in workflow.nodes:
-        for name in _SEEDS:
-            if type(workflow.inputs(node_id).get(name)) is int:
-                workflow.set((node_id, name), seed)
 
 
 def _order(link: Link) -> tuple[int, str, int]:

@@ -14,9 +14,9 @@ from typing import Any
 import httpx2
 
 from core.errors import GeneratorError, GeneratorUnreachable, WorkflowInvalid
+from generation.comfyui.text import one_line
 
 MAX_ANSWER_BYTES = 64 * 2**20
-_MAX_MESSAGE = 300  # characters quoted of one message of the server
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,35 @@ class ComfyUIServer:
             if answer.status_code != 400:
                 return answer.status_code in (200, 201)
         raise GeneratorError(f"{self.place} rejects {name} as a LoRA file", {"status": 400})
+
+    def model_metadata(self, folder: str, file: str) -> dict[str, Any] | None:
+        """The metadata of a model file in a folder such as `checkpoints`; None if it has none, or cannot be read."""
+        answer = self._send("GET", f"/view_metadata/{folder}", accept=(200, 400, 404, 500), params={"filename": file})
+        body = self._parse(answer) if answer.status_code == 200 else None
+        return body if isinstance(body, dict) else None
+
+    def log_lines(self) -> list[tuple[str, str]] | None:
+        """The newest lines of the server's log with their times; None if it does not show its log."""
+        answer = self._send("GET", "/internal/logs/raw", accept=(200, 403, 404, 405, 500))
+        body = self._parse(answer) if answer.status_code == 200 else None
+        entries = body.get("entries") if isinstance(body, dict) else None
+        if not isinstance(entries, list):
+            return None
+        return [(str(entry.get("t")), str(entry.get("m"))) for entry in entries if isinstance(entry, dict)]
+
+    def convert_workflow(self, workflow: Mapping[str, Any]) -> Any:
+        """A workflow of the editor in API format, by the server's own route; None if it has no such route.
+
+        The custom node "Workflow to API Converter Endpoint" has it. Raises WorkflowInvalid if the server refuses.
+        """
+        answer = self._send("POST", "/workflow/convert", accept=(200, 400, 404, 405, 413, 500), json=workflow)
+        if answer.status_code in (404, 405):
+            return None
+        body = self._parse(answer)
+        if answer.status_code != 200:
+            why = one_line(body.get("error")) if isinstance(body, dict) else "it gives no reason"
+            raise WorkflowInvalid(f"{self.place} cannot convert the workflow to API format: {why}")
+        return body
 
     # ---- drawing ----
 
@@ -188,11 +217,6 @@ class ComfyUIServer:
         return WorkflowInvalid(
             f"{self.place} rejects the workflow: {listed or _describe_error(body.get('error'))}", {"nodes": nodes}
         )
-
-
-def one_line(text: Any, most: int = _MAX_MESSAGE) -> str:
-    """A text from the server on one line, cut to `most` characters."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))[:most].strip()
 
 
 def _describe_error(error: Any) -> str:

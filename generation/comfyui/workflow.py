@@ -78,14 +78,20 @@ def is_link(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
 
 
+def is_of_editor(given: Any) -> bool:
+    """Whether a workflow is in the format in which ComfyUI's editor saves it."""
+    return isinstance(given, dict) and isinstance(given.get("nodes"), list)
+
+
 def _read(given: Any) -> dict[str, dict[str, Any]]:
     if isinstance(given, dict) and isinstance(given.get("prompt"), dict) and "class_type" not in given["prompt"]:
         given = given["prompt"]  # the body of POST /prompt
     if not isinstance(given, dict) or not given:
         raise WorkflowInvalid("the workflow is not a JSON object of nodes")
-    if isinstance(given.get("nodes"), list):
+    if is_of_editor(given):
         raise WorkflowInvalid(
-            "the workflow is in the format of ComfyUI's editor: export it in API format with Workflow > Export (API)"
+            "the workflow is in the format of ComfyUI's editor: export it in API format with Workflow > Export (API), "
+            'or install the custom node "Workflow to API Converter Endpoint" on the server'
         )
     if len(given) > MAX_NODES:
         raise WorkflowInvalid(f"the workflow has {len(given)} nodes; at most {MAX_NODES} are accepted")

@@ -14,7 +14,7 @@ from core.logging import job_context
 from core.settings import Settings
 from jobs import transitions
 from jobs.remote import runs
-from storage.tables import RemoteRun
+from storage.remote_tables import RemoteRun
 from training.backends.ai_toolkit.work import PollResult
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ from sqlmodel import Session, col, select
 
 from jobs.remote.pods import server_name
 from jobs.view import Time, View
-from storage.tables import ACTIVE, Job, RemoteRun, RunState
+from storage.remote_tables import RemoteRun, RunState
+from storage.tables import ACTIVE, Job
 
 
 class RemoteRunView(View):

@@ -23,7 +23,8 @@ from jobs import repair, transitions
 from jobs.leases import Lease
 from jobs.remote import pod_costs, pods
 from notifications import outbox
-from storage.tables import ACTIVE, Job, PodState, RemoteRun, RentedPod, RunState, Stage
+from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
+from storage.tables import ACTIVE, Job, Stage
 from training.backends.ai_toolkit.work import remote_name
 
 # A job that waits for a server tries again after so many polls; a poll that finds room wakes it sooner.
@@ -209,10 +210,10 @@ def give_up(
     return True
 
 
-def end_overdue(session: Session, settings: Settings) -> int:
-    """Fail jobs that still wait in a server's queue when their hold has expired. Returns how many."""
+def overdue(session: Session, settings: Settings) -> Sequence[str]:
+    """The jobs that still wait in a server's queue and are so old that their hold may have expired."""
     query = (
-        select(Job)
+        select(Job.id)
         .join(RemoteRun, col(RemoteRun.job_id) == col(Job.id))
         .where(
             col(Job.status).in_(ACTIVE),
@@ -221,7 +222,13 @@ def end_overdue(session: Session, settings: Settings) -> int:
             col(Job.created_at) < utcnow() - timedelta(days=settings.hold_days),
         )
     )
-    return sum(repair.expire_overdue_hold(session, job) for job in session.exec(query).all())
+    return session.exec(query).all()
+
+
+def end_overdue(session: Session, job_id: str) -> bool:
+    """Fail a job of `overdue` if its hold has expired."""
+    job = session.get(Job, job_id, with_for_update=True)
+    return job is not None and job.status in ACTIVE and repair.expire_overdue_hold(session, job)
 
 
 def wake_waiting(session: Session, settings: Settings) -> int:

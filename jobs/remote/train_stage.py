@@ -19,7 +19,8 @@ from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
 from jobs.stages.stage_runner import NothingToDo, holding_lease, work_dir
-from storage.tables import Job, PodState, RemoteRun, RentedPod, RunState
+from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
+from storage.tables import Job
 from training.backends.ai_toolkit import convert, work
 from training.backends.ai_toolkit.config import find_base_model
 from training.data.dataset import Manifest

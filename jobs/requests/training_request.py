@@ -4,16 +4,29 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from core.errors import SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
+from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
+from jobs.requests.on_end import OnEnd
+from notifications import webhooks
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
@@ -22,6 +35,16 @@ Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
+
+
+def _is_decoded(name: str) -> str:
+    if "\ufffd" in name:  # servers and forms put it in place of bytes that are no UTF-8: different names become one
+        raise ValueError("is not UTF-8 text")
+    return name
+
+
+# A subject's id at every door: without blanks around it. A slash is as good as any other character.
+SubjectName = Annotated[Name, AfterValidator(_is_decoded)]
 # A caption may have several lines; PostgreSQL does not store null characters.
 Caption = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
@@ -30,30 +53,70 @@ Reference = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 _CONTROL = r"[\x00-\x1f\x7f]"
+_PATH = re.compile(r"[/\\.~:]")  # ids of stored pictures have none of these
 
 
-class RequestedImage(BaseModel):
-    """One picture of a request: its address or id, its caption, and its mask."""
+def _is_free_to_choose(model_id: str) -> str:
+    if model_id.startswith("job_"):
+        raise ValueError("must not begin with job_, as the ids of jobs do")
+    return model_id
+
+
+def _fits_into_a_notice(reference: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = webhooks.reference_size(reference)
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("must be JSON in Unicode, without NaN and infinity") from None
+    if size > webhooks.MAX_REFERENCE_BYTES:
+        raise ValueError(f"needs {size} bytes as JSON; at most {webhooks.MAX_REFERENCE_BYTES} are allowed")
+    return reference
+
+
+# A part of the key of the LoRA file, and of the address of the webhook. Whole numbers are ids too.
+ModelId = Annotated[
+    str,
+    BeforeValidator(lambda given: str(given) if isinstance(given, int) and not isinstance(given, bool) else given),
+    StringConstraints(max_length=100, pattern=r"^[a-z0-9_-][a-z0-9._-]*$"),
+    AfterValidator(_is_free_to_choose),
+]
+
+
+class RequestedImage(NumbersAreNotBools):
+    """One picture of a request: its address or id, its caption, its mask, and a name for messages about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ref: Reference
     caption: Caption | None = None
     mask: Reference | None = None
+    name: Name | None = None
 
 
-class Envelope(BaseModel):
+class Envelope(NumbersAreNotBools):
     """The part of a request that is not the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    owner_id: Name
-    subject_id: Name
+    owner_id: OwnerName
+    subject_id: SubjectName
+    model_id: ModelId | None = None
+    reference: Annotated[dict[str, Any], AfterValidator(_fits_into_a_notice)] | None = None
+    model_link: Annotated[bool, Field(strict=True)] = False
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
+    allow_missing: Annotated[bool, Field(strict=True)] = False
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    on_end: OnEnd | None = None
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
     ) = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What notices about a message from RabbitMQ repeat: its id, and its `style_id` as it was written."""
+
+    message_id: str | None = None
+    style_id: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +128,7 @@ class TrainingRequest:
     sha256: str  # of the request as it was sent: the same idempotency key must come with the same hash
 
 
+_SUBJECT_NAME: TypeAdapter[str] = TypeAdapter(SubjectName)
 _MAX_UNKNOWN = 10
 _ENVELOPE = frozenset(Envelope.model_fields)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -72,24 +136,23 @@ _RECIPE = frozenset(TrainSpec.model_fields)
 
 
 def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) -> TrainingRequest:
-    """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or `{"ref": …, "caption": …, "mask": …}`.
+    """Check `arguments` of `train_lora`; `images` may hold addresses, ids, or objects as in `RequestedImage`.
 
     Raises SpecInvalid with every fault at once.
     """
     known = _ENVELOPE | _RECIPE
-    # Enough of an unknown name to recognise it: the answer is stored, and people read it.
-    unknown = [ascii(name)[1:-1][:60] for name in arguments if name not in known][:_MAX_UNKNOWN]
     faults: dict[str, str] = {
-        name: f"unknown argument; the arguments are {', '.join(sorted(known))}" for name in unknown
+        name: f"unknown argument; the arguments are {', '.join(sorted(known))}"
+        for name in unknown_names(arguments, known)
     }
     envelope = spec = None
-    given = {name: value for name, value in arguments.items() if name in _ENVELOPE}
+    given = {name: value for name, value in arguments.items() if name in _ENVELOPE and value is not None}
     if isinstance(given.get("images"), list):
         given["images"] = [{"ref": image} if isinstance(image, str) else image for image in given["images"]]
     try:
         envelope = Envelope.model_validate(given)
     except ValidationError as error:
-        faults.update(_faults_of(error))
+        faults.update(faults_of(error))
     # The seed is part of the frozen spec, so a request without one gets one now.
     recipe = {"seed": secrets.randbits(48)} | {
         name: value for name, value in arguments.items() if name in _RECIPE and value is not None
@@ -97,7 +160,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     try:
         spec = TrainSpec.model_validate(recipe)
     except ValidationError as error:
-        faults.update(_faults_of(error))
+        faults.update(faults_of(error))
     else:
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
@@ -117,6 +180,11 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
     return TrainingRequest(envelope, spec, _sha256(arguments))
+
+
+def unknown_names(given: Iterable[str], known: Container[str]) -> list[str]:
+    """The first few unknown names: enough of each to recognise it. The answer is stored, and people read it."""
+    return [ascii(name)[1:-1][:60] for name in given if name not in known][:_MAX_UNKNOWN]
 
 
 def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
@@ -139,11 +207,40 @@ def _address_faults(envelope: Envelope, sources: Sources) -> dict[str, str]:
     faults = {}
     for index, image in enumerate(envelope.images):
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask)):
-            if reference and "://" in reference and (reason := sources.refusal_reason(reference)):
-                faults[name] = reason
+            if reference and (reason := _reference_fault(reference, sources)):
+                faults[name] = f"{label_of(index, image)}: {reason}"
     if envelope.webhook_url is not None and (reason := webhook_fault(envelope.webhook_url, sources)):
         faults["webhook_url"] = reason
     return faults
+
+
+def subject_name(subject_id: str) -> str:
+    """A subject's id as it is stored. Raises SpecInvalid."""
+    try:
+        return _SUBJECT_NAME.validate_python(subject_id)
+    except ValidationError as error:
+        raise SpecInvalid.of({"subject_id": faults_of(error)["base_model"]}) from None
+
+
+def label_of(position: int, image: RequestedImage) -> str:
+    """A picture of a request as every message names it."""
+    return picture_label(position, plain_name(image.name) or source_name(image.ref))
+
+
+def is_path(reference: str) -> bool:
+    """Whether a reference that is no address is a path, and not the id of a stored picture."""
+    return _PATH.search(reference) is not None
+
+
+def _reference_fault(reference: str, sources: Sources) -> str | None:
+    if "://" in reference:
+        return sources.refusal_reason(reference)
+    if not is_path(reference):
+        return None  # an id; whether the owner has such a picture is checked with the database
+    for path in (PurePosixPath(reference), PureWindowsPath(reference)):
+        if path.is_absolute():
+            return f"is a path; write {path.as_uri()[:200]} for a file on the workers' machine"
+    return "is a path; write its whole address, such as file:///folder/name for a file on the workers' machine"
 
 
 def webhook_fault(url: str, sources: Sources) -> str | None:
@@ -172,7 +269,8 @@ def _base_model_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     return {"base_model": "is neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}
 
 
-def _faults_of(error: ValidationError) -> dict[str, str]:
+def faults_of(error: ValidationError) -> dict[str, str]:
+    """Each fault by the place where it is, without the values of the request."""
     # Names of options may be made up, too: see _MAX_UNKNOWN.
     errors = error.errors(include_url=False, include_input=False)
     known = [fault for fault in errors if fault["type"] != "extra_forbidden"]

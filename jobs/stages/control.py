@@ -1,5 +1,6 @@
 """The link between a running training and the database: it writes progress, and finds out when to stop."""
 
+import hashlib
 import logging
 import threading
 import time
@@ -120,6 +121,24 @@ class StoredCheckpoints:
 
     def _key(self, step: int) -> str:
         return f"{self._prefix}{step:08d}.safetensors"
+
+
+class StoredLoras:
+    """Implements `training.ports.LoraStore`: files in the object store, each with an event of the job."""
+
+    def __init__(self, store: ObjectStore, database: Database, lease: Lease, model_id: str) -> None:
+        self._store, self._database, self._lease, self._model_id = store, database, lease, model_id
+
+    def save(self, step: int, data: bytes) -> None:
+        key = keys.kept_lora(self._model_id, step)
+        self._store.put(key, data)
+        facts = {"step": step, "key": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        try:
+            with self._database.writing() as session:
+                if self._lease.is_held(session):
+                    transitions.record_event(session, self._lease.job_id, "checkpoint", **facts)
+        except AWAY as error:
+            log.warning("a checkpoint is kept but its event is not: the database does not answer (%s)", error)
 
 
 class StoredPreviews:

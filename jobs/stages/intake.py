@@ -5,14 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from core.ids import new_id
+from core.picture_names import plain_name, source_name
 from jobs import keys
-from jobs.requests.training_request import TrainingRequest
+from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
+from storage.database import lock_name
 from storage.tables import JobPicture, PictureState, PreparedPicture, StoredPicture
 from training.data import pictures
 from training.data.dataset import Manifest
@@ -20,43 +21,40 @@ from training.ports import Example
 from training.spec import TrainSpec
 
 
-def store_picture(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
-    """Store a picture of a subject, or a mask; returns the id that `images` may name.
+def store_picture(
+    services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False, name: str | None = None
+) -> str:
+    """Store a picture of a subject, or a mask; returns the id that `images` may name. `name`: of its file, for people.
 
     The same bytes have the same id. A picture that was removed is restored by this.
     """
     sha256 = hashlib.sha256(data).hexdigest()
-    with services.database.reading() as session:
-        known = session.exec(
-            select(StoredPicture).where(
-                StoredPicture.owner_id == owner_id,
-                StoredPicture.subject_id == subject_id,
-                StoredPicture.sha256 == sha256,
-                StoredPicture.is_mask == is_mask,
-            )
-        ).first()
-    if known is not None:
-        if known.removed_at is not None:
-            with services.database.writing() as session:
-                session.execute(
-                    sa.update(StoredPicture).where(col(StoredPicture.id) == known.id).values(removed_at=None)
-                )
-        return known.id
     key = keys.original(sha256)
     if not services.store.exists(key):
         services.store.put(key, data)
-    picture = StoredPicture(
-        id=new_id("pic"),
-        owner_id=owner_id,
-        subject_id=subject_id,
-        sha256=sha256,
-        key=key,
-        size_bytes=len(data),
-        is_mask=is_mask,
+    query = select(StoredPicture).where(
+        StoredPicture.owner_id == owner_id,
+        StoredPicture.subject_id == subject_id,
+        StoredPicture.sha256 == sha256,
+        StoredPicture.is_mask == is_mask,
     )
     with services.database.writing() as session:
+        # Of two requests that store the same bytes at once, the second waits here and finds the picture of the first:
+        # with two ids, the same request would not be the same to its idempotency key.
+        lock_name(session, f"picture {owner_id} {subject_id} {sha256}")
+        picture = session.exec(query.order_by(col(StoredPicture.id))).first() or StoredPicture(
+            id=new_id("pic"),
+            owner_id=owner_id,
+            subject_id=subject_id,
+            sha256=sha256,
+            key=key,
+            size_bytes=len(data),
+            name=plain_name(name),
+            is_mask=is_mask,
+        )
+        picture.removed_at = None
         session.add(picture)
-    return picture.id
+        return picture.id
 
 
 def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[JobPicture]:
@@ -64,7 +62,7 @@ def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[Jo
     images = request.envelope.images
     stored = _stored(session, request)
     if missing := {
-        name: "the owner has no stored picture with this id"
+        name: f"{label_of(index, image)}: the owner has no stored picture with this id"
         for index, image in enumerate(images)
         for name, reference in ((f"images.{index}", image.ref), (f"images.{index}.mask", image.mask))
         if reference and "://" not in reference and reference not in stored
@@ -73,7 +71,9 @@ def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[Jo
     rows = []
     for position, image in enumerate(images):
         row = JobPicture(job_id=job_id, position=position, reference=image.ref, caption=image.caption, mask=image.mask)
+        row.name = plain_name(image.name) or source_name(image.ref)
         if image.ref in stored:
+            row.name = row.name or stored[image.ref].name
             row.caption = image.caption or stored[image.ref].caption
             row.source_sha256 = stored[image.ref].sha256
         rows.append(row)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from core import metrics
-from core.errors import HandOver, ImprintError, LeaseLost, OutOfMemory, Stop
+from core.errors import HandOver, ImageUnreachable, ImprintError, LeaseLost, OutOfMemory, Stop, StoreUnavailable
 from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
+from jobs.turns import RetryLater
 from storage.database import AWAY
 from storage.tables import ACTIVE, Job, Stage, Status
 
@@ -31,14 +32,6 @@ class AlreadyDone(NothingToDo):
     """The stage is done and the job is at a later one: the messages that follow may be sent again."""
 
 
-class RetryLater(Exception):
-    """A transient failure: run the step again in `delay_s` seconds."""
-
-    def __init__(self, reason: str, delay_s: float) -> None:
-        super().__init__(reason, delay_s)
-        self.delay_s = delay_s
-
-
 # ---- running a step ----------------------------------------------------------------------------------------
 
 
@@ -47,11 +40,14 @@ def worker_name() -> str:
 
 
 @contextmanager
-def holding_lease(services: Services, lease: Lease) -> Iterator[HeldLease]:
-    """Keep the lease while the block runs; turn an error into the right transition of the job."""
+def holding_lease(services: Services, lease: Lease, limit_s: float | None = None) -> Iterator[HeldLease]:
+    """Keep the lease while the block runs; turn an error into the right transition of the job.
+
+    limit_s: how long at most; None: `stage_timeout_s`.
+    """
     with stage_context(lease.job_id, lease.stage), timed_stage(lease.stage):
         try:
-            with services.lease_keeper.keeping(lease) as held:
+            with services.lease_keeper.keeping(lease, limit_s or services.settings.stage_timeout_s) as held:
                 yield held
         except HandOver as stop:
             with suppress(LeaseLost), services.database.writing() as session:
@@ -99,12 +95,8 @@ def _retry_or_fail(
     services: Services, lease: Lease, error: ImprintError, cause: BaseException | None = None
 ) -> NoReturn:
     """Raise RetryLater if another attempt may help and one is left; else fail the job and raise its error."""
-    if error.retryable and lease.attempt < services.settings.max_attempts:
-        with services.database.writing() as session:
-            try:
-                delay_s = transitions.postpone(session, lease, error, services.settings)
-            except Stop as stop:
-                raise NothingToDo(str(stop)) from stop
+    delay_s = _postpone(services, lease, error)
+    if delay_s is not None:
         log.warning("attempt %d failed; the next one is in %.1f s: %s", lease.attempt, delay_s, error)
         raise RetryLater(error.message, delay_s) from (cause or error)
     with services.database.writing() as session:
@@ -113,6 +105,20 @@ def _retry_or_fail(
         raise NothingToDo("the job continued without this step") from error
     log.error("the job failed with %s: %s", error.code, error)
     raise error from cause
+
+
+def _postpone(services: Services, lease: Lease, error: ImprintError) -> float | None:
+    """Release the lease for another attempt; returns its delay in seconds, or None if none would help or is left."""
+    # A server's outage is waited out; other errors have a number of attempts.
+    is_outage = lease.position is not None and isinstance(error, ImageUnreachable | StoreUnavailable)
+    if not error.retryable or not (is_outage or lease.attempt < services.settings.max_attempts):
+        return None
+    postpone = transitions.postpone_picture if is_outage else transitions.postpone
+    with services.database.writing() as session:
+        try:
+            return postpone(session, lease, error, services.settings)
+        except Stop as stop:
+            raise NothingToDo(str(stop)) from stop
 
 
 def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
@@ -148,7 +154,10 @@ def work_dir(services: Services, job_id: str) -> Iterator[Path]:
 
 
 def clean_up(services: Services, job_id: str) -> None:
-    """Delete what a final job no longer needs; unless it is ready, also its LoRA file and previews."""
+    """Delete what a final job no longer needs; unless it is ready, also its LoRA files and previews.
+
+    A cancelled job has paid for its steps, so it keeps the LoRA files of its checkpoints.
+    """
     with services.database.reading() as session:
         job = session.get(Job, job_id)
     if job is None or job.status in ACTIVE:
@@ -156,8 +165,10 @@ def clean_up(services: Services, job_id: str) -> None:
     services.store.delete_prefix(keys.checkpoints(job_id))
     services.store.delete_prefix(keys.outputs(job_id))
     if job.status != Status.READY:
-        services.store.delete(keys.lora(job_id))
+        services.store.delete(keys.lora(job.public_model_id))
         services.store.delete_prefix(keys.previews(job_id))
+    if job.status == Status.FAILED:
+        services.store.delete_prefix(keys.kept_loras(job.public_model_id))
     # Files that a killed worker had unpacked, if the next worker came before the last process of the first ended.
     for folder in services.work_dir.parent.glob(f"*/{job_id}-*"):
         if not _is_alive(int(folder.parent.name)):

@@ -10,17 +10,30 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from core.errors import ImageRefused, ImageUnreachable, NotFound, ObjectExists, TooFewImages, UploadFailed
+from core.download_budget import Requester
+from core.errors import (
+    ImageRefused,
+    ImagesMissing,
+    ImageUnreachable,
+    ImprintError,
+    NotFound,
+    ObjectExists,
+    StoreUnavailable,
+    TooFewImages,
+    UploadFailed,
+)
 from core.logging import stage_context
+from core.picture_names import picture_label
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
-from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
+from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews
 from jobs.stages.intake import picture_values, preparation, unpack
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
+from jobs.turns import owner_slot
 from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
@@ -38,24 +51,35 @@ log = logging.getLogger(__name__)
 def preprocess(services: Services, job_id: str, position: int) -> None:
     """Fetch and prepare one picture, unless that was done before, and record its state.
 
-    A picture that cannot be fetched or read is left out and named. It does not fail the job by itself.
+    A picture that is refused or cannot be read is left out and named; it does not fail the job by itself. One whose
+    server does not answer is tried again for `fetch_patience_s`. Then it fails the job, unless that `allow_missing`.
+    Raises RetryLater if the owner's other pictures take its share of this worker.
     """
+    with services.database.reading() as session:
+        owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id))
+    with owner_slot(services, owner_id or ""):
+        _preprocess(services, job_id, position)
+
+
+def _preprocess(services: Services, job_id: str, position: int) -> None:
     with services.database.writing() as session:
         claimed = claim_picture(session, job_id, position, worker_name(), services.settings.lease_s)
         if claimed is None:
-            raise NothingToDo(f"{job_id} picture {position} is not waiting")
+            raise NothingToDo(f"{job_id}: {picture_label(position, None)} is not waiting")
         lease, picture = claimed
         job = session.get_one(Job, job_id)
         if job.status == Status.PENDING:
             transitions.begin(session, job_id)
-        spec = spec_of(job)
+        spec, requester = spec_of(job), Requester(job.owner_id, job_id)
         # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
         known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
         left = services.settings.max_job_bytes - _fetched(session, job_id)
     with holding_lease(services, lease):
-        made, size = (known, 0) if known else _prepare(services, lease, picture, spec, left)
+        made, size = (known, 0) if known else _prepare(services, job, picture, spec, left, requester)
         with services.database.writing() as session:
-            transitions.record_picture(session, lease, source_bytes=size, **picture_values(made))
+            since = None if made.source_sha256 else picture.unreachable_since
+            values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
+            transitions.record_picture(session, lease, **values)
             if made.source_sha256:
                 insert_if_absent(session, made)
 
@@ -71,20 +95,24 @@ def _fetched(session: Session, job_id: str) -> int:
 
 
 def _prepare(
-    services: Services, lease: Lease, picture: JobPicture, spec: TrainSpec, left: int
+    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester
 ) -> tuple[PreparedPicture, int]:
     """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
 
-    Returns the picture and the number of bytes fetched. A picture that cannot be fetched has no source hash.
+    Returns the picture and the number of bytes fetched. A picture that is left out because it cannot be fetched has no
+    source hash. Raises ImageUnreachable, which may be retried.
     """
     files: list[bytes] = []
     try:
         for reference in filter(None, (picture.reference, picture.mask)):
-            files.append(_source(services, reference, left - sum(map(len, files))))
+            files.append(_source(services, reference, left - sum(map(len, files)), requester))
     except ImageUnreachable as error:
-        if error.retryable and lease.attempt < services.settings.max_attempts:
-            raise
         fault, reason = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
+        is_over = transitions.is_patience_over(picture, services.settings)
+        if error.retryable and not (job.allow_missing and is_over):
+            tried = f"; tried for {services.settings.fetch_patience_s:.0f} s" if is_over else ""
+            label = picture_label(picture.position, picture.name)
+            raise ImageUnreachable(f"{label}: {reason}{tried}", {"picture": picture.position + 1}) from error
         report = {"error": reason, "code": error.code, "bad": [fault]}
         return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
     data, mask = files[0], files[1] if picture.mask else None
@@ -94,20 +122,23 @@ def _prepare(
     return done or intake.convert(services, data, sha256, spec, mask), sum(map(len, files))
 
 
-def _source(services: Services, reference: str, left: int) -> bytes:
+def _source(services: Services, reference: str, left: int, requester: Requester) -> bytes:
     """The bytes of a file: from the store if it is stored there, else fetched, at most `left` bytes."""
     if "://" in reference:
         if left <= 0:
             raise ImageRefused(
                 "the pictures of this job are larger in total than a job may have (IMPRINT_MAX_JOB_BYTES)"
             )
-        return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
+        most = min(left, services.settings.max_picture_bytes)
+        return services.sources.fetch(reference, max_bytes=most, requester=requester)
     with services.database.reading() as session:
         stored = session.get_one(StoredPicture, reference)
     try:
         return services.store.get(stored.key)
     except NotFound as error:
-        raise ImageUnreachable(f"the stored picture {stored.id} is no longer in the object store") from error
+        raise ImageRefused(f"the stored picture {stored.id} is no longer in the object store") from error
+    except StoreUnavailable as error:
+        raise ImageUnreachable(error.message) from error
 
 
 # ---- dataset ----------------------------------------------------------------------------------------------
@@ -137,16 +168,22 @@ def dataset(services: Services, job_id: str) -> None:
                 lease,
                 services.settings,
                 dataset_sha256=manifest.sha256,
+                waiting_note=None,  # of a picture that was unreachable for a while
                 total_steps=spec.steps(len(good)),
             )
 
 
-def _too_few_images(rows: list[JobPicture], minimum: int) -> TooFewImages:
-    """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others."""
+def _too_few_images(rows: list[JobPicture], minimum: int) -> ImprintError:
+    """The error for a job with fewer than `minimum` good pictures, with what is wrong with each of the others.
+
+    ImagesMissing if there would be enough with those whose servers did not answer.
+    """
     bad = [row for row in rows if row.state != PictureState.GOOD]
-    named = "; ".join(f"picture {row.position}: {', '.join(row.faults)}" for row in bad)
-    report = [{"position": row.position, "state": row.state, "faults": row.faults} for row in rows]
-    return TooFewImages(f"{len(rows) - len(bad)} good pictures of at least {minimum} ({named})", {"pictures": report})
+    away = [row for row in bad if row.unreachable_since is not None]
+    named = "; ".join(f"{picture_label(row.position, row.name)}: {', '.join(row.faults)}" for row in bad)
+    report = [{"position": row.position, "name": row.name, "state": row.state, "faults": row.faults} for row in rows]
+    kind = ImagesMissing if len(rows) - len(bad) + len(away) >= minimum else TooFewImages
+    return kind(f"{len(rows) - len(bad)} good pictures of at least {minimum} ({named})", {"pictures": report})
 
 
 def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:
@@ -187,7 +224,8 @@ def train(services: Services, job_id: str) -> None:
     if spec_of(job).backend != "local":
         train_stage.train(services, lease, job)
         return
-    with holding_lease(services, lease) as held, work_dir(services, job_id) as folder:
+    limit_s = services.settings.training_timeout_s + services.settings.stage_timeout_s
+    with holding_lease(services, lease, limit_s) as held, work_dir(services, job_id) as folder:
         result = _train(services, lease, job, held, folder)
         services.store.put_file(keys.output(job_id, result.sha256), result.path)
         with services.database.writing() as session:
@@ -220,6 +258,8 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             base_model=base_model_location(spec.base_model, services.settings.base_models),
             out=folder / "lora_weights.safetensors",
             checkpoints=StoredCheckpoints(services.store, services.database, lease),
+            checkpoint_every_epochs=spec.checkpoint_every,
+            loras=_kept_loras(services, lease, job) if spec.keep_checkpoints else None,
             previews=StoredPreviews(services.store, services.database, lease),
             control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
             device=services.settings.device,
@@ -231,6 +271,10 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             training_adapter=services.settings.training_adapters.get(spec.base_model),
         )
     )
+
+
+def _kept_loras(services: Services, lease: Lease, job: Job) -> StoredLoras:
+    return StoredLoras(services.store, services.database, lease, job.public_model_id)
 
 
 # ---- upload -----------------------------------------------------------------------------------------------
@@ -245,7 +289,7 @@ def upload(services: Services, job_id: str) -> None:
         data = services.store.get(keys.output(job_id, sha256))
         _compare(data, sha256, "the trained file")
         lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
-        key = keys.lora(job_id)
+        key = keys.lora(job.public_model_id)
         try:
             services.store.put(key, data, create_only=True)
         except ObjectExists:

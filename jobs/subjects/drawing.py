@@ -1,150 +1,43 @@
-"""Drawing with a finished LoRA: on a ComfyUI server, or with diffusers on this machine."""
+"""Drawing with a finished LoRA: the task of applications on the operator's ComfyUI, and diffusers on this machine."""
 
 import hashlib
 import io
-import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
-from core.errors import GeneratorError, LoraInvalid, SpecInvalid
-from generation.comfyui import draw as comfyui
-from generation.comfyui.delivery import install_lora
-from generation.comfyui.follow import OnProgress
-from generation.comfyui.patch import WorkflowLora
+from core.errors import SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
 from generation.comfyui.prompts import contains_word
-from generation.comfyui.server import ComfyUIServer, open_comfyui_client
 from jobs import keys
-from jobs.requests.training_request import Name
+from jobs.requests.training_request import SubjectName
 from jobs.services import Services
-from jobs.stages.stage_runner import work_dir
 from jobs.subjects import loras
+from jobs.subjects.comfyui_drawing import ComfyUITarget, comfyui_target, draw_on_comfyui
+from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weights
+from jobs.turns import owner_slot
 from jobs.view import View
-from training.lora import formats as lora_formats
-from training.lora import inspect as lora_inspect
+from training.base_family import family_of_base
 from training.spec import BASE_MODELS, base_model_location
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_FORM = {"sd15": "kohya", "sdxl": "kohya", "z-image": "comfyui"}  # what ComfyUI loads whole
 _URL_S = 15 * 60
-
-
-@dataclass(frozen=True)
-class LoraWeights:
-    """A LoRA file on this machine, with its trigger word and base model."""
-
-    path: Path
-    file: str  # a name that no other LoRA file has
-    trigger_word: str
-    base_model: str | None
-    family: str | None
-
-
-def inspect_weights(path: Path) -> LoraWeights:
-    """Read a LoRA file from any trainer; what is known about it comes from its metadata. Raises LoraInvalid."""
-    report = lora_inspect.inspect(path)
-    if report.problems:
-        raise LoraInvalid(f"{path.name} is not a valid LoRA file: {report.problems[0]}")
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:80] or "lora"
-    base_model = (report.recipe or {}).get("base_model")
-    return LoraWeights(
-        path,
-        # Named by content: generators cache weights by file name, and would take new content for the old.
-        f"{stem}-{report.sha256[:12]}.safetensors",
-        report.trigger_word or "",
-        base_model if isinstance(base_model, str) else None,
-        report.family,
-    )
-
-
-@contextmanager
-def subject_weights(
-    services: Services, owner_id: str, subject_id: str, base_model: str | None
-) -> Iterator[LoraWeights]:
-    """The newest ready LoRA of a subject, as a file that exists while the block runs. Raises LoraNotReady."""
-    found = loras.resolve(services, owner_id, subject_id, base_model)
-    with work_dir(services, found.job_id) as folder:
-        path = folder / found.file
-        services.store.get_file(found.key, path)
-        yield LoraWeights(path, found.file, found.trigger_word, found.base_model, found.family)
-
-
-# ---- on ComfyUI -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ComfyUITarget:
-    """A ComfyUI server, and the path of its models/loras on this machine; None: files are sent by its assets API."""
-
-    url: str
-    loras: Path | None = None
-    timeout_s: float = 600.0
-
-
-def comfyui_target(services: Services) -> ComfyUITarget:
-    """The server in the settings. Raises GeneratorError if there is none."""
-    settings = services.settings
-    if settings.comfyui_url is None:
-        raise GeneratorError("no ComfyUI server is configured: set IMPRINT_COMFYUI_URL")
-    return ComfyUITarget(settings.comfyui_url.get_secret_value(), settings.comfyui_loras, settings.comfyui_timeout_s)
-
-
-def draw_on_comfyui(
-    where: ComfyUITarget,
-    workflow: Any,
-    weights: LoraWeights | None,
-    *,
-    strength: float = loras.STRENGTH,
-    trigger_word: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    report: OnProgress = lambda _: None,
-    **more: Any,
-) -> comfyui.Drawing:
-    """Send the weights to a server and draw a workflow with them; `more` is passed to `generation.comfyui.draw`.
-
-    A file that ComfyUI would load only in part is converted first. `say` is called with each step. Raises
-    WorkflowInvalid and GeneratorError.
-    """
-    with open_comfyui_client() as http, tempfile.TemporaryDirectory(prefix="imprint-") as folder:
-        server, lora = ComfyUIServer(where.url, http), None
-        if weights is not None:
-            ready = _loadable(weights, Path(folder), say)
-            say(f"sending {ready.file} to {where.url}")
-            listed = install_lora(server, ready.path, ready.file, folder=where.loras)
-            word = ready.trigger_word if trigger_word is None else trigger_word
-            lora = WorkflowLora(listed, word, strength)
-        say("drawing")
-        return comfyui.draw(server, workflow, lora, timeout_s=where.timeout_s, report=report, **more)
-
-
-def _loadable(weights: LoraWeights, folder: Path, say: Callable[[str], None]) -> LoraWeights:
-    """The weights in a format that ComfyUI loads completely: as they are, or a converted copy in `folder`."""
-    report = lora_inspect.inspect(weights.path)
-    how = report.readers.get("ComfyUI", "whole")
-    if how == "whole" or report.family not in _FORM:
-        return weights
-    form = _FORM[report.family]
-    say(f"ComfyUI reads {report.format} keys of {report.family} {how}: converted to {form}")
-    path = folder / weights.path.name
-    path.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(weights.path), form))
-    return replace(weights, path=path, file=inspect_weights(path).file)
 
 
 # ---- the task of applications ----------------------------------------------------------------------------------
 
 
-class DrawingRequest(BaseModel):
+class DrawingRequest(NumbersAreNotBools):
     """The arguments of the task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    owner_id: Name
-    subject_id: Name
+    owner_id: OwnerName
+    subject_id: SubjectName
     workflow: dict[str, Any]
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
     prompt: Annotated[str, StringConstraints(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
@@ -167,14 +60,26 @@ class DrawingResult(View):
     job_id: str
     prompt_id: str
     pictures: list[DrawnPicture]
+    notes: list[str]  # what to know of the result: what ComfyUI did not load, what the server cannot say
 
 
 def generate(services: Services, arguments: Mapping[str, Any], key: str) -> DrawingResult:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI, and store the pictures in the object store.
 
-    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError.
+    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError; RetryLater if the
+    owner's other work takes its share of this worker.
     """
     asked, where = _validate(arguments), comfyui_target(services)
+    with owner_slot(services, asked.owner_id):
+        return _generate(services, asked, where, key)
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Raises SpecInvalid for invalid arguments of `generate`."""
+    _validate(arguments)
+
+
+def _generate(services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str) -> DrawingResult:
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
@@ -186,6 +91,7 @@ def generate(services: Services, arguments: Mapping[str, Any], key: str) -> Draw
         pictures=[
             _store_picture(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)
         ],
+        notes=done.notes,
     )
 
 
@@ -194,7 +100,8 @@ def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
         return DrawingRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
-        raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
+        faults = {ascii(fault["loc"][0])[1:-1][:60]: fault["msg"].removeprefix("Value error, ") for fault in found}
+        raise SpecInvalid.of(faults) from None
 
 
 def _store_picture(services: Services, stem: str, name: str, data: bytes) -> DrawnPicture:
@@ -229,14 +136,19 @@ def draw_locally(
     services: Services, how: LocalDrawing, weights: LoraWeights | None, *, strength: float, trigger_word: str | None
 ) -> list[bytes]:
     """Draw one PNG for each seed. Imports torch. Raises SpecInvalid, BaseModelUnavailable, LoraInvalid."""
+    if weights is not None:
+        require_lora(weights)
     base_model = how.base_model or (weights.base_model if weights else None)
     if base_model is None:
         raise SpecInvalid.of({"base_model": "the LoRA file does not say which base model it was trained on; give one"})
+    location = base_model_location(base_model, services.settings.base_models)
     named = BASE_MODELS.get(base_model)
-    family = how.family or (named.family if named else None) or (weights.family if weights else None)
+    of_base = (named.family if named else None) or family_of_base(location)
+    family = how.family or of_base or (weights.family if weights else None)
     if family not in _DEFAULTS:
         raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(_DEFAULTS)}"})
-    location = base_model_location(base_model, services.settings.base_models)
+    if weights is not None and weights.family is not None and weights.family != family:
+        raise SpecInvalid.of({"base_model": f"{base_model} is of family {family}, but the LoRA is of {weights.family}"})
     steps, guidance, side = _DEFAULTS[family]
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"

@@ -6,6 +6,8 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.errors import LoraNotReady
+from jobs.owners import normal_name
+from jobs.requests.training_request import subject_name
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.view import Time, View
@@ -44,13 +46,13 @@ class LoraView(View):
 def resolve(services: Services, owner_id: str, subject_id: str, base_model: str | None = None) -> LoraView:
     """The newest ready LoRA of a subject, trained on `base_model` if that is given.
 
-    Raises LoraNotReady, which says why there is none.
+    Raises LoraNotReady, which says why there is none, and SpecInvalid for a name that no owner or subject can have.
     """
-    job, spec = _newest(services, owner_id, subject_id, base_model)
+    job, spec = _newest(services, normal_name(owner_id), subject_name(subject_id), base_model)
     key = str(job.lora_key)
     return LoraView(
         job_id=job.id,
-        model_id=job.id,
+        model_id=job.public_model_id,
         subject_id=job.subject_id,
         base_model=spec.base_model,
         family=spec.family,

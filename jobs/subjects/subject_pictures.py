@@ -57,7 +57,9 @@ class SubjectPicture:
     created_at: datetime
 
 
-def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False) -> str:
+def add(
+    services: Services, owner_id: str, subject_id: str, data: bytes, *, is_mask: bool = False, name: str | None = None
+) -> str:
     """Store a picture or a mask after a first check, at the resolution that the subject is trained at. Returns its id.
 
     A training does not prepare the picture again. Raises ImageInvalid for a file that is not a picture, and IllegalMove
@@ -81,7 +83,7 @@ def add(services: Services, owner_id: str, subject_id: str, data: bytes, *, is_m
     preview_key = keys.thumbnail(made.sha256)
     if not services.store.exists(preview_key):
         services.store.put(preview_key, thumbnail(services.store.get(made.key)))
-    picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask)
+    picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask, name=name)
     checked = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
     with services.database.writing() as session:
         insert_if_absent(session, made)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 from sqlmodel import Session, col, select
 
@@ -13,19 +14,20 @@ from core.clock import utcnow
 from core.errors import InsufficientCredits, KeyReused, SpecInvalid
 from jobs import service
 from jobs.notices import notices
+from jobs.owners import normal_name
 from jobs.requests import training_request
 from jobs.services import Services
-from jobs.subjects import subject_pictures
+from jobs.subjects import subject_pictures, subject_recipe
 from jobs.view import JobView, View
-from notifications import outbox, webhooks
+from notifications import webhooks
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
 from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, Word
 
 NOT_STARTED = "training.not_started"
 _WORD: TypeAdapter[str] = TypeAdapter(Word)
-_NAME: TypeAdapter[str] = TypeAdapter(training_request.Name)
-_KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "webhook_url")
+_NAME: TypeAdapter[str] = TypeAdapter(training_request.SubjectName)
+_KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "webhook_url", "recipe")
 
 
 # ---- settings -------------------------------------------------------------------------------------------------
@@ -39,7 +41,7 @@ def get(services: Services, owner_id: str, subject_id: str) -> Subject:
 
 def change(services: Services, owner_id: str, subject_id: str, values: Mapping[str, Any]) -> Subject:
     """Change some of a subject's settings; None clears one. Raises SpecInvalid with every fault."""
-    changed, faults = _validate(services, subject_id, values)
+    changed, faults = _validate(services, get(services, owner_id, subject_id), values)
     if faults:
         raise SpecInvalid.of(faults)
     with services.database.writing() as session:
@@ -51,11 +53,11 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
     return subject
 
 
-def _validate(services: Services, subject_id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _validate(services: Services, subject: Subject, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The values to store, and their faults."""
     faults = {name: f"unknown; the settings are {', '.join(_KEPT)}" for name in values if name not in _KEPT}
     kept: dict[str, Any] = {name: value for name, value in values.items() if name in _KEPT}
-    if _word_fault(_NAME, subject_id):
+    if _word_fault(_NAME, subject.id):
         faults["subject_id"] = "must have 1 to 200 characters, and no control characters"
     if "train_automatically" in kept:
         kept["train_automatically"] = bool(kept["train_automatically"])
@@ -70,6 +72,13 @@ def _validate(services: Services, subject_id: str, values: Mapping[str, Any]) ->
         fault := training_request.webhook_fault(kept["webhook_url"], services.sources)
     ):
         faults["webhook_url"] = fault
+    if kept.get("recipe") is not None:
+        base_model = kept.get("base_model", subject.base_model)
+        try:
+            base_model = base_model if base_model in BASE_MODELS else None  # a fault of its own
+            kept["recipe"] = subject_recipe.parse(kept["recipe"], base_model) or None
+        except SpecInvalid as error:
+            faults |= error.faults
     return kept, faults
 
 
@@ -81,6 +90,29 @@ def _word_fault(kind: TypeAdapter[str], value: str) -> str | None:
     return None
 
 
+def training_arguments(services: Services, owner_id: str, subject_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a training: what is given, completed by the subject's settings.
+
+    A subject without a trigger word gets one that is derived from its id; `keep_trigger_word` stores it.
+    """
+    subject = get(services, owner_id, subject_id)
+    arguments = subject_recipe.arguments(subject, given)
+    if "trigger_word" not in arguments:
+        with services.database.reading() as session:
+            arguments["trigger_word"] = subject_recipe.derive_trigger_word(session, owner_id, subject_id)
+    return {**arguments, "owner_id": owner_id, "subject_id": subject_id}
+
+
+def keep_trigger_word(services: Services, owner_id: str, subject_id: str, trigger_word: str) -> None:
+    """Store the trigger word of an accepted training, if the subject has none."""
+    is_silent = (
+        col(Subject.owner_id) == owner_id, col(Subject.id) == subject_id, col(Subject.trigger_word).is_(None)
+    )  # fmt: skip
+    with services.database.writing() as session:
+        insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
+        session.connection().execute(sa.update(Subject).where(*is_silent).values(trigger_word=trigger_word))
+
+
 # ---- a complete profile set -----------------------------------------------------------------------------------
 
 
@@ -88,7 +120,8 @@ class Completion(View):
     """The answer to a complete profile set. `training` is the one that was started, or that prevented a start."""
 
     started: bool
-    reason: str | None = None  # disabled, not_set_up, too_few_images, already_started, running, insufficient_credits
+    # disabled, not_set_up, too_few_images, already_started, running, insufficient_credits, spec_invalid
+    reason: str | None = None
     message: str | None = None
     training: JobView | None = None
 
@@ -100,14 +133,14 @@ class _Outcome:
     message: str | None = None
 
 
-def profile_set_completed(services: Services, owner_id: str, subject_id: str) -> Completion:
+def profile_set_completed(services: Services, owner_id: str, subject_id: str, key: str | None = None) -> Completion:
     """Start a training of a subject that has all its pictures, or say why not.
 
-    Good pictures and recipe identify a set: reported twice, even at the same time, it is trained once. If nothing was
-    started, the reason also goes to the subject's webhook. Raises SpecInvalid for invalid names.
+    Good pictures and recipe identify a set: reported twice, even at the same time, it is trained once. The same `key`
+    also starts one training, even if a picture was added between two reports. If nothing was started, the reason also
+    goes to the subject's webhook. Raises SpecInvalid for invalid names, and KeyReused for the key of another subject.
     """
-    if _word_fault(_NAME, owner_id) or _word_fault(_NAME, subject_id):
-        raise SpecInvalid.of({"subject_id": "the ids of owner and subject must have 1 to 200 characters"})
+    owner_id, subject_id = normal_name(owner_id), training_request.subject_name(subject_id)
     with services.database.writing() as session:
         # The second of two callers waits here, and then sees what the first one did.
         subject = session.get(Subject, (owner_id, subject_id), with_for_update=True)
@@ -116,14 +149,24 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
         else:
             subject.profile_sets += 1
             session.add(subject)
-        outcome = _start(session, services, subject)
+        outcome = _started_before(session, subject, key) or _start(session, services, subject, key)
         if outcome.reason not in (None, "already_started"):
             _queue_not_started_notices(session, subject, outcome)
     view = service.get(services, outcome.job_id, owner_id) if outcome.job_id else None
     return Completion(started=outcome.reason is None, reason=outcome.reason, message=outcome.message, training=view)
 
 
-def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
+def _started_before(session: Session, subject: Subject, key: str | None) -> _Outcome | None:
+    """The training that the first report with this key started."""
+    if key is None:
+        return None
+    job = session.exec(select(Job).where(Job.owner_id == subject.owner_id, Job.report_key == key)).one_or_none()
+    if job is not None and job.subject_id != subject.id:
+        raise KeyReused("this idempotency key was used for another subject; use a new key for a new report")
+    return None if job is None else _Outcome(job.id)
+
+
+def _start(session: Session, services: Services, subject: Subject, key: str | None) -> _Outcome:
     if not subject.train_automatically:
         return _Outcome(reason="disabled", message="automatic training is off for this subject")
     if not subject.base_model or not subject.trigger_word:
@@ -150,6 +193,11 @@ def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
         return _Outcome(reason="insufficient_credits", message=error.message)
     except KeyReused:
         return _Outcome(reason="already_started", message="a training of these pictures exists already")
+    except SpecInvalid as error:
+        faults = "; ".join(f"{name}: {fault}" for name, fault in error.faults.items())
+        return _Outcome(reason="spec_invalid", message=f"the subject's settings do not fit: {faults}"[:1000])
+    job.report_key = key
+    session.add(job)
     return _Outcome(job.id)
 
 
@@ -161,13 +209,11 @@ def _request(subject: Subject, images: list[str]) -> dict[str, Any]:
         "class_word": subject.class_word,
         "images": images,
     }
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    return {
-        **{name: value for name, value in recipe.items() if value is not None},
-        "owner_id": subject.owner_id,
-        "webhook_url": subject.webhook_url,
-        "idempotency_key": f"profile-set:{key}",
-    }
+    # Without a recipe, the key is the one of versions that had none: a set that they trained is not trained again.
+    identity = recipe | ({"recipe": subject.recipe} if subject.recipe else {})
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    given = {"owner_id": subject.owner_id, "subject_id": subject.id, "images": images}
+    return subject_recipe.arguments(subject, {**given, "idempotency_key": f"profile-set:{key}"})
 
 
 def _job(session: Session, subject: Subject, idempotency_key: str | None = None) -> Job | None:
@@ -179,21 +225,14 @@ def _job(session: Session, subject: Subject, idempotency_key: str | None = None)
 
 
 def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Outcome) -> None:
-    """Queue notices that no training was started. They carry the subject's id in place of a job's."""
+    """Queue notices that no training was started. They are about the subject: there is no job and no model."""
     notices.queue_not_started_mail(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
     view = {
         "job_id": None,
-        "model_id": subject.id,
+        "owner_id": subject.owner_id,
+        "subject_id": subject.id,
         "failure": {"code": outcome.reason, "message": outcome.message},
     }
-    outbox.put(
-        session,
-        "notice",
-        job_id=None,
-        owner_id=subject.owner_id,
-        topic=NOT_STARTED,
-        destination=subject.webhook_url,
-        payload=webhooks.payload(view, NOT_STARTED, subject.webhook_url),
-    )
+    webhooks.put(session, view, NOT_STARTED, subject.webhook_url)

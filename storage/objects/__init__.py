@@ -59,6 +59,9 @@ class ObjectStore(Protocol):
     def delete_prefix(self, prefix: str) -> None:
         """Delete all keys under `prefix`, which must end in a slash: `jobs/1` would match `jobs/10` too."""
 
+    def uri(self, key: str) -> str:
+        """The address of the object for programs with access to the store: `s3://…` or `file://…`. No secret."""
+
     def url(self, key: str, expires_s: int) -> str:
         """An address where anyone can read the object for `expires_s` seconds: a secret, never log it."""
 

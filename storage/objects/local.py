@@ -79,6 +79,9 @@ class LocalStore:
         for key in self.list(checked_folder(prefix)):
             self.delete(key)
 
+    def uri(self, key: str) -> str:
+        return self._path(key).as_uri()
+
     def url(self, key: str, expires_s: int) -> str:
         """A `file://` address. It does not expire; the permissions of the folder protect the file."""
         return self._path(key).as_uri()

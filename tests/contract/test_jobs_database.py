@@ -25,6 +25,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 import credits.tables
 import notifications.tables
+import storage.remote_tables
 import storage.tables
 from core.clock import utcnow
 from core.errors import (
@@ -44,7 +45,8 @@ from jobs import accounts, repair, service, sweeps, transitions
 from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.stages.stage_runner import NothingToDo, RetryLater, claim, holding_lease
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
+from jobs.turns import RetryLater
 from jobs.view import JobView
 from notifications.tables import OutboxMessage
 from storage.database import Database
@@ -90,7 +92,7 @@ def _at_home(settings: Settings, work: Callable[[Services], Any], together: Barr
 def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
     tables = {
         table.__tablename__
-        for module in (credits.tables, notifications.tables, storage.tables)
+        for module in (credits.tables, notifications.tables, storage.remote_tables, storage.tables)
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }

@@ -12,8 +12,8 @@ from core.settings import Settings
 from jobs import accounts, keys, service
 from jobs.services import Services
 from jobs.stages import intake, steps
-from jobs.stages.stage_runner import RetryLater
 from jobs.subjects import subject_pictures
+from jobs.turns import RetryLater
 from storage.tables import PictureState
 from tests.contract.jobs import GRANTED, REQUEST, picture, row
 from tests.servers.pictures import picture_server
@@ -165,14 +165,14 @@ def test_a_mask_that_cannot_be_used_is_a_fault_of_its_picture(
     assert picture(services, again).state == (PictureState.WAITING if mask is None else PictureState.BAD)
 
 
-def test_a_host_that_is_away_is_tried_three_times_for_a_mask(house_with: Callable[..., Services], files: Path) -> None:
-    services = house_with(fetch_allow_hosts=["127.0.0.1:9"])
-    job_id = submitted(
-        services, [{"ref": name, "mask": "http://127.0.0.1:9/m.png"} for name in stored(services, files)]
-    )
-    for _ in range(services.settings.max_attempts - 1):
-        with pytest.raises(RetryLater):
-            steps.preprocess(services, job_id, 0)
+def test_a_job_that_may_lack_masks_goes_on_without_those_whose_host_stays_away(
+    house_with: Callable[..., Services], files: Path
+) -> None:
+    services = house_with(fetch_allow_hosts=["127.0.0.1:9"], fetch_patience_s=0)
+    images = [{"ref": name, "mask": "http://127.0.0.1:9/m.png"} for name in stored(services, files)]
+    job_id = submitted(services, images, allow_missing=True)
+    with pytest.raises(RetryLater):
+        steps.preprocess(services, job_id, 0)
     steps.preprocess(services, job_id, 0)
     assert report(services, job_id)["bad"] == ["unusable_mask"]
     assert report(services, job_id)["code"] == "image_unreachable"

@@ -20,7 +20,8 @@ from jobs.remote import runs
 from jobs.remote.poll_results import LOST, PolledRun, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
-from storage.tables import Job, RemoteRun, RunState, Stage
+from storage.remote_tables import RemoteRun, RunState
+from storage.tables import Job, Stage
 from tests.contract.jobs import REQUEST, balances, events, messages, put_at, request, row
 from training.backends.ai_toolkit.work import PollResult
 

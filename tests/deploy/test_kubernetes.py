@@ -16,7 +16,8 @@ from sqlmodel import col
 from core.settings import Settings
 from jobs import service
 from jobs.services import Services
-from storage.tables import Job, RemoteRun, Stage
+from storage.remote_tables import RemoteRun
+from storage.tables import Job, Stage
 from tests.contract.jobs import put_at, request, services, settings
 from tests.servers.databases import postgres
 from tests.servers.postgres import new_database

@@ -111,9 +111,11 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     debian.do(f"cat >>/etc/imprint/imprint.env <<'END'{SETTINGS}END")
     debian.do(typed(BASE))
     debian.do(typed(START))
-    until(lambda: debian.journal().count(" ready.") >= 2, WAIT_S, "two workers")
+    until(lambda: debian.journal().count(" ready.") >= 3, WAIT_S, "three workers")
     states = debian.do("systemctl list-units --no-legend --plain 'imprint-*.service' | awk '{print $1, $4}'")
-    running = {f"imprint-{name}.service running" for name in ("redis", "io", "beat", "web", "flower", "train@0")}
+    running = {
+        f"imprint-{name}.service running" for name in ("redis", "io", "fetch", "beat", "web", "flower", "train@0")
+    }
     assert set(states.splitlines()) == running | {"imprint-migrate.service exited"}, debian.journal()
     debian.do("curl -fsS http://127.0.0.1:8080/healthz")
 
@@ -135,9 +137,9 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     # ---- ready, charged once, no step done twice ----
     view = imprint(debian, "status", job_id)
     assert view["status"] == "ready", view
-    goes_on = [line for line in debian.journal().splitlines() if "goes on from step" in line and job_id in line]
+    goes_on = [line for line in debian.journal().splitlines() if "resumes at step" in line and job_id in line]
     assert len(goes_on) == 1, debian.journal()[-4000:]
-    resumed = int(goes_on[0].split("goes on from step ")[1].split()[0])
+    resumed = int(goes_on[0].split("resumes at step ")[1].split()[0])
     assert 0 < resumed < STEPS
     assert view["step"] == STEPS
     balance = imprint(debian, "balance", "me")
@@ -174,7 +176,7 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     assert uid != "0"
     debian.do("systemctl start imprint-backup")
     debian.do("test -s /var/backups/imprint/manifest.json")
-    assert "goes on from step" in debian.do(typed(STOP).replace("--lines 50", "--lines 500"))
+    assert "resumes at step" in debian.do(typed(STOP).replace("--lines 50", "--lines 500"))
     assert debian.do("pgrep -u imprint || true").strip() == ""
 
 

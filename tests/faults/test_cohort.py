@@ -24,7 +24,7 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
         running.start("train")
         views = [running.wait(job, timeout_s=240) for job in jobs]
         assert [view["status"] for view in views] == ["ready"] * 4, [view["failure"] for view in views]
-        assert running.log("train").read_text().count("goes on from step") >= 4
+        assert running.log("train").read_text().count("resumes at step") >= 4
         assert [view["lora"]["sha256"] for view in views[:2]] == [view["lora"]["sha256"] for view in alone]
         kinds = [entry.kind for entry in accounts.statement(running.services, "owner")]
         assert kinds.count("settle") == 6

@@ -5,8 +5,9 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kombu import Connection
@@ -15,8 +16,12 @@ from sqlmodel import col, select
 from core.settings import Settings
 from jobs import accounts, sweeps
 from jobs.services import Services
+from notifications import outbox, webhooks
+from notifications.messages import Message
+from notifications.tables import OutboxMessage
 from storage.tables import Job, JobPicture
-from tasks.ingress_queue import DEAD, QUEUE, REASON, lengths, replay
+from tasks.ingress_queue import lengths, replay
+from tasks.message_queues import REASON, open_queues, queues_of
 from tests.samples import FULL
 from tests.servers.process import ServerProcess
 from tests.servers.rabbitmq import RabbitServer, rabbitmq_server
@@ -25,12 +30,13 @@ from tests.site import ROOT, Site, until
 PICTURES = [f"rex/{number}.png" for number in range(5)]
 GARBAGE = [
     b"{", b'{"style_id": "x"}', b"[]", b"\x00\xff", b'{"style_id": 1, "image_paths": [], "colour": 2}',
-    json.dumps({"style_id": "s", "image_paths": PICTURES, "num_epochs": 1}).encode(),  # epochs are 10 or more
+    json.dumps({"style_id": "s", "image_paths": PICTURES, "num_epochs": 0}).encode(),  # epochs are 1 or more
     json.dumps({"style_id": "s", "image_paths": ["/etc/passwd"] * 5}).encode(),
     json.dumps({"style_id": "s", "image_paths": PICTURES, "owner_id": "poor", "num_epochs": 10}).encode(),
 ]  # fmt: skip
 
 
+QUEUES = queues_of(Settings(_env_file=None))
 MANY = 900 if FULL else 300
 
 
@@ -69,14 +75,12 @@ def good(number: int) -> bytes:
 def publish(rabbit: RabbitServer, bodies: list[tuple[bytes, str | None]]) -> None:
     """As a producer with confirms does: each is in the queue when this returns."""
     with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
-        channel = connection.default_channel
-        for queue in (DEAD, QUEUE):
-            queue.bind(channel).declare()
-        producer = connection.Producer(channel)
+        open_queues(QUEUES, connection.channel)
+        producer = connection.Producer(connection.default_channel)
         for body, message_id in bodies:
             properties = {"message_id": message_id} if message_id else {}
             producer.publish(
-                body, exchange=QUEUE.exchange, routing_key=QUEUE.routing_key, content_type="application/json",
+                body, exchange="model_training", routing_key="model_training", content_type="application/json",
                 content_encoding="utf-8", **properties,
             )  # fmt: skip
 
@@ -149,7 +153,7 @@ def letters(rabbit: RabbitServer) -> list[tuple[bytes, str]]:
     """All dead letters, left where they are."""
     found = []
     with Connection(rabbit.url) as connection:
-        dead = DEAD.bind(connection.default_channel)
+        dead = QUEUES.dead.bind(connection.default_channel)
         while (message := dead.get(no_ack=False)) is not None:
             body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
             found.append((body, message.headers[REASON]))
@@ -180,3 +184,109 @@ def test_a_database_that_is_away_loses_no_message(place: Site, rabbit: RabbitSer
     assert place.stop("ingress") == 0
     assert lengths(place.services) == {"waiting": 0, "dead": 0, "consumers": 0}
     account.database.close()
+
+
+# ---- queues that a producer has made, and what it is told -----------------------------------------------------------
+
+KINDS: dict[str, dict[str, Any]] = {
+    "classic": {},
+    "priorities": {"x-max-priority": 5},
+    "quorum": {"x-queue-type": "quorum", "x-delivery-limit": 3},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_queue_that_exists_is_consumed_as_it_is(place: Site, rabbit: RabbitServer, kind: str) -> None:
+    """The producer knows no exchange, and declared its queue before the first start of the ingress."""
+    with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
+        channel = connection.default_channel
+        channel.queue_declare("styles", durable=True, auto_delete=False, arguments=KINDS[kind])
+        producer = connection.Producer(channel)
+        for body in (good(1), GARBAGE[0]):
+            producer.publish(body, exchange="", routing_key="styles", content_type="application/json",
+                             content_encoding="utf-8")  # fmt: skip
+        place.environment["IMPRINT_INGRESS_QUEUE"] = "styles"
+        services = Services(place.settings.model_copy(update={"ingress_queue": "styles"}))
+        process = start(place, "ingress")
+        until(lambda: jobs_of(services) == Counter({"1": 1}) or not process.alive, 60, "the job")
+        until(lambda: lengths(services)["dead"] == 1 or not process.alive, 60, "the dead letter")
+        assert process.alive, place.log("ingress").read_text()
+        assert replay(services, None, None) == {"replayed": 1, "kept": 0}
+        until(lambda: lengths(services)["dead"] == 1, 60, "refused again")
+        assert place.stop("ingress") == 0
+        # As it was: RabbitMQ would refuse other arguments.
+        channel.queue_declare("styles", durable=True, auto_delete=False, arguments=KINDS[kind])
+    services.database.close()
+
+
+def test_a_stream_is_refused_in_one_sentence(place: Site, rabbit: RabbitServer) -> None:
+    with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
+        channel = connection.default_channel
+        channel.queue_declare("model_training", durable=True, auto_delete=False, arguments={"x-queue-type": "stream"})
+        process = start(place, "ingress")
+        producer = connection.Producer(channel)
+
+        def refused() -> bool:  # a stream gives its consumers what comes after them
+            producer.publish(good(1), exchange="", routing_key="model_training", content_type="application/json")
+            return not process.alive
+
+        until(refused, 60, "the end")
+    log = place.log("ingress").read_text()
+    assert "model_training is a stream" in log
+    assert "Traceback" not in log
+
+
+def test_the_producer_is_told_every_fault_and_the_operators_find_it_in_the_log(
+    place: Site, rabbit: RabbitServer
+) -> None:
+    services, webhook = place.services, "https://93.184.215.14"
+    bad = {"style_id": 4711, "image_paths": PICTURES, "num_epochs": 0, "rank": 0, "colour": "red",
+           "webhook_url": webhook, "reference": {"order": 7}}  # fmt: skip
+    publish(rabbit, [
+        (json.dumps({"style_id": 1, "image_paths": PICTURES, "model_id": 17, "num_epochs": 1}).encode(), "m-0"),
+        (json.dumps(bad).encode(), "m-1"),
+        (json.dumps({**bad, "model_id": 18}).encode(), "m-2"),
+        (json.dumps({**bad, "model_id": 17}).encode(), "m-3"),  # of another training
+        (json.dumps({"style_id": 2, "image_paths": PICTURES, "webhook_url": webhook, "owner_id": "poor"}).encode(),
+         "m-4"),
+        (json.dumps({**bad, "webhook_url": "http://127.0.0.1/"}).encode(), "m-5"),
+        (json.dumps({**bad, "style_id": None}).encode(), "m-6"),
+    ])  # fmt: skip
+    start(place, "ingress")
+    until(lambda: lengths(services)["dead"] == 6, 60, "all refused")
+    assert place.stop("ingress") == 0
+    told = [sent(message) for message in refusals(services)]
+    assert [url for url, _ in told] == [
+        f"{webhook}/api/subjects/4711/status", f"{webhook}/api/models/18/status",
+        f"{webhook}/api/subjects/4711/status", f"{webhook}/api/subjects/2/status",
+    ]  # fmt: skip
+    content = told[0][1]
+    assert (content["training_status"], content["type"]) == ("failed", "training.refused")
+    assert list(content["data"]["faults"]) == ["colour", "rank", "num_epochs"]
+    assert all(f"{name}: " in content["failure_reason"] for name in ("colour", "rank", "num_epochs"))
+    given = {"style_id": 4711, "message_id": "m-1", "owner_id": "producer", "reference": {"order": 7}}
+    assert given.items() <= content["data"].items()
+    assert told[3][1]["data"]["failure_code"] == "insufficient_credits"
+    lines = (place.settings.log_dir / "errors.jsonl").read_text().splitlines()
+    logged = [line["message"] for line in map(json.loads, lines) if line["message"].startswith("refused a message")]
+    assert len(logged) == 6
+    assert "num_epochs: " in logged[0]
+
+
+def refusals(services: Services) -> list[Message]:
+    with services.database.reading() as session:
+        query = select(OutboxMessage).where(OutboxMessage.topic == "training.refused")
+        ids = [row.id for row in session.exec(query.order_by(col(OutboxMessage.created_at)))]
+        return [found for found in (outbox.find(session, message_id) for message_id in ids) if found is not None]
+
+
+def sent(message: Message) -> tuple[str, Any]:
+    """Where a notice goes, and what it says."""
+    calls: list[tuple[str, Any]] = []
+
+    def send(method: str, url: str, content: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str]]:
+        calls.append((url, json.loads(content)))
+        return 200, {}
+
+    webhooks.deliver(message, send, message.created_at)
+    return calls[0]

@@ -66,7 +66,7 @@ def ready_and_charged_once(running: Site, job_id: str) -> View:
 def resumed_at(running: Site, job_id: str) -> list[str]:
     """What the training worker logged when it went on with the job."""
     lines = running.log("train").read_text().splitlines()
-    return [line for line in lines if "goes on from step" in line and job_id in line]
+    return [line for line in lines if "resumes at step" in line and job_id in line]
 
 
 def test_killed_training_goes_on_from_its_last_checkpoint(place: Place, owner: str) -> None:

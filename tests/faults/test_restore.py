@@ -41,7 +41,7 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
             new.start(name)
         view = new.wait(job_id)
         assert view["status"] == "ready", view["failure"]
-        goes_on = re.findall(r"goes on from step (\d+) of", new.log("train").read_text())
+        goes_on = re.findall(r"resumes at step (\d+) of", new.log("train").read_text())
         assert len(goes_on) == 1
         assert 0 < int(goes_on[0]) < STEPS
         assert accounts.balance(new.services, "owner").spent == sum(

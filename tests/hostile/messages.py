@@ -176,7 +176,7 @@ MESSAGES: dict[str, Message] = {
     "pictures in pictures": asks(DROPPED, images=[deep(30)] * 5),
     "a picture with more": asks(ODD + "images.0.", images=[{"ref": "a", "x": 1}, *"bcde"]),
     "pictures of others": asks(
-        "SpecInvalid: the request has 5 fault(s): images.0: the owner has no stored picture with this id",
+        "SpecInvalid: the request has 5 fault(s): images.0: picture 1: the owner has no stored picture with this id",
         "imprint.train_lora", images=[f"pic_{n}" for n in range(5)],
     ),
     "pictures of the metadata service": asks(

@@ -74,6 +74,8 @@ def relabel(data: bytes, name: str, kind: str) -> bytes:
     return headed(json.dumps(header).encode(), data[start:])
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
 A_FIT = UNSOUND + "tensor 'a' does not fit its shape, or exceeds the file"
 A_BAD = UNSOUND + "the entry of tensor 'a' is malformed"
 
@@ -86,7 +88,7 @@ LORAS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a zip that climbs": (lambda: zipped("../../etc/x", b"x"), PICKLE),
     "a tar that climbs": (lambda: tarred("../../etc/x", b"x"), UNSOUND + "its header has "),
     "gguf": (lambda: b"GGUF\x03\0\0\0" + bytes(100), UNSOUND + "its header has "),
-    "an error page": (lambda: b"<html>502 Bad Gateway</html>", UNSOUND + "its header has "),
+    "an error page": (lambda: b"<html>502 Bad Gateway</html>", UNSOUND + "it is a web page"),
     "a file with a zip behind it": (
         lambda: made() + zipped("data.pkl", pickle.dumps(Runs())),
         UNSOUND + "its header describes",
@@ -222,12 +224,12 @@ INDEX = NOT_LOADED + ": diffusion_pytorch_model.safetensors.index.json names "
 OF_THIS = ", which is no safetensors file of this folder"
 
 BASES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a pickle as safetensors": (replaced(lambda _: pickle.dumps(Runs())), FILE + "its header has "),
+    "a pickle as safetensors": (replaced(lambda _: pickle.dumps(Runs())), FILE + "it is a pickle"),
     "a torch archive as safetensors": (
         replaced(lambda _: zipped("data.pkl", pickle.dumps(Runs()))),
-        FILE + "its header has",
+        FILE + "it is a pickle",
     ),
-    "a pickle as .bin": (renamed(".bin"), "the base model in {} has its unet as a pickle only (.bin), which"),
+    "a pickle as .bin": (renamed(".bin"), "the base model in {} has its unet only as a pickle (.bin), which"),
     "a pickle as .ckpt": (renamed(".ckpt"), "the base model in {} has no diffusion_pytorch_model.safetensors in unet"),
     "a pickle as .pt": (renamed(".pt"), "the base model in {} has no diffusion_pytorch_model.safetensors in unet"),
     "a pickle as .pth": (renamed(".pth"), "the base model in {} has no diffusion_pytorch_model.safetensors in unet"),
@@ -241,7 +243,7 @@ BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an index to nothing": (indexed("b.safetensors"), INDEX + "b.safetensors, which is not there"),
     "an index to a pickle by a good name": (
         indexed("b.safetensors", pickle.dumps(Runs())),
-        NOT_LOADED + ": b.safetensors is not sound: its header has ",
+        NOT_LOADED + ": b.safetensors is not sound: it is a pickle",
     ),
     "nothing": (replaced(lambda _: b""), FILE + "it is empty"),
     "half a file": (replaced(lambda data: data[: len(data) // 2]), FILE + "tensor "),
@@ -270,7 +272,7 @@ BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a weight too many": (
         rewritten(lambda held: held.update({"../../x": tensor(np.ones(1))})),
-        "the unet of the base model in {} has 1 weights that it should not have, such as '../../x'",
+        "the unet of the base model in {} has 1 unknown weights, such as '../../x'",
     ),
     "a configuration that is none": (lambda unet: write(unet, b"[1]"), NOT_LOADED),
     "a configuration without a bottom": (lambda unet: write(unet, b"[" * 100_000), NOT_LOADED),

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from sqlmodel import select
 
 from storage.tables import StoredPicture
-from tasks.model_training import arguments_of
+from tasks.model_training import parse_message
 from tests.integration.test_web import Client
 from tests.servers.launcher import run
 from tests.site import MASCOT, ROOT, Site, View, site
@@ -169,5 +169,5 @@ def test_a_message_of_the_queue(running: Site, folder: Path, by_hand: dict[bool,
         "mask_paths": [os.path.relpath(mask, folder) if mask else None for mask in masks(folder)],
         "objective": {"masked": True},
     }  # fmt: skip
-    arguments = arguments_of(json.dumps(message).encode(), None, settings)
+    arguments = parse_message(json.dumps(message).encode(), None, settings).arguments
     assert lora(running.wait(running.send(**arguments)["job_id"])) == wanted != by_hand[True]

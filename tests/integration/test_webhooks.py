@@ -143,7 +143,7 @@ def test_a_failing_job_is_told_with_its_code_and_the_credits_that_came_back(runn
     assert (last["training_status"], last["type"]) == ("failed", "training.failed")
     assert last["data"]["failure_code"] == "too_few_images"
     assert last["data"]["retryable"] is False
-    assert "picture 4: unreadable" in last["failure_reason"]
+    assert "picture 5: unreadable" in last["failure_reason"]
     assert last["data"]["credits"] == {"held": 0, "charged": 0, "refunded": accepted["credits"]["held"]}
 
 

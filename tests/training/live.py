@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from training.backends.local import Trainee
+from training.backends.local_training import LocalTraining
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
 from training.engine.job_batch import JobBatch
@@ -35,7 +35,7 @@ class Live:
     ) -> None:
         self.base = base
         self.engine = Engine(family, base)
-        self.job = Trainee(run, self.engine, {"base": ""}, total, None).job
+        self.job = LocalTraining(run, self.engine, {"base": ""}, total, None).job
         self.moments, self.conditions = list(self.job.moments), list(self.job.conditions)
         self.cohort = Cohort(family, base, self.engine.layers, self.job.shape, slots, self.engine.recorder)
         self.cohort.seat(self.job)

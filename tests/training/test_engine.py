@@ -16,8 +16,9 @@ from tests.training.conftest import MemoryCheckpoints, Watcher
 from tests.training.live import Live
 from training import families
 from training.backends import resident
-from training.backends.local import Trainee, train
-from training.engine import engine as engine_module
+from training.backends.local import train
+from training.backends.local_training import LocalTraining
+from training.engine import cohorts
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
 from training.engine.objective import errors
@@ -173,7 +174,7 @@ def test_on_a_cpu_with_several_threads_a_slot_is_as_good_as_another(
 ) -> None:
     """Two threads divide the four rows of a small product between them, and a kernel sums two rows in its own order."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(engine_module, "THREADS", 2)
+    monkeypatch.setattr(cohorts, "THREADS", 2)
     torch.set_num_threads(2)
     try:
         learnt = set()
@@ -181,14 +182,14 @@ def test_on_a_cpu_with_several_threads_a_slot_is_as_good_as_another(
             mine = runs(name="mine", seed=11, slots=4)
             many = [mine if n == place else runs(name=f"o{n}", seed=n, slots=4) for n in range(4)]
             engine = Engine(families.find("sd15"), base_of(mine))
-            trainees = [Trainee(run, engine, {"base": ""}, 6, None) for run in many]
+            trainings = [LocalTraining(run, engine, {"base": ""}, 6, None) for run in many]
             with engine.paused():
-                for trainee in trainees:
-                    engine.join(trainee.job)
-            for trainee in trainees:
-                while not trainee.job.gone:
-                    trainee.job.news.wait(1.0)
-            state = trainees[place].job.snapshots[-1].state()
+                for training in trainings:
+                    engine.join(training.job)
+            for training in trainings:
+                while not training.job.gone:
+                    training.job.news.wait(1.0)
+            state = trainings[place].job.snapshots[-1].state()
             learnt.add(b"".join(weights.tobytes() for weights in state.weights.values()))
             engine.close()
         assert len(learnt) == 1

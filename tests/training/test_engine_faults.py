@@ -6,26 +6,30 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from core.errors import Cancelled, DeviceLost, HandOver, OutOfMemory, WorkerLost
+from core.errors import Cancelled, DeviceLost, HandOver, OutOfMemory, Stop, WorkerLost
 from jobs.stages import control
 from tasks import worker
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from tests.training.test_engine import base_of, side_by_side
 from training import device, device_failure, families
-from training.backends import local, resident
-from training.backends.local import Trainee, train
+from training.backends import local_training, resident
+from training.backends.local import train
+from training.backends.local_training import LocalTraining
+from training.engine import cohorts
 from training.engine import engine as engine_module
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
 from training.engine.recorder import Recorder, Recording
 from training.engine.slot_job import SlotJob
 from training.engine.step import Step
+from training.families import family as family_module
 from training.families.family import Base, Family
 from training.ports import TrainResult, TrainRun
 
@@ -94,7 +98,7 @@ def test_a_job_that_joins_a_failed_engine_ends_at_once(
     fail_after(monkeypatch, 0)
     for _ in range(2):
         with pytest.raises(DeviceLost):
-            Trainee(run, engine, {"base": ""}, 6, None).learn()
+            LocalTraining(run, engine, {"base": ""}, 6, None).train()
     assert len(reported) == 1
 
 
@@ -104,7 +108,7 @@ def test_a_device_error_in_a_jobs_own_thread_is_a_lost_device(
     def lost(*_: Any) -> None:
         raise RuntimeError(LOST)
 
-    monkeypatch.setattr(local, "encode_dataset", lost)
+    monkeypatch.setattr(local_training, "encode_dataset", lost)
     with pytest.raises(DeviceLost):
         train(runs())
     assert len(reported) == 1
@@ -116,12 +120,12 @@ def test_a_thread_that_is_gone_is_noticed(runs: Runs, monkeypatch: pytest.Monkey
     """Whoever waits for the engine sees that its thread has ended, whatever ended it."""
     monkeypatch.setattr(Engine, "_run", lambda self: None)
     run = runs(control=Watcher(0, stop))
-    trainee = Trainee(run, Engine(families.find("sd15"), base_of(run)), {"base": ""}, 6, None)
+    training = LocalTraining(run, Engine(families.find("sd15"), base_of(run)), {"base": ""}, 6, None)
     if stop is None:
         with pytest.raises(WorkerLost, match="thread"):
-            trainee.learn()
+            training.train()
         return
-    trainee._leave()  # does not wait for ever
+    training._leave()  # does not wait for ever
 
 
 def test_an_error_of_the_engine_itself_ends_its_jobs(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,16 +212,16 @@ def test_recordings_are_dropped_before_memory_is_asked_for_again(
     _ = engine.layers
     engine.recorder = Recorder(lambda work: (lambda: None, work()))
     engine.recorder.keep(("another",), Recording(card.take(4), lambda: None, torch.zeros(1)))
-    Trainee(run, engine, {"base": ""}, 3, None).learn()
+    LocalTraining(run, engine, {"base": ""}, 3, None).train()
     assert len(engine.recorder) == 0
     assert engine.failure is None
     engine.close()
 
 
 def test_a_cohort_that_cannot_grow_goes_on_and_the_next_job_waits(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, tried = Trainee.__init__, []
+    made, tried = LocalTraining.__init__, []
 
-    def growing(self: Trainee, *given: object) -> None:
+    def growing(self: LocalTraining, *given: object) -> None:
         made(self, *given)  # type: ignore[arg-type]
         self.job.is_fixed = False
 
@@ -225,7 +229,7 @@ def test_a_cohort_that_cannot_grow_goes_on_and_the_next_job_waits(runs: Runs, mo
         tried.append(slots)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Trainee, "__init__", growing)
+    monkeypatch.setattr(LocalTraining, "__init__", growing)
     monkeypatch.setattr(Cohort, "resize", cannot)
     found = side_by_side(*(runs(name=str(n), seed=n, slots=4, max_steps=20) for n in range(3)))
     assert all(isinstance(one, TrainResult) for one in found)
@@ -236,7 +240,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second job finds a base that is loaded, beside which its encoders do not fit."""
-    real, tried = local.encode_dataset, []
+    real, tried = local_training.encode_dataset, []
 
     def starved(family: Family, base: Base, *given: Any) -> Any:
         tried.append(base.is_parked)
@@ -246,7 +250,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
 
     first = train(runs(name="first"))
     base = resident._resident
-    monkeypatch.setattr(local, "encode_dataset", starved)
+    monkeypatch.setattr(local_training, "encode_dataset", starved)
     assert train(runs(name="second")).sha256 == first.sha256
     assert tried == [False, True]
     assert resident._resident is base
@@ -254,25 +258,91 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     def never(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(local, "encode_dataset", never)
+    monkeypatch.setattr(local_training, "encode_dataset", never)
     with pytest.raises(OutOfMemory):
         train(runs(name="third"))
     assert resident._resident is base, "the neighbours' base stays"
 
 
+def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding has no room beside the denoiser; and when the denoiser is moved back, memory runs out half-way, once.
+
+    The sixth step of a job waits for the encoding of another.
+    """
+    encode, move, step = local_training.encode_dataset, family_module.move, Cohort.step
+    is_encoding, moves = threading.Event(), list[int]()
+
+    def starved(family: Family, base: Base, *given: Any) -> Any:
+        if base._denoiser is not None and not base.is_parked:
+            is_encoding.set()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(family, base, *given)
+
+    def stepped(self: Cohort) -> None:
+        if any(job is not None and job.step == 5 for job in self.jobs):
+            assert is_encoding.wait(60)
+        step(self)
+
+    def moved(denoiser: Any, to: torch.device) -> None:
+        moves.append(1)
+        if len(moves) == 2:
+            for weights in list(denoiser.parameters())[::2]:
+                weights.data = torch.empty(0)  # which no product accepts
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        move(denoiser, to)
+
+    monkeypatch.setattr(Cohort, "step", stepped)
+    monkeypatch.setattr(local_training, "encode_dataset", starved)
+    monkeypatch.setattr(family_module, "move", moved)
+
+
+def test_a_base_that_cannot_be_moved_back_is_loaded_again_and_loses_no_job(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job that encoded and its neighbour are handed over, the neighbour with a checkpoint where it stood."""
+    stores = [MemoryCheckpoints(), MemoryCheckpoints()]
+    watchers = [Watcher(), Watcher()]
+    asked = [runs(name=str(n), seed=n, slots=2, max_steps=(60, 6)[n], checkpoints=stores[n]) for n in range(2)]
+    whole = [train(replace(run, checkpoints=MemoryCheckpoints())) for run in asked]
+    monkeypatch.setattr(resident, "_resident", None)
+    no_way_back(monkeypatch)
+    found: dict[int, Stop] = {}
+
+    def attempt(number: int) -> None:
+        try:
+            train(replace(asked[number], control=watchers[number]))
+        except Stop as error:
+            found[number] = error
+
+    first = threading.Thread(target=attempt, args=(0,))
+    first.start()
+    while not watchers[0].reports:  # until the neighbour steps
+        assert first.is_alive()
+        first.join(0.01)
+    attempt(1)
+    first.join()
+    assert [type(found[number]) for number in range(2)] == [HandOver, HandOver]
+    assert resident._resident is None, "the base is dropped"
+    assert stores[0].steps(), "no step of the neighbour is lost"
+    assert stores[0].steps()[-1] >= watchers[0].reports[-1].step
+    again = [train(run) for run in asked]
+    assert again[0].resumed_from == stores[0].steps()[0]
+    assert [one.sha256 for one in again] == [one.sha256 for one in whole]
+
+
 def test_a_paused_engine_does_not_step(runs: Runs) -> None:
     run = runs(max_steps=10_000, checkpoints=MemoryCheckpoints())
     engine = Engine(families.find("sd15"), base_of(run))
-    trainee = Trainee(run, engine, {"base": ""}, 10_000, None)
-    engine.join(trainee.job)
-    trainee.job.news.wait(60)
+    training = LocalTraining(run, engine, {"base": ""}, 10_000, None)
+    engine.join(training.job)
+    training.job.news.wait(60)
     with engine.paused():
-        before = trainee.job.step
+        before = training.job.step
         assert engine._is_stepping is False
-        engine.leave(trainee.job)  # wakes the thread, which must wait all the same
-        assert not trainee.job.gone
-        assert trainee.job.step == before
-    trainee._leave()
+        engine.leave(training.job)  # wakes the thread, which must wait all the same
+        assert not training.job.gone
+        assert training.job.step == before
+    training._leave()
     engine.close()
     assert not engine.is_alive
 
@@ -353,10 +423,10 @@ def test_the_old_base_is_gone_before_the_next_is_loaded(runs: Runs, monkeypatch:
 @pytest.fixture
 def following(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """As on a GPU, slots follow the jobs. Gives jobs and slots of each step."""
-    made, step = Trainee.__init__, Cohort.step
+    made, step = LocalTraining.__init__, Cohort.step
     seen: list[tuple[int, int]] = []
 
-    def free(self: Trainee, *given: object) -> None:
+    def free(self: LocalTraining, *given: object) -> None:
         made(self, *given)  # type: ignore[arg-type]
         self.job.is_fixed = False
 
@@ -364,7 +434,7 @@ def following(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]
         seen.append((len(self), len(self.jobs)))
         step(self)
 
-    monkeypatch.setattr(Trainee, "__init__", free)
+    monkeypatch.setattr(LocalTraining, "__init__", free)
     monkeypatch.setattr(Cohort, "step", noted)
     return seen
 
@@ -372,24 +442,24 @@ def following(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]
 def test_a_cohort_shrinks_when_half_its_slots_have_been_idle(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, following: list[tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(engine_module, "SHRINK_AFTER", 5)
+    monkeypatch.setattr(cohorts, "SHRINK_AFTER", 5)
     many = [runs(name=str(n), seed=n, slots=4, max_steps=60 if n == 3 else 12) for n in range(4)]
     engine = Engine(families.find("sd15"), base_of(many[0]))
-    trainees = [Trainee(run, engine, {"base": ""}, run.spec.max_steps or 0, None) for run in many]
+    trainings = [LocalTraining(run, engine, {"base": ""}, run.spec.max_steps or 0, None) for run in many]
     with engine.paused():
-        for trainee in trainees:
-            engine.join(trainee.job)
-    for trainee in trainees:
-        while not trainee.job.gone:
-            trainee.job.news.wait(1.0)
-    assert [trainee.job.step for trainee in trainees] == [12, 12, 12, 60]
+        for training in trainings:
+            engine.join(training.job)
+    for training in trainings:
+        while not training.job.gone:
+            training.job.news.wait(1.0)
+    assert [training.job.step for training in trainings] == [12, 12, 12, 60]
     # Not at once, since a job may come at any time; and then to what the last job needs.
     assert following == [(4, 4)] * 12 + [(1, 4)] * 5 + [(1, 1)] * 43
     engine.close()
 
 
 def test_on_a_cpu_the_shape_stays(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SHRINK_AFTER", 0)
+    monkeypatch.setattr(cohorts, "SHRINK_AFTER", 0)
     step, seen = Cohort.step, set()
 
     def noted(self: Cohort) -> None:

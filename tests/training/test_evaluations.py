@@ -17,7 +17,7 @@ from tests.training.live import Live
 from tests.training.test_engine import base_of
 from training import device_failure, families
 from training.backends import checkpoint
-from training.backends.local import Trainee
+from training.backends.local_training import LocalTraining
 from training.engine import evaluations
 from training.engine.cohort import Cohort
 from training.engine.engine import Engine
@@ -98,25 +98,25 @@ def engines(events: Events) -> Iterator[Engines]:
         engine.close()
 
 
-def trainee(run: TrainRun, engine: Engine) -> Trainee:
+def training_of(run: TrainRun, engine: Engine) -> LocalTraining:
     """A training that goes on from what the run has kept."""
     identity, total = {"base": ""}, run.spec.max_steps or 0
-    return Trainee(run, engine, identity, total, checkpoint.load_latest(run.checkpoints, identity, total))
+    return LocalTraining(run, engine, identity, total, checkpoint.load_latest(run.checkpoints, identity, total))
 
 
 def together(engine: Engine, *runs: TrainRun) -> list[SlotJob]:
     """Train all in one cohort from the first step on; their jobs when they have ended."""
-    trainees = [trainee(run, engine) for run in runs]
+    trainings = [training_of(run, engine) for run in runs]
     with engine.paused():
-        for one in trainees:
+        for one in trainings:
             engine.join(one.job)
-    for one in trainees:
+    for one in trainings:
         while not one.job.gone:
             one.job.news.wait(1.0)
             one.job.news.clear()
         if one.job.error is None:
-            one._note()
-    return [one.job for one in trainees]
+            one._process_results()
+    return [one.job for one in trainings]
 
 
 def kept(run: TrainRun) -> dict[int, bytes]:
@@ -188,11 +188,11 @@ def test_evaluations_of_several_jobs_go_on_side_by_side(runs: Runs, events: Even
     assert events.units == [("0", 5), ("1", 5)] * UNITS
 
 
-@pytest.mark.parametrize("most", [evaluations.MOST_KEPT_BACK, 1])
+@pytest.mark.parametrize("most", [evaluations.MAX_HELD_BACK, 1])
 def test_no_checkpoint_is_lost_behind_an_evaluation(
     runs: Runs, events: Events, engines: Engines, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(evaluations, "MOST_KEPT_BACK", most)
+    monkeypatch.setattr(evaluations, "MAX_HELD_BACK", most)
     asked = {"held_out": 1, "every_epochs": 2, "previews": ["sks dog"]}
     looked = runs(name="looked", previews=MemoryPreviews(), **BOTH | {"validation": asked, "max_steps": 20})
     together(engines(looked), looked)
@@ -250,12 +250,12 @@ def test_handed_over_in_the_middle_it_is_finished_first(
     previews = CountedPreviews()
     cut = replace(again(whole), previews=previews, control=Stopping(HandOver(), events, monkeypatch))
     with pytest.raises(HandOver):
-        trainee(cut, engine).learn()
+        training_of(cut, engine).train()
     assert events.units == [("whole", 5)] * UNITS
     assert previews.saved == [(5, 0)]
     assert max(kept(cut)) == 7, "the job had gone on for two steps, which are not lost"
-    resumed = trainee(replace(cut, control=Watcher()), engine)
-    resumed.learn()
+    resumed = training_of(replace(cut, control=Watcher()), engine)
+    resumed.train()
     assert resumed.job.start == 7
     assert previews.saved == [(5, 0), (10, 0)], "nothing is lost, and nothing drawn twice"
     assert previews.held == pictures(whole)
@@ -267,7 +267,7 @@ def test_cancelled_in_the_middle_it_is_dropped(
 ) -> None:
     cut = runs(name="cut", previews=MemoryPreviews(), control=Stopping(Cancelled(), events, monkeypatch), **BOTH)
     with pytest.raises(Cancelled):
-        trainee(cut, engines(cut)).learn()
+        training_of(cut, engines(cut)).train()
     assert len(events.units) == 3
     assert not pictures(cut)
     assert not kept(cut)
@@ -290,10 +290,10 @@ def test_killed_in_the_middle_it_is_done_again(
 
     events.at_unit = lost
     with pytest.raises(DeviceLost):
-        trainee(cut, engines(cut)).learn()
+        training_of(cut, engines(cut)).train()
     events.at_unit = lambda _: None
     assert max(kept(cut), default=0) <= 5
-    trainee(cut, engines(cut)).learn()
+    training_of(cut, engines(cut)).train()
     assert pictures(cut) == pictures(whole)
     assert kept(cut) == kept(whole)
 
@@ -375,7 +375,7 @@ def test_a_job_that_loses_its_slot_keeps_its_evaluation(
     jobs = together(engines(looked), beside, looked)
     assert not failures
     assert [(job.error, job.step) for job in jobs] == [(None, 12), (None, 10)]
-    assert [done for done, _ in jobs[1].looks] == [5, 10]
+    assert [done for done, _ in jobs[1].validation_losses] == [5, 10]
     assert sorted(pictures(looked)) == [(5, 0), (10, 0)]
 
 

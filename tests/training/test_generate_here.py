@@ -10,9 +10,11 @@ from core.errors import SpecInvalid
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import drawing
-from jobs.subjects.drawing import LocalDrawing, LoraWeights
+from jobs.subjects.drawing import LocalDrawing
+from jobs.subjects.lora_weights import LoraWeights, inspect_weights
 from training.backends.local import train
 from training.lora import formats as lora_formats
+from training.lora.reading import read_lora
 from training.ports import TrainRun
 
 
@@ -30,8 +32,8 @@ def test_the_same_pictures_from_both_forms(
     made: dict[str, Any] = {}
     for form in forms:
         path = run.out.with_name(f"{form}.safetensors")
-        path.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(run.out), form))
-        weights = drawing.inspect_weights(path)
+        path.write_bytes(lora_formats.serialize_as(read_lora(run.out), form))
+        weights = inspect_weights(path)
         assert (weights.trigger_word, weights.family) == ("sks dog", family)
         made[form] = draw(services, bases(family), weights, family)
     own, peft = (made[form] for form in forms)

@@ -16,13 +16,15 @@ from core.errors import TooFewImages
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
 from tests.training.test_engine import side_by_side
 from training import families
+from training.backends import checkpoint
 from training.backends.encoded_dataset import split_held_out
 from training.backends.local import train
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
+from training.engine.state import State
 from training.engine.validation import is_best, is_over
 from training.families.family import Base, Where
 from training.lora import file as lora_file
-from training.lora.safetensor import unpack
+from training.lora.safetensor import pack, unpack
 from training.ports import TrainResult, TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -262,3 +264,15 @@ def test_previews_of_turbo_are_without_its_training_adapter(runs: Runs, tmp_path
     with pytest.raises(ZeroDivisionError), found.as_used(merged):
         1 // 0  # noqa: B018 - whatever happens inside
     assert torch.equal(said(merged), trained)
+
+
+# ---- checkpoints of earlier versions -------------------------------------------------------------------------------
+
+
+def test_validation_losses_under_their_earlier_name_are_read() -> None:
+    state = State(3, weights={}, prediction="epsilon", validation_losses=((1, 2.0), (2, 1.5)))
+    tensors, facts = unpack(checkpoint.serialize(state, {"base": "a"}, {}))
+    facts["looks"] = facts.pop("validation_losses")
+    del facts["sha256"]
+    facts["sha256"] = checkpoint._content(tensors, facts)
+    assert checkpoint.deserialize(pack(tensors, facts), {"base": "a"}, 3) == state

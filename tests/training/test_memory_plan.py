@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from core.errors import OutOfMemory
 from tests.samples import sample
 from training import families, memory_plan
-from training.backends import local
+from training.backends import planning
 from training.backends.agreement import Agreement
 from training.engine import memory_count
 from training.engine.memory_count import recipe
@@ -136,8 +136,8 @@ def planned(run: TrainRun, agreement: Agreement) -> tuple[Any, Agreement]:
     family = families.find(run.spec.family)
     with pytest.MonkeyPatch.context() as patch:
         bytes_of = 2 * memory_plan.SIZES[run.spec.family].parameters
-        patch.setattr(local, "weights_bytes", lambda *_: bytes_of)
-        return local._planned(run, family, Path(run.base_model), torch.device("cuda"), agreement)
+        patch.setattr(planning, "weights_bytes", lambda *_: bytes_of)
+        return planning.fit_to_memory(run, family, Path(run.base_model), torch.device("cuda"), agreement)
 
 
 def test_a_job_takes_what_its_card_has(runs: Runs, card: Callable[[float], None]) -> None:
@@ -169,6 +169,6 @@ def test_a_job_that_moved_to_a_smaller_card_begins_anew_rather_than_fails(
     card(5)
     fewer, agreement = planned(run, began)
     assert (fewer.quantisation, agreement.state) == ("8bit", None)
-    assert "begins anew" in caplog.text
+    assert "restarts" in caplog.text
     with pytest.raises(OutOfMemory, match="IMPRINT_QUANTISE_BASE=8bit"):
         planned(replace(run, quantise="none"), began)

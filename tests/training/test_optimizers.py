@@ -306,6 +306,7 @@ def test_prodigys_rate_is_1_where_a_request_is_silent() -> None:
     [
         ({"learning_rate": 0.5}, "learning_rate"),
         ({"optimizer": "prodigy", "learning_rate": 2.0}, "learning_rate"),
+        ({"optimizer": "prodigy", "learning_rate": 1e-4}, "multiplies the rate that prodigy finds"),
         ({"optimizer": "prodigy", "optimization": {"loraplus_ratio": 4}}, "loraplus_ratio"),
     ],
 )

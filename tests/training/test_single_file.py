@@ -18,6 +18,7 @@ from core.errors import BaseModelUnavailable
 from tests.training.checkpoints import exported
 from training import families, sample
 from training.backends.local import train
+from training.base_family import family_of_base
 from training.families import single_file
 from training.families.checkpoint_configs import CONFIGS
 from training.families.checkpoint_names import source
@@ -45,6 +46,41 @@ def single(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         return out if out.exists() else exported(bases(family), out, family)
 
     return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_tells_its_family(family: str, single: Callable[[str], Path], tmp_path: Path) -> None:
+    assert family_of_base(str(single(family))) == family
+    other = tmp_path / "other.safetensors"
+    save_file({"encoder.conv_in.weight": torch.zeros(1)}, other)
+    assert family_of_base(str(other)) is None
+
+
+@pytest.mark.parametrize(("family", "part"), [("sd15", ""), ("sdxl", ""), ("sdxl", "_2")])
+@pytest.mark.parametrize("longest", [64, None])
+def test_a_tokenizer_of_another_model_is_refused(
+    family: str, part: str, longest: int | None, bases: Bases, runs: Runs, tmp_path: Path
+) -> None:
+    base = shutil.copytree(bases(family), tmp_path / "base")
+    config = base / f"tokenizer{part}" / "tokenizer_config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({**told, "model_max_length": longest} if longest else without(told)))
+    with pytest.raises(BaseModelUnavailable, match=r"text encoder reads 77 tokens .*: they are of different models"):
+        train(runs(family, base=base))
+    with pytest.raises(BaseModelUnavailable, match="they are of different models"):
+        sample.load_pipeline(str(base), family, CPU)
+
+
+def without(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if name != "model_max_length"}
+
+
+def test_a_folder_of_stable_diffusion_2_is_refused(bases: Bases, runs: Runs, tmp_path: Path) -> None:
+    base = shutil.copytree(bases("sd15"), tmp_path / "base")
+    config = base / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_linear_projection": True}))
+    with pytest.raises(BaseModelUnavailable, match="is a Stable Diffusion 2, which is not supported"):
+        train(runs("sd15", base=base))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -207,7 +243,7 @@ def test_a_tokenizer_that_is_nowhere_is_told_with_what_to_do(
 def test_of_another_family(bases: Bases, single: Callable[[str], Path]) -> None:
     for family, other in (("sd15", "sdxl"), ("sdxl", "sd15"), ("sd15", "z-image")):
         found = families.find(family)
-        with pytest.raises(BaseModelUnavailable, match=f"one of {other}|none of sd15"):
+        with pytest.raises(BaseModelUnavailable, match=f"of family {other}|not one of sd15"):
             load(found, single(other))
 
 

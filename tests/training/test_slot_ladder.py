@@ -9,7 +9,7 @@ import torch
 
 from tests.training.test_engine import side_by_side
 from training.backends import resident
-from training.backends.local import Trainee
+from training.backends.local_training import LocalTraining
 from training.engine.cohort import Cohort
 from training.engine.slot_ladder import FILE, SlotLadder
 from training.ports import TrainResult, TrainRun
@@ -38,7 +38,7 @@ def test_what_was_found_is_there_for_the_next_worker(tmp_path: Path) -> None:
     teach(SlotLadder("other", CPU), "shape", {1: 1.0, 2: 1.0}, tmp_path)
     for base, pays in (("base", False), ("other", True), ("third", True)):
         again = SlotLadder(base, CPU)
-        again.remember(tmp_path)
+        again.load(tmp_path)
         assert again.pays("shape", 2) is pays
 
 
@@ -46,16 +46,16 @@ def test_what_was_found_is_there_for_the_next_worker(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     ladder = SlotLadder("base", CPU)
-    ladder.remember(tmp_path)
+    ladder.load(tmp_path)
     assert ladder.pays("shape", 2)
 
 
 def test_a_cohort_grows_no_further_than_pays(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: slots follow the jobs, up to what is known to pay; whoever comes then waits and is trained too."""
-    made, seen = Trainee.__init__, set()
+    made, seen = LocalTraining.__init__, set()
     step = Cohort.step
 
-    def growing(self: Trainee, *given: object) -> None:
+    def growing(self: LocalTraining, *given: object) -> None:
         made(self, *given)  # type: ignore[arg-type]
         self.job.is_fixed = False
 
@@ -63,7 +63,7 @@ def test_a_cohort_grows_no_further_than_pays(runs: Runs, tmp_path: Path, monkeyp
         seen.add(len(self.jobs))
         step(self)
 
-    monkeypatch.setattr(Trainee, "__init__", growing)
+    monkeypatch.setattr(LocalTraining, "__init__", growing)
     monkeypatch.setattr(Cohort, "step", counted)
     monkeypatch.setattr(SlotLadder, "pays", lambda self, shape, slots: slots <= 2)
     resident._resident = None

@@ -1,6 +1,7 @@
 """`python -m training` as a person uses it: in a process of its own, to the file and to the exit code."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from training import tiny_base
-from training.__main__ import main
+from training.__main__ import main, parse_spec, parser
+from training.base_family import family_of_base
 from training.lora import file as lora_file
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def test_end_to_end(command: Command, tmp_path: Path) -> None:
     assert report.alpha == 16.0
     assert report.sha256 in out
     assert "6 pictures, 12 steps" in stderr
-    assert "left out odd.jpg" in stderr
+    assert "left out picture 7 (odd.jpg): " in stderr
     assert "loss" in stderr
     assert "sks dog, wearing a hat" not in stderr  # captions are the owner's
     assert '"wearing a hat": 1' in report.metadata["ss_tag_frequency"]
@@ -108,6 +110,98 @@ def test_wrong_arguments_are_all_named(
     assert main(command(*more)) == 2
     stderr = " ".join(capsys.readouterr().err.split())
     assert all(words in stderr for words in named)
+
+
+# ---- what would be found out only after hours ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--out", "{tmp}/file/lora.safetensors"], ["--out: cannot be written", "file is not a folder"]),
+        (["--out", "{tmp}/lora.ckpt"], ["--out: must end in .safetensors"]),
+        (["--out", "{tmp}/" + "x" * 250 + ".safetensors"], ["--out: cannot be written", "File name too long"]),
+        (["--out", "{tmp}"], ["--out: is a folder"]),
+        (["--resume-dir", "{tmp}/file/kept"], ["--resume-dir: cannot be written"]),
+        (["--optimizer", "prodigy", "--learning-rate", "0.0001"], ["--learning-rate:", "0.0001 multiplies the rate"]),
+    ],
+    ids=["a file as folder", "suffix", "long", "folder", "checkpoints", "prodigy"],
+)
+def test_what_cannot_end_well_is_refused_before_the_first_step(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, more: list[str], told: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+    assert main(command(*(argument.format(tmp=tmp_path) for argument in more))) == 2
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert all(words in stderr for words in told), stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_changed_option_keeps_the_old_checkpoints_and_says_why(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "lora.safetensors.checkpoints"
+    fewer, more = (
+        [*command("--max-steps", number, "--checkpoint-every", "1"), "--resume-dir", str(kept)]
+        for number in ("24", "30")
+    )
+    assert main(fewer) == 0
+    first = (tmp_path / "lora.safetensors").read_bytes()
+    steps = sorted(path.name for path in kept.glob("step-*"))
+    capsys.readouterr()
+    assert main(more) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "begins anew, because of other max_steps (24, now 30); the checkpoint of step 24 is kept in" in said
+    assert "resumed" not in said
+    [aside] = [path for path in kept.iterdir() if path.is_dir()]
+    assert sorted(path.name for path in aside.glob("step-*")) == steps
+    assert [int(path.stem[5:]) for path in sorted(kept.glob("step-*"))][-1] == 30
+    (tmp_path / "lora.safetensors").unlink()
+    assert main(fewer) == 0  # with the old options it goes on where it was, here at its end
+    assert "resumed at step 24" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "lora.safetensors").read_bytes() == first
+
+
+def test_checkpoints_of_an_older_version_say_themselves_whose_they_are(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+    common = ("--checkpoint-every", "1", "--resume-dir", str(kept))
+    assert main(command("--max-steps", "12", *common)) == 0
+    (kept / "options.json").unlink()
+    assert main(command("--max-steps", "12", *common)) == 0
+    assert "resumed at step 12" in " ".join(capsys.readouterr().err.split())
+    (kept / "options.json").unlink(missing_ok=True)
+    assert main(command("--max-steps", "18", *common)) == 0
+    assert "because of other options or pictures" in " ".join(capsys.readouterr().err.split())
+    assert list((kept / "older").glob("step-*"))
+
+
+def test_a_training_that_changed_nothing_says_so(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("--max-steps", "1", "--learning-rate", "0.0000001")) == 0
+    assert "note: it changes almost nothing" in " ".join(capsys.readouterr().err.split())
+
+
+def test_captions_under_the_names_of_other_trainers_are_noted(
+    command: Command, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    theirs = shutil.copytree(folder, tmp_path / "theirs")
+    for name in ("1.caption", "2.png.txt", "metadata.jsonl"):
+        (theirs / name).write_text("a red ball")
+    assert main([str(theirs), *command("--max-steps", "1")[1:]]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1.caption and 2 more are not read: a caption is the text file of a picture's own name" in said
+
+
+def test_a_base_model_on_this_machine_tells_its_family(bases: Callable[..., Path], tmp_path: Path) -> None:
+    for family in ("sd15", "sdxl", "z-image"):
+        given = parser().parse_args(
+            [".", "--base-model", str(bases(family)), "--trigger", "x", "--out", "x.safetensors"]
+        )
+        assert parse_spec(given).family == family
+    assert family_of_base(str(tmp_path)) is None
+    assert family_of_base("owner/model") is None
 
 
 def test_wrong_folders(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

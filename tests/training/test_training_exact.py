@@ -100,7 +100,9 @@ def test_a_finished_checkpoint_is_only_exported(runs: Runs, monkeypatch: pytest.
     run = runs()
     first = train(run)
     run.out.unlink()
-    monkeypatch.setattr("training.backends.local.Trainee.learn", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "training.backends.local_training.LocalTraining.train", lambda self: pytest.fail("trained again")
+    )
     again = train(run)
     assert again.sha256 == first.sha256
     assert again.resumed_from == 6

@@ -19,8 +19,9 @@ from training.backends.local import train
 from training.engine.objective import errors
 from training.families.family import Where
 from training.lora import file as lora_file
-from training.lora.formats import read_lora, serialize_as
+from training.lora.formats import serialize_as
 from training.lora.inspect import inspect
+from training.lora.reading import read_lora
 from training.lora.safetensor import unpack
 from training.ports import TrainRun
 

@@ -15,8 +15,9 @@ from tests.hostile.weights import LORAS
 from tests.unit.test_training_lora_file import changed, made, put
 from training.lora import formats as lora_formats
 from training.lora import names as lora_names
-from training.lora.formats import ADAPTER, FORMATS, read_lora, serialize_as
+from training.lora.formats import FORMATS, serialize_as
 from training.lora.inspect import inspect
+from training.lora.reading import ADAPTER, read_lora
 from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 HOME = {"sd15": "kohya", "sdxl": "kohya", "z-image": "comfyui"}
@@ -169,11 +170,20 @@ def test_the_scale_that_pefts_metadata_tells(told: dict[str, Any], scale: float)
 
 
 @pytest.mark.parametrize(("tensors", "to", "why"), [
-    (pair("diffusion_model.layers.0.attention.to_q", alpha=4.0), "kohya", "no program reads"),
-    (pair("diffusion_model.layers.0.attention.qkv", alpha=4.0), "comfyui", "only ComfyUI reads"),
+    (pair("diffusion_model.layers.0.attention.to_q", alpha=4.0), "kohya", "only in part"),
+    ({"diffusion_model.layers.0.attention.qkv.lora_A.weight": tensor(numbers(4, 32)),
+      "diffusion_model.layers.0.attention.qkv.lora_B.weight": tensor(numbers(50, 4))}, "comfyui",
+     "no three matrices of one size"),
     (pair("base_model.model.mid_block.attentions.0.proj_in"), "kohya", "family of the LoRA file is unknown"),
     ({f"lora_unet_{TO_Q}.hada_w1_a": tensor(numbers(2, 2))}, "peft", "LoHa"),
-    ({**pair(f"lora_unet_{TO_Q}"), "x.y": tensor(numbers(2))}, "peft", "'x.y' is unknown"),
+    ({**pair(f"lora_unet_{TO_Q}"), "x.y": tensor(numbers(2))}, "peft", r"unknown tensors \(1\)"),
+    (pair("lora_unet_up_blocks_3_attentions_0_proj_in", alpha=4.0, dora=numbers(1, 32)), "peft",
+     "one DoRA length per input"),
+    ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.lora_up.weight": tensor(np.full((48, 4), np.nan))}, "kohya",
+     "not finite"),
+    ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.lora_up.weight": tensor(numbers(48, 8))}, "kohya",
+     "which do not fit"),
+    (pair("lora_unet_double_blocks_0_img_attn_qkv"), "kohya", "a LoRA of FLUX.1"),
     ({}, "peft", "contains no LoRA"),
 ])  # fmt: skip
 def test_what_cannot_be_converted_is_refused(tensors: Mapping[str, Tensor], to: str, why: str) -> None:
@@ -200,15 +210,16 @@ def test_a_sound_file_and_what_is_told_of_it() -> None:
 
 BROKEN: list[tuple[dict[str, Tensor], str]] = [
     ({}, "it contains no LoRA"),
-    ({**pair(f"lora_unet_{TO_Q}", alpha=4.0), "lora_unet_what.alpha": tensor(numbers(1))}, "is unknown"),
     ({f"lora_unet_{TO_Q}.lora_down.weight": tensor(numbers(4, 4))}, "lacks its other matrix"),
     ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.alpha": tensor(np.asarray([1.0, 2.0]))}, "not a single number"),
     ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.lora_up.weight": tensor(numbers(48, 8))}, "which do not fit"),
     (pair(f"lora_unet_{TO_Q}", alpha=np.nan), "has alpha nan"),
-    (pair(f"lora_unet_{TO_Q}", alpha=4.0, dora=numbers(9)), "9 magnitudes for 48 outputs"),
+    (pair(f"lora_unet_{TO_Q}", alpha=4.0, dora=numbers(9)), "DoRA lengths of shape [9] for 48 outputs and 32 inputs"),
     ({**pair(f"lora_unet_{TO_Q}"), f"lora_unet_{TO_Q}.lora_up.weight": tensor(np.full((48, 4), np.inf))}, "not finite"),
     ({**pair(f"lora_unet_{TO_Q}"), **pair(f"unet.{NAMES[f'lora_unet_{TO_Q}'][5:]}")}, "occurs twice"),
-    ({f"lora_unet_{TO_Q}.lokr_w1": tensor(numbers(2, 2))}, "LoKr, which is not LoRA"),
+    ({f"lora_unet_{TO_Q}.lokr_w1": tensor(np.full((2, 2), np.nan))}, "not finite"),
+    ({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": tensor(numbers(4, 4))}, "lacks its other matrix"),
+    ({"first_stage_model.encoder.conv_in.weight": tensor(numbers(4, 4))}, "it contains no LoRA"),
 ]
 
 
@@ -216,7 +227,34 @@ BROKEN: list[tuple[dict[str, Tensor], str]] = [
 def test_broken_files_are_told(tensors: dict[str, Tensor], told: str) -> None:
     report = inspect(pack(tensors, {}))
     assert any(told in problem for problem in report.problems), report.problems
+    assert report.verdict == "broken"
+    with pytest.raises(LoraInvalid, match="is broken"):  # the same check stands before every conversion
+        serialize_as(read_lora(pack(tensors, {})), "kohya")
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_lengths_per_input_keep_their_axis() -> None:
+    """As LyCORIS trains them with `wd_on_output=False`; a square layer's are told by their shape."""
+    theirs = {
+        **pair("lora_unet_up_blocks_3_attentions_0_proj_in", alpha=4.0, dora=numbers(1, 32)),
+        **pair("lora_te_text_model_encoder_layers_0_mlp_fc1", alpha=4.0, dora=numbers(48, 1)),
+        **square("lora_unet_mid_block_attentions_0_proj_in", (1, 32)),
+        **square("lora_unet_mid_block_attentions_0_proj_out", (32, 1)),
+    }
+    report = inspect(pack(theirs, {}))
+    assert (report.verdict, report.problems, report.is_dora) == ("sound", [], True)
+    for to in ("kohya", "comfyui"):
+        made_of, _ = unpack(serialize_as(read_lora(pack(theirs, {})), to))
+        for name, part in theirs.items():
+            assert (name, made_of[name].shape) == (name, part.shape)
+
+
+def square(stem: str, lengths: tuple[int, int]) -> dict[str, Tensor]:
+    return {
+        f"{stem}.lora_down.weight": tensor(numbers(4, 32)),
+        f"{stem}.lora_up.weight": tensor(numbers(32, 4)),
+        f"{stem}.dora_scale": tensor(numbers(*lengths)),
+    }
 
 
 def test_changed_tensors_and_a_broken_adapter_are_noted() -> None:

@@ -343,9 +343,9 @@ def test_a_picture_whose_mask_is_none_is_left_out_and_says_so(tmp_path: Path) ->
     Image.new("L", (64, 32)).save(tmp_path / "masks" / "2.jpg")
     (into := tmp_path / "into").mkdir()
     left_out = load_folder(tmp_path, MASKED, into).left_out
-    assert left_out.keys() == {"1.png", "2.png"}
-    assert left_out["1.png"].startswith("its mask cannot be used: the file is not a picture")
-    assert left_out["2.png"].startswith("its mask has another shape: 64 x 32 pixels")
+    assert list(left_out) == ["picture 2 (1.png)", "picture 3 (2.png)"]
+    assert left_out["picture 2 (1.png)"].startswith("its mask cannot be used: the file is not a picture")
+    assert left_out["picture 3 (2.png)"].startswith("its mask has another shape: 64 x 32 pixels")
 
 
 def test_a_mask_that_no_picture_has_the_name_of_is_refused(tmp_path: Path) -> None:

@@ -86,7 +86,26 @@ def test_masks_are_looked_at_as_pictures_are() -> None:
     assert set(found) == {f"images.{index}.mask" for index in range(4)}
     assert "hush" not in str(found)
     plain = faults(images=[mask for mask in masks if mask])
-    assert list(found.values()) == list(plain.values())
+    unlabelled = [[fault.partition(": ")[2] for fault in told.values()] for told in (found, plain)]
+    assert unlabelled[0] == unlabelled[1]
+    assert found["images.1.mask"].startswith("picture 2: ")
+    assert plain["images.0"].startswith("picture 1 (m.png): ")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/srv/a b.jpg", "write file:///srv/a%20b.jpg for a file on the workers' machine"),
+        ("C:\\pictures\\a.jpg", "write file:///C:/pictures/a.jpg for a file"),
+        ("a.jpg", "write its whole address, such as file:///folder/name"),
+        ("~/a", "write its whole address"),
+    ],
+)
+def test_a_path_is_refused_with_the_address_to_write(path: str, told: str) -> None:
+    found = faults(images=[*IMAGES[:4], {"ref": path, "name": "rex 5.jpg"}])
+    assert found.keys() == {"images.4"}
+    assert found["images.4"].startswith("picture 5 (rex 5.jpg): is a path; write ")
+    assert told in found["images.4"]
 
 
 def test_a_remote_trainer_is_refused_a_masked_loss_with_masks_as_without() -> None:
@@ -101,7 +120,7 @@ def test_every_fault_is_named_at_once() -> None:
         owner_id="",
         subject_id=...,
         images=["https://10.0.0.1/a.png", "ftp://x/y", "file:///etc/passwd", "s3://bucket/key", ""],
-        epochs=9,
+        epochs=0,
         rank=0,
         learning_rate=1,
         resolution=100,
@@ -144,13 +163,21 @@ def test_every_picture_and_the_webhook_are_looked_at_once_the_rest_can_be_read()
                          "http://127.0.0.1/", "http://169.254.169.254/", "https://app.example:8443/"]),
         ("idempotency_key", ["", "x" * 201, 5]),
         ("base_model", [..., None, "", 5]),
-        ("trigger_word", [..., None, "", " "]),
+        ("trigger_word", [..., None, "", " ", ",", "\u200b", "\u3164", "sks\u200bdog", "sks\u00addog"]),
+        ("class_word", ["dog\ufeff"]),
+        ("checkpoint_every", [0, 501, "often"]),
+        ("keep_checkpoints", ["perhaps"]),
+        ("model_id", ["", "A", "a/b", ".a", "job_1", "a b", "x" * 101, True, 1.5, "é"]),
+        ("model_link", ["yes", 1]),
+        ("reference", ["x", [], {"x": "y" * 2000}, {"x": float("nan")}, {"x": {1, 2}}, {"x": "\ud800"}]),
         ("family", ["flux"]),
         ("backend", ["cloud"]),
         ("seed", [-1, 2**63]),
         ("max_steps", [0, 100_001]),
-        ("epochs", [9, 501]),
+        ("epochs", [0, 501]),
         ("aspect_buckets", ["perhaps"]),
+        ("allow_missing", ["yes", 1]),
+        ("images.2.name", [["a", "b", {"ref": "c", "name": name}, "d", "e"] for name in ("", 5, "a\nb", "x" * 201)]),
     ],
 )  # fmt: skip
 def test_each_kind_of_fault_is_told_by_its_argument(name: str, values: list[Any]) -> None:
@@ -160,6 +187,14 @@ def test_each_kind_of_fault_is_told_by_its_argument(name: str, values: list[Any]
         found = faults(**changed)
         assert all(f"{told}.".startswith(f"{name}.") for told in found), (value, found)
         assert len(found) == 1, (value, found)
+
+
+def test_what_a_producer_gives_is_kept() -> None:
+    envelope = read(model_id=17, reference={"order": [1, None, "é"]}, allow_missing=True, model_link=True).envelope
+    assert (envelope.model_id, envelope.reference) == ("17", {"order": [1, None, "é"]})
+    assert (envelope.allow_missing, envelope.model_link) == (True, True)
+    assert read(model_id="style_7.v-2").envelope.model_id == "style_7.v-2"
+    assert (read().envelope.model_id, read().envelope.reference, read().envelope.allow_missing) == (None, None, False)
 
 
 def test_a_family_that_does_not_go_with_the_base_model_is_told_beside_other_faults() -> None:
@@ -286,3 +321,22 @@ def test_enough_pictures_must_be_left_to_train_on() -> None:
 def test_early_stop_needs_something_to_go_by() -> None:
     assert "held_out" in faults(validation={"patience": 3})["validation"]
     assert "held_out" in faults(validation={"keep_best": True})["validation"]
+
+
+def test_the_task_of_the_end_is_the_applications_own() -> None:
+    given = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": 7}}
+    assert read(on_end=given).envelope.on_end.model_dump() == given  # type: ignore[union-attr]
+    assert read(on_end={"task": "shop.notice"}).envelope.on_end.kwargs == {}  # type: ignore[union-attr]
+    for wrong, name in (
+        ({}, "on_end.task"),
+        ({"task": "imprint.cancel"}, "on_end.task"),
+        ({"task": "celery.map"}, "on_end.task"),
+        ({"task": "two words"}, "on_end.task"),
+        ({"task": "x", "queue": "io"}, "on_end.queue"),
+        ({"task": "x", "queue": "train.sd15"}, "on_end.queue"),
+        ({"task": "x", "kwargs": []}, "on_end.kwargs"),
+        ({"task": "x", "kwargs": {"a": "b" * 10_000}}, "on_end.kwargs"),
+        ({"task": "x", "args": []}, "on_end.args"),
+        ("shop.notice", "on_end"),
+    ):
+        assert list(faults(on_end=wrong)) == [name]

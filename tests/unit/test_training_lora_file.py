@@ -169,7 +169,7 @@ def test_unsound_files_are_refused(what: str) -> None:
     make, told = REFUSED[what]
     with pytest.raises(LoraInvalid, match=told) as caught:
         check_lora_file(make(), family="sd15", rank=4)
-    assert caught.value.code is FailureCode.UPLOAD_FAILED
+    assert caught.value.code is FailureCode.LORA_INVALID
 
 
 def test_of_another_family_or_rank() -> None:

@@ -27,7 +27,8 @@ JOB: dict[str, Any] = {
     "credits": {"held": 0, "charged": 80, "refunded": 20},
     "failure": None,
     "lora": {"key": "models/model_1/lora_weights.safetensors", "sha256": "ab" * 32, "bytes": 3_300_000},
-    "subject_id": "not told",
+    "subject_id": "dog",
+    "details": "not told",
 }
 FAILED = JOB | {"failure": {"code": "worker_lost", "message": "no worker survived", "details": {}}, "lora": None}
 
@@ -56,9 +57,33 @@ def test_completed_comes_with_the_model() -> None:
             "attempt": 1,
             "sequence": 3,
             "credits": {"held": 0, "charged": 80, "refunded": 20},
-            "artifact": {"sha256": "ab" * 32, "bytes": 3_300_000},
+            "model_id": "model_1",
+            "owner_id": "ada",
+            "subject_id": "dog",
+            "artifact": {
+                "sha256": "ab" * 32, "bytes": 3_300_000, "key": "models/model_1/lora_weights.safetensors"
+            },
         },
-    }
+    }  # fmt: skip
+
+
+def test_a_completed_model_is_named_by_addresses_that_a_backend_can_open() -> None:
+    def sent(addresses: webhooks.FileAddresses) -> dict[str, Any]:
+        found = json.loads(webhooks.body(JOB, "training.completed", sequence=3, at=NOW, addresses=addresses))
+        return {name: found[name] for name in ("model_path", "model_url") if name in found}
+
+    uri, link = "s3://bucket/some/models/model_1/lora_weights.safetensors", "https://s3.example/x?X-Amz-Signature=y"
+    assert sent(webhooks.FileAddresses(uri)) == {"model_path": uri}
+    assert sent(webhooks.FileAddresses(uri, link)) == {"model_path": uri, "model_url": link}
+
+
+def test_a_notice_returns_what_the_request_gave() -> None:
+    given = {
+        "style_id": 4711, "message_id": "m-1", "idempotency_key": "k", "reference": {"order": [1, None, "é"]}
+    }  # fmt: skip
+    for event, job in (("training.processing", JOB), ("training.failed", FAILED), ("training.completed", JOB)):
+        assert given.items() <= told(job | given, event)["data"].items()
+        assert not given.keys() & told(job, event)["data"].keys()
 
 
 def test_failed_comes_with_the_reason() -> None:
@@ -85,7 +110,7 @@ def test_only_known_events_are_told() -> None:
 
 def test_a_notice_keeps_no_more_than_it_tells() -> None:
     kept = webhooks.payload(JOB, "training.completed", "https://app.example")
-    assert "subject_id" not in kept["job"]
+    assert "details" not in kept["job"]
     assert webhooks.body(kept["job"], kept["event"], sequence=3, at=NOW) == webhooks.body(
         JOB, "training.completed", sequence=3, at=NOW
     )
@@ -95,17 +120,22 @@ def test_a_notice_keeps_no_more_than_it_tells() -> None:
 def test_a_body_stays_under_20_kb_whatever_a_job_says(reason: str, code: str, letter: str) -> None:
     failure = {"code": code * 100, "message": reason + letter * 30_000}
     lora = {"key": letter * 9000, "sha256": letter * 9000, "bytes": 10**15}
-    job = JOB | {"job_id": letter * 9000, "failure": failure, "lora": lora}
+    names = dict.fromkeys(
+        ("job_id", "model_id", "owner_id", "subject_id", "style_id", "message_id", "idempotency_key"), letter * 9000
+    )
+    failure["details"] = {"faults": {f"{letter * number}": letter * 9000 for number in range(300)}}
+    job = JOB | names | {"failure": failure, "lora": lora, "reference": {"x": "é" * 990}}
+    addresses = webhooks.FileAddresses(letter * 9000, "x" * 3000)
     for event in webhooks.EVENTS:
-        content = webhooks.body(job, event, sequence=10**9, at=NOW)
+        content = webhooks.body(job, event, sequence=10**9, at=NOW, addresses=addresses)
         assert len(content) < webhooks.MAX_BODY_BYTES
         json.loads(content)
 
 
 def test_where_it_goes() -> None:
-    assert webhooks.status_url("https://app.example", "m1") == "https://app.example/api/models/m1/status"
-    assert webhooks.status_url("https://app.example/x/", "a/../b?c") == (
-        "https://app.example/x/api/models/a%2F..%2Fb%3Fc/status"
+    assert webhooks.status_url("https://app.example", "models", "m1") == "https://app.example/api/models/m1/status"
+    assert webhooks.status_url("https://app.example/x/", "subjects", "a/../b?c") == (
+        "https://app.example/x/api/subjects/a%2F..%2Fb%3Fc/status"
     )
 
 

@@ -39,7 +39,7 @@ def serialize(state: State, identity: Mapping[str, str], versions: Mapping[str, 
         "prediction": state.prediction,
         "precision": state.precision,
         "quantisation": state.quantisation,
-        "looks": json.dumps(state.looks),
+        "validation_losses": json.dumps(state.validation_losses),
         **{f"identity.{name}": value for name, value in identity.items()},
         **{f"version.{name}": value for name, value in versions.items()},
     }
@@ -59,6 +59,7 @@ def deserialize(data: bytes, identity: Mapping[str, str], step: int) -> State:
             raise Malformed(f"it has another {name}")
     if facts["step"] != str(step):
         raise Malformed(f"its step is {facts['step']}")
+    losses = facts.get("validation_losses") or facts.get("looks", "[]")  # the name that earlier versions wrote
     parts: dict[str, dict[str, Array]] = {}
     for name, held in tensors.items():
         part, _, rest = name.partition("/")
@@ -72,7 +73,7 @@ def deserialize(data: bytes, identity: Mapping[str, str], step: int) -> State:
         precision=facts.get("precision", ""),
         quantisation=cast(Quantisation, facts.get("quantisation", "none")),
         loss=float(facts["loss"]),
-        looks=tuple((step, loss) for step, loss in json.loads(facts.get("looks", "[]"))),
+        validation_losses=tuple((step, loss) for step, loss in json.loads(losses)),
     )
 
 

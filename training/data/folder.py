@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
+from core.picture_names import picture_label
 from training.data import pictures
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.decoder import Decoder
@@ -18,7 +19,7 @@ _MASKS = "masks"  # subfolder with masks: white counts, black does not
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """The dataset of a folder: examples, manifest, and why pictures were left out, by file name."""
+    """The dataset of a folder: examples, manifest, and why pictures were left out, in the order of their names."""
 
     examples: list[Example]
     manifest: Manifest
@@ -36,16 +37,17 @@ def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
     paths = pictures_of(folder)
     if len(paths) > MAX_PICTURES:
         raise SpecInvalid.of({"FOLDER": f"{folder} has {len(paths)} pictures; at most {MAX_PICTURES} are accepted"})
-    prepared, left_out = _prepared(paths, masks_of(folder, paths) if spec.objective.masked else {}, spec)
+    prepared, reasons = _prepared(paths, masks_of(folder, paths) if spec.objective.masked else {}, spec)
     repeats = pictures.near_duplicates([made.report for _, made in prepared])
     for repeat, first in repeats.items():
-        left_out[prepared[repeat][0].name] = f"nearly the same as {prepared[first][0].name}"
+        reasons[prepared[repeat][0]] = f"nearly the same as {prepared[first][0].name}"
+    left_out = {picture_label(place, path.name): reasons[path] for place, path in enumerate(paths) if path in reasons}
     good = [pair for place, pair in enumerate(prepared) if place not in repeats]
     fewest = MIN_PICTURES + spec.validation.held_out
     if len(good) < fewest:
         raise TooFewImages(
             f"{folder} has {len(good)} good pictures of {len(paths)}; at least {fewest} are needed"
-            + "".join(f"\n  {name}: {reason}" for name, reason in sorted(left_out.items())),
+            + "".join(f"\n  {name}: {reason}" for name, reason in left_out.items()),
             {"left_out": left_out},
         )
     return _laid_out(good, spec, into, left_out)
@@ -53,20 +55,20 @@ def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
 
 def _prepared(
     paths: list[Path], masks: Mapping[Path, Path], spec: TrainSpec
-) -> tuple[list[tuple[Path, pictures.PreparedImage]], dict[str, str]]:
+) -> tuple[list[tuple[Path, pictures.PreparedImage]], dict[Path, str]]:
     """The good pictures, and why others are left out."""
     prepared: list[tuple[Path, pictures.PreparedImage]] = []
-    left_out: dict[str, str] = {}
+    left_out: dict[Path, str] = {}
     with Decoder() as decoder:
         for path in paths:
             try:
                 made = _prepare(decoder, path, masks.get(path), spec)
             except (ImageInvalid, OSError) as error:
-                left_out[path.name] = str(error)
+                left_out[path] = str(error)
                 continue
             bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
             if bad:
-                left_out[path.name] = ", ".join(bad).replace("_", " ")
+                left_out[path] = ", ".join(bad).replace("_", " ")
             else:
                 prepared.append((path, made))
     return prepared, left_out
@@ -133,6 +135,21 @@ def masks_of(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
             {f"{_MASKS}/{masks[stem].name}": "no picture has the name of this mask" for stem in sorted(strays)}
         )
     return {path: masks[path.stem] for path in paths if path.stem in masks}
+
+
+def unused_captions(folder: Path) -> str | None:
+    """A note for the user if captions have names that other trainers use, and Imprint does not; else None."""
+    found = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() == ".caption"
+        or path.name.lower() in ("metadata.jsonl", "metadata.csv")
+        or path.name.lower().endswith(tuple(f"{suffix}.txt" for suffix in _SUFFIXES))
+    ]
+    if not found:
+        return None
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0]}{more} are not read: a caption is the text file of a picture's own name, such as dog1.txt"
 
 
 def unused_masks(folder: Path, spec: TrainSpec) -> str | None:

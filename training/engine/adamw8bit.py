@@ -1,8 +1,8 @@
 """AdamW whose moments are kept in 8 bits: https://arxiv.org/abs/2110.02861.
 
-A vector is cut into blocks of 256; of each block the largest magnitude is kept, and of each number the nearest of 256
-codes between -1 and 1 (0 and 1 for what is never negative). The codes are dense near zero, where most of a moment is:
-the "dynamic tree" of section 1.3, as bitsandbytes' create_dynamic_map builds it.
+A vector is divided into blocks of 256. A block is stored as its largest magnitude, and for each number the nearest of
+256 codes between -1 and 1 (0 and 1 for second moments, which are not negative). The codes are dense near zero, where
+most moments are: the "dynamic tree" of section 1.3, as in bitsandbytes' create_dynamic_map.
 """
 
 import torch
@@ -17,7 +17,7 @@ _EXPONENTS = 7
 
 
 def codes(*, signed: bool) -> Tensor:
-    """The 256 numbers that stand for a share of a block's largest magnitude, ascending, float32."""
+    """The values of the 256 codes, as fractions of a block's largest magnitude, ascending, float32."""
     made = [0.0, 1.0]
     for exponent in range(_EXPONENTS):
         count = 2 ** (exponent if signed else exponent + 1)
@@ -29,7 +29,7 @@ def codes(*, signed: bool) -> Tensor:
 
 
 class AdamW8bit(AdamW):
-    """AdamW with first and second moments of 8 bits each. The masters stay float32, and each update reckons in it."""
+    """AdamW with moments in 8 bits. Masters and updates are in float32."""
 
     VECTORS = ()
     RAW = ("first_codes", "first_largest", "second_codes", "second_largest")
@@ -58,7 +58,7 @@ class AdamW8bit(AdamW):
 
     @staticmethod
     def _pack(values: Tensor, held: Tensor, largest: Tensor, table: Tensor) -> None:
-        """Keep values [N, P] as codes [N, blocks, 256] and each block's largest magnitude [N, blocks, 1]."""
+        """Store values [N, P] as codes [N, blocks, 256] and the largest magnitude of each block, [N, blocks, 1]."""
         blocks = functional.pad(values, (0, held[0].numel() - values.shape[1])).view(held.shape)
         torch.amax(blocks.abs(), 2, keepdim=True, out=largest)
         shares = blocks / largest.clamp(min=torch.finfo(torch.float32).tiny)

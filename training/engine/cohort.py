@@ -1,4 +1,4 @@
-"""Jobs of one shape in the slots of one stack: seat them, step them all at once, let them go."""
+"""Jobs of one shape in the slots of one stack: they join, step together, and leave."""
 
 from collections import deque
 
@@ -18,9 +18,9 @@ from training.engine.state import State
 from training.engine.step import Batch, PendingLosses, Step
 from training.families.family import Base, Family
 
-# How many losses may be in flight on a GPU: reading one sooner would make the host wait for the device.
+# Losses that may be on their way from a GPU: reading one sooner would make the host wait for the device.
 CUDA_PENDING = 2
-LADDER = (1, 2, 4, 8, 16, 32)
+LADDER = (1, 2, 4, 8, 16, 32)  # the numbers of slots that a cohort may have
 
 
 class Cohort:
@@ -29,7 +29,7 @@ class Cohort:
     def __init__(
         self, family: Family, base: Base, layers: LoRALayers, shape: Shape, slots: int, recorder: Recorder | None = None
     ) -> None:
-        """recorder: what records steps; None if each is to be sent anew."""
+        """recorder: records steps as CUDA graphs; None: run them eagerly."""
         self.family, self.base, self.layers, self.shape, self.recorder = family, base, layers, shape, recorder
         self.layout = layers.layout(shape.targets, shape.rank, dora=shape.dora)
         self.jobs: list[SlotJob | None] = [None] * slots  # by slot
@@ -39,46 +39,46 @@ class Cohort:
         self.idle_steps = 0  # steps since half the slots have been idle
 
     def _use(self, stack: Stack) -> None:
-        """Step this stack from now on."""
+        """Use this stack from now on."""
         self.stack = stack
         stack.is_scaled = self.base.dtype == torch.float16
-        # A family that does not share its steps has captions of many lengths: too many shapes to record.
+        # In a family that does not share steps, captions have many lengths: too many shapes to record.
         recorder = self.recorder if self.family.shares_steps else None
         self._step = Step(self.family, self.base, self.layers, self.layout, stack, recorder)
 
     def record_with(self, record: Record | None) -> None:
-        """Record steps in another way; None: send each one by one. For checks and measurements."""
+        """Record steps with `record`; None: run them eagerly. For checks and measurements."""
         self._step.recorder = None if record is None else Recorder(record)
 
     @property
     def is_recording(self) -> bool:
-        """Whether any step is repeated from a recording by now."""
+        """Whether any step has been recorded."""
         return bool(self._step.recorder)
 
     def weights_of(self, job: SlotJob) -> Tensor:
-        """A job's LoRA as one vector [P] on the device, as it is now."""
+        """A job's current LoRA as one vector [P] on the device, not copied."""
         stack, slot = self._row(job)
         return stack.masters[slot].detach()
 
     def loras_of(self, job: SlotJob) -> tuple[Tensor, list[LoRA | None]]:
-        """A copy of the weights [P] that a job would deliver now, and the LoRAs by place that they make."""
+        """A copy of the weights [P] that a job would deliver now, and their LoRAs by place."""
         stack, slot = self._row(job)
         weights, scale = stack.effective_weights(slot).clone(), stack.scales[slot : slot + 1].clone()
         with torch.no_grad():
             return weights, self.layout.loras(weights.unsqueeze(0), scale, self.base.dtype)
 
     def _row(self, job: SlotJob) -> tuple[Stack, int]:
-        """Where a job's numbers stand: a stack, and the row in it."""
+        """The stack that has a job's numbers, and their row in it."""
         return (self.stack, self.jobs.index(job)) if job.held_row is None else (job.held_row, 0)
 
     def __len__(self) -> int:
         """How many jobs have a slot."""
         return sum(job is not None for job in self.jobs)
 
-    # ---- coming and going ----
+    # ---- joining and leaving ----
 
     def seat(self, job: SlotJob) -> None:
-        """Give a job the first free slot, at its checkpoint or at the start that its seed draws."""
+        """Give a job the first free slot, with its checkpoint or the initial weights that its seed draws."""
         slot = self.jobs.index(None)
         spec, state, layout = job.run.spec, job.state, self.layout
         begun = layout.begin(spec.seed, spec.rank)
@@ -90,15 +90,15 @@ class Cohort:
         self.jobs[slot] = job
 
     def unseat(self, job: SlotJob) -> None:
-        """Empty a job's slot; the others' numbers do not change."""
+        """Empty a job's slot. The numbers of the others do not change."""
         slot = self.jobs.index(job)
         self.jobs[slot], job.held_row = None, None
         self.stack.clear(slot)
 
     def resize(self, slots: int) -> None:
-        """Move all jobs to a stack of another number of slots, at least as many as there are jobs.
+        """Move all jobs to a stack with another number of slots, at least as many as there are jobs.
 
-        If memory runs out on the way, the cohort is as it was.
+        If this raises because memory runs out, the cohort is unchanged.
         """
         self.read_losses()
         stack = OPTIMIZERS[self.shape.optimizer](slots, self.layout, self.base.device)
@@ -111,15 +111,15 @@ class Cohort:
         self.jobs = [job for _, job in jobs] + [None] * (slots - len(jobs))
 
     def snapshot(self, job: SlotJob) -> State:
-        """A job's state as it is now, on the host."""
+        """A job's current state, on the host. Waits for the device."""
         self.read_losses()
         return self.copied(job).state()
 
     def copied(self, job: SlotJob) -> Snapshot:
-        """A job as it is now. Does not wait for the device."""
+        """A copy of a job's current state, on the device. Does not wait for the device."""
         rest = {
             "prediction": self.base.prediction,
-            "looks": tuple(job.looks),
+            "validation_losses": tuple(job.validation_losses),
             "best": job.best,
             "precision": str(self.base.dtype).removeprefix("torch."),
             "quantisation": self.base.quantisation,
@@ -135,11 +135,11 @@ class Cohort:
 
     @property
     def ready(self) -> int:
-        """How many jobs the next step moves: those that have a slot and are not held."""
+        """The number of jobs that take part in the next step: those with a slot that are not held."""
         return sum(job is not None and not job.is_held for job in self.jobs)
 
     def step(self) -> None:
-        """One step of every job that is not held, at least one: draw, forward, backward, clip, optimizer."""
+        """One step of every job that is not held: draw, forward, backward, clip, optimizer. There must be one."""
         self._move_held_rows()
         parts, seated = self.gather()
         stepping = dict(seated)
@@ -157,7 +157,7 @@ class Cohort:
             self._read_oldest()
 
     def _move_held_rows(self) -> None:
-        """Take the rows of jobs that are held out of the stack, and put back those of jobs that no longer are."""
+        """Move the rows of held jobs out of the stack, and those of jobs that are no longer held back into it."""
         for slot, job in enumerate(self.jobs):
             if job is None or job.is_held == (job.held_row is not None):
                 continue
@@ -165,12 +165,12 @@ class Cohort:
                 job.held_row = self._copied_row(job)
                 self.stack.clear(slot)
             else:
-                assert job.held_row is not None  # noqa: S101 - it was held
+                assert job.held_row is not None  # noqa: S101 - as the job was held
                 self.stack.copy(slot, job.held_row, 0)
                 job.held_row = None
 
     def read_losses(self) -> None:
-        """Give every job the losses that are still on their way."""
+        """Give every job the losses that are still on their way. Waits for the device."""
         while self._pending:
             self._read_oldest()
 
@@ -181,7 +181,7 @@ class Cohort:
             job.losses.append((done, losses[slot]))
 
     def gather(self) -> tuple[list[JobBatch], list[tuple[int, SlotJob]]]:
-        """The batch of every slot in order, and the jobs that step, by slot; idle slots get zeros of the same shape."""
+        """The batch of every slot in order, and the jobs that step, with their slots. Idle slots get zeros."""
         seated = [(slot, job) for slot, job in enumerate(self.jobs) if job is not None and not job.is_held]
         drawn = {slot: distributed.part(draw(self.family, self.base, job, job.step)) for slot, job in seated}
         if self._idle is None and len(seated) < len(self.jobs):

@@ -1,12 +1,12 @@
 """One training over several processes: each takes a part of every batch, and all make the same update.
 
-Every process draws the whole batch of a step, which is a pure function of (seed, step), and reckons with its own rows.
-The mean of the parts' gradients is the gradient of the whole, so all hold the same weights after the update, and the
-LoRA is the one that a single process with room for the batch would have made, to the order of summation.
+Every process draws the whole batch of a step, which is a pure function of (seed, step), and computes with its own rows.
+The mean of the parts' gradients is the gradient of the whole batch, so all processes have the same weights after the
+update, and the LoRA is the one that a single process would have made, except for the order of summation.
 
-`accelerate launch` (or `torchrun`) starts the processes; without one there is nobody to share with, and everything here
-does nothing. PyTorch's DistributedDataParallel is not used: adapters are one flat tensor here, so one reduction does
-what its buckets and hooks are for.
+`accelerate launch` (or `torchrun`) starts the processes. In a process that was started alone, the functions here do
+nothing. PyTorch's DistributedDataParallel is not used: the adapters are one flat tensor, so a single reduction replaces
+its buckets and hooks.
 """
 
 import os
@@ -23,8 +23,8 @@ from core.errors import SpecInvalid
 from training.engine.job_batch import JobBatch
 from training.families.family import Draw
 
-STOP_EVERY = 20  # steps between two questions whether a process was asked to stop: each waits for all
-_PATIENCE = timedelta(minutes=30)  # one may load a base model from a slow disk while the others wait
+STOP_EVERY = 20  # steps between two checks whether any process was asked to stop: each check waits for all
+_PATIENCE = timedelta(minutes=30)  # one process may load a base model from a slow disk while the others wait
 
 
 def is_asked_for() -> bool:
@@ -33,15 +33,15 @@ def is_asked_for() -> bool:
 
 
 def rank() -> int:
-    """Which of the processes this is, counted from 0; 0 where it is alone."""
+    """The number of this process, from 0; 0 if it is alone."""
     return dist.get_rank() if is_shared() else 0
 
 
 @contextmanager
 def sharing(device: str, batch_size: int) -> Iterator[str]:
-    """Meet the other processes that a launcher started; gives the device that this one trains on.
+    """Connect to the other processes that a launcher started; yields the device that this one trains on.
 
-    Raises SpecInvalid for a batch that cannot be shared evenly. Does nothing in a process that is alone.
+    Raises SpecInvalid if the batch cannot be divided evenly. Does nothing in a process that is alone.
     """
     if not is_asked_for():
         yield device
@@ -61,13 +61,13 @@ def sharing(device: str, batch_size: int) -> Iterator[str]:
 
 
 def wait_for_all() -> None:
-    """Return once every process has come here."""
+    """Return when every process has called this."""
     if is_shared():
         dist.barrier()
 
 
 def part(batch: JobBatch) -> JobBatch:
-    """The rows of a job's batch that this process takes."""
+    """The rows of a job's batch that this process computes."""
     if not is_shared():
         return batch
     rows = len(batch.conditions) // dist.get_world_size()
@@ -77,7 +77,7 @@ def part(batch: JobBatch) -> JobBatch:
 
 
 def average(*values: Tensor) -> None:
-    """Replace each value by its mean over the processes, in place and in one call."""
+    """Replace each value by its mean over the processes, in place, in one collective call."""
     if is_shared():
         whole = torch.cat([value.flatten() for value in values])
         dist.all_reduce(whole)
@@ -88,7 +88,7 @@ def average(*values: Tensor) -> None:
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether it holds in any of the processes, the same answer in all: they must leave at the same step."""
+    """Whether `flag` is true in any process. All get the same answer, so that they leave at the same step."""
     if not is_shared():
         return flag
     flags = torch.tensor(float(flag), device=device)
@@ -97,5 +97,5 @@ def any_of(flag: bool, device: torch.device) -> bool:
 
 
 def is_shared() -> bool:
-    """Whether this process has met the others of its training."""
+    """Whether this process is connected to the others of its training."""
     return dist.is_available() and dist.is_initialized()

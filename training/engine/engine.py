@@ -1,75 +1,64 @@
 """The engine of one loaded base model: a thread that steps every cohort on it, round by round.
 
-Jobs come and go between steps, as requests do in a continuously batched inference server. Each job has a thread of its
-own (the worker's task), which waits here, watches over it, and keeps its checkpoints; the engine's thread only steps.
+Jobs join and leave between steps, as requests do in a continuously batched inference server. Each job has a thread of
+its own (the worker's task), which waits for the engine and saves checkpoints; the engine's thread only steps.
 """
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from core import metrics
 from core.errors import DeviceLost, HandOver
 from training import device_failure
 from training.device import make_current
-from training.engine import distributed, recorder
-from training.engine.cohort import LADDER, Cohort
+from training.engine import distributed
+from training.engine.cohort import Cohort
+from training.engine.cohorts import Cohorts
 from training.engine.evaluations import Evaluations
-from training.engine.faults import free_memory, is_device_error, is_out_of_memory, without_frames
+from training.engine.faults import is_device_error, is_out_of_memory, without_frames
 from training.engine.lora_layers import LoRALayers
-from training.engine.memory_layout import lay_out
 from training.engine.recorder import Recorder
-from training.engine.slot_job import Shape, SlotJob
-from training.engine.slot_ladder import SlotLadder
+from training.engine.slot_job import SlotJob
 from training.families.family import Base, Family
 
 log = logging.getLogger(__name__)
 
-THREADS = torch.get_num_threads()  # of a CPU, as this process began
-SHRINK_AFTER = 50  # steps with half the slots idle, before a cohort shrinks: a job may come at any time
-_IDLE_S = 10.0  # the thread ends after so long without a job; the next one starts another
+_IDLE_S = 10.0  # the thread ends after this time without a job; the next job starts another thread
 
 
 class Engine:
-    """One base model, its wrapped linears, and the jobs that train on it. `join` may be called from any thread."""
+    """One base model, its wrapped layers, and the jobs that train on it. Safe to use from several threads."""
 
     def __init__(self, family: Family, base: Base, fingerprint: str = "") -> None:
+        """fingerprint: of the base model, to store measurements under."""
         self.family, self.base = family, base
-        self._fingerprint = fingerprint
-        self._layers: LoRALayers | None = None
-        self.recorder: Recorder | None = None
-        self._loading = threading.Lock()
+        self._cohorts = Cohorts(family, base, fingerprint)
         self._changed = threading.Condition()
+        self._parking = threading.Lock()
         self._waiting: list[SlotJob] = []
-        self._cohorts: dict[Shape, Cohort] = {}
-        self._tops: dict[Shape, int] = {}  # most slots, where memory or a setting said so
-        self._evaluations = Evaluations(self._end_alone, self._free_memory)
+        self._evaluations = Evaluations(self._end_alone, self._cohorts.free_memory)
         self._thread: threading.Thread | None = None
         self._is_stepping, self._pauses, self._is_closing = False, 0, False
-        self.failure: BaseException | None = None  # why nothing can be trained here any more
+        self.failure: BaseException | None = None  # why no job can train on this engine any more
 
     @property
     def layers(self) -> LoRALayers:
-        """The wrapped layers. The denoiser is loaded when they are first asked for: after a job's encoders are parked.
+        """The wrapped layers of the denoiser, which the first call loads. Raises BaseModelUnavailable."""
+        return self._cohorts.layers
 
-        Raises BaseModelUnavailable.
-        """
-        with self._loading:
-            if self._layers is None:
-                lay_out(self.base.denoiser)
-                self._layers = LoRALayers(self.base.denoiser, self.family.targets)
-                self._ladder = SlotLadder(self._fingerprint, self.base.device)
-                if self.base.device.type == "cuda" and not distributed.is_asked_for() and recorder.is_allowed():
-                    self.recorder = recorder.cuda_recorder(self.base.device)
-            return self._layers
+    @property
+    def recorder(self) -> Recorder | None:
+        """The recorder of steps; None if they run eagerly."""
+        return self._cohorts.recorder
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder | None) -> None:
+        self._cohorts.recorder = recorder
 
     def join(self, job: SlotJob) -> None:
-        """Let a job train: it gets a slot at the next step boundary that has one. Raises BaseModelUnavailable."""
-        _ = self.layers  # loaded on the job's thread, and an error is the job's own
+        """Train a job: it gets a slot at the next step boundary with a free one. Raises BaseModelUnavailable."""
+        _ = self.layers  # loaded on the job's thread: an error is this job's own
         with self._changed:
             if self.failure is not None:
                 job.end(self.failure)
@@ -81,8 +70,9 @@ class Engine:
             self._changed.notify_all()
 
     def leave(self, job: SlotJob, *, is_abandoned: bool = False) -> None:
-        """Ask for a job to be let go: as soon as its evaluation is finished, and then its last snapshot is where it
-        stands; at the next step boundary if nothing more is wanted of it.
+        """Ask the engine to release a job: once its evaluation is finished, with a last snapshot.
+
+        is_abandoned: its result is not wanted any more, so release it at the next step boundary.
         """
         with self._changed:
             job.is_abandoned, job.leaving = is_abandoned, True
@@ -90,12 +80,12 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs: without it no job that joined ever ends."""
+        """Whether the thread runs: without it, no job that has joined ever ends."""
         thread = self._thread
         return thread is not None and thread.is_alive()
 
     def close(self) -> None:
-        """End the thread, and wait until it has ended: then nothing of it holds the base. No job may be left."""
+        """End the thread and wait for it, so that it holds nothing of the base. No job may be left."""
         with self._changed:
             self._is_closing = True
             thread = self._thread
@@ -105,17 +95,41 @@ class Engine:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, no cohort steps, and the device has the memory that steps keep for themselves: room to encode."""
+        """Inside, no cohort steps, and the memory that steps keep for themselves is free."""
         with self._changed:
             self._pauses += 1
             self._changed.wait_for(lambda: not self._is_stepping)
         try:
-            self._free_memory()
+            self._cohorts.free_memory()
             yield
         finally:
             with self._changed:
                 self._pauses -= 1
                 self._changed.notify_all()
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """Inside, no cohort steps, and the denoiser is in the host's memory: the device has room to encode.
+
+        Raises HandOver if the denoiser cannot be moved back, now or in an earlier call. Then every job of the engine
+        ends with HandOver, and the engine takes no other: the base model must be loaded again.
+        """
+        with self._parking, self.paused():
+            if self.failure is not None:
+                raise self.failure
+            try:
+                with self.base.parked():
+                    yield
+            except BaseException as error:
+                if not self.base.is_parked:
+                    raise
+                failure = HandOver("the base model must be loaded again: its denoiser could not be moved back")
+                with self._changed:
+                    self.failure = failure
+                log.warning("the denoiser cannot be moved back to %s: its jobs are handed over", self.base.device)
+                if is_device_error(error):
+                    raise
+                raise failure from without_frames(error)
 
     # ---- the thread ----
 
@@ -123,20 +137,22 @@ class Engine:
         try:
             make_current(self.base.device)
             while self._admit():
-                for cohort in list(self._cohorts.values()):
+                for cohort in self._cohorts.all:
                     error = self._advance(cohort)
                     if error is not None:
                         self._recover(cohort, error)
                 self._evaluations.advance()
                 self._end_round()
+            if self.failure is not None:
+                self._hand_over_all(self.failure)
         except BaseException as error:
             log.exception("the engine stops")
             self._fail_all(without_frames(error))
 
     def _admit(self) -> bool:
-        """Seat the waiting jobs that find room, and begin a round; False if the thread is to end.
+        """Give slots to waiting jobs, and begin a round; False if the thread is to end.
 
-        A job that asked to leave before it was seated has left.
+        A job that asks to leave before it has a slot is released at once.
         """
         with self._changed:
             while self._pauses or not (self._waiting or self._cohorts):
@@ -144,16 +160,18 @@ class Engine:
                 if not (has_news or self._pauses or self._waiting or self._cohorts):
                     self._thread = None
                     return False
-            still = []
+            if self.failure is not None:
+                return False
+            still_waiting = []
             for job in self._waiting:
                 if job.leaving:
                     job.end()
-                elif not self._seat(job):
-                    still.append(job)
-            if len(still) < len(self._waiting):
-                for cohort in self._cohorts.values():
+                elif not self._cohorts.seat(job):
+                    still_waiting.append(job)
+            if len(still_waiting) < len(self._waiting):
+                for cohort in self._cohorts.all:
                     log.info("%d job(s) in %d slot(s), %s", len(cohort), len(cohort.jobs), cohort.shape)
-            self._waiting = still
+            self._waiting = still_waiting
             self._is_stepping = True
             return True
 
@@ -162,90 +180,27 @@ class Engine:
             self._is_stepping = False
             self._changed.notify_all()
 
-    def _seat(self, job: SlotJob) -> bool:
-        """Give a job a slot; False if it has to wait for one."""
-        top = min(self._tops.get(job.shape, LADDER[-1]), _rung(job.slots))
-        try:
-            cohort = self._room_for(job, top)
-            if cohort is None:
-                return False
-            cohort.seat(job)
-        except Exception as error:  # noqa: BLE001 - of this job, whatever it is: the thread must not end
-            failure = without_frames(error)
-        else:
-            self._cohorts[job.shape] = cohort
-            return True
-        if is_device_error(failure):
-            raise failure
-        if not is_out_of_memory(failure):
-            job.end(failure)
-            return True
-        self._free_memory()
-        cohort = self._cohorts.get(job.shape)
-        if cohort is not None:
-            self._tops[job.shape] = len(cohort.jobs)  # the cohort is as it was, and the job waits for a slot of it
-        elif not self._cohorts:
-            job.end(failure)
-            return True
-        return False
-
-    def _room_for(self, job: SlotJob, top: int) -> Cohort | None:
-        """The cohort that has a free slot for the job, grown or new if need be; None if there is none."""
-        cohort = self._cohorts.get(job.shape)
-        if cohort is None:
-            self._ladder.remember(job.run.encodings)
-            return Cohort(self.family, self.base, self.layers, job.shape, top if job.is_fixed else 1, self.recorder)
-        if None not in cohort.jobs:
-            now = len(cohort.jobs)
-            slots = _rung(now + 1)
-            if now >= top or not (self._ladder.pays(job.shape, slots) and self._ladder.fits(slots, now)):
-                return None
-            cohort.resize(slots)
-        return cohort
-
     def _advance(self, cohort: Cohort) -> BaseException | None:
-        """One step of a cohort and what it brings; the error that it ended with, if any."""
+        """One step of a cohort, and what is due after it. Returns the error, if there is one."""
         try:
-            self._let_go(cohort)
+            self._release(cohort)
             if not len(cohort):
-                del self._cohorts[cohort.shape]
+                self._cohorts.remove(cohort)
                 return None
-            self._shrink(cohort)
+            self._cohorts.shrink(cohort, is_awaited=any(job.shape == cohort.shape for job in self._waiting))
             self._evaluations.hold(cohort)
             if cohort.ready:
-                begun = time.monotonic()
-                self._share_threads(cohort)
-                with metrics.stepping(self.family.name, self.base.device.type, cohort.ready):
-                    cohort.step()
-                self._learn(cohort, time.monotonic() - begun)
+                self._cohorts.step(cohort)
             self._evaluations.attend(cohort)
-            self._let_go(cohort)
+            self._release(cohort)
         except Exception as error:
             if not is_out_of_memory(error):
                 log.exception("a step failed")
             return without_frames(error)
         return None
 
-    def _share_threads(self, cohort: Cohort) -> None:
-        """On a CPU, step several slots with one thread, and a lone slot with all.
-
-        Threads divide the rows of a product between them, and a kernel sums up a part of two rows in another order than
-        one of four: a slot's last digits would depend on its place.
-        """
-        if self.base.device.type != "cpu":
-            return
-        wanted = 1 if len(cohort.jobs) > 1 else THREADS
-        if torch.get_num_threads() != wanted:
-            torch.set_num_threads(wanted)
-
-    def _learn(self, cohort: Cohort, seconds: float) -> None:
-        """Note what a step took, where slots follow the jobs; on a GPU the host is soon as slow as the device."""
-        follow = [job for job in cohort.jobs if job is not None and job.slots > 1 and not job.is_fixed]
-        if follow and len(self._cohorts) == 1:
-            self._ladder.note(cohort.shape, len(cohort.jobs), seconds, follow[0].run.encodings)
-
-    def _let_go(self, cohort: Cohort) -> None:
-        """Empty the slots of jobs that are done, or that asked to leave, once their evaluations are finished."""
+    def _release(self, cohort: Cohort) -> None:
+        """Empty the slots of jobs that are done or asked to leave, once their evaluations are finished."""
         for job in cohort.jobs:
             if job is None:
                 continue
@@ -255,7 +210,7 @@ class Engine:
                 cohort.read_losses()
                 job.snapshots.append(cohort.copied(job))
                 cohort.unseat(job)
-                # If it did not ask itself, another process of this training was asked to stop.
+                # If the job itself did not ask, another process of this training was asked to stop.
                 job.end(None if job.is_done or job.leaving else HandOver())
 
     def _is_asked_to_leave(self, job: SlotJob) -> bool:
@@ -263,30 +218,18 @@ class Engine:
             return job.leaving
         return job.step % distributed.STOP_EVERY == 0 and distributed.any_of(job.leaving, self.base.device)
 
-    def _shrink(self, cohort: Cohort) -> None:
-        """Give back slots that have been idle for a while, at least half of them, where slots follow the jobs."""
-        slots = _rung(len(cohort))
-        is_wide = slots <= len(cohort.jobs) // 2 and not any(job is not None and job.is_fixed for job in cohort.jobs)
-        cohort.idle_steps = cohort.idle_steps + 1 if is_wide else 0
-        if cohort.idle_steps > SHRINK_AFTER and not any(job.shape == cohort.shape for job in self._waiting):
-            log.info("half the slots are idle: going on with %d instead of %d", slots, len(cohort.jobs))
-            cohort.resize(slots)
-            cohort.idle_steps = 0
-
     def _end_alone(self, job: SlotJob, error: BaseException) -> None:
-        """End a job with an error of its own; the others go on."""
-        for cohort in self._cohorts.values():
-            if job in cohort.jobs:
-                cohort.unseat(job)
+        """End one job with an error; the others continue."""
+        self._cohorts.unseat(job)
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
         job.end(error)
 
-    # ---- errors: handled outside of the `except` block, in which the step's tensors are still held ----
+    # ---- errors: handled outside the `except` block, in which the tensors of the step are still referenced ----
 
     def _recover(self, cohort: Cohort, error: BaseException) -> None:
-        """Out of memory: fewer slots, then gradient checkpointing. After any other error the cohort's jobs end with it.
+        """If memory ran out, continue with fewer slots or gradient checkpointing; else end the cohort's jobs.
 
         Raises the error of a device that failed, which ends the thread: nothing can be trained on it any more.
         """
@@ -296,70 +239,61 @@ class Engine:
             self._drop(cohort, error)
             return
         try:
-            self._make_room(cohort, error)
-        except Exception as second:  # noqa: BLE001 - there is no room even to stand up
+            has_room = self._cohorts.make_room(cohort, self._requeue)
+        except Exception as second:  # noqa: BLE001 - there is not even memory to make room
             failure = without_frames(second)
         else:
+            if not has_room:
+                self._drop(cohort, error)
             return
         if is_device_error(failure):
             raise failure
         self._drop(cohort, failure)
 
-    def _make_room(self, cohort: Cohort, error: BaseException) -> None:
-        """Jobs that lose their slot wait for another, with their state."""
-        cohort.stack.masters.grad = None
-        self._free_memory()
-        if len(cohort.jobs) > 1:
-            fewer = len(cohort.jobs) // 2
-            log.warning("out of memory with %d slots; going on with %d", len(cohort.jobs), fewer)
-            self._tops[cohort.shape] = fewer
-            for job in [job for job in cohort.jobs if job is not None][fewer:]:
-                job.state = cohort.snapshot(job)
-                with self._changed:
-                    self._waiting.insert(0, job)
-                cohort.unseat(job)
-            cohort.resize(fewer)
-        elif not self.base.is_gradient_checkpointing:
-            log.warning("out of memory; going on with gradient checkpointing")
-            self.base.checkpoint_gradients(True)
-        else:
-            self._drop(cohort, error)
-
-    def _free_memory(self) -> None:
-        if self.recorder is not None:
-            self.recorder.drop()
-        free_memory(self.base.device)
+    def _requeue(self, job: SlotJob) -> None:
+        with self._changed:
+            self._waiting.insert(0, job)
 
     def _drop(self, cohort: Cohort, error: BaseException) -> None:
-        """End a cohort's jobs with an error. Does not touch the device."""
-        self._cohorts.pop(cohort.shape, None)
+        """End a cohort's jobs with an error. Does not use the device."""
+        self._cohorts.remove(cohort)
         for job in cohort.jobs:
             if job is not None:
                 job.end(error)
 
+    def _hand_over_all(self, reason: BaseException) -> None:
+        """End every job with `reason`, with a snapshot where it stands. Only the denoiser is unusable, not the LoRAs.
+
+        A job with a pending evaluation gets no snapshot: it resumes from a checkpoint before the evaluation.
+        """
+        for cohort in self._cohorts.all:
+            try:
+                cohort.read_losses()
+                for job in cohort.jobs:
+                    if job is not None and not self._evaluations.is_pending(job):
+                        job.snapshots.append(cohort.copied(job))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("no memory for a last checkpoint: jobs resume from the one before")
+        self._end_all(reason)
+
     def _fail_all(self, error: BaseException) -> None:
-        """End every job of the engine, and the engine. Does not touch the device."""
+        """End every job with the error, and the engine. Does not use the device."""
         failed = is_device_error(error)
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        if failed:  # before any job ends: a job that is tried again must not come back to this worker
+        if failed:  # report first: a job that is tried again must not come back to this worker
             device_failure.report(reason)
+            error = DeviceLost(f"the device {self.base.device} of the worker failed ({reason}); another worker goes on")
+        self._end_all(error)
+
+    def _end_all(self, failure: BaseException) -> None:
+        """End every job, and the engine. Does not use the device."""
         with self._changed:
-            self.failure = (
-                DeviceLost(f"the device {self.base.device} of the worker failed ({reason}); another worker goes on")
-                if failed
-                else error
-            )
-            jobs = [
-                *self._waiting,
-                *(job for cohort in self._cohorts.values() for job in cohort.jobs if job is not None),
-            ]
+            self.failure = failure
+            jobs = [*self._waiting, *self._cohorts.jobs]
             self._waiting, self._thread, self._is_stepping = [], None, False
             for job in jobs:
-                job.end(self.failure)
+                job.end(failure)
             self._changed.notify_all()
         self._cohorts.clear()
-
-
-def _rung(jobs: int) -> int:
-    """The smallest shape of the ladder that seats so many jobs."""
-    return next((rung for rung in LADDER if rung >= jobs), LADDER[-1])

@@ -1,9 +1,10 @@
-"""Evaluations beside the training: each is done in units, one between two steps, so that no job waits for a whole one.
+"""Evaluations (validation and previews) in units, one between two steps, so that no job waits for a whole evaluation.
 
-When an evaluation is due, the LoRA of the job is copied as it is after that step, and the job goes on. It is held only
-where it must be: after its last step, while it leaves, while `patience` may still end it at that step, and when its
-next evaluation is due before this one is finished. Its checkpoints are kept back meanwhile, up to a few: so a job that
-goes on from one has done all evaluations before it, and does again those that were cut off.
+When an evaluation is due, the LoRA of the job is copied as it is after that step, and the job continues. The job is
+held only after its last step, while it leaves, while `patience` may still end it at that step, and if its next
+evaluation is due before this one is finished. Until an evaluation is finished, later checkpoints of the job are held
+back, up to a few. So a job that resumes from a checkpoint has finished all evaluations before it, and repeats those
+that were interrupted.
 """
 
 from collections.abc import Callable, Generator
@@ -17,74 +18,75 @@ from training.engine.faults import is_device_error, is_out_of_memory, without_fr
 from training.engine.slot_job import SlotJob, Snapshot
 from training.engine.validation import draw_previews, is_best, is_over, validation_loss
 
-MOST_KEPT_BACK = 3  # checkpoints of a job, before it is held: each is a copy on the device
-CUDA_AT_ONCE = 4  # pictures in a forward pass: it keeps nothing for a backward pass, and so takes less than a step
+MAX_HELD_BACK = 3  # checkpoints of a job before the job is held: each is a copy on the device
+CUDA_BATCH_SIZE = 4  # pictures in a forward pass: without a backward pass, they take less memory than a step
 
 
 class Evaluation:
-    """The evaluation of a job as it was after `step` steps."""
+    """One evaluation of a job as it was after `step` steps."""
 
     def __init__(self, cohort: Cohort, job: SlotJob) -> None:
         self.job, self.step = job, job.step
-        self.is_measured = job.validation_set is None
-        self.checkpoints: list[Snapshot] = []  # that are kept back
+        self.is_validated = job.validation_set is None  # or there is nothing to validate on
+        self.checkpoints: list[Snapshot] = []  # held back until this evaluation is finished
         self._family, self._base, self._layers, self._layout = cohort.family, cohort.base, cohort.layers, cohort.layout
         self._weights, self._loras = cohort.loras_of(job)
-        # A picture's bits depend on the batch that it is in. So it is alone wherever the same bits are asked for.
+        # A picture's bits depend on its batch, so each picture is alone where results must be reproducible.
         is_exact = self._base.device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
-        self._units = self._work(1 if is_exact or job.run.deterministic else CUDA_AT_ONCE)
-        self._may_begin_again = not distributed.is_shared()  # several processes must stay in step
+        self._units = self._work(1 if is_exact or job.run.deterministic else CUDA_BATCH_SIZE)
+        # Several processes of one training must do the same units: one of them cannot restart alone.
+        self._may_restart = not distributed.is_shared()
         self.advance()  # to the first unit
 
-    def begin_again(self) -> bool:
-        """Begin again what is not finished, with one picture at a time; False if that was tried before."""
-        may, self._may_begin_again = self._may_begin_again, False
+    def restart(self) -> bool:
+        """Restart what is not finished, with one picture at a time; False if it was restarted before."""
+        may, self._may_restart = self._may_restart, False
         if may:
             self._units = self._work(1)
         return may
 
     def advance(self) -> bool:
-        """Do one unit; True if it was the last one."""
+        """Do one unit; returns whether it was the last one."""
         with torch.no_grad(), self._layers.applying(self._loras):
             return next(self._units, True) is True
 
-    def _work(self, at_once: int) -> Generator[None, None, None]:
-        """All units, each behind a `yield`. Results go to the job, which may end earlier by them."""
+    def _work(self, batch_size: int) -> Generator[None, None, None]:
+        """All units, each after a `yield`. Gives the results to the job, which may end earlier because of them."""
         job, family, base = self.job, self._family, self._base
-        if job.validation_set is not None and not self.is_measured:
-            loss = yield from validation_loss(family, base, job.validation_set, at_once)
-            self._note(loss)
+        if job.validation_set is not None and not self.is_validated:
+            loss = yield from validation_loss(family, base, job.validation_set, batch_size)
+            self._record_validation(loss)
         if job.preview_prompts is not None:
-            drawn = yield from draw_previews(family, base, job.preview_prompts, at_once)
-            job.drawn.append((self.step, drawn))
+            latents = yield from draw_previews(family, base, job.preview_prompts, batch_size)
+            job.previews.append((self.step, latents))
 
-    def _note(self, loss: float) -> None:
-        """Give the job its validation loss, and do what follows from it."""
+    def _record_validation(self, loss: float) -> None:
+        """Give the job its validation loss: it may be the best so far, or end the job early."""
         job, asked = self.job, self.job.run.spec.validation
-        job.looks.append((self.step, loss))
-        if asked.keep_best and is_best(job.looks):
+        job.validation_losses.append((self.step, loss))
+        if asked.keep_best and is_best(job.validation_losses):
             job.best = self._layout.read(self._weights, job.run.spec.rank)
-        if is_over(job.looks, asked.patience):
+        if is_over(job.validation_losses, asked.patience):
             job.total = self.step
-        self.is_measured = True
+        self.is_validated = True
 
-    def release(self) -> None:
-        """Give the job the checkpoints that were kept back, with what the evaluation found."""
-        found = {"looks": tuple(self.job.looks), "best": self.job.best}
-        self.job.snapshots += [replace(kept, rest={**kept.rest, **found}) for kept in self.checkpoints]
+    def release_checkpoints(self) -> None:
+        """Give the job the checkpoints that were held back, with the results of the evaluation."""
+        results = {"validation_losses": tuple(self.job.validation_losses), "best": self.job.best}
+        self.job.snapshots += [replace(one, rest={**one.rest, **results}) for one in self.checkpoints]
         self.job.news.set()
 
 
 class Evaluations:
-    """All evaluations of one engine that are under way. Used by the engine's thread alone."""
+    """The evaluations of one engine that are in progress. Used by the engine's thread alone."""
 
     def __init__(self, end: Callable[[SlotJob, BaseException], None], free_memory: Callable[[], None]) -> None:
-        """end: ends one job with an error. free_memory: gives the device back what nothing refers to."""
+        """end: ends one job with an error. free_memory: returns unused memory to the device."""
         self._end, self._free_memory = end, free_memory
         self._pending: dict[SlotJob, Evaluation] = {}
 
     def attend(self, cohort: Cohort) -> None:
-        """Begin what is due after a step: evaluations, then checkpoints; and tell of the first step."""
+        """After a step, start the evaluations and copy the checkpoints that are due."""
         attended = [
             job for job in cohort.jobs if job is not None and job.attended != job.step and self._begin(cohort, job)
         ]
@@ -93,31 +95,31 @@ class Evaluations:
                 self._keep(job, cohort.copied(job))
                 job.news.set()
             elif job.step == job.start + 1:
-                job.news.set()  # the first step is told at once, so that nobody takes a training for stuck
+                job.news.set()  # report the first step at once: it shows that the training runs
 
     def hold(self, cohort: Cohort) -> None:
-        """Say of each job whether it waits for an evaluation in the next step."""
+        """Set for each job whether it skips the next step to wait for an evaluation."""
         for job in cohort.jobs:
             if job is not None:
                 job.is_held = self._holds(job)
 
     def is_pending(self, job: SlotJob) -> bool:
-        """Whether an evaluation of a job is due or under way."""
+        """Whether an evaluation of a job is due or in progress."""
         return job in self._pending or job.attended != job.step
 
     def _holds(self, job: SlotJob) -> bool:
-        if job.attended != job.step:  # an evaluation is due that could not begin yet
+        if job.attended != job.step:  # an evaluation is due that could not start yet
             return True
         evaluation = self._pending.get(job)
         if evaluation is None:
             return False
-        may_end_it = job.run.spec.validation.patience > 0 and not evaluation.is_measured
-        return job.is_done or job.is_parting or may_end_it or len(evaluation.checkpoints) >= MOST_KEPT_BACK
+        may_end_it = job.run.spec.validation.patience > 0 and not evaluation.is_validated
+        return job.is_done or job.is_parting or may_end_it or len(evaluation.checkpoints) >= MAX_HELD_BACK
 
     def _begin(self, cohort: Cohort, job: SlotJob) -> bool:
-        """Begin the evaluation that is due after the step at which a job stands, if any.
+        """Start the evaluation that is due after the current step of a job, if any.
 
-        False if it cannot begin yet, or if the job has ended with an error.
+        False if it cannot start yet, or if the job has ended with an error.
         """
         if job.is_evaluation_due:
             if job in self._pending:
@@ -125,17 +127,18 @@ class Evaluations:
             failure: BaseException | None = None
             try:
                 self._pending[job] = Evaluation(cohort, job)
-            except Exception as error:  # noqa: BLE001 - of this job, whatever it is: the others go on
+            except Exception as error:  # noqa: BLE001 - any error is this job's own: the others continue
                 failure = without_frames(error)
             if failure is not None:
-                if not (is_out_of_memory(failure) and self._pending):  # else there is room once another has finished
+                # If memory ran out while others are evaluated, try again when one of them is finished.
+                if not (is_out_of_memory(failure) and self._pending):
                     self._fail(job, failure)
                 return False
         job.attended = job.step
         return True
 
     def _keep(self, job: SlotJob, checkpoint: Snapshot) -> None:
-        """Give a job a checkpoint, once all evaluations before it are finished."""
+        """Give a job a checkpoint, or hold it back until the evaluation before it is finished."""
         evaluation = self._pending.get(job)
         if evaluation is not None:
             evaluation.checkpoints.append(checkpoint)
@@ -143,13 +146,13 @@ class Evaluations:
             job.snapshots.append(checkpoint)
 
     def drop(self, job: SlotJob) -> None:
-        """Give up the evaluation of a job, if one is under way."""
+        """Forget the evaluation of a job, if one is in progress."""
         self._pending.pop(job, None)
 
     def advance(self) -> None:
-        """Do one unit of each. An error ends the job alone; out of memory, only the second time.
+        """Do one unit of each evaluation. An error ends only its job; out of memory, only the second time.
 
-        Raises the error of a device that failed.
+        Raises the error of a device that failed. With several processes, out of memory ends the job the first time.
         """
         for job, evaluation in list(self._pending.items()):
             if job.gone:
@@ -163,16 +166,16 @@ class Evaluations:
         try:
             if evaluation.advance():
                 self.drop(evaluation.job)
-                evaluation.release()
-        except Exception as error:  # noqa: BLE001 - of this job, whatever it is: the others go on
+                evaluation.release_checkpoints()
+        except Exception as error:  # noqa: BLE001 - any error is this job's own: the others continue
             return without_frames(error)
         return None
 
     def _recover(self, job: SlotJob, evaluation: Evaluation, failure: BaseException) -> None:
-        """Outside of the `except` block, in which the tensors of the unit are still held."""
+        """Called outside the `except` block, in which the tensors of the unit are still referenced."""
         if is_out_of_memory(failure):
             self._free_memory()
-            if evaluation.begin_again():
+            if evaluation.restart():
                 return
         self._fail(job, failure)
 

@@ -1,6 +1,6 @@
-"""Where each LoRA matrix stands in a slot's weights: one flat float32 vector [P], so that a stack of N slots is [N, P].
+"""The position of each LoRA matrix in a slot's weights: one flat float32 vector [P], so a stack of N slots is [N, P].
 
-Layers have the names that peft would give them.
+Layers have the names that peft gives them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,25 +18,25 @@ from training.families.quantised import weight_of
 from training.lora.file import Matrices
 from training.lora.safetensor import Array
 
-# Rows begin where vector units like it, so that a slot's sums are reckoned alike wherever it stands.
+# Rows are aligned for vector units, so that the sums of a slot do not depend on its position.
 _ALIGNED = 64
-_SHORTEST = 1e-12  # a row of zeros stays one, whatever its length is to be
+_SHORTEST = 1e-12  # lower bound of squared row lengths: a row of zeros must not divide by zero
 
 
 @dataclass(frozen=True)
 class Site:
-    """One layer that may get LoRAs. A 1x1 convolution is a linear over channels."""
+    """One layer that may get a LoRA. A 1x1 convolution is a linear over channels."""
 
     name: str  # diffusers' name of the module
     inputs: int
     outputs: int
     is_convolution: bool
-    place: int  # among all wrapped layers of the denoiser
+    place: int  # index among all wrapped layers of the denoiser
     layer: nn.Module = field(compare=False, repr=False)
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, [out, in], dequantised if need be."""
+        """The frozen weight, [out, in], dequantised if necessary."""
         return weight_of(self.layer).flatten(1)
 
 
@@ -44,19 +44,19 @@ class LoRA(NamedTuple):
     """The LoRAs of all slots on one layer, in the dtype of the base."""
 
     lora_a: Tensor  # [N, rank, in]
-    lora_b: Tensor  # [N, out, rank], times the slot's scale
-    stretch: Tensor | None = None  # of DoRA, [N, 1, out]: magnitude / |W + B A| - 1 of each row
+    lora_b: Tensor  # [N, out, rank], multiplied by the slot's scale
+    stretch: Tensor | None = None  # for DoRA, [N, 1, out]: magnitude / |W + B A| - 1 of each row
 
 
 class Layout:
-    """Where the numbers of every site stand in a slot's vector: all downs [rank, in] first, then all ups [out, rank],
-    then with DoRA all magnitudes [out].
+    """The positions of all layers' numbers in a slot's vector: first all downs [rank, in], then all ups [out, rank],
+    and with DoRA all magnitudes [out].
 
-    `rank` is what slots are padded to; padding is zero and stays zero, since its gradient is.
+    `rank` is the padded rank. Padding is zero and stays zero, because its gradient is zero.
     """
 
     def __init__(self, sites: Sequence[Site], rank: int, *, dora: bool = False, places: int | None = None) -> None:
-        """places: how many layers are wrapped, of which `sites` may be some."""
+        """places: the number of all wrapped layers; `sites` may be some of them. None: `sites` are all."""
         self.sites, self.rank, self.dora = tuple(sites), rank, dora
         self.downs = [rank * site.inputs for site in sites]
         self.ups = [site.outputs * rank for site in sites]
@@ -65,12 +65,12 @@ class Layout:
         self.size = sum(parts) + -sum(parts) % _ALIGNED
         self._parts = [*parts, self.size - sum(parts)]
         self._places = len(self.sites) if places is None else places
-        self._squares = [site.weight.float().pow(2).sum(1) for site in sites] if dora else []  # squared, of W's rows
+        self._squares = [site.weight.float().pow(2).sum(1) for site in sites] if dora else []  # |W|^2 of each row
 
     def loras(self, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> list[LoRA | None]:
-        """The LoRAs of each wrapped layer, by its place; None for a layer that has none.
+        """The LoRAs of all slots by the place of their layer; None for a layer without LoRA.
 
-        stack [N, P] and scales [N, 1] are float32; gradients flow to the stack.
+        stack [N, P] and scales [N, 1] are float32. The result is differentiable with respect to the stack.
         """
         downs, ups, magnitudes, _ = torch.split(stack, self._parts, 1)
         downs, ups = downs.to(dtype), (ups * scales).to(dtype)
@@ -90,10 +90,10 @@ class Layout:
         return made
 
     def begin(self, seed: int, rank: int) -> Tensor:
-        """A slot's vector [P] at step 0, on the CPU: peft's default start, drawn from the job's seed.
+        """A slot's vector [P] at step 0, on the CPU: peft's default initialisation, drawn from the job's seed.
 
-        A is uniform in ±1/sqrt(in) (kaiming with a = sqrt 5), B zero; peft: LoraLayer.reset_lora_parameters. DoRA's
-        magnitudes are the lengths that the rows of W have.
+        A is uniform in ±1/sqrt(in) (kaiming with a = sqrt 5), and B is zero, as in peft's
+        LoraLayer.reset_lora_parameters. DoRA's magnitudes are the lengths of the rows of W.
         """
         drawn = {}
         for place, site in enumerate(self.sites):
@@ -107,7 +107,7 @@ class Layout:
         return self.fill(drawn)
 
     def fill(self, arrays: Mapping[str, Array]) -> Tensor:
-        """A slot's vector [P] from arrays by the names of `read`; what they do not fill is zero."""
+        """A slot's vector [P] from arrays with the names of `read`; the rest is zero."""
         vector = torch.zeros(self.size)
         for name, view in self._views(vector).items():
             held = torch.from_numpy(np.array(arrays[name], np.float32))
@@ -116,8 +116,10 @@ class Layout:
         return vector
 
     def read(self, vector: Tensor, rank: int) -> dict[str, Array]:
-        """`{module}.down` [rank, in], `{module}.up` [out, rank] and with DoRA `{module}.magnitude` [out] of a slot's
-        vector, float32, without padding; of a convolution [rank, in, 1, 1] and [out, rank, 1, 1].
+        """The arrays in a slot's vector, float32, without padding.
+
+        `{module}.down` [rank, in], `{module}.up` [out, rank], and with DoRA `{module}.magnitude` [out]; for a
+        convolution [rank, in, 1, 1] and [out, rank, 1, 1].
         """
         views = self._views(vector.detach().to("cpu", torch.float32, copy=True))
         found = {}
@@ -132,7 +134,7 @@ class Layout:
 
     @property
     def boundary(self) -> int:
-        """Where a vector's downs end: what stands behind has the rate of B in LoRA+."""
+        """The end of the downs in a vector: LoRA+ gives the numbers after it the learning rate of B."""
         return self._parts[0]
 
     def _views(self, vector: Tensor) -> dict[str, Tensor]:
@@ -149,9 +151,10 @@ class Layout:
 
 
 def _stretch(weight: Tensor, squares: Tensor, lora_a: Tensor, lora_b: Tensor, magnitude: Tensor) -> Tensor:
-    """magnitude / |W + B A| - 1 for every row, [N, 1, out]; the lengths are constants to the gradient, section 4.3.
+    """magnitude / |W + B A| - 1 for each row, [N, 1, out] (https://arxiv.org/abs/2402.09353).
 
-    |W + B A|^2 = |W|^2 + 2 W (B A) + |B A|^2 row by row, without the sum itself: as dear as `rank` more samples.
+    The gradient treats the lengths as constants, as in section 4.3. |W + B A|^2 = |W|^2 + 2 W (B A) + |B A|^2 row by
+    row, without computing the sum W + B A: this costs as much as `rank` more samples.
     """
     with torch.no_grad():
         crossed = functional.linear(lora_a.flatten(0, 1), weight).view(*lora_a.shape[:2], -1).transpose(1, 2).float()
@@ -163,7 +166,7 @@ def _stretch(weight: Tensor, squares: Tensor, lora_a: Tensor, lora_b: Tensor, ma
 
 
 def matrices_of(weights: Mapping[str, Array]) -> dict[str, Matrices]:
-    """From arrays by the names of `Layout.read` to (down, up), of a DoRA (down, up, magnitude), by module."""
+    """Group arrays with the names of `Layout.read` by module: (down, up), for a DoRA (down, up, magnitude)."""
     made: dict[str, Matrices] = {}
     for module in sorted({name.rsplit(".", 1)[0] for name in weights}):
         pair = weights[f"{module}.down"], weights[f"{module}.up"]

@@ -1,10 +1,9 @@
 """LoRA on a denoiser's linears and 1x1 convolutions, with one LoRA for each slot of the step.
 
-The modules stay diffusers' own. Each targeted layer is wrapped under its own name, and the wrapped module makes the
-base product, whatever it is: plain or quantised. A batch of N x b samples holds those of the first slot first, and each
-sample meets its own slot's LoRA (https://arxiv.org/abs/2106.09685: y = W x + scale B A x). With DoRA
-(https://arxiv.org/abs/2402.09353) every row of W + scale B A is brought to a length that is learnt. Autograd makes the
-backward pass.
+The modules are diffusers' own. Each targeted layer is wrapped under its own name, and the wrapped module, plain or
+quantised, computes the base product. A batch has N x b samples, those of the first slot first, and each sample uses its
+own slot's LoRA (https://arxiv.org/abs/2106.09685: y = W x + scale B A x). With DoRA (https://arxiv.org/abs/2402.09353)
+every row of W + scale B A is scaled to a learnt length. Autograd does the backward pass.
 """
 
 import re
@@ -19,7 +18,7 @@ from training.engine.layout import Layout, LoRA, Site
 
 
 class LoRALayer(nn.Module):
-    """A frozen linear or 1x1 convolution, and the LoRA of every slot beside it."""
+    """A frozen linear or 1x1 convolution with the LoRAs of all slots."""
 
     def __init__(self, layers: "LoRALayers", site: Site) -> None:
         super().__init__()
@@ -29,7 +28,7 @@ class LoRALayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, which diffusers' modules ask for its dtype."""
+        """The frozen weight: diffusers' modules read its dtype."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
@@ -37,39 +36,39 @@ class LoRALayer(nn.Module):
         return self.base_layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N x b, ..., in] to [N x b, ..., out]; of a convolution [N x b, in, h, w] to [N x b, out, h, w]."""
+        """x [N x b, ..., in] to [N x b, ..., out]; for a convolution [N x b, in, h, w] to [N x b, out, h, w]."""
         y: Tensor = self.base_layer(x)
         lora = self._layers.applied[self._site.place] if self._layers.applied else None
         if lora is None:
             return y
-        if self._site.is_convolution:  # pixels as rows, without a copy: its memory is channels-last
+        if self._site.is_convolution:  # pixels as rows: no copy, because the memory is channels-last
             return self._add(lora, x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self._add(lora, x, y)
 
     def _add(self, lora: LoRA, x: Tensor, y: Tensor) -> Tensor:
-        """y [N x b, ..., out], which the base layer made of x, and each slot's LoRA."""
+        """Add each slot's LoRA to y [N x b, ..., out], the output of the base layer for x."""
         slots = len(lora.lora_a)
-        is_flat = x.dim() == 3 and len(x) == slots  # one sample for each slot: no view is needed, nor its backward pass
+        is_flat = x.dim() == 3 and len(x) == slots  # one sample per slot: needs no view and no backward pass of it
         rows = y if is_flat else y.reshape(slots, -1, self.out_features)
         low = torch.bmm(x if is_flat else x.reshape(slots, -1, self.in_features), lora.lora_a.transpose(1, 2))
-        # In place where y is the layer's alone: a quantised layer's is a view of what it keeps.
+        # In place, but not for a quantised layer: its output is a view of memory that it keeps.
         add = rows.baddbmm_ if self._is_plain else rows.baddbmm
         made = add(low, lora.lora_b.transpose(1, 2))
-        if lora.stretch is not None:  # of the product alone, without the bias
+        if lora.stretch is not None:  # it applies to the product, not to the bias
             made = torch.addcmul(made, made if self.bias is None else made - self.bias, lora.stretch)
         return made if is_flat else made.view(y.shape)
 
 
 class LoRALayers:
-    """All wrapped layers of one denoiser, and the LoRAs that they apply at the moment."""
+    """All wrapped layers of one denoiser, and the LoRAs that they currently apply."""
 
     def __init__(self, denoiser: nn.Module, targets: Mapping[str, str]) -> None:
-        """Wrap every layer of the target sets, regular expressions over full names; those of the first come first.
+        """Wrap every layer of the target sets, ordered by set.
 
-        Raises BaseModelUnavailable if a set has no layer.
+        targets: regular expressions over full module names. Raises BaseModelUnavailable if a set has no layer.
         """
         self._targets = targets
-        self.applied: Sequence[LoRA | None] | None = None  # by place; None: the denoiser is the frozen base's own
+        self.applied: Sequence[LoRA | None] | None = None  # by place; None: the frozen base without LoRA
         found = {
             name: module
             for name, module in denoiser.named_modules()
@@ -84,17 +83,17 @@ class LoRALayers:
             setattr(denoiser.get_submodule(parent), last, LoRALayer(self, site))
 
     def _first_set(self, name: str) -> int:
-        """The place of the first target set that a layer is in."""
+        """The index of the first target set with the layer."""
         return next(place for place, pattern in enumerate(self._targets.values()) if re.fullmatch(pattern, name))
 
     def layout(self, targets: str, rank: int, *, dora: bool = False) -> Layout:
-        """The layout of LoRAs on one target set."""
+        """The layout of LoRAs of (padded) `rank` on one target set."""
         sites = [site for site in self.sites if re.fullmatch(self._targets[targets], site.name)]
         return Layout(sites, rank, dora=dora, places=len(self.sites))
 
     @contextmanager
     def applying(self, loras: Sequence[LoRA | None] | None) -> Iterator[None]:
-        """Inside, the layers apply these LoRAs, by place; with None the denoiser is the frozen base's own."""
+        """Inside, the layers apply these LoRAs, by place; None: the frozen base without LoRA."""
         before, self.applied = self.applied, loras
         try:
             yield
@@ -109,8 +108,8 @@ def _fits(module: nn.Module) -> bool:
 
 
 def _site(name: str, layer: nn.Module, place: int) -> Site:
-    # From the layer's own numbers: a quantised weight has a shape of its own.
+    # The weight of a quantised layer has another shape, so use the layer's attributes.
     if isinstance(layer, nn.Conv2d):
         return Site(name, layer.in_channels, layer.out_channels, True, place, layer)
-    assert isinstance(layer, nn.Linear)  # noqa: S101 - all else does not fit
+    assert isinstance(layer, nn.Linear)  # noqa: S101 - see `_fits`
     return Site(name, layer.in_features, layer.out_features, False, place, layer)

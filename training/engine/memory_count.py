@@ -1,8 +1,8 @@
-"""How much memory a training step takes, counted from shapes: the step itself runs on PyTorch's meta device, which
-knows sizes and keeps no numbers, so no weights are needed.
+"""The memory that a training step takes, counted from shapes: the step runs on PyTorch's meta device, which has sizes
+but no values, so no weights are needed.
 
-Attention is counted as the fused kernels of a card keep it (https://arxiv.org/abs/2205.14135): inputs, output, and one
-number per query.
+Attention is counted as fused kernels on a card do it (https://arxiv.org/abs/2205.14135): they keep the inputs, the
+output, and one number per query.
 """
 
 import gc
@@ -32,20 +32,20 @@ from training.memory_plan import Sizes, padded
 from training.spec import FAMILIES, TrainSpec
 
 _META = torch.device("meta")
-TOKENS = 256  # of a long caption
+TOKENS = 256  # length of a long caption
 
 
 @dataclass(frozen=True)
 class Count:
-    """Bytes that a training holds, and at most, on a device."""
+    """The memory of a training on a device, in bytes."""
 
     weights: int  # of the denoiser
-    adapters: int  # LoRAs of all slots, their gradient excepted, and what the optimizer keeps
-    step: int  # the most that a step adds: activations, gradients, what is passed from layer to layer
+    adapters: int  # LoRAs of all slots and the state of the optimizer, without gradients
+    step: int  # the peak that a step adds: activations, gradients, temporary tensors
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, all tensors that operations make are counted: `live` bytes are held now, `most` were at one time."""
+    """Inside, counts all tensors that operations create: `live` bytes exist now, `most` is the peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -75,12 +75,12 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _rounded(size: int) -> int:
-    """What an allocator gives for so many bytes: CUDA's rounds up to 512."""
+    """The size that CUDA's allocator reserves: a multiple of 512 bytes."""
     return -(-size // 512) * 512
 
 
 class _Fused(torch.autograd.Function):
-    """Attention over [B, heads, tokens, width] as a fused kernel holds it, without its numbers."""
+    """Attention over [B, heads, tokens, width] with the memory of a fused kernel. The values are undefined."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value, *_ = ctx.saved_tensors
-        rows = torch.empty_like(query, dtype=torch.float32)  # the query's gradient is summed up in it
+        rows = torch.empty_like(query, dtype=torch.float32)  # in which the query's gradient is summed
         made = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         del rows
         return made
@@ -112,9 +112,10 @@ def count(
     family: Family, config: Mapping[str, Any], spec: TrainSpec, size: tuple[int, int], *, slots: int = 1,
     dtype: torch.dtype = torch.bfloat16, checkpointing: bool = False, tokens: int = TOKENS,
 ) -> Count:  # fmt: skip
-    """What a step of `spec` takes on a denoiser of that configuration, with latents of `size` (height, width).
+    """The memory of a step of `spec` on a denoiser with the configuration `config`, with latents of `size` (height,
+    width).
 
-    tokens: of a caption, where captions have different lengths.
+    tokens: the length of captions, for families in which they have different lengths.
     """
     with _META:
         denoiser = family.denoiser.from_config(dict(config)).to(dtype).requires_grad_(False).eval()
@@ -127,7 +128,7 @@ def count(
 def measure(
     family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], *, slots: int = 1, tokens: int = TOKENS
 ) -> Count:
-    """The same of a denoiser that is there, wherever it is. Its layers are wrapped afterwards."""
+    """Like `count`, for an existing denoiser on any device. Wraps its layers."""
     device, dtype = next(denoiser.parameters()).device, denoiser.dtype
     weights = sum(_rounded(part.numel() * part.element_size()) for part in denoiser.parameters())
     layers = LoRALayers(denoiser, family.targets)
@@ -141,7 +142,7 @@ def measure(
         if spec.optimization.ema_decay:
             stack.averages = torch.zeros_like(stack.masters, requires_grad=False)
         step = Step(family, base, layers, layout, stack, None)
-        step(batch)  # the first makes what stays, such as tables of positions
+        step(batch)  # the first step creates tensors that stay, such as position tables
         gc.collect()
         kept = held.most = held.live
         step(batch)
@@ -149,7 +150,7 @@ def measure(
 
 
 def _checkpoint(module: Any, *given: Any) -> Any:
-    """Diffusers' checkpointing. The way back recomputes outside of all modes, so the block enters its own again."""
+    """Gradient checkpointing as diffusers calls it. The backward pass recomputes outside all modes: re-enter ours."""
 
     def run(*args: Any) -> Any:
         with _FusedAttention():
@@ -161,10 +162,10 @@ def _checkpoint(module: Any, *given: Any) -> Any:
 def _batch(family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], slots: int, tokens: int) -> Batch:
     """A step's batch of zeros on the denoiser's device."""
     samples, device = slots * spec.batch_size, next(denoiser.parameters()).device
-    schedule, told = family.stand_in(denoiser, tokens)
+    schedule, condition = family.stand_in(denoiser, tokens)
     there = Base(lambda: denoiser, Encoders({}), schedule, torch.device("cpu"), denoiser.dtype, "")
     moments = torch.zeros(samples, 2 * denoiser.config.in_channels, *size)
-    conditions = [{name: value.to(device) for name, value in told.items()} for _ in range(samples)]
+    conditions = [{name: value.to(device) for name, value in condition.items()} for _ in range(samples)]
     return Batch(
         family.draw(there, moments, generator(0, "memory", 0)).to(device),
         conditions,
@@ -175,7 +176,7 @@ def _batch(family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int]
 
 
 def sizes_of(name: Any) -> Sizes:
-    """The family's standard model, counted."""
+    """Count the family's standard model."""
     family = families.find(name)
     config = CONFIGS[name][family.parts[0]]
     with _META:
@@ -196,7 +197,7 @@ def sizes_of(name: Any) -> Sizes:
 
 
 def _encoders(name: Any) -> int:
-    """Bytes of the family's text encoders: CLIP in float32, a language model in 16 bits."""
+    """The bytes of the family's text encoders: CLIP in float32, language models in 16 bits."""
     total = 0
     for part, config in CONFIGS[name].items():
         if part.startswith("text_encoder"):
@@ -209,7 +210,7 @@ def _encoders(name: Any) -> int:
 
 
 def _line(family: Family, config: Mapping[str, Any], *, checkpointing: bool) -> tuple[int, int]:
-    """Bytes of a step for each sample, and for each of its latent pixels: the line through two sizes of pictures."""
+    """The bytes of a step per sample, and per latent pixel of a sample: a line through two picture sizes."""
     spec = recipe(family.name, rank=4)
     small, large = (
         count(family, config, spec, (side, side), checkpointing=checkpointing, tokens=TOKENS).step for side in (64, 128)
@@ -219,7 +220,7 @@ def _line(family: Family, config: Mapping[str, Any], *, checkpointing: bool) -> 
 
 
 def recipe(family: Any, **given: Any) -> TrainSpec:
-    """A recipe of that family, for counting."""
+    """A recipe of the family, for counting."""
     return TrainSpec(base_model="counted", family=family, trigger_word="counted", seed=0, **given)
 
 

@@ -1,4 +1,4 @@
-"""How a frozen denoiser lies in memory, and where it needs float32 beside a 16-bit base."""
+"""The memory format of a frozen denoiser, and the layers that compute in float32 on a 16-bit base."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 def lay_out(denoiser: nn.Module) -> None:
-    """Put convolution weights in channels-last memory, and let group norms keep their statistics in float32."""
+    """Convert convolution weights to channels-last memory, and group norms of a 16-bit base to float32."""
     if any(isinstance(module, nn.Conv2d) for module in denoiser.modules()):
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in denoiser.modules():
@@ -16,9 +16,9 @@ def lay_out(denoiser: nn.Module) -> None:
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32, given and giving the dtype of the base.
+    """Group normalisation in float32 with input and output in the dtype of the base.
 
-    On CUDA the kernel for a 16-bit picture rounds means and deviations to 16 bits.
+    CUDA's kernel for 16-bit inputs rounds means and deviations to 16 bits.
     """
 
     def forward(self, x: Tensor) -> Tensor:

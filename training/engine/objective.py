@@ -1,8 +1,8 @@
-"""The loss of a step: how far the prediction is from the target and, where jobs keep a prior, from the base's own.
+"""The loss of a step: the error of the prediction, and the prior loss of jobs with prior preservation.
 
-Prior preservation (https://arxiv.org/abs/2208.12242, section 3.2) without pictures of the class: with the caption
-without the trigger word, over the same noisy latents, the LoRA is to predict what the frozen base predicts. That counts
-beside a picture (`priors`, which takes two more passes), or at some samples in its place (`recalled`, one more).
+Prior preservation (https://arxiv.org/abs/2208.12242, section 3.2) without pictures of the class: with a caption without
+the trigger word, on the same noisy latents, the LoRA learns to predict what the frozen base predicts. This is added to
+a picture's loss (`priors`, which takes two more passes), or replaces it for some samples (`recalled`, one more pass).
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def losses(
 ) -> Tensor:  # fmt: skip
     """The loss of each sample, [B] float32.
 
-    `classes` is empty where no job keeps a prior beside pictures; `recalls` says whether any sample is recalled, so
-    that the device need not be asked.
+    classes: conditions of the class captions; empty without a prior loss. recalls: whether `made.recalled` has any
+    sample, as reading it would wait for the device.
     """
     known = without_lora(family, base, layers, made, conditions) if recalls else None
     found = errors(family, base, made, conditions, known)
@@ -31,8 +31,9 @@ def losses(
 def errors(
     family: Family, base: Base, made: Draw, conditions: Sequence[Condition], known: Tensor | None = None
 ) -> Tensor:
-    """The weighted mean squared error of each sample, [B] float32; of recalled ones against what the base predicts,
-    `known` [B, C, h, w].
+    """The weighted mean squared error of each sample, [B] float32.
+
+    known: predictions of the frozen base, [B, C, h, w]: the targets of recalled samples.
     """
     target = family.target(base, made)
     if known is not None:
@@ -42,18 +43,18 @@ def errors(
 
 
 def per_sample_error(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error of every sample, [B] float32; weights [B, 1, h, w] say how much each place counts."""
+    """The mean squared error of each sample, [B] float32. weights: [B, 1, h, w], of each place."""
     squares = (prediction.float() - target.float()).pow(2)
     return (squares if weights is None else squares * weights).flatten(1).mean(1)
 
 
 def prior_loss(family: Family, base: Base, layers: LoRALayers, made: Draw, classes: Sequence[Condition]) -> Tensor:
-    """Mean squared difference of the predictions of model and frozen base for the class, [B] float32."""
+    """The mean squared difference between the predictions with and without LoRA for the class captions, [B] float32."""
     target = without_lora(family, base, layers, made, classes)
     return per_sample_error(family.predict(base, family.mix(base, made), made.times, classes), target)
 
 
 def without_lora(family: Family, base: Base, layers: LoRALayers, made: Draw, conditions: Sequence[Condition]) -> Tensor:
-    """What the frozen base predicts, [B, C, h, w]."""
+    """The predictions of the frozen base, [B, C, h, w], without gradients."""
     with torch.no_grad(), layers.applying(None):
         return family.predict(base, family.mix(base, made), made.times, conditions)

@@ -1,7 +1,7 @@
-"""The weights of N slots and what moves them: each row with its own rate, decay and count of updates, all in one pass.
+"""The weights of N slots and their optimizer: each row has its own rate, decay and update count, all in one pass.
 
-Nothing here waits for the device, and no row's numbers depend on another row's. What jobs ask for are numbers in
-`[N, 1]`; only another kind of optimizer takes other operations, and so another stack.
+Nothing here waits for the device, and no row's numbers depend on another row. The parameters of jobs are numbers in
+`[N, 1]` tensors; a different optimizer needs different operations, so it has its own stack.
 """
 
 from abc import ABC, abstractmethod
@@ -19,23 +19,23 @@ from training.spec import TrainSpec
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-# As torch.amp.GradScaler begins and goes on.
+# The first and the growth interval are those of torch.amp.GradScaler.
 FIRST_LOSS_SCALE, MOST_LOSS_SCALE, LOSS_SCALE_GROWS_AFTER = 2.0**16, 2.0**24, 2000
 
-# What is kept of an optimizer in a checkpoint: arrays by name, in parts.
+# The state of an optimizer in a checkpoint: arrays by name, in parts.
 Kept = Mapping[str, Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
 class OptimizerParams:
-    """What a job asks of its row."""
+    """The parameters of one job's row."""
 
     rate: float
     scale: float  # of its LoRA, see TrainSpec.scale
-    ratio: float = 1.0  # rate of B over rate of A, LoRA+: https://arxiv.org/abs/2402.12354
-    decay: float = 1e-2  # decoupled: times the rate at every update, https://arxiv.org/abs/1711.05101
-    clip: float = 1.0  # gradients are scaled down to this length
-    averaging: float = 0.0  # share of the average that an update leaves; 0: there is none
+    ratio: float = 1.0  # rate of B over rate of A (LoRA+, https://arxiv.org/abs/2402.12354)
+    decay: float = 1e-2  # decoupled, multiplied by the rate (https://arxiv.org/abs/1711.05101)
+    clip: float = 1.0  # the maximum norm of a gradient
+    averaging: float = 0.0  # decay of the averaged weights; 0: no average
 
     @classmethod
     def of(cls, spec: TrainSpec) -> "OptimizerParams":
@@ -51,37 +51,37 @@ class OptimizerParams:
 
 
 class Stack(ABC):
-    """The float32 masters of N slots [N, P] and an optimizer's state of them. An empty slot is zero and stays zero."""
+    """The float32 weights of N slots, `masters` [N, P], and the state of their optimizer. Empty slots stay zero."""
 
-    VECTORS: ClassVar[Sequence[str]] = ()  # state [N, P], laid out as the weights are
-    RAW: ClassVar[Sequence[str]] = ()  # state [N, ...] of its own form
+    VECTORS: ClassVar[Sequence[str]] = ()  # names of state [N, P] with the layout of the weights
+    RAW: ClassVar[Sequence[str]] = ()  # names of state [N, ...] of another form
     _ROW = ("updates", "rates", "ratios", "decays", "clips", "averagings", "scales", "loss_scales", "finite_steps")
-    _SCALING = ("updates", "loss_scales", "finite_steps")  # kept beside RAW where losses are scaled
+    _SCALING = ("updates", "loss_scales", "finite_steps")  # kept with RAW if losses are scaled
 
     def __init__(self, slots: int, layout: Layout, device: torch.device) -> None:
         self.layout, self.device = layout, device
         self.masters = torch.zeros(slots, layout.size, device=device, requires_grad=True)
-        self.averages: Tensor | None = None  # [N, P], once a job asks for one
-        # float64: 1 - 0.999^t of a young slot would lose digits.
+        self.averages: Tensor | None = None  # [N, P], created for the first job that averages
+        # float64: 1 - 0.999^t loses digits in float32 for small t.
         wide = torch.zeros(slots, 1, dtype=torch.float64, device=device)
         self.updates, self.rates, self.ratios, self.decays, self.averagings = (wide.clone() for _ in range(5))
         self.clips = torch.zeros(slots, 1, device=device)
         self.scales = torch.zeros(slots, 1, device=device)
-        # With a base in float16 each slot's loss is scaled, so that its gradient neither vanishes nor overflows.
+        # With a base in float16, the loss of each slot is scaled so that its gradient neither vanishes nor overflows.
         self.is_scaled = False
         self.loss_scales = torch.zeros(slots, 1, device=device)
-        self.finite_steps = torch.zeros(slots, 1, device=device)  # since its loss scale changed
-        self._last_rates: list[float] = []  # rates, as they were set last
+        self.finite_steps = torch.zeros(slots, 1, device=device)  # since the last change of the loss scale
+        self._last_rates: list[float] = []  # the last argument of `set_rates`
         self._averaged = [False] * slots
 
     @abstractmethod
     def _update(self, gradient: Tensor) -> None:
-        """Move the masters along the clipped gradient [N, P]; `updates` counts this one already. Without autograd."""
+        """Update the masters from the clipped gradient [N, P], without autograd. `updates` includes this update."""
 
-    # ---- coming and going ----
+    # ---- joining and leaving ----
 
     def seat(self, slot: int, terms: OptimizerParams, begun: Tensor, *, updates: int = 0) -> None:
-        """Fill a slot with the weights [P] of step 0, and no state yet; after `updates`, `load` follows."""
+        """Fill a slot with the weights [P] of step 0 and an empty state. For a later step, call `load` next."""
         self.clear(slot)
         self.masters.data[slot].copy_(begun)
         for name, value in (
@@ -97,7 +97,7 @@ class Stack(ABC):
             self.averages[slot].copy_(begun)
 
     def load(self, slot: int, kept: Kept) -> None:
-        """Put `weights` and what `state` gave into a slot that is seated."""
+        """Load a checkpoint into a filled slot: `weights`, and the output of `state`."""
         parts = {"weights": self.masters.data, **{name: getattr(self, name) for name in self.VECTORS}}
         if self.averages is not None and self._averaged[slot]:
             parts["average"] = self.averages
@@ -108,7 +108,7 @@ class Stack(ABC):
             row.copy_(torch.from_numpy(np.array(kept["optimizer"][name])).view(row.shape))
 
     def state(self, slot: int, rank: int) -> dict[str, dict[str, Array]]:
-        """What a slot of that rank has beside its weights, on the host: parts by name, for a checkpoint."""
+        """The state of a slot of that rank besides its weights, on the host, for a checkpoint."""
         kept = {name: self.layout.read(getattr(self, name)[slot], rank) for name in self.VECTORS}
         if self._averaged[slot]:
             kept["average"] = self.layout.read(self.effective_weights(slot), rank)
@@ -122,7 +122,7 @@ class Stack(ABC):
             getattr(self, name).data[slot].zero_()
 
     def copy(self, slot: int, other: "Stack", source: int) -> None:
-        """Fill a slot from another stack's of the same kind."""
+        """Fill a slot with slot `source` of another stack of the same class."""
         if other.averages is not None and self.averages is None:
             self.averages = torch.zeros_like(self.masters, requires_grad=False)
         for name in other._held():
@@ -131,30 +131,30 @@ class Stack(ABC):
         self.is_scaled = other.is_scaled
 
     def effective_weights(self, slot: int) -> Tensor:
-        """The weights [P] that a slot's job will deliver: their average, where it asks for one."""
+        """The weights [P] that a slot's job would deliver: averaged, if it averages."""
         whole = self.averages if self.averages is not None and self._averaged[slot] else self.masters
         return whole.detach()[slot]
 
     def _raw(self) -> Sequence[str]:
-        """The names of the state that a checkpoint keeps in its own form."""
+        """The names of the state that a checkpoint stores as it is."""
         return (*self.RAW, *self._SCALING) if self.is_scaled else self.RAW
 
     def _held(self) -> list[str]:
-        """The names of all tensors that have a row for every slot."""
+        """The names of all tensors with a row per slot."""
         return ["masters", *self._ROW, *self.VECTORS, *self.RAW, *(["averages"] if self.averages is not None else [])]
 
     # ---- a step ----
 
     def set_rates(self, rates: Sequence[float]) -> None:
-        """The rate of every slot's next update; does not wait for the device."""
+        """Set the learning rate of each slot. Does not wait for the device."""
         if list(rates) != self._last_rates:
             self._last_rates = list(rates)
             self.rates.copy_(torch.tensor(self._last_rates, dtype=torch.float64).unsqueeze(1), non_blocking=True)
 
     def step(self) -> None:
-        """One update from `masters.grad`, which is cleared."""
+        """One update from `masters.grad`, which is then cleared."""
         gradient = self.masters.grad
-        assert gradient is not None  # noqa: S101 - a step follows a backward
+        assert gradient is not None  # noqa: S101 - a step follows a backward pass
         with torch.no_grad():
             if self.is_scaled:
                 self._scaled_step(gradient)
@@ -168,9 +168,9 @@ class Stack(ABC):
         self._update(gradient)
 
     def _scaled_step(self, gradient: Tensor) -> None:
-        """The update of the rows whose gradient did not overflow; the others stay, and get half their loss scale.
+        """Update the rows whose gradient did not overflow. The others are unchanged, and their loss scale is halved.
 
-        Each row by itself, so that a job's overflow is its own. As torch.amp.GradScaler has it:
+        As in torch.amp.GradScaler, but for each row, so that a job's overflow does not affect others:
         https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling
         """
         gradient.div_(self.loss_scales.clamp(min=1.0))
@@ -188,9 +188,10 @@ class Stack(ABC):
         self.finite_steps.mul_(~grows)
 
     def average(self) -> None:
-        """Let the averages follow the masters; after a step, where a job asks for one.
+        """Update the averages after a step, if there are any.
 
-        As diffusers' EMAModel: an average that is young follows faster, min(decay, (1 + k) / (10 + k)) at update k + 1.
+        As diffusers' EMAModel, a new average follows faster: its decay at update k + 1 is
+        min(decay, (1 + k) / (10 + k)).
         """
         if self.averages is None:
             return
@@ -200,7 +201,7 @@ class Stack(ABC):
 
 
 class AdamW(Stack):
-    """AdamW as torch.optim.AdamW reckons it: https://arxiv.org/abs/1711.05101, algorithm 2."""
+    """AdamW as in torch.optim.AdamW: https://arxiv.org/abs/1711.05101, algorithm 2."""
 
     VECTORS: ClassVar[Sequence[str]] = ("first", "second")
 
@@ -213,7 +214,7 @@ class AdamW(Stack):
         self._move(gradient, self.first, self.second)
 
     def _move(self, gradient: Tensor, first: Tensor, second: Tensor) -> None:
-        """One update of the moments [N, P], which are changed, and of the masters."""
+        """Update the moments [N, P] in place, and the masters."""
         terms = self.updates, self.rates, self.ratios, self.decays, self.layout.boundary
         _adamw(self.masters.detach(), gradient, first, second, *terms)
 
@@ -222,9 +223,9 @@ class AdamW(Stack):
 
 
 def clip(gradient: Tensor, clips: Tensor) -> None:
-    """Scale each row [N, P] down to its longest length [N, 1].
+    """Scale each row of [N, P] down to its maximum norm in [N, 1].
 
-    Row by row: a sum over several rows at once may be split differently for each.
+    Row by row, because a kernel may split a sum over several rows differently for each row.
     """
     norms = torch.stack([torch.linalg.vector_norm(row) for row in gradient]).unsqueeze(1)
     gradient.mul_((clips / (norms + 1e-6)).clamp_(max=1.0))
@@ -234,7 +235,7 @@ def _adamw(
     masters: Tensor, gradient: Tensor, first: Tensor, second: Tensor, updates: Tensor, rates: Tensor, ratios: Tensor,
     decays: Tensor, boundary: int,
 ) -> None:  # fmt: skip
-    """One update, in place, of masters and moments [N, P]; what stands before `boundary` has the rate of A."""
+    """Update masters and moments [N, P] in place. Numbers before `boundary` have the learning rate of A."""
     one, two = BETAS
     for part, own in _halves(masters, boundary, rates, ratios):
         part.mul_((1 - own * decays).float())
@@ -248,5 +249,5 @@ def _adamw(
 
 
 def _halves(whole: Tensor, boundary: int, rates: Tensor, ratios: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """What belongs to A in a stack [N, P], and the rest, each with its rate [N, 1]: LoRA+ has two."""
+    """The numbers of A in a stack [N, P] and the rest, each with its rate [N, 1]: in LoRA+ they differ."""
     return (whole[:, :boundary], rates), (whole[:, boundary:], rates * ratios)

@@ -1,7 +1,7 @@
-"""Prodigy: Adam that finds its own rate, https://arxiv.org/abs/2306.06101, algorithm 4, a rate for each row.
+"""Prodigy: Adam that estimates its own learning rate (https://arxiv.org/abs/2306.06101, algorithm 4), for each row.
 
 As the authors' `prodigyopt` with bias correction and a safeguarded warm-up, which is how diffusers' scripts use it.
-`rates` multiply what it finds: 1, or a schedule from 1 down.
+`rates` multiply the estimate: usually 1, or a schedule that falls from 1.
 """
 
 import torch
@@ -10,11 +10,14 @@ from torch import Tensor
 from training.engine.layout import Layout
 from training.engine.optimizer import BETAS, EPSILON, OptimizerParams, Stack
 
-FIRST_GUESS = 1e-6  # of how far the weights have to go
+FIRST_GUESS = 1e-6  # of the distance from the initial weights to the solution
 
 
 class Prodigy(Stack):
-    """`distances` are the estimates d of how far each row's weights have to go; they only grow."""
+    """`distances` are the estimates d, per row, of the distance from the initial weights to the solution.
+
+    They only grow.
+    """
 
     VECTORS = ("first", "second", "sums")
     RAW = ("distances", "gains")
@@ -24,7 +27,7 @@ class Prodigy(Stack):
         self.first = torch.zeros(slots, layout.size, device=device)
         self.second = torch.zeros(slots, layout.size, device=device)
         self.sums = torch.zeros(slots, layout.size, device=device)  # of gradients, weighted
-        self.starts = torch.zeros(slots, layout.size, device=device)  # drawn again at a resume, not kept
+        self.starts = torch.zeros(slots, layout.size, device=device)  # initial weights: redrawn at a resume
         self.distances = torch.zeros(slots, 1, dtype=torch.float64, device=device)
         self.gains = torch.zeros(slots, 1, dtype=torch.float64, device=device)  # numerators of the estimate
 
@@ -42,7 +45,7 @@ class Prodigy(Stack):
         d = self.distances
         size = d * self.rates * (1 - two**self.updates).sqrt() / (1 - one**self.updates)
         way = self.starts - self.masters
-        # Row by row: a sum over several rows at once may be split differently for each.
+        # Row by row: a kernel may split a sum over several rows differently for each row.
         along = torch.stack([torch.dot(row, gone) for row, gone in zip(gradient, way, strict=True)]).unsqueeze(1)
         self.gains.mul_(three).add_(d / FIRST_GUESS * size * along)
         self.first.mul_(one).add_(gradient * (d * (1 - one)).float())

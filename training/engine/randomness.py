@@ -1,4 +1,4 @@
-"""All chance in a training, as pure functions of (seed, place): no generator state to save, so a resume is exact."""
+"""All random numbers of a training, as pure functions of (seed, step): without generator state, a resume is exact."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from training.ports import Example
 
 
 def generator(seed: int, purpose: str, number: int) -> torch.Generator:
-    """A CPU generator for one purpose at one place: `step` k, `order` of an epoch, `start` of a module."""
+    """A CPU generator for one purpose and number, such as ("step", k), ("order", epoch) or ("start", layer)."""
     digest = hashlib.sha256(f"imprint/1/{seed}/{purpose}/{number}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class SampleOrder:
-    """Which pictures each step sees: every epoch a seeded permutation of batches, each of one picture size.
+    """The pictures of each step: in every epoch a seeded permutation of batches, each with pictures of one size.
 
-    A size whose pictures do not fill its last batch begins again at its first ones, so that every batch is full: one
-    shape per size, and each sample weighs the same.
+    If the pictures of a size do not fill its last batch, its first ones are repeated. So every batch is full: there is
+    one shape per size, and every sample has the same weight.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
@@ -32,7 +32,7 @@ class SampleOrder:
         self._epoch, self._batches = -1, list[list[int]]()
 
     def batch(self, step: int) -> list[int]:
-        """The places of the examples of `step`, counted from 0: `batch_size` of them, all of one size."""
+        """The indices of the examples of `step`, from 0: `batch_size` of them, all of one size."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shuffled(epoch)

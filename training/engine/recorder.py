@@ -1,7 +1,7 @@
 """Steps recorded as CUDA graphs: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
-A graph is a recorded sequence of kernels over fixed memory, so that forward, backward, clip and optimizer of a whole
-step become one launch. All graphs of an engine share one pool of memory; those that were not used the longest go.
+A graph is a recorded sequence of kernels over fixed memory: forward, backward, clip and optimizer of a whole step
+become one launch. All graphs of an engine share one memory pool, and the least recently used ones are dropped.
 """
 
 from collections import OrderedDict
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_RECORDED = 8  # steps of other shapes, of one engine: mixed sizes of pictures must not keep a graph each
+MOST_RECORDED = 8  # recorded steps of one engine: with many picture sizes, each with a graph, memory would run out
 
-# Makes of work over fixed tensors how to repeat it, and the tensor that it fills each time.
+# Records work over fixed tensors. Returns a function that repeats it, and the tensor that each repetition overwrites.
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
@@ -23,18 +23,18 @@ _is_refused = False
 
 
 def refuse() -> None:
-    """From now on every step of this process is sent to the device one by one."""
+    """Run all later steps of this process eagerly."""
     global _is_refused
     _is_refused = True
 
 
 def is_allowed() -> bool:
-    """Whether steps may be recorded: a worker refuses where its check finds that they differ."""
+    """Whether steps may be recorded. A worker forbids it if its self-check finds that recorded steps differ."""
     return not _is_refused
 
 
 class EmptyRecording(RuntimeError):
-    """A recorded step that changes nothing: it went to another device or stream."""
+    """A recorded step that changes nothing: its work ran on another device or stream."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Recording:
 
     inputs: Any  # the batch whose tensors it reads
     repeat: Callable[[], None]
-    losses: Tensor  # what it fills
+    losses: Tensor  # [N], overwritten by each repetition
 
 
 class Recorder:
@@ -57,25 +57,25 @@ class Recorder:
         return len(self._held)
 
     def get(self, key: Hashable) -> Recording | None:
-        """The recording under `key`, which counts as used now."""
+        """The recording of `key`, which becomes the most recently used one."""
         if key in self._held:
             self._held.move_to_end(key)
         return self._held.get(key)
 
     def keep(self, key: Hashable, recording: Recording) -> None:
-        """Keep a recording; the one that was not used the longest goes where there are too many."""
+        """Keep a recording. If there are too many, drop the least recently used one."""
         self._held[key] = recording
         while len(self._held) > self._most:
             self._held.popitem(last=False)
 
     def drop(self, owner: Hashable = None) -> None:
-        """Let go of the recordings whose key begins with `owner`; of all if it is None."""
+        """Drop the recordings whose key begins with `owner`; all if it is None."""
         for key in [key for key in self._held if owner is None or key[0] == owner]:  # type: ignore[index]
             del self._held[key]
 
 
 def cuda_recorder(device: torch.device) -> Recorder:
-    """A recorder with a memory pool and a stream of its own on `device`."""
+    """A recorder with its own memory pool and stream on `device`."""
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -83,7 +83,7 @@ def cuda_recorder(device: torch.device) -> Recorder:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
         with on_stream(stream, device):
-            # Other threads may use the device meanwhile: they encode pictures.
+            # Other threads may use the device during a capture: they encode pictures.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 losses = work()
@@ -97,7 +97,7 @@ def cuda_recorder(device: torch.device) -> Recorder:
 
 
 class on_stream:  # noqa: N801 - reads as a verb
-    """Inside, this thread's work goes to `stream`; afterwards, whatever happened, to the stream that it went to."""
+    """Inside, this thread's work goes to `stream`; afterwards, also after an error, to the stream of before."""
 
     def __init__(self, stream: Any, device: torch.device) -> None:
         self._stream, self._device = stream, device
@@ -114,5 +114,5 @@ class on_stream:  # noqa: N801 - reads as a verb
 
 def _end_failed_capture(graph: Any) -> None:
     """End a capture whose work raised, so that the stream can be used again."""
-    with suppress(RuntimeError):  # the error of the work says why
+    with suppress(RuntimeError):  # the error of the work has the cause
         graph.capture_end()

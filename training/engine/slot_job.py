@@ -1,4 +1,4 @@
-"""One job in the engine, and what it shares with the jobs beside it."""
+"""One job in the engine, and the shape that it shares with the other jobs of its cohort."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,24 +19,22 @@ from training.ports import TrainRun
 
 @dataclass(frozen=True)
 class Extras:
-    """What options ask for beside moments and captions, one of each for every picture; empty if they do not."""
+    """Encodings for the options of a recipe, one per picture; empty for options that are off."""
 
-    mirrored: Sequence[Tensor] = ()  # moments of the picture turned left to right
+    mirrored: Sequence[Tensor] = ()  # moments of the mirrored picture
     blanks: Sequence[Condition] = ()  # of an empty caption
-    classes: Sequence[Condition] = ()  # of the caption with the class word for the trigger word, where a prior is kept
+    classes: Sequence[Condition] = ()  # of the caption with the class word, for prior preservation
     masks: Sequence[Tensor] = ()  # [1, h, w] at the latents' resolution, 1 on average
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What jobs must share to be trained in one step: latents [C, h, w], pictures per step, padded rank, and whether
-    they keep a prior beside pictures, which takes operations of its own.
-    """
+    """What jobs must have in common to be trained in one step."""
 
-    latents: tuple[int, ...]
+    latents: tuple[int, ...]  # shape of a picture's moments, [2C, h, w]; a job that steps alone has a value of its own
     batch_size: int
-    rank: int
-    has_prior: bool = False
+    rank: int  # padded
+    has_prior: bool = False  # whether there is a prior loss beside the pictures': it takes operations of its own
     targets: str = "attention"
     dora: bool = False
     optimizer: str = "adamw"
@@ -44,10 +42,10 @@ class Shape:
 
 @dataclass(eq=False)
 class SlotJob:
-    """One job in the engine: what it trains on, where it stands, and what its own thread gets.
+    """One job in the engine: its data, its progress, and the results for its own thread.
 
-    The engine's thread writes `step`, `losses`, `snapshots`, `error` and `gone`, then sets `news`; the job's thread
-    writes `is_abandoned`, then `leaving`.
+    The engine's thread writes `step`, `losses`, `snapshots`, `previews`, `error` and `gone`, then sets `news`; the
+    job's thread writes `is_abandoned`, then `leaving`.
     """
 
     run: TrainRun
@@ -56,49 +54,49 @@ class SlotJob:
     moments: Sequence[Tensor]  # of every picture, on the CPU
     conditions: Sequence[Condition]  # of every picture's caption, on the device
     shape: Shape
-    state: State | None  # where to begin; None for a fresh start
+    state: State | None  # the checkpoint to resume from; None: start at step 0
     checkpoint_every: int  # steps
-    slots: int  # most slots of the step that it may share
-    is_fixed: bool  # whether always exactly so many, filled or idle: then its bits depend on nobody
+    slots: int  # the most slots that its cohort may have
+    is_fixed: bool  # always use exactly `slots` slots: then no bit of its result depends on other jobs
     extras: Extras = field(default_factory=Extras)
     validation_set: ValidationSet | None = None
     preview_prompts: PreviewPrompts | None = None
-    evaluate_every: int = 0  # steps between two evaluations; 0: there is none
+    evaluate_every: int = 0  # steps between two evaluations; 0: none
 
-    start: int = 0  # steps that were done before
-    step: int = 0  # steps that are done
-    attended: int = 0  # the last step after which all that was due was begun: an evaluation, a checkpoint
-    is_held: bool = False  # it keeps its slot and waits for its evaluation, while the others step
-    held_row: Stack | None = None  # of one slot: its row while it is held, since a step moves every row of the stack
-    losses: deque[tuple[int, float]] = field(default_factory=deque)  # (done, loss), oldest first
-    looks: list[tuple[int, float]] = field(default_factory=list)  # (done, validation loss), oldest first
-    best: Mapping[str, Array] = field(default_factory=dict)  # the weights of the best look, if they are to be kept
-    drawn: deque[tuple[int, list[Tensor]]] = field(default_factory=deque)  # (done, latents of each prompt)
-    snapshots: deque["Snapshot"] = field(default_factory=deque)  # to be kept, oldest first
+    start: int = 0  # steps done before this attempt
+    step: int = 0  # steps done
+    attended: int = 0  # the last step after which everything due (evaluation, checkpoint) was started
+    is_held: bool = False  # keeps its slot and waits for its evaluation while the others step
+    held_row: Stack | None = None  # a stack of one slot with its row while it is held: a step changes all rows
+    losses: deque[tuple[int, float]] = field(default_factory=deque)  # (step, loss), oldest first
+    validation_losses: list[tuple[int, float]] = field(default_factory=list)  # (step, loss), oldest first
+    best: Mapping[str, Array] = field(default_factory=dict)  # the weights of the best validation, for `keep_best`
+    previews: deque[tuple[int, list[Tensor]]] = field(default_factory=deque)  # (step, latents of each prompt)
+    snapshots: deque["Snapshot"] = field(default_factory=deque)  # to save as checkpoints, oldest first
     error: BaseException | None = None
-    gone: bool = False  # it has no slot any more: finished, failed, or let go
-    leaving: bool = False  # it asked to be let go
-    is_parting: bool = False  # it is to be let go, after the evaluation that is under way
-    is_abandoned: bool = False  # nothing more is wanted of it
+    gone: bool = False  # has no slot any more: finished, failed or released
+    leaving: bool = False  # has asked to leave
+    is_parting: bool = False  # leaves once its evaluation is finished
+    is_abandoned: bool = False  # leaves at once: its result is not wanted
     news: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
         self.start = self.step = self.attended = self.state.step if self.state is not None else 0
         if self.state is not None:
-            self.looks, self.best = list(self.state.looks), self.state.best
+            self.validation_losses, self.best = list(self.state.validation_losses), self.state.best
 
     @property
     def is_done(self) -> bool:
-        """Whether all of its steps are done."""
+        """Whether all steps are done."""
         return self.step >= self.total
 
     @property
     def is_evaluation_due(self) -> bool:
-        """Whether the job is to be evaluated after the step at which it stands."""
+        """Whether an evaluation is due after the current step."""
         return bool(self.evaluate_every) and (self.step % self.evaluate_every == 0 or self.is_done)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Let the job's thread know that the engine is done with it."""
+        """Tell the job's thread that the engine has released the job, or ended it with an error."""
         self.error = error
         self.gone = True
         self.news.set()
@@ -106,17 +104,17 @@ class SlotJob:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One job as it was after `step` steps: a copy of its row, on the device until its state is asked for.
+    """A copy of one job's row after `step` steps, on the device until `state` is called.
 
-    So a checkpoint costs the engine's thread a copy; reading, writing and sending it is for the job's own.
+    So a checkpoint costs the engine's thread only a copy; the job's own thread reads, serialises and saves it.
     """
 
     step: int
     row: Stack  # of one slot
     rank: int
-    rest: Mapping[str, Any]  # what else is in a State
+    rest: Mapping[str, Any]  # the other fields of State
 
     def state(self) -> State:
-        """It all, on the host. Waits for the device."""
+        """The state on the host. Waits for the device."""
         weights = self.row.layout.read(self.row.masters[0], self.rank)
         return State(self.step, weights=weights, kept=self.row.state(0, self.rank), **self.rest)

@@ -1,7 +1,8 @@
 """One step of all slots as a function over fixed tensors, so that a GPU can record it and repeat it.
 
-What changes from step to step (noise, times, captions, rates, which slots are filled) lies in tensors that are
-overwritten before each; nothing in a step asks the device for a number. On a CPU the same function is called each time.
+What changes from step to step (noise, times, captions, rates, which slots have a job) is in tensors that are
+overwritten before each step. Nothing in a step reads a number back from the device. On a CPU the same function runs
+each time.
 """
 
 import logging
@@ -23,7 +24,7 @@ from training.families.family import Base, Condition, Draw, Family
 
 log = logging.getLogger(__name__)
 
-# Steps of a shape that run before it is recorded: libraries choose their kernels and get their memory in the first.
+# Eager steps of each shape before it is recorded: in the first ones, libraries choose kernels and allocate memory.
 WARM_STEPS = 3
 
 
@@ -33,13 +34,13 @@ class Batch:
 
     made: Draw
     conditions: list[Condition]
-    classes: list[Condition]  # of the class captions; empty where no prior is kept beside pictures
+    classes: list[Condition]  # of the class captions; empty without a prior loss
     active: Tensor  # [N] float32: 1 for a slot with a job, 0 for an idle one
-    recalls: bool  # whether any sample is recalled
+    recalls: bool  # whether any sample trains the prior instead of its picture
 
     @classmethod
     def of(cls, parts: Sequence[JobBatch], active: Sequence[bool], device: torch.device) -> "Batch":
-        """From every slot's part, on the host, to the device, without waiting for it."""
+        """Copy the parts of all slots from the host to the device. Does not wait for it."""
         draws = [torch.cat(values) for values in zip(*(part.made.parts for part in parts), strict=True)]
         filled = torch.tensor(active, dtype=torch.float32)
         if device.type == "cuda":
@@ -54,12 +55,12 @@ class Batch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of its tensors, in order."""
+        """All tensors, in order."""
         conditions = [value for one in (*self.conditions, *self.classes) for value in one.values()]
         return [*self.made.parts, *conditions, self.active]
 
     def copy(self) -> "Batch":
-        """The same in memory of its own."""
+        """A copy with its own memory."""
         conditions, classes = (
             [{name: value.clone() for name, value in one.items()} for one in group]
             for group in (self.conditions, self.classes)
@@ -74,13 +75,13 @@ class Step:
     def __init__(
         self, family: Family, base: Base, layers: LoRALayers, layout: Layout, stack: Stack, recorder: Recorder | None
     ) -> None:
-        """recorder: what records steps; None if each is to be sent anew."""
+        """recorder: records steps as CUDA graphs; None: run them eagerly."""
         self.family, self.base, self.layers, self.layout, self.stack = family, base, layers, layout, stack
         self.recorder = recorder
-        self._seen: dict[Any, int] = {}  # steps of each shape so far
+        self._seen: dict[Any, int] = {}  # eager steps of each shape so far
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Every job's mean loss [N], on the device; the stack is one update further."""
+        """Do one step. Updates the stack; returns the mean loss of each slot, [N], on the device."""
         if self.recorder is None:
             return self._step(batch)
         key = self._key(batch)
@@ -93,13 +94,13 @@ class Step:
         return recording.losses.clone()
 
     def _key(self, batch: Batch) -> Hashable:
-        """What decides which operations a step is made of."""
+        """Everything that decides which operations a step consists of."""
         sizes = tuple(tuple(part.shape) for part in batch.tensors)
         return id(self), sizes, batch.recalls, self.stack.averages is None, self.base.is_gradient_checkpointing
 
     def _record(self, key: Hashable, batch: Batch) -> Tensor:
-        """Record the step over a copy of `batch`, and make it; if it cannot be recorded, never try again."""
-        assert self.recorder is not None  # noqa: S101 - the caller has looked
+        """Record the step over a copy of `batch`, and do it. If it cannot be recorded, all later steps are eager."""
+        assert self.recorder is not None  # noqa: S101 - checked by the caller
         inputs = batch.copy()
         try:
             repeat, loss = self.recorder.record(lambda: self._step(inputs))
@@ -110,7 +111,7 @@ class Step:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            log.warning("steps are sent one by one: they cannot be recorded as a CUDA graph (%s)", str(error)[:200])
+            log.warning("steps run eagerly: they cannot be recorded as a CUDA graph (%s)", str(error)[:200])
             self.recorder, self.stack.masters.grad = None, None
         else:
             self.recorder.keep(key, Recording(inputs, repeat, loss))
@@ -126,11 +127,11 @@ class Step:
                 self.family, self.base, self.layers, batch.made, batch.conditions, batch.classes, recalls=batch.recalls
             )
             loss = per_sample.view(slots, -1).mean(1)
-            # Each job's own gradient, as if it were alone; an idle slot has none.
+            # The gradient of each job is its own, as if it were alone; that of an idle slot is zero.
             factors = batch.active * stack.loss_scales.squeeze(1) if stack.is_scaled else batch.active
             torch.autograd.backward(loss, factors)
         loss = loss.detach()
-        assert stack.masters.grad is not None  # noqa: S101 - a backward pass was made
+        assert stack.masters.grad is not None  # noqa: S101 - set by the backward pass
         distributed.average(stack.masters.grad, loss)
         stack.step()
         stack.average()
@@ -138,7 +139,7 @@ class Step:
 
 
 class PendingLosses:
-    """Losses on their way to the host, for which nobody waits until they are read."""
+    """Losses on their way to the host. Only reading them waits for the device."""
 
     def __init__(self, loss: Tensor) -> None:
         self._held = loss
@@ -149,7 +150,7 @@ class PendingLosses:
             self._arrived = torch.cuda.current_stream(loss.device).record_event()
 
     def to_list(self) -> list[float]:
-        """Every slot's. Waits for the device."""
+        """The loss of each slot. Waits for the device."""
         if self._arrived is not None:
             self._arrived.synchronize()
         found: list[float] = self._held.tolist()

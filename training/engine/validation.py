@@ -1,7 +1,7 @@
-"""The two things that a job is evaluated by: the loss on held-out pictures, and previews, which are drawn from prompts.
+"""The two parts of an evaluation: validation, the loss on held-out pictures; and previews, drawn from prompts.
 
-Nothing here changes the training: an evaluation draws its own noise and keeps no gradient. Both are generators that
-stop before each unit of work, which is one forward pass or a step of drawing, so that the engine can train in between.
+Neither changes the training: an evaluation draws its own noise and needs no gradient. Both are generators that yield
+before each unit of work (one forward pass, or one step of drawing), so that the engine can train in between.
 """
 
 from collections.abc import Generator, Sequence
@@ -14,14 +14,14 @@ from training.engine.objective import errors
 from training.engine.randomness import generator
 from training.families.family import Base, Condition, Draw, Family
 
-LEVELS = 8  # noise levels at which every held-out picture is met
+LEVELS = 8  # noise levels at which every held-out picture is validated
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Held-out pictures, one of each for every picture; masks are empty where the loss is not masked."""
+    """Held-out pictures: one name, moments, condition and mask each. No masks if the loss is not masked."""
 
-    names: Sequence[str]  # their SHA-256: the noise is theirs, in every training and with every seed
+    names: Sequence[str]  # SHA-256, which seeds the noise: the same in every training, whatever its seed
     moments: Sequence[Tensor]
     conditions: Sequence[Condition]
     masks: Sequence[Tensor] = ()
@@ -29,7 +29,7 @@ class ValidationSet:
 
 @dataclass(frozen=True)
 class PreviewPrompts:
-    """Prompts to be drawn, each from its own noise, which is always the same."""
+    """Prompts to draw, each from the same noise every time."""
 
     conditions: Sequence[Condition]
     blank: Condition  # of the empty prompt, for guidance
@@ -38,26 +38,25 @@ class PreviewPrompts:
 
 
 def validation_loss(
-    family: Family, base: Base, held_out: ValidationSet, at_once: int = 1
+    family: Family, base: Base, held_out: ValidationSet, batch_size: int = 1
 ) -> Generator[None, None, float]:
-    """Measure the mean loss over all pictures and `LEVELS` fixed times, unweighted but for masks, `at_once` times in a
-    batch.
+    """The mean loss over all pictures and `LEVELS` fixed times, unweighted except for masks.
 
-    With the same pictures it may be compared between trainings, whatever their objective and seed. Waits for the
-    device at the end.
+    With the same pictures it can be compared between trainings with any objective and seed. `batch_size` times of one
+    picture go into one forward pass. Waits for the device at the end.
     """
     losses = []
     for place in range(len(held_out.names)):
-        for first in range(0, LEVELS, at_once):
+        for first in range(0, LEVELS, batch_size):
             yield
-            made = _noisy(family, base, held_out, place, range(first, min(first + at_once, LEVELS)))
+            made = _noisy(family, base, held_out, place, range(first, min(first + batch_size, LEVELS)))
             conditions = [held_out.conditions[place]] * len(made.times)
             losses.append(errors(family, base, made.to(base.device), conditions))
     return float(torch.cat(losses).double().mean())
 
 
 def _noisy(family: Family, base: Base, held_out: ValidationSet, place: int, levels: Sequence[int]) -> Draw:
-    """One picture at some of the levels, each with noise of its own."""
+    """One picture at some of the levels, each with its own noise."""
     times = family.levels(base, 2 * LEVELS)[1::2]
     name, moments = held_out.names[place], held_out.moments[place].unsqueeze(0)
     drawn = [family.draw(base, moments, generator(0, f"validation {name}", level)) for level in levels]
@@ -69,16 +68,17 @@ def _noisy(family: Family, base: Base, held_out: ValidationSet, place: int, leve
 
 
 def draw_previews(
-    family: Family, base: Base, prompts: PreviewPrompts, at_once: int = 1
+    family: Family, base: Base, prompts: PreviewPrompts, batch_size: int = 1
 ) -> Generator[None, None, list[Tensor]]:
-    """Draw the latents [C, h, w] of every prompt, to the CPU, with the LoRAs that apply and with guidance; `at_once`
-    prompts in a batch.
+    """Draw every prompt with guidance and the LoRAs that are applied; returns latents [C, h, w] on the CPU.
+
+    `batch_size` prompts go into one forward pass.
     """
     steps, guidance = base.drawing
     times = family.levels(base, steps).to(base.device)
     drawn: list[Tensor] = []
-    for first in range(0, len(prompts.conditions), at_once):
-        conditions = prompts.conditions[first : first + at_once]
+    for first in range(0, len(prompts.conditions), batch_size):
+        conditions = prompts.conditions[first : first + batch_size]
         noise = [
             torch.randn(1, *prompts.shape, generator=generator(prompts.seed, "preview", first + place))
             for place in range(len(conditions))
@@ -98,14 +98,14 @@ def draw_previews(
     return drawn
 
 
-def is_over(looks: Sequence[tuple[int, float]], patience: int) -> bool:
-    """Whether the last `patience` looks (step, loss) brought nothing better than what was before; never if it is 0."""
-    if not patience or not looks:
+def is_over(losses: Sequence[tuple[int, float]], patience: int) -> bool:
+    """Whether none of the last `patience` validations (step, loss) is better than the best before; False for 0."""
+    if not patience or not losses:
         return False
-    best = min(range(len(looks)), key=lambda place: looks[place][1])  # of equals the first
-    return len(looks) - 1 - best >= patience
+    best = min(range(len(losses)), key=lambda place: losses[place][1])  # the first of equal ones
+    return len(losses) - 1 - best >= patience
 
 
-def is_best(looks: Sequence[tuple[int, float]]) -> bool:
-    """Whether the last look is better than all before it."""
-    return all(looks[-1][1] < loss for _, loss in looks[:-1])
+def is_best(losses: Sequence[tuple[int, float]]) -> bool:
+    """Whether the last of the validations (step, loss) is better than all before it."""
+    return all(losses[-1][1] < loss for _, loss in losses[:-1])

@@ -1,4 +1,4 @@
-"""One module per family of base models, and the table that finds them: torch comes with a family, not with it."""
+"""One module per family of base models, and the function that finds them. Importing a family imports torch."""
 
 import sys
 from importlib import import_module
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.families.family import Family
 
-# diffusers and peft import bitsandbytes wherever it is installed, and with it PyTorch's compiler: two seconds that only
-# a quantised base needs, see quantised.py. Too late once they are imported: they count on what they found.
+# diffusers and peft import bitsandbytes if it is installed, and with it PyTorch's compiler. That takes two seconds, and
+# only a quantised base needs it (see quantised.py), so block the import; not after diffusers or peft has been imported,
+# because they rely on what they found.
 if not {"diffusers", "peft"} & set(sys.modules):
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
@@ -16,7 +17,7 @@ _MODULES = {"sd15": "sd15", "sdxl": "sdxl", "z-image": "z_image"}
 
 
 def find(name: str) -> "Family":
-    """The family of that name; KeyError for one that there is not (a TrainSpec cannot name such)."""
+    """The family with that name. Raises KeyError for an unknown one, which a TrainSpec cannot have."""
     module = import_module(f"training.families.{_MODULES[name]}")
     found: Family = module.FAMILY
     return found

@@ -1,4 +1,4 @@
-"""The objective of the families that predict noise or velocity over 1,000 discrete times: sd15 and sdxl.
+"""Noise schedule, loss target and sampler of the families with discrete times: sd15 and sdxl.
 
 DDPM, https://arxiv.org/abs/2006.11239 (equations 4 and 14): x_t = sqrt(a_t) x + sqrt(1 - a_t) n, with a_t the running
 product of 1 - beta. The network predicts n (epsilon), or v = sqrt(a_t) n - sqrt(1 - a_t) x
@@ -23,33 +23,33 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True)
 class DiscreteSchedule:
-    """How noise is mixed in: running products a_t, [T] float32, and what latents are multiplied with for the UNet."""
+    """The noise schedule, and the scale of latents."""
 
-    alphas: Tensor
-    scaling: float
-    prediction: str
+    alphas: Tensor  # the running products a_t, [T] float32, on the device
+    scaling: float  # latents of the VAE times this are the UNet's input
+    prediction: str  # epsilon or v_prediction
 
     @cached_property
     def on_host(self) -> Tensor:
-        """`alphas` in float64 on the CPU, where weights are reckoned: asking the device would make the host wait."""
+        """`alphas` in float64 on the CPU, to compute loss weights without waiting for the device."""
         return self.alphas.cpu().double()
 
 
 def load_schedule(where: Where) -> DiscreteSchedule:
-    """The schedule in the base model's folder. Raises BaseModelUnavailable for one that cannot be trained on."""
+    """Load the schedule of a base model. Raises BaseModelUnavailable if it cannot be trained on."""
     scheduler = load_part(DDPMScheduler, where.folder, "scheduler")
     prediction = str(scheduler.config.prediction_type)
     if prediction not in PREDICTIONS:
         raise BaseModelUnavailable(
-            f"the base model in {where.folder} predicts {prediction!r}; it can be trained if it predicts "
-            f"{' or '.join(PREDICTIONS)}"
+            f"the base model in {where.folder} predicts {prediction!r}; only models that predict "
+            f"{' or '.join(PREDICTIONS)} can be trained"
         )
     alphas = scheduler.alphas_cumprod.float().to(where.device)
     return DiscreteSchedule(alphas, vae_number(where.folder, "scaling_factor"), prediction)
 
 
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
-    """Latents from their moments [B, 2C, h, w], scaled as the UNet expects; normal noise; times uniform in 0..T-1."""
+    """Draw latents from moments [B, 2C, h, w], scaled for the UNet; normal noise; times uniform in 0..T-1."""
     schedule: DiscreteSchedule = base.schedule
     latents = sample(moments, generator) * schedule.scaling
     noise = torch.randn(latents.shape, generator=generator)
@@ -58,14 +58,14 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
 
 
 def mix(base: Base, made: Draw) -> Tensor:
-    """x_t of every sample, [B, C, h, w]."""
+    """x_t of each sample, [B, C, h, w] (equation 4 of DDPM)."""
     schedule: DiscreteSchedule = base.schedule
     a = schedule.alphas[made.times].view(-1, 1, 1, 1)
     return a.sqrt() * made.latents + (1 - a).sqrt() * made.noise
 
 
 def target(base: Base, made: Draw) -> Tensor:
-    """What the network should say about every sample, [B, C, h, w]."""
+    """The noise or the velocity of each sample, [B, C, h, w]."""
     schedule: DiscreteSchedule = base.schedule
     if schedule.prediction == "epsilon":
         return made.noise
@@ -73,19 +73,19 @@ def target(base: Base, made: Draw) -> Tensor:
     return a.sqrt() * made.noise - (1 - a).sqrt() * made.latents
 
 
-# ---- what counts how much ----------------------------------------------------------------------------------------
+# ---- loss weights ------------------------------------------------------------------------------------------------
 
 
 def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
-    """How much samples at these times count, [B] float32; SNR = a / (1 - a).
+    """The loss weights of samples at these times, [B] float32, with SNR = a / (1 - a).
 
-    min_snr (https://arxiv.org/abs/2303.09556) weighs the error of the clean latents by min(SNR, 5). An error of epsilon
-    is SNR times that of the latents, one of v is SNR + 1 times it: hence min(SNR, 5) / SNR and min(SNR, 5) / (SNR + 1).
-    debiased (https://arxiv.org/abs/2310.08442) weighs the error of epsilon by 1 / sqrt(SNR), which for v is
-    sqrt(SNR) / (SNR + 1).
+    min_snr (https://arxiv.org/abs/2303.09556) weights the error of the clean latents by min(SNR, 5). The error of
+    epsilon is SNR times that of the latents, and the error of v is SNR + 1 times it: hence min(SNR, 5) / SNR and
+    min(SNR, 5) / (SNR + 1). debiased (https://arxiv.org/abs/2310.08442) weights the error of epsilon by 1 / sqrt(SNR),
+    which for v is sqrt(SNR) / (SNR + 1).
     """
     schedule: DiscreteSchedule = base.schedule
-    a = schedule.on_host[times].clamp(min=1e-6)  # with zero terminal SNR the last weight of epsilon has no bound
+    a = schedule.on_host[times].clamp(min=1e-6)  # with zero terminal SNR, the last weight of epsilon is unbounded
     is_epsilon = schedule.prediction == "epsilon"
     if weighting == "min_snr":
         found = (
@@ -102,19 +102,20 @@ def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
 
 
 def levels(base: Base, count: int) -> Tensor:
-    """`count` times from T - 1 down, evenly spread ("trailing" of https://arxiv.org/abs/2305.08891, table 2)."""
+    """`count` times from T - 1 down, evenly spaced ("trailing" in https://arxiv.org/abs/2305.08891, table 2)."""
     last = len(base.schedule.alphas)
     return torch.tensor([round(last * (count - place) / count) - 1 for place in range(count)])
 
 
-def denoise(base: Base, noisy: Tensor, said: Tensor, now: Tensor, then: Tensor | None) -> Tensor:
+def denoise(base: Base, noisy: Tensor, predicted: Tensor, now: Tensor, then: Tensor | None) -> Tensor:
     """One step of DDIM without noise (https://arxiv.org/abs/2010.02502, equation 12), all [B, C, h, w]."""
     schedule: DiscreteSchedule = base.schedule
-    a, said = schedule.alphas[now], said.float()
+    a, predicted = schedule.alphas[now], predicted.float()
     if schedule.prediction == "epsilon":
-        clean, noise = (noisy - (1 - a).sqrt() * said) / a.sqrt(), said
+        clean, noise = (noisy - (1 - a).sqrt() * predicted) / a.sqrt(), predicted
     else:
-        clean, noise = a.sqrt() * noisy - (1 - a).sqrt() * said, a.sqrt() * said + (1 - a).sqrt() * noisy
+        clean = a.sqrt() * noisy - (1 - a).sqrt() * predicted
+        noise = a.sqrt() * predicted + (1 - a).sqrt() * noisy
     if then is None:
         return clean
     b = schedule.alphas[then]
@@ -122,6 +123,6 @@ def denoise(base: Base, noisy: Tensor, said: Tensor, now: Tensor, then: Tensor |
 
 
 def unscale(base: Base, latents: Tensor) -> Tensor:
-    """Latents as the VAE decodes them."""
+    """Latents for the VAE's decoder, from scaled latents."""
     schedule: DiscreteSchedule = base.schedule
     return latents / schedule.scaling

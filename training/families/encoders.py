@@ -1,6 +1,4 @@
-"""VAE, text encoders and tokenizers of a base model: loaded when they are first needed, on the device only while they
-work.
-"""
+"""VAE, text encoders and tokenizers of a base model: loaded when first needed, on the device only while in use."""
 
 import logging
 import threading
@@ -17,22 +15,22 @@ _CPU = torch.device("cpu")
 
 
 class Encoders(Mapping[str, Any]):
-    """The parts of a base model beside its denoiser, by their folder's name.
+    """The parts of a base model except the denoiser, by their folder's name.
 
-    A part is loaded to the host when it is first asked for. Inside `awake` it is on the device; afterwards the device's
-    memory is free again. One thread encodes at a time.
+    A part is loaded to the host on its first use. Inside `awake` it is on the device; afterwards the device's memory is
+    free again. Only one thread encodes at a time.
     """
 
     def __init__(self, loaders: Mapping[str, Callable[[], Any]], device: torch.device = _CPU) -> None:
         self._loaders, self._device = dict(loaders), device
         self._parts: dict[str, Any] = {}
-        self._on_host: dict[str, list[tuple[Tensor, Tensor]]] = {}  # each tensor of a part, and its data on the host
+        self._on_host: dict[str, list[tuple[Tensor, Tensor]]] = {}  # each tensor of a part, with its data on the host
         self._lock = threading.RLock()
-        # Copies and encoding have a stream of their own, so that the steps of other jobs go on beside them.
+        # Copies and encoding use their own stream, so that the steps of other jobs continue.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> Any:
-        """The part, loaded. Raises BaseModelUnavailable."""
+        """The part, loaded if necessary. Raises BaseModelUnavailable."""
         with self._lock:
             if name not in self._parts:
                 part = self._loaders[name]()
@@ -55,10 +53,10 @@ class Encoders(Mapping[str, Any]):
 
     @contextmanager
     def awake(self, *names: str) -> Iterator[None]:
-        """Inside, these parts are on the device; afterwards only on the host. Raises BaseModelUnavailable."""
+        """Inside, the named parts are on the device; afterwards only on the host. Raises BaseModelUnavailable."""
         with self._lock, ExitStack() as stack:
             for name in names:
-                self[name]  # loaded before the device has to hold anything
+                self[name]  # load them all before the first uses memory of the device
             if self._stream is not None:
                 stack.enter_context(torch.cuda.device(self._device))
                 stack.enter_context(torch.cuda.stream(self._stream))
@@ -81,12 +79,12 @@ def _park(weights: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 def _pin(held: Tensor) -> Tensor:
-    """The tensor's data in pinned memory of the host, which a device copies without waiting; as it is if there is none.
+    """The tensor's data in pinned host memory, which allows asynchronous copies; unchanged if no more can be pinned.
 
-    Weights are frozen, so this copy stays right, and nothing is copied back.
+    Weights are frozen, so the copy stays valid, and nothing is copied back.
     """
     try:
         return held.data.pin_memory()
     except RuntimeError as error:
-        log.warning("encoders move slowly: the host has no more pinned memory (%s)", str(error)[:120])
+        log.warning("moving encoders to the device will be slow: host memory cannot be pinned (%s)", str(error)[:120])
         return held.data

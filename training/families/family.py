@@ -1,4 +1,4 @@
-"""What a family of base models is: data and functions. One module per family fills this in."""
+"""The record that describes a family of base models, and the types that it uses. Each family's module has one."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from training.families.encoders import Encoders
-from training.families.quantised import parked
+from training.families.quantised import move
 from training.options import Quantisation
 from training.ports import Example
 
-# What the denoiser is told about one picture, in the family's own words; float32 on the training device.
+# The conditioning inputs of the denoiser for one picture, by names that the family chooses; on the training device.
 Condition = dict[str, Tensor]
 
 
 def vae_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the VAE of a base in `dtype` encodes and decodes in: bfloat16 beside bfloat16, else float32.
+    """The precision of the VAE of a base in `dtype`: bfloat16 for bfloat16, else float32.
 
     Never float16, in which the VAE of sdxl overflows.
     """
@@ -31,31 +31,31 @@ def vae_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass
 class Base:
-    """A base model, frozen. Its denoiser and its encoders are loaded apart, each when it is first needed.
+    """A frozen base model. Its denoiser and its encoders are loaded separately, each when it is first needed.
 
-    So a device never holds both at once, and a job whose pictures and captions are encoded already loads no encoder.
+    So the device never holds both while a job encodes, and a job whose encodings are cached loads no encoder.
     """
 
-    load_denoiser: Callable[[], Any]  # UNet2DConditionModel or ZImageTransformer2DModel: diffusers' own module
-    encoders: Encoders  # vae, text encoders and tokenizers, by their folder's name
-    schedule: Any  # what `draw` and `target` reckon noise with: DiscreteSchedule or FlowSchedule
+    load_denoiser: Callable[[], Any]  # returns diffusers' UNet2DConditionModel or ZImageTransformer2DModel
+    encoders: Encoders  # VAE, text encoders and tokenizers, by their folder's name
+    schedule: Any  # the noise schedule of the family's functions: DiscreteSchedule or FlowSchedule
     device: torch.device
-    dtype: torch.dtype  # of the frozen weights, and of autocast
+    dtype: torch.dtype  # of the frozen weights
     prediction: str  # epsilon, v_prediction or flow
-    warnings: list[str] = field(default_factory=list)  # said once, by the loop
-    drawing: tuple[int, float] = (20, 5.0)  # steps and guidance of a preview; guidance 1 is none
-    # z-image: the training adapter that is merged into the weights and not in what users draw with.
+    warnings: list[str] = field(default_factory=list)  # logged for each job
+    drawing: tuple[int, float] = (20, 5.0)  # steps and guidance scale of previews; a scale of 1 disables guidance
+    # z-image: the training adapter that is merged into the weights, and that users do not draw with.
     training_adapter: Path | None = None
-    adapter: list[tuple[Any, Tensor, Tensor]] | None = None  # its layers with A and B, once they are needed
+    adapter: list[tuple[Any, Tensor, Tensor]] | None = None  # its layers with A and B; None until needed
     quantisation: Quantisation = "none"
     is_gradient_checkpointing: bool = False
-    is_parked: bool = False  # the denoiser is in the host's memory for now
+    is_parked: bool = False  # the denoiser is not usable: some or all of its weights are in the host's memory
     _denoiser: Any = field(default=None, init=False, repr=False)
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
     def denoiser(self) -> Any:
-        """The denoiser on the device, loaded if it is not there yet. Raises BaseModelUnavailable."""
+        """The denoiser. The first call loads it onto the device. Raises BaseModelUnavailable."""
         with self._loading:
             if self._denoiser is None:
                 self._denoiser = self.load_denoiser()
@@ -63,21 +63,25 @@ class Base:
 
     @contextmanager
     def parked(self) -> Iterator[None]:
-        """Inside, the device has the memory of the denoiser, which nobody may use meanwhile."""
+        """Inside, the denoiser is in the host's memory, which frees the device's. It must not be used.
+
+        If moving it back raises, because memory runs out, `is_parked` stays true, and the base must not be used again.
+        """
         if self._denoiser is None:
             yield
             return
         self.is_parked = True
         try:
-            with parked(self._denoiser, self.device):
-                yield
+            move(self._denoiser, torch.device("cpu"))
+            yield
         finally:
+            move(self._denoiser, self.device)
             self.is_parked = False
 
     def checkpoint_gradients(self, on: bool) -> None:
-        """Whether activations are given up in the forward pass and computed again in the backward pass."""
+        """Turn gradient checkpointing on or off. With it, the backward pass recomputes activations to save memory."""
         if on:
-            # There is no dropout, so no random state to keep; a CUDA graph could not read it.
+            # No layer is random, so no random state has to be preserved, which a CUDA graph could not read.
             self.denoiser.enable_gradient_checkpointing(
                 partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
             )
@@ -87,56 +91,56 @@ class Base:
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """What the VAE works in."""
+        """The precision of the VAE."""
         return vae_dtype(self.dtype)
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where and how a base model is loaded."""
+    """Where to load a base model from, and how."""
 
-    folder: Path  # in diffusers' layout, or a single file: what `locate` gave
+    folder: Path  # in diffusers' layout, or a single file: the result of `parts.locate`
     device: torch.device
     dtype: torch.dtype
-    training_adapter: Path | None = None  # z-image: merged into the base while training, never in the file
+    training_adapter: Path | None = None  # z-image: merged into the base while training, never in the LoRA file
     distilled: bool = False  # a few-step model, such as z-image-turbo
     quantisation: Quantisation = "none"  # of the denoiser's large layers
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """What the VAE works in."""
+        """The precision of the VAE."""
         return vae_dtype(self.dtype)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance and the recipe decide in one step; all of them have B samples.
+    """The random draws and the loss weights of one step, for B samples.
 
-    What a recipe decides is tensors too, so that jobs with other objectives share a step: weights of 1, priors of 0 and
-    nothing recalled change no bit of a loss.
+    The loss weights are tensors, so that jobs with different objectives share a step: weights of 1, priors of 0 and no
+    recalled sample change no bit of a loss.
     """
 
     latents: Tensor  # [B, C, h, w] float32
     noise: Tensor  # [B, C, h, w] float32
-    times: Tensor  # [B], the family's own
-    weights: Tensor  # [B, 1, h, w] float32: of the squared error at every place
-    # Of staying what the base is, see training/engine/objective.py.
-    priors: Tensor  # [B] float32: how much it counts beside the picture
-    recalled: Tensor  # [B] bool: whether it is asked instead of the picture
+    times: Tensor  # [B], in the family's own unit
+    weights: Tensor  # [B, 1, h, w] float32: of the squared error at each place
+    # Prior preservation, see training/engine/objective.py.
+    priors: Tensor  # [B] float32: the weight of the prior loss beside the picture's loss
+    recalled: Tensor  # [B] bool: whether the sample trains the prior instead of its picture
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """All of its tensors, in order."""
+        """All tensors, in order."""
         return self.latents, self.noise, self.times, self.weights, self.priors, self.recalled
 
     @classmethod
     def plain(cls, latents: Tensor, noise: Tensor, times: Tensor) -> "Draw":
-        """One in which all that is drawn counts alike."""
+        """A draw with the same weight everywhere and without prior preservation."""
         none = torch.zeros(len(latents), device=latents.device)
         return cls(latents, noise, times, torch.ones_like(latents[:, :1]), priors=none, recalled=none.bool())
 
     def to(self, device: torch.device) -> "Draw":
-        """The same numbers on `device`."""
+        """A copy on `device`. Does not wait for it."""
         return Draw(*(part.to(device, non_blocking=True) for part in self.parts))
 
 
@@ -146,36 +150,36 @@ class Family:
 
     name: str
     parts: tuple[str, ...]  # subfolders of its diffusers layout that training reads
-    # Which layers get a LoRA, by the names of options.Targets: regular expressions over the denoiser's module names.
+    # The layers that get a LoRA, by the names of options.Targets: regular expressions over full module names.
     targets: Mapping[str, str]
-    quantised: str  # the linears that a quantised base keeps in fewer bits: a regular expression over full names
+    quantised: str  # the linears that a quantised base has in fewer bits: a regular expression over full module names
     load: Callable[[Where], Base]
     denoiser: Any  # diffusers' class
-    # For counting memory: a schedule, and what a denoiser is told of a caption of so many tokens, in shapes alone.
+    # For counting memory: a schedule, and the condition for a caption of so many tokens. Only the shapes are right.
     stand_in: Callable[[Any, int], tuple[Any, Condition]]
-    # Moments of the VAE's latent distribution, [2C, h, w] float32: mean, then log-variance. Constant per picture:
-    # cached. Pictures of one size; the VAE is awake.
+    # The moments of each picture's latent distribution, [2C, h, w] float32: mean, then log-variance. All pictures have
+    # one size. The caller wakes the VAE.
     encode_pictures: Callable[[Base, Sequence[Example]], list[Tensor]]
-    # Wakes the text encoders itself.
+    # The condition for each picture. Wakes the text encoders.
     encode_captions: Callable[[Base, Sequence[Example]], list[Condition]]
-    # Draws latents, noise and times of a step, on the CPU from `generator`, so that every device sees the same numbers.
+    # Draws latents, noise and times of a step from moments [B, 2C, h, w], on the CPU, so that all devices get the same.
     draw: Callable[[Base, Tensor, torch.Generator], Draw]
-    # Latents with their noise mixed in, [B, C, h, w] float32.
+    # The noisy latents of a draw, [B, C, h, w] float32.
     mix: Callable[[Base, Draw], Tensor]
-    # What the denoiser says about noisy latents [B, C, h, w] at times [B]: [B, C, h, w].
+    # The denoiser's prediction for noisy latents [B, C, h, w] at times [B]: [B, C, h, w].
     predict: Callable[[Base, Tensor, Tensor, Sequence[Condition]], Tensor]
-    # What the denoiser should say of them, [B, C, h, w].
+    # The target of that prediction, [B, C, h, w].
     target: Callable[[Base, Draw], Tensor]
-    # How much samples at these times [B] count under a weighting of training/options.py, [B] float32 on the CPU.
+    # The loss weights of samples at times [B] for a weighting of options.Weighting, [B] float32 on the CPU.
     weigh: Callable[[Base, Tensor, str], Tensor]
-    # So many times from all noise to little, evenly spread, [n] on the CPU.
+    # n times from pure noise to little noise, evenly spaced, [n] on the CPU.
     levels: Callable[[Base, int], Tensor]
-    # One step of drawing: noisy latents [B, C, h, w], what `predict` says of them, the time they are at and the next
-    # (None: none, the picture itself), to less noisy latents.
+    # One step of drawing: noisy latents [B, C, h, w], the prediction for them, their time and the next time (None: the
+    # finished picture), to less noisy latents.
     denoise: Callable[[Base, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    # Latents as they are trained on, [B, C, h, w], to what the VAE decodes.
+    # Scaled latents [B, C, h, w], as they are trained on, to latents that the VAE decodes.
     unscale: Callable[[Base, Tensor], Tensor]
-    # Inside, the base draws as it does for users: without what is merged into it for training only.
+    # Inside, the base draws as it does for users: without an adapter that is merged only for training.
     as_used: Callable[[Base], AbstractContextManager[None]] = lambda _: nullcontext()
-    # Whether several jobs share a step: not where a lone one fills the device, or where captions change the shape.
+    # Whether several jobs share a step. Not if one job fills the device, or if captions change the shape.
     shares_steps: bool = True

@@ -1,4 +1,4 @@
-"""Which base model this is, by what is in its files, without reading gigabytes of them."""
+"""A fingerprint of a base model from samples of its files, without reading gigabytes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,12 @@ _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
 def fingerprint(folder: Path, parts: Sequence[str], also: Sequence[Path] = ()) -> str:
-    """A SHA-256 over the files that training reads of the base model in `folder`, or in that single file, in hex.
+    """A SHA-256 over the files that training reads of a base model, and the files `also`, in hex.
 
-    Files up to 1 MiB count whole; of larger ones the size, the start (a safetensors header names and sizes every
-    tensor) and 64 blocks spread over it. A changed weight between the blocks goes unseen: it tells models apart, it
-    does not prove one. Raises BaseModelUnavailable for a file that cannot be read.
+    folder: in diffusers' layout, or a single file. Files up to 1 MiB are hashed completely; of larger ones the size,
+    the first 1 MiB (the header of a safetensors file has the name and shape of every tensor), and 64 blocks spread over
+    the file. So it tells models apart, but a change between the blocks is not detected. Raises BaseModelUnavailable for
+    a file that cannot be read.
     """
     digest = hashlib.sha256()
     if folder.is_file():
@@ -30,7 +31,7 @@ def fingerprint(folder: Path, parts: Sequence[str], also: Sequence[Path] = ()) -
                 digest.update(piece)
         except OSError as error:
             raise BaseModelUnavailable(
-                f"{path} cannot be read ({error.strerror}): the user that training workers run as must be able to"
+                f"{path} cannot be read ({error.strerror}): give the user of the training workers permission to read it"
             ) from error
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Base models as folders in diffusers' layout: here, or fetched from the model hub into its cache."""
+"""Base models as folders in diffusers' layout: local ones, or from the model hub's cache."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from core.errors import BaseModelUnavailable
 
-# Parts with weights, and the name that their weights have in diffusers' layout (before `.safetensors`).
+# The parts with weights, and the names of their weight files in diffusers' layout (before `.safetensors`).
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "transformer": "diffusion_pytorch_model",
@@ -21,12 +21,15 @@ WEIGHTS = {
     "text_encoder_2": "model",
 }
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-# How long the hub may take to answer at all; without it a machine without a network hangs for minutes.
+# Time limit for the hub's first response. Without it, a machine without network hangs for minutes.
 _HUB_TIMEOUT_S = 10.0
 
 
 def from_hub(name: str, parts: Sequence[str]) -> Path:
-    """What the cache has, if that is all we need; else what the hub has."""
+    """The base model `name` from the hub's cache, downloaded if it is not complete there.
+
+    Raises BaseModelUnavailable if the hub does not provide it.
+    """
     folder = cached(name, parts)
     if folder is not None:
         return folder
@@ -34,9 +37,9 @@ def from_hub(name: str, parts: Sequence[str]) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=_wanted(parts), etag_timeout=_HUB_TIMEOUT_S))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BaseModelUnavailable(
-            f"the base model {name} is not in the cache of this machine, and the model hub did not give it "
-            f"({type(error).__name__}). Give this machine access to the hub (and a token, where the model asks for "
-            "one), or a folder in diffusers' layout in its place",
+            f"the base model {name} is not in the cache of this machine, and cannot be downloaded from the model hub "
+            f"({type(error).__name__}): give this machine access to the hub (and a token, if the model requires one), "
+            "or use a folder in diffusers' layout",
             {"base_model": name, "offline": os.environ.get("HF_HUB_OFFLINE", "")},
         ) from error
     require(folder, parts)
@@ -44,7 +47,7 @@ def from_hub(name: str, parts: Sequence[str]) -> Path:
 
 
 def cached(name: str, parts: Sequence[str]) -> Path | None:
-    """The base model in the hub's cache on this machine; None if it is not there, or not complete."""
+    """The base model in the hub's cache on this machine; None if it is missing or incomplete."""
     try:
         folder = Path(snapshot_download(name, allow_patterns=_wanted(parts), local_files_only=True))
         require(folder, parts)
@@ -70,25 +73,33 @@ def _patterns(part: str) -> list[str]:
 
 
 def require(folder: Path, parts: Sequence[str]) -> None:
-    """Refuse a folder that lacks what we need, before minutes go into loading the rest."""
+    """Check that a folder has everything that training needs, before minutes go into loading the rest.
+
+    Raises BaseModelUnavailable.
+    """
     if not (folder / "model_index.json").is_file():
-        raise BaseModelUnavailable(f"the folder {folder} has no model_index.json: no base model in diffusers' layout")
+        raise BaseModelUnavailable(
+            f"the folder {folder} has no model_index.json: it is not a base model in diffusers' layout"
+        )
     for part in parts:
         if not (folder / part).is_dir():
-            raise BaseModelUnavailable(f"the base model in {folder} has no {part}: of another family, or not complete")
+            raise BaseModelUnavailable(
+                f"the base model in {folder} has no {part}: it is of another family, or incomplete"
+            )
         weights = WEIGHTS.get(part)
         if weights is None or list((folder / part).glob(f"{weights}*.safetensors")):
             continue
         if list((folder / part).glob("*.bin")):
             raise BaseModelUnavailable(
-                f"the base model in {folder} has its {part} as a pickle only (.bin), which is not read: load and "
-                "save_pretrained it once with safe_serialization=True where you trust it"
+                f"the base model in {folder} has its {part} only as a pickle (.bin), which is not read because it can "
+                "run code: if you trust it, load it with diffusers once and save it with save_pretrained(folder, "
+                "safe_serialization=True)"
             )
         raise BaseModelUnavailable(f"the base model in {folder} has no {weights}.safetensors in {part}")
 
 
 def variant(folder: Path, part: str) -> str | None:
-    """`fp16` for a folder that holds its weights in that form only, as many downloads do."""
+    """`fp16` if a part has its weights only in this variant, as in many downloads; else None."""
     plain = folder / part / f"{WEIGHTS[part]}.safetensors"
     half = folder / part / f"{WEIGHTS[part]}.fp16.safetensors"
     return "fp16" if half.is_file() and not plain.is_file() else None
@@ -106,13 +117,13 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
 
 
 def has_part(folder: Path, part: str) -> bool:
-    """Whether `folder` has all that a part is loaded from: its weights, or of a part without weights anything."""
+    """Whether `folder` has a part: its weights, or for a part without weights any JSON file."""
     weights = WEIGHTS.get(part)
     return any((folder / part).glob(f"{weights}*.safetensors" if weights is not None else "*.json"))
 
 
 def scheduler_class(folder: Path) -> str | None:
-    """The class that the scheduler's configuration names, if it names one of diffusers' kind."""
+    """The class name in the scheduler's configuration; None if it has none of diffusers' form."""
     try:
         name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Pictures to latents through the VAE, and latents from what is kept of it. The same for every family."""
+"""Encode pictures to moments of their latents, draw latents from moments, and decode latents. For all families."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -15,32 +15,35 @@ from core.errors import ImageInvalid
 from training.families.family import Base, Family
 from training.ports import Example
 
-TILE = 1024  # pixels a side that the VAE works on at once
+TILE = 1024  # side in pixels of the tiles that the VAE processes
 
 
 def pixels(example: Example) -> Tensor:
-    """A prepared picture as [1, 3, height, width] float32 in -1..1. Raises ImageInvalid for another one."""
+    """A prepared picture as [1, 3, height, width] float32 in -1..1.
+
+    Raises ImageInvalid if it cannot be read or has another size than the example.
+    """
     try:
         with Image.open(example.path, formats=["PNG"]) as picture:
             values = np.asarray(picture.convert("RGB"), np.float32)
             if example.is_mirrored:
                 values = values[:, ::-1]
     except (OSError, ValueError, SyntaxError) as error:
-        told = f"the prepared picture {example.sha256[:12]} cannot be read ({type(error).__name__})"
-        raise ImageInvalid(told) from error
+        message = f"the prepared picture {example.sha256[:12]} cannot be read ({type(error).__name__})"
+        raise ImageInvalid(message) from error
     if values.shape != (example.height, example.width, 3):
         raise ImageInvalid(
-            f"the prepared picture {example.sha256[:12]} has {values.shape[1]} x {values.shape[0]} pixels, "
-            f"{example.width} x {example.height} were told"
+            f"the prepared picture {example.sha256[:12]} has {values.shape[1]} x {values.shape[0]} pixels; expected "
+            f"{example.width} x {example.height}"
         )
     return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
 def mask(example: Example, size: tuple[int, int]) -> Tensor:
-    """How much each place of a picture's latents counts, [1, h, w] float32 on the CPU, 1 on average.
+    """The loss weight of each place of a picture's latents, [1, h, w] float32 on the CPU, 1 on average.
 
-    From the alpha channel of the prepared picture, averaged over each latent's pixels. All ones for a picture without
-    one, or in which nothing shows: that tells nothing of what matters.
+    From the alpha channel of the prepared picture, averaged over the pixels of each place. All ones for a picture
+    without alpha channel, or with a fully transparent one.
     """
     with Image.open(example.path, formats=["PNG"]) as picture:
         if picture.mode != "RGBA":
@@ -52,7 +55,7 @@ def mask(example: Example, size: tuple[int, int]) -> Tensor:
 
 
 def encode_pictures(base: Base, examples: Sequence[Example]) -> list[Tensor]:
-    """Mean and log-variance of each picture's latents, [2C, h, w] float32 on the CPU. Pictures of one size."""
+    """Mean and log-variance of each picture's latents, [2C, h, w] float32 on the CPU. All pictures have one size."""
     vae = base.encoders["vae"]
     values = torch.cat([pixels(example) for example in examples])
     with torch.no_grad(), tiled(vae, values.shape[-2:]):
@@ -61,10 +64,10 @@ def encode_pictures(base: Base, examples: Sequence[Example]) -> list[Tensor]:
 
 
 def batches(examples: Sequence[Example], device: torch.device) -> Iterator[list[Example]]:
-    """Pictures in the batches that they are encoded in: of one size, with no more pixels than the largest tile.
+    """Divide pictures into batches to encode: each of one size, with at most the pixels of one tile.
 
-    One at a time on a CPU, which gains nothing from batches, and wherever the same bits are asked for: kernels choose
-    by a batch's size in which order they sum, so a picture's bits would depend on the others.
+    Batches have one picture on a CPU, where larger ones are not faster, and in deterministic mode: kernels choose their
+    order of summation by the batch size, so a picture's bits would depend on the others.
     """
     is_exact = device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
     by_size: dict[tuple[int, int], list[Example]] = {}
@@ -77,8 +80,9 @@ def batches(examples: Sequence[Example], device: torch.device) -> Iterator[list[
 
 @contextmanager
 def tiled(vae: Any, size: Sequence[int]) -> Iterator[None]:
-    """Inside, a picture of more than 1024 pixels a side goes through the VAE in tiles, as diffusers lays and blends
-    them: memory grows with the tile.
+    """Inside, the VAE processes pictures with a side above 1024 pixels in diffusers' overlapping tiles: saves memory.
+
+    size: height and width of the pictures, in pixels.
     """
     if max(size) <= TILE:
         yield
@@ -93,7 +97,7 @@ def tiled(vae: Any, size: Sequence[int]) -> Iterator[None]:
 
 
 def decoded(family: Family, base: Base, drawn: Sequence[Tensor]) -> list[bytes]:
-    """Latents [C, h, w] as they are trained on, each decoded to a PNG. Wakes the VAE."""
+    """Decode scaled latents [C, h, w], each to a PNG. Wakes the VAE."""
     pictures = []
     with base.encoders.awake("vae"), torch.no_grad():
         vae = base.encoders["vae"]
@@ -114,7 +118,7 @@ def _png(picture: Tensor) -> bytes:
 
 
 def sample(moments: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw from each latent distribution: moments [B, 2C, h, w] to latents [B, C, h, w], not yet scaled."""
+    """One draw from each latent distribution: moments [B, 2C, h, w] to unscaled latents [B, C, h, w]."""
     mean, log_variance = moments.chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=generator)
     return mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * noise

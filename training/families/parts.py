@@ -1,6 +1,6 @@
-"""Finding a base model and loading its parts. All faults become BaseModelUnavailable: what, where, what to do.
+"""Find a base model and load its parts. Every fault becomes a BaseModelUnavailable that says what to do.
 
-Only safetensors are read: a pickle is a program, and base models come from strangers.
+Only safetensors files are read: pickles can run code, and base models come from strangers.
 """
 
 import inspect
@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from core.errors import BaseModelUnavailable
 from training.families import folders, single_file, soundness
 
-_ALIGNMENT = 64  # bytes: what PyTorch's CPU allocator gives
+_ALIGNMENT = 64  # bytes, as in PyTorch's CPU allocator
 
 
 def locate(base_model: str, parts: Sequence[str]) -> Path:
-    """Where a base model is, given as a folder, a single file or a hub id; what the hub has is fetched into its cache.
+    """The folder or the single file of a base model, which is given as a folder, a file or a hub id.
 
-    Raises BaseModelUnavailable if it is nowhere, not complete, or neither in diffusers' layout with safetensors nor one
-    such file.
+    Downloads a hub id into the hub's cache. Raises BaseModelUnavailable if the model does not exist, is incomplete, or
+    is neither a folder in diffusers' layout with safetensors files nor a single safetensors file.
     """
     path = Path(base_model).expanduser()
     try:
@@ -34,20 +34,21 @@ def locate(base_model: str, parts: Sequence[str]) -> Path:
             return path.resolve()
     except PermissionError as error:
         raise BaseModelUnavailable(
-            f"the base model {base_model} cannot be read ({error.strerror}): the user that training workers run as "
-            "must be able to, the folders above it included"
+            f"the base model {base_model} cannot be read ({error.strerror}): give the user of the training workers "
+            "permission to read it and the folders above it"
         ) from error
     if not folders.HUB_ID.match(base_model) or path.is_absolute():
-        raise BaseModelUnavailable(f"the base model {base_model} is not there: no such folder, and no hub id")
+        raise BaseModelUnavailable(f"the base model {base_model} does not exist: no such folder or file, and no hub id")
     return folders.from_hub(base_model, parts)
 
 
 def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = None) -> Any:
-    """One part of the base model, of a class `kind` of the libraries; with `dtype`, a network, frozen, in eval mode.
+    """Load one part of a base model as `kind`, a class of diffusers or transformers.
 
-    `folder` is what `locate` gave: for a single file its parts come out of it, or from where `single_file` says.
+    folder: the result of `locate`; parts that a single file lacks come from where `single_file` says. dtype: of a
+    network, which is frozen and in eval mode; None for a tokenizer or scheduler.
 
-    Raises BaseModelUnavailable for a part that is damaged, of another shape than its configuration says, or incomplete.
+    Raises BaseModelUnavailable for a part that is damaged, incomplete, or has other shapes than its configuration.
     """
     if folder.is_file():
         home = single_file.folder_of(folder, part)
@@ -70,26 +71,27 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
         )
     except soundness.Unsound as error:
         raise BaseModelUnavailable(
-            f"the {part} of the base model in {folder} cannot be loaded: {error}; fetch it again, from whom you trust"
+            f"the {part} of the base model in {folder} cannot be loaded: {error}; download it again from a source that "
+            "you trust"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise BaseModelUnavailable(
             f"the {part} of the base model in {folder} cannot be loaded ({type(error).__name__}: {str(error)[:200]}): "
-            "fetch it again, or check that it belongs to this family"
+            "download it again, or check that it belongs to this family"
         ) from error
     try:
         soundness.check_loaded(network, report)
     except soundness.Unsound as error:
-        raise BaseModelUnavailable(f"the {part} of the base model in {folder} {error}: fetch it again") from error
+        raise BaseModelUnavailable(f"the {part} of the base model in {folder} {error}: download it again") from error
     return _ready(network)
 
 
 def _ready(network: torch.nn.Module) -> torch.nn.Module:
-    """The part frozen, in eval mode, all its weights in memory of PyTorch's own."""
-    # Weights that need no conversion are views into the mapped file, wherever its header's length puts them, and a
-    # CPU's kernels choose by alignment in which order they sum: one base in two files would give LoRAs of other bits.
+    """The network frozen, in eval mode, with all weights aligned in memory."""
+    # Weights that need no conversion are views into the mapped file, at an offset that depends on its header. CPU
+    # kernels choose their order of summation by alignment, so the same base in two files would give different bits.
     for weights in (*network.parameters(), *network.buffers()):
         if weights.data_ptr() % _ALIGNMENT:
             weights.data = weights.data.clone()
@@ -97,7 +99,7 @@ def _ready(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:
-    """The configuration of one part of what `locate` gave. Raises BaseModelUnavailable if it cannot be read."""
+    """The configuration of one part. folder: the result of `locate`. Raises BaseModelUnavailable."""
     if not folder.is_file():
         return folders.config_of(folder, part)
     home = single_file.folder_of(folder, part)
@@ -105,13 +107,13 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
 
 
 def vae_number(folder: Path, name: str) -> float:
-    """A number in the VAE's configuration, or the library's default; 0 for none. The VAE itself is not loaded."""
+    """A number in the VAE's configuration, or diffusers' default; 0 for null. Does not load the VAE."""
     default = inspect.signature(AutoencoderKL.__init__).parameters[name].default
     return float(config_of(folder, "vae").get(name, default) or 0.0)
 
 
 def weights_bytes(base: Path, part: str) -> int:
-    """The size of one part's weights on disk; of a base model in a single file, the file's."""
+    """The size of one part's weights on disk; for a base model in a single file, the size of the file."""
     if base.is_file():
         return base.stat().st_size
     return sum(path.stat().st_size for path in (base / part).glob("*.safetensors"))

@@ -1,16 +1,13 @@
 """Frozen denoisers whose large layers are kept in 8 or 4 bits, by bitsandbytes (https://arxiv.org/abs/2305.14314).
 
 Each family names its quantised layers: the linears of attention and feed-forward layers, nearly all of a transformer.
-Embeddings, modulation, norms and the output stay as they are. A layer computes in the dtype of its input
-with weights that are dequantised for the moment, in the forward and in the backward pass, so a sample's numbers depend
-on no other sample.
+Embeddings, modulation, norms and the output are not quantised. A layer dequantises its weights in each forward and
+backward pass and computes in the dtype of its input, so a sample's numbers depend on no other sample.
 """
 
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import PathFinder
 from typing import Any
@@ -21,7 +18,7 @@ from torch import Tensor, nn
 from core.errors import BackendFailed
 from training.options import Quantisation
 
-_BLOCK = 64  # values of nf4 that share one scale
+_BLOCK = 64  # values that share one scale in nf4
 
 
 def is_available() -> bool:
@@ -30,10 +27,10 @@ def is_available() -> bool:
 
 
 def place(denoiser: nn.Module, layers: str, kind: Quantisation, device: torch.device) -> Any:
-    """A frozen denoiser on its device, the linears that `layers` matches quantised if asked.
+    """Move a frozen denoiser to its device. Unless `kind` is none, quantise the linears that `layers` matches.
 
-    They are quantised one by one: the device never holds the model in 16 bits. Raises BackendFailed without
-    bitsandbytes.
+    They are quantised one by one, so the device never holds the whole model in 16 bits. Raises BackendFailed if
+    bitsandbytes is not installed.
     """
     if kind != "none":
         quantise(denoiser, layers, kind, device)
@@ -41,7 +38,7 @@ def place(denoiser: nn.Module, layers: str, kind: Quantisation, device: torch.de
 
 
 def linears(denoiser: nn.Module, layers: str) -> dict[str, nn.Linear]:
-    """The linears whose full names match the regular expression `layers` and that can be quantised, by name."""
+    """The linears that can be quantised and whose full names match the regular expression `layers`, by name."""
     return {
         name: module
         for name, module in denoiser.named_modules()
@@ -50,7 +47,7 @@ def linears(denoiser: nn.Module, layers: str) -> dict[str, nn.Linear]:
 
 
 def quantise(denoiser: nn.Module, layers: str, kind: Quantisation, device: torch.device) -> None:
-    """Replace the linears that `layers` matches by ones in 8 or 4 bits on `device`. Raises BackendFailed."""
+    """Replace the linears that `layers` matches with ones in 8 or 4 bits on `device`. Raises BackendFailed."""
     if not is_available():
         raise BackendFailed(
             f"a base model in {kind} needs bitsandbytes, which this worker does not have: install it, or set "
@@ -63,20 +60,20 @@ def quantise(denoiser: nn.Module, layers: str, kind: Quantisation, device: torch
 
 
 def _import() -> None:
-    """Let bitsandbytes be imported, which is kept from other libraries until now."""
+    """Allow the import of bitsandbytes, which `training.families` blocks."""
     if sys.modules.get("bitsandbytes", ...) is None:
         del sys.modules["bitsandbytes"]
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns of kernels for inference
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns about inference kernels
 
 
 @cache
 def _linear_8bit() -> Any:
-    """The class of all layers in 8 bits, made once bitsandbytes may be imported."""
+    """The class of layers in 8 bits. Defined in a function because the import of bitsandbytes is delayed."""
     from bitsandbytes.autograd._functions import MatMul8bitFp
     from bitsandbytes.nn.modules import Linear8bitLt
 
     class Linear8bit(Linear8bitLt):
-        """Weights of 8 bits and activations as they come. The library's own forward pass quantises those too."""
+        """Weights in 8 bits, activations as they are. The library's own forward pass quantises activations too."""
 
         def forward(self, x: Tensor) -> Tensor:
             self.state.CB = self.weight.data
@@ -99,7 +96,7 @@ def _quantised(layer: nn.Linear, kind: Quantisation, device: torch.device) -> nn
         made = Linear4bit(  # type: ignore[no-untyped-call]
             layer.in_features, layer.out_features, compute_dtype=layer.weight.dtype, quant_type="nf4", **shape
         )
-        # On some CPUs the library packs weights anew when there is no gradient, and could not train on them after it.
+        # On some CPUs the library repacks the weights in a pass without gradients, and cannot train with them after it.
         made.support_avx512bf16_for_cpu = False
     made.weight = type(made.weight)(layer.weight.data, requires_grad=False, **_kept(made.weight, kind))
     made.bias = None if layer.bias is None else nn.Parameter(layer.bias.data.to(device), requires_grad=False)
@@ -111,30 +108,26 @@ def _quantised(layer: nn.Linear, kind: Quantisation, device: torch.device) -> nn
 
 
 def _kept(weight: Any, kind: Quantisation) -> dict[str, Any]:
-    """What the library's parameter is made with, beside its numbers."""
+    """The arguments of the library's parameter class, except its values."""
     if kind == "8bit":
         return {"has_fp16_weights": False}
     return {"quant_type": weight.quant_type, "compress_statistics": weight.compress_statistics}
 
 
-@contextmanager
-def parked(denoiser: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, the denoiser's weights are in the host's memory instead of the device's. It must not be used there."""
-    held = [*denoiser.parameters(), *denoiser.buffers()]
-    for weights in held:
-        weights.data = weights.data.to("cpu")
+def move(denoiser: nn.Module, device: torch.device) -> None:
+    """Move the denoiser's weights, quantised or not, to `device`, one by one.
+
+    If memory runs out, some are moved and others are not; call it again, or load the denoiser again.
+    """
+    for weights in (*denoiser.parameters(), *denoiser.buffers()):
+        weights.data = weights.data.to(device)
     for module in denoiser.modules():
-        if hasattr(module, "state"):  # of 8 bits: a second reference to the weights
+        if hasattr(module, "state"):  # a layer in 8 bits: a second reference to the weights, set at its next use
             module.state.CB = None  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        for weights in held:
-            weights.data = weights.data.to(device)
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight of a linear [out, in] or a 1x1 convolution [out, in, 1, 1], dequantised if need be."""
+    """The weight of a linear [out, in] or a 1x1 convolution [out, in, 1, 1], dequantised if necessary."""
     held: Any = layer
     weight: Any = held.weight
     made: Tensor = weight.detach()

@@ -1,7 +1,7 @@
-"""Whether a base model's weights are what they should be: base models come from strangers, as LoRA files do.
+"""Check the weights of a base model: base models come from strangers, as LoRA files do.
 
-Before the libraries open a file, its header is read as strictly as a LoRA file's; after they have loaded it, every
-weight must have been there, known and finite. Faults are said as `Unsound`, which the loader makes an error of ours.
+Before the libraries open a file, its header is checked as strictly as that of a LoRA file. After they have loaded it,
+no weight may be missing, unknown or not finite. Faults raise `Unsound`, which the loader translates.
 """
 
 import json
@@ -13,19 +13,18 @@ import torch
 
 from training.lora import safetensor
 
-# What the libraries themselves leave over in sound files: a table of 0, 1, 2 …, and the head that words are read from.
+# Tensors in valid files that the libraries do not load: position tables, and the head of a language model.
 _LEFT_OVER = re.compile(r"(.*\.)?(position_ids|lm_head\.weight)")
 
 
 class Unsound(ValueError):
-    """Says what is wrong with the weights."""
+    """The weights are damaged, incomplete or not finite. The message is a predicate, such as "lacks 3 weights"."""
 
 
 def check_files(folder: Path, weights: str) -> None:
-    """See that every file of `weights` in `folder` is safetensors with a sound header. Raises Unsound, OSError.
+    """Check that every file of `weights` in `folder` is safetensors with a valid header. Raises Unsound, OSError.
 
-    An index may name files in the same folder only, and none that is not safetensors: libraries would take the name's
-    word for what is in it.
+    An index may only name safetensors files in the same folder: the libraries would trust a file's suffix.
     """
     for index in sorted(folder.glob(f"{weights}*.index.json")):
         try:
@@ -50,13 +49,13 @@ def _check_file(path: Path) -> None:
 
 
 def check_loaded(network: Any, report: dict[str, Any]) -> None:
-    """See that what the libraries loaded is whole, known and finite. Raises Unsound."""
+    """Check that the loaded weights are complete, known and finite. Raises Unsound."""
     if missing := report["missing_keys"]:
-        # The libraries would go on with random numbers in their place.
+        # The libraries would use random numbers instead.
         raise Unsound(f"lacks {len(missing)} weights, such as {min(missing)}")
     if unknown := [name for name in report["unexpected_keys"] if not _LEFT_OVER.fullmatch(name)]:
-        raise Unsound(f"has {len(unknown)} weights that it should not have, such as {min(unknown)[:120]!r}")
+        raise Unsound(f"has {len(unknown)} unknown weights, such as {min(unknown)[:120]!r}")
     for name, part in network.state_dict().items():
-        # The sum first: one pass over memory, where `isfinite` writes as much again.
+        # The sum first: it only reads memory, but `isfinite` also writes a tensor.
         if part.is_floating_point() and not part.sum(dtype=torch.float32).isfinite() and not part.isfinite().all():
             raise Unsound(f"has weights that are not finite, such as in {name}")

@@ -58,7 +58,7 @@ MAGNITUDE = ".dora_scale"
 # [out, rank, 1, 1]; for a DoRA also the magnitudes [out].
 Matrices = tuple[Array, Array] | tuple[Array, Array, Array]
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = ("F64", "F32", "F16", "BF16")  # of the files that trainings give
 
 REQUIRED_METADATA = (
     "modelspec.architecture",
@@ -145,7 +145,7 @@ def check_lora_file(
     try:
         tensors, metadata = unpack(data)
     except Malformed as error:
-        raise LoraInvalid(f"the LoRA file is damaged: {corruption_reason(error, data)}") from error
+        raise LoraInvalid(f"the LoRA file is damaged: {error}") from error
     naming = NAMINGS[family]
     stems = _stems(tensors, naming, family)
     alphas = {_check_module(tensors, naming, stem, rank) for stem in stems}
@@ -156,13 +156,6 @@ def check_lora_file(
     parameters = sum(tensors[stem + end].elements.size for stem in stems for end in (naming.down, naming.up))
     return LoraReport(
         family, rank, alpha, len(stems), parameters, len(data), hashlib.sha256(data).hexdigest(), metadata
-    )
-
-
-def corruption_reason(error: Malformed, data: bytes) -> str:
-    """What is wrong with a file that is not a safetensors file."""
-    return (
-        "it is a pickle, and pickles are never loaded" if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else str(error)
     )
 
 

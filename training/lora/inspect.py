@@ -3,30 +3,24 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from training.lora import file as lora_file
-from training.lora.formats import Module, ParsedLora, read_lora
+from training.lora import soundness
+from training.lora.formats import HOME_FORMS
 from training.lora.names import kind_of
+from training.lora.readers import CLOSE, WHOLE, WITHOUT_LENGTHS, WRONG, readers
+from training.lora.reading import Module, ParsedLora, read_lora
 from training.lora.safetensor import Tensor, data_offset
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_SHOWN = 5  # problems of one kind that are listed one by one
-
-# Which programs load which format in full. ComfyUI only logs keys that it does not know, so a file may seem to work.
-_READERS: dict[tuple[str, bool], dict[str, str]] = {
-    ("kohya", False): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "whole"},
-    ("kohya", True): {"diffusers": "no", "ComfyUI": "no", "AUTOMATIC1111": "no"},
-    ("peft", False): {"diffusers": "whole", "ComfyUI": "in part, silently", "AUTOMATIC1111": "no"},
-    ("peft", True): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "no"},
-    ("comfyui", True): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "no"},
-    ("comfyui", False): {"diffusers": "not surely", "ComfyUI": "whole", "AUTOMATIC1111": "no"},
-}
+Verdict = Literal["sound", "other", "broken"]
+# The change to a module's weights below which no picture changes: weights of a layer have a norm of 10 and more.
+_NOTHING = 1e-4
 
 
 @dataclass
@@ -51,6 +45,10 @@ class InspectionReport:
     problems: list[str] = field(default_factory=list)  # the file is broken
     warnings: list[str] = field(default_factory=list)  # the file works, but perhaps not as expected
     metadata: dict[str, str] = field(default_factory=dict)
+    # sound: only LoRA or DoRA of a family of ours. other: a sound file that is or contains something else, see
+    # `contains`. broken: see `problems`.
+    verdict: Verdict = "sound"
+    contains: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -60,48 +58,33 @@ def inspect(path: Path | bytes) -> InspectionReport:
     """Inspect any LoRA file. Raises LoraInvalid if it is not a valid safetensors file."""
     lora = read_lora(path)
     modules = list(lora.modules.values())
-    problems = [*lora.problems, *_faults(modules)]
-    if not modules:
-        problems.append("it contains no LoRA")
-    problems += [f"it contains {method}, which is not LoRA" for method in lora.methods]
-    problems += _some(f"the tensor {name[:120]!r} is unknown" for name in lora.strange)
-    scales = _finite(module.scale for module in modules)
+    counted = modules or list(lora.others.values())
+    problems = soundness.problems(lora)
     recipe, word = _recipe_and_word(lora, problems)
+    kinds = _kinds(counted)
+    found_readers = readers(lora)
     return InspectionReport(
         size_bytes=len(lora.data),
         sha256=hashlib.sha256(lora.data).hexdigest(),
         format=lora.form,
-        family=lora.family,
-        modules=len(modules),
-        parameters=sum(part.elements.size for module in modules for part in _tensors(module)),
-        ranks=sorted({module.rank for module in modules}),
-        alphas=_finite(module.alpha for module in modules if module.alpha is not None),
-        scales=scales,
-        precision=[kind for kind, _ in Counter(part.kind for one in modules for part in _tensors(one)).most_common()],
-        is_dora=any(module.magnitude is not None for module in modules),
-        kinds=_kinds(modules),
+        family=lora.family or lora.other_family,
+        modules=len(counted),
+        parameters=sum(part.elements.size for module in counted for part in _tensors(module)),
+        ranks=sorted({module.rank for module in counted}),
+        alphas=_finite(module.alpha for module in counted if module.alpha is not None),
+        scales=_finite(module.scale for module in counted),
+        precision=[kind for kind, _ in Counter(part.kind for one in counted for part in _tensors(one)).most_common()],
+        is_dora=any(module.magnitude is not None for module in counted),
+        kinds=kinds,
         trigger_word=word,
         recipe=recipe,
-        readers=_readers(lora, modules),
+        readers=found_readers,
         problems=problems,
-        warnings=_warnings(lora, modules),
+        warnings=[*_warnings(lora, counted, kinds), *_reader_warnings(lora, found_readers)],
         metadata=lora.metadata,
+        verdict="broken" if problems else "other" if lora.contains or lora.family is None else "sound",
+        contains=lora.contains,
     )
-
-
-def _is_dora_beside_alphas(lora: ParsedLora, modules: list[Module]) -> bool:
-    return lora.form in ("kohya", "comfyui") and any(module.magnitude is not None for module in modules)
-
-
-def _readers(lora: ParsedLora, modules: list[Module]) -> dict[str, str]:
-    readers = _READERS.get((lora.form, lora.family == "z-image"), {})
-    return readers | {"diffusers": "without its magnitudes"} if _is_dora_beside_alphas(lora, modules) else readers
-
-
-def _some(faults: Iterable[str]) -> list[str]:
-    """The first few faults of one kind, and the number of others."""
-    held = list(faults)
-    return held if len(held) <= _SHOWN else [*held[:_SHOWN], f"and {len(held) - _SHOWN} more like this"]
 
 
 def _finite(values: Iterable[float]) -> list[float]:
@@ -113,43 +96,50 @@ def _tensors(module: Module) -> list[Tensor]:
     return [part for part in (module.down, module.up, module.magnitude) if part is not None]
 
 
-def _faults(modules: list[Module]) -> list[str]:
-    """Faults of modules: shapes that do not fit, values that are not finite."""
-    found: list[str] = []
-    for module in modules:
-        down, up, name = module.down.shape, module.up.shape, module.name.full
-        if len(down) not in (2, 4) or len(up) not in (2, 4) or down[0] != up[1] or not down[0]:
-            found.append(f"{name} has shapes {list(down)} and {list(up)}, which do not fit")
-        if any(part.kind not in _FLOATS for part in _tensors(module)):
-            found.append(f"{name} has integers instead of weights")
-        elif not all(np.isfinite(part.floats()).all() for part in _tensors(module)):
-            found.append(f"{name} has values that are not finite")
-        if module.alpha is not None and not (np.isfinite(module.alpha) and module.alpha > 0):
-            found.append(f"{name} has alpha {module.alpha}")
-        if module.magnitude is not None and module.magnitude.elements.size != up[0]:
-            found.append(f"{name} has {module.magnitude.elements.size} magnitudes for {up[0]} outputs")
-    return _some(found)
-
-
-def _warnings(lora: ParsedLora, modules: list[Module]) -> list[str]:
+def _warnings(lora: ParsedLora, modules: list[Module], kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
     warnings = []
+    if lora.contains:
+        warnings.append(f"it contains {', '.join(lora.contains)}, which Imprint neither converts nor draws with")
     if silent := [module for module in modules if module.alpha is None]:
         warnings.append(
             f"{len(silent)} modules have no alpha: programs load them at strength 1, whatever they were trained with"
         )
-    if lora.form == "peft" and lora.family in ("sd15", "sdxl"):
-        warnings.append("ComfyUI silently ignores the attention layers of this format: convert the file to kohya")
-    if _is_dora_beside_alphas(lora, modules):
-        warnings.append("diffusers ignores the magnitudes of a DoRA in this format: convert the file to peft")
     if lora.form == "bare peft":
         warnings.append("its scale is in adapter_config.json, not in the file; diffusers and ComfyUI ignore that file")
-    if lora.family is None and modules:
+    if lora.family is None and lora.other_family is None and modules:
         warnings.append("its family is unknown")
+    norms = [stats["norm_max"] for stats in kinds.values() if stats["norm_max"] is not None]
     if modules and not any(module.up.floats().any() for module in modules):
         warnings.append("it has no effect: every up matrix is zero")
+    elif norms and max(norms) < _NOTHING and not any(module.magnitude is not None for module in modules):
+        warnings.append(
+            f"it changes almost nothing (largest norm {max(norms):.2g}): its learning rate was too small, or its "
+            "training too short"
+        )
     whole = lora.metadata.get("sshs_model_hash")
     if whole and whole != hashlib.sha256(memoryview(lora.data)[data_offset(lora.data) :]).hexdigest():
         warnings.append("its sshs_model_hash does not match its tensors: they were changed later")
+    return warnings
+
+
+def _reader_warnings(lora: ParsedLora, found: Mapping[str, str]) -> list[str]:
+    """What a person who uses the file in one of the programs must know, and which form is read instead."""
+    warnings = []
+    how = found.get("ComfyUI", WHOLE)
+    if how not in (WHOLE, CLOSE) and lora.family is not None:
+        form = HOME_FORMS[lora.family]
+        warnings.append(f"ComfyUI loads this form {how}, and only its log says so: convert the file to {form}")
+    if WITHOUT_LENGTHS in found.get("diffusers", ""):
+        per_input = any(module.axis == "input" for module in lora.modules.values())
+        instead = "" if per_input else ": convert the file to peft"
+        warnings.append(f"diffusers ignores the lengths of a DoRA in this form{instead}")
+    if CLOSE in how:
+        warnings.append(
+            "ComfyUI divides the lengths of this DoRA by those of the base model's rows, so it is off by as much as "
+            "the LoRA changes them: 3 % for a small change, 63 % for one as large as the weights"
+        )
+    if WRONG in found.get("AUTOMATIC1111", ""):
+        warnings.append("AUTOMATIC1111 expects DoRA lengths per input: it draws wrong pictures with this file")
     return warnings
 
 
@@ -175,7 +165,7 @@ def _norm(module: Module) -> float | None:
     """Frobenius norm of scale x up x down, computed from two products [rank, rank]; None if undefined."""
     shapes = module.down.shape, module.up.shape
     if any(len(shape) < 2 or not all(shape) for shape in shapes) or shapes[0][0] != shapes[1][1]:
-        return None  # reported by _faults
+        return None  # reported by `soundness`
     with np.errstate(all="ignore"):
         down, up = (part.floats().astype(np.float64).reshape(part.shape[0], -1) for part in (module.down, module.up))
         if down.shape[0] != up.shape[1]:  # up is a convolution of more than 1 x 1

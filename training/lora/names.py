@@ -7,27 +7,6 @@ A module's canonical name is diffusers', with its part in front of it: `unet.mid
 import re
 from dataclasses import dataclass
 
-# Suffixes of the two matrices in all formats, and of the other tensors of a module.
-PAIRS = (
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_A.default.weight", ".lora_B.default.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    ("_lora.down.weight", "_lora.up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-)
-ALPHA = ".alpha"
-MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
-# Other methods than LoRA. Their tensors are recognised, to tell them from unknown ones.
-OTHER_METHODS = {
-    "LoHa": re.compile(r".*\.hada_[wt]\w+"),
-    "LoKr": re.compile(r".*\.lokr_[wt]\w+"),
-    "OFT": re.compile(r".*\.(oft_\w+|oft_blocks|lora_oft\w*)"),
-    "a Tucker-decomposed LoRA": re.compile(r".*\.lora_mid\.weight"),
-    "IA3": re.compile(r".*\.on_input"),
-    "full differences": re.compile(r".*\.(diff|diff_b)"),
-}
-
 # Words of module names, to restore the dots of names that were written with underscores only.
 _WORDS = """
 down_blocks up_blocks mid_block input_blocks output_blocks middle_block attentions resnets downsamplers upsamplers
@@ -35,47 +14,52 @@ transformer_blocks attn1 attn2 to_q to_k to_v to_out ff net proj_in proj_out pro
 time_emb_proj conv_in conv_out conv time_embedding add_embedding linear_1 linear_2 in_layers out_layers emb_layers
 skip_connection op out time_embed label_emb text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1
 fc2 text_projection attention qkv feed_forward w1 w2 w3 adaLN_modulation noise_refiner context_refiner cap_embedder
-t_embedder x_embedder final_layer linear
+t_embedder x_embedder final_layer all_x_embedder all_final_layer linear 2-1
 """.split()  # noqa: SIM905 - sixty quoted words read worse
 _WORD = re.compile("(" + "|".join([*sorted(_WORDS, key=len, reverse=True), r"\d+"]) + ")(?:_|$)")
-_STARTS = {
-    "lora_unet_": "unet",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-    "lora_te_": "text_encoder",
-    "lycoris_": "unet",
+# What a name begins with: the part of the model, and the form of the file.
+_UNDERSCORED = {
+    "lora_unet_": ("unet", "kohya"),
+    "lora_te1_": ("text_encoder", "kohya"),
+    "lora_te2_": ("text_encoder_2", "kohya"),
+    "lora_te_": ("text_encoder", "kohya"),
+    "lycoris_": ("unet", "lycoris"),
 }
 _DOTTED = {
-    "model.diffusion_model.": "unet",
-    "diffusion_model.": "unet",
-    "base_model.model.": "unet",
-    "unet.": "unet",
-    "transformer.": "transformer",
-    "text_encoder_2.": "text_encoder_2",
-    "text_encoder.": "text_encoder",
+    "model.diffusion_model.": ("unet", "comfyui"),
+    "diffusion_model.": ("unet", "comfyui"),
+    "base_model.model.": ("unet", "bare peft"),
+    "unet.": ("unet", "peft"),
+    "transformer.": ("transformer", "peft"),
+    "text_encoder_2.": ("text_encoder_2", "peft"),
+    "text_encoder.": ("text_encoder", "peft"),
 }
-_FORMS = {
-    **dict.fromkeys(("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_"), "kohya"),
-    **dict.fromkeys(("model.diffusion_model.", "diffusion_model."), "comfyui"),
-    "lycoris_": "lycoris",
-    "base_model.model.": "bare peft",
-}
-# One pattern per family whose denoiser is a transformer: its modules by diffusers' names.
+# One pattern per family whose denoiser is a transformer: its modules by diffusers' names and by the original ones.
 _TRANSFORMERS = (
-    re.compile(r"(layers|noise_refiner|context_refiner)\.\d+\.(attention|feed_forward|adaLN_modulation)\b.*"),
+    re.compile(
+        r"(layers|noise_refiner|context_refiner)\.\d+\.(attention|feed_forward|adaLN_modulation)\b.*|"
+        r"(all_)?(x_embedder|final_layer)\b.*|cap_embedder\.\d|t_embedder\.mlp\.\d"
+    ),
 )
 _LDM = re.compile(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)|middle_block\.(\d)\.(.+)")
+_LDM_SINGLE = {
+    "input_blocks.0.0": "conv_in", "out.2": "conv_out", "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2", "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+}  # fmt: skip
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
            "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModuleName:
-    """The module of a tensor, and the format of its name."""
+    """The module of a tensor, and how the file names it."""
 
     part: str
     module: str  # diffusers' name within the part
     form: str  # kohya, comfyui, peft, lycoris, bare peft, bare
+    prefix: str = ""  # what the name in the file begins with
+    written: str = ""  # the name in the file after the prefix, with dots
 
     @property
     def full(self) -> str:
@@ -83,35 +67,49 @@ class ModuleName:
 
 
 def parse_module_name(stem: str) -> ModuleName | None:
-    """The module of a tensor name without its suffix; None if no format has such a name."""
-    for start, part in _STARTS.items():
-        if stem.startswith(start):
-            dotted = _dotted(stem.removeprefix(start))
-            return None if dotted is None else _named(part, dotted, _FORMS[start])
-    for start, part in _DOTTED.items():
-        if stem.startswith(start):
-            return _named(part, stem.removeprefix(start), _FORMS.get(start, "peft"))
-    return _named("unet", stem, "bare")
+    """The module of a tensor name without its suffix; None for a module of no family that Imprint knows."""
+    for prefix, (part, form) in _UNDERSCORED.items():
+        if stem.startswith(prefix):
+            dotted = _dotted(stem.removeprefix(prefix))
+            return None if dotted is None else _named(part, dotted, form, prefix)
+    prefix, part, form = split_prefix(stem)
+    return _named(part, stem.removeprefix(prefix), form, prefix)
 
 
-def _named(part: str, module: str, form: str) -> ModuleName | None:
-    module = module.replace(".processor.", ".").replace("adaLN.modulation", "adaLN_modulation")
+def split_prefix(stem: str) -> tuple[str, str, str]:
+    """What a name begins with, the part of the model, and the form of the file, whatever model it is of."""
+    for prefix, (part, form) in (_UNDERSCORED | _DOTTED).items():
+        if stem.startswith(prefix):
+            return prefix, part, form
+    return "", "unet", "bare"
+
+
+def _named(part: str, written: str, form: str, prefix: str) -> ModuleName | None:
+    module = written.replace(".processor.", ".").replace("adaLN.modulation", "adaLN_modulation")
     if part in ("unet", "transformer") and any(known.fullmatch(module) for known in _TRANSFORMERS):
-        return ModuleName("transformer", module, form)
+        return ModuleName("transformer", _of_original(module), form, prefix, module)
     if part.startswith("text_encoder"):
         module = module if module.startswith("text_model.") or module == "text_projection" else f"text_model.{module}"
         is_known = re.fullmatch(
             r"text_model\.encoder\.layers\.\d+\.(self_attn\.\w+|mlp\.fc[12])|text_projection", module
         )
-        return ModuleName(part, module, form) if is_known else None
+        return ModuleName(part, module, form, prefix, written) if is_known else None
     if part != "unet":
         return None
     if found := _LDM.fullmatch(module):
-        return ModuleName(part, of_ldm(found), form)
+        return ModuleName(part, _LDM_SINGLE.get(module) or of_ldm(found), form, prefix, written)
+    if (single := _LDM_SINGLE.get(module)) is not None:
+        return ModuleName(part, single, form, prefix, written)
     module = re.sub(r"\.to_out$", ".to_out.0", module)  # old attention processors have no dropout beside it
     known = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets|downsamplers|upsamplers)\.\d+\.[\w.]+"
     others = r"conv_in|conv_out|(time|add)_embedding\.linear_[12]"
-    return ModuleName(part, module, form) if re.fullmatch(f"{known}|{others}", module) else None
+    return ModuleName(part, module, form, prefix, written) if re.fullmatch(f"{known}|{others}", module) else None
+
+
+def _of_original(module: str) -> str:
+    """diffusers' name of a module of Z-Image's own code. Its fused query, key and value have none, and keep theirs."""
+    module = re.sub(r"\.attention\.out$", ".attention.to_out.0", module)
+    return re.sub(r"^(x_embedder|final_layer)(?=\.|$)", r"all_\1.2-1", module)
 
 
 def _dotted(text: str) -> str | None:

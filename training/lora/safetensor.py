@@ -11,6 +11,7 @@ import json
 import mmap
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,27 @@ Array = NDArray[Any]
 
 MAX_HEADER_BYTES = 16 * 2**20
 
-# Supported types. numpy has no bfloat16: its 16 bits are read as integers, and `Tensor.floats` widens them.
+# All types of the format that have whole bytes. numpy has no bfloat16 and no float8: their bits are read as integers,
+# and `Tensor.floats` widens them.
 _KINDS: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+    "F8_E8M0": np.dtype("u1"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
+    "BOOL": np.dtype("u1"),
 }
-
-
-# Bytes per element of all types of the format that have whole bytes.
-_WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
-           "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # what weights may be
 
 
 class Malformed(ValueError):
@@ -56,7 +63,23 @@ class Tensor:
         """The values as float32, or float64 for F64. BF16 is the upper half of a float32."""
         if self.kind == "BF16":
             return (self.elements.astype(np.uint32) << 16).view(np.float32)
+        if self.kind in ("F8_E4M3", "F8_E5M2"):
+            return _float8_values(self.kind)[self.elements]
         return self.elements if self.kind == "F64" else self.elements.astype(np.float32)
+
+
+@lru_cache
+def _float8_values(kind: str) -> Array:
+    """The 256 values of a float8. E5M2 is the upper half of a float16; E4M3 has no infinity and one NaN of each sign.
+
+    https://arxiv.org/abs/2209.05433
+    """
+    bits = np.arange(256)
+    if kind == "F8_E5M2":
+        return (bits.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    exponent, mantissa = (bits >> 3) & 15, bits & 7
+    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+    return np.where(bits & 127 == 127, np.nan, np.where(bits & 128, -size, size)).astype(np.float32)
 
 
 def tensor(values: Array, kind: str = "F32") -> Tensor:
@@ -90,9 +113,7 @@ def unpack(data: bytes | memoryview) -> tuple[dict[str, Tensor], dict[str, str]]
     laid_out, metadata, start = _layout(data)
     tensors = {}
     for name, (kind, shape, first, last) in laid_out.items():
-        if kind not in _KINDS:
-            raise Malformed(f"tensor {name[:80]!r} has type {kind!r}, which is not supported")
-        count = (last - first) // _WIDTHS[kind]
+        count = (last - first) // _KINDS[kind].itemsize
         elements = np.frombuffer(data, _KINDS[kind], count, start + first) if count else np.empty(0, _KINDS[kind])
         tensors[name] = Tensor(kind, elements.reshape(shape))
     return tensors, metadata
@@ -137,6 +158,13 @@ def data_offset(data: bytes | memoryview | mmap.mmap) -> int:
 
 def read_header(data: bytes | memoryview | mmap.mmap) -> tuple[dict[str, Any], int]:
     """The header of a file that begins with `data`, and the offset of its data. Raises Malformed."""
+    try:
+        return _header(data)
+    except Malformed as error:
+        raise Malformed(_other_file(bytes(data[:64])) or str(error)) from error
+
+
+def _header(data: bytes | memoryview | mmap.mmap) -> tuple[dict[str, Any], int]:
     if len(data) < 8:
         raise Malformed("it is shorter than a safetensors header")
     length = data_offset(data) - 8
@@ -155,6 +183,17 @@ def read_header(data: bytes | memoryview | mmap.mmap) -> tuple[dict[str, Any], i
     return header, 8 + length
 
 
+def _other_file(start: bytes) -> str | None:
+    """What a file is that is often found in the place of weights, by its first bytes."""
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        return "it is a pickle, and pickles are never loaded"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer instead of the file: run `git lfs pull`, or download the file itself"
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page instead of the file: download it again, signed in if the site asks for that"
+    return None
+
+
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -169,11 +208,11 @@ def _entry(name: str, entry: Any, size: int) -> tuple[str, tuple[int, ...], int,
             raise TypeError
     except (KeyError, TypeError, ValueError) as error:
         raise Malformed(f"the entry of tensor {name[:80]!r} is malformed") from error
-    if kind not in _WIDTHS:
+    if kind not in _KINDS:
         raise Malformed(f"tensor {name[:80]!r} has type {kind[:20]!r}, which is not supported")
     count = 1
     for number in shape:
         count *= number
-    if first + count * _WIDTHS[kind] != last or last > size:
+    if first + count * _KINDS[kind].itemsize != last or last > size:
         raise Malformed(f"tensor {name[:80]!r} does not fit its shape, or exceeds the file")
     return kind, shape, first, last

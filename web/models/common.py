@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from core.numbers import NumbersAreNotBools
 from jobs.requests.training_request import Envelope
-from training.spec import TrainSpec
+from training.spec import GROUPS, TrainSpec
 
 
 def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
@@ -27,12 +28,13 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
     return inlined
 
 
-_SPEC = TrainSpec.model_json_schema()
 _FIELDS = {
-    **{name: _inlined(schema, _SPEC.get("$defs", {})) for name, schema in _SPEC["properties"].items()},
-    **Envelope.model_json_schema()["properties"],
+    name: _inlined(schema, model.get("$defs", {}))
+    for model in (TrainSpec.model_json_schema(), Envelope.model_json_schema())
+    for name, schema in model["properties"].items()
 }
 JOB, PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6"
+FETCH = "fetch_01m804v0b1x5d0n4w8c3p6l9r7"
 
 
 class ResponseModel(BaseModel):
@@ -50,11 +52,19 @@ def _options(group: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     return camel_keys(group.model_dump(mode="json") if isinstance(group, BaseModel) else group)
 
 
+def _recipe(recipe: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if recipe is None:
+        return None
+    return {to_camel(name): camel_keys(value) if name in GROUPS else value for name, value in recipe.items()}
+
+
+# A recipe of which only the given fields are stored.
+RecipeFields = Annotated[dict[str, Any] | None, BeforeValidator(_recipe)]
 # All options of one group of the recipe; the schema of the request lists them.
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 
 
-class RequestModel(BaseModel):
+class RequestModel(NumbersAreNotBools):
     """A request body; unknown fields are refused."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid")
@@ -67,6 +77,8 @@ def as_in_spec(name: str, description: str) -> Any:
 
 
 def snake_keys(group: str, given: Any) -> Any:
-    """The options of a group of the recipe with their names in the code; anything but an object stays as it is."""
+    """The options of a group of the recipe with their names in the code; everything else stays as it is."""
+    if group not in GROUPS:
+        return given
     names = {to_camel(name): name for name in TrainSpec.model_fields[group].annotation.model_fields}  # type: ignore[union-attr]
     return {names.get(name, name): value for name, value in given.items()} if isinstance(given, dict) else given

@@ -2,8 +2,8 @@
 
 from pydantic import ConfigDict, Field
 
-from web.models.common import RequestModel, ResponseModel
-from web.models.trainings import Training
+from web.models.common import RecipeFields, RequestModel, ResponseModel
+from web.models.trainings import Recipe, Training
 
 
 class SubjectSettings(ResponseModel):
@@ -17,6 +17,7 @@ class SubjectSettings(ResponseModel):
                 "triggerWord": "sks dog",
                 "classWord": "dog",
                 "webhookUrl": None,
+                "recipe": {"maxSteps": 1500, "resolution": 768},
             }
         }
     )
@@ -26,6 +27,7 @@ class SubjectSettings(ResponseModel):
     trigger_word: str | None
     class_word: str | None
     webhook_url: str | None
+    recipe: RecipeFields = Field(description="What its trainings use where a request does not say otherwise.")
 
 
 class SubjectChange(RequestModel):
@@ -38,6 +40,7 @@ class SubjectChange(RequestModel):
     trigger_word: str | None = Field(None, max_length=120)
     class_word: str | None = Field(None, max_length=120)
     webhook_url: str | None = Field(None, max_length=2000)
+    recipe: Recipe | None = Field(None, description="Replaces the whole recipe of the subject.")
 
 
 class ProfileSet(ResponseModel):

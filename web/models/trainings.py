@@ -10,12 +10,36 @@ from training.spec import MAX_PICTURES, MIN_PICTURES, Backend, Family
 from web.models.common import JOB, PICTURE, Options, RequestModel, ResponseModel, as_in_spec
 
 
-class TrainRequest(RequestModel):
-    """What to train. Fields that are left out come from the subject's settings, then from the family's recipe."""
+class Recipe(RequestModel):
+    """How to train. Fields that are left out come from the family's recipe."""
 
     # Unknown fields are accepted here, so that the answer names them together with all other faults.
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": {"maxSteps": 1500, "resolution": 768}})
+
+    rank: Any = as_in_spec("rank", "The rank of the LoRA.")
+    alpha: Any = as_in_spec("alpha", "The LoRA is scaled by alpha / rank.")
+    learning_rate: Any = as_in_spec("learning_rate", "Default: the family's; 1 with prodigy.")
+    optimizer: Any = as_in_spec("optimizer", "`adamw`, `adamw8bit` or `prodigy`.")
+    batch_size: Any = as_in_spec("batch_size", "Pictures per step.")
+    resolution: Any = as_in_spec("resolution", "In pixels, a multiple of 64.")
+    aspect_buckets: Any = as_in_spec("aspect_buckets", "Train at aspect ratios near those of the pictures.")
+    epochs: Any = as_in_spec("epochs", "How often each picture is used.")
+    max_steps: Any = as_in_spec("max_steps", "The number of steps; replaces `epochs`.")
+    checkpoint_every: Any = as_in_spec("checkpoint_every", "Epochs between checkpoints.")
+    keep_checkpoints: Any = as_in_spec("keep_checkpoints", "Keep the LoRA file of every checkpoint.")
+    seed: Any = as_in_spec("seed", "The same seed gives the same LoRA.")
+    backend: Any = as_in_spec("backend", "Where it is trained: `local` or `ai-toolkit`.")
+    adapter: Any = as_in_spec("adapter", "The kind of adapter, and the layers that get one.")
+    optimization: Any = as_in_spec("optimization", "Optimizer and learning-rate schedule.")
+    objective: Any = as_in_spec("objective", "The loss.")
+    data: Any = as_in_spec("data", "How pictures and captions are used.")
+    validation: Any = as_in_spec("validation", "Validation loss and previews during the training.")
+
+
+class TrainRequest(Recipe):
+    """What to train. Fields that are left out come from the subject's settings, then from the family's recipe."""
+
     model_config = ConfigDict(
-        extra="allow",
         json_schema_extra={
             "example": {
                 "baseModel": "sd15",
@@ -47,25 +71,22 @@ class TrainRequest(RequestModel):
     )
     base_model: Any = as_in_spec("base_model", "`sd15`, `sdxl`, `z-image-turbo`, `z-image`, a path or a hub id.")
     family: Any = as_in_spec("family", "Needed for a folder or hub id: `sd15`, `sdxl` or `z-image`.")
-    trigger_word: Any = as_in_spec("trigger_word", "The word that stands for the subject in prompts.")
+    trigger_word: Any = as_in_spec(
+        "trigger_word",
+        "The word that stands for the subject in prompts. Default: the subject's; a subject without one gets one that "
+        "is derived from its id.",
+    )
     class_word: Any = as_in_spec("class_word", "What the subject is: dog, woman, mug …")
-    rank: Any = as_in_spec("rank", "The rank of the LoRA.")
-    alpha: Any = as_in_spec("alpha", "The LoRA is scaled by alpha / rank.")
-    learning_rate: Any = as_in_spec("learning_rate", "Default: the family's; 1 with prodigy.")
-    optimizer: Any = as_in_spec("optimizer", "`adamw`, `adamw8bit` or `prodigy`.")
-    batch_size: Any = as_in_spec("batch_size", "Pictures per step.")
-    resolution: Any = as_in_spec("resolution", "In pixels, a multiple of 64.")
-    aspect_buckets: Any = as_in_spec("aspect_buckets", "Train at aspect ratios near those of the pictures.")
-    epochs: Any = as_in_spec("epochs", "How often each picture is used.")
-    max_steps: Any = as_in_spec("max_steps", "The number of steps; replaces `epochs`.")
-    seed: Any = as_in_spec("seed", "The same seed gives the same LoRA.")
-    backend: Any = as_in_spec("backend", "Where it is trained: `local` or `ai-toolkit`.")
-    adapter: Any = as_in_spec("adapter", "The kind of adapter, and the layers that get one.")
-    optimization: Any = as_in_spec("optimization", "Optimizer and learning-rate schedule.")
-    objective: Any = as_in_spec("objective", "The loss.")
-    data: Any = as_in_spec("data", "How pictures and captions are used.")
-    validation: Any = as_in_spec("validation", "Validation loss and previews during the training.")
     webhook_url: Any = as_in_spec("webhook_url", "Base address for webhooks.")
+    on_end: Any = as_in_spec(
+        "on_end", "A Celery task of your application that gets the final view of the job. Not with every token."
+    )
+    model_id: Any = as_in_spec(
+        "model_id", "The id of the model in webhooks and in the key of its file; must be unused."
+    )
+    model_link: Any = as_in_spec("model_link", "Whether the last webhook has an address that needs no credentials.")
+    reference: Any = as_in_spec("reference", "A small object that webhooks repeat.")
+    allow_missing: Any = as_in_spec("allow_missing", "Train without pictures that stay unreachable.")
 
 
 class Spec(ResponseModel):
@@ -85,6 +106,8 @@ class Spec(ResponseModel):
     epochs: int
     max_steps: int | None
     seed: int
+    checkpoint_every: int
+    keep_checkpoints: bool
     backend: Backend
     adapter: Options
     optimization: Options
@@ -109,9 +132,10 @@ class Failure(ResponseModel):
 
 
 class UsedPicture(ResponseModel):
-    """A picture of a training; `position` is its index in `imageIds`."""
+    """A picture of a training; `position` is its index in `imageIds`, from 0."""
 
     position: int
+    name: str | None = Field(description="The name of its file, if that is known.")
     state: PictureState
     faults: list[str]
 
@@ -130,6 +154,7 @@ class Training(ResponseModel):
         json_schema_extra={
             "example": {
                 "id": JOB,
+                "modelId": JOB,
                 "subjectId": "rex",
                 "status": "training",
                 "stage": "train",
@@ -147,10 +172,12 @@ class Training(ResponseModel):
                 "createdAt": "2026-11-22T10:00:00+00:00",
                 "startedAt": "2026-11-22T10:00:01+00:00",
                 "finishedAt": None,
+                "reference": None,
                 "spec": {
                     "baseModel": "sd15", "family": "sd15", "triggerWord": "sks dog", "classWord": "dog", "rank": 4,
                     "alpha": 32.0, "learningRate": 0.0001, "optimizer": "adamw", "batchSize": 1, "resolution": 512,
                     "aspectBuckets": False, "epochs": 100, "maxSteps": None, "seed": 7, "backend": "local",
+                    "checkpointEvery": 10, "keepCheckpoints": False,
                     "adapter": {}, "optimization": {}, "objective": {}, "data": {}, "validation": {},
                 },
             }
@@ -158,6 +185,7 @@ class Training(ResponseModel):
     )  # fmt: skip
 
     id: str
+    model_id: str
     subject_id: str
     status: Status
     stage: Stage
@@ -176,6 +204,7 @@ class Training(ResponseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    reference: dict[str, Any] | None = Field(description="As the request had it.")
 
 
 class Lora(ResponseModel):
@@ -257,6 +286,21 @@ class Preview(ResponseModel):
 
     name: str
     url: str
+
+
+class Checkpoint(ResponseModel):
+    """The LoRA as it was after some of its steps."""
+
+    step: int
+    sha256: str
+    bytes: int
+    url: str
+
+
+class Checkpoints(ResponseModel):
+    """The kept checkpoints of a training, by step."""
+
+    checkpoints: list[Checkpoint]
 
 
 class Previews(ResponseModel):

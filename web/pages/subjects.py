@@ -9,9 +9,10 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import IllegalMove, SpecInvalid
 from jobs import accounts, overview, service
+from jobs.requests.training_request import subject_name
 from jobs.service import Quote
 from jobs.services import Services
-from jobs.subjects import subject_pictures, subject_settings
+from jobs.subjects import subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables import ACTIVE, Subject
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
@@ -19,7 +20,7 @@ from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.parameters import PictureId, SubjectId
+from web.parameters import FormKey, PictureId, SubjectId, page_key
 from web.problems import refusal
 from web.uploads import store_uploads
 
@@ -42,7 +43,7 @@ def index(request: Request, services: ServicesDep, caller: PageReaderDep) -> Res
 
 @router.get("/subjects")
 def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: PageReaderDep) -> Response:
-    return _redirect(name.strip() or _PLACEHOLDER)
+    return _redirect(subject_name(name))
 
 
 # ---- the page of a subject ------------------------------------------------------------------------------------
@@ -86,8 +87,8 @@ def subject(
     pictures = subject_pictures.list_pictures(services, owner_id, subject_id)
     good = _good(pictures)
     form = TrainForm(base_model or kept.base_model or "sd15", max_steps, resolution)
-    quote, faults = _quoted(services, owner_id, form, good)
-    usual, _ = _quoted(services, owner_id, TrainForm(kept.base_model), good)
+    quote, faults = _quoted(services, kept, form, good)
+    usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
     trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS)
     return render(
         request,
@@ -100,7 +101,7 @@ def subject(
         most=MAX_PICTURES,
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
-        bases=_bases(services, owner_id, good),
+        bases=_bases(services, kept, good),
         chosen=form,
         quote=quote,
         faults=faults,
@@ -120,12 +121,12 @@ def _good(pictures: list[SubjectPicture]) -> list[str]:
     return [picture.id for picture in pictures if picture.verdict != "bad"][-MAX_PICTURES:]
 
 
-def _quoted(services: Services, owner_id: str, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
+def _quoted(services: Services, kept: Subject, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
     """The quote for a form, or what is wrong with it. With too few pictures it is the quote for the least number."""
     images = [*good, *(f"pic_{at}" for at in range(MIN_PICTURES - len(good)))]
-    request = {"owner_id": owner_id, "subject_id": _PLACEHOLDER, "trigger_word": _PLACEHOLDER, "images": images}
+    request = {"owner_id": kept.owner_id, "subject_id": _PLACEHOLDER, "trigger_word": _PLACEHOLDER, "images": images}
     try:
-        return service.quote(services, {**request, **form.arguments()}), {}
+        return service.quote(services, subject_recipe.arguments(kept, {**request, **form.arguments()})), {}
     except SpecInvalid as error:
         return None, refusal(error).faults
 
@@ -141,12 +142,12 @@ class BaseChoice:
     quote: Quote | None
 
 
-def _bases(services: Services, owner_id: str, good: list[str]) -> list[BaseChoice]:
+def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoice]:
     made = []
     for name, base in BASE_MODELS.items():
         title, about = _DESCRIPTIONS[name]
-        quote, _ = _quoted(services, owner_id, TrainForm(name), good)
-        resolution = RECIPES[base.family]["resolution"]
+        quote, _ = _quoted(services, kept, TrainForm(name), good)
+        resolution = (kept.recipe or {}).get("resolution", RECIPES[base.family]["resolution"])
         made.append(BaseChoice(name, title, about, resolution, quote))
     return made
 
@@ -200,7 +201,7 @@ def automatic(
     kept = subject_settings.get(services, caller.owner_id, subject_id)
     if on == "yes":
         good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
-        usual, _ = _quoted(services, caller.owner_id, TrainForm(kept.base_model), good)
+        usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
         if obstacles := [*_not_set_up(kept), *_obstacles(good, usual)]:
             raise IllegalMove(" ".join(obstacles))
     subject_settings.change(services, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
@@ -212,7 +213,7 @@ def start(
     services: ServicesDep,
     caller: PageTrainerDep,
     subject_id: SubjectId,
-    key: Annotated[str, Form(pattern=r"^[0-9a-f]{32}$")],
+    key: FormKey,
     credits_shown: Annotated[int, Form(ge=0)],
     trigger_word: Annotated[str, Form(max_length=500)] = "",
     class_word: Annotated[str, Form(max_length=500)] = "",
@@ -225,10 +226,13 @@ def start(
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
     good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
     form = TrainForm(base_model, max_steps, resolution)
-    quote, faults = _quoted(services, caller.owner_id, form, good)
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    quote, faults = _quoted(services, kept, form, good)
     if quote is None:
         raise SpecInvalid.of(faults)
     if obstacles := _obstacles(good, quote):
+        if job_id := service.find_started(services, caller.owner_id, page_key(key)):
+            return _started(job_id)  # the form was sent before, and its training took the credits
         raise IllegalMove(" ".join(obstacles))
     if quote.credits > credits_shown:
         raise IllegalMove(
@@ -236,26 +240,19 @@ def start(
             "pictures or settings have changed. Reload the page, check the price, and start again."
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    kept = subject_settings.get(services, caller.owner_id, subject_id)
-    words = {name: getattr(kept, name) for name in ("trigger_word", "class_word", "webhook_url")}
-    view = service.submit(
-        services,
-        {
-            **{name: value for name, value in words.items() if value is not None},
-            **form.arguments(),
-            "owner_id": caller.owner_id,
-            "subject_id": subject_id,
-            "images": good,
-            "idempotency_key": f"http:page:{key}",
-        },
-    )
-    return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
+    given = {**form.arguments(), "images": good, "idempotency_key": page_key(key)}
+    view = service.submit(services, subject_settings.training_arguments(services, caller.owner_id, subject_id, given))
+    return _started(view.job_id)
+
+
+def _started(job_id: str) -> Response:
+    return RedirectResponse(f"/trainings/{job_id}?notice=started", 303)
 
 
 @router.post("/subjects/{id}/images")
 async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     """Store the files of the form. The script sends them one by one and gets the API's JSON."""
-    stored = await store_uploads(request, services, caller.owner_id, subject_id)
+    stored = await store_uploads(request, services, caller, subject_id)
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _redirect(subject_id, "some" if stored.refused else "uploaded")

@@ -1,20 +1,19 @@
 """One training: `/api/trainings/{id}`."""
 
-from pathlib import Path as FilePath
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 
-from core.errors import NotFound
+from jobs import checkpoints as job_checkpoints
 from jobs import history, service
 from jobs import previews as job_previews
 from web import signing
 from web.auth import ReaderDep, ServicesDep, TrainerDep
-from web.files import download_response, picture_response
-from web.models.trainings import Preview, Previews, Training
-from web.parameters import PreviewName, TrainingId
+from web.files import download_response, picture_response, stored_file
+from web.models.trainings import Checkpoint, Checkpoints, Preview, Previews, Training
+from web.parameters import IdempotencyKey, PreviewName, TrainingId, api_key
 from web.problems import ALWAYS, RequestRefused, responses
 from web.streams import event_response
 
@@ -52,11 +51,13 @@ def cancel(services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Tra
     summary="Start a new training with the pictures and recipe of one that ended",
     responses={
         202: {"headers": {"Location": {"description": "The new training.", "schema": {"type": "string"}}}},
-        **responses(*_ONE, "illegal_move", "insufficient_credits"),
+        **responses(*_ONE, "illegal_move", "insufficient_credits", "key_reused"),
     },
 )
-def retry(services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response) -> Training:
-    view = service.retry(services, job_id, caller.owner_id)
+def retry(
+    services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response, key: IdempotencyKey = None
+) -> Training:
+    view = service.retry(services, job_id, caller.owner_id, api_key(key))
     response.headers["Location"] = f"/api/trainings/{view.job_id}"
     return Training.model_validate(view)
 
@@ -86,7 +87,7 @@ async def events(
         int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1, description="Continue after this event.")
     ] = None,
 ) -> Response:
-    return await event_response(request, services, job_id, caller.owner_id, last_event_id or 0)
+    return await event_response(request, services, job_id, caller, last_event_id or 0)
 
 
 @router.get(
@@ -95,6 +96,41 @@ async def events(
 def log(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> str:
     events = service.events(services, job_id, owner_id=caller.owner_id)
     return "".join(f"{line}\n" for line in history.describe(events))
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------
+
+
+@router.get("/checkpoints", summary="List the checkpoints that a training keeps", responses=responses(*_ONE))
+def checkpoints(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Checkpoints:
+    found = job_checkpoints.kept(services, job_id, caller.owner_id)
+    here = f"/api/trainings/{job_id}/checkpoints"
+    return Checkpoints(
+        checkpoints=[
+            Checkpoint(step=one.step, sha256=one.sha256, bytes=one.bytes, url=f"{here}/{one.step}") for one in found
+        ]
+    )
+
+
+@router.get(
+    "/checkpoints/{step}",
+    summary="Download the LoRA file of a checkpoint",
+    description="If the object store is S3, redirects to an address there that is valid for 15 minutes.",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        307: {"headers": {"Location": {"description": "The file.", "schema": {"type": "string"}}}},
+        **responses(*_ONE),
+    },
+)
+def checkpoint(
+    services: ServicesDep, caller: ReaderDep, job_id: TrainingId, step: Annotated[int, Path(ge=1, le=100_000)]
+) -> Response:
+    kept = job_checkpoints.get(services, job_id, step, caller.owner_id)
+    address = services.store.url(kept.key, signing.MAX_AGE_S)
+    if urlsplit(address).scheme != "file":
+        return RedirectResponse(address, 307)
+    return stored_file(address, f"{job_id}-{step}.safetensors")
 
 
 # ---- results ------------------------------------------------------------------------------------------------
@@ -154,7 +190,4 @@ def file(
             "forbidden", "the signature of this address is wrong or has expired; get a new address from `download`"
         )
     address = services.store.url(service.get_lora(services, job_id).key, signing.MAX_AGE_S)
-    path = FilePath(unquote(urlsplit(address).path))
-    if urlsplit(address).scheme != "file" or not path.is_file():
-        raise NotFound("this service does not have the file")
-    return FileResponse(path, media_type="application/octet-stream", filename=f"{job_id}.safetensors")
+    return stored_file(address, f"{job_id}.safetensors")

@@ -18,7 +18,8 @@ from core.errors import GeneratorError, LoraNotReady, SpecInvalid, WorkflowInval
 from core.settings import Settings
 from jobs import accounts, keys, service
 from jobs.services import Services
-from jobs.subjects import drawing
+from jobs.subjects import comfyui_drawing, drawing
+from jobs.subjects.lora_weights import inspect_weights
 from storage.tables import Job, Status
 from tasks import ingress
 from tests.contract.comfyui.conftest import URL
@@ -28,6 +29,7 @@ from tests.generation.workflows import workflow
 from tests.servers.fake_comfyui import FakeComfyUI
 from training.lora import formats as lora_formats
 from training.lora.file import serialize_lora
+from training.lora.reading import read_lora
 
 pytestmark = pytest.mark.skipif(bool(URL), reason="runs on the fake alone")
 
@@ -111,19 +113,17 @@ def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     services: Services, fake: FakeComfyUI, lora: Path
 ) -> None:
     peft = lora.with_name("peft.safetensors")
-    peft.write_bytes(lora_formats.serialize_as(lora_formats.read_lora(lora), "peft"))
-    told: list[str] = []
-    done = drawing.draw_on_comfyui(
-        drawing.comfyui_target(services),
+    peft.write_bytes(lora_formats.serialize_as(read_lora(lora), "peft"))
+    done = comfyui_drawing.draw_on_comfyui(
+        comfyui_drawing.comfyui_target(services),
         workflow("sd15"),
-        drawing.inspect_weights(peft),
+        inspect_weights(peft),
         trigger_word="hush",
-        say=told.append,
     )
     [one] = stated(done.pictures[0][1])["passes"]
     assert one["model"]["loras"][0][2] == 2  # both modules, not the feed-forward one alone
     assert one["positive"][0].startswith("hush, ")
-    assert any("converted to kohya" in line for line in told)
+    assert any("converted to kohya" in note for note in done.notes)
 
 
 class TestTheCommand:
@@ -142,6 +142,9 @@ class TestTheCommand:
         common = ("generate", "--comfyui", fake.url, "--workflow", "workflow.json", "--out", "drawn")
         told = json.loads(self.run(*common, "--lora", str(lora), "--strength", "0.5", "--seed", "9", "--json"))
         assert (told["loaders"], told["added"], told["texts"]) == (["1"], ["30"], ["8", "9"])
+        assert told["prompted"] == ["8", "9"]
+        assert (told["seeds"], told["strengths"]) == (["19", "22"], ["30"])
+        assert any("cannot say which family" in note for note in told["notes"])
         [path] = told["pictures"]
         first, second = stated(Path(path).read_bytes())["passes"]
         assert first["model"]["loras"] == second["model"]["loras"]
@@ -149,7 +152,9 @@ class TestTheCommand:
         assert file.startswith("my-dog-first-")
         assert (strength, first["seed"], second["seed"]) == (0.5, 9, 9)
         assert json.loads(Path("drawn/workflow.json").read_text())["30"]["inputs"]["lora_name"] == file
-        assert "drawn/imprint_" in self.run(*common, "--lora", str(lora), "--trigger", "", "--loras", str(fake.loras))
+        shown = self.run(*common, "--lora", str(lora), "--trigger", "", "--loras", str(fake.loras), "--seed", "9")
+        assert "drawn/imprint_" in shown
+        assert "changed: LoRA in node 30; seed in node 19, 22" in " ".join(shown.split())
 
     def test_a_subject(self, fake: FakeComfyUI, job_id: str) -> None:
         shown = self.run("resolve", "dog", "--owner", "ada")
@@ -167,6 +172,9 @@ class TestTheCommand:
             (["--comfyui", "http://x"], ["--workflow"]),
             (["--comfyui", "http://x", "--workflow", "workflow.json", "--steps", "5", "--size", "8x8"],
              ["--steps", "--size"]),
+            (["--comfyui", "http://x", "--workflow", "workflow.json", "--count", "2", "--device", "cpu"],
+             ["--count", "--device"]),
+            (["--prompt", "x", "--strength", "0.5", "--trigger", "y"], ["--strength", "--trigger"]),
             (["--prompt", "x", "--base-model", "sd15", "--size", "wide"], ["--size"]),
             (["--prompt", "x"], ["base_model"]),
         ],
@@ -184,4 +192,4 @@ class TestTheCommand:
         assert "backend_unreachable: the ComfyUI server at 127.0.0.1:9 cannot be reached" in self.run(*gone, code=1)
         torn = make()
         torn.write_bytes(b"torn")
-        assert "upload_failed" in self.run(*gone, "--lora", str(torn), code=1)
+        assert "lora_invalid" in self.run(*gone, "--lora", str(torn), code=1)

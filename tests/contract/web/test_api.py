@@ -3,6 +3,7 @@
 import io
 import json
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -16,10 +17,11 @@ from core.settings import Settings
 from jobs import accounts, service, tokens, transitions
 from jobs.stages import intake
 from storage.tables import Job, Stage, Status, StoredPicture
+from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
 from web.limits import RateLimit
-from web.request_middleware import MAX_BODY_BYTES
+from web.uploads import MAX_BODY_BYTES
 
 
 @pytest.fixture
@@ -78,8 +80,10 @@ class TestPictures:
     def test_by_address_through_the_guard(self, api: Api, ada: str) -> None:
         with picture_server() as server:
             address = server.put("/a.png", png(Image.new("RGB", (600, 600), "blue")))
-            told = problem(api.call("POST", f"{REX}/images", ada, json={"url": address}), 422, "image_unreachable")
-            assert "a.png" not in json.dumps(told)
+            asked = {"url": f"{address}?signature=hush"}
+            told = problem(api.call("POST", f"{REX}/images", ada, json=asked), 422, "image_unreachable")
+            assert told["faults"]["0"].startswith("picture 1 (a.png): http://127.0.0.1:")
+            assert "hush" not in json.dumps(told)
             assert server.asked == {}  # a private address is not even dialled
         for url in ("http://169.254.169.254/latest", "file:///etc/passwd", "s3://other/key", "gopher://x/"):
             problem(api.call("POST", f"{REX}/images", ada, json={"urls": [url]}), 422, "image_unreachable")
@@ -100,7 +104,12 @@ class TestPictures:
         answer = api.call("POST", f"{REX}/images", ada, files=[("files", ("a.png", bytes(large)))])
         problem(answer, 422, "image_invalid")
         many = [("files", (f"{number}.png", b"x")) for number in range(21)]
-        problem(api.call("POST", f"{REX}/images", ada, files=many), 400, "bad_request")
+        told = problem(api.call("POST", f"{REX}/images", ada, files=many), 400, "bad_request")
+        assert told["faults"] == {"files": told["detail"]}
+        assert told["detail"] == "send at most 20 at a time, and the others in further requests"
+        urls = {"urls": ["https://pictures.example/1.png"] * 21}
+        faults = problem(api.call("POST", f"{REX}/images", ada, json=urls), 422, "spec_invalid")["faults"]
+        assert faults == {"urls": told["detail"]}
 
 
 class TestTrain:
@@ -136,7 +145,7 @@ class TestTrain:
     def test_all_faults_at_once_and_nothing_of_the_request_repeated(self, api: Api, ada: str) -> None:
         body = {
             "imageIds": ["https://inner/secret", *stored(api, 4)], "baseModel": "no-such", "rank": 0, "epochs": "many",
-            "maxSteps": -1, "webhookUrl": "ftp://hush", "<script>": 1, "base_model": "sd15",
+            "maxSteps": -1, "webhookUrl": "ftp://hush", "<script>": 1, "base_model": "sd15", "triggerWord": "\n",
             "adapter": {"targets": "hush"},
             "optimization": {"warmupSteps": -1, **{f"<script>{number}": 1 for number in range(99)}},
         }  # fmt: skip
@@ -170,6 +179,62 @@ class TestTrain:
         bad = {"baseModel": "sd9", "triggerWord": "a\nb", "webhookUrl": "http://127.0.0.1/"}
         told = problem(api.call("PATCH", f"{REX}/lora/settings", ada, json=bad), 422, "spec_invalid")
         assert set(told["faults"]) == set(bad)
+
+    def test_without_a_trigger_word_a_subject_gets_one_of_its_own(self, api: Api, ada: str) -> None:
+        """The seed's own call, as it stands there."""
+        images = stored(api)
+        words = {}
+        for subject in ("rex", "Rex", "rex!", "田中", "an influencer with a long name"):
+            at = f"/api/influencer/{quote(subject, safe='')}"
+            body = {"baseModel": "z-image-turbo", "imageIds": images, "maxSteps": 1}
+            answer = api.call("POST", f"{at}/lora/train?dryRun=true", ada, json=body)
+            assert answer.status_code == 200, answer.text
+            assert api.call("GET", f"{at}/lora/settings", ada).json()["triggerWord"] is None  # a quote stores nothing
+            training = api.call("POST", f"{at}/lora/train", ada, json=body).json()
+            words[subject] = training["spec"]["triggerWord"]
+            assert api.call("GET", f"{at}/lora/settings", ada).json()["triggerWord"] == words[subject]
+            assert service.cancel(api.services, training["id"]).spec.trigger_word == words[subject]
+            again = api.call("POST", f"{at}/lora/train", ada, json=body).json()
+            assert again["spec"]["triggerWord"] == words[subject]
+            service.cancel(api.services, again["id"])
+        assert len(set(words.values())) == len(words)
+        assert [word.isascii() and word.isalnum() and word.islower() for word in words.values()] == [True] * 5
+        assert words["rex"].startswith("rex")
+        # A word of one's own comes first, and does not become the subject's.
+        training = api.call("POST", f"{REX}/lora/train", ada, json={**body, "triggerWord": "imp"}).json()
+        assert training["spec"]["triggerWord"] == "imp"
+        assert api.call("GET", f"{REX}/lora/settings", ada).json()["triggerWord"] == words["rex"]
+
+    def test_a_refused_training_gives_no_trigger_word(self, api: Api, ada: str) -> None:
+        body = {"baseModel": "sd15", "imageIds": ["pic_1"] * 5}
+        problem(api.call("POST", f"{REX}/lora/train", ada, json=body), 422, "spec_invalid")
+        assert api.call("GET", f"{REX}/lora/settings", ada).json()["triggerWord"] is None
+
+    def test_the_subjects_recipe_fills_in_what_is_silent(self, api: Api, ada: str) -> None:
+        recipe = {"rank": 16, "maxSteps": 7, "resolution": 64, "optimization": {"warmupSteps": 5}}
+        change = {"baseModel": "sd15", "triggerWord": "imp", "recipe": recipe}
+        kept = api.call("PATCH", f"{REX}/lora/settings", ada, json=change).json()
+        assert kept["recipe"] == recipe == api.call("GET", f"{REX}/lora/settings", ada).json()["recipe"]
+        images = stored(api)
+
+        def trained(**more: Any) -> dict[str, Any]:
+            training = api.call("POST", f"{REX}/lora/train", ada, json={"imageIds": images, **more}).json()
+            service.cancel(api.services, training["id"])
+            spec: dict[str, Any] = training["spec"]
+            return spec
+
+        spec = trained(rank=8)
+        assert (spec["rank"], spec["maxSteps"], spec["resolution"]) == (8, 7, 64)
+        assert (spec["optimization"]["warmupSteps"], spec["alpha"]) == (5, 32.0)
+        assert trained(epochs=10)["maxSteps"] is None  # or it would replace them
+        cleared = api.call("PATCH", f"{REX}/lora/settings", ada, json={"recipe": None}).json()
+        assert cleared["recipe"] is None
+        bad = {"rank": 0, "optimization": {"warmupSteps": -1, "what": 1}, "colour": "red", "baseModel": "sdxl"}
+        told = problem(api.call("PATCH", f"{REX}/lora/settings", ada, json={"recipe": bad}), 422, "spec_invalid")
+        assert set(told["faults"]) == {
+            "recipe.rank", "recipe.optimization.warmupSteps", "recipe.optimization.what", "recipe.colour",
+            "recipe.baseModel",
+        }  # fmt: skip
 
     def test_cancel_retry_log(self, api: Api, ada: str) -> None:
         job_id = api.train(ada, stored(api)).json()["id"]
@@ -318,3 +383,20 @@ def png(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
+
+
+def test_a_token_of_one_owner_may_only_name_the_tasks_that_the_operator_lists(settings: Settings) -> None:
+    on_end = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": 7}}
+    listed = settings.model_copy(update={"on_end_tasks": ["shop.listed"]})
+    for api in make_api(listed):
+        own, service_token = api.token("ada"), api.token()
+        images = api.upload(own, 5)
+        told = problem(api.train(own, images, onEnd=on_end), 422, "spec_invalid")
+        assert "IMPRINT_ON_END_TASKS" in told["faults"]["onEnd"]
+        accepted = [
+            api.train(own, images, onEnd={"task": "shop.listed"}),
+            api.train(service_token, images, onEnd=on_end, headers={"Imprint-Owner": "ada"}),
+        ]
+        assert [answer.status_code for answer in accepted] == [202, 202]
+        kept = [row(api.services, answer.json()["id"]).on_end for answer in accepted]
+        assert kept == [{"task": "shop.listed", "queue": None, "kwargs": {}}, on_end]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from core.settings import Settings
@@ -16,7 +15,7 @@ from jobs.subjects import subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from storage.tables import StoredPicture, Subject
-from tests.contract.processes import at_once
+from tests.contract.processes import processes_at_once
 from tests.contract.web.conftest import REX, Api
 
 READY = {"trainAutomatically": True, "baseModel": "sd15", "triggerWord": "sks", "webhookUrl": "https://app.example"}
@@ -111,26 +110,44 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
     assert completed(api, ada)["started"]
 
 
+def test_it_trains_with_the_whole_recipe_of_the_subject(api: Api, ada: str) -> None:
+    recipe = {"rank": 16, "maxSteps": 7, "resolution": 64, "learningRate": 0.001, "objective": {"noiseOffset": 0.1}}
+    settle_on(api, ada, classWord="dog", recipe=recipe)
+    store(api, range(5))
+    spec = completed(api, ada)["training"]["spec"]
+    assert (spec["rank"], spec["maxSteps"], spec["resolution"], spec["learningRate"]) == (16, 7, 64, 0.001)
+    assert (spec["objective"]["noiseOffset"], spec["classWord"], spec["triggerWord"]) == (0.1, "dog", "sks")
+    # Another recipe is another training of the same pictures.
+    service.cancel(api.services, service.jobs(api.services)[0].job_id)
+    assert completed(api, ada)["reason"] == "already_started"
+    settle_on(api, ada, recipe={"maxSteps": 8})
+    assert completed(api, ada)["training"]["spec"]["maxSteps"] == 8
+
+
+def test_a_recipe_that_does_not_fit_the_pictures_is_told(api: Api, ada: str) -> None:
+    settle_on(api, ada, recipe={"validation": {"heldOut": 3}})
+    store(api, range(5))
+    told = completed(api, ada)
+    assert (told["started"], told["reason"], told["training"]) == (False, "spec_invalid", None)
+    assert "validation.held_out" in told["message"]
+    assert [notice["data"]["failure_code"] for notice in notices(api)] == ["spec_invalid"]
+
+
 def test_eight_at_once_start_one(api: Api, ada: str) -> None:
     settle_on(api, ada)
     store(api, range(6))
     settings: Settings = api.services.settings
 
-    def complete(_: Session) -> bool:
+    def complete() -> bool:
         services = Services(settings)  # of this process, in a transaction of its own
         try:
             return subject_settings.profile_set_completed(services, "ada", "rex").started
         finally:
             services.database.close()
 
-    # On SQLite the test's own transaction would be the writer that everybody waits for.
-    started = at_once_outside(settings, complete, 8)
+    started = processes_at_once([complete] * 8)
     assert sorted(started) == [False] * 7 + [True], started
     assert len(service.jobs(api.services, owner_id="ada")) == 1
-
-
-def at_once_outside(settings: Settings, work: Any, count: int) -> list[Any]:
-    return at_once(f"sqlite:///{settings.home}/elsewhere.db", [work] * count)
 
 
 def ids(api: Api) -> list[str]:

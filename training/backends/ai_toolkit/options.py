@@ -28,6 +28,8 @@ def unsupported_options(spec: TrainSpec) -> dict[str, str]:
         for name in getattr(spec, group).to_dict()
         if name not in known
     }
+    if spec.keep_checkpoints:
+        found["keep_checkpoints"] = "ai-toolkit keeps no checkpoints: leave it out, or use the local backend"
     if spec.family not in _FAMILIES:
         found["backend"] = f"{spec.family} cannot be trained on ai-toolkit: use the local backend"
     if spec.family == "z-image" and spec.file_alpha != spec.rank:

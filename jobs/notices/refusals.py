@@ -1,0 +1,44 @@
+"""Notices about messages that became no job."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from jobs import service
+from jobs.requests import training_request
+from jobs.requests.training_request import Envelope, Origin
+from jobs.services import Services
+from notifications import webhooks
+
+_NAMES = ("owner_id", "subject_id", "model_id", "reference", "webhook_url")
+_FIELDS: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(Envelope.__annotations__[name]) for name in _NAMES}
+
+
+def queue_refused_notice(
+    services: Services, arguments: Mapping[str, Any], origin: Origin, failure: Mapping[str, Any]
+) -> bool:
+    """Queue a notice `training.refused` with every fault; False if the message does not say where it could go.
+
+    It goes to the model that the message names, unless another training has that id, or else to the subject.
+    """
+    known = {name: value for name in _NAMES if (value := _usable(name, arguments.get(name))) is not None}
+    url = known.pop("webhook_url", None)
+    if url is None or training_request.webhook_fault(url, services.sources):
+        return False
+    with services.database.writing() as session:
+        if service.is_model_id_taken(session, known.get("model_id")):
+            del known["model_id"]
+        if not known.keys() & {"model_id", "subject_id"}:
+            return False
+        view = {**known, "job_id": None, "style_id": origin.style_id, "message_id": origin.message_id}
+        webhooks.put(session, view | {"failure": failure}, "training.refused", url)
+    return True
+
+
+def _usable(name: str, value: Any) -> Any:
+    """The value of a field of a request that may have faults elsewhere; None if this one is faulty."""
+    try:
+        return _FIELDS[name].validate_python(value)
+    except ValidationError:
+        return None

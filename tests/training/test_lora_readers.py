@@ -1,0 +1,159 @@
+"""What `inspect` says of diffusers is what its own converters and loader do, for every family and layout."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.loaders import (
+    StableDiffusionLoraLoaderMixin,
+    StableDiffusionXLLoraLoaderMixin,
+    ZImageLoraLoaderMixin,
+)
+
+from tests.lora_layouts import A_B, ALPHA, CASES, FUSED, FUSED_CASES, MODULES, RANK, fused, matrices, written
+from training.lora.formats import serialize_as
+from training.lora.readers import readers
+from training.lora.reading import ADAPTER, read_lora
+from training.lora.safetensor import unpack
+
+lib: Any = diffusers
+
+_UNET = {"sample_size": 8, "layers_per_block": 2, "norm_num_groups": 8, "cross_attention_dim": 32}
+
+
+def sd15() -> Any:
+    return lib.UNet2DConditionModel(block_out_channels=(32,) * 4, attention_head_dim=2, **_UNET)
+
+
+def sdxl() -> Any:
+    return lib.UNet2DConditionModel(
+        block_out_channels=(32,) * 3,
+        attention_head_dim=2,
+        transformer_layers_per_block=(1, 2, 2),
+        use_linear_projection=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        **_UNET,
+    )
+
+
+def z_image() -> Any:
+    return lib.ZImageTransformer2DModel(
+        in_channels=16, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
+        axes_dims=[8, 12, 12], axes_lens=[1024, 64, 64],
+    )  # fmt: skip
+
+
+DENOISERS: dict[str, tuple[Callable[[], Any], Any]] = {
+    "sd15": (sd15, StableDiffusionLoraLoaderMixin),
+    "sdxl": (sdxl, StableDiffusionXLLoraLoaderMixin),
+    "z-image": (z_image, ZImageLoraLoaderMixin),
+}
+
+
+def load(data: bytes, family: str) -> Any:
+    """The denoiser with the LoRA as diffusers loads it. Raises whatever diffusers raises."""
+    make, mixin = DENOISERS[family]
+    denoiser = make()
+    tensors, metadata = unpack(data)
+    state = {name: torch.from_numpy(part.floats().copy()) for name, part in tensors.items()}
+    more = {"unet_config": denoiser.config} if family == "sdxl" else {}
+    found = mixin.lora_state_dict(state, **more)
+    converted, alphas = (found, None) if family == "z-image" else found
+    if not all("lora" in name for name in converted):
+        raise ValueError("not a LoRA")  # as `load_lora_weights` does
+    config = json.loads(metadata[ADAPTER]) if ADAPTER in metadata else None
+    part = "transformer" if family == "z-image" else "unet"
+    denoiser.load_lora_adapter(
+        converted, prefix=part, adapter_name="it", metadata=config, **({"network_alphas": alphas} if alphas else {})
+    )
+    return denoiser
+
+
+def seen(data: bytes, family: str) -> str:
+    """`whole` if every layer has the change that the file holds, and `no` if none has."""
+    try:
+        denoiser = load(data, family)
+    except (ValueError, KeyError, RuntimeError, AttributeError):
+        return "no"
+    right = changed = 0
+    for module, shape in MODULES[family].items():
+        layer = denoiser.get_submodule(module)
+        down, up = matrices(module, shape)
+        if hasattr(layer, "lora_A"):
+            change = (layer.lora_B["it"].weight @ layer.lora_A["it"].weight) * layer.scaling["it"]
+            right += np.allclose(change.detach().flatten(1).numpy(), up @ down * (ALPHA / RANK), atol=1e-5)
+            changed += bool(change.any())
+    if changed != right:
+        return "wrongly"
+    return "whole" if right == len(MODULES[family]) else "in part" if right else "no"
+
+
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_diffusers_as_it_loads(family: str, layout: str) -> None:
+    data = written(family, layout)
+    lora = read_lora(data)
+    lora.family = family
+    assert readers(lora)["diffusers"].split(" (")[0] == seen(data, family)
+
+
+# Where the modules of Z-Image's own code are in diffusers' model: the layer, and which third of the matrix.
+PLACES: dict[str, list[tuple[str, int | None]]] = {
+    "layers.0.attention.qkv": [(f"layers.0.attention.to_{letter}", number) for number, letter in enumerate("qkv")],
+    "layers.0.attention.out": [("layers.0.attention.to_out.0", None)],
+    "x_embedder": [("all_x_embedder.2-1", None)],
+}
+
+
+def seen_of(data: bytes, modules: str) -> str:
+    try:
+        denoiser = load(data, "z-image")
+    except (ValueError, KeyError, RuntimeError, AttributeError, IndexError):
+        return f"no (0 of {len(FUSED[modules])})"
+    scale = ALPHA / RANK if any(name.endswith(".alpha") for name in unpack(data)[0]) else 1.0
+    read = [is_right(denoiser, name, scale, modules) for name in FUSED[modules]]
+    if all(read):
+        return "whole"
+    return f"in part ({sum(read)} of {len(read)})" if any(read) else f"no (0 of {len(read)})"
+
+
+def is_right(denoiser: Any, name: str, scale: float, modules: str) -> bool:
+    """Whether the layers of a module in the file have the change that it holds."""
+    down, up = matrices(name, FUSED[modules][name])
+    for place, number in PLACES.get(name, [(name, None)]):
+        layer = denoiser.get_submodule(place)
+        if not hasattr(layer, "lora_A"):
+            return False
+        wanted = (up if number is None else np.split(up, 3)[number]) @ down * scale
+        change = (layer.lora_B["it"].weight @ layer.lora_A["it"].weight) * layer.scaling["it"]
+        if not np.allclose(change.detach().numpy(), wanted, atol=1e-5):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("modules", "prefix", "ends", "alpha"), FUSED_CASES)
+def test_names_of_z_images_own_code(modules: str, prefix: str, ends: tuple[str, str], alpha: bool) -> None:
+    data = fused(modules, prefix, ends, alpha)
+    assert readers(read_lora(data))["diffusers"] == seen_of(data, modules)
+
+
+@pytest.mark.parametrize("modules", FUSED)
+@pytest.mark.parametrize("to", ["peft", "comfyui"])
+def test_they_are_whole_after_a_conversion(modules: str, to: str) -> None:
+    data = serialize_as(read_lora(fused(modules, "diffusion_model.", A_B, True)), to)
+    denoiser = load(data, "z-image")
+    for name in FUSED[modules]:
+        assert is_right(denoiser, name, ALPHA / RANK, modules), name
+    assert set(readers(read_lora(data)).values()) == {"whole", f"no (0 of {len(read_lora(data).modules)})"}
+
+
+@pytest.mark.parametrize(("layout", "dora"), [("kohya", "output"), ("kohya", "input"), ("peft", "vector")])
+def test_lengths_of_a_dora(layout: str, dora: str) -> None:
+    data = written("sd15", layout, dora)
+    denoiser = load(data, "sd15")
+    has_lengths = any("lora_magnitude_vector" in name for name, _ in denoiser.named_parameters())
+    assert readers(read_lora(data))["diffusers"] == ("whole" if has_lengths else "without its magnitudes")

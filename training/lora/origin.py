@@ -1,0 +1,81 @@
+"""The kind of base model that a LoRA file was trained on: one of Imprint's families, or another, by its usual name.
+
+Names of modules tell most; shapes tell those apart that share names; metadata decides what is left.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from training.lora.file import NAMINGS
+
+# Modules that only one kind of model has, of names with underscores. The first that matches decides.
+_OTHERS = (
+    ("FLUX.2", r"(single|double)_stream_modulation|to_qkv_mlp_proj"),
+    ("Chroma", r"distilled_guidance_layer"),
+    ("AuraFlow", r"joint_transformer_blocks_\d"),
+    ("HiDream", r"(single|double)_stream_blocks_\d"),
+    ("HunyuanVideo", r"double_blocks_\d+_(img|txt)_mlp_fc\d|individual_token_refiner"),
+    ("FLUX.1", r"single_transformer_blocks_\d|(double|single)_blocks_\d"),
+    ("Qwen-Image", r"transformer_blocks_\d+_(img|txt)_(mlp|mod)"),
+    ("Stable Diffusion 3", r"joint_blocks_\d|transformer_blocks_\d+_(attn2?_(add_[qkv]_proj|to_add_out)|ff_context)"),
+    ("Wan", r"(^|_)blocks_\d+_(self_attn_[qkvo]|cross_attn_([qkvo]|k_img|v_img)|ffn_[02])(_|$)"),
+    ("LTX-Video or PixArt", r"^(diffusion_model|transformer|lora_unet|lora_transformer)_transformer_blocks_\d+_attn"),
+    ("Stable Cascade", r"^lora_prior_"),
+)
+_PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _OTHERS)
+# Words of `ss_base_model_version` and `modelspec.architecture`.
+_WORDS = {
+    "flux2": "FLUX.2", "flux-2": "FLUX.2", "flux": "FLUX.1", "chroma": "Chroma", "sd3": "Stable Diffusion 3",
+    "stable-diffusion-3": "Stable Diffusion 3", "stable-diffusion-v3": "Stable Diffusion 3",
+    "sd_v2": "Stable Diffusion 2", "stable-diffusion-v2": "Stable Diffusion 2", "qwen": "Qwen-Image", "wan": "Wan",
+    "hunyuan": "HunyuanVideo", "lumina": "Lumina 2", "cascade": "Stable Cascade", "ltx": "LTX-Video",
+    "pixart": "PixArt",
+}  # fmt: skip
+_OURS = {"sdxl": "sdxl", "stable-diffusion-xl": "sdxl", "sd_v1": "sd15", "stable-diffusion-v1": "sd15",
+         "z_image": "z-image", "z-image": "z-image", "zimage": "z-image"}  # fmt: skip
+
+Widths = Mapping[str, int]  # the number of inputs of each module, by its full canonical name
+
+
+def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, str]) -> str | None:
+    """The usual name of a kind of model that Imprint does not train; None for its own families and unknown ones."""
+    plain = [stem.replace(".", "_") for stem in stems]
+    for name, pattern in _PATTERNS:
+        if any(pattern.search(stem) for stem in plain):
+            # Attention alone has the same names in both; Qwen-Image's is as wide as nothing of Stable Diffusion 3.
+            is_wide = name == "Stable Diffusion 3" and 3072 in widths.values()
+            return "Qwen-Image" if is_wide else name
+    if _context_widths(widths) == {1024}:
+        return "Stable Diffusion 2"
+    named = told_family(metadata)
+    return named if named in _WORDS.values() else None
+
+
+def told_family(metadata: Mapping[str, str]) -> str | None:
+    """The family that the metadata of a LoRA or a checkpoint names, one of ours or another; None if it names none."""
+    told = " ".join(str(metadata.get(name, "")) for name in ("ss_base_model_version", "modelspec.architecture")).lower()
+    return next((name for word, name in (_OURS | _WORDS).items() if word in told), None)
+
+
+def family_of(names: Iterable[str], widths: Widths, metadata: Mapping[str, str]) -> str | None:
+    """The family of modules with these full canonical names; None if it is unknown."""
+    if (named := metadata.get("imprint_family")) in NAMINGS:
+        return named
+    held = list(names)
+    if any(name.startswith("transformer.") for name in held):
+        return "z-image"
+    if any(re.match(r"unet\.(down_blocks\.0\.attentions|up_blocks\.3)\.", name) for name in held):
+        return "sd15"
+    if any(name.startswith(("text_encoder_2.", "unet.up_blocks.0.attentions.")) for name in held):
+        return "sdxl"
+    by_width = {768: "sd15", 2048: "sdxl"}
+    contexts = _context_widths(widths)
+    if len(contexts) == 1 and (found := by_width.get(next(iter(contexts)))) is not None:
+        return found
+    named = told_family(metadata)
+    return named if named in NAMINGS else None
+
+
+def _context_widths(widths: Widths) -> set[int]:
+    """The width of captions, which cross-attention reads."""
+    return {width for name, width in widths.items() if name.endswith(("attn2.to_k", "attn2.to_v"))}
