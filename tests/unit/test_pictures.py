@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.data.folder import caption_beside, load_folder, masks_of
+from training.data.folder import load_folder
 from training.data.masks import with_mask
 from training.data.pictures import FORMATS, buckets, prepare
 from training.spec import TrainSpec
@@ -359,39 +359,3 @@ def test_a_mask_that_no_picture_has_the_name_of_is_refused(tmp_path: Path) -> No
     assert raised.value.faults == dict.fromkeys(
         ("masks/0_mask.png", "masks/5.png"), "no picture has the name of this mask"
     )
-
-
-def test_of_two_masks_with_one_name_always_the_same_counts(tmp_path: Path) -> None:
-    (tmp_path / "masks").mkdir()
-    for name in ("dog.avif", "dog.png", "dog.JPG", "cat.PNG"):
-        (tmp_path / "masks" / name).touch()
-    dog, cat, cow = (tmp_path / f"{name}.webp" for name in ("dog", "cat", "cow"))
-    assert masks_of(tmp_path, [dog, cat, cow]) == {
-        dog: tmp_path / "masks" / "dog.JPG",
-        cat: tmp_path / "masks" / "cat.PNG",
-    }
-
-
-@pytest.mark.parametrize(
-    ("caption", "fault"),
-    [
-        ("Käfer".encode("latin-1"), "the caption is not UTF-8 text"),
-        ("ä".encode() * 1001, "the caption is longer than 1000 characters"),
-        (b"a" * 100_000, "the caption is longer than 1000 characters"),
-    ],
-)
-def test_a_caption_that_is_none_is_refused(tmp_path: Path, caption: bytes, fault: str) -> None:
-    (tmp_path / "dog.txt").write_bytes(caption)
-    with pytest.raises(SpecInvalid) as raised:
-        caption_beside(tmp_path / "dog.png")
-    assert raised.value.faults == {"dog.txt": fault}
-
-
-@pytest.mark.parametrize(
-    ("caption", "said"),
-    [(b"\xef\xbb\xbfa dog\r\n", "a dog"), ("ä".encode() * 1000 + b" " * 2000, "ä" * 1000), (b" \n", None)],
-)
-def test_a_caption_is_what_the_text_beside_a_picture_says(tmp_path: Path, caption: bytes, said: str | None) -> None:
-    (tmp_path / "dog.txt").write_bytes(caption)
-    assert caption_beside(tmp_path / "dog.png") == said
-    assert caption_beside(tmp_path / "cat.png") is None
