@@ -113,6 +113,16 @@ def insert_if_absent(session: Session, row: SQLModel) -> None:
     session.connection().execute(insert(type(row)).values(**row.model_dump()).on_conflict_do_nothing())
 
 
+def lock_name(session: Session, name: str) -> None:
+    """Wait until no other transaction has locked `name`, and lock it until this one ends. On SQLite every write
+    transaction is alone.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().execute(
+            sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
+        )
+
+
 def known_revisions() -> list[str]:
     """All revisions that this Imprint knows, newest first."""
     return [script.revision for script in _scripts().walk_revisions()]

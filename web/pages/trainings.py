@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from typing import Annotated
+from uuid import uuid4
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -20,7 +21,7 @@ from web.files import download_response, picture_response
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.parameters import PreviewName, TrainingId
+from web.parameters import FormKey, PreviewName, TrainingId, page_key
 from web.streams import event_response
 
 router = APIRouter(prefix="/trainings/{id}", route_class=PageRoute, include_in_schema=False)
@@ -43,6 +44,7 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
         samples=previews.by_prompt(previews.names(services, job_id, owner_id)),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
         again=None if active else _quote_again(services, job_id, owner_id),
+        key=uuid4().hex,
         advice=ADVICE[view.failure.code] if view.failure else None,
         left_out=_left_out(view),
         usage=_usage(view) if view.lora else [],
@@ -114,8 +116,8 @@ def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) ->
 
 
 @router.post("/again")
-def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
-    view = service.retry(services, job_id, caller.owner_id)
+def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId, key: FormKey) -> Response:
+    view = service.retry(services, job_id, caller.owner_id, page_key(key))
     return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
 
 
@@ -131,7 +133,7 @@ async def events(
     after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)] = None,
 ) -> Response:
-    return await event_response(request, services, job_id, caller.owner_id, last_event_id or after)
+    return await event_response(request, services, job_id, caller, last_event_id or after)
 
 
 @router.get("/previews/{name}")
