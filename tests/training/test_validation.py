@@ -1,4 +1,4 @@
-"""Validation and previews: held-out pictures, early stop, the best validation. They change no number of the training."""
+"""Validation and previews: held-out pictures, early stop, the best validation. No effect on the training."""
 
 import io
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def test_the_validation_loss_is_told(runs: Runs) -> None:
     assert watcher.reports[-1].validation_loss is not None
 
 
-# ---- early stop, the best validation -------------------------------------------------------------------------------------
+# ---- early stop, the best validation -------------------------------------------------------------------------------
 
 
 def test_when_it_is_over() -> None:
@@ -199,7 +199,7 @@ def test_previews_that_cannot_be_kept_cost_no_training(runs: Runs, caplog: pytes
             raise OSError(28, "No space left on device")
 
     assert train(runs(max_steps=2, validation={"previews": ["sks"]}, previews=Full())).steps == 2
-    assert "could not be kept" in caplog.text
+    assert "could not be saved" in caplog.text
 
 
 # ---- all at once ---------------------------------------------------------------------------------------------------
