@@ -148,7 +148,7 @@ def test_wrong_arguments_are_all_named(
         (["--out", "{tmp}/" + "x" * 250 + ".safetensors"], ["--out: cannot be written", "File name too long"]),
         (["--out", "{tmp}"], ["--out: is a folder"]),
         (["--resume-dir", "{tmp}/file/kept"], ["--resume-dir: cannot be written"]),
-        (["--optimizer", "prodigy", "--learning-rate", "0.0001"], ["--learning-rate: 0.0001 multiplies the rate"]),
+        (["--optimizer", "prodigy", "--learning-rate", "0.0001"], ["--learning-rate:", "0.0001 multiplies the rate"]),
     ],
     ids=["a file as folder", "suffix", "long", "folder", "checkpoints", "prodigy"],
 )
