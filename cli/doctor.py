@@ -106,7 +106,7 @@ def _broker(here: Services) -> Iterator[CheckResult]:
 def _workers(here: Services, found: fleet.Fleet) -> Iterator[CheckResult]:
     """Whether each kind of queue has a worker. A remote backend may train in place of a local worker."""
     served = {queue for worker in found.workers for queue in worker.queues}
-    lacking = [queue for queue in ("io", "cpu", "sweep") if queue not in served]
+    lacking = [queue for queue in ("io", "cpu", "sweep", "fetch", "notices") if queue not in served]
     trains = [queue for queue in served if queue.startswith("train.")]
     is_remote = here.settings.ai_toolkit_url is not None or here.settings.runpod_api_key is not None
     if lacking or not (trains or is_remote):

@@ -67,6 +67,7 @@ class Supervisor:
         trains = [f"train.{family}" for family in FAMILIES]
         members = [
             Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
+            Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),
             Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
             Member("beat", ["beat", "--loglevel", "WARNING"]),
         ]
@@ -84,7 +85,7 @@ class Supervisor:
         first = self._settings.metrics_port
         if first is None:
             return
-        order = [name for name in ("train", "io", "web") if any(member.name == name for member in members)]
+        order = [name for name in ("train", "io", "web", "fetch") if any(member.name == name for member in members)]
         for member in members:
             if member.name in order:
                 member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
@@ -163,7 +164,8 @@ class Supervisor:
         with self._restarting:  # otherwise a member that ends as asked might be restarted
             self._stopping.set()
         order = sorted(
-            self.members, key=lambda member: ("web", "ingress", "beat", "train", "io", "flower").index(member.name)
+            self.members,
+            key=lambda member: ("web", "ingress", "beat", "train", "fetch", "io", "flower").index(member.name),
         )
         for member in order:
             _signal(member, signal.SIGTERM)

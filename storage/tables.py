@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
@@ -92,6 +93,44 @@ class Subject(SQLModel, table=True):
     updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
+class FetchResult(BaseModel):
+    """The outcome of one address: the id of the stored picture, or why it was refused."""
+
+    picture_id: str = ""
+    code: str = ""
+    detail: str = ""
+
+
+class ImageFetch(SQLModel, table=True):
+    """A request to fetch pictures from addresses. A result is None until its address was tried.
+
+    The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
+    """
+
+    __tablename__ = "image_fetch"
+
+    id: str = Field(primary_key=True)
+    owner_id: str = Field(index=True)
+    subject_id: str
+    is_mask: bool = False
+    addresses: list[str] = Field(sa_column=_json(list[str], nullable=False))  # empty once it is finished
+    results: list[FetchResult | None] = Field(sa_column=_json(list[FetchResult | None], nullable=False))
+    attempt: int = 0
+    leased: bool = False
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    next_look_at: datetime = Field(sa_column=time_column(nullable=False))
+    finished_at: datetime | None = Field(default=None, sa_column=time_column())
+
+
+class PeriodicRun(SQLModel, table=True):
+    """When a periodic task last ran to its end."""
+
+    __tablename__ = "periodic_run"
+
+    name: str = Field(primary_key=True)
+    finished_at: datetime = Field(sa_column=time_column(nullable=False))
+
+
 class ApiToken(SQLModel, table=True):
     """A bearer token of the HTTP API. Only its hash is stored."""
 
@@ -164,6 +203,8 @@ class Job(SQLModel, table=True):
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
+    # The application's task that gets the final view: its name, queue and keyword arguments.
+    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     model_id: str | None = None  # as the request gave it; None: the job's id
     # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
     reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
@@ -196,6 +237,8 @@ class Job(SQLModel, table=True):
     lease_holder: str | None = None
     lease_until: datetime | None = Field(default=None, sa_column=time_column())
     launches: int = 0
+    # Launches of this stage that ended in an error before a worker had claimed it.
+    failed_launches: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     next_look_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
     dataset_sha256: str | None = None

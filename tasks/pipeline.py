@@ -16,8 +16,11 @@ from tasks.app import app
 _CHAIN = (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE)
 
 
-def launch(services: Services, job_id: str) -> None:
-    """Send the stages that the job still lacks: all for a new job, the rest after a crash or a hand-over."""
+def launch(services: Services, job_id: str, message_id: str) -> None:
+    """Send the stages that the job still lacks: all for a new job, the rest after a crash or a hand-over.
+
+    `message_id` is the launch message, which the error callback names, so that each launch is counted once.
+    """
     lacks = sweeps.remaining_work(services, job_id)
     if lacks is None:
         return
@@ -30,7 +33,7 @@ def launch(services: Services, job_id: str) -> None:
     canvas = chain(*steps)
     # A chord's own `link_error` does no more, but warns of a default that may change: a line in the log for each job.
     last = canvas.body if isinstance(canvas, chord) else canvas
-    last.link_error(app.signature("imprint.step_failed", (job_id,), immutable=True))
+    last.link_error(app.signature("imprint.step_failed", (job_id, message_id), immutable=True))
     forget_result(canvas.apply_async())
 
 

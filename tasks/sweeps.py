@@ -6,12 +6,18 @@ from jobs import sweeps
 from jobs.periodic import Part, run_parts
 from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
+from jobs.subjects import image_fetches
 from tasks.app import app
 from tasks.relay import relay
 
 # The parts of each periodic task. One that fails keeps no other from running.
 PARTS: Mapping[str, Sequence[Part]] = {
-    "imprint.sweep": (Part("repair", sweeps.repair_jobs), Part("relay", relay)),
+    "imprint.sweep": (
+        Part("repair", sweeps.repair_jobs),
+        Part("fetches", image_fetches.repair),
+        Part("relay", relay),
+        Part("done", sweeps.sweep_done),
+    ),
     "imprint.poll_remote": (
         Part("pods", pods.check),
         Part("final runs", polls.end_runs),
@@ -26,7 +32,7 @@ PARTS: Mapping[str, Sequence[Part]] = {
 
 @app.task(name="imprint.sweep")
 def sweep() -> None:
-    """Send jobs without a worker again, and messages that were not sent after their commit."""
+    """Send jobs and fetches without a worker again, and messages that were not sent after their commit."""
     run_parts(services(), PARTS["imprint.sweep"])
 
 

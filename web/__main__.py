@@ -15,6 +15,7 @@ from core.settings import Settings, settings
 from jobs.services import services
 from storage.database import AWAY
 from web.app import create_app
+from web.open_files import raise_open_files_limit
 from web.streams import Streams
 
 _GRACE_S = 20  # for responses in progress; event streams end at once, and their clients reconnect
@@ -51,6 +52,7 @@ def server_config(app: FastAPI, configured: Settings) -> uvicorn.Config:
 def main() -> int:
     configured = settings()
     keep_private(configured.home)
+    raise_open_files_limit()
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         services().check()

@@ -36,6 +36,11 @@ class Caller:
         """What ends an open connection of the caller when it is revoked."""
         return Credential(self.token.id, self.session_id)
 
+    @property
+    def key(self) -> str:
+        """What limits are counted by: a service token has those of each owner that it acts for."""
+        return f"{self.token.id} {self.owner_id}"
+
 
 def services_of(request: Request) -> Services:
     """The services that this app was made with."""
@@ -113,9 +118,9 @@ def require_scope(scope: str) -> Callable[..., Caller]:
         ] = None,
     ) -> Caller:
         _check_scope(token, scope)
-        owner_id = _owner_of(token, imprint_owner)
-        check_rate(request, f"{token.id} {owner_id}")
-        return Caller(token, owner_id)
+        made = Caller(token, _owner_of(token, imprint_owner))
+        check_rate(request, made.key)
+        return made
 
     return caller
 

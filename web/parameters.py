@@ -25,6 +25,7 @@ SubjectId = Annotated[
     AfterValidator(_subject),
 ]
 PictureId = Annotated[str, Path(alias="imageId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
+FetchId = Annotated[str, Path(alias="fetchId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 TrainingId = Annotated[str, Path(alias="id", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 PreviewName = Annotated[str, Path(alias="name", max_length=100)]
 SessionId = Annotated[str, Path(alias="sessionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]

@@ -29,6 +29,7 @@ from core.errors import (
     ObjectExists,
     SpecInvalid,
     StoreUnavailable,
+    TooManyRequests,
     WorkerLost,
 )
 from storage.database import AWAY
@@ -93,6 +94,7 @@ PROBLEMS = {
     "method_not_allowed": (405, "This address does not support the method"),
     "key_reused": (409, "The idempotency key was used for another request"),
     "illegal_move": (409, "Not possible in this state"),
+    "too_slow": (408, "The body comes too slowly"),
     "too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body has an unsupported media type"),
     "spec_invalid": (422, "The request has faults"),
@@ -115,6 +117,7 @@ _DETAILS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (LoraNotReady, "not_found", None),
     (NotFound, "not_found", "there is no such training, picture or LoRA, or it belongs to another owner"),
     (IllegalMove, "illegal_move", None),
+    (TooManyRequests, "rate_limited", None),
     (ObjectExists, "illegal_move", None),
     (StoreUnavailable, "unavailable", "the object store does not answer; try again in a few seconds"),
     (WorkerLost, "unavailable", "the picture decoder stopped; try again in a few seconds"),
@@ -127,7 +130,8 @@ _DETAILS: Sequence[tuple[type[ImprintError], str, str | None]] = (
 def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     """The problems that a route may answer with, for its documentation."""
     named: dict[int, list[str]] = {}
-    for code in codes:
+    with_body = ("too_slow",) if "too_large" in codes else ()
+    for code in (*codes, *with_body):
         named.setdefault(PROBLEMS[code][0], []).append(code)
     return {
         status: {
@@ -229,7 +233,7 @@ def _imprint_error(error: ImprintError) -> RequestRefused:
         if isinstance(error, kind):
             faults = error.faults if isinstance(error, SpecInvalid) else {}
             named = {api_name(name): _with_api_names(fault) for name, fault in faults.items()}
-            retry = {"Retry-After": str(_RETRY_AFTER_S)} if code == "unavailable" else None
+            retry = {"Retry-After": str(_RETRY_AFTER_S)} if code in ("unavailable", "rate_limited") else None
             return RequestRefused(code, detail or error.message, retry, named)
     log.error("no problem is defined for the error %s: %s", error.code, error)
     return RequestRefused("internal", INTERNAL_DETAIL)

@@ -1,4 +1,4 @@
-"""Middleware of every request: request id, limit on the body, default headers, metrics and log."""
+"""Middleware of every request: request id, limits on the body, default headers, metrics and log."""
 
 import asyncio
 import logging
@@ -10,20 +10,19 @@ from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import tracing
 from core.ids import new_id
 from core.logging import request_context
+from web.bodies import BodyLimits
 from web.parameters import SLASH
 from web.problems import INTERNAL_DETAIL, answer
 
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-MAX_BODY_BYTES = 256 * 1024
 # Unless a route sets its own: no caching, sniffing, framing or scripts.
 _DEFAULTS = {
     "Cache-Control": "no-store",
@@ -37,10 +36,10 @@ Observe = Callable[[str, str, int, float], None]
 
 
 class RequestMiddleware:
-    """ASGI middleware. `upload_bytes` limits uploads; `observe` gets method, route, status and seconds."""
+    """ASGI middleware. `observe` gets method, route, status and seconds."""
 
-    def __init__(self, app: ASGIApp, *, upload_bytes: int, observe: Observe) -> None:
-        self._app, self._upload_bytes, self._observe = app, upload_bytes, observe
+    def __init__(self, app: ASGIApp, *, bodies: BodyLimits, observe: Observe) -> None:
+        self._app, self._bodies, self._observe = app, bodies, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,7 +68,7 @@ class RequestMiddleware:
             tracing.span("HTTP", "server", request_id=request_id) as seen,
         ):
             try:
-                limit = self._limit(scope)
+                limit = self._limit(scope, headers)
                 if fault := "the address is not UTF-8" if not is_text else _header_fault(scope):
                     # What follows on the connection may be part of a request that two servers read differently.
                     refusal = answer(Request(scope), "bad_request", fault, headers={"Connection": "close"})
@@ -79,7 +78,7 @@ class RequestMiddleware:
                     await refusal(scope, receive, send_with_headers)
                 else:
                     run = partial(_answer_head, self._app) if scope["method"] == "HEAD" else self._app
-                    limited = _capped(receive, limit)
+                    limited = self._bodies.apply(receive, limit)
                     await _with_failures_answered(run, scope, limited, send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
@@ -93,9 +92,10 @@ class RequestMiddleware:
         fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
         log.log(level, "%s %s %d", method, route, status, extra={"fields": fields})
 
-    def _limit(self, scope: Scope) -> int:
-        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")
-        return self._upload_bytes if is_upload else MAX_BODY_BYTES
+    def _limit(self, scope: Scope, headers: Headers) -> int:
+        is_form = headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
+        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images") and is_form
+        return self._bodies.upload_bytes if is_upload else self._bodies.max_bytes
 
 
 async def _with_failures_answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,22 +174,6 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
 def route_of(scope: Scope) -> str:
     """The route's pattern, not the path: a client must not be able to create labels of a metric."""
     return str(getattr(scope.get("route"), "path", "none"))
-
-
-def _capped(receive: Receive, limit: int) -> Receive:
-    """Limit a body that has no Content-Length."""
-    size = 0
-
-    async def receive_limited() -> Message:
-        nonlocal size
-        message = await receive()
-        if message["type"] == "http.request":
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise HTTPException(413)
-        return message
-
-    return receive_limited
 
 
 def _too_large(limit: int) -> str:

@@ -17,6 +17,7 @@ from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.types import Receive, Scope, Send
 
 from core import essential
 from jobs import history, sessions
@@ -25,7 +26,9 @@ from jobs.sessions import Credential
 from storage.database import AWAY
 from storage.tables import ACTIVE, JobEvent
 from web.auth import Caller
+from web.limits import OpenLimit
 from web.models.common import camel_keys
+from web.open_files import open_files_limit
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,8 @@ class Streams:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="streams")  # the pool of the handlers may be full
         self._poller: asyncio.Task[None] | None = None
         self._closing = False
+        in_all = min(services.settings.streams_max, open_files_limit() // 2)
+        self.limit = OpenLimit("event streams", services.settings.streams_per_caller, in_all)
 
     @property
     def count(self) -> int:
@@ -193,10 +198,25 @@ def is_last(event: JobEvent) -> bool:
     return event.kind == "status" and event.data["status"] not in ACTIVE
 
 
+class _LimitedResponse(StreamingResponse):
+    """A stream that counts for its caller until it ends, however it ends."""
+
+    def __init__(self, content: AsyncIterator[bytes], limit: OpenLimit, caller: str) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        limit.acquire(caller)
+        self._limit, self._caller = limit, caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._limit.release(self._caller)
+
+
 async def event_response(request: Request, services: Services, job_id: str, caller: Caller, last_id: int) -> Response:
     """A job's events after number `last_id` as server-sent events; 204 where none is left and none will come.
 
-    Raises NotFound as `service.get_job` does.
+    Raises NotFound as `service.get_job` does, and RequestRefused if too many streams are open.
     """
     streams: Streams = request.app.state.streams
     active, newest = await run_in_threadpool(history.position, services, job_id, caller.owner_id)
@@ -204,7 +224,7 @@ async def event_response(request: Request, services: Services, job_id: str, call
     if not active and after == newest:
         return Response(status_code=204)
     stream = streams.follow(job_id, after, caller.credential) if active else _past_events(services, job_id, after)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return _LimitedResponse(stream, streams.limit, caller.key)
 
 
 async def _past_events(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:

@@ -17,6 +17,7 @@ from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
+from jobs.turns import RetryLater
 from storage.database import AWAY
 from storage.tables import ACTIVE, Job, Stage, Status
 
@@ -29,14 +30,6 @@ class NothingToDo(Exception):
 
 class AlreadyDone(NothingToDo):
     """The stage is done and the job is at a later one: the messages that follow may be sent again."""
-
-
-class RetryLater(Exception):
-    """A transient failure: run the step again in `delay_s` seconds."""
-
-    def __init__(self, reason: str, delay_s: float) -> None:
-        super().__init__(reason, delay_s)
-        self.delay_s = delay_s
 
 
 # ---- running a step ----------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from jobs import keys
 from jobs.requests.training_request import SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
-from jobs.subjects.comfyui_drawing import comfyui_target, draw_on_comfyui
+from jobs.subjects.comfyui_drawing import ComfyUITarget, comfyui_target, draw_on_comfyui
 from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weights
+from jobs.turns import owner_slot
 from jobs.view import View
 from training.base_family import family_of_base
 from training.spec import BASE_MODELS, base_model_location
@@ -65,9 +66,20 @@ class DrawingResult(View):
 def generate(services: Services, arguments: Mapping[str, Any], key: str) -> DrawingResult:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI, and store the pictures in the object store.
 
-    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError.
+    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError; RetryLater if the
+    owner's other work takes its share of this worker.
     """
     asked, where = _validate(arguments), comfyui_target(services)
+    with owner_slot(services, asked.owner_id):
+        return _generate(services, asked, where, key)
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Raises SpecInvalid for invalid arguments of `generate`."""
+    _validate(arguments)
+
+
+def _generate(services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str) -> DrawingResult:
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key

@@ -252,7 +252,7 @@ def _started(job_id: str) -> Response:
 @router.post("/subjects/{id}/images")
 async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     """Store the files of the form. The script sends them one by one and gets the API's JSON."""
-    stored = await store_uploads(request, services, caller.owner_id, subject_id)
+    stored = await store_uploads(request, services, caller, subject_id)
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _redirect(subject_id, "some" if stored.refused else "uploaded")

@@ -64,6 +64,7 @@ ROWS = [
     Row("POST", f"{OF}/profile-set/completed", "train", 200, {"started": False, "training": None}),
     Row("PATCH", f"{OF}/images/{{imageId}}", "train", 200, options={"json": {"caption": "seen"}}),
     Row("POST", f"{OF}/images", "train", 422, 422, {"json": {"url": "file:///etc/passwd"}}),
+    Row("GET", f"{OF}/images/fetches/{{fetchId}}", "read", 200),
     Row("POST", f"{ONE}/cancel", "train", 409),
     Row("POST", f"{ONE}/retry", "train", 202),
     Row("DELETE", f"{OF}/images/{{imageId}}", "train", 204),
@@ -79,10 +80,12 @@ class World:
     ada: str
     job_id: str
     image_ids: list[str]
+    fetch_id: str
     session_id: str
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
+        path = path.replace("{fetchId}", self.fetch_id)
         path = path.replace("{step}", "50")
         path = path.replace("{id}", "rex" if row.path.startswith(OF) else self.job_id)
         path = path.replace("{sessionId}", self.session_id)
@@ -113,7 +116,9 @@ def world(lone_api: Api) -> World:
         )
         key = keys.kept_lora(job_id, 50)
         transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
-    return World(lone_api, ada, job_id, images, test_page_matrix.a_session(lone_api, ada))
+    fetch = lone_api.call("POST", f"{REX}/images", ada, json={"url": "https://pictures.example/rex.jpg"})
+    session_id = test_page_matrix.a_session(lone_api, ada)
+    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id)
 
 
 def routes(api: Api) -> set[tuple[str, str]]:
