@@ -184,12 +184,13 @@ def the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown: Sho
 
 
 def sweeps_sort_apart_from_the_tasks_of_jobs(shown: Shown) -> None:
-    def names() -> set[str]:
-        return {task["name"] for task in shown.tasks().values()}
+    """Once a worker has them. One that it dropped, because the next was due, keeps the name that it was sent by."""
 
-    until(lambda: {"sweep.sweep", "sweep.poll_remote"} <= names(), 30, "both sweeps")
+    def names() -> set[str]:
+        return {task["name"] for task in shown.tasks().values() if task["state"] not in ("PENDING", "REVOKED")}
+
+    until(lambda: {"sweep.sweep", "sweep.poll_remote"} <= names(), 60, "both sweeps")
     assert not names() & {"imprint.sweep", "imprint.poll_remote", "imprint.audit"}
-    assert all(name.startswith(("imprint.", "sweep.")) for name in names())
 
 
 def flower_shows_no_secret(shown: Shown) -> None:
