@@ -1,5 +1,6 @@
 """`imprint doctor`: checks an installation. Each line is ok or says what to do."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from cli.terminal import answers, out, print_json
 from core import embedded_broker
 from core.errors import ImprintError
 from core.ids import new_id
+from core.private import is_private
 from jobs.services import Services, open_store, services
 from storage.database import AWAY, Database, known_revisions
 from tasks import fleet
@@ -83,6 +85,9 @@ def _settings(here: Services) -> Iterator[CheckResult]:
         yield CheckResult("settings", "todo", str(error))
     else:
         yield CheckResult("settings", "ok", f"home folder {here.settings.home.resolve()}")
+    home = here.settings.home
+    if home.is_dir() and home.stat().st_uid == os.geteuid() and not is_private(home):
+        yield CheckResult("settings", "todo", f"other users of this machine may read {home.resolve()}: chmod 700 it")
 
 
 def _broker(here: Services) -> Iterator[CheckResult]:
@@ -101,7 +106,7 @@ def _broker(here: Services) -> Iterator[CheckResult]:
 def _workers(here: Services, found: fleet.Fleet) -> Iterator[CheckResult]:
     """Whether each kind of queue has a worker. A remote backend may train in place of a local worker."""
     served = {queue for worker in found.workers for queue in worker.queues}
-    lacking = [queue for queue in ("io", "cpu", "sweep") if queue not in served]
+    lacking = [queue for queue in ("io", "cpu", "sweep", "fetch", "notices") if queue not in served]
     trains = [queue for queue in served if queue.startswith("train.")]
     is_remote = here.settings.ai_toolkit_url is not None or here.settings.runpod_api_key is not None
     if lacking or not (trains or is_remote):
@@ -137,12 +142,14 @@ def _database(here: Services) -> Iterator[CheckResult]:
             revision, newest = database.revision(connection), known_revisions()
             yield _revision(name, revision, newest)
             if not database.is_sqlite:
+                if connection.scalar(sa.text("SHOW transaction_read_only")) == "on":
+                    text = f"{name} is read-only: IMPRINT_DATABASE_URL must name the server that takes writes"
+                    yield CheckResult("database", "todo", text)
                 yield _clock(connection)
             else:
                 yield CheckResult("clock", "ok", "SQLite is on this machine and has its clock")
     except AWAY as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        text = f"{name} does not answer ({reason}): start it, or set IMPRINT_DATABASE_URL"
+        text = f"{name} does not answer ({error}): start it, or set IMPRINT_DATABASE_URL"
         yield CheckResult("database", "todo", text)
     finally:
         database.close()

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeElapsedColumn
 
+from cli.owners import OWNER
 from cli.terminal import answers, err, out, print_json
 from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
 from generation.comfyui.follow import PromptProgress
@@ -26,7 +27,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("subject_id")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Only a LoRA for this base model.")
 @answers
 def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: bool) -> None:
@@ -42,7 +43,7 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 @click.command()
 @click.option("--lora", "file", type=_FILE, help="A LoRA file.")
 @click.option("--subject", "subject_id", help="Use the newest finished LoRA of this subject instead.")
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner of the subject.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Name, folder or hub id. Default: the base model of the LoRA.")
 @click.option("--family", help="sd15, sdxl or z-image; needed for a hub id.")
 @click.option("--prompt", help="What to draw, after the trigger word. ComfyUI: replaces the workflow's prompt.")
@@ -77,6 +78,8 @@ def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> N
         return
     for path in result["pictures"]:
         out.print(path, highlight=False, markup=False)
+    if "loaders" in result:
+        err.print(f"[dim]{escape(_changed(result))}[/]", highlight=False)
     for note in result.get("notes", []):
         err.print(f"[yellow]note[/]: {escape(note)}", highlight=False)
 
@@ -148,9 +151,18 @@ def _on_comfyui(
         )
     _write(folder / "workflow.json", (json.dumps(done.patched.workflow, indent=2) + "\n").encode())
     paths = [_write(folder / name, data) for name, data in done.pictures]
-    changed = {name: getattr(done.patched, name) for name in ("loaders", "added", "texts", "seeds")}
+    changed = {
+        name: getattr(done.patched, name) for name in ("loaders", "added", "texts", "prompted", "strengths", "seeds")
+    }
     result = {"pictures": paths, "prompt_id": done.prompt_id, "workflow": str(folder / "workflow.json")}
     return result | changed | {"notes": done.notes}
+
+
+def _changed(result: dict[str, Any]) -> str:
+    """What was changed in the workflow, by node."""
+    names = {"strengths": "LoRA", "prompted": "prompt", "seeds": "seed"}
+    parts = [f"{name} in node {', '.join(result[key])}" for key, name in names.items() if result[key]]
+    return "changed: " + "; ".join(parts) if parts else "nothing was changed in the workflow"
 
 
 def _strength(given: dict[str, Any]) -> float:

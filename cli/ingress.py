@@ -4,6 +4,7 @@ import click
 
 from cli.terminal import answers, out, print_json
 from core import logging
+from core.private import keep_private
 from jobs.services import services
 from tasks.ingress_queue import Ingress, lengths, replay
 
@@ -18,6 +19,7 @@ def ingress(context: click.Context, *, as_json: bool) -> None:
     """
     if context.invoked_subcommand is None:
         settings = services().settings
+        keep_private(settings.home)
         logging.set_up(settings.log_dir, settings.log_level, settings.log_format)
         Ingress(services()).serve()
 

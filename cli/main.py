@@ -20,11 +20,15 @@ from cli.ingress import ingress
 from cli.loras import LORAS
 from cli.notices import notices
 from cli.operators import CREDITS, NOTICES
+from cli.owners import OWNER, owners
 from cli.sections import SectionedGroup
+from cli.sessions import sessions
 from cli.terminal import answers, err, out, print_json, report_unsent
 from cli.tokens import token
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
+from core.private import make_private
+from core.settings import settings
 from jobs import checkpoints, service
 from jobs.checkpoints import CheckpointView
 from jobs.remote.run_views import RemoteRunView
@@ -41,11 +45,12 @@ from training.spec import BASE_MODELS, Optimizer
 @click.group(cls=SectionedGroup)
 def imprint() -> None:
     """Train LoRAs and run the service that trains them."""
+    make_private(settings().home)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--owner", "owner_id", default="me", show_default=True, help="The owner who pays.")
+@click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner who pays.")
 @click.option("--subject", "subject_id", help="What the LoRA learns. Default: the name of FOLDER.")
 @click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
 @click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
@@ -159,7 +164,7 @@ def status(job_id: str, *, watch: bool, as_json: bool) -> None:
 
 
 @click.command(name="list")
-@click.option("--owner", "owner_id", help="Only jobs of this owner.")
+@click.option("--owner", "owner_id", type=OWNER, help="Only jobs of this owner.")
 @click.option("--subject", "subject_id", help="Only jobs of this subject.")
 @click.option(
     "--status",
@@ -199,14 +204,15 @@ def cancel(job_id: str, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_id")
+@click.option("--key", help="Idempotency key: the same key starts one new job.")
 @click.option("--watch", is_flag=True, help="Follow the new job until it ends.")
 @answers
-def retry(job_id: str, *, watch: bool, as_json: bool) -> None:
+def retry(job_id: str, *, key: str | None, watch: bool, as_json: bool) -> None:
     """Start a new job like JOB_ID, which has ended.
 
     The new job has the same pictures and recipe.
     """
-    view = service.retry(services(), job_id)
+    view = service.retry(services(), job_id, key=key)
     if watch:
         report_unsent()
         view = _watch(view.job_id, as_json)
@@ -275,6 +281,7 @@ def _show(
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
+imprint.add_section("Owners", (owners, sessions))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))

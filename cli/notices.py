@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from cli.owners import OWNER
 from cli.terminal import answers, err, out, print_json
 from jobs.notices import notices as preferences
 from jobs.services import services
@@ -11,7 +12,7 @@ from notifications.preferences import EVENTS
 
 
 @click.command()
-@click.argument("owner_id")
+@click.argument("owner_id", type=OWNER)
 @click.option("--email", help='The e-mail address; "" for none.')
 @click.option(
     "--event", "events", multiple=True, help=f"An event to mail, can be given several times: {', '.join(EVENTS)}."

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
+from cli.owners import OWNER
 from cli.terminal import answers, err, out, print_json
 from jobs import accounts, sweeps
 from jobs.notices import dead_letters
@@ -17,7 +18,7 @@ from jobs.view import View
 
 
 @click.command()
-@click.argument("owner_id")
+@click.argument("owner_id", type=OWNER)
 @click.argument("amount", metavar="CREDITS", type=int)
 @click.option("--key", help="Idempotency key: the same key grants once.")
 @answers
@@ -27,7 +28,7 @@ def grant(owner_id: str, amount: int, *, key: str | None, as_json: bool) -> None
 
 
 @click.command()
-@click.argument("owner_id")
+@click.argument("owner_id", type=OWNER)
 @answers
 def balance(owner_id: str, *, as_json: bool) -> None:
     """Show the balance of OWNER_ID and the latest entries."""
@@ -145,7 +146,7 @@ def receivers(context: click.Context, *, as_json: bool) -> None:
 
 
 @receivers.command()
-@click.argument("owner_id")
+@click.argument("owner_id", type=OWNER)
 @click.argument("url")
 @answers
 def enable(owner_id: str, url: str, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -19,9 +20,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from core import essential
 from core.embedded_broker import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
 from core.free_port import free_port
+from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
 from jobs.services import Services
 from training.spec import FAMILIES
@@ -30,6 +33,8 @@ _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
 _LOCK = "stack.lock"
 _ROOT = Path(__file__).resolve().parent.parent
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,6 +67,7 @@ class Supervisor:
         trains = [f"train.{family}" for family in FAMILIES]
         members = [
             Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
+            Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),
             Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
             Member("beat", ["beat", "--loglevel", "WARNING"]),
         ]
@@ -79,7 +85,7 @@ class Supervisor:
         first = self._settings.metrics_port
         if first is None:
             return
-        order = [name for name in ("train", "io", "web") if any(member.name == name for member in members)]
+        order = [name for name in ("train", "io", "web", "fetch") if any(member.name == name for member in members)]
         for member in members:
             if member.name in order:
                 member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
@@ -126,6 +132,7 @@ class Supervisor:
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C in the terminal reaches the stack only, which stops its members in order
+            umask=UMASK,
             preexec_fn=die_with_parent,
         )
         if output is not None:
@@ -139,7 +146,10 @@ class Supervisor:
         while not self._stopping.wait(_RESTART_AFTER_S):
             with self._restarting:
                 if not self._stopping.is_set():
-                    self._restart_the_dead()
+                    try:
+                        self._restart_the_dead()
+                    except Exception:  # for example a full disk: the next round tries again
+                        log.exception("a process of the stack cannot be started again yet")
         self._stopped.wait()
 
     def _restart_the_dead(self) -> None:
@@ -154,7 +164,8 @@ class Supervisor:
         with self._restarting:  # otherwise a member that ends as asked might be restarted
             self._stopping.set()
         order = sorted(
-            self.members, key=lambda member: ("web", "ingress", "beat", "train", "io", "flower").index(member.name)
+            self.members,
+            key=lambda member: ("web", "ingress", "beat", "train", "fetch", "io", "flower").index(member.name),
         )
         for member in order:
             _signal(member, signal.SIGTERM)
@@ -179,7 +190,7 @@ class Supervisor:
 @contextlib.contextmanager
 def alone(home: Path) -> Iterator[None]:
     """Allow one stack on a home folder at a time. Raises BackendUnreachable for the second."""
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     with (home / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,10 +213,9 @@ def running(
         if fresh:
             _empty(configured.home)
         stack = Supervisor(configured, quiet=True, flower=flower, web=web)
-        watcher = threading.Thread(target=stack.watch, name="stack", daemon=True)
         try:
             stack.start()
-            watcher.start()
+            essential.start("stack", stack.watch, may_return=True)
             yield stack
         finally:
             stack.stop()
@@ -229,6 +239,7 @@ def main() -> int:
     """Run the stack in the foreground until Ctrl-C or SIGTERM."""
     console = Console(stderr=True)
     try:
+        keep_private(settings().home)
         services = Services(settings())
         services.check()
         with alone(settings().home):
@@ -253,7 +264,7 @@ def _run(console: Console) -> None:
         console.print(
             "Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]   Stop: Ctrl-C"
         )
-        threading.Thread(target=stack.watch, daemon=True).start()
+        essential.start("stack", stack.watch, may_return=True)
         asked.wait()
         console.print("Stopping: trainings write a checkpoint …")
     finally:

@@ -13,6 +13,7 @@ from rich.console import Console
 from core import broker
 from core.errors import IllegalMove, ImprintError, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from jobs.services import services
+from storage.database import AWAY
 
 # A pipe has no width. Do not break lines, so that grep finds them whole.
 out = Console(width=None if sys.stdout.isatty() else 240)
@@ -48,6 +49,13 @@ def answers(command: Callable[..., Any]) -> Callable[..., Any]:
                     "An operator can grant credits: celery -A tasks.app imprint grant OWNER CREDITS", highlight=False
                 )
             sys.exit(2 if isinstance(error, SpecInvalid) else 1)
+        except AWAY as error:
+            message = f"the database cannot be used now; try again when it is back ({error})"
+            if as_json:
+                print_json({"error": "unavailable", "message": message, "details": {}})
+            else:
+                err.print(f"[red]unavailable[/]: {message}", highlight=False)
+            sys.exit(1)
 
     return run
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from cli.owners import OWNER
 from cli.terminal import answers, out, print_json
 from core.clock import utcnow
 from jobs import tokens
@@ -20,8 +21,9 @@ def token() -> None:
 @token.command()
 @click.argument("name")
 @click.option(
-    "--owner", "owner_id", help="The owner of the token. Without it, a service token: each call names the owner."
-)
+    "--owner", "owner_id", type=OWNER,
+    help="The owner of the token. Without it, a service token: each call names the owner.",
+)  # fmt: skip
 @click.option(
     "--scope", "scopes", multiple=True, default=("read", "train"), show_default=True,
     help=f"{', '.join(tokens.SCOPES)}; can be given several times. operate is for service tokens.",
@@ -62,7 +64,7 @@ def list_tokens(*, as_json: bool) -> None:
 @click.argument("token_id")
 @answers
 def revoke(token_id: str, *, as_json: bool) -> None:
-    """Revoke TOKEN_ID (token_…, from `token list`). The next call with it is refused."""
+    """Revoke TOKEN_ID (token_…, from `token list`). The next call with it is refused, and its sessions end."""
     row = _to_dict(tokens.revoke(services(), token_id))
     print_json(row) if as_json else out.print(f"{token_id} is revoked", highlight=False)
 

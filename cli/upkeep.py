@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cli.terminal import answers, out, print_json
+from core.private import keep_private
 from core.settings import settings
 from jobs.services import open_store, services
 from storage import backup as backups
@@ -33,6 +34,7 @@ def back_up(folder: Path, *, as_json: bool) -> None:
 
     The installation can keep running. Another backup into the same FOLDER copies only what is new.
     """
+    keep_private(settings().home)
     _print_contents(backups.backup(services().database, services().store, folder), folder, "is in", as_json)
 
 
@@ -45,6 +47,7 @@ def restore(folder: Path, *, as_json: bool) -> None:
     Database and object store are those of the settings. Jobs continue when the workers start. Stop the old installation
     for good first: two installations with the same jobs would train and send everything twice.
     """
+    keep_private(settings().home)
     # Not the database of `services()`: its schema would be created before the backup is restored.
     database = Database(settings().database)
     try:

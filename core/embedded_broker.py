@@ -114,6 +114,7 @@ class EmbeddedRedis:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the stack only, which stops the broker last
+                umask=0o077,
                 preexec_fn=die_with_parent,
             )
         deadline = time.monotonic() + _START_TIMEOUT_S

@@ -7,6 +7,7 @@ ImprintError                     code internal
 ├── NotFound                     spec_invalid            a job, picture or account that does not exist
 │   └── LoraNotReady             spec_invalid            a subject without a finished LoRA; says how far it is
 ├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
+├── TooManyRequests              spec_invalid            an owner's requests that are not done yet reach their limit
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
 │   ├── ImageRefused             image_unreachable       an address that must not be called; final
@@ -29,9 +30,12 @@ ImprintError                     code internal
 ├── KeyRefused                   internal                a key that no object of ours can have
 ├── AddressRefused               internal                a foreign address that must not be called; final
 ├── Unreachable                  internal                a foreign server did not answer in time; may be retried
-│   └── AnswerRefused            internal                an answer that a retry will not change; final
+│   ├── AnswerRefused            internal                an answer that a retry will not change; final
+│   └── MessageDeferred          internal                a server that works did not take one message; may be retried
 ├── SchemaUnknown                internal                a database that a newer Imprint has migrated
 ├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
+├── TrainingFailed               the job's               a task that waited for a job that failed
+│   └── TrainingCancelled        cancelled               the same for a cancelled job
 ├── LoraInvalid                  lora_invalid            a LoRA file that is damaged or not as expected
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that ComfyUI refuses
 └── GeneratorError               backend_failed          ComfyUI refused or failed; final
@@ -121,6 +125,10 @@ class LoraNotReady(NotFound):
 
 
 class IllegalMove(ImprintError):
+    code = FailureCode.SPEC_INVALID
+
+
+class TooManyRequests(ImprintError):
     code = FailureCode.SPEC_INVALID
 
 
@@ -222,12 +230,24 @@ class AnswerRefused(Unreachable):
     retryable = False
 
 
+class MessageDeferred(Unreachable):
+    pass
+
+
 class SchemaUnknown(ImprintError):
     pass
 
 
 class BackupInvalid(ImprintError):
     code = FailureCode.SPEC_INVALID
+
+
+class TrainingFailed(ImprintError):
+    """How a task ends that waited for a job that failed. `details` has `code`, `message`, `job_id` and `details`."""
+
+
+class TrainingCancelled(TrainingFailed):
+    code = FailureCode.CANCELLED
 
 
 class LoraInvalid(ImprintError):

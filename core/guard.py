@@ -3,7 +3,8 @@
 Every host is looked up once, all its addresses are checked against the deny list, and the connection goes to one of the
 checked addresses. So a name cannot resolve differently between check and call. The Host header and TLS use the name.
 There is no proxy, no environment variable, no cookie and no kept connection. One time limit covers everything: look-up,
-redirects, slow bodies. Errors name the host only: the rest of the address may be a secret, and the answer is foreign.
+redirects, slow bodies. A download must also keep a minimum rate, and its time counts for request and host. Errors
+name the host only: the rest of the address may be a secret, and the answer is foreign.
 """
 
 import queue
@@ -21,6 +22,7 @@ import httpcore2
 
 from core.addresses import Address, denied, parse_address, parse_host_ports
 from core.connection_limiter import ConnectionLimiter
+from core.download_budget import NOBODY, DownloadBudget, Requester
 from core.errors import AddressRefused, AnswerRefused, Unreachable
 from core.http_status import is_retryable
 
@@ -29,15 +31,18 @@ Resolver = Callable[[str, int], list[str]]
 _MAX_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_DRAINED = 64 * 1024
-_AT_ONCE, _AT_ONCE_PER_HOST = 8, 4  # downloads of one process
+_AT_ONCE_PER_HOST = 4  # downloads of one owner from one host
 _CONNECT_S = 10.0  # for one of several addresses, so that there is time for the next
+_GRACE_S = 15.0  # before the minimum rate counts: connecting, and a host that makes the picture when it is asked
+_PICTURES = {"Accept": "image/*,*/*;q=0.5"}
 
 
 class Guard:
     """A client for foreign addresses. Threads can share it.
 
     `allow_hosts` are the operator's `host:port` pairs, which are called at any address and port. `timeout_s` is the
-    time limit of one call. `resolve` and `tls` are for tests and unusual networks.
+    time limit of one call. A download has at least `min_bytes_per_s` on average, apart from its first 15 seconds. At
+    most `at_once` downloads run at the same time. `resolve` and `tls` are for tests and unusual networks.
     """
 
     def __init__(
@@ -45,6 +50,9 @@ class Guard:
         *,
         allow_hosts: Sequence[str] = (),
         timeout_s: float = 60.0,
+        min_bytes_per_s: int = 0,
+        at_once: int = 8,
+        budget: DownloadBudget | None = None,
         resolve: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -52,25 +60,31 @@ class Guard:
         self._timeout_s = timeout_s
         self._resolve = resolve or _look_up
         self._given_tls = tls
-        self._limiter = ConnectionLimiter(_AT_ONCE, _AT_ONCE_PER_HOST)
+        self._min_bytes_per_s = min_bytes_per_s
+        self._budget = budget or DownloadBudget(float("inf"), float("inf"))
+        self._limiter = ConnectionLimiter(at_once, _AT_ONCE_PER_HOST)
 
     def check(self, url: str) -> None:
         """Raises AddressRefused for an address that can be refused without I/O."""
         parse_address(url, self._allowed)
 
-    def get_bytes(self, url: str, max_bytes: int) -> bytes:
+    def get_bytes(
+        self, url: str, max_bytes: int, requester: Requester = NOBODY, timeout_s: float | None = None
+    ) -> bytes:
         """The body at `url`, after at most three redirects. Each redirect is checked like the first address.
 
         Raises AddressRefused; AnswerRefused (final) for a client error and for a compressed body or one larger than
-        `max_bytes`; Unreachable (may be retried) for timeouts, resets, server errors, 408, 425 and 429. At most 8
-        downloads run at once, 4 of them from one host; waiting for a slot counts towards the time limit.
+        `max_bytes`, and if the request's time is used up; Unreachable (may be retried) for timeouts, slow bodies,
+        resets, server errors, 408, 425 and 429. At most 4 downloads of an owner from one host run at once; waiting for
+        a slot counts towards the time limit, which `timeout_s` may shorten.
         """
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + min(self._timeout_s, timeout_s or self._timeout_s)
         address = parse_address(url, self._allowed)
         for _ in range(_MAX_REDIRECTS + 1):
             with (
-                self._limiter.slot(address.host, deadline),
-                self._answer("GET", address, b"", {"Accept": "image/*,*/*;q=0.5"}, deadline) as answer,
+                self._limiter.slot(address.host, deadline, requester.owner_id),
+                self._budget.spending(requester, address.host) as left_s,
+                self._answer("GET", address, b"", _PICTURES, self._pace(deadline, left_s)) as answer,
             ):
                 if answer.status not in _REDIRECTS:
                     _check_answer(answer, address, max_bytes)
@@ -86,12 +100,14 @@ class Guard:
 
         Redirects are not followed, and the body is dropped. Raises AddressRefused and Unreachable.
         """
-        deadline = time.monotonic() + self._timeout_s
         address = parse_address(url, self._allowed)
-        with self._answer(method, address, content, headers, deadline) as answer:
+        with self._answer(method, address, content, headers, _Pace(time.monotonic() + self._timeout_s)) as answer:
             _drain(answer)
             names = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in answer.headers)
             return answer.status, dict(names)
+
+    def _pace(self, deadline: float, left_s: float) -> "_Pace":
+        return _Pace(min(deadline, time.monotonic() + left_s), self._min_bytes_per_s)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -99,7 +115,7 @@ class Guard:
 
     @contextmanager
     def _answer(
-        self, method: str, address: Address, content: bytes, headers: Mapping[str, str], deadline: float
+        self, method: str, address: Address, content: bytes, headers: Mapping[str, str], pace: "_Pace"
     ) -> Generator[httpcore2.Response]:
         """One request on its own connection. Errors of the transport become ours, without their text."""
         sent: list[tuple[bytes | str, bytes | str]] = [
@@ -110,7 +126,7 @@ class Guard:
             *headers.items(),
         ]
         target = httpcore2.URL(scheme=address.scheme, host=address.host, port=address.port, target=address.target)
-        network = _Network(self._resolve, address.host_port in self._allowed, deadline)
+        network = _Network(self._resolve, address.host_port in self._allowed, pace)
         # `from None`: chained messages quote foreign bytes, and tracebacks are logged.
         try:
             with httpcore2.ConnectionPool(ssl_context=self._tls, network_backend=network) as pool:
@@ -119,6 +135,10 @@ class Guard:
                 with pool.stream(method, target, headers=sent, content=body) as answer:
                     yield answer
         except httpcore2.TimeoutException:
+            if pace.is_too_slow:
+                raise Unreachable(
+                    f"{address} sends less than {self._min_bytes_per_s} bytes a second (IMPRINT_FETCH_MIN_BYTES_PER_S)"
+                ) from None
             raise Unreachable(f"{address} did not answer in time") from None
         except httpcore2.ConnectError:
             raise Unreachable(f"{address} cannot be reached") from None
@@ -175,13 +195,36 @@ def _header(answer: httpcore2.Response, name: bytes) -> str:
 # ---- the network ----
 
 
-class _Network(httpcore2.NetworkBackend):
-    """Connects to checked addresses only, before the deadline."""
+class _Pace:
+    """How long a call may still take: until its deadline, and not longer than its bytes take at the minimum rate."""
 
-    def __init__(self, resolve: Resolver, may_be_private: bool, deadline: float) -> None:
+    def __init__(self, deadline: float, min_bytes_per_s: int = 0) -> None:
+        self._deadline, self._rate = deadline, min_bytes_per_s
+        self._begun = time.monotonic()
+        self.received_bytes = 0
+
+    def left_s(self, error: type[httpcore2.TimeoutException]) -> float:
+        left = min(self._deadline, self._rate_until()) - time.monotonic()
+        if left <= 0:
+            raise error
+        return left
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether the minimum rate, and not the deadline, ends the call now."""
+        return time.monotonic() >= self._rate_until()
+
+    def _rate_until(self) -> float:
+        return self._begun + _GRACE_S + self.received_bytes / self._rate if self._rate else float("inf")
+
+
+class _Network(httpcore2.NetworkBackend):
+    """Connects to checked addresses only, in the time that is left."""
+
+    def __init__(self, resolve: Resolver, may_be_private: bool, pace: _Pace) -> None:
         self._resolve = resolve
         self._may_be_private = may_be_private
-        self._deadline = deadline
+        self._pace = pace
         self._tcp = httpcore2.SyncBackend()
 
     def connect_tcp(
@@ -194,7 +237,7 @@ class _Network(httpcore2.NetworkBackend):
     ) -> httpcore2.NetworkStream:
         found = self._found(host, port)
         for number, ip in enumerate(found, start=1):
-            left = _left(self._deadline, httpcore2.ConnectTimeout)
+            left = self._pace.left_s(httpcore2.ConnectTimeout)
             try:
                 # `ip` is an IP address, so there is no look-up here.
                 stream = self._tcp.connect_tcp(
@@ -204,12 +247,12 @@ class _Network(httpcore2.NetworkBackend):
                 if number == len(found):
                     raise
             else:
-                return _Stream(stream, self._deadline)
+                return _Stream(stream, self._pace)
         raise httpcore2.ConnectError("no address")
 
     def _found(self, host: str, port: int) -> list[str]:
         """The addresses of the host, all of them checked."""
-        found = _in_time(lambda: self._resolve(host, port), _left(self._deadline, httpcore2.ConnectTimeout))
+        found = _in_time(lambda: self._resolve(host, port), self._pace.left_s(httpcore2.ConnectTimeout))
         for ip in found:
             # One bad address among good ones is an attack, not an accident.
             if not self._may_be_private and (why := denied(ip)):
@@ -220,16 +263,18 @@ class _Network(httpcore2.NetworkBackend):
 class _Stream(httpcore2.NetworkStream):
     """A connection on which each operation has the time that is left, so that a slow trickle cannot extend it."""
 
-    def __init__(self, inner: httpcore2.NetworkStream, deadline: float) -> None:
+    def __init__(self, inner: httpcore2.NetworkStream, pace: _Pace) -> None:
         self._inner = inner
-        self._deadline = deadline
+        self._pace = pace
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(self._deadline, httpcore2.ReadTimeout))
+        data = self._inner.read(max_bytes, self._pace.left_s(httpcore2.ReadTimeout))
+        self._pace.received_bytes += len(data)
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), 1 << 16):
-            left = _left(self._deadline, httpcore2.WriteTimeout)
+            left = self._pace.left_s(httpcore2.WriteTimeout)
             self._inner.write(buffer[start : start + (1 << 16)], left)
 
     def close(self) -> None:
@@ -238,9 +283,9 @@ class _Stream(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        left = _left(self._deadline, httpcore2.ConnectTimeout)
+        left = self._pace.left_s(httpcore2.ConnectTimeout)
         try:
-            return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._deadline)
+            return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._pace)
         except httpcore2.ConnectError as error:
             # Detected here, since the pool drops the cause: a retry would meet the same certificate.
             if isinstance(error.__cause__, ssl.SSLCertVerificationError):
@@ -249,13 +294,6 @@ class _Stream(httpcore2.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
-
-
-def _left(deadline: float, error: type[httpcore2.TimeoutException]) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise error
-    return left
 
 
 def _look_up(host: str, port: int) -> list[str]:

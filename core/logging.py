@@ -8,13 +8,14 @@ import logging
 import logging.handlers
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
-from core import tracing
+from core import metrics, tracing
 
 _job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 _stage: ContextVar[str | None] = ContextVar("stage", default=None)
@@ -120,9 +121,8 @@ def set_up(log_dir: Path, level: str, console_format: Literal["text", "json"] = 
     """
     root = logging.getLogger()
     root.setLevel(level)
-    console = logging.StreamHandler()
+    console = ConsoleHandler()
     console.setFormatter(JsonLines() if console_format == "json" else ConsoleLines())
-    log_dir.mkdir(parents=True, exist_ok=True)
     errors = SharedRotatingFile(log_dir / "errors.jsonl", max_bytes=10_000_000, keep=5)
     errors.setLevel(logging.WARNING)
     errors.setFormatter(JsonLines())
@@ -132,20 +132,71 @@ def set_up(log_dir: Path, level: str, console_format: Literal["text", "json"] = 
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-class SharedRotatingFile(logging.handlers.WatchedFileHandler):
-    """A log file that several processes append to, rotated by size.
+class _NeverRaises(logging.Handler):
+    """A handler that loses a line rather than raise into its caller, which may be a thread that must not end.
+
+    Lines are lost while the disk is full or has no inodes, or the terminal is gone. They are counted, and the handler
+    says how many once it can write again.
+    """
+
+    _lost = 0
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        try:
+            if self._lost:
+                self._report_lost()
+            return bool(super().handle(record))
+        except Exception:  # noqa: BLE001 - whatever it is
+            self.handleError(record)
+            return False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Count a lost line. Standard handlers call this too when they cannot write."""
+        self._lost += 1
+        with suppress(Exception):
+            metrics.LOG_LINES_LOST.add(1)
+
+    def _report_lost(self) -> None:
+        lost, self._lost = self._lost, 0
+        text = "%d log line(s) could not be written here before this one"
+        try:
+            super().handle(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (lost,), None))
+        except Exception:  # noqa: BLE001 - as for any line
+            self._lost = 1
+        if self._lost:  # this one is lost too
+            self._lost = lost
+
+
+class ConsoleHandler(_NeverRaises, logging.StreamHandler[TextIO]):
+    """Writes to standard error."""
+
+
+class SharedRotatingFile(_NeverRaises, logging.handlers.WatchedFileHandler):
+    """A log file that several processes append to, rotated by size. It is opened with the first line.
 
     Python's RotatingFileHandler loses lines when two processes rotate at once. Here a lock file lets one process
     rotate, and the others reopen the file.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, keep: int) -> None:
-        super().__init__(path, encoding="utf-8")
+        super().__init__(path, encoding="utf-8", delay=True)
         self._path, self._max_bytes, self._keep = path, max_bytes, keep
 
     def emit(self, record: logging.LogRecord) -> None:
         self._rotate_if_full()
         super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Also drop the stream, which may hold a part of the line: the next line opens the file again."""
+        super().handleError(record)
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with suppress(Exception):
+                stream.close()
+
+    def _open(self) -> TextIOWrapper:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
 
     def _rotate_if_full(self) -> None:
         import fcntl

@@ -50,8 +50,20 @@ STAGE_SECONDS = Measure(
     "server this is the time to submit it and to fetch its file.",
     ("stage", "outcome"), (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180, 600, 1800, 3600, 7200, 14400, 28800),
 )  # fmt: skip
+STAGES_OVERDUE = Measure(
+    "imprint_stages_overdue", "counter",
+    "Attempts at a stage that took longer than IMPRINT_STAGE_TIMEOUT_S and lost their lease.", ("stage",),
+)  # fmt: skip
+LOG_LINES_LOST = Measure(
+    "imprint_log_lines_lost", "counter", "Log lines that could not be written, for example because the disk is full."
+)
 NOTICES = Measure("imprint_notice_attempts", "counter", "Attempts to deliver a webhook, by outcome.", ("verdict",))
 SWEPT_AT = Measure("imprint_sweep_time_seconds", "gauge", "Unix time at which this worker last finished a sweep.")
+SWEEP_FAILURES = Measure(
+    "imprint_sweep_failures", "counter",
+    "Failures of a part of a periodic task, or of one of its items. The others still ran; the next round tries again.",
+    ("part",),
+)  # fmt: skip
 AUDITED_AT = Measure("imprint_audit_time_seconds", "gauge", "Unix time at which this worker last finished an audit.")
 AUDIT_FINDINGS = Measure("imprint_audit_findings", "gauge", "Broken ledger rules that the last audit found.")
 
@@ -82,8 +94,8 @@ SELF_CHECK = Measure(
 )  # fmt: skip
 
 ALL = (
-    STAGE_SECONDS, NOTICES, SWEPT_AT, AUDITED_AT, AUDIT_FINDINGS, STEPS, COHORT, DEVICE_SECONDS, ENCODINGS, BASE_MODELS,
-    SELF_CHECK,
+    STAGE_SECONDS, STAGES_OVERDUE, LOG_LINES_LOST, NOTICES, SWEPT_AT, SWEEP_FAILURES, AUDITED_AT, AUDIT_FINDINGS, STEPS,
+    COHORT, DEVICE_SECONDS, ENCODINGS, BASE_MODELS, SELF_CHECK,
 )  # fmt: skip
 
 

@@ -4,10 +4,11 @@ Without any setting Imprint runs on one machine: SQLite, a folder as object stor
 """
 
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, StringConstraints
+from pydantic import Field, SecretStr, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # What a browser sends as `Origin`: a scheme and a host, and no path.
@@ -37,6 +38,18 @@ class Settings(BaseSettings):
         description="Redis delivers an unacknowledged message again after this time. Longer than the longest training.",
     )
 
+    callback_queue: str = Field(
+        "celery",
+        min_length=1,
+        max_length=200,
+        description="Queue of applications' callbacks that name none. Not one of Imprint's own queues.",
+    )
+    on_end_tasks: list[str] = Field(
+        [],
+        description="Tasks that an HTTP token of one owner may name in `onEnd`. Service tokens may name any task. JSON "
+        "list.",
+    )
+
     # ---- database ----
     database_url: SecretStr | None = Field(
         None,
@@ -56,6 +69,11 @@ class Settings(BaseSettings):
         None, description="Access key of the S3 server. Unset: boto3's usual chain of credentials."
     )
     s3_secret_access_key: SecretStr | None = Field(None, description="Secret that belongs to the access key.")
+    s3_min_bytes_per_s: int = Field(
+        100_000,
+        gt=0,
+        description="A transfer of an object that is slower than this, after two minutes, is given up and tried again.",
+    )
     s3_session_token: SecretStr | None = Field(None, description="Token that belongs to temporary access keys.")
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         "auto",
@@ -77,6 +95,28 @@ class Settings(BaseSettings):
         [], description="`host:port` pairs that may be fetched even if their address is private. JSON list."
     )
     fetch_timeout_s: float = Field(60.0, gt=0, description="Time limit of one picture's download.")
+    fetch_min_bytes_per_s: int = Field(
+        10_000,
+        ge=0,
+        description="A download that is slower on average, apart from its first 15 seconds, is given up. 0: no limit.",
+    )
+    fetch_request_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Time that one training's downloads may take in all on one worker, repeated attempts included.",
+    )
+    fetch_host_s: float = Field(
+        300.0,
+        gt=0,
+        description="Time that an owner's failed downloads from one host may take in ten minutes. Then a worker does "
+        "not call the host for this owner until the ten minutes are over.",
+    )
+    fetch_images_s: float = Field(
+        120.0, gt=0, description="Time limit of one request to the HTTP API that names addresses of pictures, in all."
+    )
+    fetches_per_owner: int = Field(
+        10, ge=1, description="Most such requests of an owner that may wait for their pictures at the same time."
+    )
     fetch_patience_s: float = Field(
         3600.0,
         ge=0,
@@ -127,6 +167,12 @@ class Settings(BaseSettings):
         description="Most jobs that a training worker trains in one step. 0: one on a CPU, up to 32 on a GPU.",
     )
     training_timeout_s: int = Field(8 * 3600, gt=0, description="A training that takes longer fails with `timeout`.")
+    stage_timeout_s: int = Field(
+        3600,
+        gt=0,
+        description="How long one attempt at any other stage may take: one picture, the dataset, the upload, or the "
+        "submission or download of a remote training. Then another worker may try.",
+    )
 
     # ---- remote training ----
     backends: dict[str, Literal["local", "ai-toolkit"]] = Field(
@@ -176,7 +222,7 @@ class Settings(BaseSettings):
     )
     comfyui_loras: Path | None = Field(
         None,
-        description="Path of its `models/loras` folder on the io workers. Unset: LoRAs are uploaded by its assets API.",
+        description="Path of its `models/loras` folder on the fetch workers. Unset: LoRAs are sent by its assets API.",
     )
     comfyui_timeout_s: float = Field(
         600.0, gt=0, description="Time limit of a drawing, including its time in ComfyUI's queue."
@@ -258,6 +304,11 @@ class Settings(BaseSettings):
         description="Requests per second that one token may send for one owner to one web process; bursts may be twice "
         "as large.",
     )
+    web_trusted_proxies: list[str] | None = Field(
+        None,
+        description="Addresses and networks (`10.0.0.0/8`) of proxies in front of the HTTP API, whose "
+        "`X-Forwarded-Proto` and `X-Forwarded-For` are believed. JSON list. Unset: proxies on this machine.",
+    )
     web_cors_origins: list[Origin] = Field(
         [],
         description="Origins whose pages may call the HTTP API from a browser: `https://app.example`, or `*` for all. "
@@ -266,12 +317,50 @@ class Settings(BaseSettings):
     web_secret: SecretStr | None = Field(
         None,
         min_length=32,
-        description="Signs short-lived download addresses; must be the same on every machine that serves the API. "
+        description="Signs short-lived download addresses and the cookies of sessions; must be the same on every "
+        "machine that serves the API. "
         "Unset: a random one, stored under home.",
     )
 
+    upload_timeout_s: float = Field(600.0, gt=0, description="Time limit of sending the body of a request.")
+    upload_min_bytes_per_s: int = Field(
+        10_000,
+        ge=0,
+        description="A body that is slower on average, apart from its first 10 seconds, is refused. 0: no limit.",
+    )
+    uploads_per_caller: int = Field(
+        4, ge=1, description="Uploads of pictures that one token may send for one owner at the same time."
+    )
+    uploads_max: int = Field(16, ge=1, description="Uploads of pictures at the same time in all, to one web process.")
+    upload_bytes_max: int = Field(
+        400_000_000,
+        gt=0,
+        description="Bytes of all uploads at the same time, to one web process; a token may have half of them. They "
+        "need this much space in the temporary folder.",
+    )
+    streams_per_caller: int = Field(
+        100, ge=1, description="Event streams that one token may have open for one owner on one web process."
+    )
+    streams_max: int = Field(
+        2000,
+        ge=1,
+        description="Event streams on one web process in all. Fewer if the process may open fewer than twice as many "
+        "files.",
+    )
+
     # ---- processes of `make up` ----
-    io_concurrency: int = Field(2, ge=1, description="Processes of the io worker, which fetches, prepares and uploads.")
+    io_concurrency: int = Field(
+        2,
+        ge=1,
+        description="Processes of the io worker, which takes requests, uploads, settles and sweeps. Also the pictures "
+        "that a fetch worker or a web process decodes at the same time.",
+    )
+    fetch_concurrency: int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="Threads of a fetch worker, which fetches and prepares pictures, sends notices and draws.",
+    )
     flower_port: int = Field(5555, ge=0, le=65535, description="Flower's loopback port; 0 picks a free one.")
     flower_url: str | None = Field(
         None, description="Address of Flower for operators, used in a link on their page. `make up` sets it."
@@ -288,8 +377,8 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="Port on which a worker or the web process serves metrics for Prometheus, without a token; 0 picks "
-        "a free one. Unset: none. `make up` gives it to the training worker, and the next two ports to io "
-        "worker and web.",
+        "a free one. Unset: none. `make up` gives it to the training worker, and the next three ports to io "
+        "worker, web and fetch worker.",
     )
     metrics_host: str = Field(
         "127.0.0.1", description="Address that the metrics port listens on. It must not be reachable from outside."
@@ -297,6 +386,16 @@ class Settings(BaseSettings):
     tracing: bool = Field(
         False, description="Send OpenTelemetry traces; the `OTEL_…` variables say where. Needs `imprint[tracing]`."
     )
+
+    @field_validator("web_trusted_proxies")
+    @classmethod
+    def _are_networks(cls, given: list[str] | None) -> list[str] | None:
+        for network in given or ():
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{network!r} is neither an address nor a network: {error}") from None
+        return given
 
     @property
     def database(self) -> str:

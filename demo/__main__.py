@@ -7,6 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from core.private import keep_private
 from demo.pocket import MODEL
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         OMP_NUM_THREADS="1",  # the tensors are tiny: a second thread would only wait
         OMP_WAIT_POLICY="PASSIVE",
     )
+    keep_private(Path(os.environ["IMPRINT_HOME"]))
     from demo.cloud import stand_in
 
     with ExitStack() as stack:

@@ -23,7 +23,7 @@ class Cloud:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Settings of an Imprint that rents here, looks often and keeps no pod for long."""
+        """Settings for an Imprint that rents pods here, polls often, and deletes idle pods soon."""
         return {
             "IMPRINT_BACKENDS": '{"sd15": "ai-toolkit"}',
             "IMPRINT_RUNPOD_API_KEY": self.key,
@@ -35,7 +35,7 @@ class Cloud:
         }
 
     def pods(self) -> list[dict[str, Any]]:
-        """Every pod that was rented: `name`, `gpu`, `seconds`, `microdollars`, and whether it is `left`."""
+        """All rented pods: `name`, `gpu`, `seconds`, `microdollars`, and `left`: whether the pod still exists."""
         with urllib.request.urlopen(f"{self.url}/fake/ledger", timeout=30) as answer:  # noqa: S310 - ours, on loopback
             pods: list[dict[str, Any]] = json.load(answer)["pods"]
             return pods
@@ -43,7 +43,7 @@ class Cloud:
 
 @contextmanager
 def stand_in(base: Path) -> Iterator[Cloud]:
-    """Serve it for a `with` block. `base` is the folder that its pods train on."""
+    """Run the fake RunPod. base: the folder of the base model that its pods train on."""
     key = f"demo-{secrets.token_hex(8)}"
     pods = json.dumps({"trainer": "real", "base_model": str(base), "tick_s": 0.2})
     server = subprocess.Popen(

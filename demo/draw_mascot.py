@@ -1,6 +1,6 @@
 """Draws the ten pictures of the demo and their captions: `python demo/draw_mascot.py --out demo/pictures`.
 
-The same seed gives the same bytes with the Pillow of the lock. `--sheet FILE` also makes a sheet of all ten.
+The same seed gives the same bytes with the locked version of Pillow. `--sheet FILE` also makes a contact sheet.
 """
 
 import argparse
@@ -18,19 +18,19 @@ COLOURS = 256
 
 
 def pictures(seed: int = SEED) -> list[Image.Image]:
-    """The ten pictures in RGB, in the order of their numbers."""
+    """The ten pictures in RGB, in order."""
     return [scene.draw(seed) for scene in SCENES]
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """As a PNG with a palette of its own: half the bytes, and no difference that one sees."""
+    """A PNG with its own palette: half the bytes, without a visible difference."""
     path.parent.mkdir(parents=True, exist_ok=True)
     palette = picture.quantize(COLOURS, kmeans=2)
     picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def sheet(drawn: list[Image.Image], side: int = 256, gap: int = 10) -> Image.Image:
-    """Five by two squares, each picture cropped around the imp."""
+    """A sheet of five by two squares, each a picture cropped around the imp."""
     whole = Image.new("RGB", (5 * side + 6 * gap, 2 * side + 3 * gap), (250, 246, 240))
     for i, picture in enumerate(drawn):
         edge = min(picture.size)

@@ -16,7 +16,7 @@ _TILE, _GAP, _MARGIN = 160, 12, 150
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], path: Path) -> None:
-    """Draw the loss by step, and its running mean."""
+    """Draw the loss of each step, and its running mean."""
     steps = [step for step, _ in losses]
     means: list[float] = []
     for _, loss in losses:

@@ -21,8 +21,8 @@ from jobs.view import JobView
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 OWNER, TRIGGER = "demo", "imp mascot"
-# More layers and rank than the recipe of the family: the pocket model is a thousandth of Stable Diffusion, and the
-# mascot is like nothing that it knows.
+# More layers and a higher rank than the family's recipe: the pocket model has a thousandth of the weights of Stable
+# Diffusion, and the mascot differs from everything that it knows.
 RECIPE = {
     "base_model": "sd15",
     "resolution": 64,
@@ -88,7 +88,7 @@ def _brief(view: JobView) -> dict[str, Any]:
 
 
 def send(jobs: int) -> list[str]:
-    """Send the task as an application would, `count` times with different seeds; returns the job ids."""
+    """Send the task as an application would, `jobs` times with different seeds; returns the job ids."""
     from tasks.ingress import train_lora
 
     images = [

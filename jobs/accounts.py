@@ -6,6 +6,7 @@ from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from credits import ledger
 from jobs.notices import notices
+from jobs.owners import normal_name
 from jobs.services import Services
 from jobs.view import Time, View
 
@@ -29,7 +30,11 @@ class EntryView(View):
 
 
 def grant(services: Services, owner_id: str, amount: int, key: str | None = None) -> ledger.Balance:
-    """Grant credits to an owner; the same key grants them once. Raises SpecInvalid for an amount below 1."""
+    """Grant credits to an owner; the same key grants them once.
+
+    Raises SpecInvalid for an amount below 1, and for a name that no owner can have.
+    """
+    owner_id = normal_name(owner_id)
     if amount < 1:
         raise SpecInvalid.of({"amount": "must be at least 1 credit"})
     with services.database.writing() as session:

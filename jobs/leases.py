@@ -1,7 +1,9 @@
 """Leases: workers' claims on stages and pictures. Each claim has a higher token; writes with an old one are refused."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +12,15 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
+from core import essential, metrics
 from core.clock import utcnow
 from core.errors import LeaseLost
 from storage.database import AWAY, Database
 from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 
 log = logging.getLogger(__name__)
+
+_AFTER_OUTAGE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,11 @@ def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[
 
 
 class HeldLease:
-    """A lease that is being renewed; `lost` is set once another worker has claimed it."""
+    """A lease that is being renewed; `lost` is set once another worker has claimed it, or its time is over."""
 
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
+    def __init__(self, lease: Lease, limit_s: float = math.inf) -> None:
+        self.lease, self.limit_s = lease, limit_s
+        self.until = time.monotonic() + limit_s
         self.lost = threading.Event()
         self.renewing = threading.Lock()
 
@@ -139,7 +145,7 @@ class LeaseKeeper:
     """Renews all leases of this process from one thread while their steps work.
 
     A database outage loses no lease: no other worker can claim it either, and the next renewal that gets through
-    finds the token still valid.
+    finds the token still valid. A step that hangs keeps its lease only for its time limit.
     """
 
     def __init__(self, database: Database, lease_s: float) -> None:
@@ -147,16 +153,16 @@ class LeaseKeeper:
         self._all_held: set[HeldLease] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_away = False  # whether the database could not be used in the last round
 
     @contextmanager
-    def keeping(self, lease: Lease) -> Iterator[HeldLease]:
-        """Keep `lease` alive inside the block."""
-        held = HeldLease(lease)
+    def keeping(self, lease: Lease, limit_s: float = math.inf) -> Iterator[HeldLease]:
+        """Keep `lease` alive inside the block, for at most `limit_s` seconds."""
+        held = HeldLease(lease, limit_s)
         with self._lock:
             self._all_held.add(held)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
-                self._thread.start()
+                self._thread = essential.start("leases", self._run)
         try:
             yield held
         finally:
@@ -166,17 +172,29 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         pause = threading.Event()
+        pause_s = self._lease_s / 3
         while True:
-            pause.wait(self._lease_s / 3)
+            pause.wait(pause_s)
             with self._lock:
                 all_held = list(self._all_held)
-            for held in all_held:
-                self._renew(held)
+            self._is_away = not all(self._renew(held) for held in all_held)
+            # Soon after an outage, so that no sweep finds an expired lease before its renewal.
+            pause_s = min(self._lease_s / 3, _AFTER_OUTAGE_S) if self._is_away else self._lease_s / 3
 
-    def _renew(self, held: HeldLease) -> None:
+    def _renew(self, held: HeldLease) -> bool:
+        """Renew one lease if its step still works. Returns False if the database cannot be used."""
         with held.renewing:
             if held not in self._all_held:
-                return  # its step has ended
+                return True  # its step has ended
+            if time.monotonic() > held.until:
+                log.error(
+                    "the %s of %s takes longer than %.0f s: another worker may try",
+                    held.lease.stage, held.lease.job_id, held.limit_s,
+                )  # fmt: skip
+                metrics.STAGES_OVERDUE.add(1, held.lease.stage)
+                held.lost.set()
+                self._forget(held)
+                return True
             try:
                 with self._database.writing() as session:
                     held.lease.renew(session, self._lease_s)
@@ -184,11 +202,13 @@ class LeaseKeeper:
                 held.lost.set()
                 self._forget(held)
             except AWAY as error:
-                log.warning(
-                    "the lease of %s is not renewed: the database does not answer (%s)", held.lease.job_id, error
-                )
+                if not self._is_away:  # once for each outage
+                    log.warning("leases are not renewed: the database does not answer (%s)", error)
+                self._is_away = True
+                return False
             except Exception:  # this thread renews every lease of the process, so it must not end
                 log.exception("the lease of %s is not renewed", held.lease.job_id)
+            return True
 
     def _forget(self, held: HeldLease) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from core import essential
 from storage.database import AWAY
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,7 @@ class OutboxSender:
         with self._changed:
             self._asked += 1
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-                self._thread.start()
+                self._thread = essential.start("outbox", self._run)
                 # Not called in the children of a prefork pool: tasks/worker.py flushes there.
                 atexit.register(self.flush)
             self._changed.notify_all()

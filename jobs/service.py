@@ -1,7 +1,8 @@
 """What applications and operators do with trainings: quote, submit, get, list, cancel, retry, download."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from core.tracing import span
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs import transitions
-from jobs.notices import notices
+from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
@@ -27,6 +28,7 @@ from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
+from notifications.tables import TaskCall
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training import memory_plan
 from training.spec import TrainSpec
@@ -72,31 +74,44 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any], origin: Origin = Origin()) -> JobView:  # noqa: B008 - frozen
+def submit(
+    services: Services,
+    arguments: Mapping[str, Any],
+    origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
+) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
-    The same idempotency key with the same request returns the same job. Raises SpecInvalid with every fault, KeyReused
-    or InsufficientCredits; then nothing is stored.
+    The same idempotency key with the same request returns the same job. The callbacks of the Celery task that asks for
+    it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then
+    nothing is stored.
     """
+    return _start(
+        services, lambda: training_request.parse(arguments, services.settings, services.sources), origin, call
+    )
+
+
+def _start(
+    services: Services, parse: Callable[[], TrainingRequest], origin: Origin, call: TaskCall | None = None
+) -> JobView:
     with span("submit") as begun:
-        job = _submit(services, arguments, origin)
+        job = _submit(services, parse(), origin, call)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, arguments: Mapping[str, Any], origin: Origin) -> Job:
-    request = training_request.parse(arguments, services.settings, services.sources)
+def _submit(services: Services, request: TrainingRequest, origin: Origin, call: TaskCall | None) -> Job:
     try:
         with services.database.writing() as session:
-            return accept(session, request, services.settings, origin)
+            return accept(session, request, services.settings, origin, call)
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
-        with services.database.reading() as session:
+        with services.database.writing() as session:
             winner = _job_with_key(session, request)
             if winner is None:
                 _check_model_id(session, request.envelope.model_id)  # or two with one model id
-        if winner is None:
-            raise
+                raise
+            callbacks.attach(session, winner, call)
         return winner
 
 
@@ -105,9 +120,12 @@ def accept(
     request: TrainingRequest,
     settings: Settings,
     origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
 ) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    return _job_with_key(session, request) or _create(session, request, settings, origin)
+    job = _job_with_key(session, request) or _create(session, request, settings, origin)
+    callbacks.attach(session, job, call)
+    return job
 
 
 def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
@@ -123,6 +141,12 @@ def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
             {"job_id": job.id},
         )
     return job
+
+
+def find_started(services: Services, owner_id: str, key: str) -> str | None:
+    """The id of the job that an owner has started with an idempotency key."""
+    with services.database.reading() as session:
+        return session.exec(select(Job.id).where(Job.owner_id == owner_id, Job.idempotency_key == key)).one_or_none()
 
 
 def _check_model_id(session: Session, model_id: str | None) -> None:
@@ -148,6 +172,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         request_sha256=request.sha256,
         **spec_columns(spec),
         webhook_url=envelope.webhook_url,
+        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
         model_id=envelope.model_id,
         model_link=envelope.model_link,
@@ -253,10 +278,11 @@ def cancel(services: Services, job_id: str, owner_id: str | None = None) -> JobV
     return get(services, job_id)
 
 
-def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobView:
+def retry(services: Services, job_id: str, owner_id: str | None = None, key: str | None = None) -> JobView:
     """Start a new job with the pictures and recipe of one that has ended. Its model has an id of its own.
 
-    Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit` raises.
+    The same `key` starts it once. Raises NotFound as `get_job` does, IllegalMove for an active job, and what `submit`
+    raises.
     """
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
@@ -265,7 +291,14 @@ def retry(services: Services, job_id: str, owner_id: str | None = None) -> JobVi
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         ).all()
-    return submit(services, _arguments(job, pictures), Origin(job.message_id, job.style_id))
+
+    def parse() -> TrainingRequest:
+        arguments = _arguments(job, pictures) | {"idempotency_key": key}
+        request = training_request.parse(arguments, services.settings, services.sources)
+        # The request is to train this job again: for another job, or for a new training like it, it is another one.
+        return replace(request, sha256=hashlib.sha256(f"retry {job_id} {request.sha256}".encode()).hexdigest())
+
+    return _start(services, parse, Origin(job.message_id, job.style_id))
 
 
 def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> Quote:
@@ -289,6 +322,7 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
+        "on_end": job.on_end,
         "allow_missing": job.allow_missing or None,
         "model_link": job.model_link or None,
         "reference": job.reference,

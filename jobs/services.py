@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import SecretStr
 
-from core import broker, tracing
+from core import broker, queues, tracing
+from core.download_budget import DownloadBudget
 from core.guard import Guard
 from core.settings import Settings, settings
+from core.slot_shares import SlotShares
 from jobs.leases import LeaseKeeper
 from jobs.outbox_sender import OutboxSender
 from notifications import channels, mail, outbox, signing
@@ -57,7 +59,18 @@ class Services:
 
     @cached_property
     def guard(self) -> Guard:
-        return Guard(allow_hosts=self.settings.fetch_allow_hosts, timeout_s=self.settings.fetch_timeout_s)
+        return Guard(
+            allow_hosts=self.settings.fetch_allow_hosts,
+            timeout_s=self.settings.fetch_timeout_s,
+            min_bytes_per_s=self.settings.fetch_min_bytes_per_s,
+            at_once=self.settings.fetch_concurrency,
+            budget=DownloadBudget(self.settings.fetch_request_s, self.settings.fetch_host_s),
+        )
+
+    @cached_property
+    def slots(self) -> SlotShares:
+        """Turns between owners on a fetch worker, which sets their number at its start."""
+        return SlotShares()
 
     @cached_property
     def webhook_guard(self) -> Guard:
@@ -75,7 +88,11 @@ class Services:
     @cached_property
     def decoder(self) -> Decoder:
         """Decodes untrusted pictures in processes of its own, which start with the first picture."""
-        return Decoder(max_pixels=self.settings.max_picture_pixels, max_bytes=self.settings.max_picture_bytes)
+        return Decoder(
+            max_pixels=self.settings.max_picture_pixels,
+            max_bytes=self.settings.max_picture_bytes,
+            at_once=self.settings.io_concurrency,
+        )
 
     @cached_property
     def webhook_secrets(self) -> list[bytes]:
@@ -113,6 +130,11 @@ class Services:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        if queues.is_own_queue(self.settings.callback_queue):
+            raise ValueError(
+                f"IMPRINT_CALLBACK_QUEUE: {self.settings.callback_queue} is a queue of Imprint's workers; "
+                "name a queue of the application"
+            )
         broker.check(self.settings)
         try:
             tracing.check()
@@ -156,6 +178,7 @@ def open_store(settings: Settings) -> ObjectStore:
         session_token=secret(settings.s3_session_token),
         addressing=settings.s3_addressing,
         ca_file=settings.s3_ca_file,
+        min_bytes_per_s=settings.s3_min_bytes_per_s,
     )
 
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -16,14 +16,16 @@ from core.settings import Settings
 from credits.audit import AuditFinding, audit
 from jobs import invariants, repair
 from jobs.notices import notices
+from jobs.periodic import each
 from jobs.services import Services
 from jobs.specs import spec_of
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
+from storage.tables import ACTIVE, Job, JobPicture, PeriodicRun, PictureState, Stage
 
 log = logging.getLogger(__name__)
 
 # How long the hourly audit repeats an uncharged delivery.
 _LEAKS_LOGGED_FOR = timedelta(hours=24)
+_SWEEP = "sweep"
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,41 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
     """Send every active job again that no worker works on. Returns how many."""
     with services.database.reading() as session:
         candidates = _abandoned_jobs(session, services.settings, limit)
-    repaired = 0
-    for job_id in candidates:
-        with job_context(job_id), services.database.writing() as session:
-            repaired += repair.repair_job(session, job_id, services.settings)
+
+    def repair_one(job_id: str) -> bool:
+        with job_context(job_id):
+            return repair_job(services, job_id)
+
+    repaired = sum(each("repair", candidates, repair_one))
     if repaired:
         log.warning("%d job(s) had no worker and were sent again", repaired)
-    metrics.SWEPT_AT.add(time.time())
     return repaired
 
 
-def repair_job(services: Services, job_id: str) -> bool:
-    """The same for one job. Error callbacks call it."""
+def sweep_done(services: Services) -> None:
+    """Record that a sweep ran to its end."""
+    metrics.SWEPT_AT.add(time.time())
     with services.database.writing() as session:
-        return repair.repair_job(session, job_id, services.settings)
+        session.merge(PeriodicRun(name=_SWEEP, finished_at=utcnow()))
+
+
+def last_sweep(session: Session) -> datetime | None:
+    """When the last sweep ran to its end; None if there was none."""
+    return session.scalar(select(PeriodicRun.finished_at).where(PeriodicRun.name == _SWEEP))
+
+
+def is_late(session: Session, settings: Settings, since: datetime) -> bool:
+    """Whether the last sweep is older than three periods, counted from `since` if that is later."""
+    last = max(last_sweep(session) or since, since)
+    return utcnow() - last > timedelta(seconds=3 * settings.sweep_s)
+
+
+def repair_job(services: Services, job_id: str, message_id: str | None = None) -> bool:
+    """Send one job again if no worker works on it. Error callbacks call this too, for the launch `message_id`."""
+    with services.database.writing() as session:
+        return repair.count_failed_launch(session, job_id, message_id, services.settings) or repair.repair_job(
+            session, job_id, services.settings
+        )
 
 
 def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[str]:

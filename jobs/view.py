@@ -1,5 +1,6 @@
 """The public view of a job: no addresses of pictures, no lease holders, no secrets."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -127,9 +128,9 @@ def view_of(
         attempt=job.attempt,
         step=job.step,
         total_steps=job.total_steps,
-        loss=job.loss,
-        validation_loss=job.validation_loss,
-        seconds_left=job.seconds_left,
+        loss=_finite(job.loss),
+        validation_loss=_finite(job.validation_loss),
+        seconds_left=_finite(job.seconds_left),
         spec=spec,
         credits=CreditsView(held=held, charged=charged, refunded=refunded),
         failure=_failure(job),
@@ -154,6 +155,11 @@ def picture_view(picture: JobPicture) -> PictureView:
         faults=picture.faults,
         report={name: value for name, value in report.items() if name not in _INTERNAL} if report else None,
     )
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no other numbers; a row may have one from a version that did not bound what a trainer reports."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _activity(run: RemoteRun | None) -> str | None:

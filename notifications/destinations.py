@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from core.clock import utcnow
 from notifications import outbox
-from notifications.due import is_unclaimed
+from notifications.due import has_failed, is_unclaimed
 from notifications.messages import COLUMNS, EXTERNAL, WAITING, Kind, Message
 from notifications.tables import MESSAGE
 
@@ -43,7 +43,7 @@ def resume(session: Session, destination: str, now: datetime | None = None) -> N
 
 def postponed_until(session: Session, destination: str, latest: datetime) -> datetime | None:
     """When a destination that failed is tried again, but at most `latest`; None if it did not fail."""
-    failed = WAITING, MESSAGE.c.destination == destination, MESSAGE.c.attempts > 0
+    failed = WAITING, MESSAGE.c.destination == destination, has_failed()
     due_at: datetime | None = session.execute(sa.select(sa.func.min(MESSAGE.c.due_at)).where(*failed)).scalar()
     return None if due_at is None else min(due_at, latest)
 

@@ -6,15 +6,22 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from notifications.messages import EXTERNAL, WAITING, Kind
+from notifications.messages import DEFERRED, EXTERNAL, WAITING, Kind
 from notifications.tables import MESSAGE
 
-AT_ONCE = 4  # webhooks that are sent to one receiver at the same time; one if its last attempt failed
+# Messages that are sent to one receiver at the same time; one if its last attempt failed.
+AT_ONCE = 4
 
 
 def is_unclaimed(now: datetime) -> sa.ColumnElement[bool]:
     """Whether no relay is sending the message."""
     return sa.or_(MESSAGE.c.claimed_until.is_(None), MESSAGE.c.claimed_until <= now)
+
+
+def has_failed() -> sa.ColumnElement[bool]:
+    """Whether the last attempt to send the message found its receiver not working."""
+    deferred = sa.func.coalesce(MESSAGE.c.last_error, "").startswith(DEFERRED, autoescape=True)
+    return sa.and_(MESSAGE.c.attempts > 0, sa.not_(deferred))
 
 
 def is_due(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
@@ -26,7 +33,8 @@ def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[A
     """The ids of at most `limit` messages to send now.
 
     An external message is due only when no earlier one of its job and kind waits. Destinations take turns, and few
-    messages are on their way to each, so that a thousand messages to a slow receiver leave room for all others.
+    messages are on their way to each, so that a thousand messages to a slow receiver leave room for all others. All
+    e-mails have one destination, so only one of each owner is on its way.
     """
     earlier = MESSAGE.alias("earlier")
     waits_for_another = (
@@ -35,26 +43,45 @@ def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[A
         .where(earlier.c.sequence < MESSAGE.c.sequence)
         .where(earlier.c.sent_at.is_(None), earlier.c.dead_at.is_(None))
     )
-    turn = sa.func.row_number().over(
-        partition_by=MESSAGE.c.destination, order_by=(MESSAGE.c.due_at, MESSAGE.c.sequence)
+    order = MESSAGE.c.due_at, MESSAGE.c.sequence, MESSAGE.c.id
+    nth_of_owner = sa.func.row_number().over(partition_by=(MESSAGE.c.destination, MESSAGE.c.owner_id), order_by=order)
+    due = (
+        sa.select(MESSAGE.c.id, nth_of_owner.label("nth_of_owner"))
+        .where(*is_due(now), MESSAGE.c.kind.in_(list(kinds)))
+        .where(sa.or_(MESSAGE.c.kind.not_in(EXTERNAL), sa.not_(waits_for_another)))
+        .where(sa.or_(MESSAGE.c.kind != "mail", sa.not_(_owner_is_mailed(now))))
+        .subquery()
     )
+    turn = sa.func.row_number().over(partition_by=MESSAGE.c.destination, order_by=order)
     traffic = _traffic(now)
     candidates = (
         sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"), traffic.c.room)
+        .join(due, due.c.id == MESSAGE.c.id)
         .outerjoin(traffic, sa.and_(MESSAGE.c.kind.in_(EXTERNAL), traffic.c.destination == MESSAGE.c.destination))
-        .where(*is_due(now), MESSAGE.c.kind.in_(list(kinds)))
-        .where(sa.or_(MESSAGE.c.kind.not_in(EXTERNAL), sa.not_(waits_for_another)))
+        .where(sa.or_(MESSAGE.c.kind != "mail", due.c.nth_of_owner == 1))
         .subquery()
     )
     has_room = sa.or_(candidates.c.room.is_(None), candidates.c.turn <= candidates.c.room)
     return sa.select(candidates.c.id).where(has_room).order_by(candidates.c.turn, candidates.c.due_at).limit(limit)
 
 
+def _owner_is_mailed(now: datetime) -> sa.ColumnElement[bool]:
+    """Whether another e-mail of the message's owner is on its way."""
+    other = MESSAGE.alias("other")
+    return (
+        sa.exists()
+        .where(other.c.kind == "mail", other.c.claimed_until > now)
+        .where(other.c.owner_id.is_not_distinct_from(MESSAGE.c.owner_id))
+        .where(other.c.sent_at.is_(None), other.c.dead_at.is_(None))
+    )
+
+
 def _traffic(now: datetime) -> sa.Subquery:
     """How many more messages may be sent to each destination for which some wait."""
     on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > now, 1), else_=0))
-    # All mails share a server, and alerts a channel. One at a time, so that a dead one leaves workers for webhooks.
-    one = sa.or_(sa.func.max(MESSAGE.c.attempts) > 0, sa.func.min(MESSAGE.c.kind) != "notice")
+    # Alerts go to a channel one at a time. A receiver that is down gets one attempt at a time.
+    failed = sa.func.max(sa.case((has_failed(), 1), else_=0))
+    one = sa.or_(failed > 0, sa.func.min(MESSAGE.c.kind) == "alert")
     at_once = sa.case((one, 1), else_=AT_ONCE)
     waiting = sa.select(MESSAGE.c.destination, (at_once - on_their_way).label("room"))
     waiting = waiting.where(WAITING, MESSAGE.c.kind.in_(EXTERNAL), MESSAGE.c.destination.is_not(None))

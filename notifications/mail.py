@@ -12,11 +12,12 @@ from email.utils import format_datetime, parseaddr
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from core.errors import AnswerRefused, Unreachable
+from core.errors import AnswerRefused, MessageDeferred, Unreachable
 from notifications.preferences import LOW
 
 SERVER = "smtp://mail"  # the destination of all e-mails in the outbox, since they share one server
 _MAX_WORD, _MAX_LINE = 120, 600
+_SHUTTING_DOWN = 421  # the server closes the connection, whatever was said last
 
 _SUBJECTS = {
     "training.processing": "{subject}: the training has started",
@@ -161,9 +162,10 @@ class Mailer:
             raise ValueError("must be smtp://[user:password@]host[:port] or smtps://…")
 
     def send(self, message: EmailMessage) -> None:
-        """Send a message. Raises Unreachable if a later attempt may succeed, AnswerRefused if the server refused it.
+        """Send a message. A password is sent over TLS only, or to this machine.
 
-        A password is sent over TLS only, or to this machine.
+        Raises Unreachable if the server does not work now; MessageDeferred if it works, but does not take this message
+        now, as with greylisting or a full mailbox; AnswerRefused if it will never take the message.
         """
         parts = urlsplit(self.address)
         try:
@@ -175,13 +177,13 @@ class Mailer:
                 server.send_message(message)
         except smtplib.SMTPRecipientsRefused as error:
             codes = [code for code, _ in error.recipients.values()]
-            raise _refused("the address", max(codes, default=0)) from error
+            raise _refusal("the address", max(codes, default=0)) from error
         except smtplib.SMTPSenderRefused as error:
             raise Unreachable(f"the mail server refused our sender ({error.smtp_code})") from error
         except smtplib.SMTPAuthenticationError as error:
             raise Unreachable(f"the mail server refused our login ({error.smtp_code})") from error
         except smtplib.SMTPResponseException as error:
-            raise _refused("the mail", error.smtp_code) from error
+            raise _refusal("the mail", error.smtp_code) from error
         except (smtplib.SMTPException, OSError) as error:
             raise Unreachable(f"the mail server did not answer ({type(error).__name__})") from error
 
@@ -199,9 +201,12 @@ class Mailer:
         return server
 
 
-def _refused(what: str, code: int) -> Unreachable | AnswerRefused:
+def _refusal(what: str, code: int) -> Unreachable:
+    """The error for the server's answer to a recipient or to a message."""
     if 500 <= code < 600:
         return AnswerRefused(f"the mail server refused {what} ({code})")
+    if 400 <= code < 500 and code != _SHUTTING_DOWN:
+        return MessageDeferred(f"the mail server refused {what} for now ({code})")
     return Unreachable(f"the mail server refused {what} for now ({code})")
 
 

@@ -40,11 +40,13 @@ class Outcome:
     next_due: datetime | None = None
     status: int | None = None
     alert: bool = False
+    deferred: bool = False  # the receiver works, but did not take this message
 
     @property
     def is_down(self) -> bool:
         """Whether the receiver does not work at all, rather than refusing this message."""
-        return self.verdict is Verdict.RETRY and (self.status is None or is_retryable(self.status))
+        no_answer = self.status is None or is_retryable(self.status)
+        return self.verdict is Verdict.RETRY and no_answer and not self.deferred
 
 
 def outcome_of(status: int, headers: Mapping[str, str], *, attempts: int, message_id: str, now: datetime) -> Outcome:
@@ -78,13 +80,14 @@ def next_attempt(
     asked: timedelta = timedelta(),
     status: int | None = None,
     alert: bool = False,
+    deferred: bool = False,
 ) -> Outcome:
     """The next attempt by the schedule, but not before `asked`; dead after the last one."""
     made = attempts + 1
     if made >= len(SCHEDULE_S):
         return Outcome(Verdict.DEAD, error, status=status, alert=True)
     wait = max(timedelta(seconds=SCHEDULE_S[made] * _jitter(message_id, made)), asked)
-    return Outcome(Verdict.RETRY, error, now + wait, status, alert)
+    return Outcome(Verdict.RETRY, error, now + wait, status, alert, deferred)
 
 
 def _jitter(message_id: str, attempt: int) -> float:

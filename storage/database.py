@@ -17,10 +17,12 @@ from sqlmodel import Session, SQLModel
 
 from core.database_address import engine_arguments
 from core.errors import SchemaUnknown
+from storage import outages
+from storage.outages import AWAY, DatabaseAway
+
+__all__ = ["AWAY", "Database", "DatabaseAway", "insert_if_absent", "known_revisions"]
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# What SQLAlchemy raises when the database is away or refuses connections for now.
-AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
 _SQLITE_WAITS_S = 30  # for other transactions
 _MIGRATION_LOCK = 0x1389_71  # any number, the same in every process: PostgreSQL's advisory lock for migrations
 
@@ -40,7 +42,8 @@ class Database:
         if self.is_sqlite and self.address.database:
             Path(self.address.database).parent.mkdir(parents=True, exist_ok=True)
         address, options = engine_arguments(address)
-        self.engine = sa.create_engine(address, **options, **({} if self.is_sqlite else {"pool_pre_ping": True}))
+        self.engine = sa.create_engine(address, **options)
+        outages.watch(self.engine)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
@@ -61,6 +64,12 @@ class Database:
             for key, call in self._after_commit.items():
                 if key in session.info:
                     call()
+
+    def check_writable(self) -> None:
+        """Raise DatabaseAway if the database does not answer, or is read-only."""
+        with self._writer.begin() as connection:  # on SQLite, BEGIN IMMEDIATE asks for the right to write
+            if not self.is_sqlite and connection.scalar(sa.text("SHOW transaction_read_only")) == "on":
+                raise DatabaseAway("the database is read-only", "25006")
 
     def migrate(self, revision: str = "head") -> None:
         """Migrate the schema to `revision`, once, even if several processes call this at the same time.
@@ -102,6 +111,16 @@ def insert_if_absent(session: Session, row: SQLModel) -> None:
     """Insert `row`, or keep the existing row with the same key. The database decides races."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     session.connection().execute(insert(type(row)).values(**row.model_dump()).on_conflict_do_nothing())
+
+
+def lock_name(session: Session, name: str) -> None:
+    """Wait until no other transaction has locked `name`, and lock it until this one ends. On SQLite every write
+    transaction is alone.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().execute(
+            sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
+        )
 
 
 def known_revisions() -> list[str]:

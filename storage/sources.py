@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from core.download_budget import NOBODY, Requester
 from core.errors import (
     AddressRefused,
     AnswerRefused,
@@ -55,8 +56,10 @@ class Sources:
             return error.message
         return None
 
-    def fetch(self, reference: str, *, max_bytes: int) -> bytes:
-        """Download a picture.
+    def fetch(
+        self, reference: str, *, max_bytes: int, requester: Requester = NOBODY, timeout_s: float | None = None
+    ) -> bytes:
+        """Download a picture for `requester`. `timeout_s` may shorten the time limit of an HTTP download.
 
         Raises ImageRefused if the reference is not allowed, or its file is missing or too large; ImageUnreachable,
         which may be retried, if the source does not answer.
@@ -67,7 +70,7 @@ class Sources:
                 return self._from_file(_file_path(reference), max_bytes)
             if scheme == "s3":
                 return self._from_s3(reference, max_bytes)
-            return self._guard.get_bytes(reference, max_bytes)
+            return self._guard.get_bytes(reference, max_bytes, requester, timeout_s)
         except (AddressRefused, AnswerRefused) as error:
             raise ImageRefused(error.message, error.details) from None
         except Unreachable as error:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
@@ -92,6 +93,44 @@ class Subject(SQLModel, table=True):
     updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
+class FetchResult(BaseModel):
+    """The outcome of one address: the id of the stored picture, or why it was refused."""
+
+    picture_id: str = ""
+    code: str = ""
+    detail: str = ""
+
+
+class ImageFetch(SQLModel, table=True):
+    """A request to fetch pictures from addresses. A result is None until its address was tried.
+
+    The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
+    """
+
+    __tablename__ = "image_fetch"
+
+    id: str = Field(primary_key=True)
+    owner_id: str = Field(index=True)
+    subject_id: str
+    is_mask: bool = False
+    addresses: list[str] = Field(sa_column=_json(list[str], nullable=False))  # empty once it is finished
+    results: list[FetchResult | None] = Field(sa_column=_json(list[FetchResult | None], nullable=False))
+    attempt: int = 0
+    leased: bool = False
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    next_look_at: datetime = Field(sa_column=time_column(nullable=False))
+    finished_at: datetime | None = Field(default=None, sa_column=time_column())
+
+
+class PeriodicRun(SQLModel, table=True):
+    """When a periodic task last ran to its end."""
+
+    __tablename__ = "periodic_run"
+
+    name: str = Field(primary_key=True)
+    finished_at: datetime = Field(sa_column=time_column(nullable=False))
+
+
 class ApiToken(SQLModel, table=True):
     """A bearer token of the HTTP API. Only its hash is stored."""
 
@@ -105,6 +144,20 @@ class ApiToken(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     expires_at: datetime | None = Field(default=None, sa_column=time_column())
     revoked_at: datetime | None = Field(default=None, sa_column=time_column())
+
+
+class StoredSession(SQLModel, table=True):
+    """A session of the page. The cookie names it under a signature, so the row alone opens nothing."""
+
+    __tablename__ = "page_session"
+
+    id: str = Field(primary_key=True)
+    token_id: str = Field(foreign_key="api_token.id", index=True)
+    owner_id: str | None = Field(default=None, index=True)  # None: an operator's, for no owner
+    browser: str = ""  # as it named itself, for the list of sessions
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    expires_at: datetime = Field(sa_column=time_column(nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
 class PreparedPicture(SQLModel, table=True):
@@ -129,6 +182,7 @@ class Job(SQLModel, table=True):
     __tablename__ = "training_job"
     __table_args__ = (
         sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_training_job_owner_key"),
+        sa.Index("uq_training_job_report_key", "owner_id", "report_key", unique=True),
         sa.Index("uq_training_job_model", "model_id", unique=True),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
@@ -139,6 +193,8 @@ class Job(SQLModel, table=True):
     owner_id: str
     subject_id: str
     idempotency_key: str | None = None
+    # The caller's key of the report that started the job; the idempotency key of such a job is its set of pictures.
+    report_key: str | None = None
     request_sha256: str
     # The fields of a TrainSpec, parsed by `jobs.specs`; the four columns below repeat the fields that queries use.
     spec: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
@@ -147,6 +203,8 @@ class Job(SQLModel, table=True):
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
+    # The application's task that gets the final view: its name, queue and keyword arguments.
+    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     model_id: str | None = None  # as the request gave it; None: the job's id
     # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
     reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
@@ -179,6 +237,8 @@ class Job(SQLModel, table=True):
     lease_holder: str | None = None
     lease_until: datetime | None = Field(default=None, sa_column=time_column())
     launches: int = 0
+    # Launches of this stage that ended in an error before a worker had claimed it.
+    failed_launches: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     next_look_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
     dataset_sha256: str | None = None

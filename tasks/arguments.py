@@ -10,7 +10,7 @@ from celery import Task
 from core.errors import ImprintError, SpecInvalid
 from core.logging import job_context, task_context
 
-_ID = {"job_id": "job", "message_id": "msg"}
+_ID = {"job_id": ("job", "a job"), "message_id": ("msg", "a message"), "fetch_id": ("fetch", "a fetch")}
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
 REFUSED_DELAY = "imprint_refused_delay"  # a header of `tasks.consumer`: how many seconds the task should have waited
 LONGEST_DELAY_S = 3600  # how far ahead the time of a task may be that an application sends
@@ -77,10 +77,11 @@ def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
         return None
     if value is None and parameter.annotation == str | None:
         return None
-    if prefix := _ID.get(name):
+    if name in _ID:
+        prefix, what = _ID[name]
         if isinstance(value, str) and re.fullmatch(rf"{prefix}_[0-9a-z]{{1,40}}", value):
             return None
-        return f"must be the id of a {'job' if prefix == 'job' else 'message'}"
+        return f"must be the id of {what}"
     if parameter.annotation is int:
         fits = type(value) is int and 0 <= value <= _MAX_NUMBER
         return None if fits else f"must be a whole number from 0 to {_MAX_NUMBER}"

@@ -1,19 +1,32 @@
-"""The public tasks of applications: `train_lora`, `quote` and others, sent by import or by name."""
+"""The public tasks of applications: `train_lora`, `lora`, `quote` and others, sent by import or by name."""
 
 from dataclasses import asdict
 from typing import Any
 
 from celery import Task
+from celery.exceptions import Ignore
 
 from jobs import service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
+from jobs.turns import RetryLater
+from storage.database import AWAY
+from tasks import canvas
 from tasks.app import app
 from tasks.arguments import CheckedTask, named_arguments
 
 
-class PublicTask(CheckedTask):
-    """A task of applications. Its arguments may contain presigned addresses, so logs and events do not show them."""
+class PatientTask(CheckedTask):
+    """A task of applications, which waits while the database cannot be used, for half an hour at most."""
+
+    autoretry_for = AWAY
+    retry_backoff = 2
+    retry_backoff_max = 60
+    max_retries = 35
+
+
+class PublicTask(PatientTask):
+    """Its arguments may contain presigned addresses, so logs and events do not show them."""
 
     Request = "tasks.request:RedactedRequest"
     trail = False  # the result must not list the internal messages that a request causes
@@ -22,13 +35,37 @@ class PublicTask(CheckedTask):
         return super().apply_async(args, kwargs, **{"argsrepr": "()", "kwargsrepr": "{…}"} | options)
 
 
-@app.task(name="imprint.train_lora", base=PublicTask, ignore_result=False)
-def train_lora(*given: Any, **arguments: Any) -> dict[str, Any]:
+@app.task(name="imprint.train_lora", base=PublicTask, bind=True, ignore_result=False)
+def train_lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any]:
     """Accept a training and start it. Arguments: docs/task.md. The result is the job's public view.
 
-    Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored.
+    Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored. Without
+    an idempotency key the message's id is the key: delivered twice, or tried again after an outage, it is one job.
     """
-    return service.submit(services(), named_arguments(given, arguments)).to_dict()
+    call = canvas.call_of(self.request, waits=False)
+    view = service.submit(services(), _request(self, given, arguments), call=call)
+    canvas.leave_to_outbox(self.request)
+    return view.to_dict()
+
+
+@app.task(name="imprint.lora", base=PublicTask, bind=True, ignore_result=False)
+def lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any]:
+    """Start a training as `train_lora` does, and end when it ends: with the view of a ready job, or with an error.
+
+    No worker waits. The result and the callbacks are kept with the job, and the outbox sends them.
+    """
+    call = canvas.call_of(self.request, waits=True)
+    view = service.submit(services(), _request(self, given, arguments), call=call)
+    if call is not None:
+        raise Ignore(f"{view.job_id} ends this task")
+    return view.to_dict()
+
+
+def _request(task: "Task[..., Any]", given: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+    request = named_arguments(given, arguments)
+    if task.request.id and request.get("idempotency_key") is None:
+        request["idempotency_key"] = f"task:{task.request.id}"[:200]
+    return request
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
@@ -37,7 +74,7 @@ def quote(*given: Any, **arguments: Any) -> dict[str, Any]:
     return asdict(service.quote(services(), named_arguments(given, arguments)))
 
 
-@app.task(name="imprint.job", ignore_result=False)
+@app.task(name="imprint.job", base=PatientTask, ignore_result=False)
 def job(job_id: str) -> dict[str, Any]:
     """A job's public view."""
     return service.get(services(), job_id).to_dict()
@@ -56,24 +93,36 @@ def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> di
 
 
 @app.task(name="imprint.generate", base=PrivateResultTask, bind=True, ignore_result=False)
-def generate(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+def generate(self: "Task[..., Any]", **arguments: Any) -> Any:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI. Arguments: docs/use-the-lora.md.
 
     A message delivered twice draws once. Fails with SpecInvalid, LoraNotReady, WorkflowInvalid or a GeneratorError.
     """
-    return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
+    drawing.check(arguments)
+    # A drawing takes minutes, so it does not run where applications send it: trainings and sweeps need those processes.
+    return self.replace(app.signature("imprint.draw", kwargs=arguments))
 
 
-@app.task(name="imprint.cancel", ignore_result=False)
+@app.task(name="imprint.draw", base=PrivateResultTask, bind=True, ignore_result=False)
+def draw(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
+    """Do what `imprint.generate` was asked for, under the same id."""
+    try:
+        return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
+    except RetryLater as again:
+        raise self.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
+
+
+@app.task(name="imprint.cancel", base=PatientTask, ignore_result=False)
 def cancel(job_id: str) -> dict[str, Any]:
     """Cancel a job. The steps done are charged, and the rest of its hold is released at once."""
     return service.cancel(services(), job_id).to_dict()
 
 
-@app.task(name="imprint.profile_set_completed", ignore_result=False)
-def profile_set_completed(owner_id: str, subject_id: str) -> dict[str, Any]:
+@app.task(name="imprint.profile_set_completed", base=PatientTask, ignore_result=False)
+def profile_set_completed(owner_id: str, subject_id: str, idempotency_key: str | None = None) -> dict[str, Any]:
     """A subject has all its pictures: start a training if the subject trains automatically and can be trained.
 
-    The result says whether a training was started, and which, or why not. Calling it twice starts one training.
+    The result says whether a training was started, and which, or why not. Calling it twice for the same pictures, or
+    with the same key, starts one training.
     """
-    return subject_settings.profile_set_completed(services(), owner_id, subject_id).to_dict()
+    return subject_settings.profile_set_completed(services(), owner_id, subject_id, idempotency_key).to_dict()

@@ -15,6 +15,7 @@ from typing import Any
 from core import metrics
 from core.metrics import Measure
 from core.settings import Settings
+from storage.tables import Stage
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,10 @@ def begin(settings: Settings) -> None:
     # prometheus_client chooses its mode when it is imported, and Celery has imported it for Flower's command already.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
     metrics.set_sink(_Prometheus(CollectorRegistry()))
+    # From 0 on, because Prometheus does not see a rise from nothing to 1.
+    metrics.LOG_LINES_LOST.add(0)
+    for stage in Stage:
+        metrics.STAGES_OVERDUE.add(0, stage)
 
 
 def serve(settings: Settings) -> None:

@@ -10,7 +10,8 @@ from celery.exceptions import Ignore
 from core.errors import ImprintError
 from jobs.services import services
 from jobs.stages import steps
-from jobs.stages.stage_runner import AlreadyDone, NothingToDo, RetryLater
+from jobs.stages.stage_runner import AlreadyDone, NothingToDo
+from jobs.turns import RetryLater
 from storage.database import AWAY
 from tasks.app import app
 

@@ -1,17 +1,39 @@
 """The tasks that beat sends periodically. Each may run twice, also on two machines at once."""
 
+from collections.abc import Mapping, Sequence
+
 from jobs import sweeps
+from jobs.periodic import Part, run_parts
 from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
+from jobs.subjects import image_fetches
 from tasks.app import app
 from tasks.relay import relay
+
+# The parts of each periodic task. One that fails keeps no other from running.
+PARTS: Mapping[str, Sequence[Part]] = {
+    "imprint.sweep": (
+        Part("repair", sweeps.repair_jobs),
+        Part("fetches", image_fetches.repair),
+        Part("relay", relay),
+        Part("done", sweeps.sweep_done),
+    ),
+    "imprint.poll_remote": (
+        Part("pods", pods.check),
+        Part("final runs", polls.end_runs),
+        Part("poll", polls.poll),
+        Part("clear", polls.clear),
+        Part("wake", polls.wake),
+        Part("reap", pod_reaper.reap),
+    ),
+    "imprint.audit": (Part("audit", sweeps.run_audit),),
+}
 
 
 @app.task(name="imprint.sweep")
 def sweep() -> None:
-    """Send jobs without a worker again, and messages that were not sent after their commit."""
-    sweeps.repair_jobs(services())
-    relay(services())
+    """Send jobs and fetches without a worker again, and messages that were not sent after their commit."""
+    run_parts(services(), PARTS["imprint.sweep"])
 
 
 @app.task(name="imprint.poll_remote")
@@ -20,12 +42,10 @@ def poll_remote() -> None:
 
     Also check the rented pods, and delete those without a job.
     """
-    pods.check(services())
-    polls.poll(services())
-    pod_reaper.reap(services())
+    run_parts(services(), PARTS["imprint.poll_remote"])
 
 
 @app.task(name="imprint.audit")
 def audit() -> None:
     """Check all rules of the ledger. A broken rule is logged as an error."""
-    sweeps.run_audit(services())
+    run_parts(services(), PARTS["imprint.audit"])

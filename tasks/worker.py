@@ -20,6 +20,8 @@ from celery.worker.control import inspect_command
 
 from core.errors import ImprintError
 from core.logging import set_up
+from core.metrics import SWEEP_FAILURES
+from core.private import keep_private
 from core.settings import settings
 from jobs.services import services
 from jobs.stages import control
@@ -28,6 +30,7 @@ from tasks import device_check, metrics
 from tasks.app import app
 from tasks.device_check import DeviceState
 from tasks.queue_types import check_queue_types
+from tasks.sweeps import PARTS
 from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
@@ -35,8 +38,14 @@ log = logging.getLogger(__name__)
 _trains_on: DeviceState | None = None  # of a training worker, after the check of its device
 
 
+@celeryd_init.connect
+def _keep_private(**_: Any) -> None:
+    keep_private(settings().home)  # before `_prepare` creates the database
+
+
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
+    keep_private(settings().home)
     # Beat stores its schedule there, and may be the first process on a new home folder.
     settings().run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     set_up(settings().log_dir, settings().log_level, settings().log_format)
@@ -53,15 +62,38 @@ def _prepare(**_: Any) -> None:
     services().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(services())
     metrics.begin(settings())
+    for parts in PARTS.values():
+        for part in parts:
+            SWEEP_FAILURES.add(0, part.name)
 
 
 @celeryd_init.connect
 def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    """A training worker takes as many jobs as it trains in one step, unless `-c` says another number."""
-    if not options.get("concurrency") and any(name.startswith("train.") for name in options.get("queues") or ()):
+    """A training worker takes as many jobs as it trains in one step, and a fetch worker has the threads of its setting.
+
+    `-c` says another number.
+    """
+    queues = options.get("queues") or ()
+    if options.get("concurrency"):
+        return
+    if any(name.startswith("train.") for name in queues):
         from training.device import max_slots  # imports torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or max_slots(settings().device)
+    elif "fetch" in queues and _has_threads(options.get("pool")):
+        conf.worker_concurrency = settings().fetch_concurrency
+
+
+@celeryd_after_setup.connect
+def _share_slots(instance: Any, **_: Any) -> None:
+    """Owners take turns on the threads of a fetch worker. Processes of a prefork pool do not know of each other."""
+    if "fetch" in instance.app.amqp.queues.consume_from and _has_threads(instance.pool_cls):
+        services().slots.total = instance.concurrency
+
+
+def _has_threads(pool: Any) -> bool:
+    """Whether the class of a worker's pool is the one of `-P threads`."""
+    return getattr(pool, "__module__", "") == "celery.concurrency.thread"
 
 
 @worker_process_shutdown.connect

@@ -66,6 +66,7 @@ class Site:
         result_url = self.environment.get("IMPRINT_RESULT_URL", results)
         # An application that does not have our code: a broker's address and the names of our tasks.
         self.application = Celery("application", broker=broker_url, backend=result_url)
+        self.fetches_apart = False
         self.fresh = False  # a new interpreter for each process, with a command line of its own
         self.processes: dict[str, ServerProcess] = {}
         self.broker: Server | None = None
@@ -78,13 +79,16 @@ class Site:
         return [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments]
 
     def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
-        """Start `io`, `train`, `beat`, `web` (or a second one: `io-2`), and wait until a worker is ready."""
+        """Start `io`, `fetch`, `train`, `beat`, `web` (or a second one: `io-2`), and wait until a worker is ready."""
         kind = name.split("-")[0]
         if kind == "web":
             return self._start_web(name, **environment)
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
+        io = "io,cpu,sweep" if self.fetches_apart else "io,cpu,sweep,fetch,notices"
         arguments = {
-            "io": [*worker, "-Q", "io,cpu,sweep", "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
+            # One process less, where a test is about something else. A site with `fetch` has the layout of the stack.
+            "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
+            "fetch": [*worker, "-Q", "fetch,notices", "-P", "threads"],
             "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
@@ -112,7 +116,7 @@ class Site:
     def _wait_ready(self, name: str, mark: int) -> None:
         """Wait until the worker says, after `mark` bytes of its log, that it is ready; beat says nothing."""
         process, log = self.processes[name], self.log(name)
-        if name.split("-")[0] in ("io", "train"):
+        if name.split("-")[0] in ("io", "fetch", "train"):
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
             assert process.alive, log.read_text()
 
@@ -261,6 +265,7 @@ def site(
         made = kind(folder, base_model, server.url, **environment)
         made.broker, made.redis = server, server if isinstance(server, RedisServer) else None
         stack.callback(made.end)
+        made.fetches_apart = "fetch" in start
         made.services.database.migrate()
         made.start_together(*start)
         yield made

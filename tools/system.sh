@@ -19,7 +19,9 @@ has() {
 missing=()
 case ${1:-} in
   servers)
-    for package in redis-server rabbitmq-server postgresql chromium prometheus docker-compose systemd nodejs npm; do has "$package" || missing+=("$package"); done
+    for package in redis-server rabbitmq-server postgresql pgbouncer chromium prometheus docker-compose systemd nodejs npm; do
+      has "$package" || missing+=("$package")
+    done
     ;;
   venv)
     # Debian's python3.N is without ensurepip until this package brings it.

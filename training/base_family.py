@@ -1,4 +1,4 @@
-"""The family of a base model on this machine, by the header of its file or the index of its folder. Without torch."""
+"""Find the family of a base model from the header of its file or the index of its folder. Does not import torch."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _PIPELINES: dict[str, Family] = {
     "StableDiffusionXLPipeline": "sdxl",
     "ZImagePipeline": "z-image",
 }
-# A name that every part of that kind has.
+# A name by which each kind of part is recognised: all parts of the kind have it.
 MARKS = {
     "unet": "input_blocks.0.0.weight",
     "vae": "encoder.conv_in.weight",
@@ -25,34 +25,34 @@ MARKS = {
 
 
 def has_part(kinds: Mapping[str, str], part: str, prefix: str) -> bool:
-    """Whether a single file with these tensors has that part under that prefix."""
+    """Whether a single file with these tensors has the part under the prefix."""
     return prefix + MARKS[part] in kinds or (part == "text_encoder" and prefix + "embed_tokens.weight" in kinds)
 
 
 def family_of_names(path: Path, kinds: Mapping[str, str]) -> Family:
-    """The family of a single file's tensors.
+    """The family of a single file, from the dtypes of its tensors by name.
 
-    Raises BaseModelUnavailable for none of ours, saying what the file is if that is known.
+    Raises BaseModelUnavailable if it is of no supported family, and says what the file is, if known.
     """
     if any(has_part(kinds, "transformer", form) for form in PREFIXES["z-image"]["transformer"]):
         return "z-image"
     if any(name.startswith("cond_stage_model.model.") for name in kinds):
-        raise BaseModelUnavailable(f"the base model {path} is a Stable Diffusion 2: no family of ours")
+        raise BaseModelUnavailable(f"the base model {path} is a Stable Diffusion 2, which is not supported")
     if "model.diffusion_model.input_blocks.0.0.weight" in kinds:
         is_xl = any(name.startswith(("conditioner.", "model.diffusion_model.label_emb.")) for name in kinds)
         return "sdxl" if is_xl else "sd15"
     if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in kinds):
-        raise BaseModelUnavailable(f"the base model {path} is a LoRA: a base model is needed to train one on")
+        raise BaseModelUnavailable(f"the base model {path} is a LoRA: a LoRA is trained on a base model")
     raise BaseModelUnavailable(
         f"the base model {path} has no names of a checkpoint of {', '.join(PREFIXES)} (its first is "
-        f"{min(kinds, default='none at all')[:120]!r}): is it a part of a model only, such as a VAE?"
+        f"{min(kinds, default='none at all')[:120]!r}): it may be only a part of a model, such as a VAE"
     )
 
 
 def family_of_base(location: str) -> Family | None:
-    """The family of a base model given as a file or folder; None for a hub id, and for what cannot be told.
+    """The family of a base model given as a file or folder; None for a hub id, or if it is unknown.
 
-    What is wrong with a file or folder is said when it is loaded.
+    Never raises: faults of a file or folder are reported when it is loaded.
     """
     path = Path(location).expanduser()
     try:

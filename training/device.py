@@ -146,7 +146,7 @@ def probe(device: str = "auto", *, deterministic: bool = False) -> DeviceReport:
     if chosen.type == "cuda":
         text = f"CUDA: {name}, {gib:.0f} GiB, base models in {short}; {trial}"
     else:
-        why = "CUDA is not there" if not torch.cuda.is_available() else "CUDA was not asked for"
+        why = "CUDA is not available" if not torch.cuda.is_available() else "CUDA was not requested"
         text = f"{why}: training on the CPU ({torch.get_num_threads()} threads, {gib:.0f} GiB); {trial}"
         if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
             # On shared cores, spinning OpenMP threads make a training 5 to 7 times slower.

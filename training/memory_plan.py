@@ -1,8 +1,8 @@
-"""How much of a device's memory a training takes, and how it is made to fit: slots, gradient checkpointing, and a base
-in 8 or 4 bits.
+"""The device memory that a training takes, and how to make it fit: slots, gradient checkpointing, and a base in 8 or 4
+bits.
 
-Worked out before the first step, and without torch, so that a quote can use it too. The numbers are counted from shapes
-by `python -m training.engine.memory_count`; a test holds them against that.
+Computed before the first step, and without torch, so that a quote can use it too. The numbers come from
+`python -m training.engine.memory_count`, which counts shapes; a test compares them with it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,28 +13,29 @@ from training.options import Quantisation
 from training.spec import Family, TrainSpec
 
 GIB = 2**30
-# What PyTorch, cuBLAS and cuDNN take for themselves; and what the allocator cannot use, as a share of a step.
+# Memory of PyTorch, cuBLAS and cuDNN; and a factor on a step's memory for what the allocator cannot use.
 _RUNTIME_BYTES, _FRAGMENTATION = 0.75 * GIB, 1.08
-# Bytes for each number of a LoRA: float32 weights and what the optimizer keeps. An average has 4 more.
+# Bytes per number of a LoRA: float32 weights and the optimizer's state. An average takes 4 more.
 _KEPT_BYTES = {"adamw": 12, "adamw8bit": 6.1, "prodigy": 20}
-# And while a step runs: the copies that layers apply; at its end the gradient, and what the update needs beside it.
+# During a step, also the copies that layers apply; at its end, also the gradient and the update's temporary tensors.
 _APPLIED_BYTES, _UPDATE_BYTES = 4, {"adamw": 16, "adamw8bit": 48, "prodigy": 24}
-# How much more a step keeps with an option, at most. A quantised layer keeps its input, LoRA or not, as all targets do.
+# Upper bounds of the factors by which options raise a step's activations. A quantised layer keeps its input even
+# without a LoRA, so a quantised base counts like the target set `all`.
 _DORA, _ALL_TARGETS, _PRIOR = 1.5, 1.25, 2.1
-# Bytes of a quantised weight: with one float32 for each row; with one byte for each 64 weights, and little more.
+# Bytes per quantised weight: 8 bits with a float32 per row; 4 bits with a byte per 64 weights, and a little more.
 _QUANTISED_BYTES = {"8bit": 1.005, "4bit": 0.517}
 QUANTISATIONS: tuple[Quantisation, ...] = ("none", "8bit", "4bit")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A family's standard model, counted, with a base of 16 bits."""
+    """The sizes of a family's standard model with a base in 16 bits."""
 
     parameters: int  # of the denoiser
-    quantised: tuple[int, int]  # of them in layers that may be quantised; and in the largest such layer
-    encoders: int  # bytes of the text encoders that work at the same time, before the denoiser is loaded
-    lora: Mapping[str, int]  # numbers of a LoRA of rank 1, by target set
-    sample: tuple[int, int]  # bytes that a step takes for each sample, and for each of the sample's latent pixels
+    quantised: tuple[int, int]  # parameters in the layers that may be quantised; and in the largest of these layers
+    encoders: int  # bytes of the text encoders that are loaded together, before the denoiser
+    lora: Mapping[str, int]  # parameters of a LoRA of rank 1, by target set
+    sample: tuple[int, int]  # bytes of a step per sample, and per latent pixel of a sample
     checkpointed: tuple[int, int]  # the same with gradient checkpointing
 
 
@@ -68,9 +69,9 @@ SIZES: dict[Family, Sizes] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How a training runs on a device, and what it takes of the device's memory."""
+    """How a training runs on a device, and the memory that it takes."""
 
-    slots: int  # most jobs in one step
+    slots: int  # the most jobs in one step
     checkpointing: bool
     quantisation: Quantisation
     needed_bytes: int  # by this job alone
@@ -90,10 +91,10 @@ def needed(
     spec: TrainSpec, *, slots: int = 1, checkpointing: bool = False, quantisation: Quantisation = "none",
     weight_bytes: int = 2, share: float = 1.0,
 ) -> int:  # fmt: skip
-    """The most bytes that so many jobs of `spec` take: while captions are encoded, or in one step.
+    """The peak memory of `slots` jobs of `spec` in bytes, while captions are encoded or in a step.
 
-    weight_bytes: of each number of the base where it is not quantised, 2 or 4. share: the size of the base, measured by
-    its family's standard model.
+    weight_bytes: per weight of the base that is not quantised, 2 or 4. share: the size of the base relative to its
+    family's standard model.
     """
     sizes, adapter = SIZES[spec.family], spec.adapter
     is_quantised = quantisation != "none"
@@ -106,11 +107,11 @@ def needed(
     if is_quantised:
         quantised, largest = sizes.quantised
         weights += round(quantised * (_QUANTISED_BYTES[quantisation] - weight_bytes))
-        activations += largest * (weight_bytes + 4)  # dequantised for the moment, by way of float32
+        activations += largest * (weight_bytes + 4)  # the layer in use, dequantised through float32
     numbers = sizes.lora[adapter.targets] * padded(spec.rank) * slots
     kept = numbers * (_KEPT_BYTES[spec.optimizer] + (4 if spec.optimization.ema_decay else 0))
     if spec.validation.held_out or spec.validation.previews:
-        kept += numbers * (4 + weight_bytes)  # the weights that an evaluation under way is of, and as layers apply them
+        kept += numbers * (4 + weight_bytes)  # an evaluation's copy of the weights, and as its layers apply them
     step = max(activations + numbers * _APPLIED_BYTES, numbers * _UPDATE_BYTES[spec.optimizer])
     most = max(weights + kept + step * _FRAGMENTATION, sizes.encoders)
     return round(most * share + _RUNTIME_BYTES)
@@ -120,11 +121,9 @@ def plan(
     spec: TrainSpec, device_bytes: int, *, most_slots: int = 1, weight_bytes: int = 2, share: float = 1.0,
     quantisations: Sequence[Quantisation] = QUANTISATIONS,
 ) -> Plan:  # fmt: skip
-    """How `spec` fits `device_bytes`: as it is, else with gradient checkpointing, else on a base in fewer bits.
+    """Fit `spec` into `device_bytes`: as it is, else with gradient checkpointing, else on a base in fewer bits.
 
-    quantisations: those that may be used, most bits first.
-
-    Raises OutOfMemory, which says what would fit.
+    quantisations: the allowed ones, most bits first. Raises OutOfMemory, with changes that would make it fit.
     """
 
     def takes(slots: int, checkpointing: bool, quantisation: Quantisation) -> int:
@@ -156,7 +155,7 @@ def plan(
 def _smaller(
     spec: TrainSpec, device_bytes: int, weight_bytes: int, share: float, quantisation: Quantisation
 ) -> Iterator[str]:
-    """Single changes of the recipe with which it fits, each as small as it can be."""
+    """Single changes of the recipe with which it would fit, each as small as possible."""
     for name, values in (
         ("batch_size", range(spec.batch_size - 1, 0, -1)),
         ("resolution", range(spec.resolution - 64, 0, -64)),
@@ -173,11 +172,11 @@ def _smaller(
 
 
 def share_of(spec: TrainSpec, file_bytes: int) -> float:
-    """The size of a base whose denoiser has so many bytes on disk, in 16 or 32 bits, by its family's standard model."""
+    """The size of a denoiser relative to its family's standard model, from its bytes on disk in 16 or 32 bits."""
     share = file_bytes / (2 * SIZES[spec.family].parameters)
     return share / 2 if share > 1.5 else share
 
 
 def padded(rank: int) -> int:
-    """The rank of the stack that a job of `rank` is trained in: the next power of two, at least 4."""
+    """The padded rank of a job's slot: the next power of two, at least 4."""
     return max(4, 1 << (rank - 1).bit_length())

@@ -8,7 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from core.numbers import NumbersAreNotBools
 
 Targets = Literal["attention", "all"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -21,7 +23,7 @@ Prompt = Annotated[
 MIN_SNR_GAMMA = 5.0  # of min_snr, as recommended by its paper
 
 
-class Group(BaseModel):
+class Group(NumbersAreNotBools):
     """A group of options: a JSON object in a request, where null means the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

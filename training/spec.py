@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     StringConstraints,
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from core.numbers import NumbersAreNotBools
 from training.options import Adapter, Data, Objective, Optimization, Validation
 
 Family = Literal["sd15", "sdxl", "z-image"]
@@ -108,7 +108,7 @@ _NOT_IN_RECIPE = frozenset({"checkpoint_every", "keep_checkpoints"})
 STORED = "stored"
 
 
-class TrainSpec(BaseModel):
+class TrainSpec(NumbersAreNotBools):
     """The frozen, validated recipe of one job. Build it with `TrainSpec.of`, which fills in the family's defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

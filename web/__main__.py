@@ -6,13 +6,16 @@ import sys
 from contextlib import suppress
 
 import uvicorn
+from fastapi import FastAPI
 
 from core.errors import ImprintError
 from core.logging import set_up
-from core.settings import settings
+from core.private import keep_private
+from core.settings import Settings, settings
 from jobs.services import services
 from storage.database import AWAY
 from web.app import create_app
+from web.open_files import raise_open_files_limit
 from web.streams import Streams
 
 _GRACE_S = 20  # for responses in progress; event streams end at once, and their clients reconnect
@@ -30,8 +33,26 @@ class WebServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def server_config(app: FastAPI, configured: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
+        app,
+        host=configured.web_host,
+        port=configured.web_port,
+        log_config=None,
+        access_log=False,  # /metrics has the counts; addresses may contain signatures
+        server_header=False,
+        ws="none",  # no route speaks WebSocket
+        # None: uvicorn's own default, which is this machine, or the variable FORWARDED_ALLOW_IPS.
+        forwarded_allow_ips=configured.web_trusted_proxies,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+
+
 def main() -> int:
     configured = settings()
+    keep_private(configured.home)
+    raise_open_files_limit()
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         services().check()
@@ -46,18 +67,9 @@ def main() -> int:
     except OSError as error:
         print(f"the metrics cannot be served on port {configured.metrics_port}: {error.strerror}", file=sys.stderr)
         return 1
-    config = uvicorn.Config(
-        app,
-        host=configured.web_host,
-        port=configured.web_port,
-        log_config=None,
-        access_log=False,  # /metrics has the counts; addresses may contain signatures
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises its signal once more at the end: an orderly end is 0
-    WebServer(config, app.state.streams).run()
+    WebServer(server_config(app, configured), app.state.streams).run()
     return 0
 
 

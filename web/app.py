@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from jobs.services import Services
 from web import problems
+from web.bodies import BodyLimits
 from web.limits import RateLimit
 from web.metrics import WebMetrics
 from web.pages import account as account_page
@@ -17,7 +18,7 @@ from web.request_middleware import RequestMiddleware
 from web.routes import account, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
-from web.uploads import max_body_bytes
+from web.uploads import MAX_BODY_BYTES, Uploads, max_upload_bytes
 
 # What pages of other origins may send and see (CORS). Their calls carry a token, never the page's cookie.
 _METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
@@ -60,8 +61,15 @@ def create_app(services: Services) -> FastAPI:
     app.state.metrics = metrics = WebMetrics(services)
     app.state.readiness = service.Readiness()
     app.state.streams = streams
+    app.state.uploads = Uploads(services.settings)
     app.state.secret = secret(services.settings)
-    app.add_middleware(RequestMiddleware, upload_bytes=max_body_bytes(services.settings), observe=metrics.observe)
+    bodies = BodyLimits(
+        max_upload_bytes(services.settings),
+        MAX_BODY_BYTES,
+        services.settings.upload_timeout_s,
+        services.settings.upload_min_bytes_per_s,
+    )
+    app.add_middleware(RequestMiddleware, bodies=bodies, observe=metrics.observe)
     if services.settings.web_cors_origins:
         app.add_middleware(
             CORSMiddleware,

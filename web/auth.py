@@ -8,8 +8,10 @@ from typing import Annotated
 from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from core.names import owner_name_from_header
 from jobs import tokens
 from jobs.services import Services
+from jobs.sessions import Credential
 from web.limits import RateLimit
 from web.problems import RequestRefused
 
@@ -23,10 +25,21 @@ _REALM = 'Bearer realm="imprint"'
 
 @dataclass(frozen=True)
 class Caller:
-    """A request's token, and the owner that it may act for."""
+    """A request's token, the owner that it may act for, and on the page its session."""
 
     token: tokens.Token
     owner_id: str
+    session_id: str | None = None
+
+    @property
+    def credential(self) -> Credential:
+        """What ends an open connection of the caller when it is revoked."""
+        return Credential(self.token.id, self.session_id)
+
+    @property
+    def key(self) -> str:
+        """What limits are counted by: a service token has those of each owner that it acts for."""
+        return f"{self.token.id} {self.owner_id}"
 
 
 def services_of(request: Request) -> Services:
@@ -59,6 +72,24 @@ def _check_scope(token: tokens.Token, scope: str) -> None:
         raise RequestRefused("forbidden", f"this address needs a token with the scope {scope}", headers)
 
 
+def _owner_of(token: tokens.Token, named: str | None) -> str:
+    """The owner that a call acts for: the token's own, or for a service token the one in the header."""
+    try:
+        owner_id = owner_name_from_header(named) if named is not None and named.strip() else None
+    except ValueError as error:
+        raise RequestRefused("bad_request", f"the header Imprint-Owner is not the name of an owner: {error}") from None
+    if token.has_odd_owner:
+        raise RequestRefused(
+            "forbidden",
+            "the name of this token's owner must be changed first; operators see it with: imprint owners",
+        )
+    if token.owner_id is None and owner_id is None:
+        raise RequestRefused("bad_request", "a service token needs the header Imprint-Owner, which names the owner")
+    if token.owner_id is not None and owner_id not in (None, token.owner_id):
+        raise RequestRefused("forbidden", "this token belongs to another owner than the one in Imprint-Owner")
+    return token.owner_id or owner_id or ""
+
+
 def check_rate(request: Request, caller: str) -> None:
     """Count a request of `caller`. Raises RequestRefused if the caller has made too many."""
     limit: RateLimit = request.app.state.rate_limit
@@ -79,18 +110,17 @@ def require_scope(scope: str) -> Callable[..., Caller]:
         imprint_owner: Annotated[
             str | None,
             Header(
-                description="The owner that a service token acts for.", max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$"
+                description="The owner that a service token acts for: UTF-8, percent-encoded (`Jos%C3%A9`) if the "
+                "client cannot send that.",
+                max_length=4000,
+                pattern=r"^[^\x00-\x1f\x7f]+$",
             ),
         ] = None,
     ) -> Caller:
         _check_scope(token, scope)
-        owner_id = token.owner_id or (imprint_owner or "").strip()
-        if not owner_id:
-            raise RequestRefused("bad_request", "a service token needs the header Imprint-Owner, which names the owner")
-        if imprint_owner is not None and imprint_owner.strip() != owner_id:
-            raise RequestRefused("forbidden", "this token belongs to another owner than the one in Imprint-Owner")
-        check_rate(request, f"{token.id} {owner_id}")
-        return Caller(token, owner_id)
+        made = Caller(token, _owner_of(token, imprint_owner))
+        check_rate(request, made.key)
+        return made
 
     return caller
 

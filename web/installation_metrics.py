@@ -18,6 +18,7 @@ from core.clock import utcnow
 from core.errors import FailureCode
 from credits import ledger
 from credits.tables import ENTRY
+from jobs import sweeps
 from jobs.remote import pod_costs
 from jobs.services import Services
 from notifications import outbox
@@ -46,6 +47,7 @@ class InstallationMetrics(Collector):
         yield from _queues(self._lengths())
         with self._services.database.reading() as session:
             yield from _waiting(session)
+            yield from _sweeps(session, self._services)
             yield from _outbox(session)
             yield from _pods(session, self._services)
             yield from self._sums(session)
@@ -116,6 +118,17 @@ def _waiting(session: Session) -> Iterator[Metric]:
     for stage, seconds in oldest.items():
         age.add_metric((stage,), seconds)
     yield from (active, age)
+
+
+def _sweeps(session: Session, services: Services) -> Iterator[Metric]:
+    last = sweeps.last_sweep(session)
+    at = GaugeMetricFamily(
+        "imprint_last_sweep_seconds", "Unix time at which the last sweep of any worker ended; 0: none."
+    )
+    at.add_metric((), last.timestamp() if last else 0.0)
+    period = GaugeMetricFamily("imprint_sweep_period_seconds", "Seconds between two sweeps (IMPRINT_SWEEP_S).")
+    period.add_metric((), services.settings.sweep_s)
+    yield from (at, period)
 
 
 # ---- messages -------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Path parameters of the API and of the page. They refuse only what no name can be; the services check the rest."""
+"""Parameters of the API and of the page. They refuse only what no name can be; the services check the rest."""
 
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Form, Header, Path
 from pydantic import AfterValidator
 
 from core.errors import SpecInvalid
@@ -25,5 +25,29 @@ SubjectId = Annotated[
     AfterValidator(_subject),
 ]
 PictureId = Annotated[str, Path(alias="imageId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
+FetchId = Annotated[str, Path(alias="fetchId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 TrainingId = Annotated[str, Path(alias="id", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 PreviewName = Annotated[str, Path(alias="name", max_length=100)]
+SessionId = Annotated[str, Path(alias="sessionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=180,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key with the same request returns the same training.",
+    ),
+]
+# A form that starts something has a key of its own: sent twice, it starts once.
+FormKey = Annotated[str, Form(alias="key", pattern=r"^[0-9a-f]{32}$")]
+
+
+def api_key(key: str | None) -> str | None:
+    """The idempotency key of a request to the API. Keys of the API, of the page and of tasks are kept apart."""
+    return None if key is None else f"http:{key}"
+
+
+def page_key(key: str) -> str:
+    """The idempotency key of a form of the page."""
+    return f"http:page:{key}"

@@ -1,6 +1,7 @@
 """Errors of the API as RFC 9457 problems (`application/problem+json`).
 
-A problem repeats nothing of a request except field names that look like field names: no values, no headers.
+A problem repeats nothing of a request except field names that look like field names, and the file names of pictures: no
+other values, no headers.
 """
 
 import logging
@@ -28,6 +29,7 @@ from core.errors import (
     ObjectExists,
     SpecInvalid,
     StoreUnavailable,
+    TooManyRequests,
     WorkerLost,
 )
 from storage.database import AWAY
@@ -39,7 +41,7 @@ _TYPE = "urn:imprint:problem:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}|[0-9]{1,4}")
 _FIELD = re.compile(r"\b[a-z]+(_[a-z]+)+\b")
 _RETRY_AFTER_S = 5
-_INTERNAL_DETAIL = "the service failed; its log has the cause under this request's id"
+INTERNAL_DETAIL = "the service failed; its log has the cause under this request's id"
 
 
 class Problem(BaseModel):
@@ -92,6 +94,7 @@ PROBLEMS = {
     "method_not_allowed": (405, "This address does not support the method"),
     "key_reused": (409, "The idempotency key was used for another request"),
     "illegal_move": (409, "Not possible in this state"),
+    "too_slow": (408, "The body comes too slowly"),
     "too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body has an unsupported media type"),
     "spec_invalid": (422, "The request has faults"),
@@ -114,6 +117,7 @@ _DETAILS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (LoraNotReady, "not_found", None),
     (NotFound, "not_found", "there is no such training, picture or LoRA, or it belongs to another owner"),
     (IllegalMove, "illegal_move", None),
+    (TooManyRequests, "rate_limited", None),
     (ObjectExists, "illegal_move", None),
     (StoreUnavailable, "unavailable", "the object store does not answer; try again in a few seconds"),
     (WorkerLost, "unavailable", "the picture decoder stopped; try again in a few seconds"),
@@ -126,7 +130,8 @@ _DETAILS: Sequence[tuple[type[ImprintError], str, str | None]] = (
 def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     """The problems that a route may answer with, for its documentation."""
     named: dict[int, list[str]] = {}
-    for code in codes:
+    with_body = ("too_slow",) if "too_large" in codes else ()
+    for code in (*codes, *with_body):
         named.setdefault(PROBLEMS[code][0], []).append(code)
     return {
         status: {
@@ -175,10 +180,9 @@ def _with_api_names(fault: str) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error with a problem."""
+    """Make `app` answer every expected error with a problem; the middleware answers the others."""
     for error in (RequestRefused, RequestValidationError, HTTPException, ImprintError, *AWAY):
         app.add_exception_handler(error, _problem_response)
-    app.add_exception_handler(Exception, _internal_response)
     describe = app.openapi
 
     def described() -> dict[str, Any]:
@@ -193,10 +197,6 @@ def install(app: FastAPI) -> None:
 def _problem_response(request: Request, error: Exception) -> JSONResponse:
     refused = refusal(error)
     return answer(request, refused.code, refused.detail, faults=refused.faults, headers=refused.headers)
-
-
-def _internal_response(request: Request, _error: Exception) -> JSONResponse:
-    return answer(request, "internal", _INTERNAL_DETAIL)
 
 
 def refusal(error: Exception) -> RequestRefused:
@@ -233,7 +233,7 @@ def _imprint_error(error: ImprintError) -> RequestRefused:
         if isinstance(error, kind):
             faults = error.faults if isinstance(error, SpecInvalid) else {}
             named = {api_name(name): _with_api_names(fault) for name, fault in faults.items()}
-            retry = {"Retry-After": str(_RETRY_AFTER_S)} if code == "unavailable" else None
+            retry = {"Retry-After": str(_RETRY_AFTER_S)} if code in ("unavailable", "rate_limited") else None
             return RequestRefused(code, detail or error.message, retry, named)
     log.error("no problem is defined for the error %s: %s", error.code, error)
-    return RequestRefused("internal", _INTERNAL_DETAIL)
+    return RequestRefused("internal", INTERNAL_DETAIL)

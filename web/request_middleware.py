@@ -1,4 +1,4 @@
-"""Middleware of every request: request id, limit on the body, default headers, metrics and log."""
+"""Middleware of every request: request id, limits on the body, default headers, metrics and log."""
 
 import asyncio
 import logging
@@ -6,23 +6,23 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import tracing
 from core.ids import new_id
 from core.logging import request_context
+from web.bodies import BodyLimits
 from web.parameters import SLASH
-from web.problems import answer
+from web.problems import INTERNAL_DETAIL, answer
 
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-MAX_BODY_BYTES = 256 * 1024
 # Unless a route sets its own: no caching, sniffing, framing or scripts.
 _DEFAULTS = {
     "Cache-Control": "no-store",
@@ -30,14 +30,16 @@ _DEFAULTS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+# Headers that decide about identity or money. Of two values, a proxy might check one and this service use the other.
+_ONCE = (b"authorization", b"imprint-owner", b"idempotency-key", b"origin", b"sec-fetch-site", b"host")
 Observe = Callable[[str, str, int, float], None]
 
 
 class RequestMiddleware:
-    """ASGI middleware. `upload_bytes` limits uploads; `observe` gets method, route, status and seconds."""
+    """ASGI middleware. `observe` gets method, route, status and seconds."""
 
-    def __init__(self, app: ASGIApp, *, upload_bytes: int, observe: Observe) -> None:
-        self._app, self._upload_bytes, self._observe = app, upload_bytes, observe
+    def __init__(self, app: ASGIApp, *, bodies: BodyLimits, observe: Observe) -> None:
+        self._app, self._bodies, self._observe = app, bodies, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,17 +68,18 @@ class RequestMiddleware:
             tracing.span("HTTP", "server", request_id=request_id) as seen,
         ):
             try:
-                limit = self._limit(scope)
-                if not is_text:
-                    await answer(Request(scope), "bad_request", "the address is not UTF-8")(
-                        scope, receive, send_with_headers
-                    )
+                limit = self._limit(scope, headers)
+                if fault := "the address is not UTF-8" if not is_text else _header_fault(scope):
+                    # What follows on the connection may be part of a request that two servers read differently.
+                    refusal = answer(Request(scope), "bad_request", fault, headers={"Connection": "close"})
+                    await refusal(scope, receive, send_with_headers)
                 elif (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
                     refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 else:
-                    run = _answer_head if scope["method"] == "HEAD" else _answer
-                    await run(self._app, scope, _capped(receive, limit), send_with_headers)
+                    run = partial(_answer_head, self._app) if scope["method"] == "HEAD" else self._app
+                    limited = self._bodies.apply(receive, limit)
+                    await _with_failures_answered(run, scope, limited, send_with_headers)
             finally:
                 tracing.rename(seen, f"{scope['method']} {route_of(scope)}")
                 self._record(scope, status, time.perf_counter() - begun)
@@ -89,9 +92,45 @@ class RequestMiddleware:
         fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
         log.log(level, "%s %s %d", method, route, status, extra={"fields": fields})
 
-    def _limit(self, scope: Scope) -> int:
-        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images")
-        return self._upload_bytes if is_upload else MAX_BODY_BYTES
+    def _limit(self, scope: Scope, headers: Headers) -> int:
+        is_form = headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
+        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images") and is_form
+        return self._bodies.upload_bytes if is_upload else self._bodies.max_bytes
+
+
+async def _with_failures_answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer an unexpected error with a problem, and log it.
+
+    An error that reached the server would close the connection, and the client's next request on it would fail. Once a
+    response has begun there is no other way to say that it is not complete.
+    """
+    begun = False
+
+    async def send_and_note(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, send_and_note)
+    except Exception:
+        if begun:
+            raise
+        log.exception("%s %s failed", scope["method"], route_of(scope))
+        await answer(Request(scope), "internal", INTERNAL_DETAIL)(scope, receive, send)
+
+
+def _header_fault(scope: Scope) -> str | None:
+    """Why a request is refused for its version or headers: a proxy could understand them differently."""
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return "this server speaks HTTP/1.1"
+    names = [name for name, _ in scope["headers"]]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            return f"the header {name.decode()} is there more than once"
+    if b"content-length" in names and b"transfer-encoding" in names:
+        return "the request has both a Content-Length and a Transfer-Encoding"
+    return None
 
 
 def _keep_slashes(scope: Scope) -> bool:
@@ -105,10 +144,6 @@ def _keep_slashes(scope: Scope) -> bool:
         return False
     scope["path"] = "/".join(segment.replace("/", SLASH) for segment in segments)
     return True
-
-
-async def _answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
 
 
 async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,22 +174,6 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
 def route_of(scope: Scope) -> str:
     """The route's pattern, not the path: a client must not be able to create labels of a metric."""
     return str(getattr(scope.get("route"), "path", "none"))
-
-
-def _capped(receive: Receive, limit: int) -> Receive:
-    """Limit a body that has no Content-Length."""
-    size = 0
-
-    async def receive_limited() -> Message:
-        nonlocal size
-        message = await receive()
-        if message["type"] == "http.request":
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise HTTPException(413)
-        return message
-
-    return receive_limited
 
 
 def _too_large(limit: int) -> str:

@@ -1,7 +1,10 @@
-"""Pictures that come with a request: files of a form, or addresses to fetch."""
+"""Pictures that come with a request: files of a form, stored at once, or addresses, which a worker fetches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import anyio
+from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -9,45 +12,94 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from core.errors import FailureCode, ImageInvalid, ImageUnreachable, SpecInvalid
-from core.picture_names import picture_label, plain_name, source_name
+from core.errors import FailureCode, ImageInvalid, SpecInvalid
+from core.picture_names import picture_label, plain_name
 from core.settings import Settings
 from jobs.services import Services
-from jobs.subjects import subject_pictures
+from jobs.subjects import image_fetches, subject_pictures
+from jobs.subjects.image_fetches import FetchProgress
+from web.auth import Caller
+from web.limits import OpenLimit
 from web.models.pictures import ImageAddresses, RefusedImage, StoredImages, image_of
 from web.problems import RequestRefused
 
 MAX_FILES = 20  # of one request
+MAX_BODY_BYTES = 256 * 1024  # of a request without files
 _TOO_MANY = f"send at most {MAX_FILES} at a time, and the others in further requests"
 _FORM_OVERHEAD_BYTES = 1_000_000  # what multipart puts around the files
 Loader = Callable[[], bytes]
 
 
-def max_body_bytes(settings: Settings) -> int:
+def max_upload_bytes(settings: Settings) -> int:
     """The largest upload: five of the largest pictures, or more that are smaller."""
     return 5 * settings.max_picture_bytes + _FORM_OVERHEAD_BYTES
 
 
+class Uploads:
+    """The limits of uploads on this process, and the threads that store their pictures."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_bytes = max_upload_bytes(settings)
+        self._count = OpenLimit("uploads", settings.uploads_per_caller, settings.uploads_max)
+        # One upload of the largest size must be possible, whatever the setting.
+        in_all = max(settings.upload_bytes_max, self._max_bytes)
+        self._bytes = OpenLimit("bytes of uploads", max(in_all // 2, self._max_bytes), in_all)
+        # Not the pool of the handlers. A picture takes seconds, and each upload asks for its next one in turn.
+        self.threads = anyio.CapacityLimiter(settings.io_concurrency)
+
+    @contextmanager
+    def hold(self, request: Request, caller: Caller) -> Iterator[None]:
+        """Hold the place of an upload while the block receives and stores it. Raises RequestRefused."""
+        told = request.headers.get("content-length", "")
+        size = int(told[:20]) if told.isdigit() else self._max_bytes
+        with self._count.hold(caller.key), self._bytes.hold(caller.key, size):
+            yield
+
+
 async def store_uploads(
-    request: Request, services: Services, owner_id: str, subject_id: str, *, is_mask: bool = False
+    request: Request, services: Services, caller: Caller, subject_id: str, *, is_mask: bool = False
 ) -> StoredImages:
-    """Store the pictures of a request. Raises RequestRefused, SpecInvalid or RequestValidationError."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    """Store the files of a form. Raises RequestRefused, SpecInvalid or RequestValidationError.
+
+    Once the client has gone, no further file is stored.
+    """
+    uploads: Uploads = request.app.state.uploads
+    with uploads.hold(request, caller):
         try:
             async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=10_000) as form:
                 files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
                 loaders = [(file.filename, _from_file(file, services.settings.max_picture_bytes)) for file in files]
-                return await run_in_threadpool(_store, services, owner_id, subject_id, loaders, is_mask)
+                return await _store(request, services, caller.owner_id, subject_id, loaders, is_mask)
         except HTTPException as error:
             if error.detail.startswith("Too many files"):
                 raise RequestRefused("bad_request", _TOO_MANY, faults={"files": _TOO_MANY}) from None
             raise
-    if kind == "application/json":
-        addresses = _addresses(await request.body())
-        loaders = [(source_name(address), _from_address(services, address)) for address in addresses]
-        return await run_in_threadpool(_store, services, owner_id, subject_id, loaders, is_mask)
-    raise RequestRefused("unsupported_media_type", "send pictures as multipart/form-data or application/json")
+
+
+async def fetch_addresses(
+    request: Request, services: Services, caller: Caller, subject_id: str, *, is_mask: bool = False
+) -> FetchProgress:
+    """Have a worker fetch the pictures at the addresses of the body.
+
+    Raises RequestRefused, SpecInvalid, TooManyRequests or RequestValidationError.
+    """
+    addresses = _addresses(await request.body())
+    progress = await run_in_threadpool(
+        image_fetches.submit, services, caller.owner_id, subject_id, addresses, is_mask=is_mask
+    )
+    if not progress.fetch_id:
+        raise _none_stored(
+            [RefusedImage(index=one.index, code=one.code, detail=one.detail) for one in progress.refused]
+        )
+    return progress
+
+
+def is_form(request: Request) -> bool:
+    """Whether the pictures of a request come as files of a form, or else as addresses. Raises RequestRefused."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("multipart/form-data", "application/json"):
+        raise RequestRefused("unsupported_media_type", "send pictures as multipart/form-data or application/json")
+    return kind == "multipart/form-data"
 
 
 def _from_file(file: UploadFile, limit: int) -> Loader:
@@ -58,10 +110,6 @@ def _from_file(file: UploadFile, limit: int) -> Loader:
         return data
 
     return load
-
-
-def _from_address(services: Services, address: str) -> Loader:
-    return lambda: services.sources.fetch(address, max_bytes=services.settings.max_picture_bytes)
 
 
 def _addresses(body: bytes) -> list[str]:
@@ -78,28 +126,40 @@ def _addresses(body: bytes) -> list[str]:
     return addresses
 
 
-def _store(
-    services: Services, owner_id: str, subject_id: str, loaders: Iterable[tuple[str | None, Loader]], is_mask: bool
+async def _store(
+    request: Request,
+    services: Services,
+    owner_id: str,
+    subject_id: str,
+    loaders: Sequence[tuple[str | None, Loader]],
+    is_mask: bool,
 ) -> StoredImages:
     """Store what the loaders give, each with the name of its source."""
     stored, refused = [], []
     for index, (name, load) in enumerate(loaders):
+        if await request.is_disconnected():
+            break
+
+        def add(load: Loader = load, name: str | None = name) -> str:
+            return subject_pictures.add(services, owner_id, subject_id, load(), is_mask=is_mask, name=name)
+
         try:
-            stored.append(subject_pictures.add(services, owner_id, subject_id, load(), is_mask=is_mask, name=name))
-        except (ImageInvalid, ImageUnreachable) as error:
+            stored.append(await run_sync(add, limiter=request.app.state.uploads.threads))
+        except ImageInvalid as error:
             detail = f"{picture_label(index, plain_name(name))}: {error.message}"
             refused.append(RefusedImage(index=index, code=error.code, detail=detail))
     if not stored and not refused:
         raise SpecInvalid.of({"files": "the form contains no files"})
     if not stored:
         raise _none_stored(refused)
-    views = (subject_pictures.list_masks if is_mask else subject_pictures.list_pictures)(services, owner_id, subject_id)
+    list_views = subject_pictures.list_masks if is_mask else subject_pictures.list_pictures
+    views = await run_in_threadpool(list_views, services, owner_id, subject_id)
     by_id = {view.id: view for view in views}
     images = [image_of(subject_id, by_id[picture_id]) for picture_id in dict.fromkeys(stored) if picture_id in by_id]
     return StoredImages(images=images, refused=refused)
 
 
-def _none_stored(refused: list[RefusedImage]) -> RequestRefused:
+def _none_stored(refused: Sequence[RefusedImage]) -> RequestRefused:
     is_invalid = any(one.code == FailureCode.IMAGE_INVALID for one in refused)
     faults = {f"{one.index}": one.detail for one in refused}
     code = "image_invalid" if is_invalid else "image_unreachable"

@@ -1,1 +1,1 @@
-"""The mascot of Imprint, drawn by the project itself: what it looks like, where it goes, what it does there."""
+"""Draws the mascot of Imprint: the character, its surroundings and its poses."""

@@ -1,4 +1,4 @@
-"""The things that stand around the imp: sky, land, weather, plants, furniture."""
+"""The surroundings of the imp: sky, land, weather, plants, furniture."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ NIGHT = rgb("#1d2350")
 
 
 def hill(canvas: Canvas, heights: Sequence[float], colour: Colour, *, volume: float = 0.0) -> Shape:
-    """Land from edge to edge, through these heights at even distances; returned so that things can grow on it."""
+    """Land from edge to edge, through these heights at equal distances. Returns its outline, for things to stand on."""
     step = canvas.width / (len(heights) - 1)
     ridge = curve([(i * step, y) for i, y in enumerate(heights)])
     outer = [(-60, heights[0]), *ridge, (canvas.width + 60, heights[-1])]
@@ -32,12 +32,12 @@ def glow(canvas: Canvas, x: float, y: float, radius: float, colour: Colour, alph
 
 
 def shadow(canvas: Canvas, x: float, y: float, width: float, colour: Colour = NIGHT, alpha: float = 0.32) -> None:
-    """Where something stands on the ground."""
+    """A soft shadow on the ground, below a thing."""
     canvas.paint(ellipse(x, y, width, width * 0.17), colour, blur=width * 0.07, alpha=alpha)
 
 
 def grass(canvas: Canvas, random: Random, low: float, high: float, colour: Colour, count: int, size: float) -> None:
-    """Tufts between two heights, bigger towards the front."""
+    """Tufts between two heights, larger towards the front."""
     for y in sorted(random.uniform(low, high) for _ in range(count)):
         x = random.uniform(0, canvas.width)
         near = size * (0.6 + 0.7 * (y - low) / max(high - low, 1))
@@ -142,7 +142,7 @@ def flakes(canvas: Canvas, random: Random, count: int, bottom: float) -> None:
 
 
 def speckle(canvas: Canvas, random: Random, low: float, high: float, colour: Colour, count: int, size: float) -> None:
-    """Pebbles, crumbs, needles: what keeps a floor from being bare."""
+    """Pebbles, crumbs or needles on the ground."""
     for _ in range(count):
         y = random.uniform(low, high)
         near = size * (0.5 + 0.8 * (y - low) / max(high - low, 1))
@@ -169,7 +169,7 @@ def rounded(x: float, y: float, width: float, height: float, radius: float) -> S
 
 
 def books(canvas: Canvas, random: Random, x: float, foot: float, width: float, height: float) -> None:
-    """A shelf's row of books, a little uneven, and the board that they stand on."""
+    """A row of books of uneven heights, and the board below them."""
     spines = [rgb(c) for c in ("#d9694f", "#4f8fa8", "#e6b450", "#7a9e5f", "#8a6bb0", "#f0e2c8", "#3f5f7f")]
     at = x
     while at < x + width - 8:
@@ -184,7 +184,7 @@ def books(canvas: Canvas, random: Random, x: float, foot: float, width: float, h
 
 
 def open_book(canvas: Canvas, place: Sequence[Point], cover: Colour) -> None:
-    """Seen from behind, as somebody who faces us holds it: four corners, from the upper left clockwise."""
+    """An open book seen from behind, as held by a reader who faces us: four corners, clockwise from the upper left."""
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = place
     top, low = ((ax + bx) / 2, (ay + by) / 2 + 7), ((dx + cx) / 2, (dy + cy) / 2 + 7)
     for (ux, uy), (vx, vy), lift in (((ax, ay), (dx, dy), -1), ((bx, by), (cx, cy), 1)):

@@ -1,7 +1,7 @@
 """Drawing with Pillow only: shapes in a movable frame, painted with soft light from the upper left.
 
-Everything is drawn three times too large and reduced at the end, which is what makes the edges smooth.
-Lengths are in pixels of the finished picture.
+Everything is drawn at three times the size and then reduced, which smooths the edges. Lengths are in pixels of the
+finished picture.
 """
 
 import math
@@ -23,7 +23,7 @@ def rgb(code: str) -> Colour:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with a share (0 to 1) of `b`."""
+    """A mix of `a` with a share (0 to 1) of `b`."""
     red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
@@ -87,7 +87,7 @@ def limb(points: Sequence[Point], thick: float, thin: float | None = None) -> li
 
 
 def leaf(x: float, y: float, length: float, width: float, turn: float) -> Shape:
-    """A pointed leaf that starts at (x, y) and grows to where `turn` degrees points; 0 is right, -90 is up."""
+    """A pointed leaf that starts at (x, y) and points in the direction `turn`, in degrees: 0 is right, -90 is up."""
     steps = [i / 24 for i in range(25)]
     half = [(u, math.sin(math.pi * u**0.72)) for u in steps]
     outline = half[:-1] + [(u, -v) for u, v in reversed(half)]
@@ -97,7 +97,7 @@ def leaf(x: float, y: float, length: float, width: float, turn: float) -> Shape:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a figure stands: turned, then scaled (negative `flip` mirrors), then moved."""
+    """The position of a figure: rotated, then scaled (a negative `flip` mirrors), then moved."""
 
     x: float
     y: float
@@ -111,7 +111,7 @@ class Frame:
         return [(self.x + side * self.scale * (x * c - y * s), self.y + self.scale * (x * s + y * c)) for x, y in shape]
 
     def about(self, x: float, y: float, turn: float) -> "Frame":
-        """The same frame for a part that is turned about a point of it, with that point as its origin."""
+        """A frame for a part that is rotated around a point, with this point as its origin."""
         ((px, py),) = self([(x, y)])
         return Frame(px, py, self.scale, self.turn + turn, self.flip)
 
@@ -120,7 +120,7 @@ class Frame:
 
 
 class Canvas:
-    """One picture in the making."""
+    """An unfinished picture."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -185,7 +185,7 @@ class Canvas:
 
 
 def _polygons(shapes: Shape | Iterable[Shape]) -> list[Shape]:
-    """Takes one shape or several: a shape's first element is a point."""
+    """A list of shapes, from one shape or several. The first element of a shape is a point."""
     listed = list(shapes)
     return cast("list[Shape]", [listed] if isinstance(listed[0], tuple) else listed)
 
@@ -207,7 +207,7 @@ def _mask(polygons: Iterable[Shape], box: tuple[int, int, int, int], outline: fl
 def _lit(
     polygons: Iterable[Shape], box: tuple[int, int, int, int], colour: Colour, volume: float, shade: Colour | None
 ) -> Image.Image:
-    """The colour of a rounded thing: lighter at its upper left rim, darker at its lower right one."""
+    """The shading of a rounded thing: lighter at its upper left edge, darker at its lower right edge."""
     left, top, right, bottom = box
     margin = math.ceil(2 * volume)  # beyond the picture too: its border is not the rim of what is cut off there
     wide = _mask(polygons, (left - margin, top - margin, right + margin, bottom + margin))

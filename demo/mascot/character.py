@@ -1,6 +1,6 @@
-"""Imp: a small lilac imp with cream horns, a sprout on its head, a mustard scarf and a leaf at its tail's end.
+"""Imp: a small lilac imp with cream horns, a sprout on its head, a mustard scarf and a leaf at the end of its tail.
 
-Its own measure: the neck is (0, 0), y grows downwards, the head is 132 wide, the feet stand at y = 104.
+In its own coordinates the neck is (0, 0), y grows downwards, the head is 132 wide, and the feet are at y = 104.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ LINE = 2.6  # of the outlines
 
 @dataclass(frozen=True)
 class Pose:
-    """What the imp does. Hands are where the arms end; looks run from -1 (left, up) to 1 (right, down)."""
+    """What the imp does. `look` is the direction of its eyes, from -1 (left, up) to 1 (right, down)."""
 
     left_hand: Point = (-50, 52)
     right_hand: Point = (50, 52)
@@ -42,7 +42,7 @@ class Pose:
 
 
 class Imp:
-    """Draws the imp into a canvas, from its tail to its face."""
+    """Draws the imp on a canvas, from its tail to its face."""
 
     def __init__(self, canvas: Canvas, frame: Frame, pose: Pose) -> None:
         self.canvas, self.frame, self.pose = canvas, frame, pose

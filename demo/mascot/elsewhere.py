@@ -1,4 +1,4 @@
-"""Places to go: a beach, a bedroom, a shelf of books, a desert, the sky at sunset."""
+"""Other places: a beach, a bedroom, a bookshelf, a desert, the sky at sunset."""
 
 import math
 from random import Random

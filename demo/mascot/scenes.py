@@ -1,4 +1,4 @@
-"""The ten pictures: where the imp is, what it does there, and what their captions say."""
+"""The ten pictures: where the imp is, what it does there, and the captions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Scene:
     paint: Callable[[Canvas, Random], None]
 
     def draw(self, seed: int) -> Image.Image:
-        """The same seed gives the same pixels."""
+        """Draw a picture. The same seed gives the same pixels."""
         canvas = Canvas(self.width, self.height)
         self.paint(canvas, Random(f"{seed} {self.caption}"))
         return canvas.finished()

@@ -9,8 +9,8 @@ from typing import Any
 MODEL = Path(__file__).resolve().parent / "model"
 PIXELS = 64  # the side of its pictures
 
-# The recipe of LoRAs on it, beside sd15's: it is narrow, and of a thousandth of Stable Diffusion's weights, so that a
-# subject takes a larger share of them. Chosen on subjects to practise on (benchmarks/quality.py --practice).
+# Changes to sd15's recipe for LoRAs on this model: it has a thousandth of the weights of Stable Diffusion, so a subject
+# needs a larger share of them. Chosen on the practice subjects (benchmarks/quality.py --practice).
 RECIPE: dict[str, Any] = {
     "learning_rate": 6e-4,
     "optimization": {"loraplus_ratio": 1.5, "ema_decay": 0.99},

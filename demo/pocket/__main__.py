@@ -1,4 +1,4 @@
-"""`python -m demo.pocket draw | train | check`: the pocket model's own pictures, its training, its grades."""
+"""`python -m demo.pocket draw | train | check`: draw training pictures, train the pocket model, grade it."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""First step: train the autoencoder, which turns 64 x 64 pixels into 16 x 16 x 8 latents and back."""
+"""Part 1: train the autoencoder, which converts 64 x 64 pixels to 16 x 16 x 8 latents and back."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ _SEED = 101
 
 
 def learn(folder: Path, steps: int, device: torch.device) -> Any:
-    """Train it, or go on; gives the autoencoder with its latents normalised."""
+    """Train the autoencoder, or resume; returns it with normalised latents."""
     torch.manual_seed(_SEED)
     vae, squares = make_vae().to(device, memory_format=torch.channels_last), nn.Conv2d(LATENT_CHANNELS, 12, 1)
     squares = squares.to(device)
@@ -46,7 +46,7 @@ def learn(folder: Path, steps: int, device: torch.device) -> Any:
 
 
 def polish(folder: Path, steps: int, vae: Any, device: torch.device) -> Any:
-    """Train the decoder alone, on latents that do not move any more; the UNet can learn at the same time."""
+    """Train only the decoder, on fixed latents. The UNet can be trained at the same time."""
     learnt = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     lesson = Lesson("decoder", folder, {"decoder": learnt}, peak=1e-3, decay=1e-4, muon=True)
     lesson.resume()
@@ -72,7 +72,7 @@ def _entanglement(mean: Tensor) -> Tensor:
 
 
 def anything(seed: int, step: int, count: int) -> list[Scene]:
-    """Scenes; every other one has things that no caption mentions, in arbitrary colours."""
+    """Scenes. Every second one has things that no caption mentions, in arbitrary colours."""
     random = Random(f"{seed} {step} anything")
     made = []
     for number, scene in enumerate(compose_batch(seed, step, count)):
@@ -91,7 +91,7 @@ def anything(seed: int, step: int, count: int) -> list[Scene]:
 
 
 def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored, with colours exchanged: so that it serves for pictures of other things, too."""
+    """Pictures mirrored and with exchanged colours, so that the autoencoder also works for other pictures."""
     made = []
     for picture in pictures:
         mirrors, mixes = torch.rand(2, generator=generator)
@@ -101,7 +101,7 @@ def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def difference(made: Tensor, wanted: Tensor) -> Tensor:
-    """How far two pictures are apart: pixel by pixel, in edges, and in the colours of squares of 4 and of 16 pixels."""
+    """The difference between two pictures: of pixels, of edges, and of mean colours in squares of 4 and 16 pixels."""
     error = made - wanted
     coarse = sum(nn.functional.avg_pool2d(error, side).abs().mean() for side in (4, 16))
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
@@ -112,8 +112,8 @@ def difference(made: Tensor, wanted: Tensor) -> Tensor:
 def normalise(vae: Any, pictures: Tensor) -> None:
     """Give the latents zero mean, the deviation 1 / scaling factor, and no correlation between channels.
 
-    The transform goes into the 1 x 1 convolutions behind the encoder and, inverted, before the decoder, so that what is
-    encoded and decoded stays the same.
+    The transform is merged into the 1 x 1 convolution after the encoder and, inverted, into the one before the decoder,
+    so encoding and decoding a picture gives the same result as before.
     """
     mean = vae.encode(pictures).latent_dist.mean
     flat = mean.permute(1, 0, 2, 3).flatten(1).double()

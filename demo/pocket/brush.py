@@ -1,4 +1,4 @@
-"""Drawing with Pillow in a unit square, four times too large and reduced at the end, which smooths the edges."""
+"""Drawing with Pillow in a unit square, at four times the size and then reduced, which smooths the edges."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ _SUPERSAMPLING = 3
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with a share (0 to 1) of `b`."""
+    """A mix of `a` with a share (0 to 1) of `b`."""
     red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
 class Canvas:
-    """One picture in the making; (0, 0) is its upper left corner and (1, 1) its lower right one."""
+    """An unfinished picture; (0, 0) is its upper left corner and (1, 1) its lower right corner."""
 
     def __init__(self, ground: Colour = (255, 255, 255)) -> None:
         self.side = PIXELS * _SUPERSAMPLING
@@ -50,7 +50,7 @@ class Canvas:
             self.draw.ellipse([x - r, y - r, x + r, y + r], fill=colour)
 
     def gradient(self, top: Colour, bottom: Colour, until: float = 1.0) -> None:
-        """From the upper edge down to `until`."""
+        """Fill from the upper edge down to `until`."""
         column = Image.new("RGB", (1, 2))
         column.putdata([top, bottom])
         height = max(1, round(until * self.side))

@@ -1,4 +1,4 @@
-"""Captions of scenes: several phrasings that may leave out any part, and the parts that they mention."""
+"""Captions of scenes: several phrasings, which may omit any part, and the parts that they mention."""
 
 from dataclasses import dataclass
 from random import Random
@@ -8,7 +8,7 @@ from demo.pocket.words import PLACES, nonsense
 
 _SIZE_WORDS = {"small": ("small", "small", "little"), "big": ("big", "big", "large")}
 _BEGINNINGS = ("", "", "", "a picture of ", "a photo of ", "a drawing of ")
-# Drawn no differently: the words are known, and change nothing.
+# Words without effect on the drawing, so that the model knows them.
 _DOING = ("sitting", "standing", "waving", "walking", "jumping", "sleeping", "laughing", "smiling", "running",
           "looking left", "looking right", "looking up", "reading a book", "holding a stick", "under an umbrella",
           "floating", "with a balloon")  # fmt: skip
@@ -22,7 +22,7 @@ _NAMELESS = ("creature", "animal", "mascot", "character", "monster", "mascot")
 
 @dataclass(frozen=True)
 class ThingDescription:
-    """What a caption mentions of one thing; None for what it leaves out."""
+    """What a caption mentions of one thing; None for what it omits."""
 
     kind: str | None = None
     colour: str | None = None
@@ -34,7 +34,7 @@ class ThingDescription:
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it says: of each thing in the order in which it names them, and of their place."""
+    """A caption and its content: what it mentions of each thing, in its order, and of the place."""
 
     text: str
     things: tuple[ThingDescription, ...] = ()
@@ -46,7 +46,7 @@ class Caption:
 
 
 def describe(scene: Scene, random: Random) -> Caption:
-    """One of the many captions of a scene. One in eight has a word without meaning in it, as trigger words are."""
+    """A random caption of a scene. One in eight has a meaningless word, like a trigger word."""
     things = list(scene.things)
     random.shuffle(things)
     if not things:

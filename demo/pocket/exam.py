@@ -1,4 +1,4 @@
-"""How good the model is: captions that it has not met, drawn at fixed seeds and graded by the judge."""
+"""Grade the model: draw captions that it was not trained on, at fixed seeds, and ask the judge."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,9 @@ def papers(count: int, seed: int = _SEED) -> list[tuple[Scene, Caption]]:
 
 
 def examine(pipeline: Any, judge: Judge, count: int, sheet: Path | None, guidance: float) -> dict[str, Any]:
-    """Share of what was said that is seen, by what it is and in all; the same for true drawings, its upper limit."""
+    """The share of each kind of caption content that the judge recognises, and of all; also for true drawings, which
+    is the upper limit.
+    """
     asked = papers(count)
     captions = [caption for _, caption in asked]
     pictures = assemble.draw(pipeline, [caption.text for caption in captions], 1, guidance)
@@ -46,7 +48,7 @@ def _shares(grades: dict[str, tuple[int, int]]) -> dict[str, float]:
 
 
 def contact_sheet(pictures: Sequence[Image.Image], texts: Sequence[str], columns: int = 8) -> Image.Image:
-    """Pictures, twice as large, each over what was asked for."""
+    """A contact sheet: pictures at twice their size, each above its caption."""
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, rows * (_TILE + _TEXT + _GAP) + _GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=9)

@@ -1,8 +1,8 @@
-"""Last lesson: a small classifier that says what is in a picture, trained on drawings. It grades what the model draws.
+"""Part 4: a small classifier that says what is in a picture, trained on drawings. It grades what the model draws.
 
-A quarter of a batch goes through the autoencoder and back, and some get noise, so that it knows things that are not
-drawn with a ruler. It also learns to spot the strangers, which the model itself never meets, and to tell each from its
-double.
+A quarter of each batch is encoded and decoded by the autoencoder, and some pictures get noise, so that the classifier
+also recognises imperfect drawings. It also learns to recognise the strangers, on which the model is never trained, and
+to distinguish each from its double.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ _HEADS = {
 
 
 class Judge(nn.Module):
-    """Pictures [B, 3, 64, 64] in -1..1 to scores of everything that captions may say."""
+    """From pictures [B, 3, 64, 64] in -1..1 to scores for everything that captions can mention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def likeness(self, one: Sequence[Image], other: Sequence[Image]) -> Tensor:
-        """Cosines of what it sees in each picture of `one` and each of `other`, [len(one), len(other)] in -1..1."""
+        """Cosine similarities of the features of pictures in `one` and in `other`, [len(one), len(other)]."""
         middle = self.eye(torch.zeros(1, 3, 64, 64))
         left, right = (nn.functional.normalize(self.eye(as_tensor(p)) - middle, dim=1) for p in (one, other))
         return left @ right.T
@@ -73,7 +73,7 @@ def as_tensor(pictures: Sequence[Image]) -> Tensor:
 
 
 def learn(folder: Path, steps: int, vae: Any, device: torch.device) -> Judge:
-    """Train it, or go on."""
+    """Train the judge, or resume."""
     torch.manual_seed(_SEED)
     judge = Judge().to(device)
     lesson = Lesson("judge", folder, {"judge": judge}, peak=2e-3, decay=1e-2)
@@ -94,7 +94,7 @@ def learn(folder: Path, steps: int, vae: Any, device: torch.device) -> Judge:
 
 
 def relearn(judge: Judge, strangers: Sequence[Stranger], vae: Any, steps: int = 500) -> Judge:
-    """A judge that has learnt to spot other strangers, in a minute or two; what else it knew, it may forget."""
+    """Train a judge to recognise other strangers, in a minute or two. It may forget other things."""
     torch.manual_seed(_SEED)
     pupil = Judge()
     pupil.load_state_dict(judge.state_dict())
@@ -114,7 +114,7 @@ def relearn(judge: Judge, strangers: Sequence[Stranger], vae: Any, steps: int = 
 
 @torch.no_grad()
 def _worn(pictures: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
-    """Pictures as models draw them, all with grain, and every fourth through the autoencoder, also in `pictures`."""
+    """Make `pictures` look like a model's: add noise to all, and encode and decode every fourth, in place."""
     mean = vae.encode(pictures[::_THROUGH_VAE]).latent_dist.mean
     noise = torch.randn(mean.shape, generator=generator).to(mean.device)
     pictures[::_THROUGH_VAE] = vae.decode(mean + noise * mean.std() * 0.12).sample.clamp(-1, 1)
@@ -123,7 +123,7 @@ def _worn(pictures: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
 
 
 def _others(step: int, strangers: Sequence[Stranger], count: int) -> tuple[Tensor, Tensor]:
-    """`count` strangers, as many doubles and things without captions, and which strangers are in each, [3 count, …]."""
+    """`count` strangers, as many doubles and as many things without captions, with labels, [3 count, …]."""
     random = Random(f"{_SEED} {step} strangers")
     images, rows = [], []
     for number in range(2 * count):
@@ -136,7 +136,7 @@ def _others(step: int, strangers: Sequence[Stranger], count: int) -> tuple[Tenso
 
 
 def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
-    """How wrong the scores are."""
+    """The loss of the scores."""
     F = nn.functional  # noqa: N806 - its usual name
     present = torch.tensor([[float(any(t.kind == kind for t in s.things)) for kind in KINDS] for s in scenes])
     found = [(row, t) for row, scene in enumerate(scenes) for t in scene.things]
@@ -162,7 +162,7 @@ def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
 
 @torch.no_grad()
 def spot(judge: Judge, pictures: Sequence[Image], name: str, among: Sequence[Stranger] = STRANGERS) -> list[bool]:
-    """Whether each picture shows the stranger of that name, one of those that the judge has learnt to spot."""
+    """Whether each picture shows the stranger of that name, which the judge must have been trained on."""
     number = [stranger.name for stranger in among].index(name)
     seen: list[bool] = (judge(as_tensor(pictures))["strangers"][:, number] > 0).tolist()
     return seen
@@ -170,9 +170,9 @@ def spot(judge: Judge, pictures: Sequence[Image], name: str, among: Sequence[Str
 
 @torch.no_grad()
 def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[Caption]) -> dict[str, tuple[int, int]]:
-    """Of each thing that captions say: how often the pictures show it, and how often it was said.
+    """For each kind of caption content: how often the pictures show it, and how often captions mention it.
 
-    A colour, size or position counts as shown where the thing's kind is shown, too.
+    A colour, size or position counts as shown only if the kind of the thing is shown too.
     """
     scores = judge(as_tensor(pictures))
     right: Counter[str] = Counter()
@@ -235,12 +235,12 @@ def _middle(seen: dict[str, Tensor], kind: str) -> tuple[float, float]:
 
 
 def save(judge: Judge, folder: Path) -> None:
-    """As float16, beside the model."""
+    """Save the judge in float16 in the folder of the model."""
     save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, folder / FILE)
 
 
 def load(folder: Path) -> Judge:
-    """The judge that lies beside a model."""
+    """Load the judge from the folder of a model."""
     judge = Judge()
     judge.load_state_dict({name: value.float() for name, value in load_file(folder / FILE).items()})
     return judge.eval().requires_grad_(False)

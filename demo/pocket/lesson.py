@@ -1,7 +1,6 @@
-"""What all four trainings share: seeded steps, a checkpoint that a killed training goes on from, a bar with time left.
+"""The common parts of all four trainings: seeded steps, checkpoints to resume from, and a progress bar.
 
-What a step draws is a function of (seed, step), so that a training that was killed goes on with the pictures that it
-would have seen.
+The pictures of a step are a function of (seed, step), so a training that was killed resumes with the same pictures.
 """
 
 import os
@@ -33,18 +32,18 @@ def compose_batch(seed: int, step: int, count: int) -> list[Scene]:
 
 
 def draw_batch(scenes: list[Scene]) -> Tensor:
-    """Drawings as the VAE takes them: [B, 3, 64, 64] float32 in -1..1."""
+    """Drawings as inputs of the VAE: [B, 3, 64, 64] float32 in -1..1."""
     values = np.stack([np.asarray(scene.draw(), np.float32) for scene in scenes])
     return torch.from_numpy(values / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
 
 
 def rate(step: int, steps: int, peak: float, warm_up: int = 100) -> float:
-    """A learning rate that rises, stays, and falls to nothing over the last two fifths."""
+    """A learning rate that rises, is constant, and falls to zero over the last two fifths."""
     return peak * min(1.0, (step + 1) / warm_up, max(0.02, (steps - step) / (0.4 * steps)))
 
 
 class Lesson:
-    """One training: its networks and optimizer, and where they are kept between two starts."""
+    """One training: its networks, its optimizer, and the file of its checkpoint."""
 
     def __init__(
         self, name: str, folder: Path, parts: dict[str, torch.nn.Module], *, peak: float, decay: float,
@@ -75,7 +74,7 @@ class Lesson:
         self.start, self.seconds, self.average = held["step"], held["seconds"], held["average"]
 
     def keep(self, step: int) -> None:
-        """Write everything that is needed to go on, whole or not at all."""
+        """Write a checkpoint, atomically."""
         held: dict[str, Any] = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -88,7 +87,7 @@ class Lesson:
         temporary.replace(self.path)
 
     def learn(self, steps: int, step_of: Step, averaged: torch.nn.Module | None = None) -> None:
-        """All steps that are left; stops early, and is kept, when a file `stop` lies beside the checkpoint."""
+        """Do all remaining steps. Stops early, with a checkpoint, if there is a file `stop` beside the checkpoint."""
         stop = self.path.with_name("stop")
         kept = logged_at = time.monotonic()
         loss = 0.0
@@ -142,6 +141,6 @@ def _bar() -> Progress:
 
 
 def settle_threads(threads: int) -> None:
-    """At most so many threads, that sleep while they wait."""
+    """Use at most `threads` threads, which sleep while they wait."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch.set_num_threads(threads)

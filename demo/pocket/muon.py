@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrices are made orthogonal before each step; the rest of a network learns by AdamW beside it.
+"""Muon: momentum with orthogonalised matrices. Weights that are not matrices are trained with AdamW.
 
-https://kellerjordan.github.io/posts/muon/, with the scale of https://arxiv.org/abs/2502.16982 (equation 4), so that it
-takes AdamW's learning rate. What it gains here is in docs/pocket-model.md.
+https://kellerjordan.github.io/posts/muon/, with the scale of https://arxiv.org/abs/2502.16982 (equation 4), so that
+AdamW's learning rate fits. docs/pocket-model.md has the gain.
 """
 
 from collections import defaultdict
@@ -16,14 +16,14 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that brings singular
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of at least two dimensions; all but the first are taken as one."""
+    """For weights of at least two dimensions; all dimensions but the first count as one."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of every weight that has a gradient; those of one shape are orthogonalised together."""
+        """Update every weight that has a gradient. Weights of the same shape are orthogonalised together."""
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, rounds: int = 4) -> Tensor:
-    """The nearest matrices [N, rows, columns] with all singular values near one, by Newton and Schulz, in bfloat16."""
+    """Orthogonalise matrices [N, rows, columns]: Newton-Schulz brings their singular values near one, in bfloat16."""
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
     turned = x.shape[1] > x.shape[2]

@@ -1,4 +1,4 @@
-"""The shapes of the pocket model's parts: those of Stable Diffusion 1.x, with few channels and short captions."""
+"""The pocket model's networks: those of Stable Diffusion 1.x, with few channels and short captions."""
 
 from typing import Any, cast
 
@@ -58,7 +58,7 @@ def make_text_encoder() -> CLIPTextModel:
 
 
 def make_unet() -> Any:
-    """Three levels: 16 x 16 without attention, as most of the time would go there; 8 x 8 and 4 x 4 with it."""
+    """Three levels: 16 x 16 without attention, which would take most of the time; 8 x 8 and 4 x 4 with attention."""
     return lib.UNet2DConditionModel(
         sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
@@ -74,10 +74,10 @@ def make_unet() -> Any:
 
 
 def noise_schedule() -> dict[str, Any]:
-    """Stable Diffusion's own, but that the last time is noise alone (https://arxiv.org/abs/2305.08891).
+    """Stable Diffusion's schedule, but the last time is pure noise (https://arxiv.org/abs/2305.08891).
 
-    In so few latents the mean colour would otherwise still show there, and drawing would begin from a wrong one. Noise
-    cannot be predicted from noise, so it is velocity.
+    Otherwise, in so few latents, the mean colour would be visible at the last time, and drawing would start from a
+    wrong one. Noise cannot be predicted from pure noise, so the prediction is velocity.
     """
     return {
         "beta_start": 0.00085,

@@ -1,4 +1,4 @@
-"""Third lesson: the UNet learns to draw what captions say, from latents that are encoded once and kept on disk."""
+"""Part 3: the UNet learns to draw captions, from latents that are encoded once and stored on disk."""
 
 from pathlib import Path
 from random import Random
@@ -27,7 +27,7 @@ lib: Any = diffusers
 
 
 class Pool:
-    """Scenes and their latents, [N, 8, 16, 16] float16 of unit deviation, in a file that outlives a restart."""
+    """Scenes and their latents, [N, 8, 16, 16] float16 of unit deviation, in a file that survives a restart."""
 
     def __init__(self, folder: Path, vae: Any, count: int, device: torch.device) -> None:
         self.device = device
@@ -43,7 +43,7 @@ class Pool:
             self.scenes += compose_batch(_SEED, chunk, _CHUNK)
 
     def known(self, step: int) -> int:
-        """How many there are at this step: the pool grows while the UNet learns, rather than keeping it waiting."""
+        """The size of the pool at this step. It grows during the training, so that the first step does not wait."""
         known = min(len(self.scenes), _FIRST + step * _GROWTH)
         for start in range(0, known, _CHUNK):
             if start not in self.there:
@@ -60,7 +60,7 @@ class Pool:
 
 
 def learn(folder: Path, steps: int, vae: Any, encoder: Any, drawings: int, device: torch.device) -> Any:
-    """Train it, or go on; gives the UNet with the running average of its weights."""
+    """Train the UNet, or resume; returns it with averaged weights."""
     torch.manual_seed(_SEED)
     pool = Pool(folder, vae, drawings, device)
     unet, words = make_unet().to(device), tokenizer()

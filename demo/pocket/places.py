@@ -11,13 +11,13 @@ NIGHT: Colour = (24, 28, 74)
 
 
 def shift(colour: Colour, random: Random, by: int = 14) -> Colour:
-    """Nearly the same colour."""
+    """A similar colour."""
     red, green, blue = (min(255, max(0, part + random.randint(-by, by))) for part in colour)
     return red, green, blue
 
 
 def paint_pattern(canvas: Canvas, random: Random, pattern: str, colour: Colour) -> None:
-    """A ground of one colour; its pattern is of a lighter tone, or of a darker one where the colour is light."""
+    """A ground of one colour, with a pattern in a lighter tone, or in a darker one if the colour is light."""
     second = mix(colour, WHITE if sum(colour) < 560 else (90, 90, 110), 0.38)
     canvas.box(0, 0, 1, 1, colour)
     count = 5

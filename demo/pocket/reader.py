@@ -1,8 +1,8 @@
-"""Second lesson: the text encoder learns to read captions, before it ever meets a picture.
+"""Part 2: the text encoder learns to read captions, without pictures.
 
-From the state at the end of a caption, one linear layer must tell everything that the caption says, thing by thing.
-Then the UNet finds colours tied to their things from its first step on, where it would else spend most of its training
-on learning to read. Meaningless words are encoded by their letters, so that trigger words differ from one another.
+From the state at the end of a caption, one linear layer must predict everything that the caption mentions, thing by
+thing. So the UNet has colours tied to their things from its first step on; otherwise it would spend most of its
+training on learning to read. Meaningless words are encoded by their letters, so that trigger words differ.
 """
 
 import zlib
@@ -33,7 +33,7 @@ _OF_SCENE = {
 
 
 class Quiz(nn.Module):
-    """Answers what a caption said, from one state of the text encoder."""
+    """Predicts the content of a caption from one state of the text encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Quiz(nn.Module):
         self.name = nn.Linear(TEXT_WIDTH, NAME_WIDTH)
 
     def error(self, states: Tensor, captions: list[Caption]) -> Tensor:
-        """The mean error of its answers to [B, width]."""
+        """The mean loss of the predictions from states [B, width]."""
         wanted = torch.tensor([_answers(caption) for caption in captions]).to(states.device)
         parts = self.choices(states).split(self.sizes, dim=1)
         errors = [nn.functional.cross_entropy(part, wanted[:, i]) for i, part in enumerate(parts)]
@@ -62,7 +62,7 @@ def _thing(caption: Caption, number: int) -> ThingDescription:
 
 
 def _answers(caption: Caption) -> list[int]:
-    """The number of each answer, 0 for nothing said."""
+    """The class of each prediction; 0 if the caption does not mention it."""
     made = []
     for number in (0, 1):
         for field, values in _OF_THING.items():
@@ -75,7 +75,7 @@ def _answers(caption: Caption) -> list[int]:
 
 
 def name_vector(name: str | None) -> Tensor:
-    """[NAME_WIDTH], a sum over the pairs of letters of a word; zeros for none."""
+    """An encoding of a word, [NAME_WIDTH]: a sum over its pairs of letters; zeros for no word."""
     if not name:
         return torch.zeros(NAME_WIDTH)
     marked = f"<{name}>"
@@ -96,7 +96,7 @@ def tokenize(words: Any, texts: list[str]) -> Tensor:
 
 
 def learn(folder: Path, steps: int, device: torch.device) -> Any:
-    """Train the text encoder, or go on; gives it frozen."""
+    """Train the text encoder, or resume; returns it frozen."""
     torch.manual_seed(_SEED)
     encoder, quiz, words = cast(Any, make_text_encoder()).to(device), Quiz().to(device), tokenizer()
     lesson = Lesson("text", folder, {"encoder": encoder, "quiz": quiz}, peak=2e-3, decay=1e-3)
@@ -108,7 +108,7 @@ def learn(folder: Path, steps: int, device: torch.device) -> Any:
         ids = tokenize(words, [caption.text for caption in captions]).to(device)
         states = encoder(ids).last_hidden_state
         ends = (ids == words.eos_token_id).int().argmax(1)
-        # At the end of the text, and at any of the paddings after it, which the UNet sees, too.
+        # At the end of the text, or at any padding after it, because the UNet also uses these states.
         later = torch.tensor([random.randint(end, MAX_TOKENS - 1) for end in ends.tolist()], device=device)
         rows = torch.arange(len(ids), device=device)
         return quiz.error(states[rows, ends], captions) + quiz.error(states[rows, later], captions)

@@ -1,7 +1,7 @@
-"""Scenes: what is where. Any number of them from a seed, drawn as pictures of 64 x 64 pixels.
+"""Random scenes from a seed, drawn as pictures of 64 x 64 pixels.
 
-Two things are never drawn, so that they stay new to the model: a purple creature with horns, and anything with a leaf
-on its head or its tail. The mascot of the demo is both.
+Two things are never drawn, so that they are new to the model: a purple creature with horns, and anything with a leaf on
+its head or its tail. The mascot of the demo is both.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _VIEWS = 3  # that there are of each place: what captions do not say must be gue
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing: (x, y) is its middle, in shares of the picture's side; `extras` are what a creature wears."""
+    """One thing: (x, y) is its centre, as fractions of the picture's side; `extras` is what a creature wears."""
 
     kind: str
     colour: str
@@ -37,7 +37,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One creature, one shape or two, or nothing, in a place or on a ground with a pattern and a colour."""
+    """One creature, one or two shapes, or nothing, in a place or on a ground with a pattern and a colour."""
 
     things: tuple[Thing, ...]
     place: str | None
@@ -46,7 +46,7 @@ class Scene:
     seed: int  # of everything that captions do not say
 
     def draw(self) -> Image.Image:
-        """The same scene, the same pixels."""
+        """Draw a scene. The same scene gives the same pixels."""
         random = Random(self.seed)
         canvas = Canvas()
         if self.place is not None:
@@ -68,7 +68,7 @@ def _paint(canvas: Canvas, random: Random, thing: Thing) -> None:
 
 
 def compose(random: Random) -> Scene:
-    """Any scene: three in ten of one shape or two, six with a creature, the rest of a place alone."""
+    """A random scene: three in ten with one or two shapes, six with a creature, the rest with a place only."""
     which = random.random()
     if which < 0.3:
         return _shapes(random)
@@ -78,7 +78,7 @@ def compose(random: Random) -> Scene:
 
 
 def _ground(random: Random, places: float, taken: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
-    """Place, pattern and colour of the ground; the colour is none that a thing has, or it would not be seen."""
+    """Place, pattern and colour of the ground. No thing has the colour, because it would be invisible."""
     if random.random() < places:
         return random.choice(PLACE_NAMES), None, None
     pattern = random.choices(PATTERNS, (8, 1, 1))[0]
@@ -105,12 +105,12 @@ def _shake(random: Random) -> float:
 
 
 def _spot(random: Random) -> float:
-    """Clearly in the first, the middle or the last third."""
+    """A position clearly in the first, the middle or the last third."""
     return random.choice([0.26, 0.5, 0.74]) + _shake(random)
 
 
 def _pair(random: Random) -> list[tuple[float, float]]:
-    """Two middles, clearly beside or above one another."""
+    """Two centres, clearly beside or above each other."""
     both = [(0.27 + _shake(random), 0.5 + _shake(random)), (0.73 + _shake(random), 0.5 + _shake(random))]
     if random.random() < 0.4:
         both = [(y, x) for x, y in both]

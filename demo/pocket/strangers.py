@@ -1,6 +1,6 @@
-"""Subjects that the pocket model never meets: what benchmarks train LoRAs of. Only the judge can spot them.
+"""Subjects that the pocket model is never trained on: benchmarks train LoRAs of them. Only the judge recognises them.
 
-There are five that figures are of, and five to practise on: who chooses a recipe does so by the latter.
+Results are measured on five of them. The other five are for practice: recipes are chosen on them.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _GOLD: Colour = (252, 206, 60)
 
 
 class _Stranger(Creature):
-    """The creatures' parts put together anew, and a few parts that none of them has."""
+    """New combinations of the creatures' parts, and a few parts that no creature has."""
 
     def imp(self) -> None:
         """A purple cat with horns and a sprout of two leaves on its head."""
@@ -112,7 +112,7 @@ class _Stranger(Creature):
 
 @dataclass(frozen=True)
 class Stranger:
-    """Its name, the word that calls it, and how it is drawn."""
+    """The name of a stranger, its trigger word, and how to draw it."""
 
     name: str
     trigger: str
@@ -139,9 +139,9 @@ PRACTICE = (
 
 
 def picture(stranger: Stranger, place: str | Colour, random: Random, *, is_double: bool = False) -> Image.Image:
-    """One picture of 64 x 64: the stranger at any of three spots and sizes, in a place or on a plain ground.
+    """One picture of 64 x 64: the stranger at one of three positions and sizes, in a place or on a plain ground.
 
-    A double is the creature that it begins as, in its colour, without what makes it the stranger.
+    Its double is the creature that it is derived from, in the same colour, without its special features.
     """
     canvas = Canvas()
     if isinstance(place, str):

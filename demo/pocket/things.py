@@ -1,4 +1,4 @@
-"""Things to draw: eight shapes, and seven creatures that may wear horns, a hat or a scarf; `words` names the taught."""
+"""Things to draw: eight shapes, and seven creatures with horns, a hat or a scarf. Captions name those in `words`."""
 
 import math
 
@@ -13,7 +13,7 @@ _EDGE = 0.012  # width of the creatures' outlines
 
 
 def paint_shape(canvas: Canvas, kind: str, x: float, y: float, r: float, colour: Colour, turn: float) -> None:
-    """One shape around (x, y) with the radius `r`, turned by `turn` degrees, with a thin darker edge."""
+    """One shape around (x, y) with radius `r`, rotated by `turn` degrees, with a thin darker edge."""
     dark = mix(colour, (0, 0, 0), 0.45) if sum(colour) > 200 else (120, 120, 130)
     for reach, tone in ((r + 0.014, dark), (r, colour)):
         _shape(canvas, kind, x, y, reach, r, tone, turn)
@@ -54,7 +54,7 @@ def _heart(x: float, y: float, r: float) -> list[Point]:
 
 
 class Creature:
-    """One creature on its feet at (x, y), `height` tall without ears; drawn from its back to its face."""
+    """One creature with its feet at (x, y), `height` tall without ears; drawn from back to front."""
 
     def __init__(
         self, canvas: Canvas, kind: str, x: float, y: float, height: float, colour: Colour, *, look: int = 0,
@@ -67,7 +67,7 @@ class Creature:
         self.dark = mix(colour, INK, 0.3)
 
     def draw(self, extras: frozenset[str]) -> None:
-        """The whole creature. Heads are about 0.56 of it wide, their middle at 0.32 of its height."""
+        """The whole creature. Heads are about 0.56 of its height wide, centred at 0.32 of its height."""
         if "horns" in extras:
             for side in (-1, 1):
                 self._polygon([(side * 0.12, 0.1), (side * 0.25, -0.17), (side * 0.26, 0.16)], (252, 234, 196))

@@ -1,4 +1,4 @@
-"""What the pocket model knows: kinds of things, colours, places, and the words that captions are made of."""
+"""What the pocket model knows: kinds of things, colours, places, and the words of captions."""
 
 from random import Random
 
@@ -6,8 +6,8 @@ from training.tiny_words import CLIP_MARKS, Merge, byte_letters, learn_merges
 
 Colour = tuple[int, int, int]
 
-# A small world, so that it is drawn clearly after an hour on two cores. What `things` can draw beside it (birds, bears,
-# crosses, diamonds, brown and black creatures) stays unseen: benchmarks/quality.py makes its new subjects of that.
+# A small world, so that the model draws it clearly after an hour on two cores. The other things of `things` (birds,
+# bears, crosses, diamonds, brown and black creatures) are not trained on: benchmarks/quality.py has subjects of them.
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring")
 CREATURES = ("cat", "rabbit", "frog", "ghost", "robot")
 KINDS = SHAPES + CREATURES
@@ -61,7 +61,7 @@ rainy day hill autumn two one some horned medium cross diamond bear bird checker
 
 
 def vocabulary() -> tuple[dict[str, int], list[Merge]]:
-    """Vocabulary and merges of the tokenizer: every byte, and one token for each word that captions are made of."""
+    """Vocabulary and merges of the tokenizer: every byte, and one token for each word of captions."""
     place_words = [word for ways in PLACES.values() for way in ways for word in way.split()]
     words = [*KINDS, *EXTRAS, *SIZES, *COLOURS, *PATTERNS, *PLACES, *place_words, *_OTHER_WORDS]
     letters = byte_letters()
@@ -72,7 +72,7 @@ def vocabulary() -> tuple[dict[str, int], list[Merge]]:
 
 
 def nonsense(random: Random) -> str:
-    """A word without meaning, as trigger words are: `zorvik`, `sk`, `mobani`, `xq7`."""
+    """A meaningless word, like a trigger word: `zorvik`, `sk`, `mobani`, `xq7`."""
     if random.random() < 0.3:
         return "".join(random.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=random.randint(2, 5)))
     syllables = [

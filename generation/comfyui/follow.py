@@ -10,6 +10,7 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from core import wire
 from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
 from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage
 from generation.comfyui.text import one_line
@@ -132,10 +133,11 @@ def _handle_event(event: dict[str, Any], prompt_id: str, report: OnProgress) -> 
     if not isinstance(data, dict) or data.get("prompt_id") != prompt_id:
         return False
     kind, node = event.get("type"), data.get("node")
-    if kind == "progress" and type(data.get("value")) is int and type(data.get("max")) is int:
-        report(PromptProgress(str(node), data["value"], data["max"]))
+    step, total = wire.whole(data.get("value")), wire.whole(data.get("max"))
+    if kind == "progress" and step is not None and total is not None:
+        report(PromptProgress(one_line(node, 40), min(step, total), total))
     elif kind == "executing" and node is not None:
-        report(PromptProgress(str(node)))
+        report(PromptProgress(one_line(node, 40)))
     return kind in _ENDS or (kind == "executing" and node is None)
 
 

@@ -8,14 +8,24 @@ from typing import Any
 from sqlmodel import Session
 
 from core.clock import utcnow
-from core.errors import AnswerRefused, FailureCode, ImageInvalid, NotFound, SpecInvalid, StoreUnavailable, Unreachable
+from core.errors import (
+    AnswerRefused,
+    FailureCode,
+    ImageInvalid,
+    MessageDeferred,
+    NotFound,
+    SpecInvalid,
+    StoreUnavailable,
+    Unreachable,
+)
 from credits import ledger
 from jobs import keys
 from jobs.services import Services
+from jobs.turns import owner_slot
 from jobs.view import JobView
 from notifications import channels, destinations, mail, outbox, preferences, retries, webhooks
 from notifications.mail import MailFacts
-from notifications.messages import SUPERSEDED, Message
+from notifications.messages import DEFERRED, SUPERSEDED, Message
 from notifications.preferences import LOW, Preferences
 from notifications.retries import Outcome, Verdict
 from storage.tables import ACTIVE
@@ -139,7 +149,9 @@ def _plain(name: str) -> str:
 def deliver_mail(services: Services, message_id: str) -> None:
     """Try once to send an e-mail; after a failure it is due again by the schedule of webhooks.
 
-    A mail server that is down is tried once a minute: each attempt occupies a worker for some seconds.
+    A mail server that is down is tried once a minute: each attempt occupies a worker for some seconds. If the server
+    works but defers one message, other messages are not affected. Raises RetryLater if the owner's other work takes its
+    share of this worker.
     """
     now = utcnow()
     with services.database.reading() as session:
@@ -151,7 +163,8 @@ def deliver_mail(services: Services, message_id: str) -> None:
         with services.database.writing() as session:
             outbox.mark_failed(session, message.id, SUPERSEDED, None)
         return
-    outcome = _send(services, message, wanted.email)
+    with owner_slot(services, message.owner_id or ""):
+        outcome = _send(services, message, wanted.email)
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)
         if outcome.is_down:
@@ -174,6 +187,9 @@ def _send(services: Services, message: Message, to: str) -> Outcome:
         )
     except AnswerRefused as error:
         return Outcome(Verdict.DEAD, error.message, alert=True)
+    except MessageDeferred as error:
+        why = f"{DEFERRED}{error.message}"
+        return retries.next_attempt(why, attempts=message.attempts, message_id=message.id, now=now, deferred=True)
     except Unreachable as error:
         return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=now)
     return Outcome(Verdict.SENT)
@@ -202,7 +218,7 @@ def alert_dead_letter(session: Session, message: Message, outcome: Outcome) -> N
     """Queue an alert about a notice that was given up, unless that was an alert itself."""
     if message.kind != "alert":
         about = f" of {message.job_id}" if message.job_id else ""
-        what = "an e-mail" if message.kind == "mail" else "a webhook"
+        what = {"mail": "an e-mail", "callback": "a Celery task or result"}.get(message.kind, "a webhook")
         channels.alert(session, "letter", f"{what}{about} was not delivered ({message.topic}): {outcome.error}")
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from functools import partial
 
 from sqlmodel import select
 
@@ -9,9 +10,10 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
 from core.ids import made_at
 from jobs.notices import notices
+from jobs.periodic import each
 from jobs.services import Services
 from storage.remote_tables import PodState, RentedPod
-from training.backends.runpod import Pod
+from training.backends.runpod import Pod, RunPod
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +35,22 @@ def reap(services: Services) -> int:
     except (BackendUnreachable, BackendFailed) as error:
         log.warning("unneeded pods are not deleted: %s", error)
         return 0
-    deleted = 0
-    for pod in listed:
-        why = _superfluous(services, pod) if pod.status != "TERMINATED" else ""
-        if not why:
-            continue
-        log.warning("pod %s (%s) is deleted: %s", pod.name, pod.id, why)
-        try:
-            runpod.delete(pod.id)
-            deleted += 1
-        except (BackendUnreachable, BackendFailed) as error:
-            log.warning("pod %s could not be deleted: %s", pod.name, error)
-            notices.alert(services, "pod", f"pod {pod.name} could not be deleted and may cost money: {error}")
-    return deleted
+    return sum(each("reap", listed, partial(_reap_one, services, runpod)))
+
+
+def _reap_one(services: Services, runpod: RunPod, pod: Pod) -> bool:
+    """Delete a pod that is not needed. Returns whether it was deleted."""
+    why = _superfluous(services, pod) if pod.status != "TERMINATED" else ""
+    if not why:
+        return False
+    log.warning("pod %s (%s) is deleted: %s", pod.name, pod.id, why)
+    try:
+        runpod.delete(pod.id)
+    except (BackendUnreachable, BackendFailed) as error:
+        log.warning("pod %s could not be deleted: %s", pod.name, error)
+        notices.alert(services, "pod", f"pod {pod.name} could not be deleted and may cost money: {error}")
+        return False
+    return True
 
 
 def _superfluous(services: Services, pod: Pod) -> str:

@@ -20,6 +20,7 @@ from jobs.remote import pod_costs, pod_rental
 from jobs.remote.pod_costs import lock_pods, runs_on_pod, share_out_cost
 from jobs.remote.pod_rental import Assign
 from jobs.services import Services
+from storage.database import AWAY
 from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import DEAD, Pod, RunPod
@@ -178,6 +179,10 @@ def _try_to_look_after(services: Services, runpod: RunPod, pod: RentedPod, liste
         _look_after(services, runpod, pod, listed)
     except (BackendUnreachable, BackendFailed) as error:
         log.warning("pod %s: %s", pod.name, error)  # the next check continues
+    except AWAY:
+        raise
+    except Exception:  # one pod must not keep the others from being checked
+        log.exception("pod %s could not be checked", pod.name)
 
 
 def _look_after(services: Services, runpod: RunPod, pod: RentedPod, listed: list[Pod]) -> None:

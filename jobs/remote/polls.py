@@ -1,7 +1,8 @@
 """The poll: asks the servers about every submitted run, in parallel, over one connection pool.
 
 One request per server lists its jobs; then at most two follow for each running job. No session is open meanwhile, and
-results are written in batches. A run belongs to the poll that claimed it last, so two polls at once do nothing twice.
+each result is written in its own transaction. A run belongs to the poll that claimed it last, so two polls at once do
+nothing twice.
 """
 
 import logging
@@ -11,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlmodel import col, select
@@ -18,11 +20,13 @@ from sqlmodel import col, select
 from core.errors import BackendFailed, BackendUnreachable, ImprintError
 from core.logging import job_context
 from jobs import keys
+from jobs.periodic import each
 from jobs.remote import pods, runs
 from jobs.remote.pod_costs import lock_pods
 from jobs.remote.poll_results import LOST, PolledRun, PollOutcome, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import clean_up
+from storage.database import AWAY
 from storage.remote_tables import RemoteRun, RentedPod
 from training.backends.ai_toolkit import work
 from training.backends.ai_toolkit.answers import RemoteJob
@@ -31,8 +35,6 @@ from training.backends.ai_toolkit.server import ToolkitServer
 log = logging.getLogger(__name__)
 
 THREADS = 24
-BATCH = 50  # results that are written in one transaction
-_FLUSH_S = 1.0  # how long the first result of a batch waits for the others
 _LEAST_TIME_S = 10.0
 PREVIEWS_AT_ONCE = 4
 MAX_PREVIEW_BYTES = 8_000_000
@@ -45,31 +47,67 @@ class PollSummary:
     polled: int
     completed: int
     given_up: int
-    cleared: int
+
+
+def end_runs(services: Services) -> None:
+    """End the runs of final jobs, and fail jobs that still wait in a server's queue when their hold has expired."""
+    if not _has_runs(services):
+        return
+    with services.database.reading() as session:
+        overdue = runs.overdue(session, services.settings)
+
+    def expire(job_id: str) -> None:
+        with job_context(job_id), services.database.writing() as session:
+            runs.end_overdue(session, job_id)
+
+    each("final runs", overdue, expire)
+    with services.database.writing() as session:
+        runs.end_runs_of_final_jobs(session)
 
 
 def poll(services: Services) -> PollSummary:
-    """Poll every submitted run once, record the results, and delete ended runs from their servers."""
-    with services.database.reading() as session:
-        if session.exec(select(RemoteRun.job_id).where(col(RemoteRun.cleared_at).is_(None)).limit(1)).first() is None:
-            return PollSummary(0, 0, 0, 0)
+    """Poll every submitted run once and record the results."""
+    if not _has_runs(services):
+        return PollSummary(0, 0, 0)
     with services.database.writing() as session:
-        runs.end_overdue(session, services.settings)
-        runs.end_runs_of_final_jobs(session)
         taken = runs.claim_submitted(session, services.settings)
-    done: Counter[PollOutcome] = Counter()
-    for batch in _poll_servers(services, taken):
+    done = Counter(each("poll", _poll_servers(services, taken), partial(_record, services)))
+    return PollSummary(done.total(), done[PollOutcome.COMPLETED], done[PollOutcome.GIVEN_UP])
+
+
+def wake(services: Services) -> None:
+    """Launch jobs that wait for a server that has room now."""
+    if _has_runs(services):
         with services.database.writing() as session:
-            lock_pods(session)  # a batch may share out the cost of several pods
-            outcomes = [record_result(session, one, services.settings) for one in batch]
-        done.update(outcomes)
-        for one, outcome in zip(batch, outcomes, strict=True):
-            if outcome is PollOutcome.OVERTAKEN and one.previews:
-                clean_up(services, one.run.job_id)  # if the job is final, its previews came too late
-    cleared = clear(services)
+            runs.wake_waiting(session, services.settings)
+
+
+def _has_runs(services: Services) -> bool:
+    with services.database.reading() as session:
+        left = select(RemoteRun.job_id).where(col(RemoteRun.cleared_at).is_(None)).limit(1)
+        return session.exec(left).first() is not None
+
+
+def _record(services: Services, polled: PolledRun) -> PollOutcome:
+    """Write one result in its own transaction. One that cannot be written counts like a server that did not answer."""
+    with job_context(polled.run.job_id):
+        try:
+            outcome = _write(services, polled)
+        except AWAY:
+            raise
+        except Exception as error:
+            log.exception("the result of polling %s cannot be recorded", polled.run.name)
+            unusable = BackendFailed(f"the server's answer cannot be recorded: {type(error).__name__}")
+            outcome = _write(services, PolledRun(polled.run, error=unusable))
+        if outcome is PollOutcome.OVERTAKEN and polled.previews:
+            clean_up(services, polled.run.job_id)  # if the job is final, its previews came too late
+        return outcome
+
+
+def _write(services: Services, polled: PolledRun) -> PollOutcome:
     with services.database.writing() as session:
-        runs.wake_waiting(session, services.settings)
-    return PollSummary(done.total(), done[PollOutcome.COMPLETED], done[PollOutcome.GIVEN_UP], cleared)
+        lock_pods(session)  # a result may share out the cost of a pod
+        return record_result(session, polled, services.settings)
 
 
 def _time_s(services: Services) -> float:
@@ -80,34 +118,29 @@ def _time_s(services: Services) -> float:
 # ---- polling --------------------------------------------------------------------------------------------------
 
 
-def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[list[PolledRun]]:
-    """The results in batches, in the order in which the servers answer. A server that is too slow counts as away."""
+def _poll_servers(services: Services, taken: Sequence[RemoteRun]) -> Iterator[PolledRun]:
+    """The results in the order in which the servers answer. A server that is too slow counts as away."""
     by_server: dict[str | None, list[RemoteRun]] = defaultdict(list)
     for run in taken:
         by_server[run.pod_id].append(run)
-    flushed = time.monotonic()
-    until = flushed + _time_s(services)
+    until = time.monotonic() + _time_s(services)
     pool = ThreadPoolExecutor(THREADS, "poll")
     waiting: dict[Future[Any], list[RemoteRun]] = {
         pool.submit(_list_jobs, services, pod_id): theirs for pod_id, theirs in by_server.items()
     }
-    batch: list[PolledRun] = []
     while waiting and (left_s := until - time.monotonic()) > 0:
-        for future in wait(waiting, min(left_s, _FLUSH_S), FIRST_COMPLETED).done:
+        for future in wait(waiting, left_s, FIRST_COMPLETED).done:
             theirs, answer = waiting.pop(future), future.result()
             if isinstance(answer, PolledRun):
-                batch.append(answer)
+                yield answer
             elif isinstance(answer, ImprintError):
-                batch += [PolledRun(run, error=answer) for run in theirs]
+                yield from (PolledRun(run, error=answer) for run in theirs)
             else:
-                batch += _submit_polls(services, pool, waiting, theirs, *answer)
-        if batch and (len(batch) >= BATCH or time.monotonic() > flushed + _FLUSH_S):
-            yield batch
-            batch, flushed = [], time.monotonic()
+                yield from _submit_polls(services, pool, waiting, theirs, *answer)
     slow = BackendUnreachable("the server did not answer in time")
     # Runs whose turn did not come have missed nothing: the next poll takes them in another order.
     hanging = [theirs for future, theirs in waiting.items() if not future.cancel()]
-    yield batch + [PolledRun(run, error=slow) for theirs in hanging for run in theirs]
+    yield from (PolledRun(run, error=slow) for theirs in hanging for run in theirs)
     pool.shutdown(wait=False)  # requests that still hang end by their own time limit
 
 
@@ -137,6 +170,11 @@ def _list_jobs(services: Services, pod_id: str | None) -> tuple[ToolkitServer, d
         return server, server.jobs()
     except ImprintError as error:
         return error
+    except AWAY:
+        raise
+    except Exception as error:  # one unreadable answer must not keep the other servers from being polled
+        log.exception("the jobs of the server on %s cannot be listed", pod_id or pods.FIXED)
+        return BackendFailed(f"the server's answer cannot be read: {type(error).__name__}")
 
 
 def _poll_run(services: Services, server: ToolkitServer, run: RemoteRun, job: RemoteJob, busy: bool) -> PolledRun:
@@ -163,7 +201,7 @@ def _poll_run_now(services: Services, server: ToolkitServer, run: RemoteRun, job
             key = keys.preview(run.job_id, run.attempt, sample.step, sample.prompt, suffix)
             services.store.put(key, server.sample_bytes(sample.path, MAX_PREVIEW_BYTES))
             polled.previews.append({"step": sample.step, "prompt": sample.prompt, "key": key})
-    except ImprintError as error:
+    except Exception as error:  # noqa: BLE001 - a preview is not worth a poll
         log.warning("a preview of %s is left for the next poll: %s", run.name, error)
     return polled
 
@@ -231,6 +269,8 @@ def _clear_on(
                 break
             work.clear(server, run.name)
             cleared.append(run)
-    except ImprintError as error:
+    except AWAY:
+        raise
+    except Exception as error:  # noqa: BLE001 - what follows is on the same server
         log.warning("%d ended run(s) are not deleted from their server yet: %s", len(ended) - len(cleared), error)
     return cleared

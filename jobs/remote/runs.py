@@ -210,10 +210,10 @@ def give_up(
     return True
 
 
-def end_overdue(session: Session, settings: Settings) -> int:
-    """Fail jobs that still wait in a server's queue when their hold has expired. Returns how many."""
+def overdue(session: Session, settings: Settings) -> Sequence[str]:
+    """The jobs that still wait in a server's queue and are so old that their hold may have expired."""
     query = (
-        select(Job)
+        select(Job.id)
         .join(RemoteRun, col(RemoteRun.job_id) == col(Job.id))
         .where(
             col(Job.status).in_(ACTIVE),
@@ -222,7 +222,13 @@ def end_overdue(session: Session, settings: Settings) -> int:
             col(Job.created_at) < utcnow() - timedelta(days=settings.hold_days),
         )
     )
-    return sum(repair.expire_overdue_hold(session, job) for job in session.exec(query).all())
+    return session.exec(query).all()
+
+
+def end_overdue(session: Session, job_id: str) -> bool:
+    """Fail a job of `overdue` if its hold has expired."""
+    job = session.get(Job, job_id, with_for_update=True)
+    return job is not None and job.status in ACTIVE and repair.expire_overdue_hold(session, job)
 
 
 def wake_waiting(session: Session, settings: Settings) -> int:

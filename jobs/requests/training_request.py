@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -22,8 +21,11 @@ from pydantic import (
 )
 
 from core.errors import SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
 from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
+from jobs.requests.on_end import OnEnd
 from notifications import webhooks
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
@@ -79,7 +81,7 @@ ModelId = Annotated[
 ]
 
 
-class RequestedImage(BaseModel):
+class RequestedImage(NumbersAreNotBools):
     """One picture of a request: its address or id, its caption, its mask, and a name for messages about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,12 +92,12 @@ class RequestedImage(BaseModel):
     name: Name | None = None
 
 
-class Envelope(BaseModel):
+class Envelope(NumbersAreNotBools):
     """The part of a request that is not the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    owner_id: Name
+    owner_id: OwnerName
     subject_id: SubjectName
     model_id: ModelId | None = None
     reference: Annotated[dict[str, Any], AfterValidator(_fits_into_a_notice)] | None = None
@@ -103,6 +105,7 @@ class Envelope(BaseModel):
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     allow_missing: Annotated[bool, Field(strict=True)] = False
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    on_end: OnEnd | None = None
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
     ) = None

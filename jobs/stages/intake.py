@@ -1,11 +1,10 @@
 """The pictures of a job: stored sources, and results of earlier preparation."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
@@ -14,6 +13,7 @@ from core.picture_names import plain_name, source_name
 from jobs import keys
 from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
+from storage.database import lock_name
 from storage.tables import JobPicture, PictureState, PreparedPicture, StoredPicture
 from training.data import pictures
 from training.data.dataset import Manifest
@@ -29,38 +29,32 @@ def store_picture(
     The same bytes have the same id. A picture that was removed is restored by this.
     """
     sha256 = hashlib.sha256(data).hexdigest()
-    with services.database.reading() as session:
-        known = session.exec(
-            select(StoredPicture).where(
-                StoredPicture.owner_id == owner_id,
-                StoredPicture.subject_id == subject_id,
-                StoredPicture.sha256 == sha256,
-                StoredPicture.is_mask == is_mask,
-            )
-        ).first()
-    if known is not None:
-        if known.removed_at is not None:
-            with services.database.writing() as session:
-                session.execute(
-                    sa.update(StoredPicture).where(col(StoredPicture.id) == known.id).values(removed_at=None)
-                )
-        return known.id
     key = keys.original(sha256)
     if not services.store.exists(key):
         services.store.put(key, data)
-    picture = StoredPicture(
-        id=new_id("pic"),
-        owner_id=owner_id,
-        subject_id=subject_id,
-        sha256=sha256,
-        key=key,
-        size_bytes=len(data),
-        name=plain_name(name),
-        is_mask=is_mask,
+    query = select(StoredPicture).where(
+        StoredPicture.owner_id == owner_id,
+        StoredPicture.subject_id == subject_id,
+        StoredPicture.sha256 == sha256,
+        StoredPicture.is_mask == is_mask,
     )
     with services.database.writing() as session:
+        # Of two requests that store the same bytes at once, the second waits here and finds the picture of the first:
+        # with two ids, the same request would not be the same to its idempotency key.
+        lock_name(session, f"picture {owner_id} {subject_id} {sha256}")
+        picture = session.exec(query.order_by(col(StoredPicture.id))).first() or StoredPicture(
+            id=new_id("pic"),
+            owner_id=owner_id,
+            subject_id=subject_id,
+            sha256=sha256,
+            key=key,
+            size_bytes=len(data),
+            name=plain_name(name),
+            is_mask=is_mask,
+        )
+        picture.removed_at = None
         session.add(picture)
-    return picture.id
+        return picture.id
 
 
 def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[JobPicture]:
@@ -167,11 +161,14 @@ def picture_values(done: PreparedPicture) -> dict[str, Any]:
     }
 
 
-def unpack(services: Services, manifest: Manifest, folder: Path) -> list[Example]:
-    """Copy the pictures of a dataset into `folder`."""
+def unpack(
+    services: Services, manifest: Manifest, folder: Path, labels: Mapping[str, str] | None = None
+) -> list[Example]:
+    """Copy the pictures of a dataset into `folder`. `labels`: how messages name them, by the hash of the PNG."""
     examples = []
     for example in manifest.examples:
         path = folder / f"{example.sha256}.png"
         services.store.get_file(keys.prepared(example.sha256), path)
-        examples.append(Example(path, example.caption, example.sha256, example.width, example.height))
+        label = (labels or {}).get(example.sha256, "")
+        examples.append(Example(path, example.caption, example.sha256, example.width, example.height, label=label))
     return examples

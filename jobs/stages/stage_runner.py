@@ -17,6 +17,7 @@ from core.logging import stage_context
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
+from jobs.turns import RetryLater
 from storage.database import AWAY
 from storage.tables import ACTIVE, Job, Stage, Status
 
@@ -31,14 +32,6 @@ class AlreadyDone(NothingToDo):
     """The stage is done and the job is at a later one: the messages that follow may be sent again."""
 
 
-class RetryLater(Exception):
-    """A transient failure: run the step again in `delay_s` seconds."""
-
-    def __init__(self, reason: str, delay_s: float) -> None:
-        super().__init__(reason, delay_s)
-        self.delay_s = delay_s
-
-
 # ---- running a step ----------------------------------------------------------------------------------------
 
 
@@ -47,11 +40,14 @@ def worker_name() -> str:
 
 
 @contextmanager
-def holding_lease(services: Services, lease: Lease) -> Iterator[HeldLease]:
-    """Keep the lease while the block runs; turn an error into the right transition of the job."""
+def holding_lease(services: Services, lease: Lease, limit_s: float | None = None) -> Iterator[HeldLease]:
+    """Keep the lease while the block runs; turn an error into the right transition of the job.
+
+    limit_s: how long at most; None: `stage_timeout_s`.
+    """
     with stage_context(lease.job_id, lease.stage), timed_stage(lease.stage):
         try:
-            with services.lease_keeper.keeping(lease) as held:
+            with services.lease_keeper.keeping(lease, limit_s or services.settings.stage_timeout_s) as held:
                 yield held
         except HandOver as stop:
             with suppress(LeaseLost), services.database.writing() as session:

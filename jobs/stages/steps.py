@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
+from core.download_budget import Requester
 from core.errors import (
     ImageRefused,
     ImagesMissing,
@@ -32,6 +33,7 @@ from jobs.stages import intake
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews
 from jobs.stages.intake import picture_values, preparation, unpack
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
+from jobs.turns import owner_slot
 from storage.database import insert_if_absent
 from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
 from training.data import pictures
@@ -51,7 +53,15 @@ def preprocess(services: Services, job_id: str, position: int) -> None:
 
     A picture that is refused or cannot be read is left out and named; it does not fail the job by itself. One whose
     server does not answer is tried again for `fetch_patience_s`. Then it fails the job, unless that `allow_missing`.
+    Raises RetryLater if the owner's other pictures take its share of this worker.
     """
+    with services.database.reading() as session:
+        owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id))
+    with owner_slot(services, owner_id or ""):
+        _preprocess(services, job_id, position)
+
+
+def _preprocess(services: Services, job_id: str, position: int) -> None:
     with services.database.writing() as session:
         claimed = claim_picture(session, job_id, position, worker_name(), services.settings.lease_s)
         if claimed is None:
@@ -60,12 +70,12 @@ def preprocess(services: Services, job_id: str, position: int) -> None:
         job = session.get_one(Job, job_id)
         if job.status == Status.PENDING:
             transitions.begin(session, job_id)
-        spec = spec_of(job)
+        spec, requester = spec_of(job), Requester(job.owner_id, job_id)
         # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
         known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
         left = services.settings.max_job_bytes - _fetched(session, job_id)
     with holding_lease(services, lease):
-        made, size = (known, 0) if known else _prepare(services, job, picture, spec, left)
+        made, size = (known, 0) if known else _prepare(services, job, picture, spec, left, requester)
         with services.database.writing() as session:
             since = None if made.source_sha256 else picture.unreachable_since
             values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
@@ -85,7 +95,7 @@ def _fetched(session: Session, job_id: str) -> int:
 
 
 def _prepare(
-    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int
+    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester
 ) -> tuple[PreparedPicture, int]:
     """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
 
@@ -95,7 +105,7 @@ def _prepare(
     files: list[bytes] = []
     try:
         for reference in filter(None, (picture.reference, picture.mask)):
-            files.append(_source(services, reference, left - sum(map(len, files))))
+            files.append(_source(services, reference, left - sum(map(len, files)), requester))
     except ImageUnreachable as error:
         fault, reason = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
         is_over = transitions.is_patience_over(picture, services.settings)
@@ -112,14 +122,15 @@ def _prepare(
     return done or intake.convert(services, data, sha256, spec, mask), sum(map(len, files))
 
 
-def _source(services: Services, reference: str, left: int) -> bytes:
+def _source(services: Services, reference: str, left: int, requester: Requester) -> bytes:
     """The bytes of a file: from the store if it is stored there, else fetched, at most `left` bytes."""
     if "://" in reference:
         if left <= 0:
             raise ImageRefused(
                 "the pictures of this job are larger in total than a job may have (IMPRINT_MAX_JOB_BYTES)"
             )
-        return services.sources.fetch(reference, max_bytes=min(left, services.settings.max_picture_bytes))
+        most = min(left, services.settings.max_picture_bytes)
+        return services.sources.fetch(reference, max_bytes=most, requester=requester)
     with services.database.reading() as session:
         stored = session.get_one(StoredPicture, reference)
     try:
@@ -188,7 +199,11 @@ def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
         row = good[index]
         row.state = PictureState.BAD
         row.faults = ["near_duplicate"]
-        row.report = (row.report or {}) | {"repeats": good[first].position}
+        same = good[first]
+        row.report = (row.report or {}) | {
+            "repeats": same.position,
+            "error": f"nearly the same as {picture_label(same.position, same.name)}",
+        }
         repeats.append(row)
     return repeats
 
@@ -213,7 +228,8 @@ def train(services: Services, job_id: str) -> None:
     if spec_of(job).backend != "local":
         train_stage.train(services, lease, job)
         return
-    with holding_lease(services, lease) as held, work_dir(services, job_id) as folder:
+    limit_s = services.settings.training_timeout_s + services.settings.stage_timeout_s
+    with holding_lease(services, lease, limit_s) as held, work_dir(services, job_id) as folder:
         result = _train(services, lease, job, held, folder)
         services.store.put_file(keys.output(job_id, result.sha256), result.path)
         with services.database.writing() as session:
@@ -236,12 +252,15 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
     from training.backends.local import train as train_here  # torch: only on workers that train
 
     spec = spec_of(job)
+    with services.database.reading() as session:
+        rows = _list_pictures(session, job.id)
+    labels = {row.prepared_sha256: picture_label(row.position, row.name) for row in rows if row.prepared_sha256}
     manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
     return train_here(
         TrainRun(
             job_id=job.id,
             spec=spec,
-            examples=unpack(services, manifest, folder),
+            examples=unpack(services, manifest, folder, labels),
             dataset_sha256=manifest.sha256,
             base_model=base_model_location(spec.base_model, services.settings.base_models),
             out=folder / "lora_weights.safetensors",

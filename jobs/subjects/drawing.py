@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from core.errors import SpecInvalid
+from core.names import OwnerName
+from core.numbers import NumbersAreNotBools
 from generation.comfyui.prompts import contains_word
 from jobs import keys
-from jobs.requests.training_request import Name, SubjectName
+from jobs.requests.training_request import SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
-from jobs.subjects.comfyui_drawing import comfyui_target, draw_on_comfyui
+from jobs.subjects.comfyui_drawing import ComfyUITarget, comfyui_target, draw_on_comfyui
 from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weights
+from jobs.turns import owner_slot
 from jobs.view import View
 from training.base_family import family_of_base
 from training.spec import BASE_MODELS, base_model_location
@@ -28,12 +31,12 @@ _URL_S = 15 * 60
 # ---- the task of applications ----------------------------------------------------------------------------------
 
 
-class DrawingRequest(BaseModel):
+class DrawingRequest(NumbersAreNotBools):
     """The arguments of the task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    owner_id: Name
+    owner_id: OwnerName
     subject_id: SubjectName
     workflow: dict[str, Any]
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
@@ -63,9 +66,20 @@ class DrawingResult(View):
 def generate(services: Services, arguments: Mapping[str, Any], key: str) -> DrawingResult:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI, and store the pictures in the object store.
 
-    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError.
+    The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError; RetryLater if the
+    owner's other work takes its share of this worker.
     """
     asked, where = _validate(arguments), comfyui_target(services)
+    with owner_slot(services, asked.owner_id):
+        return _generate(services, asked, where, key)
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Raises SpecInvalid for invalid arguments of `generate`."""
+    _validate(arguments)
+
+
+def _generate(services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str) -> DrawingResult:
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
@@ -86,7 +100,8 @@ def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
         return DrawingRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
-        raise SpecInvalid.of({ascii(fault["loc"][0])[1:-1][:60]: str(fault["msg"]) for fault in found}) from None
+        faults = {ascii(fault["loc"][0])[1:-1][:60]: fault["msg"].removeprefix("Value error, ") for fault in found}
+        raise SpecInvalid.of(faults) from None
 
 
 def _store_picture(services: Services, stem: str, name: str, data: bytes) -> DrawnPicture:

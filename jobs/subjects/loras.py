@@ -6,6 +6,7 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.errors import LoraNotReady
+from jobs.owners import normal_name
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
 from jobs.specs import spec_of
@@ -45,9 +46,9 @@ class LoraView(View):
 def resolve(services: Services, owner_id: str, subject_id: str, base_model: str | None = None) -> LoraView:
     """The newest ready LoRA of a subject, trained on `base_model` if that is given.
 
-    Raises LoraNotReady, which says why there is none, and SpecInvalid for an id that no subject can have.
+    Raises LoraNotReady, which says why there is none, and SpecInvalid for a name that no owner or subject can have.
     """
-    job, spec = _newest(services, owner_id, subject_name(subject_id), base_model)
+    job, spec = _newest(services, normal_name(owner_id), subject_name(subject_id), base_model)
     key = str(job.lora_key)
     return LoraView(
         job_id=job.id,

@@ -14,6 +14,7 @@ from core.clock import utcnow
 from core.errors import InsufficientCredits, KeyReused, SpecInvalid
 from jobs import service
 from jobs.notices import notices
+from jobs.owners import normal_name
 from jobs.requests import training_request
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
@@ -132,15 +133,14 @@ class _Outcome:
     message: str | None = None
 
 
-def profile_set_completed(services: Services, owner_id: str, subject_id: str) -> Completion:
+def profile_set_completed(services: Services, owner_id: str, subject_id: str, key: str | None = None) -> Completion:
     """Start a training of a subject that has all its pictures, or say why not.
 
-    Good pictures and recipe identify a set: reported twice, even at the same time, it is trained once. If nothing was
-    started, the reason also goes to the subject's webhook. Raises SpecInvalid for invalid names.
+    Good pictures and recipe identify a set: reported twice, even at the same time, it is trained once. The same `key`
+    also starts one training, even if a picture was added between two reports. If nothing was started, the reason also
+    goes to the subject's webhook. Raises SpecInvalid for invalid names, and KeyReused for the key of another subject.
     """
-    if _word_fault(_NAME, owner_id) or _word_fault(_NAME, subject_id):
-        raise SpecInvalid.of({"subject_id": "the ids of owner and subject must have 1 to 200 characters"})
-    subject_id = training_request.subject_name(subject_id)
+    owner_id, subject_id = normal_name(owner_id), training_request.subject_name(subject_id)
     with services.database.writing() as session:
         # The second of two callers waits here, and then sees what the first one did.
         subject = session.get(Subject, (owner_id, subject_id), with_for_update=True)
@@ -149,14 +149,24 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str) ->
         else:
             subject.profile_sets += 1
             session.add(subject)
-        outcome = _start(session, services, subject)
+        outcome = _started_before(session, subject, key) or _start(session, services, subject, key)
         if outcome.reason not in (None, "already_started"):
             _queue_not_started_notices(session, subject, outcome)
     view = service.get(services, outcome.job_id, owner_id) if outcome.job_id else None
     return Completion(started=outcome.reason is None, reason=outcome.reason, message=outcome.message, training=view)
 
 
-def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
+def _started_before(session: Session, subject: Subject, key: str | None) -> _Outcome | None:
+    """The training that the first report with this key started."""
+    if key is None:
+        return None
+    job = session.exec(select(Job).where(Job.owner_id == subject.owner_id, Job.report_key == key)).one_or_none()
+    if job is not None and job.subject_id != subject.id:
+        raise KeyReused("this idempotency key was used for another subject; use a new key for a new report")
+    return None if job is None else _Outcome(job.id)
+
+
+def _start(session: Session, services: Services, subject: Subject, key: str | None) -> _Outcome:
     if not subject.train_automatically:
         return _Outcome(reason="disabled", message="automatic training is off for this subject")
     if not subject.base_model or not subject.trigger_word:
@@ -186,6 +196,8 @@ def _start(session: Session, services: Services, subject: Subject) -> _Outcome:
     except SpecInvalid as error:
         faults = "; ".join(f"{name}: {fault}" for name, fault in error.faults.items())
         return _Outcome(reason="spec_invalid", message=f"the subject's settings do not fit: {faults}"[:1000])
+    job.report_key = key
+    session.add(job)
     return _Outcome(job.id)
 
 

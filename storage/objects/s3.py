@@ -17,7 +17,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from core.errors import ImprintError, NotFound, ObjectExists, ObjectTooLarge, StoreUnavailable
 from core.files import atomic_file
 from core.http_status import is_retryable
-from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix
+from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix, s3_deadline
+from storage.objects.s3_deadline import Deadline, limited
 
 _CHUNK = 1 << 20
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")
@@ -29,6 +30,8 @@ class S3Store:
     The server verifies the SHA-256 of every upload. The checksum of a multipart upload covers only the checksums of its
     parts, so the digest of the whole object is stored in its metadata, and every download is verified against it. Files
     above `multipart_bytes` are uploaded in parts of that size: at least 5 MiB, at most 10,000 parts.
+
+    A call takes at most `answer_s` seconds, and a second more for every `min_bytes_per_s` bytes of the object.
     """
 
     def __init__(
@@ -44,10 +47,13 @@ class S3Store:
         addressing: Literal["auto", "path", "virtual"] = "auto",
         ca_file: Path | None = None,
         multipart_bytes: int = 64 << 20,
+        min_bytes_per_s: int = 100_000,
+        answer_s: float = 120.0,
     ) -> None:
         self.bucket = bucket
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._multipart_bytes = multipart_bytes
+        self._min_bytes_per_s, self._answer_s = min_bytes_per_s, answer_s
         # Most servers that an operator names have no host name for each bucket; botocore knows those that do.
         style = "path" if addressing == "auto" and endpoint_url else addressing
         self._client: Any = _client(
@@ -69,9 +75,10 @@ class S3Store:
                 s3={"payload_signing_enabled": True} | ({} if style == "auto" else {"addressing_style": style}),
             ),
         )
+        s3_deadline.bound(self._client)
 
     def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
-        self._put_whole(key, data, hashlib.sha256(data).digest(), create_only)
+        self._put_whole(key, data, len(data), hashlib.sha256(data).digest(), create_only)
 
     def put_file(self, key: str, path: Path, *, create_only: bool = False) -> None:
         with path.open("rb") as file:
@@ -79,13 +86,14 @@ class S3Store:
             size = file.tell()
             file.seek(0)
             if size <= self._multipart_bytes:
-                self._put_whole(key, file, digest, create_only)
+                self._put_whole(key, file, size, digest, create_only)
             else:
-                self._put_parts(key, file, digest, create_only)
+                self._put_parts(key, file, size, digest, create_only)
 
     def get(self, key: str) -> bytes:
-        with _our_errors(key):
+        with self._calling(key) as deadline:
             answer = self._client.get_object(**self._at(key))
+            deadline.extend(_length(answer) / self._min_bytes_per_s)
             with closing(answer["Body"]) as body:
                 data: bytes = body.read()
         _check_digest(key, answer, hashlib.sha256(data).hexdigest())
@@ -93,12 +101,15 @@ class S3Store:
 
     def get_file(self, key: str, path: Path) -> None:
         digest = hashlib.sha256()
-        with _our_errors(key), atomic_file(path) as out:
+        with self._calling(key) as deadline, atomic_file(path) as out:
             answer = self._client.get_object(**self._at(key))
+            deadline.extend(_length(answer) / self._min_bytes_per_s)
             with closing(answer["Body"]) as body:
                 for chunk in body.iter_chunks(_CHUNK):
                     digest.update(chunk)
                     out.write(chunk)
+            if deadline.is_over:  # the file must not appear
+                raise _too_slow(key, deadline)
             _check_digest(key, answer, digest.hexdigest())
 
     def exists(self, key: str) -> bool:
@@ -109,20 +120,23 @@ class S3Store:
         return True
 
     def head(self, key: str) -> ObjectInfo:
-        with _our_errors(key):
+        with self._calling(key):
             answer = self._client.head_object(**self._at(key))
-        return ObjectInfo(int(answer["ContentLength"]), _digest(answer))
+        return ObjectInfo(_length(answer), _digest(answer))
 
     def list(self, prefix: str) -> Iterator[str]:
         full = self.prefix + checked_prefix(prefix)
-        with _our_errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
-            for page in pages:
-                for found in page.get("Contents", ()):
-                    yield found["Key"].removeprefix(self.prefix)
+        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full))
+        while True:
+            with self._calling(prefix):  # one page: the time between pages is the caller's
+                page = next(pages, None)
+            if page is None:
+                return
+            for found in page.get("Contents", ()):
+                yield found["Key"].removeprefix(self.prefix)
 
     def delete(self, key: str) -> None:
-        with suppress(NotFound), _our_errors(key):
+        with suppress(NotFound), self._calling(key):
             self._client.delete_object(**self._at(key))
 
     def delete_prefix(self, prefix: str) -> None:
@@ -134,7 +148,7 @@ class S3Store:
         return f"s3://{self.bucket}/{self.prefix}{checked_key(key)}"
 
     def url(self, key: str, expires_s: int) -> str:
-        with _our_errors(key):
+        with self._calling(key):
             address: str = self._client.generate_presigned_url("get_object", Params=self._at(key), ExpiresIn=expires_s)
         return address
 
@@ -143,19 +157,37 @@ class S3Store:
 
         Raises NotFound if it does not exist or may not be read, ObjectTooLarge above `max_bytes`, StoreUnavailable.
         """
-        with _our_errors("of the picture", final=True):
+        with self._calling("of the picture", final=True) as deadline:
             answer = self._client.get_object(Bucket=bucket, Key=key)
+            deadline.extend(min(_length(answer), max_bytes) / self._min_bytes_per_s)
             with closing(answer["Body"]) as body:
-                data: bytes = body.read(max_bytes + 1) if int(answer["ContentLength"]) <= max_bytes else b""
-        if int(answer["ContentLength"]) > max_bytes or len(data) > max_bytes:
+                data: bytes = body.read(max_bytes + 1) if _length(answer) <= max_bytes else b""
+        if _length(answer) > max_bytes or len(data) > max_bytes:
             raise ObjectTooLarge(f"the object has more than {max_bytes} bytes")
         return data
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + checked_key(key)}
 
-    def _put_whole(self, key: str, body: bytes | BinaryIO, digest: bytes, create_only: bool) -> None:
-        with _our_errors(key), self._ours_after_all(key, digest):
+    @contextmanager
+    def _calling(self, key: str, size_bytes: int = 0, *, final: bool = False) -> Iterator[Deadline]:
+        """Bound the time of a call about an object of `size_bytes`, and translate its errors.
+
+        final: report a 4xx as NotFound too, for objects of other buckets.
+        """
+        with limited(self._answer_s + size_bytes / self._min_bytes_per_s) as deadline:
+            try:
+                with _our_errors(key, final=final):
+                    yield deadline
+            except StoreUnavailable as error:
+                if not deadline.is_over:
+                    raise
+                raise _too_slow(key, deadline) from error
+            if deadline.is_over:  # an answer without a length seems whole when it is cut
+                raise _too_slow(key, deadline)
+
+    def _put_whole(self, key: str, body: bytes | BinaryIO, size: int, digest: bytes, create_only: bool) -> None:
+        with self._calling(key, size), self._ours_after_all(key, digest):
             self._client.put_object(
                 **self._at(key),
                 Body=body,
@@ -164,10 +196,10 @@ class S3Store:
                 **_only_new(create_only),
             )
 
-    def _put_parts(self, key: str, file: BinaryIO, digest: bytes, create_only: bool) -> None:
+    def _put_parts(self, key: str, file: BinaryIO, size: int, digest: bytes, create_only: bool) -> None:
         if create_only and self.exists(key):  # fail before the upload; the last call decides
             raise ObjectExists(f"there is an object {key} already")
-        with _our_errors(key), self._ours_after_all(key, digest):
+        with self._calling(key, size), self._ours_after_all(key, digest):
             upload = self._client.create_multipart_upload(
                 **self._at(key), ChecksumAlgorithm="SHA256", Metadata={"sha256": digest.hex()}
             )
@@ -224,9 +256,21 @@ def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode("ascii")
 
 
+def _length(answer: dict[str, Any]) -> int:
+    """The announced length; 0 if the server announced none, as one that was cut off in its headers."""
+    return int(answer.get("ContentLength") or 0)
+
+
 def _digest(answer: dict[str, Any]) -> str | None:
     digest: str | None = answer.get("Metadata", {}).get("sha256")
     return digest
+
+
+def _too_slow(key: str, deadline: Deadline) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the object store is too slow: it took more than {deadline.seconds:.0f} s (IMPRINT_S3_MIN_BYTES_PER_S)",
+        {"key": key},
+    )
 
 
 def _check_digest(key: str, answer: dict[str, Any], found: str) -> None:

@@ -25,11 +25,20 @@ def at_once(address: str, works: Sequence[Work | Sequence[Work]]) -> list[Any]:
 
     A sequence of works is done one transaction after another, and gives a list.
     """
-    barrier = FORK.Barrier(len(works))
+    return _all(_child, [(address, work) for work in works])
+
+
+def processes_at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The same for works that open their own transactions."""
+    return _all(_plain_child, [(work,) for work in works])
+
+
+def _all(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    barrier = FORK.Barrier(len(arguments))
     children = []
-    for work in works:
+    for given in arguments:
         ours, theirs = FORK.Pipe(duplex=False)
-        child = FORK.Process(target=_child, args=(address, work, barrier, theirs))
+        child = FORK.Process(target=target, args=(*given, barrier, theirs))
         child.start()
         theirs.close()
         children.append((child, ours))
@@ -60,6 +69,15 @@ def _child(address: str, work: Work | Sequence[Work], barrier: Barrier, answer: 
         session.execute(sa.text("SELECT 1"))  # connected before the start, so that all are equally fast
     barrier.wait(_WAIT_S)
     answer.send([_try(database, one) for one in work] if isinstance(work, Sequence) else _try(database, work))
+    answer.close()
+
+
+def _plain_child(work: Callable[[], Any], barrier: Barrier, answer: Connection) -> None:
+    barrier.wait(_WAIT_S)
+    try:
+        answer.send(work())
+    except Exception as error:  # noqa: BLE001 - as below
+        answer.send(error)
     answer.close()
 
 

@@ -45,7 +45,8 @@ from jobs import accounts, repair, service, sweeps, transitions
 from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.stages.stage_runner import NothingToDo, RetryLater, claim, holding_lease
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
+from jobs.turns import RetryLater
 from jobs.view import JobView
 from notifications.tables import OutboxMessage
 from storage.database import Database

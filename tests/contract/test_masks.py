@@ -12,8 +12,8 @@ from core.settings import Settings
 from jobs import accounts, keys, service
 from jobs.services import Services
 from jobs.stages import intake, steps
-from jobs.stages.stage_runner import RetryLater
 from jobs.subjects import subject_pictures
+from jobs.turns import RetryLater
 from storage.tables import PictureState
 from tests.contract.jobs import GRANTED, REQUEST, picture, row
 from tests.servers.pictures import picture_server

@@ -11,7 +11,10 @@ import sqlalchemy as sa
 from sqlmodel import select
 
 from core.errors import SchemaUnknown
+from credits import ledger
+from credits.audit import audit
 from storage.database import Database, known_revisions
+from storage.owners import OWNED
 from storage.tables import Job, JobPicture, StoredPicture, Subject
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
@@ -104,6 +107,94 @@ def test_jobs_of_before_get_their_columns_and_their_waiting_note(empty: str) -> 
     database.close()
 
 
+def test_messages_of_before_keep_what_they_hold_and_callbacks_may_be_added(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0009")
+    columns = "id, kind, topic, job_id, sequence, payload, created_at, due_at, attempts, sent_at, dead_at, last_error"
+    insert = sa.text(
+        f"INSERT INTO outbox_message ({columns}) VALUES (:id, :kind, 'topic', 'job', :sequence, '{{}}',"  # noqa: S608
+        " '2026-01-01 00:00:00', '2026-01-02 00:00:00', 3, :sent_at, NULL, 'the receiver answered 500')"
+    )
+    old = [
+        {
+            "id": f"msg_{number}",
+            "kind": kind,
+            "sequence": number,
+            "sent_at": "2026-01-03 00:00:00" if number > 3 else None,
+        }
+        for number, kind in enumerate(("launch", "notice", "cleanup", "mail", "alert"), 1)
+    ]
+    with database.engine.begin() as connection:
+        connection.execute(insert, old)
+        before = connection.execute(sa.text(f"SELECT {columns} FROM outbox_message ORDER BY id")).all()  # noqa: S608
+    database.migrate()
+    with database.engine.begin() as connection:
+        assert connection.execute(sa.text(f"SELECT {columns} FROM outbox_message ORDER BY id")).all() == before  # noqa: S608
+        connection.execute(insert, {"id": "msg_6", "kind": "callback", "sequence": 6, "sent_at": None})
+    found = {index["name"] for index in sa.inspect(database.engine).get_indexes("outbox_message")}
+    assert found >= {"outbox_message_due", "outbox_message_waiting", "outbox_message_task"}
+    with pytest.raises(sa.exc.IntegrityError), database.engine.begin() as connection:
+        connection.execute(insert, {"id": "msg_7", "kind": "rumour", "sequence": 7, "sent_at": None})
+    database.close()
+
+
+_OLD_ROWS = (
+    "INSERT INTO credit_account (id, owner_id, granted, spent, held, seq) VALUES (:id, :owner, :credits, 0, 0, 1)",
+    "INSERT INTO credit_entry (id, account_id, seq, kind, counterparty, amount, idempotency_key, request_hash,"
+    " created_at) VALUES (:id, :id, 1, 'grant', 'issued', :credits, 'welcome', :hash, :at)",
+    "INSERT INTO training_job (id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step,"
+    " total_steps, lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at)"
+    " VALUES (:id, :owner, 'dog', '', '{}', 'failed', 'train', 1, 0, 100, 0, 0, :at, 0.0, 0, :at)",
+    "INSERT INTO picture (id, owner_id, subject_id, sha256, key, size_bytes, created_at)"
+    " VALUES (:id, :owner, 'dog', '', '', 1, :at)",
+    "INSERT INTO subject (owner_id, id, train_automatically, profile_sets, updated_at)"
+    " VALUES (:owner, 'dog', :no, 0, :at)",
+    "INSERT INTO api_token (id, sha256, name, owner_id, scopes, created_at)"
+    " VALUES (:id, :id, 'test', :owner, 'read', :at)",
+    "INSERT INTO notice_preferences (owner_id, events, updated_at) VALUES (:owner, '[]', :at)",
+    "INSERT INTO disabled_receiver (owner_id, destination, reason, disabled_at)"
+    " VALUES (:owner, 'https://app.example', 'gone', :at)",
+    "INSERT INTO outbox_message (id, kind, topic, owner_id, sequence, payload, created_at, due_at, attempts)"
+    " VALUES (:id, 'mail', 'credits.low', :owner, 1, '{}', :at, :at, 0)",
+)
+_READ_AS_LATIN_1, _ZOE_READ_AS_LATIN_1 = (name.encode().decode("latin-1") for name in ("田中", "Zoë"))
+# What each owner of before is called after the migration.
+_RENAMED = {
+    "ada": "ada", "jose\u0301": "josé", _READ_AS_LATIN_1: "田中", " eve ": "eve",
+    "me": "me", "me ": "me ", "Zoë": "Zoë", _ZOE_READ_AS_LATIN_1: _ZOE_READ_AS_LATIN_1,
+    "bo\u200bb": "bo\u200bb",
+}  # fmt: skip
+
+
+def test_owners_get_their_one_name_and_two_accounts_are_never_merged(
+    empty: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(empty)
+    database.migrate("0009")
+    with database.engine.begin() as connection:
+        for number, name in enumerate(_RENAMED, start=1):
+            values = {"id": f"x_{number}", "owner": name, "credits": number, "hash": "0" * 64, "no": False}
+            for statement in _OLD_ROWS:
+                connection.execute(sa.text(statement), values | {"at": "2026-01-01 00:00:00.000000"})
+    with caplog.at_level("WARNING", logger="storage.migrations"):
+        database.migrate()
+    for table in set(OWNED) - {"page_session"}:
+        with database.reading() as session:
+            column = sa.column("owner_id", sa.String)
+            names = session.execute(sa.select(column).select_from(sa.table(table))).scalars().all()
+        assert sorted(map(str, names)) == sorted(_RENAMED.values()), table
+    with database.reading() as session:
+        assert audit(session) == []
+        for number, name in enumerate(_RENAMED.values(), start=1):
+            assert ledger.balance(session, name).available == number, ascii(name)
+    told = " / ".join(record.getMessage() for record in caplog.records)
+    assert f"the owner {_READ_AS_LATIN_1!a} is now called {'田中'!a}" in told
+    assert "the owners 'me', 'me ' are spellings of one name; none is renamed (see: imprint owners)" in told
+    assert f"the owners {_ZOE_READ_AS_LATIN_1!a}, {'Zoë'!a} are spellings of one name" in told
+    assert "no request can use the owner's name 'bo\\u200bb'" in told
+    database.close()
+
+
 def test_subjects_of_before_have_no_recipe_and_can_get_one(empty: str) -> None:
     database = Database(empty)
     database.migrate("0010")
@@ -126,7 +217,7 @@ def test_subjects_of_before_have_no_recipe_and_can_get_one(empty: str) -> None:
 
 def test_a_worker_of_before_can_insert_a_job_during_an_update(address: str) -> None:
     database = Database(address)
-    new = {"family", "backend", "resolution", "batch_size", "waiting_note"}
+    new = {"family", "backend", "resolution", "batch_size", "waiting_note", "on_end", "failed_launches"}
     columns = {column.name: column for column in sa.inspect(Job).columns}
     values = {
         name: value

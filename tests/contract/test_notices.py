@@ -109,7 +109,7 @@ def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings
         )
         box.refusal = "451 later"
         notices.deliver_mail(up, message.id)
-        assert waiting(services, "mail")[0].last_error == "the mail server refused the mail for now (451)"
+        assert waiting(services, "mail")[0].last_error == "deferred: the mail server refused the mail for now (451)"
         box.refusal = ""
         notices.deliver_mail(up, message.id)
         assert waiting(services, "mail") == []
@@ -198,3 +198,30 @@ def test_a_mail_server_that_is_down_is_asked_once_a_minute(services: Services) -
     with services.database.reading() as session:
         assert due(session, utcnow() + timedelta(seconds=3), ["mail"]) == []
         assert len(due(session, utcnow() + timedelta(seconds=70), ["mail"])) == 1
+
+
+def test_a_deferred_mail_delays_no_other_and_owners_take_turns(settings: Settings, services: Services) -> None:
+    """Greylisting is an answer about one recipient. It must not count as a mail server that is down."""
+    with mail_server() as box:
+        up = Services(settings.model_copy(update={"smtp_url": SecretStr(box.url)}))
+        box.deferred = {"ada@example.org"}
+        notices.change(services, "ada", {"email": "ada@example.org"})
+        for seed in (1, 2, 3):
+            service.cancel(services, service.submit(services, request(services, seed=seed)).job_id)
+        for _ in range(2):  # the second failure of a server that is down postpones all its mail
+            for message in waiting(services, "mail"):
+                notices.deliver_mail(up, message.id)
+        assert {message.attempts for message in waiting(services, "mail")} == {2}
+        notices.change(services, "bob", {"email": "bob@example.org", "low_credits": 5})
+        [of_bob] = [message for message in waiting(services, "mail") if message.owner_id == "bob"]
+        now = utcnow()
+        with services.database.writing() as session:
+            # All of ada's are due before bob's, and still both owners have one mail on its way.
+            session.execute(sa.update(MESSAGE).where(MESSAGE.c.owner_id == "ada").values(due_at=now - LATER))
+        with services.database.writing() as session:
+            claimed = outbox.claim(session, now + timedelta(seconds=1), ["mail"], lease=timedelta(seconds=60))
+            assert sorted(str(message.owner_id) for message in claimed) == ["ada", "bob"]
+            assert outbox.claim(session, now + timedelta(seconds=2), ["mail"], lease=timedelta(seconds=60)) == []
+        notices.deliver_mail(up, of_bob.id)
+        assert box.recipients == [["bob@example.org"]]
+        up.database.close()

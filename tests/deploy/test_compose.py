@@ -16,7 +16,7 @@ from tests.servers.s3 import s3_server
 from tests.site import ROOT
 
 DEPLOY = ROOT / "deploy"
-OURS = ("web", "io", "beat", "flower", "migrate", "train-0")
+OURS = ("web", "io", "fetch", "beat", "flower", "migrate", "train-0")
 
 
 @pytest.fixture(scope="module")

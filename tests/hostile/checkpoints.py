@@ -15,7 +15,7 @@ UNET = "model.diffusion_model."
 FIRST = UNET + "input_blocks.0.0.weight"
 NOT_SOUND = "the base model {} is not sound: "
 NONE = "the base model {} has no names of a checkpoint of sd15, sdxl, z-image"
-STRANGE = "the base model {} has 1 weights that it should not have, such as "
+STRANGE = "the base model {} has 1 unknown weights, such as "
 
 
 def bytes_as(data: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -71,7 +71,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "tensors that overlap": (bytes_as(lambda _: two([0, 10], [5, 15], 15)), NOT_SOUND + "its tensors overlap"),
     "the same name twice": (bytes_as(doubled), NOT_SOUND + "its header has a name twice"),
     "no tensors": (bytes_as(lambda _: headed(b"{}")), NONE + " (its first is 'none at all')"),
-    "a LoRA": (bytes_as(lambda _: made()), "the base model {} is a LoRA: a base model is needed"),
+    "a LoRA": (bytes_as(lambda _: made()), "the base model {} is a LoRA: a LoRA is trained"),
     "names that climb": (bytes_as(lambda _: pack({"../../etc/x": tensor(np.ones(1))}, {})), NONE),
     "a Stable Diffusion 2": (put("cond_stage_model.model.ln_final.weight", 1.0), "the base model {} is a Stable Diff"),
     "a weight too many": (put(UNET + "input_blocks.99.0.weight", 1.0), STRANGE + f"'{UNET}input_blocks.99.0.weight'"),
@@ -83,13 +83,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a weight of nan": (spoiled(np.nan), "the unet of the base model {} has weights that are not finite"),
     "a weight without end": (spoiled(np.inf), "the unet of the base model {} has weights that are not finite"),
     "a weight of another shape": (
-        put(FIRST, np.ones((1, 1))), "the unet of the base model {} has conv_in.weight as (1, 1), where a model of",
+        put(FIRST, np.ones((1, 1))), "the unet of the base model {} has conv_in.weight with shape (1, 1); models of",
     ),
     "a weight beyond all sense": (
         put(UNET + "time_embed.0.weight", np.ones((4096, 512), np.float32)),
-        "the unet of the base model {} has time_embedding.linear_1.weight as (4096, 512), where",
+        "the unet of the base model {} has time_embedding.linear_1.weight with shape (4096, 512); models",
     ),
-    "whole numbers as weights": (all_as("I32"), "the unet of the base model {} keeps conv_in.weight as I32"),
+    "whole numbers as weights": (all_as("I32"), "the unet of the base model {} has conv_in.weight as I32"),
     "a configuration beside it that is none": (beside("unet/config.json", b"[1]"), "the base model in {.parts} has no"),
     "a configuration without a bottom": (beside("unet/config.json", b"[" * 10**5), "the base model in {.parts} has no"),
     "a configuration of text": (

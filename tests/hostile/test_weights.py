@@ -80,7 +80,7 @@ def load(file: Path) -> None:
 def test_only_safetensors_are_opened(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"base{suffix}"
     file.write_bytes(pickle.dumps(Runs()))
-    with pytest.raises(BaseModelUnavailable, match=r"is no \.safetensors file"):
+    with pytest.raises(BaseModelUnavailable, match=r"is not a \.safetensors file"):
         load(file)
     assert not RAN.exists()
 
@@ -89,5 +89,5 @@ def test_a_file_beyond_any_size_is_not_opened(tmp_path: Path) -> None:
     file = tmp_path / "base.safetensors"
     with file.open("wb") as held:
         held.truncate(2**40)  # a hole: it takes no room
-    with pytest.raises(BaseModelUnavailable, match="has 1099511627776 bytes, over the "):
+    with pytest.raises(BaseModelUnavailable, match="has 1099511627776 bytes; at most "):
         load(file)

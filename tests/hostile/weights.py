@@ -272,7 +272,7 @@ BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a weight too many": (
         rewritten(lambda held: held.update({"../../x": tensor(np.ones(1))})),
-        "the unet of the base model in {} has 1 weights that it should not have, such as '../../x'",
+        "the unet of the base model in {} has 1 unknown weights, such as '../../x'",
     ),
     "a configuration that is none": (lambda unet: write(unet, b"[1]"), NOT_LOADED),
     "a configuration without a bottom": (lambda unet: write(unet, b"[" * 100_000), NOT_LOADED),

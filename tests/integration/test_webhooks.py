@@ -92,8 +92,8 @@ def test_processing_then_completed_signed_and_in_order_though_the_first_is_refus
         with pytest.raises(WebhookVerificationError):
             one.verified("whsec_" + "D" * 40)
     completed = got[-1].told
-    assert completed["model_path"] == view["lora"]["key"]
-    assert completed["data"]["artifact"] == {"sha256": view["lora"]["sha256"], "bytes": view["lora"]["bytes"]}
+    assert completed["model_path"] == site.services.store.uri(view["lora"]["key"])
+    assert completed["data"]["artifact"] == view["lora"]
     assert completed["data"]["credits"]["charged"] == view["credits"]["charged"]
     sequences = [one.told["data"]["sequence"] for one in got]
     assert sequences == sorted(sequences)
@@ -143,7 +143,7 @@ def test_a_failing_job_is_told_with_its_code_and_the_credits_that_came_back(runn
     assert (last["training_status"], last["type"]) == ("failed", "training.failed")
     assert last["data"]["failure_code"] == "too_few_images"
     assert last["data"]["retryable"] is False
-    assert "picture 4: unreadable" in last["failure_reason"]
+    assert "picture 5: unreadable" in last["failure_reason"]
     assert last["data"]["credits"] == {"held": 0, "charged": 0, "refunded": accepted["credits"]["held"]}
 
 

@@ -15,13 +15,27 @@ from tests.servers.process import free_port
 
 
 class Mailbox:
-    """What an SMTP server took, in order. `refusal` is the answer to each message while it is set."""
+    """What an SMTP server took, in order.
+
+    `refusal` is the answer to each message while it is set; recipients in `deferred` are asked to try again later.
+    """
 
     def __init__(self) -> None:
         self.got: list[EmailMessage] = []
         self.recipients: list[list[str]] = []
         self.refusal = ""
+        self.deferred: set[str] = set()
+        self.asked_later = 0
         self.url = ""
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        if address in self.deferred:
+            self.asked_later += 1
+            return "450 4.2.0 greylisted, try again later"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
         if self.refusal:

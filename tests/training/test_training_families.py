@@ -239,7 +239,7 @@ def test_training_adapter_is_merged_and_not_in_the_file(runs: Runs, tmp_path: Pa
     report = lora_file.check_lora_file(trained.path, family="z-image", rank=4)
     assert report.modules == 14
     assert trained.sha256 != train(replace(run, out=tmp_path / "without.safetensors")).sha256
-    with pytest.raises(BaseModelUnavailable, match="not there"):
+    with pytest.raises(BaseModelUnavailable, match="does not exist"):
         train(replace(run, training_adapter=tmp_path / "none"))
 
 
@@ -310,7 +310,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (pickled, "pickle"),
     (reshaped, "unet"),
     (unindexed, "model_index.json"),
-    (other_family, "none of sd15"),
+    (other_family, "not one of sd15"),
     (sampled, "predicts 'sample'"),
     (lacking_unet, "unet .* lacks 1 weights"),
     (lacking_text, "text_encoder .* lacks 1 weights"),
@@ -340,7 +340,7 @@ def test_a_base_model_with_half_weights_only(runs: Runs, bases: Bases, tmp_path:
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "no such model", "../x/y/z"])
 def test_a_base_model_that_is_nowhere(name: str) -> None:
-    with pytest.raises(BaseModelUnavailable, match="not there"):
+    with pytest.raises(BaseModelUnavailable, match="does not exist"):
         locate(name, ("unet",))
 
 
@@ -353,7 +353,7 @@ def test_a_base_model_in_a_folder_that_the_worker_may_not_enter(tmp_path: Path) 
     if was == 0:  # nothing is closed to root
         os.seteuid(65534)
     try:
-        with pytest.raises(BaseModelUnavailable, match=r"cannot be read .Permission denied.: the user"):
+        with pytest.raises(BaseModelUnavailable, match=r"cannot be read .Permission denied.: give the user"):
             locate(str(locked / "model"), ("unet",))
     finally:
         os.seteuid(was)

@@ -166,7 +166,7 @@ def test_probe_says_what_there_is() -> None:
 def test_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # also where there is one
     assert device.choose("auto").type == "cpu"
-    assert "CUDA is not there" in device.probe().text
+    assert "CUDA is not available" in device.probe().text
     with pytest.raises(BackendFailed, match="no usable CUDA"):
         device.choose("cuda")
 

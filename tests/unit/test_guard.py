@@ -3,6 +3,7 @@
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -259,3 +260,24 @@ def test_pairs_are_read() -> None:
     for wrong in ("example.com", ":80", "example.com:", "example.com:http"):
         with pytest.raises(ValueError, match="not host:port"):
             parse_host_ports([wrong])
+
+
+def test_a_slow_body_is_given_up_long_before_its_time_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.guard._GRACE_S", 0.2)
+
+    def trickle(request: BaseHTTPRequestHandler) -> Answer:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        for _ in range(200):
+            request.wfile.write(b"x")
+            request.wfile.flush()
+            time.sleep(0.02)
+        return 200, {}, b""
+
+    site.pages["/slow"] = trickle
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="less than 1000 bytes a second"):
+        site.guard(timeout_s=60, min_bytes_per_s=1000).get_bytes(site.page("/x").replace("/x", "/slow"), 2000)
+    assert time.monotonic() - begun < 10
+    assert len(site.guard(min_bytes_per_s=1000).get_bytes(site.page("/y", body=b"1" * 10**6), 10**6)) == 10**6

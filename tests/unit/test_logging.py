@@ -5,8 +5,10 @@ import logging
 import multiprocessing
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from typing import Any
 import pytest
 
 from core.logging import ConsoleLines, JsonLines, SharedRotatingFile, set_up, stage_context
+from jobs.leases import Lease, LeaseKeeper
+from storage.database import Database
+from storage.tables import Stage
 
 PROCESSES, LINES = 4, 400
 
@@ -132,3 +137,68 @@ def test_no_more_files_are_kept_than_were_asked_for(tmp_path: Path) -> None:
     kept = {file.name: file.read_text().split()[0] for file in tmp_path.glob("errors.jsonl*")}
     assert set(kept) == {"errors.jsonl", "errors.jsonl.1", "errors.jsonl.2"}
     assert int(kept["errors.jsonl"]) > int(kept["errors.jsonl.1"]) > int(kept["errors.jsonl.2"])
+
+
+# ---- a disk that takes no line --------------------------------------------------------------------------------
+
+
+def full(log_dir: Path) -> Path:
+    """The log file on a full disk."""
+    log_dir.mkdir()
+    path = log_dir / "errors.jsonl"
+    path.symlink_to("/dev/full")
+    return path
+
+
+def without_inodes(log_dir: Path) -> Path:
+    """A folder in which no file can be made."""
+    log_dir.write_text("a file where the folder should be")
+    return log_dir
+
+
+@pytest.mark.parametrize("trouble", [full, without_inodes])
+def test_a_line_that_cannot_be_written_raises_nothing_and_is_counted(
+    root: logging.Logger, tmp_path: Path, trouble: Callable[[Path], Path]
+) -> None:
+    logs = tmp_path / "logs"
+    in_the_way = trouble(logs)
+    set_up(logs, "INFO")
+    log = logging.getLogger("jobs.test")
+    for number in range(3):
+        log.warning("line %d", number)
+    in_the_way.unlink()
+    log.warning("the disk has room again")
+    first, second = read(logs)
+    assert first["message"] == "3 log line(s) could not be written here before this one"
+    assert second["message"] == "the disk has room again"
+    assert root.handlers, "nothing was taken away"
+
+
+@pytest.mark.usefixtures("root")
+def test_a_terminal_that_is_gone_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        set_up(tmp_path / "logs", "INFO")
+        for number in range(2000):  # more than a buffer holds
+            logging.getLogger("jobs.test").info("line %d", number)
+        monkeypatch.undo()
+        with suppress(OSError):
+            terminal.close()
+
+
+def test_a_full_log_disk_does_not_end_the_thread_that_keeps_leases(root: logging.Logger, tmp_path: Path) -> None:
+    """It logs each renewal that fails. If that raised, every lease of the process would expire from then on."""
+    database = Database(f"sqlite:///{tmp_path}/imprint.db")  # without tables: every renewal fails
+    set_up(tmp_path / "logs", "INFO")
+    root.handlers = [SharedRotatingFile(full(tmp_path / "full"), max_bytes=10_000, keep=1)]
+    keeper = LeaseKeeper(database, 0.03)
+    with keeper.keeping(Lease("job_1", Stage.TRAIN, 1, 1)):
+        [handler] = root.handlers
+        assert isinstance(handler, SharedRotatingFile)
+        deadline = time.monotonic() + 20
+        while handler._lost < 5:
+            assert time.monotonic() < deadline, "the thread has ended"
+            time.sleep(0.01)
+    assert keeper._thread is not None
+    assert keeper._thread.is_alive()
+    database.close()

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from core import wire
 from core.errors import BackendFailed, BackendFull, BackendUnreachable
 from core.http_status import is_retryable
 
@@ -24,6 +25,7 @@ PORT = 8675  # of ai-toolkit's web UI in its image
 _TRIES = 4
 _LONGEST_WAIT_S = 30.0  # the longest wait that RunPod may ask for; beyond it the caller retries
 _SOONEST_CUDA = "13.0"  # required by the image
+_MOST_DOLLARS_PER_H = 10_000.0
 _T = TypeVar("_T")
 
 
@@ -204,30 +206,30 @@ class RunPod:
 
 
 def _parse_seconds(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isdigit() else None
+    return wire.real(value, most=86_400.0) if value is not None and value.isdigit() else None
 
 
 def _parse_list(answer: httpx2.Response, field: str, of: Callable[[Any], _T]) -> list[_T]:
     try:
         return [of(row) for row in answer.json()[field]]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BackendFailed("RunPod sent a response that its API does not have") from None
 
 
 def _parse_pod(answer: httpx2.Response) -> Pod:
     try:
         return _pod_of_row(answer.json())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BackendFailed("RunPod sent a response that its API does not have") from None
 
 
 def _pod_of_row(row: Any) -> Pod:
     return Pod(
-        id=str(row["id"]),
-        name=str(row["name"]),
-        status=str(row["status"]),
-        gpu=str((row.get("gpu") or {}).get("id") or ""),
-        cost_microdollars_per_h=round(float(row.get("cost") or 0) * 1_000_000),
+        id=wire.name(row["id"]),
+        name=wire.text(row["name"], 200),
+        status=wire.text(row["status"], 100),
+        gpu=wire.text((row.get("gpu") or {}).get("id") or "", 200),
+        cost_microdollars_per_h=_microdollars(row.get("cost")) or 0,
         created_at=_parse_time(row.get("createdAt")),
     )
 
@@ -238,9 +240,16 @@ def _parse_time(value: str | None) -> datetime | None:
 
 
 def _gpu_of_row(row: Any) -> GpuType:
+    price = _microdollars(row["price"]["secure"])  # a type without a price that can be is not rented
     return GpuType(
-        id=str(row["id"]),
-        memory_gb=int(row.get("memory") or 0),
-        price_microdollars_per_h=round(float(row["price"]["secure"]) * 1_000_000),
-        available=bool(row.get("secure", True)) and row.get("availability") != "NONE",
+        id=wire.name(row["id"]),
+        memory_gb=wire.whole(row.get("memory")) or 0,
+        price_microdollars_per_h=price or 0,
+        available=price is not None and bool(row.get("secure", True)) and row.get("availability") != "NONE",
     )
+
+
+def _microdollars(dollars: Any) -> int | None:
+    """An hourly price in microdollars; None for one that cannot be."""
+    found = wire.real(dollars, most=_MOST_DOLLARS_PER_H)
+    return None if found is None else round(found * 1_000_000)

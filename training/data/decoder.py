@@ -64,11 +64,11 @@ class _Report(BaseModel):
 
 
 class Decoder:
-    """Runs `training.data.pictures.prepare` in child processes, at most one per core. Safe to use from several threads.
+    """Runs `training.data.pictures.prepare` in child processes, at most `at_once`. Safe to use from several threads.
 
     `cpu_s` and `wall_s` limit the CPU time and the wall time of one picture. `memory_bytes` limits the memory of a
-    child; by default it is what a picture of `max_pixels` needs. A child is replaced after `pictures` pictures, because
-    codecs leak. Children end with this process, and with `close`.
+    child; by default it is what a picture of `max_pixels` needs. `at_once` is one per core by default. A child is
+    replaced after `pictures` pictures, because codecs leak. Children end with this process, and with `close`.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Decoder:
         wall_s: float = 120.0,
         memory_bytes: int | None = None,
         pictures: int = 1000,
+        at_once: int | None = None,
     ) -> None:
         self._limits = {
             "max_pixels": max_pixels,
@@ -91,7 +92,7 @@ class Decoder:
         self._max_bytes, self._cpu_s, self._wall_s, self._pictures = max_bytes, cpu_s, wall_s, pictures
         self._idle: list[_Child] = []
         self._lock = threading.Lock()
-        self._turns = threading.BoundedSemaphore(os.cpu_count() or 1)
+        self._turns = threading.BoundedSemaphore(at_once or os.cpu_count() or 1)
 
     def prepare(
         self,

@@ -1,7 +1,7 @@
-"""What a single checkpoint file does not say of itself: the shape of each part of the families' standard models.
+"""The configurations of the families' standard models, which single checkpoint files do not contain.
 
-Facts of the published models, in the words of diffusers' and transformers' configurations; what is left out is the
-library's default. A folder beside the file says otherwise, see `single_file`.
+They describe the published models, as diffusers' and transformers' configurations; missing values are the libraries'
+defaults. A folder beside a file may override them, see `single_file`.
 """
 
 from typing import Any
@@ -118,7 +118,7 @@ CONFIGS: dict[str, dict[str, Config]] = {
     },
 }
 
-# Who has what a file lacks: tokenizers, and of a file that is only the denoiser everything else.
+# Hub ids of models with the parts that a file lacks: tokenizers, or everything except the denoiser.
 HOMES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",

@@ -1,8 +1,8 @@
-"""Where the weights of a base model stand in a single checkpoint file, by the names that diffusers' modules give them.
+"""Maps the names of weights in diffusers' modules to the tensors of single checkpoint files.
 
-The original training code of Stable Diffusion, not diffusers, named what such files hold: blocks are numbered through,
-attention in the VAE is a convolution of 1 x 1, OpenCLIP keeps query, key and value in one matrix. Nothing here reads a
-file; it only says, for each weight that a module has, which tensor it comes from and what is done to it.
+Such files have the names of the original training code of Stable Diffusion: blocks are numbered consecutively,
+attention in the VAE is a 1 x 1 convolution, and OpenCLIP has query, key and value in one matrix. This module reads no
+file: it only has, for each weight of a module, the tensor that it comes from and how to convert it.
 """
 
 import re
@@ -13,14 +13,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Source:
-    """One weight's tensor in the file: whole, or the third of its rows numbered `third`, or turned around."""
+    """The tensor in the file that a weight comes from."""
 
     name: str
-    third: int | None = None
+    third: int | None = None  # use only this third of the rows, from 0
     is_transposed: bool = False
 
 
-# How a file of each family begins its names, part by part; where programs differ, all forms, the usual one first.
+# The prefixes of the names of each family's parts. If programs differ, all variants, the usual one first.
 PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
     "sd15": {
         "unet": ("model.diffusion_model.",),
@@ -40,7 +40,7 @@ PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# What files carry beside the weights: averaged copies, tables that are reckoned anew, heads that nothing here uses.
+# Tensors in files besides the weights: averaged copies, tables that are computed, and heads that are not used.
 LEFT_OVER = re.compile(
     r"model_ema\..*|first_stage_model\.loss\..*|(.*\.)?(position_ids|logit_scale|norm_final\.weight)|"
     r"(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|text_projection)|"
@@ -63,7 +63,7 @@ _Z_IMAGE = (("all_final_layer.2-1.", "final_layer."), ("all_x_embedder.2-1.", "x
 
 
 def source(family: str, part: str, name: str, config: Mapping[str, Any]) -> Source:
-    """Where weight `name` of `part` stands, without the part's prefix. KeyError for a name that no such part has."""
+    """The source of weight `name` of `part`, without the part's prefix. Raises KeyError for an unknown name."""
     if family == "sdxl" and part == "text_encoder_2":
         return _open_clip(name)
     return _FINDERS[part](name, config)
@@ -78,7 +78,7 @@ def _unet(name: str, config: Mapping[str, Any]) -> Source:
     stem, end = _end(name)
     if stem in _UNET:
         return Source(f"{_UNET[stem]}.{end}")
-    layers = int(config["layers_per_block"]) + 1  # each down block ends with its sampler, each up block has one more
+    layers = int(config["layers_per_block"]) + 1  # a down block also has a downsampler, an up block one more layer
     found = re.fullmatch(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)", stem)
     if not found:
         raise KeyError(name)

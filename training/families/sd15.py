@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x: one UNet, one CLIP text encoder; epsilon or v-prediction. LoRA on the attention's linears."""
+"""Stable Diffusion 1.x: one UNet, one CLIP text encoder; epsilon or v-prediction."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,27 +18,27 @@ from training.families.parts import config_of, load_part
 from training.families.quantised import place
 from training.ports import Example
 
-# What kohya and diffusers call the standard set: q, k, v and output of every attention, 128 modules in the full model.
+# The standard set of kohya and diffusers: q, k, v and output of each attention layer, 128 modules in the full model.
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
 CLIP_TOKENS = 77
 TARGETS = {
     "attention": ATTENTION,
-    # The feed-forward layers and the projections around each transformer too: 192 modules.
+    # Also the feed-forward layers and the projections around each transformer: 192 modules.
     "all": ATTENTION + r"|.*\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))",
 }
 
 
 def load(where: Where) -> Base:
-    """The base model in `where.folder`, frozen. Raises BaseModelUnavailable."""
+    """The frozen base model in `where.folder`. Loads only its schedule. Raises BaseModelUnavailable."""
     config = config_of(where.folder, "unet")
-    # The first models of Stable Diffusion have convolutions there. The second ones have linears, under the same names.
+    # Stable Diffusion 1 has convolutions there; Stable Diffusion 2 has linears under the same names.
     if config.get("use_linear_projection") and config.get("addition_embed_type") is None:
-        raise BaseModelUnavailable(f"the base model in {where.folder} is a Stable Diffusion 2: no family of ours")
-    channels = config_of(where.folder, "vae").get("latent_channels", 4)  # an inpainting UNet takes more than those
+        raise BaseModelUnavailable(f"the base model in {where.folder} is a Stable Diffusion 2, which is not supported")
+    channels = config_of(where.folder, "vae").get("latent_channels", 4)  # an inpainting UNet has more inputs
     if config.get("addition_embed_type") is not None or config.get("in_channels") != channels:
         raise BaseModelUnavailable(
-            f"the UNet in {where.folder} is none of sd15 (in_channels {config.get('in_channels')}, addition_embed_type "
-            f"{config.get('addition_embed_type')}): is it of another family, or an inpainting model?"
+            f"the UNet in {where.folder} is not one of sd15 (in_channels {config.get('in_channels')}, "
+            f"addition_embed_type {config.get('addition_embed_type')}): it may be of another family, or for inpainting"
         )
     schedule = diffusion.load_schedule(where)
     return Base(
@@ -59,7 +59,7 @@ def load(where: Where) -> Base:
 
 
 def require_pair(tokenizer: Any, encoder: Any) -> None:
-    """Raises BaseModelUnavailable for a CLIP tokenizer of another text encoder, which PyTorch would trip over."""
+    """Raise BaseModelUnavailable for a CLIP tokenizer that does not belong to the text encoder: PyTorch would crash."""
     longest, words = encoder.config.max_position_embeddings, encoder.config.vocab_size
     if tokenizer.model_max_length != longest or len(tokenizer) > words:
         read, known = tokenizer.model_max_length, len(tokenizer)
@@ -70,10 +70,7 @@ def require_pair(tokenizer: Any, encoder: Any) -> None:
 
 
 def tokenize(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
-    """The token ids of a caption, [1, length of the model]: cut where it is too long, padded where it is shorter.
-
-    Raises BaseModelUnavailable.
-    """
+    """The token ids of a caption, [1, length of the model], truncated or padded. Raises BaseModelUnavailable."""
     require_pair(tokenizer, encoder)
     ids: Tensor = tokenizer(
         caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
@@ -82,7 +79,7 @@ def tokenize(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
-    """What the UNet is told about each picture: `context` [1, tokens, width], the text encoder's last states."""
+    """The condition of each picture: `context` [1, tokens, width], the last hidden states of the text encoder."""
     tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
     made: dict[str, Tensor] = {}
     with base.encoders.awake("text_encoder"), torch.no_grad():
@@ -92,14 +89,14 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
 
 
 def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
-    """What the UNet says about noisy latents, [B, C, h, w]."""
+    """The UNet's prediction for noisy latents, [B, C, h, w]."""
     context = torch.cat([condition["context"] for condition in conditions])
-    said: Tensor = base.denoiser(noisy.to(base.dtype), times, context, return_dict=False)[0]
-    return said
+    predicted: Tensor = base.denoiser(noisy.to(base.dtype), times, context, return_dict=False)[0]
+    return predicted
 
 
 def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condition]:
-    """A schedule, and a caption in shapes alone: every caption has the encoder's 77 tokens."""
+    """A schedule and a condition for counting memory. Every caption has 77 tokens, whatever `tokens` is."""
     schedule = diffusion.DiscreteSchedule(torch.full((1000,), 0.5), 1.0, "epsilon")
     return schedule, {"context": torch.zeros(1, CLIP_TOKENS, unet.config.cross_attention_dim, dtype=unet.dtype)}
 

@@ -1,8 +1,8 @@
-"""Stable Diffusion XL: one UNet, two CLIP text encoders, and the sizes of the picture as a condition.
+"""Stable Diffusion XL: one UNet, two CLIP text encoders, and the picture's sizes as a condition.
 
-https://arxiv.org/abs/2307.01952, section 2.2: the UNet is told the picture's original size, where it was cut, and the
-size that it is drawn at. Our pictures come prepared, so original and drawn size are the same and the cut begins at (0,
-0).
+The UNet is conditioned on the picture's original size, its crop offset and its target size
+(https://arxiv.org/abs/2307.01952, section 2.2). Training pictures are already prepared, so original and target size are
+equal and the offset is (0, 0).
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from training.ports import Example
 
 
 def load(where: Where) -> Base:
-    """The base model in `where.folder`, frozen. Raises BaseModelUnavailable."""
+    """The frozen base model in `where.folder`. Loads only its schedule. Raises BaseModelUnavailable."""
     config = config_of(where.folder, "unet")
     if config.get("addition_embed_type") != "text_time" or config.get("in_channels") != 4:
         raise BaseModelUnavailable(
-            f"the UNet in {where.folder} is none of sdxl (in_channels {config.get('in_channels')}, addition_embed_type "
-            f"{config.get('addition_embed_type')}): is it of another family, or an inpainting model?"
+            f"the UNet in {where.folder} is not one of sdxl (in_channels {config.get('in_channels')}, "
+            f"addition_embed_type {config.get('addition_embed_type')}): it may be of another family, or for inpainting"
         )
     kinds: dict[str, tuple[Any, torch.dtype | None]] = {
         "tokenizer": (CLIPTokenizer, None),
@@ -55,7 +55,11 @@ def load(where: Where) -> Base:
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
-    """`context` [1, tokens, both widths], the encoders' last but one states; `pooled` [1, width]; `sizes` [1, 6]."""
+    """The condition of each picture, with three parts.
+
+    `context` [1, tokens, sum of both widths], the last but one hidden states of both text encoders; `pooled`
+    [1, width], the text embedding of the second one; `sizes` [1, 6].
+    """
     made: dict[str, tuple[Tensor, Tensor]] = {}
     with base.encoders.awake("text_encoder", "text_encoder_2"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
@@ -63,9 +67,9 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
             for number in ("", "_2"):
                 encoder = base.encoders[f"text_encoder{number}"]
                 ids = tokenize(base.encoders[f"tokenizer{number}"], encoder, caption).to(base.device)
-                said = encoder(ids, output_hidden_states=True)
-                states.append(said.hidden_states[-2])
-            made[caption] = torch.cat(states, dim=-1), said.text_embeds
+                output = encoder(ids, output_hidden_states=True)
+                states.append(output.hidden_states[-2])
+            made[caption] = torch.cat(states, dim=-1), output.text_embeds
     return [
         {
             "context": made[example.caption][0].to(base.dtype),
@@ -81,20 +85,22 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
 
 
 def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
-    """What the UNet says about noisy latents, [B, C, h, w]."""
+    """The UNet's prediction for noisy latents, [B, C, h, w]."""
     context, pooled, sizes = (
         torch.cat([condition[name] for condition in conditions]) for name in ("context", "pooled", "sizes")
     )
     added = {"text_embeds": pooled, "time_ids": sizes}
-    said: Tensor = base.denoiser(noisy.to(base.dtype), times, context, added_cond_kwargs=added, return_dict=False)[0]
-    return said
+    predicted: Tensor = base.denoiser(noisy.to(base.dtype), times, context, added_cond_kwargs=added, return_dict=False)[
+        0
+    ]
+    return predicted
 
 
 def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condition]:
-    """A schedule, and a caption in shapes alone."""
-    schedule, told = sd15.stand_in(unet, tokens)
+    """A schedule and a condition for counting memory."""
+    schedule, condition = sd15.stand_in(unet, tokens)
     pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    return schedule, told | {"pooled": torch.zeros(1, pooled, dtype=unet.dtype), "sizes": torch.zeros(1, 6)}
+    return schedule, condition | {"pooled": torch.zeros(1, pooled, dtype=unet.dtype), "sizes": torch.zeros(1, 6)}
 
 
 FAMILY = Family(

@@ -1,10 +1,9 @@
-"""A base model from one `.safetensors` file, as people share them: read as strictly as a folder, and offline.
+"""A base model from one `.safetensors` file, checked as strictly as a folder.
 
-`MODEL.safetensors` holds weights under the names of the original training code; their shapes are those of the family's
-standard model. What else a model needs may lie beside it in `MODEL.parts/`, in diffusers' layout: a part with weights
-there takes the place of the file's, a `config.json` or a scheduler there that of our own. What is in neither
-(tokenizers, and all but the denoiser of a file that is only that) comes from the family's home on the hub, or its
-cache.
+`MODEL.safetensors` has weights under the names of the original training code, with the shapes of the family's standard
+model. The folder `MODEL.parts/` beside it, in diffusers' layout, may have other parts: weights there replace those of
+the file, and a `config.json` or a scheduler there replaces the standard one. Parts in neither (tokenizers, or
+everything except the denoiser) come from the family's standard model on the hub, or from the hub's cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from training.families.checkpoint_configs import CONFIGS, HOMES
 from training.families.checkpoint_names import LEFT_OVER, PREFIXES, Source, source
 from training.lora import safetensor
 
-# The largest of the families is 25 GB in float32 with all that belongs to it.
+# The largest family's model has 25 GB in float32 with all parts.
 MAX_BYTES = 48 * 2**30
 _WEIGHTS = ("F64", "F32", "F16", "BF16")
 _V = ("v", "v_prediction", "v-prediction")
@@ -33,31 +32,31 @@ _V = ("v", "v_prediction", "v-prediction")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the header of a single file tells."""
+    """The facts in the header of a single file."""
 
     path: Path
     family: str
-    kinds: Mapping[str, str]  # of every tensor
-    prefixes: Mapping[str, str]  # of the parts that it holds
-    prediction: str
-    is_zero_snr: bool  # its noise ends in noise alone
+    kinds: Mapping[str, str]  # the dtype of each tensor
+    prefixes: Mapping[str, str]  # of the names, for each part that the file has
+    prediction: str  # epsilon or v_prediction
+    is_zero_snr: bool  # whether the last step of its noise schedule is pure noise
 
     @property
     def beside(self) -> Path:
-        """Where parts may lie that the file lacks or that take the place of its own."""
+        """The folder for parts that the file lacks, or that replace its own."""
         return self.path.with_suffix(".parts")
 
     def config(self, part: str) -> dict[str, Any]:
-        """The configuration of a part that the file holds. Raises BaseModelUnavailable if it has no such part."""
+        """The configuration of a part. Raises BaseModelUnavailable if the family has no such part."""
         if (self.beside / part / "config.json").is_file():
             return folders.config_of(self.beside, part)
         if part not in CONFIGS[self.family]:
-            raise BaseModelUnavailable(f"the base model {self.path} is one of {self.family}, which has no {part}")
+            raise BaseModelUnavailable(f"the base model {self.path} is of family {self.family}, which has no {part}")
         return dict(CONFIGS[self.family][part])
 
 
 def read(path: Path) -> Checkpoint:
-    """The header of the file, checked. Raises BaseModelUnavailable, which says what is wrong and what to do."""
+    """Read and check the header of the file. Raises BaseModelUnavailable."""
     found = path.stat()
     return _read(path, found.st_mtime_ns, found.st_size)
 
@@ -66,16 +65,16 @@ def read(path: Path) -> Checkpoint:
 def _read(path: Path, _changed: int, size: int) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise BaseModelUnavailable(
-            f"the base model {path} is no .safetensors file: others, such as .ckpt, are programs and are not read. "
-            "Get it as .safetensors, or convert it where you trust it"
+            f"the base model {path} is not a .safetensors file: others, such as .ckpt, can run code and are not read. "
+            "Download it as .safetensors, or convert it if you trust it"
         )
     if size > MAX_BYTES:
-        raise BaseModelUnavailable(f"the base model {path} has {size} bytes, over the {MAX_BYTES} of any family")
+        raise BaseModelUnavailable(f"the base model {path} has {size} bytes; at most {MAX_BYTES} are accepted")
     try:
         kinds, metadata = safetensor.check_layout(path)
     except (safetensor.Malformed, OSError) as error:
         raise BaseModelUnavailable(
-            f"the base model {path} is not sound: {error}; fetch it again, from whom you trust"
+            f"the base model {path} is not sound: {error}; download it again from a source that you trust"
         ) from error
     family = family_of_names(path, kinds)
     prefixes = {
@@ -89,27 +88,26 @@ def _read(path: Path, _changed: int, size: int) -> Checkpoint:
 
 
 def require(path: Path, parts: Sequence[str]) -> None:
-    """Refuse a file that is none, of another family, or with strange tensors. Raises BaseModelUnavailable."""
+    """Check that a file is a base model with these parts and without unknown tensors. Raises BaseModelUnavailable."""
     held = read(path)
     if strange := [part for part in parts if part not in CONFIGS[held.family] and not part.startswith("tokenizer")]:
-        raise BaseModelUnavailable(f"the base model {path} is one of {held.family}, which has no {strange[0]}")
+        raise BaseModelUnavailable(f"the base model {path} is of family {held.family}, which has no {strange[0]}")
     prefixes = tuple(held.prefixes.values())
     refuse_unknown(held, [name for name in held.kinds if not name.startswith(prefixes)])
 
 
 def refuse_unknown(held: Checkpoint, names: Sequence[str]) -> None:
-    """Refuse tensors that nothing here reads, but for those that checkpoints are known to carry beside the weights."""
+    """Raise BaseModelUnavailable if any of the names is neither a weight nor known from checkpoints."""
     if unknown := [name for name in names if not LEFT_OVER.fullmatch(name)]:
         raise BaseModelUnavailable(
-            f"the base model {held.path} has {len(unknown)} weights that it should not have, such as "
-            f"{min(unknown)[:120]!r}"
+            f"the base model {held.path} has {len(unknown)} unknown weights, such as {min(unknown)[:120]!r}"
         )
 
 
 def folder_of(path: Path, part: str) -> Path | None:
-    """The folder in diffusers' layout that has `part` in place of the file; None where the file has it, or we do.
+    """The folder in diffusers' layout to load `part` from; None: load it from the file, or use the standard scheduler.
 
-    Raises BaseModelUnavailable for a part that is nowhere.
+    Raises BaseModelUnavailable for a part that cannot be found.
     """
     held = read(path)
     if folders.has_part(held.beside, part):
@@ -120,13 +118,13 @@ def folder_of(path: Path, part: str) -> Path | None:
         return folders.from_hub(HOMES[held.family], [part])
     except BaseModelUnavailable as error:
         raise BaseModelUnavailable(
-            f"the file {path} has no {part}, and {HOMES[held.family]} is not at hand to take it from: give this "
-            f"machine access to the model hub once, or put it, in diffusers' layout, into {held.beside / part}"
+            f"the file {path} has no {part}, and it cannot be taken from {HOMES[held.family]}: give this machine "
+            f"access to the model hub once, or put it, in diffusers' layout, into {held.beside / part}"
         ) from error
 
 
 def scheduler(path: Path) -> dict[str, Any]:
-    """The scheduler's configuration, where none lies beside the file."""
+    """The scheduler's configuration for a file without one beside it."""
     held = read(path)
     config = dict(CONFIGS[held.family]["scheduler"])
     if held.family != "z-image":
@@ -135,13 +133,13 @@ def scheduler(path: Path) -> dict[str, Any]:
 
 
 def load(kind: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
-    """One part out of the file, still mapped: `kind` is diffusers' or transformers' class.
+    """Load one part from the file as `kind`, a class of diffusers or transformers. Weights may stay memory-mapped.
 
     Raises BaseModelUnavailable.
     """
     held = read(path)
     if part not in held.prefixes:
-        raise BaseModelUnavailable(f"the base model {path} has no {part}: of another family, or not complete")
+        raise BaseModelUnavailable(f"the base model {path} has no {part}: it is of another family, or incomplete")
     config = held.config(part)
     try:
         network = empty(kind, config)
@@ -149,19 +147,19 @@ def load(kind: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
         network.load_state_dict(_weights(held, part, config, wanted, dtype), strict=True, assign=True)
         soundness.check_loaded(network, {"missing_keys": [], "unexpected_keys": []})
     except soundness.Unsound as error:
-        raise BaseModelUnavailable(f"the {part} of the base model {path} {error}: fetch it again") from error
+        raise BaseModelUnavailable(f"the {part} of the base model {path} {error}: download it again") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise BaseModelUnavailable(
             f"the {part} of the base model {path} cannot be loaded ({type(error).__name__}: {str(error)[:200]}): "
-            "fetch it again, or check that it belongs to this family"
+            "download it again, or check that it belongs to this family"
         ) from error
     return network
 
 
 def empty(kind: Any, config: Mapping[str, Any]) -> Any:
-    """The module without weights, so that nothing is allocated before shapes were compared; buffers are real."""
+    """A module with weights on the meta device: no memory is used before shapes are compared. Buffers are real."""
     with init_empty_weights(include_buffers=False):
         if hasattr(kind, "config_class"):
             return kind(kind.config_class(**config))
@@ -171,7 +169,7 @@ def empty(kind: Any, config: Mapping[str, Any]) -> Any:
 def _weights(
     held: Checkpoint, part: str, config: Mapping[str, Any], wanted: Mapping[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The part's weights by the module's own names, in `dtype`. Raises Unsound for one that is not as it should be."""
+    """The part's weights by the module's names, in `dtype`. Raises Unsound for missing or wrong ones."""
     prefix = held.prefixes[part]
     sources = {name: source(held.family, part, name, config) for name in wanted}
     if missing := sorted(name for name, found in sources.items() if prefix + found.name not in held.kinds):
@@ -184,14 +182,14 @@ def _weights(
             kind = held.kinds[prefix + found.name]
             if kind not in _WEIGHTS:
                 raise soundness.Unsound(
-                    f"keeps {name} as {kind}: training needs weights of 16 or 32 bits, not a shrunken file"
+                    f"has {name} as {kind}: training needs weights of 16 or 32 bits, not a compressed file"
                 )
             made[name] = _taken(file, prefix, found, name, tuple(wanted[name].shape)).to(dtype)
     return made
 
 
 def _taken(file: Any, prefix: str, found: Source, name: str, shape: tuple[int, ...]) -> Tensor:
-    """One weight as the module wants it. Shapes are compared before anything is read."""
+    """One weight in the shape of the module. Compares shapes before it reads any data. Raises Unsound."""
     part = file.get_slice(prefix + found.name)
     held = tuple(part.get_shape())
     rows = shape[0]
@@ -199,13 +197,13 @@ def _taken(file: Any, prefix: str, found: Source, name: str, shape: tuple[int, .
     if found.is_transposed:
         expected = shape[::-1]
     if held != expected and held != (*expected, 1, 1) and (*held, 1, 1) != expected:
-        raise soundness.Unsound(f"has {name} as {held}, where a model of this family has {expected}")
+        raise soundness.Unsound(f"has {name} with shape {held}; models of this family have {expected}")
     taken: Tensor = part[:] if found.third is None else part[found.third * rows : (found.third + 1) * rows]
     return taken.t().contiguous() if found.is_transposed else taken.reshape(shape)
 
 
 def files(path: Path, parts: Sequence[str]) -> list[Path]:
-    """All files that training reads of this model, the single one first."""
+    """All files that training reads of this model, the single file first."""
     homes = {part: folder_of(path, part) for part in parts}
     others = [(homes[part] or read(path).beside) / part for part in parts]
     return [path, *(file for folder in others for file in sorted(folder.glob("*")) if file.is_file())]

@@ -54,7 +54,7 @@ def check_loaded(network: Any, report: dict[str, Any]) -> None:
         # The libraries would use random numbers instead.
         raise Unsound(f"lacks {len(missing)} weights, such as {min(missing)}")
     if unknown := [name for name in report["unexpected_keys"] if not _LEFT_OVER.fullmatch(name)]:
-        raise Unsound(f"has {len(unknown)} weights that it should not have, such as {min(unknown)[:120]!r}")
+        raise Unsound(f"has {len(unknown)} unknown weights, such as {min(unknown)[:120]!r}")
     for name, part in network.state_dict().items():
         # The sum first: it only reads memory, but `isfinite` also writes a tensor.
         if part.is_floating_point() and not part.sum(dtype=torch.float32).isfinite() and not part.isfinite().all():

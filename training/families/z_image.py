@@ -1,13 +1,13 @@
-"""Z-Image: a single-stream transformer of flow matching over 16-channel latents, told by a Qwen3 language model.
+"""Z-Image: a single-stream flow-matching transformer over 16-channel latents, conditioned by a Qwen3 language model.
 
 Flow matching (https://arxiv.org/abs/2210.02747; with the shift of https://arxiv.org/abs/2403.03206, section 5.3.2):
-x_s = (1 - s) x + s n, and the network says n - x. Diffusers' model wants 1 - s as its time and says x - n: see the
+x_s = (1 - s) x + s n, and the target is n - x. Diffusers' model takes 1 - s as its time and predicts x - n: see the
 signs in `predict`. s is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0
 by default.
 
-Z-Image-Turbo draws in 8 steps because it was distilled; training it as if it were not destroys that. With a
-de-distilling training adapter (a LoRA) merged while training, what we learn fits the distilled model, and the adapter
-is never in our file.
+Z-Image-Turbo draws in 8 steps because it was distilled, and plain training destroys that. If a de-distilling training
+adapter (a LoRA) is merged during training, the new LoRA fits the distilled model. The LoRA file never contains the
+adapter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,8 +34,8 @@ from training.lora.reading import read_lora
 from training.options import MIN_SNR_GAMMA
 from training.ports import Example
 
-MAX_TOKENS = 512  # what diffusers' pipeline reads of a prompt
-# In the main blocks and in the two refiners before them.
+MAX_TOKENS = 512  # as in diffusers' pipeline
+# The linears of the main blocks and of the two refiners before them.
 QUANTISED = r"(layers|noise_refiner|context_refiner)\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
 
 
@@ -49,16 +49,16 @@ class FlowSchedule:
 
 
 def load(where: Where) -> Base:
-    """The base model in `where.folder`, frozen, with the training adapter merged. Raises BaseModelUnavailable."""
+    """The frozen base model in `where.folder`, with the training adapter merged. Raises BaseModelUnavailable."""
     shift = float(load_part(FlowMatchEulerDiscreteScheduler, where.folder, "scheduler").config.shift)
     scaling, offset = (vae_number(where.folder, name) for name in ("scaling_factor", "shift_factor"))
     warnings = []
     if where.distilled and where.training_adapter is None:
         warnings.append(
-            "Z-Image-Turbo is trained without its training adapter: the LoRA will damage its 8-step drawing. Give the "
-            "de-distilling training adapter's file, or train on the undistilled Z-Image base"
+            "Z-Image-Turbo is trained without its training adapter: the LoRA will damage drawing in 8 steps. Set the "
+            "file of the de-distilling training adapter, or train on the undistilled Z-Image base"
         )
-    # As its makers draw with it: the few-step model without guidance.
+    # As its makers recommend: no guidance with the few-step model.
     drawing = (9, 1.0) if where.distilled else (28, 5.0)
     return Base(
         partial(_load_transformer, where),
@@ -83,7 +83,7 @@ def _load_transformer(where: Where) -> Any:
 
 
 def merge_adapter(transformer: Any, path: Path) -> int:
-    """Add the LoRA in `path` to the transformer's own weights, at strength +1; gives the number of layers changed.
+    """Add the LoRA in `path` to the transformer's weights, at strength 1; returns the number of layers changed.
 
     Raises BaseModelUnavailable if the file cannot be read or does not fit.
     """
@@ -92,7 +92,7 @@ def merge_adapter(transformer: Any, path: Path) -> int:
         for layer, a, b in _adapter(transformer, path):
             change = b @ a
             if change.shape != layer.weight.shape or not change.isfinite().all():
-                raise ValueError("a layer has another shape, or numbers that are not finite")
+                raise ValueError("a layer has another shape, or values that are not finite")
             layer.weight.add_(change.to(layer.weight))
             count += 1
     except (LoraInvalid, OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
@@ -119,10 +119,10 @@ def _adapter(transformer: Any, path: Path) -> Iterator[tuple[Any, Tensor, Tensor
 
 @contextmanager
 def as_used(base: Base) -> Iterator[None]:
-    """Inside, every layer that the training adapter was merged into gives what it would without it.
+    """Inside, the layers that the training adapter was merged into compute as without it.
 
-    The adapter's product is taken off each output, so no weight changes: a base may be quantised, and its steps
-    recorded.
+    Subtracts the adapter's product from each output. No weight changes, so this also works with a quantised base and
+    with recorded steps.
     """
     if base.training_adapter is None:
         yield
@@ -141,12 +141,12 @@ def as_used(base: Base) -> Iterator[None]:
 
 
 def _without(a: Tensor, b: Tensor, _: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """A layer's output without the adapter's product."""
+    """A forward hook: the layer's output without the adapter's product."""
     return output - functional.linear(functional.linear(inputs[0], a), b)
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
-    """`context` [tokens of the caption, width] of each picture, made as diffusers' pipeline makes it."""
+    """The condition of each picture: `context` [tokens of the caption, width], computed as in diffusers' pipeline."""
     tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
     made: dict[str, Tensor] = {}
     with base.encoders.awake("text_encoder"), torch.no_grad():
@@ -157,17 +157,17 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
                 add_generation_prompt=True,
                 enable_thinking=True,
             )
-            read = tokenizer(
+            tokens = tokenizer(
                 [text], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
             ).to(base.device)
-            mask = read.attention_mask.bool()
-            states = encoder(input_ids=read.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
-            made[caption] = states[0][mask[0]].to(base.dtype)
+            mask = tokens.attention_mask.bool()
+            output = encoder(input_ids=tokens.input_ids, attention_mask=mask, output_hidden_states=True)
+            made[caption] = output.hidden_states[-2][0][mask[0]].to(base.dtype)
     return [{"context": made[example.caption]} for example in examples]
 
 
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
-    """Scaled latents from moments [B, 2C, h, w], normal noise, and s in 0..1, uniform, then shifted towards noise."""
+    """Draw scaled latents from moments [B, 2C, h, w], normal noise, and s in 0..1: uniform, then shifted."""
     schedule: FlowSchedule = base.schedule
     latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
     noise = torch.randn(latents.shape, generator=generator)
@@ -175,34 +175,34 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
 
 
 def shifted(uniform: Tensor, shift: float) -> Tensor:
-    """s of u: 0 and 1 stay, all between move towards noise for shift > 1."""
+    """s = f u / (1 + (f - 1) u): 0 and 1 stay, and values between move towards noise if the shift f is above 1."""
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def mix(base: Base, made: Draw) -> Tensor:
-    """x_s of every sample, [B, C, h, w]."""
+    """x_s of each sample, [B, C, h, w]."""
     s = made.times.view(-1, 1, 1, 1)
     return (1 - s) * made.latents + s * made.noise
 
 
 def target(base: Base, made: Draw) -> Tensor:
-    """The way from picture to noise, which the network should say: [B, C, h, w]."""
+    """n - x of each sample, [B, C, h, w]."""
     return made.noise - made.latents
 
 
 def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
-    """n - x as the transformer has it, [B, C, h, w]: it says x - n."""
+    """The prediction of n - x, [B, C, h, w]. The transformer predicts x - n."""
     frames = list(mixed.to(base.dtype).unsqueeze(2).unbind(0))
     contexts = [condition["context"] for condition in conditions]
-    said = base.denoiser(frames, 1 - times, contexts, return_dict=False)[0]
-    return -torch.stack(list(said)).squeeze(2)
+    predicted = base.denoiser(frames, 1 - times, contexts, return_dict=False)[0]
+    return -torch.stack(list(predicted)).squeeze(2)
 
 
 def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
-    """How much samples at these times count, [B] float32; as in diffusion.py, with SNR = ((1 - s) / s)^2.
+    """The loss weights of samples at these times, [B] float32; as in diffusion.py, with SNR = ((1 - s) / s)^2.
 
-    An error of n - x is that of the clean latents over s^2; of the noise, over (1 - s)^2. So min_snr is
-    min((1 - s)^2, 5 s^2), and debiased s (1 - s).
+    The squared error of n - x is that of the clean latents divided by s^2, and that of the noise divided by (1 - s)^2.
+    So min_snr is min((1 - s)^2, 5 s^2), and debiased is s (1 - s).
     """
     s = times.cpu().double()
     if weighting == "min_snr":
@@ -211,23 +211,23 @@ def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
 
 
 def levels(base: Base, count: int) -> Tensor:
-    """`count` times from 1 down, evenly spread before the shift."""
+    """`count` times from 1 down, evenly spaced before the shift."""
     return shifted(1 - torch.arange(count) / count, base.schedule.shift)
 
 
-def denoise(base: Base, mixed: Tensor, said: Tensor, now: Tensor, then: Tensor | None) -> Tensor:
-    """One step of Euler along the flow, all [B, C, h, w]."""
-    return mixed + ((0.0 if then is None else then) - now) * said.float()
+def denoise(base: Base, mixed: Tensor, predicted: Tensor, now: Tensor, then: Tensor | None) -> Tensor:
+    """One Euler step along the flow, all [B, C, h, w]."""
+    return mixed + ((0.0 if then is None else then) - now) * predicted.float()
 
 
 def unscale(base: Base, latents: Tensor) -> Tensor:
-    """Latents as the VAE decodes them."""
+    """Latents for the VAE's decoder, from scaled latents."""
     schedule: FlowSchedule = base.schedule
     return latents / schedule.scaling + schedule.offset
 
 
 def stand_in(transformer: Any, tokens: int) -> tuple[FlowSchedule, Condition]:
-    """A schedule, and a caption of so many tokens in shapes alone."""
+    """A schedule and a condition of `tokens` tokens for counting memory."""
     width = transformer.config.cap_feat_dim
     return FlowSchedule(3.0, 1.0, 0.0), {"context": torch.zeros(tokens, width, dtype=transformer.dtype)}
 
@@ -235,7 +235,7 @@ def stand_in(transformer: Any, tokens: int) -> tuple[FlowSchedule, Condition]:
 FAMILY = Family(
     name="z-image",
     parts=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
-    # The linears of the main blocks; the two refiners before them stay as they are, as in ai-toolkit's LoRAs.
+    # The linears of the main blocks, without the two refiners before them, as in ai-toolkit's LoRAs.
     targets={
         "attention": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])",
         "all": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",

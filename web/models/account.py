@@ -1,4 +1,4 @@
-"""An owner's credits and e-mail settings."""
+"""An owner's credits, e-mail settings and sessions of the page."""
 
 from datetime import datetime
 from typing import Literal
@@ -74,3 +74,32 @@ class Notices(ResponseModel):
     email: str | None = Field(description="Null: no e-mails.")
     events: list[str]
     low_credits: int | None = Field(description="An e-mail is sent when fewer credits are available; null: never.")
+
+
+class Session(ResponseModel):
+    """A session of the page that acts for the owner."""
+
+    id: str
+    token_id: str
+    token_name: str
+    browser: str = Field(description="The browser as it named itself.")
+    created_at: datetime
+    expires_at: datetime
+
+
+class Sessions(ResponseModel):
+    """The sessions of the page that have not ended."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "sessions": [
+                    {"id": "session_01m80qb53x0000000000000000", "tokenId": "token_01m80qb53x0000000000000000",
+                     "tokenName": "page", "browser": "Mozilla/5.0", "createdAt": "2026-11-22T10:00:00+00:00",
+                     "expiresAt": "2026-11-29T10:00:00+00:00"}
+                ]
+            }
+        }
+    )  # fmt: skip
+
+    sessions: list[Session] = Field(description="Newest first.")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from core.numbers import NumbersAreNotBools
 from jobs.requests.training_request import Envelope
 from training.spec import GROUPS, TrainSpec
 
@@ -27,12 +28,13 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
     return inlined
 
 
-_SPEC = TrainSpec.model_json_schema()
 _FIELDS = {
-    **{name: _inlined(schema, _SPEC.get("$defs", {})) for name, schema in _SPEC["properties"].items()},
-    **Envelope.model_json_schema()["properties"],
+    name: _inlined(schema, model.get("$defs", {}))
+    for model in (TrainSpec.model_json_schema(), Envelope.model_json_schema())
+    for name, schema in model["properties"].items()
 }
 JOB, PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6"
+FETCH = "fetch_01m804v0b1x5d0n4w8c3p6l9r7"
 
 
 class ResponseModel(BaseModel):
@@ -62,7 +64,7 @@ RecipeFields = Annotated[dict[str, Any] | None, BeforeValidator(_recipe)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 
 
-class RequestModel(BaseModel):
+class RequestModel(NumbersAreNotBools):
     """A request body; unknown fields are refused."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid")

@@ -7,9 +7,10 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict, Field
 
+from jobs.subjects.image_fetches import MAX_ADDRESSES, FetchProgress
 from jobs.subjects.subject_pictures import SubjectPicture
 from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES
-from web.models.common import PICTURE, RequestModel, ResponseModel
+from web.models.common import FETCH, PICTURE, RequestModel, ResponseModel
 
 
 class ImageAddresses(RequestModel):
@@ -18,7 +19,7 @@ class ImageAddresses(RequestModel):
     model_config = ConfigDict(json_schema_extra={"example": {"urls": ["https://pictures.example/rex1.jpg"]}})
 
     url: str | None = Field(None, max_length=4000)
-    urls: list[str] | None = Field(None, min_length=1, max_length=20)
+    urls: list[str] | None = Field(None, min_length=1, max_length=MAX_ADDRESSES)
 
 
 class Fault(ResponseModel):
@@ -81,12 +82,46 @@ class StoredImages(ResponseModel):
     refused: list[RefusedImage]
 
 
+class ImageFetch(StoredImages):
+    """Pictures that a worker fetches from addresses, as far as it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": FETCH,
+                "status": "waiting",
+                "waiting": 1,
+                "url": f"/api/influencer/rex/images/fetches/{FETCH}",
+                "images": [],
+                "refused": [],
+            }
+        }
+    )
+
+    id: str
+    status: Literal["waiting", "done"]
+    waiting: int = Field(description="How many addresses have neither a picture nor a refusal yet.")
+    url: str = Field(description="Where to ask again.")
+
+
 class ImageChange(RequestModel):
     """A new caption; null removes it."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"caption": "sks dog on a sofa"}})
 
     caption: str | None = Field(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")
+
+
+def image_fetch_of(subject_id: str, progress: FetchProgress) -> ImageFetch:
+    """The response for a fetch."""
+    return ImageFetch(
+        id=progress.fetch_id,
+        status=progress.status,
+        waiting=progress.waiting,
+        url=f"/api/influencer/{quote(subject_id, safe='')}/images/fetches/{progress.fetch_id}",
+        images=[image_of(subject_id, picture) for picture in progress.images],
+        refused=[RefusedImage(index=one.index, code=one.code, detail=one.detail) for one in progress.refused],
+    )
 
 
 def image_of(subject_id: str, picture: SubjectPicture) -> Image:

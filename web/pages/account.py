@@ -7,12 +7,14 @@ from fastapi.responses import FileResponse, RedirectResponse
 
 from core.errors import NotFound, SpecInvalid
 from jobs import accounts, overview
+from jobs import sessions as kept_sessions
 from jobs.remote import trainers
 from tasks import fleet
 from web.auth import ServicesDep
 from web.pages import session as sessions
 from web.pages.render import STATIC, render
 from web.pages.session import COOKIE, LASTS_S, PageOperatorDep, PageReaderDep, PageRoute, SessionDep, check_origin
+from web.parameters import SessionId
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -20,7 +22,7 @@ _PAGE = 25  # entries
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-# ---- sign-in and sign-out--------------------------------------------------------------------------------------
+# ---- sign-in and sign-out --------------------------------------------------------------------------------------
 
 
 @router.get("/sign-in")
@@ -49,7 +51,8 @@ def begin_session(
 
 
 @router.post("/sign-out")
-def end_session(request: Request, _: SessionDep) -> Response:
+def end_session(request: Request, services: ServicesDep, session: SessionDep) -> Response:
+    kept_sessions.end(services, session.id)
     answer = RedirectResponse("/sign-in", 303)
     answer.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
     return answer
@@ -80,7 +83,26 @@ def account(
     before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
 ) -> Response:
     page = accounts.account_page(services, caller.owner_id, _PAGE, before)
-    return render(request, "account.html", account=page, before=before)
+    return render(
+        request,
+        "account.html",
+        account=page,
+        before=before,
+        sessions=kept_sessions.list_sessions(services, caller.owner_id),
+        session_id=caller.session_id,
+    )
+
+
+@router.post("/account/sessions/{sessionId}/end")
+def end_other_session(services: ServicesDep, caller: PageReaderDep, session_id: SessionId) -> Response:
+    kept_sessions.end(services, session_id, caller.owner_id)
+    return RedirectResponse("/account?notice=ended", 303)
+
+
+@router.post("/account/sessions/end-others")
+def end_other_sessions(services: ServicesDep, caller: PageReaderDep) -> Response:
+    kept_sessions.end_all(services, caller.owner_id, keep=caller.session_id)
+    return RedirectResponse("/account?notice=ended", 303)
 
 
 # ---- the installation -----------------------------------------------------------------------------------------

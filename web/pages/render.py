@@ -53,6 +53,7 @@ _NOTICES = {
     "some": "Some files were not stored, because they are not pictures.",
     "started": "Training started.",
     "cancelled": "Training cancelled.",
+    "ended": "Signed out there.",
 }
 
 

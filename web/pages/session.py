@@ -1,15 +1,11 @@
-"""Sessions of the page: a signed cookie that names a token and an owner and contains no secret.
+"""Sessions of the page: a signed cookie that names a session and contains no secret.
 
-A session ends with its token: every request looks the token up. Forms are accepted from our own pages only: the cookie
-is SameSite=Strict, and the origin of every POST is checked.
+Every request looks up the session and its token, so it ends with either (`jobs.sessions`). Forms are accepted from our
+own pages only: the cookie is SameSite=Strict, and the origin of every POST is checked.
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
-import json
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,7 +18,8 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from core.errors import ImprintError, SpecInvalid
-from jobs import tokens
+from core.names import owner_name
+from jobs import sessions, tokens
 from jobs.services import Services
 from storage.database import AWAY
 from web.auth import Caller, check_rate, services_of
@@ -30,7 +27,7 @@ from web.pages.render import render
 from web.problems import PROBLEMS, RequestRefused, refusal
 
 COOKIE = "imprint_session"
-LASTS_S = 7 * 24 * 3600
+LASTS_S = int(sessions.LASTS.total_seconds())
 _MOST_TOKEN = 200
 
 
@@ -42,6 +39,7 @@ class SignedOut(Exception):
 class PageSession:
     """A signed-in user. Without an owner it is an operator, who sees the installation but no subjects."""
 
+    id: str
     token: tokens.Token
     owner_id: str | None
 
@@ -57,33 +55,38 @@ def begin(request: Request, services: Services, secret: str, owner_id: str) -> t
     token = tokens.authenticate(services, secret.strip()) if len(secret) <= _MOST_TOKEN else None
     if token is None:
         raise SpecInvalid.of({"token": "This token is unknown, expired or revoked."})
-    owner_id = owner_id.strip()
-    if token.owner_id and owner_id not in ("", token.owner_id):
-        raise SpecInvalid.of({"owner": "This token belongs to another owner. Leave this field empty."})
-    session = PageSession(token, token.owner_id or owner_id or None)
-    if session.owner_id is None and not session.may("operate"):
+    owner = _owner_of(token, owner_id)
+    if owner is None and "operate" not in token.scopes:
         raise SpecInvalid.of({"owner": "This is a service token. Enter the owner whose subjects you want to see."})
-    payload = {"token": token.id, "owner": session.owner_id, "until": int(time.time()) + LASTS_S}
-    body = base64.urlsafe_b64encode(json.dumps(payload).encode()).decode()
-    return session, f"{body}.{_signature(request, body)}"
+    session_id = sessions.begin(services, token, owner, request.headers.get("user-agent", ""))
+    return PageSession(session_id, token, owner), f"{session_id}.{_signature(request, session_id)}"
+
+
+def _owner_of(token: tokens.Token, entered: str) -> str | None:
+    """The owner of a session: the token's own, or the one that was entered. Raises SpecInvalid."""
+    try:
+        entered = owner_name(entered) if entered.strip() else ""
+    except ValueError as error:
+        raise SpecInvalid.of({"owner": f"This is not the name of an owner: {error}."}) from None
+    if token.has_odd_owner:
+        raise SpecInvalid.of({"token": "The name of this token's owner must be changed first. Ask the operator."})
+    if token.owner_id and entered not in ("", token.owner_id):
+        raise SpecInvalid.of({"owner": "This token belongs to another owner. Leave this field empty."})
+    return token.owner_id or entered or None
 
 
 def from_cookie(request: Request, services: Services) -> PageSession | None:
-    """The session of a request's cookie, if the signature is right, it has not expired, and its token is valid."""
-    body, _, signature = request.cookies.get(COOKIE, "").partition(".")
-    if not hmac.compare_digest(_signature(request, body).encode(), signature.encode()):
+    """The session of a request's cookie, if the signature is right and neither it nor its token has ended."""
+    session_id, _, signature = request.cookies.get(COOKIE, "").partition(".")
+    if not hmac.compare_digest(_signature(request, session_id).encode(), signature.encode()):
         return None
-    try:
-        payload = json.loads(base64.urlsafe_b64decode(body))
-    except (binascii.Error, ValueError):
-        return None
-    token = tokens.get_valid(services, payload["token"]) if time.time() < payload["until"] else None
-    return None if token is None else PageSession(token, payload["owner"])
+    found = sessions.authenticate(services, session_id)
+    return None if found is None else PageSession(session_id, *found)
 
 
-def _signature(request: Request, body: str) -> str:
+def _signature(request: Request, session_id: str) -> str:
     key: bytes = request.app.state.secret
-    return hmac.new(key, f"session.{body}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, f"session.{session_id}".encode(), hashlib.sha256).hexdigest()
 
 
 # ---- dependencies -----------------------------------------------------------------------------------------------
@@ -124,7 +127,7 @@ def require_scope(scope: str) -> Callable[..., Caller]:
             )
         if session.owner_id is None:
             raise RequestRefused("forbidden", "you are signed in without an owner; sign in again and enter one")
-        return Caller(session.token, session.owner_id)
+        return Caller(session.token, session.owner_id, session.id)
 
     return caller
 

@@ -20,7 +20,7 @@ from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.parameters import PictureId, SubjectId
+from web.parameters import FormKey, PictureId, SubjectId, page_key
 from web.problems import refusal
 from web.uploads import store_uploads
 
@@ -213,7 +213,7 @@ def start(
     services: ServicesDep,
     caller: PageTrainerDep,
     subject_id: SubjectId,
-    key: Annotated[str, Form(pattern=r"^[0-9a-f]{32}$")],
+    key: FormKey,
     credits_shown: Annotated[int, Form(ge=0)],
     trigger_word: Annotated[str, Form(max_length=500)] = "",
     class_word: Annotated[str, Form(max_length=500)] = "",
@@ -231,6 +231,8 @@ def start(
     if quote is None:
         raise SpecInvalid.of(faults)
     if obstacles := _obstacles(good, quote):
+        if job_id := service.find_started(services, caller.owner_id, page_key(key)):
+            return _started(job_id)  # the form was sent before, and its training took the credits
         raise IllegalMove(" ".join(obstacles))
     if quote.credits > credits_shown:
         raise IllegalMove(
@@ -238,15 +240,19 @@ def start(
             "pictures or settings have changed. Reload the page, check the price, and start again."
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    given = {**form.arguments(), "images": good, "idempotency_key": f"http:page:{key}"}
+    given = {**form.arguments(), "images": good, "idempotency_key": page_key(key)}
     view = service.submit(services, subject_settings.training_arguments(services, caller.owner_id, subject_id, given))
-    return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
+    return _started(view.job_id)
+
+
+def _started(job_id: str) -> Response:
+    return RedirectResponse(f"/trainings/{job_id}?notice=started", 303)
 
 
 @router.post("/subjects/{id}/images")
 async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     """Store the files of the form. The script sends them one by one and gets the API's JSON."""
-    stored = await store_uploads(request, services, caller.owner_id, subject_id)
+    stored = await store_uploads(request, services, caller, subject_id)
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _redirect(subject_id, "some" if stored.refused else "uploaded")

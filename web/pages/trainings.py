@@ -1,7 +1,9 @@
 """The page of one training: progress, loss, previews, outcome, and how to use the LoRA file."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
+from uuid import uuid4
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -19,7 +21,7 @@ from web.files import download_response, picture_response
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.parameters import PreviewName, TrainingId
+from web.parameters import FormKey, PreviewName, TrainingId, page_key
 from web.streams import event_response
 
 router = APIRouter(prefix="/trainings/{id}", route_class=PageRoute, include_in_schema=False)
@@ -42,6 +44,7 @@ def training(request: Request, services: ServicesDep, caller: PageReaderDep, job
         samples=previews.by_prompt(previews.names(services, job_id, owner_id)),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
         again=None if active else _quote_again(services, job_id, owner_id),
+        key=uuid4().hex,
         advice=ADVICE[view.failure.code] if view.failure else None,
         left_out=_left_out(view),
         usage=_usage(view) if view.lora else [],
@@ -63,7 +66,8 @@ def _stages(view: JobView) -> list[tuple[str, str]]:
 def _losses(events: Sequence[JobEvent]) -> list[Point]:
     """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
     progress = [event.data for event in events if event.kind == "progress"]
-    return sorted({data["step"]: data["loss"] for data in progress if data.get("loss") is not None}.items())
+    losses = {data["step"]: data["loss"] for data in progress if data.get("loss") is not None}
+    return sorted((step, loss) for step, loss in losses.items() if math.isfinite(loss))
 
 
 def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None:
@@ -112,8 +116,8 @@ def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) ->
 
 
 @router.post("/again")
-def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
-    view = service.retry(services, job_id, caller.owner_id)
+def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId, key: FormKey) -> Response:
+    view = service.retry(services, job_id, caller.owner_id, page_key(key))
     return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
 
 
@@ -129,7 +133,7 @@ async def events(
     after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)] = None,
 ) -> Response:
-    return await event_response(request, services, job_id, caller.owner_id, last_event_id or after)
+    return await event_response(request, services, job_id, caller, last_event_id or after)
 
 
 @router.get("/previews/{name}")

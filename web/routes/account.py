@@ -1,14 +1,15 @@
-"""An owner's credits and e-mail settings: `/api/account`."""
+"""An owner's credits, e-mail settings and sessions: `/api/account`."""
 
 from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from jobs import accounts
+from jobs import accounts, sessions
 from jobs.notices import notices
 from web.auth import ReaderDep, ServicesDep, TrainerDep
-from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange
+from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange, Session, Sessions
+from web.parameters import SessionId
 from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api", tags=["account"])
@@ -43,3 +44,19 @@ def notices_of(services: ServicesDep, caller: ReaderDep) -> Notices:
 def change_notices(services: ServicesDep, caller: TrainerDep, change: NoticesChange) -> Notices:
     values = {name: getattr(change, name) for name in change.model_fields_set}
     return Notices.model_validate(notices.change(services, caller.owner_id, values))
+
+
+@router.get("/account/sessions", summary="List the sessions of the page", responses=responses(*ALWAYS))
+def sessions_of(services: ServicesDep, caller: ReaderDep) -> Sessions:
+    found = sessions.list_sessions(services, caller.owner_id)
+    return Sessions(sessions=[Session.model_validate(session) for session in found])
+
+
+@router.delete(
+    "/account/sessions/{sessionId}",
+    status_code=204,
+    summary="End a session of the page; ending it again changes nothing",
+    responses=responses(*ALWAYS, "not_found"),
+)
+def end_session(services: ServicesDep, caller: TrainerDep, session_id: SessionId) -> None:
+    sessions.end(services, session_id, caller.owner_id)

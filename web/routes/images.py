@@ -1,16 +1,26 @@
 """A subject's pictures: `/api/influencer/{id}/images`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
 
-from jobs.subjects import subject_pictures
+from jobs.subjects import image_fetches, subject_pictures
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.files import picture_response
-from web.models.pictures import Image, ImageAddresses, ImageChange, Images, StoredImages, image_of
-from web.parameters import PictureId, SubjectId
+from web.models.pictures import (
+    Image,
+    ImageAddresses,
+    ImageChange,
+    ImageFetch,
+    Images,
+    StoredImages,
+    image_fetch_of,
+    image_of,
+)
+from web.parameters import FetchId, PictureId, SubjectId
 from web.problems import ALWAYS, responses
-from web.uploads import MAX_FILES, store_uploads
+from web.uploads import MAX_FILES, fetch_addresses, is_form, store_uploads
 
 router = APIRouter(prefix="/api/influencer/{id}", tags=["images"])
 
@@ -44,15 +54,26 @@ _BODY = {
 @router.post(
     "/images",
     status_code=201,
+    response_model=StoredImages,
     summary="Store pictures from files or addresses",
-    description="Files that are not pictures are listed in `refused`; if no picture is left, the answer is 422. Each "
-    "picture gets a verdict at once. The same picture gets the same id again. With `masks=true` the files are masks, "
-    "which a training names in `maskIds`: they are not listed among the subject's pictures, and every mask that can "
-    "be decoded is good.",
+    description="Files are stored at once: the answer is 201. Addresses are fetched by a worker: the answer is 202, "
+    "and `url` (also in `Location`) says how far it is. Files that are not pictures, and addresses that cannot be "
+    "fetched, are listed in `refused`; if no picture is left, the answer is 422. Each picture gets a verdict. The same "
+    "picture gets the same id again. With `masks=true` the files are masks, which a training names in `maskIds`: they "
+    "are not listed among the subject's pictures, and every mask that can be decoded is good.",
     openapi_extra=_BODY,
-    responses=responses(
-        *ALWAYS, "too_large", "unsupported_media_type", "image_invalid", "image_unreachable", "illegal_move"
-    ),
+    responses={
+        202: {
+            "model": ImageFetch,
+            "headers": {
+                "Location": {"description": "How far the fetch is.", "schema": {"type": "string"}},
+                "Retry-After": {"description": "Seconds until it is worth asking.", "schema": {"type": "string"}},
+            },
+        },
+        **responses(
+            *ALWAYS, "too_large", "unsupported_media_type", "image_invalid", "image_unreachable", "illegal_move"
+        ),
+    },
 )
 async def add_images(
     request: Request,
@@ -60,8 +81,22 @@ async def add_images(
     caller: TrainerDep,
     subject_id: SubjectId,
     masks: Annotated[bool, Query(description="Store masks instead of pictures.")] = False,
-) -> StoredImages:
-    return await store_uploads(request, services, caller.owner_id, subject_id, is_mask=masks)
+) -> Any:
+    if is_form(request):
+        return await store_uploads(request, services, caller, subject_id, is_mask=masks)
+    fetch = image_fetch_of(subject_id, await fetch_addresses(request, services, caller, subject_id, is_mask=masks))
+    headers = {"Location": fetch.url, "Retry-After": "1"}
+    return JSONResponse(fetch.model_dump(mode="json", by_alias=True), 202, headers)
+
+
+@router.get(
+    "/images/fetches/{fetchId}",
+    summary="Get the pictures of a request that named addresses",
+    description="Until `status` is `done`, some addresses are still being fetched. The outcome can be read for a day.",
+    responses=responses(*ALWAYS, "not_found"),
+)
+def image_fetch(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId, fetch_id: FetchId) -> ImageFetch:
+    return image_fetch_of(subject_id, image_fetches.get(services, caller.owner_id, subject_id, fetch_id))
 
 
 @router.get(

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from core.errors import SpecInvalid
 from jobs import service
@@ -15,7 +15,7 @@ from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import snake_keys
 from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
 from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest
-from web.parameters import SubjectId
+from web.parameters import IdempotencyKey, SubjectId, api_key
 from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api/influencer/{id}", tags=["subjects"])
@@ -39,6 +39,8 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
             odd = [index for index in _not_ids(masks) if masks[index] is not None]
             faults |= {f"images.{index}.mask": "this is not the id of a stored mask" for index in odd}
             images = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
+    if reason := _on_end_refusal(services, caller, arguments.get("on_end")):
+        faults["on_end"] = reason
     arguments["images"] = images
     if faults:
         try:
@@ -56,6 +58,15 @@ def _not_ids(ids: list[Any]) -> list[int]:
         for index, named in enumerate(ids)
         if not isinstance(named, str) or "://" in named or training_request.is_path(named)
     ]
+
+
+def _on_end_refusal(services: Services, caller: Caller, on_end: Any) -> str | None:
+    """Why the token may not name this task. The owner of a token need not be trusted with the application's workers."""
+    if not isinstance(on_end, dict) or caller.token.owner_id is None:
+        return None  # anything but an object is refused by its type
+    if on_end.get("task") in services.settings.on_end_tasks:
+        return None
+    return "this task is not in IMPRINT_ON_END_TASKS; a service token may name any task"
 
 
 def _masked(image: Any, mask: Any) -> Any:
@@ -81,23 +92,13 @@ def train(
     body: TrainRequest,
     response: Response,
     dry_run: Annotated[bool, Query(alias="dryRun", description="Only return price and duration.")] = False,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=180,
-            pattern=r"^[\x21-\x7e]+$",
-            description="The same key with the same request returns the same training.",
-        ),
-    ] = None,
+    key: IdempotencyKey = None,
 ) -> Training | Quoted:
     arguments = request_of(services, caller, subject_id, body)
     if dry_run:
         response.status_code = 200
         return Quoted(**asdict(service.quote(services, arguments)))
-    if idempotency_key is not None:
-        arguments["idempotency_key"] = f"http:{idempotency_key}"  # keys of the API and of tasks are kept apart
-    view = service.submit(services, arguments)
+    view = service.submit(services, arguments | {"idempotency_key": api_key(key)})
     if body.trigger_word is None:
         subject_settings.keep_trigger_word(services, caller.owner_id, subject_id, view.spec.trigger_word)
     response.headers["Location"] = f"/api/trainings/{view.job_id}"
@@ -165,9 +166,12 @@ def change_settings(
     "/profile-set/completed",
     summary="Report that a subject has all its pictures",
     description="Starts a training if the subject trains automatically. If no training starts, the answer and the "
-    "subject's webhook say why. Calling it again for the same pictures does not start another training.",
-    responses=responses(*_WRITES),
+    "subject's webhook say why. Calling it again for the same pictures, or with the same `Idempotency-Key`, does not "
+    "start another training.",
+    responses=responses(*_WRITES, "key_reused"),
 )
-def profile_set_completed(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId) -> ProfileSet:
-    done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id)
+def profile_set_completed(
+    services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, key: IdempotencyKey = None
+) -> ProfileSet:
+    done = subject_settings.profile_set_completed(services, caller.owner_id, subject_id, api_key(key))
     return ProfileSet.model_validate(done)

@@ -13,7 +13,7 @@ from web import signing
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.files import download_response, picture_response, stored_file
 from web.models.trainings import Checkpoint, Checkpoints, Preview, Previews, Training
-from web.parameters import PreviewName, TrainingId
+from web.parameters import IdempotencyKey, PreviewName, TrainingId, api_key
 from web.problems import ALWAYS, RequestRefused, responses
 from web.streams import event_response
 
@@ -51,11 +51,13 @@ def cancel(services: ServicesDep, caller: TrainerDep, job_id: TrainingId) -> Tra
     summary="Start a new training with the pictures and recipe of one that ended",
     responses={
         202: {"headers": {"Location": {"description": "The new training.", "schema": {"type": "string"}}}},
-        **responses(*_ONE, "illegal_move", "insufficient_credits"),
+        **responses(*_ONE, "illegal_move", "insufficient_credits", "key_reused"),
     },
 )
-def retry(services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response) -> Training:
-    view = service.retry(services, job_id, caller.owner_id)
+def retry(
+    services: ServicesDep, caller: TrainerDep, job_id: TrainingId, response: Response, key: IdempotencyKey = None
+) -> Training:
+    view = service.retry(services, job_id, caller.owner_id, api_key(key))
     response.headers["Location"] = f"/api/trainings/{view.job_id}"
     return Training.model_validate(view)
 
@@ -85,7 +87,7 @@ async def events(
         int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1, description="Continue after this event.")
     ] = None,
 ) -> Response:
-    return await event_response(request, services, job_id, caller.owner_id, last_event_id or 0)
+    return await event_response(request, services, job_id, caller, last_event_id or 0)
 
 
 @router.get(

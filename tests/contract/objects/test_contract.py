@@ -150,6 +150,12 @@ def test_keys_of_others_are_refused(store: ObjectStore, tmp_path: Path) -> None:
                 store.delete_prefix(key)
 
 
+def test_the_uri_is_for_programs_with_access_to_the_store(store: ObjectStore) -> None:
+    uri = store.uri("u/1.png")
+    assert uri.startswith(("s3://test-", "file:///"))
+    assert uri.endswith(("/some/where/u/1.png", "/store/u/1.png"))
+
+
 def test_the_url_reads(store: ObjectStore) -> None:
     store.put("u/1.png", b"read me")
     with urllib.request.urlopen(store.url("u/1.png", 60), timeout=10) as answer:  # noqa: S310

@@ -65,7 +65,7 @@ def test_an_unfinished_upload_is_not_there(server: S3Server, tmp_path: Path) -> 
             return os.urandom(size)
 
     with pytest.raises(StoreUnavailable):
-        store._put_parts("a/b", Breaks(), b"\0" * 32, create_only=False)  # type: ignore[arg-type]
+        store._put_parts("a/b", Breaks(), 2 * MULTIPART_BYTES, b"\0" * 32, create_only=False)  # type: ignore[arg-type]
     assert not store.exists("a/b")
     assert server.client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
 

@@ -1,6 +1,8 @@
 """An app, and callers with tokens."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,9 @@ from fastapi.testclient import TestClient
 from core.settings import Settings
 from jobs import accounts, tokens
 from jobs.services import Services
-from tests.site import MASCOT
+from tests.servers.process import free_port
+from tests.site import MASCOT, until
+from web.__main__ import WebServer, server_config
 from web.app import create_app
 
 RECIPE: dict[str, Any] = {"baseModel": "sd15", "triggerWord": "sks", "resolution": 64, "maxSteps": 10}
@@ -69,6 +73,23 @@ def lone_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     yield from make_api(Settings(_env_file=None, home=tmp_path_factory.mktemp("home")))
 
 
+@contextmanager
+def served(api: Api, **settings: object) -> Iterator[str]:
+    """The app as `python -m web` serves it, over real HTTP."""
+    configured = api.services.settings.model_copy(update={"web_port": free_port(), **settings})
+    app = create_app(api.services)
+    config = server_config(app, configured)
+    server = WebServer(config, app.state.streams)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started, 60, "the server")
+        yield f"http://127.0.0.1:{configured.web_port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
 def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     """The answer is this problem, whole and in the one shape; its content."""
     assert answer.status_code == status, answer.text
@@ -81,4 +102,4 @@ def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     return told
 
 
-__all__ = ["RECIPE", "REX", "Api", "make_api", "problem"]
+__all__ = ["RECIPE", "REX", "Api", "make_api", "problem", "served"]

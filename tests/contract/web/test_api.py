@@ -17,10 +17,11 @@ from core.settings import Settings
 from jobs import accounts, service, tokens, transitions
 from jobs.stages import intake
 from storage.tables import Job, Stage, Status, StoredPicture
+from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
 from web.limits import RateLimit
-from web.request_middleware import MAX_BODY_BYTES
+from web.uploads import MAX_BODY_BYTES
 
 
 @pytest.fixture
@@ -79,8 +80,10 @@ class TestPictures:
     def test_by_address_through_the_guard(self, api: Api, ada: str) -> None:
         with picture_server() as server:
             address = server.put("/a.png", png(Image.new("RGB", (600, 600), "blue")))
-            told = problem(api.call("POST", f"{REX}/images", ada, json={"url": address}), 422, "image_unreachable")
-            assert "a.png" not in json.dumps(told)
+            asked = {"url": f"{address}?signature=hush"}
+            told = problem(api.call("POST", f"{REX}/images", ada, json=asked), 422, "image_unreachable")
+            assert told["faults"]["0"].startswith("picture 1 (a.png): http://127.0.0.1:")
+            assert "hush" not in json.dumps(told)
             assert server.asked == {}  # a private address is not even dialled
         for url in ("http://169.254.169.254/latest", "file:///etc/passwd", "s3://other/key", "gopher://x/"):
             problem(api.call("POST", f"{REX}/images", ada, json={"urls": [url]}), 422, "image_unreachable")
@@ -380,3 +383,20 @@ def png(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
+
+
+def test_a_token_of_one_owner_may_only_name_the_tasks_that_the_operator_lists(settings: Settings) -> None:
+    on_end = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": 7}}
+    listed = settings.model_copy(update={"on_end_tasks": ["shop.listed"]})
+    for api in make_api(listed):
+        own, service_token = api.token("ada"), api.token()
+        images = api.upload(own, 5)
+        told = problem(api.train(own, images, onEnd=on_end), 422, "spec_invalid")
+        assert "IMPRINT_ON_END_TASKS" in told["faults"]["onEnd"]
+        accepted = [
+            api.train(own, images, onEnd={"task": "shop.listed"}),
+            api.train(service_token, images, onEnd=on_end, headers={"Imprint-Owner": "ada"}),
+        ]
+        assert [answer.status_code for answer in accepted] == [202, 202]
+        kept = [row(api.services, answer.json()["id"]).on_end for answer in accepted]
+        assert kept == [{"task": "shop.listed", "queue": None, "kwargs": {}}, on_end]

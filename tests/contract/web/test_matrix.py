@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from core.clock import utcnow
-from jobs import keys, tokens
+from jobs import keys, tokens, transitions
 from storage.tables import ApiToken, Job, Status
 from tests.contract.web import test_page_matrix
 from tests.contract.web.conftest import REX, Api, problem
@@ -44,6 +44,8 @@ ROWS = [
     Row("GET", "/api/account", "read", 200, {"granted": 0, "entries": [], "holds": []}),
     Row("GET", "/api/account/notices", "read", 200, {"email": None}),
     Row("PATCH", "/api/account/notices", "train", 200, {"email": None}, {"json": {"lowCredits": 5}}),
+    Row("GET", "/api/account/sessions", "read", 200, {"sessions": []}),
+    Row("DELETE", "/api/account/sessions/{sessionId}", "train", 204),
     Row("GET", f"{OF}/lora", "read", 200),
     Row("GET", f"{OF}/lora/status", "read", 200, {"latest": None, "history": []}),
     Row("GET", f"{OF}/lora/available-images", "read", 200, {"images": [], "good": 0}),
@@ -54,12 +56,15 @@ ROWS = [
     Row("GET", f"{ONE}/log", "read", 200),
     Row("GET", f"{ONE}/previews", "read", 200),
     Row("GET", f"{ONE}/previews/{{name}}", "read", 200),
+    Row("GET", f"{ONE}/checkpoints", "read", 200),
+    Row("GET", f"{ONE}/checkpoints/{{step}}", "read", 200),
     Row("GET", f"{ONE}/download", "read", 307),
     Row("POST", f"{OF}/lora/train", "train", 202, 422, TRAIN),
     Row("PATCH", f"{OF}/lora/settings", "train", 200, {"triggerWord": None}, {"json": {"classWord": "dog"}}),
     Row("POST", f"{OF}/profile-set/completed", "train", 200, {"started": False, "training": None}),
     Row("PATCH", f"{OF}/images/{{imageId}}", "train", 200, options={"json": {"caption": "seen"}}),
     Row("POST", f"{OF}/images", "train", 422, 422, {"json": {"url": "file:///etc/passwd"}}),
+    Row("GET", f"{OF}/images/fetches/{{fetchId}}", "read", 200),
     Row("POST", f"{ONE}/cancel", "train", 409),
     Row("POST", f"{ONE}/retry", "train", 202),
     Row("DELETE", f"{OF}/images/{{imageId}}", "train", 204),
@@ -75,10 +80,15 @@ class World:
     ada: str
     job_id: str
     image_ids: list[str]
+    fetch_id: str
+    session_id: str
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
+        path = path.replace("{fetchId}", self.fetch_id)
+        path = path.replace("{step}", "50")
         path = path.replace("{id}", "rex" if row.path.startswith(OF) else self.job_id)
+        path = path.replace("{sessionId}", self.session_id)
         options: dict[str, Any] = {**row.options, **more}
         if "/lora/train" in path:
             options["json"] = {**options["json"], "imageIds": self.image_ids[:6]}
@@ -98,12 +108,17 @@ def world(lone_api: Api) -> World:
     services = lone_api.services
     services.store.put(keys.lora(job_id), b"a file")
     services.store.put(keys.preview(job_id, 1, 10, 0, "png"), b"a picture")
+    services.store.put(keys.kept_lora(job_id, 50), b"a checkpoint")
     ready = sa.update(Job).where(col(Job.id) == job_id)
     with services.database.writing() as session:
         session.connection().execute(
             ready.values(status=Status.READY, lora_key=keys.lora(job_id), lora_sha256="0" * 64, lora_bytes=6)
         )
-    return World(lone_api, ada, job_id, images)
+        key = keys.kept_lora(job_id, 50)
+        transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
+    fetch = lone_api.call("POST", f"{REX}/images", ada, json={"url": "https://pictures.example/rex.jpg"})
+    session_id = test_page_matrix.a_session(lone_api, ada)
+    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id)
 
 
 def routes(api: Api) -> set[tuple[str, str]]:
@@ -176,6 +191,16 @@ def test_what_strangers_tried_changed_nothing(world: World) -> None:
     bob = world.api.token("bob", "read")
     assert world.api.call("GET", "/api/account", bob).json()["granted"] == 0
     assert world.call(next(row for row in ROWS if row.path == ONE), world.ada).json()["status"] == "ready"
+
+
+def test_a_checkpoint_is_listed_and_served(world: World) -> None:
+    address = f"/api/trainings/{world.job_id}/checkpoints"
+    [listed] = world.api.call("GET", address, world.ada).json()["checkpoints"]
+    assert listed == {"step": 50, "sha256": "0" * 64, "bytes": 12, "url": f"{address}/50"}
+    answer = world.api.call("GET", listed["url"], world.ada)
+    assert (answer.status_code, answer.content) == (200, b"a checkpoint")
+    assert f'filename="{world.job_id}-50.safetensors"' in answer.headers["content-disposition"]
+    problem(world.api.call("GET", f"{address}/51", world.ada), 404, "not_found")
 
 
 def test_a_signed_address_serves_one_file_for_a_while(world: World) -> None:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from core.clock import utcnow
-from jobs import keys, service, tokens
+from jobs import keys, service, sessions, tokens
 from storage.tables import ApiToken
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
@@ -55,7 +55,9 @@ ROWS = [
     Row("POST", "/subjects/{id}/train", "train", 303, 409, _START),
     Row("POST", "/subjects/{id}/images/{imageId}/remove", "train", 303),
     Row("POST", "/trainings/{id}/cancel", "train", 303),
-    Row("POST", "/trainings/{id}/again", "train", 303),
+    Row("POST", "/trainings/{id}/again", "train", 303, form={"key": "2" * 32}),
+    Row("POST", "/account/sessions/{sessionId}/end", "read", 303),
+    Row("POST", "/account/sessions/end-others", "read", 303, 303),
 ]
 GUARDED = [row for row in ROWS if row.scope is not None]
 
@@ -67,9 +69,10 @@ class Page:
     api: Api
     job_id: str
     image_ids: list[str]
+    session_id: str
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
-        path = row.path.replace("{imageId}", self.image_ids[-1])
+        path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
         path = path.replace("{id}", "rex" if row.path.startswith("/subjects") else self.job_id) + row.query
         files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
@@ -99,7 +102,14 @@ def page(lone_api: Api) -> Page:
     images = lone_api.upload(ada, 7)
     job_id = lone_api.train(ada, images[:6]).json()["id"]
     service.cancel(lone_api.services, job_id)
-    return Page(lone_api, job_id, images)
+    return Page(lone_api, job_id, images, a_session(lone_api, ada))
+
+
+def a_session(api: Api, secret: str) -> str:
+    """The id of a session of the token's owner."""
+    token = tokens.authenticate(api.services, secret)
+    assert token is not None
+    return sessions.begin(api.services, token, token.owner_id)
 
 
 def of(row: Row) -> str | None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from core.settings import Settings
@@ -16,7 +15,7 @@ from jobs.subjects import subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from storage.tables import StoredPicture, Subject
-from tests.contract.processes import at_once
+from tests.contract.processes import processes_at_once
 from tests.contract.web.conftest import REX, Api
 
 READY = {"trainAutomatically": True, "baseModel": "sd15", "triggerWord": "sks", "webhookUrl": "https://app.example"}
@@ -139,21 +138,16 @@ def test_eight_at_once_start_one(api: Api, ada: str) -> None:
     store(api, range(6))
     settings: Settings = api.services.settings
 
-    def complete(_: Session) -> bool:
+    def complete() -> bool:
         services = Services(settings)  # of this process, in a transaction of its own
         try:
             return subject_settings.profile_set_completed(services, "ada", "rex").started
         finally:
             services.database.close()
 
-    # On SQLite the test's own transaction would be the writer that everybody waits for.
-    started = at_once_outside(settings, complete, 8)
+    started = processes_at_once([complete] * 8)
     assert sorted(started) == [False] * 7 + [True], started
     assert len(service.jobs(api.services, owner_id="ada")) == 1
-
-
-def at_once_outside(settings: Settings, work: Any, count: int) -> list[Any]:
-    return at_once(f"sqlite:///{settings.home}/elsewhere.db", [work] * count)
 
 
 def ids(api: Api) -> list[str]:

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from core import wire
+
 # The statuses of a job on the server.
 QUEUED, RUNNING, STOPPED, COMPLETED, ERROR = "queued", "running", "stopped", "completed", "error"
 
@@ -42,8 +44,8 @@ class RemoteJob:
         """The number of steps, from the config: the row does not have it."""
         try:
             process = json.loads(self.config)["config"]["process"][0]
-            return int(process["train"]["steps"])
-        except (ValueError, KeyError, IndexError, TypeError):
+            return wire.whole(process["train"]["steps"], least=1, most=wire.MOST_STEPS)
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             return None
 
     @classmethod
@@ -51,14 +53,14 @@ class RemoteJob:
         """Parse the server's JSON. Raises KeyError, TypeError or ValueError."""
         config = row.get("job_config") or ""
         return cls(
-            id=str(row["id"]),
+            id=wire.name(row["id"]),
             name=str(row["name"]),
-            gpu_ids=str(row.get("gpu_ids") or "0"),
-            status=str(row["status"]),
-            info=str(row.get("info") or "")[:500],
-            step=int(row.get("step") or 0),
+            gpu_ids=wire.text(row.get("gpu_ids") or "0", 100),
+            status=wire.text(row["status"], 100),
+            info=wire.text(row.get("info") or "", 500),
+            step=wire.whole(row.get("step"), most=wire.MOST_STEPS) or 0,
             stop=bool(row.get("stop")),
-            speed=str(row.get("speed_string") or "")[:100],
+            speed=wire.text(row.get("speed_string") or "", 100),
             config=config if isinstance(config, str) else json.dumps(config),
         )
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from core import wire
 from core.errors import BackendFailed, BackendUnreachable
 from training.backends.ai_toolkit.answers import (
     QUEUED,
@@ -32,6 +33,8 @@ T = TypeVar("T")
 
 LOSS_KEY = "loss/loss"
 MAX_POINTS = 2000
+_MOST_LOSS = 1e6
+_MOST_BYTES = 2**34  # of a file or log; a LoRA file has less than a hundredth
 _SAMPLE = re.compile(r"\d+__(\d{1,9})_(\d{1,4})\.(?:jpe?g|png|webp)")
 _PLAIN_NAME = re.compile(r"[a-z0-9_]{1,200}")
 
@@ -70,7 +73,7 @@ class ToolkitServer:
         data = self.connection.send_with_retries("GET", "/api/gpu").json()
         return self._parse(
             lambda: [
-                Gpu(int(gpu["index"]), str(gpu["name"])[:100], int(gpu["memory"]["total"]) * 2**20)
+                Gpu(_count(gpu["index"]), wire.text(gpu["name"], 100), _count(gpu["memory"]["total"]) * 2**20)
                 for gpu in data["gpus"]
             ]
         )
@@ -149,9 +152,10 @@ class ToolkitServer:
             data = self._loss(remote_id, other, since)
         return self._parse(
             lambda: [
-                LossPoint(int(point["step"]), float(point["value"]))
+                LossPoint(step, value)
                 for point in data.get("points") or []
-                if point["value"] is not None
+                if (step := wire.whole(point["step"], most=wire.MOST_STEPS)) is not None
+                and (value := wire.real(point["value"], least=-_MOST_LOSS, most=_MOST_LOSS)) is not None
             ]
         )
 
@@ -179,15 +183,16 @@ class ToolkitServer:
         """The files in the output folder of a job."""
         data = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/files").json()
         return self._parse(
-            lambda: [RemoteFile(_checked_path(file["path"]), int(file["size"])) for file in data["files"]]
+            lambda: [
+                RemoteFile(_checked_path(file["path"]), _count(file["size"], _MOST_BYTES)) for file in data["files"]
+            ]
         )
 
     def size_of(self, path: str) -> int | None:
         """The size of a file on the server; None if it does not exist."""
         with self.connection.stream("HEAD", _file(path)) as response:
-            if response.status_code == 200 and response.headers.get("content-length", "").isdecimal():
-                return int(response.headers["content-length"])
-        return None
+            length = response.headers.get("content-length") if response.status_code == 200 else None
+            return wire.whole(length, most=_MOST_BYTES)
 
     def download(self, path: str, to: Path, size: int) -> None:
         """Download a file of `size` bytes; resumes an earlier download to `to`.
@@ -286,8 +291,17 @@ def _checked_name(name: str) -> str:
 def _log_part(data: Any) -> LogPart:
     text = str(data["log"])
     if "offset" not in data:  # before 2026-07
-        return LogPart(text, len(text.encode()), reset=True)
-    return LogPart(text, int(data["offset"]), bool(data["reset"]))
+        return LogPart(text, min(len(text.encode(errors="replace")), wire.MOST_INT32), reset=True)
+    offset = _count(data["offset"], _MOST_BYTES)
+    return LogPart(text, min(offset, wire.MOST_INT32), bool(data["reset"]))
+
+
+def _count(value: Any, most: int = wire.MOST_INT32) -> int:
+    """A whole number of the server. Raises ValueError for one out of its bounds."""
+    found = wire.whole(value, most=most)
+    if found is None:
+        raise ValueError("no number that can be")
+    return found
 
 
 def _listed(data: Any) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from core import wire
 from core.errors import BackendFailed, BackendUnreachable
 from training.backends.ai_toolkit import config
 from training.backends.ai_toolkit.answers import COMPLETED, ERROR, QUEUED, RUNNING, STOPPED, RemoteJob, SampleImage
@@ -38,6 +39,7 @@ _STATUS: dict[str, Status] = {
 _SPEED = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(iter/sec|sec/iter|it/s|s/it)")
 _CHANGES = 5  # give up for now if a job changes its status this often
 _SETTLE_S = 0.2
+_LEAST_RATE = 1e-5  # a step takes from 10 µs to a day
 _LOSSES = 100  # the loss is averaged over at most this many steps
 
 
@@ -170,26 +172,28 @@ def poll(server: ToolkitServer, job: RemoteJob, log_offset: int = 0, step: int =
     if status is None:
         raise BackendFailed(f"the job {job.name} has an unknown status on the server")
     total = job.total
+    done = job.step if total is None else min(job.step, total)
     loss: float | None = None
     samples: tuple[SampleImage, ...] = ()
     offset = log_offset
-    if status == "completed" or (status == "running" and job.step != step):
+    if status == "completed" or (status == "running" and done != step):
         # The server sends the oldest points first: ask only for the newest.
-        points = server.loss(job.id, max(step if step < job.step else 0, job.step - _LOSSES))
+        points = server.loss(job.id, max(step if step < done else 0, done - _LOSSES))
         loss = fmean(point.value for point in points) if points else None
         samples = tuple(server.samples(job.id))
     elif status == "running":
         offset = server.log(job.id, log_offset).offset
     pace = _seconds_per_step(job.speed) if status == "running" else None
-    left = None if pace is None or total is None else max(0, total - job.step) * pace
-    return PollResult(status, job.step, total, loss, pace, left, job.info, offset, offset != log_offset, samples)
+    left = None if pace is None or total is None else (total - done) * pace
+    return PollResult(status, done, total, loss, pace, left, job.info, offset, offset != log_offset, samples)
 
 
 def _seconds_per_step(speed: str) -> float | None:
     match = _SPEED.search(speed)
-    if match is None or float(match[1]) == 0.0:
+    rate = None if match is None else wire.real(match[1], least=_LEAST_RATE, most=1 / _LEAST_RATE)
+    if match is None or rate is None:
         return None
-    return 1 / float(match[1]) if match[2] in ("iter/sec", "it/s") else float(match[1])
+    return 1 / rate if match[2] in ("iter/sec", "it/s") else rate
 
 
 # ---- collecting ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""Turns between owners for the slots of a worker."""
+
+from core.slot_shares import SlotShares
+
+
+def taken(shares: SlotShares, owner_id: str, most: int = 100) -> int:
+    """How many slots the owner gets when it asks for as many as it can."""
+    return next((count for count in range(most) if shares.take(owner_id)), most)
+
+
+def test_no_owner_and_no_few_owners_get_every_slot() -> None:
+    shares = SlotShares(16)
+    assert taken(shares, "ada") == 12
+    assert taken(shares, "bob") == 3
+    assert shares.take("cleo") == 0.0
+
+
+def test_what_is_given_back_can_be_taken_again() -> None:
+    shares = SlotShares(4)
+    assert taken(shares, "ada") == 3
+    shares.give_back("ada")
+    assert shares.take("ada") == 0.0
+    for _ in range(3):
+        shares.give_back("ada")
+    assert not shares._taken  # names of owners do not pile up
+
+
+def test_one_slot_is_for_everybody() -> None:
+    shares = SlotShares(1)
+    assert taken(shares, "ada") == 1
+    assert shares.take("bob") > 0
+
+
+def test_what_is_turned_away_comes_back_one_by_one_within_a_minute() -> None:
+    shares = SlotShares(4, clock=lambda: 100.0)
+    taken(shares, "ada")
+    waits = [shares.take("ada") for _ in range(2000)]
+    assert waits[:3] == sorted(set(waits[:3]))
+    assert 0 < waits[0] < 1
+    assert max(waits) == 60.0
+
+
+def test_slots_that_are_not_counted_are_not_shared() -> None:
+    assert taken(SlotShares(), "ada") == 100

@@ -1,0 +1,81 @@
+"""What callers may have open at once, and how slowly a body may come."""
+
+import asyncio
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+import web.bodies
+from web.bodies import BodyLimits
+from web.limits import OpenLimit
+from web.problems import RequestRefused
+
+
+def test_each_caller_and_all_callers_have_a_limit() -> None:
+    limit = OpenLimit("streams", per_caller=2, in_all=3)
+    with limit.hold("ada"), limit.hold("ada"):
+        with pytest.raises(RequestRefused, match="this caller has too many streams") as refused:
+            limit.acquire("ada")
+        assert refused.value.code == "rate_limited"
+        limit.acquire("bob")
+        with pytest.raises(RequestRefused, match="the service has too many streams") as refused:
+            limit.acquire("cleo")
+        assert (refused.value.code, "Retry-After" in refused.value.headers) == ("unavailable", True)
+    limit.release("bob")
+    assert not limit._open  # names of callers do not pile up
+
+
+def receive(limits: BodyLimits, chunks: list[bytes], pause_s: float, limit: int = 1000) -> bytes:
+    """The body, sent in chunks with pauses before them, as an app receives it."""
+    left = list(chunks)
+
+    async def send() -> Message:
+        await asyncio.sleep(pause_s)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def body() -> bytes:
+        limited, found = limits.apply(send, limit), b""
+        while True:
+            message = await limited()
+            found += message["body"]
+            if not message["more_body"]:
+                return found
+
+    return asyncio.run(body())
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web.bodies, "_GRACE_S", 0.1)
+
+
+@pytest.mark.usefixtures("no_grace")
+def test_a_body_keeps_its_rate_and_ends_in_time() -> None:
+    assert receive(BodyLimits(0, 0, timeout_s=60, min_bytes_per_s=100), [b"x" * 100] * 4, 0.02) == b"x" * 400
+    with pytest.raises(HTTPException) as slow:
+        receive(BodyLimits(0, 0, timeout_s=60, min_bytes_per_s=100), [b"x"] * 100, 0.02)
+    assert slow.value.status_code == 408
+    with pytest.raises(HTTPException) as late:
+        receive(BodyLimits(0, 0, timeout_s=0.1, min_bytes_per_s=0), [b"x" * 100] * 100, 0.02)
+    assert late.value.status_code == 408
+    with pytest.raises(HTTPException) as large:
+        receive(BodyLimits(0, 0, timeout_s=60, min_bytes_per_s=0), [b"x" * 600] * 2, 0.0)
+    assert large.value.status_code == 413
+
+
+@pytest.mark.usefixtures("no_grace")
+def test_after_the_body_the_wait_for_the_clients_end_has_no_limit() -> None:
+    async def wait() -> Message:
+        messages: list[Message] = [{"type": "http.request", "body": b"x"}, {"type": "http.disconnect"}]
+
+        async def send() -> Message:
+            if len(messages) == 1:
+                await asyncio.sleep(0.3)
+            return messages.pop(0)
+
+        limited = BodyLimits(0, 0, timeout_s=0.1, min_bytes_per_s=1).apply(send, 10)
+        await limited()
+        return await limited()
+
+    assert asyncio.run(wait())["type"] == "http.disconnect"
