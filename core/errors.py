@@ -34,6 +34,8 @@ ImprintError                     code internal
 │   └── MessageDeferred          internal                a server that works did not take one message; may be retried
 ├── SchemaUnknown                internal                a database that a newer Imprint has migrated
 ├── BackupInvalid                spec_invalid            a backup that cannot be made, read or restored
+├── TrainingFailed               the job's               a task that waited for a job that failed
+│   └── TrainingCancelled        cancelled               the same for a cancelled job
 ├── LoraInvalid                  lora_invalid            a LoRA file that is damaged or not as expected
 ├── WorkflowInvalid              spec_invalid            a workflow that cannot be patched, or that ComfyUI refuses
 └── GeneratorError               backend_failed          ComfyUI refused or failed; final
@@ -238,6 +240,14 @@ class SchemaUnknown(ImprintError):
 
 class BackupInvalid(ImprintError):
     code = FailureCode.SPEC_INVALID
+
+
+class TrainingFailed(ImprintError):
+    """How a task ends that waited for a job that failed. `details` has `code`, `message`, `job_id` and `details`."""
+
+
+class TrainingCancelled(TrainingFailed):
+    code = FailureCode.CANCELLED
 
 
 class LoraInvalid(ImprintError):

@@ -38,6 +38,18 @@ class Settings(BaseSettings):
         description="Redis delivers an unacknowledged message again after this time. Longer than the longest training.",
     )
 
+    callback_queue: str = Field(
+        "celery",
+        min_length=1,
+        max_length=200,
+        description="Queue of applications' callbacks that name none. Not one of Imprint's own queues.",
+    )
+    on_end_tasks: list[str] = Field(
+        [],
+        description="Tasks that an HTTP token of one owner may name in `onEnd`. Service tokens may name any task. JSON "
+        "list.",
+    )
+
     # ---- database ----
     database_url: SecretStr | None = Field(
         None,
@@ -157,7 +169,7 @@ class Settings(BaseSettings):
     training_timeout_s: int = Field(8 * 3600, gt=0, description="A training that takes longer fails with `timeout`.")
     stage_timeout_s: int = Field(
         3600,
-        ge=60,
+        gt=0,
         description="How long one attempt at any other stage may take: one picture, the dataset, the upload, or the "
         "submission or download of a remote training. Then another worker may try.",
     )

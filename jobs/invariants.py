@@ -73,6 +73,22 @@ CHECKS = {
         WHERE coalesce(m.topics, 'none') <> CASE WHEN j.webhook_url IS NULL THEN 'none'
             ELSE CASE j.status WHEN 'ready' THEN 'training.completed' WHEN 'failed' THEN 'training.failed'
                 WHEN 'cancelled' THEN 'training.cancelled' ELSE 'none' END END""",
+    "a task that waits for a job gets its result once, at the end": """
+        SELECT j.id, CASE WHEN j.status IN ('pending', 'training') THEN '0' ELSE '1' END || ' results',
+            coalesce(m.messages, 0) || ' results of task ' || c.task_id
+        FROM training_job j JOIN task_call c ON c.job_id = j.id LEFT JOIN (
+            SELECT task_id, count(*) AS messages FROM outbox_message
+            WHERE kind = 'callback' AND topic = 'result' GROUP BY task_id
+        ) m ON m.task_id = c.task_id
+        WHERE c.waits AND coalesce(m.messages, 0) <> CASE WHEN j.status IN ('pending', 'training') THEN 0 ELSE 1 END""",
+    "the task of on_end is sent once, at the end": """
+        SELECT j.id, 'a task only at the end', coalesce(m.messages, 0) || ' tasks'
+        FROM training_job j LEFT JOIN (
+            SELECT job_id, count(*) AS messages FROM outbox_message
+            WHERE kind = 'callback' AND topic = 'on_end' GROUP BY job_id
+        ) m ON m.job_id = j.id
+        WHERE coalesce(m.messages, 0) <> CASE
+            WHEN j.on_end IS NULL OR j.status IN ('pending', 'training') THEN 0 ELSE 1 END""",
     "a final job has one clean-up": """
         SELECT j.id, '1 clean-up', coalesce(m.messages, 0) || ' clean-ups'
         FROM training_job j LEFT JOIN (

@@ -1,4 +1,4 @@
-"""Handlers of outbox messages about a job: deliver its notice, clean up after its end."""
+"""Handlers of outbox messages about a job: deliver its notices and callbacks, clean up after its end."""
 
 import logging
 from collections.abc import Mapping
@@ -9,7 +9,9 @@ from core.clock import utcnow
 from core.errors import ImprintError
 from core.logging import job_context
 from core.tracing import span
-from jobs.notices import notices
+from jobs import service
+from jobs.notices import callbacks, notices
+from jobs.notices.callbacks import TaskSender
 from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
@@ -17,7 +19,9 @@ from jobs.turns import owner_slot
 from notifications import outbox, receivers, retries, webhooks
 from notifications.messages import Message
 from notifications.retries import Outcome, Verdict
+from notifications.tables import TaskCall
 from notifications.webhooks import FileAddresses
+from storage.tables import Job
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,20 @@ def notify(services: Services, message_id: str) -> None:
         _deliver(services, message, unwanted)
 
 
+def send_callback(services: Services, message_id: str, sender: TaskSender) -> None:
+    """Try once to store a result or send a callback; after a failure it is due again soon."""
+    with services.database.reading() as session:
+        message = outbox.find(session, message_id)
+        if message is None or message.job_id is None:
+            return
+        call = session.get(TaskCall, message.task_id) if message.task_id else None
+        on_end = session.get_one(Job, message.job_id).on_end
+    view = service.get(services, message.job_id)
+    with job_context(message.job_id):
+        outcome = callbacks.send(sender, message, view, call, on_end)
+        _record(services, message, outcome)
+
+
 def _attempt(services: Services, message: Message) -> Outcome:
     try:
         addresses = file_addresses(services, message.payload["job"])
@@ -74,6 +92,10 @@ def _deliver(services: Services, message: Message, unwanted: bool) -> None:
     else:
         with span("webhook", "client", job_id=message.job_id, event=message.topic):
             outcome = _attempt(services, message)
+    _record(services, message, outcome)
+
+
+def _record(services: Services, message: Message, outcome: Outcome) -> None:
     metrics.NOTICES.add(1, outcome.verdict)
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)

@@ -1,17 +1,21 @@
 """Jobs that no worker and no poll works on: sent again, or failed once their attempts or their time are used up."""
 
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from core.clock import UtcDateTime, utcnow
-from core.errors import TrainingTimeout, WorkerLost
+from core.errors import ImprintError, TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
 from jobs import transitions
+from notifications import outbox
 from storage.remote_tables import RemoteRun, RunState
 from storage.tables import ACTIVE, Job, JobPicture, PictureState
+
+MAX_FAILED_LAUNCHES = 3  # in one stage
 
 
 def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
@@ -24,10 +28,8 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
     now = utcnow()
     if job is None or job.status not in ACTIVE:
         return False
-    pictures = session.exec(
-        select(JobPicture).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
-    ).all()
-    leases = [until for until in (job.lease_until, *(picture.lease_until for picture in pictures)) if until]
+    pictures = _waiting_pictures(session, job_id)
+    leases = _leases(session, job)
     if any(until >= now for until in leases) or (not leases and job.next_look_at > now):
         return False
     if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_polled(settings))):
@@ -55,6 +57,34 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
     return True
 
 
+def count_failed_launch(session: Session, job_id: str, message_id: str | None, settings: Settings) -> bool:
+    """Send a job again whose launch ended in an error before a worker claimed its stage; fail it after the third time.
+
+    Returns False for any other job: one that is final, claimed, polled, or launched again since `message_id`.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.status not in ACTIVE or _leases(session, job):
+        return False
+    if message_id is None or outbox.newest(session, job_id, "launch") != message_id:
+        return False
+    if session.scalar(select(Job.id).where(Job.id == job_id, is_polled(settings))):
+        return False
+    failed = job.failed_launches + 1
+    if failed >= MAX_FAILED_LAUNCHES:
+        reason = (
+            f"{job.stage}: {failed} launches ended in an error before a worker had begun; the workers' logs say why"
+        )
+        return transitions.fail(session, job_id, ImprintError(reason))
+    delay_s = settings.retry_base_s * 2 ** (failed - 1)
+    session.connection().execute(sa.update(Job).where(col(Job.id) == job_id).values(failed_launches=failed))
+    transitions.send_launch(session, job, settings, delay_s)
+    transitions.record_event(
+        session, job_id, "retry", stage=job.stage, attempt=job.attempt,
+        reason="an error before a worker had begun", delay_s=delay_s,
+    )  # fmt: skip
+    return True
+
+
 def is_polled(settings: Settings) -> sa.ColumnElement[bool]:
     """The SQL condition that a remote server trains the job and polls still come."""
     last_look = sa.func.coalesce(RemoteRun.looked_at, RemoteRun.submitted_at, type_=UtcDateTime())
@@ -64,6 +94,18 @@ def is_polled(settings: Settings) -> sa.ColumnElement[bool]:
         col(RemoteRun.state) == RunState.SUBMITTED,
         last_look > sa.literal(utcnow() - patience, UtcDateTime()),
     )
+
+
+def _waiting_pictures(session: Session, job_id: str) -> Sequence[JobPicture]:
+    return session.exec(
+        select(JobPicture).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
+    ).all()
+
+
+def _leases(session: Session, job: Job) -> list[datetime]:
+    """When the leases on the job and its pictures end or have ended."""
+    ends = (job.lease_until, *(picture.lease_until for picture in _waiting_pictures(session, job.id)))
+    return [until for until in ends if until is not None]
 
 
 def expire_overdue_hold(session: Session, job: Job) -> bool:

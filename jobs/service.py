@@ -19,7 +19,7 @@ from core.tracing import span
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs import transitions
-from jobs.notices import notices
+from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
@@ -28,6 +28,7 @@ from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
+from notifications.tables import TaskCall
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training import memory_plan
 from training.spec import TrainSpec
@@ -73,34 +74,44 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
-def submit(services: Services, arguments: Mapping[str, Any], origin: Origin = Origin()) -> JobView:  # noqa: B008 - frozen
+def submit(
+    services: Services,
+    arguments: Mapping[str, Any],
+    origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
+) -> JobView:
     """Accept a training: the job, its hold on credits and its first message in one transaction.
 
-    The same idempotency key with the same request returns the same job. Raises SpecInvalid with every fault, KeyReused
-    or InsufficientCredits; then nothing is stored.
+    The same idempotency key with the same request returns the same job. The callbacks of the Celery task that asks for
+    it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then
+    nothing is stored.
     """
-    return _start(services, lambda: training_request.parse(arguments, services.settings, services.sources), origin)
+    return _start(
+        services, lambda: training_request.parse(arguments, services.settings, services.sources), origin, call
+    )
 
 
-def _start(services: Services, parse: Callable[[], TrainingRequest], origin: Origin) -> JobView:
+def _start(
+    services: Services, parse: Callable[[], TrainingRequest], origin: Origin, call: TaskCall | None = None
+) -> JobView:
     with span("submit") as begun:
-        job = _submit(services, parse(), origin)
+        job = _submit(services, parse(), origin, call)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, request: TrainingRequest, origin: Origin) -> Job:
+def _submit(services: Services, request: TrainingRequest, origin: Origin, call: TaskCall | None) -> Job:
     try:
         with services.database.writing() as session:
-            return accept(session, request, services.settings, origin)
+            return accept(session, request, services.settings, origin, call)
     except (IntegrityError, InsufficientCredits):
         # On PostgreSQL, two requests with one key may race: the other one won, perhaps with the last credits.
-        with services.database.reading() as session:
+        with services.database.writing() as session:
             winner = _job_with_key(session, request)
             if winner is None:
                 _check_model_id(session, request.envelope.model_id)  # or two with one model id
-        if winner is None:
-            raise
+                raise
+            callbacks.attach(session, winner, call)
         return winner
 
 
@@ -109,9 +120,12 @@ def accept(
     request: TrainingRequest,
     settings: Settings,
     origin: Origin = Origin(),  # noqa: B008 - frozen
+    call: TaskCall | None = None,
 ) -> Job:
     """The job of a request, in the caller's transaction: an earlier one with the same key, or a new one."""
-    return _job_with_key(session, request) or _create(session, request, settings, origin)
+    job = _job_with_key(session, request) or _create(session, request, settings, origin)
+    callbacks.attach(session, job, call)
+    return job
 
 
 def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
@@ -158,6 +172,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         request_sha256=request.sha256,
         **spec_columns(spec),
         webhook_url=envelope.webhook_url,
+        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
         model_id=envelope.model_id,
         model_link=envelope.model_link,
@@ -307,6 +322,7 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
+        "on_end": job.on_end,
         "allow_missing": job.allow_missing or None,
         "model_link": job.model_link or None,
         "reference": job.reference,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import SecretStr
 
-from core import broker, tracing
+from core import broker, queues, tracing
 from core.download_budget import DownloadBudget
 from core.guard import Guard
 from core.settings import Settings, settings
@@ -130,6 +130,11 @@ class Services:
                 getattr(self, part)
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from None
+        if queues.is_own_queue(self.settings.callback_queue):
+            raise ValueError(
+                f"IMPRINT_CALLBACK_QUEUE: {self.settings.callback_queue} is a queue of Imprint's workers; "
+                "name a queue of the application"
+            )
         broker.check(self.settings)
         try:
             tracing.check()

@@ -84,10 +84,12 @@ def is_late(session: Session, settings: Settings, since: datetime) -> bool:
     return utcnow() - last > timedelta(seconds=3 * settings.sweep_s)
 
 
-def repair_job(services: Services, job_id: str) -> bool:
-    """Send one job again if no worker works on it. Error callbacks call this too."""
+def repair_job(services: Services, job_id: str, message_id: str | None = None) -> bool:
+    """Send one job again if no worker works on it. Error callbacks call this too, for the launch `message_id`."""
     with services.database.writing() as session:
-        return repair.repair_job(session, job_id, services.settings)
+        return repair.count_failed_launch(session, job_id, message_id, services.settings) or repair.repair_job(
+            session, job_id, services.settings
+        )
 
 
 def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[str]:

@@ -21,7 +21,7 @@ from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part
 from jobs.leases import Lease
-from jobs.notices import notices
+from jobs.notices import callbacks, notices
 from jobs.specs import spec_of
 from jobs.view import view_of
 from notifications import channels, outbox, webhooks
@@ -120,6 +120,7 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
         stage=stage,
         attempt=0,
         launches=0,
+        failed_launches=0,
         lease_holder=None,
         lease_until=None,
         next_look_at=utcnow() + timedelta(seconds=settings.relaunch_after_s),
@@ -272,6 +273,7 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     record_event(session, job_id, "status", status=status, code=job.failure_code)
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
+    callbacks.queue_end(session, job)
     notices.check_low_credits(session, job.owner_id)
     if status is Status.FAILED:
         notices.alert_failure(session, job_id, job.owner_id, job.failure_code)

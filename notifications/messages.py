@@ -8,9 +8,9 @@ import sqlalchemy as sa
 
 from notifications.tables import MESSAGE
 
-Kind = Literal["launch", "notice", "cleanup", "mail", "alert"]
+Kind = Literal["launch", "notice", "cleanup", "mail", "alert", "callback"]
 # Messages that leave Imprint. They are sent in order for each job, and few at a time to each destination.
-EXTERNAL: tuple[Kind, ...] = ("notice", "mail", "alert")
+EXTERNAL: tuple[Kind, ...] = ("notice", "mail", "alert", "callback")
 SUPERSEDED = "superseded"  # the error of a message that a later message made needless
 # How the error of a message begins that its receiver, which works, did not take: it says nothing about other messages.
 DEFERRED = "deferred: "
@@ -18,7 +18,7 @@ DEFERRED = "deferred: "
 
 @dataclass(frozen=True)
 class Message:
-    """A message as its sender needs it. `attempts` counts the failed ones."""
+    """A message as its sender needs it. `attempts` counts the failed ones, `task_id` is of a `TaskCall`."""
 
     id: str
     kind: str
@@ -31,6 +31,7 @@ class Message:
     created_at: datetime
     due_at: datetime
     attempts: int
+    task_id: str | None
 
     @classmethod
     def from_row(cls, row: sa.Row[Any]) -> "Message":

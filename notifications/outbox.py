@@ -35,6 +35,7 @@ def put(
     topic: str = "",
     owner_id: str | None = None,
     destination: str | None = None,
+    task_id: str | None = None,
 ) -> str:
     """Write a message, due now or at `due_at`. Returns its id, which stays the same in every attempt.
 
@@ -56,9 +57,17 @@ def put(
             created_at=now,
             due_at=due_at or now,
             attempts=0,
+            task_id=task_id,
         )
     )
     return message_id
+
+
+def newest(session: Session, job_id: str, kind: Kind) -> str | None:
+    """The id of a job's newest message of a kind, in any state."""
+    ids = sa.select(MESSAGE.c.id).where(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == kind)
+    found: str | None = session.execute(ids.order_by(MESSAGE.c.sequence.desc()).limit(1)).scalar()
+    return found
 
 
 def trace_of(session: Session, job_id: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The outbox, disabled receivers, and e-mail preferences."""
+"""The outbox, the Celery tasks that wait for jobs, disabled receivers, and e-mail preferences."""
 
 from datetime import datetime
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
-from core.clock import UtcDateTime
+from core.clock import UtcDateTime, utcnow
 from core.json_column import JsonText
 
 _WAITING = sa.text("sent_at IS NULL AND dead_at IS NULL")
@@ -16,7 +16,8 @@ class OutboxMessage(SQLModel, table=True):
     """One message. It waits until it is sent or dead: given up, or superseded by a later one.
 
     `id` is the same in every attempt. `sequence` numbers the messages of a job from 1. `topic` divides a kind: for a
-    notice it is the event. `destination` is where it goes. Until `claimed_until` a relay may be sending it.
+    notice it is the event. `destination` is where it goes. Until `claimed_until` a relay may be sending it. `task_id`
+    is the Celery task whose result or callback it is.
     """
 
     __tablename__ = "outbox_message"
@@ -31,6 +32,7 @@ class OutboxMessage(SQLModel, table=True):
             sqlite_where=_WAITING,
             postgresql_where=_WAITING,
         ),
+        sa.Index("outbox_message_task", "task_id"),
     )
 
     id: str = Field(primary_key=True, sa_type=sa.Text)
@@ -48,6 +50,32 @@ class OutboxMessage(SQLModel, table=True):
     sent_at: datetime | None = Field(sa_type=UtcDateTime)
     dead_at: datetime | None = Field(sa_type=UtcDateTime)
     last_error: str | None = Field(sa_type=sa.Text)
+    task_id: str | None = Field(sa_type=sa.Text)
+
+
+class TaskCall(SQLModel, table=True):
+    """A Celery task of an application that asked for a training, and what Celery would do at its end.
+
+    A task that `waits` (`imprint.lora`) ends with its job; any other ends when the job is accepted. Callbacks, error
+    callbacks, chain and chord are signatures as in the message of the task.
+    """
+
+    __tablename__ = "task_call"
+
+    task_id: str = Field(primary_key=True, sa_type=sa.Text)
+    name: str = Field(sa_type=sa.Text)
+    job_id: str = Field(sa_type=sa.Text, index=True)
+    waits: bool
+    callbacks: list[Any] = Field(sa_column=sa.Column(JsonText(list[Any]), nullable=False))
+    errbacks: list[Any] = Field(sa_column=sa.Column(JsonText(list[Any]), nullable=False))
+    chain: list[Any] = Field(sa_column=sa.Column(JsonText(list[Any]), nullable=False))
+    chord: dict[str, Any] | None = Field(sa_column=sa.Column(JsonText(dict[str, Any])))
+    root_id: str | None = Field(sa_type=sa.Text)
+    parent_id: str | None = Field(sa_type=sa.Text)
+    group_id: str | None = Field(sa_type=sa.Text)
+    group_index: int | None = Field(sa_type=sa.BigInteger)
+    ignore_result: bool
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
 
 
 class DisabledReceiver(SQLModel, table=True):
@@ -79,4 +107,5 @@ class NoticePreferences(SQLModel, table=True):
 # The same tables for statements in SQLAlchemy Core.
 MESSAGE = SQLModel.metadata.tables["outbox_message"]
 PREFERENCES = SQLModel.metadata.tables["notice_preferences"]
+CALL = SQLModel.metadata.tables["task_call"]
 RECEIVER = SQLModel.metadata.tables["disabled_receiver"]

@@ -203,6 +203,8 @@ class Job(SQLModel, table=True):
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
+    # The application's task that gets the final view: its name, queue and keyword arguments.
+    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     model_id: str | None = None  # as the request gave it; None: the job's id
     # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
     reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
@@ -235,6 +237,8 @@ class Job(SQLModel, table=True):
     lease_holder: str | None = None
     lease_until: datetime | None = Field(default=None, sa_column=time_column())
     launches: int = 0
+    # Launches of this stage that ended in an error before a worker had claimed it.
+    failed_launches: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     next_look_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
     dataset_sha256: str | None = None

@@ -7,16 +7,21 @@ from celery import Celery
 from core import broker
 from core.settings import settings
 from tasks import tracing  # registers its signals in every process that sends or runs tasks
+from tasks.routing import AMQP, with_foreign_errbacks
 
 
 class ImprintCelery(Celery):  # type: ignore[misc]
-    """Celery with an address of the result store that its commands do not print: `celery graph workers` would."""
+    """Celery that sends applications' callbacks to their queues, and whose commands print no password.
 
+    `celery graph workers` would print the address of the result store, so the configuration has one without a password.
+    """
+
+    amqp_cls = AMQP
     backend_cls: str | None = None
 
     def _get_backend(self) -> Any:
         self.backend_cls = self.backend_cls or broker.results(settings()).url
-        return super()._get_backend()
+        return with_foreign_errbacks(super()._get_backend())
 
 
 app = ImprintCelery(

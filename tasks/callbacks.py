@@ -1,4 +1,4 @@
-"""Tasks besides the chain of a job: its error callback, notices, clean-up, and pictures from addresses."""
+"""Tasks besides the chain of a job: its error callback, notices, callbacks, clean-up, and pictures from addresses."""
 
 from typing import Any
 
@@ -9,13 +9,17 @@ from jobs.notices import notices
 from jobs.services import services
 from jobs.subjects import image_fetches
 from tasks.app import app
+from tasks.canvas import CelerySender
 from tasks.steps import run
 
 
 @app.task(name="imprint.step_failed", bind=True)
-def step_failed(self: "Task[..., Any]", job_id: str) -> None:
-    """A step ended with an error. Usually its job has failed already; if the process died, it has not."""
-    run(self, lambda: sweeps.repair_job(services(), job_id))
+def step_failed(self: "Task[..., Any]", job_id: str, message_id: str | None = None) -> None:
+    """A step ended with an error. Usually its job has failed already; if the process died, it has not.
+
+    `message_id` is the launch that the step belongs to. Earlier versions did not send it.
+    """
+    run(self, lambda: sweeps.repair_job(services(), job_id, message_id))
 
 
 @app.task(name="imprint.clean_up")
@@ -28,6 +32,12 @@ def clean_up(job_id: str, message_id: str) -> None:
 def notify(self: "Task[..., Any]", job_id: str | None, message_id: str) -> None:
     """Send a webhook. After a failed attempt it is due again by its schedule, and the sweep sends it."""
     run(self, lambda: outbox_handlers.notify(services(), message_id))
+
+
+@app.task(name="imprint.send_callback")
+def send_callback(message_id: str) -> None:
+    """Store the result of an application's task, or send one of its callbacks or the task of `on_end`."""
+    outbox_handlers.send_callback(services(), message_id, CelerySender())
 
 
 @app.task(name="imprint.send_mail", bind=True)

@@ -1,17 +1,20 @@
-"""The public tasks of applications: `train_lora`, `quote` and others, sent by import or by name."""
+"""The public tasks of applications: `train_lora`, `lora`, `quote` and others, sent by import or by name."""
 
 from dataclasses import asdict
 from typing import Any
 
 from celery import Task
+from celery.exceptions import Ignore
 
 from jobs import service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
 from jobs.turns import RetryLater
 from storage.database import AWAY
+from tasks import canvas
 from tasks.app import app
 from tasks.arguments import CheckedTask, named_arguments
+from tasks.drawing_state import DrawingState
 
 
 class PatientTask(CheckedTask):
@@ -40,10 +43,30 @@ def train_lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[st
     Fails with SpecInvalid (which names every fault), KeyReused or InsufficientCredits; then nothing is stored. Without
     an idempotency key the message's id is the key: delivered twice, or tried again after an outage, it is one job.
     """
+    call = canvas.call_of(self.request, waits=False)
+    view = service.submit(services(), _request(self, given, arguments), call=call)
+    canvas.leave_to_outbox(self.request)
+    return view.to_dict()
+
+
+@app.task(name="imprint.lora", base=PublicTask, bind=True, ignore_result=False)
+def lora(self: "Task[..., Any]", *given: Any, **arguments: Any) -> dict[str, Any]:
+    """Start a training as `train_lora` does, and end when it ends: with the view of a ready job, or with an error.
+
+    No worker waits. The result and the callbacks are kept with the job, and the outbox sends them.
+    """
+    call = canvas.call_of(self.request, waits=True)
+    view = service.submit(services(), _request(self, given, arguments), call=call)
+    if call is not None:
+        raise Ignore(f"{view.job_id} ends this task")
+    return view.to_dict()
+
+
+def _request(task: "Task[..., Any]", given: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
     request = named_arguments(given, arguments)
-    if self.request.id and request.get("idempotency_key") is None:
-        request["idempotency_key"] = f"task:{self.request.id}"[:200]
-    return service.submit(services(), request).to_dict()
+    if task.request.id and request.get("idempotency_key") is None:
+        request["idempotency_key"] = f"task:{task.request.id}"[:200]
+    return request
 
 
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
@@ -85,9 +108,20 @@ def generate(self: "Task[..., Any]", **arguments: Any) -> Any:
 def draw(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
     """Do what `imprint.generate` was asked for, under the same id."""
     try:
-        return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
+        done = drawing.generate(services(), arguments, key=str(self.request.id), report=DrawingState(self).report)
+        return done.to_dict()
     except RetryLater as again:
         raise self.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
+
+
+@app.task(name="imprint.cancel_drawing", ignore_result=False)
+def cancel_drawing(task_id: str) -> dict[str, bool]:
+    """Cancel `imprint.generate` with this task id: one that waits never starts, one that is drawn fails.
+
+    `cancelled` is false if ComfyUI does not draw it at this moment. Fails with a GeneratorError.
+    """
+    app.control.revoke(task_id)  # unless it runs; a worker's thread or process is never killed
+    return {"cancelled": drawing.cancel(services(), task_id)}
 
 
 @app.task(name="imprint.cancel", base=PatientTask, ignore_result=False)

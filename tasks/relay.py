@@ -69,7 +69,7 @@ def _hand_on(services: Services, messages: Sequence[Message]) -> int:
 
 def _send(services: Services, message: Message) -> None:
     if message.kind == "launch" and message.job_id is not None:
-        pipeline.launch(services, message.job_id)
+        pipeline.launch(services, message.job_id, message.id)
     else:
         app.signature(*_signature(message)).apply_async()
 
@@ -82,6 +82,8 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
             return "imprint.send_mail", (message.id,)
         case "alert":
             return "imprint.send_alerts", (message.id,)
+        case "callback":
+            return "imprint.send_callback", (message.id,)
         case "launch":  # of no job
             return "imprint.fetch_images", (message.payload["fetch_id"],)
     return "imprint.clean_up", (message.job_id, message.id)

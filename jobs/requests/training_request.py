@@ -25,6 +25,7 @@ from core.names import OwnerName
 from core.numbers import NumbersAreNotBools
 from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
+from jobs.requests.on_end import OnEnd
 from notifications import webhooks
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
@@ -104,6 +105,7 @@ class Envelope(NumbersAreNotBools):
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     allow_missing: Annotated[bool, Field(strict=True)] = False
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    on_end: OnEnd | None = None
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
     ) = None

@@ -13,7 +13,7 @@ from core.settings import Settings
 from jobs import accounts, service, sweeps
 from jobs.services import Services
 from jobs.stages import intake
-from notifications.tables import OutboxMessage
+from notifications.tables import OutboxMessage, TaskCall
 from storage.tables import Job, JobPicture, PictureState, Stage
 
 GRANTED = 1000
@@ -87,3 +87,16 @@ def balances(services: Services) -> dict[str, int]:
     assert sweeps.run_audit(services) == []
     found = accounts.balance(services, "ada")
     return {"held": found.held, "spent": found.spent, "available": found.available}
+
+
+_LINK = {"task": "shop.use", "options": {"queue": "shop"}}
+_ERRBACK = {"task": "shop.failed", "options": {}}
+
+
+def task_call(task_id: str, *, waits: bool = True, **changed: Any) -> TaskCall:
+    """An application's Celery task, with two callbacks, an error callback, and a rest of its chain."""
+    kept: dict[str, Any] = {"callbacks": [_LINK, _LINK], "errbacks": [_ERRBACK], "chain": [_LINK], "chord": None}
+    nothing = dict.fromkeys(("root_id", "parent_id", "group_id", "group_index"))
+    return TaskCall(
+        task_id=task_id, name="imprint.lora", job_id="", waits=waits, ignore_result=False, **nothing, **kept | changed
+    )

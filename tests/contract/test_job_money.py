@@ -19,7 +19,7 @@ from jobs.services import Services
 from notifications.tables import MESSAGE
 from storage.tables import ACTIVE, Job, Stage
 from tests.contract import jobs
-from tests.contract.jobs import GRANTED, messages, put_at, request, row
+from tests.contract.jobs import GRANTED, messages, put_at, request, row, task_call
 from tests.contract.processes import Work, at_once, killed_at
 
 RACERS = 8
@@ -235,14 +235,23 @@ DAMAGE = {
     "UPDATE outbox_message SET kind = 'notice', topic = 'training.completed' WHERE job_id = '{ready}'"
     " AND kind = 'cleanup'": {"the end of a job is announced once", "a final job has one clean-up"},
     "UPDATE outbox_message SET kind = 'cleanup' WHERE job_id = '{active}'": {"a final job has one clean-up"},
+    "DELETE FROM outbox_message WHERE task_id = 'a' AND topic = 'result'": {
+        "a task that waits for a job gets its result"
+    },
+    "UPDATE training_job SET on_end = NULL WHERE id = '{ready}'": {"the task of on_end is sent once"},
     "UPDATE outbox_message SET sequence = 9 WHERE job_id = '{active}'": {"the messages of a job are numbered"},
 }
 
 
 @pytest.fixture
 def ended(services: Services) -> dict[str, str]:
-    """One job of each end, and an active one: their ids, in good books."""
-    found = {name: service.submit(services, request(services, seed=n)).job_id for n, name in enumerate(ENDS)}
+    """One job of each end, and an active one: their ids, in good books. A Celery task waits for the first."""
+    on_end = {"task": "shop.notice"}
+    calls = {"ready": task_call("a")}
+    found = {
+        name: service.submit(services, request(services, seed=n, on_end=on_end), call=calls.get(name)).job_id
+        for n, name in enumerate(ENDS)
+    }
     put_at(services, found["ready"], Stage.SETTLE)
     for name in ("failed", "cancelled", "active"):
         put_at(services, found[name], Stage.TRAIN, step=100)

@@ -10,7 +10,7 @@ import notifications.tables
 from storage.database import Database
 
 MODULES = (credits.tables, notifications.tables)  # imported, so that the metadata has their tables
-OURS = {"credit_account", "credit_hold", "credit_entry", "outbox_message"}
+OURS = {"credit_account", "credit_hold", "credit_entry", "outbox_message", "task_call"}
 
 
 def test_migrations_make_what_the_classes_say(database: Database) -> None:

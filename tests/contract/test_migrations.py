@@ -107,6 +107,37 @@ def test_jobs_of_before_get_their_columns_and_their_waiting_note(empty: str) -> 
     database.close()
 
 
+def test_messages_of_before_keep_what_they_hold_and_callbacks_may_be_added(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0009")
+    columns = "id, kind, topic, job_id, sequence, payload, created_at, due_at, attempts, sent_at, dead_at, last_error"
+    insert = sa.text(
+        f"INSERT INTO outbox_message ({columns}) VALUES (:id, :kind, 'topic', 'job', :sequence, '{{}}',"  # noqa: S608
+        " '2026-01-01 00:00:00', '2026-01-02 00:00:00', 3, :sent_at, NULL, 'the receiver answered 500')"
+    )
+    old = [
+        {
+            "id": f"msg_{number}",
+            "kind": kind,
+            "sequence": number,
+            "sent_at": "2026-01-03 00:00:00" if number > 3 else None,
+        }
+        for number, kind in enumerate(("launch", "notice", "cleanup", "mail", "alert"), 1)
+    ]
+    with database.engine.begin() as connection:
+        connection.execute(insert, old)
+        before = connection.execute(sa.text(f"SELECT {columns} FROM outbox_message ORDER BY id")).all()  # noqa: S608
+    database.migrate()
+    with database.engine.begin() as connection:
+        assert connection.execute(sa.text(f"SELECT {columns} FROM outbox_message ORDER BY id")).all() == before  # noqa: S608
+        connection.execute(insert, {"id": "msg_6", "kind": "callback", "sequence": 6, "sent_at": None})
+    found = {index["name"] for index in sa.inspect(database.engine).get_indexes("outbox_message")}
+    assert found >= {"outbox_message_due", "outbox_message_waiting", "outbox_message_task"}
+    with pytest.raises(sa.exc.IntegrityError), database.engine.begin() as connection:
+        connection.execute(insert, {"id": "msg_7", "kind": "rumour", "sequence": 7, "sent_at": None})
+    database.close()
+
+
 _OLD_ROWS = (
     "INSERT INTO credit_account (id, owner_id, granted, spent, held, seq) VALUES (:id, :owner, :credits, 0, 0, 1)",
     "INSERT INTO credit_entry (id, account_id, seq, kind, counterparty, amount, idempotency_key, request_hash,"
@@ -186,7 +217,7 @@ def test_subjects_of_before_have_no_recipe_and_can_get_one(empty: str) -> None:
 
 def test_a_worker_of_before_can_insert_a_job_during_an_update(address: str) -> None:
     database = Database(address)
-    new = {"family", "backend", "resolution", "batch_size", "waiting_note"}
+    new = {"family", "backend", "resolution", "batch_size", "waiting_note", "on_end", "failed_launches"}
     columns = {column.name: column for column in sa.inspect(Job).columns}
     values = {
         name: value

@@ -21,10 +21,10 @@ import sys
 from jobs.services import services
 from tasks import pipeline
 from tasks.app import app
-pipeline.launch(services(), sys.argv[1])
+pipeline.launch(services(), sys.argv[1], "msg_1")
 print(len(app.backend.result_consumer.subscribed_to), flush=True)
 sys.stdin.readline()
-pipeline.launch(services(), sys.argv[2])
+pipeline.launch(services(), sys.argv[2], "msg_1")
 """
 
 

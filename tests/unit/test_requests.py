@@ -321,3 +321,22 @@ def test_enough_pictures_must_be_left_to_train_on() -> None:
 def test_early_stop_needs_something_to_go_by() -> None:
     assert "held_out" in faults(validation={"patience": 3})["validation"]
     assert "held_out" in faults(validation={"keep_best": True})["validation"]
+
+
+def test_the_task_of_the_end_is_the_applications_own() -> None:
+    given = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": 7}}
+    assert read(on_end=given).envelope.on_end.model_dump() == given  # type: ignore[union-attr]
+    assert read(on_end={"task": "shop.notice"}).envelope.on_end.kwargs == {}  # type: ignore[union-attr]
+    for wrong, name in (
+        ({}, "on_end.task"),
+        ({"task": "imprint.cancel"}, "on_end.task"),
+        ({"task": "celery.map"}, "on_end.task"),
+        ({"task": "two words"}, "on_end.task"),
+        ({"task": "x", "queue": "io"}, "on_end.queue"),
+        ({"task": "x", "queue": "train.sd15"}, "on_end.queue"),
+        ({"task": "x", "kwargs": []}, "on_end.kwargs"),
+        ({"task": "x", "kwargs": {"a": "b" * 10_000}}, "on_end.kwargs"),
+        ({"task": "x", "args": []}, "on_end.args"),
+        ("shop.notice", "on_end"),
+    ):
+        assert list(faults(on_end=wrong)) == [name]

@@ -28,10 +28,10 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
     return inlined
 
 
-_SPEC = TrainSpec.model_json_schema()
 _FIELDS = {
-    **{name: _inlined(schema, _SPEC.get("$defs", {})) for name, schema in _SPEC["properties"].items()},
-    **Envelope.model_json_schema()["properties"],
+    name: _inlined(schema, model.get("$defs", {}))
+    for model in (TrainSpec.model_json_schema(), Envelope.model_json_schema())
+    for name, schema in model["properties"].items()
 }
 JOB, PICTURE = "job_01m804w5gaakt0m1296p7r7xd8", "pic_01m804v1z0c4x9m3w7b2n5k8q6"
 FETCH = "fetch_01m804v0b1x5d0n4w8c3p6l9r7"

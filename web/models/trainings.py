@@ -78,6 +78,9 @@ class TrainRequest(Recipe):
     )
     class_word: Any = as_in_spec("class_word", "What the subject is: dog, woman, mug …")
     webhook_url: Any = as_in_spec("webhook_url", "Base address for webhooks.")
+    on_end: Any = as_in_spec(
+        "on_end", "A Celery task of your application that gets the final view of the job. Not with every token."
+    )
     model_id: Any = as_in_spec(
         "model_id", "The id of the model in webhooks and in the key of its file; must be unused."
     )

@@ -39,6 +39,8 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
             odd = [index for index in _not_ids(masks) if masks[index] is not None]
             faults |= {f"images.{index}.mask": "this is not the id of a stored mask" for index in odd}
             images = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
+    if reason := _on_end_refusal(services, caller, arguments.get("on_end")):
+        faults["on_end"] = reason
     arguments["images"] = images
     if faults:
         try:
@@ -56,6 +58,15 @@ def _not_ids(ids: list[Any]) -> list[int]:
         for index, named in enumerate(ids)
         if not isinstance(named, str) or "://" in named or training_request.is_path(named)
     ]
+
+
+def _on_end_refusal(services: Services, caller: Caller, on_end: Any) -> str | None:
+    """Why the token may not name this task. The owner of a token need not be trusted with the application's workers."""
+    if not isinstance(on_end, dict) or caller.token.owner_id is None:
+        return None  # anything but an object is refused by its type
+    if on_end.get("task") in services.settings.on_end_tasks:
+        return None
+    return "this task is not in IMPRINT_ON_END_TASKS; a service token may name any task"
 
 
 def _masked(image: Any, mask: Any) -> Any:

@@ -17,6 +17,7 @@ from core.settings import Settings
 from jobs import accounts, service, tokens, transitions
 from jobs.stages import intake
 from storage.tables import Job, Stage, Status, StoredPicture
+from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
 from web.limits import RateLimit
@@ -382,3 +383,20 @@ def png(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
+
+
+def test_a_token_of_one_owner_may_only_name_the_tasks_that_the_operator_lists(settings: Settings) -> None:
+    on_end = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": 7}}
+    listed = settings.model_copy(update={"on_end_tasks": ["shop.listed"]})
+    for api in make_api(listed):
+        own, service_token = api.token("ada"), api.token()
+        images = api.upload(own, 5)
+        told = problem(api.train(own, images, onEnd=on_end), 422, "spec_invalid")
+        assert "IMPRINT_ON_END_TASKS" in told["faults"]["onEnd"]
+        accepted = [
+            api.train(own, images, onEnd={"task": "shop.listed"}),
+            api.train(service_token, images, onEnd=on_end, headers={"Imprint-Owner": "ada"}),
+        ]
+        assert [answer.status_code for answer in accepted] == [202, 202]
+        kept = [row(api.services, answer.json()["id"]).on_end for answer in accepted]
+        assert kept == [{"task": "shop.listed", "queue": None, "kwargs": {}}, on_end]
