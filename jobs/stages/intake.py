@@ -1,7 +1,7 @@
 """The pictures of a job: stored sources, and results of earlier preparation."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,14 @@ def picture_values(done: PreparedPicture) -> dict[str, Any]:
     }
 
 
-def unpack(services: Services, manifest: Manifest, folder: Path) -> list[Example]:
-    """Copy the pictures of a dataset into `folder`."""
+def unpack(
+    services: Services, manifest: Manifest, folder: Path, labels: Mapping[str, str] | None = None
+) -> list[Example]:
+    """Copy the pictures of a dataset into `folder`. `labels`: how messages name them, by the hash of the PNG."""
     examples = []
     for example in manifest.examples:
         path = folder / f"{example.sha256}.png"
         services.store.get_file(keys.prepared(example.sha256), path)
-        examples.append(Example(path, example.caption, example.sha256, example.width, example.height))
+        label = (labels or {}).get(example.sha256, "")
+        examples.append(Example(path, example.caption, example.sha256, example.width, example.height, label=label))
     return examples

@@ -1,6 +1,8 @@
 """`python -m training` as a person uses it: in a process of its own, to the file and to the exit code."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,8 @@ from training.base_family import family_of_base
 from training.lora import file as lora_file
 
 ROOT = Path(__file__).parents[2]
+MASCOT = ROOT / "demo" / "pictures"
+PAGE = ROOT / "docs" / "train-your-pictures.md"
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,27 @@ def test_end_to_end(command: Command, tmp_path: Path) -> None:
     assert '"wearing a hat": 1' in report.metadata["ss_tag_frequency"]
     assert '"a photo of sks dog dog": 5' in report.metadata["ss_tag_frequency"]
     assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+def test_the_page_shows_what_it_prints(tmp_path: Path) -> None:
+    """To the letter, but for losses, times, sizes and hashes; in fewer steps than on the page."""
+    shown = re.search(r"^```text\n(10 pictures.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    arguments = ["--base-model", "sd15", "--trigger", "imp", "--class-word", "mascot", "--resolution", "64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "training", str(MASCOT), *arguments, "--max-steps", "4", "--out", "imp.safetensors"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=True,
+        env={
+            **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "80", "CUDA_VISIBLE_DEVICES": "",
+            "IMPRINT_BASE_MODELS": json.dumps({"sd15": str(ROOT / "demo" / "pocket" / "model")}),
+        },
+    )  # fmt: skip
+
+    def masked(text: str) -> list[str]:
+        text = re.sub(r"sha256 [0-9a-f]{64}", "sha256 #", text.replace("200", "4"))
+        return [re.sub(r"[\d.:]*\d|━+", "#", line) for line in text.splitlines()]
+
+    assert masked(done.stderr + done.stdout) == masked(shown[1])
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
