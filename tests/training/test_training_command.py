@@ -180,7 +180,7 @@ def test_a_changed_option_keeps_the_old_checkpoints_and_says_why(
     capsys.readouterr()
     assert main(more) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "begins anew, because of other max_steps (24, now 30); the checkpoint of step 24 is kept in" in said
+    assert "restarts at step 0, because of other max_steps (24, now 30); the checkpoint of step 24 is in" in said
     assert "resumed" not in said
     [aside] = [path for path in kept.iterdir() if path.is_dir()]
     assert sorted(path.name for path in aside.glob("step-*")) == steps
