@@ -100,8 +100,8 @@ def _laid_out(
         spec, [DatasetPicture(made.sha256, made.width, made.height, picture.caption) for picture, made in good]
     )
     examples = []
-    for (_, made), listed in zip(good, manifest.examples, strict=True):
+    for (picture, made), listed in zip(good, manifest.examples, strict=True):
         png = into / f"{made.sha256}.png"
         png.write_bytes(made.png)
-        examples.append(Example(png, listed.caption, made.sha256, made.width, made.height))
+        examples.append(Example(png, listed.caption, made.sha256, made.width, made.height, label=picture.path.name))
     return FolderDataset(examples, manifest, left_out, notes)
