@@ -47,9 +47,10 @@ worker_consumer = "tasks.consumer:SteadyConsumer"
 worker_proc_alive_timeout = 60
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
-# A step that hangs is killed after it has lost its lease, so that its process is free again. Not possible with threads.
+# A step that hangs is killed after its lease has expired, so that its process is free again. Not possible with threads.
 task_annotations = {
-    f"imprint.{name}": {"time_limit": _settings.stage_timeout_s + 60} for name in ("preprocess", "dataset", "upload")
+    f"imprint.{name}": {"time_limit": _settings.stage_timeout_s + 3 * _settings.lease_s}
+    for name in ("preprocess", "dataset", "upload")
 }
 # Memory that a large picture or a leaking codec took is freed at some point.
 worker_max_tasks_per_child = 2000

@@ -1,12 +1,12 @@
 """`make bench-full`: ten photographs through the whole chain on a base model of sd15's exact size, on this machine.
 
 The base model is one `.safetensors` file of random weights in float16, 2 GB, made for the run: its numbers mean
-nothing, and cost what real ones do. A training of a few steps at 512 pixels goes through Redis, an io worker and a
-training worker of their own. Seconds of each stage come from the job's own events, memory from the kernel: the peak of
-the training worker's resident memory, and what it had before the job.
+nothing, but cost as much as real ones. A training of a few steps at 512 pixels goes through a private Redis, an io
+worker and a training worker. The seconds of each stage come from the job's events. Memory comes from the kernel: the
+peak of the training worker's resident memory, and what it had before the job.
 
-`PICTURES=folder make bench-full` takes your photographs (their first ten); without it the demo's drawings are taken,
-enlarged. The last line is one JSON object: `steps, resolution, pictures, threads, precision, stage_s, first_step_s,
+`PICTURES=folder make bench-full` uses the first ten of your photographs; without it, the demo's drawings, enlarged.
+The last line is one JSON object: `steps, resolution, pictures, threads, precision, stage_s, first_step_s,
 first_step_cpu_s, s_per_step, train_cpu_s, train_peak_gb, train_idle_gb, io_peak_gb, lora_bytes`. `first_step_cpu_s` is
 the cold start: CPU seconds of an idle training worker until the end of the first step, with loading and encoding.
 """
@@ -59,7 +59,7 @@ def main() -> int:
         base = given.base or full_size(place / "sd15.safetensors")
         print(f"base model: {base.stat().st_size / 1e9:.2f} GB in one file")
         with redis_server(place / "redis") as redis:
-            # Defaults, and not the hurry of the tests.
+            # The defaults, instead of the short intervals of the tests.
             site = Site(
                 place / "site", base, redis.url, IMPRINT_LEASE_S="25", IMPRINT_SWEEP_S="30",
                 OMP_NUM_THREADS=str(given.threads), HF_HUB_OFFLINE="1",
@@ -145,7 +145,7 @@ def _run(site: Site, pictures: list[bytes], base_bytes: int, given: argparse.Nam
 
 
 def _seconds(site: Site, job_id: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of each stage, to the first step of the training, and per step."""
+    """The seconds of each stage, until the first step of the training, and per step."""
     begun: dict[str, float] = {}
     reported: list[tuple[int, float]] = []
     last = 0.0

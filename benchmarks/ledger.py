@@ -1,8 +1,8 @@
 """`make bench-ledger`: ledger operations per second, on PostgreSQL and SQLite.
 
 A private PostgreSQL (fsync on) and an SQLite file (WAL, synchronous FULL), migrated as in production. Processes hold
-and settle for a few seconds, each movement in a transaction of its own: a pair counts as **two operations**. Either
-all of them on one account (*hot*), where they queue, or spread over 200 accounts. After each run the books are
+and settle for a few seconds, each movement in its own transaction: a pair counts as **two operations**. Either all
+use one account (*hot*), where they queue, or they are spread over 200 accounts. After each run the ledger is
 audited. The last line is one JSON object: for each case operations per second and the latency of one operation
 (`p50_ms`, `p99_ms`), and `floor_met`: at least 100 a second on one hot account on both databases, whatever the number
 of processes.
@@ -127,7 +127,7 @@ def _measure(address: str, kind: str, accounts: str, processes: int, seconds: fl
         findings = audit(session)
     database.close()
     if findings:
-        raise SystemExit(f"the books are off: {findings[0]}")
+        raise SystemExit(f"the ledger is inconsistent: {findings[0]}")
     wall_s = max(end for _, end in spans) - min(begun for begun, _ in spans)
     cuts = quantiles(latencies, n=100)
     return Measured(

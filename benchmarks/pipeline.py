@@ -2,8 +2,8 @@
 
 200 jobs of five pictures and one training step each, queued at once, from submit to ready; and, before and after
 them in the same run, as many chains of five tasks that do nothing. The last line is one JSON object:
-`jobs_per_s, empty_chains_per_s, overhead_ratio, p50_s, p99_s` (ratio: how many empty chains go into one job), and
-`empty_canvases_per_s`: what Celery alone makes of a job's ten messages, chord included.
+`jobs_per_s, empty_chains_per_s, overhead_ratio, p50_s, p99_s` (ratio: the time of a job in empty chains), and
+`empty_canvases_per_s`: Celery's own rate for the ten messages of a job, including the chord.
 """
 
 import argparse

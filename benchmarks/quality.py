@@ -1,23 +1,23 @@
 """`make bench-quality`: the quality of LoRAs from Imprint and from a plain loop, on five new subjects.
 
-The base is the pocket model, the subjects are its strangers, ten pictures each; all sides train the same number of
-steps, with three seeds: one says little, since a training's last steps alone move a figure by as much as a recipe does.
-Each LoRA then draws 32 called prompts (with its trigger word) and 32 uncalled ones (without) at fixed seeds. The last
-line is one JSON object; for each side it has the means over subjects and seeds of:
+The base is the pocket model, the subjects are its strangers, ten pictures each. All sides train the same number of
+steps, with three seeds: the last steps of a training change a figure by as much as a recipe does, so one seed is not
+enough. Each LoRA then draws 32 called prompts (with its trigger word) and 32 uncalled ones (without) at fixed seeds.
+The last line is one JSON object; for each side it has the means over subjects and seeds of:
 
-recall    share of the called pictures that show the subject, by the judge: higher is better
-leak      share of the uncalled ones that show it: lower is better
-drift     mean difference of the uncalled ones from what the base draws, 0 to 1 of the range of a pixel: lower is better
-nearness  cosine of what the judge sees in a called picture and in the nearest of the ten, mean: higher is better
+recall    share of the called pictures that show the subject, according to the judge: higher is better
+leak      share of the uncalled pictures that show it: lower is better
+drift     mean difference between the uncalled pictures and the base's, 0 to 1 of the range of a pixel: lower is better
+nearness  cosine similarity of the judge's features of a called picture and the nearest of the ten: higher is better
 
-`ours` is our engine with the pocket model's own recipe; `plain` diffusers' LoRA script with peft, its own start and
-learning rate (1e-4), at our rank and alpha. Asked for with --sides: `family`, our engine with sd15's recipe as it is,
-and `default_scale`, the plain loop with alpha = rank, as that script has it. `by_seed` has the means of each seed.
-`judge` says how often the judge is right about drawings: fresh ones of the subjects (`spotted`), and their doubles
-without what is special (`taken_for_it`), through the autoencoder and back.
+`ours` is Imprint's engine with the pocket model's own recipe; `plain` is diffusers' LoRA script with peft, its own
+initial weights and learning rate (1e-4), and our rank and alpha. --sides can add `family`, Imprint's engine with sd15's
+recipe unchanged, and `default_scale`, the plain loop with alpha = rank, the script's default. `by_seed` has the means
+of each seed. `judge` is how often the judge recognises the subject in new drawings of it (`spotted`), and in drawings
+of its double (`taken_for_it`), both encoded and decoded by the autoencoder.
 
-Whoever looks for a better recipe does so on other subjects than those that are measured: `--practice` takes five
-others and a judge that first learns to spot them, `--learning-rate` and `--set` ask for something on our side.
+To develop a recipe, use other subjects than those that are measured: `--practice` takes five others, with a judge that
+is first trained to recognise them. `--learning-rate` and `--set` change the recipe of Imprint's side.
 """
 
 import argparse
@@ -50,7 +50,7 @@ _TILE, _GAP = 96, 6
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run for each subject."""
+    """The options of a run."""
 
     model: Path
     subjects: tuple[str, ...]
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def strangers(self) -> tuple[Stranger, ...]:
-        """All that the judge can spot."""
+        """All subjects that the judge recognises."""
         return PRACTICE if self.is_practice else STRANGERS
 
     def stranger(self, name: str) -> Stranger:
@@ -197,7 +197,7 @@ def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
 
 
 def _called(stranger: Stranger, count: int) -> list[str]:
-    """With the trigger word, in places as its captions say them and otherwise, and on grounds that no caption had."""
+    """Prompts with the trigger word, in places as in its captions and in other words, and on grounds of no caption."""
     random = Random("called")
     prompts = []
     for number in range(count):
@@ -208,7 +208,7 @@ def _called(stranger: Stranger, count: int) -> list[str]:
 
 
 def _uncalled(count: int) -> list[str]:
-    """Without it: creatures that the base knows, mascots without a name, shapes, and places alone."""
+    """Prompts without it: creatures that the base knows, mascots without a name, shapes, and places only."""
     random = Random("uncalled")
     prompts = []
     for number in range(count):
@@ -264,7 +264,7 @@ def _anywhere(random: Random) -> Any:
 
 
 def contact_sheet(plan: Plan, results: list[dict[str, Outcome]]) -> Image.Image:
-    """A row for each subject: what was shown, what each side draws when called, and what when not called."""
+    """A sheet with a row per subject: training pictures, and the called and uncalled pictures of each side."""
     columns = [
         ("shown", 2),
         *((side, 3) for side in plan.sides),

@@ -42,7 +42,7 @@ class _Quiet:
 
 
 def spec_of(model: Path, stranger: Stranger, steps: int | None, seed: int, asked: Mapping[str, Any]) -> TrainSpec:
-    """The family's recipe, but for the resolution, since the pocket model draws 64 x 64, and for what is asked."""
+    """The family's recipe at 64 pixels, the size of the pocket model, with the requested changes."""
     given = {"base_model": str(model), "family": "sd15", "trigger_word": stranger.trigger, "resolution": 64}
     return TrainSpec.model_validate({**given, "max_steps": steps, "seed": seed, **asked})
 
@@ -78,19 +78,19 @@ def ours(model: Path, stranger: Stranger, spec: TrainSpec, folder: Path) -> Trai
 
 
 def plain(model: Path, stranger: Stranger, spec: TrainSpec, _: Path) -> Trained:
-    """diffusers' train_text_to_image_lora.py with a spec's rank, alpha, learning rate and steps, and nothing else."""
+    """diffusers' train_text_to_image_lora.py with a spec's rank, alpha, learning rate and steps."""
     return _peft_loop(model, stranger, spec, spec.alpha)
 
 
 def default_scale(model: Path, stranger: Stranger, spec: TrainSpec, _: Path) -> Trained:
-    """The same with that script's own alpha, which is the rank."""
+    """The same with the script's own alpha, which is the rank."""
     return _peft_loop(model, stranger, spec, float(spec.rank))
 
 
 def _peft_loop(model: Path, stranger: Stranger, spec: TrainSpec, alpha: float) -> Trained:
-    """That script's loop: gaussian start, AdamW, a shuffled epoch after another, times and noise from one generator.
+    """The script's loop: gaussian initial weights, AdamW, shuffled epochs, times and noise from one generator.
 
-    Moments and text states are computed once, which changes no number of it and saves most of its time.
+    Moments and text states are computed once, which saves most of the time and changes no result.
     """
     torch.manual_seed(spec.seed)
     pipeline = assemble.load(model)

@@ -1,11 +1,11 @@
 """`make bench-recovery`: how long a training is interrupted when its worker is killed (-9), at default settings.
 
-Seven jobs train on seven workers, seven more workers wait. In each of three rounds every training worker is killed at
-a moment of its own within one period of the sweep; the time runs from the kill to the first step that another worker
-reports. The last line is one JSON object: `kills, lease_s, sweep_s, resume_p50_s, resume_p99_s, redelivered,
-executions_per_step`; `redelivered` counts the stage messages that came beyond one for each stage and picture,
-`executions_per_step` the claims of a stage or picture over those that were needed: one each, and one more for each
-kill, so that 1 means that nothing ran in vain.
+Seven jobs train on seven workers, and seven more workers wait. In each of three rounds every training worker is killed,
+each at a different moment within one period of the sweep. The time runs from the kill to the first step that another
+worker reports. The last line is one JSON object: `kills, lease_s, sweep_s, resume_p50_s, resume_p99_s, redelivered,
+executions_per_step`. `redelivered` counts the stage messages beyond one for each stage and picture.
+`executions_per_step` is the number of claims of stages and pictures, divided by those that are necessary: one each, and
+one more for each kill. So 1 means that no work was done twice.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tests.servers.redis import redis_server
 from tests.site import Site, make_base, until
 
 PICTURES = 6
-# Of everything that could matter here, the defaults, and not the hurry of the tests.
+# The defaults of everything that may matter here, instead of the short intervals of the tests.
 DEFAULTS = ("lease_s", "sweep_s", "retry_base_s", "relaunch_after_s", "visibility_timeout_s")
 _RECEIVED = re.compile(r"Task imprint\.(preprocess|dataset|train|upload|settle)\[\S+\] received")
 
@@ -105,7 +105,7 @@ def _wait_ready(site: Site, name: str, mark: int) -> None:
 
 
 def _wait_for_checkpoints(site: Site, kept: dict[str, int]) -> None:
-    """Until each job has a checkpoint newer than the last one that we know of: then its attempts begin anew."""
+    """Wait until each job has a checkpoint newer than its last known one: that resets its attempts."""
 
     def newer(job_id: str) -> bool:
         with site.services.database.reading() as session:
@@ -119,9 +119,9 @@ def _wait_for_checkpoints(site: Site, kept: dict[str, int]) -> None:
 
 
 def _kill_all(site: Site, jobs: list[str], marks: dict[str, int], round_: str) -> list[float]:
-    """Kill the worker of every job, each at a moment of its own; the seconds until each goes on elsewhere.
+    """Kill the worker of every job, at different moments; returns the seconds until each resumes on another worker.
 
-    A killed worker is started again once its job goes on, to be one of those that wait in the next round.
+    A killed worker is restarted once its job has resumed, and waits in the next round.
     """
     chance = random.Random(round_)
     begun = time.monotonic()
@@ -136,7 +136,7 @@ def _kill_all(site: Site, jobs: list[str], marks: dict[str, int], round_: str) -
         for kill in kills:
             if kill.resumed_s is None and (event := _first_step(site, kill)) is not None:
                 kill.resumed_s = event.at.timestamp() - kill.at
-                print(f"{round_}: {kill.job_id} went on after {kill.resumed_s:.1f} s", flush=True)
+                print(f"{round_}: {kill.job_id} resumed after {kill.resumed_s:.1f} s", flush=True)
                 marks[kill.worker] = site.log(kill.worker).stat().st_size
                 site.start(kill.worker, wait=False)
         time.sleep(0.1)
@@ -144,7 +144,7 @@ def _kill_all(site: Site, jobs: list[str], marks: dict[str, int], round_: str) -
 
 
 def _kill(site: Site, job_id: str) -> Kill:
-    """kill -9 of the worker that holds the job."""
+    """Kill the worker that holds the job with signal 9."""
     with site.services.database.reading() as session:
         holder = session.get_one(Job, job_id).lease_holder or ""
     name = next(name for name, process in site.processes.items() if holder.endswith(f"/{process.pid}"))
@@ -154,16 +154,16 @@ def _kill(site: Site, job_id: str) -> Kill:
 
 
 def _first_step(site: Site, kill: Kill) -> JobEvent | None:
-    """The first step that was reported of the job since the kill."""
+    """The first step of the job that was reported after the kill."""
     with site.services.database.reading() as session:
         query = select(JobEvent).where(JobEvent.job_id == kill.job_id, JobEvent.kind == "progress")
         return session.exec(query.where(col(JobEvent.id) > kill.last_event).order_by(col(JobEvent.id))).first()
 
 
 def _claims(site: Site, jobs: list[str]) -> tuple[int, int]:
-    """How often a stage or picture of these jobs was claimed, which a lease's token counts; how many there were to do.
+    """The number of claims of stages and pictures of these jobs, from the tokens of their leases; and of those to do.
 
-    Those are each job's dataset and training, and the pictures that were not prepared for another job before.
+    To do are each job's dataset and training, and the pictures that had not been prepared for another job.
     """
     with site.services.database.reading() as session:
         stages = session.exec(select(Job.lease_token).where(col(Job.id).in_(jobs))).all()

@@ -1,9 +1,9 @@
 """`make bench-remote`: the cost of polling 500 remote trainings at once.
 
-A fake ai-toolkit server on this machine, in a process of its own, trains them all; a poll asks it for its jobs, then
-for loss and samples of each, and writes down where they are. Three polls, each after every job has moved on. The last
-line is one JSON object with the slowest: `jobs, sweep_s, requests, cpu_s, period_s` (cpu_s: of the poll, not of the
-server; both share the machine's cores).
+A fake ai-toolkit server on this machine, in its own process, trains them all. A poll asks it for its jobs, then for the
+loss and samples of each, and records their progress. There are three polls, each after every job has made progress. The
+last line is one JSON object with the slowest: `jobs, sweep_s, requests, cpu_s, period_s` (cpu_s: of the poll, not of
+the server; both share the machine's cores).
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
 
 @contextmanager
 def _server(folder: Path, slots: int) -> Iterator[str]:
-    """A fake ai-toolkit server that trains as many jobs at a time as it is given; its address."""
+    """Run a fake ai-toolkit server that trains all its jobs at the same time; yields its address."""
     server = subprocess.Popen(
         [sys.executable, "-m", "fakes.ai_toolkit", "--port", "0", "--folder", str(folder / "server"),
          "--slots", str(slots), "--tick", "2", "--seconds-per-step", "0.5", "--journal", str(folder / "journal")],
@@ -80,7 +80,7 @@ def _picture(folder: Path) -> Path:
 
 
 def _bring(services: "Services", picture: Path, count: int) -> None:
-    """The rows of jobs that stand in `train`, submitted, and the server's own jobs, all on one dataset."""
+    """Write the rows of jobs in the stage `train`, submitted, and create the server's jobs, all on one dataset."""
     from core.clock import utcnow
     from jobs.remote import pods
     from storage.remote_tables import RemoteRun, RunState
@@ -122,7 +122,7 @@ def _bring(services: "Services", picture: Path, count: int) -> None:
 
 
 def _wait_until_all_have_moved(services: "Services") -> None:
-    """Until each of the server's jobs has done steps that we do not know of; and nobody has looked just now."""
+    """Wait until each of the server's jobs has made progress since the last poll, and make all runs due for a poll."""
     import sqlalchemy as sa
     from sqlmodel import select
 

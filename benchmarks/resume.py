@@ -1,12 +1,13 @@
 """`make bench-resume`: the difference between a training that was killed (-9) and resumed, and an uninterrupted one.
 
-Ours and a plain loop (peft, AdamW and generator states kept as diffusers' scripts keep them), each in processes of its
-own on the tiny base model, the demo's ten pictures, the same number of steps: once straight through, once killed as
-soon as its second half has begun and a checkpoint is there, then started again by the same command. The error is the
-distance between the two final LoRAs, as a share of the change that the straight one made after the checkpoint: 0 is
-exact, 1 as good as not having trained since. The last line is one JSON object: `ours_error, plain_error`, and beside
-them `plain_rerun_error` (the plain loop twice without a kill: what of its error is not the kill's), `steps`,
-`ours_killed_after`, `plain_killed_after` (the checkpoints' steps) and `byte_identical` (our two files).
+Imprint and a plain loop (peft, AdamW and generator states, saved as diffusers' scripts do) each train in their own
+processes on the tiny base model, with the demo's ten pictures and the same number of steps: once without interruption;
+once killed as soon as the second half has begun and a checkpoint exists, and restarted by the same command. The error
+is the distance between the two final LoRAs, relative to the change that the uninterrupted one made after the
+checkpoint: 0 is exact, 1 is as bad as not training after it. The last line is one JSON object: `ours_error,
+plain_error`, `plain_rerun_error` (the plain loop twice without a kill: the part of its error that the kill does not
+cause), `steps`, `ours_killed_after`, `plain_killed_after` (the steps of the checkpoints) and `byte_identical` (our two
+files).
 """
 
 import argparse
@@ -29,7 +30,7 @@ from training.lora import file as lora_file
 from training.lora.safetensor import Array, unpack
 
 PICTURES = ROOT / "demo" / "pictures"
-# The plain loop keeps a checkpoint every so many steps, as the scripts do: their epochs mean nothing to it.
+# The plain loop saves a checkpoint at intervals of steps, as the scripts do, not of epochs.
 PLAIN_EVERY = 45
 _WAIT_S = 600.0
 
@@ -83,7 +84,7 @@ def _ours(place: Path, base: Path, steps: int) -> dict[str, Any]:
 
 
 def _of_file(path: Path) -> Weights:
-    """A file's matrices by the names that checkpoints have for them, with kohya's underscores for dots."""
+    """The matrices of a file by their names in checkpoints, with kohya's underscores instead of dots."""
     naming = lora_file.NAMINGS["sd15"]
     tensors, _ = unpack(path.read_bytes())
     ends = {naming.down: ".down", naming.up: ".up"}
@@ -123,7 +124,7 @@ def _plain(place: Path, base: Path, steps: int) -> dict[str, Any]:
 
 
 def share(straight: Weights, resumed: Weights, before: Mapping[str, Array]) -> float:
-    """The distance of the final LoRAs over the change that the straight one made after the checkpoint."""
+    """The distance between the final LoRAs, relative to the change of the uninterrupted one after the checkpoint."""
     named = {name.replace(".", "_"): values for name, values in before.items()}
 
     def distance(one: Weights, other: Mapping[str, Array]) -> float:
@@ -135,7 +136,7 @@ def share(straight: Weights, resumed: Weights, before: Mapping[str, Array]) -> f
 
 
 def run(command: Sequence[str]) -> None:
-    """Run to the end; shows the output if it fails."""
+    """Run to the end; show the output if it fails."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
@@ -144,9 +145,9 @@ def run(command: Sequence[str]) -> None:
 def killed(
     command: Sequence[str], folder: Path, at_kill: Callable[[Path], tuple[int, Weights] | None]
 ) -> tuple[int, Weights]:
-    """Start it, kill it with -9 once it has a checkpoint in its second half; gives that checkpoint's step and weights.
+    """Start a training and kill it once it has a checkpoint in its second half; returns the step and weights of that.
 
-    A checkpoint that is later than the one first seen counts: it is what the next run goes on from.
+    If a later checkpoint appears before the kill, it returns the later one, because the next run resumes from it.
     """
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + _WAIT_S

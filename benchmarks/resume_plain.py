@@ -1,9 +1,9 @@
-"""The plain loop of `make bench-resume`, in a process of its own: what diffusers' LoRA scripts do, on one device.
+"""The plain loop of `make bench-resume`, in its own process: what diffusers' LoRA scripts do on one device.
 
-A shuffling DataLoader, noise, times and the VAE's draw from torch's generator, seeded once; every so many steps a
-checkpoint of LoRA, optimizer and the generators' states, which is what accelerate's `save_state` keeps. A second start
-finds the newest, loads it, and goes on at its step with a fresh pass over the pictures: how far the old one had come is
-in no checkpoint.
+It has a shuffling DataLoader, and draws noise, times and latents from torch's generator, which is seeded once. At
+intervals it saves a checkpoint with the LoRA, the optimizer and the states of the generators, like accelerate's
+`save_state`. A second start loads the newest checkpoint and continues at its step with a new pass over the pictures,
+because no checkpoint has the position in the old pass.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def _step(
 
 
 def _keep(folder: Path, unet: Any, optimizer: Any) -> None:
-    """LoRA, optimizer, generators; the folder gets its name last, so that a kill leaves no half of one."""
+    """Save LoRA, optimizer and generators. The folder gets its name last, so a kill leaves no partial checkpoint."""
     temporary = folder.with_name(f".{folder.name}")
     temporary.mkdir(exist_ok=True)
     save_file(get_peft_model_state_dict(unet), temporary / "lora.safetensors")

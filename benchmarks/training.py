@@ -1,14 +1,15 @@
-"""`make bench-train`: CPU seconds and memory of a training step, ours beside the plain diffusers and peft recipe.
+"""`make bench-train`: CPU seconds and memory of a training step, compared with the plain diffusers and peft recipe.
 
-Two base models: one of the exact shapes of sd15 with random weights at 512 px, where arithmetic counts, and the tiny
-one, where only the number of operations does. Each recipe of the large one runs in a process of its own, in turns, so
-that a busy machine hits all alike and the peak of memory is its own; CPU seconds are the process's, of one thread.
-`--quick` runs the tiny part alone. The last line is one JSON object:
+Two base models: one with the exact shapes of sd15 and random weights at 512 px, where arithmetic dominates, and the
+tiny one, where the number of operations dominates. On the large one, each recipe runs in its own process, in turns: so
+load on the machine affects all of them, and each has its own memory peak. CPU seconds are of the process, with one
+thread. `--quick` runs only the tiny part. The last line is one JSON object:
 
-`plain_fp32_cpu_s` the script's step (VAE and text encoder in every step, peft), `cached_fp32_cpu_s` the same with
-latents and text encoded once, `ours_fp32_cpu_s`, `ours_bf16_cpu_s` ours; `ratio_…` the plain recipe's over ours;
-`limit_share_…` twice the forward pass over our step; `tiny_ratio_vs_cached_peft` and `tiny_cohort8_ratio` (eight jobs
-one by one over eight in one step); `peak_gb` of each recipe. What a GPU does, `make bench-gpu` measures.
+`plain_fp32_cpu_s`: the script's step (VAE and text encoder in every step, peft); `cached_fp32_cpu_s`: the same with
+latents and text encoded once; `ours_fp32_cpu_s`, `ours_bf16_cpu_s`: Imprint's; `ratio_…`: the plain recipe's time over
+Imprint's; `limit_share_…`: twice the forward pass over Imprint's step; `tiny_ratio_vs_cached_peft`;
+`tiny_cohort8_ratio` (eight jobs one by one over eight in one step); `peak_gb` of each recipe. `make bench-gpu` measures
+GPUs.
 """
 
 import argparse

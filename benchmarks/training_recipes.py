@@ -50,7 +50,7 @@ _TEXT = CLIPTextConfig(
 )  # fmt: skip
 
 
-class Nobody:
+class NoControl:
     """A control that does nothing."""
 
     def check(self) -> None: ...
@@ -77,7 +77,7 @@ def base_of(size: str, device: torch.device, dtype: torch.dtype, folder: Path) -
 
 
 def random(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """A frozen network with weights as small as fresh ones, drawn where they will be."""
+    """A frozen network with random weights of the size of an untrained one, created on its device."""
     with torch.device("meta"):
         network = make().to(dtype)
     network = network.to_empty(device=device).requires_grad_(False).eval()
@@ -136,7 +136,7 @@ def plain(base: Base, size: str, *, cached: bool) -> Step:
 
 
 def forward(base: Base, size: str) -> Step:
-    """The UNet's forward pass alone, by diffusers' own module: half of what a step cannot do without."""
+    """Only the UNet's forward pass, by diffusers' own module: half of the minimum that a step needs."""
     side = PIXELS[size] // 8
     latents = torch.randn(1, 4, side, side, device=base.device, dtype=base.dtype)
     context = torch.randn(1, 77, base.denoiser.config.cross_attention_dim, device=base.device, dtype=base.dtype)
@@ -149,22 +149,22 @@ def forward(base: Base, size: str) -> Step:
     return step
 
 
-# ---- ours -----------------------------------------------------------------------------------------------------------
+# ---- Imprint's recipe ----------------------------------------------------------------------------------------------
 
 
 def ours(base: Base, size: str, folder: Path, jobs: int = 1) -> Step:
-    """One step of the engine with `jobs` jobs in as many slots, each with pictures, captions and a seed of its own."""
+    """One step of the engine with `jobs` jobs in as many slots, each with its own pictures, captions and seed."""
     family = families.find("sd15")
     engine = Engine(family, base)
-    seats = [
+    slot_jobs = [
         LocalTraining(
             run_of(folder, size, seed, jobs, pictures=2 if size == "tiny" else 1), engine, {"base": ""}, 10**6, None
         ).job
         for seed in range(jobs)
     ]
-    cohort = Cohort(family, base, engine.layers, seats[0].shape, jobs, engine.recorder)
-    for seat in seats:
-        cohort.seat(seat)
+    cohort = Cohort(family, base, engine.layers, slot_jobs[0].shape, jobs, engine.recorder)
+    for job in slot_jobs:
+        cohort.seat(job)
     return cohort.step
 
 
@@ -184,7 +184,7 @@ def run_of(
         base_model=str(base or "sd15"),
         out=folder / f"lora-{seed}.safetensors",
         checkpoints=FolderCheckpoints(folder / f"checkpoints-{seed}"),
-        control=Nobody(),
+        control=NoControl(),
         encodings=folder / "encodings",
         slots=jobs,
     )

@@ -1,10 +1,10 @@
 """`make bench-web`: the HTTP API under load during a training on the same cores.
 
-200 open event streams over four trainings of four owners, one of which trains, and 50 status requests a second for
-20 s; then the API is killed once, comes back, and the trainings are cancelled. The last line is one JSON object:
-`streams, requests_per_s, status_p50_ms, status_p99_ms, event_p50_ms, event_p99_ms, lost_events` (a request's time
-runs from when it was due; an event's from before its commit to its arrival; lost are events that a stream, which
-comes back with `Last-Event-ID`, has not had at the end). The load is made on the same cores.
+200 event streams are open on four trainings of four owners, one of which trains, and 50 status requests a second are
+sent for 20 s. Then the API is killed once and restarted, and the trainings are cancelled. The last line is one JSON
+object: `streams, requests_per_s, status_p50_ms, status_p99_ms, event_p50_ms, event_p99_ms, lost_events`. The time of a
+request starts when it was due, and that of an event before its commit. An event is lost if a stream, which reconnects
+with `Last-Event-ID`, has not received it at the end. The load runs on the same cores.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
 
 
 def _caller(owner: str) -> tuple[str, str]:
-    """A token, and a training that lasts longer than the benchmark."""
+    """Create a token, and a training that takes longer than the benchmark."""
     from jobs import accounts, service, tokens
     from jobs.services import services
     from jobs.stages import intake
@@ -109,7 +109,7 @@ class Stream:
 
 
 class Load:
-    """The clients, all on one event loop."""
+    """All clients, on one event loop."""
 
     def __init__(self, url: str, callers: list[tuple[str, str]], streams: int) -> None:
         self.host, self.port = str(urlsplit(url).hostname), int(urlsplit(url).port or 80)
@@ -123,7 +123,7 @@ class Load:
         self.cancel: Any = None
 
     async def run(self, rate: float, seconds: float) -> None:
-        """Open the streams, ask at `rate` for `seconds`, then kill the API and end the trainings."""
+        """Open the streams, send requests at `rate` for `seconds`, then kill the API and end the trainings."""
         await self._until(self._is_up, 60)
         following = [asyncio.create_task(self._follow(number)) for number in range(len(self.streams))]
         await self._until(lambda: _true(all(stream.ids for stream in self.streams)), 120)

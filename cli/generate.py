@@ -78,6 +78,8 @@ def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> N
         return
     for path in result["pictures"]:
         out.print(path, highlight=False, markup=False)
+    if "loaders" in result:
+        err.print(f"[dim]{escape(_changed(result))}[/]", highlight=False)
     for note in result.get("notes", []):
         err.print(f"[yellow]note[/]: {escape(note)}", highlight=False)
 
@@ -149,9 +151,18 @@ def _on_comfyui(
         )
     _write(folder / "workflow.json", (json.dumps(done.patched.workflow, indent=2) + "\n").encode())
     paths = [_write(folder / name, data) for name, data in done.pictures]
-    changed = {name: getattr(done.patched, name) for name in ("loaders", "added", "texts", "seeds")}
+    changed = {
+        name: getattr(done.patched, name) for name in ("loaders", "added", "texts", "prompted", "strengths", "seeds")
+    }
     result = {"pictures": paths, "prompt_id": done.prompt_id, "workflow": str(folder / "workflow.json")}
     return result | changed | {"notes": done.notes}
+
+
+def _changed(result: dict[str, Any]) -> str:
+    """What was changed in the workflow, by node."""
+    names = {"strengths": "LoRA", "prompted": "prompt", "seeds": "seed"}
+    parts = [f"{name} in node {', '.join(result[key])}" for key, name in names.items() if result[key]]
+    return "changed: " + "; ".join(parts) if parts else "nothing was changed in the workflow"
 
 
 def _strength(given: dict[str, Any]) -> float:

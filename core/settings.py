@@ -169,7 +169,7 @@ class Settings(BaseSettings):
     training_timeout_s: int = Field(8 * 3600, gt=0, description="A training that takes longer fails with `timeout`.")
     stage_timeout_s: int = Field(
         3600,
-        ge=60,
+        gt=0,
         description="How long one attempt at any other stage may take: one picture, the dataset, the upload, or the "
         "submission or download of a remote training. Then another worker may try.",
     )

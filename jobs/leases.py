@@ -20,6 +20,8 @@ from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 
 log = logging.getLogger(__name__)
 
+_AFTER_OUTAGE_S = 0.5
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -151,6 +153,7 @@ class LeaseKeeper:
         self._all_held: set[HeldLease] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_away = False  # whether the database could not be used in the last round
 
     @contextmanager
     def keeping(self, lease: Lease, limit_s: float = math.inf) -> Iterator[HeldLease]:
@@ -169,17 +172,20 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         pause = threading.Event()
+        pause_s = self._lease_s / 3
         while True:
-            pause.wait(self._lease_s / 3)
+            pause.wait(pause_s)
             with self._lock:
                 all_held = list(self._all_held)
-            for held in all_held:
-                self._renew(held)
+            self._is_away = not all(self._renew(held) for held in all_held)
+            # Soon after an outage, so that no sweep finds an expired lease before its renewal.
+            pause_s = min(self._lease_s / 3, _AFTER_OUTAGE_S) if self._is_away else self._lease_s / 3
 
-    def _renew(self, held: HeldLease) -> None:
+    def _renew(self, held: HeldLease) -> bool:
+        """Renew one lease if its step still works. Returns False if the database cannot be used."""
         with held.renewing:
             if held not in self._all_held:
-                return  # its step has ended
+                return True  # its step has ended
             if time.monotonic() > held.until:
                 log.error(
                     "the %s of %s takes longer than %.0f s: another worker may try",
@@ -188,7 +194,7 @@ class LeaseKeeper:
                 metrics.STAGES_OVERDUE.add(1, held.lease.stage)
                 held.lost.set()
                 self._forget(held)
-                return
+                return True
             try:
                 with self._database.writing() as session:
                     held.lease.renew(session, self._lease_s)
@@ -196,11 +202,13 @@ class LeaseKeeper:
                 held.lost.set()
                 self._forget(held)
             except AWAY as error:
-                log.warning(
-                    "the lease of %s is not renewed: the database does not answer (%s)", held.lease.job_id, error
-                )
+                if not self._is_away:  # once for each outage
+                    log.warning("leases are not renewed: the database does not answer (%s)", error)
+                self._is_away = True
+                return False
             except Exception:  # this thread renews every lease of the process, so it must not end
                 log.exception("the lease of %s is not renewed", held.lease.job_id)
+            return True
 
     def _forget(self, held: HeldLease) -> None:
         with self._lock:

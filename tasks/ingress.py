@@ -14,6 +14,7 @@ from storage.database import AWAY
 from tasks import canvas
 from tasks.app import app
 from tasks.arguments import CheckedTask, named_arguments
+from tasks.drawing_state import DrawingState
 
 
 class PatientTask(CheckedTask):
@@ -107,9 +108,20 @@ def generate(self: "Task[..., Any]", **arguments: Any) -> Any:
 def draw(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
     """Do what `imprint.generate` was asked for, under the same id."""
     try:
-        return drawing.generate(services(), arguments, key=str(self.request.id)).to_dict()
+        done = drawing.generate(services(), arguments, key=str(self.request.id), report=DrawingState(self).report)
+        return done.to_dict()
     except RetryLater as again:
         raise self.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
+
+
+@app.task(name="imprint.cancel_drawing", ignore_result=False)
+def cancel_drawing(task_id: str) -> dict[str, bool]:
+    """Cancel `imprint.generate` with this task id: one that waits never starts, one that is drawn fails.
+
+    `cancelled` is false if ComfyUI does not draw it at this moment. Fails with a GeneratorError.
+    """
+    app.control.revoke(task_id)  # unless it runs; a worker's thread or process is never killed
+    return {"cancelled": drawing.cancel(services(), task_id)}
 
 
 @app.task(name="imprint.cancel", base=PatientTask, ignore_result=False)

@@ -20,6 +20,7 @@ from celery.worker.control import inspect_command
 
 from core.errors import ImprintError
 from core.logging import set_up
+from core.metrics import SWEEP_FAILURES
 from core.private import keep_private
 from core.settings import settings
 from jobs.services import services
@@ -29,6 +30,7 @@ from tasks import device_check, metrics
 from tasks.app import app
 from tasks.device_check import DeviceState
 from tasks.queue_types import check_queue_types
+from tasks.sweeps import PARTS
 from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,9 @@ def _prepare(**_: Any) -> None:
     services().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(services())
     metrics.begin(settings())
+    for parts in PARTS.values():
+        for part in parts:
+            SWEEP_FAILURES.add(0, part.name)
 
 
 @celeryd_init.connect

@@ -134,11 +134,31 @@ def written(family: str, layout: str, dora: str = "", **metadata: str) -> bytes:
     return pack(tensors, metadata)
 
 
-def fused(prefix: str = "diffusion_model.") -> bytes:
-    """Z-Image's attention as its own code has it: one matrix for q, k and v."""
-    tensors = {}
-    for name, outputs in (("qkv", 192), ("out", 64)):
-        stem = prefix + (f"layers.0.attention.{name}" if "." in prefix else f"layers_0_attention_{name}")
-        down, up = matrices(name, (outputs, 64))
-        tensors |= {stem + A_B[0]: tensor(down), stem + A_B[1]: tensor(up), f"{stem}.alpha": tensor(np.asarray(ALPHA))}
+# Modules of Z-Image as its own code names them, and as both name them.
+FUSED: dict[str, dict[str, tuple[int, int]]] = {
+    "attention": {
+        "layers.0.attention.qkv": (192, 64), "layers.0.attention.out": (64, 64), "layers.0.feed_forward.w1": (170, 64),
+    },
+    "without qkv": {"layers.0.attention.out": (64, 64), "layers.0.adaLN_modulation.0": (256, 64)},
+    "embedders": {"layers.0.attention.to_q": (64, 64), "x_embedder": (64, 64), "cap_embedder.1": (64, 32)},
+    "embedders of diffusers": {"layers.0.attention.to_q": (64, 64), "all_x_embedder.2-1": (64, 64)},
+}  # fmt: skip
+FUSED_CASES = [
+    (modules, prefix, ends, alpha)
+    for modules in FUSED
+    for prefix in ("diffusion_model.", "transformer.", "lora_unet_", "lycoris_", "")
+    for ends in (A_B, UP_DOWN, (".lora.down.weight", ".lora.up.weight"))
+    for alpha in (True, False)
+]
+
+
+def fused(modules: str, prefix: str, ends: tuple[str, str], alpha: bool) -> bytes:
+    """A file with these modules of Z-Image."""
+    tensors: dict[str, Tensor] = {}
+    for name, shape in FUSED[modules].items():
+        stem = prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+        down, up = matrices(name, shape)
+        tensors |= {stem + ends[0]: tensor(down), stem + ends[1]: tensor(up)}
+        if alpha:
+            tensors[f"{stem}.alpha"] = tensor(np.asarray(ALPHA, np.float32))
     return pack(tensors, {})

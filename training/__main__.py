@@ -21,7 +21,7 @@ from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFe
 from core.settings import settings
 from training.base_family import family_of_base
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
-from training.data.folder import load_folder, unused_captions, unused_masks
+from training.data.folder import FolderDataset, load_folder, unused_captions, unused_masks
 from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints
 from training.options import parse_assignments
@@ -188,25 +188,8 @@ def _train(
         total = spec.steps(len(found.examples))
         console.print(f"{len(found.examples)} pictures, {total} steps on {spec.base_model}", highlight=False)
         with ProgressBar(console, total) as bar:
-            run = TrainRun(
-                job_id=given.out.name,
-                spec=spec,
-                examples=found.examples,
-                dataset_sha256=found.manifest.sha256,
-                base_model=base_model_location(spec.base_model, settings().base_models),
-                out=given.out,
-                checkpoints=kept,
-                control=bar,
-                device=given.device,
-                precision=given.precision,
-                deterministic=given.deterministic,
-                checkpoint_every_epochs=given.checkpoint_every,
-                training_adapter=given.training_adapter,
-                loras=FolderLoras(given.out) if spec.keep_checkpoints else None,
-                previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
-            )
             try:
-                result = _loop(run)
+                result = _loop(_run(given, spec, found, kept, bar))
             except HandOver:
                 stopped = True
             else:
@@ -220,6 +203,28 @@ def _train(
     for note in inspect(result.path).warnings:
         console.print(f"note: {note}", markup=False, highlight=False)
     return 0
+
+
+def _run(
+    given: argparse.Namespace, spec: TrainSpec, dataset: FolderDataset, kept: FolderCheckpoints, bar: ProgressBar
+) -> TrainRun:
+    return TrainRun(
+        job_id=given.out.name,
+        spec=spec,
+        examples=dataset.examples,
+        dataset_sha256=dataset.manifest.sha256,
+        base_model=base_model_location(spec.base_model, settings().base_models),
+        out=given.out,
+        checkpoints=kept,
+        control=bar,
+        device=given.device,
+        precision=given.precision,
+        deterministic=given.deterministic,
+        checkpoint_every_epochs=given.checkpoint_every,
+        training_adapter=given.training_adapter,
+        loras=FolderLoras(given.out) if spec.keep_checkpoints else None,
+        previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
+    )
 
 
 def _loop(run: TrainRun) -> TrainResult:

@@ -19,6 +19,7 @@ class Example:
     width: int
     height: int
     is_mirrored: bool = False  # trained on mirrored horizontally
+    label: str = ""  # how messages name it
 
 
 @dataclass(frozen=True)

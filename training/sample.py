@@ -18,9 +18,9 @@ from training.families import folders, single_file
 from training.families.parts import load_part, locate
 from training.families.sd15 import require_pair
 from training.lora import formats as lora_formats
-from training.lora.file import MAGNITUDE
+from training.lora import soundness
+from training.lora.readers import WHOLE, readers
 from training.lora.reading import read_lora
-from training.lora.safetensor import Malformed, unpack
 
 lib: Any = diffusers  # mypy does not see its classes
 
@@ -132,31 +132,33 @@ def _components(file: Path, family: str, dtype: torch.dtype, scheduler: str) -> 
     return made
 
 
-def _load(pipeline: Any, lora: Path, *, is_dora: bool) -> None:
-    """Load a LoRA into the pipeline. A DoRA is converted to peft's format: diffusers ignores magnitudes in others."""
-    if not is_dora:
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / lora.name).write_bytes(lora_formats.serialize_as(read_lora(lora), "peft"))
-        pipeline.load_lora_weights(folder, weight_name=lora.name, use_safetensors=True)
-
-
-def add_lora(pipeline: Any, lora: Path) -> int:
+def add_lora(pipeline: Any, path: Path) -> int:
     """Load a LoRA file into a pipeline; returns the number of layers, all of which are loaded.
 
-    Raises LoraInvalid. diffusers ignores unknown keys; here that is an error.
+    A file in a form that diffusers does not read whole is converted first. Raises LoraInvalid, also where diffusers
+    itself would ignore keys.
     """
-    try:
-        tensors, _ = unpack(lora.read_bytes())
-        _load(pipeline, lora, is_dora=any(name.endswith(MAGNITUDE) for name in tensors))
-    except (OSError, Malformed, ValueError, KeyError, RuntimeError) as error:
-        raise LoraInvalid(
-            f"diffusers cannot load the LoRA file ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
-    wanted = sum(name.endswith((".lora_up.weight", ".lora_B.weight")) for name in tensors)
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-    loaded = sum(bool(getattr(module, "lora_B", None)) for module in denoiser.modules())
+    lora = read_lora(path)
+    soundness.require_sound(lora)
+    wanted = len(lora.modules) + len(lora.others)
+    with tempfile.TemporaryDirectory(prefix="imprint-") as folder:
+        if readers(lora).get("diffusers", WHOLE) != WHOLE:
+            data = lora_formats.serialize_as(lora, "peft")
+            wanted, path = len(read_lora(data).modules), Path(folder) / path.name
+            path.write_bytes(data)
+        try:
+            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+        except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+            raise LoraInvalid(
+                f"diffusers cannot load the LoRA file ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
+    loaded = sum(bool(getattr(module, "lora_B", None)) for part in _networks(pipeline) for module in part.modules())
     if loaded != wanted:
         raise LoraInvalid(f"diffusers loaded {loaded} of the {wanted} layers in the LoRA file")
     return loaded
+
+
+def _networks(pipeline: Any) -> list[Any]:
+    """The parts of a pipeline that a LoRA may change."""
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    return [part for name in names if (part := getattr(pipeline, name, None)) is not None]

@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu WORD…`: run the parts of a word one after another, each in a child process with a limit.
 
-Words: first, second, third, or names of parts. Results go to `$OUT/results.jsonl`, one JSON line for each figure, and
-`$OUT/profile.txt`. An error or a hang in one part loses nothing of the others. A word takes 9.5 minutes at most.
+Words: first, second, third, or names of parts. Results go to `$OUT/results.jsonl`, one JSON line per figure, and
+`$OUT/profile.txt`. If a part fails or hangs, the results of the others are kept. A word takes 9.5 minutes at most.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_parts(parts: Sequence[Part], limit_s: float = _LIMIT_S) -> int:
-    """Run parts one after another, all of them within `limit_s`. 1 if one failed, was cut or had no time left."""
+    """Run parts one after another, all within `limit_s`. Returns 1 if one failed, was killed or had no time left."""
     deadline, code = time.monotonic() + limit_s - _RESERVE_S, 0
     for part in parts:
         left = deadline - time.monotonic()

@@ -1,4 +1,4 @@
-"""What every part measures with: the device and size that were asked for, timing, memory, and the engine's warnings."""
+"""Tools of all parts: the requested device and size, timing, memory, and the engine's warnings."""
 
 import gc
 import logging
@@ -23,7 +23,7 @@ TFLOP = {"sd15": 1.714, "sdxl": 14.5}
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured on."""
+    """The device and size to measure with."""
 
     device: torch.device
     size: Literal["full", "tiny"]
@@ -40,22 +40,22 @@ class Setup:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen base: what jobs get on this device."""
+        """The precision of the frozen base: the one of jobs on this device."""
         return torch.bfloat16 if self.is_cuda else torch.float32
 
     def steps(self, count: int) -> int:
-        """So many steps, by the dial; at least two."""
+        """A number of steps multiplied by the dial; at least two."""
         return max(2, round(count * self.dial))
 
 
 @cache
 def setup() -> Setup:
-    """The setup of this process, from the environment."""
+    """The setup, from this process's environment."""
     kind = os.environ.get("KIT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     is_cuda = kind == "cuda"
     size: Any = os.environ.get("KIT_SIZE", "full" if is_cuda else "tiny")
     dial = float(os.environ.get("KIT_DIAL", "1" if is_cuda else "0.2"))
-    work = Path(os.environ.get("KIT_WORK", "/tmp/imprint-bench-gpu"))  # noqa: S108 - large, and made anew elsewhere
+    work = Path(os.environ.get("KIT_WORK", "/tmp/imprint-bench-gpu"))  # noqa: S108 - large, and created again if missing
     work.mkdir(parents=True, exist_ok=True)
     return Setup(torch.device(kind), size, dial, work)
 
@@ -126,7 +126,7 @@ def _block(work: Callable[[], Any], count: int, *, is_cuda: bool) -> float:
 
 
 def memory() -> dict[str, float]:
-    """Memory of the device in GiB: at most since `free`, now, kept by PyTorch, and used by everybody."""
+    """Memory of the device in GiB: the peak since `free`, the current use, PyTorch's reserve, all processes' use."""
     if not setup().is_cuda:
         return {}
     left, total = torch.cuda.mem_get_info()
@@ -152,7 +152,7 @@ _warnings: list[str] = []
 
 
 class _Collector(logging.Handler):
-    """Warnings of the engine are results: a step that could not be recorded, memory that ran out."""
+    """Collects the engine's warnings, which are results: a step that cannot be recorded, memory that runs out."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _warnings.append(record.getMessage()[:300])

@@ -45,7 +45,7 @@ _ENDLESS = 10**6  # steps
 
 
 def base_of(family: str, device: torch.device | None = None, dtype: torch.dtype | None = None, size: str = "") -> Base:
-    """A denoiser of the family's exact shapes with random weights and no encoders; or the tiny base."""
+    """A denoiser with the family's exact shapes, random weights and no encoders; or the tiny base."""
     here = setup()
     device, dtype, size = device or here.device, dtype or here.dtype, size or here.size
     if size == "tiny":
@@ -75,7 +75,7 @@ def _z_image(device: torch.device, dtype: torch.dtype) -> Any:
     with torch.no_grad():
         for name, weights in made.named_parameters():
             if weights.ndim == 1 and name.endswith("weight"):
-                weights.fill_(1.0)  # norms, whatever they are called
+                weights.fill_(1.0)  # norms
     return made
 
 
@@ -88,13 +88,13 @@ def engine_of(family: str, base: Base | None = None) -> Engine:
 
 
 def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = "", **recipe: Any) -> SlotJob:
-    """A job on two random latents and captions; its numbers come from the seed alone."""
+    """A job on two random latents and captions, which depend only on the seed."""
     pixels = _PIXELS[family] if (size or setup().size) == "full" else 64
     spec = TrainSpec(base_model="random", family=family, trigger_word="sks", resolution=pixels, seed=seed, **recipe)
     examples = [Example(Path(f"{number}.png"), "sks", f"{number:064d}", pixels, pixels) for number in range(2)]
     nowhere = setup().work / "none"
     run = TrainRun(
-        f"bench-{seed}", spec, examples, "d" * 64, "random", nowhere, FolderCheckpoints(nowhere), recipes.Nobody()
+        f"bench-{seed}", spec, examples, "d" * 64, "random", nowhere, FolderCheckpoints(nowhere), recipes.NoControl()
     )
     chance = torch.Generator().manual_seed(1000 + seed)
     channels, side = 16 if family == "z-image" else 4, pixels // 8
@@ -113,7 +113,7 @@ def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = ""
 
 
 def _condition(family: str, base: Base, chance: torch.Generator, pixels: int) -> Condition:
-    """A caption's encoding with random numbers, as the family's encoders would shape it."""
+    """A random condition with the shapes of the family's encoders."""
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=chance).to(base.device, base.dtype)
@@ -135,7 +135,7 @@ def cohort_of(
     """A cohort with `jobs` jobs in `slots` slots, at least as many."""
     family, base, slots = engine.family, engine.base, slots or jobs
     held = [job_of(family.name, base, seed, slots=slots) for seed in (seeds or range(jobs))]
-    # A recorder of its own, and not the engine's: its recordings go with the cohort.
+    # Its own recorder, not the engine's, so that the recordings are freed with the cohort.
     recorder = cuda_recorder(base.device) if is_recorded and setup().is_cuda and is_allowed() else None
     cohort = Cohort(family, base, engine.layers, held[0].shape, slots, recorder)
     for job in held:

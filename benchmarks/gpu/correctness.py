@@ -21,7 +21,7 @@ _RANK = 4
 
 
 def smoke() -> None:
-    """A tiny training of each family, as a worker has it."""
+    """A tiny training of each family, as in a worker."""
     for family in FAMILIES:
         with measuring("smoke", family=family):
             begun = time.monotonic()
@@ -93,7 +93,7 @@ def record() -> None:
 
 
 def slots() -> None:
-    """A job alone compared with the job beside others, and beside different ones."""
+    """A job alone, compared with the same job together with others."""
     with measuring("slots"):
         engine, count = engine_of("sd15"), setup().steps(12)
         alone: Tensor | None = None
@@ -107,7 +107,7 @@ def slots() -> None:
 
 
 def live() -> None:
-    """Eight jobs that come one after another through the engine: it records while others encode and join."""
+    """Eight jobs that join the engine one after another: it records steps while others encode and join."""
     with measuring("live"):
         count, tag = setup().steps(120), os.getpid()
 

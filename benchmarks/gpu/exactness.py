@@ -1,4 +1,4 @@
-"""The deterministic mode: the same file twice, and from a training that was cut and resumed."""
+"""Deterministic mode: two trainings give the same file, and so does an interrupted and resumed one."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def exact() -> None:
 
 
 def compare(kind: str) -> None:
-    """Two whole trainings and a cut one side by side, then the rest of the cut one."""
+    """Two whole trainings and an interrupted one, in parallel; then the rest of the interrupted one."""
     with guarded("exact", kind=kind):
         tag, begun = f"{kind.replace('@', '-')}-{os.getpid()}", time.monotonic()
         children = {name: _begin(kind, f"exact-{tag}-{name}") for name in ("one", "two", "three-cut")}
@@ -59,7 +59,7 @@ def _answer(name: str, child: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def child(kind: str, name: str) -> dict[str, Any]:
-    """One training: whole, cut after a checkpoint (`-cut`), or what was left of that (`-rest`)."""
+    """One training: whole, interrupted after a checkpoint (`-cut`), or the rest of that (`-rest`)."""
     family, _, pixels = kind.partition("@")
     count = setup().steps(300 if pixels == "512" or family == "z-image" else 700) if setup().is_cuda else 40
     run = trainings.run_of(

@@ -12,7 +12,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Lines:
-    """A plugin of pytest: each outcome is a figure."""
+    """A pytest plugin that writes each outcome as a figure."""
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.outcome != "passed":

@@ -12,7 +12,7 @@ from training.engine.engine import Engine
 
 
 def sdxl() -> None:
-    """SDXL at 1024 pixels: rates and memory for 1 to 8 jobs, and with activations computed again on the way back."""
+    """SDXL at 1024 pixels: rates and memory for 1 to 8 jobs, and with gradient checkpointing."""
     with measuring("sdxl"):
         engine = engine_of("sdxl")
         engine.base.denoiser  # noqa: B018 - loads it
@@ -23,7 +23,7 @@ def sdxl() -> None:
 
 
 def zimage() -> None:
-    """Z-Image at 1024 pixels: one job, as its jobs train alone."""
+    """Z-Image at 1024 pixels: one job, because its jobs do not share steps."""
     with measuring("z-image"):
         engine = engine_of("z-image")
         engine.base.denoiser  # noqa: B018 - loads it
@@ -58,8 +58,8 @@ def _parameters(engine: Engine) -> int:
 
 
 def compiled() -> None:
-    """sd15 with its repeated blocks compiled by diffusers' own call, and without, one after the other."""
-    # Each block is compiled for itself: it knows by number which LoRAs are its own.
+    """sd15 with repeated blocks compiled by diffusers' own call, and without."""
+    # Each block is compiled separately, because the indices of its LoRAs are constants in it.
     torch._dynamo.config.recompile_limit = 256
     for jobs in (1, 8, 16) if setup().is_cuda else (1,):
         rates: dict[str, float] = {}

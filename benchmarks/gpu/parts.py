@@ -1,4 +1,4 @@
-"""The parts, in order, and how long each may take. A part is a child process that calls some functions in turn."""
+"""The parts in order, with their time limits. A part is a child process that calls some functions in turn."""
 
 import importlib
 import sys
@@ -17,7 +17,7 @@ class Part:
 
     @property
     def command(self) -> Sequence[str]:
-        """What runs it in a process of its own."""
+        """The command that runs the part in its own process."""
         return [sys.executable, "-m", "benchmarks.gpu", "--child", self.name]
 
     def run(self) -> None:
@@ -48,7 +48,7 @@ _ALL = (
 )  # fmt: skip
 PARTS = {part.name: part for part in _ALL}
 
-# Each word fits into 9.5 minutes of a lent machine: a part that is late gets what is left.
+# Each word fits into 9.5 minutes: a part that starts late gets the time that is left.
 WORDS: dict[str, tuple[str, ...]] = {
     "first": ("smoke", "single", "ladder", "profile", "steps", "tests", "jobs"),
     "second": ("exact", "sdxl", "zimage", "memory", "requests"),
@@ -57,5 +57,5 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 
 def chosen(word: str) -> list[Part]:
-    """The parts of a word, or the one of that name. Raises KeyError for neither."""
+    """The parts of a word, or the part with that name. Raises KeyError if there is neither."""
     return [PARTS[name] for name in WORDS.get(word, (word,))]

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: kernels of a recorded step by kind, PyTorch's operations of a sent one by shape."""
+"""Profile a step: kernels of a recorded step by kind, PyTorch's operations of an eager step by shape."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from training.engine.cohort import Cohort
 _STEPS = 5
 _NORMS = ("groupnorm", "group_norm", "layer_norm", "layernorm", "rowwisemoments", "computefused", "gradinput")
 _CONVOLUTIONS = ("conv", "implicit", "cudnn", "xmma_fprop", "dgrad", "wgrad", "nhwc", "nchw", "winograd")
-# A kernel is of the first kind with a word that its name has.
+# A kernel belongs to the first kind that has a word of the kernel's name.
 _KINDS = (
     ("copy", ("nchwtonhwc", "nhwctonchw")),
     ("attention", ("flash", "fmha", "attention", "sdpa")),

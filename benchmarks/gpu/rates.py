@@ -1,4 +1,4 @@
-"""How fast: the card's ceilings, one job beside two plain recipes, and 1 to 32 jobs in one step."""
+"""Speed: the limits of the card, one job compared with two plain recipes, and 1 to 32 jobs in one step."""
 
 import time
 from typing import Any
@@ -16,7 +16,7 @@ JOB_STEPS = 1000  # 10 pictures, 100 epochs
 
 
 def ceilings() -> None:
-    """The best large product and the best large copy, on random data."""
+    """The fastest large product and the fastest large copy, on random data."""
     with measuring("ceilings"):
         here, best = setup(), {}
         for side in (4096, 8192, 16384) if here.is_cuda else (512,):
@@ -30,7 +30,7 @@ def ceilings() -> None:
 
 
 def single() -> None:
-    """One job: diffusers' script, the same from caches, ours recorded and sent, and the forward pass alone."""
+    """One job: diffusers' script, the same with caches, Imprint recorded and eager, and only the forward pass."""
     peers: dict[str, float] = {}
     for kind in ("script", "cached"):
         with measuring(f"plain {kind}"):
@@ -99,7 +99,7 @@ def ladder() -> None:
 
 
 def _ready_s(cohort: Cohort) -> float:
-    """Seconds of the first steps: three that warm up, and the recording."""
+    """Seconds of the first steps: three eager ones, and the recording."""
     begun = time.perf_counter()
     for _ in range(4):
         cohort.step()
@@ -108,7 +108,7 @@ def _ready_s(cohort: Cohort) -> float:
 
 
 def _idle_slots(engine: Engine) -> None:
-    """The last job of a burst, in a step that was made for many."""
+    """The last job of a burst, in a step with many slots."""
     for slots in (8, 32) if setup().is_cuda else (4,):
         free()
         cohort = cohort_of(engine, 1, slots)
@@ -124,7 +124,7 @@ def _rate(jobs: int, took: dict[str, float]) -> dict[str, float]:
 
 
 def _about(cohort: Cohort) -> dict[str, Any]:
-    """How a cohort's steps go: recorded or not, and the milliseconds that the host needs to draw one."""
+    """Whether a cohort's steps are recorded, and the milliseconds that the host needs to draw a batch."""
     synchronize()
     count, begun = setup().steps(10), time.perf_counter()
     for _ in range(count):

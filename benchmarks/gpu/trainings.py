@@ -1,4 +1,4 @@
-"""Whole trainings with pictures, checkpoints and files, as a worker has them; several at once in threads."""
+"""Whole trainings with pictures, checkpoints and files, as in a worker; several at once in threads."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ lib: Any = diffusers  # its classes are untyped to the checker
 
 
 class CutAfter(FolderCheckpoints):
-    """Checkpoints, and a control that hands the training over once one of `step` or later is kept."""
+    """Checkpoints in memory, and a control that hands the training over after a checkpoint of `step` or later."""
 
     def __init__(self, folder: Path, step: int) -> None:
         super().__init__(folder)
@@ -50,7 +50,7 @@ def run_of(
 ) -> TrainRun:  # fmt: skip
     """A run on pictures of coarse colours; `base` is the tiny one where none is given.
 
-    every: epochs between checkpoints. cut_after: it hands over after a checkpoint of this step.
+    every: epochs between checkpoints. cut_after: hand over after a checkpoint of this step.
     """
     work, base = setup().work, base or tiny(family)
     asked = {"rank": 4, "alpha": 32.0, "max_steps": 6, "seed": 7, "learning_rate": 1e-3, **recipe}
@@ -59,7 +59,7 @@ def run_of(
     cut = None if cut_after is None else CutAfter(folder, cut_after)
     return TrainRun(
         name, spec, [_picture(number, pixels) for number in range(pictures)], "d" * 64, str(base),
-        work / f"{name}.safetensors", cut or FolderCheckpoints(folder), cut or recipes.Nobody(), setup().device.type,
+        work / f"{name}.safetensors", cut or FolderCheckpoints(folder), cut or recipes.NoControl(), setup().device.type,
         checkpoint_every_epochs=every, encodings=work / "encodings", deterministic=deterministic, slots=slots,
     )  # fmt: skip
 
@@ -77,7 +77,7 @@ def _picture(number: int, pixels: int) -> Example:
 
 
 def together(runs: Sequence[TrainRun], apart_s: float = 0.0) -> tuple[list[TrainResult], list[str], float]:
-    """Train all, each in a thread of its own, begun one after another: results, errors in words, and seconds."""
+    """Train all runs, each in its own thread, started one after another; returns results, errors, and seconds."""
     found: dict[int, TrainResult | Exception] = {}
 
     def work(place: int, run: TrainRun) -> None:
@@ -100,7 +100,7 @@ def together(runs: Sequence[TrainRun], apart_s: float = 0.0) -> tuple[list[Train
 
 
 def matrices_of(path: Path) -> torch.Tensor:
-    """Everything in a LoRA file as one vector."""
+    """All tensors of a LoRA file as one vector."""
     values = load_file(path)
     return torch.from_numpy(np.concatenate([values[name].astype(np.float64).ravel() for name in sorted(values)]))
 

@@ -1,4 +1,4 @@
-"""Whole jobs through the engine, with pictures, checkpoints and files; and what a request waits for, cold and warm."""
+"""Whole jobs through the engine, with pictures, checkpoints and files; and the time of a request, cold and warm."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from training.families.family import Where
 
 
 def encoders() -> None:
-    """What a job pays before its first step: loading the base, and waking VAE and text encoders for each."""
+    """The time before a job's first step: loading the base, and moving VAE and text encoders to the device."""
     with measuring("encoders"):
         folder, _ = trainings.full_base()
         begun = time.monotonic()
@@ -35,7 +35,7 @@ def encoders() -> None:
 
 
 def jobs() -> None:
-    """1, 8 and 16 jobs at once: do they keep the rate of the ladder?"""
+    """1, 8 and 16 jobs at once, to compare their rate with that of the bare steps."""
     with measuring("jobs"):
         folder, pixels = trainings.full_base()
         count = setup().steps(300)
@@ -60,7 +60,7 @@ def jobs() -> None:
 def requests() -> None:
     """Seconds from a request to its finished file: 10 pictures, 1,000 steps at full size.
 
-    Cold: a process of its own, from its start, that loads the base model from disk. Warm: the next two in the same.
+    Cold: a new process, from its start, which loads the base model from disk. Warm: the next two in the same process.
     """
     with measuring("requests"):
         folder, pixels = trainings.full_base()
@@ -77,7 +77,7 @@ def requests() -> None:
 
 
 def child(folder: str, pixels: str, steps: str) -> None:
-    """Three trainings one after another; the time at which each was done."""
+    """Do three trainings one after another; return the time at which each was finished."""
     for seed in range(3):
         train(
             trainings.run_of(

@@ -59,11 +59,25 @@ def draw(
     check(model_files(Workflow(done.workflow), done.loaders))
     log = ServerLog(server) if lora_keys else None
     client_id = uuid.uuid4().hex
-    wanted = str(uuid.uuid5(_NAMESPACE, key) if key else uuid.uuid4())
+    wanted = _prompt_id(key) if key else str(uuid.uuid4())
     with open_events(server, client_id) as events:
         prompt_id = wanted if key and _is_known(server, wanted) else server.submit(done.workflow, client_id, wanted)
         pictures = _fetch_images(server, prompt_id, events, timeout_s, report)
     return Drawing(prompt_id, pictures, done, [*done.notes, *(log.notes(lora_keys) if log else [])])
+
+
+def cancel(server: ComfyUIServer, key: str) -> bool:
+    """Cancel the drawing with this key; False if its prompt neither waits nor runs."""
+    running, waiting = server.queued()
+    prompt_id = _prompt_id(key)
+    if prompt_id not in running and prompt_id not in waiting:
+        return False
+    server.cancel(prompt_id)
+    return True
+
+
+def _prompt_id(key: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, key))
 
 
 def _in_api_format(server: ComfyUIServer, workflow: Any) -> Any:

@@ -123,7 +123,9 @@ def _ended(
         if prompt_id in running or prompt_id in waiting:
             known = answered
         elif answered - known > _FORGOTTEN_S:
-            raise GeneratorError(f"{server.place} does not know the prompt any more: it was probably restarted")
+            raise GeneratorError(
+                f"{server.place} does not know the prompt any more: it was cancelled there, or the server was restarted"
+            )
     raise GeneratorTimeout(f"{server.place} did not finish in time; the prompt was cancelled")
 
 

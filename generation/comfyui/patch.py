@@ -14,7 +14,7 @@ from generation.comfyui.models import model_sources
 from generation.comfyui.nodes import Catalogue
 from generation.comfyui.overrides import SEEDS, set_numbers
 from generation.comfyui.positive import find_prompts, positives
-from generation.comfyui.prompts import add_trigger_word
+from generation.comfyui.prompts import add_trigger_word, texts_at
 from generation.comfyui.workflow import Link, Workflow
 
 LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly")
@@ -37,6 +37,8 @@ class Patched:
     loaders: list[str]  # the loader nodes that the LoRA follows
     added: list[str]  # new nodes; empty if the workflow already had the LoRA
     texts: list[str]  # nodes that hold the positive prompt
+    prompted: list[str] = field(default_factory=list)  # of these, those whose text was changed
+    strengths: list[str] = field(default_factory=list)  # nodes that load the LoRA, with the strength asked for
     seeds: list[str] = field(default_factory=list)  # nodes whose seed was set
     notes: list[str] = field(default_factory=list)  # what a person should know of the result
 
@@ -64,16 +66,21 @@ def patch(
     prompts = find_prompts(workflow, [one for one, found in samplers.items() if not found.isdisjoint(chosen)], word)
     if (word or prompt is not None) and not prompts.inputs:
         raise WorkflowInvalid("the positive prompts of the workflow's samplers lead to no text")
+    before = {text: list(texts_at(workflow, text)) for text in prompts.inputs}
     add_trigger_word(workflow, prompts.inputs, word, prompt)
+    prompted = [text[0] for text, held in before.items() if list(texts_at(workflow, text)) != held]
     seeds = set_numbers(workflow, SEEDS, seed) if seed is not None else []
     if seed is not None and not seeds:
         raise WorkflowInvalid(f"the workflow has no seed that can be set: no node has an input {' or '.join(SEEDS)}")
     texts = list(dict.fromkeys(node_id for node_id, _ in prompts.inputs))
+    strengths = [node_id for node_id in workflow.nodes if lora and _is_lora(workflow, node_id, lora.file)]
     return Patched(
         workflow.nodes,
         [source[0] for source in chosen],
         added,
         texts,
+        list(dict.fromkeys(prompted)),
+        strengths,
         seeds,
         _region_notes(texts, [node_id for node_id, _ in prompts.left], word or prompt),
     )
@@ -116,14 +123,16 @@ def _is_refiner(workflow: Workflow, loader: str) -> bool:
     return any((link := workflow.link(node_id, "clip")) is not None and link[0] == loader for node_id in encoders)
 
 
+def _is_lora(workflow: Workflow, node_id: str, file: str) -> bool:
+    return workflow.class_of(node_id) in LORA_LOADERS and workflow.inputs(node_id).get("lora_name") == file
+
+
 def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
     """Insert the LoRA after a loader; returns the new node. If it is there already, only set its strength."""
     there = [
         node_id
         for node_id in workflow.nodes
-        if workflow.class_of(node_id) in LORA_LOADERS
-        and workflow.inputs(node_id).get("lora_name") == lora.file
-        and model in model_sources(workflow, node_id)
+        if _is_lora(workflow, node_id, lora.file) and model in model_sources(workflow, node_id)
     ]
     for node_id in there:
         for name in ("strength_model", "strength_clip"):

@@ -41,14 +41,14 @@ def _with_word(text: str, word: str) -> str:
 
 def says_word(workflow: Workflow, node_input: NodeInput, word: str) -> bool:
     """Whether a text that feeds the input says `word`."""
-    return any(contains_word(word, text) for text in _texts_at(workflow, node_input))
+    return any(contains_word(word, text) for text in texts_at(workflow, node_input))
 
 
 def is_marked(workflow: Workflow, node_input: NodeInput) -> bool:
     """Whether the trigger word belongs here: the text has `{trigger}`, or the node's title says "trigger"."""
     about = workflow.nodes[node_input[0]].get("_meta")
     title = about.get("title") if isinstance(about, dict) else None
-    return contains_word("trigger", str(title)) or any(MARK in text for text in _texts_at(workflow, node_input))
+    return contains_word("trigger", str(title)) or any(MARK in text for text in texts_at(workflow, node_input))
 
 
 def contains_word(word: str, text: str) -> bool:
@@ -66,14 +66,14 @@ def _parts(workflow: Workflow, node_id: str) -> list[NodeInput]:
     ]
 
 
-def _texts_at(workflow: Workflow, node_input: NodeInput, depth: int = 0) -> Iterator[str]:
+def texts_at(workflow: Workflow, node_input: NodeInput, depth: int = 0) -> Iterator[str]:
     """The texts that feed an input, part by part."""
     value = workflow.inputs(node_input[0]).get(node_input[1])
     if isinstance(value, str):
         yield value
     elif (link := workflow.link(*node_input)) is not None and depth < 50:
         for part in _parts(workflow, link[0]):
-            yield from _texts_at(workflow, part, depth + 1)
+            yield from texts_at(workflow, part, depth + 1)
 
 
 def _change(
@@ -93,7 +93,7 @@ def _change(
         copied = workflow.add(workflow.class_of(link[0]), workflow.inputs(link[0]), "prompt with the trigger word")
         workflow.set(node_input, (copied, link[1]))
         parts = [(copied, name) for _, name in parts]
-    marked = next((part for part in parts if any(MARK in text for text in _texts_at(workflow, part))), parts[0])
+    marked = next((part for part in parts if any(MARK in text for text in texts_at(workflow, part))), parts[0])
     _change(workflow, marked, change, ours | set(parts), depth + 1)
 
 

@@ -1,7 +1,7 @@
 """The pictures of a job: stored sources, and results of earlier preparation."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,9 @@ def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
 
 
 def convert(
-    services: Services, data: bytes, sha256: str, spec: TrainSpec, mask: bytes | None = None
+    services: Services, data: bytes, sha256: str, spec: TrainSpec, owner_id: str, mask: bytes | None = None
 ) -> PreparedPicture:
-    """Decode and prepare a file for `spec`, and put the result into the store. The caller stores the row.
+    """Decode and prepare a file of an owner for `spec`, and put the result into the store. The caller stores the row.
 
     If the file or its mask cannot be read, the row's report says why.
     """
@@ -134,6 +134,7 @@ def convert(
             aspect_buckets=spec.aspect_buckets,
             masked=spec.objective.masked,
             mask=mask,
+            owner_id=owner_id,
         )
     except ImageInvalid as error:
         fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"
@@ -161,11 +162,14 @@ def picture_values(done: PreparedPicture) -> dict[str, Any]:
     }
 
 
-def unpack(services: Services, manifest: Manifest, folder: Path) -> list[Example]:
-    """Copy the pictures of a dataset into `folder`."""
+def unpack(
+    services: Services, manifest: Manifest, folder: Path, labels: Mapping[str, str] | None = None
+) -> list[Example]:
+    """Copy the pictures of a dataset into `folder`. `labels`: how messages name them, by the hash of the PNG."""
     examples = []
     for example in manifest.examples:
         path = folder / f"{example.sha256}.png"
         services.store.get_file(keys.prepared(example.sha256), path)
-        examples.append(Example(path, example.caption, example.sha256, example.width, example.height))
+        label = (labels or {}).get(example.sha256, "")
+        examples.append(Example(path, example.caption, example.sha256, example.width, example.height, label=label))
     return examples

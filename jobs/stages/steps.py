@@ -119,7 +119,7 @@ def _prepare(
     sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
     with services.database.reading() as session:
         done = _prepared(session, sha256, preparation(spec, *of_mask))
-    return done or intake.convert(services, data, sha256, spec, mask), sum(map(len, files))
+    return done or intake.convert(services, data, sha256, spec, requester.owner_id, mask), sum(map(len, files))
 
 
 def _source(services: Services, reference: str, left: int, requester: Requester) -> bytes:
@@ -199,7 +199,11 @@ def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
         row = good[index]
         row.state = PictureState.BAD
         row.faults = ["near_duplicate"]
-        row.report = (row.report or {}) | {"repeats": good[first].position}
+        same = good[first]
+        row.report = (row.report or {}) | {
+            "repeats": same.position,
+            "error": f"nearly the same as {picture_label(same.position, same.name)}",
+        }
         repeats.append(row)
     return repeats
 
@@ -248,12 +252,15 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
     from training.backends.local import train as train_here  # torch: only on workers that train
 
     spec = spec_of(job)
+    with services.database.reading() as session:
+        rows = _list_pictures(session, job.id)
+    labels = {row.prepared_sha256: picture_label(row.position, row.name) for row in rows if row.prepared_sha256}
     manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
     return train_here(
         TrainRun(
             job_id=job.id,
             spec=spec,
-            examples=unpack(services, manifest, folder),
+            examples=unpack(services, manifest, folder, labels),
             dataset_sha256=manifest.sha256,
             base_model=base_model_location(spec.base_model, services.settings.base_models),
             out=folder / "lora_weights.safetensors",

@@ -81,6 +81,12 @@ def draw_on_comfyui(
     return replace(done, notes=[*notes, *done.notes])
 
 
+def cancel_drawing(where: ComfyUITarget, key: str) -> bool:
+    """Cancel what was drawn under this key; False if the server does not draw it now. Raises GeneratorError."""
+    with open_comfyui_client() as http:
+        return comfyui.cancel(ComfyUIServer(where.url, http), key)
+
+
 def _loadable(weights: LoraWeights, folder: Path, notes: list[str]) -> LoraWeights:
     """The weights in a form that ComfyUI loads completely: as they are, or a converted copy in `folder`."""
     if weights.contains:

@@ -12,12 +12,13 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 from core.errors import SpecInvalid
 from core.names import OwnerName
 from core.numbers import NumbersAreNotBools
+from generation.comfyui.follow import OnProgress
 from generation.comfyui.prompts import contains_word
 from jobs import keys
 from jobs.requests.training_request import SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
-from jobs.subjects.comfyui_drawing import ComfyUITarget, comfyui_target, draw_on_comfyui
+from jobs.subjects.comfyui_drawing import ComfyUITarget, cancel_drawing, comfyui_target, draw_on_comfyui
 from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weights
 from jobs.turns import owner_slot
 from jobs.view import View
@@ -63,7 +64,9 @@ class DrawingResult(View):
     notes: list[str]  # what to know of the result: what ComfyUI did not load, what the server cannot say
 
 
-def generate(services: Services, arguments: Mapping[str, Any], key: str) -> DrawingResult:
+def generate(
+    services: Services, arguments: Mapping[str, Any], key: str, report: OnProgress = lambda _: None
+) -> DrawingResult:
     """Draw with the newest LoRA of a subject on the operator's ComfyUI, and store the pictures in the object store.
 
     The same key draws once. Raises SpecInvalid, LoraNotReady, WorkflowInvalid and GeneratorError; RetryLater if the
@@ -71,7 +74,7 @@ def generate(services: Services, arguments: Mapping[str, Any], key: str) -> Draw
     """
     asked, where = _validate(arguments), comfyui_target(services)
     with owner_slot(services, asked.owner_id):
-        return _generate(services, asked, where, key)
+        return _generate(services, asked, where, key, report)
 
 
 def check(arguments: Mapping[str, Any]) -> None:
@@ -79,11 +82,19 @@ def check(arguments: Mapping[str, Any]) -> None:
     _validate(arguments)
 
 
-def _generate(services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str) -> DrawingResult:
+def cancel(services: Services, key: str) -> bool:
+    """Cancel the drawing with this key; False if ComfyUI does not draw it now. Raises GeneratorError."""
+    return cancel_drawing(comfyui_target(services), key)
+
+
+def _generate(
+    services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str, report: OnProgress
+) -> DrawingResult:
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
-            where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key
-        )
+            where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key,
+            report=report,
+        )  # fmt: skip
     prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
     return DrawingResult(
         job_id=weights.file.removesuffix(".safetensors"),

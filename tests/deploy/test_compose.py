@@ -1,5 +1,6 @@
 """deploy/compose.yml, rendered by a real docker-compose (which needs no engine for that), against what it promises."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -112,6 +113,11 @@ def test_its_settings_and_files_exist(rendered: dict[str, Any]) -> None:
     assert len(sources) >= 4
     for source in sources:
         assert (DEPLOY / source).exists(), source
+
+
+def test_the_api_believes_a_proxy_on_the_host_or_in_a_container(rendered: dict[str, Any]) -> None:
+    trusted = rendered["services"]["web"]["environment"]["IMPRINT_WEB_TRUSTED_PROXIES"]
+    assert Settings(_env_file=None, web_trusted_proxies=json.loads(trusted)).web_trusted_proxies == ["172.16.0.0/12"]
 
 
 def test_the_bucket_is_made_once() -> None:

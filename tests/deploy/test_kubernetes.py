@@ -1,5 +1,6 @@
 """The manifests: against the API's own schemas, and what they promise; KEDA's query and queue on real servers."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -122,6 +123,11 @@ def test_settings_exist() -> None:
     for name in [*of("ConfigMap", "imprint")["data"], *secret]:
         if name.startswith("IMPRINT_"):
             assert name.removeprefix("IMPRINT_").lower() in Settings.model_fields, name
+
+
+def test_the_api_believes_the_proxies_of_the_cluster() -> None:
+    trusted = of("ConfigMap", "imprint")["data"]["IMPRINT_WEB_TRUSTED_PROXIES"]
+    assert Settings(_env_file=None, web_trusted_proxies=json.loads(trusted)).web_trusted_proxies == ["10.0.0.0/8"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

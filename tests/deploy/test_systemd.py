@@ -220,3 +220,8 @@ class TestUnits:
         names = re.findall(r"^IMPRINT_([A-Z0-9_]+)=", (UNITS / "imprint.env.example").read_text(), re.MULTILINE)
         assert names
         assert {name.lower() for name in names} <= set(Settings.model_fields)
+
+    def test_the_api_believes_proxies_on_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in re.findall(r"^(IMPRINT_WEB_\w+)=(.*)$", (UNITS / "imprint.env.example").read_text(), re.M):
+            monkeypatch.setenv(name, value.replace("CHANGE-ME", "x" * 32))
+        assert Settings(_env_file=None).web_trusted_proxies == ["127.0.0.1", "::1"]

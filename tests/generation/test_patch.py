@@ -43,7 +43,7 @@ class TestFive:
     def test_another_strength_changes_the_node_that_is_there(self, name: str) -> None:
         done = patch(golden(name), WorkflowLora(LORA.file, LORA.trigger_word, 0.5))
         [node] = [node for node in done.workflow.values() if node["inputs"].get("lora_name") == LORA.file]
-        assert done.added == []
+        assert (done.added, len(done.strengths)) == ([], 1)
         assert {node["inputs"][key] for key in node["inputs"] if key.startswith("strength")} == {0.5}
 
     def test_a_second_lora_stands_beside_the_first(self, name: str) -> None:

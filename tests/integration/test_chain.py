@@ -45,6 +45,8 @@ def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: s
     assert view["step"] == view["total_steps"] == 2
     assert len(view["pictures"]) == 10
     assert {picture["state"] for picture in view["pictures"]} == {"good"}
+    errors = shared_site.settings.log_dir / "errors.jsonl"
+    assert "pending deprecation" not in errors.read_text(), "Celery's advice on chords, with every job"
 
     path = tmp_path / "lora.safetensors"
     service.download(shared_site.services, view["job_id"], path)
@@ -222,14 +224,16 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert sweeps.run_audit(shared_site.services) == []
 
 
-def test_pictures_over_http_are_fetched_once_for_all_attempts(base_model: Path, tmp_path: Path) -> None:
-    from tests.site import site
+def test_pictures_over_http_are_fetched_once_and_an_outage_is_waited_out(base_model: Path, tmp_path: Path) -> None:
+    from tests.site import site, until
 
     with picture_server() as server:
         urls = [server.put(f"/{n}.png", drawing(tmp_path / f"{n}.png", n).read_bytes()) for n in range(6)]
         server.put("/slow.png", drawing(tmp_path / "slow.png", 99).read_bytes())
         allowed = json.dumps([server.address])
-        with site(tmp_path / "site", base_model, IMPRINT_FETCH_ALLOW_HOSTS=allowed) as running:
+        with site(
+            tmp_path / "site", base_model, IMPRINT_FETCH_ALLOW_HOSTS=allowed, IMPRINT_FETCH_PATIENCE_S="120"
+        ) as running:
             running.grant("owner")
             secret = "X-Amz-Signature=do-not-tell"
             view = running.wait(running.send(images=[f"{url}?{secret}" for url in urls])["job_id"])
@@ -237,3 +241,13 @@ def test_pictures_over_http_are_fetched_once_for_all_attempts(base_model: Path, 
             assert set(server.asked.values()) == {1}
             assert all("do-not-tell" not in log.read_text() for log in running.folder.glob("*.log"))
             assert "do-not-tell" not in json.dumps(view)
+            # Half of the pictures are away for longer than three attempts take, then they are back.
+            away = [server.put(f"/away/{n}.png", (tmp_path / f"{n}.png").read_bytes() + b"again") for n in range(6)]
+            server.status.update({f"/away/{n}.png": 503 for n in range(3)})
+            job_id = running.send(images=away)["job_id"]
+            until(lambda: all(server.asked.get(f"/away/{n}.png", 0) > 4 for n in range(3)), 60, "tried again")
+            assert running.look(job_id)["status"] == "training"
+            server.status.clear()
+            view = running.wait(job_id)
+            assert view["status"] == "ready", view["failure"]
+            assert [picture["state"] for picture in view["pictures"]] == ["good"] * 6

@@ -123,6 +123,7 @@ def test_up_heals_ends_and_goes_on(up: Up) -> None:
     stack = up.start()
     left = up.home / "run" / "redis.json"
     assert stat.S_IMODE(left.stat().st_mode) == 0o600
+    assert stat.S_IMODE(up.home.stat().st_mode) == 0o700
     password = json.loads(left.read_text())["password"]
     lines = [" ".join(process.cmdline()) for process in up.processes()]
     assert password not in " ".join(lines)

@@ -92,8 +92,8 @@ def test_processing_then_completed_signed_and_in_order_though_the_first_is_refus
         with pytest.raises(WebhookVerificationError):
             one.verified("whsec_" + "D" * 40)
     completed = got[-1].told
-    assert completed["model_path"] == view["lora"]["key"]
-    assert completed["data"]["artifact"] == {"sha256": view["lora"]["sha256"], "bytes": view["lora"]["bytes"]}
+    assert completed["model_path"] == site.services.store.uri(view["lora"]["key"])
+    assert completed["data"]["artifact"] == view["lora"]
     assert completed["data"]["credits"]["charged"] == view["credits"]["charged"]
     sequences = [one.told["data"]["sequence"] for one in got]
     assert sequences == sorted(sequences)

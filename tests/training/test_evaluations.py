@@ -139,23 +139,23 @@ def again(run: TrainRun) -> TrainRun:
 
 
 def test_a_neighbour_steps_between_the_units_of_an_evaluation(runs: Runs, events: Events, engines: Engines) -> None:
-    looked = runs(name="looked", previews=MemoryPreviews(), **BOTH)
+    evaluated = runs(name="evaluated", previews=MemoryPreviews(), **BOTH)
     beside = runs(name="beside", slots=2, seed=3, every=1, max_steps=40)
-    engine = engines(looked)
-    together(engine, looked, beside)
+    engine = engines(evaluated)
+    together(engine, evaluated, beside)
     for step in (5, 10):
-        passed = [done["beside"] for done in events.during("looked", step)]
+        passed = [done["beside"] for done in events.during("evaluated", step)]
         assert passed == list(range(passed[0], passed[0] + UNITS - 1)), "one step between two units, each time"
-    went_on = [done["looked"] for done in events.during("looked", 5)]
+    went_on = [done["evaluated"] for done in events.during("evaluated", 5)]
     assert went_on[:5] == [6, 7, 8, 9, 10], "the job itself goes on"
     assert set(went_on[5:]) == {10}, "until its next evaluation is due"
 
-    alone, beside_alone = again(looked), again(beside)
+    alone, beside_alone = again(evaluated), again(beside)
     together(engine, alone)
     together(engine, beside_alone)
-    assert sorted(pictures(looked)) == [(5, 0), (10, 0)]
-    assert pictures(looked) == pictures(alone)
-    assert kept(looked) == kept(alone)
+    assert sorted(pictures(evaluated)) == [(5, 0), (10, 0)]
+    assert pictures(evaluated) == pictures(alone)
+    assert kept(evaluated) == kept(alone)
     assert kept(beside) == kept(beside_alone)
 
 
@@ -168,15 +168,15 @@ def test_a_job_that_is_held_and_its_neighbour_keep_every_bit(
     if optimizer == "prodigy":
         options["learning_rate"] = 1.0
     asked = {"validation": {"held_out": 1, "every_epochs": 1, "patience": 50}, "max_steps": 6}
-    looked = runs(name="looked", **BOTH | options | asked)
+    evaluated = runs(name="evaluated", **BOTH | options | asked)
     beside = runs(name="beside", slots=2, seed=3, every=1, max_steps=20, **options)
-    engine = engines(looked)
-    together(engine, looked, beside)
+    engine = engines(evaluated)
+    together(engine, evaluated, beside)
     steps = [event[1] for event in events.all if event[0] == "step"]
     # Its own fifth step, and those of the neighbour while it waits.
-    assert [done.get("looked") for done in steps].count(5) == LEVELS
+    assert [done.get("evaluated") for done in steps].count(5) == LEVELS
     assert len(steps) == 20
-    for run in (looked, beside):
+    for run in (evaluated, beside):
         alone = again(run)
         together(engine, alone)
         assert kept(run) == kept(alone)
@@ -194,10 +194,10 @@ def test_no_checkpoint_is_lost_behind_an_evaluation(
 ) -> None:
     monkeypatch.setattr(evaluations, "MAX_HELD_BACK", most)
     asked = {"held_out": 1, "every_epochs": 2, "previews": ["sks dog"]}
-    looked = runs(name="looked", previews=MemoryPreviews(), **BOTH | {"validation": asked, "max_steps": 20})
-    together(engines(looked), looked)
-    assert sorted(kept(looked)) == [5, 10, 15, 20]
-    went_on = [done["looked"] for done in events.during("looked", 10)]
+    evaluated = runs(name="evaluated", previews=MemoryPreviews(), **BOTH | {"validation": asked, "max_steps": 20})
+    together(engines(evaluated), evaluated)
+    assert sorted(kept(evaluated)) == [5, 10, 15, 20]
+    went_on = [done["evaluated"] for done in events.during("evaluated", 10)]
     assert went_on == ([] if most == 1 else list(range(11, 21))), "without room for more the job waits"
 
 
@@ -313,23 +313,23 @@ def out_of_memory(events: Events, times: int) -> None:
 
 
 def test_out_of_memory_in_a_unit_is_tried_again(runs: Runs, events: Events, engines: Engines) -> None:
-    looked = runs(name="looked", previews=MemoryPreviews(), **BOTH)
-    engine = engines(looked)
+    evaluated = runs(name="evaluated", previews=MemoryPreviews(), **BOTH)
+    engine = engines(evaluated)
     out_of_memory(events, 1)
-    [job] = together(engine, looked)
+    [job] = together(engine, evaluated)
     assert job.error is None
-    alone = again(looked)
+    alone = again(evaluated)
     together(engine, alone)
-    assert pictures(looked) == pictures(alone)
-    assert kept(looked) == kept(alone)
+    assert pictures(evaluated) == pictures(alone)
+    assert kept(evaluated) == kept(alone)
 
 
 def test_out_of_memory_that_stays_ends_the_job_alone(runs: Runs, events: Events, engines: Engines) -> None:
-    looked = runs(name="looked", previews=MemoryPreviews(), **BOTH)
+    evaluated = runs(name="evaluated", previews=MemoryPreviews(), **BOTH)
     beside = runs(name="beside", slots=2, seed=3, every=1, max_steps=25)
-    engine = engines(looked)
+    engine = engines(evaluated)
     out_of_memory(events, 2)
-    ended, other = together(engine, looked, beside)
+    ended, other = together(engine, evaluated, beside)
     assert isinstance(ended.error, torch.OutOfMemoryError)
     assert other.error is None
     alone = again(beside)
@@ -371,12 +371,12 @@ def test_a_job_that_loses_its_slot_keeps_its_evaluation(
     monkeypatch.setattr(Cohort, "step", starved)
     asked = {"held_out": 1, "every_epochs": 1, "patience": 50, "previews": ["sks dog"]}
     beside = runs(name="beside", slots=2, seed=3, max_steps=12)
-    looked = runs(name="looked", previews=MemoryPreviews(), **BOTH | {"validation": asked})
-    jobs = together(engines(looked), beside, looked)
+    evaluated = runs(name="evaluated", previews=MemoryPreviews(), **BOTH | {"validation": asked})
+    jobs = together(engines(evaluated), beside, evaluated)
     assert not failures
     assert [(job.error, job.step) for job in jobs] == [(None, 12), (None, 10)]
     assert [done for done, _ in jobs[1].validation_losses] == [5, 10]
-    assert sorted(pictures(looked)) == [(5, 0), (10, 0)]
+    assert sorted(pictures(evaluated)) == [(5, 0), (10, 0)]
 
 
 # ---- in batches ---------------------------------------------------------------------------------------------------

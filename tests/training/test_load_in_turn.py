@@ -97,10 +97,10 @@ def test_a_warm_job_wakes_only_what_is_missing(runs: Runs, tmp_path: Path, woken
 
 def test_previews_wake_the_vae_alone(runs: Runs, tmp_path: Path, woken: list[str]) -> None:
     previews = MemoryPreviews()
-    looks = {"previews": ["a dog"], "every_epochs": 1}
+    asked = {"previews": ["a dog"], "every_epochs": 1}
     for name in ("first", "second"):
         woken.clear()
-        run = runs(name=name, max_steps=5, validation=looks, previews=previews)
+        run = runs(name=name, max_steps=5, validation=asked, previews=previews)
         train(replace(run, encodings=tmp_path / "kept"))
     assert previews.held
     assert set(woken) == {"vae"}

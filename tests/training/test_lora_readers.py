@@ -14,7 +14,8 @@ from diffusers.loaders import (
     ZImageLoraLoaderMixin,
 )
 
-from tests.lora_layouts import ALPHA, CASES, MODULES, RANK, fused, matrices, written
+from tests.lora_layouts import A_B, ALPHA, CASES, FUSED, FUSED_CASES, MODULES, RANK, fused, matrices, written
+from training.lora.formats import serialize_as
 from training.lora.readers import readers
 from training.lora.reading import ADAPTER, read_lora
 from training.lora.safetensor import unpack
@@ -100,15 +101,54 @@ def test_diffusers_as_it_loads(family: str, layout: str) -> None:
     assert readers(lora)["diffusers"].split(" (")[0] == seen(data, family)
 
 
-@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", "lora_unet_", "lycoris_"])
-def test_fused_attention_is_not_loaded(prefix: str) -> None:
-    data = fused(prefix)
-    assert readers(read_lora(data))["diffusers"].startswith("no")
+# Where the modules of Z-Image's own code are in diffusers' model: the layer, and which third of the matrix.
+PLACES: dict[str, list[tuple[str, int | None]]] = {
+    "layers.0.attention.qkv": [(f"layers.0.attention.to_{letter}", number) for number, letter in enumerate("qkv")],
+    "layers.0.attention.out": [("layers.0.attention.to_out.0", None)],
+    "x_embedder": [("all_x_embedder.2-1", None)],
+}
+
+
+def seen_of(data: bytes, modules: str) -> str:
     try:
         denoiser = load(data, "z-image")
-    except (ValueError, KeyError, RuntimeError, AttributeError):
-        return
-    assert not any(hasattr(layer, "lora_A") for layer in denoiser.modules())
+    except (ValueError, KeyError, RuntimeError, AttributeError, IndexError):
+        return f"no (0 of {len(FUSED[modules])})"
+    scale = ALPHA / RANK if any(name.endswith(".alpha") for name in unpack(data)[0]) else 1.0
+    read = [is_right(denoiser, name, scale, modules) for name in FUSED[modules]]
+    if all(read):
+        return "whole"
+    return f"in part ({sum(read)} of {len(read)})" if any(read) else f"no (0 of {len(read)})"
+
+
+def is_right(denoiser: Any, name: str, scale: float, modules: str) -> bool:
+    """Whether the layers of a module in the file have the change that it holds."""
+    down, up = matrices(name, FUSED[modules][name])
+    for place, number in PLACES.get(name, [(name, None)]):
+        layer = denoiser.get_submodule(place)
+        if not hasattr(layer, "lora_A"):
+            return False
+        wanted = (up if number is None else np.split(up, 3)[number]) @ down * scale
+        change = (layer.lora_B["it"].weight @ layer.lora_A["it"].weight) * layer.scaling["it"]
+        if not np.allclose(change.detach().numpy(), wanted, atol=1e-5):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("modules", "prefix", "ends", "alpha"), FUSED_CASES)
+def test_names_of_z_images_own_code(modules: str, prefix: str, ends: tuple[str, str], alpha: bool) -> None:
+    data = fused(modules, prefix, ends, alpha)
+    assert readers(read_lora(data))["diffusers"] == seen_of(data, modules)
+
+
+@pytest.mark.parametrize("modules", FUSED)
+@pytest.mark.parametrize("to", ["peft", "comfyui"])
+def test_they_are_whole_after_a_conversion(modules: str, to: str) -> None:
+    data = serialize_as(read_lora(fused(modules, "diffusion_model.", A_B, True)), to)
+    denoiser = load(data, "z-image")
+    for name in FUSED[modules]:
+        assert is_right(denoiser, name, ALPHA / RANK, modules), name
+    assert set(readers(read_lora(data)).values()) == {"whole", f"no (0 of {len(read_lora(data).modules)})"}
 
 
 @pytest.mark.parametrize(("layout", "dora"), [("kohya", "output"), ("kohya", "input"), ("peft", "vector")])

@@ -1,6 +1,8 @@
 """`python -m training` as a person uses it: in a process of its own, to the file and to the exit code."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,8 @@ from training.base_family import family_of_base
 from training.lora import file as lora_file
 
 ROOT = Path(__file__).parents[2]
+MASCOT = ROOT / "demo" / "pictures"
+PAGE = ROOT / "docs" / "train-your-pictures.md"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,8 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
 
 
 def test_end_to_end(command: Command, tmp_path: Path) -> None:
-    process = start(command("--max-steps", "12", "--rank", "8", "--alpha", "16", "--class-word", "dog"))
+    more = ["--class-word", "dog", "--keep-checkpoints", "--checkpoint-every", "1"]
+    process = start(command("--max-steps", "12", "--rank", "8", "--alpha", "16", *more))
     out, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     report = lora_file.check_lora_file(tmp_path / "lora.safetensors", family="sd15", rank=8)
@@ -68,7 +73,30 @@ def test_end_to_end(command: Command, tmp_path: Path) -> None:
     assert "sks dog, wearing a hat" not in stderr  # captions are the owner's
     assert '"wearing a hat": 1' in report.metadata["ss_tag_frequency"]
     assert '"a photo of sks dog dog": 5' in report.metadata["ss_tag_frequency"]
-    assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+    names = ["lora-step-00000006.safetensors", "lora.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    lora_file.check_lora_file(tmp_path / names[0], family="sd15", rank=8)
+
+
+def test_the_page_shows_what_it_prints(tmp_path: Path) -> None:
+    """To the letter, but for losses, times, sizes and hashes; in fewer steps than on the page."""
+    shown = re.search(r"^```text\n(10 pictures.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    arguments = ["--base-model", "sd15", "--trigger", "imp", "--class-word", "mascot", "--resolution", "64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "training", str(MASCOT), *arguments, "--max-steps", "4", "--out", "imp.safetensors"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=True,
+        env={
+            **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "80", "CUDA_VISIBLE_DEVICES": "",
+            "IMPRINT_BASE_MODELS": json.dumps({"sd15": str(ROOT / "demo" / "pocket" / "model")}),
+        },
+    )  # fmt: skip
+
+    def masked(text: str) -> list[str]:
+        text = re.sub(r"sha256 [0-9a-f]{64}", "sha256 #", text.replace("200", "4"))
+        return [re.sub(r"[\d.:]*\d|━+", "#", line) for line in text.splitlines()]
+
+    assert masked(done.stderr + done.stdout) == masked(shown[1])
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
@@ -123,7 +151,7 @@ def test_wrong_arguments_are_all_named(
         (["--out", "{tmp}/" + "x" * 250 + ".safetensors"], ["--out: cannot be written", "File name too long"]),
         (["--out", "{tmp}"], ["--out: is a folder"]),
         (["--resume-dir", "{tmp}/file/kept"], ["--resume-dir: cannot be written"]),
-        (["--optimizer", "prodigy", "--learning-rate", "0.0001"], ["--learning-rate: 0.0001 multiplies the rate"]),
+        (["--optimizer", "prodigy", "--learning-rate", "0.0001"], ["--learning-rate:", "0.0001 multiplies the rate"]),
     ],
     ids=["a file as folder", "suffix", "long", "folder", "checkpoints", "prodigy"],
 )
@@ -152,7 +180,7 @@ def test_a_changed_option_keeps_the_old_checkpoints_and_says_why(
     capsys.readouterr()
     assert main(more) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "begins anew, because of other max_steps (24, now 30); the checkpoint of step 24 is kept in" in said
+    assert "restarts at step 0, because of other max_steps (24, now 30); the checkpoint of step 24 is in" in said
     assert "resumed" not in said
     [aside] = [path for path in kept.iterdir() if path.is_dir()]
     assert sorted(path.name for path in aside.glob("step-*")) == steps

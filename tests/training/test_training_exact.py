@@ -121,4 +121,4 @@ def test_a_store_that_fails_costs_no_training(runs: Runs, caplog: pytest.LogCapt
     broken = train(runs(name="broken", checkpoints=Broken(), every=1))
     assert broken.sha256 == whole.sha256
     assert "cannot be listed" in caplog.text
-    assert "could not be kept" in caplog.text
+    assert "could not be saved" in caplog.text

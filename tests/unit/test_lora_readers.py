@@ -1,13 +1,14 @@
 """What `inspect` says of ComfyUI is what its key maps do with a file, for every family and layout."""
 
+import numpy as np
 import pytest
 
 from fakes.comfyui.loras import match
-from tests.lora_layouts import CASES, MODULES, fused, written
+from tests.lora_layouts import CASES, FUSED, FUSED_CASES, MODULES, fused, written
 from training.lora.inspect import inspect
 from training.lora.readers import readers
 from training.lora.reading import read_lora
-from training.lora.safetensor import pack, unpack
+from training.lora.safetensor import pack, tensor, unpack
 
 
 def comfyui(data: bytes, family: str) -> str:
@@ -41,10 +42,27 @@ def parts(family: str) -> list[tuple[str, str]]:
     return [("transformer" if family == "z-image" else "unet", module) for module in MODULES[family]]
 
 
-@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", "lora_unet_", "lycoris_"])
-def test_fused_attention(prefix: str) -> None:
-    data = fused(prefix)
+@pytest.mark.parametrize(("modules", "prefix", "ends", "alpha"), FUSED_CASES)
+def test_names_of_z_images_own_code(modules: str, prefix: str, ends: tuple[str, str], alpha: bool) -> None:
+    data = fused(modules, prefix, ends, alpha)
+    assert len(read_lora(data).modules) == len(FUSED[modules])
     assert readers(read_lora(data))["ComfyUI"] == comfyui(data, "z-image")
+
+
+@pytest.mark.parametrize(("family", "stem"), [
+    ("sd15", "lora_te_{}"), ("sd15", "lora_te1_{}"), ("sdxl", "lora_te1_{}"), ("sdxl", "lora_te2_{}"),
+    ("sd15", "lora_te2_{}"), ("sdxl", "text_encoder_2.{}"), ("sd15", "text_encoder.{}"),
+])  # fmt: skip
+def test_text_encoders(family: str, stem: str) -> None:
+    tensors, _ = unpack(written(family, "kohya"))
+    for module in ("text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.mlp.fc1"):
+        name = stem.format(module.replace(".", "_") if stem.endswith("_{}") else module)
+        for end, shape in (("down", (4, 8)), ("up", (8, 4))):
+            tensors[f"{name}.lora_{end}.weight"] = tensor(np.ones(shape))
+    lora = read_lora(pack(tensors, {}))
+    lora.family = family
+    assert len(lora.modules) == 11
+    assert readers(lora)["ComfyUI"] == comfyui(pack(tensors, {}), family)
 
 
 # How it was in the programs themselves, on files in these layouts.

@@ -113,7 +113,7 @@ def save_checkpoint(
     try:
         checkpoints.save(state.step, serialize(state, identity, versions))
     except (OSError, ImprintError) as error:
-        log.warning("the checkpoint of step %d could not be kept, training goes on: %s", state.step, error)
+        log.warning("the checkpoint of step %d could not be saved, training continues: %s", state.step, error)
         return False
     try:
         for step in list(checkpoints.steps())[:-NEWEST]:

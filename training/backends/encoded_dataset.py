@@ -64,7 +64,7 @@ def encode_dataset(
         },
         lambda wanted: encodings.conditions(family, base, wanted),
     )
-    seen = _in_groups(
+    moments = _in_groups(
         {
             "trained": trained,
             "held": held,
@@ -73,28 +73,30 @@ def encode_dataset(
         lambda wanted: encodings.moments(family, base, wanted, check),
     )
 
-    def masks(these: Sequence[Example], moments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        if not spec.objective.masked:
-            return []
-        return [mask(one, (shape.shape[-2], shape.shape[-1])) for one, shape in zip(these, moments, strict=True)]
-
     extras = Extras(
-        mirrored=seen["mirrored"],
+        mirrored=moments["mirrored"],
         blanks=conditions["blanks"],
         classes=conditions["classes"],
-        masks=masks(trained, seen["trained"]),
+        masks=_masks(spec, trained, moments["trained"]),
     )
     validation_set = None
     if held:
-        names = [one.sha256 for one in held]
-        validation_set = ValidationSet(names, seen["held"], conditions["held"], masks(held, seen["held"]))
+        names, masks = [one.sha256 for one in held], _masks(spec, held, moments["held"])
+        validation_set = ValidationSet(names, moments["held"], conditions["held"], masks)
     preview_prompts = None
     if spec.validation.previews:
-        latents = seen["trained"][0]
-        side = spec.resolution * latents.shape[-2] // trained[0].height
+        first = moments["trained"][0]
+        side = spec.resolution * first.shape[-2] // trained[0].height
         *prompts, blank = conditions["previews"]
-        preview_prompts = PreviewPrompts(prompts, blank, (len(latents) // 2, side, side), spec.seed)
-    return EncodedDataset(seen["trained"], conditions["trained"], extras, validation_set, preview_prompts)
+        preview_prompts = PreviewPrompts(prompts, blank, (len(first) // 2, side, side), spec.seed)
+    return EncodedDataset(moments["trained"], conditions["trained"], extras, validation_set, preview_prompts)
+
+
+def _masks(spec: TrainSpec, examples: Sequence[Example], moments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The mask of each picture in the size of its latents; none if the loss is not masked."""
+    if not spec.objective.masked:
+        return []
+    return [mask(one, (held.shape[-2], held.shape[-1])) for one, held in zip(examples, moments, strict=True)]
 
 
 def _prompts(spec: TrainSpec) -> tuple[str, ...]:

@@ -93,10 +93,10 @@ def _laid_out(
         spec, [DatasetPicture(made.sha256, made.width, made.height, caption_beside(path)) for path, made in good]
     )
     examples = []
-    for (_, made), listed in zip(good, manifest.examples, strict=True):
+    for (path, made), listed in zip(good, manifest.examples, strict=True):
         png = into / f"{made.sha256}.png"
         png.write_bytes(made.png)
-        examples.append(Example(png, listed.caption, made.sha256, made.width, made.height))
+        examples.append(Example(png, listed.caption, made.sha256, made.width, made.height, label=path.name))
     return FolderDataset(examples, manifest, left_out)
 
 

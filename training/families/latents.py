@@ -29,14 +29,17 @@ def pixels(example: Example) -> Tensor:
             if example.is_mirrored:
                 values = values[:, ::-1]
     except (OSError, ValueError, SyntaxError) as error:
-        message = f"the prepared picture {example.sha256[:12]} cannot be read ({type(error).__name__})"
-        raise ImageInvalid(message) from error
+        raise ImageInvalid(f"{_label(example)} cannot be read ({type(error).__name__})") from error
     if values.shape != (example.height, example.width, 3):
         raise ImageInvalid(
-            f"the prepared picture {example.sha256[:12]} has {values.shape[1]} x {values.shape[0]} pixels; expected "
+            f"{_label(example)} has {values.shape[1]} x {values.shape[0]} pixels; expected "
             f"{example.width} x {example.height}"
         )
     return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def _label(example: Example) -> str:
+    return f"{example.label or 'the picture'}: its prepared file {example.sha256[:12]}"
 
 
 def mask(example: Example, size: tuple[int, int]) -> Tensor:

@@ -4,7 +4,8 @@ Most converters lose the scale. Does not import torch.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,14 @@ def serialize_as(lora: ParsedLora, to: str) -> bytes:
         raise LoraInvalid("ComfyUI reads kohya's names of z-image only in part: convert to comfyui or peft instead")
     metadata = {key: value for key, value in lora.metadata.items() if key != ADAPTER}
     tensors: dict[str, Tensor] = {}
-    for module in lora.modules.values():
+    modules = [part for held in lora.modules.values() for part in _split(held)]
+    for module in modules:
         if to == "peft":
             tensors |= _peft(module)
         else:
             tensors |= _with_alpha(module, family)
     if to == "peft":
-        metadata[ADAPTER] = adapter_metadata(lora)
+        metadata[ADAPTER] = adapter_metadata(modules)
     return pack(tensors, {**metadata, **lora_file.hashes(tensors, metadata)})
 
 
@@ -51,12 +53,31 @@ def refuse_other(lora: ParsedLora) -> None:
         raise LoraInvalid(f"the file contains {', '.join(lora.contains)}; only LoRA and DoRA can be converted")
 
 
+def _split(module: Module) -> list[Module]:
+    """Z-Image's fused query, key and value as three modules, which have the same down matrix; others as they are."""
+    name = module.name.module
+    if not name.endswith(".attention.qkv"):
+        return [module]
+    if module.up.shape[0] % 3:
+        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no three matrices of one size")
+
+    def third(part: Tensor, number: int) -> Tensor:
+        return Tensor(part.kind, np.split(part.elements, 3)[number])
+
+    made = []
+    for number, letter in enumerate("qkv"):
+        own = replace(module.name, module=name.removesuffix("qkv") + f"to_{letter}")
+        lengths = module.magnitude
+        if lengths is not None and module.axis == "output":
+            lengths = third(lengths, number)
+        made.append(replace(module, name=own, up=third(module.up, number), magnitude=lengths))
+    return made
+
+
 def _with_alpha(module: Module, family: str) -> dict[str, Tensor]:
     """The tensors in kohya's format; for z-image in ComfyUI's, which differs only in the names."""
     name = module.name
     if name.part == "transformer":
-        if ".qkv" in name.module or name.module.endswith("attention.out"):
-            raise LoraInvalid(f"{name.module} has a form that only ComfyUI reads")
         stem, down, up = f"diffusion_model.{name.module}", ".lora_A.weight", ".lora_B.weight"
     else:
         first = {"unet": "unet", "text_encoder": "te" if family == "sd15" else "te1", "text_encoder_2": "te2"}[
@@ -86,11 +107,11 @@ def _peft(module: Module) -> dict[str, Tensor]:
     return made
 
 
-def adapter_metadata(lora: ParsedLora) -> str:
+def adapter_metadata(modules: Sequence[Module]) -> str:
     """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and exceptions."""
     config: dict[str, Any] = {}
-    for part in sorted({module.name.part for module in lora.modules.values()}):
-        held = [module for module in lora.modules.values() if module.name.part == part]
+    for part in sorted({module.name.part for module in modules}):
+        held = [module for module in modules if module.name.part == part]
         ranks = {module.name.module: module.rank for module in held}
         alphas = {module.name.module: module.rank if module.alpha is None else module.alpha for module in held}
         rank, alpha = _commonest(ranks), _commonest(alphas)

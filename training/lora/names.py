@@ -87,7 +87,7 @@ def split_prefix(stem: str) -> tuple[str, str, str]:
 def _named(part: str, written: str, form: str, prefix: str) -> ModuleName | None:
     module = written.replace(".processor.", ".").replace("adaLN.modulation", "adaLN_modulation")
     if part in ("unet", "transformer") and any(known.fullmatch(module) for known in _TRANSFORMERS):
-        return ModuleName("transformer", module, form, prefix, module)
+        return ModuleName("transformer", _of_original(module), form, prefix, module)
     if part.startswith("text_encoder"):
         module = module if module.startswith("text_model.") or module == "text_projection" else f"text_model.{module}"
         is_known = re.fullmatch(
@@ -104,6 +104,12 @@ def _named(part: str, written: str, form: str, prefix: str) -> ModuleName | None
     known = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets|downsamplers|upsamplers)\.\d+\.[\w.]+"
     others = r"conv_in|conv_out|(time|add)_embedding\.linear_[12]"
     return ModuleName(part, module, form, prefix, written) if re.fullmatch(f"{known}|{others}", module) else None
+
+
+def _of_original(module: str) -> str:
+    """diffusers' name of a module of Z-Image's own code. Its fused query, key and value have none, and keep theirs."""
+    module = re.sub(r"\.attention\.out$", ".attention.to_out.0", module)
+    return re.sub(r"^(x_embedder|final_layer)(?=\.|$)", r"all_\1.2-1", module)
 
 
 def _dotted(text: str) -> str | None:

@@ -18,11 +18,14 @@ WITHOUT_LENGTHS = "without its magnitudes"
 WRONG = "wrongly"  # DoRA's lengths along the wrong axis
 
 _OLD_PROCESSOR = "_lora.down.weight"
+_DOTTED = ".lora.down.weight"
 _DEFAULT_ADAPTER = ".lora_A.default.weight"
 _KOHYA = (".lora_down.weight", ".lora_A.weight")
 _KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_FUSED = re.compile(r".*\.attention\.(qkv|out)")
-_SPLIT = re.compile(r".*\.attention\.to_(q|k|v|out\.0)")
+# Names that only Z-Image's own code has, and those that only diffusers has; the others are the same in both.
+_QKV, _OUT = re.compile(r".*\.attention\.qkv"), re.compile(r".*\.attention\.out")
+_EMBEDDER = re.compile(r"x_embedder|final_layer\..*")
+_DIFFUSERS_ONLY = re.compile(r".*\.attention\.to_(q|k|v|out\.0)|all_(x_embedder|final_layer)\..*")
 _ORIGINAL = re.compile(r"(input|output)_blocks\.|middle_block\.|time_embed\.|label_emb\.|out\.2$")
 _CLIP = re.compile(r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])")
 
@@ -58,48 +61,74 @@ def _verdict(modules: list[Module], reads: Callable[[Module], bool], dora: Calla
 
 
 def _diffusers(modules: list[Module], family: str) -> str:
-    """diffusers refuses a whole file for one tensor that it cannot place, and drops `.dora_scale`."""
-    fits = _in_z_image_pipeline if family == "z-image" else _in_unet_pipeline
-    if not fits(modules, family):
-        return f"{NO} (0 of {len(modules)})"
-    return _verdict(
-        modules,
-        # The suffix of its old attention processors, which it reads on attention alone.
-        lambda module: module.suffix != _OLD_PROCESSOR or ".to_" in module.name.module,
-        lambda module: WITHOUT_LENGTHS if module.magnitude_suffix == DORA_SCALE else WHOLE,
-    )
+    """diffusers refuses some files whole, and drops `.dora_scale`."""
+    reads = _z_image_pipeline(modules) if family == "z-image" else _unet_pipeline(modules, family)
+    return _verdict(modules, reads, lambda module: WITHOUT_LENGTHS if module.magnitude_suffix == DORA_SCALE else WHOLE)
 
 
-def _in_unet_pipeline(modules: list[Module], family: str) -> bool:
+def _unet_pipeline(modules: list[Module], family: str) -> Callable[[Module], bool]:
     if all(module.name.prefix in _KOHYA_PREFIXES for module in modules):
         # Its converter knows kohya's suffixes, and the original names only of SDXL.
-        return all(module.suffix == PAIRS[0][0] for module in modules) and (
+        fits = all(module.suffix == PAIRS[0][0] for module in modules) and (
             family == "sdxl" or not any(_ORIGINAL.match(module.name.written) for module in modules)
         )
-    suffixes = {module.suffix for module in modules}
-    readable = {PAIRS[1][0], ".lora.down.weight", _OLD_PROCESSOR, ".lora_linear_layer.down.weight"}
-    return (
-        suffixes <= readable
+        return lambda _: fits
+    readable = {PAIRS[1][0], _DOTTED, _OLD_PROCESSOR, ".lora_linear_layer.down.weight"}
+    fits = (
+        {module.suffix for module in modules} <= readable
         and all(module.name.form == "peft" for module in modules)
         and not any(module.has_alpha for module in modules)
     )
+    # The suffix of its old attention processors is read on attention alone.
+    return lambda module: fits and (module.suffix != _OLD_PROCESSOR or ".to_" in module.name.module)
 
 
-def _in_z_image_pipeline(modules: list[Module], _family: str) -> bool:
-    prefixes = {module.name.prefix for module in modules}
-    suffixes = {module.suffix for module in modules}
-    if len(suffixes) > 1 or len(prefixes) > 1 or any(_FUSED.fullmatch(module.name.module) for module in modules):
-        return False
-    suffix = suffixes.pop()
-    # With one of these, diffusers converts; without, only its own form is read.
-    converts = (
-        bool(prefixes & {"lora_unet_", "diffusion_model."})
-        or suffix == _DEFAULT_ADAPTER
-        or any(module.has_alpha for module in modules)
+def _z_image_pipeline(modules: list[Module]) -> Callable[[Module], bool]:
+    prefixes, suffixes = ({get(module) for module in modules} for get in (_prefix, _suffix))
+    if len(suffixes) > 1 or len(prefixes) > 1:
+        return _nothing
+    prefix, suffix = prefixes.pop(), suffixes.pop()
+    has_alphas = any(module.has_alpha for module in modules)
+    # With one of these, its converter works on the file; without, only diffusers' own names are read.
+    if not (prefix in ("lora_unet_", "diffusion_model.") or suffix == _DEFAULT_ADAPTER or has_alphas):
+        fits = prefix == "transformer." and suffix in (PAIRS[1][0], _DOTTED)
+        return lambda module: fits and not _is_original(module)
+    is_peft = suffix in (PAIRS[1][0], _DEFAULT_ADAPTER)
+    # Its converter cannot place the alpha of `out` beside lora_A, nor lora_A under underscores.
+    fails = is_peft and (
+        prefix == "lora_unet_" or (has_alphas and any(_OUT.fullmatch(module.name.written) for module in modules))
     )
-    if not converts:
-        return prefixes == {"transformer."} and suffix == PAIRS[1][0]
-    return prefixes <= {"lora_unet_", "diffusion_model.", ""} and suffix in (*_KOHYA, _DEFAULT_ADAPTER)
+    if (
+        fails
+        or prefix not in ("lora_unet_", "diffusion_model.", "")
+        or not (is_peft or suffix in (PAIRS[0][0], _DOTTED))
+    ):
+        return _nothing
+
+    def reads(module: Module) -> bool:
+        if _QKV.fullmatch(module.name.written):
+            return not is_peft and (prefix == "lora_unet_" or suffix == _DOTTED)
+        if _OUT.fullmatch(module.name.written):
+            return not is_peft
+        return not _EMBEDDER.fullmatch(module.name.written)
+
+    return reads
+
+
+def _prefix(module: Module) -> str:
+    return module.name.prefix
+
+
+def _suffix(module: Module) -> str:
+    return module.suffix
+
+
+def _nothing(_: Module) -> bool:
+    return False
+
+
+def _is_original(module: Module) -> bool:
+    return any(pattern.fullmatch(module.name.written) for pattern in (_QKV, _OUT, _EMBEDDER))
 
 
 # ---- ComfyUI ---------------------------------------------------------------------------------------------------------
@@ -135,10 +164,10 @@ def _comfyui_reads_unet(module: Module, family: str) -> bool:
 def _comfyui_reads_z_image(module: Module, _family: str) -> bool:
     name = module.name
     if name.prefix == "lora_unet_":
-        return not _SPLIT.fullmatch(name.module)
+        return not _DIFFUSERS_ONLY.fullmatch(name.written)
     if name.prefix == "diffusion_model.":
         return True
-    return name.prefix in ("transformer.", "lycoris_", "") and not _FUSED.fullmatch(name.module)
+    return name.prefix in ("transformer.", "lycoris_", "") and not _is_original(module)
 
 
 # ---- AUTOMATIC1111 ---------------------------------------------------------------------------------------------------

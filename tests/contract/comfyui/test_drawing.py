@@ -142,7 +142,8 @@ class TestTheCommand:
         common = ("generate", "--comfyui", fake.url, "--workflow", "workflow.json", "--out", "drawn")
         told = json.loads(self.run(*common, "--lora", str(lora), "--strength", "0.5", "--seed", "9", "--json"))
         assert (told["loaders"], told["added"], told["texts"]) == (["1"], ["30"], ["8", "9"])
-        assert told["seeds"] == ["19", "22"]
+        assert told["prompted"] == ["8", "9"]
+        assert (told["seeds"], told["strengths"]) == (["19", "22"], ["30"])
         assert any("cannot say which family" in note for note in told["notes"])
         [path] = told["pictures"]
         first, second = stated(Path(path).read_bytes())["passes"]
@@ -151,7 +152,9 @@ class TestTheCommand:
         assert file.startswith("my-dog-first-")
         assert (strength, first["seed"], second["seed"]) == (0.5, 9, 9)
         assert json.loads(Path("drawn/workflow.json").read_text())["30"]["inputs"]["lora_name"] == file
-        assert "drawn/imprint_" in self.run(*common, "--lora", str(lora), "--trigger", "", "--loras", str(fake.loras))
+        shown = self.run(*common, "--lora", str(lora), "--trigger", "", "--loras", str(fake.loras), "--seed", "9")
+        assert "drawn/imprint_" in shown
+        assert "changed: LoRA in node 30; seed in node 19, 22" in " ".join(shown.split())
 
     def test_a_subject(self, fake: FakeComfyUI, job_id: str) -> None:
         shown = self.run("resolve", "dog", "--owner", "ada")

@@ -1,4 +1,4 @@
-"""Beside the training: held-out pictures, early stop, the best look, previews. None of it disturbs a number."""
+"""Validation and previews: held-out pictures, early stop, the best validation. No effect on the training."""
 
 import io
 from collections.abc import Callable
@@ -68,14 +68,18 @@ def test_pictures_are_held_out_by_the_seed(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd15", "z-image"])
-def test_looks_change_no_bit(runs: Runs, family: str) -> None:
-    """As if the held-out picture had never been there, and as if nobody had looked."""
+def test_evaluations_change_no_bit(runs: Runs, family: str) -> None:
+    """As if the held-out picture had never been there, and as if there were no evaluations."""
     options: dict[str, Any] = {"count": 6, "max_steps": 12}
-    looked = runs(family, name="looked", validation={"held_out": 1, "every_epochs": 1, "previews": ["sks"]}, **options)
-    looked = replace(looked, previews=MemoryPreviews())
+    evaluated = runs(
+        family, name="evaluated", validation={"held_out": 1, "every_epochs": 1, "previews": ["sks"]}, **options
+    )
+    evaluated = replace(evaluated, previews=MemoryPreviews())
     blind = runs(family, name="blind", validation={"held_out": 1, "every_epochs": 500}, **options)
-    without = replace(runs(family, name="without", **options), examples=split_held_out(looked.examples, looked.spec)[0])
-    made = [train(run) for run in (looked, blind, without)]
+    without = replace(
+        runs(family, name="without", **options), examples=split_held_out(evaluated.examples, evaluated.spec)[0]
+    )
+    made = [train(run) for run in (evaluated, blind, without)]
     assert weights(made[0]) == weights(made[1]) == weights(made[2])
     assert made[0].validation_loss == made[1].validation_loss is not None
     assert made[2].validation_loss is None
@@ -84,7 +88,7 @@ def test_looks_change_no_bit(runs: Runs, family: str) -> None:
     assert "imprint_step" not in made[2].metadata
 
 
-def test_looks_are_comparable_between_trainings(runs: Runs) -> None:
+def test_validation_losses_are_comparable_between_trainings(runs: Runs) -> None:
     """Noise and times are the picture's: before anything is learnt, any seed and any objective give the same."""
     options: dict[str, Any] = {"learning_rate": 1e-7, "max_steps": 1, "count": 6}
     losses = set()
@@ -103,7 +107,7 @@ def test_the_validation_loss_is_told(runs: Runs) -> None:
     assert watcher.reports[-1].validation_loss is not None
 
 
-# ---- early stop, the best look -------------------------------------------------------------------------------------
+# ---- early stop, the best validation -------------------------------------------------------------------------------
 
 
 def test_when_it_is_over() -> None:
@@ -113,20 +117,24 @@ def test_when_it_is_over() -> None:
     assert not is_over([(1, 2.0), (2, 3.0)], 2)
     assert is_over([(1, 2.0), (2, 3.0), (3, 2.5)], 2)
     assert not is_over([(1, 2.0), (2, 3.0), (3, 2.5)], 0)
-    assert [is_best(looks) for looks in ([(1, 2.0)], [(1, 2.0), (2, 1.0)], [(1, 1.0), (2, 1.0)])] == [True, True, False]
+    assert [is_best(losses) for losses in ([(1, 2.0)], [(1, 2.0), (2, 1.0)], [(1, 1.0), (2, 1.0)])] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_training_that_gets_worse_ends_early_and_gives_its_best(runs: Runs) -> None:
-    """With so high a rate it learns to say nonsense. What is delivered is what stood at the best look."""
+    """With so high a rate it learns to say nonsense. What is delivered is the state at the best validation."""
     options: dict[str, Any] = {"learning_rate": 5e-2, "max_steps": 400, "every": 1}
-    looks = {"held_out": 1, "every_epochs": 1}
+    every = {"held_out": 1, "every_epochs": 1}
     watcher, kept = Watcher(), MemoryCheckpoints()
     ended = train(
         runs(
             name="ended",
             checkpoints=kept,
             control=watcher,
-            validation=looks | {"patience": 2, "keep_best": True},
+            validation=every | {"patience": 2, "keep_best": True},
             **options,
         )
     )
@@ -135,20 +143,20 @@ def test_a_training_that_gets_worse_ends_early_and_gives_its_best(runs: Runs) ->
     assert ended.metadata["ss_steps"] == str(ended.steps)
     best = int(ended.metadata["imprint_step"])
     assert best == ended.steps - 2 * 4
-    # The same, stopped by its length at the best look, and one that was killed and goes on.
-    short = train(runs(name="short", validation=looks, **options | {"max_steps": best}))
+    # The same, stopped by its length at the best validation, and one that was killed and goes on.
+    short = train(runs(name="short", validation=every, **options | {"max_steps": best}))
     assert weights(short) == weights(ended)
     assert short.validation_loss == ended.validation_loss
     for step in kept.steps():
         if step > best:
             del kept.held[step]
     resumed = train(
-        runs(name="resumed", checkpoints=kept, validation=looks | {"patience": 2, "keep_best": True}, **options)
+        runs(name="resumed", checkpoints=kept, validation=every | {"patience": 2, "keep_best": True}, **options)
     )
     assert resumed.resumed_from == best
     assert resumed.sha256 == ended.sha256
     exported = train(
-        runs(name="exported", checkpoints=kept, validation=looks | {"patience": 2, "keep_best": True}, **options)
+        runs(name="exported", checkpoints=kept, validation=every | {"patience": 2, "keep_best": True}, **options)
     )
     assert (exported.resumed_from, exported.train_seconds) == (ended.steps, 0.0)
     assert exported.sha256 == ended.sha256
@@ -191,7 +199,7 @@ def test_previews_that_cannot_be_kept_cost_no_training(runs: Runs, caplog: pytes
             raise OSError(28, "No space left on device")
 
     assert train(runs(max_steps=2, validation={"previews": ["sks"]}, previews=Full())).steps == 2
-    assert "could not be kept" in caplog.text
+    assert "could not be saved" in caplog.text
 
 
 # ---- all at once ---------------------------------------------------------------------------------------------------
