@@ -26,15 +26,16 @@ def launch(services: Services, job_id: str, message_id: str) -> None:
         return
     first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)
     trainer = f"train.{lacks.family}" if lacks.backend == "local" else "io"  # a remote training needs no GPU here
+    # Each step and the chord's body call it. Linked to the whole chain, it would come to the chord, which does the
+    # same, and warn of a default that may change: a line in the log for each job.
+    on_error = app.signature("imprint.step_failed", (job_id, message_id), immutable=True)
     steps = [_step(stage, job_id, trainer) for stage in _CHAIN[first:]]
+    for step in steps:
+        step.link_error(on_error)
     if lacks.waiting:
         header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
         steps[0] = chord(header, steps[0])
-    canvas = chain(*steps)
-    # A chord's own `link_error` does no more, but warns of a default that may change: a line in the log for each job.
-    last = canvas.body if isinstance(canvas, chord) else canvas
-    last.link_error(app.signature("imprint.step_failed", (job_id, message_id), immutable=True))
-    forget_result(canvas.apply_async())
+    forget_result(chain(*steps).apply_async())
 
 
 def forget_result(result: ResultBase | None) -> None:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes .venv with everything that Imprint needs: tools/setup.sh [demo|test]
 #
-# `test` also installs the servers that tests start (tools/system.sh). It may run again and in several processes at once:
-# they wait for a lock, and a run that finds the stamp of the same pins does nothing.
+# `test` also installs the servers and Node.js that tests start (tools/system.sh), and the TypeScript example's packages.
+# It may run again and in several processes at once: they wait for a lock, and a run that finds the stamp of the same pins
+# does nothing.
 # PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,7 +29,15 @@ step() {
 exec 9>.cache/setup.lock
 if command -v flock >/dev/null; then flock 9; else python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; fi
 
-if [ "$purpose" = test ]; then tools/system.sh servers 9>&-; fi
+if [ "$purpose" = test ]; then
+  tools/system.sh servers 9>&-
+  # The packages of the TypeScript example, again when its lock changes.
+  example=examples/typescript
+  if ! cmp -s $example/package-lock.json $example/node_modules/installed.json; then
+    step "the TypeScript example's packages" npm ci --prefix $example
+    cp $example/package-lock.json $example/node_modules/installed.json
+  fi
+fi
 
 # ---- the stamp: every pin, and the path, because a virtual environment cannot be moved ----
 

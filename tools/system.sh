@@ -10,6 +10,7 @@ has() {
   case $1 in
     postgresql) PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin) command -v initdb >/dev/null ;;
     systemd) [ -e /usr/lib/systemd/systemd ] || [ "$(uname)" != Linux ] ;;
+    nodejs) command -v node >/dev/null ;;
     redis-server) command -v redis-server >/dev/null || command -v valkey-server >/dev/null ;;
     *) PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$1" >/dev/null ;;
   esac
@@ -18,7 +19,9 @@ has() {
 missing=()
 case ${1:-} in
   servers)
-    for package in redis-server rabbitmq-server postgresql pgbouncer chromium prometheus docker-compose systemd; do has "$package" || missing+=("$package"); done
+    for package in redis-server rabbitmq-server postgresql pgbouncer chromium prometheus docker-compose systemd nodejs npm; do
+      has "$package" || missing+=("$package")
+    done
     ;;
   venv)
     # Debian's python3.N is without ensurepip until this package brings it.

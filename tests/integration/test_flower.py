@@ -138,6 +138,7 @@ def test_a_training_is_shown_and_its_secrets_are_not(shown: Shown) -> None:
     nobody_sees_anything_without_the_login(shown)
     nobody_does_anything_without_the_login(shown)
     the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown)
+    sweeps_sort_apart_from_the_tasks_of_jobs(shown)
     flower_shows_no_secret(shown)
     the_broker_and_result_store_keep_no_secret(shown)
     the_logs_tell_no_secret(shown)
@@ -180,6 +181,16 @@ def the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown: Sho
     doors = [task for task in shown.tasks().values() if task["name"] == "imprint.train_lora"]
     assert len(doors) == 3
     assert {(task["args"], task["kwargs"]) for task in doors} == {("()", "{…}")}
+
+
+def sweeps_sort_apart_from_the_tasks_of_jobs(shown: Shown) -> None:
+    """Once a worker has them. One that it dropped, because the next was due, keeps the name that it was sent by."""
+
+    def names() -> set[str]:
+        return {task["name"] for task in shown.tasks().values() if task["state"] not in ("PENDING", "REVOKED")}
+
+    until(lambda: {"sweep.sweep", "sweep.poll_remote"} <= names(), 60, "both sweeps")
+    assert not names() & {"imprint.sweep", "imprint.poll_remote", "imprint.audit"}
 
 
 def flower_shows_no_secret(shown: Shown) -> None:
@@ -255,6 +266,12 @@ def the_command_line_tells_no_secret_and_is_told_none(shown: Shown) -> None:
     for arguments in (("status", shown.ready["job_id"]), ("list",), ("status", shown.failed["job_id"])):
         done = shown.site.imprint(*arguments, "--json")
         clean(done.stdout + done.stderr, " ".join(arguments))
+    for command in (("graph", "workers"), ("report",), ("inspect", "conf")):
+        done = subprocess.run(
+            shown.site.celery(*command), cwd=ROOT, env=shown.site.surroundings(), capture_output=True, text=True,
+            timeout=120, check=True,
+        )  # fmt: skip
+        clean(done.stdout + done.stderr, " ".join(command))
     lines = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
