@@ -51,8 +51,9 @@ imports: setup  ## import-linter: which package may import which
 audit: setup  ## write build/sbom.cdx.json, and look up known vulnerabilities of all pins on the network
 	@$(BIN)/python tools/audit.py
 
-faults: setup  ## a run of 210 jobs with random faults, about 15 minutes; SEED=… repeats one
+faults: setup  ## 210 jobs with random faults, then a mix of attacks, about 20 minutes; SEED=… repeats a run
 	@$(BIN)/python -m tests.faults.run
+	@$(BIN)/python -m tests.attacks
 
 faults-remote: setup  ## a hundred remote trainings at once on failing servers, and all kill tests
 	@REMOTE_JOBS=100 $(BIN)/pytest -n 0 tests/faults/test_remote_storm.py tests/faults/test_remote_kills.py

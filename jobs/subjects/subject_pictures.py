@@ -74,7 +74,7 @@ def add(
             >= MAX_STORED_PICTURES
         ):
             raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
-    made = made or intake.convert(services, data, sha256, spec)
+    made = made or intake.convert(services, data, sha256, spec, owner_id)
     report = made.report
     if made.key is None or made.sha256 is None:
         raise ImageInvalid(report.get("error", "the picture cannot be read"))
