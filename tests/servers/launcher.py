@@ -185,6 +185,7 @@ def _keep(request: dict[str, object], stdout: int, stderr: int, status: int) -> 
     sys.path[:1] = [str(request["cwd"]), *also]
     if threads := os.environ.get("OMP_NUM_THREADS"):  # this process's torch has read the launcher's
         sys.modules["torch"].set_num_threads(int(threads))
+        sys.modules["training.engine.cohorts"].__dict__["THREADS"] = int(threads)
     return list(request["argv"])  # type: ignore[call-overload]
 
 
