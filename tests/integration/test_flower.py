@@ -236,7 +236,7 @@ def views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> Non
     for view in (shown.ready, shown.failed):
         told = json.dumps(view) + json.dumps([event.data for event in service.events(services, view["job_id"])])
         clean(told, view["job_id"])
-        assert shown.pictures not in told, "a picture is named by its file, not by its address"
+        assert f"{shown.pictures}/" not in told, "host and file name are told apart, and no address"
     with services.database.reading() as session:
         for column in (JobPicture.reference, JobPicture.mask):
             kept_there = session.exec(select(column)).all()
