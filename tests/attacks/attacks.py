@@ -63,6 +63,7 @@ def stalled_uploads(world: World) -> Iterator[None]:
         assert len(refused) >= 30 - world.site.settings.uploads_per_caller
         yield
         until(lambda: all(connections.statuses(0.1)), 60, "the stalled uploads end")
+        assert 408 in connections.statuses(0.1)
     finally:
         connections.close()
 
