@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 # Tests start hundreds of processes, so compiled modules must be kept, whatever the shell has set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -51,11 +51,15 @@ imports: setup  ## import-linter: which package may import which
 audit: setup  ## write build/sbom.cdx.json, and look up known vulnerabilities of all pins on the network
 	@$(BIN)/python tools/audit.py
 
-faults: setup  ## a run of 210 jobs with random faults, about 15 minutes; SEED=… repeats one
+faults: setup  ## 210 jobs with random faults, then a mix of attacks, about 20 minutes; SEED=… repeats a run
 	@$(BIN)/python -m tests.faults.run
+	@$(BIN)/python -m tests.attacks
 
 faults-remote: setup  ## a hundred remote trainings at once on failing servers, and all kill tests
 	@REMOTE_JOBS=100 $(BIN)/pytest -n 0 tests/faults/test_remote_storm.py tests/faults/test_remote_kills.py
+
+faults-callbacks: setup  ## two hundred trainings with callbacks while processes are killed, on both brokers
+	@IMPRINT_TEST_FULL=1 $(BIN)/pytest -n 0 tests/faults/test_callback_storm.py
 
 bench-web: setup  ## HTTP API with 200 event streams and 50 requests a second, as JSON
 	@$(BIN)/python -m benchmarks.web

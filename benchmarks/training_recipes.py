@@ -50,7 +50,7 @@ _TEXT = CLIPTextConfig(
 )  # fmt: skip
 
 
-class Nobody:
+class NoControl:
     """A control that does nothing."""
 
     def check(self) -> None: ...
@@ -184,7 +184,7 @@ def run_of(
         base_model=str(base or "sd15"),
         out=folder / f"lora-{seed}.safetensors",
         checkpoints=FolderCheckpoints(folder / f"checkpoints-{seed}"),
-        control=Nobody(),
+        control=NoControl(),
         encodings=folder / "encodings",
         slots=jobs,
     )

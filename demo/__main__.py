@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     remote, jobs = given.remote, given.jobs
     for name in [name for name in os.environ if name.startswith("IMPRINT_")]:
-        del os.environ[name]  # the demo shows the defaults, whatever this machine is set up for
+        del os.environ[name]  # the demo uses the defaults, not the settings of this machine
     os.chdir(HERE.parent)
     os.environ.update(
         IMPRINT_HOME=str(HOME / ("demo-remote" if remote else "demo")),
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         cloud = stack.enter_context(stand_in(MODEL)) if remote else None
         local = {"IMPRINT_BASE_MODELS": json.dumps({"sd15": str(MODEL)})}
         if jobs > 1:
-            local["IMPRINT_COHORT"] = str(jobs)  # a CPU trains one at a time if nobody says otherwise
+            local["IMPRINT_COHORT"] = str(jobs)  # the default on a CPU is one
         os.environ.update(cloud.environment if cloud else local)
         from demo.run import main as run
 

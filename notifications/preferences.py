@@ -74,6 +74,6 @@ def save(session: Session, owner_id: str, wanted: Preferences) -> None:
 
 
 def mark_low(session: Session, owner_id: str, told_at: datetime | None) -> None:
-    """Record when the owner was told of low credits; None once there are enough again."""
+    """Record when the owner was notified of low credits; None once there are enough again."""
     mine = PREFERENCES.c.owner_id == owner_id
     session.execute(sa.update(PREFERENCES).where(mine).values(low_told_at=told_at))

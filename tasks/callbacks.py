@@ -34,10 +34,10 @@ def notify(self: "Task[..., Any]", job_id: str | None, message_id: str) -> None:
     run(self, lambda: outbox_handlers.notify(services(), message_id))
 
 
-@app.task(name="imprint.send_callback")
-def send_callback(message_id: str) -> None:
+@app.task(name="imprint.send_callback", bind=True)
+def send_callback(self: "Task[..., Any]", message_id: str) -> None:
     """Store the result of an application's task, or send one of its callbacks or the task of `on_end`."""
-    outbox_handlers.send_callback(services(), message_id, CelerySender())
+    run(self, lambda: outbox_handlers.send_callback(services(), message_id, CelerySender()))
 
 
 @app.task(name="imprint.send_mail", bind=True)

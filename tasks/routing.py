@@ -9,6 +9,7 @@ from amqp.exceptions import ChannelError, NotFound
 from celery import Celery
 from celery.app import amqp, routes
 from celery.app.task import Context
+from celery.exceptions import ChordError
 from kombu.entity import Exchange, Queue
 
 from core.errors import ImprintError
@@ -125,8 +126,8 @@ def send_errback(app: Celery, errback: Any, request: Context, exc: BaseException
 
 
 def _reason(exc: BaseException) -> str:
-    """The text of our errors. The text of any other may contain a secret."""
-    return f"{type(exc).__name__}: {exc}" if isinstance(exc, ImprintError) else type(exc).__name__
+    """The text of our errors, and of a chord's, which quotes a result. The text of any other may contain a secret."""
+    return f"{type(exc).__name__}: {exc}" if isinstance(exc, ImprintError | ChordError) else type(exc).__name__
 
 
 def _name_of(errback: Any) -> str:

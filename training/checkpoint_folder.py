@@ -1,7 +1,7 @@
 """Stores of checkpoints, LoRA files and previews in folders, with atomic writes. For trainings without a queue.
 
-A folder's checkpoints are of the training whose options are in `options.json` beside them. Those of other options are
-kept in subfolders, so a training that is started again with its old options goes on.
+The checkpoints in a folder belong to the training whose options are in `options.json` beside them. Checkpoints of other
+options are kept in subfolders, so a training that is started again with its old options resumes.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ Options = Mapping[str, Any]
 
 
 def options_of(spec: TrainSpec, dataset_sha256: str) -> dict[str, Any]:
-    """What must not change between two runs for the second to go on from the first."""
+    """The options that must be equal in two runs if the second is to resume from the first."""
     recipe: dict[str, Any] = json.loads(recipe_json(spec))
     return recipe | {_PLACE: spec.base_model, _DATASET: dataset_sha256}
 
 
 def require_writable(out: Path, resume_dir: Path | None) -> None:
-    """See before the first step that the file and its checkpoints can be written at the end. Raises SpecInvalid."""
+    """Check, before the first step, that the file and its checkpoints can be written. Raises SpecInvalid."""
     faults = {}
     if os.path.isdir(out):  # noqa: PTH112 - says no for names that the system does not take, where Path raises
         faults["--out"] = "is a folder"
@@ -104,7 +104,7 @@ class FolderCheckpoints:
             step = self.steps()[-1]
             _move(self.folder, aside)
             changed = ", ".join(_differences(before, options)) if before is not None else "options or pictures"
-            notes.append(f"begins anew, because of other {changed}; the checkpoint of step {step} is kept in {aside}")
+            notes.append(f"restarts at step 0, because of other {changed}; the checkpoint of step {step} is in {aside}")
         if not self.steps() and (own := self.folder / _digest(options)).is_dir():
             _move(own, self.folder)
             own.rmdir()
@@ -112,7 +112,7 @@ class FolderCheckpoints:
         return notes
 
     def _wrote(self, options: Options) -> bool:
-        """Whether a training with these options wrote the newest checkpoint, by what the checkpoint itself says."""
+        """Whether a training with these options wrote the newest checkpoint, according to its metadata."""
         recipe = {name: value for name, value in options.items() if name not in (_PLACE, _DATASET)}
         text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         try:

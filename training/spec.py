@@ -68,7 +68,7 @@ RECIPES: dict[Family, dict[str, Any]] = {
     "z-image": {"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
 }
 
-# Letters that nobody sees, beside those of Unicode's category "format": fillers, and a joiner without a sign.
+# Invisible characters outside Unicode's category "format": fillers, and the combining grapheme joiner.
 _BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")
 _JOINERS = frozenset("\u200c\u200d")  # part of the spelling of some languages, and of some emoji
 

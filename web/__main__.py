@@ -15,18 +15,26 @@ from core.settings import Settings, settings
 from jobs.services import services
 from storage.database import AWAY
 from web.app import create_app
+from web.idle_connections import IdleConnections
 from web.open_files import raise_open_files_limit
 from web.streams import Streams
 
+_TICKS = 20  # of 0.1 s, between two looks at idle connections
 _GRACE_S = 20  # for responses in progress; event streams end at once, and their clients reconnect
 
 
 class WebServer(uvicorn.Server):
-    """uvicorn's server, which ends the event streams before it waits for open connections."""
+    """uvicorn's server. It ends the event streams before it waits for open connections, and closes idle ones."""
 
     def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
         super().__init__(config)
         self._streams = streams
+        self._idle = IdleConnections()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS == 0:
+            self._idle.close_old(list(self.server_state.connections))
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._streams.close_all()

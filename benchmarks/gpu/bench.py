@@ -55,7 +55,7 @@ def setup() -> Setup:
     is_cuda = kind == "cuda"
     size: Any = os.environ.get("KIT_SIZE", "full" if is_cuda else "tiny")
     dial = float(os.environ.get("KIT_DIAL", "1" if is_cuda else "0.2"))
-    work = Path(os.environ.get("KIT_WORK", "/tmp/imprint-bench-gpu"))  # noqa: S108 - large, and made anew elsewhere
+    work = Path(os.environ.get("KIT_WORK", "/tmp/imprint-bench-gpu"))  # noqa: S108 - large, and created again if missing
     work.mkdir(parents=True, exist_ok=True)
     return Setup(torch.device(kind), size, dial, work)
 

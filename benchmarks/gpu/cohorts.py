@@ -75,7 +75,7 @@ def _z_image(device: torch.device, dtype: torch.dtype) -> Any:
     with torch.no_grad():
         for name, weights in made.named_parameters():
             if weights.ndim == 1 and name.endswith("weight"):
-                weights.fill_(1.0)  # norms, whatever they are called
+                weights.fill_(1.0)  # norms
     return made
 
 
@@ -94,7 +94,7 @@ def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = ""
     examples = [Example(Path(f"{number}.png"), "sks", f"{number:064d}", pixels, pixels) for number in range(2)]
     nowhere = setup().work / "none"
     run = TrainRun(
-        f"bench-{seed}", spec, examples, "d" * 64, "random", nowhere, FolderCheckpoints(nowhere), recipes.Nobody()
+        f"bench-{seed}", spec, examples, "d" * 64, "random", nowhere, FolderCheckpoints(nowhere), recipes.NoControl()
     )
     chance = torch.Generator().manual_seed(1000 + seed)
     channels, side = 16 if family == "z-image" else 4, pixels // 8

@@ -34,6 +34,6 @@ def guarded(part: str, **about: Any) -> Iterator[None]:
     """Report errors of the block as a line, and continue after it."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other measurements are worth having
+    except Exception as error:  # noqa: BLE001 - any error: the other measurements continue
         message = f"{type(error).__name__}: {str(error)[:600]}"
         figure(part, **about, error=message, where=traceback.format_exc()[-900:])

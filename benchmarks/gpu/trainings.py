@@ -59,7 +59,7 @@ def run_of(
     cut = None if cut_after is None else CutAfter(folder, cut_after)
     return TrainRun(
         name, spec, [_picture(number, pixels) for number in range(pictures)], "d" * 64, str(base),
-        work / f"{name}.safetensors", cut or FolderCheckpoints(folder), cut or recipes.Nobody(), setup().device.type,
+        work / f"{name}.safetensors", cut or FolderCheckpoints(folder), cut or recipes.NoControl(), setup().device.type,
         checkpoint_every_epochs=every, encodings=work / "encodings", deterministic=deterministic, slots=slots,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     draw.add_argument("out", type=Path, help="PNG file")
     draw.add_argument("--seed", type=int, default=0)
     draw.add_argument("--count", type=int, default=64)
-    train = commands.add_parser("train", help="train all parts, or go on where a stopped training was, and save them")
+    train = commands.add_parser("train", help="train all parts, or resume a stopped training, and save them")
     train.add_argument(
         "--work", type=Path, required=True, help="folder of checkpoints; a file `stop` in it ends a part"
     )

@@ -17,7 +17,7 @@ SAMPLING_STEPS, GUIDANCE = 20, 4.0
 
 def save(folder: Path, vae: Any, text_encoder: Any, unet: Any) -> None:
     """Write the pipeline. The scheduler needs few steps; training reads only its noise."""
-    # Its guess of the finished latents is not clipped: the pipeline of Stable Diffusion would undo that.
+    # StableDiffusionPipeline needs clip_sample=False: it would change another value.
     scheduler = lib.DDIMScheduler(**noise_schedule(), clip_sample=False)
     pipeline = lib.StableDiffusionPipeline(
         vae=vae.cpu().half(),

@@ -69,7 +69,8 @@ def failed(request: Any, exc: BaseException, traceback: Any, order: str = "") ->
 def failed_by_id(task_id: str, order: str = "") -> None:
     """An error callback of the older kind. The error is the result of the task."""
     error = app.AsyncResult(task_id).result
-    _write("failed_by_id", order=order, task_id=task_id, kind=type(error).__name__, code=error.args[1].get("code"))
+    details = error.args[1] if len(error.args) > 1 else {}
+    _write("failed_by_id", order=order, task_id=task_id, kind=type(error).__name__, code=details.get("code"))
 
 
 @app.task

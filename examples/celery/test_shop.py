@@ -4,11 +4,15 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
+from kombu import Queue
 from kombu.utils.uuid import uuid
 
 from jobs import service
 from tests.servers.shop import Shop
 from tests.site import until
+
+# Each broker has a shop of its own in this process, and Celery shares the tasks of all apps.
+pytestmark = pytest.mark.filterwarnings("ignore:Task name 'shop")
 
 BAD: dict[str, Any] = {"rank": 0}  # an argument that is refused
 
@@ -117,6 +121,48 @@ def test_a_cancelled_training_ends_the_task_with_its_code(shop: Shop, owner: str
     assert "cancelled: cancelled by the owner" in shop.wait(owner, "failed")["error"]
     assert shop.wait(owner, "failed_by_id")["code"] == "cancelled"
     assert shop.written(owner, "use_lora") == []
+
+
+def test_a_chord_with_a_training_that_is_cancelled_calls_its_error_callbacks(shop: Shop, owner: str) -> None:
+    tasks = shop.module
+    requests = [shop.request(owner), shop.request(owner, max_steps=9_000, idempotency_key="k")]
+    after = tasks.on_shop(tasks.after_all.s(order=owner))
+    for errback in (tasks.failed, tasks.failed_by_id):
+        after.link_error(tasks.on_shop(errback.s(order=owner)))
+    sent = chord([tasks.lora(**request) for request in requests], after)()
+    job_id = tasks.train_lora(**requests[1]).apply_async().get(timeout=60)["job_id"]
+    tasks.app.send_task("imprint.cancel", (job_id,), queue="io").get(timeout=60)
+    with pytest.raises(Exception, match="cancelled by the owner"):
+        sent.get(timeout=90)
+    assert "TrainingCancelled" in shop.wait(owner, "failed")["error"]
+    shop.wait(owner, "failed_by_id")
+    assert shop.written(owner, "after_all") == []
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum", "not there yet"])
+def test_a_queue_is_taken_as_the_application_declares_it(shop: Shop, owner: str, kind: str) -> None:
+    tasks, name = shop.module, f"queue of {owner}"
+    queue = Queue(name, routing_key=name, queue_arguments=None if kind == "classic" else {"x-queue-type": "quorum"})
+    with tasks.app.connection_for_write() as connection:
+        if kind != "not there yet":
+            queue.bind(connection.default_channel).declare()
+        tasks.train_lora(**shop.request(owner)).apply_async(link=tasks.use_lora.s(order=owner).set(queue=name))
+        with connection.SimpleQueue(Queue(name, no_declare=True)) as waiting:
+            until(lambda: _exists(connection, name), 30, "the queue is there")
+            args, kwargs, _ = waiting.get(timeout=30).payload
+    assert (args[0]["owner_id"], kwargs) == (owner, {"order": owner})
+
+
+def _exists(connection: Any, name: str) -> bool:
+    """Whether a broker that has queues before they have messages knows the queue."""
+    if connection.transport.driver_type != "amqp":
+        return True
+    try:
+        with connection.channel() as channel:
+            channel.queue_declare(name, passive=True)
+    except connection.channel_errors:
+        return False
+    return True
 
 
 def test_the_same_key_gives_each_caller_its_own_callbacks(shop: Shop, owner: str) -> None:

@@ -119,9 +119,9 @@ def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
 
 
 def convert(
-    services: Services, data: bytes, sha256: str, spec: TrainSpec, mask: bytes | None = None
+    services: Services, data: bytes, sha256: str, spec: TrainSpec, owner_id: str, mask: bytes | None = None
 ) -> PreparedPicture:
-    """Decode and prepare a file for `spec`, and put the result into the store. The caller stores the row.
+    """Decode and prepare a file of an owner for `spec`, and put the result into the store. The caller stores the row.
 
     If the file or its mask cannot be read, the row's report says why.
     """
@@ -134,6 +134,7 @@ def convert(
             aspect_buckets=spec.aspect_buckets,
             masked=spec.objective.masked,
             mask=mask,
+            owner_id=owner_id,
         )
     except ImageInvalid as error:
         fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"

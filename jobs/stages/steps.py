@@ -119,7 +119,7 @@ def _prepare(
     sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
     with services.database.reading() as session:
         done = _prepared(session, sha256, preparation(spec, *of_mask))
-    return done or intake.convert(services, data, sha256, spec, mask), sum(map(len, files))
+    return done or intake.convert(services, data, sha256, spec, requester.owner_id, mask), sum(map(len, files))
 
 
 def _source(services: Services, reference: str, left: int, requester: Requester) -> bytes:

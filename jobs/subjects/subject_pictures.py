@@ -25,6 +25,7 @@ MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
 _WORDS = {
     "too_small": "too small: {width} by {height} pixels",
     "blurred": "blurred: no part of it is sharp",
+    "noise": "nothing but noise",
     "over_exposed": "too bright: it has no dark area",
     "under_exposed": "too dark: it has no bright area",
     "near_duplicate": "nearly the same as another picture of this subject",
@@ -74,7 +75,7 @@ def add(
             >= MAX_STORED_PICTURES
         ):
             raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
-    made = made or intake.convert(services, data, sha256, spec)
+    made = made or intake.convert(services, data, sha256, spec, owner_id)
     report = made.report
     if made.key is None or made.sha256 is None:
         raise ImageInvalid(report.get("error", "the picture cannot be read"))

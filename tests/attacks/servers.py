@@ -80,6 +80,7 @@ class Connections:
         host, _, port = url.removeprefix("http://").partition(":")
         self._address = (host, int(port))
         self._open: list[socket.socket] = []
+        self._statuses: dict[socket.socket, int] = {}
 
     def send(self, request: bytes) -> socket.socket:
         """Open a connection and send the beginning of a request."""
@@ -90,17 +91,16 @@ class Connections:
 
     def statuses(self, wait_s: float) -> list[int]:
         """The status of each answer that has come, at most `wait_s` after the first look; 0: none yet."""
-        found = []
         for connection in self._open:
+            if self._statuses.get(connection):
+                continue
             connection.settimeout(wait_s)
             try:
                 line = connection.recv(64)
             except TimeoutError:
                 line, wait_s = b"", 0.05
-            except OSError:
-                line = b""
-            found.append(int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0)
-        return found
+            self._statuses[connection] = int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
+        return [self._statuses[connection] for connection in self._open]
 
     def close(self) -> None:
         for connection in self._open:

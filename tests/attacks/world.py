@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import httpx2
+import sqlalchemy as sa
 
 from jobs import tokens
 from jobs.notices import notices
@@ -22,7 +23,15 @@ ATTACKER = "mallory"
 _HONEST = "honest"
 _PAGE_S = 0.25  # a page that is faster than this is normal, however fast it usually is
 _PAGES = 15
-_STEPS = 300  # a training of some seconds: one of two steps is over before anything could delay it
+AFTER_S = 60.0  # after an attack everything must be normal in this time
+_SUMS = """
+SELECT a.granted, a.spent, a.held,
+  (SELECT COALESCE(SUM(e.amount), 0) FROM credit_entry e WHERE e.account_id = a.id AND e.kind = 'grant'),
+  (SELECT COALESCE(SUM(e.amount), 0) FROM credit_entry e WHERE e.account_id = a.id AND e.kind = 'settle'),
+  (SELECT COALESCE(SUM(h.amount), 0) FROM credit_hold h WHERE h.account_id = a.id AND h.state = 'held')
+FROM credit_account a
+"""
+_STEPS = 60  # a training of two steps is over before anything could delay it
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,15 @@ class World:
         answer = httpx2.get(f"{self.site.web_url}/readyz", timeout=30, trust_env=False)
         return answer.status_code == 200
 
-    def balances_are_right(self) -> bool:
-        """The audit's verdict, after everything."""
+    def audit_is_clean(self) -> bool:
+        """The verdict of `imprint audit`."""
         return json.loads(self.site.imprint("audit", "--json").stdout)["ok"] is True
+
+    def sums_are_right(self) -> bool:
+        """Whether each account is the sum of its entries and holds, by SQL that shares nothing with the audit."""
+        with self.site.services.database.reading() as session:
+            rows = session.execute(sa.text(_SUMS)).all()
+        return bool(rows) and all((row[0], row[1], row[2]) == (row[3], row[4], row[5]) for row in rows)
 
     def _page_s(self) -> float:
         begun = time.monotonic()

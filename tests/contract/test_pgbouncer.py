@@ -57,7 +57,7 @@ def test_what_is_prepared_fails_there_and_works_on_direct_connections(direct: st
     """This shows that the server above is one on which prepared statements fail."""
 
     def read(address: str) -> None:
-        databases = [Database(f"{address}?prepare_threshold=0") for _ in range(3)]
+        databases = [Database(f"{address}?prepare_threshold=5") for _ in range(3)]
         try:
             for _ in range(WRITES):
                 for database in databases:

@@ -1,6 +1,8 @@
 """What producers give with a request: the id of the model, a reference, and checkpoints to keep."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from storage.objects.s3 import S3Store
 from storage.tables import Stage
 from tests.contract.jobs import events, put_at, request, row
 from tests.contract.processes import at_once
+from tests.site import ROOT
 
 
 def sent(services: Services, topic: str) -> list[tuple[str, dict[str, Any]]]:
@@ -154,6 +157,25 @@ def test_what_is_about_a_subject_goes_to_the_subject(services: Services) -> None
 
 
 # ---- checkpoints that are kept ----
+
+
+def test_the_commands_show_and_copy_them(services: Services, settings: Settings, tmp_path: Path) -> None:
+    job_id = service.submit(services, request(services, keep_checkpoints=True)).job_id
+    kept(services, job_id, 50)
+    environment = {
+        "IMPRINT_HOME": str(settings.home), "IMPRINT_DATABASE_URL": settings.database, "PATH": "/usr/bin:/bin"
+    }  # fmt: skip
+
+    def imprint(*arguments: str) -> str:
+        command = [sys.executable, "-m", "celery", "-A", "tasks.app", "imprint", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert f"checkpoint of step 50  models/{job_id}/checkpoints/00000050.safetensors" in imprint("status", job_id)
+    assert json.loads(imprint("status", job_id, "--json"))["checkpoints"][0]["step"] == 50
+    imprint("download", job_id, str(tmp_path / "50.safetensors"), "--checkpoint", "50")
+    assert (tmp_path / "50.safetensors").read_bytes() == b"after 50"
 
 
 def kept(services: Services, job_id: str, *steps_done: int) -> None:

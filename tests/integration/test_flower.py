@@ -39,6 +39,7 @@ KEYS = {
 }
 # What comes last in a webhook's address may be all that keeps others from writing to it.
 HOOK = "secret-path-not-for-you"
+SCRIPT = "<script>alert(1)</script>"  # a subject of an owner who means no good
 PLANTED = (
     SIGNATURE, WEBHOOK_SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), S3_SECRET, LOGIN.split(":")[1], BROKER_PASSWORD,
     DATABASE_PASSWORD, *KEYS.values(), HOOK,
@@ -102,7 +103,8 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
             masked = [{"ref": url, "mask": f"{url}&mask"} for url in secret]
             ready = made.send(images=masked, objective={"masked": True}, webhook_url=hook)
             without = {"ref": secret[4], "mask": gone[0]}
-            failed = made.send(images=[*secret[:4], without, gone[1]], objective={"masked": True}, webhook_url=hook)
+            images = [*secret[:4], without, gone[1]]
+            failed = made.send(subject_id=SCRIPT, images=images, objective={"masked": True}, webhook_url=hook)
             refused = _refused(made, [f"ftp://{server.address}/x?X-Amz-Signature={SIGNATURE}"] * 5)
             yield Shown(
                 made, stack.flower_url, application, server.address, made.wait(ready["job_id"]),
@@ -198,7 +200,9 @@ def flower_shows_no_secret(shown: Shown) -> None:
     for path in ("/", "/workers", "/tasks", "/broker", "/api/workers?refresh=1", "/metrics"):
         clean(shown.ask(path).text, path)
     for uuid, task in found.items():
-        clean(shown.ask(f"/task/{uuid}").text, task["name"])
+        page = shown.ask(f"/task/{uuid}").text
+        clean(page, task["name"])
+        assert SCRIPT not in page, f"{task['name']}: a subject's id is shown as HTML"
 
 
 def the_broker_and_result_store_keep_no_secret(shown: Shown) -> None:

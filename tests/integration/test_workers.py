@@ -64,3 +64,18 @@ def test_killed_between_two_requests(celery_setup: CeleryTestSetup, celery_site:
     assert celery_site.wait(job_id)["status"] == "ready"
     assert sweeps.run_audit(celery_site.services) == []
     until(lambda: len(celery_site.left_behind(job_id)) == 1, 20, "nothing left but the file")
+
+
+def test_a_job_whose_launches_end_in_an_error_before_the_claim_fails(base_model: Path, tmp_path: Path) -> None:
+    """A training worker whose own settings break each claim: the job does not wait for the end of its hold."""
+    with site(tmp_path, base_model, start=("io", "beat")) as running:
+        running.grant("owner")
+        running.start("train", IMPRINT_LEASE_S="1e30")  # more seconds than there are
+        view = running.wait(running.send()["job_id"])
+        assert "OverflowError" in running.log("train").read_text()
+        assert (view["status"], view["failure"]["code"]) == ("failed", "internal")
+        assert "train: 3 launches ended in an error" in view["failure"]["message"]
+        assert [entry.kind for entry in accounts.statement(running.services, "owner")] == ["release", "hold", "grant"]
+        running.stop("train")
+        running.start("train")
+        assert running.wait(running.send()["job_id"])["status"] == "ready"

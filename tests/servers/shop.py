@@ -60,11 +60,14 @@ class Shop:
         images = self.site.pictures(owner_id)
         return {"owner_id": owner_id, "subject_id": "mascot", "images": images, **RECIPE, **changed}
 
-    def written(self, order: str, task: str = "") -> list[Facts]:
-        """What the shop's tasks wrote about an order, in order."""
+    def all_written(self) -> list[Facts]:
+        """What the shop's tasks wrote, in order."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
-        facts = [json.loads(line) for line in lines]
-        return [one for one in facts if one["order"] == order and task in ("", one["task"])]
+        return [json.loads(line) for line in lines]
+
+    def written(self, order: str, task: str = "") -> list[Facts]:
+        """What they wrote about an order, in order."""
+        return [one for one in self.all_written() if one["order"] == order and task in ("", one["task"])]
 
     def wait(self, order: str, task: str, timeout_s: float = 90) -> Facts:
         """The first line of a task about an order."""

@@ -256,7 +256,7 @@ def test_a_jobs_bytes_do_not_depend_on_what_others_ask_for(runs: Runs) -> None:
     mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 14, "optimization": MIXED[0]}
     alone = train(runs(name="alone", **mine))
     others = [runs(name=f"o{n}", slots=4, seed=n, max_steps=6 * n, optimization=MIXED[n]) for n in (1, 2, 3)]
-    other_kind = runs(name="other", slots=4, max_steps=8, optimizer="prodigy")
+    other_kind = runs(name="other", slots=4, max_steps=8, optimizer="prodigy", learning_rate=1.0)
     *_, last = side_by_side(*others, other_kind, runs(name="last", **mine))
     assert isinstance(last, TrainResult)
     assert last.sha256 == alone.sha256

@@ -60,7 +60,8 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
 
 
 def test_end_to_end(command: Command, tmp_path: Path) -> None:
-    process = start(command("--max-steps", "12", "--rank", "8", "--alpha", "16", "--class-word", "dog"))
+    more = ["--class-word", "dog", "--keep-checkpoints", "--checkpoint-every", "1"]
+    process = start(command("--max-steps", "12", "--rank", "8", "--alpha", "16", *more))
     out, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     report = lora_file.check_lora_file(tmp_path / "lora.safetensors", family="sd15", rank=8)
@@ -72,7 +73,9 @@ def test_end_to_end(command: Command, tmp_path: Path) -> None:
     assert "sks dog, wearing a hat" not in stderr  # captions are the owner's
     assert '"wearing a hat": 1' in report.metadata["ss_tag_frequency"]
     assert '"a photo of sks dog dog": 5' in report.metadata["ss_tag_frequency"]
-    assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+    names = ["lora-step-00000006.safetensors", "lora.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    lora_file.check_lora_file(tmp_path / names[0], family="sd15", rank=8)
 
 
 def test_the_page_shows_what_it_prints(tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def test_a_changed_option_keeps_the_old_checkpoints_and_says_why(
     capsys.readouterr()
     assert main(more) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "begins anew, because of other max_steps (24, now 30); the checkpoint of step 24 is kept in" in said
+    assert "restarts at step 0, because of other max_steps (24, now 30); the checkpoint of step 24 is in" in said
     assert "resumed" not in said
     [aside] = [path for path in kept.iterdir() if path.is_dir()]
     assert sorted(path.name for path in aside.glob("step-*")) == steps

@@ -19,10 +19,16 @@ def comfyui(data: bytes, family: str) -> str:
     stems = {module.stem for module in lora.modules.values()}
     if not used:
         return f"no (0 of {len(stems)})"
-    dora = [module for module in lora.modules.values() if module.magnitude is not None and module.stem in used]
-    word = "close" if any(module.axis == "output" for module in dora) else ""
+    read = [module for module in lora.modules.values() if module.stem in used]
+    dora = [module for module in read if module.magnitude is not None]
+    words = []
+    if any(f"{module.stem}.alpha" not in keys and module.scale != 1 for module in read):
+        words.append("without its scale")  # it takes the alpha from the tensors alone
     if any(module.stem + module.magnitude_suffix in missed for module in dora):
-        word = "without its magnitudes"
+        words.append("without its magnitudes")
+    elif any(module.axis == "output" for module in dora):
+        words.append("close")
+    word = ", ".join(words)
     if len(used) < len(stems):
         return f"in part ({len(used)} of {len(stems)})" + f", {word}" * bool(word)
     return word or "whole"
@@ -72,14 +78,17 @@ SEEN = {
     ("z-image", "lycoris", ""): {"diffusers": "no (0 of 11)", "ComfyUI": "whole"},
     ("z-image", "comfyui", ""): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "no (0 of 11)"},
     ("sd15", "kohya", ""): {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "whole"},
-    ("sd15", "peft", ""): {"diffusers": "whole", "ComfyUI": "in part (2 of 9)", "AUTOMATIC1111": "no (0 of 9)"},
+    ("sd15", "peft", ""): {"diffusers": "whole", "ComfyUI": "in part (2 of 9), without its scale",
+                           "AUTOMATIC1111": "no (0 of 9)"},
+    ("z-image", "peft", ""): {"diffusers": "whole", "ComfyUI": "without its scale"},
     ("sd15", "kohya", "output"): {
         "diffusers": "without its magnitudes", "ComfyUI": "close", "AUTOMATIC1111": "wrongly",
     },
     ("sd15", "kohya", "input"): {
         "diffusers": "without its magnitudes", "ComfyUI": "whole", "AUTOMATIC1111": "whole",
     },
-    ("sdxl", "peft", "vector"): {"diffusers": "whole", "ComfyUI": "in part (2 of 9), without its magnitudes"},
+    ("sdxl", "peft", "vector"): {"diffusers": "whole",
+                                 "ComfyUI": "in part (2 of 9), without its scale, without its magnitudes"},
 }  # fmt: skip
 
 

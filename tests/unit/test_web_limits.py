@@ -1,6 +1,8 @@
 """What callers may have open at once, and how slowly a body may come."""
 
 import asyncio
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from starlette.exceptions import HTTPException
@@ -8,6 +10,7 @@ from starlette.types import Message
 
 import web.bodies
 from web.bodies import BodyLimits
+from web.idle_connections import IdleConnections
 from web.limits import OpenLimit
 from web.problems import RequestRefused
 
@@ -24,6 +27,36 @@ def test_each_caller_and_all_callers_have_a_limit() -> None:
         assert (refused.value.code, "Retry-After" in refused.value.headers) == ("unavailable", True)
     limit.release("bob")
     assert not limit._open  # names of callers do not pile up
+
+
+@dataclass(eq=False)
+class Connection:
+    """What is looked at of a connection of uvicorn."""
+
+    cycle: SimpleNamespace | None
+    closed: bool = False
+
+    @property
+    def transport(self) -> "Connection":
+        return self
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_connection_without_a_request_is_closed() -> None:
+    now = [0.0]
+    idle = IdleConnections(longest_s=20, clock=lambda: now[0])
+    silent, stream = Connection(None), Connection(SimpleNamespace(response_complete=False))
+    kept = Connection(SimpleNamespace(response_complete=True))
+    for at in (0.0, 10.0, 20.0):
+        now[0] = at
+        idle.close_old([silent, stream, kept])
+    assert [one.closed for one in (silent, stream, kept)] == [False, False, False]
+    kept.cycle = SimpleNamespace(response_complete=False)  # a request came
+    now[0] = 21.0
+    idle.close_old([silent, stream, kept])
+    assert (silent.closed, stream.closed, kept.closed) == (True, False, False)
 
 
 def receive(limits: BodyLimits, chunks: list[bytes], pause_s: float, limit: int = 1000) -> bytes:

@@ -93,7 +93,7 @@ def device_errors(run: TrainRun) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if is_device_error(error):
             device_failure.report(f"{type(error).__name__}: {str(error)[:200]}")
-            raise DeviceLost("the device of the worker failed; another worker goes on") from error
+            raise DeviceLost("the device of the worker failed; another worker continues") from error
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(

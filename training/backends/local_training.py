@@ -116,7 +116,7 @@ class LocalTraining:
         """Whether the engine has released the job. Raises WorkerLost if the engine's thread ended without doing so."""
         is_alive = self._engine.is_alive  # read first: a thread that ends releases every job before
         if not self.job.gone and not is_alive:
-            raise WorkerLost("the thread that trains on this worker has ended; another worker goes on")
+            raise WorkerLost("the thread that trains on this worker has ended; another worker continues")
         return self.job.gone
 
     # ---- results of the engine ----

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.errors import ImageInvalid, MaskInvalid, WorkerLost
+from core.fair_turns import FairTurns
 from training.data import decoder_protocol
 from training.data.masks import with_mask
 from training.data.pictures import FORMATS, PreparedImage, buckets
@@ -59,6 +60,7 @@ class _Report(BaseModel):
     sharpness: float
     brightness: float
     dhash: str = Field(pattern=r"^[0-9a-f]{0,256}$")
+    colours: str = Field(pattern=r"^[0-9a-f]{0,96}$")
     faults: tuple[Fault, ...] = Field(max_length=10)
     notes: tuple[_Note, ...] = Field(max_length=10)
 
@@ -92,7 +94,7 @@ class Decoder:
         self._max_bytes, self._cpu_s, self._wall_s, self._pictures = max_bytes, cpu_s, wall_s, pictures
         self._idle: list[_Child] = []
         self._lock = threading.Lock()
-        self._turns = threading.BoundedSemaphore(at_once or os.cpu_count() or 1)
+        self._turns = FairTurns(at_once or os.cpu_count() or 1)
 
     def prepare(
         self,
@@ -102,32 +104,33 @@ class Decoder:
         aspect_buckets: bool = False,
         masked: bool = False,
         mask: bytes | None = None,
+        owner_id: str = "",
     ) -> PreparedImage:
         """Like `training.data.pictures.prepare`; with `masked`, the file `mask` replaces the alpha channel.
 
         Raises ImageInvalid, also if the picture crashes, hangs or exhausts its decoder; MaskInvalid if the mask does,
-        or has another shape; WorkerLost if a decoder cannot be started.
+        or has another shape; WorkerLost if a decoder cannot be started. Owners take turns if more pictures wait.
         """
         asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": masked and mask is None}
-        made = self._decoded(asked, data)
-        if not masked or mask is None:
-            return made
-        try:
-            shown = self._decoded(asked, mask)
-        except ImageInvalid as error:
-            raise MaskInvalid(f"its mask cannot be used: {error.message}") from error
+        with self._turns.hold(owner_id):
+            made = self._decoded(asked, data)
+            if not masked or mask is None:
+                return made
+            try:
+                shown = self._decoded(asked, mask)
+            except ImageInvalid as error:
+                raise MaskInvalid(f"its mask cannot be used: {error.message}") from error
         return with_mask(made, shown)
 
     def _decoded(self, asked: dict[str, Any], data: bytes) -> PreparedImage:
         """Decode one file in a child. Raises ImageInvalid and WorkerLost."""
         if len(data) > self._max_bytes:
             raise ImageInvalid(f"the file has {len(data)} bytes; at most {self._max_bytes} are accepted")
-        with self._turns:
-            # Something else may have killed the child. If it fails twice in a row, the picture is the cause.
-            with suppress(decoder_protocol.ProtocolError):
-                return self._try(asked, data)
-            with suppress(decoder_protocol.ProtocolError):
-                return self._try(asked, data)
+        # Something else may have killed the child. If it fails twice in a row, the picture is the cause.
+        with suppress(decoder_protocol.ProtocolError):
+            return self._try(asked, data)
+        with suppress(decoder_protocol.ProtocolError):
+            return self._try(asked, data)
         raise ImageInvalid("the picture crashes the decoder: the file is damaged, or made to do so")
 
     def _try(self, asked: dict[str, Any], data: bytes) -> PreparedImage:

@@ -284,7 +284,7 @@ class Engine:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         if failed:  # report first: a job that is tried again must not come back to this worker
             device_failure.report(reason)
-            error = DeviceLost(f"the device {self.base.device} of the worker failed ({reason}); another worker goes on")
+            error = DeviceLost(f"the device {self.base.device} failed ({reason}); another worker continues")
         self._end_all(error)
 
     def _end_all(self, failure: BaseException) -> None:

@@ -14,7 +14,7 @@ from training.lora import file as lora_file
 from training.lora import soundness
 from training.lora.formats import HOME_FORMS
 from training.lora.names import kind_of
-from training.lora.readers import CLOSE, WHOLE, WITHOUT_LENGTHS, WRONG, readers
+from training.lora.readers import CLOSE, WHOLE, WITHOUT_LENGTHS, WITHOUT_SCALE, WRONG, readers
 from training.lora.reading import Module, ParsedLora, read_lora
 from training.lora.safetensor import Tensor, data_offset
 
@@ -128,7 +128,10 @@ def _reader_warnings(lora: ParsedLora, found: Mapping[str, str]) -> list[str]:
     how = found.get("ComfyUI", WHOLE)
     if how not in (WHOLE, CLOSE) and lora.family is not None:
         form = HOME_FORMS[lora.family]
-        warnings.append(f"ComfyUI loads this form {how}, and only its log says so: convert the file to {form}")
+        silent = ", and only its log says so" if "(" in how else ""
+        warnings.append(f"ComfyUI loads this form {how}{silent}: convert the file to {form}")
+    if WITHOUT_SCALE in how:
+        warnings.append("its scale is in the metadata, which only diffusers reads: ComfyUI loads it at scale 1")
     if WITHOUT_LENGTHS in found.get("diffusers", ""):
         per_input = any(module.axis == "input" for module in lora.modules.values())
         instead = "" if per_input else ": convert the file to peft"

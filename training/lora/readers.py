@@ -16,6 +16,7 @@ NO = "no"
 CLOSE = "close"  # ComfyUI divides DoRA's lengths by those of the base's rows instead of the sum's
 WITHOUT_LENGTHS = "without its magnitudes"
 WRONG = "wrongly"  # DoRA's lengths along the wrong axis
+WITHOUT_SCALE = "without its scale"  # it is in the metadata alone, which only diffusers reads
 
 _OLD_PROCESSOR = "_lora.down.weight"
 _DOTTED = ".lora.down.weight"
@@ -45,13 +46,20 @@ def readers(lora: ParsedLora) -> dict[str, str]:
     }
 
 
-def _verdict(modules: list[Module], reads: Callable[[Module], bool], dora: Callable[[Module], str]) -> str:
-    """The share of the modules that a program reads, and the worst that it does with a DoRA among them."""
+def _verdict(
+    modules: list[Module],
+    reads: Callable[[Module], bool],
+    dora: Callable[[Module], str],
+    reads_metadata: bool = False,
+) -> str:
+    """The share of the modules that a program reads, and what it does to their scale, and to a DoRA among them."""
     read = [module for module in modules if reads(module)]
     if not read:
         return f"{NO} (0 of {len(modules)})"
     words = {dora(module) for module in read if module.magnitude is not None}
-    word = next((word for word in (WRONG, WITHOUT_LENGTHS, CLOSE) if word in words), "")
+    if not reads_metadata and any(not module.has_alpha and module.scale != 1 for module in read):
+        words.add(WITHOUT_SCALE)
+    word = ", ".join(word for word in (WRONG, WITHOUT_SCALE, WITHOUT_LENGTHS, CLOSE) if word in words)
     if len(read) < len(modules):
         return f"in part ({len(read)} of {len(modules)})" + f", {word}" * bool(word)
     return word or WHOLE
@@ -63,7 +71,12 @@ def _verdict(modules: list[Module], reads: Callable[[Module], bool], dora: Calla
 def _diffusers(modules: list[Module], family: str) -> str:
     """diffusers refuses some files whole, and drops `.dora_scale`."""
     reads = _z_image_pipeline(modules) if family == "z-image" else _unet_pipeline(modules, family)
-    return _verdict(modules, reads, lambda module: WITHOUT_LENGTHS if module.magnitude_suffix == DORA_SCALE else WHOLE)
+    return _verdict(
+        modules,
+        reads,
+        lambda module: WITHOUT_LENGTHS if module.magnitude_suffix == DORA_SCALE else WHOLE,
+        reads_metadata=True,
+    )
 
 
 def _unet_pipeline(modules: list[Module], family: str) -> Callable[[Module], bool]:

@@ -1,0 +1,125 @@
+"""kill -9 of every process while callbacks are delivered: each arrives, at its own job, and each task has its result.
+
+`make test` draws one broker, with twenty jobs; `make test-full` and `make faults-callbacks` have both with two hundred
+(CALLBACK_JOBS). The jobs end without a training, because their delivery is what is tested.
+"""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import chain
+
+from jobs import service, sweeps, transitions
+from storage.tables import Stage
+from tests.contract.jobs import put_at
+from tests.samples import FULL, SEED, sample
+from tests.servers.shop import Shop
+from tests.site import Site, site, until
+
+JOBS = int(os.environ.get("CALLBACK_JOBS", "200" if FULL else "20"))
+KILLS = 4 + JOBS // 20
+TIME_S = 240 + 3 * JOBS
+# How long a message of a killed worker waits in Redis.
+VISIBILITY_S = 10
+
+pytestmark = pytest.mark.timeout(TIME_S + 300)
+
+READY, CANCELLED = ("use_lora", "notice"), ("failed", "failed_by_id", "notice")
+
+
+@pytest.mark.parametrize("broker", sample(["redis", "rabbitmq"], 1, "callback storm"))
+def test_no_callback_is_lost_and_none_comes_to_another_job(broker: Any, base_model: Path, tmp_path: Path) -> None:
+    environment = {"IMPRINT_IO_CONCURRENCY": "2", "IMPRINT_VISIBILITY_TIMEOUT_S": str(VISIBILITY_S)}
+    dice = random.Random(SEED)
+    with site(tmp_path, base_model, start=("io", "beat"), broker=broker, **environment) as running:
+        running.grant("owner", 100_000)
+        shop = Shop(running, visibility_timeout_s=VISIBILITY_S)
+        shop.start()
+        sent = send_all(shop)
+        cancelled = {order for order in sent if dice.random() < 0.3}
+        with ending(running, cancelled):
+            for name in [*dice.sample(["io", "beat", "shop", "broker"], 4), *dice.choices(["io", "shop"], k=KILLS - 4)]:
+                time.sleep(dice.uniform(0.2, 2))
+                kill(shop, name)
+            try:
+                until(lambda: not missing(shop, sent, cancelled), TIME_S, "every callback")
+            except AssertionError as error:
+                lost = missing(shop, sent, cancelled)
+                raise AssertionError(f"{error}; seed {SEED}; missing: {lost[:20]}\n{shop.logs()}") from None
+        for order, task_id in sent.items():
+            result = shop.module.app.AsyncResult(task_id)
+            until(result.ready, 60, f"the result of {order}")
+            outcome = result.result
+            view = outcome if order not in cancelled else running.look(outcome.args[1]["job_id"])
+            assert view["subject_id"] == order
+            assert view["status"] == ("cancelled" if order in cancelled else "ready")
+            for fact in shop.written(order):
+                assert fact["task"] in (CANCELLED if order in cancelled else READY)
+                assert fact.get("subject_id", order) == order
+                assert fact.get("task_id", task_id) == task_id
+        assert sweeps.run_audit(running.services) == []
+        shop.module.app.close()
+
+
+def send_all(shop: Shop) -> dict[str, str]:
+    """A chain for each order, with callbacks, error callbacks, and a task at the end; the ids of `imprint.lora`."""
+    tasks, sent = shop.module, {}
+    request = shop.request("owner")
+    for order in (f"order-{number}" for number in range(JOBS)):
+        on_end = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": order}}
+        lora = tasks.lora(**request | {"subject_id": order, "on_end": on_end})
+        lora.set(link_error=[tasks.on_shop(one.s(order=order)) for one in (tasks.failed, tasks.failed_by_id)])
+        sent[order] = chain(lora, tasks.on_shop(tasks.use_lora.s(order=order)))().parent.id
+    return sent
+
+
+@contextmanager
+def ending(running: Site, cancelled: set[str]) -> Iterator[None]:
+    """End the accepted jobs one after another in a thread, while the block runs."""
+    over = threading.Event()
+
+    def end_jobs() -> None:
+        while not over.wait(0.1):
+            for view in service.jobs(running.services, owner_id="owner", active=True, limit=5):
+                if view.subject_id in cancelled:
+                    service.cancel(running.services, view.job_id)
+                else:
+                    put_at(running.services, view.job_id, Stage.SETTLE)
+                    with running.services.database.writing() as session:
+                        transitions.settle(session, view.job_id, running.settings)
+
+    thread = threading.Thread(target=end_jobs)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def kill(shop: Shop, name: str) -> None:
+    """kill -9, and a start at once."""
+    if name == "broker":
+        assert shop.site.broker is not None
+        shop.site.broker.kill()
+        shop.site.broker.start()
+        return
+    shop.site.kill(name)
+    if name == "shop":
+        shop.start()
+    else:
+        shop.site.start(name)
+
+
+def missing(shop: Shop, sent: dict[str, str], cancelled: set[str]) -> list[tuple[str, str]]:
+    """The orders and tasks that have not been written yet."""
+    written = {(fact["order"], fact["task"]) for fact in shop.all_written()}
+    expected = [(order, task) for order in sent for task in (CANCELLED if order in cancelled else READY)]
+    return [one for one in expected if one not in written]
