@@ -37,7 +37,7 @@ from jobs.services import services
 from jobs.stages import intake
 from jobs.view import JobView
 from storage.tables import Status
-from training.data.folder import caption_beside, masks_of, pictures_of, unused_masks
+from training.data.picture_folder import read_folder
 from training.options import parse_assignments
 from training.spec import BASE_MODELS, Optimizer
 
@@ -54,7 +54,11 @@ def imprint() -> None:
 @click.option("--subject", "subject_id", help="What the LoRA learns. Default: the name of FOLDER.")
 @click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
 @click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
-@click.option("--trigger", "trigger_word", required=True, help="The word that stands for the subject in prompts.")
+@click.option(
+    "--trigger",
+    "trigger_word",
+    help="The word that stands for the subject in prompts. Default: that of 10_WORD in FOLDER.",
+)
 @click.option("--class-word", "class_word", help="What the subject is: dog, woman, mug …")
 @click.option("--rank", type=int, help="Default: the family's.")
 @click.option("--alpha", type=float, help="Default: the family's.")
@@ -83,8 +87,8 @@ def submit(
 ) -> None:
     """Train a LoRA on the pictures in FOLDER.
 
-    A text file with the same name as a picture is its caption. With --set objective.masked=true, a picture with the
-    same name in the folder masks/ is its mask.
+    A text file with the same name as a picture is its caption; captions as other trainers write them are read too. With
+    --set objective.masked=true, a picture with the same name in the folder masks/ is its mask.
     """
     here = services()
     try:
@@ -92,26 +96,35 @@ def submit(
     except ValueError as error:
         raise SpecInvalid.of({"--set": str(error)}) from error
     arguments.setdefault("subject_id", folder.resolve().name)
-    files = pictures_of(folder)
-    captions = [caption_beside(file) for file in files]
+    found = read_folder(folder, masked=False)
+    for name in ("trigger_word", "class_word"):
+        if name not in arguments and (word := getattr(found, name)):
+            arguments[name] = word
+    if "trigger_word" not in arguments:
+        raise click.UsageError("Missing option '--trigger'.")
     # Validation and price do not depend on the content of the pictures: nothing is stored until both are known.
     asked = arguments | {
-        "images": [{"ref": f"picture {number}", "caption": caption} for number, caption in enumerate(captions)]
+        "images": [
+            {"ref": f"picture {number}", "caption": picture.caption} for number, picture in enumerate(found.pictures)
+        ]
     }
-    request = training_request.parse(asked, here.settings, here.sources)
-    spec, envelope = request.spec, request.envelope
-    masks = masks_of(folder, files) if spec.objective.masked else {}
-    if note := unused_masks(folder, spec):
-        err.print(note, markup=False, highlight=False)
+    try:
+        request = training_request.parse(asked, here.settings, here.sources)
+        if request.spec.objective.masked:
+            found = read_folder(folder, masked=True)
+    finally:  # the notes explain why there are too few pictures
+        for note in found.notes:
+            err.print(f"note: {note}", markup=False, highlight=False)
     if dry_run:
         _quote(asked, as_json)
         return
-    store = partial(intake.store_picture, here, envelope.owner_id, envelope.subject_id)
+    store = partial(intake.store_picture, here, request.envelope.owner_id, request.envelope.subject_id)
     images = []
-    for file, caption in zip(files, captions, strict=True):
-        image = {"ref": store(file.read_bytes(), name=file.name), "caption": caption, "name": file.name}
-        if file in masks:
-            image["mask"] = store(masks[file].read_bytes(), is_mask=True)
+    for picture in found.pictures:
+        name = picture.path.name
+        image = {"ref": store(picture.path.read_bytes(), name=name), "caption": picture.caption, "name": name}
+        if picture.mask:
+            image["mask"] = store(picture.mask.read_bytes(), is_mask=True)
         images.append(image)
     view = service.submit(here, arguments | {"images": images})
     if watch:

@@ -14,7 +14,7 @@ from storage.remote_tables import RemoteRun
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
 
-_INTERNAL = ("bad", "dhash")  # of a picture's report: what only the dataset step reads
+_INTERNAL = ("bad", "colours", "dhash")  # of a picture's report: what only the dataset step reads
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
 Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]

@@ -21,7 +21,8 @@ from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFe
 from core.settings import settings
 from training.base_family import family_of_base
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
-from training.data.folder import FolderDataset, load_folder, unused_captions, unused_masks
+from training.data.file_kinds import ACCEPTED
+from training.data.folder import FolderDataset, load_folder
 from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints
 from training.options import parse_assignments
@@ -34,9 +35,10 @@ _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
 
 _ARGUMENTS = frozenset(TrainSpec.model_fields) - set(GROUPS)
 
-_EPILOG = """
+_EPILOG = f"""
 pictures:
-  .jpg .png .webp .avif, 5 to 100 of one subject. Captions are text files of the same name: dog1.jpg, dog1.txt. If a
+  {ACCEPTED}, 5 to 100 of one subject. Captions are text files of
+  the same name (dog1.jpg, dog1.txt), or as other trainers write them: dog1.caption, dog1.jpg.txt, metadata.jsonl. If a
   caption lacks the trigger word, it is put in front; without a caption it is "a photo of TRIGGER CLASS". Blurred,
   small, badly exposed and repeated pictures are left out and listed.
 
@@ -179,10 +181,8 @@ def _train(
         found = load_folder(given.folder, spec, Path(temporary))
         for name, reason in found.left_out.items():
             console.print(f"left out {name}: {reason}", markup=False, highlight=False)
-        if note := unused_masks(given.folder, spec):
-            console.print(note, markup=False, highlight=False)
-        if note := unused_captions(given.folder):
-            console.print(note, markup=False, highlight=False)
+        for note in found.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
         for note in kept.claim(options_of(spec, found.manifest.sha256)):
             console.print(note, markup=False, highlight=False)
         total = spec.steps(len(found.examples))

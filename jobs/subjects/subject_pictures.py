@@ -25,6 +25,7 @@ MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
 _WORDS = {
     "too_small": "too small: {width} by {height} pixels",
     "blurred": "blurred: no part of it is sharp",
+    "noise": "nothing but noise",
     "over_exposed": "too bright: it has no dark area",
     "under_exposed": "too dark: it has no bright area",
     "near_duplicate": "nearly the same as another picture of this subject",

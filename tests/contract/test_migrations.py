@@ -15,7 +15,7 @@ from credits import ledger
 from credits.audit import audit
 from storage.database import Database, known_revisions
 from storage.owners import OWNED
-from storage.tables import Job, JobPicture, StoredPicture, Subject
+from storage.tables import Job, JobPicture, PreparedPicture, StoredPicture, Subject
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT
@@ -294,4 +294,20 @@ def test_jobs_and_pictures_of_before_get_what_producers_brought(empty: str) -> N
         assert (old.allow_missing, old.model_link) == (False, False)
         waiting = session.get_one(JobPicture, ("job_1", 0))
         assert (waiting.name, waiting.unreachable_since) == (None, None)
+    database.close()
+
+
+def test_files_that_could_not_be_read_before_are_tried_again(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0014")
+    row = sa.text(
+        "INSERT INTO prepared_picture (source_sha256, recipe, key, sha256, width, height, report, created_at)"
+        " VALUES (:source, '512', :key, :key, 0, 0, '{}', '2026-01-01 00:00:00')"
+    )
+    with database.engine.begin() as connection:
+        connection.execute(row, [{"source": "heic", "key": None}, {"source": "jpeg", "key": "a"}])
+    database.migrate()
+    with database.reading() as session:
+        assert session.get(PreparedPicture, ("heic", "512")) is None
+        assert session.get_one(PreparedPicture, ("jpeg", "512")).sha256 == "a"
     database.close()

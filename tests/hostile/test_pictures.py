@@ -13,7 +13,7 @@ from PIL import Image
 from core.errors import ImageInvalid, MaskInvalid
 from tests.hostile.pictures import CLEANED, PNG, REFUSED, SECRET, gps, picture, png
 from training.data.decoder import Decoder
-from training.data.pictures import prepare
+from training.data.pictures import FORMATS, prepare
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_phones_second_picture_is_left_behind() -> None:
     assert Image.open(io.BytesIO(made.png)).getpixel((5, 5)) == pytest.approx((254, 0, 0), abs=4)
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("format_", FORMATS)
 def test_bit_rot_never_escapes_our_errors(decoder: Decoder, format_: str) -> None:
     """Random damage: a picture or ImageInvalid, never another error."""
     random = Random(format_)

@@ -12,8 +12,9 @@ import web.models
 from core.numbers import NumbersAreNotBools, _is_numeric
 from jobs.requests.training_request import Envelope
 from jobs.subjects.drawing import DrawingRequest
+from jobs.view import View
 from training.spec import TrainSpec
-from web.models.common import RequestModel
+from web.models.common import RequestModel, ResponseModel
 
 
 def models(kind: type[BaseModel] = NumbersAreNotBools) -> set[type[BaseModel]]:
@@ -47,6 +48,10 @@ def test_all_requests_are_among_them() -> None:
     assert {TrainSpec, DrawingRequest} <= asked
     assert {Envelope, RequestModel} <= models()
     assert len(FIELDS) > 20
+    for module in pkgutil.iter_modules(web.models.__path__, "web.models."):
+        for one in vars(importlib.import_module(module.name)).values():
+            if isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel:
+                assert issubclass(one, (ResponseModel, NumbersAreNotBools, View)), f"{one} is a request of another kind"
 
 
 @pytest.mark.parametrize("field", ["rank", "alpha", "learning_rate", "epochs", "max_steps", "seed", "batch_size"])

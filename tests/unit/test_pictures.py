@@ -1,5 +1,8 @@
 """Pictures: what comes out is what was meant, and the faults are those that one sees."""
 
+import io
+import random
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,9 +12,9 @@ from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.data.folder import caption_beside, load_folder, masks_of
+from training.data.folder import load_folder
 from training.data.masks import with_mask
-from training.data.pictures import buckets, prepare
+from training.data.pictures import FORMATS, buckets, prepare
 from training.spec import TrainSpec
 
 MASKED = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64, objective={"masked": True})  # type: ignore[call-arg, arg-type]
@@ -60,7 +63,7 @@ def test_the_shorter_side_is_fitted_and_the_centre_kept() -> None:
     assert tall.getcolors() == [(10_000, (0, 0, 255))]
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("format_", FORMATS)
 def test_each_format_is_read(format_: str) -> None:
     made = prepare(encoded(quarters(), format_), resolution=64)
     assert made.report.format == format_
@@ -116,6 +119,41 @@ def test_transparency_lies_over_white() -> None:
     assert pixel(encoded(Image.new("RGB", (100, 100), "blue"), transparency=(0, 0, 255))) == (255, 255, 255)
 
 
+def test_light_art_on_transparency_lies_over_black() -> None:
+    art = Image.new("RGBA", (100, 100), (255, 255, 255, 0))
+    art.paste((255, 255, 255, 255), (20, 20, 80, 80))
+    made = prepare(encoded(art), resolution=64)
+    assert opened(made.png).getpixel((2, 2)) == (0, 0, 0)
+    assert opened(made.png).getpixel((32, 32)) == (255, 255, 255)
+    assert made.report.notes == ("put over black: what shows is nearly white",)
+    assert "over_exposed" not in made.report.faults
+    outlined = art.copy()
+    outlined.paste((0, 0, 0, 255), (20, 20, 80, 22))
+    assert pixel(encoded(outlined), (2, 2)) == (255, 255, 255)
+
+
+def test_of_several_frames_or_pages_the_first_is_used() -> None:
+    frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue", "green")]
+    for format_ in ("GIF", "PNG", "WEBP", "AVIF", "TIFF"):
+        out = io.BytesIO()
+        frames[0].save(out, format_, save_all=True, append_images=frames[1:])
+        made = prepare(out.getvalue(), resolution=64)
+        assert opened(made.png).getpixel((5, 5)) == pytest.approx((254, 0, 0), abs=4), format_
+        assert made.report.notes == ("used the first of several frames or pages",), format_
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
+def test_what_a_png_says_beside_its_pixels_cannot_make_it_unreadable(kind: bytes) -> None:
+    """Two megabytes of text or profile, and a wrong checksum, which Pillow refuses both."""
+    whole = encoded(quarters())
+    large = zlib.compress(random.Random(0).randbytes(2_000_000))
+    body = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"p\0\0", b"tEXt": b"k\0"}[kind] + large
+    chunk = len(body).to_bytes(4, "big") + kind + body
+    for checksum in (zlib.crc32(chunk[4:]), 0):
+        data = whole[:33] + chunk + checksum.to_bytes(4, "big") + whole[33:]
+        assert prepare(data, resolution=64).png == prepare(whole, resolution=64).png
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_each_mode_becomes_rgb(mode: str) -> None:
     assert pixel(encoded(quarters().convert(mode)), (60, 60)) == (255, 255, 255)
@@ -125,6 +163,18 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     grey = Image.fromarray(np.full((100, 100), 0x8080, dtype=np.uint16))
     assert grey.mode == "I;16"
     assert pixel(encoded(grey)) == (128, 128, 128)
+
+
+def test_tiff_kinds_come_out_as_they_look() -> None:
+    values = np.full((100, 100), 0.5, dtype=np.float32)
+    assert pixel(encoded(Image.fromarray(values), "TIFF")) == (127, 127, 127)
+    assert pixel(encoded(Image.fromarray(values * 255), "TIFF")) == (127, 127, 127)
+    deep = Image.fromarray(np.full((100, 100), 0x8080, dtype=np.uint16))
+    assert pixel(encoded(deep, "TIFF")) == (128, 128, 128)
+    assert pixel(encoded(quarters().convert("CMYK"), "TIFF"), (60, 60)) == (255, 255, 255)
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.buildTransform(*profiles, "RGB", "LAB").apply(Image.new("RGB", (100, 100), (200, 40, 40)))
+    assert pixel(encoded(lab, "TIFF")) == pytest.approx((200, 40, 40), abs=3)
 
 
 # ---- colour ----
@@ -309,39 +359,3 @@ def test_a_mask_that_no_picture_has_the_name_of_is_refused(tmp_path: Path) -> No
     assert raised.value.faults == dict.fromkeys(
         ("masks/0_mask.png", "masks/5.png"), "no picture has the name of this mask"
     )
-
-
-def test_of_two_masks_with_one_name_always_the_same_counts(tmp_path: Path) -> None:
-    (tmp_path / "masks").mkdir()
-    for name in ("dog.avif", "dog.png", "dog.JPG", "cat.PNG"):
-        (tmp_path / "masks" / name).touch()
-    dog, cat, cow = (tmp_path / f"{name}.webp" for name in ("dog", "cat", "cow"))
-    assert masks_of(tmp_path, [dog, cat, cow]) == {
-        dog: tmp_path / "masks" / "dog.JPG",
-        cat: tmp_path / "masks" / "cat.PNG",
-    }
-
-
-@pytest.mark.parametrize(
-    ("caption", "fault"),
-    [
-        ("Käfer".encode("latin-1"), "the caption is not UTF-8 text"),
-        ("ä".encode() * 1001, "the caption is longer than 1000 characters"),
-        (b"a" * 100_000, "the caption is longer than 1000 characters"),
-    ],
-)
-def test_a_caption_that_is_none_is_refused(tmp_path: Path, caption: bytes, fault: str) -> None:
-    (tmp_path / "dog.txt").write_bytes(caption)
-    with pytest.raises(SpecInvalid) as raised:
-        caption_beside(tmp_path / "dog.png")
-    assert raised.value.faults == {"dog.txt": fault}
-
-
-@pytest.mark.parametrize(
-    ("caption", "said"),
-    [(b"\xef\xbb\xbfa dog\r\n", "a dog"), ("ä".encode() * 1000 + b" " * 2000, "ä" * 1000), (b" \n", None)],
-)
-def test_a_caption_is_what_the_text_beside_a_picture_says(tmp_path: Path, caption: bytes, said: str | None) -> None:
-    (tmp_path / "dog.txt").write_bytes(caption)
-    assert caption_beside(tmp_path / "dog.png") == said
-    assert caption_beside(tmp_path / "cat.png") is None

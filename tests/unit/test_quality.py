@@ -1,5 +1,6 @@
 """What a picture looks like: the faults are those that one sees, and copies are told from other pictures."""
 
+import dataclasses
 import io
 from itertools import combinations
 from pathlib import Path
@@ -52,6 +53,24 @@ def test_blank_pictures_have_faults() -> None:
     assert set(report(Image.new("RGB", (300, 300), "white")).faults) == {"blurred", "over_exposed"}
     assert set(report(Image.new("RGB", (300, 300), "black")).faults) == {"blurred", "under_exposed"}
     assert report(Image.new("RGB", (300, 300), "grey")).faults == ("blurred",)
+
+
+def test_pure_noise_is_no_picture() -> None:
+    rng = np.random.default_rng(1)
+    for side in (64, 300, 1000):
+        assert report(Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))).faults == ("noise",)
+    grid = np.indices((512, 512)).sum(0) // 4 % 2 * 255
+    assert "noise" not in report(Image.fromarray(grid.astype(np.uint8))).faults
+
+
+def test_a_variant_in_another_colour_is_no_copy() -> None:
+    for image in [drawing(seed) for seed in range(6)]:
+        hue, *others = image.convert("HSV").split()
+        turned = Image.merge("HSV", (hue.point(lambda level: (level + 85) % 256), *others)).convert("RGB")
+        copy = prepare(encoded(image, "JPEG", quality=30), resolution=64).report
+        assert near_duplicates([report(image), report(turned), copy]) == {2: 0}
+        older = [dataclasses.replace(one, colours="") for one in (report(image), copy)]
+        assert near_duplicates(older) == {1: 0}, "reports of earlier versions have no colours"
 
 
 def test_noise_does_not_pass_for_detail_in_the_dark() -> None:
@@ -122,7 +141,7 @@ def test_the_hash_tells_apart_what_it_should() -> None:
     """Distances well away from the thresholds, so that a change of Pillow's resizing does not tip them."""
     shares = []
     for a, b in combinations((drawing(seed) for seed in range(10)), 2):
-        one, two = (int(assess(i.convert("L"), 1, 1, "", 1, ()).dhash, 16) for i in (a, b))
+        one, two = (int(assess(i.convert("L"), i, 1, 1, "", 1, ()).dhash, 16) for i in (a, b))
         shares.append((one ^ two).bit_count() / (one | two).bit_count())
     assert min(shares) > 0.3
 

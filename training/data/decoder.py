@@ -60,6 +60,7 @@ class _Report(BaseModel):
     sharpness: float
     brightness: float
     dhash: str = Field(pattern=r"^[0-9a-f]{0,256}$")
+    colours: str = Field(pattern=r"^[0-9a-f]{0,96}$")
     faults: tuple[Fault, ...] = Field(max_length=10)
     notes: tuple[_Note, ...] = Field(max_length=10)
 

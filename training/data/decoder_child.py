@@ -5,6 +5,7 @@ ready, and then serves requests until its input ends: that happens when the work
 not use a parent-death signal, because that is sent when the *thread* that started the process ends.
 """
 
+import base64
 import io
 import os
 import socket
@@ -20,6 +21,16 @@ from core.errors import ImageInvalid
 from training.data import decoder_protocol
 from training.data.confinement import confine, limit_time
 from training.data.pictures import FORMATS, prepare
+
+# A HEIC picture of 64 x 64 pixels to load the codec with: the plugin cannot write one.
+_HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9j"
+    "AAAAAERAAAEAAQAAAAABegABAAAAAAAAAC4AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlw"
+    "cnAAAAC3aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AA"
+    "AAMAkAAAAwAAAwAeoCCBBZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAA"
+    "AABAAAAAQAAAABBwaXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAADZtZGF0AAAAKigBrxmA9wMrHglCzZKYugqSJzw5A7lb"
+    "+OAdgcnWW8hR9SrgGhBcShJAsA=="
+)
 
 
 def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_s: float) -> None:
@@ -65,7 +76,10 @@ def _warm_up() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture = Image.effect_noise((64, 96), 60).convert("RGB")
     for format_ in FORMATS:
-        prepare(_encoded(picture, format_, exif=exif, icc_profile=profile), resolution=64, aspect_buckets=True)
+        data = _HEIC if format_ == "HEIF" else _encoded(picture, format_, exif=exif, icc_profile=profile)
+        prepare(data, resolution=64, aspect_buckets=True)
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg"):
+        prepare(_encoded(picture, "TIFF", compression=compression), resolution=64)
     prepare(_encoded(picture.convert("CMYK"), "JPEG"), resolution=64)
     prepare(_encoded(picture, "MPO", save_all=True, append_images=[picture]), resolution=64)
     prepare(_encoded(picture.convert("P"), "PNG", transparency=1), resolution=64, masked=True)

@@ -14,21 +14,31 @@ from hashlib import sha256
 from math import log
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError, features
+import pi_heif
+from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from core.errors import ImageInvalid
-from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, assess, near_duplicates
+from training.data import file_kinds
+from training.data.quality import BAD_FAULTS, FAULTS, WHITE, PictureReport, assess, near_duplicates
 
 __all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "PreparedImage", "buckets", "near_duplicates", "prepare"]
 
 # Always call Image.open with `formats=`: Pillow supports about seventy, and EPS starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
+FORMATS = tuple(file_kinds.NAMES)
+
+# HEIC is what phones write. Pillow reads it with this plugin, which has no encoder.
+pi_heif.options.DECODE_THREADS = 1  # threads count as processes in the confined decoder
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 # A progressive JPEG makes the decoder decode the whole picture once per scan. Encoders write about ten scans.
 _MAX_JPEG_SCANS = 100
 
 # A JPEG is not decoded to a shorter side than this: the report needs 256 pixels, shrunk a little.
 _DRAFT_SIDE = 384
+
+# DNGVersion and CFAPattern: a TIFF with these is a camera's raw file, of which Pillow reads only the thumbnail.
+_RAW_TAGS = {50706, 33422}
 
 # What Pillow raises on damaged or malicious files. It has no common base class for errors.
 DECODE_FAULTS = (
@@ -61,10 +71,13 @@ def prepare(
 
     The result is `resolution` × `resolution`, scaled to the shorter side and cropped around the centre; with
     `aspect_buckets` it has the size of the nearest bucket of `buckets(resolution)`. With `masked` a picture with
-    transparency keeps its alpha channel as the mask of the loss; its colours are still blended over white. Pictures
-    with faults are prepared too: to leave them out, compare `report.faults` with BAD_FAULTS.
+    transparency keeps its alpha channel as the mask of the loss; its colours are still blended. Pictures with faults
+    are prepared too: to leave them out, compare `report.faults` with BAD_FAULTS.
 
-    Raises ImageInvalid if the file is too large, has another format, or is animated, truncated or damaged.
+    A picture with transparency is blended over white, or over black if all that shows is nearly white. Of several
+    frames or pages the first is used.
+
+    Raises ImageInvalid if the file is too large, has another format, or is truncated or damaged.
     """
     if len(data) > max_bytes:
         raise ImageInvalid(f"the file has {len(data)} bytes; at most {max_bytes} are accepted")
@@ -75,16 +88,17 @@ def prepare(
     if orientation in _SIDEWAYS:
         width, height = height, width
     image = _oriented(image, orientation)
+    seen, background = _seen(image, notes)
     target = _nearest_bucket(width / height, resolution) if aspect_buckets else (resolution, resolution)
     small = _fit(image, target)
-    picture = _flatten(small, image, notes)
+    picture = _flatten(small, image, background, notes)
     if masked and small.mode == "RGBA":
         picture.putalpha(small.getchannel("A"))
     out = io.BytesIO()
     # Level 3 is three times as fast as level 6 and a tenth larger; these files are read only a few times.
     picture.save(out, "PNG", compress_level=3)
     png = out.getvalue()
-    report = assess(_seen(image), width, height, format_, resolution, tuple(notes))
+    report = assess(seen, picture, width, height, format_, resolution, tuple(notes))
     return PreparedImage(png, *picture.size, sha256(png).hexdigest(), report)
 
 
@@ -96,15 +110,17 @@ def _decode(data: bytes, draft_side: int, max_pixels: int, notes: list[str]) -> 
     if data[:2] == b"\xff\xd8" and _jpeg_scans(data) > _MAX_JPEG_SCANS:
         raise ImageInvalid(f"the JPEG has more than {_MAX_JPEG_SCANS} scans")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(file_kinds.png_pixels(data)), formats=FORMATS)
         # "MPO" files from phones are a JPEG followed by another one, such as a depth map: use the first.
         format_ = "JPEG" if image.format == "MPO" else str(image.format)
         # Pillow only warns above MAX_IMAGE_PIXELS and raises above twice that, so check here.
         limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
         if image.width * image.height > limit:
             raise ImageInvalid(f"the picture has {image.width} x {image.height} pixels; at most {limit} are accepted")
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise ImageInvalid("the picture is animated; only still pictures are accepted")
+        if isinstance(image, TiffImageFile) and set(image.tag_v2) & _RAW_TAGS:
+            raise ImageInvalid(f"the file is a camera raw picture; accepted formats are {file_kinds.ACCEPTED}")
+        if _has_more_frames(image, data):
+            notes.append("used the first of several frames or pages")
         image.info["imprint_size"] = image.size
         if format_ == "JPEG":
             image.draft(None, (draft_side, draft_side))
@@ -115,15 +131,31 @@ def _decode(data: bytes, draft_side: int, max_pixels: int, notes: list[str]) -> 
     return image, format_
 
 
+def _has_more_frames(image: Image.Image, data: bytes) -> bool:
+    """Whether the file has more than the frame or page that is used. Does not count them: that would decode them."""
+    if image.format == "PNG":
+        return file_kinds.is_animated_png(data)
+    if isinstance(image, TiffImageFile):
+        return bool(image.tag_v2.next)
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
 def _reason(data: bytes, error: BaseException) -> str:
-    names = ", ".join(FORMATS)
+    accepted = f"accepted formats are {file_kinds.ACCEPTED}"
+    if not data:
+        return "the file is empty"
     if isinstance(error, Image.DecompressionBombError):
         return "the picture has far too many pixels"
-    if isinstance(error, UnidentifiedImageError):
-        return f"the file is not a picture; accepted formats are {names}" if data else "the file is empty"
+    kind = file_kinds.kind_of(data)
+    if isinstance(error, UnidentifiedImageError) and (kind is None or not kind.endswith(_DECODED)):
+        return f"the file is {kind or 'not a picture'}; {accepted}"
     if "truncated" in str(error):
         return "the picture is truncated: its end is missing"
-    return f"the picture is damaged and cannot be decoded; accepted formats are {names}"
+    return f"the picture is damaged and cannot be decoded; {accepted}"
+
+
+# Kinds of files that a sound file of this kind would have been identified as.
+_DECODED = tuple(f" {name} picture" for name in file_kinds.NAMES.values())
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -219,17 +251,25 @@ def _fit(image: Image.Image, target: tuple[int, int]) -> Image.Image:
     return _resizable(image).resize(target, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def _seen(image: Image.Image) -> Image.Image:
-    """The whole picture in grey for the report: at most 256 pixels on the shorter and 1024 on the longer side.
+def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:
+    """The whole picture in grey for the report, and the colour behind its transparent parts.
 
-    The colour profile is ignored: it changes no result, and applying it takes as long as everything else.
+    At most 256 pixels on the shorter and 1024 on the longer side. The colour profile is ignored: it changes no result,
+    and applying it takes as long as everything else.
     """
     whole = _resizable(image)
     if whole.mode != "RGBA":
         whole = whole.convert("L")  # convert first: resizing then takes a third of the work
     scale = min(1.0, 256 / min(image.size), 1024 / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return _over_white(whole.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)).convert("L")
+    whole = whole.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    background = "white"
+    if whole.mode == "RGBA":
+        levels = np.asarray(whole.convert("RGB").convert("L"))[np.asarray(whole.getchannel("A")) >= 128]
+        if levels.size and np.percentile(levels, 1) >= WHITE:
+            background = "black"
+            notes.append("put over black: what shows is nearly white")
+    return _over(background, whole).convert("L"), background
 
 
 # ---- colour ----
@@ -241,31 +281,43 @@ def _resizable(image: Image.Image) -> Image.Image:
         # 16 bits. Pillow's own conversion clips all values above 255.
         levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        # Floating point: 0 to 1, unless a value is larger.
+        values = np.nan_to_num(np.asarray(image), posinf=0, neginf=0)
+        return Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
+    if image.mode == "LAB":
+        return _lab().apply(image)
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
 
-def _flatten(small: Image.Image, image: Image.Image, notes: list[str]) -> Image.Image:
-    """`small`, a resized `image`, as sRGB over white, without metadata.
+@cache
+def _lab() -> ImageCms.ImageCmsTransform:
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(*profiles, "LAB", "RGB")
+
+
+def _flatten(small: Image.Image, image: Image.Image, background: str, notes: list[str]) -> Image.Image:
+    """`small`, a resized `image`, as sRGB over `background`, without metadata.
 
     Colours are converted after resizing: that is much less work, and the difference is below one level.
     """
     colours = small.convert("RGB") if small.mode == "RGBA" else small
-    rgb = _to_srgb(colours, image.info.get("icc_profile"), notes)
+    rgb = _to_srgb(colours, None if image.mode == "LAB" else image.info.get("icc_profile"), notes)
     if small.mode == "RGBA":
         rgb.putalpha(small.getchannel("A"))
-        rgb = _over_white(rgb)
+        rgb = _over(background, rgb)
     rgb.info = {}
     return rgb
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over(background: str, image: Image.Image) -> Image.Image:
     if image.mode != "RGBA":
         return image
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
-    return white
+    below = Image.new("RGB", image.size, background)
+    below.paste(image, mask=image.getchannel("A"))
+    return below
 
 
 def _to_srgb(colours: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:

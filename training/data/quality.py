@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Fault = Literal["too_small", "blurred", "over_exposed", "under_exposed", "near_duplicate", "unreadable"]
+Fault = Literal["too_small", "blurred", "noise", "over_exposed", "under_exposed", "near_duplicate", "unreadable"]
 FAULTS: tuple[str, ...] = get_args(Fault)
 
 # Pictures with any of these are left out: the thresholds catch only clear cases.
@@ -25,8 +25,12 @@ _TOO_SMALL = 0.5
 # contrast. With a Gaussian blur of 0.6 % of the side (3 px at 512): 0.01 to 0.13; of 0.8 %: below 0.07.
 _BLURRED = 0.12
 
+# Correlation of neighbouring pixels (see `_correlation`). Photographs: 0.8 or more; drawings: 0.13 (scattered dots) or
+# more, a chequerboard -1. Noise of 64 to 2,000 pixels: within 0.015 of 0.
+_NOISE = 0.05
+
 # Over-exposed: fewer than one pixel in a hundred is darker than this. Drawings on white have darker lines.
-_WHITE = 235
+WHITE = 235
 # Under-exposed: fewer than one pixel in a hundred is brighter than this. Night scenes have lights.
 _BLACK = 30
 
@@ -36,6 +40,13 @@ _BLACK = 30
 _SAME = 0.10
 # Brightening clips the lightest tones: edges vanish (up to 0.25 of the bits), but none appear.
 _SAME_ONE_SIDED, _NEW_EDGES = 0.30, 0.02
+
+# Near-duplicates in another colour, by how far the colours of 16 parts move, as a share of how strong they are. JPEG
+# copies, and pictures brightened, darkened or saturated by 30 %: 0.44 or less; hues turned by 60 degrees: 1.08. JPEG
+# copies of nearly grey pictures move by up to 3 levels.
+_OTHER_COLOURS, _COLOUR_NOISE = 0.6, 4.0
+# The same for a single part, which brightening clips more.
+_OTHER_COLOURS_OF_A_PART, _COLOUR_NOISE_OF_A_PART = 0.8, 15.0
 
 _HASH_SIDE = 16
 # Grey levels between neighbours that count as an edge; without it, noise of a flat background fills half the hash.
@@ -54,6 +65,7 @@ class PictureReport:
     dhash: str  # 128 hex digits; empty if it could not be decoded
     faults: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    colours: str = ""  # 16 mean colours of the prepared picture, RGB, 96 hex digits; empty in older reports
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; see `from_dict`."""
@@ -68,9 +80,18 @@ class PictureReport:
 
 
 def assess(
-    grey: Image.Image, width: int, height: int, format_: str, resolution: int, notes: tuple[str, ...]
+    grey: Image.Image,
+    prepared: Image.Image,
+    width: int,
+    height: int,
+    format_: str,
+    resolution: int,
+    notes: tuple[str, ...],
 ) -> PictureReport:
-    """The report for a picture of `width` × `height`; `grey` is the whole picture, shrunk to about 256 pixels."""
+    """The report for a picture of `width` × `height`.
+
+    `grey` is the whole picture, shrunk to about 256 pixels; `prepared` is the RGB picture that is trained.
+    """
     levels = np.asarray(grey, dtype=np.float32)
     sharpness = _sharpness(levels)
     dark, light = np.percentile(levels, (1, 99))
@@ -79,7 +100,8 @@ def assess(
         for fault, is_so in (
             ("too_small", min(width, height) < resolution * _TOO_SMALL),
             ("blurred", sharpness < _BLURRED),
-            ("over_exposed", dark >= _WHITE),
+            ("noise", abs(_correlation(levels)) < _NOISE),
+            ("over_exposed", dark >= WHITE),
             ("under_exposed", light <= _BLACK),
         )
         if is_so
@@ -93,7 +115,19 @@ def assess(
         dhash=_dhash(grey),
         faults=tuple(faults),
         notes=notes,
+        colours=prepared.convert("RGB").resize((4, 4), Image.Resampling.BOX).tobytes().hex(),
     )
+
+
+def _correlation(levels: NDArray[np.float32]) -> float:
+    """Correlation of neighbouring pixels at half the size: near 1 in any picture of something, 0 in noise."""
+    rows, columns = (side // 2 * 2 for side in levels.shape)
+    if min(rows, columns) < 4 or levels.std() < 1:
+        return 1.0
+    half = levels[:rows, :columns].reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
+    half -= half.mean()
+    across, down = (half[:, 1:] * half[:, :-1]).mean(), (half[1:] * half[:-1]).mean()
+    return float((across + down) / 2 / max(half.var(), 1e-6))
 
 
 def _sharpness(levels: NDArray[np.float32]) -> float:
@@ -128,17 +162,17 @@ def _dhash(grey: Image.Image) -> str:
 def near_duplicates(reports: Sequence[PictureReport]) -> dict[int, int]:
     """Find pictures that repeat an earlier one: maps the index of each repeat to the index of the first.
 
-    Pictures that could not be decoded are ignored.
+    A variant in another colour is no repeat. Pictures that could not be decoded are ignored.
     """
-    firsts: list[tuple[int, int]] = []
+    firsts: list[tuple[int, int, NDArray[np.float32]]] = []
     repeats: dict[int, int] = {}
     for index, report in enumerate(reports):
         if not report.dhash:
             continue
-        bits = int(report.dhash, 16)
-        first = next((i for i, other in firsts if _is_same(bits, other)), None)
+        bits, chroma = int(report.dhash, 16), _chroma(report.colours)
+        first = next((i for i, b, c in firsts if _is_same(bits, b) and not _is_recoloured(chroma, c)), None)
         if first is None:
-            firsts.append((index, bits))
+            firsts.append((index, bits, chroma))
         else:
             repeats[index] = first
     return repeats
@@ -150,3 +184,19 @@ def _is_same(a: int, b: int) -> bool:
     fewest = max(1, min(a.bit_count(), b.bit_count()))
     one_sided = min(only_a, only_b) <= _NEW_EDGES * fewest
     return differing <= _SAME or (one_sided and differing <= _SAME_ONE_SIDED)
+
+
+def _chroma(colours: str) -> NDArray[np.float32]:
+    """Red minus green and blue minus yellow of each mean colour, [16, 2]; [0, 2] for a report without colours."""
+    red, green, blue = np.frombuffer(bytes.fromhex(colours), np.uint8).reshape(-1, 3).T.astype(np.float32)
+    return np.stack([red - green, blue - (red + green) / 2], axis=1)
+
+
+def _is_recoloured(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    if len(a) == 0 or len(b) == 0:
+        return False
+    change = np.linalg.norm(a - b, axis=1)
+    strength = np.maximum(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    in_all = change.sum() > _OTHER_COLOURS * strength.sum() and change.mean() > _COLOUR_NOISE
+    in_a_part = (change > _OTHER_COLOURS_OF_A_PART * strength) & (change > _COLOUR_NOISE_OF_A_PART)
+    return bool(in_all or in_a_part.any())
