@@ -93,9 +93,12 @@ class _ForeignErrbacks:
 
     def _call_task_errbacks(self, request: Context, exc: BaseException, traceback: Any) -> None:
         ours = [errback for errback in request.errbacks if _name_of(errback).startswith("imprint.")]
-        if ours:
-            own = Context(vars(request) | {"errbacks": ours})
-            super()._call_task_errbacks(own, exc, traceback)  # type: ignore[misc]
+        for errback in ours:
+            own = Context(vars(request) | {"errbacks": [errback]})
+            try:
+                super()._call_task_errbacks(own, exc, traceback)  # type: ignore[misc]
+            except (TypeError, ValueError, LookupError, AttributeError) as error:  # a signature that is none
+                log.error("an error callback of %s was not sent (%s)", request.id, type(error).__name__)
         for errback in request.errbacks:
             if errback in ours:
                 continue

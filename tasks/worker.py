@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from celery.signals import (
+    beat_init,
     celeryd_after_setup,
     celeryd_init,
     setup_logging,
@@ -49,6 +50,12 @@ def _set_up_logging(**_: Any) -> None:
     # Beat stores its schedule there, and may be the first process on a new home folder.
     settings().run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     set_up(settings().log_dir, settings().log_level, settings().log_format)
+
+
+@beat_init.connect
+def _announce_no_sweeps(**_: Any) -> None:
+    """Let workers alone report sweeps: an event of sending has a task's own name, not the one of `celeryconfig`."""
+    app.conf.task_send_sent_event = False
 
 
 @worker_init.connect

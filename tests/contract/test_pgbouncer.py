@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
-import sqlalchemy as sa
 
 from core.database_address import engine_arguments
 from core.settings import Settings
 from jobs import accounts
 from jobs.services import Services
-from storage.database import Database
 from tests.servers.pgbouncer import pgbouncer
 from tests.servers.postgres import new_database
 from tests.site import ROOT
@@ -57,18 +56,19 @@ def test_what_is_prepared_fails_there_and_works_on_direct_connections(direct: st
     """This shows that the server above is one on which prepared statements fail."""
 
     def read(address: str) -> None:
-        databases = [Database(f"{address}?prepare_threshold=5") for _ in range(3)]
+        plain = address.replace("+psycopg", "")
+        clients = [psycopg.connect(plain, prepare_threshold=0) for _ in range(3)]
         try:
             for _ in range(WRITES):
-                for database in databases:
-                    with database.writing() as session:
-                        session.execute(sa.text("SELECT 1"))
+                for client in clients:
+                    client.execute("SELECT 1")
+                    client.commit()
         finally:
-            for database in databases:
-                database.close()
+            for client in clients:
+                client.close()
 
     read(direct)
-    with pytest.raises(sa.exc.DBAPIError, match="prepared statement"):
+    with pytest.raises(psycopg.errors.DuplicatePreparedStatement):
         read(through)
 
 

@@ -71,6 +71,13 @@ MESSAGES: dict[str, Message] = {
     "callbacks that are text": Message(
         DROPPED, "imprint.step_failed", f'[["{JOB}"], {{}}, {{"callbacks": "x", "chord": "z"}}]'.encode()
     ),
+    "error callbacks that are no signatures": Message(
+        "SpecInvalid: ", "imprint.lora",
+        b'[[], {}, {"errbacks": [5, {}, {"task": null}, {"task": "x", "options": {"queue": ["io"]}}]}]',
+    ),
+    "an error callback of ours that is none": Message(
+        "SpecInvalid: ", "imprint.lora", b'[[], {}, {"errbacks": [{"task": "imprint.none", "options": 7}]}]'
+    ),
     # programs instead of data
     "a pickle": Message(DROPPED, body=pickle.dumps(SECRET), content_type="application/x-python-serialize"),
     "a pickle by another name": Message(DROPPED, body=pickle.dumps([SECRET]), content_type="application/x-pickle"),
@@ -100,7 +107,7 @@ MESSAGES: dict[str, Message] = {
     "no arguments": call(ODD + "the task's arguments: missing a required argument: 'job_id'", "imprint.job"),
     "too many": call(ODD + "the task's arguments: too many positional arguments", "imprint.job", JOB, SECRET),
     "an unknown one": call(ODD + "the task's arguments: got an unexpected keyword", "imprint.job", JOB, x=SECRET),
-    "positions for names": call(ODD + "the task's arguments: too many positional", "imprint.quote", {"a": SECRET}),
+    "positions for names": call(ODD + "positional arguments: str, dict", "imprint.quote", SECRET, {"a": 1}),
     "one of the machinery": call(ODD + "the task's arguments: got an unexpected keyword", "imprint.job", JOB, self=1),
     # ids that are none of ours
     "a number for an id": call(ID, "imprint.job", 5),

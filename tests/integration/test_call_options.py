@@ -154,8 +154,9 @@ def test_shadow(door: Door) -> None:
 
 
 def test_task_id(door: Door) -> None:
-    sent = door.send(task_id=f"order-7-{door.broker}")
-    view = got(sent)
+    request = door.request()
+    view = got(door.send(kwargs=request, task_id=f"order-7-{door.broker}"))
+    assert got(door.send(kwargs=request, task_id=f"order-7-{door.broker}"))["job_id"] == view["job_id"]
     again = door.application.AsyncResult(f"order-7-{door.broker}")
     assert again.get(timeout=10)["job_id"] == view["job_id"]
 

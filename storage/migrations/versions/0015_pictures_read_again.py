@@ -11,4 +11,4 @@ down_revision = "0014"
 
 def upgrade() -> None:
     op.execute("DELETE FROM prepared_picture WHERE key IS NULL")
-    op.execute("UPDATE stored_picture SET report = NULL WHERE preview_key IS NULL")
+    op.execute("UPDATE picture SET report = NULL WHERE preview_key IS NULL")
