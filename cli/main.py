@@ -29,7 +29,7 @@ from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
 from core.private import make_private
 from core.settings import settings
-from jobs import checkpoints, service
+from jobs import checkpoints, quotes, service
 from jobs.checkpoints import CheckpointView
 from jobs.remote.run_views import RemoteRunView
 from jobs.requests import training_request
@@ -136,7 +136,7 @@ def submit(
 
 
 def _quote(arguments: dict[str, Any], as_json: bool) -> None:
-    quote = service.quote(services(), arguments)
+    quote = quotes.quote(services(), arguments)
     if as_json:
         print_json(asdict(quote))
         return

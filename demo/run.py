@@ -14,7 +14,7 @@ from core.errors import ImprintError
 from core.settings import settings
 from demo import pictures_of_it
 from demo.cloud import Cloud
-from jobs import accounts, service, sweeps
+from jobs import accounts, quotes, service, sweeps
 from jobs.services import services
 from jobs.stages import intake
 from jobs.view import JobView
@@ -96,7 +96,7 @@ def send(jobs: int) -> list[str]:
         for file in sorted(PICTURES.glob("*.png"))
     ]
     common = {"owner_id": OWNER, "subject_id": "mascot", "images": images, "trigger_word": TRIGGER, **RECIPE}
-    quote = service.quote(services(), common)
+    quote = quotes.quote(services(), common)
     each = f", each of {jobs} jobs" if jobs > 1 else ""
     console.print(f"{len(images)} pictures, {quote.steps} steps: {quote.credits} of {quote.available} credits{each}")
     asked = [common | {"seed": SEED + number, "idempotency_key": f"demo {number}"} for number in range(jobs)]

@@ -1,8 +1,8 @@
-"""What applications and operators do with trainings: quote, submit, get, list, cancel, retry, download."""
+"""What applications and operators do with trainings: submit, get, list, cancel, retry, download."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
 from credits import ledger
-from credits.price import price, price_of_part, price_per_step
-from jobs import transitions
+from jobs import quotes, transitions
 from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
@@ -30,48 +29,6 @@ from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
-from training import memory_plan
-from training.spec import TrainSpec
-
-# Seconds per step on one consumer GPU, until this installation has measured its own.
-_SECONDS_PER_STEP = {"sd15": 0.25, "sdxl": 0.9, "z-image": 1.1}
-
-
-@dataclass(frozen=True)
-class Quote:
-    """What a training would cost and how long it would take.
-
-    Cancelling before the first step costs nothing; after that the steps done cost `credits_per_step`, rounded down.
-    """
-
-    credits: int
-    credits_per_step: float
-    cancelled_half_way: int  # credits charged if it is cancelled after half of its steps
-    available: int
-    steps: int
-    seconds: float
-    measured: bool  # whether `seconds` is based on trainings that finished here
-    memory_gb: float  # the least GiB of GPU memory it needs: with gradient checkpointing, the base in 16 bits
-
-
-def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
-    """Price and duration of a request; nothing is started. Raises SpecInvalid."""
-    request = training_request.parse(arguments, services.settings, services.sources)
-    steps = request.spec.steps(len(request.envelope.images))
-    family, resolution, prices = request.spec.family, request.spec.resolution, services.settings.prices
-    with services.database.reading() as session:
-        seconds_per_step = _measured(session, request.spec)
-        available = ledger.balance(session, request.envelope.owner_id).available
-    return Quote(
-        credits=_price(request.spec, steps, services.settings),
-        credits_per_step=float(price_per_step(family, resolution, prices)),
-        cancelled_half_way=price_of_part(family, steps // 2, resolution, prices),
-        available=available,
-        steps=steps,
-        seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[request.spec.family]), 1),
-        measured=seconds_per_step is not None,
-        memory_gb=round(memory_plan.needed(request.spec, checkpointing=True) / memory_plan.GIB, 1),
-    )
 
 
 def submit(
@@ -186,7 +143,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         session,
         envelope.owner_id,
         job.id,
-        _price(spec, steps, settings),
+        quotes.credits_for(spec, steps, settings),
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )
@@ -301,12 +258,15 @@ def retry(services: Services, job_id: str, owner_id: str | None = None, key: str
     return _start(services, parse, Origin(job.message_id, job.style_id))
 
 
-def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> Quote:
-    """What `retry` would cost and how long it would take. Raises NotFound as `get_job` does, SpecInvalid as `quote`."""
+def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> quotes.Quote:
+    """What `retry` would cost and how long it would take.
+
+    Raises NotFound as `get_job` does, SpecInvalid as `quotes.quote`.
+    """
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
         pictures = session.exec(select(JobPicture).where(JobPicture.job_id == job_id)).all()
-    return quote(services, _arguments(job, pictures))
+    return quotes.quote(services, _arguments(job, pictures))
 
 
 def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = None) -> int:
@@ -346,21 +306,3 @@ def download(services: Services, job_id: str, path: Path, owner_id: str | None =
     lora = get_lora(services, job_id, owner_id)
     services.store.get_file(lora.key, path)
     return lora
-
-
-def _price(spec: TrainSpec, steps: int, settings: Settings) -> int:
-    return price(spec.family, steps, spec.resolution, settings.prices)
-
-
-def _measured(session: Session, spec: TrainSpec) -> float | None:
-    """Median seconds per step of the newest 9 trainings with this family, backend, resolution and batch size."""
-    rows = session.exec(
-        select(Job.seconds_per_step)
-        .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))
-        .where(Job.family == spec.family, Job.backend == spec.backend)
-        .where(Job.resolution == spec.resolution, Job.batch_size == spec.batch_size)
-        .order_by(col(Job.finished_at).desc())
-        .limit(9)
-    ).all()
-    seconds = sorted(row for row in rows if row is not None)
-    return seconds[len(seconds) // 2] if seconds else None

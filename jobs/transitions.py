@@ -179,12 +179,12 @@ def is_patience_over(picture: JobPicture, settings: Settings) -> bool:
     return since is not None and (utcnow() - since).total_seconds() >= settings.fetch_patience_s
 
 
-def hand_over(session: Session, lease: Lease, settings: Settings) -> None:
-    """Release the lease of a worker that stops: the attempt does not count, and the job is sent to another worker."""
+def hand_over(session: Session, lease: Lease, settings: Settings, reason: str) -> None:
+    """Release the lease of a worker that cannot go on. The attempt does not count; another worker gets the job."""
     lease.write(session, attempt=max(lease.attempt - 1, 0))
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     send_launch(session, job, settings)
-    record_event(session, lease.job_id, "retry", stage=lease.stage, reason="the worker was asked to stop", delay_s=0)
+    record_event(session, lease.job_id, "retry", stage=lease.stage, reason=reason, delay_s=0)
 
 
 # ---- final transitions ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Ignore
 
-from jobs import service
+from jobs import quotes, service
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
 from jobs.turns import RetryLater
@@ -72,7 +72,7 @@ def _request(task: "Task[..., Any]", given: tuple[Any, ...], arguments: dict[str
 @app.task(name="imprint.quote", base=PublicTask, ignore_result=False)
 def quote(*given: Any, **arguments: Any) -> dict[str, Any]:
     """Price and duration of `train_lora` with the same arguments. Starts nothing."""
-    return asdict(service.quote(services(), named_arguments(given, arguments)))
+    return asdict(quotes.quote(services(), named_arguments(given, arguments)))
 
 
 @app.task(name="imprint.job", base=PatientTask, ignore_result=False)

@@ -51,7 +51,8 @@ def holding_lease(services: Services, lease: Lease, limit_s: float | None = None
                 yield held
         except HandOver as stop:
             with suppress(LeaseLost), services.database.writing() as session:
-                transitions.hand_over(session, lease, services.settings)
+                reason = str(stop) or "this worker was asked to stop"
+                transitions.hand_over(session, lease, services.settings, reason)
             raise NothingToDo(str(stop)) from stop
         except Stop as stop:
             log.info("this worker stops work on the stage: %s", stop)

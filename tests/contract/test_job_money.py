@@ -14,7 +14,7 @@ import credits.tables
 from core.clock import utcnow
 from core.errors import IllegalMove, NotFound, OutOfMemory
 from credits import ledger
-from jobs import accounts, invariants, service, sweeps, transitions
+from jobs import accounts, invariants, quotes, service, sweeps, transitions
 from jobs.services import Services
 from notifications.tables import MESSAGE
 from storage.tables import ACTIVE, Job, Stage
@@ -134,9 +134,9 @@ def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(services
 
 
 def test_the_quote_says_what_a_cancel_would_cost(services: Services) -> None:
-    quote = service.quote(services, request(services, max_steps=1001))
+    quote = quotes.quote(services, request(services, max_steps=1001))
     assert (quote.credits, quote.credits_per_step, quote.cancelled_half_way) == (101, 0.1, 50)
-    small = service.quote(services, request(services, max_steps=3))
+    small = quotes.quote(services, request(services, max_steps=3))
     assert (small.credits, small.cancelled_half_way) == (1, 0)
 
 

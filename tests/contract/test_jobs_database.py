@@ -266,7 +266,7 @@ def test_an_expired_claim_is_taken_over_and_its_holder_writes_nothing_more(servi
         lambda session: stale.renew(session, 30),
         lambda session: transitions.advance(session, stale, services.settings, step=99),
         lambda session: transitions.postpone(session, stale, ImageUnreachable("x"), services.settings),
-        lambda session: transitions.hand_over(session, stale, services.settings),
+        lambda session: transitions.hand_over(session, stale, services.settings, "stop"),
     ):
         with pytest.raises(LeaseLost), services.database.writing() as session:
             write(session)
@@ -596,7 +596,7 @@ def test_a_late_success_after_an_expired_hold_is_delivered_and_charged_nothing(s
 def test_a_hand_over_costs_no_attempt_and_sends_the_rest(services: Services, job_id: str) -> None:
     put_at(services, job_id, Stage.TRAIN)
     with services.database.writing() as session:
-        transitions.hand_over(session, lease_of_session(session, job_id), services.settings)
+        transitions.hand_over(session, lease_of_session(session, job_id), services.settings, "stop")
     found = row(services, job_id)
     assert (found.attempt, found.lease_until) == (0, None)
     assert messages(services, job_id) == ["launch", "launch"]

@@ -22,7 +22,7 @@ import cli.tokens
 from core.errors import IllegalMove, LoraNotReady, NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
-from jobs import accounts, owners, service, tokens
+from jobs import accounts, owners, quotes, service, tokens
 from jobs.notices import notices
 from jobs.services import Services
 from jobs.stages import intake
@@ -58,7 +58,7 @@ def by_submit(services: Services, owner: str) -> str:
 
 
 def by_quote(services: Services, owner: str) -> str:
-    return NAME if service.quote(services, request_of(services, owner)).available == 100 else "another"
+    return NAME if quotes.quote(services, request_of(services, owner)).available == 100 else "another"
 
 
 def by_profile_set(services: Services, owner: str) -> str:

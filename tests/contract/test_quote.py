@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from core.clock import utcnow
-from jobs import service
+from jobs import quotes, service
 from jobs.services import Services
 from jobs.specs import spec_columns
 from storage.tables import Job, Status
@@ -30,11 +30,11 @@ def trained(services: Services, spec: TrainSpec, seconds_per_step: float, minute
 
 def test_a_quote_is_measured_though_fifty_newer_trainings_were_of_another_kind(services: Services) -> None:
     asked = request(services)
-    assert not service.quote(services, asked).measured
+    assert not quotes.quote(services, asked).measured
     mine = TrainSpec.model_validate(service.submit(services, asked).spec)
     trained(services, mine, 7.0, minutes_ago=60)
     trained(services, mine.model_copy(update={"family": "sdxl"}), 99.0, minutes_ago=1, count=60)
     trained(services, mine.model_copy(update={"batch_size": 9}), 88.0, minutes_ago=1, count=60)
-    quote = service.quote(services, asked)
+    quote = quotes.quote(services, asked)
     assert quote.measured
     assert quote.seconds == quote.steps * 7.0

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import IllegalMove, SpecInvalid
-from jobs import accounts, overview, service
+from jobs import accounts, overview, quotes, service
+from jobs.quotes import Quote
 from jobs.requests.training_request import subject_name
-from jobs.service import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
@@ -58,7 +58,7 @@ class TrainForm:
     resolution: str = ""
 
     def arguments(self) -> dict[str, Any]:
-        """The fields as arguments of `service.quote`. Raises SpecInvalid for text that is not a number."""
+        """The fields as arguments of `quotes.quote`. Raises SpecInvalid for text that is not a number."""
         arguments: dict[str, Any] = {"base_model": self.base_model or "sd15"}
         faults = {}
         for name in ("max_steps", "resolution"):
@@ -126,7 +126,7 @@ def _quoted(services: Services, kept: Subject, form: TrainForm, good: list[str])
     images = [*good, *(f"pic_{at}" for at in range(MIN_PICTURES - len(good)))]
     request = {"owner_id": kept.owner_id, "subject_id": _PLACEHOLDER, "trigger_word": _PLACEHOLDER, "images": images}
     try:
-        return service.quote(services, subject_recipe.arguments(kept, {**request, **form.arguments()})), {}
+        return quotes.quote(services, subject_recipe.arguments(kept, {**request, **form.arguments()})), {}
     except SpecInvalid as error:
         return None, refusal(error).faults
 

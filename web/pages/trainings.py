@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from core.advice import ADVICE
 from core.errors import SpecInvalid
 from jobs import history, previews, service
-from jobs.service import Quote
+from jobs.quotes import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.view import JobView

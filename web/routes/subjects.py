@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from core.errors import SpecInvalid
-from jobs import service
+from jobs import quotes, service
 from jobs.requests import training_request
 from jobs.services import Services
 from jobs.subjects import loras, subject_settings
@@ -97,7 +97,7 @@ def train(
     arguments = request_of(services, caller, subject_id, body)
     if dry_run:
         response.status_code = 200
-        return Quoted(**asdict(service.quote(services, arguments)))
+        return Quoted(**asdict(quotes.quote(services, arguments)))
     view = service.submit(services, arguments | {"idempotency_key": api_key(key)})
     if body.trigger_word is None:
         subject_settings.keep_trigger_word(services, caller.owner_id, subject_id, view.spec.trigger_word)

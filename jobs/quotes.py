@@ -1,0 +1,75 @@
+"""What a training would cost, how long it would take, and the memory it would need."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from core.settings import Settings
+from credits import ledger
+from credits.price import price, price_of_part, price_per_step
+from jobs.requests import training_request
+from jobs.services import Services
+from storage.tables import Job, Status
+from training import memory_plan
+from training.spec import TrainSpec
+
+# Seconds per step on one consumer GPU, until this installation has measured its own.
+_SECONDS_PER_STEP = {"sd15": 0.25, "sdxl": 0.9, "z-image": 1.1}
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a training would cost and how long it would take.
+
+    Cancelling before the first step costs nothing; after that the steps done cost `credits_per_step`, rounded down.
+    """
+
+    credits: int
+    credits_per_step: float
+    cancelled_half_way: int  # credits charged if it is cancelled after half of its steps
+    available: int
+    steps: int
+    seconds: float
+    measured: bool  # whether `seconds` is based on trainings that finished here
+    memory_gb: float  # the least GiB of GPU memory it needs: with gradient checkpointing, the base in 16 bits
+
+
+def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
+    """Price and duration of a request; nothing is started. Raises SpecInvalid."""
+    request = training_request.parse(arguments, services.settings, services.sources)
+    steps = request.spec.steps(len(request.envelope.images))
+    family, resolution, prices = request.spec.family, request.spec.resolution, services.settings.prices
+    with services.database.reading() as session:
+        seconds_per_step = _measured(session, request.spec)
+        available = ledger.balance(session, request.envelope.owner_id).available
+    return Quote(
+        credits=credits_for(request.spec, steps, services.settings),
+        credits_per_step=float(price_per_step(family, resolution, prices)),
+        cancelled_half_way=price_of_part(family, steps // 2, resolution, prices),
+        available=available,
+        steps=steps,
+        seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[request.spec.family]), 1),
+        measured=seconds_per_step is not None,
+        memory_gb=round(memory_plan.needed(request.spec, checkpointing=True) / memory_plan.GIB, 1),
+    )
+
+
+def credits_for(spec: TrainSpec, steps: int, settings: Settings) -> int:
+    """The credits for `steps` steps of this recipe."""
+    return price(spec.family, steps, spec.resolution, settings.prices)
+
+
+def _measured(session: Session, spec: TrainSpec) -> float | None:
+    """Median seconds per step of the newest 9 trainings with this family, backend, resolution and batch size."""
+    rows = session.exec(
+        select(Job.seconds_per_step)
+        .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))
+        .where(Job.family == spec.family, Job.backend == spec.backend)
+        .where(Job.resolution == spec.resolution, Job.batch_size == spec.batch_size)
+        .order_by(col(Job.finished_at).desc())
+        .limit(9)
+    ).all()
+    seconds = sorted(row for row in rows if row is not None)
+    return seconds[len(seconds) // 2] if seconds else None
