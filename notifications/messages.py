@@ -31,7 +31,7 @@ class Message:
     created_at: datetime
     due_at: datetime
     attempts: int
-    task_id: str | None
+    task_id: str | None = None
 
     @classmethod
     def from_row(cls, row: sa.Row[Any]) -> "Message":

@@ -32,7 +32,7 @@ SessionId = Annotated[str, Path(alias="sessionId", min_length=1, max_length=100,
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        alias="Idempotency-Key",
+        alias="idempotency-key",
         min_length=1,
         max_length=180,
         pattern=r"^[\x21-\x7e]+$",

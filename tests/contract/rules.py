@@ -170,10 +170,11 @@ def _drop(connection: sa.Connection, name: str, triggers: dict[str, str]) -> str
     on_postgresql = connection.dialect.name == "postgresql"
     if name in triggers:
         return f"DROP TRIGGER {name}" + (f" ON {triggers[name]}" if on_postgresql else "")
-    if name.startswith("one_"):
+    if not on_postgresql:
         return f"DROP INDEX {name}"
     found = connection.exec_driver_sql(f"SELECT conrelid::regclass FROM pg_constraint WHERE conname = '{name}'")  # noqa: S608
-    return f"ALTER TABLE {found.scalar_one()} DROP CONSTRAINT {name} CASCADE"
+    table = found.scalar()  # an index that is no constraint has none
+    return f"ALTER TABLE {table} DROP CONSTRAINT {name} CASCADE" if table else f"DROP INDEX {name}"
 
 
 def _assert_names(rule: Rule, refusal: IntegrityError, triggers: dict[str, str]) -> None:

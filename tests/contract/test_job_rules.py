@@ -38,6 +38,8 @@ def insert(table: str, row: dict[str, Any], **changed: Any) -> str:
 RULES = [
     Rule("training_job_pkey", insert("training_job", JOB, id="job")),
     Rule("uq_training_job_owner_key", insert("training_job", JOB, idempotency_key="k")),
+    Rule("uq_training_job_model", insert("training_job", JOB, model_id="m")),
+    Rule("uq_training_job_report_key", insert("training_job", JOB, report_key="r")),
     Rule("ck_training_job_status", insert("training_job", JOB, status="lost")),
     Rule("ck_training_job_stage", insert("training_job", JOB, stage="lunch")),
     Rule("job_picture_pkey", insert("job_picture", PICTURE, position=0)),
@@ -54,7 +56,7 @@ RULES = [
     Rule("disabled_receiver_pkey", insert("disabled_receiver", RECEIVER, owner_id="ada")),
 ]
 BOOKS = [
-    insert("training_job", JOB, id="job", idempotency_key="k"),
+    insert("training_job", JOB, id="job", idempotency_key="k", model_id="m", report_key="r"),
     insert("job_picture", PICTURE, position=0),
     insert("job_event", EVENT, id=1),
     insert("outbox_message", MESSAGE, id="message", sequence=1),

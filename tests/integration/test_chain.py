@@ -46,7 +46,8 @@ def test_pictures_become_a_lora_and_are_charged_once(shared_site: Site, owner: s
     assert len(view["pictures"]) == 10
     assert {picture["state"] for picture in view["pictures"]} == {"good"}
     errors = shared_site.settings.log_dir / "errors.jsonl"
-    assert "pending deprecation" not in errors.read_text(), "Celery's advice on chords, with every job"
+    if errors.exists():
+        assert "pending deprecation" not in errors.read_text(), "Celery's advice on chords, with every job"
 
     path = tmp_path / "lora.safetensors"
     service.download(shared_site.services, view["job_id"], path)
