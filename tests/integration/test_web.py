@@ -161,7 +161,10 @@ def test_no_event_is_lost_over_restarts_and_writers_that_commit_late(served: Sit
 
 
 def test_two_hundred_streams_cost_the_queries_of_one(base_model: Path, tmp_path: Path) -> None:
-    made = Site(tmp_path / "site", base_model, "redis://127.0.0.1:1/0", IMPRINT_WEB_RATE_PER_S="1000")
+    made = Site(
+        tmp_path / "site", base_model, "redis://127.0.0.1:1/0", IMPRINT_WEB_RATE_PER_S="1000",
+        IMPRINT_STREAMS_PER_CALLER="200",
+    )  # fmt: skip
     made.grant("ada")
     made.start("web")
     try:
