@@ -10,6 +10,7 @@ has() {
   case $1 in
     postgresql) PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin) command -v initdb >/dev/null ;;
     systemd) [ -e /usr/lib/systemd/systemd ] || [ "$(uname)" != Linux ] ;;
+    libfaketime) compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || [ "$(uname)" != Linux ] ;;
     nodejs) command -v node >/dev/null ;;
     redis-server) command -v redis-server >/dev/null || command -v valkey-server >/dev/null ;;
     *) PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$1" >/dev/null ;;
@@ -19,7 +20,7 @@ has() {
 missing=()
 case ${1:-} in
   servers)
-    for package in redis-server rabbitmq-server postgresql pgbouncer chromium prometheus docker-compose systemd nodejs npm; do
+    for package in redis-server rabbitmq-server postgresql pgbouncer chromium prometheus docker-compose systemd nodejs npm libfaketime; do
       has "$package" || missing+=("$package")
     done
     ;;
