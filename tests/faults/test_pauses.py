@@ -4,11 +4,13 @@ An hour of it or five seconds are the same: what counts is whose token is the ne
 """
 
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 from jobs import accounts, service, sweeps
 from tests.servers.gated_s3 import GatedS3, gated_s3
+from tests.servers.process import ServerProcess
 from tests.site import Site, site, until
 
 
@@ -33,13 +35,32 @@ def settled(running: Site, s3: GatedS3, job_id: str) -> dict[str, Any]:
     return all_that_is_kept(running, s3, job_id)
 
 
+def pause(running: Site, name: str) -> ServerProcess:
+    """Stop a worker's process where it stands, but not while it holds SQLite's write lock: that would stop everyone."""
+    process = running.processes[name]
+
+    def is_paused() -> bool:
+        process.signal(signal.SIGSTOP)
+        database = sqlite3.connect(running.settings.home / "imprint.db", timeout=2, isolation_level=None)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            process.signal(signal.SIGCONT)
+            return False
+        finally:
+            database.close()
+        return True
+
+    until(is_paused, 60, "paused")
+    return process
+
+
 def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(base_model: Path, tmp_path: Path) -> None:
     with gated_s3() as s3, site(tmp_path, base_model, **s3.environment) as running:
         running.grant("owner")
         job_id = running.send(max_steps=200)["job_id"]
         running.wait(job_id, lambda view: view["step"] > 0)
-        paused = running.processes["train"]
-        paused.signal(signal.SIGSTOP)
+        paused = pause(running, "train")
         running.start("train-2")
         kept = settled(running, s3, job_id)
 
@@ -67,8 +88,7 @@ def test_an_upload_that_arrives_after_another_has_settled_changes_nothing(base_m
         s3.hold("PUT", "/models/", first_only=True)
         job_id = running.send()["job_id"]
         assert s3.reached.wait(120)
-        paused = running.processes["io"]
-        paused.signal(signal.SIGSTOP)
+        paused = pause(running, "io")
         running.start("io-2")
         kept = settled(running, s3, job_id)
 
