@@ -9,6 +9,10 @@ import pytest
 from tests.attacks.attacks import ATTACKS
 from tests.attacks.world import AFTER_S, Times, World, world
 
+# Other tests share the machine, so its speed varies. The attacks used to keep others waiting for minutes.
+# `python -m tests.attacks`, on a machine of its own, allows nothing but twice the normal time.
+_SLACK_S = 30.0
+
 
 @pytest.fixture(scope="module")
 def attacked(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Times]]:
@@ -26,6 +30,6 @@ def test_another_owner_hardly_notices(attacked: tuple[World, Times], name: str) 
         during = made.measure()
         assert made.is_ready()
     ended = time.monotonic()
-    assert during.is_normal(normal), f"{during} during the attack; normal is {normal}"
-    while not (after := made.measure()).is_normal(normal):
+    assert during.is_normal(normal, _SLACK_S), f"{during} during the attack; normal is {normal}"
+    while not (after := made.measure()).is_normal(normal, _SLACK_S):
         assert time.monotonic() - ended < AFTER_S, f"{after} a minute after the attack; normal is {normal}"

@@ -41,9 +41,10 @@ class Times:
     job_s: float
     page_s: float
 
-    def is_normal(self, normal: "Times") -> bool:
-        """At most twice the normal time."""
-        return self.job_s <= 2 * normal.job_s and self.page_s <= max(2 * normal.page_s, _PAGE_S)
+    def is_normal(self, normal: "Times", slack_s: float = 0.0) -> bool:
+        """At most twice the normal time, and `slack_s` more where other tests share the machine."""
+        longest_page_s = max(2 * normal.page_s, _PAGE_S) + slack_s / 10
+        return self.job_s <= 2 * normal.job_s + slack_s and self.page_s <= longest_page_s
 
 
 class World:
