@@ -1,5 +1,6 @@
 """The public tasks of applications: `train_lora`, `lora`, `quote` and others, sent by import or by name."""
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -111,7 +112,7 @@ def draw(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
         done = drawing.generate(services(), arguments, key=str(self.request.id), report=DrawingState(self).report)
         return done.to_dict()
     except RetryLater as again:
-        raise self.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
+        raise self.retry(countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
 
 
 @app.task(name="imprint.cancel_drawing", ignore_result=False)

@@ -1,6 +1,7 @@
 """The steps of the chain as Celery tasks: load, call, return."""
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,8 @@ def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
     except NothingToDo as reason:
         raise Ignore(str(reason)) from reason
     except RetryLater as again:
-        # The database counts the attempts, so Celery must not.
-        raise task.retry(countdown=again.delay_s, max_retries=None, exc=again) from again
+        # The database counts the attempts, so Celery must not. Its None would be the task's own limit, three.
+        raise task.retry(countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
     except AWAY as error:
         raise task.retry(countdown=_DATABASE_AWAY_S, max_retries=_DATABASE_AWAY_RETRIES, exc=error) from error
 
