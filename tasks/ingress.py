@@ -1,6 +1,5 @@
 """The public tasks of applications: `train_lora`, `lora`, `quote` and others, sent by import or by name."""
 
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +15,7 @@ from tasks import canvas
 from tasks.app import app
 from tasks.arguments import CheckedTask, named_arguments
 from tasks.drawing_state import DrawingState
+from tasks.steps import send_again
 
 
 class PatientTask(CheckedTask):
@@ -112,7 +112,7 @@ def draw(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
         done = drawing.generate(services(), arguments, key=str(self.request.id), report=DrawingState(self).report)
         return done.to_dict()
     except RetryLater as again:
-        raise self.retry(countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
+        send_again(self, again)
 
 
 @app.task(name="imprint.cancel_drawing", ignore_result=False)

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Task
 from celery.exceptions import Ignore
@@ -35,10 +35,17 @@ def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
     except NothingToDo as reason:
         raise Ignore(str(reason)) from reason
     except RetryLater as again:
-        # The database counts the attempts, so Celery must not. Its None would be the task's own limit, three.
-        raise task.retry(countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
+        send_again(task, again)
     except AWAY as error:
         raise task.retry(countdown=_DATABASE_AWAY_S, max_retries=_DATABASE_AWAY_RETRIES, exc=error) from error
+
+
+def send_again(task: "Task[..., Any]", again: RetryLater) -> NoReturn:
+    """End this message, and send it again after the delay, as often as it takes.
+
+    The database counts the attempts, so Celery must not. Its None would be the task's own limit, three.
+    """
+    raise task.retry(countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
 
 
 @app.task(name="imprint.preprocess", bind=True, ignore_result=False, throws=(ImprintError,))
