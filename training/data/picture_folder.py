@@ -161,7 +161,7 @@ def _captions(folder: Path, entries: Sequence[Path], paths: Sequence[Path]) -> t
         beside = next((files[name] for name in names if name in files), None)
         if beside is not None:
             used |= {files[name] for name in names if name in files}
-            text = _text(beside.name, beside.read_bytes()[: _MAX_CAPTION_BYTES + 1], notes)
+            text = _text(beside.name, _start_of(beside, _MAX_CAPTION_BYTES + 1), notes)
         else:
             listed = (table.get(_plain(path.name)) for table in tables.values())
             text = next((text for text in listed if text), "")
@@ -178,6 +178,12 @@ def _captions(folder: Path, entries: Sequence[Path], paths: Sequence[Path]) -> t
         if strays := [listed for listed in table if listed not in known]:
             notes.append(f"{name} has captions of files that are not there: {_names(strays)}")
     return captions, notes
+
+
+def _start_of(path: Path, size_bytes: int) -> bytes:
+    """The first bytes of a file, however large it is."""
+    with path.open("rb") as file:
+        return file.read(size_bytes)
 
 
 def _text(name: str, raw: bytes, notes: list[str]) -> str:
@@ -202,8 +208,7 @@ def _text(name: str, raw: bytes, notes: list[str]) -> str:
 
 def _table(path: Path, notes: list[str]) -> dict[str, str]:
     """Captions by compared file name, from a table of another trainer. Raises SpecInvalid."""
-    with path.open("rb") as file:
-        raw = file.read(_MAX_TABLE_BYTES + 1)
+    raw = _start_of(path, _MAX_TABLE_BYTES + 1)
     if len(raw) > _MAX_TABLE_BYTES:
         raise SpecInvalid.of({path.name: f"the file is larger than {_MAX_TABLE_BYTES // 2**20} MB"})
     text = _text(path.name, raw, notes)
