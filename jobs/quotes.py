@@ -56,6 +56,11 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
+def expected_seconds(session: Session, spec: TrainSpec, steps: int) -> float:
+    """How long the train stage of a job will take, as far as it is known."""
+    return steps * (_measured(session, spec) or _SECONDS_PER_STEP[spec.family])
+
+
 def credits_for(spec: TrainSpec, steps: int, settings: Settings) -> int:
     """The credits for `steps` steps of this recipe."""
     return price(spec.family, steps, spec.resolution, settings.prices)

@@ -18,6 +18,8 @@ from core.settings import Settings
 from core.tracing import span
 from credits import ledger
 from jobs import quotes, transitions
+from jobs.admission import due
+from jobs.admission.queues import queue_of, shape_of
 from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
@@ -28,7 +30,7 @@ from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Priority, Stage, Status
 
 
 def submit(
@@ -128,6 +130,10 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         idempotency_key=envelope.idempotency_key,
         request_sha256=request.sha256,
         **spec_columns(spec),
+        queue=queue_of(spec),
+        shape=shape_of(spec),
+        expected_s=quotes.expected_seconds(session, spec, steps),
+        priority=Priority[envelope.priority.upper()],
         webhook_url=envelope.webhook_url,
         on_end=envelope.on_end.model_dump() if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
@@ -153,7 +159,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "status", status=Status.PENDING)
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    transitions.send_launch(session, job, settings)
+    due.accept(session, job.id, job.queue)
     notices.check_low_credits(session, job.owner_id)
     return job
 
@@ -286,6 +292,7 @@ def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "allow_missing": job.allow_missing or None,
         "model_link": job.model_link or None,
         "reference": job.reference,
+        "priority": None if job.priority == Priority.NORMAL else Priority(job.priority).name.lower(),
         "images": [
             {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask, "name": picture.name}
             for picture in pictures

@@ -10,6 +10,7 @@ OWNED = (
     "image_fetch",
     "notice_preferences",
     "outbox_message",
+    "owner_share",
     "page_session",
     "picture",
     "subject",

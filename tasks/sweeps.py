@@ -14,6 +14,7 @@ from tasks.relay import relay
 PARTS: Mapping[str, Sequence[Part]] = {
     "imprint.sweep": (
         Part("repair", sweeps.repair_jobs),
+        Part("admission", sweeps.admit_jobs),
         Part("fetches", image_fetches.repair),
         Part("relay", relay),
         Part("done", sweeps.sweep_done),

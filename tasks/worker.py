@@ -30,6 +30,7 @@ from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks import device_check, metrics
 from tasks.app import app
 from tasks.device_check import DeviceState
+from tasks.heartbeat import Heartbeat
 from tasks.queue_types import check_queue_types
 from tasks.sweeps import PARTS
 from training.device_failure import on_device_failure
@@ -37,6 +38,7 @@ from training.device_failure import on_device_failure
 log = logging.getLogger(__name__)
 
 _trains_on: DeviceState | None = None  # of a training worker, after the check of its device
+_heartbeat: Heartbeat | None = None  # of a training worker
 
 
 @celeryd_init.connect
@@ -119,7 +121,7 @@ def _close_metrics_port(**_: Any) -> None:
 @celeryd_after_setup.connect
 def _check_device(instance: Any, **_: Any) -> None:
     """Check the device before the first job of a training worker, and drop the queues of families that fail on it."""
-    global _trains_on
+    global _trains_on, _heartbeat
     queues = instance.app.amqp.queues
     families = [name.removeprefix("train.") for name in queues.consume_from if name.startswith("train.")]
     if not families:
@@ -130,6 +132,8 @@ def _check_device(instance: Any, **_: Any) -> None:
         queues.deselect(f"train.{family}")
     on_device_failure(_end)
     import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
+    taken = [f"train.{family}" for family in families if family not in _trains_on.refused]
+    _heartbeat = Heartbeat(instance.hostname, taken, instance.concurrency)
 
 
 def _end(reason: str) -> None:
@@ -138,6 +142,12 @@ def _end(reason: str) -> None:
         control.leaving.set()
         log.error("this worker ends because its device failed: %s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@worker_ready.connect
+def _report_slots(**_: Any) -> None:
+    if _heartbeat is not None:
+        _heartbeat.start()
 
 
 @worker_ready.connect
@@ -161,6 +171,8 @@ def imprint_trains(state: Any) -> dict[str, Any]:
 def _hand_over(**_: Any) -> None:
     # Trainings write a checkpoint and end; Celery waits for their tasks to return.
     control.leaving.set()
+    if _heartbeat is not None:
+        _heartbeat.leave()
 
 
 # With spinning OpenMP threads on shared cores, a training took 5 to 7 times as long.
