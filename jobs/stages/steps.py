@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from core.download_budget import Requester
 from core.errors import (
     ImageRefused,
     ImagesMissing,
@@ -23,6 +22,7 @@ from core.errors import (
     UploadFailed,
 )
 from core.logging import stage_context
+from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture

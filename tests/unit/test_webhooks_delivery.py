@@ -12,7 +12,7 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from core.clock import utcnow
-from core.guard import Guard
+from core.outbound.guard import Guard
 from notifications import webhooks
 from notifications.messages import Message
 from notifications.retries import SCHEDULE_S, Verdict
