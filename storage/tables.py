@@ -1,5 +1,7 @@
-"""The tables for pictures, subjects and jobs. `storage.remote_tables` has those for remote trainings and rented pods;
-`credits/` and `notifications/` have tables of their own.
+"""The tables for pictures, subjects and jobs.
+
+`storage.access_tables` has those for tokens and sessions, `storage.remote_tables` those for remote trainings and rented
+pods. `credits/` and `notifications/` have tables of their own.
 """
 
 from datetime import datetime
@@ -129,35 +131,6 @@ class PeriodicRun(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     finished_at: datetime = Field(sa_column=time_column(nullable=False))
-
-
-class ApiToken(SQLModel, table=True):
-    """A bearer token of the HTTP API. Only its hash is stored."""
-
-    __tablename__ = "api_token"
-
-    id: str = Field(primary_key=True)
-    sha256: str = Field(unique=True)
-    name: str
-    owner_id: str | None = Field(default=None, index=True)  # None: a service token; each call names the owner
-    scopes: str  # space-separated: read, train, operate
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    expires_at: datetime | None = Field(default=None, sa_column=time_column())
-    revoked_at: datetime | None = Field(default=None, sa_column=time_column())
-
-
-class StoredSession(SQLModel, table=True):
-    """A session of the page. The cookie names it under a signature, so the row alone opens nothing."""
-
-    __tablename__ = "page_session"
-
-    id: str = Field(primary_key=True)
-    token_id: str = Field(foreign_key="api_token.id", index=True)
-    owner_id: str | None = Field(default=None, index=True)  # None: an operator's, for no owner
-    browser: str = ""  # as it named itself, for the list of sessions
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    expires_at: datetime = Field(sa_column=time_column(nullable=False))
-    ended_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
 class PreparedPicture(SQLModel, table=True):

@@ -13,7 +13,7 @@ from core.clock import utcnow
 from core.errors import IllegalMove, ImageInvalid, NotFound
 from jobs import keys
 from jobs.services import Services
-from jobs.stages import intake
+from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
 from storage.tables import PreparedPicture, StoredPicture, Subject
 from training.data.pictures import PictureReport, near_duplicates
@@ -75,7 +75,7 @@ def add(
             >= MAX_STORED_PICTURES
         ):
             raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
-    made = made or intake.convert(services, data, sha256, spec, owner_id)
+    made = made or picture_source.convert(services, data, sha256, spec, owner_id)
     report = made.report
     if made.key is None or made.sha256 is None:
         raise ImageInvalid(report.get("error", "the picture cannot be read"))

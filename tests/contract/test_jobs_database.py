@@ -25,7 +25,6 @@ from sqlmodel import Session, SQLModel, col, select
 
 import credits.tables
 import notifications.tables
-import storage.remote_tables
 import storage.tables
 from core.clock import utcnow
 from core.errors import (
@@ -92,7 +91,13 @@ def _at_home(settings: Settings, work: Callable[[Services], Any], together: Barr
 def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
     tables = {
         table.__tablename__
-        for module in (credits.tables, notifications.tables, storage.remote_tables, storage.tables)
+        for module in (
+            credits.tables,
+            notifications.tables,
+            storage.access_tables,
+            storage.remote_tables,
+            storage.tables,
+        )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
