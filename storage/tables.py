@@ -14,6 +14,7 @@ from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
 from core.json_column import JsonColumn
+from storage.picture_report import StoredReport
 
 
 class Status(StrEnum):
@@ -69,7 +70,7 @@ class StoredPicture(SQLModel, table=True):
     name: str | None = None  # of the file that it came from
     caption: str | None = None
     # The quality report; None until the picture has been checked.
-    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
     preview_key: str | None = None  # of the thumbnail
     # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
@@ -145,7 +146,7 @@ class PreparedPicture(SQLModel, table=True):
     width: int = 0
     height: int = 0
     # The quality report, or why the file cannot be decoded.
-    report: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
+    report: StoredReport = Field(sa_column=_json(StoredReport, nullable=False))
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
@@ -249,7 +250,7 @@ class JobPicture(SQLModel, table=True):
     width: int = 0
     height: int = 0
     faults: list[str] = Field(default_factory=list, sa_column=_json(list[str], nullable=False))
-    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
 
     lease_token: int = 0
     lease_holder: str | None = None

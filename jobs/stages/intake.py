@@ -119,7 +119,7 @@ def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
 
 def picture_values(done: PreparedPicture) -> dict[str, Any]:
     """The values of a job's picture that follow from a prepared one."""
-    faults = done.report.get("bad", [])
+    faults = done.report.bad or []
     return {
         "state": PictureState.BAD if faults else PictureState.GOOD,
         "source_sha256": done.source_sha256 or None,

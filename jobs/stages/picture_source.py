@@ -1,6 +1,7 @@
 """The source of one picture: fetched, decoded and prepared for a recipe."""
 
 import hashlib
+from dataclasses import asdict
 
 from sqlmodel import Session
 
@@ -10,8 +11,9 @@ from core.picture_names import picture_label
 from jobs import keys, transitions
 from jobs.services import Services
 from jobs.stages.intake import preparation
+from storage.picture_report import StoredReport
 from storage.tables import Job, JobPicture, PreparedPicture, StoredPicture
-from training.data import pictures
+from training.data.pictures import BAD_FAULTS
 from training.spec import TrainSpec
 
 
@@ -39,7 +41,7 @@ def fetch_and_convert(
             tried = f"; tried for {services.settings.fetch_patience_s:.0f} s" if is_over else ""
             label = picture_label(picture.position, picture.name)
             raise ImageUnreachable(f"{label}: {reason}{tried}", {"picture": picture.position + 1}) from error
-        report = {"error": reason, "code": error.code, "bad": [fault]}
+        report = StoredReport(error=reason, code=error.code, bad=[fault])
         return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
     data, mask = files[0], files[1] if picture.mask else None
     sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
@@ -75,7 +77,6 @@ def convert(
     If the file or its mask cannot be read, the row's report says why.
     """
     recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None)
-    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report={})
     try:
         made = services.decoder.prepare(
             data,
@@ -87,11 +88,16 @@ def convert(
         )
     except ImageInvalid as error:
         fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"
-        row.report = {"error": error.message, "code": error.code, "bad": [fault]}
-    else:
-        bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-        row.report = made.report.to_dict() | {"bad": bad}
-        row.sha256, row.width, row.height = made.sha256, made.width, made.height
-        row.key = keys.prepared(made.sha256)
-        services.store.put(row.key, made.png)
-    return row
+        report = StoredReport(error=error.message, code=error.code, bad=[fault])
+        return PreparedPicture(source_sha256=sha256, recipe=recipe, report=report)
+    key = keys.prepared(made.sha256)
+    services.store.put(key, made.png)
+    return PreparedPicture(
+        source_sha256=sha256,
+        recipe=recipe,
+        key=key,
+        sha256=made.sha256,
+        width=made.width,
+        height=made.height,
+        report=StoredReport(**asdict(made.report), bad=[fault for fault in made.report.faults if fault in BAD_FAULTS]),
+    )

@@ -31,9 +31,10 @@ from jobs.stages.picture_source import fetch_and_convert, prepared_before
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
 from jobs.turns import owner_slot
 from storage.database import insert_if_absent
+from storage.picture_report import StoredReport
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
-from training.data import pictures
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
+from training.data.quality import near_duplicates
 from training.lora import file as lora_file
 from training.ports import TrainResult, TrainRun
 from training.spec import MIN_PICTURES, base_model_location
@@ -138,17 +139,15 @@ def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:
 
 def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     good = [row for row in rows if row.state == PictureState.GOOD]
-    reports = [pictures.PictureReport.from_dict(row.report or {}) for row in good]
+    reports = [row.report or StoredReport() for row in good]
     repeats = []
-    for index, first in pictures.near_duplicates(reports).items():
+    for index, first in near_duplicates(reports).items():
         row = good[index]
         row.state = PictureState.BAD
         row.faults = ["near_duplicate"]
         same = good[first]
-        row.report = (row.report or {}) | {
-            "repeats": same.position,
-            "error": f"nearly the same as {picture_label(same.position, same.name)}",
-        }
+        error = f"nearly the same as {picture_label(same.position, same.name)}"
+        row.report = reports[index].model_copy(update={"repeats": same.position, "error": error})
         repeats.append(row)
     return repeats
 
