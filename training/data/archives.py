@@ -178,7 +178,7 @@ class _ZipFile:
 
 
 def _unpack_zip(file: BinaryIO, target: _Target) -> None:
-    with zipfile.ZipFile(_ZipFile(file)) as archive:  # type: ignore[call-overload]  # it only reads and seeks
+    with zipfile.ZipFile(_ZipFile(file)) as archive:
         for member in archive.infolist():
             path = target.place(member.filename)
             if member.is_dir():

@@ -207,10 +207,11 @@ def _captions(
     tables = {name: _table(files[name], remarks) for name in CAPTION_TABLES if name in files}
     for path in paths:
         names = [_plain(base + suffix) for base in (path.stem, path.name) for suffix in CAPTION_SUFFIXES]
-        beside, *more = [files[name] for name in names if name in files] or [None]
+        found = [files[name] for name in names if name in files]
+        used.update(found)
+        second += [path.name for path in found[1:]]
+        beside = found[0] if found else None
         if beside is not None:
-            used |= {beside, *more}
-            second += [path.name for path in more if path is not None]
             caption = _Caption(_text(beside.name, _start_of(beside, _MAX_CAPTION_BYTES + 1), remarks), beside.name)
         else:
             listed = ((table.get(_plain(path.name)), name) for name, table in tables.items())
