@@ -23,7 +23,6 @@ from sqlmodel import col
 
 import cli.main
 import cli.terminal
-import cli.trainings
 import tasks.ingress
 import tasks.steps
 from core.clock import utcnow
@@ -182,7 +181,7 @@ def test_a_sweep_goes_on_in_the_next_round(services: Services, operator: sa.Engi
 def test_a_command_says_so_in_one_line(
     services: Services, operator: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cli.trainings, cli.terminal):
+    for module in (cli.main, cli.terminal):
         monkeypatch.setattr(module, "services", lambda: services)
     monkeypatch.setattr(cli.main, "make_private", lambda _: None)
     for sqlstate in STATES:

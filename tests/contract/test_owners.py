@@ -19,7 +19,6 @@ import cli.owners
 import cli.sessions
 import cli.terminal
 import cli.tokens
-import cli.trainings
 from core.errors import IllegalMove, LoraNotReady, NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
@@ -170,7 +169,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_commands_take_every_spelling(services: Services, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cli.trainings, cli.operators, cli.notices, cli.tokens, cli.generate, cli.terminal, cli.sessions):
+    for module in (cli.main, cli.operators, cli.notices, cli.tokens, cli.generate, cli.terminal, cli.sessions):
         monkeypatch.setattr(module, "services", lambda: services)
     for spelling in SPELLINGS:
         done = CliRunner().invoke(cli.main.imprint, [word.format(spelling) for word in command])
