@@ -36,13 +36,14 @@ def put(
     owner_id: str | None = None,
     destination: str | None = None,
     task_id: str | None = None,
+    message_id: str | None = None,
 ) -> str:
     """Write a message, due now or at `due_at`. Returns its id, which stays the same in every attempt.
 
     `payload` is JSON-serialisable and contains ids, not secrets. The messages of one job are numbered from 1.
     """
     now = utcnow()
-    message_id = new_id("msg")
+    message_id = message_id or new_id("msg")
     session.info[CHANGED] = True
     session.execute(
         sa.insert(MESSAGE).values(
