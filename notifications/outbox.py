@@ -36,14 +36,13 @@ def put(
     owner_id: str | None = None,
     destination: str | None = None,
     task_id: str | None = None,
-    message_id: str | None = None,
 ) -> str:
     """Write a message, due now or at `due_at`. Returns its id, which stays the same in every attempt.
 
     `payload` is JSON-serialisable and contains ids, not secrets. The messages of one job are numbered from 1.
     """
     now = utcnow()
-    message_id = message_id or new_id("msg")
+    message_id = new_id("msg")
     session.info[CHANGED] = True
     session.execute(
         sa.insert(MESSAGE).values(
@@ -108,6 +107,12 @@ def find(session: Session, message_id: str) -> Message | None:
     """A message that still waits; None if it was sent or given up, or does not exist."""
     row = session.execute(sa.select(*COLUMNS).where(MESSAGE.c.id == message_id, WAITING)).one_or_none()
     return None if row is None else Message.from_row(row)
+
+
+def waiting(session: Session, job_id: str, kind: Kind) -> list[Message]:
+    """The messages of a job and a kind that wait."""
+    rows = session.execute(sa.select(*COLUMNS).where(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == kind, WAITING))
+    return [Message.from_row(row) for row in rows]
 
 
 def get(session: Session, message_id: str) -> Message | None:

@@ -34,6 +34,7 @@ _RESULTS = "celery://results"
 _LONGEST_WAIT_S = 60
 _PATIENCE = timedelta(days=3)  # how long a broker or result store may be away
 _REPEATS = 5
+_OF = "of"  # in the payload of a confirmation: the id of the callback
 
 
 class TaskSender(Protocol):
@@ -184,22 +185,24 @@ def _again(message: Message, error: Unreachable, now: datetime) -> Outcome:
 
 def expect_end(session: Session, message: Message, call: TaskCall | None) -> None:
     """Queue the confirmation of a callback that is marked as sent in this transaction."""
-    if message.kind == CONFIRMATION or not _can_be_confirmed(message, call):
-        return
-    confirmation = _confirmation_of(message.id)
-    if outbox.get(session, confirmation) is None:  # an operator may have had the callback sent again
+    if message.kind != CONFIRMATION and _can_be_confirmed(message, call):
         outbox.put(
             session, CONFIRMATION, job_id=message.job_id, owner_id=message.owner_id, topic=message.topic,
-            destination=message.destination, payload={"index": message.payload["index"]}, task_id=message.task_id,
-            due_at=utcnow() + timedelta(seconds=settings().callback_confirm_s), message_id=confirmation,
+            destination=message.destination, payload={"index": message.payload["index"], _OF: message.id},
+            task_id=message.task_id, due_at=utcnow() + timedelta(seconds=settings().callback_confirm_s),
         )  # fmt: skip
 
 
 def record_end(session: Session, message_id: str) -> None:
     """The application's worker has ended the callback of a message: it is not sent again."""
-    # Before the callback is marked as sent, if the worker was fast. Then no confirmation is queued.
+    message = outbox.get(session, message_id)
+    if message is None or message.job_id is None:
+        return
+    # If the worker was fast, the callback is not yet marked as sent, and gets no confirmation.
     outbox.mark_sent(session, message_id)
-    outbox.mark_sent(session, _confirmation_of(message_id))
+    for confirmation in outbox.waiting(session, message.job_id, CONFIRMATION):
+        if confirmation.payload[_OF] == message_id:
+            outbox.mark_sent(session, confirmation.id)
 
 
 def _can_be_confirmed(message: Message, call: TaskCall | None) -> bool:
@@ -213,12 +216,9 @@ def _can_be_confirmed(message: Message, call: TaskCall | None) -> bool:
     return isinstance(signature, dict) and not signature.get("subtask_type")
 
 
-def _confirmation_of(message_id: str) -> str:
-    return f"{message_id}.end"
-
-
 def _original(message: Message) -> str:
-    return message.id.removesuffix(".end")
+    """The id of the callback that a message sends or repeats."""
+    return str(message.payload.get(_OF, message.id))
 
 
 def _repeated(message: Message, now: datetime) -> Outcome:
