@@ -75,7 +75,7 @@ class Ingress(ConsumerMixin):
         new_channel = channel.connection.channel
         open_queues(self.queues, new_channel)
         self._dead = Producer(new_channel(), auto_declare=False)
-        queue = self.queues.main
+        queue: Any = self.queues.main
         if is_stream(queue, new_channel):
             with self.services.database.reading() as session:
                 offset = stream_positions.next_offset(session, queue.name)
