@@ -169,7 +169,7 @@ class Job(SQLModel, table=True):
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
-        # Two partial indexes, of waiting jobs and of jobs in flight, are in migration 0016.
+        # Two partial indexes, of waiting jobs and of jobs in flight, are in migration 0018.
     )
 
     id: str = Field(primary_key=True)

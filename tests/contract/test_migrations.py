@@ -130,11 +130,12 @@ def test_messages_of_before_keep_what_they_hold_and_callbacks_may_be_added(empty
     database.migrate()
     with database.engine.begin() as connection:
         assert connection.execute(sa.text(f"SELECT {columns} FROM outbox_message ORDER BY id")).all() == before  # noqa: S608
-        connection.execute(insert, {"id": "msg_6", "kind": "callback", "sequence": 6, "sent_at": None})
+        for number, kind in ((6, "callback"), (7, "confirmation")):
+            connection.execute(insert, {"id": f"msg_{number}", "kind": kind, "sequence": number, "sent_at": None})
     found = {index["name"] for index in sa.inspect(database.engine).get_indexes("outbox_message")}
     assert found >= {"outbox_message_due", "outbox_message_waiting", "outbox_message_task"}
     with pytest.raises(sa.exc.IntegrityError), database.engine.begin() as connection:
-        connection.execute(insert, {"id": "msg_7", "kind": "rumour", "sequence": 7, "sent_at": None})
+        connection.execute(insert, {"id": "msg_8", "kind": "rumour", "sequence": 8, "sent_at": None})
     database.close()
 
 
@@ -316,7 +317,7 @@ def test_files_that_could_not_be_read_before_are_tried_again(empty: str) -> None
 
 def test_jobs_that_were_sent_before_there_was_admission_are_admitted(empty: str) -> None:
     database = Database(empty)
-    database.migrate("0015")
+    database.migrate("0017")
     columns = (
         "id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step, total_steps, family, backend,"
         " lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at"
