@@ -153,7 +153,7 @@ def decide_due(session: Session, settings: Settings) -> None:
     now = utcnow()
     for owner_id, seconds in sorted(found.used.items()):
         session.connection().execute(_USE, {"owner_id": owner_id, "seconds": seconds, **_decay(settings, now)})
-    admitted = set()
+    admitted: set[str] = set()
     for queue in sorted(found.queues):
         while len(admitted) < _MOST_AT_ONCE and (job_id := _admit_next(session, queue, settings)):
             admitted.add(job_id)
