@@ -6,7 +6,9 @@ import sqlalchemy as sa
 OWNED = (
     "api_token",
     "credit_account",
+    "deletion",
     "disabled_receiver",
+    "drawing",
     "image_fetch",
     "notice_preferences",
     "outbox_message",

@@ -1,7 +1,7 @@
 """Between Celery's canvas and `jobs.notices.callbacks`: what a task's message asks for, and how it is sent."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery.app.task import Context
@@ -79,6 +79,12 @@ class CelerySender:
     def send_task(self, name: str, queue: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         options = {} if queue is None else {"queue": queue}
         _try(lambda: app.send_task(name, args=list(args), kwargs=dict(kwargs), **options))
+
+
+def forget_results(task_ids: Iterable[str]) -> None:
+    """Delete the results of tasks from the result store. Raises Unreachable while that is away."""
+    for task_id in task_ids:
+        _try(lambda task_id=task_id: app.backend.forget(task_id))  # type: ignore[misc]
 
 
 def _context(call: TaskCall) -> Context:

@@ -16,6 +16,7 @@ from core.errors import (
     ImagesMissing,
     ImageUnreachable,
     ImprintError,
+    LeaseLost,
     NotFound,
     ObjectExists,
     StoreUnavailable,
@@ -24,7 +25,7 @@ from core.errors import (
 )
 from core.logging import stage_context
 from core.picture_names import picture_label
-from jobs import keys, transitions
+from jobs import keys, shared_objects, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
@@ -76,12 +77,26 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
         left = services.settings.max_job_bytes - _fetched(session, job_id)
     with holding_lease(services, lease):
         made, size = (known, 0) if known else _prepare(services, job, picture, spec, left, requester)
-        with services.database.writing() as session:
-            since = None if made.source_sha256 else picture.unreachable_since
-            values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
-            transitions.record_picture(session, lease, **values)
-            if made.source_sha256:
-                insert_if_absent(session, made)
+        try:
+            with services.database.writing() as session:
+                since = None if made.source_sha256 else picture.unreachable_since
+                values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
+                transitions.record_picture(session, lease, **values)
+                if made.source_sha256:
+                    insert_if_absent(session, made)
+                if made.sha256:
+                    shared_objects.record_use(session, keys.prepared(made.sha256))
+        except LeaseLost:
+            _note_prepared(services, made)  # if the job was deleted, nothing else names it
+            raise
+        if made.sha256 and not services.store.exists(keys.prepared(made.sha256)):
+            # It was deleted with its last user while this job found it.
+            _prepare(services, job, picture, spec, left, requester, again=True)
+
+
+def _note_prepared(services: Services, made: PreparedPicture) -> None:
+    with services.database.writing() as session:
+        shared_objects.note_unused(session, shared_objects.files_of(made.source_sha256, made.sha256))
 
 
 def _prepared(session: Session, source_sha256: str | None, recipe: str) -> PreparedPicture | None:
@@ -95,9 +110,12 @@ def _fetched(session: Session, job_id: str) -> int:
 
 
 def _prepare(
-    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester
-) -> tuple[PreparedPicture, int]:
+    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester,
+    *, again: bool = False,
+) -> tuple[PreparedPicture, int]:  # fmt: skip
     """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
+
+    `again` converts it anyway.
 
     Returns the picture and the number of bytes fetched. A picture that is left out because it cannot be fetched has no
     source hash. Raises ImageUnreachable, which may be retried.
@@ -118,7 +136,7 @@ def _prepare(
     data, mask = files[0], files[1] if picture.mask else None
     sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
     with services.database.reading() as session:
-        done = _prepared(session, sha256, preparation(spec, *of_mask))
+        done = None if again else _prepared(session, sha256, preparation(spec, *of_mask))
     return done or intake.convert(services, data, sha256, spec, requester.owner_id, mask), sum(map(len, files))
 
 
@@ -160,7 +178,8 @@ def dataset(services: Services, job_id: str) -> None:
         manifest = build_manifest(
             spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
         )
-        services.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
+        key, content = keys.manifest(manifest.sha256), manifest.to_json().encode()
+        services.store.put(key, content)
         _record_duplicates(services, lease, duplicates)
         with services.database.writing() as session:
             transitions.advance(
@@ -171,6 +190,8 @@ def dataset(services: Services, job_id: str) -> None:
                 waiting_note=None,  # of a picture that was unreachable for a while
                 total_steps=spec.steps(len(good)),
             )
+            shared_objects.record_use(session, key)
+        shared_objects.make_sure(services, key, content)
 
 
 def _too_few_images(rows: list[JobPicture], minimum: int) -> ImprintError:

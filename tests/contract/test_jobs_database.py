@@ -25,6 +25,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 import credits.tables
 import notifications.tables
+import storage.deletion_tables
 import storage.remote_tables
 import storage.tables
 from core.clock import utcnow
@@ -92,11 +93,17 @@ def _at_home(settings: Settings, work: Callable[[Services], Any], together: Barr
 def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
     tables = {
         table.__tablename__
-        for module in (credits.tables, notifications.tables, storage.remote_tables, storage.tables)
+        for module in (
+            credits.tables,
+            notifications.tables,
+            storage.deletion_tables,
+            storage.remote_tables,
+            storage.tables,
+        )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 19
+    assert len(tables) == 23
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []
