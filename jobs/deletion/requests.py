@@ -50,12 +50,12 @@ def delete_training(services: Services, job_id: str, owner_id: str | None = None
 def delete_picture(services: Services, picture_id: str) -> DeletionView:
     """Delete a stored picture or mask, once no active training uses it. For operators. Raises NotFound."""
     with services.database.writing() as session:
-        if (done := _find(session, DeletionKind.PICTURE, None, target_id=picture_id)) is not None:
-            return view_of(done)
         picture = session.get(StoredPicture, picture_id)
-        if picture is None:
+        if picture is not None:
+            return view_of(remove_picture(session, services.settings, picture))
+        if (done := _find(session, DeletionKind.PICTURE, None, target_id=picture_id)) is None:
             raise NotFound(f"there is no picture {picture_id}")
-        return view_of(remove_picture(session, services.settings, picture))
+        return view_of(done)
 
 
 def delete_subject(services: Services, owner_id: str, subject_id: str) -> DeletionView:
@@ -117,9 +117,9 @@ def remove_picture(session: Session, settings: Settings, picture: StoredPicture)
     return request(session, settings, DeletionKind.PICTURE, picture.owner_id, picture.subject_id, picture.id)
 
 
-def was_removed(session: Session, owner_id: str, subject_id: str, picture_id: str) -> bool:
-    """Whether a picture of this owner was deleted not long ago."""
-    return _find(session, DeletionKind.PICTURE, owner_id, subject_id, picture_id) is not None
+def was_deleted(session: Session, owner_id: str, picture_id: str) -> bool:
+    """Whether a picture of this owner was deleted in the last month."""
+    return _find(session, DeletionKind.PICTURE, owner_id, target_id=picture_id) is not None
 
 
 def request(

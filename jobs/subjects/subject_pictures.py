@@ -133,9 +133,11 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
     Removing it again changes nothing. Raises NotFound.
     """
     with services.database.writing() as session:
-        if not requests.was_removed(session, owner_id, subject_id, picture_id):
-            picture = _get(session, owner_id, subject_id, picture_id)
-            requests.remove_picture(session, services.settings, picture)
+        is_gone = session.get(StoredPicture, picture_id) is None
+        if is_gone and requests.was_deleted(session, owner_id, picture_id):
+            return
+        picture = _get(session, owner_id, subject_id, picture_id)
+        requests.remove_picture(session, services.settings, picture)
 
 
 def set_caption(
