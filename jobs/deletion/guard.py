@@ -17,14 +17,15 @@ def lock_owner(session: Session, owner_id: str) -> None:
 
 def refuse_if_deleting(session: Session, owner_id: str, subject_id: str | None = None) -> None:
     """Call it, after `lock_owner`, in a transaction that writes something for an owner. Raises IllegalMove."""
-    of_subject = sa.and_(Deletion.kind == DeletionKind.SUBJECT, col(Deletion.subject_id) == subject_id)
-    found = select(Deletion.kind).where(
+    kind = col(Deletion.kind)
+    of_subject = sa.and_(kind == DeletionKind.SUBJECT, col(Deletion.subject_id) == subject_id)
+    query = select(Deletion.kind).where(
         Deletion.owner_id == owner_id,
         Deletion.state == DeletionState.RUNNING,
-        sa.or_(Deletion.kind == DeletionKind.OWNER, of_subject),
+        sa.or_(kind == DeletionKind.OWNER, of_subject),
     )
-    if (kind := session.exec(found).first()) is not None:
-        raise IllegalMove(f"this {kind} is being deleted; wait until that is done")
+    if (found := session.exec(query).first()) is not None:
+        raise IllegalMove(f"this {found} is being deleted; wait until that is done")
 
 
 def refuse_deleted_key(session: Session, owner_id: str, key: str) -> None:

@@ -12,6 +12,7 @@ from core.errors import IllegalMove, NotFound
 from core.ids import new_id
 from core.settings import Settings
 from jobs import service
+from jobs.deletion import rows
 from jobs.deletion.guard import lock_owner, refuse_if_deleting
 from jobs.services import Services
 from jobs.view import Time, View
@@ -59,8 +60,13 @@ def delete_picture(services: Services, picture_id: str) -> DeletionView:
 
 
 def delete_subject(services: Services, owner_id: str, subject_id: str) -> DeletionView:
-    """Delete a subject with its pictures, trainings, LoRA files, drawings and settings."""
+    """Delete a subject with its pictures, trainings, LoRA files, drawings and settings.
+
+    Raises NotFound if nothing is stored of it.
+    """
     with services.database.writing() as session:
+        if not rows.has_subject(session, owner_id, subject_id):
+            raise NotFound(f"there is no subject {subject_id}")
         return view_of(request(session, services.settings, DeletionKind.SUBJECT, owner_id, subject_id))
 
 

@@ -123,6 +123,14 @@ def _uses(owner_id: str, picture_id: str) -> tuple[sa.ColumnElement[bool], ...]:
 # ---- subjects and owners --------------------------------------------------------------------------------------
 
 
+def has_subject(session: Session, owner_id: str, subject_id: str) -> bool:
+    """Whether something is stored of a subject."""
+    tables = (StoredPicture, Job, ImageFetch, StoredDrawing)
+    found = [sa.exists().where(*_of(table, owner_id, subject_id)) for table in tables]
+    found.append(sa.exists().where(col(Subject.owner_id) == owner_id, col(Subject.id) == subject_id))
+    return bool(session.connection().execute(sa.select(sa.or_(*found))).scalar())
+
+
 def delete_subject(session: Session, owner_id: str, subject_id: str | None) -> None:
     """Delete what is left of a subject, or of all subjects of an owner, once its jobs and pictures are gone."""
     _delete(session, ImageFetch, *_of(ImageFetch, owner_id, subject_id))
