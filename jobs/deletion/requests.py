@@ -17,9 +17,10 @@ from jobs.deletion.guard import lock_owner, refuse_if_deleting
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import outbox
+from storage.access_tables import ApiToken, StoredSession
 from storage.deletion_tables import Deletion, DeletionKind, DeletionState
 from storage.owners import names_in_use
-from storage.tables import ApiToken, StoredPicture, StoredSession
+from storage.tables import StoredPicture
 
 TOPIC = "deletion"  # of the messages that launch one
 

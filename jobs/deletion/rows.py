@@ -10,20 +10,19 @@ from core.ids import new_id
 from credits.tables import CreditAccount
 from jobs import shared_objects
 from jobs.deletion.guard import key_hash
-from notifications.messages import EXTERNAL, WAITING
+from notifications.messages import CONFIRMATION, EXTERNAL, WAITING
 from notifications.tables import DisabledReceiver, NoticePreferences, OutboxMessage, TaskCall
+from storage.access_tables import ApiToken, StoredSession
 from storage.database import insert_if_absent
 from storage.deletion_tables import DeletedTraining, Deletion, StoredDrawing
 from storage.remote_tables import RemoteRun
 from storage.tables import (
     ACTIVE,
-    ApiToken,
     ImageFetch,
     Job,
     JobEvent,
     JobPicture,
     StoredPicture,
-    StoredSession,
     Subject,
 )
 
@@ -33,10 +32,12 @@ _GONE = "deleted"  # in place of a picture's address or id
 # ---- trainings ------------------------------------------------------------------------------------------------
 
 
-def has_waiting_notices(session: Session, job_id: str, kinds: Iterable[str] = EXTERNAL) -> bool:
+def has_waiting_notices(session: Session, job_id: str) -> bool:
     """Whether the end of the job is still to be announced."""
     message = OutboxMessage.__table__  # type: ignore[attr-defined]
-    waiting = sa.select(sa.exists().where(message.c.job_id == job_id, message.c.kind.in_(list(kinds)), WAITING))
+    waiting = sa.select(
+        sa.exists().where(message.c.job_id == job_id, message.c.kind.in_((*EXTERNAL, CONFIRMATION)), WAITING)
+    )
     return bool(session.connection().execute(waiting).scalar())
 
 

@@ -25,8 +25,10 @@ from sqlmodel import Session, SQLModel, col, select
 
 import credits.tables
 import notifications.tables
+import storage.access_tables
 import storage.deletion_tables
 import storage.remote_tables
+import storage.stream_positions
 import storage.tables
 from core.clock import utcnow
 from core.errors import (
@@ -96,14 +98,16 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
         for module in (
             credits.tables,
             notifications.tables,
+            storage.access_tables,
             storage.deletion_tables,
             storage.remote_tables,
+            storage.stream_positions,
             storage.tables,
         )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 23
+    assert len(tables) == 24
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []
@@ -724,7 +728,7 @@ def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Service
         assert sweeps.repair_jobs(services) == 1
     left_out = picture(services, job_id, 2)
     assert (left_out.state, left_out.faults) == ("bad", ["unreadable"])
-    assert "3 times" in (left_out.report or {})["error"]
+    assert "3 times" in ((left_out.report and left_out.report.error) or "")
     assert row(services, job_id).status in ACTIVE
     lacking = sweeps.remaining_work(services, job_id)
     assert lacking is not None

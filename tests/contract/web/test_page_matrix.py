@@ -12,7 +12,7 @@ import pytest
 from core.clock import utcnow
 from jobs import keys, service, sessions, tokens
 from jobs.deletion import requests
-from storage.tables import ApiToken
+from storage.access_tables import ApiToken
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
 
