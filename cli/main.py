@@ -27,6 +27,7 @@ from core.errors import SpecInvalid
 from core.private import make_private
 from core.settings import settings
 from jobs import checkpoints, service
+from jobs.remote.run_views import list_runs
 from jobs.requests import training_request
 from jobs.services import services
 from storage.tables import Status
@@ -46,7 +47,7 @@ def status(job_id: str, *, watch: bool, as_json: bool) -> None:
     """Show a job: progress, pictures, cost."""
     view = service.get(services(), job_id)
     view = follow(job_id, as_json) if watch else view
-    show(view, as_json, service.remote_runs(services(), job_id), checkpoints.kept(services(), job_id))
+    show(view, as_json, list_runs(services(), job_id), checkpoints.kept(services(), job_id))
 
 
 @click.command(name="list")

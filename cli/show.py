@@ -47,7 +47,7 @@ def show(
     )  # fmt: skip
     for picture in view.pictures:
         if picture.faults:
-            why = (picture.report or {}).get("error", "")
+            why = (picture.report and picture.report.error) or ""
             out.print(
                 f"  {escape(picture.label)}: [yellow]{', '.join(picture.faults)}[/] {escape(why)}",
                 highlight=False,
