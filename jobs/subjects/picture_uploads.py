@@ -170,7 +170,7 @@ def _captions_beside(
             found = read_folder(folder, masked=False)
         except SpecInvalid as error:
             return {}, [f"captions were not used: {_message(error)}"]
-    texts = {
+    texts: dict[str, str | None] = {
         picture_id: picture.caption
         for picture in found.pictures
         if picture.caption is not None

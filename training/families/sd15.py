@@ -85,7 +85,7 @@ def reads_whole(base: Base, caption: str) -> bool:
 
 def has_room(tokenizer: Any, caption: str) -> bool:
     """Whether a caption has no more tokens than its text encoder reads."""
-    return len(tokenizer(caption, verbose=False).input_ids) <= tokenizer.model_max_length
+    return bool(len(tokenizer(caption, verbose=False).input_ids) <= tokenizer.model_max_length)
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:

@@ -156,7 +156,7 @@ def _as_message(tokenizer: Any, caption: str) -> str:
 def reads_whole(base: Base, caption: str) -> bool:
     """Whether the text encoder reads a caption to its end."""
     tokenizer = base.encoders["tokenizer"]
-    return len(tokenizer(_as_message(tokenizer, caption), verbose=False).input_ids) <= MAX_TOKENS
+    return bool(len(tokenizer(_as_message(tokenizer, caption), verbose=False).input_ids) <= MAX_TOKENS)
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
