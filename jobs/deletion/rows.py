@@ -13,6 +13,7 @@ from jobs.deletion.guard import key_hash
 from notifications.messages import CONFIRMATION, EXTERNAL, WAITING
 from notifications.tables import DisabledReceiver, NoticePreferences, OutboxMessage, TaskCall
 from storage.access_tables import ApiToken, StoredSession
+from storage.caption_tables import CaptionChange
 from storage.database import insert_if_absent
 from storage.deletion_tables import DeletedTraining, Deletion, StoredDrawing
 from storage.remote_tables import RemoteRun
@@ -101,6 +102,12 @@ def erase_picture(session: Session, picture: StoredPicture) -> None:
         erase_job_picture(session, of_job, job)
     found = shared_objects.files_of(picture.sha256, None)
     shared_objects.note_unused(session, found + ([picture.preview_key] if picture.preview_key else []))
+    changes = select(CaptionChange).where(*_of(CaptionChange, picture.owner_id, picture.subject_id))
+    for change in session.exec(changes.with_for_update()).all():
+        if picture.id in change.before:
+            change.before = {name: text for name, text in change.before.items() if name != picture.id}
+            session.add(change)
+    session.flush()
     _delete(session, StoredPicture, col(StoredPicture.id) == picture.id)
 
 
@@ -134,7 +141,8 @@ def has_subject(session: Session, owner_id: str, subject_id: str) -> bool:
 
 def delete_subject(session: Session, owner_id: str, subject_id: str | None) -> None:
     """Delete what is left of a subject, or of all subjects of an owner, once its jobs and pictures are gone."""
-    _delete(session, ImageFetch, *_of(ImageFetch, owner_id, subject_id))
+    for table in (ImageFetch, CaptionChange):
+        _delete(session, table, *_of(table, owner_id, subject_id))
     subjects = [col(Subject.owner_id) == owner_id]
     _delete(session, Subject, *subjects, *([] if subject_id is None else [col(Subject.id) == subject_id]))
     messages = select(OutboxMessage).where(OutboxMessage.owner_id == owner_id, col(OutboxMessage.job_id).is_(None))
@@ -197,7 +205,7 @@ def jobs_of(session: Session, owner_id: str, subject_id: str | None) -> Sequence
 
 
 def _of(
-    table: type[StoredPicture | Job | ImageFetch | StoredDrawing], owner_id: str, subject_id: str | None
+    table: type[StoredPicture | Job | ImageFetch | StoredDrawing | CaptionChange], owner_id: str, subject_id: str | None
 ) -> list[sa.ColumnElement[bool]]:
     found = [col(table.owner_id) == owner_id]
     return found if subject_id is None else [*found, col(table.subject_id) == subject_id]

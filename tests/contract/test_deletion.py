@@ -24,7 +24,7 @@ from jobs.deletion import run as deletions
 from jobs.notices import notices
 from jobs.services import Services
 from jobs.stages import control, intake, stage_runner, steps
-from jobs.subjects import drawing, image_fetches, subject_pictures, subject_settings
+from jobs.subjects import captions, drawing, image_fetches, subject_notes, subject_pictures, subject_settings
 from notifications import receivers
 from notifications.tables import OutboxMessage
 from storage.deletion_tables import Deletion, DeletionState, UnusedObject
@@ -116,7 +116,9 @@ def gift(services: Services, *, of_bob: bool = False) -> Gift:
     """Ada's pictures, trainings, settings, drawings and tokens; with `of_bob`, Bob has three of the pictures too."""
     files = [png(number) for number in range(6)]
     pictures = [subject_pictures.add(services, ADA, DOG, data, name=f"{DOG} {n}.png") for n, data in enumerate(files)]
-    subject_pictures.set_caption(services, ADA, DOG, pictures[0], "a caption of hers")
+    captions.set_all(services, ADA, DOG, {pictures[0]: "a caption of hers"})
+    captions.set_all(services, ADA, DOG, {pictures[0]: "a caption of hers, changed"})
+    subject_notes.add(services, ADA, DOG, [f"{DOG}.txt: not used"])
     subject_settings.change(services, ADA, DOG, {"trigger_word": "her-trigger", "webhook_url": "https://ada.example"})
     jobs = []
     for name in ("ready", "active"):
@@ -201,7 +203,7 @@ def test_of_a_deleted_owner_nothing_is_left_anywhere(services: Services) -> None
     # The search finds each kind of place, or it would prove nothing.
     tables = {
         "picture", "subject", "image_fetch", "training_job", "job_picture", "outbox_message", "api_token", "drawing",
-        "credit_account", "notice_preferences", "disabled_receiver",
+        "credit_account", "notice_preferences", "disabled_receiver", "caption_change",
     }  # fmt: skip
     assert tables <= {place.partition(".")[0] for place in before}
     kinds = {"originals", "models", "checkpoints", "previews", "outputs", "drawings"}
