@@ -50,8 +50,8 @@ def record_use(session: Session, *used: str) -> None:
     marked = select(UnusedObject.key).where(
         col(UnusedObject.key).in_(used), col(UnusedObject.deleting_since).is_not(None)
     )
-    if (key := session.exec(marked).first()) is not None:
-        raise ObjectBeingDeleted("the same file is being deleted; try again in a moment", {"key": key})
+    if (found := session.exec(marked).first()) is not None:
+        raise ObjectBeingDeleted("the same file is being deleted; try again in a moment", {"key": found})
 
 
 def with_patience(work: Callable[[], Result]) -> Result:

@@ -70,9 +70,9 @@ def delete_job(session: Session, job: Job, deletion_id: str) -> None:
     insert_if_absent(session, kept)
     # Alerts are about no job in their columns, but name it in their text.
     text = sa.type_coerce(col(OutboxMessage.payload), sa.Text)
-    _delete(session, OutboxMessage, OutboxMessage.kind == "alert", text.contains(job.id, autoescape=True))
+    _delete(session, OutboxMessage, col(OutboxMessage.kind) == "alert", text.contains(job.id, autoescape=True))
     for table in (OutboxMessage, TaskCall, RemoteRun, JobEvent, JobPicture):
-        _delete(session, table, col(table.job_id) == job.id)  # type: ignore[attr-defined]
+        _delete(session, table, col(table.job_id) == job.id)
     _delete(session, Job, col(Job.id) == job.id)
 
 
@@ -168,7 +168,7 @@ def delete_owner(session: Session, owner_id: str) -> str:
 def forget(session: Session, deletion: Deletion, now: datetime) -> None:
     """Take the names out of a deletion that is done, and delete its messages."""
     text = sa.type_coerce(col(OutboxMessage.payload), sa.Text)
-    _delete(session, OutboxMessage, OutboxMessage.topic == "deletion", text.contains(deletion.id, autoescape=True))
+    _delete(session, OutboxMessage, col(OutboxMessage.topic) == "deletion", text.contains(deletion.id, autoescape=True))
     of_deletion = sa.update(DeletedTraining).where(col(DeletedTraining.deletion_id) == deletion.id)
     session.connection().execute(of_deletion.values(deletion_id=None, model_id=None))
     deletion.owner_id = deletion.subject_id = deletion.note = None
@@ -181,7 +181,9 @@ def forget_others(session: Session, owner_id: str, deletion_id: str) -> None:
     others = select(Deletion).where(Deletion.owner_id == owner_id, Deletion.id != deletion_id)
     for other in session.exec(others).all():
         text = sa.type_coerce(col(OutboxMessage.payload), sa.Text)
-        _delete(session, OutboxMessage, OutboxMessage.topic == "deletion", text.contains(other.id, autoescape=True))
+        _delete(
+            session, OutboxMessage, col(OutboxMessage.topic) == "deletion", text.contains(other.id, autoescape=True)
+        )
         session.delete(other)
 
 
@@ -211,5 +213,5 @@ def _of(
     return found if subject_id is None else [*found, col(table.subject_id) == subject_id]
 
 
-def _delete(session: Session, table: type[SQLModel], *conditions: sa.ColumnElement[bool] | bool) -> None:
+def _delete(session: Session, table: type[SQLModel], *conditions: sa.ColumnElement[bool]) -> None:
     session.connection().execute(sa.delete(table).where(*conditions))

@@ -115,7 +115,9 @@ class _Run:
                 self._delete_drawings(of_all)
         shared_objects.collect(self._services)
         reason = next(filter(None, waits), None) or self._quiet()
-        return reason or self._finish(of_all)
+        if reason is None:
+            self._finish(of_all)
+        return reason
 
     # ---- trainings ----
 

@@ -1,6 +1,6 @@
 """Deletion of a training, a subject or an account, and how far it is."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
@@ -15,7 +15,9 @@ from web.problems import ALWAYS, responses
 router = APIRouter(prefix="/api", tags=["deletion"])
 
 _ONE = (*ALWAYS, "not_found")
-_ACCEPTED = {202: {"headers": {"Location": {"description": "The deletion.", "schema": {"type": "string"}}}}}
+_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"description": "The deletion.", "schema": {"type": "string"}}}}
+}
 
 
 def check_confirmed(caller: Caller, confirm: str) -> None:
