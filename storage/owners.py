@@ -5,8 +5,11 @@ import sqlalchemy as sa
 # Every table with the column `owner_id`.
 OWNED = (
     "api_token",
+    "caption_change",
     "credit_account",
+    "deletion",
     "disabled_receiver",
+    "drawing",
     "image_fetch",
     "notice_preferences",
     "outbox_message",

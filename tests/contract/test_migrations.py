@@ -179,7 +179,7 @@ def test_owners_get_their_one_name_and_two_accounts_are_never_merged(
                 connection.execute(sa.text(statement), values | {"at": "2026-01-01 00:00:00.000000"})
     with caplog.at_level("WARNING", logger="storage.migrations"):
         database.migrate()
-    for table in set(OWNED) - {"image_fetch", "page_session", "owner_share"}:
+    for table in set(OWNED) - {"caption_change", "deletion", "drawing", "image_fetch", "page_session", "owner_share"}:
         with database.reading() as session:
             column = sa.column("owner_id", sa.String)
             names = session.execute(sa.select(column).select_from(sa.table(table))).scalars().all()
@@ -317,7 +317,7 @@ def test_files_that_could_not_be_read_before_are_tried_again(empty: str) -> None
 
 def test_jobs_that_were_sent_before_there_was_admission_are_admitted(empty: str) -> None:
     database = Database(empty)
-    database.migrate("0017")
+    database.migrate("0019")
     columns = (
         "id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step, total_steps, family, backend,"
         " lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at"
