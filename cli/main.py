@@ -38,8 +38,9 @@ from jobs.stages import intake
 from jobs.view import JobView
 from storage.tables import Status
 from training.data.picture_folder import read_folder
+from training.families.registry import BASE_MODELS
 from training.options import parse_assignments
-from training.spec import BASE_MODELS, Optimizer
+from training.spec import Optimizer
 
 
 @click.group(cls=SectionedGroup)

@@ -19,6 +19,7 @@ from core.tracing import span
 from credits import ledger
 from jobs import quotes, transitions
 from jobs.notices import callbacks, notices
+from jobs.prices import credits_for
 from jobs.remote import pods, runs
 from jobs.remote.run_views import RemoteRunView, list_runs
 from jobs.requests import training_request
@@ -143,7 +144,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         session,
         envelope.owner_id,
         job.id,
-        quotes.credits_for(spec, steps, settings),
+        credits_for(spec, steps, settings),
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )

@@ -29,7 +29,8 @@ from jobs.requests.on_end import OnEnd
 from notifications import webhooks
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
-from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
+from training.families.registry import BASE_MODELS
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
     str,

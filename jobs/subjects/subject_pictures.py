@@ -18,7 +18,8 @@ from storage.database import insert_if_absent
 from storage.tables import PreparedPicture, StoredPicture, Subject
 from training.data.pictures import PictureReport, near_duplicates
 from training.data.thumbnail import thumbnail
-from training.spec import BASE_MODELS, TrainSpec
+from training.families.registry import BASE_MODELS
+from training.spec import TrainSpec
 
 MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
 
