@@ -87,6 +87,7 @@ class LoraNames:
     # Whether modules are of this family: full canonical names (`transformer.layers.0.attention.to_q`), with the number
     # of inputs of each.
     is_of: Callable[[Mapping[str, int]], bool]
+    example: Mapping[str, int]  # a few modules of the standard model that training targets, with their number of inputs
     modules: re.Pattern[str] | None = None  # diffusers' names in the denoiser; None: those of a UNet
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
     original: tuple[tuple[str, tuple[str, ...]], ...] = ()

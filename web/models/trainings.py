@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from storage.tables import PictureState, Stage, Status
+from training.families.registry import BASE_MODELS
 from training.spec import MAX_PICTURES, MIN_PICTURES, Backend, Family
 from web.models.common import JOB, PICTURE, Options, RequestModel, ResponseModel, as_in_spec
 
@@ -69,8 +70,8 @@ class TrainRequest(Recipe):
             "maxItems": MAX_PICTURES,
         },
     )
-    base_model: Any = as_in_spec("base_model", "`sd15`, `sdxl`, `z-image-turbo`, `z-image`, a path or a hub id.")
-    family: Any = as_in_spec("family", "Needed for a folder or hub id: `sd15`, `sdxl` or `z-image`.")
+    base_model: Any = as_in_spec("base_model", f"{', '.join(f'`{name}`' for name in BASE_MODELS)}, a path or a hub id.")
+    family: Any = as_in_spec("family", "Needed for a folder or hub id.")
     trigger_word: Any = as_in_spec(
         "trigger_word",
         "The word that stands for the subject in prompts. Default: the subject's; a subject without one gets one that "
@@ -264,6 +265,7 @@ class Quoted(ResponseModel):
                 "seconds": 150.0,
                 "measured": False,
                 "memoryGb": 6.4,
+                "licence": "CreativeML OpenRAIL-M",
             }
         }
     )
@@ -275,10 +277,11 @@ class Quoted(ResponseModel):
     steps: int
     seconds: float
     measured: bool = Field(description="Whether `seconds` is based on trainings that finished on this installation.")
-    memory_gb: float = Field(
+    memory_gb: float | None = Field(
         description="The least GPU memory in GiB that a worker needs for it: with gradient checkpointing and a base "
-        "model in 16 bits."
+        "model in 16 bits. null: it trains only on rented GPUs."
     )
+    licence: str | None = Field(description="The licence of the base model, and what it forbids; null if unknown.")
 
 
 class Preview(ResponseModel):

@@ -140,6 +140,8 @@ class BaseChoice:
 def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoice]:
     made = []
     for name, base in BASE_MODELS.items():
+        if base.family in services.settings.disabled_families:
+            continue
         quote, _ = _quoted(services, kept, TrainForm(name), good)
         resolution = (kept.recipe or {}).get("resolution", FAMILIES[base.family].recipe["resolution"])
         made.append(BaseChoice(name, base.title, base.about, resolution, quote))

@@ -44,6 +44,7 @@ _MARKS = {
     "text_encoder_2": ("transformer.resblocks.0.ln_1.weight",),
 }
 _SOURCES = {"unet": checkpoint_names.unet, "vae": checkpoint_names.vae, "text_encoder": checkpoint_names.text}
+_PARTS = ("to_q", "to_k", "to_v", "to_out.0")
 _UNET_FILE = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -123,6 +124,7 @@ SD15 = Family(
         form="kohya",
         readers="training.lora.unet_readers",
         is_of=_is_sd15,
+        example={f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{part}": 320 for part in _PARTS},
         told=("sd_v1", "stable-diffusion-v1"),
         architecture="stable-diffusion-v1/lora",
         version="sd_v1",
@@ -200,6 +202,7 @@ SDXL = Family(
         form="kohya",
         readers="training.lora.unet_readers",
         is_of=_is_sdxl,
+        example={f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{part}": 640 for part in _PARTS},
         told=("sdxl", "stable-diffusion-xl"),
         architecture="stable-diffusion-xl-v1-base/lora",
         version="sdxl_base_v1-0",

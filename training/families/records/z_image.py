@@ -77,6 +77,7 @@ FAMILY = Family(
         form="comfyui",
         readers="training.lora.z_image_readers",
         is_of=_is_z_image,
+        example={f"layers.0.attention.{part}": 3840 for part in ("to_q", "to_k", "to_v", "to_out.0")},
         modules=_MODULES,
         original=(
             (r"(.*\.attention)\.qkv", (r"\1.to_q", r"\1.to_k", r"\1.to_v")),
