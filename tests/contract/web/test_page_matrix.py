@@ -11,7 +11,7 @@ import pytest
 
 from core.clock import utcnow
 from jobs import keys, service, sessions, tokens
-from storage.tables import ApiToken
+from storage.access_tables import ApiToken
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
 
