@@ -22,7 +22,7 @@ from training.families.family import Base, Condition, FamilyCode, Where
 from training.families.parts import config_of, load_part
 from training.families.quantised import place
 from training.families.record import Family
-from training.families.sd15 import tokenize
+from training.families.sd15 import has_room, tokenize
 from training.ports import Example
 
 
@@ -54,6 +54,11 @@ def load(record: Family, where: Where) -> Base:
         schedule, where.device, where.dtype, schedule.prediction, drawing=record.previews,
         quantisation=where.quantisation,
     )  # fmt: skip
+
+
+def reads_whole(base: Base, caption: str) -> bool:
+    """Whether both text encoders read a caption to its end."""
+    return all(has_room(base.encoders[part], caption) for part in ("tokenizer", "tokenizer_2"))
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
@@ -109,5 +114,5 @@ def family(record: Family) -> FamilyCode:
     """The code of the family."""
     return replace(
         sd15.family(record), load=partial(load, record), stand_in=stand_in, encode_captions=encode_captions,
-        predict=predict,
+        reads_whole=reads_whole, predict=predict,
     )  # fmt: skip
