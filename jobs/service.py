@@ -20,6 +20,7 @@ from jobs.admission import due
 from jobs.admission.queues import queue_of, shape_of
 from jobs.deletion import guard
 from jobs.notices import callbacks, notices
+from jobs.prices import credits_for
 from jobs.remote import pods, runs
 from jobs.requests import repeated_request, training_request
 from jobs.requests.training_request import Origin, TrainingRequest
@@ -156,7 +157,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         session,
         envelope.owner_id,
         job.id,
-        quotes.credits_for(spec, steps, settings),
+        credits_for(spec, steps, settings),
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )
