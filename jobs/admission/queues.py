@@ -5,7 +5,8 @@ from sqlmodel import col
 
 from storage.tables import ACTIVE, Job
 from training.memory_plan import padded
-from training.spec import FAMILIES, TrainSpec
+from training.families.registry import FAMILIES
+from training.spec import TrainSpec
 
 REMOTE = "remote"  # not a queue of Celery: jobs of remote backends share one window
 QUEUES = (*(f"train.{family}" for family in FAMILIES), REMOTE)
