@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from storage.tables import ACTIVE, Job
-from training.memory_plan import padded
 from training.families.registry import FAMILIES
+from training.memory_plan import padded
 from training.spec import TrainSpec
 
 REMOTE = "remote"  # not a queue of Celery: jobs of remote backends share one window
