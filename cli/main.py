@@ -23,6 +23,7 @@ from cli.show import coloured, follow, show
 from cli.submit import submit
 from cli.terminal import answers, out, print_json, report_unsent
 from cli.tokens import token
+from cli.turns import TURNS
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
 from core.private import make_private
@@ -71,11 +72,11 @@ def list_jobs(subject_id: str | None, *, as_json: bool, **filters: Any) -> None:
     if as_json:
         print_json([view.to_dict() for view in views])
         return
-    table = Table("job", "owner", "subject", "status", "stage", "step", "loss", "charged", box=None)
+    table = Table("job", "owner", "subject", "status", "place", "stage", "step", "loss", "charged", box=None)
     for view in views:
         loss = "" if view.loss is None else f"{view.loss:.4f}"
         table.add_row(
-            view.job_id, view.owner_id, view.subject_id, coloured(view), view.stage,
+            view.job_id, view.owner_id, view.subject_id, coloured(view), str(view.place or ""), view.stage,
             f"{view.step}/{view.total_steps}", loss, str(view.credits.charged),
         )  # fmt: skip
     out.print(table)
@@ -129,5 +130,6 @@ imprint.add_section("Credits", CREDITS)
 imprint.add_section("Owners", (owners, sessions, delete))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
+imprint.add_section("Whose turn it is", TURNS)
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))
 imprint.add_section("Stand-in servers for development", FAKES)

@@ -190,7 +190,7 @@ def get(services: Services, job_id: str, owner_id: str | None = None) -> JobView
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         )
-        return _view(session, job, pictures.all())
+        return _view(services, session, job, pictures.all())
 
 
 def jobs(
@@ -213,13 +213,14 @@ def jobs(
             query = query.where(col(Job.status).in_(statuses))
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
-        return [_view(session, job, []) for job in session.exec(query)]
+        return [_view(services, session, job, []) for job in session.exec(query)]
 
 
-def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
+def _view(services: Services, session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = pods.server_name(session, run) if run else None
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
+    expected = services.places.get(session, job, services.settings)
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server, expected)
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:

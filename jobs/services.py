@@ -17,6 +17,7 @@ from core.settings import Settings, settings
 from core.slot_shares import SlotShares
 from jobs.admission.decide import decide_due
 from jobs.admission.due import DUE
+from jobs.admission.places import Places
 from jobs.leases import LeaseKeeper
 from jobs.outbox_sender import OutboxSender
 from notifications import channels, mail, outbox, signing
@@ -54,6 +55,11 @@ class Services:
         )
         database.migrate()
         return database
+
+    @cached_property
+    def places(self) -> Places:
+        """The places of waiting jobs."""
+        return Places()
 
     @cached_property
     def lease_keeper(self) -> LeaseKeeper:

@@ -26,7 +26,7 @@ ALIVE_S = 60.0  # a worker that has not reported for so long has no slots
 _OVERTAKEN_BY = 16
 _ON_ONE_SERVER = 16  # jobs on a fixed remote server
 _MOST_AT_ONCE = 200  # jobs admitted in one transaction
-_LOCK = "imprint admission"
+LOCK = "imprint admission"
 
 # The conditions of the partial indexes of migration 0020, in their words.
 _WAITING = "j.admitted_at IS NULL AND j.queue <> '' AND j.status IN ('pending', 'training')"
@@ -149,7 +149,7 @@ def decide_due(session: Session, settings: Settings) -> None:
     """Record what owners have used, and admit the jobs whose turn it is, as the last part of a transaction."""
     found: Due = session.info.pop(DUE)
     session.flush()
-    lock_name(session, _LOCK)
+    lock_name(session, LOCK)
     now = utcnow()
     for owner_id, seconds in sorted(found.used.items()):
         session.connection().execute(_USE, {"owner_id": owner_id, "seconds": seconds, **_decay(settings, now)})
@@ -206,6 +206,14 @@ def _decay(settings: Settings, now: datetime) -> dict[str, float]:
     now_s = now.timestamp()
     forgotten_s = now_s - 50 * settings.share_half_life_s
     return {"now_s": now_s, "decay": math.log(2) / settings.share_half_life_s, "forgotten_s": forgotten_s}
+
+
+def decay_of(used_s: float, used_at: float, settings: Settings, now: datetime) -> float:
+    """What is left of seconds that were used until `used_at`."""
+    factors = _decay(settings, now)
+    if used_at <= factors["forgotten_s"]:
+        return 0.0
+    return used_s * math.exp((used_at - factors["now_s"]) * factors["decay"])
 
 
 def _launch(session: Session, job_id: str, settings: Settings, *, has_waited: bool) -> None:

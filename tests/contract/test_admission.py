@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlmodel import col, select
 
 from core.clock import utcnow
+from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
 from jobs import accounts, service, sweeps, transitions
-from jobs.admission import workers
+from jobs.admission import pauses, workers
 from jobs.leases import claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
@@ -279,3 +280,73 @@ def test_a_job_of_an_earlier_version_is_sent_again_as_ever(services: Services) -
         assert claim_picture(session, job_id, 0, "test", 30) is not None
     sweeps.admit_jobs(services)
     assert row(services, job_id).admitted_at is None
+
+
+# ---- what the owner sees --------------------------------------------------------------------------------------------
+
+
+def test_a_waiting_job_has_its_place_and_expected_times_in_the_order_of_the_decisions(services: Services) -> None:
+    submit(services, "big", 12)
+    prepare(services)
+    for owner in ("ada", "bob"):
+        submit(services, owner, 2)
+    with services.database.reading() as session:
+        waiting = session.exec(select(Job.id).where(col(Job.admitted_at).is_(None))).all()
+    services.places.__init__()  # type: ignore[misc] - forget what is known
+    views = {job_id: service.get(services, job_id) for job_id in waiting}
+    order = sorted(waiting, key=lambda job_id: views[job_id].place or 0)
+    assert [views[job_id].place for job_id in order] == list(range(1, len(waiting) + 1))
+    starts = [views[job_id].expected_start for job_id in order]
+    assert starts == sorted(start for start in starts if start is not None)
+    started: list[str] = []
+    while len(started) < len(order):
+        finish(services)
+        started += sorted((one for one in in_flight(services) if one in order and one not in started), key=order.index)
+    assert started == order
+
+
+def test_a_job_that_was_sent_has_no_place(services: Services) -> None:
+    [job_id] = submit(services, "ada")
+    view = service.get(services, job_id)
+    assert (view.place, view.priority) == (None, "normal")
+    assert view.expected_start is not None and view.expected_end is not None
+    service.cancel(services, job_id)
+    view = service.get(services, job_id)
+    assert (view.place, view.expected_start, view.expected_end) == (None, None, None)
+
+
+# ---- pauses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["all", f"queue:{QUEUE}", "family:sd15"])
+def test_in_a_pause_nothing_starts_and_nothing_is_lost(services: Services, scope: str) -> None:
+    running, *sent = submit(services, "ada", WINDOW)
+    prepare(services)
+    with services.database.writing() as session:
+        assert claim_stage(session, running, Stage.TRAIN, "test", 30) is not None
+    assert pauses.pause(services, scope, "new cards").scope == scope
+    pauses.pause(services, scope)
+    [late] = submit(services, "ada")
+    sweeps.admit_jobs(services)
+    assert in_flight(services) == [running]
+    with services.database.writing() as session:
+        assert [claim_stage(session, job, Stage.TRAIN, "test", 30) for job in sent] == [None] * len(sent)
+    pauses.resume(services, scope)
+    assert set(in_flight(services)) == {running, *sent}
+    assert row(services, late).admitted_at is None  # it was sent after them, and waits for a place
+    assert pauses.list_pauses(services) == []
+    with services.database.writing() as session:
+        assert claim_stage(session, sent[0], Stage.TRAIN, "test", 30) is not None
+
+
+def test_a_pause_of_one_family_leaves_the_others_alone(services: Services) -> None:
+    pauses.pause(services, "family:sdxl")
+    [paused], [free] = submit(services, "ada", base_model="sdxl"), submit(services, "ada")
+    assert (row(services, paused).admitted_at, row(services, free).admitted_at is not None) == (None, True)
+
+
+def test_what_cannot_be_paused_is_named(services: Services) -> None:
+    with pytest.raises(SpecInvalid, match="scope"):
+        pauses.pause(services, "family:unknown")
+    with pytest.raises(NotFound, match="not paused"):
+        pauses.resume(services, "all")
