@@ -23,13 +23,14 @@ from credits.price import price, price_of_part
 from jobs.leases import Lease
 from jobs.notices import callbacks, notices
 from jobs.specs import spec_of
-from jobs.view import view_of
+from jobs.view import JobView, view_of
 from notifications import channels, outbox, webhooks
+from notifications.webhook_payload import Event, NoticeJob
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
-FINAL_NOTICES = {
+FINAL_NOTICES: dict[Status, Event] = {
     Status.READY: "training.completed",
     Status.FAILED: "training.failed",
     Status.CANCELLED: "training.cancelled",
@@ -52,25 +53,27 @@ def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
     session.add(JobEvent(job_id=job_id, kind=kind, data=data))
 
 
-def notify(session: Session, job: Job, event: str) -> None:
+def notify(session: Session, job: Job, event: Event) -> None:
     """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
     view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
-        webhooks.put(session, view.to_dict() | _returned(job), event, job.webhook_url)
+        webhooks.put(session, _notice_job(job, view), event, job.webhook_url)
     notices.queue_owner_mail(session, view, event)
 
 
-def _returned(job: Job) -> dict[str, Any]:
-    """What a webhook has beside the public view of a job, so that its receiver finds its own records."""
+def _notice_job(job: Job, view: JobView) -> NoticeJob:
+    """What a webhook has of a job: some of its public view, and what its receiver finds its own records by."""
     key = job.idempotency_key
     for door in KEY_PREFIXES:
         key = key.removeprefix(door) if key else key
-    return {
-        "idempotency_key": key,
-        "message_id": job.message_id,
-        "style_id": job.style_id,
-        "model_link": job.model_link,
-    }
+    return NoticeJob.model_validate(view).model_copy(
+        update={
+            "idempotency_key": key,
+            "message_id": job.message_id,
+            "style_id": job.style_id,
+            "model_link": job.model_link,
+        }
+    )
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:

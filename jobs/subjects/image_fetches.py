@@ -18,6 +18,7 @@ from core.ids import new_id
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label, source_name
 from core.settings import Settings
+from jobs.periodic import each
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
@@ -118,17 +119,29 @@ def fetch_images(services: Services, fetch_id: str) -> None:
 
 def repair(services: Services) -> int:
     """Launch the fetches again that no worker works on; returns how many. The sweep calls this."""
+    with services.database.reading() as session:
+        found = session.exec(select(ImageFetch.id).where(*_is_lost()).limit(500)).all()
+    return sum(each("repair", found, lambda fetch_id: _repair_one(services, fetch_id)))
+
+
+def _is_lost() -> tuple[sa.ColumnElement[bool], ...]:
+    return col(ImageFetch.finished_at).is_(None), col(ImageFetch.next_look_at) < utcnow()
+
+
+def _repair_one(services: Services, fetch_id: str) -> bool:
+    """Launch one fetch again, or end it after its last attempt; False if a worker has it meanwhile."""
     with services.database.writing() as session:
-        lost = select(ImageFetch).where(col(ImageFetch.finished_at).is_(None), col(ImageFetch.next_look_at) < utcnow())
-        found = session.exec(lost.limit(500).with_for_update(skip_locked=True)).all()
-        for fetch in found:
-            if fetch.attempt >= _MAX_ATTEMPTS:
-                lost_one = _refusal(FailureCode.WORKER_LOST, "the worker ended while it fetched the picture")
-                _end(fetch, [lost_one] * len(fetch.results))
-            else:
-                _launch(session, fetch, services.settings)
-            session.add(fetch)
-    return len(found)
+        query = select(ImageFetch).where(ImageFetch.id == fetch_id, *_is_lost())
+        fetch = session.exec(query.with_for_update(skip_locked=True)).one_or_none()
+        if fetch is None:
+            return False
+        if fetch.attempt >= _MAX_ATTEMPTS:
+            refused = _refusal(FailureCode.WORKER_LOST, "the worker ended while it fetched the picture")
+            _end(fetch, [refused] * len(fetch.results))
+        else:
+            _launch(session, fetch, services.settings)
+        session.add(fetch)
+        return True
 
 
 # ---- one fetch ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from credits.price import RATES
 from jobs.requests.training_request import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
-from notifications.webhooks import EVENTS
+from notifications.webhook_payload import EVENTS
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from tests.docs.pages import (
     ALSO_LINKED,
