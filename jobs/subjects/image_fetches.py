@@ -24,7 +24,7 @@ from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.turns import owner_slot
 from notifications import outbox
-from storage.tables import FetchResult, ImageFetch
+from storage.tables import FetchResult, StoredImageFetch
 
 TOPIC = "fetch"  # of the messages that launch a fetch
 MAX_ADDRESSES = 20  # of one request
@@ -68,7 +68,7 @@ def submit(
     if all(results):
         return _progress("", results, [])
     now = utcnow()
-    fetch = ImageFetch(
+    fetch = StoredImageFetch(
         id=new_id("fetch"),
         owner_id=owner_id,
         subject_id=subject_id,
@@ -82,7 +82,7 @@ def submit(
         _forget_old(session, owner_id)
         _lock_owner(session, owner_id)
         open_fetches = select(func.count()).where(
-            ImageFetch.owner_id == owner_id, col(ImageFetch.finished_at).is_(None)
+            StoredImageFetch.owner_id == owner_id, col(StoredImageFetch.finished_at).is_(None)
         )
         most = services.settings.fetches_per_owner
         if session.exec(open_fetches).one() >= most:
@@ -95,7 +95,7 @@ def submit(
 def get(services: Services, owner_id: str, subject_id: str, fetch_id: str) -> FetchProgress:
     """How far a fetch is. Raises NotFound, also a day after it was done."""
     with services.database.reading() as session:
-        fetch = session.get(ImageFetch, fetch_id)
+        fetch = session.get(StoredImageFetch, fetch_id)
         if fetch is None or (fetch.owner_id, fetch.subject_id) != (owner_id, subject_id):
             raise NotFound(f"there is no fetch {fetch_id}")
     views = subject_pictures.list_masks if fetch.is_mask else subject_pictures.list_pictures
@@ -108,7 +108,7 @@ def fetch_images(services: Services, fetch_id: str) -> None:
     Raises RetryLater if the owner's other work takes its share of this worker.
     """
     with services.database.reading() as session:
-        fetch = session.get(ImageFetch, fetch_id)
+        fetch = session.get(StoredImageFetch, fetch_id)
     if fetch is None or fetch.finished_at is not None:
         return
     with owner_slot(services, fetch.owner_id):
@@ -120,18 +120,18 @@ def fetch_images(services: Services, fetch_id: str) -> None:
 def repair(services: Services) -> int:
     """Launch the fetches again that no worker works on; returns how many. The sweep calls this."""
     with services.database.reading() as session:
-        found = session.exec(select(ImageFetch.id).where(*_is_lost()).limit(500)).all()
+        found = session.exec(select(StoredImageFetch.id).where(*_is_lost()).limit(500)).all()
     return sum(each("repair", found, lambda fetch_id: _repair_one(services, fetch_id)))
 
 
 def _is_lost() -> tuple[sa.ColumnElement[bool], ...]:
-    return col(ImageFetch.finished_at).is_(None), col(ImageFetch.next_look_at) < utcnow()
+    return col(StoredImageFetch.finished_at).is_(None), col(StoredImageFetch.next_look_at) < utcnow()
 
 
 def _repair_one(services: Services, fetch_id: str) -> bool:
     """Launch one fetch again, or end it after its last attempt; False if a worker has it meanwhile."""
     with services.database.writing() as session:
-        query = select(ImageFetch).where(ImageFetch.id == fetch_id, *_is_lost())
+        query = select(StoredImageFetch).where(StoredImageFetch.id == fetch_id, *_is_lost())
         fetch = session.exec(query.with_for_update(skip_locked=True)).one_or_none()
         if fetch is None:
             return False
@@ -147,11 +147,11 @@ def _repair_one(services: Services, fetch_id: str) -> bool:
 # ---- one fetch ------------------------------------------------------------------------------------------------
 
 
-def _claim(services: Services, fetch_id: str, lease: timedelta) -> ImageFetch | None:
+def _claim(services: Services, fetch_id: str, lease: timedelta) -> StoredImageFetch | None:
     """Take the fetch for this worker; None if another worker has it or it is done."""
     now = utcnow()
     with services.database.writing() as session:
-        fetch = session.get(ImageFetch, fetch_id, with_for_update=True)
+        fetch = session.get(StoredImageFetch, fetch_id, with_for_update=True)
         if fetch is None or fetch.finished_at is not None or (fetch.leased and fetch.next_look_at > now):
             return None
         fetch.leased, fetch.next_look_at, fetch.attempt = True, now + lease, fetch.attempt + 1
@@ -159,22 +159,22 @@ def _claim(services: Services, fetch_id: str, lease: timedelta) -> ImageFetch | 
     return fetch
 
 
-def _fetch_all(services: Services, fetch: ImageFetch, deadline: float) -> None:
+def _fetch_all(services: Services, fetch: StoredImageFetch, deadline: float) -> None:
     results = list(fetch.results)
     for index in range(len(results)):
         if results[index] is None:
             results[index] = _fetch_one(services, fetch, index, deadline - time.monotonic())
             with services.database.writing() as session:
-                row = session.get_one(ImageFetch, fetch.id, with_for_update=True)
+                row = session.get_one(StoredImageFetch, fetch.id, with_for_update=True)
                 row.results = list(results)
                 session.add(row)
     with services.database.writing() as session:
-        row = session.get_one(ImageFetch, fetch.id, with_for_update=True)
+        row = session.get_one(StoredImageFetch, fetch.id, with_for_update=True)
         _end(row, results)
         session.add(row)
 
 
-def _fetch_one(services: Services, fetch: ImageFetch, index: int, left_s: float) -> FetchResult:
+def _fetch_one(services: Services, fetch: StoredImageFetch, index: int, left_s: float) -> FetchResult:
     """Fetch and store one picture. Its outcome, also if that is a refusal."""
     address = fetch.addresses[index]
     name = source_name(address)
@@ -194,12 +194,12 @@ def _fetch_one(services: Services, fetch: ImageFetch, index: int, left_s: float)
     return FetchResult(picture_id=added)
 
 
-def _launch(session: Session, fetch: ImageFetch, settings: Settings) -> None:
+def _launch(session: Session, fetch: StoredImageFetch, settings: Settings) -> None:
     fetch.leased, fetch.next_look_at = False, utcnow() + timedelta(seconds=settings.relaunch_after_s)
     outbox.put(session, "launch", job_id=None, topic=TOPIC, owner_id=fetch.owner_id, payload={"fetch_id": fetch.id})
 
 
-def _end(fetch: ImageFetch, results: Sequence[FetchResult | None]) -> None:
+def _end(fetch: StoredImageFetch, results: Sequence[FetchResult | None]) -> None:
     """Record the outcome. Addresses may be presigned, so they are not kept."""
     fetch.results = [old or new for old, new in zip(fetch.results, results, strict=True)]
     fetch.addresses = []
@@ -213,8 +213,8 @@ def _lock_owner(session: Session, owner_id: str) -> None:
 
 
 def _forget_old(session: Session, owner_id: str) -> None:
-    old = sa.delete(ImageFetch).where(
-        col(ImageFetch.owner_id) == owner_id, col(ImageFetch.finished_at) < utcnow() - _KEPT
+    old = sa.delete(StoredImageFetch).where(
+        col(StoredImageFetch.owner_id) == owner_id, col(StoredImageFetch.finished_at) < utcnow() - _KEPT
     )
     session.connection().execute(old)
 

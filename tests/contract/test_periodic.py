@@ -21,7 +21,7 @@ from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from storage.database import DatabaseAway
 from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
-from storage.tables import ImageFetch, Job, Stage
+from storage.tables import Job, Stage, StoredImageFetch
 from tasks.app import app
 from tasks.sweeps import PARTS
 from tests.contract.jobs import balances, events, put_at, request, row
@@ -111,7 +111,7 @@ def test_one_fetch_that_cannot_be_repaired_keeps_no_other_from_it(
     with services.database.writing() as session:
         for number in range(3):
             session.add(
-                ImageFetch(
+                StoredImageFetch(
                     id=f"fetch_{number}", owner_id="ada", subject_id="rex", addresses=["https://example.com/1.png"],
                     results=[None], attempt=1, leased=True, next_look_at=late,
                 )
@@ -120,7 +120,7 @@ def test_one_fetch_that_cannot_be_repaired_keeps_no_other_from_it(
         refuse_changes(session, "fetch_1", "image_fetch")
     run_parts(services, [part for part in PARTS["imprint.sweep"] if part.name == "fetches"])
     with services.database.reading() as session:
-        leased = {fetch.id: fetch.leased for fetch in session.exec(select(ImageFetch))}
+        leased = {fetch.id: fetch.leased for fetch in session.exec(select(StoredImageFetch))}
     assert leased == {"fetch_0": False, "fetch_1": True, "fetch_2": False}
     assert "repair failed for fetch_1" in caplog.text
 
