@@ -79,11 +79,11 @@ def _notice_job(job: Job, view: JobView) -> NoticeJob:
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
     """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
     due = utcnow() + timedelta(seconds=delay_s)
-    look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
+    check_at = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
     session.connection().execute(
         sa.update(Job)
         .where(col(Job.id) == job.id)
-        .values(launches=col(Job.launches) + 1, next_look_at=look, lease_holder=None, lease_until=None)
+        .values(launches=col(Job.launches) + 1, next_look_at=check_at, lease_holder=None, lease_until=None)
     )
     outbox.put(
         session, "launch", job_id=job.id, owner_id=job.owner_id, payload=outbox.trace_of(session, job.id), due_at=due
@@ -162,11 +162,11 @@ def postpone_picture(session: Session, lease: Lease, error: ImprintError, settin
     delay_s = min(max(waited_s, settings.retry_base_s), LONGEST_FETCH_DELAY_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     delay_s = min(delay_s, settings.fetch_patience_s - waited_s)
     # The job first, then its picture: `repair_job` locks them in this order too.
-    look = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
+    check_at = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
     session.connection().execute(
         sa.update(Job)
         .where(col(Job.id) == lease.job_id, col(Job.status).in_(ACTIVE))
-        .values(next_look_at=look, waiting_note=error.message)
+        .values(next_look_at=check_at, waiting_note=error.message)
     )
     lease.write(
         session, lease_holder=None, lease_until=None, attempt=max(lease.attempt - 1, 0), unreachable_since=since

@@ -47,14 +47,16 @@ def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, st
             return "Qwen-Image" if is_wide else name
     if _context_widths(widths) == {1024}:
         return "Stable Diffusion 2"
-    named = told_family(metadata)
+    named = declared_family(metadata)
     return named if named in _WORDS.values() else None
 
 
-def told_family(metadata: Mapping[str, str]) -> str | None:
+def declared_family(metadata: Mapping[str, str]) -> str | None:
     """The family that the metadata of a LoRA or a checkpoint names, one of ours or another; None if it names none."""
-    told = " ".join(str(metadata.get(name, "")) for name in ("ss_base_model_version", "modelspec.architecture")).lower()
-    return next((name for word, name in (_OURS | _WORDS).items() if word in told), None)
+    declared = " ".join(
+        str(metadata.get(name, "")) for name in ("ss_base_model_version", "modelspec.architecture")
+    ).lower()
+    return next((name for word, name in (_OURS | _WORDS).items() if word in declared), None)
 
 
 def family_of(names: Iterable[str], widths: Widths, metadata: Mapping[str, str]) -> str | None:
@@ -72,7 +74,7 @@ def family_of(names: Iterable[str], widths: Widths, metadata: Mapping[str, str])
     contexts = _context_widths(widths)
     if len(contexts) == 1 and (found := by_width.get(next(iter(contexts)))) is not None:
         return found
-    named = told_family(metadata)
+    named = declared_family(metadata)
     return named if named in NAMINGS else None
 
 
