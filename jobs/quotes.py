@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from core.settings import Settings
 from credits import ledger
 from credits.price import price, price_of_part, price_per_step
 from jobs.requests import training_request
@@ -45,7 +44,7 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
         seconds_per_step = _measured(session, request.spec)
         available = ledger.balance(session, request.envelope.owner_id).available
     return Quote(
-        credits=credits_for(request.spec, steps, services.settings),
+        credits=price(family, steps, resolution, prices),
         credits_per_step=float(price_per_step(family, resolution, prices)),
         cancelled_half_way=price_of_part(family, steps // 2, resolution, prices),
         available=available,
@@ -54,11 +53,6 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
         measured=seconds_per_step is not None,
         memory_gb=round(memory_plan.needed(request.spec, checkpointing=True) / memory_plan.GIB, 1),
     )
-
-
-def credits_for(spec: TrainSpec, steps: int, settings: Settings) -> int:
-    """The credits for `steps` steps of this recipe."""
-    return price(spec.family, steps, spec.resolution, settings.prices)
 
 
 def _measured(session: Session, spec: TrainSpec) -> float | None:

@@ -15,6 +15,7 @@ from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
 from credits import ledger
+from credits.price import price
 from jobs import quotes, transitions
 from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
@@ -140,7 +141,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         session,
         envelope.owner_id,
         job.id,
-        quotes.credits_for(spec, steps, settings),
+        price(spec.family, steps, spec.resolution, settings.prices),
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )
