@@ -225,9 +225,10 @@ def check(services: Services, jobs: int) -> None:
     """Every job is ready, was charged once, and the audit finds nothing. Raises AssertionError."""
     with services.database.reading() as session:
         ends = session.exec(select(Job.status)).all()
-    assert len(ends) == jobs, f"{len(ends)} jobs instead of {jobs}"
-    assert set(ends) == {Status.READY}, f"not ready: {[end for end in ends if end != Status.READY]}"
-    assert (findings := sweeps.run_audit(services)) == [], findings[0]
+    if len(ends) != jobs or set(ends) != {Status.READY}:
+        raise AssertionError(f"{len(ends)} jobs instead of {jobs}, with the ends {set(ends)}")
+    if findings := sweeps.run_audit(services):
+        raise AssertionError(findings[0])
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The place of a waiting job in the order, and when it and the jobs in flight are expected to start and end.
 
-The order of `decide` is played through in memory, as if nothing else came. That is linear in the waiting jobs, so a process
-does it at most every few seconds for each queue.
+The order of `decide` is played through in memory, as if nothing else came. That is linear in the waiting jobs, so a
+process does it at most every few seconds for each queue.
 """
 
 import heapq
