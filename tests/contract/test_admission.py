@@ -309,7 +309,7 @@ def test_a_job_that_was_sent_has_no_place(services: Services) -> None:
     [job_id] = submit(services, "ada")
     view = service.get(services, job_id)
     assert (view.place, view.priority) == (None, "normal")
-    assert view.expected_start is not None and view.expected_end is not None
+    assert None not in (view.expected_start, view.expected_end)
     service.cancel(services, job_id)
     view = service.get(services, job_id)
     assert (view.place, view.expected_start, view.expected_end) == (None, None, None)
