@@ -227,6 +227,12 @@ class Settings(BaseSettings):
     comfyui_timeout_s: float = Field(
         600.0, gt=0, description="Time limit of a drawing, including its time in ComfyUI's queue."
     )
+    drawings_per_owner: int = Field(
+        4, ge=1, description="Most drawings of an owner that may wait or be drawn by workers at the same time."
+    )
+    drawing_timeout_s: float = Field(
+        1800.0, gt=0, description="A drawing that a worker has not finished by then fails with `timeout`."
+    )
 
     # ---- the life of a job ----
     lease_s: float = Field(25.0, gt=0, description="A worker's claim on a stage ends this long after its last renewal.")
@@ -249,6 +255,12 @@ class Settings(BaseSettings):
     # ---- credits ----
     prices: dict[str, int] = Field(
         {}, description="Credits per 1,000 steps by family; replaces the built-in prices. JSON object."
+    )
+
+    drawing_prices: dict[str, int] = Field(
+        {},
+        description="Credits per 1,000 drawing steps by family, at its native size; replaces the built-in prices. 0: "
+        "drawings are free. JSON object.",
     )
 
     # ---- notices ----
@@ -377,8 +389,8 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="Port on which a worker or the web process serves metrics for Prometheus, without a token; 0 picks "
-        "a free one. Unset: none. `make up` gives it to the training worker, and the next three ports to io "
-        "worker, web and fetch worker.",
+        "a free one. Unset: none. `make up` gives it to the training worker, and the next ports to io worker, web, "
+        "fetch worker, and draw worker if there is one.",
     )
     metrics_host: str = Field(
         "127.0.0.1", description="Address that the metrics port listens on. It must not be reachable from outside."

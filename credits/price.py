@@ -1,4 +1,4 @@
-"""What a training costs, in credits."""
+"""What a training and a drawing cost, in credits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,3 +66,34 @@ def price_per_step(family: str, resolution: int, prices: Mapping[str, int]) -> F
     if faults:
         raise SpecInvalid.of(faults)
     return Fraction(rate * resolution**2, _PRICED_STEPS * RATES[family].resolution ** 2)
+
+
+# Credits for 1,000 drawing steps at a family's native size. A step of drawing is two passes forward (with the prompt
+# and without it), a step of training about one forward and two backward.
+DRAWING_RATES: dict[str, int] = {"sd15": 60, "sdxl": 240, "z-image": 480}
+
+
+def price_of_drawing(family: str, steps: int, size: tuple[int, int], prices: Mapping[str, int]) -> int:
+    """The price of `steps` drawing steps, of all pictures together, at `size` (width, height) in pixels.
+
+        ceil(rate × steps × width × height / (1000 × native²)), at least 1; 0 if the rate is 0
+
+    `rate` is the family's entry in `prices` (the settings), else in `DRAWING_RATES`. Raises SpecInvalid: a family
+    without a price, or a negative rate.
+    """
+    each = _per_drawing_step(family, size, prices)
+    return max(1, ceil(steps * each)) if each else 0
+
+
+def price_of_drawing_part(family: str, steps: int, size: tuple[int, int], prices: Mapping[str, int]) -> int:
+    """The price of a drawing that was cancelled after `steps` steps (0 or more), rounded down."""
+    return floor(steps * _per_drawing_step(family, size, prices))
+
+
+def _per_drawing_step(family: str, size: tuple[int, int], prices: Mapping[str, int]) -> Fraction:
+    if family not in DRAWING_RATES:
+        raise SpecInvalid.of({"family": f"has no price; the families with a price are {', '.join(DRAWING_RATES)}"})
+    rate = prices.get(family, DRAWING_RATES[family])
+    if rate < 0:
+        raise SpecInvalid.of({"drawing_prices": f"the price of {family} must not be negative"})
+    return Fraction(rate * size[0] * size[1], _PRICED_STEPS * RATES[family].resolution ** 2)

@@ -7,6 +7,7 @@ OWNED = (
     "api_token",
     "credit_account",
     "disabled_receiver",
+    "drawing",
     "image_fetch",
     "notice_preferences",
     "outbox_message",

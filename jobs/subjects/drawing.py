@@ -23,7 +23,7 @@ from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weight
 from jobs.turns import owner_slot
 from jobs.view import View
 from training.base_family import family_of_base
-from training.spec import BASE_MODELS, base_model_location
+from training.spec import BASE_MODELS, base_model_location, is_distilled
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _URL_S = 15 * 60
@@ -125,8 +125,28 @@ def _store_picture(services: Services, stem: str, name: str, data: bytes) -> Dra
 
 # ---- with diffusers ----------------------------------------------------------------------------------------------
 
-# Default steps, guidance and size: those of each family's authors.
-_DEFAULTS = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
+
+@dataclass(frozen=True)
+class DrawingDefaults:
+    """Steps, guidance scale, and width and height in pixels."""
+
+    steps: int
+    guidance: float
+    side: int
+
+
+# Those of each family's authors.
+_DEFAULTS = {
+    "sd15": DrawingDefaults(25, 7.5, 512),
+    "sdxl": DrawingDefaults(30, 5.0, 1024),
+    "z-image": DrawingDefaults(28, 4.0, 1024),
+}
+_FEW_STEPS = DrawingDefaults(9, 0.0, 1024)  # of z-image-turbo
+
+
+def drawing_defaults(family: str, *names: str) -> DrawingDefaults:
+    """How a base model is drawn with if nobody says otherwise. `names`: of the base model, and where it is."""
+    return _FEW_STEPS if family == "z-image" and is_distilled(*names) else _DEFAULTS[family]
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,7 @@ def draw_locally(
         raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(_DEFAULTS)}"})
     if weights is not None and weights.family is not None and weights.family != family:
         raise SpecInvalid.of({"base_model": f"{base_model} is of family {family}, but the LoRA is of {weights.family}"})
-    steps, guidance, side = _DEFAULTS[family]
+    usual = drawing_defaults(family, base_model, location)
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"
     from training.sample import draw  # torch takes seconds to import, so errors are found first
@@ -172,9 +192,9 @@ def draw_locally(
         how.seeds,
         lora=weights.path if weights else None,
         strength=strength,
-        steps=how.steps or steps,
-        guidance=guidance if how.guidance is None else how.guidance,
-        size=how.size or (side, side),
+        steps=how.steps or usual.steps,
+        guidance=usual.guidance if how.guidance is None else how.guidance,
+        size=how.size or (usual.side, usual.side),
         device=how.device,
     )
     return [_png(picture) for picture in pictures]
