@@ -13,7 +13,8 @@ ImprintError                     code internal
 │   ├── ImageRefused             image_unreachable       an address that must not be called; final
 │   └── ImagesMissing            image_unreachable       too few pictures, as their servers did not answer; final
 ├── ImageInvalid                 image_invalid
-│   └── MaskInvalid              image_invalid           the mask of a picture that itself may be good
+│   ├── MaskInvalid              image_invalid           the mask of a picture that itself may be good
+│   └── ArchiveInvalid           image_invalid           an archive of pictures that is not accepted
 ├── BaseModelUnavailable         base_model_unavailable
 ├── OutOfMemory                  out_of_memory
 ├── LossNotFinite                loss_not_finite
@@ -154,6 +155,10 @@ class ImageInvalid(ImprintError):
 
 
 class MaskInvalid(ImageInvalid):
+    pass
+
+
+class ArchiveInvalid(ImageInvalid):
     pass
 
 

@@ -12,6 +12,7 @@ from core.settings import Settings
 from credits import ledger
 from jobs import transitions
 from notifications import outbox
+from storage.picture_report import StoredReport
 from storage.remote_tables import RemoteRun, RunState
 from storage.tables import ACTIVE, Job, JobPicture, PictureState
 
@@ -125,6 +126,6 @@ def _release_picture(session: Session, picture: JobPicture, settings: Settings) 
     if picture.attempt >= settings.max_attempts:
         picture.state = PictureState.BAD
         picture.faults = ["unreadable"]
-        picture.report = {"error": f"the worker died {picture.attempt} times while it read the picture"}
+        picture.report = StoredReport(error=f"the worker died {picture.attempt} times while it read the picture")
     session.add(picture)
     session.flush()

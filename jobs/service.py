@@ -1,8 +1,6 @@
 """What applications and operators do with trainings: submit, get, list, cancel, retry, download."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ from credits import ledger
 from jobs import quotes, transitions
 from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
-from jobs.remote.run_views import RemoteRunView, list_runs
-from jobs.requests import training_request
+from jobs.requests import repeated_request, training_request
 from jobs.requests.training_request import Origin, TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
@@ -208,12 +205,6 @@ def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView
     return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
 
 
-def remote_runs(services: Services, job_id: str) -> list[RemoteRunView]:
-    """For operators: a job's attempts on remote servers, with their costs."""
-    with services.database.reading() as session:
-        return list_runs(session, job_id)
-
-
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:
     """A job's events after number `after`, oldest first. Raises NotFound as `get_job` does."""
     with services.database.reading() as session:
@@ -250,10 +241,7 @@ def retry(services: Services, job_id: str, owner_id: str | None = None, key: str
         ).all()
 
     def parse() -> TrainingRequest:
-        arguments = _arguments(job, pictures) | {"idempotency_key": key}
-        request = training_request.parse(arguments, services.settings, services.sources)
-        # The request is to train this job again: for another job, or for a new training like it, it is another one.
-        return replace(request, sha256=hashlib.sha256(f"retry {job_id} {request.sha256}".encode()).hexdigest())
+        return repeated_request.repeat(job, pictures, key, services.settings, services.sources)
 
     return _start(services, parse, Origin(job.message_id, job.style_id))
 
@@ -266,7 +254,7 @@ def quote_again(services: Services, job_id: str, owner_id: str | None = None) ->
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
         pictures = session.exec(select(JobPicture).where(JobPicture.job_id == job_id)).all()
-    return quotes.quote(services, _arguments(job, pictures))
+    return quotes.quote(services, repeated_request.arguments_of(job, pictures))
 
 
 def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = None) -> int:
@@ -274,23 +262,6 @@ def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = N
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
     return transitions.price_of_steps_done(job, services.settings)
-
-
-def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
-    """The request that a job was made from."""
-    return job.spec | {
-        "owner_id": job.owner_id,
-        "subject_id": job.subject_id,
-        "webhook_url": job.webhook_url,
-        "on_end": job.on_end,
-        "allow_missing": job.allow_missing or None,
-        "model_link": job.model_link or None,
-        "reference": job.reference,
-        "images": [
-            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask, "name": picture.name}
-            for picture in pictures
-        ],
-    }
 
 
 def get_lora(services: Services, job_id: str, owner_id: str | None = None) -> FileView:

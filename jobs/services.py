@@ -11,8 +11,8 @@ import httpx2
 from pydantic import SecretStr
 
 from core import broker, queues, tracing
-from core.download_budget import DownloadBudget
-from core.guard import Guard
+from core.outbound.download_budget import DownloadBudget
+from core.outbound.guard import Guard
 from core.settings import Settings, settings
 from core.slot_shares import SlotShares
 from jobs.leases import LeaseKeeper

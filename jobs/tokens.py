@@ -14,7 +14,7 @@ from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from core.names import is_owner_name, owner_name
 from jobs.services import Services
-from storage.tables import ApiToken
+from storage.access_tables import ApiToken
 
 SCOPES = ("read", "train", "operate")  # get and list; start, change and cancel; see the whole installation
 _PREFIX = "imp_"

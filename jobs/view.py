@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from core.picture_names import picture_label
 from credits.ledger import Hold
 from jobs.specs import spec_of
+from storage.picture_report import is_absent
 from storage.remote_tables import RemoteRun
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
-
-_INTERNAL = ("bad", "colours", "dhash")  # of a picture's report: what only the dataset step reads
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
 Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
@@ -46,6 +45,23 @@ class FailureView(View):
     details: dict[str, Any]
 
 
+class ReportView(View):
+    """The measured quality of a picture, or why it cannot be used. What does not apply is absent from the JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # the other fields are for the dataset step
+
+    width: int | None = Field(None, exclude_if=is_absent)
+    height: int | None = Field(None, exclude_if=is_absent)
+    format: str | None = Field(None, exclude_if=is_absent)
+    sharpness: float | None = Field(None, exclude_if=is_absent)
+    brightness: float | None = Field(None, exclude_if=is_absent)
+    faults: list[str] | None = Field(None, exclude_if=is_absent)
+    notes: list[str] | None = Field(None, exclude_if=is_absent)
+    repeats: int | None = Field(None, exclude_if=is_absent)  # the position of the picture that it nearly repeats
+    error: str | None = Field(None, exclude_if=is_absent)
+    code: str | None = Field(None, exclude_if=is_absent)
+
+
 class PictureView(View):
     """The state of one picture, and its faults if it is bad. `name`: of its source, if that has one."""
 
@@ -53,7 +69,7 @@ class PictureView(View):
     name: str | None
     state: PictureState
     faults: list[str]
-    report: dict[str, Any] | None
+    report: ReportView | None
 
     @property
     def label(self) -> str:
@@ -147,13 +163,12 @@ def view_of(
 
 def picture_view(picture: JobPicture) -> PictureView:
     """The public view of one picture."""
-    report = picture.report
     return PictureView(
         position=picture.position,
         name=picture.name,
         state=PictureState(picture.state),
         faults=picture.faults,
-        report={name: value for name, value in report.items() if name not in _INTERNAL} if report else None,
+        report=ReportView.model_validate(picture.report.model_dump()) if picture.report else None,
     )
 
 

@@ -1,5 +1,7 @@
-"""The tables for pictures, subjects and jobs. `storage.remote_tables` has those for remote trainings and rented pods;
-`credits/` and `notifications/` have tables of their own.
+"""The tables for pictures, subjects and jobs.
+
+`storage.access_tables` has those for tokens and sessions, `storage.remote_tables` those for remote trainings and rented
+pods. `credits/` and `notifications/` have tables of their own.
 """
 
 from datetime import datetime
@@ -12,6 +14,7 @@ from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
 from core.json_column import JsonColumn
+from storage.picture_report import StoredReport
 
 
 class Status(StrEnum):
@@ -67,7 +70,7 @@ class StoredPicture(SQLModel, table=True):
     name: str | None = None  # of the file that it came from
     caption: str | None = None
     # The quality report; None until the picture has been checked.
-    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
     preview_key: str | None = None  # of the thumbnail
     # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
@@ -131,35 +134,6 @@ class PeriodicRun(SQLModel, table=True):
     finished_at: datetime = Field(sa_column=time_column(nullable=False))
 
 
-class ApiToken(SQLModel, table=True):
-    """A bearer token of the HTTP API. Only its hash is stored."""
-
-    __tablename__ = "api_token"
-
-    id: str = Field(primary_key=True)
-    sha256: str = Field(unique=True)
-    name: str
-    owner_id: str | None = Field(default=None, index=True)  # None: a service token; each call names the owner
-    scopes: str  # space-separated: read, train, operate
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    expires_at: datetime | None = Field(default=None, sa_column=time_column())
-    revoked_at: datetime | None = Field(default=None, sa_column=time_column())
-
-
-class StoredSession(SQLModel, table=True):
-    """A session of the page. The cookie names it under a signature, so the row alone opens nothing."""
-
-    __tablename__ = "page_session"
-
-    id: str = Field(primary_key=True)
-    token_id: str = Field(foreign_key="api_token.id", index=True)
-    owner_id: str | None = Field(default=None, index=True)  # None: an operator's, for no owner
-    browser: str = ""  # as it named itself, for the list of sessions
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    expires_at: datetime = Field(sa_column=time_column(nullable=False))
-    ended_at: datetime | None = Field(default=None, sa_column=time_column())
-
-
 class PreparedPicture(SQLModel, table=True):
     """A source file prepared for one recipe (resolution, cropping, mask), once for all jobs that use it."""
 
@@ -172,7 +146,7 @@ class PreparedPicture(SQLModel, table=True):
     width: int = 0
     height: int = 0
     # The quality report, or why the file cannot be decoded.
-    report: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
+    report: StoredReport = Field(sa_column=_json(StoredReport, nullable=False))
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
@@ -276,7 +250,7 @@ class JobPicture(SQLModel, table=True):
     width: int = 0
     height: int = 0
     faults: list[str] = Field(default_factory=list, sa_column=_json(list[str], nullable=False))
-    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
 
     lease_token: int = 0
     lease_holder: str | None = None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
 
 from core.advice import ADVICE
 from core.errors import FailureCode
@@ -23,10 +24,11 @@ _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "bel
 
 
 def settings() -> str:
-    """One table for each section of the class, in its order."""
+    """One table for each section of the classes, in their order."""
     sections: dict[str, list[str]] = {"the home folder": []}
     present = "the home folder"
-    for line in inspect.getsource(Settings).splitlines():
+    groups = [group for group in Settings.__bases__ if group is not BaseSettings]
+    for line in "".join(map(inspect.getsource, (Settings, *groups))).splitlines():
         if heading := re.fullmatch(r"    # ---- (.+) ----", line):
             present = heading[1]
             sections[present] = []

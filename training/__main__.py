@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         for name in RECIPES["sd15"]
     }
     add = made.add_argument
-    add("folder", metavar="FOLDER", type=Path, help="folder of pictures, with optional captions in .txt files")
+    add("folder", metavar="FOLDER", type=Path, help="folder of pictures, or a ZIP or tar archive of one")
     add("--out", type=Path, required=True, help="the .safetensors file to write")
     add(
         "--trigger",
@@ -180,9 +180,9 @@ def _train(
     with tempfile.TemporaryDirectory(prefix="imprint-") as temporary:
         found = load_folder(given.folder, spec, Path(temporary))
         for name, reason in found.left_out.items():
-            console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+            console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
         for note in found.notes:
-            console.print(f"note: {note}", markup=False, highlight=False)
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         for note in kept.claim(options_of(spec, found.manifest.sha256)):
             console.print(note, markup=False, highlight=False)
         total = spec.steps(len(found.examples))
@@ -201,7 +201,7 @@ def _train(
         kept.remove()
     _say_result(result, spec, console)
     for note in inspect(result.path).warnings:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

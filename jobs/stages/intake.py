@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
+from core.errors import SpecInvalid
 from core.ids import new_id
 from core.picture_names import plain_name, source_name
 from jobs import keys
@@ -15,7 +15,6 @@ from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
 from storage.database import lock_name
 from storage.tables import JobPicture, PictureState, PreparedPicture, StoredPicture
-from training.data import pictures
 from training.data.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec
@@ -118,39 +117,9 @@ def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
     return f"{spec.resolution}{buckets}{masked}{f'-{mask_sha256}' if mask_sha256 else ''}"
 
 
-def convert(
-    services: Services, data: bytes, sha256: str, spec: TrainSpec, owner_id: str, mask: bytes | None = None
-) -> PreparedPicture:
-    """Decode and prepare a file of an owner for `spec`, and put the result into the store. The caller stores the row.
-
-    If the file or its mask cannot be read, the row's report says why.
-    """
-    recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None)
-    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report={})
-    try:
-        made = services.decoder.prepare(
-            data,
-            resolution=spec.resolution,
-            aspect_buckets=spec.aspect_buckets,
-            masked=spec.objective.masked,
-            mask=mask,
-            owner_id=owner_id,
-        )
-    except ImageInvalid as error:
-        fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"
-        row.report = {"error": error.message, "code": error.code, "bad": [fault]}
-    else:
-        bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-        row.report = made.report.to_dict() | {"bad": bad}
-        row.sha256, row.width, row.height = made.sha256, made.width, made.height
-        row.key = keys.prepared(made.sha256)
-        services.store.put(row.key, made.png)
-    return row
-
-
 def picture_values(done: PreparedPicture) -> dict[str, Any]:
     """The values of a job's picture that follow from a prepared one."""
-    faults = done.report.get("bad", [])
+    faults = done.report.bad or []
     return {
         "state": PictureState.BAD if faults else PictureState.GOOD,
         "source_sha256": done.source_sha256 or None,

@@ -10,37 +10,34 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from core.download_budget import Requester
 from core.errors import (
-    ImageRefused,
     ImagesMissing,
-    ImageUnreachable,
     ImprintError,
-    NotFound,
     ObjectExists,
-    StoreUnavailable,
     TooFewImages,
     UploadFailed,
 )
 from core.logging import stage_context
+from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
 from jobs import keys, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of
-from jobs.stages import intake
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews
 from jobs.stages.intake import picture_values, preparation, unpack
+from jobs.stages.picture_source import fetch_and_convert, prepared_before
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
 from jobs.turns import owner_slot
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
-from training.data import pictures
+from storage.picture_report import StoredReport
+from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
+from training.data.quality import near_duplicates
 from training.lora import file as lora_file
 from training.ports import TrainResult, TrainRun
-from training.spec import MIN_PICTURES, TrainSpec, base_model_location
+from training.spec import MIN_PICTURES, base_model_location
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +69,10 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
             transitions.begin(session, job_id)
         spec, requester = spec_of(job), Requester(job.owner_id, job_id)
         # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
-        known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
+        known = None if picture.mask else prepared_before(session, picture.source_sha256, preparation(spec))
         left = services.settings.max_job_bytes - _fetched(session, job_id)
     with holding_lease(services, lease):
-        made, size = (known, 0) if known else _prepare(services, job, picture, spec, left, requester)
+        made, size = (known, 0) if known else fetch_and_convert(services, job, picture, spec, left, requester)
         with services.database.writing() as session:
             since = None if made.source_sha256 else picture.unreachable_since
             values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
@@ -84,61 +81,10 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
                 insert_if_absent(session, made)
 
 
-def _prepared(session: Session, source_sha256: str | None, recipe: str) -> PreparedPicture | None:
-    return session.get(PreparedPicture, (source_sha256, recipe)) if source_sha256 else None
-
-
 def _fetched(session: Session, job_id: str) -> int:
     """The number of bytes fetched for the job's pictures so far."""
     query = select(func.coalesce(func.sum(JobPicture.source_bytes), 0)).where(JobPicture.job_id == job_id)
     return int(session.exec(query).one())
-
-
-def _prepare(
-    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester
-) -> tuple[PreparedPicture, int]:
-    """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
-
-    Returns the picture and the number of bytes fetched. A picture that is left out because it cannot be fetched has no
-    source hash. Raises ImageUnreachable, which may be retried.
-    """
-    files: list[bytes] = []
-    try:
-        for reference in filter(None, (picture.reference, picture.mask)):
-            files.append(_source(services, reference, left - sum(map(len, files)), requester))
-    except ImageUnreachable as error:
-        fault, reason = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
-        is_over = transitions.is_patience_over(picture, services.settings)
-        if error.retryable and not (job.allow_missing and is_over):
-            tried = f"; tried for {services.settings.fetch_patience_s:.0f} s" if is_over else ""
-            label = picture_label(picture.position, picture.name)
-            raise ImageUnreachable(f"{label}: {reason}{tried}", {"picture": picture.position + 1}) from error
-        report = {"error": reason, "code": error.code, "bad": [fault]}
-        return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
-    data, mask = files[0], files[1] if picture.mask else None
-    sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
-    with services.database.reading() as session:
-        done = _prepared(session, sha256, preparation(spec, *of_mask))
-    return done or intake.convert(services, data, sha256, spec, requester.owner_id, mask), sum(map(len, files))
-
-
-def _source(services: Services, reference: str, left: int, requester: Requester) -> bytes:
-    """The bytes of a file: from the store if it is stored there, else fetched, at most `left` bytes."""
-    if "://" in reference:
-        if left <= 0:
-            raise ImageRefused(
-                "the pictures of this job are larger in total than a job may have (IMPRINT_MAX_JOB_BYTES)"
-            )
-        most = min(left, services.settings.max_picture_bytes)
-        return services.sources.fetch(reference, max_bytes=most, requester=requester)
-    with services.database.reading() as session:
-        stored = session.get_one(StoredPicture, reference)
-    try:
-        return services.store.get(stored.key)
-    except NotFound as error:
-        raise ImageRefused(f"the stored picture {stored.id} is no longer in the object store") from error
-    except StoreUnavailable as error:
-        raise ImageUnreachable(error.message) from error
 
 
 # ---- dataset ----------------------------------------------------------------------------------------------
@@ -193,17 +139,15 @@ def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:
 
 def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     good = [row for row in rows if row.state == PictureState.GOOD]
-    reports = [pictures.PictureReport.from_dict(row.report or {}) for row in good]
+    reports = [row.report or StoredReport() for row in good]
     repeats = []
-    for index, first in pictures.near_duplicates(reports).items():
+    for index, first in near_duplicates(reports).items():
         row = good[index]
         row.state = PictureState.BAD
         row.faults = ["near_duplicate"]
         same = good[first]
-        row.report = (row.report or {}) | {
-            "repeats": same.position,
-            "error": f"nearly the same as {picture_label(same.position, same.name)}",
-        }
+        error = f"nearly the same as {picture_label(same.position, same.name)}"
+        row.report = reports[index].model_copy(update={"repeats": same.position, "error": error})
         repeats.append(row)
     return repeats
 

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
 from core.clock import utcnow
-from core.download_budget import Requester
 from core.errors import FailureCode, ImageUnreachable, ImprintError, NotFound, TooManyRequests
 from core.ids import new_id
+from core.outbound.download_budget import Requester
 from core.picture_names import picture_label, source_name
 from core.settings import Settings
 from jobs.services import Services

@@ -13,10 +13,11 @@ from core.clock import utcnow
 from core.errors import IllegalMove, ImageInvalid, NotFound
 from jobs import keys
 from jobs.services import Services
-from jobs.stages import intake
+from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
+from storage.picture_report import StoredReport
 from storage.tables import PreparedPicture, StoredPicture, Subject
-from training.data.pictures import PictureReport, near_duplicates
+from training.data.quality import near_duplicates
 from training.data.thumbnail import thumbnail
 from training.spec import BASE_MODELS, TrainSpec
 
@@ -75,12 +76,12 @@ def add(
             >= MAX_STORED_PICTURES
         ):
             raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
-    made = made or intake.convert(services, data, sha256, spec, owner_id)
+    made = made or picture_source.convert(services, data, sha256, spec, owner_id)
     report = made.report
     if made.key is None or made.sha256 is None:
-        raise ImageInvalid(report.get("error", "the picture cannot be read"))
+        raise ImageInvalid(report.error or "the picture cannot be read")
     if is_mask:
-        report = report | {"bad": []}  # a mask may be all white, black or flat
+        report = report.model_copy(update={"bad": []})  # a mask may be all white, black or flat
     preview_key = keys.thumbnail(made.sha256)
     if not services.store.exists(preview_key):
         services.store.put(preview_key, thumbnail(services.store.get(made.key)))
@@ -174,19 +175,19 @@ def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple
     """Each picture with its faults. Of near-duplicates the first is good, as in the dataset step."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
     pictures = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id)).order_by(*order)).all()
-    judged = [(picture, list((picture.report or {}).get("bad", []))) for picture in pictures]
+    judged = [(picture, list((picture.report and picture.report.bad) or ())) for picture in pictures]
     good = [(picture, faults) for picture, faults in judged if not faults and picture.report]
-    for index in near_duplicates([PictureReport.from_dict(picture.report or {}) for picture, _ in good]):
+    for index in near_duplicates([picture.report or StoredReport() for picture, _ in good]):
         good[index][1].append("near_duplicate")
     return judged
 
 
 def _view(picture: StoredPicture, faults: Sequence[str]) -> SubjectPicture:
-    report = picture.report or {}
-    width, height = report.get("width", 0), report.get("height", 0)
+    report = picture.report or StoredReport()
+    width, height = report.width or 0, report.height or 0
     return SubjectPicture(
         id=picture.id,
-        verdict="bad" if faults else "good" if report else "unknown",
+        verdict="bad" if faults else "good" if picture.report else "unknown",
         faults=[PictureFault(fault, describe_fault(fault, width, height)) for fault in faults],
         caption=picture.caption,
         width=width,

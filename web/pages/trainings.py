@@ -96,9 +96,8 @@ def _left_out(view: JobView) -> list[tuple[str, str]]:
     """The pictures that were not used, and why."""
     found = []
     for picture in view.pictures:
-        report = picture.report or {}
-        size = {"width": report.get("width", 0), "height": report.get("height", 0)}
-        if words := [subject_pictures.describe_fault(fault, **size) for fault in picture.faults]:
+        width, height = (picture.report.width or 0, picture.report.height or 0) if picture.report else (0, 0)
+        if words := [subject_pictures.describe_fault(fault, width, height) for fault in picture.faults]:
             found.append((picture.label, "; ".join(words)))
     return found
 

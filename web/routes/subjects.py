@@ -14,7 +14,8 @@ from web import signing
 from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import snake_keys
 from web.models.subjects import ProfileSet, SubjectChange, SubjectSettings
-from web.models.trainings import Lora, Quoted, Training, Trainings, TrainRequest
+from web.models.train_request import TrainRequest
+from web.models.trainings import Lora, Quoted, Training, Trainings
 from web.parameters import IdempotencyKey, SubjectId, api_key
 from web.problems import ALWAYS, responses
 

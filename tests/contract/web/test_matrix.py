@@ -14,7 +14,8 @@ from sqlmodel import col
 
 from core.clock import utcnow
 from jobs import keys, tokens, transitions
-from storage.tables import ApiToken, Job, Status
+from storage.access_tables import ApiToken
+from storage.tables import Job, Status
 from tests.contract.web import test_page_matrix
 from tests.contract.web.conftest import REX, Api, problem
 

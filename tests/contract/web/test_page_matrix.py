@@ -14,8 +14,9 @@ from sqlmodel import col
 from core.clock import utcnow
 from jobs import keys, service, sessions, tokens
 from jobs.drawings import drawing_transitions, drawings
+from storage.access_tables import ApiToken
 from storage.drawing_tables import DrawnFile
-from storage.tables import ApiToken, Job, Status
+from storage.tables import Job, Status
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
 

@@ -2,16 +2,13 @@
 
 import json
 import re
-import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import hypothesis
 import pytest
 import schemathesis
-import uvicorn
 from schemathesis import GenerationMode
 from schemathesis.checks import (
     content_type_conformance,
@@ -22,12 +19,8 @@ from schemathesis.checks import (
 )
 
 from jobs import service
-from tests.contract.web.conftest import Api
+from tests.contract.web.conftest import Api, served
 from tests.contract.web.test_page_matrix import a_drawing, a_ready_training
-from tests.servers.process import free_port
-from tests.site import until
-from web.app import create_app
-from web.limits import RateLimit
 
 EXAMPLES = 6  # of each operation, and as many that break the document
 CHECKS = [
@@ -53,24 +46,8 @@ def described(lone_api: Api) -> Iterator[tuple[Any, There, dict[str, str]]]:
     drawing_id = a_drawing(lone_api, a_ready_training(lone_api, owner))
     there = {"trainings": job_id, "influencer": "rex", "imageId": images[0], "drawingId": drawing_id}
     headers = {"Authorization": f"Bearer {secret}", "Imprint-Owner": "ada"}
-    with served(lone_api) as url:
+    with served(lone_api, web_rate_per_s=1e6) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json"), there, headers
-
-
-@contextmanager
-def served(api: Api) -> Iterator[str]:
-    """The app over real HTTP, in a thread."""
-    app = create_app(api.services)
-    app.state.rate_limit = RateLimit(1e6)
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started, 60, "the server")
-        yield f"http://127.0.0.1:{server.config.port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 def test_every_answer_is_documented(described: tuple[Any, There, dict[str, str]]) -> None:
