@@ -86,7 +86,8 @@ async function send(form, button) {
     else if (!answer.ok) trouble();
     else if (new URL(answer.url).pathname !== location.pathname) location.assign(answer.url);
     else {
-      form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
+      // What was typed is now what the server has, except in a form for one more of the same.
+      if (!form.matches("[data-keeps]")) form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
       const key = form.id && fresh.querySelector(`#${form.id} input[name=key]`);
       if (key) form.elements.key.value = key.value; // sent again, it is a new request
       await settle(fresh);
