@@ -5,6 +5,7 @@ import sqlalchemy as sa
 # Every table with the column `owner_id`.
 OWNED = (
     "api_token",
+    "caption_change",
     "credit_account",
     "disabled_receiver",
     "drawing",

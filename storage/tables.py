@@ -92,6 +92,8 @@ class Subject(SQLModel, table=True):
     # Other fields of a TrainSpec that its trainings use, where a request does not say otherwise.
     recipe: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     train_automatically: bool = False
+    # What was noted about the files of its uploads, until the owner dismisses it.
+    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))
     profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
     updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 

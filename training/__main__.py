@@ -8,7 +8,8 @@ import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -182,14 +183,14 @@ def _train(
         for name, reason in found.left_out.items():
             console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
         for note in found.notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            _print_note(console, note)
         for note in kept.claim(options_of(spec, found.manifest.sha256)):
             console.print(note, markup=False, highlight=False)
         total = spec.steps(len(found.examples))
         console.print(f"{len(found.examples)} pictures, {total} steps on {spec.base_model}", highlight=False)
         with ProgressBar(console, total) as bar:
             try:
-                result = _loop(_run(given, spec, found, kept, bar))
+                result = _loop(_run(given, spec, found, kept, bar, partial(_print_note, console)))
             except HandOver:
                 stopped = True
             else:
@@ -201,13 +202,18 @@ def _train(
         kept.remove()
     _say_result(result, spec, console)
     for note in inspect(result.path).warnings:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        _print_note(console, note)
     return 0
 
 
+def _print_note(console: Console, note: str) -> None:
+    console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _run(
-    given: argparse.Namespace, spec: TrainSpec, dataset: FolderDataset, kept: FolderCheckpoints, bar: ProgressBar
-) -> TrainRun:
+    given: argparse.Namespace, spec: TrainSpec, dataset: FolderDataset, kept: FolderCheckpoints, bar: ProgressBar,
+    note: Callable[[str], None],
+) -> TrainRun:  # fmt: skip
     return TrainRun(
         job_id=given.out.name,
         spec=spec,
@@ -224,6 +230,7 @@ def _run(
         training_adapter=given.training_adapter,
         loras=FolderLoras(given.out) if spec.keep_checkpoints else None,
         previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
+        note=note,
     )
 
 

@@ -72,7 +72,7 @@ def add(
         sha256 = hashlib.sha256(data).hexdigest()
         made = session.get(PreparedPicture, (sha256, intake.preparation(spec)))
         if (
-            session.exec(select(func.count()).where(*_belongs_to(owner_id, subject_id, is_mask))).one()
+            session.exec(select(func.count()).where(*belongs_to(owner_id, subject_id, is_mask))).one()
             >= MAX_STORED_PICTURES
         ):
             raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
@@ -102,7 +102,7 @@ def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[Su
 def list_masks(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
     """A subject's masks, in the form of `list_pictures`; a mask has no faults."""
     with services.database.reading() as session:
-        found = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id, is_mask=True)))
+        found = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id, is_mask=True)))
         return [_view(mask, ()) for mask in found]
 
 
@@ -121,16 +121,12 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
         session.connection().execute(gone.values(removed_at=utcnow()))
 
 
-def set_caption(
-    services: Services, owner_id: str, subject_id: str, picture_id: str, text: str | None
-) -> SubjectPicture:
-    """Set the caption of a picture for later trainings. Raises NotFound."""
-    with services.database.writing() as session:
-        if _get(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
-            raise NotFound(f"{picture_id} is a mask, which has no caption")
-        change = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
-        session.connection().execute(change.values(caption=(text or "").strip() or None))
-    return next(view for view in list_pictures(services, owner_id, subject_id) if view.id == picture_id)
+def get(services: Services, owner_id: str, subject_id: str, picture_id: str) -> SubjectPicture:
+    """A picture in the form of `list_pictures`. Raises NotFound."""
+    found = (view for view in list_pictures(services, owner_id, subject_id) if view.id == picture_id)
+    if (view := next(found, None)) is None:
+        raise NotFound(f"there is no picture {picture_id}")
+    return view
 
 
 def preview(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
@@ -153,7 +149,8 @@ def preview_spec(subject: Subject | None) -> TrainSpec:
     return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 0})
 
 
-def _belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
+def belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
+    """The condition of a query for the pictures or masks that a subject has."""
     return (
         col(StoredPicture.owner_id) == owner_id,
         col(StoredPicture.subject_id) == subject_id,
@@ -174,7 +171,7 @@ def _get(session: Session, owner_id: str, subject_id: str, picture_id: str, *, g
 def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple[StoredPicture, list[str]]]:
     """Each picture with its faults. Of near-duplicates the first is good, as in the dataset step."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
-    pictures = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id)).order_by(*order)).all()
+    pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*order)).all()
     judged = [(picture, list((picture.report and picture.report.bad) or ())) for picture in pictures]
     good = [(picture, faults) for picture, faults in judged if not faults and picture.report]
     for index in near_duplicates([picture.report or StoredReport() for picture, _ in good]):

@@ -319,7 +319,7 @@ def test_files_that_could_not_be_read_before_are_tried_again(empty: str) -> None
 
 def test_a_training_of_before_can_be_drawn_with(empty: str) -> None:
     database = Database(empty)
-    database.migrate("0017")
+    database.migrate("0018")
     spec = {"base_model": "sd15", "trigger_word": "sks", "family": "sd15", "resolution": 512, "seed": 7}
     job = sa.text(
         "INSERT INTO training_job (id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step,"

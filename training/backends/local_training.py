@@ -49,6 +49,8 @@ class LocalTraining:
         for warning in engine.base.warnings:
             log.warning("job %s: %s", run.job_id, warning)
         dataset = self._encode()
+        for note in dataset.notes:
+            run.note(note)
         if plan is not None and plan.checkpointing and not engine.base.is_gradient_checkpointing:
             with engine.paused():
                 engine.base.checkpoint_gradients(True)

@@ -162,6 +162,8 @@ class Family:
     encode_pictures: Callable[[Base, Sequence[Example]], list[Tensor]]
     # The condition for each picture. Wakes the text encoders.
     encode_captions: Callable[[Base, Sequence[Example]], list[Condition]]
+    # Whether the text encoders read a caption to its end, by the family's own tokenizers.
+    reads_whole: Callable[[Base, str], bool]
     # Draws latents, noise and times of a step from moments [B, 2C, h, w], on the CPU, so that all devices get the same.
     draw: Callable[[Base, Tensor, torch.Generator], Draw]
     # The noisy latents of a draw, [B, C, h, w] float32.

@@ -78,6 +78,16 @@ def tokenize(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
     return ids
 
 
+def reads_whole(base: Base, caption: str) -> bool:
+    """Whether the text encoder reads a caption to its end: it reads 77 tokens, of which two mark begin and end."""
+    return has_room(base.encoders["tokenizer"], caption)
+
+
+def has_room(tokenizer: Any, caption: str) -> bool:
+    """Whether a caption has no more tokens than its text encoder reads."""
+    return bool(len(tokenizer(caption, verbose=False).input_ids) <= tokenizer.model_max_length)
+
+
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """The condition of each picture: `context` [1, tokens, width], the last hidden states of the text encoder."""
     tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
@@ -111,6 +121,7 @@ FAMILY = Family(
     stand_in=stand_in,
     encode_pictures=encode_pictures,
     encode_captions=encode_captions,
+    reads_whole=reads_whole,
     draw=diffusion.draw,
     mix=diffusion.mix,
     predict=predict,

@@ -21,7 +21,7 @@ from training.families.family import Base, Condition, Family, Where
 from training.families.latents import encode_pictures
 from training.families.parts import config_of, load_part
 from training.families.quantised import place
-from training.families.sd15 import TARGETS, tokenize
+from training.families.sd15 import TARGETS, has_room, tokenize
 from training.ports import Example
 
 
@@ -52,6 +52,11 @@ def load(where: Where) -> Base:
         ),
         schedule, where.device, where.dtype, schedule.prediction, quantisation=where.quantisation,
     )  # fmt: skip
+
+
+def reads_whole(base: Base, caption: str) -> bool:
+    """Whether both text encoders read a caption to its end."""
+    return all(has_room(base.encoders[part], caption) for part in ("tokenizer", "tokenizer_2"))
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
@@ -113,6 +118,7 @@ FAMILY = Family(
     stand_in=stand_in,
     encode_pictures=encode_pictures,
     encode_captions=encode_captions,
+    reads_whole=reads_whole,
     draw=diffusion.draw,
     mix=diffusion.mix,
     predict=predict,

@@ -145,20 +145,32 @@ def _without(a: Tensor, b: Tensor, _: Any, inputs: tuple[Tensor], output: Tensor
     return output - functional.linear(functional.linear(inputs[0], a), b)
 
 
+def _as_message(tokenizer: Any, caption: str) -> str:
+    """A caption as the text encoder, a language model, gets it."""
+    message: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": caption}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    return message
+
+
+def reads_whole(base: Base, caption: str) -> bool:
+    """Whether the text encoder reads a caption to its end."""
+    tokenizer = base.encoders["tokenizer"]
+    return bool(len(tokenizer(_as_message(tokenizer, caption), verbose=False).input_ids) <= MAX_TOKENS)
+
+
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """The condition of each picture: `context` [tokens of the caption, width], computed as in diffusers' pipeline."""
     tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
     made: dict[str, Tensor] = {}
     with base.encoders.awake("text_encoder"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": caption}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=True,
-            )
             tokens = tokenizer(
-                [text], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+                [_as_message(tokenizer, caption)],
+                padding="max_length",
+                max_length=MAX_TOKENS,
+                truncation=True,
+                return_tensors="pt",
             ).to(base.device)
             mask = tokens.attention_mask.bool()
             output = encoder(input_ids=tokens.input_ids, attention_mask=mask, output_hidden_states=True)
@@ -246,6 +258,7 @@ FAMILY = Family(
     stand_in=stand_in,
     encode_pictures=encode_pictures,
     encode_captions=encode_captions,
+    reads_whole=reads_whole,
     draw=draw,
     mix=mix,
     predict=predict,

@@ -12,7 +12,7 @@ from jobs import accounts, overview, quotes, service
 from jobs.quotes import Quote
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
-from jobs.subjects import subject_pictures, subject_recipe, subject_settings
+from jobs.subjects import captions, subject_notes, subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables import ACTIVE, Subject
 from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
@@ -22,7 +22,7 @@ from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.parameters import FormKey, PictureId, SubjectId, page_key
 from web.problems import refusal
-from web.uploads import store_uploads
+from web.uploads import max_upload_bytes, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -101,6 +101,8 @@ def subject(
         most=MAX_PICTURES,
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
+        most_upload_bytes=max_upload_bytes(services.settings),
+        notes=subject_notes.get(services, owner_id, subject_id),
         bases=_bases(services, kept, good),
         chosen=form,
         quote=quote,
@@ -272,8 +274,14 @@ def caption(
     picture_id: PictureId,
     text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
-    subject_pictures.set_caption(services, caller.owner_id, subject_id, picture_id, text)
+    captions.set_all(services, caller.owner_id, subject_id, {picture_id: text})
     return _redirect(subject_id, "captioned")
+
+
+@router.post("/subjects/{id}/notes/dismiss")
+def dismiss_notes(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
+    subject_notes.dismiss(services, caller.owner_id, subject_id)
+    return _redirect(subject_id)
 
 
 @router.post("/subjects/{id}/images/{imageId}/remove")

@@ -122,6 +122,17 @@ document.addEventListener("change", (event) => {
 
 // ---- uploads ------------------------------------------------------------------------------------------------------
 
+// What to say about a file that was stored: of a picture its verdict, of an archive how many of its pictures are good.
+function outcome({ images = [], refused = [], notes = [] }) {
+  const bad = images.filter((image) => image.faults.length);
+  const more = [...refused.map((one) => one.detail), ...notes];
+  if (images.length === 1 && !more.length) return bad.length
+    ? ["bad", `Stored, but not usable: ${bad[0].faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"];
+  if (!images.length) return more.length ? ["bad", more.join("; ")] : ["good", "Captions read"];
+  const count = `${images.length} stored, ${images.length - bad.length} of them good`;
+  return [more.length || bad.length ? "bad" : "good", [count, ...more].join("; ")];
+}
+
 function put(form, file, line) {
   return new Promise((done) => {
     const request = new XMLHttpRequest(), body = new FormData();
@@ -135,17 +146,19 @@ function put(form, file, line) {
     request.onload = () => {
       let answer = {};
       try { answer = JSON.parse(request.responseText); } catch { /* not JSON: handled below */ }
-      const [image] = answer.images ?? [];
-      if (image) done(image.faults.length
-        ? ["bad", `Stored, but not usable: ${image.faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"]);
-      else done(["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored. Sign in again and retry."]);
+      done(request.status === 201 ? outcome(answer)
+        : ["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored. Sign in again and retry."]);
     };
     request.send(body);
   });
 }
 
 let queue = Promise.resolve();
+const isCaption = (file) => /\.(txt|caption|jsonl|csv)$/i.test(file.name);
+const isArchive = (file) => /\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz)$/i.test(file.name);
+
 function upload(form, files) {
+  files.sort((a, b) => isCaption(a) - isCaption(b)); // captions after the pictures that they belong to
   for (const file of files) {
     const line = document.createElement("li"), name = document.createElement("span"), state = document.createElement("span");
     const bar = document.createElement("progress");
@@ -156,7 +169,7 @@ function upload(form, files) {
     line.append(name, state);
     byId("uploads").append(line);
     queue = queue.then(async () => {
-      const [kind, text] = file.size > Number(form.dataset.mostBytes)
+      const [kind, text] = file.size > Number(isArchive(file) ? form.dataset.mostUploadBytes : form.dataset.mostBytes)
         ? ["bad", "The file is too large."] : await put(form, file, line);
       state.className = kind;
       state.textContent = text;
