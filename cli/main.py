@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from cli.backends import BACKENDS
+from cli.deletion import delete
 from cli.doctor import doctor
 from cli.fakes import FAKES
 from cli.generate import GENERATION
@@ -125,7 +126,7 @@ def download(job_id: str, path: Path, *, checkpoint: int | None, as_json: bool) 
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
-imprint.add_section("Owners", (owners, sessions))
+imprint.add_section("Owners", (owners, sessions, delete))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))

@@ -1,4 +1,7 @@
-"""The table for drawings. The pictures of one are in the object store under `jobs.keys.drawing(id)`."""
+"""The table for drawings on the devices of workers. Those of ComfyUI are in `deletion_tables.StoredDrawing`.
+
+The pictures of a drawing are in the object store under `jobs.keys.drawing(id)`.
+"""
 
 from datetime import datetime
 from enum import StrEnum
@@ -38,15 +41,16 @@ class DrawnFile(BaseModel):
 class DrawingRow(SQLModel, table=True):
     """Pictures that an owner asked for, drawn with the LoRA of one training.
 
-    To delete one: cancel it, then delete its row and the objects with the prefix `jobs.keys.drawing(id)`. Its hold
-    (`credit_hold.training_id` is the drawing's id) and its entries stay in the ledger, as those of a training do.
+    It is deleted with its training (`jobs.drawings.deletion`): cancelled, then its row and the objects with the prefix
+    `jobs.keys.drawing(id)`. Its hold (`credit_hold.training_id` is the drawing's id) stays in the ledger, and its id in
+    `deleted_training`.
     """
 
-    __tablename__ = "drawing"
+    __tablename__ = "device_drawing"
     __table_args__ = (
-        sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_drawing_owner_key"),
-        sa.Index("ix_drawing_job", "job_id", "created_at"),
-        sa.Index("ix_drawing_status", "status", "next_look_at"),
+        sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_device_drawing_owner_key"),
+        sa.Index("ix_device_drawing_job", "job_id", "created_at"),
+        sa.Index("ix_device_drawing_status", "status", "next_look_at"),
     )
 
     id: str = Field(primary_key=True)

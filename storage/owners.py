@@ -7,6 +7,8 @@ OWNED = (
     "api_token",
     "caption_change",
     "credit_account",
+    "deletion",
+    "device_drawing",
     "disabled_receiver",
     "drawing",
     "image_fetch",

@@ -15,6 +15,7 @@ from core.numbers import NumbersAreNotBools
 from core.settings import Settings
 from credits.price import price_of_drawing
 from generation.comfyui.prompts import contains_word
+from jobs.prices import drawing_rate_of
 from jobs.requests.training_request import SubjectName
 from jobs.subjects.drawing import drawing_defaults
 from storage.drawing_tables import DrawingRow
@@ -102,7 +103,7 @@ def plan(request: DrawingRequest, spec: TrainSpec, settings: Settings) -> Drawin
         width=width,
         height=height,
         total_steps=total,
-        credits=price_of_drawing(spec.family, total, (width, height), settings.drawing_prices),
+        credits=price_of_drawing(drawing_rate_of(spec.family, settings), total, (width, height)),
     )
 
 

@@ -20,6 +20,7 @@ from credits import ledger
 from credits.price import price_of_drawing, price_of_drawing_part
 from jobs.drawings.drawing_request import size_of
 from jobs.notices import notices
+from jobs.prices import drawing_rate_of
 from notifications import outbox
 from storage.drawing_tables import OPEN, DrawingRow, DrawingStatus
 
@@ -119,7 +120,7 @@ def finish(session: Session, lease: DrawingLease, settings: Settings) -> bool:
     if not lease.is_held(session):
         return False
     row = session.get_one(DrawingRow, lease.job_id, with_for_update=True, populate_existing=True)
-    charge = price_of_drawing(row.family, row.total_steps, size_of(row), settings.drawing_prices)
+    charge = price_of_drawing(drawing_rate_of(row.family, settings), row.total_steps, size_of(row))
     return _end(session, row.id, DrawingStatus.READY, charge=charge, step=row.total_steps, waiting_note=None)
 
 
@@ -143,7 +144,8 @@ def cancel(session: Session, drawing_id: str, settings: Settings) -> bool:
     row = session.get(DrawingRow, drawing_id, with_for_update=True, populate_existing=True)
     if row is None or row.status not in OPEN:
         return False
-    charge = price_of_drawing_part(row.family, min(row.step, row.total_steps), size_of(row), settings.drawing_prices)
+    done = min(row.step, row.total_steps)
+    charge = price_of_drawing_part(drawing_rate_of(row.family, settings), done, size_of(row))
     return _end(
         session, drawing_id, DrawingStatus.CANCELLED, charge=charge,
         failure_code="cancelled", failure_message="cancelled by the owner",

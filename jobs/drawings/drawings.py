@@ -13,6 +13,7 @@ from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, T
 from core.ids import new_id
 from credits import ledger
 from jobs import keys
+from jobs.deletion import guard
 from jobs.drawings import drawing_request
 from jobs.drawings import drawing_transitions as transitions
 from jobs.drawings.drawing_request import DrawingPlan, DrawingRequest
@@ -25,6 +26,7 @@ from jobs.specs import spec_of
 from jobs.subjects import loras
 from storage.drawing_tables import OPEN, DrawingRow, DrawingStatus
 from storage.tables import Job, Status
+from training.families.registry import trained_here
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +133,8 @@ def _ready_job(session: Session, job_id: str, owner_id: str) -> Job:
     job = get_job(session, job_id, owner_id)
     if job.status != Status.READY or not job.lora_key:
         raise IllegalMove(f"job {job_id} is {job.status} and has no LoRA to draw with")
+    if job.family and job.family not in trained_here():
+        raise IllegalMove(f"workers do not draw with base models of the family {job.family}")
     return job
 
 
@@ -148,7 +152,10 @@ def _with_key(session: Session, request: DrawingRequest) -> DrawingRow | None:
 
 def _create(session: Session, services: Services, request: DrawingRequest, job_id: str) -> DrawingRow:
     settings = services.settings
+    guard.lock_owner(session, request.owner_id)
     job = _ready_job(session, job_id, request.owner_id)
+    guard.refuse_if_deleting(session, job.owner_id, job.subject_id)
+    session.refresh(job, with_for_update=True)  # its deletion waits, and then deletes this drawing too
     made = drawing_request.plan(request, spec_of(job), settings)
     _check_limit(session, request.owner_id, settings.drawings_per_owner)
     row = DrawingRow(
@@ -176,9 +183,7 @@ def _create(session: Session, services: Services, request: DrawingRequest, job_i
 
 
 def _check_limit(session: Session, owner_id: str, most: int) -> None:
-    """Raises TooManyRequests if the owner has so many open drawings. Requests of one owner wait for each other."""
-    if session.get_bind().dialect.name == "postgresql":  # on SQLite writing transactions wait for each other anyway
-        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 2))"), {"owner": owner_id})
+    """Raises TooManyRequests if the owner has so many open drawings. Call it after `guard.lock_owner`."""
     waiting = select(sa.func.count()).select_from(DrawingRow)
     waiting = waiting.where(col(DrawingRow.owner_id) == owner_id, col(DrawingRow.status).in_(OPEN))
     if session.scalar(waiting) >= most:  # type: ignore[operator]

@@ -23,14 +23,18 @@ from core.errors import (
     TooManyRequests,
 )
 from core.settings import Settings
-from credits.price import price_of_drawing, price_of_drawing_part
+from credits.price import Rate, price_of_drawing, price_of_drawing_part
 from jobs import accounts, keys, service, sweeps, transitions
+from jobs.deletion import requests as deletion_requests
+from jobs.deletion import run as deletions
 from jobs.drawings import drawing_transitions as moves
 from jobs.drawings import drawings
 from jobs.drawings.drawing_transitions import DrawingLease
 from jobs.drawings.drawing_view import DrawingView
+from jobs.prices import drawing_rate_of
 from jobs.services import Services
 from notifications.tables import OutboxMessage
+from storage.deletion_tables import Deletion
 from storage.drawing_tables import DrawingRow, DrawnFile
 from storage.tables import Stage
 from tests.contract.jobs import GRANTED, put_at, request
@@ -41,7 +45,7 @@ JOB_COST = 100  # what `ready_job` was charged, by the default price of sd15
 @pytest.fixture
 def ready_job(services: Services) -> Iterator[str]:
     """A ready training of Ada's dog: sd15, 512 pixels."""
-    found = service.submit(services, request(services, max_steps=1000)).job_id
+    found = service.submit(services, request(services, max_steps=1000, webhook_url=None)).job_id
     put_at(services, found, Stage.SETTLE)
     with services.database.writing() as session:
         transitions.settle(session, found, services.settings)
@@ -216,16 +220,16 @@ def test_a_free_drawing_has_no_hold(settings: Settings, ready_job: str) -> None:
 
 
 def test_the_price(services: Services) -> None:
-    assert price_of_drawing("sd15", 25, (512, 512), {}) == 2  # 1.5 rounded up
-    assert price_of_drawing("sd15", 1000, (512, 1024), {"sd15": 10}) == 20
-    assert price_of_drawing("sd15", 1, (64, 64), {}) == 1
-    assert price_of_drawing("sd15", 1000, (512, 512), {"sd15": 0}) == 0
+    usual = drawing_rate_of("sd15", services.settings)
+    assert usual == Rate(60, 512)
+    assert price_of_drawing(usual, 25, (512, 512)) == 2  # 1.5 rounded up
+    assert price_of_drawing(Rate(10, 512), 1000, (512, 1024)) == 20
+    assert price_of_drawing(usual, 1, (64, 64)) == 1
+    assert price_of_drawing(Rate(0, 512), 1000, (512, 512)) == 0
     for done in range(0, 201, 25):
-        assert price_of_drawing_part("z-image", done, (768, 512), {}) <= price_of_drawing(
-            "z-image", 200, (768, 512), {}
-        )
-    with pytest.raises(SpecInvalid, match="family: has no price"):
-        price_of_drawing("flux", 1, (64, 64), {})
+        assert price_of_drawing_part(usual, done, (768, 512)) <= price_of_drawing(usual, 200, (768, 512))
+    with pytest.raises(SpecInvalid, match="drawing_prices: a price must not be negative"):
+        price_of_drawing(Rate(-1, 512), 1, (64, 64))
 
 
 # ---- workers that die ------------------------------------------------------------------------------------------
@@ -302,3 +306,32 @@ def test_a_drawing_that_no_worker_takes_fails_after_a_day(services: Services, re
     assert done.failure is not None
     assert (done.status, done.failure.code) == ("failed", "timeout")
     assert spending(services)[:2] == (0, 0)
+
+
+# ---- deletion --------------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_training_takes_its_drawings_with_it(services: Services, ready_job: str) -> None:
+    """Also one that is drawn now: it is cancelled, and what its worker still wrote goes when the deletion ends."""
+    done, drawn = ask(services, ready_job), ask(services, ready_job)
+    for view in (done, drawn):
+        services.store.put(f"{keys.drawing(view.drawing_id)}000.png", b"a picture")
+    with services.database.writing() as session:
+        moves.finish(session, claim(services, done.drawing_id), services.settings)
+    lease = claim(services, drawn.drawing_id)
+    asked = deletion_requests.delete_training(services, ready_job, "ada")
+    assert not deletions.run(services, asked.id, lambda _: None)
+    with services.database.writing() as session, pytest.raises(LeaseLost):
+        lease.write(session, step=9)
+    services.store.put(f"{keys.drawing(drawn.drawing_id)}001.png", b"written meanwhile")
+    with services.database.writing() as session:
+        session.execute(sa.update(Deletion).values(quiet_at=utcnow(), next_look_at=utcnow(), leased=False))
+    assert deletions.run(services, asked.id, lambda _: None)
+    assert list(services.store.list("drawings/")) == []
+    assert launches(services) == []
+    for view in (done, drawn):
+        with pytest.raises(NotFound):
+            drawings.get(services, view.drawing_id)
+    assert spending(services)[0] == 0
+    with pytest.raises(NotFound):
+        ask(services, ready_job)

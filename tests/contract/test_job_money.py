@@ -201,15 +201,20 @@ DAMAGE = {
     },
     "UPDATE training_job SET owner_id = 'eve' WHERE id = '{ready}'": {"every job has a hold"},
     "DELETE FROM training_job WHERE id = '{active}'": {"every hold belongs to a job or a drawing"},
-    "DELETE FROM drawing WHERE id = '{drawn}'": {"every hold belongs to a job or a drawing"},
-    "UPDATE drawing SET owner_id = 'eve' WHERE id = '{drawn}'": {"the hold of a drawing is its owner's"},
+    "INSERT INTO deleted_training (id, deleted_at) SELECT id, created_at FROM training_job WHERE id = '{active}'": {
+        "the hold of a deleted job is resolved"
+    },
+    "DELETE FROM device_drawing WHERE id = '{drawn}'": {"every hold belongs to a job or a drawing"},
+    "UPDATE device_drawing SET owner_id = 'eve' WHERE id = '{drawn}'": {"the hold of a drawing is its owner's"},
     "UPDATE credit_hold SET state = 'held', settled = 0 WHERE training_id = '{drawn}'": {
         "the hold of a drawing is its owner's",
         "a drawing was charged what its hold settled",
     },
-    "UPDATE drawing SET charged = charged + 1 WHERE id = '{drawn}'": {"a drawing was charged what its hold settled"},
-    "UPDATE drawing SET status = 'failed' WHERE id = '{drawn}'": {"a drawing was charged what its hold settled"},
-    "UPDATE drawing SET finished_at = NULL WHERE id = '{drawn}'": {"a final drawing has an end time"},
+    "UPDATE device_drawing SET charged = charged + 1 WHERE id = '{drawn}'": {
+        "a drawing was charged what its hold settled"
+    },
+    "UPDATE device_drawing SET status = 'failed' WHERE id = '{drawn}'": {"a drawing was charged what its hold settled"},
+    "UPDATE device_drawing SET finished_at = NULL WHERE id = '{drawn}'": {"a final drawing has an end time"},
     "UPDATE credit_hold SET state = 'released' WHERE training_id = '{active}'": {"the hold of an active job is live"},
     "UPDATE training_job SET status = 'training', finished_at = NULL, charged = NULL WHERE id = '{ready}'": {
         "the hold of an active job is live",
@@ -315,7 +320,7 @@ def test_what_is_off_with_a_job_is_an_error_of_the_audit(
 
 def without_rules(connection: sa.Connection) -> None:
     """The same tables without keys, checks and triggers, so that anything can be written into them."""
-    tables = ("training_job", "drawing", "outbox_message", *(table.name for table in reversed(_LEDGER)))
+    tables = ("training_job", "device_drawing", "outbox_message", *(table.name for table in reversed(_LEDGER)))
     cascade = "CASCADE" if connection.dialect.name == "postgresql" else ""
     if not cascade:
         connection.commit()

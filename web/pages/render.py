@@ -57,6 +57,8 @@ _NOTICES = {
     "ended": "Signed out there.",
     "drawing": "Drawing started.",
     "undrawn": "Drawing cancelled.",
+    "deleting": "The deletion is under way.",
+    "undone": "The deletion is undone.",
 }
 
 

@@ -11,12 +11,14 @@ from fastapi.responses import RedirectResponse
 from core.advice import ADVICE
 from core.errors import SpecInvalid
 from jobs import accounts, history, previews, service
+from jobs.deletion import requests
 from jobs.quotes import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.view import JobView
 from storage.drawing_tables import OPEN
 from storage.tables import ACTIVE, JobEvent, Stage, Status
+from training.families.registry import FAMILIES
 from web.auth import ServicesDep
 from web.files import download_response, picture_response
 from web.pages import drawings
@@ -114,7 +116,7 @@ def _usage(view: JobView) -> list[tuple[str, str, str]]:
         ),
         ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
     ]
-    if spec.family != "z-image":
+    if FAMILIES[spec.family].lora.form == "kohya":  # the form that it reads
         place = "Put the file into models/Lora, and use this prompt:"
         lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
     return lines
@@ -127,6 +129,12 @@ def _usage(view: JobView) -> list[tuple[str, str, str]]:
 def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     service.cancel(services, job_id, caller.owner_id)
     return RedirectResponse(f"/trainings/{job_id}?notice=cancelled", 303)
+
+
+@router.post("/delete")
+def delete(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    requests.delete_training(services, job_id, caller.owner_id)
+    return RedirectResponse("/account?notice=deleting", 303)
 
 
 @router.post("/again")

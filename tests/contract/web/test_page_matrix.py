@@ -13,6 +13,7 @@ from sqlmodel import col
 
 from core.clock import utcnow
 from jobs import keys, service, sessions, tokens
+from jobs.deletion import requests
 from jobs.drawings import drawing_transitions, drawings
 from storage.access_tables import ApiToken
 from storage.drawing_tables import DrawnFile
@@ -67,6 +68,10 @@ ROWS = [
     Row("POST", "/drawings/{drawingId}/cancel", "train", 409),
     Row("POST", "/account/sessions/{sessionId}/end", "read", 303),
     Row("POST", "/account/sessions/end-others", "read", 303, 303),
+    Row("POST", "/account/delete", "train", 422, 422),  # the owner's name is not repeated
+    Row("POST", "/deletions/{deletionId}/undo", "train", 409),  # it has begun
+    Row("POST", "/subjects/{id}/delete", "train", 303),
+    Row("POST", "/trainings/{id}/delete", "train", 303),
 ]
 GUARDED = [row for row in ROWS if row.scope is not None]
 
@@ -80,12 +85,15 @@ class Page:
     image_ids: list[str]
     session_id: str
     drawing_id: str
+    deletion_id: str
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
         path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
-        path = path.replace("{id}", "rex" if row.path.startswith("/subjects") else self.job_id) + row.query
+        subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
+        path = path.replace("{deletionId}", self.deletion_id)
+        path = path.replace("{id}", subject if row.path.startswith("/subjects") else self.job_id) + row.query
         files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
         data = None if row.method == "GET" else row.form
         cookies = {"cookie": f"{COOKIE}={cookie}"} if cookie is not None else {}
@@ -113,9 +121,9 @@ def page(lone_api: Api) -> Page:
     images = lone_api.upload(ada, 7)
     job_id = lone_api.train(ada, images[:6]).json()["id"]
     service.cancel(lone_api.services, job_id)
-    return Page(
-        lone_api, job_id, images, a_session(lone_api, ada), a_drawing(lone_api, a_ready_training(lone_api, ada))
-    )
+    deletion = requests.delete_picture(lone_api.services, lone_api.upload(ada, 2, subject="old")[0])
+    drawing_id = a_drawing(lone_api, a_ready_training(lone_api, ada))
+    return Page(lone_api, job_id, images, a_session(lone_api, ada), drawing_id, deletion.id)
 
 
 def a_session(api: Api, secret: str) -> str:

@@ -5,13 +5,13 @@ from alembic import op
 
 from core.clock import UtcDateTime
 
-revision = "0019"
-down_revision = "0018"
+revision = "0020"
+down_revision = "0019"
 
 
 def upgrade() -> None:
     op.create_table(
-        "drawing",
+        "device_drawing",
         sa.Column("id", sa.String, primary_key=True),
         sa.Column("owner_id", sa.String, nullable=False),
         sa.Column("job_id", sa.String, nullable=False),
@@ -46,7 +46,7 @@ def upgrade() -> None:
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("started_at", UtcDateTime()),
         sa.Column("finished_at", UtcDateTime()),
-        sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_drawing_owner_key"),
+        sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_device_drawing_owner_key"),
     )
-    op.create_index("ix_drawing_job", "drawing", ["job_id", "created_at"])
-    op.create_index("ix_drawing_status", "drawing", ["status", "next_look_at"])
+    op.create_index("ix_device_drawing_job", "device_drawing", ["job_id", "created_at"])
+    op.create_index("ix_device_drawing_status", "device_drawing", ["status", "next_look_at"])
