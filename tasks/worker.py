@@ -19,11 +19,13 @@ from celery.signals import (
 )
 from celery.worker.control import inspect_command
 
+from core import essential
 from core.errors import ImprintError
 from core.logging import set_up
 from core.metrics import SWEEP_FAILURES
 from core.private import keep_private
 from core.settings import settings
+from jobs.deletion import encodings
 from jobs.services import services
 from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
@@ -138,6 +140,12 @@ def _end(reason: str) -> None:
         control.leaving.set()
         log.error("this worker ends because its device failed: %s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@worker_ready.connect
+def _keep_encodings_clean(**_: Any) -> None:
+    if _trains_on is not None:
+        essential.start("encodings", lambda: encodings.keep_clean(services()))
 
 
 @worker_ready.connect
