@@ -50,6 +50,7 @@ _MAX_FAULTS_BYTES = 3000
 _WORTH_RETRYING = {
     FailureCode.IMAGE_UNREACHABLE,
     FailureCode.BACKEND_UNREACHABLE,
+    FailureCode.SCREENING_UNAVAILABLE,
     FailureCode.WORKER_LOST,
     FailureCode.TIMEOUT,
     FailureCode.UPLOAD_FAILED,

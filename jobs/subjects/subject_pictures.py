@@ -19,7 +19,8 @@ from storage.picture_report import StoredReport
 from storage.tables import PreparedPicture, StoredPicture, Subject
 from training.data.quality import near_duplicates
 from training.data.thumbnail import thumbnail
-from training.spec import BASE_MODELS, TrainSpec
+from training.families.registry import BASE_MODELS
+from training.spec import TrainSpec
 
 MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
 
@@ -32,6 +33,7 @@ _WORDS = {
     "near_duplicate": "nearly the same as another picture of this subject",
     "unreadable": "it cannot be read",
     "unreachable": "it could not be fetched",
+    "refused": "the screening refused it",
     "unusable_mask": "its mask could not be fetched or read, or has a different shape",
 }
 

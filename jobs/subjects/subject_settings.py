@@ -23,7 +23,8 @@ from jobs.view import JobView, View
 from notifications import webhooks
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
-from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, Word
+from training.families.registry import BASE_MODELS
+from training.spec import MAX_PICTURES, MIN_PICTURES, Word
 
 NOT_STARTED = "training.not_started"
 _WORD: TypeAdapter[str] = TypeAdapter(Word)

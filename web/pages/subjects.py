@@ -16,7 +16,8 @@ from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables import ACTIVE, Subject
-from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES
 from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
@@ -27,12 +28,6 @@ from web.uploads import max_upload_bytes, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
-_DESCRIPTIONS = {
-    "sd15": ("Stable Diffusion 1.5", "Small and fast; runs on every GPU."),
-    "sdxl": ("Stable Diffusion XL", "Larger pictures with finer detail."),
-    "z-image-turbo": ("Z-Image Turbo", "The newest model; draws in eight steps."),
-    "z-image": ("Z-Image", "Z-Image before distillation: draws more slowly, trains best."),
-}
 _MAX_TRAININGS = 20
 _PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger word
 
@@ -148,10 +143,11 @@ class BaseChoice:
 def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoice]:
     made = []
     for name, base in BASE_MODELS.items():
-        title, about = _DESCRIPTIONS[name]
+        if base.family in services.settings.disabled_families:
+            continue
         quote, _ = _quoted(services, kept, TrainForm(name), good)
-        resolution = (kept.recipe or {}).get("resolution", RECIPES[base.family]["resolution"])
-        made.append(BaseChoice(name, title, about, resolution, quote))
+        resolution = (kept.recipe or {}).get("resolution", FAMILIES[base.family].recipe["resolution"])
+        made.append(BaseChoice(name, base.title, base.about, resolution, quote))
     return made
 
 
