@@ -15,6 +15,7 @@ _ID = {
     "message_id": ("msg", "a message"),
     "fetch_id": ("fetch", "a fetch"),
     "deletion_id": ("del", "a deletion"),
+    "drawing_id": ("draw", "a drawing"),
 }
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
 REFUSED_DELAY = "imprint_refused_delay"  # a header of `tasks.consumer`: how many seconds the task should have waited
