@@ -13,7 +13,8 @@ ImprintError                     code internal
 │   ├── ImageRefused             image_unreachable       an address that must not be called; final
 │   └── ImagesMissing            image_unreachable       too few pictures, as their servers did not answer; final
 ├── ImageInvalid                 image_invalid
-│   └── MaskInvalid              image_invalid           the mask of a picture that itself may be good
+│   ├── MaskInvalid              image_invalid           the mask of a picture that itself may be good
+│   └── ArchiveInvalid           image_invalid           an archive of pictures that is not accepted
 ├── BaseModelUnavailable         base_model_unavailable
 ├── OutOfMemory                  out_of_memory
 ├── LossNotFinite                loss_not_finite
@@ -22,6 +23,7 @@ ImprintError                     code internal
 ├── BackendFailed                backend_failed
 ├── WorkerLost                   worker_lost             may be retried
 │   └── DeviceLost               worker_lost             the GPU of a worker failed; may be retried elsewhere
+├── ScreeningUnavailable         screening_unavailable   the pictures were not screened in time
 ├── TrainingTimeout              timeout
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
@@ -66,6 +68,7 @@ class FailureCode(StrEnum):
     BACKEND_UNREACHABLE = "backend_unreachable"
     BACKEND_FAILED = "backend_failed"
     WORKER_LOST = "worker_lost"
+    SCREENING_UNAVAILABLE = "screening_unavailable"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
     LORA_INVALID = "lora_invalid"
@@ -157,6 +160,10 @@ class MaskInvalid(ImageInvalid):
     pass
 
 
+class ArchiveInvalid(ImageInvalid):
+    pass
+
+
 class BaseModelUnavailable(ImprintError):
     code = FailureCode.BASE_MODEL_UNAVAILABLE
 
@@ -189,6 +196,10 @@ class WorkerLost(ImprintError):
 
 class DeviceLost(WorkerLost):
     pass
+
+
+class ScreeningUnavailable(ImprintError):
+    code = FailureCode.SCREENING_UNAVAILABLE
 
 
 class TrainingTimeout(ImprintError):

@@ -15,6 +15,7 @@ from core.settings import settings
 from demo import pictures_of_it
 from demo.cloud import Cloud
 from jobs import accounts, quotes, service, sweeps
+from jobs.remote.run_views import list_runs
 from jobs.services import services
 from jobs.stages import intake
 from jobs.view import JobView
@@ -140,7 +141,7 @@ def _pods(cloud: Cloud, view: JobView) -> int:
         state = "[red]still there[/]" if pod["left"] else "deleted"
         table.add_row(pod["name"], pod["gpu"], f"{pod['seconds']:.0f}", f"{pod['microdollars'] / 1e6:.4f}", state)
     console.print(table)
-    borne = sum(run.cost_dollars for run in service.remote_runs(services(), view.job_id))
+    borne = sum(run.cost_dollars for run in list_runs(services(), view.job_id))
     console.print(f"{borne:.4f} dollars of that are this training's, the rest is waiting", highlight=False)
     return sum(pod["left"] for pod in cloud.pods())
 

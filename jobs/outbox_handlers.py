@@ -1,8 +1,8 @@
 """Handlers of outbox messages about a job: deliver its notices and callbacks, clean up after its end."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+
+from sqlmodel import Session
 
 from core import metrics
 from core.clock import utcnow
@@ -20,7 +20,7 @@ from notifications import outbox, receivers, retries, webhooks
 from notifications.messages import Message
 from notifications.retries import Outcome, Verdict
 from notifications.tables import TaskCall
-from notifications.webhooks import FileAddresses
+from notifications.webhook_payload import FileAddresses, NoticeJob
 from storage.tables import Job
 
 log = logging.getLogger(__name__)
@@ -62,12 +62,23 @@ def send_callback(services: Services, message_id: str, sender: TaskSender) -> No
     view = service.get(services, message.job_id)
     with job_context(message.job_id):
         outcome = callbacks.send(sender, message, view, call, on_end)
-        _record(services, message, outcome)
+        metrics.NOTICES.add(1, outcome.verdict)
+        with services.database.writing() as session:
+            # False if the application's worker was faster: it has ended the callback already.
+            if outcome.verdict is Verdict.SENT and outbox.mark_sent(session, message_id):
+                callbacks.expect_end(session, message, call)
+            _record_in(session, message, outcome)
+
+
+def callback_ended(services: Services, message_id: str) -> None:
+    """The application's worker has ended a callback."""
+    with services.database.writing() as session:
+        callbacks.record_end(session, message_id)
 
 
 def _attempt(services: Services, message: Message) -> Outcome:
     try:
-        addresses = file_addresses(services, message.payload["job"])
+        addresses = file_addresses(services, webhooks.notice_of(message).job)
     except ImprintError as error:  # no credentials for a presigned address, for example
         return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=utcnow())
     return webhooks.deliver(
@@ -75,12 +86,12 @@ def _attempt(services: Services, message: Message) -> Outcome:
     )
 
 
-def file_addresses(services: Services, job: Mapping[str, Any]) -> FileAddresses | None:
+def file_addresses(services: Services, job: NoticeJob) -> FileAddresses | None:
     """The addresses of the LoRA file in a notice, if it has one. A presigned one is made anew for every attempt."""
-    if not job.get("lora"):
+    if job.lora is None or job.lora.key is None:
         return None
-    key = job["lora"]["key"]
-    link = services.store.url(key, LINK_S) if job.get("model_link") else None
+    key = job.lora.key
+    link = services.store.url(key, LINK_S) if job.model_link else None
     return FileAddresses(services.store.uri(key), link)
 
 
@@ -98,6 +109,10 @@ def _deliver(services: Services, message: Message, unwanted: bool) -> None:
 def _record(services: Services, message: Message, outcome: Outcome) -> None:
     metrics.NOTICES.add(1, outcome.verdict)
     with services.database.writing() as session:
-        webhooks.record(session, message, outcome)
-        if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
-            notices.alert_dead_letter(session, message, outcome)
+        _record_in(session, message, outcome)
+
+
+def _record_in(session: Session, message: Message, outcome: Outcome) -> None:
+    webhooks.record(session, message, outcome)
+    if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
+        notices.alert_dead_letter(session, message, outcome)

@@ -12,6 +12,7 @@ from core.settings import Settings
 from credits import ledger
 from jobs import transitions
 from notifications import outbox
+from storage.picture_report import StoredReport
 from storage.remote_tables import RemoteRun, RunState
 from storage.tables import ACTIVE, Job, JobPicture, PictureState
 
@@ -26,7 +27,7 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     now = utcnow()
-    if job is None or job.status not in ACTIVE:
+    if job is None or job.status not in ACTIVE or _waits_for_its_turn(job):
         return False
     pictures = _waiting_pictures(session, job_id)
     leases = _leases(session, job)
@@ -63,7 +64,7 @@ def count_failed_launch(session: Session, job_id: str, message_id: str | None, s
     Returns False for any other job: one that is final, claimed, polled, or launched again since `message_id`.
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
-    if job is None or job.status not in ACTIVE or _leases(session, job):
+    if job is None or job.status not in ACTIVE or _waits_for_its_turn(job) or _leases(session, job):
         return False
     if message_id is None or outbox.newest(session, job_id, "launch") != message_id:
         return False
@@ -83,6 +84,11 @@ def count_failed_launch(session: Session, job_id: str, message_id: str | None, s
         reason="an error before a worker had begun", delay_s=delay_s,
     )  # fmt: skip
     return True
+
+
+def _waits_for_its_turn(job: Job) -> bool:
+    """Whether admission sends the job, and nothing else."""
+    return job.admitted_at is None and bool(job.queue)
 
 
 def is_polled(settings: Settings) -> sa.ColumnElement[bool]:
@@ -125,6 +131,6 @@ def _release_picture(session: Session, picture: JobPicture, settings: Settings) 
     if picture.attempt >= settings.max_attempts:
         picture.state = PictureState.BAD
         picture.faults = ["unreadable"]
-        picture.report = {"error": f"the worker died {picture.attempt} times while it read the picture"}
+        picture.report = StoredReport(error=f"the worker died {picture.attempt} times while it read the picture")
     session.add(picture)
     session.flush()

@@ -1,8 +1,6 @@
 """What applications and operators do with trainings: submit, get, list, cancel, retry, download."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,21 @@ from core.settings import Settings
 from core.tracing import span
 from credits import ledger
 from jobs import quotes, transitions
+from jobs.admission import due
+from jobs.admission.queues import queue_of, shape_of
+from jobs.deletion import guard
 from jobs.notices import callbacks, notices
+from jobs.prices import credits_for
 from jobs.remote import pods, runs
-from jobs.remote.run_views import RemoteRunView, list_runs
-from jobs.requests import training_request
+from jobs.requests import repeated_request, training_request
 from jobs.requests.training_request import Origin, TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from storage.deletion_tables import DeletedTraining
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Priority, Stage, Status
 
 
 def submit(
@@ -89,6 +91,7 @@ def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
     key = request.envelope.idempotency_key
     if key is None:
         return None
+    guard.refuse_deleted_key(session, request.envelope.owner_id, key)
     job = session.exec(
         select(Job).where(Job.owner_id == request.envelope.owner_id, Job.idempotency_key == key)
     ).one_or_none()
@@ -114,11 +117,18 @@ def _check_model_id(session: Session, model_id: str | None) -> None:
 
 def is_model_id_taken(session: Session, model_id: str | None) -> bool:
     """Whether a training was given this id."""
-    return model_id is not None and session.exec(select(Job.id).where(Job.model_id == model_id)).first() is not None
+    if model_id is None:
+        return False
+    # The files of a training that is being deleted may still be there.
+    deleting = select(DeletedTraining.id).where(DeletedTraining.model_id == model_id)
+    taken = session.exec(select(Job.id).where(Job.model_id == model_id)).first()
+    return taken is not None or session.exec(deleting).first() is not None
 
 
 def _create(session: Session, request: TrainingRequest, settings: Settings, origin: Origin) -> Job:
     envelope, spec = request.envelope, request.spec
+    guard.lock_owner(session, envelope.owner_id)
+    guard.refuse_if_deleting(session, envelope.owner_id, envelope.subject_id)
     _check_model_id(session, envelope.model_id)
     steps = spec.steps(len(envelope.images))
     job = Job(
@@ -128,6 +138,10 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         idempotency_key=envelope.idempotency_key,
         request_sha256=request.sha256,
         **spec_columns(spec),
+        queue=queue_of(spec),
+        shape=shape_of(spec),
+        expected_s=quotes.expected_seconds(session, spec, steps),
+        priority=Priority[envelope.priority.upper()],
         webhook_url=envelope.webhook_url,
         on_end=envelope.on_end.model_dump() if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
@@ -143,7 +157,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         session,
         envelope.owner_id,
         job.id,
-        quotes.credits_for(spec, steps, settings),
+        credits_for(spec, steps, settings),
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )
@@ -153,7 +167,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "status", status=Status.PENDING)
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    transitions.send_launch(session, job, settings)
+    due.accept(session, job.id, job.queue)
     notices.check_low_credits(session, job.owner_id)
     return job
 
@@ -176,7 +190,7 @@ def get(services: Services, job_id: str, owner_id: str | None = None) -> JobView
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         )
-        return _view(session, job, pictures.all())
+        return _view(services, session, job, pictures.all())
 
 
 def jobs(
@@ -199,19 +213,14 @@ def jobs(
             query = query.where(col(Job.status).in_(statuses))
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
-        return [_view(session, job, []) for job in session.exec(query)]
+        return [_view(services, session, job, []) for job in session.exec(query)]
 
 
-def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
+def _view(services: Services, session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = pods.server_name(session, run) if run else None
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
-
-
-def remote_runs(services: Services, job_id: str) -> list[RemoteRunView]:
-    """For operators: a job's attempts on remote servers, with their costs."""
-    with services.database.reading() as session:
-        return list_runs(session, job_id)
+    expected = services.places.get(session, job, services.settings)
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server, expected)
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:
@@ -250,10 +259,7 @@ def retry(services: Services, job_id: str, owner_id: str | None = None, key: str
         ).all()
 
     def parse() -> TrainingRequest:
-        arguments = _arguments(job, pictures) | {"idempotency_key": key}
-        request = training_request.parse(arguments, services.settings, services.sources)
-        # The request is to train this job again: for another job, or for a new training like it, it is another one.
-        return replace(request, sha256=hashlib.sha256(f"retry {job_id} {request.sha256}".encode()).hexdigest())
+        return repeated_request.repeat(job, pictures, key, services.settings, services.sources)
 
     return _start(services, parse, Origin(job.message_id, job.style_id))
 
@@ -266,7 +272,7 @@ def quote_again(services: Services, job_id: str, owner_id: str | None = None) ->
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
         pictures = session.exec(select(JobPicture).where(JobPicture.job_id == job_id)).all()
-    return quotes.quote(services, _arguments(job, pictures))
+    return quotes.quote(services, repeated_request.arguments_of(job, pictures))
 
 
 def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = None) -> int:
@@ -274,23 +280,6 @@ def cost_of_cancelling(services: Services, job_id: str, owner_id: str | None = N
     with services.database.reading() as session:
         job = get_job(session, job_id, owner_id)
     return transitions.price_of_steps_done(job, services.settings)
-
-
-def _arguments(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
-    """The request that a job was made from."""
-    return job.spec | {
-        "owner_id": job.owner_id,
-        "subject_id": job.subject_id,
-        "webhook_url": job.webhook_url,
-        "on_end": job.on_end,
-        "allow_missing": job.allow_missing or None,
-        "model_link": job.model_link or None,
-        "reference": job.reference,
-        "images": [
-            {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask, "name": picture.name}
-            for picture in pictures
-        ],
-    }
 
 
 def get_lora(services: Services, job_id: str, owner_id: str | None = None) -> FileView:

@@ -14,7 +14,7 @@ from jobs import tokens
 from jobs.services import Services
 from jobs.tokens import Token
 from jobs.view import Time, View
-from storage.tables import ApiToken, StoredSession
+from storage.access_tables import ApiToken, StoredSession
 
 LASTS = timedelta(days=7)
 _MAX_BROWSER = 200  # characters

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from core.picture_names import picture_label
 from credits.ledger import Hold
+from jobs.admission.expected import Expected
 from jobs.specs import spec_of
+from storage.picture_report import is_absent
 from storage.remote_tables import RemoteRun
-from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from storage.tables import Job, JobPicture, PictureState, Priority, Stage, Status
 from training.spec import TrainSpec
-
-_INTERNAL = ("bad", "colours", "dhash")  # of a picture's report: what only the dataset step reads
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
 Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
@@ -46,6 +46,23 @@ class FailureView(View):
     details: dict[str, Any]
 
 
+class ReportView(View):
+    """The measured quality of a picture, or why it cannot be used. What does not apply is absent from the JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # the other fields are for the dataset step
+
+    width: int | None = Field(None, exclude_if=is_absent)
+    height: int | None = Field(None, exclude_if=is_absent)
+    format: str | None = Field(None, exclude_if=is_absent)
+    sharpness: float | None = Field(None, exclude_if=is_absent)
+    brightness: float | None = Field(None, exclude_if=is_absent)
+    faults: list[str] | None = Field(None, exclude_if=is_absent)
+    notes: list[str] | None = Field(None, exclude_if=is_absent)
+    repeats: int | None = Field(None, exclude_if=is_absent)  # the position of the picture that it nearly repeats
+    error: str | None = Field(None, exclude_if=is_absent)
+    code: str | None = Field(None, exclude_if=is_absent)
+
+
 class PictureView(View):
     """The state of one picture, and its faults if it is bad. `name`: of its source, if that has one."""
 
@@ -53,7 +70,7 @@ class PictureView(View):
     name: str | None
     state: PictureState
     faults: list[str]
-    report: dict[str, Any] | None
+    report: ReportView | None
 
     @property
     def label(self) -> str:
@@ -92,6 +109,10 @@ class JobView(View):
     loss: float | None
     validation_loss: float | None
     seconds_left: float | None
+    priority: str
+    place: int | None  # in the order, while the job waits for its turn; 1 is the next one
+    expected_start: Time | None  # of the train stage; None once that has begun, or if no worker reports
+    expected_end: Time | None
     spec: TrainSpec
     credits: CreditsView
     failure: FailureView | None
@@ -111,8 +132,9 @@ class JobView(View):
 
 
 def view_of(
-    job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None, server: str | None = None
-) -> JobView:
+    job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None,
+    server: str | None = None, expected: Expected = Expected(),  # noqa: B008 - frozen
+) -> JobView:  # fmt: skip
     """The public view of a job. `run` is its newest remote run, `server` the name of that run's server."""
     spec = spec_of(job)
     held = hold.amount if hold is not None and hold.state == "held" else 0
@@ -131,6 +153,10 @@ def view_of(
         loss=_finite(job.loss),
         validation_loss=_finite(job.validation_loss),
         seconds_left=_finite(job.seconds_left),
+        priority=Priority(job.priority).name.lower(),
+        place=expected.place,
+        expected_start=expected.start,
+        expected_end=expected.end,
         spec=spec,
         credits=CreditsView(held=held, charged=charged, refunded=refunded),
         failure=_failure(job),
@@ -147,13 +173,12 @@ def view_of(
 
 def picture_view(picture: JobPicture) -> PictureView:
     """The public view of one picture."""
-    report = picture.report
     return PictureView(
         position=picture.position,
         name=picture.name,
         state=PictureState(picture.state),
         faults=picture.faults,
-        report={name: value for name, value in report.items() if name not in _INTERNAL} if report else None,
+        report=ReportView.model_validate(picture.report.model_dump()) if picture.report else None,
     )
 
 

@@ -5,11 +5,16 @@ import sqlalchemy as sa
 # Every table with the column `owner_id`.
 OWNED = (
     "api_token",
+    "caption_change",
     "credit_account",
+    "deletion",
+    "device_drawing",
     "disabled_receiver",
+    "drawing",
     "image_fetch",
     "notice_preferences",
     "outbox_message",
+    "owner_share",
     "page_session",
     "picture",
     "subject",

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from core.download_budget import NOBODY, Requester
 from core.errors import (
     AddressRefused,
     AnswerRefused,
@@ -21,7 +20,8 @@ from core.errors import (
     StoreUnavailable,
     Unreachable,
 )
-from core.guard import Guard
+from core.outbound.download_budget import NOBODY, Requester
+from core.outbound.guard import Guard
 from storage.objects import ForeignReader, ObjectStore
 
 _MAX_REFERENCE = 8192

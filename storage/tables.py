@@ -1,9 +1,11 @@
-"""The tables for pictures, subjects and jobs. `storage.remote_tables` has those for remote trainings and rented pods;
-`credits/` and `notifications/` have tables of their own.
+"""The tables for pictures, subjects and jobs.
+
+`storage.access_tables` has those for tokens and sessions, `storage.remote_tables` those for remote trainings and rented
+pods. `credits/` and `notifications/` have tables of their own.
 """
 
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +14,7 @@ from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
 from core.json_column import JsonColumn
+from storage.picture_report import StoredReport
 
 
 class Status(StrEnum):
@@ -25,6 +28,14 @@ class Status(StrEnum):
 
 
 ACTIVE = (Status.PENDING, Status.TRAINING)
+
+
+class Priority(IntEnum):
+    """The classes of jobs: a higher one goes first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
 
 
 class Stage(StrEnum):
@@ -61,14 +72,14 @@ class StoredPicture(SQLModel, table=True):
     id: str = Field(primary_key=True)
     owner_id: str = Field(index=True)
     subject_id: str
-    sha256: str
+    sha256: str = Field(index=True)
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
     name: str | None = None  # of the file that it came from
     caption: str | None = None
     # The quality report; None until the picture has been checked.
-    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
-    preview_key: str | None = None  # of the thumbnail
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
+    preview_key: str | None = Field(default=None, index=True)  # of the thumbnail
     # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
@@ -89,6 +100,8 @@ class Subject(SQLModel, table=True):
     # Other fields of a TrainSpec that its trainings use, where a request does not say otherwise.
     recipe: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     train_automatically: bool = False
+    # What was noted about the files of its uploads, until the owner dismisses it.
+    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))
     profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
     updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
@@ -101,7 +114,7 @@ class FetchResult(BaseModel):
     detail: str = ""
 
 
-class ImageFetch(SQLModel, table=True):
+class StoredImageFetch(SQLModel, table=True):
     """A request to fetch pictures from addresses. A result is None until its address was tried.
 
     The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
@@ -131,35 +144,6 @@ class PeriodicRun(SQLModel, table=True):
     finished_at: datetime = Field(sa_column=time_column(nullable=False))
 
 
-class ApiToken(SQLModel, table=True):
-    """A bearer token of the HTTP API. Only its hash is stored."""
-
-    __tablename__ = "api_token"
-
-    id: str = Field(primary_key=True)
-    sha256: str = Field(unique=True)
-    name: str
-    owner_id: str | None = Field(default=None, index=True)  # None: a service token; each call names the owner
-    scopes: str  # space-separated: read, train, operate
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    expires_at: datetime | None = Field(default=None, sa_column=time_column())
-    revoked_at: datetime | None = Field(default=None, sa_column=time_column())
-
-
-class StoredSession(SQLModel, table=True):
-    """A session of the page. The cookie names it under a signature, so the row alone opens nothing."""
-
-    __tablename__ = "page_session"
-
-    id: str = Field(primary_key=True)
-    token_id: str = Field(foreign_key="api_token.id", index=True)
-    owner_id: str | None = Field(default=None, index=True)  # None: an operator's, for no owner
-    browser: str = ""  # as it named itself, for the list of sessions
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    expires_at: datetime = Field(sa_column=time_column(nullable=False))
-    ended_at: datetime | None = Field(default=None, sa_column=time_column())
-
-
 class PreparedPicture(SQLModel, table=True):
     """A source file prepared for one recipe (resolution, cropping, mask), once for all jobs that use it."""
 
@@ -168,11 +152,11 @@ class PreparedPicture(SQLModel, table=True):
     source_sha256: str = Field(primary_key=True)
     recipe: str = Field(primary_key=True)
     key: str | None = None  # of the PNG in the store; None if the file cannot be decoded
-    sha256: str | None = None  # of the PNG
+    sha256: str | None = Field(default=None, index=True)  # of the PNG
     width: int = 0
     height: int = 0
     # The quality report, or why the file cannot be decoded.
-    report: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
+    report: StoredReport = Field(sa_column=_json(StoredReport, nullable=False))
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
@@ -187,6 +171,8 @@ class Job(SQLModel, table=True):
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
+        sa.Index("ix_training_job_dataset", "dataset_sha256"),
+        # Two partial indexes, of waiting jobs and of jobs in flight, are in migration 0022.
     )
 
     id: str = Field(primary_key=True)
@@ -202,6 +188,12 @@ class Job(SQLModel, table=True):
     backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    # Admission. `queue`: which workers train it; empty for a job of an earlier version, which is not admitted.
+    queue: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    priority: int = Field(default=1, sa_type=sa.SmallInteger, sa_column_kwargs={"server_default": "1"})
+    shape: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})  # what one step has in common
+    expected_s: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})  # of its train stage
+    admitted_at: datetime | None = Field(default=None, sa_column=time_column())  # None: it waits for its turn
     webhook_url: str | None = None
     # The application's task that gets the final view: its name, queue and keyword arguments.
     on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
@@ -251,6 +243,7 @@ class Job(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     started_at: datetime | None = Field(default=None, sa_column=time_column())
     finished_at: datetime | None = Field(default=None, sa_column=time_column())
+    thinned_at: datetime | None = Field(default=None, sa_column=time_column())  # when retention deleted its pictures
 
     @property
     def public_model_id(self) -> str:
@@ -262,6 +255,10 @@ class JobPicture(SQLModel, table=True):
     """One picture of one job, and the result of preparing it."""
 
     __tablename__ = "job_picture"
+    __table_args__ = (
+        sa.Index("ix_job_picture_source", "source_sha256"),
+        sa.Index("ix_job_picture_prepared", "prepared_sha256"),
+    )
 
     job_id: str = Field(primary_key=True, foreign_key="training_job.id")
     position: int = Field(primary_key=True)
@@ -276,7 +273,7 @@ class JobPicture(SQLModel, table=True):
     width: int = 0
     height: int = 0
     faults: list[str] = Field(default_factory=list, sa_column=_json(list[str], nullable=False))
-    report: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
 
     lease_token: int = 0
     lease_holder: str | None = None

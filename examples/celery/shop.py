@@ -62,7 +62,8 @@ def after_all(job_ids: list[Any], order: str = "") -> int:
 @app.task
 def failed(request: Any, exc: BaseException, traceback: Any, order: str = "") -> None:
     """An error callback that Celery calls with request, exception and traceback."""
-    _write("failed", order=order, task_id=request.id, error=str(exc))
+    failure = request.headers["imprint"]
+    _write("failed", order=order, task_id=request.id, error=str(exc), kind=failure["type"], code=failure.get("code"))
 
 
 @app.task
@@ -77,6 +78,18 @@ def failed_by_id(task_id: str, order: str = "") -> None:
 def notice(view: dict[str, Any], order: str = "") -> None:
     """The task that `on_end` of a request names."""
     _write("notice", order=order, **_part(view))
+
+
+@app.task
+def screen(picture: dict[str, Any]) -> dict[str, str]:
+    """The task of `IMPRINT_SCREEN_TASK`: it sees each new picture. A real one would look at `picture["url"]`."""
+    owner = picture["owner_id"]
+    _write("screen", order=owner, sha256=picture["sha256"], url=picture["url"])
+    if owner.startswith("doubtful"):
+        return {"verdict": "hold", "reason": "a person should look at this"}
+    if owner.startswith("blocked"):
+        return {"verdict": "refuse", "reason": "this owner is blocked"}
+    return {"verdict": "accept"}
 
 
 def _part(view: dict[str, Any]) -> dict[str, Any]:

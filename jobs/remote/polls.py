@@ -21,7 +21,7 @@ from core.errors import BackendFailed, BackendUnreachable, ImprintError
 from core.logging import job_context
 from jobs import keys
 from jobs.periodic import each
-from jobs.remote import pods, runs
+from jobs.remote import pods, runs, waiting_jobs
 from jobs.remote.pod_costs import lock_pods
 from jobs.remote.poll_results import LOST, PolledRun, PollOutcome, record_result
 from jobs.services import Services
@@ -54,11 +54,11 @@ def end_runs(services: Services) -> None:
     if not _has_runs(services):
         return
     with services.database.reading() as session:
-        overdue = runs.overdue(session, services.settings)
+        overdue = waiting_jobs.overdue(session, services.settings)
 
     def expire(job_id: str) -> None:
         with job_context(job_id), services.database.writing() as session:
-            runs.end_overdue(session, job_id)
+            waiting_jobs.end_overdue(session, job_id)
 
     each("final runs", overdue, expire)
     with services.database.writing() as session:
@@ -79,7 +79,7 @@ def wake(services: Services) -> None:
     """Launch jobs that wait for a server that has room now."""
     if _has_runs(services):
         with services.database.writing() as session:
-            runs.wake_waiting(session, services.settings)
+            waiting_jobs.wake(session, services.settings)
 
 
 def _has_runs(services: Services) -> bool:

@@ -3,6 +3,7 @@
 from sqlmodel import Session, col, select
 
 from jobs.remote.pods import server_name
+from jobs.services import Services
 from jobs.view import Time, View
 from storage.remote_tables import RemoteRun, RunState
 from storage.tables import ACTIVE, Job
@@ -24,8 +25,13 @@ class RemoteRunView(View):
     cleared: bool  # whether nothing of it is left on the server
 
 
-def list_runs(session: Session, job_id: str) -> list[RemoteRunView]:
-    """A job's runs in the order of their attempts."""
+def list_runs(services: Services, job_id: str) -> list[RemoteRunView]:
+    """For operators: a job's attempts on remote servers, in their order."""
+    with services.database.reading() as session:
+        return _views(session, job_id)
+
+
+def _views(session: Session, job_id: str) -> list[RemoteRunView]:
     job = session.get(Job, job_id)
     waits_for = job.waiting_note if job is not None and job.status in ACTIVE else None
     query = select(RemoteRun).where(RemoteRun.job_id == job_id).order_by(col(RemoteRun.attempt))

@@ -14,7 +14,7 @@ from pathlib import Path
 from core.errors import BackendFailed, BackendUnreachable, ImprintError, LeaseLost, LoraInvalid
 from jobs import keys, transitions
 from jobs.leases import Lease
-from jobs.remote import pods, runs
+from jobs.remote import pods, runs, waiting_jobs
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
@@ -68,7 +68,7 @@ def _wait_or_give_up(services: Services, lease: Lease, run: RemoteRun, error: Ba
         return _give_up(services, lease, run, error)
     log.warning("%s, %d times in a row: %s", run.name, run.missed + 1, error)
     with services.database.writing() as session:
-        runs.wait_for_server(session, lease, error.message, services.settings)
+        waiting_jobs.wait_for_server(session, lease, error.message, services.settings)
         runs.record(session, run, missed=run.missed + 1)
     return False
 
@@ -119,7 +119,7 @@ def _check_lease(services: Services, lease: Lease) -> None:
 
 def _wait(services: Services, lease: Lease, reason: str) -> bool:
     with services.database.writing() as session:
-        runs.wait_for_server(session, lease, reason, services.settings)
+        waiting_jobs.wait_for_server(session, lease, reason, services.settings)
     return False
 
 

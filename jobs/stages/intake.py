@@ -1,21 +1,21 @@
 """The pictures of a job: stored sources, and results of earlier preparation."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session, col, select
 
-from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
+from core.errors import SpecInvalid
 from core.ids import new_id
 from core.picture_names import plain_name, source_name
-from jobs import keys
+from jobs import keys, shared_objects
+from jobs.deletion import guard
 from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
 from storage.database import lock_name
 from storage.tables import JobPicture, PictureState, PreparedPicture, StoredPicture
-from training.data import pictures
 from training.data.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec
@@ -30,19 +30,21 @@ def store_picture(
     """
     sha256 = hashlib.sha256(data).hexdigest()
     key = keys.original(sha256)
-    if not services.store.exists(key):
-        services.store.put(key, data)
+    shared_objects.make_sure(services, key, data)
     query = select(StoredPicture).where(
         StoredPicture.owner_id == owner_id,
         StoredPicture.subject_id == subject_id,
         StoredPicture.sha256 == sha256,
         StoredPicture.is_mask == is_mask,
     )
-    with services.database.writing() as session:
+
+    def record(session: Session) -> str:
+        guard.lock_owner(session, owner_id)
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         # Of two requests that store the same bytes at once, the second waits here and finds the picture of the first:
         # with two ids, the same request would not be the same to its idempotency key.
         lock_name(session, f"picture {owner_id} {subject_id} {sha256}")
-        picture = session.exec(query.order_by(col(StoredPicture.id))).first() or StoredPicture(
+        picture = session.exec(query.order_by(col(StoredPicture.id)).with_for_update()).first() or StoredPicture(
             id=new_id("pic"),
             owner_id=owner_id,
             subject_id=subject_id,
@@ -54,7 +56,17 @@ def store_picture(
         )
         picture.removed_at = None
         session.add(picture)
+        shared_objects.record_use(session, key)
         return picture.id
+
+    picture_id = shared_objects.with_patience(lambda: _in_transaction(services, record))
+    shared_objects.make_sure(services, key, data)
+    return picture_id
+
+
+def _in_transaction(services: Services, work: Callable[[Session], str]) -> str:
+    with services.database.writing() as session:
+        return work(session)
 
 
 def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[JobPicture]:
@@ -99,7 +111,8 @@ def _stored(session: Session, request: TrainingRequest) -> dict[str, StoredPictu
         StoredPicture.owner_id == request.envelope.owner_id,
         col(StoredPicture.removed_at).is_(None),
     )
-    return {picture.id: picture for picture in session.exec(query)}
+    # A deletion of one of them waits until this job is there, and so sees that it uses the picture.
+    return {picture.id: picture for picture in session.exec(query.with_for_update(read=True, key_share=True))}
 
 
 def _prepared(
@@ -118,39 +131,9 @@ def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
     return f"{spec.resolution}{buckets}{masked}{f'-{mask_sha256}' if mask_sha256 else ''}"
 
 
-def convert(
-    services: Services, data: bytes, sha256: str, spec: TrainSpec, owner_id: str, mask: bytes | None = None
-) -> PreparedPicture:
-    """Decode and prepare a file of an owner for `spec`, and put the result into the store. The caller stores the row.
-
-    If the file or its mask cannot be read, the row's report says why.
-    """
-    recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None)
-    row = PreparedPicture(source_sha256=sha256, recipe=recipe, report={})
-    try:
-        made = services.decoder.prepare(
-            data,
-            resolution=spec.resolution,
-            aspect_buckets=spec.aspect_buckets,
-            masked=spec.objective.masked,
-            mask=mask,
-            owner_id=owner_id,
-        )
-    except ImageInvalid as error:
-        fault = "unusable_mask" if isinstance(error, MaskInvalid) else "unreadable"
-        row.report = {"error": error.message, "code": error.code, "bad": [fault]}
-    else:
-        bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-        row.report = made.report.to_dict() | {"bad": bad}
-        row.sha256, row.width, row.height = made.sha256, made.width, made.height
-        row.key = keys.prepared(made.sha256)
-        services.store.put(row.key, made.png)
-    return row
-
-
 def picture_values(done: PreparedPicture) -> dict[str, Any]:
     """The values of a job's picture that follow from a prepared one."""
-    faults = done.report.get("bad", [])
+    faults = done.report.bad or []
     return {
         "state": PictureState.BAD if faults else PictureState.GOOD,
         "source_sha256": done.source_sha256 or None,

@@ -10,37 +10,35 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from core.download_budget import Requester
 from core.errors import (
-    ImageRefused,
     ImagesMissing,
-    ImageUnreachable,
     ImprintError,
-    NotFound,
+    LeaseLost,
     ObjectExists,
-    StoreUnavailable,
     TooFewImages,
     UploadFailed,
 )
 from core.logging import stage_context
+from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
-from jobs import keys, transitions
+from jobs import keys, screening, shared_objects, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of
-from jobs.stages import intake
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews
 from jobs.stages.intake import picture_values, preparation, unpack
+from jobs.stages.picture_source import fetch_and_convert, prepared_before
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
 from jobs.turns import owner_slot
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status, StoredPicture
-from training.data import pictures
+from storage.picture_report import StoredReport
+from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
+from training.data.quality import near_duplicates
 from training.lora import file as lora_file
 from training.ports import TrainResult, TrainRun
-from training.spec import MIN_PICTURES, TrainSpec, base_model_location
+from training.spec import MIN_PICTURES, base_model_location
 
 log = logging.getLogger(__name__)
 
@@ -72,20 +70,30 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
             transitions.begin(session, job_id)
         spec, requester = spec_of(job), Requester(job.owner_id, job_id)
         # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
-        known = None if picture.mask else _prepared(session, picture.source_sha256, preparation(spec))
+        known = None if picture.mask else prepared_before(session, picture.source_sha256, preparation(spec))
         left = services.settings.max_job_bytes - _fetched(session, job_id)
     with holding_lease(services, lease):
-        made, size = (known, 0) if known else _prepare(services, job, picture, spec, left, requester)
-        with services.database.writing() as session:
-            since = None if made.source_sha256 else picture.unreachable_since
-            values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
-            transitions.record_picture(session, lease, **values)
-            if made.source_sha256:
-                insert_if_absent(session, made)
+        made, size = (known, 0) if known else fetch_and_convert(services, job, picture, spec, left, requester)
+        try:
+            with services.database.writing() as session:
+                since = None if made.source_sha256 else picture.unreachable_since
+                values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
+                transitions.record_picture(session, lease, **values)
+                if made.source_sha256:
+                    insert_if_absent(session, made)
+                if made.sha256:
+                    shared_objects.record_use(session, keys.prepared(made.sha256))
+        except LeaseLost:
+            _note_prepared(services, made)  # if the job was deleted, nothing else names it
+            raise
+        if made.sha256 and not services.store.exists(keys.prepared(made.sha256)):
+            # It was deleted with its last user while this job found it.
+            fetch_and_convert(services, job, picture, spec, left, requester, again=True)
 
 
-def _prepared(session: Session, source_sha256: str | None, recipe: str) -> PreparedPicture | None:
-    return session.get(PreparedPicture, (source_sha256, recipe)) if source_sha256 else None
+def _note_prepared(services: Services, made: PreparedPicture) -> None:
+    with services.database.writing() as session:
+        shared_objects.note_unused(session, shared_objects.files_of(made.source_sha256, made.sha256))
 
 
 def _fetched(session: Session, job_id: str) -> int:
@@ -94,83 +102,52 @@ def _fetched(session: Session, job_id: str) -> int:
     return int(session.exec(query).one())
 
 
-def _prepare(
-    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester
-) -> tuple[PreparedPicture, int]:
-    """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
-
-    Returns the picture and the number of bytes fetched. A picture that is left out because it cannot be fetched has no
-    source hash. Raises ImageUnreachable, which may be retried.
-    """
-    files: list[bytes] = []
-    try:
-        for reference in filter(None, (picture.reference, picture.mask)):
-            files.append(_source(services, reference, left - sum(map(len, files)), requester))
-    except ImageUnreachable as error:
-        fault, reason = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
-        is_over = transitions.is_patience_over(picture, services.settings)
-        if error.retryable and not (job.allow_missing and is_over):
-            tried = f"; tried for {services.settings.fetch_patience_s:.0f} s" if is_over else ""
-            label = picture_label(picture.position, picture.name)
-            raise ImageUnreachable(f"{label}: {reason}{tried}", {"picture": picture.position + 1}) from error
-        report = {"error": reason, "code": error.code, "bad": [fault]}
-        return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
-    data, mask = files[0], files[1] if picture.mask else None
-    sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
-    with services.database.reading() as session:
-        done = _prepared(session, sha256, preparation(spec, *of_mask))
-    return done or intake.convert(services, data, sha256, spec, requester.owner_id, mask), sum(map(len, files))
-
-
-def _source(services: Services, reference: str, left: int, requester: Requester) -> bytes:
-    """The bytes of a file: from the store if it is stored there, else fetched, at most `left` bytes."""
-    if "://" in reference:
-        if left <= 0:
-            raise ImageRefused(
-                "the pictures of this job are larger in total than a job may have (IMPRINT_MAX_JOB_BYTES)"
-            )
-        most = min(left, services.settings.max_picture_bytes)
-        return services.sources.fetch(reference, max_bytes=most, requester=requester)
-    with services.database.reading() as session:
-        stored = session.get_one(StoredPicture, reference)
-    try:
-        return services.store.get(stored.key)
-    except NotFound as error:
-        raise ImageRefused(f"the stored picture {stored.id} is no longer in the object store") from error
-    except StoreUnavailable as error:
-        raise ImageUnreachable(error.message) from error
-
-
 # ---- dataset ----------------------------------------------------------------------------------------------
 
 
 def dataset(services: Services, job_id: str) -> None:
-    """Leave out near-duplicates, check that enough pictures are left, and write the manifest."""
+    """Leave out refused pictures and near-duplicates, check that enough are left, and write the manifest.
+
+    A job whose pictures are still being screened is given back and waits.
+    """
     lease, job = claim(services, job_id, Stage.DATASET)
     with holding_lease(services, lease):
         with services.database.reading() as session:
             rows = _list_pictures(session, job_id)
-        duplicates = _leave_out_duplicates(rows)
-        good = [row for row in rows if row.state == PictureState.GOOD]
-        spec = spec_of(job)
-        fewest = MIN_PICTURES + spec.validation.held_out
-        if len(good) < fewest:
-            _record_duplicates(services, lease, duplicates)
-            raise _too_few_images(rows, fewest)
-        manifest = build_manifest(
-            spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+        refused, waits_for = screening.screen(services, lease, rows)
+        if waits_for is None:
+            _build_dataset(services, lease, job, rows, refused)
+    if waits_for is not None:
+        raise NothingToDo(f"{job_id}: {waits_for}")
+
+
+def _build_dataset(
+    services: Services, lease: Lease, job: Job, rows: list[JobPicture], refused: list[JobPicture]
+) -> None:
+    left_out = [*refused, *_leave_out_duplicates(rows)]
+    good = [row for row in rows if row.state == PictureState.GOOD]
+    spec = spec_of(job)
+    fewest = MIN_PICTURES + spec.validation.held_out
+    if len(good) < fewest:
+        _record_left_out(services, lease, left_out)
+        raise _too_few_images(rows, fewest)
+    manifest = build_manifest(
+        spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+    )
+    key, content = keys.manifest(manifest.sha256), manifest.to_json().encode()
+    services.store.put(key, content)
+    _record_left_out(services, lease, left_out)
+    with services.database.writing() as session:
+        transitions.advance(
+            session,
+            lease,
+            services.settings,
+            dataset_sha256=manifest.sha256,
+            waiting_note=None,  # of a picture that was unreachable for a while
+            total_steps=spec.steps(len(good)),
         )
-        services.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
-        _record_duplicates(services, lease, duplicates)
-        with services.database.writing() as session:
-            transitions.advance(
-                session,
-                lease,
-                services.settings,
-                dataset_sha256=manifest.sha256,
-                waiting_note=None,  # of a picture that was unreachable for a while
-                total_steps=spec.steps(len(good)),
-            )
+        shared_objects.record_use(session, key)
+    shared_objects.make_sure(services, key, content)
 
 
 def _too_few_images(rows: list[JobPicture], minimum: int) -> ImprintError:
@@ -193,22 +170,20 @@ def _list_pictures(session: Session, job_id: str) -> list[JobPicture]:
 
 def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     good = [row for row in rows if row.state == PictureState.GOOD]
-    reports = [pictures.PictureReport.from_dict(row.report or {}) for row in good]
+    reports = [row.report or StoredReport() for row in good]
     repeats = []
-    for index, first in pictures.near_duplicates(reports).items():
+    for index, first in near_duplicates(reports).items():
         row = good[index]
         row.state = PictureState.BAD
         row.faults = ["near_duplicate"]
         same = good[first]
-        row.report = (row.report or {}) | {
-            "repeats": same.position,
-            "error": f"nearly the same as {picture_label(same.position, same.name)}",
-        }
+        error = f"nearly the same as {picture_label(same.position, same.name)}"
+        row.report = reports[index].model_copy(update={"repeats": same.position, "error": error})
         repeats.append(row)
     return repeats
 
 
-def _record_duplicates(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
+def _record_left_out(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
     if rows:
         with services.database.writing() as session:
             lease.renew(session, services.settings.lease_s)  # raises if the lease is lost: then nothing is written

@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import InsufficientCredits, KeyReused, SpecInvalid
 from jobs import service
+from jobs.deletion import guard
 from jobs.notices import notices
 from jobs.owners import normal_name
 from jobs.requests import training_request
@@ -20,11 +21,13 @@ from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
 from jobs.view import JobView, View
 from notifications import webhooks
+from notifications.webhook_payload import Event, NoticeFailure, NoticeJob
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
-from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, Word
+from training.families.registry import BASE_MODELS
+from training.spec import MAX_PICTURES, MIN_PICTURES, Word
 
-NOT_STARTED = "training.not_started"
+NOT_STARTED: Event = "training.not_started"
 _WORD: TypeAdapter[str] = TypeAdapter(Word)
 _NAME: TypeAdapter[str] = TypeAdapter(training_request.SubjectName)
 _KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "webhook_url", "recipe")
@@ -45,6 +48,8 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
     if faults:
         raise SpecInvalid.of(faults)
     with services.database.writing() as session:
+        guard.lock_owner(session, owner_id)
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
         subject = session.get_one(Subject, (owner_id, subject_id), with_for_update=True)
         for name, value in {**changed, "updated_at": utcnow()}.items():
@@ -169,15 +174,17 @@ def _started_before(session: Session, subject: Subject, key: str | None) -> _Out
 def _start(session: Session, services: Services, subject: Subject, key: str | None) -> _Outcome:
     if not subject.train_automatically:
         return _Outcome(reason="disabled", message="automatic training is off for this subject")
-    if not subject.base_model or not subject.trigger_word:
-        return _Outcome(reason="not_set_up", message="the subject's settings have no base model or no trigger word")
+    if not subject.base_model:
+        return _Outcome(reason="not_set_up", message="the subject's settings have no base model")
     good = sorted(subject_pictures.usable_ids(session, subject.owner_id, subject.id))[
         -MAX_PICTURES:
     ]  # ids sort by time
     if len(good) < MIN_PICTURES:
         message = f"{len(good)} good pictures; a training needs at least {MIN_PICTURES}"
         return _Outcome(reason="too_few_images", message=message)
-    request = _request(subject, good)
+    # Stored with the accepted job.
+    trigger_word = subject.trigger_word or subject_recipe.derive_trigger_word(session, subject.owner_id, subject.id)
+    request = _request(subject, good, trigger_word)
     if (known := _job(session, subject, idempotency_key=request["idempotency_key"])) is not None:
         message = f"a training of these pictures exists already: {known.id} is {known.status}"
         return _Outcome(known.id, "already_started", message)
@@ -197,22 +204,23 @@ def _start(session: Session, services: Services, subject: Subject, key: str | No
         faults = "; ".join(f"{name}: {fault}" for name, fault in error.faults.items())
         return _Outcome(reason="spec_invalid", message=f"the subject's settings do not fit: {faults}"[:1000])
     job.report_key = key
-    session.add(job)
+    subject.trigger_word = trigger_word
+    session.add_all([job, subject])
     return _Outcome(job.id)
 
 
-def _request(subject: Subject, images: list[str]) -> dict[str, Any]:
+def _request(subject: Subject, images: list[str], trigger_word: str) -> dict[str, Any]:
     recipe = {
         "subject_id": subject.id,
         "base_model": subject.base_model,
-        "trigger_word": subject.trigger_word,
+        "trigger_word": trigger_word,
         "class_word": subject.class_word,
         "images": images,
     }
     # Without a recipe, the key is the one of versions that had none: a set that they trained is not trained again.
     identity = recipe | ({"recipe": subject.recipe} if subject.recipe else {})
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    given = {"owner_id": subject.owner_id, "subject_id": subject.id, "images": images}
+    given = {"owner_id": subject.owner_id, "subject_id": subject.id, "images": images, "trigger_word": trigger_word}
     return subject_recipe.arguments(subject, {**given, "idempotency_key": f"profile-set:{key}"})
 
 
@@ -229,10 +237,6 @@ def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Out
     notices.queue_not_started_mail(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
-    view = {
-        "job_id": None,
-        "owner_id": subject.owner_id,
-        "subject_id": subject.id,
-        "failure": {"code": outcome.reason, "message": outcome.message},
-    }
-    webhooks.put(session, view, NOT_STARTED, subject.webhook_url)
+    failure = NoticeFailure(code=outcome.reason, message=outcome.message)
+    about = NoticeJob(owner_id=subject.owner_id, subject_id=subject.id, failure=failure)
+    webhooks.put(session, about, NOT_STARTED, subject.webhook_url)

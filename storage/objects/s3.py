@@ -1,8 +1,7 @@
-"""An object store in an S3 bucket. Only this module imports boto3."""
+"""An object store in an S3 bucket. Only this module and `s3_errors` import boto3."""
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -14,14 +13,13 @@ from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from core.errors import ImprintError, NotFound, ObjectExists, ObjectTooLarge, StoreUnavailable
+from core.errors import NotFound, ObjectExists, ObjectTooLarge, StoreUnavailable
 from core.files import atomic_file
-from core.http_status import is_retryable
 from storage.objects import ObjectInfo, checked_folder, checked_key, checked_prefix, s3_deadline
 from storage.objects.s3_deadline import Deadline, limited
+from storage.objects.s3_errors import our_errors, status_of, too_slow
 
 _CHUNK = 1 << 20
-_CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")
 
 
 class S3Store:
@@ -109,7 +107,7 @@ class S3Store:
                     digest.update(chunk)
                     out.write(chunk)
             if deadline.is_over:  # the file must not appear
-                raise _too_slow(key, deadline)
+                raise too_slow(key, deadline)
             _check_digest(key, answer, digest.hexdigest())
 
     def exists(self, key: str) -> bool:
@@ -177,14 +175,14 @@ class S3Store:
         """
         with limited(self._answer_s + size_bytes / self._min_bytes_per_s) as deadline:
             try:
-                with _our_errors(key, final=final):
+                with our_errors(key, final=final):
                     yield deadline
             except StoreUnavailable as error:
                 if not deadline.is_over:
                     raise
-                raise _too_slow(key, deadline) from error
+                raise too_slow(key, deadline) from error
             if deadline.is_over:  # an answer without a length seems whole when it is cut
-                raise _too_slow(key, deadline)
+                raise too_slow(key, deadline)
 
     def _put_whole(self, key: str, body: bytes | BinaryIO, size: int, digest: bytes, create_only: bool) -> None:
         with self._calling(key, size), self._ours_after_all(key, digest):
@@ -229,7 +227,7 @@ class S3Store:
             yield
         except ClientError as error:
             repeated = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
-            if _status(error) != 412 or not repeated or self.head(key).sha256 != digest.hex():
+            if status_of(error) != 412 or not repeated or self.head(key).sha256 != digest.hex():
                 raise
 
 
@@ -266,44 +264,6 @@ def _digest(answer: dict[str, Any]) -> str | None:
     return digest
 
 
-def _too_slow(key: str, deadline: Deadline) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"the object store is too slow: it took more than {deadline.seconds:.0f} s (IMPRINT_S3_MIN_BYTES_PER_S)",
-        {"key": key},
-    )
-
-
 def _check_digest(key: str, answer: dict[str, Any], found: str) -> None:
     if _digest(answer) not in (None, found):
         raise StoreUnavailable(f"the object {key} is damaged: its checksum does not match", {"key": key})
-
-
-@contextmanager
-def _our_errors(key: str, *, final: bool = False) -> Iterator[None]:
-    """Translate boto3's errors, with `from None`: their messages contain addresses with signatures.
-
-    final: report a 4xx as NotFound too, for objects of other buckets.
-    """
-    try:
-        yield
-    except ClientError as error:
-        raise _of_status(error, key, final) from None
-    except BotoCoreError as error:
-        raise StoreUnavailable(f"the object store did not answer ({type(error).__name__})", {"key": key}) from None
-    except OSError as error:
-        raise StoreUnavailable(f"the object cannot be copied: {error.strerror}", {"key": key}) from None
-
-
-def _of_status(error: ClientError, key: str, final: bool) -> ImprintError:
-    status = _status(error)
-    named = _CODE.match(str(error.response.get("Error", {}).get("Code", "")))
-    said = f"{status} {named.group() if named else ''}".strip()
-    if status == 404 or (final and 400 <= status < 500 and not is_retryable(status)):
-        return NotFound(f"there is no object {key}, or it may not be read ({said})")
-    if status in (409, 412):
-        return ObjectExists(f"there is an object {key} already")
-    return StoreUnavailable(f"the object store answered {said}", {"key": key})
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

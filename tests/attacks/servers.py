@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class SlowHost:
-    """`asked` counts requests, `open` those in progress."""
+    """`asked` counts requests, `open` those in progress, `hanging` the webhooks among them."""
 
     def __init__(self) -> None:
-        self.asked = self.open = 0
+        self.asked = self.open = self.hanging = 0
         self._lock = threading.Lock()
         self._over = threading.Event()
         outer = self
@@ -28,7 +28,7 @@ class SlowHost:
                         self.wfile.flush()
 
             def do_PATCH(self) -> None:
-                with outer._counted():
+                with outer._counted(webhooks=1):
                     outer._over.wait(120)
 
             def log_message(self, *_: object) -> None:
@@ -50,14 +50,14 @@ class SlowHost:
         return [f"http://{self.address}/{kind}/{number}.png" for number in range(count)]
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, webhooks: int = 0) -> Iterator[None]:
         with self._lock:
-            self.asked, self.open = self.asked + 1, self.open + 1
+            self.asked, self.open, self.hanging = self.asked + 1, self.open + 1, self.hanging + webhooks
         try:
             yield
         finally:
             with self._lock:
-                self.open -= 1
+                self.open, self.hanging = self.open - 1, self.hanging - webhooks
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from jobs.services import Services
 from jobs.stages import intake, steps
 from jobs.subjects import subject_pictures
 from jobs.turns import RetryLater
+from storage.picture_report import StoredReport
 from storage.tables import PictureState
 from tests.contract.jobs import GRANTED, REQUEST, picture, row
 from tests.servers.pictures import picture_server
@@ -78,8 +79,8 @@ def preprocessed(services: Services, images: list[Any], **changed: Any) -> str:
     return job_id
 
 
-def report(services: Services, job_id: str, position: int = 0) -> dict[str, Any]:
-    return picture(services, job_id, position).report or {}
+def report(services: Services, job_id: str, position: int = 0) -> StoredReport:
+    return picture(services, job_id, position).report or StoredReport()
 
 
 def alpha(services: Services, sha256: str) -> Image.Image:
@@ -156,11 +157,11 @@ def test_a_mask_that_cannot_be_used_is_a_fault_of_its_picture(
     job_id = preprocessed(services, [{"ref": names[0], "mask": reference}, *names[1:]])
     done = picture(services, job_id)
     assert (done.state, done.faults) == (PictureState.BAD, ["unusable_mask"])
-    assert report(services, job_id)["code"] == code
-    assert report(services, job_id)["error"].startswith(error)
+    assert report(services, job_id).code == code
+    assert (report(services, job_id).error or "").startswith(error)
     steps.dataset(services, job_id)  # five others are good
     [view, *_] = service.get(services, job_id).pictures
-    assert (view.state, (view.report or {})["error"][:8]) == ("bad", "its mask")
+    assert (view.state, ((view.report and view.report.error) or "")[:8]) == ("bad", "its mask")
     again = submitted(services, [{"ref": names[0], "mask": reference}, *names[1:]])
     assert picture(services, again).state == (PictureState.WAITING if mask is None else PictureState.BAD)
 
@@ -174,8 +175,8 @@ def test_a_job_that_may_lack_masks_goes_on_without_those_whose_host_stays_away(
     with pytest.raises(RetryLater):
         steps.preprocess(services, job_id, 0)
     steps.preprocess(services, job_id, 0)
-    assert report(services, job_id)["bad"] == ["unusable_mask"]
-    assert report(services, job_id)["code"] == "image_unreachable"
+    assert report(services, job_id).bad == ["unusable_mask"]
+    assert report(services, job_id).code == "image_unreachable"
 
 
 def test_masks_count_against_the_bytes_of_a_picture_and_of_a_job(
@@ -192,7 +193,7 @@ def test_masks_count_against_the_bytes_of_a_picture_and_of_a_job(
         pair = {"ref": (files / "0.png").as_uri(), "mask": (files / "large.png").as_uri()}
         job_id = submitted(services, [pair, *stored(services, files)[1:]])
         steps.preprocess(services, job_id, 0)
-        return report(services, job_id).get("error"), picture(services, job_id).source_bytes
+        return report(services, job_id).error, picture(services, job_id).source_bytes
 
     assert first(max_picture_bytes=2 * size) == (
         f"its mask: the file 'large.png' has more than {2 * size} bytes", size

@@ -16,7 +16,7 @@ from core.settings import Settings
 from credits.tables import HOLD
 from jobs import service, sweeps
 from jobs.leases import Lease
-from jobs.remote import runs
+from jobs.remote import runs, waiting_jobs
 from jobs.remote.poll_results import LOST, PolledRun, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
@@ -211,17 +211,17 @@ def test_waiting_for_a_machine_is_no_attempt_and_ends_with_the_hold(services: Se
     for _ in range(5):
         lease, _ = begun(services, job_id)
         with services.database.writing() as session:
-            runs.wait_for_server(session, lease, "no machine is to be had", services.settings)
+            waiting_jobs.wait_for_server(session, lease, "no machine is to be had", services.settings)
     assert row(services, job_id).attempt == 0
     assert events(services, job_id, "waiting") == [{"reason": "no machine is to be had"}]
     with services.database.writing() as session:
-        assert runs.wake_waiting(session, services.settings) > 0
-        assert runs.wake_waiting(session, services.settings) == 0  # it is due already
+        assert waiting_jobs.wake(session, services.settings) > 0
+        assert waiting_jobs.wake(session, services.settings) == 0  # it is due already
     with services.database.writing() as session:
         session.execute(sa.update(HOLD).values(expires_at=utcnow()))
     lease, _ = begun(services, job_id)
     with services.database.writing() as session:
-        runs.wait_for_server(session, lease, "no machine is to be had", services.settings)
+        waiting_jobs.wait_for_server(session, lease, "no machine is to be had", services.settings)
     assert (row(services, job_id).status, row(services, job_id).failure_code) == ("failed", "timeout")
     assert balances(services)["available"] == 1000
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from core.addresses import denied
 from core.errors import AddressRefused, ImageRefused, ImageUnreachable, Unreachable
-from core.guard import Guard
+from core.outbound.addresses import denied
+from core.outbound.guard import Guard
 from storage.objects.local import LocalStore
 from storage.sources import Sources
 from tests.hostile.addresses import DENIED, PUBLIC, REFUSED_BY_LOOKS

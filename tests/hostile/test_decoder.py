@@ -20,6 +20,7 @@ from core.settings import Settings
 from jobs import accounts, service
 from jobs.services import Services
 from jobs.stages import intake, steps
+from storage.picture_report import StoredReport
 from storage.tables import JobPicture, PictureState
 from tests.contract.jobs import REQUEST
 from tests.hostile.pictures import flat, jpeg_of_scans, picture
@@ -355,12 +356,12 @@ def test_in_a_job_it_is_one_bad_picture(tmp_path: Path, slow: bytes) -> None:
         with services.database.reading() as session:
             rows = [session.get_one(JobPicture, (job_id, position)) for position in range(3)]
         assert [row.state for row in rows] == [PictureState.BAD, PictureState.GOOD, PictureState.BAD]
-        report = rows[0].report or {}
-        assert (report["code"], report["bad"]) == ("image_invalid", ["unreadable"])
-        assert report["error"] == "decoding the picture takes more than 0.3 s of CPU time"
-        of_mask = rows[2].report or {}
-        assert (of_mask["code"], of_mask["bad"]) == ("image_invalid", ["unusable_mask"])
-        assert of_mask["error"] == f"its mask cannot be used: {report['error']}"
+        report = rows[0].report or StoredReport()
+        assert (report.code, report.bad) == ("image_invalid", ["unreadable"])
+        assert report.error == "decoding the picture takes more than 0.3 s of CPU time"
+        of_mask = rows[2].report or StoredReport()
+        assert (of_mask.code, of_mask.bad) == ("image_invalid", ["unusable_mask"])
+        assert of_mask.error == f"its mask cannot be used: {report.error}"
     finally:
         services.decoder.close()
         services.database.close()

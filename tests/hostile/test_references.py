@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import ImageRefused
-from core.guard import Guard
+from core.outbound.guard import Guard
 from storage.objects.local import LocalStore
 from storage.sources import Sources
 

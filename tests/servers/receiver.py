@@ -38,7 +38,7 @@ class Received:
 
 
 class Receiver:
-    """`refuse(status)` answers the next request so; all others are answered with 204.
+    """`refuse(status)` answers the next request with that status and `headers`; all others are answered with 204.
 
     While `refuses_first` is set, the first attempt of every message is answered with that status; while `always` is
     set, every request, and that `slow_s` later.
@@ -49,7 +49,7 @@ class Receiver:
         self.refuses_first: int | None = None
         self.always: int | None = None
         self.slow_s = 0.0
-        self._refusals: list[int] = []
+        self._refusals: list[tuple[int, dict[str, str]]] = []
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         outer = self
@@ -73,8 +73,8 @@ class Receiver:
     def url(self) -> str:
         return f"http://{self.address}/app"
 
-    def refuse(self, *statuses: int) -> None:
-        self._refusals.extend(statuses)
+    def refuse(self, *statuses: int, headers: dict[str, str] | None = None) -> None:
+        self._refusals.extend((status, headers or {}) for status in statuses)
 
     def about(self, job_id: str) -> list[Received]:
         """What came about one job, in order."""
@@ -84,7 +84,7 @@ class Receiver:
         body = request.rfile.read(int(request.headers["content-length"]))
         with self._lock:
             headers = {name.lower(): value for name, value in request.headers.items()}
-            status = self._refusals.pop(0) if self._refusals else 204
+            status, more = self._refusals.pop(0) if self._refusals else (204, {})
             if self.refuses_first and headers["webhook-id"] not in self._seen:
                 status = self.refuses_first
             status = self.always or status
@@ -92,6 +92,8 @@ class Receiver:
             self.got.append(Received(request.command, request.path, headers, body, status))
         time.sleep(self.slow_s)
         request.send_response(status)
+        for name, value in more.items():
+            request.send_header(name, value)
         request.send_header("Content-Length", "0")
         request.end_headers()
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from jobs import service
+from jobs.remote.run_views import list_runs
 from tests.site import Site
 
 # No training worker anywhere: what is trained here is trained elsewhere.
@@ -38,7 +38,7 @@ def done_twice(journal: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def remote_runs(site: Site, job_id: str) -> list[dict[str, Any]]:
-    return [run.to_dict() for run in service.remote_runs(site.services, job_id)]
+    return [run.to_dict() for run in list_runs(site.services, job_id)]
 
 
 def is_cleared(site: Site, job_ids: Iterable[str]) -> bool:

@@ -13,7 +13,7 @@ from training.engine.job_batch import JobBatch
 from training.engine.objective import errors
 from training.engine.slot_job import SlotJob
 from training.families.encoders import Encoders
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 from training.lora.safetensor import Array
 from training.ports import TrainRun
 
@@ -36,7 +36,7 @@ class Live:
     def __init__(
         self,
         run: TrainRun,
-        family: Family,
+        family: FamilyCode,
         base: Base,
         total: int = 6,
         slots: int = 1,

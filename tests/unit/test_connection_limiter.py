@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from core.connection_limiter import ConnectionLimiter
 from core.errors import Unreachable
+from core.outbound.connection_limiter import ConnectionLimiter
 
 
 def test_never_more_than_allowed() -> None:

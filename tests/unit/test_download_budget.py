@@ -4,8 +4,8 @@ from itertools import repeat
 
 import pytest
 
-from core.download_budget import DownloadBudget, Requester
 from core.errors import AnswerRefused, Unreachable
+from core.outbound.download_budget import DownloadBudget, Requester
 
 ADA = Requester("ada", "job_1")
 

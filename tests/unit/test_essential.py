@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Threads that may end: `where`, and why.
 MAY_END = {
     "core/essential.py": "it starts the essential ones",
-    "core/guard.py": "a look-up of one name; it is abandoned when it takes too long",
+    "core/outbound/network.py": "a look-up of one name; it is abandoned when it takes too long",
     "storage/objects/s3_deadline.py": "the timer of one call",
     "training/engine/engine.py": "it ends when it is idle, and fails its jobs if it breaks (tests/training)",
 }

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from core.addresses import parse_host_ports
 from core.errors import AddressRefused, AnswerRefused, Unreachable
-from core.guard import Guard
+from core.outbound.addresses import parse_host_ports
+from core.outbound.guard import Guard
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -263,7 +263,7 @@ def test_pairs_are_read() -> None:
 
 
 def test_a_slow_body_is_given_up_long_before_its_time_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.guard._GRACE_S", 0.2)
+    monkeypatch.setattr("core.outbound.network._GRACE_S", 0.2)
 
     def trickle(request: BaseHTTPRequestHandler) -> Answer:
         request.send_response(200)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.guard import Guard
+from core.outbound.guard import Guard
 from core.settings import Settings
 from storage.objects.local import LocalStore
 from storage.sources import Sources

@@ -119,8 +119,8 @@ def test_every_other_file_is_named_once(tmp_path: Path) -> None:
     accepted = "save as JPEG or PNG (accepted: JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP and JPEG 2000)"
     assert found.notes == (
         "no picture has the name of these captions: old.caption, other.txt",
-        f"the masks in {tmp_path / 'masks'} are not used: add --set objective.masked=true to use them",
-        "skipped 4 hidden files, such as a computer writes beside pictures",
+        "masks are not used, because objective.masked is not set: masks/dog.png",
+        "skipped 4 hidden files, such as a computer writes beside pictures: .DS_Store, ._dog.jpg, ._dog.txt, Thumbs.db",
         f"left out a.jxl: JPEG XL is not read; {accepted}",
         f"left out b.psd: Photoshop is not read; {accepted}",
         f"left out c.CR2: camera raw is not read; {accepted}",

@@ -19,11 +19,7 @@ def report(image: Image.Image, resolution: int = 64) -> PictureReport:
     return prepare(encoded(image), resolution=resolution).report
 
 
-def test_a_report_survives_json() -> None:
-    made = report(drawing(3))
-    assert PictureReport.from_dict(made.to_dict()) == made
-    assert PictureReport.from_dict({**made.to_dict(), "bad": []}) == made
-    assert PictureReport.from_dict(UNREADABLE.to_dict()) == UNREADABLE
+def test_every_bad_fault_is_a_fault() -> None:
     assert set(FAULTS) >= BAD_FAULTS
 
 

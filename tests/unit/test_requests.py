@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import SpecInvalid
-from core.guard import Guard
+from core.outbound.guard import Guard
 from core.settings import Settings
 from jobs.requests import training_request
 from jobs.requests.training_request import TrainingRequest

@@ -5,9 +5,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+import sqlalchemy.dialects.sqlite
+
 from core.clock import utcnow
+from core.json_column import JsonColumn
 from credits.ledger import Hold
 from jobs.view import JobView, view_of
+from storage.picture_report import StoredReport
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
 
@@ -52,7 +57,8 @@ def hold(state: str, amount: int = 10, refunded: int = 0) -> Hold:
 
 
 def test_no_address_holder_key_or_hash_is_in_it() -> None:
-    pictures = [picture(0), picture(1, state=PictureState.BAD, faults=["unreachable"], report={"error": "gone"})]
+    gone = StoredReport(error="gone")
+    pictures = [picture(0), picture(1, state=PictureState.BAD, faults=["unreachable"], report=gone)]
     told = json.dumps(view_of(job(lease_until=utcnow(), started_at=utcnow()), pictures, hold("held")).to_dict())
     assert SECRET not in told
     assert "gone" in told
@@ -96,6 +102,36 @@ def test_a_lora_is_there_once_it_was_uploaded() -> None:
     assert view_of(uploaded, [], None).to_dict()["lora"] == {
         "key": "models/job_1/lora_weights.safetensors", "sha256": "ab", "bytes": 3
     }  # fmt: skip
+
+
+def test_a_report_has_what_was_measured_or_why_there_is_nothing() -> None:
+    """The JSON that applications know, to the byte; nothing that only the dataset step reads."""
+    measured = StoredReport(
+        width=80, height=120, format="PNG", sharpness=0.5, brightness=99.0, dhash="ab", faults=[], notes=["a note"],
+        colours="cd", bad=[],
+    )  # fmt: skip
+    repeated = measured.model_copy(update={"repeats": 3, "error": "nearly the same as picture 4"})
+    unread = StoredReport(error="the file is empty", code="image_invalid", bad=["unreadable"])
+    size = '"width": 80, "height": 120, "format": "PNG", "sharpness": 0.5, "brightness": 99.0'
+    for report, expected in (
+        (measured, f'{{{size}, "faults": [], "notes": ["a note"]}}'),
+        (
+            repeated,
+            f'{{{size}, "faults": [], "notes": ["a note"], "repeats": 3, "error": "nearly the same as picture 4"}}',
+        ),
+        (unread, '{"error": "the file is empty", "code": "image_invalid"}'),
+    ):
+        view = view_of(job(), [picture(0, report=report)], None).to_dict()
+        assert json.dumps(view["pictures"][0]["report"]) == expected
+        stored = JsonColumn(StoredReport).process_bind_param(report, sa.dialects.sqlite.dialect())
+        assert JsonColumn(StoredReport).process_result_value(stored, sa.dialects.sqlite.dialect()) == report
+    assert view_of(job(), [picture(0)], None).to_dict()["pictures"][0]["report"] is None
+
+
+def test_a_report_of_an_earlier_version_is_read() -> None:
+    old = {"width": 80, "height": 120, "faults": [], "entropy": 7.1, "bad": []}
+    read = JsonColumn(StoredReport).process_result_value(json.dumps(old), sa.dialects.sqlite.dialect())
+    assert (read.width, read.dhash, read.colours, read.bad) == (80, "", "", [])
 
 
 def test_the_schema_is_the_one_that_applications_know() -> None:

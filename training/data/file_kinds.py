@@ -22,6 +22,11 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".avif", ".jfif", ".jpe", ".heic", ".heif", ".hif", ".tif", ".tiff", ".gif",
     ".bmp", ".jp2", ".j2k", ".jpx",
 )  # fmt: skip
+CAPTION_SUFFIXES = (".txt", ".caption")  # of captions, in this order if a picture has both
+CAPTION_TABLES = ("metadata.jsonl", "captions.csv", "metadata.csv")  # names of files with many captions
+ARCHIVE_SUFFIXES = (
+    ".zip", ".tar", ".tgz", ".tar.gz", ".tbz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".tar.zst", ".rar", ".7z",
+)  # fmt: skip
 # Kinds of pictures that Imprint does not read, by suffix.
 OTHER_PICTURES = {
     ".jxl": "JPEG XL",
@@ -40,6 +45,16 @@ _FTYP_BRANDS = {
     b"crx ": "a camera raw picture",
     b"qt  ": "a QuickTime video",
 }
+_ARCHIVES = (
+    (b"PK\3\4", "a ZIP archive"),
+    (b"PK\5\6", "a ZIP archive"),  # without files
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\0", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+)
 _FIRST_BYTES = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
@@ -61,10 +76,7 @@ _FIRST_BYTES = (
     (b"FUJIFILMCCD-RAW", "a camera raw picture"),
     (b"%PDF", "a PDF document"),
     (b"%!PS", "a PostScript document"),
-    (b"PK\3\4", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    *_ARCHIVES,
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"version https://git-lfs", "a Git LFS pointer, not the picture itself"),
 )
@@ -90,6 +102,13 @@ def kind_of(data: bytes) -> str | None:
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
         return "an SVG drawing"
     return None
+
+
+def archive_kind(start: bytes) -> str | None:
+    """What kind of archive a file with these first 512 bytes is, with its article; None if it is none."""
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    return next((kind for first, kind in _ARCHIVES if start.startswith(first)), None)
 
 
 def is_animated_png(data: bytes) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
 from core.picture_names import picture_label
 from training.data import pictures
+from training.data.archives import opened
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.decoder import Decoder
 from training.data.picture_folder import FolderPicture, read_folder
@@ -27,10 +28,17 @@ class FolderDataset:
 def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
     """Prepare every picture of `folder`, sorted by name, as a PNG in `into`; `read_folder` says what belongs to it.
 
-    Raises SpecInvalid if the folder does not exist, has too many pictures, or has captions or masks that do not fit;
-    TooFewImages, with all reasons, if too few pictures are good.
+    `folder` may also be an archive. Raises SpecInvalid if the folder does not exist, has too many pictures, or has
+    captions or masks that do not fit; ArchiveInvalid for an archive that is not accepted; TooFewImages, with all
+    reasons, if too few pictures are good.
     """
-    found = read_folder(folder, masked=spec.objective.masked)
+    with opened(folder) as place:
+        return _load(folder, place, spec, into)
+
+
+def _load(folder: Path, place: Path, spec: TrainSpec, into: Path) -> FolderDataset:
+    """Prepare the pictures in `place`, which messages call `folder`."""
+    found = read_folder(place, masked=spec.objective.masked)
     if len(found.pictures) > MAX_PICTURES:
         raise SpecInvalid.of(
             {"FOLDER": f"{folder} has {len(found.pictures)} pictures; at most {MAX_PICTURES} are accepted"}

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import SpecInvalid
-from training.data.file_kinds import ACCEPTED, OTHER_PICTURES, SUFFIXES
-from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES
+from core.picture_names import plain_name
+from training.data.file_kinds import ACCEPTED, CAPTION_SUFFIXES, CAPTION_TABLES, OTHER_PICTURES, SUFFIXES
+from training.spec import MAX_CAPTION_CHARACTERS
 
 _MAX_CAPTION_BYTES = 8 * MAX_CAPTION_CHARACTERS  # a character has at most four bytes; the rest allows for spaces
-_MAX_TABLE_BYTES = 20 * MAX_PICTURES * _MAX_CAPTION_BYTES
+_MAX_TABLE_BYTES = 2000 * _MAX_CAPTION_BYTES
 _MASKS = "masks"  # subfolder with masks: white counts, black does not
-_CAPTIONS = (".txt", ".caption")  # in this order, if a picture has both
-_TABLES = ("metadata.jsonl", "captions.csv", "metadata.csv")
 _FILE_COLUMNS, _TEXT_COLUMNS = ("file_name", "file", "image", "path"), ("text", "caption", "prompt")
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "__macosx"))  # names that begin with a dot are hidden anyway
 _KOHYA = re.compile(r"(\d+)_(\S+)(?: (.+))?")
@@ -31,24 +30,43 @@ _MOST_NAMES = 5  # in one note
 
 @dataclass(frozen=True)
 class FolderPicture:
-    """One picture of a folder."""
+    """One picture of a folder. `caption_file` is the file that its caption is from."""
 
     path: Path
     caption: str | None
     mask: Path | None
+    caption_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What is to say about files of a folder. In `text`, `{}` stands for their names."""
+
+    text: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """The remark for people, with the first few names."""
+        return self.text.replace("{}", _names(self.names))
 
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """The pictures of a folder, sorted by name, and notes for the user, one line each.
+    """The pictures of a folder, sorted by name, and remarks on its other files.
 
     `trigger_word` and `class_word` are from the name of a folder that is laid out for kohya's trainer (`10_sks dog`).
     """
 
     pictures: tuple[FolderPicture, ...]
-    notes: tuple[str, ...]
+    remarks: tuple[Remark, ...]
     trigger_word: str | None = None
     class_word: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The remarks for people, one line each."""
+        return tuple(remark.line for remark in self.remarks)
 
 
 def read_folder(folder: Path, *, masked: bool) -> PictureFolder:
@@ -62,18 +80,22 @@ def read_folder(folder: Path, *, masked: bool) -> PictureFolder:
         raise SpecInvalid.of({"FOLDER": f"{folder} is not a folder"})
     kohya = _kohya_folders(folder)
     parts = [_read_part(part, masked=masked) for part in kohya or [folder]]
-    notes = [note for part in parts for note in part.notes]
+    remarks = [remark for part in parts for remark in part.remarks]
     if not kohya:
-        return PictureFolder(parts[0].pictures, tuple(notes))
+        return PictureFolder(parts[0].pictures, tuple(remarks))
     named = _KOHYA.fullmatch(kohya[0].name)
     repeats, trigger_word, class_word = named.groups() if named else ("", None, None)
-    notes[:0] = [
-        f"read {_names(part.name for part in kohya)}; the repeats in the name ({repeats}) are not used: "
-        "set the epochs instead"
+    remarks[:0] = [
+        Remark(
+            f"read {{}}; the repeats in the name ({repeats}) are not used: set the epochs instead",
+            tuple(part.name for part in kohya),
+        )
     ]
-    notes += _other_folders(folder, kohya)
+    rest = [path for path in sorted(folder.iterdir()) if path not in kohya]
+    remarks += _hidden(rest) + _other_files([path for path in rest if not is_hidden(path)])
+    remarks += _other_folders(folder, kohya)
     return PictureFolder(
-        tuple(picture for part in parts for picture in part.pictures), tuple(notes), trigger_word, class_word
+        tuple(picture for part in parts for picture in part.pictures), tuple(remarks), trigger_word, class_word
     )
 
 
@@ -91,32 +113,45 @@ def _kohya_folders(folder: Path) -> list[Path]:
 
 def _read_part(folder: Path, *, masked: bool) -> PictureFolder:
     """One folder without its subfolders, but for its masks."""
-    entries = sorted(path for path in folder.iterdir() if not _is_hidden(path))
+    entries = sorted(path for path in folder.iterdir() if not is_hidden(path))
     paths = [path for path in entries if _is_picture(path)]
-    captions, notes = _captions(folder, entries, paths)
-    masks = _masks(folder, paths)
+    captions, remarks = _captions(folder, entries, paths)
+    masks, of_masks = _masks(folder, paths)
+    remarks += of_masks
     if masked and (strays := [mask for mask in masks if mask not in {_stem(path) for path in paths}]):
         raise SpecInvalid.of(
             {f"{_MASKS}/{masks[stem].name}": "no picture has the name of this mask" for stem in sorted(strays)}
         )
     if masks and not masked:
-        notes.append(f"the masks in {folder / _MASKS} are not used: add --set objective.masked=true to use them")
-    hidden = sum(_is_hidden(path) for path in folder.iterdir())
-    if hidden:
-        notes.append(f"skipped {hidden} hidden file{'s' * (hidden > 1)}, such as a computer writes beside pictures")
-    notes += _other_files(entries) + _other_folders(folder, [folder / _MASKS])
+        names = tuple(sorted(f"{_MASKS}/{mask.name}" for mask in masks.values()))
+        remarks.append(Remark("masks are not used, because objective.masked is not set: {}", names))
+    remarks += _hidden(sorted(folder.iterdir())) + _other_files(entries) + _other_folders(folder, [folder / _MASKS])
     return PictureFolder(
-        tuple(FolderPicture(path, captions.get(path), masks.get(_stem(path)) if masked else None) for path in paths),
-        tuple(notes),
+        tuple(
+            FolderPicture(
+                path,
+                captions[path].text if path in captions else None,
+                masks.get(_stem(path)) if masked else None,
+                captions[path].file if path in captions else None,
+            )
+            for path in paths
+        ),
+        tuple(remarks),
     )
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Whether a computer has written the file beside others, and people do not see it."""
     return path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES
 
 
+def is_special_folder(path: Path) -> bool:
+    """Whether a folder's name has a meaning for the folder that it is in."""
+    return path.name == _MASKS or _KOHYA.fullmatch(path.name) is not None
+
+
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not _is_hidden(path)
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not is_hidden(path)
 
 
 def _plain(name: str) -> str:
@@ -129,7 +164,7 @@ def _stem(path: Path) -> str:
 
 
 def _names(names: Iterable[str]) -> str:
-    listed = list(names)
+    listed = [plain_name(name) or "a file without a name" for name in names]
     shown = ", ".join(listed[:_MOST_NAMES])
     return shown + (f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else "")
 
@@ -137,47 +172,66 @@ def _names(names: Iterable[str]) -> str:
 # ---- masks ----
 
 
-def _masks(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
-    """The files in the subfolder `masks/`, by the compared name without its suffix."""
+def _masks(folder: Path, paths: Sequence[Path]) -> tuple[dict[str, Path], list[Remark]]:
+    """The files in the subfolder `masks/`, by the compared name without its suffix, and remarks on its other files."""
     inside = folder / _MASKS
-    found = [path for path in sorted(inside.iterdir()) if _is_picture(path)] if inside.is_dir() else []
+    entries = sorted(inside.iterdir()) if inside.is_dir() else []
     # Of several masks with one name, use the suffix that comes first, whatever their order in the folder.
-    found.sort(key=lambda mask: SUFFIXES.index(mask.suffix.lower()), reverse=True)
-    return {_stem(mask): mask for mask in found}
+    found = sorted(filter(_is_picture, entries), key=lambda mask: SUFFIXES.index(mask.suffix.lower()), reverse=True)
+    masks = {_stem(mask): mask for mask in found}
+    others = [path for path in entries if path not in masks.values() and not is_hidden(path)]
+    names = tuple(f"{_MASKS}/{path.name}" for path in others)
+    return masks, _hidden(entries) + ([Remark("not used as masks: {}", names)] if names else [])
 
 
 # ---- captions ----
 
 
-def _captions(folder: Path, entries: Sequence[Path], paths: Sequence[Path]) -> tuple[dict[Path, str], list[str]]:
-    """The caption of each picture that has one, and notes. Raises SpecInvalid."""
-    notes: list[str] = []
+@dataclass(frozen=True)
+class _Caption:
+    """The text of a caption, and the name of the file that has it."""
+
+    text: str
+    file: str
+
+
+def _captions(
+    folder: Path, entries: Sequence[Path], paths: Sequence[Path]
+) -> tuple[dict[Path, _Caption], list[Remark]]:
+    """The caption of each picture that has one, and remarks. Raises SpecInvalid."""
+    remarks: list[Remark] = []
     files = {_plain(path.name): path for path in entries if path.is_file()}
     used: set[Path] = set()
-    captions: dict[Path, str] = {}
-    tables = {name: _table(files[name], notes) for name in _TABLES if name in files}
+    second: list[str] = []
+    captions: dict[Path, _Caption] = {}
+    tables = {name: _table(files[name], remarks) for name in CAPTION_TABLES if name in files}
     for path in paths:
-        names = [_plain(base + suffix) for base in (path.stem, path.name) for suffix in _CAPTIONS]
-        beside = next((files[name] for name in names if name in files), None)
+        names = [_plain(base + suffix) for base in (path.stem, path.name) for suffix in CAPTION_SUFFIXES]
+        found = [files[name] for name in names if name in files]
+        used.update(found)
+        second += [path.name for path in found[1:]]
+        beside = found[0] if found else None
         if beside is not None:
-            used |= {files[name] for name in names if name in files}
-            text = _text(beside.name, _start_of(beside, _MAX_CAPTION_BYTES + 1), notes)
+            caption = _Caption(_text(beside.name, _start_of(beside, _MAX_CAPTION_BYTES + 1), remarks), beside.name)
         else:
-            listed = (table.get(_plain(path.name)) for table in tables.values())
-            text = next((text for text in listed if text), "")
-        if len(text) > MAX_CAPTION_CHARACTERS:
+            listed = ((table.get(_plain(path.name)), name) for name, table in tables.items())
+            caption = next((_Caption(text, files[name].name) for text, name in listed if text), _Caption("", ""))
+        if len(caption.text) > MAX_CAPTION_CHARACTERS:
             name = beside.name if beside else f"the caption of {path.name}"
             raise SpecInvalid.of({name: f"the caption is longer than {MAX_CAPTION_CHARACTERS} characters"})
-        if text:
-            captions[path] = text
-    unused = [path.name for path in entries if path.suffix.lower() in _CAPTIONS and path not in used and path.is_file()]
-    if unused:
-        notes.append(f"no picture has the name of these captions: {_names(unused)}")
+        if caption.text:
+            captions[path] = caption
+    if second:
+        remarks.append(Remark("captions of pictures that have another caption file: {}", tuple(second)))
+    if unused := [
+        path.name for path in entries if path.suffix.lower() in CAPTION_SUFFIXES and path not in used and path.is_file()
+    ]:
+        remarks.append(Remark("no picture has the name of these captions: {}", tuple(unused)))
     known = {_plain(path.name) for path in paths}
     for name, table in tables.items():
         if strays := [listed for listed in table if listed not in known]:
-            notes.append(f"{name} has captions of files that are not there: {_names(strays)}")
-    return captions, notes
+            remarks.append(Remark(f"{name} has captions of files that are not there: {{}}", tuple(strays)))
+    return captions, remarks
 
 
 def _start_of(path: Path, size_bytes: int) -> bytes:
@@ -186,9 +240,9 @@ def _start_of(path: Path, size_bytes: int) -> bytes:
         return file.read(size_bytes)
 
 
-def _text(name: str, raw: bytes, notes: list[str]) -> str:
+def _text(name: str, raw: bytes, remarks: list[Remark]) -> str:
     """The text of a caption file: UTF-8, UTF-16 by its mark, or else Windows-1252 with a note. Raises SpecInvalid."""
-    if len(raw) > _MAX_CAPTION_BYTES and not name.endswith(_TABLES):
+    if len(raw) > _MAX_CAPTION_BYTES and not name.endswith(CAPTION_TABLES):
         raise SpecInvalid.of({name: f"the caption is longer than {MAX_CAPTION_CHARACTERS} characters"})
     try:
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -202,16 +256,16 @@ def _text(name: str, raw: bytes, notes: list[str]) -> str:
         text = "\0"
     if not text.isprintable() and any(not one.isprintable() and not one.isspace() for one in text):
         raise SpecInvalid.of({name: "the caption is neither UTF-8, UTF-16 nor Windows-1252 text"})
-    notes.append(f"{name} is not UTF-8; read it as Windows-1252")
+    remarks.append(Remark("{} is not UTF-8; read it as Windows-1252", (name,)))
     return text
 
 
-def _table(path: Path, notes: list[str]) -> dict[str, str]:
+def _table(path: Path, remarks: list[Remark]) -> dict[str, str]:
     """Captions by compared file name, from a table of another trainer. Raises SpecInvalid."""
     raw = _start_of(path, _MAX_TABLE_BYTES + 1)
     if len(raw) > _MAX_TABLE_BYTES:
         raise SpecInvalid.of({path.name: f"the file is larger than {_MAX_TABLE_BYTES // 2**20} MB"})
-    text = _text(path.name, raw, notes)
+    text = _text(path.name, raw, remarks)
     try:
         rows = (
             [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -232,30 +286,43 @@ def _table(path: Path, notes: list[str]) -> dict[str, str]:
 # ---- everything else ----
 
 
-def _other_files(entries: Sequence[Path]) -> list[str]:
-    """A note on each kind of file that is not read."""
-    notes, others = [], []
+def _hidden(entries: Sequence[Path]) -> list[Remark]:
+    """A remark on hidden files and folders."""
+    names = tuple(path.name for path in entries if is_hidden(path))
+    count = f"{len(names)} hidden file{'s' * (len(names) > 1)}"
+    return [Remark(f"skipped {count}, such as a computer writes beside pictures: {{}}", names)] if names else []
+
+
+def _other_files(entries: Sequence[Path]) -> list[Remark]:
+    """A remark on each kind of file that is not read."""
+    remarks, others = [], []
     kinds: dict[str, list[str]] = {}
     for path in entries:
         suffix = path.suffix.lower()
-        if not path.is_file() or suffix in SUFFIXES or suffix in _CAPTIONS or path.name.lower() in _TABLES:
+        if (
+            not path.is_file()
+            or suffix in SUFFIXES
+            or suffix in CAPTION_SUFFIXES
+            or path.name.lower() in CAPTION_TABLES
+        ):
             continue
         if kind := OTHER_PICTURES.get(suffix):
             kinds.setdefault(kind, []).append(path.name)
         else:
             others.append(path.name)
     for kind, names in kinds.items():
-        notes.append(f"left out {_names(names)}: {kind} is not read; save as JPEG or PNG (accepted: {ACCEPTED})")
+        text = f"left out {{}}: {kind} is not read; save as JPEG or PNG (accepted: {ACCEPTED})"
+        remarks.append(Remark(text, tuple(names)))
     if others:
-        notes.append(f"not pictures, and not read: {_names(others)}")
-    return notes
+        remarks.append(Remark("not pictures, and not read: {}", tuple(others)))
+    return remarks
 
 
-def _other_folders(folder: Path, read: Sequence[Path]) -> list[str]:
-    """A note on each subfolder that has files."""
+def _other_folders(folder: Path, read: Sequence[Path]) -> list[Remark]:
+    """A remark on each subfolder that has files."""
     return [
-        f"the subfolder {path.name} is not read ({count} file{'s' * (count > 1)})"
+        Remark(f"the subfolder {{}} is not read ({count} file{'s' * (count > 1)})", (path.name,))
         for path in sorted(folder.iterdir())
-        if path.is_dir() and path not in read and not _is_hidden(path)
-        and (count := sum(inside.is_file() for inside in path.iterdir()))
+        if path.is_dir() and path not in read and not is_hidden(path)
+        and (count := sum(inside.is_file() for inside in path.rglob("*")))
     ]  # fmt: skip

@@ -6,20 +6,19 @@ Only the pixels of a file survive: every picture is decoded, converted to sRGB, 
 
 import io
 import re
-import struct
-import zlib
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from hashlib import sha256
 from math import log
 
 import numpy as np
 import pi_heif
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from core.errors import ImageInvalid
 from training.data import file_kinds
+from training.data.colour import DECODE_FAULTS, flatten, over, resizable
 from training.data.quality import BAD_FAULTS, FAULTS, WHITE, PictureReport, assess, near_duplicates
 
 __all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "PreparedImage", "buckets", "near_duplicates", "prepare"]
@@ -39,12 +38,6 @@ _DRAFT_SIDE = 384
 
 # DNGVersion and CFAPattern: a TIFF with these is a camera's raw file, of which Pillow reads only the thumbnail.
 _RAW_TAGS = {50706, 33422}
-
-# What Pillow raises on damaged or malicious files. It has no common base class for errors.
-DECODE_FAULTS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError,
-    RuntimeError, struct.error, zlib.error, ImageCms.PyCMSError, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ def prepare(
     seen, background = _seen(image, notes)
     target = _nearest_bucket(width / height, resolution) if aspect_buckets else (resolution, resolution)
     small = _fit(image, target)
-    picture = _flatten(small, image, background, notes)
+    picture = flatten(small, image, background, notes)
     if masked and small.mode == "RGBA":
         picture.putalpha(small.getchannel("A"))
     out = io.BytesIO()
@@ -248,7 +241,7 @@ def _fit(image: Image.Image, target: tuple[int, int]) -> Image.Image:
     width, height = target[0] * scale, target[1] * scale
     left, top = (image.width - width) / 2, (image.height - height) / 2
     box = (max(0.0, left), max(0.0, top), min(image.width, left + width), min(image.height, top + height))
-    return _resizable(image).resize(target, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return resizable(image).resize(target, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:
@@ -257,7 +250,7 @@ def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:
     At most 256 pixels on the shorter and 1024 on the longer side. The colour profile is ignored: it changes no result,
     and applying it takes as long as everything else.
     """
-    whole = _resizable(image)
+    whole = resizable(image)
     if whole.mode != "RGBA":
         whole = whole.convert("L")  # convert first: resizing then takes a third of the work
     scale = min(1.0, 256 / min(image.size), 1024 / max(image.size))
@@ -269,79 +262,4 @@ def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:
         if levels.size and np.percentile(levels, 1) >= WHITE:
             background = "black"
             notes.append("put over black: what shows is nearly white")
-    return _over(background, whole).convert("L"), background
-
-
-# ---- colour ----
-
-
-def _resizable(image: Image.Image) -> Image.Image:
-    """`image` in a mode that can be resized correctly: L, RGB, RGBA or CMYK."""
-    if image.mode.startswith("I"):
-        # 16 bits. Pillow's own conversion clips all values above 255.
-        levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        # Floating point: 0 to 1, unless a value is larger.
-        values = np.nan_to_num(np.asarray(image), posinf=0, neginf=0)
-        return Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-    if image.mode == "LAB":
-        return _lab().apply(image)
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
-
-
-@cache
-def _lab() -> ImageCms.ImageCmsTransform:
-    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(*profiles, "LAB", "RGB")
-
-
-def _flatten(small: Image.Image, image: Image.Image, background: str, notes: list[str]) -> Image.Image:
-    """`small`, a resized `image`, as sRGB over `background`, without metadata.
-
-    Colours are converted after resizing: that is much less work, and the difference is below one level.
-    """
-    colours = small.convert("RGB") if small.mode == "RGBA" else small
-    rgb = _to_srgb(colours, None if image.mode == "LAB" else image.info.get("icc_profile"), notes)
-    if small.mode == "RGBA":
-        rgb.putalpha(small.getchannel("A"))
-        rgb = _over(background, rgb)
-    rgb.info = {}
-    return rgb
-
-
-def _over(background: str, image: Image.Image) -> Image.Image:
-    if image.mode != "RGBA":
-        return image
-    below = Image.new("RGB", image.size, background)
-    below.paste(image, mask=image.getchannel("A"))
-    return below
-
-
-def _to_srgb(colours: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """Convert L, RGB or CMYK to sRGB. A broken or unsuitable profile is ignored and noted."""
-    if profile:
-        try:
-            transform = _transform(profile, colours.mode)
-            if transform is not None:
-                return transform.apply(colours)
-            notes.append("ignored a colour profile for another colour mode")
-        except DECODE_FAULTS:
-            notes.append("ignored a broken colour profile")
-    elif colours.mode == "CMYK":
-        notes.append("CMYK without a colour profile: colours are approximate")
-    return colours.convert("RGB")
-
-
-@lru_cache(maxsize=8)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform from `profile` to sRGB; None if the profile is for another mode. Cached: cameras repeat profiles.
-
-    Transforms are thread-safe: lcms2 works on a copy of its one-pixel cache.
-    """
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    if source.profile.xcolor_space.strip() != {"L": "GRAY"}.get(mode, mode):
-        return None
-    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    return over(background, whole).convert("L"), background

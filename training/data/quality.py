@@ -4,9 +4,9 @@ The thresholds were chosen on 34 photographs of six subjects and 40 flat drawing
 drawings), each also blurred, re-encoded, resized and brightened. The comment at each threshold has the results.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,16 +67,15 @@ class PictureReport:
     notes: tuple[str, ...] = ()
     colours: str = ""  # 16 mean colours of the prepared picture, RGB, 96 hex digits; empty in older reports
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values; see `from_dict`."""
-        return {**asdict(self), "faults": list(self.faults), "notes": list(self.notes)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PictureReport":
-        """The report from the output of `to_dict`. Ignores unknown keys; missing ones get empty values."""
-        known = {**asdict(cls(0, 0, "", 0.0, 0.0, "", ())), **values}
-        kept = {field.name: known[field.name] for field in fields(cls)}
-        return cls(**{**kept, "faults": tuple(kept["faults"]), "notes": tuple(kept["notes"])})
+class Fingerprint(Protocol):
+    """What tells near-duplicates; see PictureReport. Both are empty for a picture that could not be decoded."""
+
+    @property
+    def dhash(self) -> str: ...
+
+    @property
+    def colours(self) -> str: ...
 
 
 def assess(
@@ -159,7 +158,7 @@ def _dhash(grey: Image.Image) -> str:
     return np.packbits(bits).tobytes().hex()
 
 
-def near_duplicates(reports: Sequence[PictureReport]) -> dict[int, int]:
+def near_duplicates(reports: Sequence[Fingerprint]) -> dict[int, int]:
     """Find pictures that repeat an earlier one: maps the index of each repeat to the index of the first.
 
     A variant in another colour is no repeat. Pictures that could not be decoded are ignored.

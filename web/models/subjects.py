@@ -3,7 +3,8 @@
 from pydantic import ConfigDict, Field
 
 from web.models.common import RecipeFields, RequestModel, ResponseModel
-from web.models.trainings import Recipe, Training
+from web.models.train_request import Recipe
+from web.models.trainings import Training
 
 
 class SubjectSettings(ResponseModel):

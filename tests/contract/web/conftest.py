@@ -17,6 +17,7 @@ from tests.servers.process import free_port
 from tests.site import MASCOT, until
 from web.__main__ import WebServer, server_config
 from web.app import create_app
+from web.limits import RateLimit
 
 RECIPE: dict[str, Any] = {"baseModel": "sd15", "triggerWord": "sks", "resolution": 64, "maxSteps": 10}
 REX = "/api/influencer/rex"
@@ -78,6 +79,7 @@ def served(api: Api, **settings: object) -> Iterator[str]:
     """The app as `python -m web` serves it, over real HTTP."""
     configured = api.services.settings.model_copy(update={"web_port": free_port(), **settings})
     app = create_app(api.services)
+    app.state.rate_limit = RateLimit(configured.web_rate_per_s)
     config = server_config(app, configured)
     server = WebServer(config, app.state.streams)
     thread = threading.Thread(target=server.run)

@@ -14,7 +14,7 @@ from core.clock import utcnow
 from core.settings import Settings
 from jobs import service, sessions, tokens
 from jobs.stages import intake
-from storage.tables import StoredSession
+from storage.access_tables import StoredSession
 from tests.contract.web.conftest import RECIPE, Api, problem, served
 from tests.site import until
 from web.pages.session import COOKIE

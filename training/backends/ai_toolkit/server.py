@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import httpx2
 
-from core import wire
 from core.errors import BackendFailed, BackendUnreachable
 from training.backends.ai_toolkit.answers import (
     QUEUED,
@@ -25,6 +24,9 @@ from training.backends.ai_toolkit.answers import (
     RemoteJob,
     SampleImage,
     ServerFolders,
+    checked_path,
+    file_size,
+    listed_paths,
 )
 from training.backends.ai_toolkit.connection import ToolkitConnection, ToolkitResponse
 from training.backends.ai_toolkit.download import download_file
@@ -33,9 +35,6 @@ T = TypeVar("T")
 
 LOSS_KEY = "loss/loss"
 MAX_POINTS = 2000
-_MOST_LOSS = 1e6
-_MOST_BYTES = 2**34  # of a file or log; a LoRA file has less than a hundredth
-_SAMPLE = re.compile(r"\d+__(\d{1,9})_(\d{1,4})\.(?:jpe?g|png|webp)")
 _PLAIN_NAME = re.compile(r"[a-z0-9_]{1,200}")
 
 
@@ -64,19 +63,12 @@ class ToolkitServer:
     def folders(self) -> ServerFolders:
         """The folders for outputs and datasets."""
         data = self.connection.send_with_retries("GET", "/api/settings").json()
-        return self._parse(
-            lambda: ServerFolders(_checked_path(data["TRAINING_FOLDER"]), _checked_path(data["DATASETS_FOLDER"]))
-        )
+        return self._parse(lambda: ServerFolders.of(data))
 
     def gpus(self) -> list[Gpu]:
         """The GPUs of the server."""
         data = self.connection.send_with_retries("GET", "/api/gpu").json()
-        return self._parse(
-            lambda: [
-                Gpu(_count(gpu["index"]), wire.text(gpu["name"], 100), _count(gpu["memory"]["total"]) * 2**20)
-                for gpu in data["gpus"]
-            ]
-        )
+        return self._parse(lambda: [Gpu.of(gpu) for gpu in data["gpus"]])
 
     def queue_length(self) -> int:
         """The number of queued and running jobs, including other clients' jobs."""
@@ -141,7 +133,7 @@ class ToolkitServer:
         """The log since `offset`; servers before 2026-07 always send the whole log."""
         answer = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/log", params={"offset": offset})
         data = answer.json()
-        return self._parse(lambda: _log_part(data))
+        return self._parse(lambda: LogPart.of(data))
 
     def loss(self, remote_id: str, since: int = 0) -> list[LossPoint]:
         """The loss of each step after `since`, 2,000 at most; [] if the server has none yet."""
@@ -150,14 +142,8 @@ class ToolkitServer:
         other = next((key for key in sorted(keys) if key.startswith("loss")), None)
         if other is not None and LOSS_KEY not in keys:
             data = self._loss(remote_id, other, since)
-        return self._parse(
-            lambda: [
-                LossPoint(step, value)
-                for point in data.get("points") or []
-                if (step := wire.whole(point["step"], most=wire.MOST_STEPS)) is not None
-                and (value := wire.real(point["value"], least=-_MOST_LOSS, most=_MOST_LOSS)) is not None
-            ]
-        )
+        points = self._parse(lambda: [LossPoint.of(point) for point in data.get("points") or []])
+        return [point for point in points if point is not None]
 
     def _loss(self, remote_id: str, key: str, since: int) -> Any:
         asked = {"key": key, "since_step": since, "limit": MAX_POINTS}
@@ -170,10 +156,8 @@ class ToolkitServer:
     def samples(self, remote_id: str) -> list[SampleImage]:
         """The sample pictures so far, sorted by step and prompt."""
         data = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/samples").json()
-        paths = self._parse(lambda: [_checked_path(path) for path in data["samples"]])
-        found = [(path, _SAMPLE.fullmatch(_base_name(path))) for path in paths]
-        made = [SampleImage(path, int(match[1]), int(match[2])) for path, match in found if match]
-        return sorted(made, key=lambda sample: (sample.step, sample.prompt, sample.path))
+        found = self._parse(lambda: [SampleImage.of(checked_path(path)) for path in data["samples"]])
+        return sorted(filter(None, found), key=lambda sample: (sample.step, sample.prompt, sample.path))
 
     def sample_bytes(self, path: str, max_bytes: int) -> bytes:
         """Download a sample picture. Raises BackendFailed above `max_bytes`."""
@@ -182,17 +166,13 @@ class ToolkitServer:
     def files(self, remote_id: str) -> list[RemoteFile]:
         """The files in the output folder of a job."""
         data = self.connection.send_with_retries("GET", f"/api/jobs/{_id(remote_id)}/files").json()
-        return self._parse(
-            lambda: [
-                RemoteFile(_checked_path(file["path"]), _count(file["size"], _MOST_BYTES)) for file in data["files"]
-            ]
-        )
+        return self._parse(lambda: [RemoteFile.of(file) for file in data["files"]])
 
     def size_of(self, path: str) -> int | None:
         """The size of a file on the server; None if it does not exist."""
         with self.connection.stream("HEAD", _file(path)) as response:
             length = response.headers.get("content-length") if response.status_code == 200 else None
-            return wire.whole(length, most=_MOST_BYTES)
+            return file_size(length)
 
     def download(self, path: str, to: Path, size: int) -> None:
         """Download a file of `size` bytes; resumes an earlier download to `to`.
@@ -226,7 +206,7 @@ class ToolkitServer:
         body = {"datasetName": _checked_name(dataset)}
         answer = self.connection.send_with_retries("POST", "/api/datasets/listImages", json=body, accept=(200, 404))
         data = answer.json()
-        return self._parse(lambda: _listed(data)) if self._found(answer) else []
+        return self._parse(lambda: listed_paths(data)) if self._found(answer) else []
 
     def captions(self, paths: Sequence[str]) -> dict[str, str]:
         """The captions of pictures by absolute path; "" for a picture without caption."""
@@ -262,20 +242,9 @@ class ToolkitServer:
             raise self.connection.unexpected_answer() from None
 
 
-def _checked_path(path: Any) -> str:
-    """Check a path from the server: no null bytes, no `..`. Raises ValueError."""
-    if not isinstance(path, str) or not path or "\x00" in path or ".." in re.split(r"[/\\]", path):
-        raise ValueError("no path")
-    return path
-
-
-def _base_name(path: str) -> str:
-    return re.split(r"[/\\]", path)[-1]
-
-
 def _file(path: str) -> str:
     # As one segment: with plain slashes the server drops the leading one.
-    return "/api/files/" + quote(_checked_path(path), safe="")
+    return "/api/files/" + quote(checked_path(path), safe="")
 
 
 def _id(remote_id: str) -> str:
@@ -286,28 +255,3 @@ def _checked_name(name: str) -> str:
     if not _PLAIN_NAME.fullmatch(name):
         raise BackendFailed(f"{name[:60]!r} is not a name of an Imprint dataset")
     return name
-
-
-def _log_part(data: Any) -> LogPart:
-    text = str(data["log"])
-    if "offset" not in data:  # before 2026-07
-        return LogPart(text, min(len(text.encode(errors="replace")), wire.MOST_INT32), reset=True)
-    offset = _count(data["offset"], _MOST_BYTES)
-    return LogPart(text, min(offset, wire.MOST_INT32), bool(data["reset"]))
-
-
-def _count(value: Any, most: int = wire.MOST_INT32) -> int:
-    """A whole number of the server. Raises ValueError for one out of its bounds."""
-    found = wire.whole(value, most=most)
-    if found is None:
-        raise ValueError("no number that can be")
-    return found
-
-
-def _listed(data: Any) -> list[str]:
-    """The paths of listImages, in the formats before and after 2026-07-01."""
-    images = data["images"]
-    if "root" not in data:
-        return [_checked_path(image["img_path"]) for image in images]
-    root = _checked_path(data["root"])
-    return [_checked_path(root.rstrip("/") + "/" + image) for image in images]

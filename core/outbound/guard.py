@@ -7,33 +7,26 @@ redirects, slow bodies. A download must also keep a minimum rate, and its time c
 name the host only: the rest of the address may be a secret, and the answer is foreign.
 """
 
-import queue
-import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any
 
 import httpcore2
 
-from core.addresses import Address, denied, parse_address, parse_host_ports
-from core.connection_limiter import ConnectionLimiter
-from core.download_budget import NOBODY, DownloadBudget, Requester
-from core.errors import AddressRefused, AnswerRefused, Unreachable
+from core.errors import AnswerRefused, Unreachable
 from core.http_status import is_retryable
-
-Resolver = Callable[[str, int], list[str]]
+from core.outbound.addresses import Address, parse_address, parse_host_ports
+from core.outbound.connection_limiter import ConnectionLimiter
+from core.outbound.download_budget import NOBODY, DownloadBudget, Requester
+from core.outbound.network import CheckedNetwork, Pace, Resolver, look_up
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_DRAINED = 64 * 1024
 _AT_ONCE_PER_HOST = 4  # downloads of one owner from one host
-_CONNECT_S = 10.0  # for one of several addresses, so that there is time for the next
-_GRACE_S = 15.0  # before the minimum rate counts: connecting, and a host that makes the picture when it is asked
 _PICTURES = {"Accept": "image/*,*/*;q=0.5"}
 
 
@@ -58,7 +51,7 @@ class Guard:
     ) -> None:
         self._allowed = parse_host_ports(tuple(allow_hosts))
         self._timeout_s = timeout_s
-        self._resolve = resolve or _look_up
+        self._resolve = resolve or look_up
         self._given_tls = tls
         self._min_bytes_per_s = min_bytes_per_s
         self._budget = budget or DownloadBudget(float("inf"), float("inf"))
@@ -101,13 +94,13 @@ class Guard:
         Redirects are not followed, and the body is dropped. Raises AddressRefused and Unreachable.
         """
         address = parse_address(url, self._allowed)
-        with self._answer(method, address, content, headers, _Pace(time.monotonic() + self._timeout_s)) as answer:
+        with self._answer(method, address, content, headers, Pace(time.monotonic() + self._timeout_s)) as answer:
             _drain(answer)
             names = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in answer.headers)
             return answer.status, dict(names)
 
-    def _pace(self, deadline: float, left_s: float) -> "_Pace":
-        return _Pace(min(deadline, time.monotonic() + left_s), self._min_bytes_per_s)
+    def _pace(self, deadline: float, left_s: float) -> Pace:
+        return Pace(min(deadline, time.monotonic() + left_s), self._min_bytes_per_s)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -115,7 +108,7 @@ class Guard:
 
     @contextmanager
     def _answer(
-        self, method: str, address: Address, content: bytes, headers: Mapping[str, str], pace: "_Pace"
+        self, method: str, address: Address, content: bytes, headers: Mapping[str, str], pace: Pace
     ) -> Generator[httpcore2.Response]:
         """One request on its own connection. Errors of the transport become ours, without their text."""
         sent: list[tuple[bytes | str, bytes | str]] = [
@@ -126,7 +119,7 @@ class Guard:
             *headers.items(),
         ]
         target = httpcore2.URL(scheme=address.scheme, host=address.host, port=address.port, target=address.target)
-        network = _Network(self._resolve, address.host_port in self._allowed, pace)
+        network = CheckedNetwork(self._resolve, address.host_port in self._allowed, pace)
         # `from None`: chained messages quote foreign bytes, and tracebacks are logged.
         try:
             with httpcore2.ConnectionPool(ssl_context=self._tls, network_backend=network) as pool:
@@ -190,136 +183,3 @@ def _drain(answer: httpcore2.Response) -> None:
 def _header(answer: httpcore2.Response, name: bytes) -> str:
     found = (value for key, value in answer.headers if key.lower() == name)
     return next(found, b"").decode("latin-1")
-
-
-# ---- the network ----
-
-
-class _Pace:
-    """How long a call may still take: until its deadline, and not longer than its bytes take at the minimum rate."""
-
-    def __init__(self, deadline: float, min_bytes_per_s: int = 0) -> None:
-        self._deadline, self._rate = deadline, min_bytes_per_s
-        self._begun = time.monotonic()
-        self.received_bytes = 0
-
-    def left_s(self, error: type[httpcore2.TimeoutException]) -> float:
-        left = min(self._deadline, self._rate_until()) - time.monotonic()
-        if left <= 0:
-            raise error
-        return left
-
-    @property
-    def is_too_slow(self) -> bool:
-        """Whether the minimum rate, and not the deadline, ends the call now."""
-        return time.monotonic() >= self._rate_until()
-
-    def _rate_until(self) -> float:
-        return self._begun + _GRACE_S + self.received_bytes / self._rate if self._rate else float("inf")
-
-
-class _Network(httpcore2.NetworkBackend):
-    """Connects to checked addresses only, in the time that is left."""
-
-    def __init__(self, resolve: Resolver, may_be_private: bool, pace: _Pace) -> None:
-        self._resolve = resolve
-        self._may_be_private = may_be_private
-        self._pace = pace
-        self._tcp = httpcore2.SyncBackend()
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        found = self._found(host, port)
-        for number, ip in enumerate(found, start=1):
-            left = self._pace.left_s(httpcore2.ConnectTimeout)
-            try:
-                # `ip` is an IP address, so there is no look-up here.
-                stream = self._tcp.connect_tcp(
-                    ip, port, left if number == len(found) else min(left, _CONNECT_S), None, socket_options or ()
-                )
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                if number == len(found):
-                    raise
-            else:
-                return _Stream(stream, self._pace)
-        raise httpcore2.ConnectError("no address")
-
-    def _found(self, host: str, port: int) -> list[str]:
-        """The addresses of the host, all of them checked."""
-        found = _in_time(lambda: self._resolve(host, port), self._pace.left_s(httpcore2.ConnectTimeout))
-        for ip in found:
-            # One bad address among good ones is an attack, not an accident.
-            if not self._may_be_private and (why := denied(ip)):
-                raise AddressRefused(f"{host} has an address that is not public ({why})")
-        return found
-
-
-class _Stream(httpcore2.NetworkStream):
-    """A connection on which each operation has the time that is left, so that a slow trickle cannot extend it."""
-
-    def __init__(self, inner: httpcore2.NetworkStream, pace: _Pace) -> None:
-        self._inner = inner
-        self._pace = pace
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        data = self._inner.read(max_bytes, self._pace.left_s(httpcore2.ReadTimeout))
-        self._pace.received_bytes += len(data)
-        return data
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), 1 << 16):
-            left = self._pace.left_s(httpcore2.WriteTimeout)
-            self._inner.write(buffer[start : start + (1 << 16)], left)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.NetworkStream:
-        left = self._pace.left_s(httpcore2.ConnectTimeout)
-        try:
-            return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._pace)
-        except httpcore2.ConnectError as error:
-            # Detected here, since the pool drops the cause: a retry would meet the same certificate.
-            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                raise AnswerRefused(f"{server_hostname} has no valid certificate") from None
-            raise
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
-
-
-def _look_up(host: str, port: int) -> list[str]:
-    """The addresses of a name, in the system's order, each once."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise httpcore2.ConnectError("the name cannot be looked up") from error
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-def _in_time(work: Callable[[], list[str]], timeout_s: float) -> list[str]:
-    """Run `work` in a thread, and abandon the thread after `timeout_s`: getaddrinfo has no timeout."""
-    outcome: queue.SimpleQueue[list[str] | httpcore2.ConnectError] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put(work())
-        except httpcore2.ConnectError as error:
-            outcome.put(error)
-
-    threading.Thread(target=run, name="look-up", daemon=True).start()
-    try:
-        found = outcome.get(timeout=timeout_s)
-    except queue.Empty:
-        raise httpcore2.ConnectTimeout("the look-up took too long") from None
-    if isinstance(found, httpcore2.ConnectError):
-        raise found
-    return found
