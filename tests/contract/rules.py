@@ -1,14 +1,12 @@
-"""Rules that the database keeps: writes that break one each, and what shows that each rule stands by itself.
+"""Rules that the database keeps, and writes that break one each.
 
-On PostgreSQL the refusal must name the rule, and once the rule is dropped the same write goes through. SQLite drops
-neither constraints nor keys, so there a second database is made from the schema without the rule.
+On PostgreSQL the refusal must name the rule, and once the rule is dropped the same write goes through. SQLite cannot
+drop constraints and keys: there every write is refused, by a check of that name where it is a check.
 """
 
 import re
-import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -67,82 +65,6 @@ def every_rule_is_tried(
     else:
         tried = {name for name in tried if not name.endswith(("_pkey", "_fkey"))}  # these have no names here
     assert named - set(but) == tried
-
-
-def each_is_needed_on_sqlite(folder: Path, books: Sequence[str], rules: Sequence[Rule]) -> None:
-    migrated = Database(f"sqlite:///{folder}/schema.db")
-    migrated.migrate()
-    with migrated.engine.connect() as connection:
-        query = "SELECT name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type = 'trigger', rowid"
-        schema = [(str(name), str(table), str(sql)) for name, table, sql in connection.exec_driver_sql(query)]
-    migrated.close()
-    for rule in (rule for rule in rules if "sqlite" in rule.on):
-        with_it = _scratch(schema, rule.before, books)
-        with pytest.raises(sqlite3.IntegrityError):
-            with_it.execute(rule.write)
-        with_it.close()
-        without = _scratch(schema, (rule.name, *rule.before), books)
-        without.execute(rule.write)
-        without.close()
-
-
-def _scratch(
-    schema: Sequence[tuple[str, str, str]], dropped: Collection[str], books: Sequence[str]
-) -> sqlite3.Connection:
-    """A database in memory with the schema but for some of its rules, and rows that break none."""
-    made = sqlite3.connect(":memory:", isolation_level=None)
-    made.execute("PRAGMA foreign_keys=ON")
-    made.execute("PRAGMA recursive_triggers=ON")
-    keys = {name.removesuffix("_pkey") for name in dropped if name.endswith("_pkey")}
-    left_out = 0
-    for name, table, sql in schema:
-        if name.startswith("sqlite_"):
-            continue
-        if name in dropped:
-            left_out += 1
-            continue
-        for rule in dropped:
-            shorter = _without(sql, table, rule) if sql.startswith("CREATE TABLE") else sql
-            left_out += shorter != sql
-            sql = shorter
-        for key in keys:  # nobody may point at a key that is not there
-            sql = _leave_out(sql, rf"FOREIGN KEY.*REFERENCES {key}\b")
-            sql = re.sub(rf" REFERENCES {key} \(id\)", "", sql)
-        made.execute(sql)
-    assert left_out >= len(dropped), f"{dropped} are not in the schema"
-    for statement in books:
-        made.execute(statement)
-    return made
-
-
-def _without(sql: str, table: str, rule: str) -> str:
-    """A CREATE TABLE without one of its constraints."""
-    if rule == f"{table}_pkey" and "NOT NULL PRIMARY KEY" in sql:
-        return sql.replace("NOT NULL PRIMARY KEY", "NOT NULL")
-    if rule.endswith("_fkey") and rule.startswith(f"{table}_"):
-        column = rule.removeprefix(f"{table}_").removesuffix("_fkey")
-        if re.search(rf"\b{column} TEXT NOT NULL REFERENCES", sql):
-            return re.sub(rf"({column} TEXT NOT NULL) REFERENCES \w+ \(id\)", r"\1", sql)
-        return _leave_out(sql, rf"FOREIGN KEY\s*\({column}\)")
-    if rule == f"{table}_pkey":
-        return _leave_out(sql, r"PRIMARY KEY")
-    return _leave_out(sql, rf"CONSTRAINT {rule}\b")
-
-
-def _leave_out(sql: str, begins: str) -> str:
-    head, _, body = sql.partition("(")
-    if not head.startswith("CREATE TABLE"):
-        return sql
-    parts, depth, last = [], 0, 0
-    for position, letter in enumerate(body):
-        depth += (letter == "(") - (letter == ")")
-        if (letter == "," and depth == 0) or depth < 0:
-            parts.append(body[last:position].strip())
-            last = position + 1
-            if depth < 0:
-                break
-    kept = [part for part in parts if not re.match(begins, part)]
-    return sql if kept == parts else f"{head}({', '.join(kept)})"
 
 
 def _constraints(connection: sa.Connection, tables: Collection[str]) -> set[str]:

@@ -1,14 +1,13 @@
 """Each rule of the tables of jobs and messages refuses, by itself, a write that goes past our code."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from storage.database import Database
-from tests.contract.rules import Rule, connected, each_is_needed_on_sqlite, each_refuses_by_itself, every_rule_is_tried
+from tests.contract.rules import Rule, connected, each_refuses_by_itself, every_rule_is_tried
 
 TABLES = ("training_job", "job_picture", "job_event", "outbox_message", "disabled_receiver")
 AT = "2026-01-01 00:00:00"
@@ -75,7 +74,3 @@ def test_each_rule_refuses_by_itself(connection: sa.Connection) -> None:
 
 def test_every_rule_is_tried(connection: sa.Connection) -> None:
     every_rule_is_tried(connection, RULES, TABLES)
-
-
-def test_without_a_rule_sqlite_takes_what_it_refused(tmp_path: Path) -> None:
-    each_is_needed_on_sqlite(tmp_path, BOOKS, RULES)

@@ -5,7 +5,6 @@ a rule, or lets another hide it, makes a test fail.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +16,6 @@ from tests.contract.rules import (
     SQLITE,
     Rule,
     connected,
-    each_is_needed_on_sqlite,
     each_refuses_by_itself,
     every_rule_is_tried,
 )
@@ -152,7 +150,3 @@ def test_each_rule_refuses_by_itself(connection: sa.Connection) -> None:
 def test_every_rule_is_tried(connection: sa.Connection) -> None:
     """A rule that the schema gains needs a write above that breaks it."""
     every_rule_is_tried(connection, RULES, ("credit_account", "credit_hold", "credit_entry"), NOT_BY_THEMSELVES)
-
-
-def test_without_a_rule_sqlite_takes_what_it_refused(tmp_path: Path) -> None:
-    each_is_needed_on_sqlite(tmp_path, BOOKS, RULES)
