@@ -68,10 +68,10 @@ def load(file: Path) -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from training.families import sd15
     from training.families.parts import config_of, load_part, locate
+    from training.families.registry import FAMILIES
 
-    found = locate(str(file), sd15.FAMILY.parts)
+    found = locate(str(file), FAMILIES["sd15"].parts)
     config_of(found, "unet")
     load_part(UNet2DConditionModel, found, "unet", torch.float32)
 
