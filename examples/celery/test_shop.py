@@ -214,7 +214,7 @@ def test_the_result_outlives_a_restart_of_everything(shop: Shop, owner: str) -> 
     tasks, site = shop.module, shop.site
     link = tasks.on_shop(tasks.use_lora.s(order=owner))
     # Long enough that the training is not done before the restart.
-    sent = tasks.lora(**shop.request(owner, max_steps=300)).apply_async(link=link)
+    sent = tasks.lora(**shop.request(owner, max_steps=120)).apply_async(link=link)
     until(lambda: _begun(shop, owner), 60, "the training has begun")
     for name in ("io", "train", "beat", "shop"):
         site.kill(name)

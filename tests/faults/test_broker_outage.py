@@ -35,7 +35,7 @@ def test_redis_is_gone_in_mid_training(base_model: Path, tmp_path: Path) -> None
         assert running.broker is not None
         running.grant("owner")
         # More steps than this machine makes while Redis is away, by how fast it makes the first ones.
-        measured = running.send(max_steps=200)["job_id"]
+        measured = running.send(max_steps=100)["job_id"]
         running.wait(measured)
         with running.services.database.reading() as session:
             seconds_per_step = session.get_one(Job, measured).seconds_per_step

@@ -49,7 +49,7 @@ def test_an_hour_ahead_in_mid_training(base_model: Path, tmp_path: Path) -> None
     with site(tmp_path, base_model, kind=SiteWithClock, IMPRINT_SWEEP_S="2") as running:
         assert isinstance(running, SiteWithClock)
         running.grant("owner")
-        job_id = running.send(max_steps=300)["job_id"]
+        job_id = running.send(max_steps=150)["job_id"]
         running.wait(job_id, lambda view: view["step"] > 0)
         running.set_clock("+1h")
         other = running.send()["job_id"]

@@ -11,8 +11,8 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
         running.grant("owner")
         images = running.pictures("owner")
         # What each gives with nobody beside it, in the same four slots.
-        alone = [running.wait(running.send(images=images, seed=seed, max_steps=160)["job_id"]) for seed in (1, 2)]
-        jobs = [running.send(images=images, seed=seed, max_steps=160)["job_id"] for seed in (1, 2, 3, 4)]
+        alone = [running.wait(running.send(images=images, seed=seed, max_steps=130)["job_id"]) for seed in (1, 2)]
+        jobs = [running.send(images=images, seed=seed, max_steps=130)["job_id"] for seed in (1, 2, 3, 4)]
         until(
             lambda: all(any(running.services.store.list(f"checkpoints/{job}/")) for job in jobs),
             240,
@@ -35,7 +35,7 @@ def test_a_cohort_that_is_asked_to_stop_hands_all_over(base_model: Path, tmp_pat
     with site(tmp_path, base_model, IMPRINT_COHORT="4", IMPRINT_LEASE_S="60") as running:
         running.grant("owner")
         images = running.pictures("owner")
-        jobs = [running.send(images=images, seed=seed, max_steps=160)["job_id"] for seed in range(4)]
+        jobs = [running.send(images=images, seed=seed, max_steps=130)["job_id"] for seed in range(4)]
         for job in jobs:
             running.wait(job, lambda view: view["step"] > 5, timeout_s=240)
         assert running.stop("train", timeout_s=30) == 0

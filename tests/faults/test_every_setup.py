@@ -57,7 +57,7 @@ def trains_and_fails_as_it_should(running: Site, _: PictureServer, __: list[str]
 
 def survives_kills(running: Site, server: PictureServer, urls: list[str]) -> None:
     """kill -9 of io while it fetches the job's pictures, then of train while it trains."""
-    job_id = running.send(images=urls, max_steps=150)["job_id"]
+    job_id = running.send(images=urls, max_steps=80)["job_id"]
     until(lambda: server.asked.get("/3.png", 0) > 0, 60, "the held picture is asked for")
     running.kill("io")
     server.held.clear()
@@ -91,7 +91,7 @@ def cancels(running: Site, _: PictureServer, __: list[str]) -> None:
 def outlives_its_broker(running: Site, _: PictureServer, __: list[str]) -> None:
     """kill -9 of the broker while a job trains: what it keeps on disk and the workers outlive it."""
     assert running.broker is not None
-    job_id = running.send(max_steps=200)["job_id"]
+    job_id = running.send(max_steps=100)["job_id"]
     running.wait(job_id, lambda view: view["step"] > 0)
     running.broker.kill()
     running.broker.restart()

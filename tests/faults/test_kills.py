@@ -72,8 +72,8 @@ def resumed_at(running: Site, job_id: str) -> list[str]:
 def test_killed_training_goes_on_from_its_last_checkpoint(place: Place, owner: str) -> None:
     running = place.site
     images = running.pictures(owner)
-    undisturbed = running.wait(running.send(owner_id=owner, images=images, max_steps=200)["job_id"])
-    disturbed = running.send(owner_id=owner, images=images, max_steps=200)["job_id"]
+    undisturbed = running.wait(running.send(owner_id=owner, images=images, max_steps=130)["job_id"])
+    disturbed = running.send(owner_id=owner, images=images, max_steps=130)["job_id"]
     # Past its first checkpoint, which comes after ten epochs of six pictures, and not at its end.
     running.wait(disturbed, lambda view: any(running.services.store.list(f"checkpoints/{disturbed}/")))
     running.kill("train")

@@ -212,20 +212,20 @@ def test_an_endless_500_of_one_receiver_slows_nobody_else(running: Running, owne
 def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(running: Running, owner: str) -> None:
     """The hold is over, by the operator's clock, while the training still goes on."""
     site, application, _ = running
-    job_id = site.send(owner_id=owner, webhook_url=application.url, max_steps=200)["job_id"]
+    job_id = site.send(owner_id=owner, webhook_url=application.url, max_steps=100)["job_id"]
     site.wait(job_id, lambda view: view["step"] > 0)
     with site.services.database.writing() as session:
         hold = ledger.hold_of(session, job_id)
         assert hold is not None
         ledger.expire(session, hold.id)
     view = site.wait(job_id)
-    assert (view["status"], view["credits"]) == ("ready", {"held": 0, "charged": 0, "refunded": 200})
+    assert (view["status"], view["credits"]) == ("ready", {"held": 0, "charged": 0, "refunded": 100})
     site.services.store.get(view["lora"]["key"])
     until(lambda: waiting(site, job_id) == 0, 30, "told")
     assert application.about(job_id)[-1].told["data"]["credits"]["charged"] == 0
     told = json.loads(site.imprint("audit", "--json").stdout)
     assert told["ok"] is True
-    assert (told["leaks"]["count"], told["leaks"]["credits"]) == (1, 200)
+    assert (told["leaks"]["count"], told["leaks"]["credits"]) == (1, 100)
     assert told["leaks"]["jobs"][0]["job_id"] == job_id
     # The hourly task alerts: an error in the log that monitoring watches.
     site.application.send_task("imprint.audit", queue="io")
