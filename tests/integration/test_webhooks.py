@@ -205,7 +205,7 @@ def test_an_endless_500_of_one_receiver_slows_nobody_else(running: Running, owne
             make_due(site, job_id)
         return all(waiting(site, job_id) == 0 for job_id in asked)
 
-    until(all_told, 120, "told at last")
+    until(all_told, 120, "told at last", every_s=0.5)
     assert {one.told["data"]["training_id"] for one in down.got if one.answered == 204} == set(asked)
 
 
