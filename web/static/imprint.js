@@ -17,6 +17,7 @@ const shape = (region) => {
   const copy = region.cloneNode(true);
   copy.querySelectorAll("details").forEach((one) => one.removeAttribute("open"));
   copy.querySelectorAll("input[name=key]").forEach((one) => one.remove());
+  copy.querySelectorAll("[aria-busy]").forEach((one) => one.removeAttribute("aria-busy")); // it is being sent
   copy.querySelectorAll("#price, output").forEach((one) => one.replaceChildren()); // these follow the choices in a form
   prepare(copy);
   return copy.outerHTML;
