@@ -152,6 +152,14 @@ class PreparedPicture(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
+class EndTask(BaseModel):
+    """The application's task that gets the final view of a job, its queue and its other keyword arguments."""
+
+    task: str
+    queue: str | None = None
+    kwargs: dict[str, Any] = {}
+
+
 class Job(SQLModel, table=True):
     """One request to train one LoRA."""
 
@@ -180,8 +188,7 @@ class Job(SQLModel, table=True):
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     webhook_url: str | None = None
-    # The application's task that gets the final view: its name, queue and keyword arguments.
-    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    on_end: EndTask | None = Field(default=None, sa_column=_json(EndTask))
     model_id: str | None = None  # as the request gave it; None: the job's id
     # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
     reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))

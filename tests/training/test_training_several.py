@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from core.errors import SpecInvalid
@@ -22,11 +23,11 @@ LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "-
           "--dynamo_backend", "no", "--module"]  # fmt: skip
 
 
-def command(base_model: Path, out: Path, *more: str, processes: int = 1) -> list[str]:
+def command(base_model: Path, out: Path, *more: str, processes: int = 1, program: str = "training") -> list[str]:
     launched = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     start = [LAUNCH[0], *launched, *LAUNCH[1:]] if processes > 1 else []
     return [
-        sys.executable, "-m", *start, "training", str(MASCOT), "--base-model", str(base_model),
+        sys.executable, "-m", *start, program, str(MASCOT), "--base-model", str(base_model),
         "--family", "sd15", "--trigger", "imp", "--resolution", "64", "--device", "cpu", "--out", str(out), *more,
     ]  # fmt: skip
 
@@ -58,6 +59,17 @@ def test_two_processes_make_the_lora_of_one(
     assert run(command(base_model, half, "--max-steps", "5", "--batch-size", "2", *recipe[4:]), out).returncode == 0
     other = load_file(half)
     assert max(float(np.abs(alone[name] - other[name]).max()) for name in alone) > 10 * apart
+
+
+def test_memory_that_runs_out_in_an_evaluation_of_one_process_ends_neither(base_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "starved.safetensors"
+    recipe = (
+        "--max-steps", "4", "--batch-size", "2", "--set", "validation.held_out=1", "--set", "validation.every_epochs=1",
+    )  # fmt: skip
+    done = run(command(base_model, out, *recipe, processes=2, program="tests.training.starved"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    with safe_open(out, "np") as lora:
+        assert "imprint_validation_loss" in lora.metadata()
 
 
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from core.errors import ImprintError
 from core.settings import Settings
 from jobs import accounts, service, tokens, transitions
 from jobs.stages import intake
-from storage.tables import Job, Stage, Status, StoredPicture
+from storage.tables import EndTask, Job, Stage, Status, StoredPicture
 from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
@@ -399,4 +399,4 @@ def test_a_token_of_one_owner_may_only_name_the_tasks_that_the_operator_lists(se
         ]
         assert [answer.status_code for answer in accepted] == [202, 202]
         kept = [row(api.services, answer.json()["id"]).on_end for answer in accepted]
-        assert kept == [{"task": "shop.listed", "queue": None, "kwargs": {}}, on_end]
+        assert kept == [EndTask(task="shop.listed"), EndTask.model_validate(on_end)]
