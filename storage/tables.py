@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
@@ -154,6 +154,8 @@ class PreparedPicture(SQLModel, table=True):
 
 class EndTask(BaseModel):
     """The application's task that gets the final view of a job, its queue and its other keyword arguments."""
+
+    model_config = ConfigDict(extra="forbid")
 
     task: str
     queue: str | None = None
