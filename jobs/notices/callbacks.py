@@ -132,9 +132,7 @@ def _address(queue: Any) -> str:
 # ---- sent later -----------------------------------------------------------------------------------------------
 
 
-def send(
-    sender: TaskSender, message: Message, view: JobView, call: TaskCall | None, on_end: EndTask | None
-) -> Outcome:
+def send(sender: TaskSender, message: Message, view: JobView, call: TaskCall | None, on_end: EndTask | None) -> Outcome:
     """Send one message. While the broker or the result store is away, it is due again within a minute, for days."""
     now = utcnow()
     confirm = _original(message) if _can_be_confirmed(message, call) else None

@@ -434,7 +434,7 @@ def test_a_job_whose_pictures_were_all_prepared_before_begins_with_its_dataset(s
         session.execute(sa.update(JobPicture).values(state=PictureState.GOOD))
     claim(services, job_id, Stage.DATASET)
     assert (row(services, job_id).status, row(services, job_id).started_at is None) == ("training", False)
-    assert [told["status"] for told in events(services, job_id, "status")] == ["pending", "training"]
+    assert [content["status"] for content in events(services, job_id, "status")] == ["pending", "training"]
     assert messages(services, job_id) == ["launch", "training.processing"]
 
 
@@ -453,7 +453,7 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
     assert 1.5 <= delays[0] <= 2.5 < 3 <= delays[1] <= 5
     view = service.get(services, job_id)
     assert (view.status, view.failure.code) == ("failed", "image_unreachable")
-    assert [told["attempt"] for told in events(services, job_id, "retry")] == [1, 2]
+    assert [content["attempt"] for content in events(services, job_id, "retry")] == [1, 2]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
 
 
@@ -548,7 +548,7 @@ def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Servic
             "held": before["held"] - 50, "spent": before["spent"] + spent, "available": before["available"] + 50 - spent
         }  # fmt: skip
         assert len([name for name in messages(services, job_id) if name.startswith("training.")]) == 1
-        assert [told["status"] for told in events(services, job_id, "status")] == ["pending", view.status]
+        assert [content["status"] for content in events(services, job_id, "status")] == ["pending", view.status]
 
 
 def test_a_final_status_never_changes(services: Services, job_id: str) -> None:

@@ -84,9 +84,9 @@ def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) 
         base_model, out, "--max-steps", "120", "--batch-size", "2", "--checkpoint-every", "1", processes=2
     )
     kept = tmp_path / "shared.safetensors.checkpoints"
-    with log.open("wb") as said:
+    with log.open("wb") as text:
         process = subprocess.Popen(
-            arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said,
+            arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=text, stderr=text,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
