@@ -1,7 +1,8 @@
 """The tables for pictures, subjects and jobs.
 
-`storage.access_tables` has those for tokens and sessions, `storage.remote_tables` those for remote trainings and rented
-pods. `credits/` and `notifications/` have tables of their own.
+`storage.access_tables` has those for tokens and sessions, `storage.fetch_tables` that for pictures from addresses, and
+`storage.remote_tables` those for remote trainings and rented pods. `credits/` and `notifications/` have tables of their
+own.
 """
 
 from datetime import datetime
@@ -104,35 +105,6 @@ class Subject(SQLModel, table=True):
     notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))
     profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
     updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-
-
-class FetchResult(BaseModel):
-    """The outcome of one address: the id of the stored picture, or why it was refused."""
-
-    picture_id: str = ""
-    code: str = ""
-    detail: str = ""
-
-
-class StoredImageFetch(SQLModel, table=True):
-    """A request to fetch pictures from addresses. A result is None until its address was tried.
-
-    The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
-    """
-
-    __tablename__ = "image_fetch"
-
-    id: str = Field(primary_key=True)
-    owner_id: str = Field(index=True)
-    subject_id: str
-    is_mask: bool = False
-    addresses: list[str] = Field(sa_column=_json(list[str], nullable=False))  # empty once it is finished
-    results: list[FetchResult | None] = Field(sa_column=_json(list[FetchResult | None], nullable=False))
-    attempt: int = 0
-    leased: bool = False
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    next_look_at: datetime = Field(sa_column=time_column(nullable=False))
-    finished_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
 class PeriodicRun(SQLModel, table=True):

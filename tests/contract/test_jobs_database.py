@@ -29,6 +29,7 @@ import storage.access_tables
 import storage.caption_tables
 import storage.deletion_tables
 import storage.drawing_tables
+import storage.fetch_tables
 import storage.remote_tables
 import storage.screening_tables
 import storage.stream_positions
@@ -104,6 +105,7 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
             storage.access_tables,
             storage.caption_tables,
             storage.deletion_tables,
+            storage.fetch_tables,
             storage.drawing_tables,
             storage.remote_tables,
             storage.screening_tables,
@@ -531,7 +533,7 @@ def test_a_final_move_happens_once_under_eight_racers(
 
 
 def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Services, address: str) -> None:
-    """Each round another job; whoever wins, status, money, messages and events agree."""
+    """Each round another job; whichever wins, status, money, messages and events agree."""
     charges = {"ready": 50, "failed": 0, "cancelled": 32}
     for round_ in range(6):
         job_id = service.submit(services, request(services, seed=round_)).job_id
@@ -687,7 +689,7 @@ def test_eight_sweeps_repair_a_job_once(services: Services, job_id: str, address
 
 
 def test_repair_and_a_claim_do_not_both_get_a_dead_lease(services: Services, job_id: str, address: str) -> None:
-    """Whoever comes second changes nothing that the first relied on."""
+    """The second caller changes nothing that the first relied on."""
     for _ in range(5):
         put_at(services, job_id, Stage.TRAIN, attempt=0, lease_until=ago(1), lease_holder="dead", next_look_at=ago(1))
         token = row(services, job_id).lease_token

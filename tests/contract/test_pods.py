@@ -479,7 +479,7 @@ def test_an_answer_that_was_lost_rents_one_pod(make: Callable[..., Services], cl
     assert len(rented(cloud, services)) == 1
 
 
-def test_whoever_wakes_after_its_order_was_given_up_gives_the_pod_back(
+def test_a_worker_that_wakes_after_its_order_was_given_up_gives_the_pod_back(
     make: Callable[..., Services], cloud: RunPodServer
 ) -> None:
     services = make(cloud)

@@ -139,7 +139,7 @@ def test_an_error_answer_to_a_create_is_tried_again_only_if_nothing_was_made(
 
 
 def test_a_create_without_answer_is_not_sent_again_when_nothing_is_found(cloud: RunPodServer) -> None:
-    """Whether it was made is not known: whoever asked looks for the name later."""
+    """Whether it was made is not known: the caller looks for the name later."""
     sent: list[str] = []
 
     class Deaf(httpx2.BaseTransport):

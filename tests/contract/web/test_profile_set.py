@@ -79,7 +79,7 @@ def test_twice_starts_one_and_more_pictures_are_another_set(api: Api, ada: str) 
     assert [notice["data"]["failure_code"] for notice in notices(api)] == ["running"]
 
 
-def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) -> None:
+def test_the_caller_and_the_webhook_get_the_reason(api: Api, ada: str) -> None:
     assert completed(api, ada)["reason"] == "disabled"
     assert notices(api) == []  # nobody has said where to tell
 
