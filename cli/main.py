@@ -19,6 +19,7 @@ from cli.loras import LORAS
 from cli.notices import notices
 from cli.operators import CREDITS, NOTICES
 from cli.owners import OWNER, owners
+from cli.screening import screening
 from cli.sections import SectionedGroup
 from cli.sessions import sessions
 from cli.show import coloured, follow, show
@@ -131,7 +132,7 @@ def download(job_id: str, path: Path, *, checkpoint: int | None, as_json: bool) 
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
-imprint.add_section("Owners", (owners, sessions, delete))
+imprint.add_section("Owners", (owners, sessions, delete, screening))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
 imprint.add_section("Whose turn it is", (*TURNS, *LIMITS))

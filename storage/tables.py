@@ -172,7 +172,7 @@ class Job(SQLModel, table=True):
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
         sa.Index("ix_training_job_dataset", "dataset_sha256"),
-        # Two partial indexes, of waiting jobs and of jobs in flight, are in migration 0021.
+        # Two partial indexes, of waiting jobs and of jobs in flight, are in migration 0022.
     )
 
     id: str = Field(primary_key=True)

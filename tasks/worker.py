@@ -19,12 +19,13 @@ from celery.signals import (
 )
 from celery.worker.control import inspect_command
 
-from core import queues
+from core import essential, queues
 from core.errors import ImprintError
 from core.logging import set_up
 from core.metrics import SWEEP_FAILURES
 from core.private import keep_private
 from core.settings import settings
+from jobs.deletion import encodings
 from jobs.services import services
 from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
@@ -162,6 +163,12 @@ def _end(reason: str) -> None:
 def _report_slots(**_: Any) -> None:
     if _heartbeat is not None:
         _heartbeat.start()
+
+
+@worker_ready.connect
+def _keep_encodings_clean(**_: Any) -> None:
+    if _trains_on is not None:
+        essential.start("encodings", lambda: encodings.keep_clean(services()))
 
 
 @worker_ready.connect

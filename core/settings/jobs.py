@@ -80,6 +80,29 @@ class JobSettings(BaseModel):
         None, ge=0, description="Most bytes of an owner's stored pictures and LoRA files. Unset: no limit."
     )
 
+    # ---- screening ----
+    screen_task: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Who sees each new picture before a training may use it: a Celery task of the application, or an "
+        "`https://…` address. Unset: pictures are not screened.",
+    )
+    screen_queue: str | None = Field(
+        None, min_length=1, max_length=200, description="Queue of that task. Unset: `IMPRINT_CALLBACK_QUEUE`."
+    )
+    screen_patience_s: float = Field(
+        3600.0,
+        gt=0,
+        description="A screener that gives no verdict is asked again for this long. Then the job fails with "
+        "`screening_unavailable`, at no cost.",
+    )
+    screen_hold_s: float = Field(
+        3 * 86400.0,
+        gt=0,
+        description="How long a picture may wait for a person's decision. Then its job fails the same way.",
+    )
+
     # ---- credits ----
     prices: dict[str, int] = Field(
         {}, description="Credits per 1,000 steps by family; replaces the built-in prices. JSON object."

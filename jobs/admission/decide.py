@@ -29,7 +29,7 @@ _NO_LIMIT = 2**31 - 1
 _MOST_AT_ONCE = 200  # jobs admitted in one transaction
 LOCK = "imprint admission"
 
-# The conditions of the partial indexes of migration 0021, in their words.
+# The conditions of the partial indexes of migration 0022, in their words.
 _WAITING = "j.admitted_at IS NULL AND j.queue <> '' AND j.status IN ('pending', 'training')"
 _IN_FLIGHT = "admitted_at IS NOT NULL AND status IN ('pending', 'training')"
 

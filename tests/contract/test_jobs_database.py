@@ -28,7 +28,9 @@ import notifications.tables
 import storage.access_tables
 import storage.caption_tables
 import storage.deletion_tables
+import storage.drawing_tables
 import storage.remote_tables
+import storage.screening_tables
 import storage.stream_positions
 import storage.tables
 from core.clock import utcnow
@@ -102,14 +104,16 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
             storage.access_tables,
             storage.caption_tables,
             storage.deletion_tables,
+            storage.drawing_tables,
             storage.remote_tables,
+            storage.screening_tables,
             storage.stream_positions,
             storage.tables,
         )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 25
+    assert len(tables) == 27
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []

@@ -322,7 +322,7 @@ def test_files_that_could_not_be_read_before_are_tried_again(empty: str) -> None
 
 def test_jobs_that_were_sent_before_there_was_admission_are_admitted(empty: str) -> None:
     database = Database(empty)
-    database.migrate("0020")
+    database.migrate("0021")
     columns = (
         "id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step, total_steps, family, backend,"
         " lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at"

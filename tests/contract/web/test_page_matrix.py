@@ -54,6 +54,8 @@ ROWS = [
     Row("GET", "/trainings/{id}/download", "read", 409),
     Row("GET", "/account", "read", 200, 200),
     Row("GET", "/operators", "operate", 200),
+    Row("GET", "/operators/pictures/{sha256}", "operate", 404),
+    Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
@@ -92,7 +94,7 @@ class Page:
         path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
         subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
-        path = path.replace("{deletionId}", self.deletion_id)
+        path = path.replace("{deletionId}", self.deletion_id).replace("{sha256}", "0" * 64)
         path = path.replace("{id}", subject if row.path.startswith("/subjects") else self.job_id) + row.query
         files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
         data = None if row.method == "GET" else row.form
