@@ -5,6 +5,7 @@ Jobs that run are limited by admission: more are accepted, and wait.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
@@ -130,7 +131,7 @@ def _kept(owner_id: str | None) -> tuple[sa.ColumnElement[bool], ...]:
     return col(StoredPicture.owner_id) == owner_id, col(StoredPicture.removed_at).is_(None)
 
 
-def _count(session: Session, query: sa.Select[tuple[int]]) -> int:
+def _count(session: Session, query: "sa.Select[Any]") -> int:
     return int(session.connection().execute(query).scalar_one())
 
 
