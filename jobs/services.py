@@ -15,6 +15,9 @@ from core.outbound.download_budget import DownloadBudget
 from core.outbound.guard import Guard
 from core.settings import Settings, settings
 from core.slot_shares import SlotShares
+from jobs.admission.decide import decide_due
+from jobs.admission.due import DUE
+from jobs.admission.places import Places
 from jobs.leases import LeaseKeeper
 from jobs.outbox_sender import OutboxSender
 from notifications import channels, mail, outbox, signing
@@ -45,9 +48,18 @@ class Services:
     def database(self) -> Database:
         """The database, with its schema up to date."""
         sender = self.outbox_sender
-        database = Database(self.settings.database, {outbox.CHANGED: sender.wake} if sender else None)
+        database = Database(
+            self.settings.database,
+            {outbox.CHANGED: sender.wake} if sender else None,
+            {DUE: lambda session: decide_due(session, self.settings)},
+        )
         database.migrate()
         return database
+
+    @cached_property
+    def places(self) -> Places:
+        """The places of waiting jobs."""
+        return Places()
 
     @cached_property
     def lease_keeper(self) -> LeaseKeeper:
