@@ -176,6 +176,7 @@ class Job(SQLModel, table=True):
     shape: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})  # what one step has in common
     expected_s: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})  # of its train stage
     admitted_at: datetime | None = Field(default=None, sa_column=time_column())  # None: it waits for its turn
+    token_id: str | None = None  # of the HTTP API, with which it was started
     webhook_url: str | None = None
     on_end: EndTask | None = Field(default=None, sa_column=_json(EndTask))
     model_id: str | None = None  # as the request gave it; None: the job's id

@@ -182,7 +182,8 @@ def test_owners_get_their_one_name_and_two_accounts_are_never_merged(
                 connection.execute(sa.text(statement), values | {"at": "2026-01-01 00:00:00.000000"})
     with caplog.at_level("WARNING", logger="storage.migrations"):
         database.migrate()
-    later = {"caption_change", "deletion", "device_drawing", "drawing", "image_fetch", "page_session", "owner_share"}
+    later = {"caption_change", "deletion", "device_drawing", "drawing", "image_fetch", "page_session"}
+    later |= {"owner_share", "audit_entry", "usage_limit"}
     for table in set(OWNED) - later:
         with database.reading() as session:
             column = sa.column("owner_id", sa.String)
@@ -223,7 +224,7 @@ def test_subjects_of_before_have_no_recipe_and_can_get_one(empty: str) -> None:
 def test_a_worker_of_before_can_insert_a_job_during_an_update(address: str) -> None:
     database = Database(address)
     new = {"family", "backend", "resolution", "batch_size", "waiting_note", "on_end", "failed_launches"}
-    new |= {"queue", "priority", "shape", "expected_s", "admitted_at"}
+    new |= {"queue", "priority", "shape", "expected_s", "admitted_at", "token_id"}
     columns = {column.name: column for column in sa.inspect(Job).columns}
     values = {
         name: value
