@@ -164,22 +164,20 @@ class Site:
 
     def imprint(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run `celery -A tasks.app imprint …` as an operator would."""
-        argv = self.celery("imprint", *arguments)
-        if argv[:2] == [sys.executable, "-m"] and not self.fresh:
-            done = run(argv[2:], cwd=ROOT, env=self.surroundings(), folder=self.folder, timeout=240)
-        else:
-            done = subprocess.run(
-                argv,
-                cwd=ROOT,
-                env=self.surroundings(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=240,
-                check=False,
-            )
+        done = self.command("imprint", *arguments)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
+
+    def command(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of Celery in this installation, `celery -A tasks.app …`."""
+        argv, surroundings = self.celery(*arguments), self.surroundings(**environment)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if argv[:2] == [sys.executable, "-m"] and not self.fresh:
+            return run(argv[2:], cwd=ROOT, env=surroundings, folder=self.folder, timeout=240)
+        return subprocess.run(
+            argv, cwd=ROOT, env=surroundings, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+            check=False,
+        )  # fmt: skip
 
     # ---- jobs ----
 
@@ -231,12 +229,12 @@ class Site:
         return [name for name in found if job_id in name]
 
 
-def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Poll until `condition` holds; AssertionError after `timeout_s`."""
+def until(condition: Callable[[], bool], timeout_s: float, what: str, *, every_s: float = 0.05) -> None:
+    """Poll until `condition` holds; AssertionError after `timeout_s`. Poll less often if the condition takes a core."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 @contextmanager
@@ -275,15 +273,13 @@ def site(
 def make_base(shared: Path) -> Path:
     """The tiny base model in a folder that all test processes share; made once."""
     shared.mkdir(parents=True, exist_ok=True)
+    made = shared / "tiny-sd15"
     with (shared / "base.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(
-            [sys.executable, "-m", "training.tiny_base", str(shared / "tiny-sd15")],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
-    return shared / "tiny-sd15"
+        if not made.exists():
+            done = run(["training.tiny_base", str(made)], cwd=ROOT, env=os.environ, folder=shared, timeout=240)
+            assert done.returncode == 0, done.stderr
+    return made
 
 
 def drawing(path: Path, number: int, size: int = 200) -> Path:
