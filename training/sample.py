@@ -50,15 +50,16 @@ def draw(
         add_lora(pipeline, lora)
         adapters = sorted({name for names in pipeline.get_list_adapters().values() for name in names})
         pipeline.set_adapters(adapters, [strength] * len(adapters))
+    record = FAMILIES[family]
     pictures: list[Image] = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         made = pipeline(
-            prompt,
+            prompt=prompt,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             width=size[0],
             height=size[1],
             generator=torch.Generator().manual_seed(seed),  # on the CPU: the same noise on every device
+            **{record.guidance: guidance, **record.call},
         )
         pictures.append(made.images[0])
     return pictures
