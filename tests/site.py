@@ -89,7 +89,13 @@ class Site:
             # One process less, where a test is about something else. A site with `fetch` has the layout of the stack.
             "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
             "fetch": [*worker, "-Q", "fetch,notices", "-P", "threads"],
-            "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
+            "train": [
+                *worker,
+                "-Q",
+                "train.sd15,train.sdxl,train.z-image,train.flux2-klein-4b,train.flux2-klein-9b,train.qwen-image",
+                "-P",
+                "threads",
+            ],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
         mark = self._log_size(name)
