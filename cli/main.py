@@ -17,12 +17,14 @@ from cli.loras import LORAS
 from cli.notices import notices
 from cli.operators import CREDITS, NOTICES
 from cli.owners import OWNER, owners
+from cli.screening import screening
 from cli.sections import SectionedGroup
 from cli.sessions import sessions
 from cli.show import coloured, follow, show
 from cli.submit import submit
 from cli.terminal import answers, out, print_json, report_unsent
 from cli.tokens import token
+from cli.turns import TURNS
 from cli.upkeep import UPKEEP
 from core.errors import SpecInvalid
 from core.private import make_private
@@ -71,11 +73,11 @@ def list_jobs(subject_id: str | None, *, as_json: bool, **filters: Any) -> None:
     if as_json:
         print_json([view.to_dict() for view in views])
         return
-    table = Table("job", "owner", "subject", "status", "stage", "step", "loss", "charged", box=None)
+    table = Table("job", "owner", "subject", "status", "place", "stage", "step", "loss", "charged", box=None)
     for view in views:
         loss = "" if view.loss is None else f"{view.loss:.4f}"
         table.add_row(
-            view.job_id, view.owner_id, view.subject_id, coloured(view), view.stage,
+            view.job_id, view.owner_id, view.subject_id, coloured(view), str(view.place or ""), view.stage,
             f"{view.step}/{view.total_steps}", loss, str(view.credits.charged),
         )  # fmt: skip
     out.print(table)
@@ -126,8 +128,9 @@ def download(job_id: str, path: Path, *, checkpoint: int | None, as_json: bool) 
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
-imprint.add_section("Owners", (owners, sessions, delete))
+imprint.add_section("Owners", (owners, sessions, delete, screening))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
+imprint.add_section("Whose turn it is", TURNS)
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))
 imprint.add_section("Stand-in servers for development", FAKES)

@@ -23,6 +23,7 @@ ImprintError                     code internal
 ├── BackendFailed                backend_failed
 ├── WorkerLost                   worker_lost             may be retried
 │   └── DeviceLost               worker_lost             the GPU of a worker failed; may be retried elsewhere
+├── ScreeningUnavailable         screening_unavailable   the pictures were not screened in time
 ├── TrainingTimeout              timeout
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
@@ -67,6 +68,7 @@ class FailureCode(StrEnum):
     BACKEND_UNREACHABLE = "backend_unreachable"
     BACKEND_FAILED = "backend_failed"
     WORKER_LOST = "worker_lost"
+    SCREENING_UNAVAILABLE = "screening_unavailable"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
     LORA_INVALID = "lora_invalid"
@@ -194,6 +196,10 @@ class WorkerLost(ImprintError):
 
 class DeviceLost(WorkerLost):
     pass
+
+
+class ScreeningUnavailable(ImprintError):
+    code = FailureCode.SCREENING_UNAVAILABLE
 
 
 class TrainingTimeout(ImprintError):

@@ -16,7 +16,8 @@ from core.names import is_owner_name, owner_name
 from jobs.services import Services
 from storage.access_tables import ApiToken
 
-SCOPES = ("read", "train", "operate")  # get and list; start, change and cancel; see the whole installation
+# Get and list; start, change and cancel; start with high priority; see and change the whole installation.
+SCOPES = ("read", "train", "priority", "operate")
 _PREFIX = "imp_"
 _BYTES = 32
 _MAX_NAME = 200

@@ -5,7 +5,7 @@ pods. `credits/` and `notifications/` have tables of their own.
 """
 
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,14 @@ class Status(StrEnum):
 
 
 ACTIVE = (Status.PENDING, Status.TRAINING)
+
+
+class Priority(IntEnum):
+    """The classes of jobs: a higher one goes first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
 
 
 class Stage(StrEnum):
@@ -106,7 +114,7 @@ class FetchResult(BaseModel):
     detail: str = ""
 
 
-class ImageFetch(SQLModel, table=True):
+class StoredImageFetch(SQLModel, table=True):
     """A request to fetch pictures from addresses. A result is None until its address was tried.
 
     The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
@@ -164,6 +172,7 @@ class Job(SQLModel, table=True):
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
         sa.Index("ix_training_job_dataset", "dataset_sha256"),
+        # Two partial indexes, of waiting jobs and of jobs in flight, are in migration 0022.
     )
 
     id: str = Field(primary_key=True)
@@ -179,6 +188,12 @@ class Job(SQLModel, table=True):
     backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    # Admission. `queue`: which workers train it; empty for a job of an earlier version, which is not admitted.
+    queue: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    priority: int = Field(default=1, sa_type=sa.SmallInteger, sa_column_kwargs={"server_default": "1"})
+    shape: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})  # what one step has in common
+    expected_s: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})  # of its train stage
+    admitted_at: datetime | None = Field(default=None, sa_column=time_column())  # None: it waits for its turn
     webhook_url: str | None = None
     # The application's task that gets the final view: its name, queue and keyword arguments.
     on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))

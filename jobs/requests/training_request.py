@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -26,7 +26,7 @@ from core.numbers import NumbersAreNotBools
 from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
 from jobs.requests.on_end import OnEnd
-from notifications import webhooks
+from notifications import webhook_payload
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
 from training.families.registry import BASE_MODELS, FAMILIES
@@ -65,11 +65,11 @@ def _is_free_to_choose(model_id: str) -> str:
 
 def _fits_into_a_notice(reference: dict[str, Any]) -> dict[str, Any]:
     try:
-        size = webhooks.reference_size(reference)
+        size = webhook_payload.reference_size(reference)
     except (ValueError, TypeError, RecursionError):
         raise ValueError("must be JSON in Unicode, without NaN and infinity") from None
-    if size > webhooks.MAX_REFERENCE_BYTES:
-        raise ValueError(f"needs {size} bytes as JSON; at most {webhooks.MAX_REFERENCE_BYTES} are allowed")
+    if size > webhook_payload.MAX_REFERENCE_BYTES:
+        raise ValueError(f"needs {size} bytes as JSON; at most {webhook_payload.MAX_REFERENCE_BYTES} are allowed")
     return reference
 
 
@@ -107,6 +107,7 @@ class Envelope(NumbersAreNotBools):
     allow_missing: Annotated[bool, Field(strict=True)] = False
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     on_end: OnEnd | None = None
+    priority: Literal["low", "normal", "high"] = "normal"
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
     ) = None

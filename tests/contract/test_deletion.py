@@ -204,6 +204,7 @@ def test_of_a_deleted_owner_nothing_is_left_anywhere(services: Services) -> None
     tables = {
         "picture", "subject", "image_fetch", "training_job", "job_picture", "outbox_message", "api_token", "drawing",
         "credit_account", "notice_preferences", "disabled_receiver", "caption_change",
+        "owner_share",
     }  # fmt: skip
     assert tables <= {place.partition(".")[0] for place in before}
     kinds = {"originals", "models", "checkpoints", "previews", "outputs", "drawings"}

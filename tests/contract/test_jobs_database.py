@@ -28,7 +28,9 @@ import notifications.tables
 import storage.access_tables
 import storage.caption_tables
 import storage.deletion_tables
+import storage.drawing_tables
 import storage.remote_tables
+import storage.screening_tables
 import storage.stream_positions
 import storage.tables
 from core.clock import utcnow
@@ -49,7 +51,7 @@ from jobs import accounts, repair, service, sweeps, transitions
 from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, remaining_work
 from jobs.turns import RetryLater
 from jobs.view import JobView
 from notifications.tables import OutboxMessage
@@ -102,14 +104,16 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
             storage.access_tables,
             storage.caption_tables,
             storage.deletion_tables,
+            storage.drawing_tables,
             storage.remote_tables,
+            storage.screening_tables,
             storage.stream_positions,
             storage.tables,
         )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 25
+    assert len(tables) == 27
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []
@@ -732,7 +736,7 @@ def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Service
     assert (left_out.state, left_out.faults) == ("bad", ["unreadable"])
     assert "3 times" in ((left_out.report and left_out.report.error) or "")
     assert row(services, job_id).status in ACTIVE
-    lacking = sweeps.remaining_work(services, job_id)
+    lacking = remaining_work(services, job_id)
     assert lacking is not None
     assert list(lacking.waiting) == [0, 1, 3, 4]
 

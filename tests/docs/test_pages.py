@@ -19,7 +19,7 @@ from core.settings import Settings
 from jobs.requests.training_request import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
-from notifications.webhooks import EVENTS
+from notifications.webhook_payload import EVENTS
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from tests.docs.pages import (
     ALSO_LINKED,
@@ -121,7 +121,7 @@ def test_every_failure_code_has_advice_for_operators_and_every_picture_fault_a_s
     assert set(table_rows(section(TROUBLES, "For operators"))) >= {*FailureCode}
     sections_of_page = headings(TROUBLES)
     faults = sections_of_page[sections_of_page.index("Pictures") + 1 : sections_of_page.index("The stack")]
-    assert set(faults) == {*FAULTS, "unreachable", "unusable_mask"}
+    assert set(faults) == {*FAULTS, "refused", "unreachable", "unusable_mask"}
 
 
 class TestTheTask:

@@ -167,10 +167,7 @@ def test_a_second_stack_on_the_same_home_is_refused_and_a_signal_in_start_up_lea
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     until(lambda: "Imprint is up" in up.said(), 60, "up")
-    second = subprocess.run(
-        [sys.executable, "-m", "cli.stack"], cwd=ROOT, env=up.environment, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+    second = run(["cli.stack"], cwd=ROOT, env=up.environment, folder=up.home.parent, timeout=60)
     assert second.returncode != 0
     assert "already" in second.stderr
     assert "Traceback" not in second.stderr
@@ -190,10 +187,7 @@ def test_a_setting_that_cannot_be_meant_is_told_before_anything_starts(
     environment = {**up.environment, f"IMPRINT_{setting}": value}
     worker = ["celery", "-A", "tasks.app", "worker", "-Q", "io", "-c", "1"]
     for module in (["cli.stack"], worker):
-        done = subprocess.run(
-            [sys.executable, "-m", *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
-            check=False,
-        )  # fmt: skip
+        done = run(module, cwd=ROOT, env=environment, folder=up.home.parent, timeout=60)
         assert done.returncode == 1, done.stderr
         assert told in done.stderr
         assert "hush" not in done.stderr

@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from core.errors import Cancelled, HandOver, ImprintError, LossNotFinite, Stop
 from tests.training.conftest import MemoryCheckpoints, Watcher
-from tests.training.live import Live
+from tests.training.live import Live, wait_until_gone
 from training import families
 from training.backends import resident
 from training.backends.local import train
@@ -189,8 +189,7 @@ def test_on_a_cpu_with_several_threads_a_slot_is_as_good_as_another(
                 for training in trainings:
                     engine.join(training.job)
             for training in trainings:
-                while not training.job.gone:
-                    training.job.news.wait(1.0)
+                wait_until_gone(training.job)
             state = trainings[place].job.snapshots[-1].state()
             learnt.add(b"".join(weights.tobytes() for weights in state.weights.values()))
             engine.close()
