@@ -205,18 +205,18 @@ class Site:
             sent.backend = None  # or its destructor asks the broker, which a test may have ended by then
         return view
 
-    def look(self, job_id: str) -> View:
+    def view(self, job_id: str) -> View:
         return service.get(self.services, job_id).to_dict()
 
     def wait(self, job_id: str, wanted: Callable[[View], bool] | None = None, timeout_s: float = 120) -> View:
         """The view once `wanted` holds; by default once the job is final."""
         wanted = wanted or (lambda view: view["status"] in ("ready", "failed", "cancelled"))
         try:
-            until(lambda: wanted(self.look(job_id)), timeout_s, f"{job_id}")
+            until(lambda: wanted(self.view(job_id)), timeout_s, f"{job_id}")
         except AssertionError as error:
             logs = "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
-            raise AssertionError(f"{error}: {self.look(job_id)}\n{logs}") from None
-        return self.look(job_id)
+            raise AssertionError(f"{error}: {self.view(job_id)}\n{logs}") from None
+        return self.view(job_id)
 
     def executions(self, job_id: str) -> list[str]:
         """The stages that the job went through, with retries, in order."""

@@ -64,8 +64,8 @@ def test_the_api_takes_them(version: str) -> None:
 
 
 def test_kustomize_renders_them() -> None:
-    told = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-    assert told["namespace"] == "imprint"
+    content = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    assert content["namespace"] == "imprint"
     rendered = objects()
     if shutil.which("kubectl"):  # else the files themselves are what it would render, but for the namespace
         done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, timeout=60, check=False)
@@ -79,7 +79,7 @@ def test_kustomize_renders_them() -> None:
         if one["kind"] in ("Deployment", "Job")
         for container in one["spec"]["template"]["spec"]["containers"]
     }
-    tags = {one["name"]: one["newTag"] for one in told["images"]}
+    tags = {one["name"]: one["newTag"] for one in content["images"]}
     named = {image if ":" in image else f"{image}:{tags[image]}" for image in images}
     assert named == {"imprint-serve:0.1.0", "imprint-train:0.1.0"}
 

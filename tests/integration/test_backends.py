@@ -60,11 +60,11 @@ def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tm
         pod = pods.place(site.services, spec, assign).pod
         assert pod is not None
 
-        told = site.imprint("backends")
-        assert "No broker answers" in told.stderr
-        assert f"{pod.name}  starting" in told.stdout
-        assert "NVIDIA RTX A6000 ($0.49)" in told.stdout
-        assert "L40S" not in told.stdout
+        content = site.imprint("backends")
+        assert "No broker answers" in content.stderr
+        assert f"{pod.name}  starting" in content.stdout
+        assert "NVIDIA RTX A6000 ($0.49)" in content.stdout
+        assert "L40S" not in content.stdout
 
         [listed] = json.loads(site.imprint("pods", "--json").stdout)["pods"]
         assert (listed["name"], listed["state"], listed["jobs"]) == (pod.name, "starting", [job_id])
@@ -95,7 +95,7 @@ def test_a_worker_whose_device_does_not_work_takes_no_job(server: Any, base_mode
             first = json.loads(site.imprint("backends", "--json").stdout)["backends"][0]
             assert (first["health"][:24], first["queue"]) == ("0 workers; takes no job:", 1)
             assert "cuda" in first["health"]
-            assert site.look(job_id)["status"] in ("pending", "training")
+            assert site.view(job_id)["status"] in ("pending", "training")
             site.start("train-2", IMPRINT_DEVICE="cpu")
             assert site.wait(job_id)["status"] == "ready"
             assert "takes no training" in site.log("train").read_text()

@@ -136,7 +136,7 @@ def test_across_slot_shapes_gradients_agree(runs: Runs) -> None:
         assert (gradient - gradients[0]).norm() < 1e-5 * gradients[0].norm()
 
 
-def test_whoever_fails_or_leaves_changes_nobody_else(runs: Runs) -> None:
+def test_a_job_that_fails_or_leaves_changes_no_other(runs: Runs) -> None:
     mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 60}
     alone = train(runs(name="alone", **mine))
     kept = MemoryCheckpoints()

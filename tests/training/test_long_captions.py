@@ -58,8 +58,8 @@ def test_what_is_said_to_be_not_read_changes_no_encoding(bases: Callable[..., Pa
 
 
 def test_a_training_tells_its_caller(runs: Callable[..., TrainRun]) -> None:
-    run, told = runs(max_steps=1), list[str]()
+    run, content = runs(max_steps=1), list[str]()
     long = replace(run.examples[1], caption=SCENE * 8 + "and sks dog", label="picture 2 (dog1.png)")
-    train(replace(run, examples=[run.examples[0], long, *run.examples[2:]], note=told.append))
-    [note] = told
+    train(replace(run, examples=[run.examples[0], long, *run.examples[2:]], note=content.append))
+    [note] = content
     assert note.startswith("picture 2 (dog1.png): its caption is longer than the text encoder reads")

@@ -107,8 +107,8 @@ def test_a_mask_by_hand(tmp_path: Path) -> None:
     found = mask(Example(tmp_path / "a.png", "", "a", 16, 16), (2, 2))
     assert found.flatten().tolist() == pytest.approx([1 / 0.55, 0.2 / 0.55, 1 / 0.55, 0.0])
     # Errors 1, 2, 3, 4 squared at the four places: (1 + 0.2 * 4 + 9) / 0.55 / 4.
-    said = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 2, 2)
-    error = objective.per_sample_error(said, torch.zeros_like(said), found.unsqueeze(0))
+    predicted = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 2, 2)
+    error = objective.per_sample_error(predicted, torch.zeros_like(predicted), found.unsqueeze(0))
     assert error.tolist() == pytest.approx([10.8 / 0.55 / 4])
 
 
@@ -216,9 +216,9 @@ def test_recalled_samples_by_hand(runs: Runs, family: str) -> None:
         with live.applied():
             losses = objective.losses(*given, recalls=True)
             plain = objective.losses(*given)
-            said = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
+            predicted = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
         base = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
-        away = (said - base).pow(2).flatten(1).mean(1)
+        away = (predicted - base).pow(2).flatten(1).mean(1)
         for row, is_recalled in enumerate(batch.made.recalled.tolist()):
             recalled += is_recalled
             assert any(batch.conditions[row] is one for one in live.job.extras.classes) == is_recalled

@@ -62,16 +62,16 @@ def test_a_tokenizer_of_another_model_is_refused(
 ) -> None:
     base = shutil.copytree(bases(family), tmp_path / "base")
     config = base / f"tokenizer{part}" / "tokenizer_config.json"
-    told = json.loads(config.read_text())
-    config.write_text(json.dumps({**told, "model_max_length": longest} if longest else without(told)))
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "model_max_length": longest} if longest else without(content)))
     with pytest.raises(BaseModelUnavailable, match=r"text encoder reads 77 tokens .*: they are of different models"):
         train(runs(family, base=base))
     with pytest.raises(BaseModelUnavailable, match="they are of different models"):
         sample.load_pipeline(str(base), family, CPU)
 
 
-def without(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name != "model_max_length"}
+def without(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != "model_max_length"}
 
 
 def test_a_folder_of_stable_diffusion_2_is_refused(bases: Bases, runs: Runs, tmp_path: Path) -> None:

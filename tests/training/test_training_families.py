@@ -65,8 +65,8 @@ def test_epsilon_and_v_by_hand() -> None:
     # 0.8 * 0.5 - 0.6 * 1 = -0.2; 0.8 * 1 - 0.6 * -2 = 2.0
     assert diffusion.target(of(velocity), made).flatten().tolist() == pytest.approx([-0.2, 2.0])
     # ((0 + 0.2)^2 + (1 - 2)^2) / 2 = 0.52
-    said = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
-    assert per_sample_error(said, diffusion.target(of(velocity), made)).tolist() == pytest.approx([0.52])
+    predicted = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
+    assert per_sample_error(predicted, diffusion.target(of(velocity), made)).tolist() == pytest.approx([0.52])
 
 
 def test_flow_by_hand() -> None:

@@ -125,13 +125,13 @@ def test_eight_bits_are_weights(kind: str) -> None:
     assert inspect(pack(shrunk, {})).verdict == "broken"
 
 
-@pytest.mark.parametrize(("data", "told"), [
+@pytest.mark.parametrize(("data", "content"), [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "Git LFS pointer"),
     (b"<!DOCTYPE html>\n<html><head><title>Sign in", "a web page"),
     (b"\xef\xbb\xbf  <html lang=en>" + bytes(40), "a web page"),
 ])  # fmt: skip
-def test_what_downloads_leave_in_the_place_of_weights(data: bytes, told: str) -> None:
-    with pytest.raises(LoraInvalid, match=told):
+def test_what_downloads_leave_in_the_place_of_weights(data: bytes, content: str) -> None:
+    with pytest.raises(LoraInvalid, match=content):
         inspect(data)
 
 

@@ -92,7 +92,7 @@ class LoraNames:
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
     original: tuple[tuple[str, tuple[str, ...]], ...] = ()
     words: tuple[str, ...] = ()  # of names that were written with underscores only
-    told: tuple[str, ...] = ()  # words of `ss_base_model_version` and `modelspec.architecture`, in lower case
+    declared: tuple[str, ...] = ()  # words of `ss_base_model_version` and `modelspec.architecture`, in lower case
     kind: str = ""  # the usual name of the kind of model, if files of it may also be of another family
     refused: Mapping[str, str] = field(default_factory=dict)  # forms that cannot be written, with the reason
     architecture: str = ""  # `modelspec.architecture` of files

@@ -58,7 +58,7 @@ def declared_family(metadata: Mapping[str, str]) -> str | None:
     """The family that the metadata of a LoRA or a checkpoint names, one of ours or another; None if it names none."""
     keys = ("ss_base_model_version", "modelspec.architecture")
     declared = " ".join(str(metadata.get(key, "")) for key in keys).lower()
-    ours = [(word, name) for name, family in FAMILIES.items() for word in family.lora.told]
+    ours = [(word, name) for name, family in FAMILIES.items() for word in family.lora.declared]
     return next((name for word, name in [*ours, *_WORDS.items()] if word in declared), None)
 
 
