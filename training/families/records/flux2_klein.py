@@ -125,7 +125,12 @@ def _klein(
             modules=_MODULES,
             original=_ORIGINAL,
             words=_WORDS,
-            told=(name, f"flux2_klein_{size.lower()}", f"flux-2-klein-{size.lower()}", f"klein-base-{size.lower()}"),
+            declared=(
+                name,
+                f"flux2_klein_{size.lower()}",
+                f"flux-2-klein-{size.lower()}",
+                f"klein-base-{size.lower()}",
+            ),
             kind="FLUX.2",
             refused={
                 "kohya": "ComfyUI and diffusers read the peft form of FLUX.2: convert to peft",

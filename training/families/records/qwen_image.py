@@ -82,7 +82,7 @@ FAMILY = Family(
             "attn", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "img_mlp", "txt_mlp", "img_mod", "txt_mod",
             "img_in", "txt_in",
         ),
-        told=("qwen_image", "qwen-image"),
+        declared=("qwen_image", "qwen-image"),
         kind="Qwen-Image",
         refused={
             "kohya": "diffusers and ComfyUI read the peft form of Qwen-Image: convert to peft",
