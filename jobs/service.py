@@ -30,7 +30,7 @@ from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
 from storage.deletion_tables import DeletedTraining
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Priority, Stage, Status
+from storage.tables import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
 
 
 def submit(
@@ -143,7 +143,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         expected_s=quotes.expected_seconds(session, spec, steps),
         priority=Priority[envelope.priority.upper()],
         webhook_url=envelope.webhook_url,
-        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
+        on_end=EndTask(**envelope.on_end.model_dump()) if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
         model_id=envelope.model_id,
         model_link=envelope.model_link,

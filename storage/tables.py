@@ -1,7 +1,8 @@
 """The tables for pictures, subjects and jobs.
 
-`storage.access_tables` has those for tokens and sessions, `storage.remote_tables` those for remote trainings and rented
-pods. `credits/` and `notifications/` have tables of their own.
+`storage.access_tables` has those for tokens and sessions, `storage.fetch_tables` that for pictures from addresses, and
+`storage.remote_tables` those for remote trainings and rented pods. `credits/` and `notifications/` have tables of their
+own.
 """
 
 from datetime import datetime
@@ -9,7 +10,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
@@ -106,35 +107,6 @@ class Subject(SQLModel, table=True):
     updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
-class FetchResult(BaseModel):
-    """The outcome of one address: the id of the stored picture, or why it was refused."""
-
-    picture_id: str = ""
-    code: str = ""
-    detail: str = ""
-
-
-class StoredImageFetch(SQLModel, table=True):
-    """A request to fetch pictures from addresses. A result is None until its address was tried.
-
-    The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
-    """
-
-    __tablename__ = "image_fetch"
-
-    id: str = Field(primary_key=True)
-    owner_id: str = Field(index=True)
-    subject_id: str
-    is_mask: bool = False
-    addresses: list[str] = Field(sa_column=_json(list[str], nullable=False))  # empty once it is finished
-    results: list[FetchResult | None] = Field(sa_column=_json(list[FetchResult | None], nullable=False))
-    attempt: int = 0
-    leased: bool = False
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    next_look_at: datetime = Field(sa_column=time_column(nullable=False))
-    finished_at: datetime | None = Field(default=None, sa_column=time_column())
-
-
 class PeriodicRun(SQLModel, table=True):
     """When a periodic task last ran to its end."""
 
@@ -158,6 +130,16 @@ class PreparedPicture(SQLModel, table=True):
     # The quality report, or why the file cannot be decoded.
     report: StoredReport = Field(sa_column=_json(StoredReport, nullable=False))
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+
+
+class EndTask(BaseModel):
+    """The application's task that gets the final view of a job, its queue and its other keyword arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    queue: str | None = None
+    kwargs: dict[str, Any] = {}
 
 
 class Job(SQLModel, table=True):
@@ -196,8 +178,7 @@ class Job(SQLModel, table=True):
     admitted_at: datetime | None = Field(default=None, sa_column=time_column())  # None: it waits for its turn
     token_id: str | None = None  # of the HTTP API, with which it was started
     webhook_url: str | None = None
-    # The application's task that gets the final view: its name, queue and keyword arguments.
-    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    on_end: EndTask | None = Field(default=None, sa_column=_json(EndTask))
     model_id: str | None = None  # as the request gave it; None: the job's id
     # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
     reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))

@@ -18,16 +18,9 @@ from storage.audit_tables import AuditEntry, UsageLimit
 from storage.caption_tables import CaptionChange
 from storage.database import insert_if_absent
 from storage.deletion_tables import DeletedTraining, Deletion, StoredDrawing
+from storage.fetch_tables import StoredImageFetch
 from storage.remote_tables import RemoteRun
-from storage.tables import (
-    ACTIVE,
-    Job,
-    JobEvent,
-    JobPicture,
-    StoredImageFetch,
-    StoredPicture,
-    Subject,
-)
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, StoredPicture, Subject
 
 _GONE = "deleted"  # in place of a picture's address or id
 

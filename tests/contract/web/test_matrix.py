@@ -252,10 +252,10 @@ def change(api: Api, secret: str, **values: Any) -> None:
 
 def test_the_newest_lora_comes_with_an_address_or_with_why_not(world: World) -> None:
     api = world.api
-    told = api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sd15"}).json()
-    assert (told["trainingId"], told["triggerWord"], told["strength"]) == (world.job_id, "sks", 1.0)
-    assert told["file"] == f"{world.job_id}.safetensors"
-    assert api.call("GET", told["url"]).content == b"a file"
+    content = api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sd15"}).json()
+    assert (content["trainingId"], content["triggerWord"], content["strength"]) == (world.job_id, "sks", 1.0)
+    assert content["file"] == f"{world.job_id}.safetensors"
+    assert api.call("GET", content["url"]).content == b"a file"
     none = problem(api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sdxl"}), 404, "not_found")
     assert none["detail"] == "this subject was never trained on this base model"
     problem(api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": ""}), 422, "spec_invalid")
