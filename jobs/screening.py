@@ -21,7 +21,7 @@ from jobs.leases import Lease
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import channels, outbox, screener
-from notifications.screener import Verdict
+from notifications.screener import ScreeningVerdict
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
 from storage.screening_tables import Screening, ScreeningState
@@ -182,7 +182,7 @@ def _waiting_jobs(sha256: str) -> Any:
     return select(Job).where(col(Job.status).in_(ACTIVE), uses).order_by(col(Job.id))
 
 
-def _record(services: Services, sha256: str, verdict: Verdict, before: Sequence[ScreeningState]) -> bool:
+def _record(services: Services, sha256: str, verdict: ScreeningVerdict, before: Sequence[ScreeningState]) -> bool:
     """Write a verdict if the picture has none yet, and launch the jobs that wait for nothing else."""
     with services.database.writing() as session:
         change = sa.update(Screening).where(col(Screening.sha256) == sha256, col(Screening.state).in_(before))
@@ -230,7 +230,7 @@ def list_held(services: Services, limit: int = 100) -> list[HeldPicture]:
 
 def decide(services: Services, sha256: str, *, accept: bool, reason: str | None = None) -> None:
     """Accept or refuse a held picture. Raises NotFound for one that is not held."""
-    verdict = Verdict(verdict="accept" if accept else "refuse", reason=(reason or "").strip()[:500] or None)
+    verdict = ScreeningVerdict(verdict="accept" if accept else "refuse", reason=(reason or "").strip()[:500] or None)
     if not _record(services, sha256, verdict, (ScreeningState.HELD,)):
         raise NotFound(f"no picture {sha256} waits for a decision")
     with services.database.writing() as session:

@@ -206,6 +206,8 @@ def _taken(file: Any, prefix: str, found: Source, name: str, shape: tuple[int, .
     if held != expected and held != (*expected, 1, 1) and (*held, 1, 1) != expected:
         raise soundness.Unsound(f"has {name} with shape {held}; models of this family have {expected}")
     taken: Tensor = part[:] if found.third is None else part[found.third * rows : (found.third + 1) * rows]
+    if found.is_swapped:
+        taken = torch.cat(taken.chunk(2)[::-1])
     return taken.t().contiguous() if found.is_transposed else taken.reshape(shape)
 
 

@@ -43,7 +43,10 @@ def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, st
             # Attention alone has the same names in both; Qwen-Image's is as wide as nothing of Stable Diffusion 3.
             is_wide = name == "Stable Diffusion 3" and 3072 in widths.values()
             kind = "Qwen-Image" if is_wide else name
-            is_ours = any(family.lora.kind == kind and family.lora.is_of(widths) for family in FAMILIES.values())
+            # Families of ours whose names are also another model's: what the metadata says counts, then the widths.
+            declared = declared_family(metadata)
+            ours = {known: family.lora for known, family in FAMILIES.items() if family.lora.kind}
+            is_ours = declared in ours or (declared is None and any(known.is_of(widths) for known in ours.values()))
             return None if is_ours else kind
     if context_widths(widths) == {1024}:
         return "Stable Diffusion 2"
