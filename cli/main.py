@@ -1,5 +1,6 @@
 """`celery -A tasks.app imprint …`: the commands on trainings, and the sections of all commands."""
 
+import getpass
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cli.doctor import doctor
 from cli.fakes import FAKES
 from cli.generate import GENERATION
 from cli.ingress import ingress
+from cli.limits import LIMITS
 from cli.loras import LORAS
 from cli.notices import notices
 from cli.operators import CREDITS, NOTICES
@@ -26,6 +28,7 @@ from cli.terminal import answers, out, print_json, report_unsent
 from cli.tokens import token
 from cli.turns import TURNS
 from cli.upkeep import UPKEEP
+from core.actor import act_as
 from core.errors import SpecInvalid
 from core.private import make_private
 from core.settings import settings
@@ -40,6 +43,7 @@ from storage.tables import Status
 def imprint() -> None:
     """Train LoRAs and run the service that trains them."""
     make_private(settings().home)
+    act_as("command", getpass.getuser())
 
 
 @click.command()
@@ -131,6 +135,6 @@ imprint.add_section("Credits", CREDITS)
 imprint.add_section("Owners", (owners, sessions, delete, screening))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
-imprint.add_section("Whose turn it is", TURNS)
+imprint.add_section("Whose turn it is", (*TURNS, *LIMITS))
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))
 imprint.add_section("Stand-in servers for development", FAKES)

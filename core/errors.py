@@ -8,6 +8,7 @@ ImprintError                     code internal
 │   └── LoraNotReady             spec_invalid            a subject without a finished LoRA; says how far it is
 ├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
 ├── TooManyRequests              spec_invalid            an owner's requests that are not done yet reach their limit
+│   └── LimitReached             spec_invalid            a limit of an owner or a token; says when it frees
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
 │   ├── ImageRefused             image_unreachable       an address that must not be called; final
@@ -133,6 +134,10 @@ class IllegalMove(ImprintError):
 
 class TooManyRequests(ImprintError):
     code = FailureCode.SPEC_INVALID
+
+
+class LimitReached(TooManyRequests):
+    """`details` has `limit`, `of` (owner or token), `value`, `used` and `frees_at`."""
 
 
 class TooFewImages(ImprintError):

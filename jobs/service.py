@@ -8,14 +8,14 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from core import tracing
+from core import actor, tracing
 from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
 from credits import ledger
-from jobs import quotes, transitions
+from jobs import audit_log, limits, quotes, transitions
 from jobs.admission import due
 from jobs.admission.queues import queue_of, shape_of
 from jobs.deletion import guard
@@ -30,7 +30,7 @@ from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
 from storage.deletion_tables import DeletedTraining
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Priority, Stage, Status
+from storage.tables import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
 
 
 def submit(
@@ -143,7 +143,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         expected_s=quotes.expected_seconds(session, spec, steps),
         priority=Priority[envelope.priority.upper()],
         webhook_url=envelope.webhook_url,
-        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
+        on_end=EndTask(**envelope.on_end.model_dump()) if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
         model_id=envelope.model_id,
         model_link=envelope.model_link,
@@ -152,12 +152,15 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         style_id=origin.style_id,
         total_steps=steps,
     )
+    job.token_id = actor.current().token_id
+    price = credits_for(spec, steps, settings)
+    limits.check_job(session, settings, job.owner_id, job.token_id, price)
     pictures = intake.rows_for(session, job.id, request)
     job.hold_id = ledger.hold(
         session,
         envelope.owner_id,
         job.id,
-        credits_for(spec, steps, settings),
+        price,
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )
@@ -168,6 +171,9 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
     due.accept(session, job.id, job.queue)
+    audit_log.record(
+        session, "job.accepted", job_id=job.id, owner_id=job.owner_id, priority=envelope.priority, credits=price
+    )
     notices.check_low_credits(session, job.owner_id)
     return job
 

@@ -20,6 +20,7 @@ from core.errors import ImprintError
 from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_part
+from jobs import audit_log
 from jobs.admission import due
 from jobs.launches import record_event as record_event
 from jobs.launches import send_launch as send_launch
@@ -263,6 +264,9 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
         job.charged = min(charge, hold.amount)
         ledger.settle(session, hold.id, job.charged)  # settling 0 credits is a release
     record_event(session, job_id, "status", status=status, code=job.failure_code)
+    audit_log.record(
+        session, f"job.{status}", job_id=job_id, owner_id=job.owner_id, code=job.failure_code, charged=job.charged
+    )
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
     callbacks.queue_end(session, job)

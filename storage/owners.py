@@ -5,6 +5,7 @@ import sqlalchemy as sa
 # Every table with the column `owner_id`.
 OWNED = (
     "api_token",
+    "audit_entry",
     "caption_change",
     "credit_account",
     "deletion",
@@ -19,6 +20,7 @@ OWNED = (
     "picture",
     "subject",
     "training_job",
+    "usage_limit",
 )
 
 

@@ -26,6 +26,7 @@ from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import Server, ServerProcess, free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
+from training.families.registry import FAMILIES
 
 View = dict[str, Any]  # a job as applications see it: JSON
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,8 +90,8 @@ class Site:
             # One process less, where a test is about something else. A site with `fetch` has the layout of the stack.
             "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
             "fetch": [*worker, "-Q", "fetch,notices", "-P", "threads"],
-            "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
-            "draw": [*worker, "-Q", "draw.sd15,draw.sdxl,draw.z-image", "-P", "threads"],
+            "train": [*worker, "-Q", ",".join(f"train.{family}" for family in FAMILIES), "-P", "threads"],
+            "draw": [*worker, "-Q", ",".join(f"draw.{family}" for family in FAMILIES), "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
         mark = self._log_size(name)
@@ -204,18 +205,18 @@ class Site:
             sent.backend = None  # or its destructor asks the broker, which a test may have ended by then
         return view
 
-    def look(self, job_id: str) -> View:
+    def view(self, job_id: str) -> View:
         return service.get(self.services, job_id).to_dict()
 
     def wait(self, job_id: str, wanted: Callable[[View], bool] | None = None, timeout_s: float = 120) -> View:
         """The view once `wanted` holds; by default once the job is final."""
         wanted = wanted or (lambda view: view["status"] in ("ready", "failed", "cancelled"))
         try:
-            until(lambda: wanted(self.look(job_id)), timeout_s, f"{job_id}")
+            until(lambda: wanted(self.view(job_id)), timeout_s, f"{job_id}")
         except AssertionError as error:
             logs = "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
-            raise AssertionError(f"{error}: {self.look(job_id)}\n{logs}") from None
-        return self.look(job_id)
+            raise AssertionError(f"{error}: {self.view(job_id)}\n{logs}") from None
+        return self.view(job_id)
 
     def executions(self, job_id: str) -> list[str]:
         """The stages that the job went through, with retries, in order."""

@@ -62,6 +62,24 @@ class JobSettings(BaseModel):
         description="Training time that an owner has used counts half after this time when the next job is chosen.",
     )
 
+    # ---- limits of an owner ----
+    limit_running_jobs: int | None = Field(
+        None, ge=0, description="Most jobs of an owner that are with the workers; more wait. Unset: no limit."
+    )
+    limit_waiting_jobs: int | None = Field(
+        None, ge=0, description="Most jobs of an owner that wait for their turn. Unset: no limit."
+    )
+    limit_jobs_per_day: int | None = Field(
+        None, ge=0, description="Most jobs of an owner in 24 hours. Unset: no limit."
+    )
+    limit_credits_per_day: int | None = Field(
+        None, ge=0, description="Most credits that an owner's jobs of 24 hours may cost. Unset: no limit."
+    )
+    limit_pictures: int | None = Field(None, ge=0, description="Most stored pictures of an owner. Unset: no limit.")
+    limit_bytes_stored: int | None = Field(
+        None, ge=0, description="Most bytes of an owner's stored pictures and LoRA files. Unset: no limit."
+    )
+
     # ---- screening ----
     screen_task: str | None = Field(
         None,

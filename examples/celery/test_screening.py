@@ -57,7 +57,7 @@ def test_held_pictures_are_decided_with_commands(shop: Shop, tmp_path: Path) -> 
     running = shop.site
     owner, job_id = train(shop, "doubtful", tmp_path, 20)
     until(lambda: len(json.loads(running.imprint("screening", "--json").stdout)) == 5, 90, "five are held")
-    assert running.look(job_id)["credits"]["charged"] == 0
+    assert running.view(job_id)["credits"]["charged"] == 0
     held = json.loads(running.imprint("screening", "--json").stdout)
     assert {(one["owner_id"], *one["job_ids"]) for one in held} == {(owner, job_id)}
     for one in held:

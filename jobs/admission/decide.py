@@ -15,7 +15,7 @@ from core.clock import UtcDateTime, utcnow
 from core.settings import Settings
 from credits import ledger
 from jobs.admission.due import DUE, Due
-from jobs.admission.queues import REMOTE
+from jobs.admission.queues import QUEUES, REMOTE
 from jobs.launches import record_event, send_launch
 from storage.database import lock_name
 from storage.tables import Job, Priority
@@ -25,6 +25,7 @@ COHORT_WAIT_S = 600.0  # an owner's oldest job is overtaken by others of the own
 ALIVE_S = 60.0  # a worker that has not reported for so long has no slots
 _OVERTAKEN_BY = 16
 _ON_ONE_SERVER = 16  # jobs on a fixed remote server
+_NO_LIMIT = 2**31 - 1
 _MOST_AT_ONCE = 200  # jobs admitted in one transaction
 LOCK = "imprint admission"
 
@@ -35,7 +36,7 @@ _IN_FLIGHT = "admitted_at IS NOT NULL AND status IN ('pending', 'training')"
 _COMMON = f"""
 WITH RECURSIVE
 flight AS (
-    SELECT queue, owner_id, shape, stage, admitted_at, expected_s FROM training_job
+    SELECT queue, owner_id, token_id, shape, stage, admitted_at, expected_s FROM training_job
     WHERE {_IN_FLIGHT} AND stage IN ('preprocess', 'dataset', 'train')
 ),
 load AS (
@@ -53,13 +54,20 @@ room AS (
         WHEN slots / 4 > :ahead THEN slots + slots / 4 ELSE slots + :ahead END AS places, most FROM slots
 ),
 running AS (
-    SELECT owner_id, sum(expected_s) AS seconds, sum(CASE WHEN queue = :queue THEN 1 ELSE 0 END) AS here
+    SELECT owner_id, count(*) AS jobs, sum(expected_s) AS seconds,
+        sum(CASE WHEN queue = :queue THEN 1 ELSE 0 END) AS here
     FROM flight GROUP BY owner_id
+),
+limits AS (SELECT owner_id, token_id, value FROM usage_limit WHERE name = 'running_jobs'),
+full_tokens AS (
+    SELECT l.token_id FROM limits l
+    WHERE l.token_id IS NOT NULL AND l.value <= (SELECT count(*) FROM flight f WHERE f.token_id = l.token_id)
 ),
 share AS (
     SELECT w.owner_id, (CASE WHEN s.used_at > :forgotten_s THEN s.used_s * exp((s.used_at - :now_s) * :decay)
             ELSE 0 END + coalesce(r.seconds, 0))
-        / coalesce(s.weight, 1) AS used, s.low_at, s.normal_at, s.high_at, coalesce(r.here, 0) AS here
+        / coalesce(s.weight, 1) AS used, s.low_at, s.normal_at, s.high_at, coalesce(r.here, 0) AS here,
+        coalesce(r.jobs, 0) AS jobs
     FROM (SELECT DISTINCT owner_id FROM pairs WHERE owner_id IS NOT NULL) w
         LEFT JOIN owner_share s ON s.owner_id = w.owner_id LEFT JOIN running r ON r.owner_id = w.owner_id
 ),
@@ -77,11 +85,12 @@ oldest AS (
     SELECT (SELECT j.id FROM training_job j
         WHERE j.queue = :queue AND j.priority = pairs.priority AND j.owner_id = pairs.owner_id AND {_WAITING}
             AND ('family:' || j.family) NOT IN (SELECT scope FROM paused)
+            AND (j.token_id IS NULL OR j.token_id NOT IN (SELECT token_id FROM full_tokens))
         ORDER BY j.created_at, j.id LIMIT 1) AS id
     FROM pairs WHERE pairs.owner_id IS NOT NULL
 ),
 candidate AS (
-    SELECT j.id, j.owner_id, j.priority, j.created_at, share.used, share.here,
+    SELECT j.id, j.owner_id, j.priority, j.created_at, share.used, share.here, share.jobs,
         CASE j.priority WHEN 0 THEN share.low_at WHEN 1 THEN share.normal_at ELSE share.high_at END AS last_at,
         CASE WHEN room.most > 1 AND j.shape IN (SELECT shape FROM flight WHERE queue = :queue) THEN 0 ELSE 1 END
             AS misfit
@@ -92,6 +101,7 @@ best AS (
     FROM candidate c CROSS JOIN load CROSS JOIN room
     WHERE (load.training + load.fresh < room.places
             OR (c.here = 0 AND load.training + load.owners < room.places))
+        AND c.jobs < coalesce((SELECT value FROM limits l WHERE l.owner_id = c.owner_id), :most_running)
         AND NOT EXISTS (SELECT 1 FROM paused WHERE scope IN ('all', 'queue:' || :queue))
     ORDER BY
         c.priority + CASE WHEN c.created_at < :twice AND coalesce(c.last_at, 0) < :twice_s THEN 2
@@ -108,6 +118,7 @@ chosen AS (
             WHERE j.queue = :queue AND j.priority = (SELECT priority FROM best)
                 AND j.owner_id = (SELECT owner_id FROM best) AND {_WAITING}
                 AND ('family:' || j.family) NOT IN (SELECT scope FROM paused)
+            AND (j.token_id IS NULL OR j.token_id NOT IN (SELECT token_id FROM full_tokens))
             ORDER BY j.created_at, j.id LIMIT {_OVERTAKEN_BY}) j
         WHERE room.most > 1 AND best.created_at > :cohort_since
             AND j.shape IN (SELECT shape FROM flight WHERE queue = :queue)
@@ -154,6 +165,8 @@ def decide_due(session: Session, settings: Settings) -> None:
     for owner_id, seconds in sorted(found.used.items()):
         session.connection().execute(_USE, {"owner_id": owner_id, "seconds": seconds, **_decay(settings, now)})
     admitted: set[str] = set()
+    if found.used and _limits_running(session, settings):
+        found.queues |= set(QUEUES)  # the owner's jobs may wait for another queue
     for queue in sorted(found.queues):
         while len(admitted) < _MOST_AT_ONCE and (job_id := _admit_next(session, queue, settings)):
             admitted.add(job_id)
@@ -161,6 +174,12 @@ def decide_due(session: Session, settings: Settings) -> None:
     for job_id in sorted(found.accepted - admitted):
         record_event(session, job_id, "queued")
     session.flush()
+
+
+def _limits_running(session: Session, settings: Settings) -> bool:
+    """Whether a limit of running jobs may keep a job waiting although its queue has room."""
+    stored = sa.text("SELECT 1 FROM usage_limit WHERE name = 'running_jobs' LIMIT 1")
+    return settings.limit_running_jobs is not None or session.connection().execute(stored).first() is not None
 
 
 def _admit_next(session: Session, queue: str, settings: Settings) -> str | None:
@@ -184,6 +203,7 @@ def parameters(queue: str, settings: Settings, now: datetime) -> dict[str, Any]:
         "fixed": _remote_places(settings) if queue == REMOTE else 0,
         "floor": settings.admission_floor,
         "ahead": settings.admission_ahead,
+        "most_running": _NO_LIMIT if settings.limit_running_jobs is None else settings.limit_running_jobs,
         "fresh_since": before(PREPARING_S),
         "alive_since": before(ALIVE_S),
         "once": before(raise_s),

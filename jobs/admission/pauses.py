@@ -5,6 +5,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
+from jobs import audit_log
 from jobs.admission import due
 from jobs.admission.decide import LOCK
 from jobs.admission.queues import QUEUES
@@ -41,6 +42,7 @@ def pause(services: Services, scope: str, reason: str = "") -> PauseView:
         lock_name(session, LOCK)  # the decisions of others are committed, and the next ones see the pause
         insert_if_absent(session, AdmissionPause(scope=scope, reason=reason))
         _take_back(session, scope)
+        audit_log.record(session, "admission.paused", scope=scope, reason=reason)
         return _view(session.get_one(AdmissionPause, scope))
 
 
@@ -52,6 +54,7 @@ def resume(services: Services, scope: str) -> None:
         if row is None:
             raise NotFound(f"{scope} is not paused")
         session.delete(row)
+        audit_log.record(session, "admission.resumed", scope=scope)
         for queue in QUEUES:
             due.ask(session, queue)
 

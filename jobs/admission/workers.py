@@ -8,6 +8,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import NotFound
+from jobs import audit_log
 from jobs.admission import due
 from jobs.admission.decide import ALIVE_S
 from jobs.services import Services
@@ -61,6 +62,7 @@ def drain(services: Services, worker: str, draining: bool = True) -> WorkerView:
             row.draining = draining
             session.add(row)
             due.ask(session, row.queue)
+        audit_log.record(session, "worker.drained" if draining else "worker.undrained", worker=worker)
         return _view(rows)
 
 

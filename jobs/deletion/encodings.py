@@ -15,8 +15,6 @@ from training.backends.encoded_files import delete_unused as delete_unused_files
 
 log = logging.getLogger(__name__)
 
-_EVERY_S = 60.0
-
 
 def delete_unused(services: Services) -> int:
     """Delete the encodings on this machine of pictures that no training has. Returns how many."""
@@ -44,7 +42,7 @@ def keep_clean(services: Services) -> None:
             log.info("the database does not answer; encodings are looked at later")
         except OSError as error:
             log.warning("encodings cannot be deleted: %s", error)
-        pause.wait(_EVERY_S)
+        pause.wait(services.settings.sweep_s)
 
 
 def _newest_deletions(services: Services) -> list[datetime | None]:

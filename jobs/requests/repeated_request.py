@@ -18,7 +18,7 @@ def arguments_of(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
-        "on_end": job.on_end,
+        "on_end": job.on_end.model_dump() if job.on_end else None,
         "allow_missing": job.allow_missing or None,
         "model_link": job.model_link or None,
         "reference": job.reference,

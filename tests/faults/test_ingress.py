@@ -306,18 +306,18 @@ def test_the_producer_is_told_every_fault_and_the_operators_find_it_in_the_log(
     start(place, "ingress")
     until(lambda: lengths(services)["dead"] == 6, 60, "all refused")
     assert place.stop("ingress") == 0
-    told = [sent(message) for message in refusals(services)]
-    assert [url for url, _ in told] == [
+    answered = [sent(message) for message in refusals(services)]
+    assert [url for url, _ in answered] == [
         f"{webhook}/api/subjects/4711/status", f"{webhook}/api/models/18/status",
         f"{webhook}/api/subjects/4711/status", f"{webhook}/api/subjects/2/status",
     ]  # fmt: skip
-    content = told[0][1]
+    content = answered[0][1]
     assert (content["training_status"], content["type"]) == ("failed", "training.refused")
     assert list(content["data"]["faults"]) == ["colour", "rank", "num_epochs"]
     assert all(f"{name}: " in content["failure_reason"] for name in ("colour", "rank", "num_epochs"))
     given = {"style_id": 4711, "message_id": "m-1", "owner_id": "producer", "reference": {"order": 7}}
     assert given.items() <= content["data"].items()
-    assert told[3][1]["data"]["failure_code"] == "insufficient_credits"
+    assert answered[3][1]["data"]["failure_code"] == "insufficient_credits"
     lines = (place.settings.log_dir / "errors.jsonl").read_text().splitlines()
     logged = [line["message"] for line in map(json.loads, lines) if line["message"].startswith("refused a message")]
     assert len(logged) == 6

@@ -36,9 +36,9 @@ def test_a_running_site_is_healthy(base_model: Path, tmp_path: Path) -> None:
             site.services.database.migrate()
             site.start("io")
             site.start("train")
-            told = json.loads(site.imprint("doctor", "--json").stdout)
-            found = by_name(told["findings"])
-            assert told["ok"] is True
+            content = json.loads(site.imprint("doctor", "--json").stdout)
+            found = by_name(content["findings"])
+            assert content["ok"] is True
             statuses = {name: finding["status"] for name, finding in found.items()}
             assert set(statuses.values()) == {"ok", "note"}
             for name in ("settings", "broker", "workers", "database", "clock", "object store", "disk", "device"):

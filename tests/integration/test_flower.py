@@ -235,9 +235,9 @@ def the_logs_tell_no_secret(shown: Shown) -> None:
 def views_events_and_messages_tell_no_secret_and_no_address(shown: Shown) -> None:
     services = shown.site.services
     for view in (shown.ready, shown.failed):
-        told = json.dumps(view) + json.dumps([event.data for event in service.events(services, view["job_id"])])
-        clean(told, view["job_id"])
-        assert f"{shown.pictures}/" not in told, "host and file name are told apart, and no address"
+        content = json.dumps(view) + json.dumps([event.data for event in service.events(services, view["job_id"])])
+        clean(content, view["job_id"])
+        assert f"{shown.pictures}/" not in content, "host and file name are told apart, and no address"
     with services.database.reading() as session:
         for column in (JobPicture.reference, JobPicture.mask):
             kept_there = session.exec(select(column)).all()
@@ -251,7 +251,7 @@ def the_webhooks_are_signed_and_tell_no_secret(shown: Shown) -> None:
     for view, last in ((shown.ready, "completed"), (shown.failed, "failed")):
 
         def statuses(job_id: str = view["job_id"]) -> list[str]:
-            return [one.told["training_status"] for one in shown.application.about(job_id)]
+            return [one.content["training_status"] for one in shown.application.about(job_id)]
 
         until(lambda: statuses()[-1:] == [last], 30, last)  # noqa: B023 - asked at once
     for one in shown.application.got:

@@ -168,10 +168,10 @@ def _keep(request: dict[str, object], stdout: int, stderr: int, status: int) -> 
     pid = os.fork()
     if pid:
         os.close(ready)
-        with socket.socket(fileno=status) as told, suppress(OSError):
-            told.send(str(pid).encode())
+        with socket.socket(fileno=status) as content, suppress(OSError):
+            content.send(str(pid).encode())
             os.close(go)
-            told.send(str(os.waitpid(pid, 0)[1]).encode())
+            content.send(str(os.waitpid(pid, 0)[1]).encode())
         os._exit(0)
     os.setsid()
     os.close(go)

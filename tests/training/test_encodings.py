@@ -18,7 +18,14 @@ Runs = Callable[..., TrainRun]
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("sd15", torch.float32), ("sdxl", torch.bfloat16), ("z-image", torch.bfloat16)]
+    ("family", "dtype"),
+    [
+        ("sd15", torch.float32),
+        ("sdxl", torch.bfloat16),
+        ("z-image", torch.bfloat16),
+        ("flux2-klein-4b", torch.bfloat16),
+        ("qwen-image", torch.bfloat16),
+    ],
 )
 def test_what_comes_back_is_what_was_made(runs: Runs, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     run, found = runs(family, wide=2), families.find(family)

@@ -118,7 +118,7 @@ def test_a_device_error_in_a_jobs_own_thread_is_a_lost_device(
 
 @pytest.mark.parametrize("stop", [None, Cancelled(), HandOver()])
 def test_a_thread_that_is_gone_is_noticed(runs: Runs, monkeypatch: pytest.MonkeyPatch, stop: Exception | None) -> None:
-    """Whoever waits for the engine sees that its thread has ended, whatever ended it."""
+    """A caller that waits for the engine sees that its thread has ended, whatever ended it."""
     monkeypatch.setattr(Engine, "_run", lambda self: None)
     run = runs(control=Watcher(0, stop))
     training = LocalTraining(run, Engine(families.find("sd15"), base_of(run)), {"base": ""}, 6, None)

@@ -240,7 +240,7 @@ def test_a_session_is_a_cookie_that_only_the_server_reads(page: Page) -> None:
 
 def test_a_refused_sign_in_says_why(page: Page) -> None:
     service_token = page.api.token(None, "read")
-    for secret, owner, said in (
+    for secret, owner, message in (
         ("imp_" + "x" * 43, "", "unknown, expired or revoked"),
         ("x" * 400, "", "unknown, expired or revoked"),
         (page.api.token("ada"), "bob", "belongs to another owner"),
@@ -248,7 +248,7 @@ def test_a_refused_sign_in_says_why(page: Page) -> None:
     ):
         answer = page.sign_in(secret, owner)
         assert answer.status_code == 422
-        assert said in answer.text
+        assert message in answer.text
         assert secret not in answer.text
     assert page.sign_in(service_token, "ada").status_code == 303
     operator = page.sign_in(page.api.token(None, "operate"))
