@@ -4,7 +4,7 @@ The thresholds were chosen on 34 photographs of six subjects and 40 flat drawing
 drawings), each also blurred, re-encoded, resized and brightened. The comment at each threshold has the results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.framing import MAX_ENLARGEMENT
+
 Fault = Literal["too_small", "blurred", "noise", "over_exposed", "under_exposed", "near_duplicate", "unreadable"]
 FAULTS: tuple[str, ...] = get_args(Fault)
 
 # Pictures with any of these are left out: the thresholds catch only clear cases.
 BAD_FAULTS: frozenset[str] = frozenset(FAULTS)
-
-# Below half the resolution, enlarging would invent more than three of four pixels.
-_TOO_SMALL = 0.5
 
 # Sharpness (see `_sharpness`) of sharp photographs: 0.5 to 9; of drawings: 0.75 to 57, even at a fifth of the
 # contrast. With a Gaussian blur of 0.6 % of the side (3 px at 512): 0.01 to 0.13; of 0.8 %: below 0.07.
@@ -84,12 +83,13 @@ def assess(
     width: int,
     height: int,
     format_: str,
-    resolution: int,
+    enlargement: float,
     notes: tuple[str, ...],
 ) -> PictureReport:
     """The report for a picture of `width` × `height`.
 
-    `grey` is the whole picture, shrunk to about 256 pixels; `prepared` is the RGB picture that is trained.
+    `grey` is the whole picture, shrunk to about 256 pixels; `prepared` is the RGB picture that is trained, and
+    `enlargement` how much it was enlarged.
     """
     levels = np.asarray(grey, dtype=np.float32)
     sharpness = _sharpness(levels)
@@ -97,7 +97,7 @@ def assess(
     faults = [
         fault
         for fault, is_so in (
-            ("too_small", min(width, height) < resolution * _TOO_SMALL),
+            ("too_small", is_too_small(enlargement)),
             ("blurred", sharpness < _BLURRED),
             ("noise", abs(_correlation(levels)) < _NOISE),
             ("over_exposed", dark >= WHITE),
@@ -116,6 +116,17 @@ def assess(
         notes=notes,
         colours=prepared.convert("RGB").resize((4, 4), Image.Resampling.BOX).tobytes().hex(),
     )
+
+
+def is_too_small(enlargement: float) -> bool:
+    """Whether a picture that is enlarged so much is left out."""
+    return round(enlargement, 3) >= MAX_ENLARGEMENT
+
+
+def faults_at(faults: Iterable[str], enlargement: float) -> list[str]:
+    """The faults of a measured picture where it is enlarged so much. All but `too_small` hold at every size."""
+    measured = [fault for fault in faults if fault != "too_small"]
+    return ["too_small", *measured] if is_too_small(enlargement) else measured
 
 
 def _correlation(levels: NDArray[np.float32]) -> float:
