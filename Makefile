@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks soak bench-pipeline bench-decoding bench-ledger bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 # Tests start hundreds of processes, so compiled modules must be kept, whatever the shell has set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -12,6 +12,8 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 TESTERS ?= $(shell expr $(CORES) \* 3 / 2)
 JOBS  ?= 1
 WORD  ?= first
+SOAK_JOBS  ?= 5000
+SOAK_BASES ?= 1
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +62,9 @@ faults-remote: setup  ## a hundred remote trainings at once on failing servers, 
 
 faults-callbacks: setup  ## two hundred trainings with callbacks while processes are killed, on both brokers
 	@IMPRINT_TEST_FULL=1 $(BIN)/pytest -n 0 tests/faults/test_callback_storm.py
+
+soak: setup  ## 5,000 jobs through the whole stack, and what grows with them, as JSON; SOAK_JOBS=300 for less
+	@$(BIN)/python -m benchmarks.soak --jobs $(SOAK_JOBS) --bases $(SOAK_BASES)
 
 bench-web: setup  ## HTTP API with 200 event streams and 50 requests a second, as JSON
 	@$(BIN)/python -m benchmarks.web

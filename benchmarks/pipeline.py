@@ -128,7 +128,7 @@ def _stored(name: str, job: int) -> list[str]:
     from jobs.stages import intake
 
     owner = OWNER if name != "stages" else name
-    return [intake.store_picture(services(), owner, name, _picture(name, job, number)) for number in range(5)]
+    return [intake.store_picture(services(), owner, name, picture(name, job, number)) for number in range(5)]
 
 
 def _request(name: str, images: list[str]) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _ended(job_ids: list[str]) -> dict[str, int]:
         return {str(row[0]): int(row[1]) for row in session.execute(query)}
 
 
-def _picture(name: str, job: int, number: int) -> bytes:
+def picture(name: str, job: int, number: int) -> bytes:
     """A small picture that differs from all others."""
     import io
     import random

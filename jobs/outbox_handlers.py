@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from sqlmodel import Session
+
 from core import metrics
 from core.clock import utcnow
 from core.errors import ImprintError
@@ -62,7 +64,18 @@ def send_callback(services: Services, message_id: str, sender: TaskSender) -> No
     view = service.get(services, message.job_id)
     with job_context(message.job_id):
         outcome = callbacks.send(sender, message, view, call, on_end)
-        _record(services, message, outcome)
+        metrics.NOTICES.add(1, outcome.verdict)
+        with services.database.writing() as session:
+            # False if the application's worker was faster: it has ended the callback already.
+            if outcome.verdict is Verdict.SENT and outbox.mark_sent(session, message_id):
+                callbacks.expect_end(session, message, call)
+            _record_in(session, message, outcome)
+
+
+def callback_ended(services: Services, message_id: str) -> None:
+    """The application's worker has ended a callback."""
+    with services.database.writing() as session:
+        callbacks.record_end(session, message_id)
 
 
 def _attempt(services: Services, message: Message) -> Outcome:
@@ -98,6 +111,10 @@ def _deliver(services: Services, message: Message, unwanted: bool) -> None:
 def _record(services: Services, message: Message, outcome: Outcome) -> None:
     metrics.NOTICES.add(1, outcome.verdict)
     with services.database.writing() as session:
-        webhooks.record(session, message, outcome)
-        if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
-            notices.alert_dead_letter(session, message, outcome)
+        _record_in(session, message, outcome)
+
+
+def _record_in(session: Session, message: Message, outcome: Outcome) -> None:
+    webhooks.record(session, message, outcome)
+    if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
+        notices.alert_dead_letter(session, message, outcome)

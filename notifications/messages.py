@@ -8,10 +8,12 @@ import sqlalchemy as sa
 
 from notifications.tables import MESSAGE
 
-Kind = Literal["launch", "notice", "cleanup", "mail", "alert", "callback"]
+Kind = Literal["launch", "notice", "cleanup", "mail", "alert", "callback", "confirmation"]
 # Messages that leave Imprint. They are sent in order for each job, and few at a time to each destination.
 EXTERNAL: tuple[Kind, ...] = ("notice", "mail", "alert", "callback")
 SUPERSEDED = "superseded"  # the error of a message that a later message made needless
+# Repeats a callback until the application's worker has ended it. It holds up no other message.
+CONFIRMATION: Kind = "confirmation"
 # How the error of a message begins that its receiver, which works, did not take: it says nothing about other messages.
 DEFERRED = "deferred: "
 

@@ -109,6 +109,12 @@ def find(session: Session, message_id: str) -> Message | None:
     return None if row is None else Message.from_row(row)
 
 
+def waiting(session: Session, job_id: str, kind: Kind) -> list[Message]:
+    """The messages of a job and a kind that wait."""
+    rows = session.execute(sa.select(*COLUMNS).where(MESSAGE.c.job_id == job_id, MESSAGE.c.kind == kind, WAITING))
+    return [Message.from_row(row) for row in rows]
+
+
 def get(session: Session, message_id: str) -> Message | None:
     """A message in any state; None if it does not exist."""
     row = session.execute(sa.select(*COLUMNS).where(MESSAGE.c.id == message_id)).one_or_none()

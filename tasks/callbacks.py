@@ -40,6 +40,15 @@ def send_callback(self: "Task[..., Any]", message_id: str) -> None:
     run(self, lambda: outbox_handlers.send_callback(services(), message_id, CelerySender()))
 
 
+@app.task(name="imprint.callback_ended", bind=True)
+def callback_ended(self: "Task[..., Any]", message_id: str) -> None:
+    """An application's worker says that it has ended a callback: Celery sends this as a callback of the callback."""
+    if self.request.group_index:
+        # Sent beside an error callback that takes a task id, which runs as a task of its own and sends this at its end.
+        return
+    run(self, lambda: outbox_handlers.callback_ended(services(), message_id))
+
+
 @app.task(name="imprint.send_mail", bind=True)
 def send_mail(self: "Task[..., Any]", message_id: str) -> None:
     """Send an e-mail to an owner. After a failed attempt it is due again by its schedule."""

@@ -1,12 +1,14 @@
 """Between Celery's canvas and `jobs.notices.callbacks`: what a task's message asks for, and how it is sent."""
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery.app.task import Context
-from celery.canvas import maybe_signature
+from celery.canvas import Signature, maybe_signature
 from celery.exceptions import BackendError
+from celery.utils.functional import maybe_list
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -67,18 +69,43 @@ class CelerySender:
             )
         )
 
-    def send_callback(self, call: TaskCall, signature: Any, result: object, chain: Sequence[Any] = ()) -> None:
+    def send_callback(
+        self, call: TaskCall, signature: Any, result: object, chain: Sequence[Any] = (), *, confirm: str | None
+    ) -> None:
         options: dict[str, Any] = {"parent_id": call.task_id, "root_id": call.root_id or call.task_id}
         if chain:
             options["chain"] = list(chain)
-        _try(lambda: maybe_signature(signature, app=app).apply_async((result,), **options))
+        confirmed = _confirmed(signature, confirm)
+        _try(lambda: maybe_signature(confirmed, app=app).apply_async((result,), **options))
 
-    def send_errback(self, call: TaskCall, signature: Any, error: ImprintError) -> None:
-        _try(lambda: send_errback(app, signature, _context(call), error))
+    def send_errback(self, call: TaskCall, signature: Any, error: ImprintError, *, confirm: str | None) -> None:
+        # An error callback with three parameters runs inside the task that calls it, and the link of that says so. One
+        # that takes a task id is a task of its own.
+        after = [] if confirm is None else [_callback_ended(confirm)]
+        _try(lambda: send_errback(app, _confirmed(signature, confirm), _context(call), error, after))
 
-    def send_task(self, name: str, queue: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def send_task(
+        self, name: str, queue: str | None, args: Sequence[Any], kwargs: Mapping[str, Any], *, confirm: str | None
+    ) -> None:
         options = {} if queue is None else {"queue": queue}
-        _try(lambda: app.send_task(name, args=list(args), kwargs=dict(kwargs), **options))
+        signature = {"task": name, "args": list(args), "kwargs": dict(kwargs), "options": options}
+        _try(lambda: maybe_signature(_confirmed(signature, confirm), app=app).apply_async())
+
+
+def _callback_ended(message_id: str) -> Signature:
+    return app.signature("imprint.callback_ended", (message_id,), immutable=True, queue="io", ignore_result=True)
+
+
+def _confirmed(signature: Any, message_id: str | None) -> Any:
+    """The signature with a link back to Imprint, and with the same id each time it is sent."""
+    if message_id is None:
+        return signature
+    given = copy.deepcopy(signature)
+    options = given.get("options") or {}
+    given["options"] = {"task_id": message_id, **options} | {
+        name: [*maybe_list(options.get(name) or []), _callback_ended(message_id)] for name in ("link", "link_error")
+    }
+    return given
 
 
 def _context(call: TaskCall) -> Context:

@@ -22,8 +22,20 @@ from jobs import service
 from jobs.notices import notices
 from jobs.notices.refusals import queue_refused_notice
 from jobs.services import Services
+from storage import stream_positions
 from storage.database import AWAY
-from tasks.message_queues import REASON, body_of, code_of, open_queues, plain_headers, queues_of, reason_header, send
+from tasks.message_queues import (
+    OFFSET,
+    REASON,
+    body_of,
+    code_of,
+    is_stream,
+    open_queues,
+    plain_headers,
+    queues_of,
+    reason_header,
+    send,
+)
 from tasks.model_training import MessageRejected, TrainingMessage, in_message_terms, parse_message
 
 log = logging.getLogger(__name__)
@@ -60,16 +72,19 @@ class Ingress(ConsumerMixin):
     def get_consumers(self, make: Any, channel: Any) -> list[Consumer]:
         """On each new connection: the broker delivers the collected messages again."""
         self._waiting.clear()
-        open_queues(self.queues, channel.connection.channel)
-        self._dead = Producer(channel.connection.channel(), auto_declare=False)
-        return [make(queues=[self.queues.main], on_message=self._collect, prefetch_count=PREFETCH, auto_declare=False)]
-
-    def _collect(self, message: Message) -> None:
-        if "x-stream-offset" in message.headers:
-            raise BackendUnreachable(
-                f"{self.queues.main.name} is a stream, which keeps its messages; use a classic or a quorum queue"
-            )
-        self._waiting.append(message)
+        new_channel = channel.connection.channel
+        open_queues(self.queues, new_channel)
+        self._dead = Producer(new_channel(), auto_declare=False)
+        queue: Any = self.queues.main
+        if is_stream(queue, new_channel):
+            with self.services.database.reading() as session:
+                offset = stream_positions.next_offset(session, queue.name)
+            queue = queue(channel)  # a copy
+            queue.consumer_arguments = {OFFSET: "first" if offset is None else offset}
+        consumer: Consumer = make(
+            queues=[queue], on_message=self._waiting.append, prefetch_count=PREFETCH, auto_declare=False
+        )
+        return [consumer]
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
         log.warning("RabbitMQ does not answer; next attempt in %.0f s (%s)", interval, type(exc).__name__)
@@ -110,7 +125,7 @@ class Ingress(ConsumerMixin):
                 raise BackendUnreachable(error.message) from error
             self._refuse(message, parsed, _in_message_terms(error))
         else:
-            message.ack()
+            self._finish(message)
             self.accepted += 1
             with job_context(view.job_id):
                 log.info("accepted %s", view.job_id)
@@ -121,10 +136,17 @@ class Ingress(ConsumerMixin):
         if parsed is not None:
             self._notify(parsed, reason)
         send(self._dead, message, self.queues.dead, {**plain_headers(message), REASON: str(reason)})
-        message.ack()
+        self._finish(message)
         self.refused[reason.code] = self.refused.get(reason.code, 0) + 1
         self._unreported += 1
         log.warning("refused a message, %d so far: %s", sum(self.refused.values()), reason)
+
+    def _finish(self, message: Message) -> None:
+        """Acknowledge a message. A stream would deliver it again to the next reader, so the position is kept too."""
+        if OFFSET in message.headers:
+            with self.services.database.writing() as session:
+                stream_positions.keep(session, self.queues.main.name, message.headers[OFFSET] + 1)
+        message.ack()
 
     def _notify(self, parsed: TrainingMessage, reason: MessageRejected) -> None:
         key = parsed.arguments["idempotency_key"]
@@ -166,6 +188,9 @@ class Ingress(ConsumerMixin):
                 )
             except ChannelError as error:
                 raise _queue_refused(error) from error
+            except AWAY as error:  # at the start of a stream
+                log.warning("the database does not answer; the position is read again (%s)", type(error).__name__)
+                time.sleep(_BACK_OFF_S[1])
         log.info("ingress: stopped after %d accepted, %d refused", self.accepted, sum(self.refused.values()))
 
 

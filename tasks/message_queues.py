@@ -16,6 +16,7 @@ from core.settings import Settings
 log = logging.getLogger(__name__)
 
 REASON = "x-imprint-reason"  # header of a dead letter: a code, a colon and a sentence
+OFFSET = "x-stream-offset"  # of a stream: argument of a consumer, and header of each message
 DELIVERY_LIMIT = 20  # after so many deliveries a message that ends the process becomes a dead letter
 _CONFIRM_S = 30.0
 _KEPT = ("message_id", "correlation_id", "reply_to", "type", "app_id", "timestamp", "priority")
@@ -77,6 +78,17 @@ def _exists(queue: Queue, new_channel: Callable[[], Any]) -> bool:
     return True
 
 
+def is_stream(queue: Queue, new_channel: Callable[[], Any]) -> bool:
+    """Whether an existing queue is a stream: only a stream takes a consumer that names an offset."""
+    try:
+        with new_channel() as channel:
+            channel.basic_qos(0, 1, False)
+            channel.basic_consume(queue.name, arguments={OFFSET: "next"}, callback=lambda _: None)
+    except PreconditionFailed:
+        return False
+    return True
+
+
 def send(producer: Producer, message: Message, queue: Queue, headers: dict[str, Any]) -> None:
     """Put the same message with these headers into a queue. Returns after the broker has confirmed it."""
     producer.publish(
@@ -109,7 +121,7 @@ def plain_headers(message: Message) -> dict[str, Any]:
     return {
         name: value
         for name, value in message.headers.items()
-        if not name.startswith(("x-death", "x-first-", "x-last-", "x-delivery-count", REASON))
+        if not name.startswith(("x-death", "x-first-", "x-last-", "x-delivery-count", OFFSET, REASON))
     }
 
 

@@ -15,7 +15,7 @@ from core.logging import job_context
 from core.tracing import continue_trace
 from jobs.services import Services, send_outbox_with
 from notifications import outbox
-from notifications.messages import EXTERNAL, Message
+from notifications.messages import CONFIRMATION, EXTERNAL, Message
 from storage.database import AWAY
 from tasks import pipeline
 from tasks.app import app
@@ -39,7 +39,9 @@ def relay(services: Services) -> bool:
     try:
         while True:
             with services.database.writing() as session:
-                messages = outbox.claim(session, utcnow(), ("launch", "cleanup", *EXTERNAL), BATCH, lease=CLAIM)
+                messages = outbox.claim(
+                    session, utcnow(), ("launch", "cleanup", CONFIRMATION, *EXTERNAL), BATCH, lease=CLAIM
+                )
             if _hand_on(services, messages) < len(messages):
                 return False
             if len(messages) < BATCH:
@@ -82,7 +84,7 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
             return "imprint.send_mail", (message.id,)
         case "alert":
             return "imprint.send_alerts", (message.id,)
-        case "callback":
+        case "callback" | "confirmation":
             return "imprint.send_callback", (message.id,)
         case "launch":  # of no job
             return "imprint.fetch_images", (message.payload["fetch_id"],)

@@ -2,7 +2,7 @@
 
 # mypy: disable-error-code="no-untyped-call"
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amqp.exceptions import ChannelError, NotFound
@@ -17,6 +17,7 @@ from core.settings import settings
 
 log = logging.getLogger(__name__)
 
+_LONGEST_TEXT = 2000
 _UNLOCK = "celery.chord_unlock"
 # Celery's own tasks that run here. Others, such as celery.map, run an application's task.
 _OURS = (_UNLOCK, "celery.backend_cleanup")
@@ -108,12 +109,13 @@ class _ForeignErrbacks:
                 log.error("an error callback of %s was not sent (%s)", request.id, type(error).__name__)
 
 
-def send_errback(app: Celery, errback: Any, request: Context, exc: BaseException) -> None:
+def send_errback(app: Celery, errback: Any, request: Context, exc: BaseException, after: Sequence[Any] = ()) -> None:
     """Have a worker of the application call an error callback of the task `request`.
 
     Only that worker knows whether the callback takes the id of the task, or request, exception and traceback. Celery
     decides that when a task fails, so the worker gets a task that fails there under the same id: `celery.map` of a
-    function whose name, which no worker knows, is the reason.
+    function whose name, which no worker knows, is the reason. No task of every Celery raises another exception, so code
+    and message as values are in a header. `after` are error callbacks of ours that follow.
     """
     if not isinstance(errback, Mapping):
         raise TypeError("an error callback must be a signature")
@@ -122,10 +124,20 @@ def send_errback(app: Celery, errback: Any, request: Context, exc: BaseException
     address = {key: options.get(key) for key in ("queue", "exchange", "routing_key", "priority")}
     app.send_task(
         "celery.map", kwargs={"task": f"{name} failed: {_reason(exc)}", "it": []}, task_id=request.id,
-        root_id=request.root_id or request.id, parent_id=request.parent_id, link_error=[dict(errback)], shadow=name,
+        root_id=request.root_id or request.id, parent_id=request.parent_id, shadow=name,
+        link_error=[dict(errback), *after], headers={"imprint": _failure(exc)},
         ignore_result=True,  # or the worker would replace the result of the task
         **{key: value for key, value in address.items() if value is not None},
     )  # fmt: skip
+
+
+def _failure(exc: BaseException) -> dict[str, str]:
+    """The class of an error, and of ours the code, the message and the job."""
+    failure = {"type": type(exc).__name__}
+    if isinstance(exc, ImprintError):  # what a task that waited for a job ends with has the values of the job
+        given = {"code": exc.code, "message": exc.message} | exc.details
+        failure |= {name: str(given[name])[:_LONGEST_TEXT] for name in ("code", "message", "job_id") if name in given}
+    return failure
 
 
 def _reason(exc: BaseException) -> str:

@@ -31,6 +31,13 @@ class ConnectionSettings(BaseModel):
         max_length=200,
         description="Queue of applications' callbacks that name none. Not one of Imprint's own queues.",
     )
+    callback_confirm_s: int = Field(
+        0,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="Send a callback again if the application's worker has not ended it after this time, at most five "
+        "times with doubled delays. Longer than the slowest callback waits and runs. 0: never.",
+    )
     on_end_tasks: list[str] = Field(
         [],
         description="Tasks that an HTTP token of one owner may name in `onEnd`. Service tokens may name any task. JSON "

@@ -60,6 +60,7 @@ def test_a_refused_training_calls_the_error_callbacks_of_both_kinds(shop: Shop, 
         until(lambda: {one["task_id"] for one in shop.written(owner)} >= {sent.id}, 60, "with this task's id")  # noqa: B023
     until(lambda: len(shop.written(owner)) == 4, 60, "two for each")
     assert all("rank" in one["error"] for one in shop.written(owner, "failed"))
+    assert {(one["kind"], one["code"]) for one in shop.written(owner, "failed")} == {("SpecInvalid", "spec_invalid")}
     assert {one["kind"] for one in shop.written(owner, "failed_by_id")} == {"SpecInvalid"}
 
 
@@ -118,7 +119,9 @@ def test_a_cancelled_training_ends_the_task_with_its_code(shop: Shop, owner: str
     assert type(caught.value).__name__ == "TrainingCancelled"
     assert caught.value.args[1]["job_id"] == job_id
     assert shop.wait(owner, "failed")["task_id"] == sent.parent.id
-    assert "cancelled: cancelled by the owner" in shop.wait(owner, "failed")["error"]
+    told = shop.wait(owner, "failed")
+    assert "cancelled: cancelled by the owner" in told["error"]
+    assert (told["kind"], told["code"]) == ("TrainingCancelled", "cancelled")
     assert shop.wait(owner, "failed_by_id")["code"] == "cancelled"
     assert shop.written(owner, "use_lora") == []
 

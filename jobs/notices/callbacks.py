@@ -2,6 +2,9 @@
 
 `attach` and `queue_end` write messages in the transaction of the change that they tell. Later a task claims a message
 and sends it through a `TaskSender`, the adapter to Celery in `tasks/`.
+
+With `IMPRINT_CALLBACK_CONFIRM_S`, a sent message is followed by another one, its confirmation. That sends the callback
+again until the application's worker has ended it.
 """
 
 import logging
@@ -18,7 +21,7 @@ from core.queues import is_own_queue
 from core.settings import settings
 from jobs.view import JobView
 from notifications import outbox
-from notifications.messages import Message
+from notifications.messages import CONFIRMATION, Message
 from notifications.retries import Outcome, Verdict
 from notifications.tables import TaskCall
 from storage.tables import ACTIVE, Job, Status
@@ -30,25 +33,32 @@ RESULT, CALLBACK, CHAIN, ERRBACK, ON_END = "result", "callback", "chain", "errba
 _RESULTS = "celery://results"
 _LONGEST_WAIT_S = 60
 _PATIENCE = timedelta(days=3)  # how long a broker or result store may be away
+_REPEATS = 5
+_OF = "of"  # in the payload of a confirmation: the id of the callback
 
 
 class TaskSender(Protocol):
     """Celery, as it acts at the end of a task.
 
     Every method raises Unreachable while the broker or the result store is away, and AnswerRefused for a signature that
-    cannot be sent.
+    cannot be sent. With `confirm`, the id of a message, the application's worker sends `imprint.callback_ended` with it
+    when the task has ended.
     """
 
     def store_result(self, call: TaskCall, result: object, error: ImprintError | None) -> None:
         """Store the result under the task's id, and count the task in its chord. An error also ends its chain."""
 
-    def send_callback(self, call: TaskCall, signature: Any, result: object, chain: Sequence[Any] = ()) -> None:
+    def send_callback(
+        self, call: TaskCall, signature: Any, result: object, chain: Sequence[Any] = (), *, confirm: str | None
+    ) -> None:
         """Send a callback, or the first task of the rest of a chain."""
 
-    def send_errback(self, call: TaskCall, signature: Any, error: ImprintError) -> None:
+    def send_errback(self, call: TaskCall, signature: Any, error: ImprintError, *, confirm: str | None) -> None:
         """Send an error callback."""
 
-    def send_task(self, name: str, queue: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def send_task(
+        self, name: str, queue: str | None, args: Sequence[Any], kwargs: Mapping[str, Any], *, confirm: str | None
+    ) -> None:
         """Send a task by name."""
 
 
@@ -127,29 +137,30 @@ def send(
 ) -> Outcome:
     """Send one message. While the broker or the result store is away, it is due again within a minute, for days."""
     now = utcnow()
+    confirm = _original(message) if _can_be_confirmed(message, call) else None
     try:
         if message.topic == ON_END and on_end is not None:
-            sender.send_task(on_end["task"], on_end["queue"], [view.to_dict()], on_end["kwargs"])
+            sender.send_task(on_end["task"], on_end["queue"], [view.to_dict()], on_end["kwargs"], confirm=confirm)
         elif call is not None:
-            _send_of(sender, message, view, call)
+            _send_of(sender, message, view, call, confirm)
     except AnswerRefused as error:
         return Outcome(Verdict.DEAD, error.message, alert=True)
     except Unreachable as error:
         return _again(message, error, now)
-    return Outcome(Verdict.SENT)
+    return _repeated(message, now) if message.kind == CONFIRMATION else Outcome(Verdict.SENT)
 
 
-def _send_of(sender: TaskSender, message: Message, view: JobView, call: TaskCall) -> None:
+def _send_of(sender: TaskSender, message: Message, view: JobView, call: TaskCall, confirm: str | None) -> None:
     index, error = message.payload["index"], failure_of(view)
     match message.topic:
         case "result":
             sender.store_result(call, None if error else view.to_dict(), error)
         case "callback":
-            sender.send_callback(call, call.callbacks[index], view.to_dict())
+            sender.send_callback(call, call.callbacks[index], view.to_dict(), confirm=confirm)
         case "chain":
-            sender.send_callback(call, call.chain[-1], view.to_dict(), call.chain[:-1])
+            sender.send_callback(call, call.chain[-1], view.to_dict(), call.chain[:-1], confirm=confirm)
         case "errback" if error is not None:
-            sender.send_errback(call, call.errbacks[index], error)
+            sender.send_errback(call, call.errbacks[index], error, confirm=confirm)
 
 
 def failure_of(view: JobView) -> TrainingFailed | None:
@@ -167,3 +178,52 @@ def _again(message: Message, error: Unreachable, now: datetime) -> Outcome:
         return Outcome(Verdict.DEAD, error.message, alert=True)
     wait = timedelta(seconds=min(2**message.attempts, _LONGEST_WAIT_S))
     return Outcome(Verdict.RETRY, error.message, now + wait)
+
+
+# ---- confirmed by the application's worker --------------------------------------------------------------------
+
+
+def expect_end(session: Session, message: Message, call: TaskCall | None) -> None:
+    """Queue the confirmation of a callback that is marked as sent in this transaction."""
+    if message.kind != CONFIRMATION and _can_be_confirmed(message, call):
+        outbox.put(
+            session, CONFIRMATION, job_id=message.job_id, owner_id=message.owner_id, topic=message.topic,
+            destination=message.destination, payload={"index": message.payload["index"], _OF: message.id},
+            task_id=message.task_id, due_at=utcnow() + timedelta(seconds=settings().callback_confirm_s),
+        )  # fmt: skip
+
+
+def record_end(session: Session, message_id: str) -> None:
+    """The application's worker has ended the callback of a message: it is not sent again."""
+    message = outbox.get(session, message_id)
+    if message is None or message.job_id is None:
+        return
+    # If the worker was fast, the callback is not yet marked as sent, and gets no confirmation.
+    outbox.mark_sent(session, message_id)
+    for confirmation in outbox.waiting(session, message.job_id, CONFIRMATION):
+        if confirmation.payload[_OF] == message_id:
+            outbox.mark_sent(session, confirmation.id)
+
+
+def _can_be_confirmed(message: Message, call: TaskCall | None) -> bool:
+    """Whether the setting is on, and the message sends one task: a group or a chord has no end of its own."""
+    if not settings().callback_confirm_s or message.topic == RESULT:
+        return False
+    if call is None:
+        return message.topic == ON_END
+    signatures = {CALLBACK: call.callbacks, ERRBACK: call.errbacks, CHAIN: call.chain[-1:]}[message.topic]
+    signature = signatures[message.payload["index"]]
+    return isinstance(signature, dict) and not signature.get("subtask_type")
+
+
+def _original(message: Message) -> str:
+    """The id of the callback that a message sends or repeats."""
+    return str(message.payload.get(_OF, message.id))
+
+
+def _repeated(message: Message, now: datetime) -> Outcome:
+    """The next repetition of a callback; dead after the last one."""
+    if message.attempts + 1 >= _REPEATS:
+        return Outcome(Verdict.DEAD, "no worker of the application has ended this task", alert=True)
+    wait = timedelta(seconds=settings().callback_confirm_s * 2 ** (message.attempts + 1))
+    return Outcome(Verdict.RETRY, "no worker of the application has ended this task yet", now + wait, deferred=True)

@@ -6,7 +6,7 @@ from core.errors import IllegalMove, NotFound
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import outbox, receivers, webhooks
-from notifications.messages import EXTERNAL, DeadLetter
+from notifications.messages import CONFIRMATION, EXTERNAL, DeadLetter
 
 _OPEN_FIRST = "enable it first: imprint receivers enable OWNER URL"
 
@@ -67,7 +67,7 @@ def redeliver(services: Services, message_id: str) -> Redelivery:
     """Make one notice due again, whatever its state. Raises NotFound, or IllegalMove for a disabled receiver."""
     with services.database.writing() as session:
         notice = outbox.get(session, message_id)
-        if notice is None or notice.kind not in EXTERNAL:
+        if notice is None or notice.kind not in (CONFIRMATION, *EXTERNAL):
             raise NotFound(f"there is no notice {message_id}")
         if receivers.is_disabled(session, notice.owner_id, notice.destination):
             where = receivers.shown(notice.destination or "")

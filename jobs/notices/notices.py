@@ -218,7 +218,9 @@ def alert_dead_letter(session: Session, message: Message, outcome: Outcome) -> N
     """Queue an alert about a notice that was given up, unless that was an alert itself."""
     if message.kind != "alert":
         about = f" of {message.job_id}" if message.job_id else ""
-        what = {"mail": "an e-mail", "callback": "a Celery task or result"}.get(message.kind, "a webhook")
+        what = {"mail": "an e-mail", "callback": "a Celery task or result", "confirmation": "a Celery task"}.get(
+            message.kind, "a webhook"
+        )
         channels.alert(session, "letter", f"{what}{about} was not delivered ({message.topic}): {outcome.error}")
 
 

@@ -169,15 +169,17 @@ def _started_before(session: Session, subject: Subject, key: str | None) -> _Out
 def _start(session: Session, services: Services, subject: Subject, key: str | None) -> _Outcome:
     if not subject.train_automatically:
         return _Outcome(reason="disabled", message="automatic training is off for this subject")
-    if not subject.base_model or not subject.trigger_word:
-        return _Outcome(reason="not_set_up", message="the subject's settings have no base model or no trigger word")
+    if not subject.base_model:
+        return _Outcome(reason="not_set_up", message="the subject's settings have no base model")
     good = sorted(subject_pictures.usable_ids(session, subject.owner_id, subject.id))[
         -MAX_PICTURES:
     ]  # ids sort by time
     if len(good) < MIN_PICTURES:
         message = f"{len(good)} good pictures; a training needs at least {MIN_PICTURES}"
         return _Outcome(reason="too_few_images", message=message)
-    request = _request(subject, good)
+    # Stored with the accepted job.
+    trigger_word = subject.trigger_word or subject_recipe.derive_trigger_word(session, subject.owner_id, subject.id)
+    request = _request(subject, good, trigger_word)
     if (known := _job(session, subject, idempotency_key=request["idempotency_key"])) is not None:
         message = f"a training of these pictures exists already: {known.id} is {known.status}"
         return _Outcome(known.id, "already_started", message)
@@ -197,22 +199,23 @@ def _start(session: Session, services: Services, subject: Subject, key: str | No
         faults = "; ".join(f"{name}: {fault}" for name, fault in error.faults.items())
         return _Outcome(reason="spec_invalid", message=f"the subject's settings do not fit: {faults}"[:1000])
     job.report_key = key
-    session.add(job)
+    subject.trigger_word = trigger_word
+    session.add_all([job, subject])
     return _Outcome(job.id)
 
 
-def _request(subject: Subject, images: list[str]) -> dict[str, Any]:
+def _request(subject: Subject, images: list[str], trigger_word: str) -> dict[str, Any]:
     recipe = {
         "subject_id": subject.id,
         "base_model": subject.base_model,
-        "trigger_word": subject.trigger_word,
+        "trigger_word": trigger_word,
         "class_word": subject.class_word,
         "images": images,
     }
     # Without a recipe, the key is the one of versions that had none: a set that they trained is not trained again.
     identity = recipe | ({"recipe": subject.recipe} if subject.recipe else {})
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    given = {"owner_id": subject.owner_id, "subject_id": subject.id, "images": images}
+    given = {"owner_id": subject.owner_id, "subject_id": subject.id, "images": images, "trigger_word": trigger_word}
     return subject_recipe.arguments(subject, {**given, "idempotency_key": f"profile-set:{key}"})
 
 

@@ -1,13 +1,17 @@
 """Celery tasks that are kept with a job: what its acceptance and its end bring them, on both databases."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from core.clock import utcnow
 from core.errors import ImprintError
-from jobs import service, sweeps, transitions
-from jobs.notices import callbacks
+from core.settings import Settings
+from jobs import outbox_handlers, service, sweeps, transitions
+from jobs.notices import callbacks, dead_letters
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from notifications import outbox
@@ -149,3 +153,96 @@ def test_a_stage_that_is_done_clears_the_count(services: Services, job_id: str) 
     with services.database.writing() as session:
         transitions.advance(session, lease, services.settings)
     assert row(services, job_id).failed_launches == 0
+
+
+# ---- callbacks that are sent again until the application's worker has ended them --------------------------------
+
+
+class Sender:
+    """Celery, which sends what it is asked to, and keeps what is to be confirmed."""
+
+    def __init__(self) -> None:
+        self.confirmed: list[str | None] = []
+
+    def store_result(self, call: Any, result: object, error: Any) -> None:
+        pass
+
+    def send_callback(self, call: Any, signature: Any, result: object, chain: Any = (), *, confirm: str | None) -> None:
+        self.confirmed.append(confirm)
+
+    def send_errback(self, call: Any, signature: Any, error: Any, *, confirm: str | None) -> None:
+        self.confirmed.append(confirm)
+
+    def send_task(self, name: str, queue: str | None, args: Any, kwargs: Any, *, confirm: str | None) -> None:
+        self.confirmed.append(confirm)
+
+
+@pytest.fixture
+def confirming(monkeypatch: pytest.MonkeyPatch) -> Sender:
+    monkeypatch.setattr(callbacks, "settings", lambda: Settings(_env_file=None, callback_confirm_s=60))
+    return Sender()
+
+
+def due(services: Services, job_id: str, after: timedelta) -> list[str]:
+    """Claim what is due then of the job's callbacks."""
+    with services.database.writing() as session:
+        claimed = outbox.claim(session, utcnow() + after, ("callback", "confirmation"), 100, lease=timedelta(0))
+    return [message.id for message in claimed if message.job_id == job_id]
+
+
+def send_all(services: Services, job_id: str, sender: Sender) -> list[str]:
+    """Send the callbacks of a job as the relay does; their ids."""
+    ids: list[str] = []
+    while found := due(services, job_id, timedelta(0)):
+        for message_id in found:
+            outbox_handlers.send_callback(services, message_id, sender)
+        ids += found
+    return ids
+
+
+def test_a_callback_is_sent_again_until_it_has_ended(services: Services, confirming: Sender) -> None:
+    """Later messages of the job do not wait for that, and a result needs no confirmation."""
+    group = {"task": "celery.group", "subtask_type": "group", "kwargs": {"tasks": []}, "options": {}}
+    call = task_call("a", errbacks=[{"task": "shop.failed", "options": {}}, group])
+    job_id = service.submit(services, request(services, on_end=ON_END), call=call).job_id
+    service.cancel(services, job_id)
+    _, errback, _, on_end = send_all(services, job_id, confirming)
+    assert confirming.confirmed == [errback, None, on_end]
+    assert due(services, job_id, timedelta(seconds=50)) == []
+    outbox_handlers.callback_ended(services, on_end)
+    (confirmation,) = due(services, job_id, timedelta(seconds=61))
+    outbox_handlers.send_callback(services, confirmation, confirming)
+    assert confirming.confirmed[-1] == errback
+    assert due(services, job_id, timedelta(seconds=110)) == []
+    outbox_handlers.callback_ended(services, errback)
+    assert due(services, job_id, timedelta(days=9)) == []
+
+
+def test_a_callback_that_never_ends_becomes_a_dead_letter(services: Services, confirming: Sender) -> None:
+    job_id = service.submit(services, request(services, on_end=ON_END)).job_id
+    service.cancel(services, job_id)
+    assert len(send_all(services, job_id, confirming)) == 1
+    (confirmation,) = due(services, job_id, timedelta(seconds=61))
+    for _ in range(5):
+        outbox_handlers.send_callback(services, confirmation, confirming)
+    assert len(confirming.confirmed) == 6
+    (letter,) = dead_letters.list_dead_letters(services)
+    assert (letter.id, letter.event) == (confirmation, "on_end")
+    assert "has ended this task" in letter.reason
+    dead_letters.redeliver(services, letter.id)
+    assert due(services, job_id, timedelta(0)) == [letter.id]
+
+
+def test_a_callback_that_ends_before_its_sending_is_recorded_is_not_sent_again(
+    services: Services, confirming: Sender
+) -> None:
+    job_id = service.submit(services, request(services, on_end=ON_END)).job_id
+    service.cancel(services, job_id)
+    (on_end,) = due(services, job_id, timedelta(0))
+
+    class Fast(Sender):
+        def send_task(self, *given: Any, confirm: str | None, **options: Any) -> None:
+            outbox_handlers.callback_ended(services, str(confirm))
+
+    outbox_handlers.send_callback(services, on_end, Fast())
+    assert due(services, job_id, timedelta(days=9)) == []

@@ -25,6 +25,9 @@ from sqlmodel import Session, SQLModel, col, select
 
 import credits.tables
 import notifications.tables
+import storage.access_tables
+import storage.remote_tables
+import storage.stream_positions
 import storage.tables
 from core.clock import utcnow
 from core.errors import (
@@ -96,12 +99,13 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
             notifications.tables,
             storage.access_tables,
             storage.remote_tables,
+            storage.stream_positions,
             storage.tables,
         )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 19
+    assert len(tables) == 20
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []

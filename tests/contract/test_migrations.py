@@ -130,11 +130,12 @@ def test_messages_of_before_keep_what_they_hold_and_callbacks_may_be_added(empty
     database.migrate()
     with database.engine.begin() as connection:
         assert connection.execute(sa.text(f"SELECT {columns} FROM outbox_message ORDER BY id")).all() == before  # noqa: S608
-        connection.execute(insert, {"id": "msg_6", "kind": "callback", "sequence": 6, "sent_at": None})
+        for number, kind in ((6, "callback"), (7, "confirmation")):
+            connection.execute(insert, {"id": f"msg_{number}", "kind": kind, "sequence": number, "sent_at": None})
     found = {index["name"] for index in sa.inspect(database.engine).get_indexes("outbox_message")}
     assert found >= {"outbox_message_due", "outbox_message_waiting", "outbox_message_task"}
     with pytest.raises(sa.exc.IntegrityError), database.engine.begin() as connection:
-        connection.execute(insert, {"id": "msg_7", "kind": "rumour", "sequence": 7, "sent_at": None})
+        connection.execute(insert, {"id": "msg_8", "kind": "rumour", "sequence": 8, "sent_at": None})
     database.close()
 
 

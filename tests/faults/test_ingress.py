@@ -19,6 +19,7 @@ from jobs.services import Services
 from notifications import outbox, webhooks
 from notifications.messages import Message
 from notifications.tables import OutboxMessage
+from storage import stream_positions
 from storage.tables import Job, JobPicture
 from tasks.ingress_queue import lengths, replay
 from tasks.message_queues import REASON, open_queues, queues_of
@@ -219,21 +220,40 @@ def test_a_queue_that_exists_is_consumed_as_it_is(place: Site, rabbit: RabbitSer
     services.database.close()
 
 
-def test_a_stream_is_refused_in_one_sentence(place: Site, rabbit: RabbitServer) -> None:
+def test_a_stream_is_read_from_where_the_last_reader_stopped(place: Site, rabbit: RabbitServer) -> None:
+    """It keeps its messages: those before the first start count, and after a restart only new ones."""
     with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
         channel = connection.default_channel
-        channel.queue_declare("model_training", durable=True, auto_delete=False, arguments={"x-queue-type": "stream"})
-        process = start(place, "ingress")
+        arguments = {"x-queue-type": "stream", "x-max-length-bytes": 10_000_000}
+        channel.queue_declare("model_training", durable=True, auto_delete=False, arguments=arguments)
         producer = connection.Producer(channel)
 
-        def refused() -> bool:  # a stream gives its consumers what comes after them
-            producer.publish(good(1), exchange="", routing_key="model_training", content_type="application/json")
-            return not process.alive
+        def put(*bodies: bytes) -> None:
+            for body in bodies:
+                producer.publish(body, exchange="", routing_key="model_training", content_type="application/json",
+                                 content_encoding="utf-8")  # fmt: skip
 
-        until(refused, 60, "the end")
-    log = place.log("ingress").read_text()
-    assert "model_training is a stream" in log
-    assert "Traceback" not in log
+        put(good(1), GARBAGE[0], good(2))
+        start(place, "ingress")
+        until(lambda: jobs_of(place.services) == Counter({"1": 1, "2": 1}), 60, "the jobs of before the start")
+        until(lambda: position(place.services) == 3, 60, "all three were read")
+        place.kill("ingress")
+        start(place, "ingress")
+        put(good(3), GARBAGE[1], good(1))
+        until(lambda: lengths(place.services)["dead"] == 2, 60, "the second dead letter")
+        until(lambda: position(place.services) == 6, 60, "all six were read")
+        assert place.stop("ingress") == 0
+        assert jobs_of(place.services) == Counter({"1": 1, "2": 1, "3": 1})
+        assert [body for body, _ in letters(rabbit)] == GARBAGE[:2], "none was refused twice"
+        assert replay(place.services, None, None) == {"replayed": 2, "kept": 0}
+        start(place, "ingress")
+        until(lambda: lengths(place.services)["dead"] == 2, 60, "refused again")
+        assert place.stop("ingress") == 0
+
+
+def position(services: Services) -> int | None:
+    with services.database.reading() as session:
+        return stream_positions.next_offset(session, "model_training")
 
 
 def test_the_producer_is_told_every_fault_and_the_operators_find_it_in_the_log(

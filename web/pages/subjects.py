@@ -155,7 +155,7 @@ def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoic
 
 
 def _not_set_up(kept: Subject) -> list[str]:
-    return [] if kept.base_model and kept.trigger_word else ["Save a trigger word and a base model first."]
+    return [] if kept.base_model else ["Save a base model first."]
 
 
 def _obstacles(good: list[str], quote: Quote | None) -> list[str]:

@@ -11,7 +11,7 @@ from core.settings import Settings
 from jobs import accounts, service
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.subjects import subject_settings
+from jobs.subjects import subject_recipe, subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from storage.tables import StoredPicture, Subject
@@ -88,7 +88,7 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
         return str(told["reason"])
 
     assert reason(trainAutomatically=False) == "disabled"
-    assert reason(triggerWord=None) == "not_set_up"
+    assert reason(baseModel=None) == "not_set_up"
     assert reason() == "too_few_images"
     store(api, range(5))
     balance = accounts.balance(api.services, "ada")
@@ -108,6 +108,19 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
     assert {notice["type"] for notice in told_outside} == {"training.not_started"}
     assert told_outside[2]["failure_reason"].startswith("0 good pictures")
     assert completed(api, ada)["started"]
+
+
+def test_a_subject_without_a_trigger_word_gets_the_one_that_a_request_would_get(api: Api, ada: str) -> None:
+    settle_on(api, ada, triggerWord=None)
+    store(api, range(5))
+    with api.services.database.reading() as session:
+        word = subject_recipe.derive_trigger_word(session, "ada", "rex")
+    training = completed(api, ada)["training"]
+    assert training["spec"]["triggerWord"] == word
+    assert subject_settings.get(api.services, "ada", "rex").trigger_word == word
+    # The same set, now with a stored word, is not another one.
+    service.cancel(api.services, training["id"])
+    assert completed(api, ada)["reason"] == "already_started"
 
 
 def test_it_trains_with_the_whole_recipe_of_the_subject(api: Api, ada: str) -> None:
