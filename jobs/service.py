@@ -26,6 +26,7 @@ from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from training.data import trigger_words
 
 
 def submit(
@@ -135,7 +136,9 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         style_id=origin.style_id,
         total_steps=steps,
     )
-    pictures = intake.rows_for(session, job.id, request)
+    pictures, of_pictures = intake.rows_for(session, job.id, request)
+    of_word = trigger_words.advice(spec.trigger_word)
+    job.notes = [*origin.notes, *([of_word] if of_word else []), *of_pictures] or None
     job.hold_id = ledger.hold(
         session,
         envelope.owner_id,

@@ -113,10 +113,15 @@ class Envelope(NumbersAreNotBools):
 
 @dataclass(frozen=True)
 class Origin:
-    """What notices about a message from RabbitMQ repeat: its id, and its `style_id` as it was written."""
+    """What a request came with beside its arguments.
+
+    `message_id` and `style_id`: notices about a message from RabbitMQ repeat its id, and its `style_id` as it was
+    written. `notes`: on files beside the pictures that are not used.
+    """
 
     message_id: str | None = None
     style_id: str | int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

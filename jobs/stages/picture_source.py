@@ -45,9 +45,9 @@ def fetch_and_convert(
         report = StoredReport(error=reason, code=error.code, bad=[fault])
         return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
     data, mask = files[0], files[1] if picture.mask else None
-    sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
+    sha256, of_mask = hashlib.sha256(data).hexdigest(), hashlib.sha256(mask).hexdigest() if mask is not None else None
     with services.database.reading() as session:
-        done = prepared_before(session, sha256, preparation(spec, *(of_mask or (None,)), crop=picture.crop))
+        done = prepared_before(session, sha256, preparation(spec, of_mask, picture.crop))
     made = done or convert(services, data, sha256, spec, requester.owner_id, mask, picture.crop)
     return made, sum(map(len, files))
 

@@ -12,9 +12,7 @@ from training.data.verdict import judge
 from training.spec import MIN_PICTURES
 
 
-def check(
-    request: TrainingRequest, rows: list[JobPicture], measured: Mapping[int, StoredReport | None]
-) -> list[str]:
+def check(request: TrainingRequest, rows: list[JobPicture], measured: Mapping[int, StoredReport | None]) -> list[str]:
     """Notes on pictures that will be left out or enlarged, one line each.
 
     `measured` has the reports of stored pictures by position, at whatever resolution they were checked. Pictures that

@@ -56,18 +56,14 @@ def _crop(picture: StoredPicture, box: Sequence[float]) -> Crop:
     if report is None or not report.width or not report.height:
         raise IllegalMove("the picture was not checked yet, so its size is not known")
     left, top, width, height = box
-    crop = Crop(
-        left / report.width, top / report.height, (left + width) / report.width, (top + height) / report.height
-    )
+    crop = Crop(left / report.width, top / report.height, (left + width) / report.width, (top + height) / report.height)
     if not crop.is_valid:
         size = f"{report.width} by {report.height} pixels"
         raise SpecInvalid.of({"crop": f"must be inside the picture of {size}, and at least a hundredth of it"})
     return crop
 
 
-def _keep_preview(
-    services: Services, picture: StoredPicture, spec: TrainSpec, crop: Sequence[float] | None
-) -> str:
+def _keep_preview(services: Services, picture: StoredPicture, spec: TrainSpec, crop: Sequence[float] | None) -> str:
     """Prepare the picture, unless that was done before; returns the key of its thumbnail. Raises ImageInvalid."""
     with services.database.reading() as session:
         made = session.get(PreparedPicture, (picture.sha256, intake.preparation(spec, crop=crop)))

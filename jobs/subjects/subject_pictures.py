@@ -1,7 +1,6 @@
 """The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -24,6 +23,7 @@ from training.data.verdict import Verdict, describe_fault, judge
 from training.spec import BASE_MODELS, TrainSpec
 
 MAX_STORED_PICTURES = 2000  # of one subject; a training uses at most half as many
+
 
 @dataclass(frozen=True)
 class PictureFault:
@@ -161,7 +161,9 @@ def belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[s
     )
 
 
-def get_row(session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True) -> StoredPicture:
+def get_row(
+    session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True
+) -> StoredPicture:
     """The row of a picture or mask; `gone_too`: also of one that was removed. Raises NotFound."""
     picture = session.get(StoredPicture, picture_id)
     if picture is None or (picture.owner_id, picture.subject_id) != (owner_id, subject_id):
@@ -171,9 +173,7 @@ def get_row(session: Session, owner_id: str, subject_id: str, picture_id: str, *
     return picture
 
 
-def _judged(
-    session: Session, owner_id: str, subject_id: str, frame: Frame
-) -> list[tuple[StoredPicture, Verdict]]:
+def _judged(session: Session, owner_id: str, subject_id: str, frame: Frame) -> list[tuple[StoredPicture, Verdict]]:
     """Each picture with its verdict. Of near-duplicates the first is good, as in the dataset step."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
     pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*order)).all()

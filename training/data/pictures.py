@@ -221,9 +221,7 @@ def _fit(image: Image.Image, view: View) -> Image.Image:
 
     The crop is a box in source coordinates, so a picture of 1 × 50,000,000 is never enlarged as a whole.
     """
-    return resizable(image).resize(
-        (view.width, view.height), Image.Resampling.LANCZOS, box=view.box, reducing_gap=3.0
-    )
+    return resizable(image).resize((view.width, view.height), Image.Resampling.LANCZOS, box=view.box, reducing_gap=3.0)
 
 
 def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:

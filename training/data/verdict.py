@@ -53,8 +53,8 @@ def judge(measured: Measured, frame: Frame, crop: Sequence[float] | None = None)
     warnings = []
     if view.enlargement > 1.005 and "too_small" not in faults:
         warnings.append(
-            f"it is enlarged {view.enlargement:.2f} times to {view.width} by {view.height} pixels; a larger picture, or "
-            f"a resolution of at most {_largest(frame, view)}, is sharper"
+            f"it is enlarged {view.enlargement:.2f} times to {view.width} by {view.height} pixels; a larger picture, "
+            f"or a resolution of at most {_largest(frame, view)}, is sharper"
         )
     return Verdict(faults, texts, warnings, view)
 

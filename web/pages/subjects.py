@@ -1,11 +1,13 @@
 """The list of subjects, and the page of one: its pictures, settings, prices and trainings."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
+from pydantic import ValidationError
 
 from core.errors import IllegalMove, SpecInvalid
 from jobs import accounts, overview, quotes, service
@@ -15,7 +17,8 @@ from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables import ACTIVE, Subject
-from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
+from training.data.framing import Frame
+from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES, TrainSpec
 from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
@@ -84,9 +87,9 @@ def subject(
 ) -> Response:
     owner_id = caller.owner_id
     kept = subject_settings.get(services, owner_id, subject_id)
-    pictures = subject_pictures.list_pictures(services, owner_id, subject_id)
-    good = _good(pictures)
     form = TrainForm(base_model or kept.base_model or "sd15", max_steps, resolution)
+    pictures = subject_pictures.list_pictures(services, owner_id, subject_id, _frame(kept, form))
+    good = _good(pictures)
     quote, faults = _quoted(services, kept, form, good)
     usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
     trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS)
@@ -116,6 +119,18 @@ def subject(
         key=uuid4().hex,
         may_train="train" in caller.token.scopes,
     )
+
+
+def _frame(kept: Subject, form: TrainForm) -> Frame:
+    """The size that pictures are judged for: the form's, or the subject's where the form has none that is valid."""
+    spec = subject_pictures.preview_spec(kept)
+    with suppress(ValidationError, SpecInvalid):
+        asked = form.arguments()
+        if asked["base_model"] != spec.base_model:
+            spec = TrainSpec.model_validate({"base_model": asked["base_model"], "trigger_word": "x", "seed": 0})
+        if "resolution" in asked:
+            spec = TrainSpec.model_validate(spec.model_dump() | {"resolution": asked["resolution"]})
+    return subject_pictures.frame_of(spec)
 
 
 def _good(pictures: list[SubjectPicture]) -> list[str]:
@@ -226,9 +241,9 @@ def start(
     """Save the settings and start a training, unless it costs more than the page has shown."""
     if not trigger_word.strip():
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
-    good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
     form = TrainForm(base_model, max_steps, resolution)
     kept = subject_settings.get(services, caller.owner_id, subject_id)
+    good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id, _frame(kept, form)))
     quote, faults = _quoted(services, kept, form, good)
     if quote is None:
         raise SpecInvalid.of(faults)

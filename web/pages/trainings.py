@@ -13,9 +13,9 @@ from core.errors import SpecInvalid
 from jobs import history, previews, service
 from jobs.quotes import Quote
 from jobs.services import Services
-from jobs.subjects import subject_pictures
 from jobs.view import JobView
 from storage.tables import ACTIVE, JobEvent, Stage, Status
+from training.data.verdict import describe_fault
 from web.auth import ServicesDep
 from web.files import download_response, picture_response
 from web.pages.chart import Point, loss_curve
@@ -82,7 +82,7 @@ def _left_out(view: JobView) -> list[tuple[str, str]]:
     found = []
     for picture in view.pictures:
         width, height = (picture.report.width or 0, picture.report.height or 0) if picture.report else (0, 0)
-        if words := [subject_pictures.describe_fault(fault, width, height) for fault in picture.faults]:
+        if words := [describe_fault(fault, width, height) for fault in picture.faults]:
             found.append((picture.label, "; ".join(words)))
     return found
 
