@@ -66,6 +66,11 @@ class PictureReport:
     notes: tuple[str, ...] = ()
     colours: str = ""  # 16 mean colours of the prepared picture, RGB, 96 hex digits; empty in older reports
 
+    @property
+    def bad(self) -> list[str]:
+        """The faults for which the picture is left out."""
+        return [fault for fault in self.faults if fault in BAD_FAULTS]
+
 
 class Fingerprint(Protocol):
     """What tells near-duplicates; see PictureReport. Both are empty for a picture that could not be decoded."""
