@@ -10,6 +10,7 @@ from rich.table import Table
 from cli.backends import BACKENDS
 from cli.captions import captions
 from cli.check import check
+from cli.deletion import delete
 from cli.doctor import doctor
 from cli.fakes import FAKES
 from cli.generate import GENERATION
@@ -128,7 +129,7 @@ imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, down
 imprint.add_section("Pictures", (check, captions))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
-imprint.add_section("Owners", (owners, sessions))
+imprint.add_section("Owners", (owners, sessions, delete))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))

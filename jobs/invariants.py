@@ -19,9 +19,15 @@ CHECKS = {
         FROM training_job j LEFT JOIN credit_hold h ON h.id = j.hold_id
             LEFT JOIN credit_account a ON a.id = h.account_id
         WHERE h.id IS NULL OR h.training_id <> j.id OR a.id IS NULL OR a.owner_id <> j.owner_id""",
-    "every hold belongs to a job": """
+    "every hold belongs to a job, or to one that was deleted": """
         SELECT h.id, 'job ' || h.training_id, 'none'
-        FROM credit_hold h LEFT JOIN training_job j ON j.id = h.training_id WHERE j.id IS NULL""",
+        FROM credit_hold h LEFT JOIN training_job j ON j.id = h.training_id
+            LEFT JOIN deleted_training d ON d.id = h.training_id
+        WHERE j.id IS NULL AND d.id IS NULL""",
+    "the hold of a deleted job is resolved": """
+        SELECT h.id, 'deleted, hold resolved', 'deleted, hold ' || h.state
+        FROM credit_hold h JOIN deleted_training d ON d.id = h.training_id
+        WHERE h.state = 'held'""",
     "the hold of an active job is live or expired": """
         SELECT j.id, j.status || ', hold held or expired', j.status || ', hold ' || h.state
         FROM training_job j JOIN credit_hold h ON h.training_id = j.id

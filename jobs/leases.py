@@ -32,6 +32,7 @@ class Lease:
     token: int
     attempt: int
     position: int | None = None  # of the picture, in preprocess
+    model_id: str = ""  # for the files of a job that is deleted meanwhile; not of a picture's lease
 
     @property
     def _row(self) -> type[Job] | type[JobPicture]:
@@ -94,7 +95,7 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
     ).one_or_none()
     if job is None:
         return None
-    return Lease(job_id, stage, job.lease_token, job.attempt), job
+    return Lease(job_id, stage, job.lease_token, job.attempt, model_id=job.public_model_id), job
 
 
 def claim_picture(

@@ -16,6 +16,7 @@ from core.settings import Settings
 from core.tracing import span
 from credits import ledger
 from jobs import quotes, transitions
+from jobs.deletion import guard
 from jobs.notices import callbacks, notices
 from jobs.remote import pods, runs
 from jobs.requests import repeated_request, training_request
@@ -25,6 +26,7 @@ from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
+from storage.deletion_tables import DeletedTraining
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
 from training.data import trigger_words
 
@@ -87,6 +89,7 @@ def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
     key = request.envelope.idempotency_key
     if key is None:
         return None
+    guard.refuse_deleted_key(session, request.envelope.owner_id, key)
     job = session.exec(
         select(Job).where(Job.owner_id == request.envelope.owner_id, Job.idempotency_key == key)
     ).one_or_none()
@@ -112,11 +115,18 @@ def _check_model_id(session: Session, model_id: str | None) -> None:
 
 def is_model_id_taken(session: Session, model_id: str | None) -> bool:
     """Whether a training was given this id."""
-    return model_id is not None and session.exec(select(Job.id).where(Job.model_id == model_id)).first() is not None
+    if model_id is None:
+        return False
+    # The files of a training that is being deleted may still be there.
+    deleting = select(DeletedTraining.id).where(DeletedTraining.model_id == model_id)
+    taken = session.exec(select(Job.id).where(Job.model_id == model_id)).first()
+    return taken is not None or session.exec(deleting).first() is not None
 
 
 def _create(session: Session, request: TrainingRequest, settings: Settings, origin: Origin) -> Job:
     envelope, spec = request.envelope, request.spec
+    guard.lock_owner(session, envelope.owner_id)
+    guard.refuse_if_deleting(session, envelope.owner_id, envelope.subject_id)
     _check_model_id(session, envelope.model_id)
     steps = spec.steps(len(envelope.images))
     job = Job(

@@ -206,7 +206,7 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
         reason = "the hold was resolved before the training ended; nothing is charged"
         record_event(session, job_id, "leak", reason=reason, credits=charge)
         channels.alert(session, "leak", f"leak: {job_id} was delivered, but {charge} credits were not charged")
-        log.error("leak: %s was delivered, but %d credits of %s were not charged", job_id, charge, job.owner_id)
+        log.error("leak: %s was delivered, but %d credits were not charged", job_id, charge)
     return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
 
 

@@ -103,6 +103,14 @@ class Database:
                 "here too, or restore a backup from before the migration into a new database"
             )
 
+    def empty_log(self) -> None:
+        """On SQLite, empty the write-ahead log, which may still have rows that were deleted, if nobody reads it now."""
+        if self.is_sqlite:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("COMMIT")  # `_begin_sqlite` began a transaction
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.exec_driver_sql("BEGIN")
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -144,7 +152,8 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     _write_ahead(connection)
     # FULL: a commit survives a power cut, as the ledger promises.
     # recursive_triggers: without it INSERT OR REPLACE bypasses the ledger's delete trigger.
-    for pragma in ("synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
+    # secure_delete: deleted rows are overwritten in the file.
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

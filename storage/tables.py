@@ -64,14 +64,14 @@ class StoredPicture(SQLModel, table=True):
     id: str = Field(primary_key=True)
     owner_id: str = Field(index=True)
     subject_id: str
-    sha256: str
+    sha256: str = Field(index=True)
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
     name: str | None = None  # of the file that it came from
     caption: str | None = None
     # The quality report; None until the picture has been checked.
     report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
-    preview_key: str | None = None  # of the thumbnail
+    preview_key: str | None = Field(default=None, index=True)  # of the thumbnail
     # The part that its owner wants trained, as shares of width and height: left, top, right, bottom. None: the whole.
     crop: list[float] | None = Field(default=None, sa_column=_json(list[float]))
     # A mask for another picture. Masks are not trained on.
@@ -146,7 +146,7 @@ class PreparedPicture(SQLModel, table=True):
     source_sha256: str = Field(primary_key=True)
     recipe: str = Field(primary_key=True)
     key: str | None = None  # of the PNG in the store; None if the file cannot be decoded
-    sha256: str | None = None  # of the PNG
+    sha256: str | None = Field(default=None, index=True)  # of the PNG
     width: int = 0
     height: int = 0
     # The quality report, or why the file cannot be decoded.
@@ -165,6 +165,7 @@ class Job(SQLModel, table=True):
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
+        sa.Index("ix_training_job_dataset", "dataset_sha256"),
     )
 
     id: str = Field(primary_key=True)
@@ -230,6 +231,7 @@ class Job(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     started_at: datetime | None = Field(default=None, sa_column=time_column())
     finished_at: datetime | None = Field(default=None, sa_column=time_column())
+    thinned_at: datetime | None = Field(default=None, sa_column=time_column())  # when retention deleted its pictures
 
     @property
     def public_model_id(self) -> str:
@@ -241,6 +243,10 @@ class JobPicture(SQLModel, table=True):
     """One picture of one job, and the result of preparing it."""
 
     __tablename__ = "job_picture"
+    __table_args__ = (
+        sa.Index("ix_job_picture_source", "source_sha256"),
+        sa.Index("ix_job_picture_prepared", "prepared_sha256"),
+    )
 
     job_id: str = Field(primary_key=True, foreign_key="training_job.id")
     position: int = Field(primary_key=True)

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery.app.task import Context
@@ -106,6 +106,12 @@ def _confirmed(signature: Any, message_id: str | None) -> Any:
         name: [*maybe_list(options.get(name) or []), _callback_ended(message_id)] for name in ("link", "link_error")
     }
     return given
+
+
+def forget_results(task_ids: Iterable[str]) -> None:
+    """Delete the results of tasks from the result store. Raises Unreachable while that is away."""
+    for task_id in task_ids:
+        _try(lambda task_id=task_id: app.backend.forget(task_id))  # type: ignore[misc]
 
 
 def _context(call: TaskCall) -> Context:

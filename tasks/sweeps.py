@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from jobs import sweeps
+from jobs.deletion import retention
+from jobs.deletion import run as deletions
 from jobs.periodic import Part, run_parts
 from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
@@ -15,6 +17,8 @@ PARTS: Mapping[str, Sequence[Part]] = {
     "imprint.sweep": (
         Part("repair", sweeps.repair_jobs),
         Part("fetches", image_fetches.repair),
+        Part("deletions", deletions.sweep),
+        Part("retention", retention.sweep),
         Part("relay", relay),
         Part("done", sweeps.sweep_done),
     ),

@@ -15,7 +15,7 @@ from web.pages import account as account_page
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
 from web.request_middleware import RequestMiddleware
-from web.routes import account, captions, images, pages, service, subjects, trainings
+from web.routes import account, captions, deletions, images, pages, service, subjects, trainings
 from web.signing import secret
 from web.streams import Streams
 from web.uploads import MAX_BODY_BYTES, Uploads, max_upload_bytes
@@ -79,7 +79,7 @@ def create_app(services: Services) -> FastAPI:
             expose_headers=_RESPONSE_HEADERS,
         )
     problems.install(app)
-    for routes in (subjects, images, captions, trainings, account, service, pages):
+    for routes in (subjects, images, captions, trainings, account, deletions, service, pages):
         app.include_router(routes.router)
     for shown in (account_page, subject_pages, training_pages):
         app.include_router(shown.router)

@@ -28,6 +28,7 @@ PictureId = Annotated[str, Path(alias="imageId", min_length=1, max_length=100, p
 FetchId = Annotated[str, Path(alias="fetchId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 TrainingId = Annotated[str, Path(alias="id", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 PreviewName = Annotated[str, Path(alias="name", max_length=100)]
+DeletionId = Annotated[str, Path(alias="deletionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 SessionId = Annotated[str, Path(alias="sessionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 IdempotencyKey = Annotated[
     str | None,

@@ -22,6 +22,17 @@ class JobSettings(BaseModel):
         gt=0,
         description="A job whose message no worker took is sent again after this time; it doubles each time.",
     )
+    deletion_grace_s: float = Field(
+        0.0,
+        ge=0,
+        description="A deletion begins after this time; until then it can be undone. 0: at once.",
+    )
+    retention_days: int | None = Field(
+        None,
+        ge=1,
+        description="The pictures and kept checkpoints of a training are deleted this many days after its end; the "
+        "LoRA file stays. Unset: they stay until they are deleted.",
+    )
     hold_days: int = Field(7, ge=1, description="A hold on credits expires after this many days.")
 
     # ---- credits ----

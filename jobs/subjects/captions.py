@@ -9,6 +9,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from core.errors import IllegalMove, NotFound, SpecInvalid
 from core.ids import new_id
+from jobs.deletion import guard
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from storage.caption_tables import CaptionChange
@@ -117,6 +118,8 @@ def _change(
 ) -> CaptionsChanged:  # fmt: skip
     """Give the pictures with these ids (None: all) a new caption each, and remember the old ones."""
     with services.database.writing() as session:
+        guard.lock_owner(session, owner_id)
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         _lock(session, owner_id, subject_id)
         pictures = _pictures(session, owner_id, subject_id)
         if ids is not None and (missing := sorted(ids - {picture.id for picture in pictures})):

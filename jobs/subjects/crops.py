@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col
 
 from core.errors import IllegalMove, SpecInvalid
-from jobs import keys
+from jobs import keys, shared_objects
 from jobs.services import Services
 from jobs.stages import intake, picture_source
 from jobs.subjects import subject_pictures
@@ -30,21 +30,31 @@ def set_crop(
         picture = _get(session, owner_id, subject_id, picture_id)
         spec = subject_pictures.preview_spec(session.get(Subject, (owner_id, subject_id)))
     crop = None if box is None else _crop(picture, box).to_list()
-    preview_key = _keep_preview(services, picture, spec, crop)
+    made, png = _prepare(services, picture, spec, crop)
+    preview_key, small = keys.thumbnail(made.sha256 or ""), thumbnail(png)
+    shared_objects.make_sure(services, preview_key, small)
     change = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
-    with services.database.writing() as session:
-        session.connection().execute(change.values(crop=crop, preview_key=preview_key))
+
+    def record() -> None:
+        with services.database.writing() as session:
+            shared_objects.record_use(session, preview_key)
+            session.connection().execute(change.values(crop=crop, preview_key=preview_key))
+            if picture.preview_key not in (None, preview_key):
+                shared_objects.note_unused(session, [str(picture.preview_key)])
+
+    shared_objects.with_patience(record)
+    shared_objects.make_sure(services, preview_key, small)
     return subject_pictures.get(services, owner_id, subject_id, picture_id)
 
 
 def show_crop(services: Services, owner_id: str, subject_id: str, picture_id: str, spec: TrainSpec) -> bytes:
-    """A JPEG of the part that a training with this recipe sees. Raises NotFound and ImageInvalid.
+    """A JPEG of the part that a training with this recipe sees. Raises NotFound and IllegalMove.
 
     The picture is prepared for it as for a training, which then does not prepare it again.
     """
     with services.database.reading() as session:
         picture = _get(session, owner_id, subject_id, picture_id)
-    return services.store.get(_keep_preview(services, picture, spec, picture.crop))
+    return thumbnail(_prepare(services, picture, spec, picture.crop)[1])
 
 
 def _get(session: Session, owner_id: str, subject_id: str, picture_id: str) -> StoredPicture:
@@ -63,18 +73,28 @@ def _crop(picture: StoredPicture, box: Sequence[float]) -> Crop:
     return crop
 
 
-def _keep_preview(services: Services, picture: StoredPicture, spec: TrainSpec, crop: Sequence[float] | None) -> str:
-    """Prepare the picture, unless that was done before; returns the key of its thumbnail. Raises ImageInvalid."""
-    with services.database.reading() as session:
-        made = session.get(PreparedPicture, (picture.sha256, intake.preparation(spec, crop=crop)))
-    if made is None:
+def _prepare(
+    services: Services, picture: StoredPicture, spec: TrainSpec, crop: Sequence[float] | None
+) -> tuple[PreparedPicture, bytes]:
+    """The picture as a training gets it, and its PNG, prepared unless that was done before. Raises IllegalMove."""
+
+    def convert() -> PreparedPicture:
         data = services.store.get(picture.key)
-        made = picture_source.convert(services, data, picture.sha256, spec, picture.owner_id, crop=crop)
-        with services.database.writing() as session:
-            insert_if_absent(session, made)
+        return picture_source.convert(services, data, picture.sha256, spec, picture.owner_id, crop=crop)
+
+    with services.database.reading() as session:
+        known = session.get(PreparedPicture, (picture.sha256, intake.preparation(spec, crop=crop)))
+    made = known or convert()
     if made.key is None or made.sha256 is None:
         raise IllegalMove(made.report.error or "the picture cannot be read")
-    key = keys.thumbnail(made.sha256)
-    if not services.store.exists(key):
-        services.store.put(key, thumbnail(services.store.get(made.key)))
-    return key
+    png, key = subject_pictures.prepared_png(services, made, convert), made.key
+
+    def record() -> None:
+        with services.database.writing() as session:
+            shared_objects.record_use(session, key)
+            insert_if_absent(session, made)
+
+    if known is None:
+        shared_objects.with_patience(record)
+        shared_objects.make_sure(services, key, png)
+    return made, png

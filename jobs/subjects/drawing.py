@@ -15,6 +15,7 @@ from core.numbers import NumbersAreNotBools
 from generation.comfyui.follow import OnProgress
 from generation.comfyui.prompts import contains_word
 from jobs import keys
+from jobs.deletion import guard
 from jobs.requests.training_request import SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
@@ -22,6 +23,8 @@ from jobs.subjects.comfyui_drawing import ComfyUITarget, cancel_drawing, comfyui
 from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weights
 from jobs.turns import owner_slot
 from jobs.view import View
+from storage.database import insert_if_absent
+from storage.deletion_tables import StoredDrawing
 from training.base_family import family_of_base
 from training.spec import BASE_MODELS, base_model_location
 
@@ -95,15 +98,28 @@ def _generate(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key,
             report=report,
         )  # fmt: skip
-    prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
+    drawing_id = hashlib.sha256(key.encode()).hexdigest()[:32]
+    job_id = weights.file.removesuffix(".safetensors")
+    _record(services, StoredDrawing(
+        id=drawing_id, owner_id=asked.owner_id, subject_id=asked.subject_id, job_id=job_id, task_id=key
+    ))  # fmt: skip
+    prefix = keys.drawing(drawing_id)
     return DrawingResult(
-        job_id=weights.file.removesuffix(".safetensors"),
+        job_id=job_id,
         prompt_id=done.prompt_id,
         pictures=[
             _store_picture(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)
         ],
         notes=done.notes,
     )
+
+
+def _record(services: Services, drawing: StoredDrawing) -> None:
+    """Record whose pictures these are, before they are stored: a deletion finds them by this."""
+    with services.database.writing() as session:
+        guard.lock_owner(session, drawing.owner_id)
+        guard.refuse_if_deleting(session, drawing.owner_id, drawing.subject_id)
+        insert_if_absent(session, drawing)
 
 
 def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:

@@ -18,6 +18,7 @@ from core.ids import new_id
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label, source_name
 from core.settings import Settings
+from jobs.deletion import guard
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
@@ -79,7 +80,8 @@ def submit(
     )
     with services.database.writing() as session:
         _forget_old(session, owner_id)
-        _lock_owner(session, owner_id)
+        guard.lock_owner(session, owner_id)  # also, so that all requests at once do not pass the limit together
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         open_fetches = select(func.count()).where(
             ImageFetch.owner_id == owner_id, col(ImageFetch.finished_at).is_(None)
         )
@@ -151,14 +153,23 @@ def _fetch_all(services: Services, fetch: ImageFetch, deadline: float) -> None:
     for index in range(len(results)):
         if results[index] is None:
             results[index] = _fetch_one(services, fetch, index, deadline - time.monotonic())
-            with services.database.writing() as session:
-                row = session.get_one(ImageFetch, fetch.id, with_for_update=True)
-                row.results = list(results)
-                session.add(row)
+            if not _record(services, fetch.id, results, is_over=False):
+                return
+    _record(services, fetch.id, results, is_over=True)
+
+
+def _record(services: Services, fetch_id: str, results: Sequence[FetchResult | None], *, is_over: bool) -> bool:
+    """Write the results; False if the fetch was deleted meanwhile."""
     with services.database.writing() as session:
-        row = session.get_one(ImageFetch, fetch.id, with_for_update=True)
-        _end(row, results)
+        row = session.get(ImageFetch, fetch_id, with_for_update=True)
+        if row is None:
+            return False
+        if is_over:
+            _end(row, results)
+        else:
+            row.results = list(results)
         session.add(row)
+    return True
 
 
 def _fetch_one(services: Services, fetch: ImageFetch, index: int, left_s: float) -> FetchResult:
@@ -191,12 +202,6 @@ def _end(fetch: ImageFetch, results: Sequence[FetchResult | None]) -> None:
     fetch.results = [old or new for old, new in zip(fetch.results, results, strict=True)]
     fetch.addresses = []
     fetch.finished_at = utcnow()
-
-
-def _lock_owner(session: Session, owner_id: str) -> None:
-    """Let requests of one owner wait for each other, so that all at once do not pass the limit together."""
-    if session.get_bind().dialect.name == "postgresql":  # on SQLite writing transactions wait for each other anyway
-        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 1))"), {"owner": owner_id})
 
 
 def _forget_old(session: Session, owner_id: str) -> None:

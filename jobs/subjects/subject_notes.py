@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlmodel import col
 
+from jobs.deletion import guard
 from jobs.services import Services
 from storage.database import insert_if_absent
 from storage.tables import Subject
@@ -17,6 +18,8 @@ def add(services: Services, owner_id: str, subject_id: str, notes: Sequence[str]
     if not notes:
         return
     with services.database.writing() as session:
+        guard.lock_owner(session, owner_id)
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
         subject = session.get_one(Subject, (owner_id, subject_id), with_for_update=True)
         subject.notes = list(dict.fromkeys([*(subject.notes or []), *notes]))[-MAX_KEPT:]

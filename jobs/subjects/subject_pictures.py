@@ -1,6 +1,7 @@
 """The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -8,9 +9,9 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
-from core.clock import utcnow
 from core.errors import IllegalMove, ImageInvalid, NotFound
-from jobs import keys
+from jobs import keys, shared_objects
+from jobs.deletion import requests
 from jobs.services import Services
 from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
@@ -78,15 +79,32 @@ def add(
         raise ImageInvalid(report.error or "the picture cannot be read")
     if is_mask:
         report = report.model_copy(update={"bad": []})  # a mask may be all white, black or flat
-    preview_key = keys.thumbnail(made.sha256)
-    if not services.store.exists(preview_key):
-        services.store.put(preview_key, thumbnail(services.store.get(made.key)))
+    png = prepared_png(services, made, lambda: picture_source.convert(services, data, sha256, spec, owner_id))
+    preview_key, small = keys.thumbnail(made.sha256), thumbnail(png)
+    shared_objects.make_sure(services, preview_key, small)
     picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask, name=name)
     checked = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
-    with services.database.writing() as session:
-        insert_if_absent(session, made)
-        session.connection().execute(checked.values(report=report, preview_key=preview_key))
+
+    def record() -> None:
+        with services.database.writing() as session:
+            shared_objects.record_use(session, keys.prepared(made.sha256 or ""), preview_key)
+            insert_if_absent(session, made)
+            session.connection().execute(checked.values(report=report, preview_key=preview_key))
+
+    shared_objects.with_patience(record)
+    shared_objects.make_sure(services, made.key, png)
+    shared_objects.make_sure(services, preview_key, small)
     return picture_id
+
+
+def prepared_png(services: Services, made: PreparedPicture, convert: Callable[[], PreparedPicture]) -> bytes:
+    """The prepared picture, converted again if it was deleted with its last user a moment ago."""
+    key = str(made.key)
+    try:
+        return services.store.get(key)
+    except NotFound:
+        convert()
+        return services.store.get(key)
 
 
 def list_pictures(
@@ -112,13 +130,16 @@ def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
 
 
 def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) -> None:
-    """Remove a picture; trainings that use it continue. Removing it again changes nothing. Raises NotFound."""
+    """Remove a picture; it is deleted as soon as no active training uses it.
+
+    Removing it again changes nothing. Raises NotFound.
+    """
     with services.database.writing() as session:
-        get_row(session, owner_id, subject_id, picture_id)
-        gone = sa.update(StoredPicture).where(
-            col(StoredPicture.id) == picture_id, col(StoredPicture.removed_at).is_(None)
-        )
-        session.connection().execute(gone.values(removed_at=utcnow()))
+        is_gone = session.get(StoredPicture, picture_id) is None
+        if is_gone and requests.was_deleted(session, owner_id, picture_id):
+            return
+        picture = get_row(session, owner_id, subject_id, picture_id)
+        requests.remove_picture(session, services.settings, picture)
 
 
 def get(services: Services, owner_id: str, subject_id: str, picture_id: str) -> SubjectPicture:

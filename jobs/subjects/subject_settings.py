@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import InsufficientCredits, KeyReused, SpecInvalid
 from jobs import service
+from jobs.deletion import guard
 from jobs.notices import notices
 from jobs.owners import normal_name
 from jobs.requests import training_request
@@ -45,6 +46,8 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
     if faults:
         raise SpecInvalid.of(faults)
     with services.database.writing() as session:
+        guard.lock_owner(session, owner_id)
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
         subject = session.get_one(Subject, (owner_id, subject_id), with_for_update=True)
         for name, value in {**changed, "updated_at": utcnow()}.items():

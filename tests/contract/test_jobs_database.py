@@ -27,6 +27,7 @@ import credits.tables
 import notifications.tables
 import storage.access_tables
 import storage.caption_tables
+import storage.deletion_tables
 import storage.remote_tables
 import storage.stream_positions
 import storage.tables
@@ -100,6 +101,7 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
             notifications.tables,
             storage.access_tables,
             storage.caption_tables,
+            storage.deletion_tables,
             storage.remote_tables,
             storage.stream_positions,
             storage.tables,
@@ -107,7 +109,7 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 21
+    assert len(tables) == 25
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []

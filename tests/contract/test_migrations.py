@@ -179,7 +179,7 @@ def test_owners_get_their_one_name_and_two_accounts_are_never_merged(
                 connection.execute(sa.text(statement), values | {"at": "2026-01-01 00:00:00.000000"})
     with caplog.at_level("WARNING", logger="storage.migrations"):
         database.migrate()
-    for table in set(OWNED) - {"image_fetch", "page_session"}:
+    for table in set(OWNED) - {"caption_change", "deletion", "drawing", "image_fetch", "page_session"}:
         with database.reading() as session:
             column = sa.column("owner_id", sa.String)
             names = session.execute(sa.select(column).select_from(sa.table(table))).scalars().all()

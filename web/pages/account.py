@@ -8,13 +8,23 @@ from fastapi.responses import FileResponse, RedirectResponse
 from core.errors import NotFound, SpecInvalid
 from jobs import accounts, overview
 from jobs import sessions as kept_sessions
+from jobs.deletion import requests
 from jobs.remote import trainers
 from tasks import fleet
 from web.auth import ServicesDep
 from web.pages import session as sessions
 from web.pages.render import STATIC, render
-from web.pages.session import COOKIE, LASTS_S, PageOperatorDep, PageReaderDep, PageRoute, SessionDep, check_origin
-from web.parameters import SessionId
+from web.pages.session import (
+    COOKIE,
+    LASTS_S,
+    PageOperatorDep,
+    PageReaderDep,
+    PageRoute,
+    PageTrainerDep,
+    SessionDep,
+    check_origin,
+)
+from web.parameters import DeletionId, SessionId
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -90,7 +100,26 @@ def account(
         before=before,
         sessions=kept_sessions.list_sessions(services, caller.owner_id),
         session_id=caller.session_id,
+        deletions=requests.list_open(services, caller.owner_id),
+        may_train="train" in caller.token.scopes,
+        faults={},
     )
+
+
+@router.post("/account/delete")
+def delete(
+    request: Request, services: ServicesDep, caller: PageTrainerDep, confirm: Annotated[str, Form(max_length=300)] = ""
+) -> Response:
+    if confirm.strip() != caller.owner_id:
+        raise SpecInvalid.of({"confirm": "write your owner's name as it is shown"})
+    requests.delete_owner(services, caller.owner_id)
+    return RedirectResponse("/sign-in", 303)
+
+
+@router.post("/deletions/{deletionId}/undo")
+def undo_deletion(services: ServicesDep, caller: PageTrainerDep, deletion_id: DeletionId) -> Response:
+    requests.undo(services, deletion_id, caller.owner_id)
+    return RedirectResponse("/account?notice=undone", 303)
 
 
 @router.post("/account/sessions/{sessionId}/end")

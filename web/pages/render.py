@@ -54,6 +54,8 @@ _NOTICES = {
     "started": "Training started.",
     "cancelled": "Training cancelled.",
     "ended": "Signed out there.",
+    "deleting": "The deletion is under way.",
+    "undone": "The deletion is undone.",
 }
 
 

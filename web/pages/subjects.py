@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from core.errors import IllegalMove, SpecInvalid
 from jobs import accounts, overview, quotes, service
+from jobs.deletion import requests
 from jobs.quotes import Quote
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
@@ -273,6 +274,12 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _redirect(subject_id, "some" if stored.refused else "uploaded")
+
+
+@router.post("/subjects/{id}/delete")
+def delete(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
+    requests.delete_subject(services, caller.owner_id, subject_id)
+    return RedirectResponse("/account?notice=deleting", 303)
 
 
 @router.get("/subjects/{id}/images/{imageId}")

@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 from core.advice import ADVICE
 from core.errors import SpecInvalid
 from jobs import history, previews, service
+from jobs.deletion import requests
 from jobs.quotes import Quote
 from jobs.services import Services
 from jobs.view import JobView
@@ -112,6 +113,12 @@ def _usage(view: JobView) -> list[tuple[str, str, str]]:
 def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     service.cancel(services, job_id, caller.owner_id)
     return RedirectResponse(f"/trainings/{job_id}?notice=cancelled", 303)
+
+
+@router.post("/delete")
+def delete(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    requests.delete_training(services, job_id, caller.owner_id)
+    return RedirectResponse("/account?notice=deleting", 303)
 
 
 @router.post("/again")

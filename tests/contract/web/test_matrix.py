@@ -14,6 +14,7 @@ from sqlmodel import col
 
 from core.clock import utcnow
 from jobs import keys, tokens, transitions
+from jobs.deletion import requests
 from storage.access_tables import ApiToken
 from storage.tables import Job, Status
 from tests.contract.web import test_page_matrix
@@ -82,6 +83,12 @@ ROWS = [
     Row("POST", f"{ONE}/cancel", "train", 409),
     Row("POST", f"{ONE}/retry", "train", 202),
     Row("DELETE", f"{OF}/images/{{imageId}}", "train", 204),
+    Row("DELETE", "/api/account", "train", 422, 422),  # the owner's name is not repeated
+    Row("GET", "/api/deletions", "read", 200, {"deletions": []}),
+    Row("GET", "/api/deletions/{deletionId}", "read", 200),
+    Row("DELETE", "/api/deletions/{deletionId}", "train", 409),  # it has begun
+    Row("DELETE", OF, "train", 202),
+    Row("DELETE", ONE, "train", 202),
 ]
 GUARDED = [row for row in ROWS if row.scope is not None]
 
@@ -96,12 +103,15 @@ class World:
     image_ids: list[str]
     fetch_id: str
     session_id: str
+    deletion_id: str
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
         path = path.replace("{fetchId}", self.fetch_id)
         path = path.replace("{step}", "50")
-        path = path.replace("{id}", "rex" if row.path.startswith(OF) else self.job_id)
+        subject = "old" if (row.method, row.path) == ("DELETE", OF) else "rex"
+        path = path.replace("{id}", subject if row.path.startswith(OF) else self.job_id)
+        path = path.replace("{deletionId}", self.deletion_id)
         path = path.replace("{sessionId}", self.session_id)
         options: dict[str, Any] = {**row.options, **more}
         if "/lora/train" in path:
@@ -132,7 +142,9 @@ def world(lone_api: Api) -> World:
         transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
     fetch = lone_api.call("POST", f"{REX}/images", ada, json={"url": "https://pictures.example/rex.jpg"})
     session_id = test_page_matrix.a_session(lone_api, ada)
-    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id)
+    gone = lone_api.upload(ada, 2, subject="old")[0]
+    deletion = requests.delete_picture(services, gone)
+    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id, deletion.id)
 
 
 def routes(api: Api) -> set[tuple[str, str]]:

@@ -11,6 +11,7 @@ import pytest
 
 from core.clock import utcnow
 from jobs import keys, service, sessions, tokens
+from jobs.deletion import requests
 from storage.access_tables import ApiToken
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
@@ -59,6 +60,10 @@ ROWS = [
     Row("POST", "/trainings/{id}/again", "train", 303, form={"key": "2" * 32}),
     Row("POST", "/account/sessions/{sessionId}/end", "read", 303),
     Row("POST", "/account/sessions/end-others", "read", 303, 303),
+    Row("POST", "/account/delete", "train", 422, 422),  # the owner's name is not repeated
+    Row("POST", "/deletions/{deletionId}/undo", "train", 409),  # it has begun
+    Row("POST", "/subjects/{id}/delete", "train", 303),
+    Row("POST", "/trainings/{id}/delete", "train", 303),
 ]
 GUARDED = [row for row in ROWS if row.scope is not None]
 
@@ -71,11 +76,14 @@ class Page:
     job_id: str
     image_ids: list[str]
     session_id: str
+    deletion_id: str
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
-        path = path.replace("{id}", "rex" if row.path.startswith("/subjects") else self.job_id) + row.query
+        subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
+        path = path.replace("{deletionId}", self.deletion_id)
+        path = path.replace("{id}", subject if row.path.startswith("/subjects") else self.job_id) + row.query
         files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
         data = None if row.method == "GET" else row.form
         cookies = {"cookie": f"{COOKIE}={cookie}"} if cookie is not None else {}
@@ -103,7 +111,8 @@ def page(lone_api: Api) -> Page:
     images = lone_api.upload(ada, 7)
     job_id = lone_api.train(ada, images[:6]).json()["id"]
     service.cancel(lone_api.services, job_id)
-    return Page(lone_api, job_id, images, a_session(lone_api, ada))
+    deletion = requests.delete_picture(lone_api.services, lone_api.upload(ada, 2, subject="old")[0])
+    return Page(lone_api, job_id, images, a_session(lone_api, ada), deletion.id)
 
 
 def a_session(api: Api, secret: str) -> str:
