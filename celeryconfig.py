@@ -4,7 +4,7 @@ from kombu import Exchange, Queue
 
 from core import broker, queues
 from core.settings import settings
-from training.spec import FAMILIES
+from training.families.registry import FAMILIES
 
 _settings = settings()
 _broker, _results = broker.broker(_settings), broker.results(_settings)

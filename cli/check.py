@@ -15,13 +15,14 @@ from training.data.decoder import Decoder
 from training.data.folder_check import CheckedPicture, check_pictures
 from training.data.framing import Frame
 from training.data.picture_folder import PictureFolder, read_folder
-from training.spec import MIN_PICTURES, RECIPES
+from training.families.registry import FAMILIES
+from training.spec import MIN_PICTURES
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--family", type=click.Choice(list(RECIPES)), default="sd15", show_default=True, help="Of the base model."
+    "--family", type=click.Choice(list(FAMILIES)), default="sd15", show_default=True, help="Of the base model."
 )
 @click.option("--resolution", type=int, help="In pixels, a multiple of 64. Default: the family's.")
 @click.option("--aspect-buckets", is_flag=True, help="Judge shapes near those of the pictures instead of squares.")
@@ -32,7 +33,7 @@ def check(folder: Path, *, family: str, resolution: int | None, aspect_buckets: 
     Every file is named once: pictures with their verdict and the part that a training would see, other files with the
     reason why they are not used.
     """
-    frame = Frame(resolution or RECIPES[family]["resolution"], aspect_buckets)  # type: ignore[index]
+    frame = Frame(resolution or int(FAMILIES[family].recipe["resolution"]), aspect_buckets)
     if frame.resolution % 64 or not 64 <= frame.resolution <= 2048:
         raise SpecInvalid.of({"--resolution": "must be a multiple of 64, from 64 to 2048"})
     with opened(folder, limits_of(settings())) as place, decoder_of(settings()) as decoder:

@@ -24,7 +24,7 @@ from jobs.services import Services, open_store, services
 from storage.database import AWAY, Database, known_revisions
 from tasks import fleet
 from tasks.device_check import FOLDER
-from training.spec import BASE_MODELS, FAMILIES
+from training.families.registry import BASE_MODELS, FAMILIES
 
 DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB; base models and LoRAs need more
 CLOCK_OFF_S = 5.0  # leases last 25 s by default: a larger difference of clocks would end leases of live workers

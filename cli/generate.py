@@ -21,6 +21,7 @@ from jobs.subjects import drawing, lora_weights, loras
 from jobs.subjects.comfyui_drawing import ComfyUITarget, draw_on_comfyui
 from jobs.subjects.drawing import LocalDrawing
 from jobs.subjects.lora_weights import LoraWeights
+from training.families.registry import FAMILIES
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -45,7 +46,7 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 @click.option("--subject", "subject_id", help="Use the newest finished LoRA of this subject instead.")
 @click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Name, folder or hub id. Default: the base model of the LoRA.")
-@click.option("--family", help="sd15, sdxl or z-image; needed for a hub id.")
+@click.option("--family", help=f"{', '.join(FAMILIES)}; needed for a hub id.")
 @click.option("--prompt", help="What to draw, after the trigger word. ComfyUI: replaces the workflow's prompt.")
 @click.option("--trigger", "trigger_word", help='Replaces the trigger word of the LoRA; "" for none.')
 @click.option("--strength", type=float, help="Default: 1, what it was trained for. 0 has no effect.")

@@ -27,7 +27,7 @@ from core.free_port import free_port
 from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
 from jobs.services import Services
-from training.spec import FAMILIES
+from training.families.registry import FAMILIES
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0

@@ -25,8 +25,9 @@ from training.data.file_kinds import ARCHIVE_SUFFIXES
 from training.data.folder_check import check_pictures
 from training.data.framing import Frame
 from training.data.picture_folder import read_folder
+from training.families.registry import BASE_MODELS, FAMILIES
 from training.options import parse_assignments
-from training.spec import BASE_MODELS, Optimizer
+from training.spec import Optimizer
 
 
 @click.command()
@@ -34,7 +35,7 @@ from training.spec import BASE_MODELS, Optimizer
 @click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner who pays.")
 @click.option("--subject", "subject_id", help="What the LoRA learns. Default: the name of FOLDER.")
 @click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
-@click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
+@click.option("--family", help=f"{', '.join(FAMILIES)}; needed for a folder or hub id.")
 @click.option(
     "--trigger",
     "trigger_word",
@@ -155,6 +156,8 @@ def _quote(arguments: dict[str, Any], as_json: bool) -> None:
         "Cancelling before the first step costs nothing; after that the steps done are charged, rounded down: "
         f"{_credits(quote.cancelled_half_way)} halfway", highlight=False,
     )  # fmt: skip
+    if quote.licence is not None:
+        out.print(f"The licence of the base model: {quote.licence}", highlight=False)
 
 
 def _credits(count: int) -> str:

@@ -18,6 +18,7 @@ from credits import ledger
 from jobs import quotes, transitions
 from jobs.deletion import guard
 from jobs.notices import callbacks, notices
+from jobs.prices import credits_for
 from jobs.remote import pods, runs
 from jobs.requests import repeated_request, training_request
 from jobs.requests.training_request import Origin, TrainingRequest
@@ -153,7 +154,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         session,
         envelope.owner_id,
         job.id,
-        quotes.credits_for(spec, steps, settings),
+        credits_for(spec, steps, settings),
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )

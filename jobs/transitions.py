@@ -19,9 +19,10 @@ from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
 from credits import ledger
-from credits.price import price, price_of_part
+from credits.price import price_of_part
 from jobs.leases import Lease
 from jobs.notices import callbacks, notices
+from jobs.prices import credits_for, rate_of
 from jobs.specs import spec_of
 from jobs.view import view_of
 from notifications import channels, outbox, webhooks
@@ -200,7 +201,7 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
         return False
     spec = spec_of(job)
-    charge = price(spec.family, job.total_steps, spec.resolution, settings.prices)
+    charge = credits_for(spec, job.total_steps, settings)
     hold = ledger.hold_of(session, job_id)
     if hold is None or hold.state != "held":
         reason = "the hold was resolved before the training ended; nothing is charged"
@@ -242,7 +243,8 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0
     spec = spec_of(job)
-    return price_of_part(spec.family, max(0, min(job.step, job.total_steps)), spec.resolution, settings.prices)
+    steps = max(0, min(job.step, job.total_steps))
+    return price_of_part(rate_of(spec.family, settings), steps, spec.resolution)
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:

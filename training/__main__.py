@@ -24,12 +24,13 @@ from training.base_family import family_of_base
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
 from training.data.file_kinds import ACCEPTED
 from training.data.folder import FolderDataset, load_folder
+from training.families.registry import BASE_MODELS, FAMILIES
 from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints
 from training.options import parse_assignments
 from training.ports import TrainResult, TrainRun
 from training.progress_bar import ProgressBar, clock
-from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec, base_model_location
+from training.spec import GROUPS, Optimizer, TrainSpec, base_model_location
 
 # Errors of the input; all others are failures.
 _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
@@ -38,7 +39,7 @@ _ARGUMENTS = frozenset(TrainSpec.model_fields) - set(GROUPS)
 
 _EPILOG = f"""
 pictures:
-  {ACCEPTED}, 5 to 100 of one subject. Captions are text files of
+  {ACCEPTED}, 5 to 1,000 of one subject. Captions are text files of
   the same name (dog1.jpg, dog1.txt), or as other trainers write them: dog1.caption, dog1.jpg.txt, metadata.jsonl. If a
   caption lacks the trigger word, it is put in front; without a caption it is "a photo of TRIGGER CLASS". Blurred,
   small, badly exposed and repeated pictures are left out and listed.
@@ -64,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     defaults = {
-        name: ", ".join(f"{recipe[name]:g} ({family})" for family, recipe in RECIPES.items())
-        for name in RECIPES["sd15"]
+        name: ", ".join(f"{family.recipe[name]:g} ({family.name})" for family in FAMILIES.values())
+        for name in ("rank", "alpha", "learning_rate", "resolution", "epochs")
     }
     add = made.add_argument
     add("folder", metavar="FOLDER", type=Path, help="folder of pictures, or a ZIP or tar archive of one")
@@ -83,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
         default="sd15",
         help=f"{', '.join(BASE_MODELS)}; or a folder, a .safetensors file or a hub id (default: sd15)",
     )
-    add("--family", choices=list(RECIPES), help="of a base model given as hub id; files and folders tell it themselves")
+    add(
+        "--family", choices=list(FAMILIES), help="of a base model given as hub id; files and folders tell it themselves"
+    )
     add("--class-word", default="", help="what the subject is, for pictures without a caption, such as dog")
     recipe = made.add_argument_group("recipe")
     add = recipe.add_argument

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training import families  # isort: skip - before diffusers, which would load bitsandbytes
+from training.families.registry import FAMILIES  # isort: skip - before diffusers, which would load bitsandbytes
 
 import diffusers
 import torch
-import transformers
 from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
 from training.device import choose, precision
 from training.families import folders, single_file
-from training.families.parts import load_part, locate
+from training.families.parts import class_of, load_part, locate
+from training.families.record import Family
 from training.families.sd15 import require_pair
 from training.lora import formats as lora_formats
 from training.lora import soundness
@@ -23,38 +23,7 @@ from training.lora.readers import WHOLE, readers
 from training.lora.reading import read_lora
 
 lib: Any = diffusers  # mypy does not see its classes
-
-# Each family's pipeline, its extra arguments, and its scheduler if the base model names none.
-_PIPELINES: dict[str, tuple[str, dict[str, Any], str]] = {
-    # No safety checker: training does not download it, and only the owner sees these pictures.
-    "sd15": (
-        "StableDiffusionPipeline",
-        {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
-        "EulerDiscreteScheduler",
-    ),
-    "sdxl": ("StableDiffusionXLPipeline", {"add_watermarker": False}, "EulerDiscreteScheduler"),
-    "z-image": ("ZImagePipeline", {}, "FlowMatchEulerDiscreteScheduler"),
-}
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "unet": lib.UNet2DConditionModel,
-        "vae": lib.AutoencoderKL,
-        "text_encoder": transformers.CLIPTextModel,
-        "tokenizer": transformers.CLIPTokenizer,
-    },
-    "z-image": {
-        "transformer": lib.ZImageTransformer2DModel,
-        "vae": lib.AutoencoderKL,
-        "text_encoder": transformers.Qwen3Model,
-        "tokenizer": transformers.Qwen2Tokenizer,
-    },
-}
-KINDS["sdxl"] = KINDS["sd15"] | {
-    "text_encoder_2": transformers.CLIPTextModelWithProjection,
-    "tokenizer_2": transformers.CLIPTokenizer,
-}
+_CLIP = "transformers.CLIPTokenizer"
 
 
 def draw(
@@ -97,38 +66,42 @@ def draw(
 
 def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
     """diffusers' pipeline of a base model on `device`, without progress bars. Raises BaseModelUnavailable."""
-    folder = locate(base_model, families.find(family).parts)
-    name, more, scheduler = _PIPELINES[family]
+    record = FAMILIES[family]
+    folder = locate(base_model, record.parts)
     lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below
-    kind = getattr(lib, name)
+    kind = getattr(lib, record.pipeline)
     try:
         if folder.is_file():
-            pipeline = kind(**_components(folder, family, precision(device), scheduler), **more)
+            pipeline = kind(**_components(folder, record, precision(device)), **record.pipeline_arguments)
         else:
             pipeline = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=precision(device), **more
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=precision(device),
+                **record.pipeline_arguments,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise BaseModelUnavailable(
             f"the base model in {folder} cannot be loaded to draw with ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-        if family != "z-image" and getattr(pipeline, tokenizer, None) is not None:
+        if record.classes.get(tokenizer) == _CLIP and getattr(pipeline, tokenizer, None) is not None:
             require_pair(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def _components(file: Path, family: str, dtype: torch.dtype, scheduler: str) -> dict[str, Any]:
+def _components(file: Path, record: Family, dtype: torch.dtype) -> dict[str, Any]:
     """The components of a pipeline from a single file. Raises BaseModelUnavailable."""
     made = {}
-    for part in families.find(family).parts:
+    for part, name in record.classes.items():
         if part == "scheduler":
             home = single_file.folder_of(file, part)
             named = folders.scheduler_class(home) if home is not None else None
-            made[part] = load_part(getattr(lib, named or scheduler), file, part)
+            made[part] = load_part(getattr(lib, named) if named else class_of(name), file, part)
         else:
-            made[part] = load_part(KINDS[family][part], file, part, dtype if part in folders.WEIGHTS else None)
+            made[part] = load_part(class_of(name), file, part, dtype if part in folders.WEIGHTS else None)
     return made
 
 

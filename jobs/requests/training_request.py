@@ -29,7 +29,8 @@ from jobs.requests.on_end import OnEnd
 from notifications import webhooks
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
-from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
     str,
@@ -168,9 +169,15 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         faults.update(faults_of(error))
     else:
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
-            spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
+            usual = spec.backend if FAMILIES[spec.family].code is not None else "ai-toolkit"
+            spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, usual)})
     if envelope is not None:
         faults.update(_address_faults(envelope, sources))
+    if envelope is not None and len(envelope.images) > settings.max_pictures:
+        faults["images"] = (
+            f"has {len(envelope.images)} pictures; this installation accepts {settings.max_pictures} "
+            "(IMPRINT_MAX_PICTURES)"
+        )
     if spec is not None and envelope is not None:
         left = len(envelope.images) - spec.validation.held_out
         if left < MIN_PICTURES:
@@ -181,6 +188,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
             faults["objective.masked"] = "the pictures have masks: set this to true, or leave the masks out"
     if spec is not None:
         faults.update(_base_model_faults(spec, settings))
+        faults.update(_family_faults(spec, settings))
         faults.update(_remote_faults(spec, settings))
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
@@ -190,6 +198,15 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
 def unknown_names(given: Iterable[str], known: Container[str]) -> list[str]:
     """The first few unknown names: enough of each to recognise it. The answer is stored, and people read it."""
     return [ascii(name)[1:-1][:60] for name in given if name not in known][:_MAX_UNKNOWN]
+
+
+def _family_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+    """Families that the operator has switched off, and those that no worker trains."""
+    if spec.family in settings.disabled_families:
+        return {"family": f"{spec.family} is switched off on this installation"}
+    if spec.backend == "local" and FAMILIES[spec.family].code is None:
+        return {"backend": f"{spec.family} is trained only on rented GPUs: set backend to ai-toolkit, or leave it out"}
+    return {}
 
 
 def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:

@@ -17,7 +17,6 @@ from jobs.subjects import loras
 from jobs.subjects.lora_weights import LoraWeights, inspect_weights
 from training.lora import formats as lora_formats
 from training.lora import origin
-from training.lora.formats import HOME_FORMS
 from training.lora.readers import CLOSE, WHOLE, readers
 from training.lora.reading import read_lora
 
@@ -94,9 +93,9 @@ def _loadable(weights: LoraWeights, folder: Path, notes: list[str]) -> LoraWeigh
         return weights
     lora = read_lora(weights.path)
     how = readers(lora).get("ComfyUI", WHOLE)
-    if how in (WHOLE, CLOSE) or lora.family not in HOME_FORMS:
+    if how in (WHOLE, CLOSE) or lora.family is None:
         return weights
-    form = HOME_FORMS[lora.family]
+    form = lora_formats.home_form(lora.family)
     notes.append(f"ComfyUI reads {lora.form} keys of {lora.family} {how}: the file was converted to {form}")
     path = folder / weights.path.name
     path.write_bytes(lora_formats.serialize_as(lora, form))

@@ -26,7 +26,8 @@ from jobs.view import View
 from storage.database import insert_if_absent
 from storage.deletion_tables import StoredDrawing
 from training.base_family import family_of_base
-from training.spec import BASE_MODELS, base_model_location
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import base_model_location
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _URL_S = 15 * 60
@@ -141,9 +142,6 @@ def _store_picture(services: Services, stem: str, name: str, data: bytes) -> Dra
 
 # ---- with diffusers ----------------------------------------------------------------------------------------------
 
-# Default steps, guidance and size: those of each family's authors.
-_DEFAULTS = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
-
 
 @dataclass(frozen=True)
 class LocalDrawing:
@@ -172,11 +170,11 @@ def draw_locally(
     named = BASE_MODELS.get(base_model)
     of_base = (named.family if named else None) or family_of_base(location)
     family = how.family or of_base or (weights.family if weights else None)
-    if family not in _DEFAULTS:
-        raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(_DEFAULTS)}"})
+    if family not in FAMILIES:
+        raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(FAMILIES)}"})
     if weights is not None and weights.family is not None and weights.family != family:
         raise SpecInvalid.of({"base_model": f"{base_model} is of family {family}, but the LoRA is of {weights.family}"})
-    steps, guidance, side = _DEFAULTS[family]
+    defaults = FAMILIES[family].drawing
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"
     from training.sample import draw  # torch takes seconds to import, so errors are found first
@@ -188,9 +186,9 @@ def draw_locally(
         how.seeds,
         lora=weights.path if weights else None,
         strength=strength,
-        steps=how.steps or steps,
-        guidance=guidance if how.guidance is None else how.guidance,
-        size=how.size or (side, side),
+        steps=how.steps or defaults.steps,
+        guidance=defaults.guidance if how.guidance is None else how.guidance,
+        size=how.size or (defaults.side, defaults.side),
         device=how.device,
     )
     return [_png(picture) for picture in pictures]

@@ -21,7 +21,8 @@ from training.data.framing import Frame, View
 from training.data.quality import near_duplicates
 from training.data.thumbnail import thumbnail
 from training.data.verdict import Verdict, describe_fault, judge
-from training.spec import BASE_MODELS, TrainSpec
+from training.families.registry import BASE_MODELS
+from training.spec import TrainSpec
 
 MAX_STORED_PICTURES = 2000  # of one subject; a training uses at most half as many
 

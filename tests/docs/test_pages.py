@@ -16,7 +16,6 @@ from cli.main import imprint
 from cli.stack import Supervisor
 from core.errors import FailureCode
 from core.settings import Settings
-from credits.price import RATES
 from jobs.requests.training_request import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
@@ -39,7 +38,8 @@ from tests.docs.pages import (
 )
 from tools.site.nav import sections
 from training.data.pictures import FAULTS
-from training.spec import GROUPS, RECIPES, TrainSpec
+from training.families.registry import FAMILIES
+from training.spec import GROUPS, TrainSpec
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 RECIPE = DOCS / "recipe.md"
@@ -136,9 +136,10 @@ class TestTheTask:
                 for bound in ("minimum", "maximum", "exclusiveMaximum", "maxLength", "minItems", "maxItems"):
                     if bound in part and part[bound] != 2**63:
                         assert f"{part[bound]:g}" in row or str(part[bound]) in row, f"{name}: {bound} {part[bound]}"
-        for name in RECIPES["sd15"]:
-            values = list(dict.fromkeys(f"{recipe[name]:g}" for recipe in RECIPES.values()))
-            wanted = values[0] if len(values) == 1 else " / ".join(f"{recipe[name]:g}" for recipe in RECIPES.values())
+        first, *_ = FAMILIES.values()
+        for name in first.recipe:
+            every = [f"{family.recipe[name]:g}" for family in FAMILIES.values()]
+            wanted = every[0] if len({*every}) == 1 else " / ".join(every)
             assert self.arguments[name].rstrip(" |").endswith(f"| {wanted}"), name
 
     @pytest.mark.parametrize("group", GROUPS)
@@ -175,8 +176,8 @@ class TestTheTask:
         assert all(f"`{status}`" in text for status in Status)
         assert list(table_rows(section(TASK, "Statuses and stages"))) == list(Stage)
         assert all(f"`{status}`" in table_rows(section(TASK, "Webhooks"))[event] for event, status in EVENTS.items())
-        for family, rate in RATES.items():
-            assert f"| {family} | {rate.credits} | {rate.resolution} |" in text
+        for name, family in FAMILIES.items():
+            assert f"| {name} | {family.price.credits} | {family.price.resolution} |" in text
 
     def test_the_receiver_on_the_page_tells_genuine_notices_from_others(self) -> None:
         [source] = [block.text for block in blocks(TASK) if "def is_genuine" in block.text]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from credits.price import price_of_part
+from credits.price import Rate, price_of_part
 from jobs import accounts, service, sweeps
 from tests.servers.pictures import picture_server
 from tests.site import MASCOT, PHOTOGRAPHS, Site, View, drawing
@@ -209,7 +209,7 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert (before["status"], before["credits"]["charged"]) == ("cancelled", 0)
     during = json.loads(shared_site.imprint("cancel", running["job_id"], "--json").stdout)
     assert during["status"] == "cancelled"
-    assert during["credits"]["charged"] == price_of_part("sd15", during["step"], 64, {})
+    assert during["credits"]["charged"] == price_of_part(Rate(100, 512), during["step"], 64)
     # the worker is free again, and nothing is left of either
     after = shared_site.wait(shared_site.send(owner_id=owner)["job_id"])
     assert after["status"] == "ready"

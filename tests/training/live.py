@@ -12,7 +12,7 @@ from training.engine.engine import Engine
 from training.engine.job_batch import JobBatch
 from training.engine.objective import errors
 from training.families.encoders import Encoders
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 from training.lora.safetensor import Array
 from training.ports import TrainRun
 
@@ -28,7 +28,7 @@ class Live:
     def __init__(
         self,
         run: TrainRun,
-        family: Family,
+        family: FamilyCode,
         base: Base,
         total: int = 6,
         slots: int = 1,

@@ -30,7 +30,7 @@ from training.engine.recorder import Recorder, Recording
 from training.engine.slot_job import SlotJob
 from training.engine.step import Step
 from training.families import family as family_module
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 from training.ports import TrainResult, TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -242,7 +242,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     """The second job finds a base that is loaded, beside which its encoders do not fit."""
     real, tried = local_training.encode_dataset, []
 
-    def starved(family: Family, base: Base, *given: Any) -> Any:
+    def starved(family: FamilyCode, base: Base, *given: Any) -> Any:
         tried.append(base.is_parked)
         if not base.is_parked:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -272,7 +272,7 @@ def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     encode, move, step = local_training.encode_dataset, family_module.move, Cohort.step
     is_encoding, moves = threading.Event(), list[int]()
 
-    def starved(family: Family, base: Base, *given: Any) -> Any:
+    def starved(family: FamilyCode, base: Base, *given: Any) -> Any:
         if base._denoiser is not None and not base.is_parked:
             is_encoding.set()
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -408,7 +408,7 @@ def test_the_old_base_is_gone_before_the_next_is_loaded(runs: Runs, monkeypatch:
     found: list[Any] = []
     load = Engine.__init__
 
-    def noted(self: Engine, family: Family, base: Base, fingerprint: str = "") -> None:
+    def noted(self: Engine, family: FamilyCode, base: Base, fingerprint: str = "") -> None:
         found.append((old(), thread is not None and thread.is_alive()))
         load(self, family, base, fingerprint)
 

@@ -15,7 +15,7 @@ from training import families
 from training.data.dataset import class_caption
 from training.engine import objective
 from training.engine.job_batch import draw, offset
-from training.families import diffusion, z_image
+from training.families import diffusion, flow, z_image
 from training.families.family import Base, Draw, Where
 from training.families.latents import mask
 from training.ports import Example, TrainRun
@@ -53,11 +53,11 @@ def test_weights_of_noise_levels(prediction: str, weighting: str) -> None:
 def test_weights_of_flow_with_its_shift() -> None:
     base = of(z_image.FlowSchedule(3.0, 1.0, 0.0))
     # u = 0.1, 0.25 at shift 3: 0.3 / 1.2 = 0.25 and 0.75 / 1.5 = 0.5; SNR = 9 and 1.
-    s = z_image.shifted(torch.tensor([0.1, 0.25]), 3.0)
+    s = flow.shifted(torch.tensor([0.1, 0.25]), 3.0)
     assert s.tolist() == pytest.approx([0.25, 0.5])
     # The error of n - x is that of x over s^2: min(9, 5) * 0.0625 and min(1, 5) * 0.25; 3 * 0.0625 and 1 * 0.25.
-    assert z_image.weigh(base, s, "min_snr").tolist() == pytest.approx([0.3125, 0.25])
-    assert z_image.weigh(base, s, "debiased").tolist() == pytest.approx([0.1875, 0.25])
+    assert flow.weigh(base, s, "min_snr").tolist() == pytest.approx([0.3125, 0.25])
+    assert flow.weigh(base, s, "debiased").tolist() == pytest.approx([0.1875, 0.25])
 
 
 @pytest.mark.parametrize("weighting", ["min_snr", "debiased"])
@@ -70,7 +70,7 @@ def test_one_weighting_is_one_thing_whatever_is_predicted(weighting: str) -> Non
         base = of(diffusion.DiscreteSchedule(ALPHAS, 1.0, prediction))
         clean[prediction] = diffusion.weigh(base, torch.arange(3), weighting).double() * per_clean
     s = 1 / (1 + snr.sqrt())
-    clean["flow"] = z_image.weigh(of(None), s, weighting).double() / s**2
+    clean["flow"] = flow.weigh(of(None), s, weighting).double() / s**2
     wanted = snr.clamp(max=5.0) if weighting == "min_snr" else snr.sqrt()
     for found in clean.values():
         assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-5)

@@ -22,10 +22,10 @@ from training.engine.randomness import generator
 from training.families import quantised
 from training.families.family import Base, Condition, Where
 from training.families.quantised import linears, weight_of
+from training.families.registry import trained_here
 from training.lora import file as lora_file
 from training.options import Quantisation
 from training.ports import TrainResult, TrainRun
-from training.spec import FAMILIES
 
 Runs = Callable[..., TrainRun]
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def sample(run: TrainRun, base: Base) -> tuple[Tensor, Tensor, list[Condition]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", trained_here())
 def test_a_quantised_base_says_nearly_the_same_in_a_fraction_of_the_bytes(
     runs: Runs, family: str, kind: Quantisation
 ) -> None:
@@ -119,7 +119,7 @@ def gradient(run: TrainRun, base: Base, *, dora: bool) -> Tensor:
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", trained_here())
 def test_gradients_are_those_of_the_dequantised_weights(
     runs: Runs, family: str, kind: Quantisation, dora: bool
 ) -> None:

@@ -20,18 +20,17 @@ from training import families, sample
 from training.backends.local import train
 from training.base_family import family_of_base
 from training.families import single_file
-from training.families.checkpoint_configs import CONFIGS
-from training.families.checkpoint_names import source
-from training.families.family import Base, Family, Where
+from training.families.family import Base, FamilyCode, Where
 from training.families.fingerprint import fingerprint
-from training.families.parts import locate
+from training.families.parts import class_of, locate
+from training.families.registry import FAMILIES
 from training.lora.safetensor import unpack
 from training.ports import TrainRun
 
 Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]
 CPU = torch.device("cpu")
-FAMILIES = ("sd15", "sdxl", "z-image")
+NAMES = [name for name, family in FAMILIES.items() if family.single_file is not None]
 lib: Any = diffusers
 utils: Any = single_file_utils
 
@@ -48,7 +47,7 @@ def single(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_it_tells_its_family(family: str, single: Callable[[str], Path], tmp_path: Path) -> None:
     assert family_of_base(str(single(family))) == family
     other = tmp_path / "other.safetensors"
@@ -83,7 +82,7 @@ def test_a_folder_of_stable_diffusion_2_is_refused(bases: Bases, runs: Runs, tmp
         train(runs("sd15", base=base))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_every_weight_is_the_folders(family: str, bases: Bases, single: Callable[[str], Path]) -> None:
     found = families.find(family)
     one = found.load(Where(locate(str(single(family)), found.parts), CPU, torch.float32))
@@ -102,7 +101,7 @@ def test_every_weight_is_the_folders(family: str, bases: Bases, single: Callable
     assert one.prediction == other.prediction
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_a_training_on_it_gives_the_same_lora(family: str, runs: Runs, single: Callable[[str], Path]) -> None:
     run = runs(family, max_steps=2)
     folder = train(run)
@@ -112,7 +111,7 @@ def test_a_training_on_it_gives_the_same_lora(family: str, runs: Runs, single: C
     assert metadata["imprint_base_sha256"] != other_metadata["imprint_base_sha256"]  # checkpoints do not mix
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_it_draws_the_same_picture(family: str, bases: Bases, single: Callable[[str], Path]) -> None:
     given: dict[str, Any] = {"steps": 2, "size": (64, 64), "device": "cpu"}
     drawn = [sample.draw(str(base), family, ["a dog"], [1], **given)[0] for base in (bases(family), single(family))]
@@ -170,11 +169,13 @@ SIZES = {
 @pytest.mark.parametrize(("family", "part"), list(SIZES))
 def test_shapes_of_the_published_models(family: str, part: str) -> None:
     """Our configurations make the models that the families are named for, and no two weights come from one tensor."""
-    config = CONFIGS[family][part]
+    config = FAMILIES[family].configs[part]
     with torch.device("meta"):
-        network = single_file.empty(sample.KINDS[family][part], config)
+        network = single_file.empty(class_of(FAMILIES[family].classes[part]), config)
     assert sum(weights.numel() for weights in network.parameters()) == SIZES[family, part]
-    sources = [source(family, part, name, config) for name in network.state_dict()]
+    layout = FAMILIES[family].single_file
+    assert layout is not None
+    sources = [layout.sources[part](name, config) for name in network.state_dict()]
     assert len(set(sources)) == len(sources)
     if part in ("unet", "transformer"):
         prefix = "model.diffusion_model."
@@ -247,5 +248,5 @@ def test_of_another_family(bases: Bases, single: Callable[[str], Path]) -> None:
             load(found, single(other))
 
 
-def load(found: Family, file: Path) -> Base:
+def load(found: FamilyCode, file: Path) -> Base:
     return found.load(Where(locate(str(file), found.parts), CPU, torch.float32))

@@ -24,9 +24,9 @@ from tests.training.live import Live, of
 from training import families, tiny_base
 from training.backends.local import train
 from training.engine.objective import errors, per_sample_error
-from training.families import diffusion, z_image
+from training.families import diffusion, flow
 from training.families.encoders import Encoders
-from training.families.family import Base, Draw, Family, Where
+from training.families.family import Base, Draw, FamilyCode, Where
 from training.families.fingerprint import fingerprint
 from training.families.parts import locate
 from training.lora import file as lora_file
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 lib: Any = diffusers
 
 
-def loaded(found: Family, folder: Path, dtype: torch.dtype = torch.float32) -> Base:
+def loaded(found: FamilyCode, folder: Path, dtype: torch.dtype = torch.float32) -> Base:
     """The base model in `folder`, on the CPU."""
     return found.load(Where(folder, CPU, dtype))
 
@@ -70,11 +70,11 @@ def test_epsilon_and_v_by_hand() -> None:
 
 def test_flow_by_hand() -> None:
     # u = 0.5 at shift 3: 3 * 0.5 / (1 + 2 * 0.5) = 0.75; the ends stay.
-    assert z_image.shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == pytest.approx([0.0, 0.75, 1.0])
+    assert flow.shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == pytest.approx([0.0, 0.75, 1.0])
     made = drawn([1.0, -2.0], [0.5, 1.0], [0.75])
     # 0.25 * 1 + 0.75 * 0.5 = 0.625; 0.25 * -2 + 0.75 * 1 = 0.25
-    assert z_image.mix(of(None), made).flatten().tolist() == pytest.approx([0.625, 0.25])
-    assert z_image.target(of(None), made).flatten().tolist() == pytest.approx([-0.5, 3.0])
+    assert flow.mix(of(None), made).flatten().tolist() == pytest.approx([0.625, 0.25])
+    assert flow.target(of(None), made).flatten().tolist() == pytest.approx([-0.5, 3.0])
 
 
 def test_flow_asks_the_model_in_its_own_signs() -> None:
@@ -209,7 +209,7 @@ def full_size(family: str) -> Any:
 )
 def test_targets_in_the_real_models(family: str, targeted: str, modules: int) -> None:
     """Every targeted module of the full model is a linear or a 1x1 convolution, and the check knows its name."""
-    naming = lora_file.NAMINGS[family]
+    naming = lora_file.naming_of(family)
     targets = families.find(family).targets[targeted]
     found = {name: part for name, part in full_size(family).named_modules() if re.fullmatch(targets, name)}
     assert len(found) == modules

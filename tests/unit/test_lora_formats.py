@@ -173,7 +173,7 @@ def test_the_scale_that_pefts_metadata_tells(told: dict[str, Any], scale: float)
     (pair("diffusion_model.layers.0.attention.to_q", alpha=4.0), "kohya", "only in part"),
     ({"diffusion_model.layers.0.attention.qkv.lora_A.weight": tensor(numbers(4, 32)),
       "diffusion_model.layers.0.attention.qkv.lora_B.weight": tensor(numbers(50, 4))}, "comfyui",
-     "no three matrices of one size"),
+     "no 3 matrices of one size"),
     (pair("base_model.model.mid_block.attentions.0.proj_in"), "kohya", "family of the LoRA file is unknown"),
     ({f"lora_unet_{TO_Q}.hada_w1_a": tensor(numbers(2, 2))}, "peft", "LoHa"),
     ({**pair(f"lora_unet_{TO_Q}"), "x.y": tensor(numbers(2))}, "peft", r"unknown tensors \(1\)"),

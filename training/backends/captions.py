@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from training.data.dataset import find_trigger, with_trigger
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 from training.ports import Example
 from training.spec import TrainSpec
 
@@ -12,7 +12,7 @@ _SURE_BYTES = 75  # a token has at least a byte of text, and every family reads 
 
 
 def fit_captions(
-    family: Family, base: Base, spec: TrainSpec, examples: Sequence[Example]
+    family: FamilyCode, base: Base, spec: TrainSpec, examples: Sequence[Example]
 ) -> tuple[list[Example], list[str]]:
     """The examples with captions whose trigger word is read, and a note on each caption that is not read to its end.
 
@@ -28,7 +28,7 @@ def fit_captions(
     return fitted, notes
 
 
-def _fit(family: Family, base: Base, spec: TrainSpec, caption: str) -> tuple[str, str]:
+def _fit(family: FamilyCode, base: Base, spec: TrainSpec, caption: str) -> tuple[str, str]:
     if len(caption.encode()) <= _SURE_BYTES or family.reads_whole(base, caption):
         return caption, ""
     read = _characters_read(family, base, caption)
@@ -43,7 +43,7 @@ def _fit(family: Family, base: Base, spec: TrainSpec, caption: str) -> tuple[str
     return caption, f'its caption is longer than the text encoder reads; not read: "{shown}"{moved}'
 
 
-def _characters_read(family: Family, base: Base, caption: str) -> int:
+def _characters_read(family: FamilyCode, base: Base, caption: str) -> int:
     """How many characters of a caption are read."""
     read, over = 0, len(caption)  # up to `read` it fits, up to `over` it does not
     while over - read > 1:

@@ -14,7 +14,7 @@ from training.data.dataset import class_caption
 from training.engine.randomness import generator
 from training.engine.slot_job import Extras
 from training.engine.validation import PreviewPrompts, ValidationSet
-from training.families.family import Base, Condition, Family
+from training.families.family import Base, Condition, FamilyCode
 from training.families.latents import mask
 from training.ports import Example
 from training.spec import TrainSpec
@@ -47,7 +47,7 @@ def split_held_out(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[E
 
 
 def encode_dataset(
-    family: Family, base: Base, encodings: Encodings, spec: TrainSpec, examples: Sequence[Example],
+    family: FamilyCode, base: Base, encodings: Encodings, spec: TrainSpec, examples: Sequence[Example],
     check: Callable[[], None],
 ) -> EncodedDataset:  # fmt: skip
     """Encode everything that the recipe needs: first all captions, then all pictures, so that the text encoders and the

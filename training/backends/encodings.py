@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core import metrics
-from training.families.family import Base, Condition, Family
+from training.families.family import Base, Condition, FamilyCode
 from training.families.latents import batches
 from training.lora.file import write_file
 from training.lora.safetensor import Malformed, pack, tensor, unpack
@@ -34,7 +34,7 @@ class Encodings:
         self.made = self.found = 0
 
     def moments(
-        self, family: Family, base: Base, examples: Sequence[Example], check: Callable[[], None]
+        self, family: FamilyCode, base: Base, examples: Sequence[Example], check: Callable[[], None]
     ) -> list[Tensor]:
         """The moments of each picture's latents, [2C, h, w] float32, on the CPU. `check` may raise between batches.
 
@@ -52,7 +52,7 @@ class Encodings:
                         self._save("picture", name, known[name])
         return [known[name]["moments"] for name in names]
 
-    def conditions(self, family: Family, base: Base, examples: Sequence[Example]) -> list[Condition]:
+    def conditions(self, family: FamilyCode, base: Base, examples: Sequence[Example]) -> list[Condition]:
         """The condition for the denoiser of each picture, on the device.
 
         Loads the text encoders if a caption is not cached.

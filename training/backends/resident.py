@@ -10,7 +10,7 @@ from core import metrics
 from core.errors import ImprintError, Stop
 from training.engine.engine import Engine
 from training.engine.faults import free_memory, is_out_of_memory
-from training.families.family import Family, Where
+from training.families.family import FamilyCode, Where
 
 _Key = tuple[str, Where, str]
 
@@ -32,7 +32,7 @@ _queue: list[tuple[_Key, float]] = []  # waiting trainings, and since when
 
 
 @contextmanager
-def shared_engine(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
+def shared_engine(family: FamilyCode, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
     """The engine on the base model in `where` for one training: the loaded one, if it is the same, or a new one.
 
     Several trainings may share it. A training on another base model waits until nothing uses this one, because two
@@ -60,7 +60,7 @@ def shared_engine(family: Family, where: Where, fingerprint: str, check: Callabl
             _changed.notify_all()
 
 
-def _acquire(key: _Key, family: Family, where: Where, check: Callable[[], None]) -> _Resident:
+def _acquire(key: _Key, family: FamilyCode, where: Where, check: Callable[[], None]) -> _Resident:
     """Wait in the queue; then load the base model, unless it is already loaded."""
     global _resident
     ticket = (key, time.monotonic())

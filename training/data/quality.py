@@ -179,26 +179,35 @@ def near_duplicates(reports: Sequence[Fingerprint]) -> dict[int, int]:
 
     A variant in another colour is no repeat. Pictures that could not be decoded are ignored.
     """
-    firsts: list[tuple[int, int, NDArray[np.float32]]] = []
+    hashed = [index for index, report in enumerate(reports) if report.dhash]
+    bits = np.array([[*bytes.fromhex(reports[index].dhash.ljust(128, "0"))] for index in hashed], np.uint8)
+    chromas = [_chroma(reports[index].colours) for index in hashed]
+    firsts: list[int] = []  # positions in `hashed`
     repeats: dict[int, int] = {}
-    for index, report in enumerate(reports):
-        if not report.dhash:
-            continue
-        bits, chroma = int(report.dhash, 16), _chroma(report.colours)
-        first = next((i for i, b, c in firsts if _is_same(bits, b) and not _is_recoloured(chroma, c)), None)
+    for place, index in enumerate(hashed):
+        alike = np.flatnonzero(_are_same(bits[place], bits[firsts])) if firsts else ()
+        first = next((firsts[at] for at in alike if not _is_recoloured(chromas[place], chromas[firsts[at]])), None)
         if first is None:
-            firsts.append((index, bits, chroma))
+            firsts.append(place)
         else:
-            repeats[index] = first
+            repeats[index] = hashed[first]
     return repeats
 
 
-def _is_same(a: int, b: int) -> bool:
-    only_a, only_b, either = (a & ~b).bit_count(), (b & ~a).bit_count(), (a | b).bit_count()
-    differing = (only_a + only_b) / max(1, either)
-    fewest = max(1, min(a.bit_count(), b.bit_count()))
-    one_sided = min(only_a, only_b) <= _NEW_EDGES * fewest
-    return differing <= _SAME or (one_sided and differing <= _SAME_ONE_SIDED)
+def _are_same(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether a hash, [bytes], is nearly the same as each of others, [n, bytes]: [n]."""
+    only_one, only_other, either = (_count(part) for part in (one & ~others, others & ~one, one | others))
+    differing = (only_one + only_other) / np.maximum(1, either)
+    fewest = np.maximum(1, np.minimum(_count(one), _count(others)))
+    is_one_sided = np.minimum(only_one, only_other) <= _NEW_EDGES * fewest
+    same: NDArray[np.bool_] = (differing <= _SAME) | (is_one_sided & (differing <= _SAME_ONE_SIDED))
+    return same
+
+
+def _count(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many bits are set in each row."""
+    count: NDArray[np.int64] = np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
+    return count
 
 
 def _chroma(colours: str) -> NDArray[np.float32]:

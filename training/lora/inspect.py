@@ -12,7 +12,7 @@ import numpy as np
 
 from training.lora import file as lora_file
 from training.lora import soundness
-from training.lora.formats import HOME_FORMS
+from training.lora.formats import home_form
 from training.lora.names import kind_of
 from training.lora.readers import CLOSE, WHOLE, WITHOUT_LENGTHS, WITHOUT_SCALE, WRONG, readers
 from training.lora.reading import Module, ParsedLora, read_lora
@@ -127,7 +127,7 @@ def _reader_warnings(lora: ParsedLora, found: Mapping[str, str]) -> list[str]:
     warnings = []
     how = found.get("ComfyUI", WHOLE)
     if how not in (WHOLE, CLOSE) and lora.family is not None:
-        form = HOME_FORMS[lora.family]
+        form = home_form(lora.family)
         silent = ", and only its log says so" if "(" in how else ""
         warnings.append(f"ComfyUI loads this form {how}{silent}: convert the file to {form}")
     if WITHOUT_SCALE in how:

@@ -187,6 +187,7 @@ class Quoted(ResponseModel):
                 "seconds": 150.0,
                 "measured": False,
                 "memoryGb": 6.4,
+                "licence": "CreativeML OpenRAIL-M",
             }
         }
     )
@@ -198,10 +199,11 @@ class Quoted(ResponseModel):
     steps: int
     seconds: float
     measured: bool = Field(description="Whether `seconds` is based on trainings that finished on this installation.")
-    memory_gb: float = Field(
+    memory_gb: float | None = Field(
         description="The least GPU memory in GiB that a worker needs for it: with gradient checkpointing and a base "
-        "model in 16 bits."
+        "model in 16 bits. null: it trains only on rented GPUs."
     )
+    licence: str | None = Field(description="The licence of the base model, and what it forbids; null if unknown.")
 
 
 class Preview(ResponseModel):

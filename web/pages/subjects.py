@@ -19,7 +19,8 @@ from jobs.subjects import captions, subject_notes, subject_pictures, subject_rec
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables import ACTIVE, Subject
 from training.data.framing import Frame
-from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES, TrainSpec
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES, TrainSpec
 from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
@@ -30,12 +31,6 @@ from web.uploads import max_upload_bytes, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
-_DESCRIPTIONS = {
-    "sd15": ("Stable Diffusion 1.5", "Small and fast; runs on every GPU."),
-    "sdxl": ("Stable Diffusion XL", "Larger pictures with finer detail."),
-    "z-image-turbo": ("Z-Image Turbo", "The newest model; draws in eight steps."),
-    "z-image": ("Z-Image", "Z-Image before distillation: draws more slowly, trains best."),
-}
 _MAX_TRAININGS = 20
 _PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger word
 
@@ -90,7 +85,7 @@ def subject(
     kept = subject_settings.get(services, owner_id, subject_id)
     form = TrainForm(base_model or kept.base_model or "sd15", max_steps, resolution)
     pictures = subject_pictures.list_pictures(services, owner_id, subject_id, _frame(kept, form))
-    good = _good(pictures)
+    good = _good(services, pictures)
     quote, faults = _quoted(services, kept, form, good)
     usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
     trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS)
@@ -102,7 +97,7 @@ def subject(
         pictures=pictures,
         good=len(good),
         needed=MIN_PICTURES,
-        most=MAX_PICTURES,
+        most=services.settings.max_pictures,
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
         most_upload_bytes=max_upload_bytes(services.settings),
@@ -134,9 +129,9 @@ def _frame(kept: Subject, form: TrainForm) -> Frame:
     return subject_pictures.frame_of(spec)
 
 
-def _good(pictures: list[SubjectPicture]) -> list[str]:
-    """Ids of the pictures that a training would use: at most the newest MAX_PICTURES."""
-    return [picture.id for picture in pictures if picture.verdict != "bad"][-MAX_PICTURES:]
+def _good(services: Services, pictures: list[SubjectPicture]) -> list[str]:
+    """Ids of the pictures that a training would use: the newest, as many as a job may have."""
+    return [picture.id for picture in pictures if picture.verdict != "bad"][-services.settings.max_pictures :]
 
 
 def _quoted(services: Services, kept: Subject, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
@@ -163,10 +158,11 @@ class BaseChoice:
 def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoice]:
     made = []
     for name, base in BASE_MODELS.items():
-        title, about = _DESCRIPTIONS[name]
+        if base.family in services.settings.disabled_families:
+            continue
         quote, _ = _quoted(services, kept, TrainForm(name), good)
-        resolution = (kept.recipe or {}).get("resolution", RECIPES[base.family]["resolution"])
-        made.append(BaseChoice(name, title, about, resolution, quote))
+        resolution = (kept.recipe or {}).get("resolution", FAMILIES[base.family].recipe["resolution"])
+        made.append(BaseChoice(name, base.title, base.about, resolution, quote))
     return made
 
 
@@ -218,7 +214,7 @@ def automatic(
 ) -> Response:
     kept = subject_settings.get(services, caller.owner_id, subject_id)
     if on == "yes":
-        good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
+        good = _good(services, subject_pictures.list_pictures(services, caller.owner_id, subject_id))
         usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
         if obstacles := [*_not_set_up(kept), *_obstacles(good, usual)]:
             raise IllegalMove(" ".join(obstacles))
@@ -244,7 +240,8 @@ def start(
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
     form = TrainForm(base_model, max_steps, resolution)
     kept = subject_settings.get(services, caller.owner_id, subject_id)
-    good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id, _frame(kept, form)))
+    pictures = subject_pictures.list_pictures(services, caller.owner_id, subject_id, _frame(kept, form))
+    good = _good(services, pictures)
     quote, faults = _quoted(services, kept, form, good)
     if quote is None:
         raise SpecInvalid.of(faults)

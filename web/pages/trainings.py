@@ -17,6 +17,7 @@ from jobs.services import Services
 from jobs.view import JobView
 from storage.tables import ACTIVE, JobEvent, Stage, Status
 from training.data.verdict import describe_fault
+from training.families.registry import FAMILIES
 from web.auth import ServicesDep
 from web.files import download_response, picture_response
 from web.pages.chart import Point, loss_curve
@@ -100,7 +101,7 @@ def _usage(view: JobView) -> list[tuple[str, str, str]]:
         ),
         ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
     ]
-    if spec.family != "z-image":
+    if FAMILIES[spec.family].lora.form == "kohya":  # the form that it reads
         place = "Put the file into models/Lora, and use this prompt:"
         lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
     return lines

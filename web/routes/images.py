@@ -1,12 +1,14 @@
 """A subject's pictures: `/api/influencer/{id}/images`."""
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from jobs.services import Services
 from jobs.subjects import captions, crops, image_fetches, subject_notes, subject_pictures, subject_settings
+from training.families.registry import BASE_MODELS
 from training.spec import TrainSpec
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.files import picture_response
@@ -105,8 +107,12 @@ def image_fetch(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId,
 
 
 _BaseModel = Annotated[
-    Literal["sd15", "sdxl", "z-image-turbo", "z-image"] | None,
-    Query(alias="baseModel", description="The base model to judge for. Default: the subject's, or `sd15`."),
+    str | None,
+    Query(
+        alias="baseModel",
+        pattern="^(" + "|".join(map(re.escape, BASE_MODELS)) + ")$",
+        description="The base model to judge for. Default: the subject's, or `sd15`.",
+    ),
 ]
 _Resolution = Annotated[
     int | None,
