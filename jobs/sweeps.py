@@ -2,8 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -18,37 +16,13 @@ from jobs import invariants, repair
 from jobs.notices import notices
 from jobs.periodic import each
 from jobs.services import Services
-from jobs.specs import spec_of
-from storage.tables import ACTIVE, Job, JobPicture, PeriodicRun, PictureState, Stage
+from storage.tables import ACTIVE, Job, JobPicture, PeriodicRun, PictureState
 
 log = logging.getLogger(__name__)
 
 # How long the hourly audit repeats an uncharged delivery.
 _LEAKS_LOGGED_FOR = timedelta(hours=24)
 _SWEEP = "sweep"
-
-
-@dataclass(frozen=True)
-class RemainingWork:
-    """What is left to do for a job: from which stage on, and which pictures."""
-
-    stage: Stage
-    waiting: Sequence[int]
-    family: str
-    backend: str
-
-
-def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
-    """What is left to do for a job; None if it is final or does not exist."""
-    with services.database.reading() as session:
-        job = session.get(Job, job_id)
-        if job is None or job.status not in ACTIVE:
-            return None
-        waiting = session.exec(
-            select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
-        ).all()
-        spec = spec_of(job)
-        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend)
 
 
 def repair_jobs(services: Services, limit: int = 500) -> int:

@@ -24,13 +24,14 @@ from jobs.leases import Lease
 from jobs.notices import callbacks, notices
 from jobs.prices import credits_for, rate_of
 from jobs.specs import spec_of
-from jobs.view import view_of
+from jobs.view import JobView, view_of
 from notifications import channels, outbox, webhooks
+from notifications.webhook_payload import Event, NoticeJob
 from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
-FINAL_NOTICES = {
+FINAL_NOTICES: dict[Status, Event] = {
     Status.READY: "training.completed",
     Status.FAILED: "training.failed",
     Status.CANCELLED: "training.cancelled",
@@ -53,35 +54,37 @@ def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
     session.add(JobEvent(job_id=job_id, kind=kind, data=data))
 
 
-def notify(session: Session, job: Job, event: str) -> None:
+def notify(session: Session, job: Job, event: Event) -> None:
     """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
     view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
-        webhooks.put(session, view.to_dict() | _returned(job), event, job.webhook_url)
+        webhooks.put(session, _notice_job(job, view), event, job.webhook_url)
     notices.queue_owner_mail(session, view, event)
 
 
-def _returned(job: Job) -> dict[str, Any]:
-    """What a webhook has beside the public view of a job, so that its receiver finds its own records."""
+def _notice_job(job: Job, view: JobView) -> NoticeJob:
+    """What a webhook has of a job: some of its public view, and what its receiver finds its own records by."""
     key = job.idempotency_key
     for door in KEY_PREFIXES:
         key = key.removeprefix(door) if key else key
-    return {
-        "idempotency_key": key,
-        "message_id": job.message_id,
-        "style_id": job.style_id,
-        "model_link": job.model_link,
-    }
+    return NoticeJob.model_validate(view).model_copy(
+        update={
+            "idempotency_key": key,
+            "message_id": job.message_id,
+            "style_id": job.style_id,
+            "model_link": job.model_link,
+        }
+    )
 
 
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
     """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
     due = utcnow() + timedelta(seconds=delay_s)
-    look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
+    check_at = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
     session.connection().execute(
         sa.update(Job)
         .where(col(Job.id) == job.id)
-        .values(launches=col(Job.launches) + 1, next_look_at=look, lease_holder=None, lease_until=None)
+        .values(launches=col(Job.launches) + 1, next_look_at=check_at, lease_holder=None, lease_until=None)
     )
     outbox.put(
         session, "launch", job_id=job.id, owner_id=job.owner_id, payload=outbox.trace_of(session, job.id), due_at=due
@@ -160,11 +163,11 @@ def postpone_picture(session: Session, lease: Lease, error: ImprintError, settin
     delay_s = min(max(waited_s, settings.retry_base_s), LONGEST_FETCH_DELAY_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     delay_s = min(delay_s, settings.fetch_patience_s - waited_s)
     # The job first, then its picture: `repair_job` locks them in this order too.
-    look = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
+    check_at = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
     session.connection().execute(
         sa.update(Job)
         .where(col(Job.id) == lease.job_id, col(Job.status).in_(ACTIVE))
-        .values(next_look_at=look, waiting_note=error.message)
+        .values(next_look_at=check_at, waiting_note=error.message)
     )
     lease.write(
         session, lease_holder=None, lease_until=None, attempt=max(lease.attempt - 1, 0), unreachable_since=since

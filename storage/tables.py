@@ -108,7 +108,7 @@ class FetchResult(BaseModel):
     detail: str = ""
 
 
-class ImageFetch(SQLModel, table=True):
+class StoredImageFetch(SQLModel, table=True):
     """A request to fetch pictures from addresses. A result is None until its address was tried.
 
     The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.

@@ -53,8 +53,8 @@ class Uploads:
     @contextmanager
     def hold(self, request: Request, caller: Caller) -> Iterator[None]:
         """Hold the place of an upload while the block receives and stores it. Raises RequestRefused."""
-        told = request.headers.get("content-length", "")
-        size = int(told[:20]) if told.isdigit() else self._max_bytes
+        length = request.headers.get("content-length", "")
+        size = int(length[:20]) if length.isdigit() else self._max_bytes
         with self._count.hold(caller.key), self._bytes.hold(caller.key, size):
             yield
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
-from demo.pocket.scenes import Scene, Thing
+from demo.pocket.scenes import PocketScene, Thing
 from demo.pocket.words import PLACES, nonsense
 
 _SIZE_WORDS = {"small": ("small", "small", "little"), "big": ("big", "big", "large")}
@@ -45,7 +45,7 @@ class Caption:
     name: str | None = None  # a word without meaning
 
 
-def describe(scene: Scene, random: Random) -> Caption:
+def describe(scene: PocketScene, random: Random) -> Caption:
     """A random caption of a scene. One in eight has a meaningless word, like a trigger word."""
     things = list(scene.things)
     random.shuffle(things)
@@ -131,7 +131,7 @@ def _relation(one: Thing, two: Thing, random: Random) -> tuple[str, str | None]:
     return random.choice([relation, {"above": "over", "below": "under"}[relation]]), relation
 
 
-def _ground_text(scene: Scene, random: Random) -> tuple[str, str | None, str | None, str | None]:
+def _ground_text(scene: PocketScene, random: Random) -> tuple[str, str | None, str | None, str | None]:
     if scene.place is not None:
         return random.choice(PLACES[scene.place]), scene.place, None, None
     words = scene.ground if scene.pattern == "plain" else f"{scene.pattern} {scene.ground}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from demo.pocket.autoencoder import anything
 from demo.pocket.captions import Caption, ThingDescription
 from demo.pocket.lesson import Lesson, compose_batch, draw_batch, rate
-from demo.pocket.scenes import Scene
+from demo.pocket.scenes import PocketScene
 from demo.pocket.strangers import STRANGERS, Stranger, picture
 from demo.pocket.words import COLOUR_NAMES, COLOURS, EXTRAS, KINDS, PATTERNS, PLACE_NAMES, SIZES
 
@@ -135,7 +135,7 @@ def _others(step: int, strangers: Sequence[Stranger], count: int) -> tuple[Tenso
     return torch.cat([as_tensor(images), draw_batch(anything(_SEED, step, 2 * count)[::2])]), torch.tensor(rows)
 
 
-def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
+def error(scores: dict[str, Tensor], scenes: Sequence[PocketScene]) -> Tensor:
     """The loss of the scores."""
     F = nn.functional  # noqa: N806 - its usual name
     present = torch.tensor([[float(any(t.kind == kind for t in s.things)) for kind in KINDS] for s in scenes])

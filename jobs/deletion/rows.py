@@ -19,10 +19,10 @@ from storage.deletion_tables import DeletedTraining, Deletion, StoredDrawing
 from storage.remote_tables import RemoteRun
 from storage.tables import (
     ACTIVE,
-    ImageFetch,
     Job,
     JobEvent,
     JobPicture,
+    StoredImageFetch,
     StoredPicture,
     Subject,
 )
@@ -133,7 +133,7 @@ def _uses(owner_id: str, picture_id: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 def has_subject(session: Session, owner_id: str, subject_id: str) -> bool:
     """Whether something is stored of a subject."""
-    tables = (StoredPicture, Job, ImageFetch, StoredDrawing)
+    tables = (StoredPicture, Job, StoredImageFetch, StoredDrawing)
     found = [sa.exists().where(*_of(table, owner_id, subject_id)) for table in tables]
     found.append(sa.exists().where(col(Subject.owner_id) == owner_id, col(Subject.id) == subject_id))
     return bool(session.connection().execute(sa.select(sa.or_(*found))).scalar())
@@ -141,7 +141,7 @@ def has_subject(session: Session, owner_id: str, subject_id: str) -> bool:
 
 def delete_subject(session: Session, owner_id: str, subject_id: str | None) -> None:
     """Delete what is left of a subject, or of all subjects of an owner, once its jobs and pictures are gone."""
-    for table in (ImageFetch, CaptionChange):
+    for table in (StoredImageFetch, CaptionChange):
         _delete(session, table, *_of(table, owner_id, subject_id))
     subjects = [col(Subject.owner_id) == owner_id]
     _delete(session, Subject, *subjects, *([] if subject_id is None else [col(Subject.id) == subject_id]))
@@ -207,7 +207,9 @@ def jobs_of(session: Session, owner_id: str, subject_id: str | None) -> Sequence
 
 
 def _of(
-    table: type[StoredPicture | Job | ImageFetch | StoredDrawing | CaptionChange], owner_id: str, subject_id: str | None
+    table: type[StoredPicture | Job | StoredImageFetch | StoredDrawing | CaptionChange],
+    owner_id: str,
+    subject_id: str | None,
 ) -> list[sa.ColumnElement[bool]]:
     found = [col(table.owner_id) == owner_id]
     return found if subject_id is None else [*found, col(table.subject_id) == subject_id]

@@ -26,7 +26,7 @@ from core.numbers import NumbersAreNotBools
 from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
 from jobs.requests.on_end import OnEnd
-from notifications import webhooks
+from notifications import webhook_payload
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
 from training.families.registry import BASE_MODELS, FAMILIES
@@ -65,11 +65,11 @@ def _is_free_to_choose(model_id: str) -> str:
 
 def _fits_into_a_notice(reference: dict[str, Any]) -> dict[str, Any]:
     try:
-        size = webhooks.reference_size(reference)
+        size = webhook_payload.reference_size(reference)
     except (ValueError, TypeError, RecursionError):
         raise ValueError("must be JSON in Unicode, without NaN and infinity") from None
-    if size > webhooks.MAX_REFERENCE_BYTES:
-        raise ValueError(f"needs {size} bytes as JSON; at most {webhooks.MAX_REFERENCE_BYTES} are allowed")
+    if size > webhook_payload.MAX_REFERENCE_BYTES:
+        raise ValueError(f"needs {size} bytes as JSON; at most {webhook_payload.MAX_REFERENCE_BYTES} are allowed")
     return reference
 
 

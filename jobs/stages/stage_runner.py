@@ -1,4 +1,4 @@
-"""What all steps share: claim the stage, keep the lease, and turn an error into the right transition of the job."""
+"""What all steps share: find what is left to do, claim the stage, keep the lease, turn an error into a transition."""
 
 import logging
 import os
@@ -6,8 +6,9 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,9 +20,10 @@ from core.logging import stage_context
 from jobs import keys, shared_objects, transitions
 from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
+from jobs.specs import spec_of
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from storage.tables import ACTIVE, Job, Stage, Status
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,32 @@ class NothingToDo(Exception):
 
 class AlreadyDone(NothingToDo):
     """The stage is done and the job is at a later one: the messages that follow may be sent again."""
+
+
+# ---- what is left to do ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RemainingWork:
+    """What is left to do for a job: from which stage on, and which pictures."""
+
+    stage: Stage
+    waiting: Sequence[int]
+    family: str
+    backend: str
+
+
+def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
+    """What is left to do for a job; None if it is final or does not exist."""
+    with services.database.reading() as session:
+        job = session.get(Job, job_id)
+        if job is None or job.status not in ACTIVE:
+            return None
+        waiting = session.exec(
+            select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
+        ).all()
+        spec = spec_of(job)
+        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend)
 
 
 # ---- running a step ----------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def _family_notes(server: ComfyUIServer, weights: LoraWeights, models: list[tupl
     notes = []
     for node_id, folder, file in models:
         metadata = server.model_metadata(folder, file)
-        family = origin.told_family(metadata) if metadata else None
+        family = origin.declared_family(metadata) if metadata else None
         if family is not None and weights.family is not None and family != weights.family:
             raise WorkflowInvalid(
                 f"node {node_id} loads {file[:120]}, a model of {family} by its metadata, but the LoRA is of "

@@ -49,7 +49,7 @@ from jobs import accounts, repair, service, sweeps, transitions
 from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, remaining_work
 from jobs.turns import RetryLater
 from jobs.view import JobView
 from notifications.tables import OutboxMessage
@@ -732,7 +732,7 @@ def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Service
     assert (left_out.state, left_out.faults) == ("bad", ["unreadable"])
     assert "3 times" in ((left_out.report and left_out.report.error) or "")
     assert row(services, job_id).status in ACTIVE
-    lacking = sweeps.remaining_work(services, job_id)
+    lacking = remaining_work(services, job_id)
     assert lacking is not None
     assert list(lacking.waiting) == [0, 1, 3, 4]
 

@@ -13,6 +13,7 @@ from jobs import outbox_handlers
 from jobs.notices import dead_letters
 from jobs.services import Services
 from notifications import outbox, webhooks
+from notifications.webhook_payload import PROCESSING, Event, NoticeJob
 from tests.servers.receiver import Receiver, receiver
 
 SECRET = "path-that-nobody-may-see"
@@ -33,9 +34,9 @@ def services(address: str, gone: Receiver, tmp_path: Path) -> Iterator[Services]
     services.database.close()
 
 
-def tell(services: Services, job_id: str, url: str, event: str = "training.completed", owner_id: str = "ada") -> str:
+def tell(services: Services, job_id: str, url: str, event: Event = "training.completed", owner_id: str = "ada") -> str:
     with services.database.writing() as session:
-        return webhooks.put(session, {"job_id": job_id, "owner_id": owner_id}, event, url)
+        return webhooks.put(session, NoticeJob(job_id=job_id, owner_id=owner_id), event, url)
 
 
 def send_due(services: Services) -> None:
@@ -122,7 +123,7 @@ def test_letters_are_sent_again_by_id_by_job_or_by_receiver(services: Services, 
 
 
 def test_a_processing_that_was_given_up_stays_so_once_the_end_was_told(services: Services, gone: Receiver) -> None:
-    first = tell(services, "job1", gone.url, webhooks.PROCESSING)
+    first = tell(services, "job1", gone.url, PROCESSING)
     with services.database.writing() as session:
         outbox.mark_failed(session, first, "the receiver answered 404", None)
     tell(services, "job1", gone.url)

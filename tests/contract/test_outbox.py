@@ -14,6 +14,7 @@ from notifications import outbox, webhooks
 from notifications.due import AT_ONCE
 from notifications.messages import Kind, Message
 from notifications.retries import Outcome, Verdict
+from notifications.webhook_payload import PROCESSING, Event, NoticeJob
 from storage.database import Database
 from tests import outbox as waiting
 from tests.contract.processes import at_once
@@ -38,9 +39,9 @@ def claim(database: Database, at: datetime | None = None, limit: int = 100) -> l
         return outbox.claim(session, at or utcnow(), ALL, limit, lease=LEASE)
 
 
-def tell(database: Database, event: str, job_id: str = "job", owner_id: str = "ada", url: str = URL) -> str:
+def tell(database: Database, event: Event, job_id: str = "job", owner_id: str = "ada", url: str = URL) -> str:
     with database.writing() as session:
-        return webhooks.put(session, {"job_id": job_id, "owner_id": owner_id}, event, url)
+        return webhooks.put(session, NoticeJob(job_id=job_id, owner_id=owner_id), event, url)
 
 
 def record(database: Database, message: Message, outcome: Outcome) -> None:
@@ -195,7 +196,7 @@ def test_failed_attempts_are_counted_and_a_redelivery_starts_anew(database: Data
 
 
 def test_a_final_event_drops_a_processing_that_waits(database: Database) -> None:
-    tell(database, webhooks.PROCESSING)
+    tell(database, PROCESSING)
     final = tell(database, "training.completed")
     (message,) = claim(database)
     assert (message.id, message.sequence) == (final, 2)
@@ -204,7 +205,7 @@ def test_a_final_event_drops_a_processing_that_waits(database: Database) -> None
 
 
 def test_a_processing_on_its_way_is_not_overtaken(database: Database) -> None:
-    tell(database, webhooks.PROCESSING)
+    tell(database, PROCESSING)
     (processing,) = claim(database)
     final = tell(database, "training.failed")
     assert claim(database) == []
@@ -215,7 +216,7 @@ def test_a_processing_on_its_way_is_not_overtaken(database: Database) -> None:
 
 
 def test_a_processing_with_nothing_after_it_is_tried_again(database: Database) -> None:
-    tell(database, webhooks.PROCESSING)
+    tell(database, PROCESSING)
     (processing,) = claim(database)
     record(database, processing, again(seconds=0))
     assert due(database) == [processing.id]

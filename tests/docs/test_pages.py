@@ -19,7 +19,7 @@ from core.settings import Settings
 from jobs.requests.training_request import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
-from notifications.webhooks import EVENTS
+from notifications.webhook_payload import EVENTS
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from tests.docs.pages import (
     ALSO_LINKED,

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.gpu import bench, exactness
 from benchmarks.gpu.__main__ import main, run_parts
-from benchmarks.gpu.parts import PARTS, WORDS, Part, chosen
+from benchmarks.gpu.parts import PARTS, WORDS, Bench, chosen
 from tests.samples import sample
 from tests.site import ROOT
 
@@ -89,7 +89,7 @@ def test_the_same_file_after_a_cut(tiny: Path) -> None:
     assert 0 < rest["from"] == cut["cut_at"] < 40
 
 
-class Command(Part):
+class Command(Bench):
     """A part that is any command."""
 
     @property

@@ -3,11 +3,11 @@
 from random import Random
 
 from demo.pocket.captions import describe
-from demo.pocket.scenes import Scene, compose
+from demo.pocket.scenes import PocketScene, compose
 from demo.pocket.words import CREATURES, KINDS, PLACE_NAMES
 
 
-def scenes(count: int, seed: int = 1) -> list[Scene]:
+def scenes(count: int, seed: int = 1) -> list[PocketScene]:
     random = Random(seed)
     return [compose(random) for _ in range(count)]
 

@@ -71,17 +71,19 @@ def build_metadata(
     dataset_sha256: str,
     base_sha256: str,
     prediction: str,
-    look: tuple[int, float] | None = None,
+    validation: tuple[int, float] | None = None,
     quantisation: Quantisation = "none",
 ) -> dict[str, str]:
     """The metadata of a finished LoRA, all texts. A pure function of its arguments and of our version.
 
-    `look` is (step, validation loss) of the weights in the file, where pictures were held out; `quantisation`, of the
+    `validation` is (step, loss) of the weights in the file, where pictures were held out; `quantisation`, of the
     base that it was trained on.
     """
-    looked = {} if look is None else {"imprint_step": str(look[0]), "imprint_validation_loss": repr(look[1])}
+    validated = {}
+    if validation is not None:
+        validated = {"imprint_step": str(validation[0]), "imprint_validation_loss": repr(validation[1])}
     return {
-        **looked,
+        **validated,
         **({"imprint_base_quantisation": quantisation} if quantisation != "none" else {}),
         **_kohya(spec, examples, steps),
         **({"ss_network_args": _json(spec.adapter.to_dict())} if spec.adapter.to_dict() else {}),

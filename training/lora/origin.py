@@ -47,15 +47,16 @@ def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, st
             return None if is_ours else kind
     if context_widths(widths) == {1024}:
         return "Stable Diffusion 2"
-    named = told_family(metadata)
+    named = declared_family(metadata)
     return named if named in _WORDS.values() else None
 
 
-def told_family(metadata: Mapping[str, str]) -> str | None:
+def declared_family(metadata: Mapping[str, str]) -> str | None:
     """The family that the metadata of a LoRA or a checkpoint names, one of ours or another; None if it names none."""
-    told = " ".join(str(metadata.get(name, "")) for name in ("ss_base_model_version", "modelspec.architecture")).lower()
+    keys = ("ss_base_model_version", "modelspec.architecture")
+    declared = " ".join(str(metadata.get(key, "")) for key in keys).lower()
     ours = [(word, name) for name, family in FAMILIES.items() for word in family.lora.told]
-    return next((name for word, name in [*ours, *_WORDS.items()] if word in told), None)
+    return next((name for word, name in [*ours, *_WORDS.items()] if word in declared), None)
 
 
 def family_of(names: Iterable[str], widths: Widths, metadata: Mapping[str, str]) -> str | None:
@@ -65,5 +66,5 @@ def family_of(names: Iterable[str], widths: Widths, metadata: Mapping[str, str])
     inputs = {name: widths.get(name, 0) for name in names}
     if (found := next((name for name, family in FAMILIES.items() if family.lora.is_of(inputs)), None)) is not None:
         return found
-    named = told_family(metadata)
+    named = declared_family(metadata)
     return named if named in FAMILIES else None

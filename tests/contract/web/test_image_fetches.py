@@ -13,7 +13,7 @@ from core.clock import utcnow
 from core.settings import Settings
 from jobs.subjects import image_fetches
 from notifications import outbox
-from storage.tables import ImageFetch
+from storage.tables import StoredImageFetch
 from tasks import relay
 from tests.contract.web.conftest import REX, Api, make_api, problem
 from tests.servers.pictures import PictureServer, picture_server
@@ -75,7 +75,7 @@ def test_accepted_at_once_fetched_by_a_worker_and_read_by_polling(calling: Api, 
     image_fetches.fetch_images(calling.services, fetch_id)  # a message that came twice
     assert files.asked == asked
     with calling.services.database.reading() as session:
-        assert session.get_one(ImageFetch, fetch_id).addresses == []  # they may be presigned
+        assert session.get_one(StoredImageFetch, fetch_id).addresses == []  # they may be presigned
     problem(calling.call("GET", told["url"], calling.token("bob")), 404, "not_found")
     problem(calling.call("GET", told["url"].replace("rex", "tom"), ada), 404, "not_found")
 
@@ -123,7 +123,7 @@ def test_what_a_dead_worker_left_is_continued_and_given_up_in_the_end(calling: A
 
     def pass_time() -> None:
         with services.database.writing() as session:
-            session.execute(sa.update(ImageFetch).values(next_look_at=utcnow() - timedelta(seconds=1)))
+            session.execute(sa.update(StoredImageFetch).values(next_look_at=utcnow() - timedelta(seconds=1)))
 
     assert image_fetches.repair(services) == 0  # it was launched just now
     assert launched(calling) == [told["id"]]
@@ -137,4 +137,4 @@ def test_what_a_dead_worker_left_is_continued_and_given_up_in_the_end(calling: A
     done = calling.call("GET", told["url"], ada).json()
     assert [one["code"] for one in done["refused"]] == ["worker_lost", "worker_lost"]
     with services.database.reading() as session:
-        assert session.exec(select(ImageFetch).where(col(ImageFetch.finished_at).is_(None))).all() == []
+        assert session.exec(select(StoredImageFetch).where(col(StoredImageFetch.finished_at).is_(None))).all() == []

@@ -14,6 +14,7 @@ from jobs.stages import intake
 from jobs.subjects import subject_recipe, subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
+from notifications.webhook_payload import webhook_body
 from storage.tables import StoredPicture, Subject
 from tests.contract.processes import processes_at_once
 from tests.contract.web.conftest import REX, Api
@@ -49,7 +50,9 @@ def notices(api: Api) -> list[dict[str, Any]]:
         rows = session.exec(select(OutboxMessage).where(OutboxMessage.topic == subject_settings.NOT_STARTED)).all()
         messages = [message for row in rows if (message := outbox.find(session, row.id))]
     bodies = [
-        webhooks.body(one.payload["job"], subject_settings.NOT_STARTED, sequence=one.sequence, at=one.created_at)
+        webhook_body(
+            webhooks.notice_of(one).job, subject_settings.NOT_STARTED, sequence=one.sequence, at=one.created_at
+        ).to_bytes()
         for one in messages
     ]
     return [json.loads(body) for body in bodies]
