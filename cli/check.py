@@ -55,7 +55,7 @@ def decoder_of(given: Settings) -> Decoder:
 def _print(found: PictureFolder, checked: list[CheckedPicture], frame: Frame) -> None:
     for one in checked:
         view = one.verdict.view
-        seen = "" if view is None else f"; seen: {_box(one)} of {_size(one)}, as {view.width} x {view.height}"
+        seen = f"; seen: {_box(one)} of {_size(one)}, as {view.width} x {view.height}" if one.is_good and view else ""
         caption = f"; caption: {one.picture.caption_file}" if one.picture.caption_file else ""
         mask = f"; mask: masks/{one.picture.mask.name}" if one.picture.mask else ""
         said = "; ".join([*one.verdict.texts, *([] if one.verdict.faults else one.verdict.warnings)])

@@ -36,8 +36,7 @@ def test_one_picture_is_good_for_one_base_and_too_small_for_another(
 def test_the_text_says_what_would_fit() -> None:
     verdict = judge(measured(640, 700), Frame(1024))
     assert verdict.texts == [
-        "too small: 640 by 700 pixels, which would be enlarged 1.6 times for 1024; below 1.3 times is accepted, which "
-        "is a resolution of at most 768"
+        "too small: 640 by 700 pixels would be enlarged 1.6 times for 1024; it fits a resolution of at most 768"
     ]
     assert judge(measured(640, 700), Frame(768)).faults == []
     assert judge(measured(640, 700), Frame(832)).faults == ["too_small"]

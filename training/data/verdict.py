@@ -69,8 +69,8 @@ def describe_fault(
     if frame is None or view is None:
         return text
     return (
-        f"{text}, which would be enlarged {view.enlargement:.1f} times for {frame.resolution}; below "
-        f"{MAX_ENLARGEMENT} times is accepted, which is a resolution of at most {_largest(frame, view, 1.299)}"
+        f"{text} would be enlarged {view.enlargement:.1f} times for {frame.resolution}; it fits a resolution of at "
+        f"most {_largest(frame, view, MAX_ENLARGEMENT - 0.001)}"
     )
 
 
