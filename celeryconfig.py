@@ -59,7 +59,7 @@ worker_max_tasks_per_child = 2000
 task_default_queue = "io"
 task_queues = [
     Queue(name, Exchange(name), routing_key=name)
-    for name in (*queues.WORK, *(f"train.{family}" for family in FAMILIES))
+    for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in FAMILIES))
 ]
 task_create_missing_queues = False
 # Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Tasks that call

@@ -1,4 +1,4 @@
-"""What a training costs, in credits."""
+"""What a training and a drawing cost, in credits."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,3 +49,25 @@ def price_per_step(rate: Rate, resolution: int) -> Fraction:
     if rate.credits < 0:
         raise SpecInvalid.of({"prices": "a price must not be negative"})
     return Fraction(rate.credits * resolution**2, _PRICED_STEPS * rate.resolution**2)
+
+
+def price_of_drawing(rate: Rate, steps: int, size: tuple[int, int]) -> int:
+    """The price of `steps` drawing steps, of all pictures together, at `size` (width, height) in pixels.
+
+        ceil(rate × steps × width × height / (1000 × native²)), at least 1; 0 if the rate is 0
+
+    Raises SpecInvalid for a negative rate.
+    """
+    each = _per_drawing_step(rate, size)
+    return max(1, ceil(steps * each)) if each else 0
+
+
+def price_of_drawing_part(rate: Rate, steps: int, size: tuple[int, int]) -> int:
+    """The price of a drawing that was cancelled after `steps` steps (0 or more), rounded down."""
+    return floor(steps * _per_drawing_step(rate, size))
+
+
+def _per_drawing_step(rate: Rate, size: tuple[int, int]) -> Fraction:
+    if rate.credits < 0:
+        raise SpecInvalid.of({"drawing_prices": "a price must not be negative"})
+    return Fraction(rate.credits * size[0] * size[1], _PRICED_STEPS * rate.resolution**2)

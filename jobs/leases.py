@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import sqlalchemy as sa
 from sqlmodel import Session, col
@@ -132,10 +133,23 @@ def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[
     return sa.or_(until.is_(None), until < now)
 
 
+class Renewable(Protocol):
+    """A lease that `LeaseKeeper` can keep: of a job, a picture, or a drawing (`jobs.drawings`)."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def stage(self) -> str: ...
+
+    def renew(self, session: Session, lease_s: float) -> None:
+        """Extend the lease by `lease_s` seconds from now. Raises LeaseLost if another claim has replaced it."""
+
+
 class HeldLease:
     """A lease that is being renewed; `lost` is set once another worker has claimed it, or its time is over."""
 
-    def __init__(self, lease: Lease, limit_s: float = math.inf) -> None:
+    def __init__(self, lease: Renewable, limit_s: float = math.inf) -> None:
         self.lease, self.limit_s = lease, limit_s
         self.until = time.monotonic() + limit_s
         self.lost = threading.Event()
@@ -157,7 +171,7 @@ class LeaseKeeper:
         self._is_away = False  # whether the database could not be used in the last round
 
     @contextmanager
-    def keeping(self, lease: Lease, limit_s: float = math.inf) -> Iterator[HeldLease]:
+    def keeping(self, lease: Renewable, limit_s: float = math.inf) -> Iterator[HeldLease]:
         """Keep `lease` alive inside the block, for at most `limit_s` seconds."""
         held = HeldLease(lease, limit_s)
         with self._lock:

@@ -1,4 +1,4 @@
-"""The rate of a training, from its family's record or the operator's settings."""
+"""The rates of trainings and drawings, from the family's record or the operator's settings."""
 
 from core.settings import Settings
 from credits.price import Rate, price
@@ -10,6 +10,16 @@ def rate_of(family: str, settings: Settings) -> Rate:
     """The family's rate: the operator's credits if `IMPRINT_PRICES` has them, else the record's."""
     known = FAMILIES[family].price
     return Rate(settings.prices.get(family, known.credits), known.resolution)
+
+
+def drawing_rate_of(family: str, settings: Settings) -> Rate:
+    """The family's rate for drawing steps: the operator's credits if `IMPRINT_DRAWING_PRICES` has them, else 60 %.
+
+    A step of drawing is two passes forward, with the prompt and without it; a step of training about one forward and
+    two backward.
+    """
+    known = FAMILIES[family].price
+    return Rate(settings.drawing_prices.get(family, known.credits * 3 // 5), known.resolution)
 
 
 def credits_for(spec: TrainSpec, steps: int, settings: Settings) -> int:

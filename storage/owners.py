@@ -8,6 +8,7 @@ OWNED = (
     "caption_change",
     "credit_account",
     "deletion",
+    "device_drawing",
     "disabled_receiver",
     "drawing",
     "image_fetch",

@@ -10,7 +10,12 @@ from celery import Task
 from core.errors import ImprintError, SpecInvalid
 from core.logging import job_context, task_context
 
-_ID = {"job_id": ("job", "a job"), "message_id": ("msg", "a message"), "fetch_id": ("fetch", "a fetch")}
+_ID = {
+    "job_id": ("job", "a job"),
+    "message_id": ("msg", "a message"),
+    "fetch_id": ("fetch", "a fetch"),
+    "drawing_id": ("draw", "a drawing"),
+}
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
 REFUSED_DELAY = "imprint_refused_delay"  # a header of `tasks.consumer`: how many seconds the task should have waited
 LONGEST_DELAY_S = 3600  # how far ahead the time of a task may be that an application sends

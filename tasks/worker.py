@@ -19,6 +19,7 @@ from celery.signals import (
 )
 from celery.worker.control import inspect_command
 
+from core import queues
 from core.errors import ImprintError
 from core.logging import set_up
 from core.metrics import SWEEP_FAILURES
@@ -76,18 +77,21 @@ def _prepare(**_: Any) -> None:
 
 @celeryd_init.connect
 def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    """A training worker takes as many jobs as it trains in one step, and a fetch worker has the threads of its setting.
+    """A training worker takes as many jobs as it trains in one step, a worker that only draws one drawing, and a fetch
+    worker has the threads of its setting.
 
     `-c` says another number.
     """
-    queues = options.get("queues") or ()
+    names = options.get("queues") or ()
     if options.get("concurrency"):
         return
-    if any(name.startswith("train.") for name in queues):
+    if any(name.startswith(queues.TRAIN) for name in names):
         from training.device import max_slots  # imports torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or max_slots(settings().device)
-    elif "fetch" in queues and _has_threads(options.get("pool")):
+    elif any(name.startswith(queues.DRAW) for name in names):
+        conf.worker_concurrency = 1
+    elif "fetch" in names and _has_threads(options.get("pool")):
         conf.worker_concurrency = settings().fetch_concurrency
 
 
@@ -118,18 +122,28 @@ def _close_metrics_port(**_: Any) -> None:
 
 @celeryd_after_setup.connect
 def _check_device(instance: Any, **_: Any) -> None:
-    """Check the device before the first job of a training worker, and drop the queues of families that fail on it."""
+    """Check the device before the first job of a training worker, and drop the queues of families that fail on it.
+
+    A training worker on a CPU takes one task at a time, so a drawing would wait for a whole training: there, another
+    worker draws.
+    """
     global _trains_on
-    queues = instance.app.amqp.queues
-    families = [name.removeprefix("train.") for name in queues.consume_from if name.startswith("train.")]
-    if not families:
-        return
-    metrics.expect(families)
-    _trains_on = device_check.check(settings(), families)
-    for family in _trains_on.refused:
-        queues.deselect(f"train.{family}")
-    on_device_failure(_end)
-    import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
+    taken = instance.app.amqp.queues
+    families = [name.removeprefix(queues.TRAIN) for name in taken.consume_from if name.startswith(queues.TRAIN)]
+    drawn = [name for name in taken.consume_from if name.startswith(queues.DRAW)]
+    if families or drawn:
+        on_device_failure(_end)
+    if families:
+        metrics.expect(families)
+        _trains_on = device_check.check(settings(), families)
+        for family in _trains_on.refused:
+            taken.deselect(queues.TRAIN + family)
+        import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
+        dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
+        for name in set(drawn) & set(dropped):
+            taken.deselect(name)
+    if set(drawn) & set(taken.consume_from):
+        import_module("training.backends.drawing")
 
 
 def _end(reason: str) -> None:
@@ -149,12 +163,12 @@ def _serve_metrics(**_: Any) -> None:
 def imprint_trains(state: Any) -> dict[str, Any]:
     """The answer to `imprint backends`: the queues of this worker, its device, and the families that it refuses."""
     consumer = state.consumer.task_consumer
-    queues = [queue.name for queue in consumer.queues] if consumer else []
+    taken = [queue.name for queue in consumer.queues] if consumer else []
     if _trains_on is None:
-        return {"queues": queues, "device": None}
-    refused = [f"train.{family}" for family in _trains_on.refused]
+        return {"queues": taken, "device": None}
+    refused = [queues.TRAIN + family for family in _trains_on.refused]
     device = {"device": _trains_on.name, "check": _trains_on.verdict, "refuses": refused}
-    return {"queues": sorted({*queues, *refused}), **device}
+    return {"queues": sorted({*taken, *refused}), **device}
 
 
 @worker_shutting_down.connect

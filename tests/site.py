@@ -79,7 +79,7 @@ class Site:
         return [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments]
 
     def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
-        """Start `io`, `fetch`, `train`, `beat`, `web` (or a second one: `io-2`), and wait until a worker is ready."""
+        """Start `io`, `fetch`, `train`, `draw`, `beat`, `web` (or a second one: `io-2`), and wait until it is ready."""
         kind = name.split("-")[0]
         if kind == "web":
             return self._start_web(name, **environment)
@@ -90,6 +90,7 @@ class Site:
             "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
             "fetch": [*worker, "-Q", "fetch,notices", "-P", "threads"],
             "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
+            "draw": [*worker, "-Q", "draw.sd15,draw.sdxl,draw.z-image", "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
         mark = self._log_size(name)
@@ -116,7 +117,7 @@ class Site:
     def _wait_ready(self, name: str, mark: int) -> None:
         """Wait until the worker says, after `mark` bytes of its log, that it is ready; beat says nothing."""
         process, log = self.processes[name], self.log(name)
-        if name.split("-")[0] in ("io", "fetch", "train"):
+        if name.split("-")[0] in ("io", "fetch", "train", "draw"):
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
             assert process.alive, log.read_text()
 

@@ -1,7 +1,7 @@
 """Draw pictures with a base model and an optional LoRA file, through diffusers' own pipelines as users do."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +44,74 @@ def draw(
     `lora` is loaded by diffusers' `load_lora_weights`; a file that loads only in part is an error. `strength`
     multiplies the scale in the file. Raises BaseModelUnavailable, LoraInvalid.
     """
-    chosen = choose(device)
-    pipeline = load_pipeline(base_model, family, chosen)
-    if lora is not None:
-        add_lora(pipeline, lora)
-        adapters = sorted({name for names in pipeline.get_list_adapters().values() for name in names})
-        pipeline.set_adapters(adapters, [strength] * len(adapters))
-    pictures: list[Image] = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        made = pipeline(
+    loaded = DrawingPipeline(base_model, family, lora=lora, device=device)
+    how = {"strength": strength, "steps": steps, "guidance": guidance, "size": size}
+    return [loaded.draw(prompt, seed, **how) for prompt, seed in zip(prompts, seeds, strict=True)]  # type: ignore[arg-type]
+
+
+class DrawingPipeline:
+    """A loaded base model, with a LoRA file or without, that draws one picture after another.
+
+    On a GPU whose memory is too small for all its parts together, only the part in use is on the GPU.
+    """
+
+    def __init__(self, base_model: str, family: str, *, lora: Path | None = None, device: str = "auto") -> None:
+        """Raises BaseModelUnavailable, LoraInvalid."""
+        chosen = choose(device)
+        self._pipeline = _load(base_model, family, chosen)
+        self._adapters: list[str] = []
+        if lora is not None:
+            add_lora(self._pipeline, lora)
+            listed = self._pipeline.get_list_adapters().values()
+            self._adapters = sorted({name for names in listed for name in names})
+        if chosen.type == "cuda" and not _fits(self._pipeline, chosen):
+            self._pipeline.enable_model_cpu_offload(device=chosen)
+        else:
+            self._pipeline.to(chosen)
+
+    def draw(
+        self, prompt: str, seed: int, *, strength: float, steps: int, guidance: float, size: tuple[int, int],
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Image:  # fmt: skip
+        """One picture of `size` (width, height). `strength` multiplies the scale in the LoRA file; 0: without it.
+
+        `on_step` is called after each step; what it raises ends the drawing.
+        """
+        if self._adapters:
+            self._pipeline.set_adapters(self._adapters, [strength] * len(self._adapters))
+
+        def after_step(_pipeline: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            on_step()
+            return tensors
+
+        made = self._pipeline(
             prompt,
             num_inference_steps=steps,
             guidance_scale=guidance,
             width=size[0],
             height=size[1],
             generator=torch.Generator().manual_seed(seed),  # on the CPU: the same noise on every device
+            callback_on_step_end=after_step,
         )
-        pictures.append(made.images[0])
-    return pictures
+        picture: Image = made.images[0]
+        return picture
+
+
+def _fits(pipeline: Any, device: torch.device) -> bool:
+    """Whether all parts of a pipeline fit into the device's free memory together, with a quarter of it left to draw."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    weights = sum(weight.numel() * weight.element_size() for part in modules for weight in part.parameters())
+    return bool(weights < 0.75 * free_bytes)
 
 
 def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
     """diffusers' pipeline of a base model on `device`, without progress bars. Raises BaseModelUnavailable."""
+    return _load(base_model, family, device).to(device)
+
+
+def _load(base_model: str, family: str, device: torch.device) -> Any:
+    """The pipeline in the host's memory, in the precision of `device`. Raises BaseModelUnavailable."""
     record = FAMILIES[family]
     folder = locate(base_model, record.parts)
     lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below
@@ -89,7 +135,7 @@ def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
         if record.classes.get(tokenizer) == _CLIP and getattr(pipeline, tokenizer, None) is not None:
             require_pair(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
 
 
 def _components(file: Path, record: Family, dtype: torch.dtype) -> dict[str, Any]:

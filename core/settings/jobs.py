@@ -39,6 +39,11 @@ class JobSettings(BaseModel):
     prices: dict[str, int] = Field(
         {}, description="Credits per 1,000 steps by family; replaces the built-in prices. JSON object."
     )
+    drawing_prices: dict[str, int] = Field(
+        {},
+        description="Credits per 1,000 drawing steps by family, at its native size; replaces the built-in prices. 0: "
+        "drawings are free. JSON object.",
+    )
 
     # ---- notices ----
     webhook_secret: SecretStr | None = Field(

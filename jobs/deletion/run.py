@@ -16,6 +16,7 @@ from core.errors import ImprintError
 from core.logging import job_context
 from jobs import keys, shared_objects, transitions
 from jobs.deletion import requests, rows
+from jobs.drawings import deletion as drawings
 from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
@@ -124,7 +125,8 @@ class _Run:
     def _delete_jobs(self, job_ids: Sequence[str]) -> list[str | None]:
         for job_id in job_ids:  # first of all, nothing trains on what is deleted
             with job_context(job_id), self._services.database.writing() as session:
-                if transitions.cancel(session, job_id, self._services.settings):
+                is_drawn = drawings.stop(session, self._services, job_id)
+                if transitions.cancel(session, job_id, self._services.settings) or is_drawn:
                     self._be_quiet(session)
         return [self._delete_job(job_id) for job_id in job_ids]
 
@@ -140,6 +142,7 @@ class _Run:
                 if rows.has_waiting_notices(session, job_id) and utcnow() < self._deletion.due_at + _NOTICE_PATIENCE:
                     return "the end of a training is still to be announced"
             stage_runner.delete_files(services, job_id, job.public_model_id)
+            drawings.delete_files(services, job_id)
             polls.clear_job(services, job_id)
             with services.database.reading() as session:
                 if rows.has_remote_runs(session, job_id):
@@ -148,6 +151,9 @@ class _Run:
             with services.database.writing() as session:
                 job = session.get(Job, job_id, with_for_update=True)
                 if job is not None and job.status not in ACTIVE:
+                    if drawings.stop(session, services, job_id):  # asked for since
+                        self._be_quiet(session)
+                    drawings.delete_rows(session, job_id, self._deletion.id)
                     rows.delete_job(session, job, self._deletion.id)
         return None
 
@@ -170,6 +176,7 @@ class _Run:
         for job in stopped:
             self._renew()
             stage_runner.delete_files(self._services, job.id, job.model_id or job.id)
+            self._services.store.delete_prefix(keys.drawing(job.id))  # the id may be a drawing's
         shared_objects.collect_orphans(self._services)
         return None
 

@@ -26,8 +26,9 @@ from jobs.view import View
 from storage.database import insert_if_absent
 from storage.deletion_tables import StoredDrawing
 from training.base_family import family_of_base
+from training.families.record import Drawing
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import base_model_location
+from training.spec import base_model_location, is_distilled
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _URL_S = 15 * 60
@@ -143,6 +144,12 @@ def _store_picture(services: Services, stem: str, name: str, data: bytes) -> Dra
 # ---- with diffusers ----------------------------------------------------------------------------------------------
 
 
+def drawing_defaults(family: str, *names: str) -> Drawing:
+    """How a base model is drawn with if nobody says otherwise. `names`: of the base model, and where it is."""
+    record = FAMILIES[family]
+    return record.few_steps if record.few_steps is not None and is_distilled(*names) else record.drawing
+
+
 @dataclass(frozen=True)
 class LocalDrawing:
     """How to draw on this machine; None is the family's default."""
@@ -174,7 +181,7 @@ def draw_locally(
         raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(FAMILIES)}"})
     if weights is not None and weights.family is not None and weights.family != family:
         raise SpecInvalid.of({"base_model": f"{base_model} is of family {family}, but the LoRA is of {weights.family}"})
-    defaults = FAMILIES[family].drawing
+    defaults = drawing_defaults(family, base_model, location)
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"
     from training.sample import draw  # torch takes seconds to import, so errors are found first

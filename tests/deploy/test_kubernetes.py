@@ -112,7 +112,7 @@ def test_pods_keep_to_the_restricted_standard(name: str) -> None:
 def test_one_deployment_trains_each_family_and_has_time_to_hand_over(family: str) -> None:
     pod = pods()[f"train-{family}"]
     command = pod["containers"][0]["command"]
-    assert command[command.index("-Q") + 1] == f"train.{family}"
+    assert command[command.index("-Q") + 1] == f"train.{family},draw.{family}"
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["terminationGracePeriodSeconds"] >= 90
     assert "replicas" not in of("Deployment", f"train-{family}")["spec"], "the number is KEDA's"

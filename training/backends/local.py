@@ -57,7 +57,8 @@ def train(run: TrainRun) -> TrainResult:
     is_few_step = is_distilled(run.spec.base_model, run.base_model)
     where = Where(folder, device, agreement.dtype, run.training_adapter, is_few_step, quantisation)
     with device_errors(run), resident.shared_engine(family, where, identity["base"], run.control.check) as engine:
-        training = LocalTraining(run, engine, identity, total, start, plan)
+        with resident.device_use(run.control.check):
+            training = LocalTraining(run, engine, identity, total, start, plan)
         begun = time.monotonic()
         state = training.train()
         seconds = time.monotonic() - begun

@@ -167,6 +167,7 @@ class Family:
     code_arguments: Mapping[str, Any] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)  # see FamilyCode
     quantised: str = ""
+    few_steps: Drawing | None = None  # how its few-step models are drawn with, if it has some
     shares_steps: bool = True
     latent_channels: int = 4
     latent_pixels: int = 8  # the side of a place of the latents, in pixels of the picture

@@ -17,6 +17,7 @@ const shape = (region) => {
   const copy = region.cloneNode(true);
   copy.querySelectorAll("details").forEach((one) => one.removeAttribute("open"));
   copy.querySelectorAll("input[name=key]").forEach((one) => one.remove());
+  copy.querySelectorAll("#price, output").forEach((one) => one.replaceChildren()); // these follow the choices in a form
   prepare(copy);
   return copy.outerHTML;
 };
@@ -85,7 +86,10 @@ async function send(form, button) {
     else if (!answer.ok) trouble();
     else if (new URL(answer.url).pathname !== location.pathname) location.assign(answer.url);
     else {
-      form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
+      // What was typed is now what the server has, except in a form for one more of the same.
+      if (!form.matches("[data-keeps]")) form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
+      const key = form.id && fresh.querySelector(`#${form.id} input[name=key]`);
+      if (key) form.elements.key.value = key.value; // sent again, it is a new request
       await settle(fresh);
       byId("notice").replaceChildren(...fresh.getElementById("notice").childNodes);
     }
@@ -105,7 +109,7 @@ async function ask(form) {
   asking?.abort();
   asking = new AbortController();
   const wanted = new URLSearchParams();
-  for (const name of ["base_model", "max_steps", "resolution"]) wanted.set(name, new FormData(form).get(name) ?? "");
+  for (const name of form.dataset.quote.split(" ")) wanted.set(name, new FormData(form).get(name) ?? "");
   try {
     const { answer, fresh } = await load(`${location.pathname}?${wanted}`, { signal: asking.signal });
     if (answer.ok) replace(fresh, "#price, #pictures, #pictures-head"); // pictures are judged for the base model
@@ -113,7 +117,7 @@ async function ask(form) {
 }
 document.addEventListener("change", (event) => {
   const form = event.target.closest("[data-quote]");
-  if (form && ["base_model", "max_steps", "resolution"].includes(event.target.name)) ask(form);
+  if (form?.dataset.quote.split(" ").includes(event.target.name)) ask(form);
 });
 
 // ---- uploads ------------------------------------------------------------------------------------------------------
@@ -195,9 +199,24 @@ function prepareUpload(form) {
 // ---- events -------------------------------------------------------------------------------------------------------
 
 const AT_MOST_EVERY_MS = 1000;
-let source, due;
+let source, due, polling;
+
+// Drawings have no events: while one is open, its region says how often to look.
+function poll() {
+  clearTimeout(polling);
+  const every = document.querySelector("[data-poll]")?.dataset.poll;
+  if (every) polling = setTimeout(async () => {
+    try {
+      const { answer, fresh } = await load(location.pathname + location.search);
+      if (answer.redirected) location.reload(); // the session has ended
+      else if (answer.ok) replace(fresh, "[data-live]:not(#price)"); // it calls this function again
+      else poll();
+    } catch { poll(); }
+  }, Number(every));
+}
 
 function follow() {
+  poll();
   const address = document.querySelector("[data-events]")?.dataset.events;
   if (!address || source) {
     if (!address) { source?.close(); source = undefined; }
@@ -224,6 +243,11 @@ document.addEventListener("click", async (event) => {
   button.textContent = "Copied";
   byId("notice").replaceChildren();
   setTimeout(() => { button.textContent = "Copy"; }, 2000);
+});
+
+document.addEventListener("input", (event) => {
+  const shown = event.target.form?.querySelector(`[data-shows="${event.target.name}"]`);
+  if (shown) shown.textContent = event.target.value;
 });
 
 function prepare(root) {

@@ -36,6 +36,7 @@ class Row:
 TRAIN = {"json": {"baseModel": "sd15", "triggerWord": "hush", "resolution": 64, "maxSteps": 2, "imageIds": []}}
 ONE = "/api/trainings/{id}"
 OF = "/api/influencer/{id}"
+DRAWN = "/api/drawings/{drawingId}"
 ROWS = [
     Row("GET", "/healthz", None, 200),
     Row("GET", "/readyz", None, 503),  # no broker here
@@ -63,6 +64,11 @@ ROWS = [
     Row("GET", f"{ONE}/checkpoints", "read", 200),
     Row("GET", f"{ONE}/checkpoints/{{step}}", "read", 200),
     Row("GET", f"{ONE}/download", "read", 307),
+    Row("GET", f"{ONE}/drawings", "read", 200),
+    Row("POST", f"{ONE}/drawings", "train", 202, options={"json": {"prompt": "on a beach"}}),
+    Row("GET", DRAWN, "read", 200),
+    Row("GET", f"{DRAWN}/images/{{number}}", "read", 200),
+    Row("POST", f"{DRAWN}/cancel", "train", 409),
     Row("POST", f"{OF}/lora/train", "train", 202, 422, TRAIN),
     Row("PATCH", f"{OF}/lora/settings", "train", 200, {"triggerWord": None}, {"json": {"classWord": "dog"}}),
     Row("POST", f"{OF}/profile-set/completed", "train", 200, {"started": False, "training": None}),
@@ -103,12 +109,13 @@ class World:
     image_ids: list[str]
     fetch_id: str
     session_id: str
+    drawing_id: str
     deletion_id: str
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
         path = path.replace("{fetchId}", self.fetch_id)
-        path = path.replace("{step}", "50")
+        path = path.replace("{step}", "50").replace("{drawingId}", self.drawing_id).replace("{number}", "0")
         subject = "old" if (row.method, row.path) == ("DELETE", OF) else "rex"
         path = path.replace("{id}", subject if row.path.startswith(OF) else self.job_id)
         path = path.replace("{deletionId}", self.deletion_id)
@@ -119,7 +126,7 @@ class World:
         return self.api.call(row.method, path, secret, **options)
 
     def is_told_in(self, answer: httpx2.Response) -> bool:
-        return any(secret in answer.text for secret in (self.job_id, *self.image_ids, "hush"))
+        return any(secret in answer.text for secret in (self.job_id, self.drawing_id, *self.image_ids, "hush"))
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +149,10 @@ def world(lone_api: Api) -> World:
         transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
     fetch = lone_api.call("POST", f"{REX}/images", ada, json={"url": "https://pictures.example/rex.jpg"})
     session_id = test_page_matrix.a_session(lone_api, ada)
+    drawing_id = test_page_matrix.a_drawing(lone_api, job_id)
     gone = lone_api.upload(ada, 2, subject="old")[0]
     deletion = requests.delete_picture(services, gone)
-    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id, deletion.id)
+    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id, drawing_id, deletion.id)
 
 
 def routes(api: Api) -> set[tuple[str, str]]:

@@ -8,11 +8,16 @@ from typing import Any
 
 import httpx2
 import pytest
+import sqlalchemy as sa
+from sqlmodel import col
 
 from core.clock import utcnow
 from jobs import keys, service, sessions, tokens
 from jobs.deletion import requests
+from jobs.drawings import drawing_transitions, drawings
 from storage.access_tables import ApiToken
+from storage.drawing_tables import DrawnFile
+from storage.tables import Job, Status
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
 
@@ -58,6 +63,10 @@ ROWS = [
     Row("POST", "/subjects/{id}/notes/dismiss", "train", 303, 303),
     Row("POST", "/trainings/{id}/cancel", "train", 303),
     Row("POST", "/trainings/{id}/again", "train", 303, form={"key": "2" * 32}),
+    Row("POST", "/trainings/{id}/draw", "train", 409, form={"key": "3" * 32, "prompt": "hush"}),
+    Row("GET", "/drawings/{drawingId}", "read", 303),
+    Row("GET", "/drawings/{drawingId}/images/{number}", "read", 200),
+    Row("POST", "/drawings/{drawingId}/cancel", "train", 409),
     Row("POST", "/account/sessions/{sessionId}/end", "read", 303),
     Row("POST", "/account/sessions/end-others", "read", 303, 303),
     Row("POST", "/account/delete", "train", 422, 422),  # the owner's name is not repeated
@@ -70,16 +79,18 @@ GUARDED = [row for row in ROWS if row.scope is not None]
 
 @dataclass
 class Page:
-    """Ada's pictures and her cancelled training, and a way to call a row with a cookie."""
+    """Ada's pictures, her cancelled training and her drawing, and a way to call a row with a cookie."""
 
     api: Api
     job_id: str
     image_ids: list[str]
     session_id: str
+    drawing_id: str
     deletion_id: str
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
+        path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
         subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
         path = path.replace("{deletionId}", self.deletion_id)
@@ -112,7 +123,8 @@ def page(lone_api: Api) -> Page:
     job_id = lone_api.train(ada, images[:6]).json()["id"]
     service.cancel(lone_api.services, job_id)
     deletion = requests.delete_picture(lone_api.services, lone_api.upload(ada, 2, subject="old")[0])
-    return Page(lone_api, job_id, images, a_session(lone_api, ada), deletion.id)
+    drawing_id = a_drawing(lone_api, a_ready_training(lone_api, ada))
+    return Page(lone_api, job_id, images, a_session(lone_api, ada), drawing_id, deletion.id)
 
 
 def a_session(api: Api, secret: str) -> str:
@@ -120,6 +132,29 @@ def a_session(api: Api, secret: str) -> str:
     token = tokens.authenticate(api.services, secret)
     assert token is not None
     return sessions.begin(api.services, token, token.owner_id)
+
+
+def a_ready_training(api: Api, secret: str) -> str:
+    """The id of a training whose LoRA can be drawn with."""
+    job_id = api.train(secret, api.upload(secret, 6)).json()["id"]
+    ready = {"status": Status.READY, "lora_key": keys.lora(job_id), "lora_sha256": "0" * 64, "lora_bytes": 6}
+    api.services.store.put(keys.lora(job_id), b"a file")
+    with api.services.database.writing() as session:
+        session.connection().execute(sa.update(Job).where(col(Job.id) == job_id).values(**ready))
+    return str(job_id)
+
+
+def a_drawing(api: Api, job_id: str) -> str:
+    """A ready drawing of Ada's with one picture; its id."""
+    made = drawings.submit(api.services, {"owner_id": "ada", "job_id": job_id, "prompt": "on a beach", "seed": 7})
+    api.services.store.put(f"{keys.drawing(made.drawing_id)}000.png", b"a drawn picture")
+    with api.services.database.writing() as session:
+        claimed = drawing_transitions.claim(session, made.drawing_id, "worker", 30)
+        assert claimed is not None
+        file = DrawnFile(number=0, seed=7, with_lora=True, sha256="0" * 64, bytes=15)
+        claimed[0].write(session, pictures=[file])
+        assert drawing_transitions.finish(session, claimed[0], api.services.settings)
+    return made.drawing_id
 
 
 def of(row: Row) -> str | None:
