@@ -66,7 +66,7 @@ task_create_missing_queues = False
 # addresses of owners have queues and a worker of their own, because a slow host holds a slot.
 task_routes = {
     "imprint.dataset": {"queue": "cpu"},
-    **{f"imprint.{name}": {"queue": "fetch"} for name in ("preprocess", "fetch_images", "draw")},
+    **{f"imprint.{name}": {"queue": "fetch"} for name in ("preprocess", "fetch_images", "draw", "screen")},
     **{f"imprint.{name}": {"queue": "notices"} for name in ("notify", "send_mail", "send_alerts")},
     **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},
 }

@@ -120,7 +120,7 @@ def _run(site: Site, pictures: list[bytes], base_bytes: int, given: argparse.Nam
     images = [{"ref": intake.store_picture(site.services, "owner", "photographs", picture)} for picture in pictures]
     job_id = site.send(images=images, max_steps=given.steps, resolution=given.resolution)["job_id"]
     until, first_step_cpu = time.monotonic() + _WAIT_S, None
-    while (view := site.look(job_id))["status"] not in ("ready", "failed", "cancelled"):
+    while (view := site.view(job_id))["status"] not in ("ready", "failed", "cancelled"):
         if time.monotonic() > until:
             raise SystemExit(f"not done after {_WAIT_S:.0f} s: {view}")
         if first_step_cpu is None and view["step"]:

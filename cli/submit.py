@@ -60,6 +60,7 @@ from training.spec import Optimizer
 @click.option("--keep-checkpoints", is_flag=True, default=None, help="Keep the LoRA file of every checkpoint.")
 @click.option("--webhook-url", help="Base address for webhooks.")
 @click.option("--model-id", help="The id of the model in webhooks and in the key of its file. Default: the job's.")
+@click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Default: normal.")
 @click.option("--key", "idempotency_key", help="Idempotency key: the same key returns the same job.")
 @click.option("--dry-run", is_flag=True, help="Only show price and duration.")
 @click.option("--watch", is_flag=True, help="Follow the job until it ends.")

@@ -145,6 +145,12 @@ def expire(session: Session, hold_id: str) -> str:
     return _resolve(session, hold_id, "expire", 0, None)
 
 
+def extend(session: Session, hold_id: str, expires_at: datetime) -> None:
+    """Let a live hold expire later. A resolved one stays as it is."""
+    later = sa.update(HOLD).where(HOLD.c.id == hold_id, HOLD.c.state == "held", HOLD.c.expires_at < expires_at)
+    session.execute(later.values(expires_at=expires_at))
+
+
 def refund(session: Session, hold_id: str, amount: int, *, key: str) -> str:
     """Refund credits that a hold settled: they leave `spent` and are available again. Returns the entry's id.
 

@@ -75,7 +75,8 @@ class Lease:
 def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_s: float) -> tuple[Lease, Job] | None:
     """Claim `stage` of a job that is at this stage and not leased; else None.
 
-    `dataset` may also be claimed while the job is at `preprocess`, once no picture waits.
+    `dataset` may also be claimed while the job is at `preprocess`, once no picture waits; `train` only by a job that
+    is admitted.
     """
     now = utcnow()
     claim = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE), _free(Job, now))
@@ -84,6 +85,8 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
         claim = claim.where(col(Job.stage).in_((Stage.PREPROCESS, Stage.DATASET)), ~waiting)
     else:
         claim = claim.where(col(Job.stage) == stage)
+    if stage is Stage.TRAIN:
+        claim = claim.where(sa.or_(col(Job.admitted_at).is_not(None), col(Job.queue) == ""))
     job = session.scalars(
         claim.values(
             stage=stage,

@@ -59,6 +59,11 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     )
 
 
+def expected_seconds(session: Session, spec: TrainSpec, steps: int) -> float:
+    """How long the train stage of a job will take, as far as it is known."""
+    return steps * (_measured(session, spec) or FAMILIES[spec.family].seconds_per_step)
+
+
 def _memory_gb(spec: TrainSpec) -> float | None:
     if FAMILIES[spec.family].sizes is None:
         return None

@@ -8,14 +8,16 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from core import tracing
+from core import actor, tracing
 from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
 from credits import ledger
-from jobs import quotes, transitions
+from jobs import audit_log, limits, quotes, transitions
+from jobs.admission import due
+from jobs.admission.queues import queue_of, shape_of
 from jobs.deletion import guard
 from jobs.notices import callbacks, notices
 from jobs.prices import credits_for
@@ -28,7 +30,7 @@ from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
 from storage.deletion_tables import DeletedTraining
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from storage.tables import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
 from training.data import trigger_words
 
 
@@ -137,8 +139,12 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         idempotency_key=envelope.idempotency_key,
         request_sha256=request.sha256,
         **spec_columns(spec),
+        queue=queue_of(spec),
+        shape=shape_of(spec),
+        expected_s=quotes.expected_seconds(session, spec, steps),
+        priority=Priority[envelope.priority.upper()],
         webhook_url=envelope.webhook_url,
-        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
+        on_end=EndTask(**envelope.on_end.model_dump()) if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
         model_id=envelope.model_id,
         model_link=envelope.model_link,
@@ -147,6 +153,9 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         style_id=origin.style_id,
         total_steps=steps,
     )
+    job.token_id = actor.current().token_id
+    price = credits_for(spec, steps, settings)
+    limits.check_job(session, settings, job.owner_id, job.token_id, price)
     pictures, of_pictures = intake.rows_for(session, job.id, request)
     of_word = trigger_words.advice(spec.trigger_word)
     job.notes = [*origin.notes, *([of_word] if of_word else []), *of_pictures] or None
@@ -154,7 +163,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         session,
         envelope.owner_id,
         job.id,
-        credits_for(spec, steps, settings),
+        price,
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )
@@ -164,7 +173,10 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "status", status=Status.PENDING)
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    transitions.send_launch(session, job, settings)
+    due.accept(session, job.id, job.queue)
+    audit_log.record(
+        session, "job.accepted", job_id=job.id, owner_id=job.owner_id, priority=envelope.priority, credits=price
+    )
     notices.check_low_credits(session, job.owner_id)
     return job
 
@@ -187,7 +199,7 @@ def get(services: Services, job_id: str, owner_id: str | None = None) -> JobView
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         )
-        return _view(session, job, pictures.all())
+        return _view(services, session, job, pictures.all())
 
 
 def jobs(
@@ -210,13 +222,14 @@ def jobs(
             query = query.where(col(Job.status).in_(statuses))
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
-        return [_view(session, job, []) for job in session.exec(query)]
+        return [_view(services, session, job, []) for job in session.exec(query)]
 
 
-def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
+def _view(services: Services, session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = pods.server_name(session, run) if run else None
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
+    expected = services.places.get(session, job, services.settings)
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server, expected)
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:

@@ -25,6 +25,7 @@ from jobs.periodic import each
 from jobs.services import Services
 from storage.database import insert_if_absent, lock_name
 from storage.deletion_tables import UnusedObject
+from storage.screening_tables import Screening
 from storage.tables import ACTIVE, Job, JobPicture, PreparedPicture, StoredPicture
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,9 @@ def _collect_one(services: Services, key: str) -> None:
         if _is_used(session, key):
             session.connection().execute(sa.delete(UnusedObject).where(col(UnusedObject.key) == key))
             return
+        if key.startswith("prepared/"):
+            screened = sa.delete(Screening).where(col(Screening.sha256) == key.rpartition("/")[2].partition(".")[0])
+            session.connection().execute(screened)
         mark = sa.update(UnusedObject).where(col(UnusedObject.key) == key)
         session.connection().execute(mark.values(deleting_since=utcnow()))
     services.store.delete(key)

@@ -13,6 +13,8 @@ from core.logging import job_context
 from core.settings import Settings
 from credits.audit import AuditFinding, audit
 from jobs import invariants, repair
+from jobs.admission import due, workers
+from jobs.admission.queues import QUEUES, is_waiting
 from jobs.notices import notices
 from jobs.periodic import each
 from jobs.services import Services
@@ -38,6 +40,14 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
     if repaired:
         log.warning("%d job(s) had no worker and were sent again", repaired)
     return repaired
+
+
+def admit_jobs(services: Services) -> None:
+    """Admit jobs where there is room that no transaction has noticed: after a worker has vanished, for example."""
+    workers.forget_dead(services)
+    with services.database.writing() as session:
+        for queue in QUEUES:
+            due.ask(session, queue)
 
 
 def sweep_done(services: Services) -> None:
@@ -77,6 +87,7 @@ def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[st
         select(Job.id)
         .where(
             col(Job.status).in_(ACTIVE),
+            ~is_waiting(),
             sa.or_(
                 col(Job.lease_until) < now,
                 sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~repair.is_polled(settings)),

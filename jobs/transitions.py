@@ -20,6 +20,10 @@ from core.errors import ImprintError
 from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_part
+from jobs import audit_log
+from jobs.admission import due
+from jobs.launches import record_event as record_event
+from jobs.launches import send_launch as send_launch
 from jobs.leases import Lease
 from jobs.notices import callbacks, notices
 from jobs.prices import credits_for, rate_of
@@ -27,7 +31,7 @@ from jobs.specs import spec_of
 from jobs.view import JobView, view_of
 from notifications import channels, outbox, webhooks
 from notifications.webhook_payload import Event, NoticeJob
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +43,6 @@ FINAL_NOTICES: dict[Status, Event] = {
 KEY_PREFIXES = ("http:", "model_training:")  # keep the idempotency keys of the doors apart
 LONGEST_FETCH_DELAY_S = 60.0
 NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
-
-
-def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
-    """Append an event to a job.
-
-    The job's row is locked, so that its events become visible in the order of their numbers: a reader that continues
-    after the last event it has seen misses none. On SQLite, writing transactions run one at a time anyway.
-    """
-    if session.get_bind().dialect.name == "postgresql":
-        session.connection().execute(
-            sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
-        )
-    session.add(JobEvent(job_id=job_id, kind=kind, data=data))
 
 
 def notify(session: Session, job: Job, event: Event) -> None:
@@ -74,20 +65,6 @@ def _notice_job(job: Job, view: JobView) -> NoticeJob:
             "style_id": job.style_id,
             "model_link": job.model_link,
         }
-    )
-
-
-def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
-    """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
-    due = utcnow() + timedelta(seconds=delay_s)
-    check_at = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
-    session.connection().execute(
-        sa.update(Job)
-        .where(col(Job.id) == job.id)
-        .values(launches=col(Job.launches) + 1, next_look_at=check_at, lease_holder=None, lease_until=None)
-    )
-    outbox.put(
-        session, "launch", job_id=job.id, owner_id=job.owner_id, payload=outbox.trace_of(session, job.id), due_at=due
     )
 
 
@@ -131,6 +108,15 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
         **values,
     )
     record_event(session, lease.job_id, "stage", stage=stage)
+    if lease.stage is Stage.TRAIN:
+        _free_place(session, session.get_one(Job, lease.job_id, populate_existing=True))
+
+
+def _free_place(session: Session, job: Job) -> None:
+    """A job leaves the train stage, or ends before: count what it used, and let the next one start."""
+    done_s = job.train_seconds or job.step * (job.seconds_per_step or 0.0)
+    due.add_used(session, job.owner_id, done_s)
+    due.ask(session, job.queue)
 
 
 def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float | None:
@@ -271,11 +257,16 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     ).one_or_none()
     if job is None:
         return False
+    if job.stage not in (Stage.UPLOAD, Stage.SETTLE):
+        _free_place(session, job)
     hold = ledger.hold_of(session, job_id)
     if hold is not None and hold.state == "held":
         job.charged = min(charge, hold.amount)
         ledger.settle(session, hold.id, job.charged)  # settling 0 credits is a release
     record_event(session, job_id, "status", status=status, code=job.failure_code)
+    audit_log.record(
+        session, f"job.{status}", job_id=job_id, owner_id=job.owner_id, code=job.failure_code, charged=job.charged
+    )
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
     callbacks.queue_end(session, job)

@@ -5,6 +5,7 @@ import sqlalchemy as sa
 # Every table with the column `owner_id`.
 OWNED = (
     "api_token",
+    "audit_entry",
     "caption_change",
     "credit_account",
     "deletion",
@@ -14,10 +15,12 @@ OWNED = (
     "image_fetch",
     "notice_preferences",
     "outbox_message",
+    "owner_share",
     "page_session",
     "picture",
     "subject",
     "training_job",
+    "usage_limit",
 )
 
 

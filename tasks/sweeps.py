@@ -17,6 +17,7 @@ from tasks.relay import relay
 PARTS: Mapping[str, Sequence[Part]] = {
     "imprint.sweep": (
         Part("repair", sweeps.repair_jobs),
+        Part("admission", sweeps.admit_jobs),
         Part("fetches", image_fetches.repair),
         Part("drawings", drawings.repair),
         Part("deletions", deletions.sweep),

@@ -19,18 +19,20 @@ from celery.signals import (
 )
 from celery.worker.control import inspect_command
 
-from core import queues
+from core import essential, queues
 from core.errors import ImprintError
 from core.logging import set_up
 from core.metrics import SWEEP_FAILURES
 from core.private import keep_private
 from core.settings import settings
+from jobs.deletion import encodings
 from jobs.services import services
 from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks import device_check, metrics
 from tasks.app import app
 from tasks.device_check import DeviceState
+from tasks.heartbeat import Heartbeat
 from tasks.queue_types import check_queue_types
 from tasks.sweeps import PARTS
 from training.device_failure import on_device_failure
@@ -38,6 +40,7 @@ from training.device_failure import on_device_failure
 log = logging.getLogger(__name__)
 
 _trains_on: DeviceState | None = None  # of a training worker, after the check of its device
+_heartbeat: Heartbeat | None = None  # of a training worker
 
 
 @celeryd_init.connect
@@ -127,7 +130,7 @@ def _check_device(instance: Any, **_: Any) -> None:
     A training worker on a CPU takes one task at a time, so a drawing would wait for a whole training: there, another
     worker draws.
     """
-    global _trains_on
+    global _trains_on, _heartbeat
     taken = instance.app.amqp.queues
     families = [name.removeprefix(queues.TRAIN) for name in taken.consume_from if name.startswith(queues.TRAIN)]
     drawn = [name for name in taken.consume_from if name.startswith(queues.DRAW)]
@@ -139,6 +142,8 @@ def _check_device(instance: Any, **_: Any) -> None:
         for family in _trains_on.refused:
             taken.deselect(queues.TRAIN + family)
         import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
+        trained = [queues.TRAIN + family for family in families if family not in _trains_on.refused]
+        _heartbeat = Heartbeat(instance.hostname, trained, instance.concurrency)
         dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
         for name in set(drawn) & set(dropped):
             taken.deselect(name)
@@ -152,6 +157,18 @@ def _end(reason: str) -> None:
         control.leaving.set()
         log.error("this worker ends because its device failed: %s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@worker_ready.connect
+def _report_slots(**_: Any) -> None:
+    if _heartbeat is not None:
+        _heartbeat.start()
+
+
+@worker_ready.connect
+def _keep_encodings_clean(**_: Any) -> None:
+    if _trains_on is not None:
+        essential.start("encodings", lambda: encodings.keep_clean(services()))
 
 
 @worker_ready.connect
@@ -175,6 +192,8 @@ def imprint_trains(state: Any) -> dict[str, Any]:
 def _hand_over(**_: Any) -> None:
     # Trainings write a checkpoint and end; Celery waits for their tasks to return.
     control.leaving.set()
+    if _heartbeat is not None:
+        _heartbeat.leave()
 
 
 # With spinning OpenMP threads on shared cores, a training took 5 to 7 times as long.

@@ -18,7 +18,7 @@ MADE_UP = dataclasses.replace(
     recipe=SD15.recipe | {"rank": 6, "alpha": 6.0, "resolution": 64},
     price=Price(77, 64),
     pipeline="MadeUpPipeline",
-    lora=dataclasses.replace(SD15.lora, is_of=lambda _: False, told=("made-up",), version="made-up-1"),
+    lora=dataclasses.replace(SD15.lora, is_of=lambda _: False, declared=("made-up",), version="made-up-1"),
     single_file=None,
     toolkit=None,
 )

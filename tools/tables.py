@@ -129,8 +129,8 @@ def _base_model(family: Family, base: BaseModel) -> str:
     weights = "" if family.sizes is None else f"{2 * family.sizes.parameters / 2**30:.1f} GB"
     card = next((f"{gib} GB" for gib in _CARDS if _fits(family, gib) != "no"), "rented")
     minutes = f"{family.seconds_per_step * 1000 / 60:.0f} min"
-    told = f"rank {recipe['rank']}, alpha {recipe['alpha']:g}, {recipe.get('optimizer', 'adamw')}"
-    told += f", {recipe['resolution']} px"
+    told = f"rank {recipe['rank']}, alpha {recipe['alpha']:g}, {recipe.get('optimizer', 'adamw')} "
+    told += f"{recipe['learning_rate']:g}, {recipe['resolution']} px, {recipe['epochs']} epochs"
     licence = f"{base.licence}{f': {base.terms}' if base.terms else ''}{' (gated)' if base.is_gated else ''}"
     pairs = {
         name: (np.ones((2, width), np.float32), np.ones((width, 2), np.float32))

@@ -58,7 +58,7 @@ class DrawingPipeline:
     def __init__(self, base_model: str, family: str, *, lora: Path | None = None, device: str = "auto") -> None:
         """Raises BaseModelUnavailable, LoraInvalid."""
         chosen = choose(device)
-        self._pipeline = _load(base_model, family, chosen)
+        self._pipeline, self._record = _load(base_model, family, chosen), FAMILIES[family]
         self._adapters: list[str] = []
         if lora is not None:
             add_lora(self._pipeline, lora)
@@ -85,12 +85,12 @@ class DrawingPipeline:
             return tensors
 
         made = self._pipeline(
-            prompt,
+            prompt=prompt,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             width=size[0],
             height=size[1],
             generator=torch.Generator().manual_seed(seed),  # on the CPU: the same noise on every device
+            **{self._record.guidance: guidance, **self._record.call},
             callback_on_step_end=after_step,
         )
         picture: Image = made.images[0]

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from core.numbers import NumbersAreNotBools
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.options import Adapter, Data, Objective, Optimization, Validation
+from training.options import Adapter, Data, Group, Objective, Optimization, Validation
 
 
 class _FamilyName:
@@ -175,6 +175,17 @@ class TrainSpec(NumbersAreNotBools):
     def _fits_the_optimizer(cls, asked: Optimization, info: ValidationInfo) -> Optimization:
         if asked.loraplus_ratio != 1 and info.data.get("optimizer") == "prodigy":
             raise ValueError("loraplus_ratio: prodigy finds one rate for all weights; leave it at 1, or use adamw")
+        return asked
+
+    @field_validator("adapter", "optimization", "objective", "data", "validation")
+    @classmethod
+    def _works_with_the_family(cls, asked: Group, info: ValidationInfo) -> Group:
+        """Options that the family does not have are named. Trainings that were accepted before stay as they are."""
+        family = FAMILIES.get(info.data.get("family", ""))
+        if family is not None and info.context != STORED:
+            for option in asked.to_dict():
+                if (reason := family.refused.get(f"{info.field_name}.{option}")) is not None:
+                    raise ValueError(f"{option}: not for {family.name}: {reason}")
         return asked
 
     @field_validator("family", mode="before")

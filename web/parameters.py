@@ -30,6 +30,7 @@ TrainingId = Annotated[str, Path(alias="id", min_length=1, max_length=100, patte
 DrawingId = Annotated[str, Path(alias="drawingId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 DrawnNumber = Annotated[int, Path(alias="number", ge=0, lt=1000)]
 PreviewName = Annotated[str, Path(alias="name", max_length=100)]
+PictureHash = Annotated[str, Path(alias="sha256", pattern=r"^[0-9a-f]{64}$")]
 DeletionId = Annotated[str, Path(alias="deletionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 SessionId = Annotated[str, Path(alias="sessionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 IdempotencyKey = Annotated[

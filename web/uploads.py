@@ -129,7 +129,7 @@ async def _store(
     opened = picture_uploads.opened(given, services.settings, limits.max_unpacked_bytes)
     upload = await run_sync(opened.__enter__, limiter=limits.unpacking)
     try:
-        stored: dict[str, picture_uploads.Part] = {}
+        stored: dict[str, picture_uploads.UploadPart] = {}
         for part in upload.parts:
             if await request.is_disconnected():
                 break

@@ -13,19 +13,14 @@ from jobs.deletion.guard import key_hash
 from notifications.messages import CONFIRMATION, EXTERNAL, WAITING
 from notifications.tables import DisabledReceiver, NoticePreferences, OutboxMessage, TaskCall
 from storage.access_tables import ApiToken, StoredSession
+from storage.admission_tables import OwnerShare
+from storage.audit_tables import AuditEntry, UsageLimit
 from storage.caption_tables import CaptionChange
 from storage.database import insert_if_absent
 from storage.deletion_tables import DeletedTraining, Deletion, StoredDrawing
+from storage.fetch_tables import StoredImageFetch
 from storage.remote_tables import RemoteRun
-from storage.tables import (
-    ACTIVE,
-    Job,
-    JobEvent,
-    JobPicture,
-    StoredImageFetch,
-    StoredPicture,
-    Subject,
-)
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, StoredPicture, Subject
 
 _GONE = "deleted"  # in place of a picture's address or id
 
@@ -157,9 +152,11 @@ def delete_owner(session: Session, owner_id: str) -> str:
     _delete(session, StoredSession, col(StoredSession.owner_id) == owner_id)
     tokens = select(ApiToken.id).where(ApiToken.owner_id == owner_id)
     _delete(session, StoredSession, col(StoredSession.token_id).in_(tokens))
-    for table in (ApiToken, NoticePreferences, DisabledReceiver):
+    for table in (ApiToken, NoticePreferences, DisabledReceiver, OwnerShare, UsageLimit):
         _delete(session, table, col(table.owner_id) == owner_id)
     pseudonym = new_id("deleted")
+    entries = sa.update(AuditEntry).where(col(AuditEntry.owner_id) == owner_id)
+    session.connection().execute(entries.values(owner_id=pseudonym))
     account = sa.update(CreditAccount).where(col(CreditAccount.owner_id) == owner_id)
     session.connection().execute(account.values(owner_id=pseudonym))
     return pseudonym

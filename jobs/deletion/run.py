@@ -28,9 +28,7 @@ log = logging.getLogger(__name__)
 # Deletes the results of Celery tasks from the result store. Raises Unreachable while that is away.
 ForgetResults = Callable[[Iterable[str]], None]
 
-LEASE = timedelta(seconds=60)  # extended before each job and picture
 _NOTICE_PATIENCE = timedelta(minutes=10)  # for the notice of a job's end, before it is deleted unsent
-_AGAIN = timedelta(seconds=15)
 _KEPT = timedelta(days=30)  # how long a deletion that is done can be read
 
 
@@ -49,7 +47,7 @@ def run(services: Services, deletion_id: str, forget_results: ForgetResults) -> 
         return True
     log.info("deletion %s waits: %s", deletion.id, reason)
     with services.database.writing() as session:
-        later = {"leased": False, "note": reason, "next_look_at": utcnow() + _AGAIN}
+        later = {"leased": False, "note": reason, "next_look_at": utcnow() + _lease(services) / 4}
         session.connection().execute(sa.update(Deletion).where(col(Deletion.id) == deletion.id).values(**later))
     return False
 
@@ -70,6 +68,11 @@ def sweep(services: Services) -> int:
     return len(found)
 
 
+def _lease(services: Services) -> timedelta:
+    """How long a worker has a deletion; it is extended before each job and picture."""
+    return timedelta(seconds=2 * services.settings.lease_s)
+
+
 def _claim(services: Services, deletion_id: str) -> Deletion | None:
     """Take the deletion for this worker; None if it is done or not due, or another worker has it."""
     now = utcnow()
@@ -81,7 +84,7 @@ def _claim(services: Services, deletion_id: str) -> Deletion | None:
             return None
         if deletion.state == DeletionState.WAITING:
             requests.begin(session, deletion)
-        deletion.leased, deletion.next_look_at = True, now + LEASE
+        deletion.leased, deletion.next_look_at = True, now + _lease(services)
         session.add(deletion)
         session.flush()
     return deletion
@@ -211,7 +214,7 @@ class _Run:
     def _renew(self) -> None:
         with self._services.database.writing() as session:
             mine = sa.update(Deletion).where(col(Deletion.id) == self._deletion.id)
-            session.connection().execute(mine.values(next_look_at=utcnow() + LEASE))
+            session.connection().execute(mine.values(next_look_at=utcnow() + _lease(self._services)))
 
     def _finish(self, subject_id: str | None) -> None:
         kind = self._deletion.kind

@@ -39,6 +39,7 @@ _SAMPLE_PIXELS, _MAX_SAMPLE_BYTES = 512, 20_000_000
 _OURS = {
     FailureCode.BASE_MODEL_UNAVAILABLE, FailureCode.OUT_OF_MEMORY, FailureCode.LOSS_NOT_FINITE,
     FailureCode.BACKEND_UNREACHABLE, FailureCode.BACKEND_FAILED, FailureCode.WORKER_LOST, FailureCode.TIMEOUT,
+    FailureCode.SCREENING_UNAVAILABLE,
     FailureCode.UPLOAD_FAILED, FailureCode.LORA_INVALID, FailureCode.INTERNAL,
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from sqlmodel import Session, col, select
 from core.errors import SpecInvalid
 from core.ids import new_id
 from core.picture_names import plain_name, source_name
-from jobs import keys, shared_objects
+from jobs import keys, limits, shared_objects
 from jobs.deletion import guard
 from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
@@ -45,7 +45,10 @@ def store_picture(
         # Of two requests that store the same bytes at once, the second waits here and finds the picture of the first:
         # with two ids, the same request would not be the same to its idempotency key.
         lock_name(session, f"picture {owner_id} {subject_id} {sha256}")
-        picture = session.exec(query.order_by(col(StoredPicture.id)).with_for_update()).first() or StoredPicture(
+        picture = session.exec(query.order_by(col(StoredPicture.id)).with_for_update()).first()
+        if picture is None or picture.removed_at is not None:
+            limits.check_picture(session, services.settings, owner_id, len(data))
+        picture = picture or StoredPicture(
             id=new_id("pic"),
             owner_id=owner_id,
             subject_id=subject_id,

@@ -21,7 +21,7 @@ from core.errors import (
 from core.logging import stage_context
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
-from jobs import keys, shared_objects, transitions
+from jobs import keys, screening, shared_objects, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
@@ -110,35 +110,48 @@ def _fetched(session: Session, job_id: str) -> int:
 
 
 def dataset(services: Services, job_id: str) -> None:
-    """Leave out near-duplicates, check that enough pictures are left, and write the manifest."""
+    """Leave out refused pictures and near-duplicates, check that enough are left, and write the manifest.
+
+    A job whose pictures are still being screened is given back and waits.
+    """
     lease, job = claim(services, job_id, Stage.DATASET)
     with holding_lease(services, lease):
         with services.database.reading() as session:
             rows = _list_pictures(session, job_id)
-        duplicates = _leave_out_duplicates(rows)
-        good = [row for row in rows if row.state == PictureState.GOOD]
-        spec = spec_of(job)
-        fewest = MIN_PICTURES + spec.validation.held_out
-        if len(good) < fewest:
-            _record_duplicates(services, lease, duplicates)
-            raise _too_few_images(rows, fewest)
-        manifest = build_manifest(
-            spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+        refused, waits_for = screening.screen(services, lease, rows)
+        if waits_for is None:
+            _build_dataset(services, lease, job, rows, refused)
+    if waits_for is not None:
+        raise NothingToDo(f"{job_id}: {waits_for}")
+
+
+def _build_dataset(
+    services: Services, lease: Lease, job: Job, rows: list[JobPicture], refused: list[JobPicture]
+) -> None:
+    left_out = [*refused, *_leave_out_duplicates(rows)]
+    good = [row for row in rows if row.state == PictureState.GOOD]
+    spec = spec_of(job)
+    fewest = MIN_PICTURES + spec.validation.held_out
+    if len(good) < fewest:
+        _record_left_out(services, lease, left_out)
+        raise _too_few_images(rows, fewest)
+    manifest = build_manifest(
+        spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+    )
+    key, content = keys.manifest(manifest.sha256), manifest.to_json().encode()
+    services.store.put(key, content)
+    _record_left_out(services, lease, left_out)
+    with services.database.writing() as session:
+        transitions.advance(
+            session,
+            lease,
+            services.settings,
+            dataset_sha256=manifest.sha256,
+            waiting_note=None,  # of a picture that was unreachable for a while
+            total_steps=spec.steps(len(good)),
         )
-        key, content = keys.manifest(manifest.sha256), manifest.to_json().encode()
-        services.store.put(key, content)
-        _record_duplicates(services, lease, duplicates)
-        with services.database.writing() as session:
-            transitions.advance(
-                session,
-                lease,
-                services.settings,
-                dataset_sha256=manifest.sha256,
-                waiting_note=None,  # of a picture that was unreachable for a while
-                total_steps=spec.steps(len(good)),
-            )
-            shared_objects.record_use(session, key)
-        shared_objects.make_sure(services, key, content)
+        shared_objects.record_use(session, key)
+    shared_objects.make_sure(services, key, content)
 
 
 def _too_few_images(rows: list[JobPicture], minimum: int) -> ImprintError:
@@ -174,7 +187,7 @@ def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     return repeats
 
 
-def _record_duplicates(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
+def _record_left_out(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
     if rows:
         with services.database.writing() as session:
             lease.renew(session, services.settings.lease_s)  # raises if the lease is lost: then nothing is written

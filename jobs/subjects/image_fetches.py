@@ -25,7 +25,7 @@ from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.turns import owner_slot
 from notifications import outbox
-from storage.tables import FetchResult, StoredImageFetch
+from storage.fetch_tables import FetchResult, StoredImageFetch
 
 TOPIC = "fetch"  # of the messages that launch a fetch
 MAX_ADDRESSES = 20  # of one request

@@ -44,7 +44,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Part:
+class UploadPart:
     """One picture of an upload. Several are from one file if that is an archive."""
 
     index: int
@@ -58,7 +58,7 @@ class Part:
 class Upload:
     """What an upload consists of. `parts` are the pictures, in order."""
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[UploadPart] = field(default_factory=list)
     captions: dict[str, bytes] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -96,7 +96,7 @@ def _sort(upload: Upload, index: int, file: UploadedFile, folder: Path, limits: 
     elif name is not None and (name.lower().endswith(CAPTION_SUFFIXES) or name.lower() in CAPTION_TABLES):
         upload.captions[name] = file.content.read(_MAX_CAPTION_FILE_BYTES)
     else:
-        upload.parts.append(Part(index, label, name, _reader(file.content, limits.file_bytes)))
+        upload.parts.append(UploadPart(index, label, name, _reader(file.content, limits.file_bytes)))
 
 
 def _add_archive(upload: Upload, index: int, archive: str, folder: Path) -> None:
@@ -106,7 +106,7 @@ def _add_archive(upload: Upload, index: int, archive: str, folder: Path) -> None
         upload.refused.append(Refusal(index, str(ImageInvalid.code), f"{archive}: there are no pictures in it"))
     for position, picture in enumerate(found.pictures):
         label = f"{archive}, {picture_label(position, plain_name(picture.path.name))}"
-        upload.parts.append(Part(index, label, picture.path.name, picture.path.read_bytes, picture.caption))
+        upload.parts.append(UploadPart(index, label, picture.path.name, picture.path.read_bytes, picture.caption))
 
 
 def _message(error: ImageInvalid | SpecInvalid) -> str:
@@ -124,12 +124,14 @@ def _reader(content: BinaryIO, limit: int) -> Callable[[], bytes]:
     return read
 
 
-def store(services: Services, owner_id: str, subject_id: str, part: Part, *, is_mask: bool = False) -> str:
+def store(services: Services, owner_id: str, subject_id: str, part: UploadPart, *, is_mask: bool = False) -> str:
     """Store one picture; returns its id. Raises what `subject_pictures.add` raises."""
     return subject_pictures.add(services, owner_id, subject_id, part.read(), is_mask=is_mask, name=part.name)
 
 
-def finish(services: Services, owner_id: str, subject_id: str, upload: Upload, stored: Mapping[str, Part]) -> list[str]:
+def finish(
+    services: Services, owner_id: str, subject_id: str, upload: Upload, stored: Mapping[str, UploadPart]
+) -> list[str]:
     """Give the stored pictures their captions; returns the notes of the upload, which the subject keeps for a while.
 
     `stored` has the part of each stored picture by its id. A caption file also fits a picture of an earlier upload.

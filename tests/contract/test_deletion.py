@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from sqlmodel import col, select
@@ -19,7 +20,7 @@ from core.clock import utcnow
 from core.errors import IllegalMove, KeyReused, NotFound, SpecInvalid, Unreachable
 from core.settings import Settings
 from jobs import accounts, keys, service, shared_objects, sweeps, tokens, transitions
-from jobs.deletion import requests, retention
+from jobs.deletion import encodings, requests, retention
 from jobs.deletion import run as deletions
 from jobs.notices import notices
 from jobs.services import Services
@@ -28,13 +29,15 @@ from jobs.subjects import captions, drawing, image_fetches, subject_notes, subje
 from notifications import receivers
 from notifications.tables import OutboxMessage
 from storage.deletion_tables import Deletion, DeletionState, UnusedObject
-from storage.tables import Job, Stage, StoredPicture
+from storage.remote_tables import RemoteRun, RunState
+from storage.tables import Job, JobPicture, Stage, StoredPicture
 from tests.contract.jobs import put_at, task_call
 from tests.contract.personal import places
 from tests.contract.processes import FORK
 from tests.samples import sample
 from tests.servers.s3 import S3Server, s3_server
 from tests.unit.drawings import drawing as drawn
+from training.lora.safetensor import pack, tensor
 
 ADA, DOG = "Ada Lovelace", "ada-s-secret-dog"
 BOB = "Bob Bystander"
@@ -204,6 +207,8 @@ def test_of_a_deleted_owner_nothing_is_left_anywhere(services: Services) -> None
     tables = {
         "picture", "subject", "image_fetch", "training_job", "job_picture", "outbox_message", "api_token", "drawing",
         "credit_account", "notice_preferences", "disabled_receiver", "caption_change",
+        "audit_entry",
+        "owner_share",
     }  # fmt: skip
     assert tables <= {place.partition(".")[0] for place in before}
     kinds = {"originals", "models", "checkpoints", "previews", "outputs", "drawings"}
@@ -367,6 +372,22 @@ def test_a_result_store_that_is_away_is_waited_for(services: Services) -> None:
     assert results.deleted >= {"task-ready"}
 
 
+def test_a_training_on_a_remote_server_is_deleted_there_first(services: Services) -> None:
+    made = gift(services)
+    deliver(services)
+    run = RemoteRun(job_id=made.ready, attempt=1, name="run_1", state=RunState.ENDED)
+    with services.database.writing() as session:
+        session.add(run)
+    deletion = requests.delete_training(services, made.ready, ADA)
+    assert deletions.run(services, deletion.id, Results()) is False
+    assert requests.get(services, deletion.id).note == "a training is still to be deleted from its remote server"
+    assert not services.store.exists(keys.lora(made.ready))  # what is here goes at once
+    with services.database.writing() as session:
+        session.connection().execute(sa.update(RemoteRun).values(cleared_at=utcnow()))
+    until_done(services, deletion.id)
+    assert sweeps.run_audit(services) == []
+
+
 def test_the_sweep_launches_what_no_worker_works_on(services: Services) -> None:
     gift(services)
     deletion = requests.delete_owner(services, ADA)
@@ -409,6 +430,22 @@ def test_retention_deletes_pictures_and_kept_checkpoints_and_keeps_the_file(serv
     assert not places(services, made.bytes)
     assert sweeps.run_audit(services) == []
     keeping.database.close()
+
+
+def test_encodings_of_pictures_that_no_training_has_are_deleted(services: Services) -> None:
+    made = gift(services)
+    folder = services.settings.home.resolve() / "encodings" / "ab"
+    folder.mkdir(parents=True)
+    with services.database.reading() as session:
+        used = session.exec(select(JobPicture.prepared_sha256).where(JobPicture.job_id == made.ready)).all()
+    for name, sha256 in (("used", used[0] or ""), ("unused", "f" * 64)):
+        array = tensor(np.zeros(3, np.float32))
+        (folder / f"{name}.safetensors").write_bytes(pack({"moments": array}, {"made_of": sha256}))
+    (folder / "old.safetensors").write_bytes(pack({"moments": array}, {}))
+    assert encodings.delete_unused(services) == 2
+    assert [path.stem for path in folder.iterdir()] == ["used"]
+    until_done(services, requests.delete_owner(services, ADA).id)
+    assert encodings.delete_unused(services) == 1
 
 
 # ---- races ----------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from jobs.remote import polls, runs
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from storage.database import DatabaseAway
+from storage.fetch_tables import StoredImageFetch
 from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
-from storage.tables import Job, Stage, StoredImageFetch
+from storage.tables import Job, Stage
 from tasks.app import app
 from tasks.sweeps import PARTS
 from tests.contract.jobs import balances, events, put_at, request, row

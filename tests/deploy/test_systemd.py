@@ -127,8 +127,8 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
 
     # ---- the update: a newer checkout, the same command ----
     debian.do("echo newer >/srv/imprint/NEWER")
-    told = debian.do(typed(UPDATE))
-    assert "handed over" in told
+    content = debian.do(typed(UPDATE))
+    assert "handed over" in content
     debian.do("test -e /opt/imprint/NEWER")
     between = debian.journal()
     assert "Killing" not in between, "something had to be killed at its stop"

@@ -247,7 +247,7 @@ def test_pictures_over_http_are_fetched_once_and_an_outage_is_waited_out(base_mo
             server.status.update({f"/away/{n}.png": 503 for n in range(3)})
             job_id = running.send(images=away)["job_id"]
             until(lambda: all(server.asked.get(f"/away/{n}.png", 0) > 4 for n in range(3)), 60, "tried again")
-            assert running.look(job_id)["status"] == "training"
+            assert running.view(job_id)["status"] == "training"
             server.status.clear()
             view = running.wait(job_id)
             assert view["status"] == "ready", view["failure"]

@@ -44,6 +44,8 @@ def _renamed(folder: Path, layout: SingleFile, part: str) -> dict[str, Tensor]:
         values = weights.floats()
         if found.third is not None:
             thirds.setdefault(prefix + found.name, {})[found.third] = values
+        elif found.is_swapped:
+            made[prefix + found.name] = tensor(np.concatenate(np.split(values, 2)[::-1]))
         elif found.is_transposed:
             made[prefix + found.name] = tensor(np.ascontiguousarray(values.T))
         elif part == "vae" and ".mid.attn_1." in found.name and values.ndim == 2:

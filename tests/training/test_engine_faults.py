@@ -17,6 +17,7 @@ from core.errors import Cancelled, DeviceLost, HandOver, OutOfMemory, Stop, Work
 from jobs.stages import control
 from tasks import worker
 from tests.training.conftest import MemoryCheckpoints, Watcher
+from tests.training.live import wait_until_gone
 from tests.training.test_engine import base_of, side_by_side
 from training import device, device_failure, families
 from training.backends import local_training, resident
@@ -117,7 +118,7 @@ def test_a_device_error_in_a_jobs_own_thread_is_a_lost_device(
 
 @pytest.mark.parametrize("stop", [None, Cancelled(), HandOver()])
 def test_a_thread_that_is_gone_is_noticed(runs: Runs, monkeypatch: pytest.MonkeyPatch, stop: Exception | None) -> None:
-    """Whoever waits for the engine sees that its thread has ended, whatever ended it."""
+    """A caller that waits for the engine sees that its thread has ended, whatever ended it."""
     monkeypatch.setattr(Engine, "_run", lambda self: None)
     run = runs(control=Watcher(0, stop))
     training = LocalTraining(run, Engine(families.find("sd15"), base_of(run)), {"base": ""}, 6, None)
@@ -450,8 +451,7 @@ def test_a_cohort_shrinks_when_half_its_slots_have_been_idle(
         for training in trainings:
             engine.join(training.job)
     for training in trainings:
-        while not training.job.gone:
-            training.job.news.wait(1.0)
+        wait_until_gone(training.job)
     assert [training.job.step for training in trainings] == [12, 12, 12, 60]
     # Not at once, since a job may come at any time; and then to what the last job needs.
     assert following == [(4, 4)] * 12 + [(1, 4)] * 5 + [(1, 1)] * 43

@@ -25,14 +25,16 @@ def examples(*captions: str) -> list[Example]:
     return [Example(Path(), caption, "", 64, 64, label=f"dog{at}.png") for at, caption in enumerate(captions)]
 
 
-@pytest.mark.parametrize(("family", "repeats"), [("sd15", 8), ("sdxl", 8), ("z-image", 60)])
+# A scene so often that the caption is longer than what the family reads.
+REPEATS = [("sd15", 8), ("sdxl", 8), ("z-image", 60), ("flux2-klein-4b", 60), ("qwen-image", 110)]
+
+
+@pytest.mark.parametrize(("family", "repeats"), REPEATS)
 def test_the_trigger_word_is_read(bases: Callable[..., Path], family: str, repeats: int) -> None:
     found, base = families.find(family), load(bases, family)
     spec = TrainSpec(base_model="x", family=family, trigger_word="sks dog", seed=0)  # type: ignore[call-arg, arg-type]
     short, last, first = "sks dog on grass", SCENE * repeats + "and sks dog", "Sks Dog, " + SCENE * repeats
-    within = (
-        SCENE + "and sks dog, " + SCENE * repeats if family == "z-image" else "trees and sks dog, " + SCENE * repeats
-    )
+    within = SCENE + "and sks dog, " + SCENE * repeats if repeats > 8 else "trees and sks dog, " + SCENE * repeats
     fitted, notes = fit_captions(found, base, spec, examples(short, last, first, within))
     assert [one.caption for one in fitted] == [short, f"sks dog, {last}", first, within]
     assert [note.partition(":")[0] for note in notes] == ["dog1.png", "dog2.png", "dog3.png"]
@@ -40,7 +42,7 @@ def test_the_trigger_word_is_read(bases: Callable[..., Path], family: str, repea
     assert all("its caption is longer than the text encoder reads; not read: " in note for note in notes)
 
 
-@pytest.mark.parametrize(("family", "repeats"), [("sd15", 8), ("sdxl", 8), ("z-image", 60)])
+@pytest.mark.parametrize(("family", "repeats"), REPEATS)
 def test_what_is_said_to_be_not_read_changes_no_encoding(bases: Callable[..., Path], family: str, repeats: int) -> None:
     found, base = families.find(family), load(bases, family)
     spec = TrainSpec(base_model="x", family=family, trigger_word="sks dog", seed=0)  # type: ignore[call-arg, arg-type]
@@ -56,8 +58,8 @@ def test_what_is_said_to_be_not_read_changes_no_encoding(bases: Callable[..., Pa
 
 
 def test_a_training_tells_its_caller(runs: Callable[..., TrainRun]) -> None:
-    run, told = runs(max_steps=1), list[str]()
+    run, content = runs(max_steps=1), list[str]()
     long = replace(run.examples[1], caption=SCENE * 8 + "and sks dog", label="picture 2 (dog1.png)")
-    train(replace(run, examples=[run.examples[0], long, *run.examples[2:]], note=told.append))
-    [note] = told
+    train(replace(run, examples=[run.examples[0], long, *run.examples[2:]], note=content.append))
+    [note] = content
     assert note.startswith("picture 2 (dog1.png): its caption is longer than the text encoder reads")

@@ -63,8 +63,8 @@ def test_a_quantised_base_says_nearly_the_same_in_a_fraction_of_the_bytes(
     assert names
     given = sample(run, plain)
     with torch.no_grad():
-        said, nearly = (found.predict(base, *given) for base in (plain, small))
-    error = ((said - nearly).norm() / said.norm()).item()
+        text, nearly = (found.predict(base, *given) for base in (plain, small))
+    error = ((text - nearly).norm() / text.norm()).item()
     assert 0 < error < BOUNDS[kind]
     for name, layer in names.items():
         weight: Any = small.denoiser.get_submodule(name).weight
@@ -191,10 +191,10 @@ def test_the_training_adapter_is_merged_before_and_taken_off_while_drawing(runs:
     plain, merged = loaded(run, "none"), loaded(run, "8bit", training_adapter=adapter)
     given = sample(run, plain)
     with torch.no_grad():
-        said, changed = (found.predict(base, *given) for base in (plain, merged))
+        text, changed = (found.predict(base, *given) for base in (plain, merged))
         with found.as_used(merged):
             used = found.predict(merged, *given)
-    assert (used - said).norm() < 0.2 * (changed - said).norm()
+    assert (used - text).norm() < 0.2 * (changed - text).norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

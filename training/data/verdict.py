@@ -15,6 +15,7 @@ _TEXTS = {
     "near_duplicate": "nearly the same as another picture of this subject",
     "unreadable": "it cannot be read",
     "unreachable": "it could not be fetched",
+    "refused": "the screening refused it",
     "unusable_mask": "its mask could not be fetched or read, or has a different shape",
 }
 

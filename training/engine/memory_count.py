@@ -205,7 +205,9 @@ def _encoders(record: Family) -> int:
             kind = class_of(record.classes[part])
             with _META:
                 encoder = kind(kind.config_class(**config))
-            total += sum(part.numel() for part in encoder.parameters()) * record.encoder_weight_bytes
+            # Training loads a language model without its head.
+            used = encoder.model if record.classes[part].endswith("ForCausalLM") else encoder
+            total += sum(weights.numel() for weights in used.parameters()) * record.encoder_weight_bytes
     return total
 
 

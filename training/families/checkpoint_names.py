@@ -110,3 +110,44 @@ def z_image(name: str, _config: Mapping[str, Any]) -> Source:
 def same(name: str, _config: Mapping[str, Any]) -> Source:
     """A part whose names are the same in the file."""
     return Source(name)
+
+
+_FLUX2 = (
+    (r"x_embedder", "img_in"),
+    (r"context_embedder", "txt_in"),
+    (r"proj_out", "final_layer.linear"),
+    (r"norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"(\w+_stream_modulation\w*)\.linear", r"\1.lin"),
+    (r"time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
+    (r"time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.norm_q", r"single_blocks.\1.norm.query_norm"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.norm_k", r"single_blocks.\1.norm.key_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.to_[qkv]", r"double_blocks.\1.img_attn.qkv"),
+    (r"transformer_blocks\.(\d+)\.attn\.add_[qkv]_proj", r"double_blocks.\1.txt_attn.qkv"),
+    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
+    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_q", r"double_blocks.\1.img_attn.norm.query_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_k", r"double_blocks.\1.img_attn.norm.key_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_added_q", r"double_blocks.\1.txt_attn.norm.query_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_added_k", r"double_blocks.\1.txt_attn.norm.key_norm"),
+    (r"transformer_blocks\.(\d+)\.ff\.linear_in", r"double_blocks.\1.img_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff\.linear_out", r"double_blocks.\1.img_mlp.2"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_out", r"double_blocks.\1.txt_mlp.2"),
+)
+
+
+def flux2(name: str, _config: Mapping[str, Any]) -> Source:
+    """The transformer of FLUX.2. Raises KeyError for an unknown name."""
+    stem, end = _end(name)
+    for pattern, theirs in _FLUX2:
+        if (found := re.fullmatch(pattern, stem)) is not None:
+            written = found.expand(theirs)
+            end = "scale" if written.endswith("_norm") else end
+            third = (
+                "qkv".index(re.sub(r".*(to|add)_([qkv])(_proj)?", r"\2", stem)) if written.endswith(".qkv") else None
+            )
+            return Source(f"{written}.{end}", third=third, is_swapped=stem == "norm_out.linear")
+    raise KeyError(name)

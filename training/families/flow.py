@@ -16,6 +16,17 @@ def shifted(uniform: Tensor, shift: float) -> Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
+def logit_normal(count: int, generator: torch.Generator, shift: float) -> Tensor:
+    """`count` times: the sigmoid of a normal draw (https://arxiv.org/abs/2403.03206, section 3.1), then shifted."""
+    return shifted(torch.randn(count, generator=generator).sigmoid(), shift)
+
+
+def on_line(count: int, line: tuple[int, float, int, float]) -> float:
+    """The value at `count` of the line through two points (x, y, x, y)."""
+    start, low, end, high = line
+    return low + (high - low) * (count - start) / (end - start)
+
+
 def mix(base: Base, made: Draw) -> Tensor:
     """x_s of each sample, [B, C, h, w]."""
     s = made.times.view(-1, 1, 1, 1)

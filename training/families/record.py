@@ -92,7 +92,7 @@ class LoraNames:
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
     original: tuple[tuple[str, tuple[str, ...]], ...] = ()
     words: tuple[str, ...] = ()  # of names that were written with underscores only
-    told: tuple[str, ...] = ()  # words of `ss_base_model_version` and `modelspec.architecture`, in lower case
+    declared: tuple[str, ...] = ()  # words of `ss_base_model_version` and `modelspec.architecture`, in lower case
     kind: str = ""  # the usual name of the kind of model, if files of it may also be of another family
     refused: Mapping[str, str] = field(default_factory=dict)  # forms that cannot be written, with the reason
     architecture: str = ""  # `modelspec.architecture` of files
@@ -175,6 +175,8 @@ class Family:
     sizes: Sizes | None = None  # None: the memory of a training is not planned
     encoder_weight_bytes: int = 4  # of one weight of its text encoders, as training loads them
     pipeline_arguments: Mapping[str, Any] = field(default_factory=dict)
+    guidance: str = "guidance_scale"  # the pipeline's argument for the guidance scale
+    call: Mapping[str, Any] = field(default_factory=dict)  # other arguments of a call of the pipeline
     single_file: SingleFile | None = None  # None: a base model in one file is refused
     toolkit: AiToolkit | None = None  # None: rented servers cannot train it
     refused: Mapping[str, str] = field(default_factory=dict)  # options that do not work, by name, with the reason

@@ -32,7 +32,7 @@ _V = ("v", "v_prediction", "v-prediction")
 
 
 @dataclass(frozen=True)
-class SingleFile:
+class CheckpointFile:
     """The facts in the header of a single file."""
 
     path: Path
@@ -58,14 +58,14 @@ class SingleFile:
         return dict(self.family.configs[part])
 
 
-def read(path: Path) -> SingleFile:
+def read(path: Path) -> CheckpointFile:
     """Read and check the header of the file. Raises BaseModelUnavailable."""
     found = path.stat()
     return _read(path, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, _changed: int, size: int) -> SingleFile:
+def _read(path: Path, _changed: int, size: int) -> CheckpointFile:
     if path.suffix != ".safetensors":
         raise BaseModelUnavailable(
             f"the base model {path} is not a .safetensors file: others, such as .ckpt, can run code and are not read. "
@@ -89,7 +89,7 @@ def _read(path: Path, _changed: int, size: int) -> SingleFile:
         if prefix is not None
     }
     is_v = "v_pred" in kinds or metadata.get("modelspec.prediction_type", "").lower() in _V
-    return SingleFile(path, family, kinds, prefixes, "v_prediction" if is_v else "epsilon", "ztsnr" in kinds)
+    return CheckpointFile(path, family, kinds, prefixes, "v_prediction" if is_v else "epsilon", "ztsnr" in kinds)
 
 
 def require(path: Path, parts: Sequence[str]) -> None:
@@ -101,7 +101,7 @@ def require(path: Path, parts: Sequence[str]) -> None:
     refuse_unknown(held, [name for name in held.kinds if not name.startswith(prefixes)])
 
 
-def refuse_unknown(held: SingleFile, names: Sequence[str]) -> None:
+def refuse_unknown(held: CheckpointFile, names: Sequence[str]) -> None:
     """Raise BaseModelUnavailable if any of the names is neither a weight nor known from checkpoints."""
     if unknown := [name for name in names if not LEFT_OVER.fullmatch(name)]:
         raise BaseModelUnavailable(
@@ -172,7 +172,7 @@ def empty(kind: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _weights(
-    held: SingleFile, part: str, config: Mapping[str, Any], wanted: Mapping[str, Tensor], dtype: torch.dtype
+    held: CheckpointFile, part: str, config: Mapping[str, Any], wanted: Mapping[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The part's weights by the module's names, in `dtype`. Raises Unsound for missing or wrong ones."""
     prefix = held.prefixes[part]
@@ -206,6 +206,8 @@ def _taken(file: Any, prefix: str, found: Source, name: str, shape: tuple[int, .
     if held != expected and held != (*expected, 1, 1) and (*held, 1, 1) != expected:
         raise soundness.Unsound(f"has {name} with shape {held}; models of this family have {expected}")
     taken: Tensor = part[:] if found.third is None else part[found.third * rows : (found.third + 1) * rows]
+    if found.is_swapped:
+        taken = torch.cat(taken.chunk(2)[::-1])
     return taken.t().contiguous() if found.is_transposed else taken.reshape(shape)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import soundness
 from training.lora.formats import home_form
@@ -100,7 +101,8 @@ def _warnings(lora: ParsedLora, modules: list[Module], kinds: Mapping[str, Mappi
     warnings = []
     if lora.contains:
         warnings.append(f"it contains {', '.join(lora.contains)}, which Imprint neither converts nor draws with")
-    if silent := [module for module in modules if module.alpha is None]:
+    needs_alpha = lora.family is None or FAMILIES[lora.family].lora.naming.alpha
+    if needs_alpha and (silent := [module for module in modules if module.alpha is None]):
         warnings.append(
             f"{len(silent)} modules have no alpha: programs load them at strength 1, whatever they were trained with"
         )

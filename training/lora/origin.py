@@ -43,7 +43,10 @@ def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, st
             # Attention alone has the same names in both; Qwen-Image's is as wide as nothing of Stable Diffusion 3.
             is_wide = name == "Stable Diffusion 3" and 3072 in widths.values()
             kind = "Qwen-Image" if is_wide else name
-            is_ours = any(family.lora.kind == kind and family.lora.is_of(widths) for family in FAMILIES.values())
+            # Families of ours whose names are also another model's: what the metadata says counts, then the widths.
+            declared = declared_family(metadata)
+            ours = {known: family.lora for known, family in FAMILIES.items() if family.lora.kind}
+            is_ours = declared in ours or (declared is None and any(known.is_of(widths) for known in ours.values()))
             return None if is_ours else kind
     if context_widths(widths) == {1024}:
         return "Stable Diffusion 2"
@@ -55,7 +58,7 @@ def declared_family(metadata: Mapping[str, str]) -> str | None:
     """The family that the metadata of a LoRA or a checkpoint names, one of ours or another; None if it names none."""
     keys = ("ss_base_model_version", "modelspec.architecture")
     declared = " ".join(str(metadata.get(key, "")) for key in keys).lower()
-    ours = [(word, name) for name, family in FAMILIES.items() for word in family.lora.told]
+    ours = [(word, name) for name, family in FAMILIES.items() for word in family.lora.declared]
     return next((name for word, name in [*ours, *_WORDS.items()] if word in declared), None)
 
 

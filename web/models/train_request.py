@@ -88,4 +88,5 @@ class TrainRequest(Recipe):
     )
     model_link: Any = as_in_spec("model_link", "Whether the last webhook has an address that needs no credentials.")
     reference: Any = as_in_spec("reference", "A small object that webhooks repeat.")
+    priority: Any = as_in_spec("priority", "`low`, `normal` or `high`; `high` needs a token with the scope `priority`.")
     allow_missing: Any = as_in_spec("allow_missing", "Train without pictures that stay unreachable.")

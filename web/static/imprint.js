@@ -224,7 +224,7 @@ function follow() {
   }
   source = new EventSource(address);
   const news = () => { due ??= setTimeout(() => { due = undefined; refresh().catch(() => {}); }, AT_MOST_EVERY_MS); };
-  for (const kind of ["status", "stage", "progress", "retry", "preview"]) source.addEventListener(kind, news);
+  for (const kind of ["queued", "admitted", "status", "stage", "progress", "retry", "preview"]) source.addEventListener(kind, news);
   source.onerror = () => { byId("connection").textContent = "The connection was lost. Reconnecting."; news(); };
   source.onopen = () => { byId("connection").textContent = ""; };
 }

@@ -17,24 +17,24 @@ def texts(api: Api, secret: str) -> list[str | None]:
 def change(api: Api, secret: str, **body: Any) -> dict[str, Any]:
     answer = api.call("POST", PATH, secret, json=body)
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    content: dict[str, Any] = answer.json()
+    return content
 
 
 def undo(api: Api, secret: str) -> dict[str, Any]:
     answer = api.call("POST", f"{PATH}/undo", secret)
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    content: dict[str, Any] = answer.json()
+    return content
 
 
 def test_captions_are_changed_together_and_taken_back_in_turn(api: Api) -> None:
     ada = api.token("ada")
     ids = api.upload(ada, 4)
     assert texts(api, ada) == [None] * 4
-    told = change(api, ada, captions={ids[0]: " a puppy on grass ", ids[1]: "a puppy, a Puppy", ids[2]: "rain"})
-    assert told["kind"] == "set"
-    assert [one["caption"] for one in told["captions"]] == ["a puppy on grass", "a puppy, a Puppy", "rain"]
+    content = change(api, ada, captions={ids[0]: " a puppy on grass ", ids[1]: "a puppy, a Puppy", ids[2]: "rain"})
+    assert content["kind"] == "set"
+    assert [one["caption"] for one in content["captions"]] == ["a puppy on grass", "a puppy, a Puppy", "rain"]
     assert [one["id"] for one in change(api, ada, find="puppy", replace="sks dog")["captions"]] == ids[:2]
     assert texts(api, ada) == ["a sks dog on grass", "a sks dog, a Puppy", "rain", None]
     change(api, ada, prepend="photo, ", imageIds=ids[1:])

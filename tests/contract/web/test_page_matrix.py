@@ -54,6 +54,8 @@ ROWS = [
     Row("GET", "/trainings/{id}/download", "read", 409),
     Row("GET", "/account", "read", 200, 200),
     Row("GET", "/operators", "operate", 200),
+    Row("GET", "/operators/pictures/{sha256}", "operate", 404),
+    Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
@@ -93,7 +95,7 @@ class Page:
         path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
         subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
-        path = path.replace("{deletionId}", self.deletion_id)
+        path = path.replace("{deletionId}", self.deletion_id).replace("{sha256}", "0" * 64)
         path = path.replace("{id}", subject if row.path.startswith("/subjects") else self.job_id) + row.query
         files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
         data = None if row.method == "GET" else row.form
@@ -239,7 +241,7 @@ def test_a_session_is_a_cookie_that_only_the_server_reads(page: Page) -> None:
 
 def test_a_refused_sign_in_says_why(page: Page) -> None:
     service_token = page.api.token(None, "read")
-    for secret, owner, said in (
+    for secret, owner, message in (
         ("imp_" + "x" * 43, "", "unknown, expired or revoked"),
         ("x" * 400, "", "unknown, expired or revoked"),
         (page.api.token("ada"), "bob", "belongs to another owner"),
@@ -247,7 +249,7 @@ def test_a_refused_sign_in_says_why(page: Page) -> None:
     ):
         answer = page.sign_in(secret, owner)
         assert answer.status_code == 422
-        assert said in answer.text
+        assert message in answer.text
         assert secret not in answer.text
     assert page.sign_in(service_token, "ada").status_code == 303
     operator = page.sign_in(page.api.token(None, "operate"))

@@ -19,13 +19,13 @@ def png(number: int) -> bytes:
 def send(api: Api, secret: str, *files: tuple[str, bytes], status: int = 201) -> dict[str, Any]:
     answer = api.call("POST", f"{REX}/images", secret, files=[("files", file) for file in files])
     assert answer.status_code == status, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    content: dict[str, Any] = answer.json()
+    return content
 
 
 def listed(api: Api, secret: str) -> dict[str, Any]:
-    told: dict[str, Any] = api.call("GET", f"{REX}/lora/available-images", secret).json()
-    return told
+    content: dict[str, Any] = api.call("GET", f"{REX}/lora/available-images", secret).json()
+    return content
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz"])
@@ -35,24 +35,24 @@ def test_an_archive_is_stored_picture_by_picture(api: Api, suffix: str) -> None:
         "dog/rex1.txt": b"sks on grass", "dog/broken.jpg": b"x", "dog/clip.mov": b"x", "dog/.DS_Store": b"x",
         "dog/other.txt": b"x", "__MACOSX/dog/._rex1.png": b"x",
     }  # fmt: skip
-    told = send(api, ada, (f"dog{suffix}", of_files(files, suffix)), ("rex9.png", png(9)))
-    assert [(image["verdict"], image["caption"]) for image in told["images"]] == [
+    content = send(api, ada, (f"dog{suffix}", of_files(files, suffix)), ("rex9.png", png(9)))
+    assert [(image["verdict"], image["caption"]) for image in content["images"]] == [
         ("good", None), ("good", "sks on grass"), ("good", None), ("good", None),
     ]  # fmt: skip
-    [refused] = told["refused"]
+    [refused] = content["refused"]
     assert refused["index"] == 0
     assert refused["detail"].startswith(f"dog{suffix}, picture 1 (broken.jpg): the file is not a picture")
-    assert told["notes"] == [
+    assert content["notes"] == [
         f"dog{suffix}: no picture has the name of these captions: other.txt",
         f"dog{suffix}: skipped 1 hidden file, such as a computer writes beside pictures: .DS_Store",
         f"dog{suffix}: not pictures, and not read: clip.mov",
     ]
     found = listed(api, ada)
     assert len(found["images"]) == 4
-    assert found["notes"] == told["notes"]
+    assert found["notes"] == content["notes"]
     assert api.call("DELETE", f"{REX}/images/notes", ada).status_code == 204
     assert listed(api, ada)["notes"] == []
-    assert send(api, ada, (f"dog{suffix}", of_files(files, suffix)))["images"] == told["images"][:3]
+    assert send(api, ada, (f"dog{suffix}", of_files(files, suffix)))["images"] == content["images"][:3]
 
 
 def test_captions_are_read_beside_pictures_and_for_earlier_ones(api: Api) -> None:
@@ -103,8 +103,8 @@ def test_a_bomb_takes_no_more_space_than_an_upload_may(api: Api, monkeypatch: py
 def test_pictures_beyond_the_limit_are_named(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = api.token("ada")
     monkeypatch.setattr(subject_pictures, "MAX_STORED_PICTURES", 2)
-    told = send(api, ada, ("dog.zip", of_files({f"{number}.png": png(number) for number in range(4)}, ".zip")))
-    assert len(told["images"]) == 2
-    assert [one["detail"].partition(":")[0] for one in told["refused"]] == [
+    content = send(api, ada, ("dog.zip", of_files({f"{number}.png": png(number) for number in range(4)}, ".zip")))
+    assert len(content["images"]) == 2
+    assert [one["detail"].partition(":")[0] for one in content["refused"]] == [
         "dog.zip, picture 3 (2.png)", "dog.zip, picture 4 (3.png)",
     ]  # fmt: skip

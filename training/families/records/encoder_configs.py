@@ -43,6 +43,20 @@ QWEN3_4B: dict[str, Any] = {
 }
 QWEN3_8B: dict[str, Any] = QWEN3_4B | {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False}
 
+QWEN2_5_VL_7B: dict[str, Any] = {
+    "text_config": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584},
+}
+
 
 def autoencoder(channels: int, **more: Any) -> dict[str, Any]:
     """diffusers' AutoencoderKL with the published widths, and `channels` channels of latents."""

@@ -104,7 +104,7 @@ FAMILY = Family(
             "linear",
             "2-1",
         ),
-        told=("z_image", "z-image", "zimage"),
+        declared=("z_image", "z-image", "zimage"),
         refused={
             "kohya": "ComfyUI reads kohya's names of z-image only in part: convert to comfyui or peft instead",
         },
