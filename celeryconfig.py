@@ -4,7 +4,7 @@ from kombu import Exchange, Queue
 
 from core import broker, queues
 from core.settings import settings
-from training.spec import FAMILIES
+from training.families.registry import FAMILIES
 
 _settings = settings()
 _broker, _results = broker.broker(_settings), broker.results(_settings)
@@ -59,14 +59,14 @@ worker_max_tasks_per_child = 2000
 task_default_queue = "io"
 task_queues = [
     Queue(name, Exchange(name), routing_key=name)
-    for name in (*queues.WORK, *(f"train.{family}" for family in FAMILIES))
+    for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in FAMILIES))
 ]
 task_create_missing_queues = False
 # Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Tasks that call
 # addresses of owners have queues and a worker of their own, because a slow host holds a slot.
 task_routes = {
     "imprint.dataset": {"queue": "cpu"},
-    **{f"imprint.{name}": {"queue": "fetch"} for name in ("preprocess", "fetch_images", "draw")},
+    **{f"imprint.{name}": {"queue": "fetch"} for name in ("preprocess", "fetch_images", "draw", "screen")},
     **{f"imprint.{name}": {"queue": "notices"} for name in ("notify", "send_mail", "send_alerts")},
     **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},
 }

@@ -34,9 +34,8 @@ from tests.servers.redis import redis_server
 from tests.site import Site
 from training.device import choose, precision
 from training.families import single_file
-from training.families.checkpoint_configs import CONFIGS
-from training.families.checkpoint_names import PREFIXES, source
-from training.sample import KINDS
+from training.families.parts import class_of
+from training.families.registry import FAMILIES
 from training.tiny_words import clip_vocabulary
 
 PICTURES = 10
@@ -76,9 +75,12 @@ def full_size(path: Path) -> Path:
     """An sd15 checkpoint with small random weights, and the tokenizer of the tiny base."""
     chance = torch.Generator().manual_seed(0)
     tensors = {}
-    for part, prefixes in PREFIXES["sd15"].items():
-        config = CONFIGS["sd15"][part]
-        for name, weights in single_file.empty(KINDS["sd15"][part], config).named_parameters():
+    family = FAMILIES["sd15"]
+    layout = family.single_file
+    assert layout is not None  # noqa: S101
+    for part, prefixes in layout.prefixes.items():
+        config = family.configs[part]
+        for name, weights in single_file.empty(class_of(family.classes[part]), config).named_parameters():
             if weights.ndim == 1:
                 made = (
                     torch.ones(weights.shape)
@@ -87,7 +89,7 @@ def full_size(path: Path) -> Path:
                 )
             else:
                 made = (torch.rand(weights.shape, generator=chance) * 2 - 1) * weights[0].numel() ** -0.5
-            tensors[prefixes[0] + source("sd15", part, name, config).name] = made.half()
+            tensors[prefixes[0] + layout.sources[part](name, config).name] = made.half()
     save_file(tensors, path)
     vocabulary, merges = clip_vocabulary()
     tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # type: ignore[arg-type]
@@ -118,7 +120,7 @@ def _run(site: Site, pictures: list[bytes], base_bytes: int, given: argparse.Nam
     images = [{"ref": intake.store_picture(site.services, "owner", "photographs", picture)} for picture in pictures]
     job_id = site.send(images=images, max_steps=given.steps, resolution=given.resolution)["job_id"]
     until, first_step_cpu = time.monotonic() + _WAIT_S, None
-    while (view := site.look(job_id))["status"] not in ("ready", "failed", "cancelled"):
+    while (view := site.view(job_id))["status"] not in ("ready", "failed", "cancelled"):
         if time.monotonic() > until:
             raise SystemExit(f"not done after {_WAIT_S:.0f} s: {view}")
         if first_step_cpu is None and view["step"]:

@@ -49,7 +49,7 @@ _TILE, _GAP = 96, 6
 
 
 @dataclass(frozen=True)
-class Plan:
+class QualityRun:
     """The options of a run."""
 
     model: Path
@@ -72,7 +72,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SubjectResult:
     """The LoRAs of one side, one per seed: figures, pictures of the first, and seconds of training."""
 
     figures: list[dict[str, float]]
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="subjects side by side")
     given = parser.parse_args(arguments)
     strangers = PRACTICE if given.practice else STRANGERS
-    plan = Plan(
+    plan = QualityRun(
         model=given.model,
         subjects=tuple(stranger.name for stranger in strangers),
         samples=SAMPLES,
@@ -124,7 +124,7 @@ def _asked(given: argparse.Namespace) -> dict[str, Any]:
     return recipe or RECIPE
 
 
-def _practised(plan: Plan, folder: Path, steps: int) -> Path:
+def _practised(plan: QualityRun, folder: Path, steps: int) -> Path:
     """A folder with a judge that is trained to recognise the practice subjects."""
     from demo.pocket import assemble, judge
 
@@ -132,7 +132,7 @@ def _practised(plan: Plan, folder: Path, steps: int) -> Path:
     return folder
 
 
-def _run(plan: Plan, processes: int, path: Path) -> int:
+def _run(plan: QualityRun, processes: int, path: Path) -> int:
     begun = time.monotonic()
     if processes > 1 and len(plan.subjects) > 1:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -160,7 +160,7 @@ def _run(plan: Plan, processes: int, path: Path) -> int:
     return 0
 
 
-def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
+def of_subject(plan: QualityRun, name: str) -> dict[str, SubjectResult]:
     """The results for one subject: the base without a LoRA, and each side with its LoRA, for each seed."""
     import torch
 
@@ -172,7 +172,7 @@ def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
     critic, eye, shown = judge.load(plan.judge), judge.load(plan.model), [drawn for drawn, _ in album(stranger)]
     called, uncalled = _called(stranger, plan.samples), _uncalled(plan.samples)
 
-    def outcome(pipeline: Any, before: list[Image.Image] | None, seconds: float) -> Outcome:
+    def outcome(pipeline: Any, before: list[Image.Image] | None, seconds: float) -> SubjectResult:
         with_it = assemble.draw(pipeline, called, 1)
         without = assemble.draw(pipeline, uncalled, 2)
         figures = {
@@ -181,7 +181,7 @@ def of_subject(plan: Plan, name: str) -> dict[str, Outcome]:
             "drift": mean(map(_difference, without, before)) if before else 0.0,
             "nearness": float(eye.likeness(with_it, shown).max(dim=1).values.mean()),
         }
-        return Outcome([{what: round(value, 4) for what, value in figures.items()}], with_it, without, seconds)
+        return SubjectResult([{what: round(value, 4) for what, value in figures.items()}], with_it, without, seconds)
 
     made = {"base": outcome(assemble.load(plan.model), None, 0.0)}
     with TemporaryDirectory(prefix="imprint-bench-") as folder:
@@ -237,7 +237,7 @@ def _means(found: list[dict[str, float]]) -> dict[str, float]:
     return {figure: round(mean(one[figure] for one in found), 4) for figure in _FIGURES}
 
 
-def _judge_on_drawings(plan: Plan) -> dict[str, float]:
+def _judge_on_drawings(plan: QualityRun) -> dict[str, float]:
     """How often the judge recognises a subject in new drawings of it, and in similar ones, through the autoencoder."""
     import torch
 
@@ -263,7 +263,7 @@ def _anywhere(random: Random) -> Any:
     return random.choice(PLACE_NAMES) if random.random() < 0.7 else COLOURS[random.choice(COLOUR_NAMES)]
 
 
-def contact_sheet(plan: Plan, results: list[dict[str, Outcome]]) -> Image.Image:
+def contact_sheet(plan: QualityRun, results: list[dict[str, SubjectResult]]) -> Image.Image:
     """A sheet with a row per subject: training pictures, and the called and uncalled pictures of each side."""
     columns = [
         ("shown", 2),

@@ -85,7 +85,7 @@ def _ours(place: Path, base: Path, steps: int) -> dict[str, Any]:
 
 def _of_file(path: Path) -> Weights:
     """The matrices of a file by their names in checkpoints, with kohya's underscores instead of dots."""
-    naming = lora_file.NAMINGS["sd15"]
+    naming = lora_file.naming_of("sd15")
     tensors, _ = unpack(path.read_bytes())
     ends = {naming.down: ".down", naming.up: ".up"}
     return {

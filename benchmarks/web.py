@@ -99,7 +99,7 @@ def _kill(member: Any) -> None:
 
 
 @dataclass
-class Stream:
+class OpenStream:
     """A client of one event stream, which reconnects as needed."""
 
     secret: str
@@ -114,7 +114,7 @@ class Load:
     def __init__(self, url: str, callers: list[tuple[str, str]], streams: int) -> None:
         self.host, self.port = str(urlsplit(url).hostname), int(urlsplit(url).port or 80)
         self.callers = callers
-        self.streams = [Stream(*callers[number % len(callers)]) for number in range(streams)]
+        self.streams = [OpenStream(*callers[number % len(callers)]) for number in range(streams)]
         self.events: list[list[float]] = [[] for _ in self.streams]
         self.took: list[float] = []
         self.asked = self.failed = 0
@@ -183,7 +183,7 @@ class Load:
                 await self._read(stream, self.events[number])
             await asyncio.sleep(0.2)
 
-    async def _read(self, stream: Stream, arrived: list[float]) -> None:
+    async def _read(self, stream: OpenStream, arrived: list[float]) -> None:
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             last = f"Last-Event-ID: {stream.ids[-1] if stream.ids else 0}"

@@ -26,7 +26,7 @@ from tasks import fleet
 from tasks.app import app
 from tasks.device_check import FOLDER
 from tasks.queue_types import eviction_policy
-from training.spec import BASE_MODELS, FAMILIES
+from training.families.registry import BASE_MODELS, FAMILIES
 
 DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB; base models and LoRAs need more
 CLOCK_OFF_S = 5.0  # leases last 25 s by default: a larger difference of clocks would end leases of live workers

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeElapsedColumn
 
+from cli import drawings
 from cli.owners import OWNER
 from cli.terminal import answers, err, out, print_json
 from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
@@ -21,6 +22,7 @@ from jobs.subjects import drawing, lora_weights, loras
 from jobs.subjects.comfyui_drawing import ComfyUITarget, draw_on_comfyui
 from jobs.subjects.drawing import LocalDrawing
 from jobs.subjects.lora_weights import LoraWeights
+from training.families.registry import FAMILIES
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -45,7 +47,7 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 @click.option("--subject", "subject_id", help="Use the newest finished LoRA of this subject instead.")
 @click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner of the subject.")
 @click.option("--base-model", help="Name, folder or hub id. Default: the base model of the LoRA.")
-@click.option("--family", help="sd15, sdxl or z-image; needed for a hub id.")
+@click.option("--family", help=f"{', '.join(FAMILIES)}; needed for a hub id.")
 @click.option("--prompt", help="What to draw, after the trigger word. ComfyUI: replaces the workflow's prompt.")
 @click.option("--trigger", "trigger_word", help='Replaces the trigger word of the LoRA; "" for none.')
 @click.option("--strength", type=float, help="Default: 1, what it was trained for. 0 has no effect.")
@@ -64,13 +66,21 @@ def resolve(subject_id: str, *, owner_id: str, base_model: str | None, as_json: 
 @click.option("--size", metavar="WxH", help="This machine: size in pixels, such as 768x512.")
 @click.option("--count", type=click.IntRange(1, 100), help="This machine: how many pictures. Default: 1.")
 @click.option("--device", help="This machine: auto, cpu, cuda. Default: auto.")
+@click.option(
+    "--queue", is_flag=True, help="A worker draws, for the owner's credits. Prints the drawing's id and ends."
+)
+@click.option("--wait", is_flag=True, help="As --queue, and wait for the pictures. Ctrl-C cancels the drawing.")
+@click.option("--compare", is_flag=True, help="With --queue or --wait: each seed without the LoRA too.")
 @answers
-def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> None:
-    """Draw with a LoRA, here or on a ComfyUI server.
+def generate(folder: Path, *, url: str | None, queue: bool, wait: bool, as_json: bool, **given: Any) -> None:
+    """Draw with a LoRA: here, on a worker (--wait, --queue), or on a ComfyUI server.
 
-    This machine draws with diffusers. A ComfyUI server draws the workflow of --workflow.
+    This machine and workers draw with diffusers. A ComfyUI server draws the workflow of --workflow.
     """
-    _check(url, given)
+    _check(url, given, for_worker=queue or wait)
+    if queue or wait:
+        drawings.draw(folder, given, _size(given["size"]), wait=wait, as_json=as_json)
+        return
     with _weights(given) as weights:
         result = _here(folder, weights, given) if url is None else _on_comfyui(folder, url, weights, given, as_json)
     if as_json:
@@ -84,11 +94,15 @@ def generate(folder: Path, *, url: str | None, as_json: bool, **given: Any) -> N
         err.print(f"[yellow]note[/]: {escape(note)}", highlight=False)
 
 
-def _check(url: str | None, given: dict[str, Any]) -> None:
-    faults = {}
+def _check(url: str | None, given: dict[str, Any], *, for_worker: bool) -> None:
+    faults = drawings.check(given) if for_worker else {}
+    if for_worker and url is not None:
+        faults["--comfyui"] = "cannot be used with --queue or --wait"
+    if given["compare"] and not for_worker:
+        faults["--compare"] = "needs --queue or --wait"
     if given["file"] is not None and given["subject_id"] is not None:
         faults["--subject"] = "cannot be used with --lora"
-    if given["file"] is None and given["subject_id"] is None:
+    if given["file"] is None and given["subject_id"] is None and not for_worker:
         faults |= {
             f"--{name}": "changes nothing without --lora or --subject"
             for name, value in (("strength", given["strength"]), ("trigger", given["trigger_word"]))

@@ -1,5 +1,6 @@
 """`celery -A tasks.app imprint …`: the commands on trainings, and the sections of all commands."""
 
+import getpass
 import os
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,26 @@ import click
 from rich.table import Table
 
 from cli.backends import BACKENDS
+from cli.deletion import delete
 from cli.doctor import doctor
 from cli.fakes import FAKES
 from cli.generate import GENERATION
 from cli.ingress import ingress
+from cli.limits import LIMITS
 from cli.loras import LORAS
 from cli.notices import notices
 from cli.operators import CREDITS, NOTICES
 from cli.owners import OWNER, owners
+from cli.screening import screening
 from cli.sections import SectionedGroup
 from cli.sessions import sessions
 from cli.show import coloured, follow, show
 from cli.submit import submit
 from cli.terminal import answers, out, print_json, report_unsent
 from cli.tokens import token
+from cli.turns import TURNS
 from cli.upkeep import UPKEEP
+from core.actor import act_as
 from core.errors import SpecInvalid
 from core.private import make_private
 from core.settings import settings
@@ -37,6 +43,7 @@ from storage.tables import Status
 def imprint() -> None:
     """Train LoRAs and run the service that trains them."""
     make_private(settings().home)
+    act_as("command", getpass.getuser())
 
 
 @click.command()
@@ -70,11 +77,11 @@ def list_jobs(subject_id: str | None, *, as_json: bool, **filters: Any) -> None:
     if as_json:
         print_json([view.to_dict() for view in views])
         return
-    table = Table("job", "owner", "subject", "status", "stage", "step", "loss", "charged", box=None)
+    table = Table("job", "owner", "subject", "status", "place", "stage", "step", "loss", "charged", box=None)
     for view in views:
         loss = "" if view.loss is None else f"{view.loss:.4f}"
         table.add_row(
-            view.job_id, view.owner_id, view.subject_id, coloured(view), view.stage,
+            view.job_id, view.owner_id, view.subject_id, coloured(view), str(view.place or ""), view.stage,
             f"{view.step}/{view.total_steps}", loss, str(view.credits.charged),
         )  # fmt: skip
     out.print(table)
@@ -125,8 +132,9 @@ def download(job_id: str, path: Path, *, checkpoint: int | None, as_json: bool) 
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
-imprint.add_section("Owners", (owners, sessions))
+imprint.add_section("Owners", (owners, sessions, delete, screening))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
+imprint.add_section("Whose turn it is", (*TURNS, *LIMITS))
 imprint.add_section("Installation", (doctor, token, ingress, *UPKEEP))
 imprint.add_section("Stand-in servers for development", FAKES)

@@ -45,6 +45,10 @@ def show(
         f"{view.job_id}  {coloured(view)}  stage {view.stage}  step {view.step}/{view.total_steps}  "
         f"held {view.credits.held}  charged {view.credits.charged}", highlight=False,
     )  # fmt: skip
+    if view.place:
+        times = f", expected from {view.expected_start:%Y-%m-%d %H:%M} UTC" if view.expected_start else ""
+        times += f" to {view.expected_end:%H:%M} UTC" if times and view.expected_end else ""
+        out.print(f"  waits for its turn: place {view.place}{times}", highlight=False)
     for picture in view.pictures:
         if picture.faults:
             why = (picture.report and picture.report.error) or ""

@@ -20,14 +20,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from core import essential
+from core import essential, queues
 from core.embedded_broker import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
 from core.free_port import free_port
 from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
 from jobs.services import Services
-from training.spec import FAMILIES
+from training.families.registry import FAMILIES
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
@@ -64,13 +64,18 @@ class Supervisor:
 
     def _members(self, flower: bool, web: bool) -> list[Member]:
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
-        trains = [f"train.{family}" for family in FAMILIES]
+        draws = [queues.DRAW + family for family in FAMILIES]
+        # On a GPU the training worker draws too: its trainings wait meanwhile. On a CPU it leaves that to another one.
+        trains = [*(queues.TRAIN + family for family in FAMILIES), *draws]
         members = [
             Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
             Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),
             Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
             Member("beat", ["beat", "--loglevel", "WARNING"]),
         ]
+        if not _has_card(self._settings):
+            arguments = [*worker, "-n", "draw@%h", "-Q", ",".join(draws), "-P", "threads"]
+            members.append(Member("draw", arguments, {"IMPRINT_DEVICE": "cpu"}))
         if flower:
             members.append(self._flower())
         if web:
@@ -85,7 +90,9 @@ class Supervisor:
         first = self._settings.metrics_port
         if first is None:
             return
-        order = [name for name in ("train", "io", "web", "fetch") if any(member.name == name for member in members)]
+        order = [
+            name for name in ("train", "io", "web", "fetch", "draw") if any(member.name == name for member in members)
+        ]
         for member in members:
             if member.name in order:
                 member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
@@ -165,7 +172,7 @@ class Supervisor:
             self._stopping.set()
         order = sorted(
             self.members,
-            key=lambda member: ("web", "ingress", "beat", "train", "fetch", "io", "flower").index(member.name),
+            key=lambda member: ("web", "ingress", "beat", "train", "draw", "fetch", "io", "flower").index(member.name),
         )
         for member in order:
             _signal(member, signal.SIGTERM)
@@ -185,6 +192,12 @@ class Supervisor:
 
     def __getitem__(self, name: str) -> Member:
         return next(member for member in self.members if member.name == name)
+
+
+def _has_card(configured: Settings) -> bool:
+    """Whether training workers of this machine have a GPU, without torch."""
+    cards = (*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg"))  # the second in Windows' Linux
+    return configured.device != "cpu" and bool(cards)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from jobs.view import JobView
 from training.data.archives import UnpackLimits, opened
 from training.data.file_kinds import ARCHIVE_SUFFIXES
 from training.data.picture_folder import read_folder
+from training.families.registry import BASE_MODELS, FAMILIES
 from training.options import parse_assignments
-from training.spec import BASE_MODELS, Optimizer
+from training.spec import Optimizer
 
 
 @click.command()
@@ -30,7 +31,7 @@ from training.spec import BASE_MODELS, Optimizer
 @click.option("--owner", "owner_id", type=OWNER, default="me", show_default=True, help="The owner who pays.")
 @click.option("--subject", "subject_id", help="What the LoRA learns. Default: the name of FOLDER.")
 @click.option("--base-model", default="sd15", show_default=True, help=f"{', '.join(BASE_MODELS)}, a folder or hub id.")
-@click.option("--family", help="sd15, sdxl or z-image; needed for a folder or hub id.")
+@click.option("--family", help=f"{', '.join(FAMILIES)}; needed for a folder or hub id.")
 @click.option(
     "--trigger",
     "trigger_word",
@@ -55,6 +56,7 @@ from training.spec import BASE_MODELS, Optimizer
 @click.option("--keep-checkpoints", is_flag=True, default=None, help="Keep the LoRA file of every checkpoint.")
 @click.option("--webhook-url", help="Base address for webhooks.")
 @click.option("--model-id", help="The id of the model in webhooks and in the key of its file. Default: the job's.")
+@click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Default: normal.")
 @click.option("--key", "idempotency_key", help="Idempotency key: the same key returns the same job.")
 @click.option("--dry-run", is_flag=True, help="Only show price and duration.")
 @click.option("--watch", is_flag=True, help="Follow the job until it ends.")
@@ -142,6 +144,8 @@ def _quote(arguments: dict[str, Any], as_json: bool) -> None:
         "Cancelling before the first step costs nothing; after that the steps done are charged, rounded down: "
         f"{_credits(quote.cancelled_half_way)} halfway", highlight=False,
     )  # fmt: skip
+    if quote.licence is not None:
+        out.print(f"The licence of the base model: {quote.licence}", highlight=False)
 
 
 def _credits(count: int) -> str:

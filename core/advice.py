@@ -61,6 +61,11 @@ ADVICE: dict[str, Advice] = {
         "The worker stopped three times at the same point of the training.",
         "Start the training again. If that fails too, tell the operator the training's id.",
     ),
+    FailureCode.SCREENING_UNAVAILABLE: Advice(
+        "The pictures were not screened in time: the service's screener did not answer, or nobody decided on a picture "
+        "that it held.",
+        "Start the training again later. The operator finds the cause in the log and on the operators' page.",
+    ),
     FailureCode.TIMEOUT: Advice(
         "The training took longer than the operator allows.",
         "Choose fewer steps or a smaller resolution.",

@@ -29,7 +29,7 @@ _NO_STACK = "redis://127.0.0.1:1/0"  # no broker is set and no stack runs: comma
 
 
 @dataclass(frozen=True)
-class Address:
+class BrokerAddress:
     """An address as Celery takes it. `tls` is None without TLS; `options` are the transport's or the engine's."""
 
     url: str = field(repr=False)
@@ -56,17 +56,17 @@ class Address:
         )
 
 
-def broker(settings: Settings) -> Address:
+def broker(settings: Settings) -> BrokerAddress:
     """The broker: the one that is set, else the private Redis of a running stack."""
     url = settings.broker_url.get_secret_value() if settings.broker_url else embedded_broker.address(settings)
     if url is None:
-        return Address(_NO_STACK)
+        return BrokerAddress(_NO_STACK)
     with suppress(OSError):  # `check` reports it
         url = _with_password(url, _password(settings))
     return _parse(url)
 
 
-def results(settings: Settings) -> Address:
+def results(settings: Settings) -> BrokerAddress:
     """The result store: the one that is set, else the broker if it is Redis, else the database."""
     if settings.result_url is not None:
         return _parse(settings.result_url.get_secret_value())
@@ -106,20 +106,20 @@ def _with_password(url: str, password: str | None) -> str:
     return ";".join(parts)
 
 
-def _parse(url: str) -> Address:
+def _parse(url: str) -> BrokerAddress:
     """An address without the parameters that Celery takes as options."""
     scheme, query = url.partition("://")[0], _query(url)
     if scheme == "sentinel":
         options = {"master_name": query["master_name"]} if "master_name" in query else {}
-        return Address(_without(url, ("master_name",)), None, options)
+        return BrokerAddress(_without(url, ("master_name",)), None, options)
     if scheme in _TLS and query.get("ssl_cert_reqs", "required") in _CERT_REQS:  # else `check` reports it
         bare = _without(url, _TLS_PARAMETERS)
-        return Address(bare, _TLS[scheme](query, None if ";" in bare else urlsplit(bare).hostname))
+        return BrokerAddress(bare, _TLS[scheme](query, None if ";" in bare else urlsplit(bare).hostname))
     if scheme.startswith("db+"):
         with suppress(ValueError, sa.exc.ArgumentError):  # opening the database reports it
             plain, options = engine_arguments(url.removeprefix("db+"))
-            return Address(f"db+{plain}", None, options)
-    return Address(url)
+            return BrokerAddress(f"db+{plain}", None, options)
+    return BrokerAddress(url)
 
 
 def _redis_tls(query: Mapping[str, str], _: str | None) -> dict[str, Any]:

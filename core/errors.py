@@ -8,6 +8,7 @@ ImprintError                     code internal
 │   └── LoraNotReady             spec_invalid            a subject without a finished LoRA; says how far it is
 ├── IllegalMove                  spec_invalid            a job that has ended, a hold that is resolved
 ├── TooManyRequests              spec_invalid            an owner's requests that are not done yet reach their limit
+│   └── LimitReached             spec_invalid            a limit of an owner or a token; says when it frees
 ├── TooFewImages                 too_few_images
 ├── ImageUnreachable             image_unreachable       may be retried
 │   ├── ImageRefused             image_unreachable       an address that must not be called; final
@@ -23,6 +24,7 @@ ImprintError                     code internal
 ├── BackendFailed                backend_failed
 ├── WorkerLost                   worker_lost             may be retried
 │   └── DeviceLost               worker_lost             the GPU of a worker failed; may be retried elsewhere
+├── ScreeningUnavailable         screening_unavailable   the pictures were not screened in time
 ├── TrainingTimeout              timeout
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
@@ -67,6 +69,7 @@ class FailureCode(StrEnum):
     BACKEND_UNREACHABLE = "backend_unreachable"
     BACKEND_FAILED = "backend_failed"
     WORKER_LOST = "worker_lost"
+    SCREENING_UNAVAILABLE = "screening_unavailable"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
     LORA_INVALID = "lora_invalid"
@@ -133,6 +136,10 @@ class TooManyRequests(ImprintError):
     code = FailureCode.SPEC_INVALID
 
 
+class LimitReached(TooManyRequests):
+    """`details` has `limit`, `of` (owner or token), `value`, `used` and `frees_at`."""
+
+
 class TooFewImages(ImprintError):
     code = FailureCode.TOO_FEW_IMAGES
 
@@ -194,6 +201,10 @@ class WorkerLost(ImprintError):
 
 class DeviceLost(WorkerLost):
     pass
+
+
+class ScreeningUnavailable(ImprintError):
+    code = FailureCode.SCREENING_UNAVAILABLE
 
 
 class TrainingTimeout(ImprintError):

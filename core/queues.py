@@ -1,13 +1,13 @@
 """The queues of Imprint's own workers, and which task names and queues are not an application's."""
 
-WORK = ("io", "cpu", "sweep", "fetch", "notices")  # besides one `train.{family}` for each family
-_TRAIN = "train."
+WORK = ("io", "cpu", "sweep", "fetch", "notices")  # besides `train.{family}` and `draw.{family}` for each family
+TRAIN, DRAW = "train.", "draw."
 _TASKS = ("imprint.", "celery.")
 
 
 def is_own_queue(name: str) -> bool:
     """Whether Imprint's workers take from this queue."""
-    return name in WORK or name.startswith(_TRAIN)
+    return name in WORK or name.startswith((TRAIN, DRAW))
 
 
 def is_own_task(name: str) -> bool:

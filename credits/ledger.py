@@ -55,7 +55,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Hold:
-    """Credits reserved for a training; `state` is held, settled, released or expired."""
+    """Credits reserved for a training or a drawing; `state` is held, settled, released or expired."""
 
     id: str
     owner_id: str
@@ -87,8 +87,11 @@ def grant(session: Session, owner_id: str, amount: int, *, key: str) -> str:
     return journal.append(session, account_id, seq, "grant", amount, key=key, request=request)
 
 
-def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key: str, expires_at: datetime) -> str:
-    """Reserve credits for a training. Returns the hold's id.
+def hold(
+    session: Session, owner_id: str, training_id: str, amount: int, *, key: str, expires_at: datetime,
+    what: str = "training",
+) -> str:  # fmt: skip
+    """Reserve credits for a training, or for a drawing with its id in `training_id`. Returns the hold's id.
 
     `expires_at` (with a time zone) is not part of the request's identity: a retry computes it anew, and the first one
     counts. Raises InsufficientCredits if fewer than `amount` are available (an owner without an account has 0), and
@@ -97,7 +100,7 @@ def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key:
     journal.check(amount, key=key, owner_id=owner_id, training_id=training_id)
     account_id = journal.lock_account(session, owner_id)
     if account_id is None:
-        raise InsufficientCredits(f"this training costs {amount} credits; 0 are available")
+        raise InsufficientCredits(f"this {what} costs {amount} credits; 0 are available")
     request = journal.request_hash("hold", amount, training_id)
     of_training = sa.select(HOLD.c.id).where(HOLD.c.training_id == training_id)
     if journal.find_entry(session, account_id, key, request) is not None:
@@ -109,7 +112,7 @@ def hold(session: Session, owner_id: str, training_id: str, amount: int, *, key:
     if seq is None:
         left = balance(session, owner_id).available
         raise InsufficientCredits(
-            f"this training costs {amount} credits; {left} are available",
+            f"this {what} costs {amount} credits; {left} are available",
             {"needed": amount, "available": left},
         )
     hold_id = new_id("hold")
@@ -140,6 +143,12 @@ def expire(session: Session, hold_id: str) -> str:
     The caller decides that it has expired: it is past `expires_at`, *and* no worker works on the training.
     """
     return _resolve(session, hold_id, "expire", 0, None)
+
+
+def extend(session: Session, hold_id: str, expires_at: datetime) -> None:
+    """Let a live hold expire later. A resolved one stays as it is."""
+    later = sa.update(HOLD).where(HOLD.c.id == hold_id, HOLD.c.state == "held", HOLD.c.expires_at < expires_at)
+    session.execute(later.values(expires_at=expires_at))
 
 
 def refund(session: Session, hold_id: str, amount: int, *, key: str) -> str:

@@ -41,7 +41,7 @@ class CreditAccount(SQLModel, table=True):
 
 
 class CreditHold(SQLModel, table=True):
-    """Credits reserved for one training.
+    """Credits reserved for one training, or for one drawing, whose id is then in `training_id`.
 
     The state changes once, from `held` to `settled`, `released` or `expired`. A settled hold has charged `settled` of
     its `amount` (the rest was released) and refunded `refunded` of that later.

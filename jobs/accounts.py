@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from credits import ledger
+from jobs import audit_log
 from jobs.notices import notices
 from jobs.owners import normal_name
 from jobs.services import Services
@@ -39,6 +40,7 @@ def grant(services: Services, owner_id: str, amount: int, key: str | None = None
         raise SpecInvalid.of({"amount": "must be at least 1 credit"})
     with services.database.writing() as session:
         ledger.grant(session, owner_id, amount, key=key or new_id("grant"))
+        audit_log.record(session, "credits.granted", owner_id=owner_id, amount=amount, key=key)
         notices.check_low_credits(session, owner_id)
         return ledger.balance(session, owner_id)
 
@@ -53,6 +55,7 @@ def refund(services: Services, job_id: str, amount: int, key: str | None = None)
         if hold is None:
             raise NotFound(f"there is no job {job_id}")
         ledger.refund(session, hold.id, amount, key=key or new_id("refund"))
+        audit_log.record(session, "credits.refunded", job_id=job_id, owner_id=hold.owner_id, amount=amount, key=key)
         notices.check_low_credits(session, hold.owner_id)
         return hold.owner_id, ledger.balance(session, hold.owner_id)
 

@@ -26,7 +26,7 @@ def kept(services: Services, job_id: str, owner_id: str | None = None) -> list[C
         job = service.get_job(session, job_id, owner_id)
         query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.kind == "checkpoint")
         events = session.exec(query.order_by(col(JobEvent.id))).all()
-    if job.status == Status.FAILED:
+    if job.status == Status.FAILED or job.thinned_at is not None:
         return []
     # A job that continued after a crash may have written a file again.
     newest = {event.data["step"]: CheckpointView.model_validate(event.data) for event in events}

@@ -1,4 +1,6 @@
-"""Invariants between jobs, their holds and their messages, checked in SQL; and LoRAs delivered without a charge."""
+"""Invariants between jobs, drawings, their holds and their messages, checked in SQL; and LoRAs delivered without a
+charge.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,9 +21,39 @@ CHECKS = {
         FROM training_job j LEFT JOIN credit_hold h ON h.id = j.hold_id
             LEFT JOIN credit_account a ON a.id = h.account_id
         WHERE h.id IS NULL OR h.training_id <> j.id OR a.id IS NULL OR a.owner_id <> j.owner_id""",
-    "every hold belongs to a job": """
-        SELECT h.id, 'job ' || h.training_id, 'none'
-        FROM credit_hold h LEFT JOIN training_job j ON j.id = h.training_id WHERE j.id IS NULL""",
+    "every hold belongs to a job or a drawing, or to one that was deleted": """
+        SELECT h.id, 'job or drawing ' || h.training_id, 'none'
+        FROM credit_hold h LEFT JOIN training_job j ON j.id = h.training_id
+            LEFT JOIN deleted_training d ON d.id = h.training_id
+            LEFT JOIN device_drawing p ON p.id = h.training_id
+        WHERE j.id IS NULL AND d.id IS NULL AND p.id IS NULL""",
+    "the hold of a deleted job is resolved": """
+        SELECT h.id, 'deleted, hold resolved', 'deleted, hold ' || h.state
+        FROM credit_hold h JOIN deleted_training d ON d.id = h.training_id
+        WHERE h.state = 'held'""",
+    "the hold of a drawing is its owner's, live while it is open, and resolved at its end": """
+        SELECT d.id, 'a hold of ' || d.owner_id || ', held only while the drawing is open',
+            d.status || ', ' || coalesce(h.state || ' of ' || a.owner_id, 'no hold')
+        FROM device_drawing d LEFT JOIN credit_hold h ON h.training_id = d.id
+            LEFT JOIN credit_account a ON a.id = h.account_id
+        WHERE (d.hold_id IS NOT NULL AND (h.id IS NULL OR h.id <> d.hold_id OR a.owner_id <> d.owner_id))
+            OR (d.hold_id IS NULL AND h.id IS NOT NULL)
+            OR (h.id IS NOT NULL AND (h.state = 'held') <> (d.status IN ('pending', 'drawing')))""",
+    "a drawing was charged what its hold settled, and a failed one nothing": """
+        SELECT d.id, d.status || ', charged ' || CASE WHEN d.status IN ('pending', 'drawing') THEN 'nothing yet'
+                WHEN d.status = 'failed' THEN '0' ELSE CAST(coalesce(h.settled, 0) AS TEXT) END,
+            d.status || ', charged ' || coalesce(CAST(d.charged AS TEXT), 'nothing yet')
+        FROM device_drawing d LEFT JOIN credit_hold h ON h.training_id = d.id
+        WHERE CASE WHEN d.status IN ('pending', 'drawing') THEN d.charged IS NOT NULL
+            WHEN d.status = 'failed' THEN d.charged IS NULL OR d.charged <> 0 OR coalesce(h.settled, 0) <> 0
+            ELSE d.charged IS NULL OR d.charged <> coalesce(h.settled, 0) END""",
+    "a final drawing has an end time and no lease; an open one has no end time": """
+        SELECT id, status || CASE WHEN status IN ('pending', 'drawing') THEN ', no end' ELSE ', an end, no lease' END,
+            status || ', ' || CASE WHEN finished_at IS NULL THEN 'no end' ELSE 'an end' END
+                || CASE WHEN lease_until IS NULL THEN ', no lease' ELSE ', a lease' END
+        FROM device_drawing
+        WHERE (status IN ('pending', 'drawing')) <> (finished_at IS NULL)
+            OR (status NOT IN ('pending', 'drawing') AND lease_until IS NOT NULL)""",
     "the hold of an active job is live or expired": """
         SELECT j.id, j.status || ', hold held or expired', j.status || ', hold ' || h.state
         FROM training_job j JOIN credit_hold h ON h.training_id = j.id

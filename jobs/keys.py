@@ -57,7 +57,7 @@ def preview(job_id: str, attempt: int, step: int, prompt: int, suffix: str) -> s
 
 
 def drawing(drawing_id: str) -> str:
-    """Prefix of the pictures that were drawn for one `imprint.generate`."""
+    """Prefix of the pictures of one drawing: of a row of `drawing`, or of one workflow of `imprint.generate`."""
     return f"drawings/{drawing_id}/"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import sqlalchemy as sa
 from sqlmodel import Session, col
@@ -32,6 +33,7 @@ class Lease:
     token: int
     attempt: int
     position: int | None = None  # of the picture, in preprocess
+    model_id: str = ""  # for the files of a job that is deleted meanwhile; not of a picture's lease
 
     @property
     def _row(self) -> type[Job] | type[JobPicture]:
@@ -73,7 +75,8 @@ class Lease:
 def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_s: float) -> tuple[Lease, Job] | None:
     """Claim `stage` of a job that is at this stage and not leased; else None.
 
-    `dataset` may also be claimed while the job is at `preprocess`, once no picture waits.
+    `dataset` may also be claimed while the job is at `preprocess`, once no picture waits; `train` only by a job that
+    is admitted.
     """
     now = utcnow()
     claim = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE), _free(Job, now))
@@ -82,6 +85,8 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
         claim = claim.where(col(Job.stage).in_((Stage.PREPROCESS, Stage.DATASET)), ~waiting)
     else:
         claim = claim.where(col(Job.stage) == stage)
+    if stage is Stage.TRAIN:
+        claim = claim.where(sa.or_(col(Job.admitted_at).is_not(None), col(Job.queue) == ""))
     job = session.scalars(
         claim.values(
             stage=stage,
@@ -94,7 +99,7 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
     ).one_or_none()
     if job is None:
         return None
-    return Lease(job_id, stage, job.lease_token, job.attempt), job
+    return Lease(job_id, stage, job.lease_token, job.attempt, model_id=job.public_model_id), job
 
 
 def claim_picture(
@@ -131,10 +136,23 @@ def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[
     return sa.or_(until.is_(None), until < now)
 
 
+class Renewable(Protocol):
+    """A lease that `LeaseKeeper` can keep: of a job, a picture, or a drawing (`jobs.drawings`)."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def stage(self) -> str: ...
+
+    def renew(self, session: Session, lease_s: float) -> None:
+        """Extend the lease by `lease_s` seconds from now. Raises LeaseLost if another claim has replaced it."""
+
+
 class HeldLease:
     """A lease that is being renewed; `lost` is set once another worker has claimed it, or its time is over."""
 
-    def __init__(self, lease: Lease, limit_s: float = math.inf) -> None:
+    def __init__(self, lease: Renewable, limit_s: float = math.inf) -> None:
         self.lease, self.limit_s = lease, limit_s
         self.until = time.monotonic() + limit_s
         self.lost = threading.Event()
@@ -156,7 +174,7 @@ class LeaseKeeper:
         self._is_away = False  # whether the database could not be used in the last round
 
     @contextmanager
-    def keeping(self, lease: Lease, limit_s: float = math.inf) -> Iterator[HeldLease]:
+    def keeping(self, lease: Renewable, limit_s: float = math.inf) -> Iterator[HeldLease]:
         """Keep `lease` alive inside the block, for at most `limit_s` seconds."""
         held = HeldLease(lease, limit_s)
         with self._lock:

@@ -1,8 +1,6 @@
 """Handlers of outbox messages about a job: deliver its notices and callbacks, clean up after its end."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 from sqlmodel import Session
 
@@ -22,7 +20,7 @@ from notifications import outbox, receivers, retries, webhooks
 from notifications.messages import Message
 from notifications.retries import Outcome, Verdict
 from notifications.tables import TaskCall
-from notifications.webhooks import FileAddresses
+from notifications.webhook_payload import FileAddresses, NoticeJob
 from storage.tables import Job
 
 log = logging.getLogger(__name__)
@@ -80,7 +78,7 @@ def callback_ended(services: Services, message_id: str) -> None:
 
 def _attempt(services: Services, message: Message) -> Outcome:
     try:
-        addresses = file_addresses(services, message.payload["job"])
+        addresses = file_addresses(services, webhooks.notice_of(message).job)
     except ImprintError as error:  # no credentials for a presigned address, for example
         return retries.next_attempt(error.message, attempts=message.attempts, message_id=message.id, now=utcnow())
     return webhooks.deliver(
@@ -88,12 +86,12 @@ def _attempt(services: Services, message: Message) -> Outcome:
     )
 
 
-def file_addresses(services: Services, job: Mapping[str, Any]) -> FileAddresses | None:
+def file_addresses(services: Services, job: NoticeJob) -> FileAddresses | None:
     """The addresses of the LoRA file in a notice, if it has one. A presigned one is made anew for every attempt."""
-    if not job.get("lora"):
+    if job.lora is None or job.lora.key is None:
         return None
-    key = job["lora"]["key"]
-    link = services.store.url(key, LINK_S) if job.get("model_link") else None
+    key = job.lora.key
+    link = services.store.url(key, LINK_S) if job.model_link else None
     return FileAddresses(services.store.uri(key), link)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from core import metrics
+from core.actor import acting
 from jobs.services import Services
 from storage.database import AWAY
 
@@ -28,7 +29,8 @@ def run_parts(services: Services, parts: Iterable[Part]) -> list[str]:
     failed = []
     for part in parts:
         try:
-            part.run(services)
+            with acting("sweep", part.name):
+                part.run(services)
         except AWAY as error:
             log.warning("%s waits for the next round: the database cannot be used now (%s)", part.name, error)
         except Exception:

@@ -6,17 +6,15 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from core.settings import Settings
 from credits import ledger
-from credits.price import price, price_of_part, price_per_step
+from credits.price import price_of_part, price_per_step
+from jobs.prices import credits_for, rate_of
 from jobs.requests import training_request
 from jobs.services import Services
 from storage.tables import Job, Status
 from training import memory_plan
-from training.spec import TrainSpec
-
-# Seconds per step on one consumer GPU, until this installation has measured its own.
-_SECONDS_PER_STEP = {"sd15": 0.25, "sdxl": 0.9, "z-image": 1.1}
+from training.families.registry import FAMILIES
+from training.spec import TrainSpec, licence_of
 
 
 @dataclass(frozen=True)
@@ -33,32 +31,43 @@ class Quote:
     steps: int
     seconds: float
     measured: bool  # whether `seconds` is based on trainings that finished here
-    memory_gb: float  # the least GiB of GPU memory it needs: with gradient checkpointing, the base in 16 bits
+    # The least GiB of GPU memory it needs: with gradient checkpointing, the base in 16 bits. None: it trains only on
+    # rented GPUs.
+    memory_gb: float | None
+    licence: str | None  # of the base model, with what it forbids; None: unknown
 
 
 def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     """Price and duration of a request; nothing is started. Raises SpecInvalid."""
     request = training_request.parse(arguments, services.settings, services.sources)
     steps = request.spec.steps(len(request.envelope.images))
-    family, resolution, prices = request.spec.family, request.spec.resolution, services.settings.prices
+    spec, family = request.spec, FAMILIES[request.spec.family]
+    rate = rate_of(spec.family, services.settings)
     with services.database.reading() as session:
         seconds_per_step = _measured(session, request.spec)
         available = ledger.balance(session, request.envelope.owner_id).available
     return Quote(
-        credits=credits_for(request.spec, steps, services.settings),
-        credits_per_step=float(price_per_step(family, resolution, prices)),
-        cancelled_half_way=price_of_part(family, steps // 2, resolution, prices),
+        credits=credits_for(spec, steps, services.settings),
+        credits_per_step=float(price_per_step(rate, spec.resolution)),
+        cancelled_half_way=price_of_part(rate, steps // 2, spec.resolution),
         available=available,
         steps=steps,
-        seconds=round(steps * (seconds_per_step or _SECONDS_PER_STEP[request.spec.family]), 1),
+        seconds=round(steps * (seconds_per_step or family.seconds_per_step), 1),
         measured=seconds_per_step is not None,
-        memory_gb=round(memory_plan.needed(request.spec, checkpointing=True) / memory_plan.GIB, 1),
+        memory_gb=_memory_gb(spec),
+        licence=licence_of(spec.base_model),
     )
 
 
-def credits_for(spec: TrainSpec, steps: int, settings: Settings) -> int:
-    """The credits for `steps` steps of this recipe."""
-    return price(spec.family, steps, spec.resolution, settings.prices)
+def expected_seconds(session: Session, spec: TrainSpec, steps: int) -> float:
+    """How long the train stage of a job will take, as far as it is known."""
+    return steps * (_measured(session, spec) or FAMILIES[spec.family].seconds_per_step)
+
+
+def _memory_gb(spec: TrainSpec) -> float | None:
+    if FAMILIES[spec.family].sizes is None:
+        return None
+    return round(memory_plan.needed(spec, checkpointing=True) / memory_plan.GIB, 1)
 
 
 def _measured(session: Session, spec: TrainSpec) -> float | None:

@@ -27,7 +27,7 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     now = utcnow()
-    if job is None or job.status not in ACTIVE:
+    if job is None or job.status not in ACTIVE or _waits_for_its_turn(job):
         return False
     pictures = _waiting_pictures(session, job_id)
     leases = _leases(session, job)
@@ -64,7 +64,7 @@ def count_failed_launch(session: Session, job_id: str, message_id: str | None, s
     Returns False for any other job: one that is final, claimed, polled, or launched again since `message_id`.
     """
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
-    if job is None or job.status not in ACTIVE or _leases(session, job):
+    if job is None or job.status not in ACTIVE or _waits_for_its_turn(job) or _leases(session, job):
         return False
     if message_id is None or outbox.newest(session, job_id, "launch") != message_id:
         return False
@@ -84,6 +84,11 @@ def count_failed_launch(session: Session, job_id: str, message_id: str | None, s
         reason="an error before a worker had begun", delay_s=delay_s,
     )  # fmt: skip
     return True
+
+
+def _waits_for_its_turn(job: Job) -> bool:
+    """Whether admission sends the job, and nothing else."""
+    return job.admitted_at is None and bool(job.queue)
 
 
 def is_polled(settings: Settings) -> sa.ColumnElement[bool]:

@@ -8,15 +8,19 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from core import tracing
+from core import actor, tracing
 from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from core.tracing import span
 from credits import ledger
-from jobs import quotes, transitions
+from jobs import audit_log, limits, quotes, transitions
+from jobs.admission import due
+from jobs.admission.queues import queue_of, shape_of
+from jobs.deletion import guard
 from jobs.notices import callbacks, notices
+from jobs.prices import credits_for
 from jobs.remote import pods, runs
 from jobs.requests import repeated_request, training_request
 from jobs.requests.training_request import Origin, TrainingRequest
@@ -25,7 +29,8 @@ from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from storage.deletion_tables import DeletedTraining
+from storage.tables import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
 
 
 def submit(
@@ -86,6 +91,7 @@ def _job_with_key(session: Session, request: TrainingRequest) -> Job | None:
     key = request.envelope.idempotency_key
     if key is None:
         return None
+    guard.refuse_deleted_key(session, request.envelope.owner_id, key)
     job = session.exec(
         select(Job).where(Job.owner_id == request.envelope.owner_id, Job.idempotency_key == key)
     ).one_or_none()
@@ -111,11 +117,18 @@ def _check_model_id(session: Session, model_id: str | None) -> None:
 
 def is_model_id_taken(session: Session, model_id: str | None) -> bool:
     """Whether a training was given this id."""
-    return model_id is not None and session.exec(select(Job.id).where(Job.model_id == model_id)).first() is not None
+    if model_id is None:
+        return False
+    # The files of a training that is being deleted may still be there.
+    deleting = select(DeletedTraining.id).where(DeletedTraining.model_id == model_id)
+    taken = session.exec(select(Job.id).where(Job.model_id == model_id)).first()
+    return taken is not None or session.exec(deleting).first() is not None
 
 
 def _create(session: Session, request: TrainingRequest, settings: Settings, origin: Origin) -> Job:
     envelope, spec = request.envelope, request.spec
+    guard.lock_owner(session, envelope.owner_id)
+    guard.refuse_if_deleting(session, envelope.owner_id, envelope.subject_id)
     _check_model_id(session, envelope.model_id)
     steps = spec.steps(len(envelope.images))
     job = Job(
@@ -125,8 +138,12 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         idempotency_key=envelope.idempotency_key,
         request_sha256=request.sha256,
         **spec_columns(spec),
+        queue=queue_of(spec),
+        shape=shape_of(spec),
+        expected_s=quotes.expected_seconds(session, spec, steps),
+        priority=Priority[envelope.priority.upper()],
         webhook_url=envelope.webhook_url,
-        on_end=envelope.on_end.model_dump() if envelope.on_end else None,
+        on_end=EndTask(**envelope.on_end.model_dump()) if envelope.on_end else None,
         allow_missing=envelope.allow_missing,
         model_id=envelope.model_id,
         model_link=envelope.model_link,
@@ -135,12 +152,15 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         style_id=origin.style_id,
         total_steps=steps,
     )
+    job.token_id = actor.current().token_id
+    price = credits_for(spec, steps, settings)
+    limits.check_job(session, settings, job.owner_id, job.token_id, price)
     pictures = intake.rows_for(session, job.id, request)
     job.hold_id = ledger.hold(
         session,
         envelope.owner_id,
         job.id,
-        quotes.credits_for(spec, steps, settings),
+        price,
         key=f"hold:{job.id}",
         expires_at=utcnow() + timedelta(days=settings.hold_days),
     )
@@ -150,7 +170,10 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "status", status=Status.PENDING)
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    transitions.send_launch(session, job, settings)
+    due.accept(session, job.id, job.queue)
+    audit_log.record(
+        session, "job.accepted", job_id=job.id, owner_id=job.owner_id, priority=envelope.priority, credits=price
+    )
     notices.check_low_credits(session, job.owner_id)
     return job
 
@@ -173,7 +196,7 @@ def get(services: Services, job_id: str, owner_id: str | None = None) -> JobView
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         )
-        return _view(session, job, pictures.all())
+        return _view(services, session, job, pictures.all())
 
 
 def jobs(
@@ -196,13 +219,14 @@ def jobs(
             query = query.where(col(Job.status).in_(statuses))
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
-        return [_view(session, job, []) for job in session.exec(query)]
+        return [_view(services, session, job, []) for job in session.exec(query)]
 
 
-def _view(session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
+def _view(services: Services, session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = pods.server_name(session, run) if run else None
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server)
+    expected = services.places.get(session, job, services.settings)
+    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server, expected)
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:

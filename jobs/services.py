@@ -15,6 +15,9 @@ from core.outbound.download_budget import DownloadBudget
 from core.outbound.guard import Guard
 from core.settings import Settings, settings
 from core.slot_shares import SlotShares
+from jobs.admission.decide import decide_due
+from jobs.admission.due import DUE
+from jobs.admission.places import Places
 from jobs.leases import LeaseKeeper
 from jobs.outbox_sender import OutboxSender
 from notifications import channels, mail, outbox, signing
@@ -45,9 +48,18 @@ class Services:
     def database(self) -> Database:
         """The database, with its schema up to date."""
         sender = self.outbox_sender
-        database = Database(self.settings.database, {outbox.CHANGED: sender.wake} if sender else None)
+        database = Database(
+            self.settings.database,
+            {outbox.CHANGED: sender.wake} if sender else None,
+            {DUE: lambda session: decide_due(session, self.settings)},
+        )
         database.migrate()
         return database
+
+    @cached_property
+    def places(self) -> Places:
+        """The places of waiting jobs."""
+        return Places()
 
     @cached_property
     def lease_keeper(self) -> LeaseKeeper:
@@ -135,11 +147,21 @@ class Services:
                 f"IMPRINT_CALLBACK_QUEUE: {self.settings.callback_queue} is a queue of Imprint's workers; "
                 "name a queue of the application"
             )
+        self._check_screening()
         broker.check(self.settings)
         try:
             tracing.check()
         except ValueError as error:
             raise ValueError(f"IMPRINT_TRACING: {error}") from None
+
+    def _check_screening(self) -> None:
+        name, queue = self.settings.screen_task, self.settings.screen_queue
+        if name is not None and queues.is_own_task(name):
+            raise ValueError(
+                f"IMPRINT_SCREEN_TASK: {name} is a task of Imprint or Celery; name one of your application"
+            )
+        if queue is not None and queues.is_own_queue(queue):
+            raise ValueError(f"IMPRINT_SCREEN_QUEUE: {queue} is a queue of Imprint's workers; name one of your own")
 
     @cached_property
     def runpod(self) -> RunPod | None:

@@ -2,8 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -15,40 +13,18 @@ from core.logging import job_context
 from core.settings import Settings
 from credits.audit import AuditFinding, audit
 from jobs import invariants, repair
+from jobs.admission import due, workers
+from jobs.admission.queues import QUEUES, is_waiting
 from jobs.notices import notices
 from jobs.periodic import each
 from jobs.services import Services
-from jobs.specs import spec_of
-from storage.tables import ACTIVE, Job, JobPicture, PeriodicRun, PictureState, Stage
+from storage.tables import ACTIVE, Job, JobPicture, PeriodicRun, PictureState
 
 log = logging.getLogger(__name__)
 
 # How long the hourly audit repeats an uncharged delivery.
 _LEAKS_LOGGED_FOR = timedelta(hours=24)
 _SWEEP = "sweep"
-
-
-@dataclass(frozen=True)
-class RemainingWork:
-    """What is left to do for a job: from which stage on, and which pictures."""
-
-    stage: Stage
-    waiting: Sequence[int]
-    family: str
-    backend: str
-
-
-def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
-    """What is left to do for a job; None if it is final or does not exist."""
-    with services.database.reading() as session:
-        job = session.get(Job, job_id)
-        if job is None or job.status not in ACTIVE:
-            return None
-        waiting = session.exec(
-            select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
-        ).all()
-        spec = spec_of(job)
-        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend)
 
 
 def repair_jobs(services: Services, limit: int = 500) -> int:
@@ -64,6 +40,14 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
     if repaired:
         log.warning("%d job(s) had no worker and were sent again", repaired)
     return repaired
+
+
+def admit_jobs(services: Services) -> None:
+    """Admit jobs where there is room that no transaction has noticed: after a worker has vanished, for example."""
+    workers.forget_dead(services)
+    with services.database.writing() as session:
+        for queue in QUEUES:
+            due.ask(session, queue)
 
 
 def sweep_done(services: Services) -> None:
@@ -103,6 +87,7 @@ def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[st
         select(Job.id)
         .where(
             col(Job.status).in_(ACTIVE),
+            ~is_waiting(),
             sa.or_(
                 col(Job.lease_until) < now,
                 sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~repair.is_polled(settings)),

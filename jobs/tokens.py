@@ -13,10 +13,12 @@ from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from core.names import is_owner_name, owner_name
+from jobs import audit_log
 from jobs.services import Services
 from storage.access_tables import ApiToken
 
-SCOPES = ("read", "train", "operate")  # get and list; start, change and cancel; see the whole installation
+# Get and list; start, change and cancel; start with high priority; see and change the whole installation.
+SCOPES = ("read", "train", "priority", "operate")
 _PREFIX = "imp_"
 _BYTES = 32
 _MAX_NAME = 200
@@ -75,6 +77,7 @@ def create(
     )
     with services.database.writing() as session:
         session.add(row)
+        audit_log.record(session, "token.created", owner_id=owner_id, token_id=row.id, scopes=row.scopes)
     return secret, token_of(row)
 
 
@@ -103,6 +106,7 @@ def revoke(services: Services, token_id: str) -> Token:
             raise NotFound(f"there is no token {token_id}")
         row.revoked_at = row.revoked_at or utcnow()
         session.add(row)
+        audit_log.record(session, "token.revoked", owner_id=row.owner_id, token_id=row.id)
     return token_of(row)
 
 

@@ -19,17 +19,23 @@ from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
 from credits import ledger
-from credits.price import price, price_of_part
+from credits.price import price_of_part
+from jobs import audit_log
+from jobs.admission import due
+from jobs.launches import record_event as record_event
+from jobs.launches import send_launch as send_launch
 from jobs.leases import Lease
 from jobs.notices import callbacks, notices
+from jobs.prices import credits_for, rate_of
 from jobs.specs import spec_of
-from jobs.view import view_of
+from jobs.view import JobView, view_of
 from notifications import channels, outbox, webhooks
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
+from notifications.webhook_payload import Event, NoticeJob
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
-FINAL_NOTICES = {
+FINAL_NOTICES: dict[Status, Event] = {
     Status.READY: "training.completed",
     Status.FAILED: "training.failed",
     Status.CANCELLED: "training.cancelled",
@@ -39,51 +45,26 @@ LONGEST_FETCH_DELAY_S = 60.0
 NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
 
 
-def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
-    """Append an event to a job.
-
-    The job's row is locked, so that its events become visible in the order of their numbers: a reader that continues
-    after the last event it has seen misses none. On SQLite, writing transactions run one at a time anyway.
-    """
-    if session.get_bind().dialect.name == "postgresql":
-        session.connection().execute(
-            sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
-        )
-    session.add(JobEvent(job_id=job_id, kind=kind, data=data))
-
-
-def notify(session: Session, job: Job, event: str) -> None:
+def notify(session: Session, job: Job, event: Event) -> None:
     """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
     view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
-        webhooks.put(session, view.to_dict() | _returned(job), event, job.webhook_url)
+        webhooks.put(session, _notice_job(job, view), event, job.webhook_url)
     notices.queue_owner_mail(session, view, event)
 
 
-def _returned(job: Job) -> dict[str, Any]:
-    """What a webhook has beside the public view of a job, so that its receiver finds its own records."""
+def _notice_job(job: Job, view: JobView) -> NoticeJob:
+    """What a webhook has of a job: some of its public view, and what its receiver finds its own records by."""
     key = job.idempotency_key
     for door in KEY_PREFIXES:
         key = key.removeprefix(door) if key else key
-    return {
-        "idempotency_key": key,
-        "message_id": job.message_id,
-        "style_id": job.style_id,
-        "model_link": job.model_link,
-    }
-
-
-def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
-    """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
-    due = utcnow() + timedelta(seconds=delay_s)
-    look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
-    session.connection().execute(
-        sa.update(Job)
-        .where(col(Job.id) == job.id)
-        .values(launches=col(Job.launches) + 1, next_look_at=look, lease_holder=None, lease_until=None)
-    )
-    outbox.put(
-        session, "launch", job_id=job.id, owner_id=job.owner_id, payload=outbox.trace_of(session, job.id), due_at=due
+    return NoticeJob.model_validate(view).model_copy(
+        update={
+            "idempotency_key": key,
+            "message_id": job.message_id,
+            "style_id": job.style_id,
+            "model_link": job.model_link,
+        }
     )
 
 
@@ -127,6 +108,15 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
         **values,
     )
     record_event(session, lease.job_id, "stage", stage=stage)
+    if lease.stage is Stage.TRAIN:
+        _free_place(session, session.get_one(Job, lease.job_id, populate_existing=True))
+
+
+def _free_place(session: Session, job: Job) -> None:
+    """A job leaves the train stage, or ends before: count what it used, and let the next one start."""
+    done_s = job.train_seconds or job.step * (job.seconds_per_step or 0.0)
+    due.add_used(session, job.owner_id, done_s)
+    due.ask(session, job.queue)
 
 
 def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float | None:
@@ -159,11 +149,11 @@ def postpone_picture(session: Session, lease: Lease, error: ImprintError, settin
     delay_s = min(max(waited_s, settings.retry_base_s), LONGEST_FETCH_DELAY_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     delay_s = min(delay_s, settings.fetch_patience_s - waited_s)
     # The job first, then its picture: `repair_job` locks them in this order too.
-    look = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
+    check_at = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
     session.connection().execute(
         sa.update(Job)
         .where(col(Job.id) == lease.job_id, col(Job.status).in_(ACTIVE))
-        .values(next_look_at=look, waiting_note=error.message)
+        .values(next_look_at=check_at, waiting_note=error.message)
     )
     lease.write(
         session, lease_holder=None, lease_until=None, attempt=max(lease.attempt - 1, 0), unreachable_since=since
@@ -200,13 +190,13 @@ def settle(session: Session, job_id: str, settings: Settings) -> bool:
     if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
         return False
     spec = spec_of(job)
-    charge = price(spec.family, job.total_steps, spec.resolution, settings.prices)
+    charge = credits_for(spec, job.total_steps, settings)
     hold = ledger.hold_of(session, job_id)
     if hold is None or hold.state != "held":
         reason = "the hold was resolved before the training ended; nothing is charged"
         record_event(session, job_id, "leak", reason=reason, credits=charge)
         channels.alert(session, "leak", f"leak: {job_id} was delivered, but {charge} credits were not charged")
-        log.error("leak: %s was delivered, but %d credits of %s were not charged", job_id, charge, job.owner_id)
+        log.error("leak: %s was delivered, but %d credits were not charged", job_id, charge)
     return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
 
 
@@ -242,7 +232,8 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
     if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
         return 0
     spec = spec_of(job)
-    return price_of_part(spec.family, max(0, min(job.step, job.total_steps)), spec.resolution, settings.prices)
+    steps = max(0, min(job.step, job.total_steps))
+    return price_of_part(rate_of(spec.family, settings), steps, spec.resolution)
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
@@ -266,11 +257,16 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
     ).one_or_none()
     if job is None:
         return False
+    if job.stage not in (Stage.UPLOAD, Stage.SETTLE):
+        _free_place(session, job)
     hold = ledger.hold_of(session, job_id)
     if hold is not None and hold.state == "held":
         job.charged = min(charge, hold.amount)
         ledger.settle(session, hold.id, job.charged)  # settling 0 credits is a release
     record_event(session, job_id, "status", status=status, code=job.failure_code)
+    audit_log.record(
+        session, f"job.{status}", job_id=job_id, owner_id=job.owner_id, code=job.failure_code, charged=job.charged
+    )
     outbox.drop_unsent(session, job_id, ["launch"])
     notify(session, job, FINAL_NOTICES[status])
     callbacks.queue_end(session, job)

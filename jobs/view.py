@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from core.picture_names import picture_label
 from credits.ledger import Hold
+from jobs.admission.expected import Expected
 from jobs.specs import spec_of
 from storage.picture_report import is_absent
 from storage.remote_tables import RemoteRun
-from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from storage.tables import Job, JobPicture, PictureState, Priority, Stage, Status
 from training.spec import TrainSpec
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
@@ -108,6 +109,10 @@ class JobView(View):
     loss: float | None
     validation_loss: float | None
     seconds_left: float | None
+    priority: str
+    place: int | None  # in the order, while the job waits for its turn; 1 is the next one
+    expected_start: Time | None  # of the train stage; None once that has begun, or if no worker reports
+    expected_end: Time | None
     spec: TrainSpec
     credits: CreditsView
     failure: FailureView | None
@@ -127,8 +132,9 @@ class JobView(View):
 
 
 def view_of(
-    job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None, server: str | None = None
-) -> JobView:
+    job: Job, pictures: Sequence[JobPicture], hold: Hold | None, run: RemoteRun | None = None,
+    server: str | None = None, expected: Expected = Expected(),  # noqa: B008 - frozen
+) -> JobView:  # fmt: skip
     """The public view of a job. `run` is its newest remote run, `server` the name of that run's server."""
     spec = spec_of(job)
     held = hold.amount if hold is not None and hold.state == "held" else 0
@@ -147,6 +153,10 @@ def view_of(
         loss=_finite(job.loss),
         validation_loss=_finite(job.validation_loss),
         seconds_left=_finite(job.seconds_left),
+        priority=Priority(job.priority).name.lower(),
+        place=expected.place,
+        expected_start=expected.start,
+        expected_end=expected.end,
         spec=spec,
         credits=CreditsView(held=held, charged=charged, refunded=refunded),
         failure=_failure(job),

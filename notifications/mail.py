@@ -17,7 +17,7 @@ from notifications.preferences import LOW
 
 SERVER = "smtp://mail"  # the destination of all e-mails in the outbox, since they share one server
 _MAX_WORD, _MAX_LINE = 120, 600
-_SHUTTING_DOWN = 421  # the server closes the connection, whatever was said last
+_SHUTTING_DOWN = 421  # the server closes the connection, whatever it answered last
 
 _SUBJECTS = {
     "training.processing": "{subject}: the training has started",

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from core.clock import utcnow
 from core.errors import SpecInvalid
 from notifications.tables import PREFERENCES
-from notifications.webhooks import EVENTS as JOB_EVENTS
-from notifications.webhooks import PROCESSING
+from notifications.webhook_payload import EVENTS as JOB_EVENTS
+from notifications.webhook_payload import PROCESSING
 
 LOW = "credits.low"
 EVENTS = (*JOB_EVENTS, LOW)

@@ -107,5 +107,4 @@ class NoticePreferences(SQLModel, table=True):
 # The same tables for statements in SQLAlchemy Core.
 MESSAGE = SQLModel.metadata.tables["outbox_message"]
 PREFERENCES = SQLModel.metadata.tables["notice_preferences"]
-CALL = SQLModel.metadata.tables["task_call"]
 RECEIVER = SQLModel.metadata.tables["disabled_receiver"]

@@ -1,5 +1,6 @@
 """The database, SQLite or PostgreSQL: read sessions, write transactions and migrations."""
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,9 +35,15 @@ class Database:
     in more than one statement must lock the row first.
     """
 
-    def __init__(self, address: str, after_commit: Mapping[str, Callable[[], None]] | None = None) -> None:
-        """after_commit: callbacks by key; each runs after a commit of a session that has its key in `session.info`."""
-        self._after_commit = after_commit or {}
+    def __init__(
+        self, address: str, after_commit: Mapping[str, Callable[[], None]] | None = None,
+        before_commit: Mapping[str, Callable[[Session], None]] | None = None,
+    ) -> None:  # fmt: skip
+        """Callbacks by key run for a session that has the key in `session.info`.
+
+        after_commit: after its commit. before_commit: as the last part of its transaction.
+        """
+        self._after_commit, self._before_commit = after_commit or {}, before_commit or {}
         self.address = sa.make_url(address)
         self.is_sqlite = self.address.get_backend_name() == "sqlite"
         if self.is_sqlite and self.address.database:
@@ -61,6 +68,9 @@ class Database:
         with Session(self._writer, expire_on_commit=False) as session:
             with session.begin():
                 yield session
+                for key, work in self._before_commit.items():
+                    if key in session.info:
+                        work(session)
             for key, call in self._after_commit.items():
                 if key in session.info:
                     call()
@@ -103,6 +113,14 @@ class Database:
                 "here too, or restore a backup from before the migration into a new database"
             )
 
+    def empty_log(self) -> None:
+        """On SQLite, empty the write-ahead log, which may still have rows that were deleted, if nobody reads it now."""
+        if self.is_sqlite:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("COMMIT")  # `_begin_sqlite` began a transaction
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.exec_driver_sql("BEGIN")
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -141,10 +159,12 @@ def _alembic_config() -> Config:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # _begin_sqlite starts transactions, not the driver
     connection.execute(f"PRAGMA busy_timeout={_SQLITE_WAITS_S * 1000}").close()
+    connection.create_function("exp", 1, math.exp, deterministic=True)  # not in every build of SQLite
     _write_ahead(connection)
     # FULL: a commit survives a power cut, as the ledger promises.
     # recursive_triggers: without it INSERT OR REPLACE bypasses the ledger's delete trigger.
-    for pragma in ("synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
+    # secure_delete: deleted rows are overwritten in the file.
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

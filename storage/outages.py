@@ -43,11 +43,6 @@ class DatabaseAway(Exception):
     def __str__(self) -> str:
         return f"{self.args[0]} ({self.sqlstate})" if self.sqlstate else str(self.args[0])
 
-    @property
-    def is_undecided(self) -> bool:
-        """Whether the transaction may have been committed: the connection broke, perhaps after the commit."""
-        return self.sqlstate is None or self.sqlstate.startswith(("08", "57P", "40003"))
-
 
 # What code outside of this package catches: a pool without a free connection is an outage too.
 AWAY = (DatabaseAway, sa.exc.TimeoutError)

@@ -5,15 +5,22 @@ import sqlalchemy as sa
 # Every table with the column `owner_id`.
 OWNED = (
     "api_token",
+    "audit_entry",
+    "caption_change",
     "credit_account",
+    "deletion",
+    "device_drawing",
     "disabled_receiver",
+    "drawing",
     "image_fetch",
     "notice_preferences",
     "outbox_message",
+    "owner_share",
     "page_session",
     "picture",
     "subject",
     "training_job",
+    "usage_limit",
 )
 
 

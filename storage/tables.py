@@ -1,15 +1,16 @@
 """The tables for pictures, subjects and jobs.
 
-`storage.access_tables` has those for tokens and sessions, `storage.remote_tables` those for remote trainings and rented
-pods. `credits/` and `notifications/` have tables of their own.
+`storage.access_tables` has those for tokens and sessions, `storage.fetch_tables` that for pictures from addresses, and
+`storage.remote_tables` those for remote trainings and rented pods. `credits/` and `notifications/` have tables of their
+own.
 """
 
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from sqlmodel import Field, SQLModel
 
 from core.clock import UtcDateTime, utcnow
@@ -28,6 +29,14 @@ class Status(StrEnum):
 
 
 ACTIVE = (Status.PENDING, Status.TRAINING)
+
+
+class Priority(IntEnum):
+    """The classes of jobs: a higher one goes first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
 
 
 class Stage(StrEnum):
@@ -64,14 +73,14 @@ class StoredPicture(SQLModel, table=True):
     id: str = Field(primary_key=True)
     owner_id: str = Field(index=True)
     subject_id: str
-    sha256: str
+    sha256: str = Field(index=True)
     key: str
     size_bytes: int = Field(sa_type=sa.BigInteger)
     name: str | None = None  # of the file that it came from
     caption: str | None = None
     # The quality report; None until the picture has been checked.
     report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
-    preview_key: str | None = None  # of the thumbnail
+    preview_key: str | None = Field(default=None, index=True)  # of the thumbnail
     # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
@@ -92,37 +101,10 @@ class Subject(SQLModel, table=True):
     # Other fields of a TrainSpec that its trainings use, where a request does not say otherwise.
     recipe: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
     train_automatically: bool = False
+    # What was noted about the files of its uploads, until the owner dismisses it.
+    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))
     profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
     updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-
-
-class FetchResult(BaseModel):
-    """The outcome of one address: the id of the stored picture, or why it was refused."""
-
-    picture_id: str = ""
-    code: str = ""
-    detail: str = ""
-
-
-class ImageFetch(SQLModel, table=True):
-    """A request to fetch pictures from addresses. A result is None until its address was tried.
-
-    The sweep looks at a fetch that is not finished after `next_look_at`; until then a worker has it if `leased`.
-    """
-
-    __tablename__ = "image_fetch"
-
-    id: str = Field(primary_key=True)
-    owner_id: str = Field(index=True)
-    subject_id: str
-    is_mask: bool = False
-    addresses: list[str] = Field(sa_column=_json(list[str], nullable=False))  # empty once it is finished
-    results: list[FetchResult | None] = Field(sa_column=_json(list[FetchResult | None], nullable=False))
-    attempt: int = 0
-    leased: bool = False
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    next_look_at: datetime = Field(sa_column=time_column(nullable=False))
-    finished_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
 class PeriodicRun(SQLModel, table=True):
@@ -142,12 +124,27 @@ class PreparedPicture(SQLModel, table=True):
     source_sha256: str = Field(primary_key=True)
     recipe: str = Field(primary_key=True)
     key: str | None = None  # of the PNG in the store; None if the file cannot be decoded
-    sha256: str | None = None  # of the PNG
+    sha256: str | None = Field(default=None, index=True)  # of the PNG
     width: int = 0
     height: int = 0
     # The quality report, or why the file cannot be decoded.
     report: StoredReport = Field(sa_column=_json(StoredReport, nullable=False))
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+
+
+class EndTask(BaseModel):
+    """The application's task that gets the final view of a job, its queue and its other keyword arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    queue: str | None = None
+    kwargs: dict[str, Any] = {}
+
+
+# Jobs that wait for their turn, and jobs that have had it: what admission counts.
+_WAITING = sa.text("admitted_at IS NULL AND queue <> '' AND status IN ('pending', 'training')")
+_IN_FLIGHT = sa.text("admitted_at IS NOT NULL AND status IN ('pending', 'training')")
 
 
 class Job(SQLModel, table=True):
@@ -160,8 +157,18 @@ class Job(SQLModel, table=True):
         sa.Index("uq_training_job_model", "model_id", unique=True),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
+        sa.Index("ix_training_job_token", "token_id", "created_at"),
+        sa.Index(
+            "ix_training_job_waiting", "queue", "priority", "owner_id", "created_at", "id",
+            sqlite_where=_WAITING, postgresql_where=_WAITING,
+        ),
+        sa.Index(
+            "ix_training_job_in_flight", "queue", "owner_id",
+            sqlite_where=_IN_FLIGHT, postgresql_where=_IN_FLIGHT,
+        ),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
-    )
+        sa.Index("ix_training_job_dataset", "dataset_sha256"),
+    )  # fmt: skip
 
     id: str = Field(primary_key=True)
     owner_id: str
@@ -176,9 +183,15 @@ class Job(SQLModel, table=True):
     backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    # Admission. `queue`: which workers train it; empty for a job of an earlier version, which is not admitted.
+    queue: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    priority: int = Field(default=1, sa_type=sa.SmallInteger, sa_column_kwargs={"server_default": "1"})
+    shape: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})  # what one step has in common
+    expected_s: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})  # of its train stage
+    admitted_at: datetime | None = Field(default=None, sa_column=time_column())  # None: it waits for its turn
+    token_id: str | None = None  # of the HTTP API, with which it was started
     webhook_url: str | None = None
-    # The application's task that gets the final view: its name, queue and keyword arguments.
-    on_end: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    on_end: EndTask | None = Field(default=None, sa_column=_json(EndTask))
     model_id: str | None = None  # as the request gave it; None: the job's id
     # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
     reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
@@ -225,6 +238,7 @@ class Job(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     started_at: datetime | None = Field(default=None, sa_column=time_column())
     finished_at: datetime | None = Field(default=None, sa_column=time_column())
+    thinned_at: datetime | None = Field(default=None, sa_column=time_column())  # when retention deleted its pictures
 
     @property
     def public_model_id(self) -> str:
@@ -236,6 +250,10 @@ class JobPicture(SQLModel, table=True):
     """One picture of one job, and the result of preparing it."""
 
     __tablename__ = "job_picture"
+    __table_args__ = (
+        sa.Index("ix_job_picture_source", "source_sha256"),
+        sa.Index("ix_job_picture_prepared", "prepared_sha256"),
+    )
 
     job_id: str = Field(primary_key=True, foreign_key="training_job.id")
     position: int = Field(primary_key=True)

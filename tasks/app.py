@@ -27,7 +27,15 @@ class ImprintCelery(Celery):  # type: ignore[misc]
 app = ImprintCelery(
     "imprint",
     task_cls="tasks.arguments:CheckedTask",
-    include=["tasks.callbacks", "tasks.ingress", "tasks.relay", "tasks.steps", "tasks.sweeps", "tasks.worker"],
+    include=[
+        "tasks.callbacks",
+        "tasks.drawings",
+        "tasks.ingress",
+        "tasks.relay",
+        "tasks.steps",
+        "tasks.sweeps",
+        "tasks.worker",
+    ],
 )
 app.config_from_object("celeryconfig")
 

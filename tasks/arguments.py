@@ -10,7 +10,13 @@ from celery import Task
 from core.errors import ImprintError, SpecInvalid
 from core.logging import job_context, task_context
 
-_ID = {"job_id": ("job", "a job"), "message_id": ("msg", "a message"), "fetch_id": ("fetch", "a fetch")}
+_ID = {
+    "job_id": ("job", "a job"),
+    "message_id": ("msg", "a message"),
+    "fetch_id": ("fetch", "a fetch"),
+    "deletion_id": ("del", "a deletion"),
+    "drawing_id": ("draw", "a drawing"),
+}
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
 REFUSED_DELAY = "imprint_refused_delay"  # a header of `tasks.consumer`: how many seconds the task should have waited
 LONGEST_DELAY_S = 3600  # how far ahead the time of a task may be that an application sends
@@ -77,6 +83,11 @@ def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
         return None
     if value is None and parameter.annotation == str | None:
         return None
+    if name == "answer":  # of the application's screening task: `notifications.screener` checks it
+        return None
+    if name == "sha256":
+        is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+        return None if is_hash else "must be a SHA-256"
     if name in _ID:
         prefix, what = _ID[name]
         if isinstance(value, str) and re.fullmatch(rf"{prefix}_[0-9a-z]{{1,40}}", value):

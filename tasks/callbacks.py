@@ -4,12 +4,13 @@ from typing import Any
 
 from celery import Task
 
-from jobs import outbox_handlers, sweeps
+from jobs import outbox_handlers, screening, sweeps
+from jobs.deletion.run import run as run_deletion
 from jobs.notices import notices
 from jobs.services import services
 from jobs.subjects import image_fetches
 from tasks.app import app
-from tasks.canvas import CelerySender
+from tasks.canvas import CelerySender, forget_results, send_screen_task
 from tasks.steps import run
 
 
@@ -59,6 +60,24 @@ def send_mail(self: "Task[..., Any]", message_id: str) -> None:
 def fetch_images(self: "Task[..., Any]", fetch_id: str) -> None:
     """Fetch and store the pictures of a request that named their addresses."""
     run(self, lambda: image_fetches.fetch_images(services(), fetch_id))
+
+
+@app.task(name="imprint.screen")
+def screen(sha256: str) -> None:
+    """Ask the application's screener about a picture."""
+    screening.ask(services(), sha256, send_screen_task)
+
+
+@app.task(name="imprint.screened")
+def screened(answer: Any, sha256: str) -> None:
+    """Record the answer of the application's screening task, which calls this back."""
+    screening.answer(services(), answer, sha256)
+
+
+@app.task(name="imprint.delete", bind=True)
+def delete(self: "Task[..., Any]", deletion_id: str) -> None:
+    """Do what is left of a deletion. If it has to wait, the sweep launches it again."""
+    run(self, lambda: run_deletion(services(), deletion_id, forget_results))
 
 
 @app.task(name="imprint.send_alerts")

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery.app.task import Context
@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from core.errors import AnswerRefused, ImprintError, Unreachable
+from jobs.screening import ASK_AGAIN_S
 from notifications.tables import TaskCall
 from storage.database import AWAY
 from tasks.app import app
@@ -106,6 +107,22 @@ def _confirmed(signature: Any, message_id: str | None) -> Any:
         name: [*maybe_list(options.get(name) or []), _callback_ended(message_id)] for name in ("link", "link_error")
     }
     return given
+
+
+def forget_results(task_ids: Iterable[str]) -> None:
+    """Delete the results of tasks from the result store. Raises Unreachable while that is away."""
+    for task_id in task_ids:
+        _try(lambda task_id=task_id: app.backend.forget(task_id))  # type: ignore[misc]
+
+
+def send_screen_task(name: str, queue: str | None, picture: Mapping[str, Any], sha256: str) -> None:
+    """Send the application's screening task. Its result comes back as an argument of `imprint.screened`.
+
+    An expired one is not worked on: the picture is asked for again. Raises Unreachable.
+    """
+    back = app.signature("imprint.screened", (sha256,), queue="io")
+    options: dict[str, Any] = {"link": back, "expires": ASK_AGAIN_S} | ({} if queue is None else {"queue": queue})
+    _try(lambda: app.send_task(name, args=[dict(picture)], **options))
 
 
 def _context(call: TaskCall) -> Context:

@@ -22,6 +22,16 @@ class DeviceState:
     refused: Sequence[str] = ()  # families whose jobs the worker does not take
 
 
+def is_cpu(settings: Settings) -> bool:
+    """Whether this worker computes on a CPU, or on nothing."""
+    from training.device import choose  # torch: only on workers that train or draw
+
+    try:
+        return choose(settings.device).type == "cpu"
+    except BackendFailed:
+        return True
+
+
 def check(settings: Settings, families: Sequence[str]) -> DeviceState:
     """Test the device with a matrix product, and a GPU with a tiny training of each family.
 

@@ -6,7 +6,9 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Ignore
 
+from core.errors import SpecInvalid
 from jobs import quotes, service
+from jobs.drawings import drawings
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
 from jobs.turns import RetryLater
@@ -96,10 +98,15 @@ def resolve(owner_id: str, subject_id: str, base_model: str | None = None) -> di
 
 @app.task(name="imprint.generate", base=PrivateResultTask, bind=True, ignore_result=False)
 def generate(self: "Task[..., Any]", **arguments: Any) -> Any:
-    """Draw with the newest LoRA of a subject on the operator's ComfyUI. Arguments: docs/use-the-lora.md.
+    """Draw with the newest LoRA of a subject. Arguments: docs/use-the-lora.md.
 
-    A message delivered twice draws once. Fails with SpecInvalid, LoraNotReady, WorkflowInvalid or a GeneratorError.
+    With a workflow, the operator's ComfyUI draws it, and the result has the pictures. Without one, a worker draws on
+    its device: the result is the view of the drawing that was accepted, and `imprint.drawing` says how far it is. A
+    message delivered twice draws once. Fails with SpecInvalid, LoraNotReady, WorkflowInvalid or a GeneratorError;
+    without a workflow also with InsufficientCredits or TooManyRequests.
     """
+    if "workflow" not in arguments:
+        return drawings.submit(services(), _request(self, (), arguments)).to_dict()
     drawing.check(arguments)
     # A drawing takes minutes, so it does not run where applications send it: trainings and sweeps need those processes.
     return self.replace(app.signature("imprint.draw", kwargs=arguments))
@@ -115,14 +122,25 @@ def draw(self: "Task[..., Any]", **arguments: Any) -> dict[str, Any]:
         send_again(self, again)
 
 
-@app.task(name="imprint.cancel_drawing", ignore_result=False)
-def cancel_drawing(task_id: str) -> dict[str, bool]:
-    """Cancel `imprint.generate` with this task id: one that waits never starts, one that is drawn fails.
+@app.task(name="imprint.drawing", base=PatientTask, ignore_result=False)
+def drawing_of(drawing_id: str) -> dict[str, Any]:
+    """The public view of a drawing that a worker draws."""
+    return drawings.get(services(), drawing_id).to_dict()
 
-    `cancelled` is false if ComfyUI does not draw it at this moment. Fails with a GeneratorError.
+
+@app.task(name="imprint.cancel_drawing", ignore_result=False)
+def cancel_drawing(task_id: str | None = None, drawing_id: str | None = None) -> dict[str, Any]:
+    """Cancel a drawing: of a worker by its `drawing_id`, of ComfyUI by the `task_id` of its `imprint.generate`.
+
+    Of a worker, the result is its view: the steps done are charged. Of ComfyUI, one that waits never starts, and one
+    that is drawn fails; `cancelled` is false if ComfyUI does not draw it at this moment. Fails with a GeneratorError.
     """
+    if (task_id is None) == (drawing_id is None):
+        raise SpecInvalid.of({"drawing_id": "name either the drawing or the task"})
+    if drawing_id is not None:
+        return drawings.cancel(services(), drawing_id).to_dict()
     app.control.revoke(task_id)  # unless it runs; a worker's thread or process is never killed
-    return {"cancelled": drawing.cancel(services(), task_id)}
+    return {"cancelled": drawing.cancel(services(), str(task_id))}
 
 
 @app.task(name="imprint.cancel", base=PatientTask, ignore_result=False)

@@ -22,6 +22,7 @@ from jobs import service
 from jobs.notices import notices
 from jobs.notices.refusals import queue_refused_notice
 from jobs.services import Services
+from notifications.webhook_payload import NoticeFailure
 from storage import stream_positions
 from storage.database import AWAY
 from tasks.message_queues import (
@@ -152,7 +153,8 @@ class Ingress(ConsumerMixin):
         key = parsed.arguments["idempotency_key"]
         if key in self._notified:  # delivered again, because RabbitMQ did not confirm its dead letter
             return
-        failure = {"code": reason.code, "message": reason.full_sentence, "details": {"faults": reason.faults}}
+        details = {"faults": reason.faults}
+        failure = NoticeFailure(code=reason.code, message=reason.full_sentence, details=details)
         queue_refused_notice(self.services, parsed.arguments, parsed.origin, failure)
         self._notified.append(key)
 

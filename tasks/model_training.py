@@ -66,12 +66,12 @@ class TrainingMessage:
         if not self.faults:
             return
         faults = {name: sentence for name, (_, sentence) in self.faults.items()}
-        told = {name.partition(".")[0] for name in faults}
+        named = {name.partition(".")[0] for name in faults}
         try:
             training_request.parse(self.arguments, settings, sources)
         except SpecInvalid as error:
             more = in_message_terms(error.faults)
-            faults |= {name: fault for name, fault in more.items() if name not in told}  # not again as missing
+            faults |= {name: fault for name, fault in more.items() if name not in named}  # not again as missing
         code = next(iter(self.faults.values()))[0]
         raise MessageRejected(code, "; ".join(f"{name}: {fault}" for name, fault in faults.items()), faults)
 
@@ -126,7 +126,7 @@ def in_message_terms(faults: Mapping[str, str]) -> dict[str, str]:
 def _images(
     message: Mapping[str, Any], prefix: str | None
 ) -> tuple[list[str | dict[str, str]] | None, dict[str, tuple[str, str]]]:
-    """The entries of `images`, or None if they cannot be told; and faults by field."""
+    """The entries of `images`, or None if they cannot be read; and faults by field."""
     paths, masks = message.get("image_paths"), message.get("mask_paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         return None, {"image_paths": ("wrong_type", "must be a list of texts")}

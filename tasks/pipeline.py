@@ -7,8 +7,8 @@ from celery.canvas import Signature
 from celery.result import AsyncResult, ResultBase, ResultSet
 from redis.exceptions import RedisError
 
-from jobs import sweeps
 from jobs.services import Services
+from jobs.stages import stage_runner
 from storage.tables import Stage
 from tasks.app import app
 
@@ -21,7 +21,7 @@ def launch(services: Services, job_id: str, message_id: str) -> None:
 
     `message_id` is the launch message, which the error callback names, so that each launch is counted once.
     """
-    lacks = sweeps.remaining_work(services, job_id)
+    lacks = stage_runner.remaining_work(services, job_id)
     if lacks is None:
         return
     first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)

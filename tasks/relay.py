@@ -10,9 +10,11 @@ from datetime import timedelta
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from core import queues
 from core.clock import utcnow
 from core.logging import job_context
 from core.tracing import continue_trace
+from jobs.drawings.drawing_transitions import TOPIC as DRAWING
 from jobs.services import Services, send_outbox_with
 from notifications import outbox
 from notifications.messages import CONFIRMATION, EXTERNAL, Message
@@ -72,6 +74,9 @@ def _hand_on(services: Services, messages: Sequence[Message]) -> int:
 def _send(services: Services, message: Message) -> None:
     if message.kind == "launch" and message.job_id is not None:
         pipeline.launch(services, message.job_id, message.id)
+    elif message.kind == "launch" and message.topic == DRAWING:
+        queue = queues.DRAW + message.payload["family"]
+        app.signature("imprint.draw_pictures", (message.payload["drawing_id"],)).apply_async(queue=queue)
     else:
         app.signature(*_signature(message)).apply_async()
 
@@ -86,6 +91,10 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
             return "imprint.send_alerts", (message.id,)
         case "callback" | "confirmation":
             return "imprint.send_callback", (message.id,)
+        case "launch" if message.topic == "deletion":
+            return "imprint.delete", (message.payload["deletion_id"],)
+        case "launch" if message.topic == "screening":
+            return "imprint.screen", (message.payload["sha256"],)
         case "launch":  # of no job
             return "imprint.fetch_images", (message.payload["fetch_id"],)
     return "imprint.clean_up", (message.job_id, message.id)

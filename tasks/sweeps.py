@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from jobs import sweeps
+from jobs.deletion import retention
+from jobs.deletion import run as deletions
+from jobs.drawings import drawings
 from jobs.periodic import Part, run_parts
 from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
@@ -14,7 +17,11 @@ from tasks.relay import relay
 PARTS: Mapping[str, Sequence[Part]] = {
     "imprint.sweep": (
         Part("repair", sweeps.repair_jobs),
+        Part("admission", sweeps.admit_jobs),
         Part("fetches", image_fetches.repair),
+        Part("drawings", drawings.repair),
+        Part("deletions", deletions.sweep),
+        Part("retention", retention.sweep),
         Part("relay", relay),
         Part("done", sweeps.sweep_done),
     ),
@@ -32,7 +39,7 @@ PARTS: Mapping[str, Sequence[Part]] = {
 
 @app.task(name="imprint.sweep")
 def sweep() -> None:
-    """Send jobs and fetches without a worker again, and messages that were not sent after their commit."""
+    """Send jobs, fetches and drawings without a worker again, and messages that were not sent after their commit."""
     run_parts(services(), PARTS["imprint.sweep"])
 
 

@@ -19,17 +19,20 @@ from celery.signals import (
 )
 from celery.worker.control import inspect_command
 
+from core import essential, queues
 from core.errors import ImprintError
 from core.logging import set_up
 from core.metrics import SWEEP_FAILURES
 from core.private import keep_private
 from core.settings import settings
+from jobs.deletion import encodings
 from jobs.services import services
 from jobs.stages import control
 from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks import device_check, metrics
 from tasks.app import app
 from tasks.device_check import DeviceState
+from tasks.heartbeat import Heartbeat
 from tasks.queue_types import check_queue_types, eviction_policy
 from tasks.sweeps import PARTS
 from training.device_failure import on_device_failure
@@ -37,6 +40,7 @@ from training.device_failure import on_device_failure
 log = logging.getLogger(__name__)
 
 _trains_on: DeviceState | None = None  # of a training worker, after the check of its device
+_heartbeat: Heartbeat | None = None  # of a training worker
 
 
 @celeryd_init.connect
@@ -78,18 +82,21 @@ def _prepare(**_: Any) -> None:
 
 @celeryd_init.connect
 def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    """A training worker takes as many jobs as it trains in one step, and a fetch worker has the threads of its setting.
+    """A training worker takes as many jobs as it trains in one step, a worker that only draws one drawing, and a fetch
+    worker has the threads of its setting.
 
     `-c` says another number.
     """
-    queues = options.get("queues") or ()
+    names = options.get("queues") or ()
     if options.get("concurrency"):
         return
-    if any(name.startswith("train.") for name in queues):
+    if any(name.startswith(queues.TRAIN) for name in names):
         from training.device import max_slots  # imports torch: only on workers that train
 
         conf.worker_concurrency = settings().cohort or max_slots(settings().device)
-    elif "fetch" in queues and _has_threads(options.get("pool")):
+    elif any(name.startswith(queues.DRAW) for name in names):
+        conf.worker_concurrency = 1
+    elif "fetch" in names and _has_threads(options.get("pool")):
         conf.worker_concurrency = settings().fetch_concurrency
 
 
@@ -120,18 +127,30 @@ def _close_metrics_port(**_: Any) -> None:
 
 @celeryd_after_setup.connect
 def _check_device(instance: Any, **_: Any) -> None:
-    """Check the device before the first job of a training worker, and drop the queues of families that fail on it."""
-    global _trains_on
-    queues = instance.app.amqp.queues
-    families = [name.removeprefix("train.") for name in queues.consume_from if name.startswith("train.")]
-    if not families:
-        return
-    metrics.expect(families)
-    _trains_on = device_check.check(settings(), families)
-    for family in _trains_on.refused:
-        queues.deselect(f"train.{family}")
-    on_device_failure(_end)
-    import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
+    """Check the device before the first job of a training worker, and drop the queues of families that fail on it.
+
+    A training worker on a CPU takes one task at a time, so a drawing would wait for a whole training: there, another
+    worker draws.
+    """
+    global _trains_on, _heartbeat
+    taken = instance.app.amqp.queues
+    families = [name.removeprefix(queues.TRAIN) for name in taken.consume_from if name.startswith(queues.TRAIN)]
+    drawn = [name for name in taken.consume_from if name.startswith(queues.DRAW)]
+    if families or drawn:
+        on_device_failure(_end)
+    if families:
+        metrics.expect(families)
+        _trains_on = device_check.check(settings(), families)
+        for family in _trains_on.refused:
+            taken.deselect(queues.TRAIN + family)
+        import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
+        trained = [queues.TRAIN + family for family in families if family not in _trains_on.refused]
+        _heartbeat = Heartbeat(instance.hostname, trained, instance.concurrency)
+        dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
+        for name in set(drawn) & set(dropped):
+            taken.deselect(name)
+    if set(drawn) & set(taken.consume_from):
+        import_module("training.backends.drawing")
 
 
 def _end(reason: str) -> None:
@@ -143,6 +162,18 @@ def _end(reason: str) -> None:
 
 
 @worker_ready.connect
+def _report_slots(**_: Any) -> None:
+    if _heartbeat is not None:
+        _heartbeat.start()
+
+
+@worker_ready.connect
+def _keep_encodings_clean(**_: Any) -> None:
+    if _trains_on is not None:
+        essential.start("encodings", lambda: encodings.keep_clean(services()))
+
+
+@worker_ready.connect
 def _serve_metrics(**_: Any) -> None:
     metrics.serve(settings())
 
@@ -151,18 +182,20 @@ def _serve_metrics(**_: Any) -> None:
 def imprint_trains(state: Any) -> dict[str, Any]:
     """The answer to `imprint backends`: the queues of this worker, its device, and the families that it refuses."""
     consumer = state.consumer.task_consumer
-    queues = [queue.name for queue in consumer.queues] if consumer else []
+    taken = [queue.name for queue in consumer.queues] if consumer else []
     if _trains_on is None:
-        return {"queues": queues, "device": None}
-    refused = [f"train.{family}" for family in _trains_on.refused]
+        return {"queues": taken, "device": None}
+    refused = [queues.TRAIN + family for family in _trains_on.refused]
     device = {"device": _trains_on.name, "check": _trains_on.verdict, "refuses": refused}
-    return {"queues": sorted({*queues, *refused}), **device}
+    return {"queues": sorted({*taken, *refused}), **device}
 
 
 @worker_shutting_down.connect
 def _hand_over(**_: Any) -> None:
     # Trainings write a checkpoint and end; Celery waits for their tasks to return.
     control.leaving.set()
+    if _heartbeat is not None:
+        _heartbeat.leave()
 
 
 # With spinning OpenMP threads on shared cores, a training took 5 to 7 times as long.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.samples import FULL, SEED
+from tests.slowest import place
 
 try:
     import hypothesis
@@ -32,7 +33,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU skip where there is none; torch is imported only if there are such tests."""
+    """The slowest files come first. Tests that need a GPU skip where there is none, and only they import torch here."""
+    items.sort(key=lambda item: place(item.nodeid.partition("::")[0]))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:
         return

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from training.families.registry import FAMILIES
 from training.lora.reading import ADAPTER
 from training.lora.safetensor import Tensor, pack, tensor
 
 RANK, ALPHA = 4, 8.0
 BLOCK = "transformer_blocks.0"
+DOUBLE = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "to_add_out")  # of FLUX.2 and Qwen-Image
 # Modules by diffusers' names, with outputs and inputs; the same in `denoisers` of tests/training/test_lora_readers.py.
 MODULES: dict[str, dict[str, tuple[int, int]]] = {
     "sd15": {
@@ -33,7 +35,26 @@ MODULES: dict[str, dict[str, tuple[int, int]]] = {
         "layers.0.adaLN_modulation.0": (256, 64),
         "context_refiner.0.attention.to_q": (64, 64),
     },
+    "flux2-klein-4b": {
+        **{
+            f"{BLOCK}.attn.{name}": (64, 64)
+            for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "to_add_out")
+        },
+        f"{BLOCK}.ff.linear_in": (384, 64),
+        f"{BLOCK}.ff_context.linear_out": (64, 192),
+        "single_transformer_blocks.1.attn.to_qkv_mlp_proj": (576, 64),
+        "single_transformer_blocks.0.attn.to_out": (64, 256),
+    },
+    "qwen-image": {
+        **{
+            f"{BLOCK}.attn.{name}": (64, 64)
+            for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "to_add_out")
+        },
+        f"{BLOCK}.img_mlp.net.0.proj": (256, 64),
+        "transformer_blocks.1.txt_mlp.net.2": (64, 256),
+    },
 }
+EVERY = tuple(MODULES)
 UP_DOWN = (".lora_down.weight", ".lora_up.weight")
 A_B = (".lora_A.weight", ".lora_B.weight")
 
@@ -45,7 +66,7 @@ class Layout:
     stem: Callable[[str], str]
     ends: tuple[str, str] = UP_DOWN
     alpha: bool = True  # as tensors; False: in the metadata, as diffusers writes it
-    families: tuple[str, ...] = ("sd15", "sdxl", "z-image")
+    families: tuple[str, ...] = EVERY
 
 
 def underscored(prefix: str) -> Callable[[str], str]:
@@ -102,7 +123,8 @@ CASES = [(family, name) for name, layout in LAYOUTS.items() for family in layout
 
 
 def part_of(module: str) -> str:
-    return "transformer." if module.split(".")[0] in ("layers", "context_refiner") else "unet."
+    first = ("layers", "context_refiner", "transformer_blocks", "single_transformer_blocks")
+    return "transformer." if module.split(".")[0] in first else "unet."
 
 
 def matrices(module: str, shape: tuple[int, int]) -> tuple[Any, Any]:
@@ -114,7 +136,9 @@ def matrices(module: str, shape: tuple[int, int]) -> tuple[Any, Any]:
 
 def written(family: str, layout: str, dora: str = "", **metadata: str) -> bytes:
     """The file. dora: `output` or `input` for lengths along that axis as `.dora_scale`; `vector` as peft names them."""
-    how = LAYOUTS[layout]
+    how, names = LAYOUTS[layout], FAMILIES[family].lora
+    if names.kind:  # the tiny widths do not say it
+        metadata.setdefault("ss_base_model_version", names.version)
     tensors: dict[str, Tensor] = {}
     for module, shape in MODULES[family].items():
         down, up = matrices(module, shape)

@@ -26,6 +26,7 @@ from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import Server, ServerProcess, free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
+from training.families.registry import FAMILIES
 
 View = dict[str, Any]  # a job as applications see it: JSON
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +80,7 @@ class Site:
         return [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments]
 
     def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
-        """Start `io`, `fetch`, `train`, `beat`, `web` (or a second one: `io-2`), and wait until a worker is ready."""
+        """Start `io`, `fetch`, `train`, `draw`, `beat`, `web` (or a second one: `io-2`), and wait until it is ready."""
         kind = name.split("-")[0]
         if kind == "web":
             return self._start_web(name, **environment)
@@ -89,7 +90,8 @@ class Site:
             # One process less, where a test is about something else. A site with `fetch` has the layout of the stack.
             "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
             "fetch": [*worker, "-Q", "fetch,notices", "-P", "threads"],
-            "train": [*worker, "-Q", "train.sd15,train.sdxl,train.z-image", "-P", "threads"],
+            "train": [*worker, "-Q", ",".join(f"train.{family}" for family in FAMILIES), "-P", "threads"],
+            "draw": [*worker, "-Q", ",".join(f"draw.{family}" for family in FAMILIES), "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
         mark = self._log_size(name)
@@ -116,7 +118,7 @@ class Site:
     def _wait_ready(self, name: str, mark: int) -> None:
         """Wait until the worker says, after `mark` bytes of its log, that it is ready; beat says nothing."""
         process, log = self.processes[name], self.log(name)
-        if name.split("-")[0] in ("io", "fetch", "train"):
+        if name.split("-")[0] in ("io", "fetch", "train", "draw"):
             until(lambda: b" ready." in log.read_bytes()[mark:] or not process.alive, 90, f"{name} ready")
             assert process.alive, log.read_text()
 
@@ -163,22 +165,20 @@ class Site:
 
     def imprint(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run `celery -A tasks.app imprint …` as an operator would."""
-        argv = self.celery("imprint", *arguments)
-        if argv[:2] == [sys.executable, "-m"] and not self.fresh:
-            done = run(argv[2:], cwd=ROOT, env=self.surroundings(), folder=self.folder, timeout=240)
-        else:
-            done = subprocess.run(
-                argv,
-                cwd=ROOT,
-                env=self.surroundings(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=240,
-                check=False,
-            )
+        done = self.command("imprint", *arguments)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
+
+    def command(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of Celery in this installation, `celery -A tasks.app …`."""
+        argv, surroundings = self.celery(*arguments), self.surroundings(**environment)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if argv[:2] == [sys.executable, "-m"] and not self.fresh:
+            return run(argv[2:], cwd=ROOT, env=surroundings, folder=self.folder, timeout=240)
+        return subprocess.run(
+            argv, cwd=ROOT, env=surroundings, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+            check=False,
+        )  # fmt: skip
 
     # ---- jobs ----
 
@@ -205,18 +205,18 @@ class Site:
             sent.backend = None  # or its destructor asks the broker, which a test may have ended by then
         return view
 
-    def look(self, job_id: str) -> View:
+    def view(self, job_id: str) -> View:
         return service.get(self.services, job_id).to_dict()
 
     def wait(self, job_id: str, wanted: Callable[[View], bool] | None = None, timeout_s: float = 120) -> View:
         """The view once `wanted` holds; by default once the job is final."""
         wanted = wanted or (lambda view: view["status"] in ("ready", "failed", "cancelled"))
         try:
-            until(lambda: wanted(self.look(job_id)), timeout_s, f"{job_id}")
+            until(lambda: wanted(self.view(job_id)), timeout_s, f"{job_id}")
         except AssertionError as error:
             logs = "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
-            raise AssertionError(f"{error}: {self.look(job_id)}\n{logs}") from None
-        return self.look(job_id)
+            raise AssertionError(f"{error}: {self.view(job_id)}\n{logs}") from None
+        return self.view(job_id)
 
     def executions(self, job_id: str) -> list[str]:
         """The stages that the job went through, with retries, in order."""
@@ -230,12 +230,12 @@ class Site:
         return [name for name in found if job_id in name]
 
 
-def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Poll until `condition` holds; AssertionError after `timeout_s`."""
+def until(condition: Callable[[], bool], timeout_s: float, what: str, *, every_s: float = 0.05) -> None:
+    """Poll until `condition` holds; AssertionError after `timeout_s`. Poll less often if the condition takes a core."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 @contextmanager
@@ -274,15 +274,13 @@ def site(
 def make_base(shared: Path) -> Path:
     """The tiny base model in a folder that all test processes share; made once."""
     shared.mkdir(parents=True, exist_ok=True)
+    made = shared / "tiny-sd15"
     with (shared / "base.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(
-            [sys.executable, "-m", "training.tiny_base", str(shared / "tiny-sd15")],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
-    return shared / "tiny-sd15"
+        if not made.exists():
+            done = run(["training.tiny_base", str(made)], cwd=ROOT, env=os.environ, folder=shared, timeout=240)
+            assert done.returncode == 0, done.stderr
+    return made
 
 
 def drawing(path: Path, number: int, size: int = 200) -> Path:

@@ -85,10 +85,10 @@ def _component(pin: Pin) -> dict[str, Any]:
 def _license_of(pin: Pin) -> str | None:
     """The license that the installed package names; None if it is not installed here or names none."""
     try:
-        told = metadata.metadata(pin.name)
+        package = metadata.metadata(pin.name)
     except metadata.PackageNotFoundError:
         return None
-    named = told.get("License-Expression") or (told.get("License") or "").strip().partition("\n")[0]
+    named = package.get("License-Expression") or (package.get("License") or "").strip().partition("\n")[0]
     return named[:100] or None
 
 

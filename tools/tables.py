@@ -1,4 +1,4 @@
-"""Writes tables of the code into the docs: the settings, and the meaning of each failure code.
+"""Writes tables of the code into the docs: settings, failure codes, and base models.
 
 `python tools/tables.py` writes them. `--check` only compares, and exits with 1 if a table is not up to date.
 """
@@ -10,13 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from core.advice import ADVICE
-from core.errors import FailureCode
+from core.errors import FailureCode, OutOfMemory
 from core.settings import Settings
+from training import memory_plan
+from training.families.record import BaseModel, Family
+from training.families.registry import FAMILIES
+from training.lora.file import serialize_lora
+from training.lora.readers import readers
+from training.lora.reading import read_lora
+from training.spec import TrainSpec
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _BEGIN, _END = "<!-- begin: written by tools/tables.py -->\n", "<!-- end -->"
@@ -90,7 +98,67 @@ def failures() -> str:
     return "".join(["\n| code | what happened | what the owner can do |\n| --- | --- | --- |\n", *rows])
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings.md": settings, "troubleshooting.md": failures}
+def base_models() -> str:
+    """A row for each base model; then, for each family, how its default recipe fits into cards."""
+    head = "| base model | licence | weights | smallest card | 1,000 steps | credits | recipe | form | read by |\n"
+    rows = [_base_model(family, base) for family in FAMILIES.values() for base in family.base_models]
+    cards = "".join(f" {gib} GB |" for gib in _CARDS)
+    memory = [
+        f"| {name} |" + "".join(f" {_fits(family, gib)} |" for gib in _CARDS) + "\n"
+        for name, family in FAMILIES.items()
+        if family.sizes is not None
+    ]
+    return "".join(
+        [
+            *("\n", head, "| --- " * 9, "|\n", *rows),
+            *("\n## Memory\n\n", _MEMORY, f"| family |{cards}\n", "| --- " * (1 + len(_CARDS)), "|\n", *memory),
+        ]
+    )
+
+
+_CARDS = (8, 12, 16, 24, 48, 80)
+_MEMORY = (
+    "How a training with the default recipe runs on a card, from the plan that a worker makes before the first step:\n"
+    "in 16 bits, with gradient checkpointing, or also with the base in 8 or 4 bits. The plan counts shapes; only some\n"
+    "of it was measured on cards ([benchmarks](benchmarks.md)).\n\n"
+)
+
+
+def _base_model(family: Family, base: BaseModel) -> str:
+    recipe = family.recipe
+    weights = "" if family.sizes is None else f"{2 * family.sizes.parameters / 2**30:.1f} GB"
+    card = next((f"{gib} GB" for gib in _CARDS if _fits(family, gib) != "no"), "rented")
+    minutes = f"{family.seconds_per_step * 1000 / 60:.0f} min"
+    told = f"rank {recipe['rank']}, alpha {recipe['alpha']:g}, {recipe.get('optimizer', 'adamw')} "
+    told += f"{recipe['learning_rate']:g}, {recipe['resolution']} px, {recipe['epochs']} epochs"
+    licence = f"{base.licence}{f': {base.terms}' if base.terms else ''}{' (gated)' if base.is_gated else ''}"
+    pairs = {
+        name: (np.ones((2, width), np.float32), np.ones((width, 2), np.float32))
+        for name, width in family.lora.example.items()
+    }
+    found = readers(read_lora(serialize_lora(family.name, pairs, 1.0, {"imprint_family": family.name})))
+    read_by = ", ".join(program for program, how in found.items() if how == "whole")
+    return (
+        f"| `{base.name}` ({base.title}) | {licence} | {weights} | {card} | {minutes} | {family.price.credits} "
+        f"| {told} | {family.lora.form} | {read_by} |\n"
+    )
+
+
+def _fits(family: Family, gib: int) -> str:
+    spec = TrainSpec.model_validate({"base_model": "x/y", "family": family.name, "trigger_word": "x", "seed": 0})
+    try:
+        plan = memory_plan.plan(spec, gib * memory_plan.GIB)
+    except (OutOfMemory, AssertionError):
+        return "no"
+    bits = "" if plan.quantisation == "none" else f", {plan.quantisation.removesuffix('bit')} bits"
+    return ("checkpointing" if plan.checkpointing else "16 bits") + bits
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings.md": settings,
+    "troubleshooting.md": failures,
+    "base-models.md": base_models,
+}
 
 
 def written(page: str, table: str) -> str:

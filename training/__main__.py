@@ -8,7 +8,8 @@ import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,12 +24,13 @@ from training.base_family import family_of_base
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
 from training.data.file_kinds import ACCEPTED
 from training.data.folder import FolderDataset, load_folder
+from training.families.registry import BASE_MODELS, FAMILIES
 from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints
 from training.options import parse_assignments
 from training.ports import TrainResult, TrainRun
 from training.progress_bar import ProgressBar, clock
-from training.spec import BASE_MODELS, GROUPS, RECIPES, Optimizer, TrainSpec, base_model_location
+from training.spec import GROUPS, Optimizer, TrainSpec, base_model_location
 
 # Errors of the input; all others are failures.
 _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
@@ -63,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     defaults = {
-        name: ", ".join(f"{recipe[name]:g} ({family})" for family, recipe in RECIPES.items())
-        for name in RECIPES["sd15"]
+        name: ", ".join(f"{family.recipe[name]:g} ({family.name})" for family in FAMILIES.values())
+        for name in ("rank", "alpha", "learning_rate", "resolution", "epochs")
     }
     add = made.add_argument
     add("folder", metavar="FOLDER", type=Path, help="folder of pictures, or a ZIP or tar archive of one")
@@ -82,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
         default="sd15",
         help=f"{', '.join(BASE_MODELS)}; or a folder, a .safetensors file or a hub id (default: sd15)",
     )
-    add("--family", choices=list(RECIPES), help="of a base model given as hub id; files and folders tell it themselves")
+    add(
+        "--family", choices=list(FAMILIES), help="of a base model given as hub id; files and folders tell it themselves"
+    )
     add("--class-word", default="", help="what the subject is, for pictures without a caption, such as dog")
     recipe = made.add_argument_group("recipe")
     add = recipe.add_argument
@@ -182,14 +186,14 @@ def _train(
         for name, reason in found.left_out.items():
             console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
         for note in found.notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            _print_note(console, note)
         for note in kept.claim(options_of(spec, found.manifest.sha256)):
             console.print(note, markup=False, highlight=False)
         total = spec.steps(len(found.examples))
         console.print(f"{len(found.examples)} pictures, {total} steps on {spec.base_model}", highlight=False)
         with ProgressBar(console, total) as bar:
             try:
-                result = _loop(_run(given, spec, found, kept, bar))
+                result = _loop(_run(given, spec, found, kept, bar, partial(_print_note, console)))
             except HandOver:
                 stopped = True
             else:
@@ -201,13 +205,18 @@ def _train(
         kept.remove()
     _say_result(result, spec, console)
     for note in inspect(result.path).warnings:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        _print_note(console, note)
     return 0
 
 
+def _print_note(console: Console, note: str) -> None:
+    console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _run(
-    given: argparse.Namespace, spec: TrainSpec, dataset: FolderDataset, kept: FolderCheckpoints, bar: ProgressBar
-) -> TrainRun:
+    given: argparse.Namespace, spec: TrainSpec, dataset: FolderDataset, kept: FolderCheckpoints, bar: ProgressBar,
+    note: Callable[[str], None],
+) -> TrainRun:  # fmt: skip
     return TrainRun(
         job_id=given.out.name,
         spec=spec,
@@ -224,6 +233,7 @@ def _run(
         training_adapter=given.training_adapter,
         loras=FolderLoras(given.out) if spec.keep_checkpoints else None,
         previews=FolderPreviews(given.out.with_name(f"{given.out.name}.previews")),
+        note=note,
     )
 
 

@@ -5,12 +5,14 @@ Computed before the first step, and without torch, so that a quote can use it to
 `python -m training.engine.memory_count`, which counts shapes; a test compares them with it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from core.errors import OutOfMemory
+from training.families.record import Sizes
+from training.families.registry import FAMILIES
 from training.options import Quantisation
-from training.spec import Family, TrainSpec
+from training.spec import TrainSpec
 
 GIB = 2**30
 # Memory of PyTorch, cuBLAS and cuDNN; and a factor on a step's memory for what the allocator cannot use.
@@ -25,46 +27,6 @@ _DORA, _ALL_TARGETS, _PRIOR = 1.5, 1.25, 2.1
 # Bytes per quantised weight: 8 bits with a float32 per row; 4 bits with a byte per 64 weights, and a little more.
 _QUANTISED_BYTES = {"8bit": 1.005, "4bit": 0.517}
 QUANTISATIONS: tuple[Quantisation, ...] = ("none", "8bit", "4bit")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a family's standard model with a base in 16 bits."""
-
-    parameters: int  # of the denoiser
-    quantised: tuple[int, int]  # parameters in the layers that may be quantised; and in the largest of these layers
-    encoders: int  # bytes of the text encoders that are loaded together, before the denoiser
-    lora: Mapping[str, int]  # parameters of a LoRA of rank 1, by target set
-    sample: tuple[int, int]  # bytes of a step per sample, and per latent pixel of a sample
-    checkpointed: tuple[int, int]  # the same with gradient checkpointing
-
-
-SIZES: dict[Family, Sizes] = {
-    "sd15": Sizes(
-        parameters=859520964,
-        quantised=(242196480, 13107200),
-        encoders=492241920,
-        lora={"attention": 199296, "all": 423936},
-        sample=(5657088, 211726),
-        checkpointed=(1835008, 57696),
-    ),
-    "sdxl": Sizes(
-        parameters=2567463684,
-        quantised=(2207744000, 13107200),
-        encoders=3264327680,
-        lora={"attention": 1451520, "all": 2659840},
-        sample=(37750784, 369112),
-        checkpointed=(11945472, 33440),
-    ),
-    "z-image": Sizes(
-        parameters=6154908736,
-        quantised=(6016204800, 39321600),
-        encoders=8044936192,
-        lora={"attention": 2188800, "all": 2657280},
-        sample=(2137366528, 2069286),
-        checkpointed=(162610176, 141675),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -96,10 +58,16 @@ def needed(
     weight_bytes: per weight of the base that is not quantised, 2 or 4. share: the size of the base relative to its
     family's standard model.
     """
-    sizes, adapter = SIZES[spec.family], spec.adapter
+    sizes, adapter = sizes_of(spec.family), spec.adapter
     is_quantised = quantisation != "none"
     fixed, per_pixel = sizes.checkpointed if checkpointing else sizes.sample
-    activations = (fixed + per_pixel * (spec.resolution // 8) ** 2) * weight_bytes / 2 * slots * spec.batch_size
+    activations = (
+        (fixed + per_pixel * (spec.resolution // FAMILIES[spec.family].latent_pixels) ** 2)
+        * weight_bytes
+        / 2
+        * slots
+        * spec.batch_size
+    )
     activations *= _DORA if adapter.dora else 1
     activations *= _ALL_TARGETS if adapter.targets == "all" or is_quantised else 1
     activations *= _PRIOR if spec.objective.prior_weight > 0 else 1
@@ -173,8 +141,15 @@ def _smaller(
 
 def share_of(spec: TrainSpec, file_bytes: int) -> float:
     """The size of a denoiser relative to its family's standard model, from its bytes on disk in 16 or 32 bits."""
-    share = file_bytes / (2 * SIZES[spec.family].parameters)
+    share = file_bytes / (2 * sizes_of(spec.family).parameters)
     return share / 2 if share > 1.5 else share
+
+
+def sizes_of(family: str) -> Sizes:
+    """The sizes of a family that is trained here."""
+    sizes = FAMILIES[family].sizes
+    assert sizes is not None, family  # noqa: S101 - a test holds that every family that is trained here has them
+    return sizes
 
 
 def padded(rank: int) -> int:

@@ -1,6 +1,6 @@
 """The types between the training loop and its callers. Does not import torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -95,6 +95,7 @@ class TrainRun:
     slots: int = 0  # maximum of jobs in one step; 0: as many as pay on this device
     deterministic: bool = False  # on CUDA: a fixed number of slots, so that other jobs do not change the result
     training_adapter: Path | None = None  # z-image-turbo: a de-distilling LoRA, merged only during training
+    note: Callable[[str], None] = lambda _: None  # called with what the owner should know about the pictures
 
 
 @dataclass(frozen=True)

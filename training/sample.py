@@ -1,21 +1,21 @@
 """Draw pictures with a base model and an optional LoRA file, through diffusers' own pipelines as users do."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training import families  # isort: skip - before diffusers, which would load bitsandbytes
+from training.families.registry import FAMILIES  # isort: skip - before diffusers, which would load bitsandbytes
 
 import diffusers
 import torch
-import transformers
 from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
 from training.device import choose, precision
 from training.families import folders, single_file
-from training.families.parts import load_part, locate
+from training.families.parts import class_of, load_part, locate
+from training.families.record import Family
 from training.families.sd15 import require_pair
 from training.lora import formats as lora_formats
 from training.lora import soundness
@@ -23,38 +23,7 @@ from training.lora.readers import WHOLE, readers
 from training.lora.reading import read_lora
 
 lib: Any = diffusers  # mypy does not see its classes
-
-# Each family's pipeline, its extra arguments, and its scheduler if the base model names none.
-_PIPELINES: dict[str, tuple[str, dict[str, Any], str]] = {
-    # No safety checker: training does not download it, and only the owner sees these pictures.
-    "sd15": (
-        "StableDiffusionPipeline",
-        {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
-        "EulerDiscreteScheduler",
-    ),
-    "sdxl": ("StableDiffusionXLPipeline", {"add_watermarker": False}, "EulerDiscreteScheduler"),
-    "z-image": ("ZImagePipeline", {}, "FlowMatchEulerDiscreteScheduler"),
-}
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "unet": lib.UNet2DConditionModel,
-        "vae": lib.AutoencoderKL,
-        "text_encoder": transformers.CLIPTextModel,
-        "tokenizer": transformers.CLIPTokenizer,
-    },
-    "z-image": {
-        "transformer": lib.ZImageTransformer2DModel,
-        "vae": lib.AutoencoderKL,
-        "text_encoder": transformers.Qwen3Model,
-        "tokenizer": transformers.Qwen2Tokenizer,
-    },
-}
-KINDS["sdxl"] = KINDS["sd15"] | {
-    "text_encoder_2": transformers.CLIPTextModelWithProjection,
-    "tokenizer_2": transformers.CLIPTokenizer,
-}
+_CLIP = "transformers.CLIPTokenizer"
 
 
 def draw(
@@ -75,60 +44,110 @@ def draw(
     `lora` is loaded by diffusers' `load_lora_weights`; a file that loads only in part is an error. `strength`
     multiplies the scale in the file. Raises BaseModelUnavailable, LoraInvalid.
     """
-    chosen = choose(device)
-    pipeline = load_pipeline(base_model, family, chosen)
-    if lora is not None:
-        add_lora(pipeline, lora)
-        adapters = sorted({name for names in pipeline.get_list_adapters().values() for name in names})
-        pipeline.set_adapters(adapters, [strength] * len(adapters))
-    pictures: list[Image] = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        made = pipeline(
-            prompt,
+    loaded = DrawingPipeline(base_model, family, lora=lora, device=device)
+    how = {"strength": strength, "steps": steps, "guidance": guidance, "size": size}
+    return [loaded.draw(prompt, seed, **how) for prompt, seed in zip(prompts, seeds, strict=True)]  # type: ignore[arg-type]
+
+
+class DrawingPipeline:
+    """A loaded base model, with a LoRA file or without, that draws one picture after another.
+
+    On a GPU whose memory is too small for all its parts together, only the part in use is on the GPU.
+    """
+
+    def __init__(self, base_model: str, family: str, *, lora: Path | None = None, device: str = "auto") -> None:
+        """Raises BaseModelUnavailable, LoraInvalid."""
+        chosen = choose(device)
+        self._pipeline, self._record = _load(base_model, family, chosen), FAMILIES[family]
+        self._adapters: list[str] = []
+        if lora is not None:
+            add_lora(self._pipeline, lora)
+            listed = self._pipeline.get_list_adapters().values()
+            self._adapters = sorted({name for names in listed for name in names})
+        if chosen.type == "cuda" and not _fits(self._pipeline, chosen):
+            self._pipeline.enable_model_cpu_offload(device=chosen)
+        else:
+            self._pipeline.to(chosen)
+
+    def draw(
+        self, prompt: str, seed: int, *, strength: float, steps: int, guidance: float, size: tuple[int, int],
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Image:  # fmt: skip
+        """One picture of `size` (width, height). `strength` multiplies the scale in the LoRA file; 0: without it.
+
+        `on_step` is called after each step; what it raises ends the drawing.
+        """
+        if self._adapters:
+            self._pipeline.set_adapters(self._adapters, [strength] * len(self._adapters))
+
+        def after_step(_pipeline: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            on_step()
+            return tensors
+
+        made = self._pipeline(
+            prompt=prompt,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             width=size[0],
             height=size[1],
             generator=torch.Generator().manual_seed(seed),  # on the CPU: the same noise on every device
+            **{self._record.guidance: guidance, **self._record.call},
+            callback_on_step_end=after_step,
         )
-        pictures.append(made.images[0])
-    return pictures
+        picture: Image = made.images[0]
+        return picture
+
+
+def _fits(pipeline: Any, device: torch.device) -> bool:
+    """Whether all parts of a pipeline fit into the device's free memory together, with a quarter of it left to draw."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    weights = sum(weight.numel() * weight.element_size() for part in modules for weight in part.parameters())
+    return bool(weights < 0.75 * free_bytes)
 
 
 def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
     """diffusers' pipeline of a base model on `device`, without progress bars. Raises BaseModelUnavailable."""
-    folder = locate(base_model, families.find(family).parts)
-    name, more, scheduler = _PIPELINES[family]
+    return _load(base_model, family, device).to(device)
+
+
+def _load(base_model: str, family: str, device: torch.device) -> Any:
+    """The pipeline in the host's memory, in the precision of `device`. Raises BaseModelUnavailable."""
+    record = FAMILIES[family]
+    folder = locate(base_model, record.parts)
     lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below
-    kind = getattr(lib, name)
+    kind = getattr(lib, record.pipeline)
     try:
         if folder.is_file():
-            pipeline = kind(**_components(folder, family, precision(device), scheduler), **more)
+            pipeline = kind(**_components(folder, record, precision(device)), **record.pipeline_arguments)
         else:
             pipeline = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=precision(device), **more
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=precision(device),
+                **record.pipeline_arguments,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise BaseModelUnavailable(
             f"the base model in {folder} cannot be loaded to draw with ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-        if family != "z-image" and getattr(pipeline, tokenizer, None) is not None:
+        if record.classes.get(tokenizer) == _CLIP and getattr(pipeline, tokenizer, None) is not None:
             require_pair(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
 
 
-def _components(file: Path, family: str, dtype: torch.dtype, scheduler: str) -> dict[str, Any]:
+def _components(file: Path, record: Family, dtype: torch.dtype) -> dict[str, Any]:
     """The components of a pipeline from a single file. Raises BaseModelUnavailable."""
     made = {}
-    for part in families.find(family).parts:
+    for part, name in record.classes.items():
         if part == "scheduler":
             home = single_file.folder_of(file, part)
             named = folders.scheduler_class(home) if home is not None else None
-            made[part] = load_part(getattr(lib, named or scheduler), file, part)
+            made[part] = load_part(getattr(lib, named) if named else class_of(name), file, part)
         else:
-            made[part] = load_part(KINDS[family][part], file, part, dtype if part in folders.WEIGHTS else None)
+            made[part] = load_part(class_of(name), file, part, dtype if part in folders.WEIGHTS else None)
     return made
 
 

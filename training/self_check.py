@@ -15,7 +15,7 @@ import torch
 
 from training.device import DeviceReport, card_facts, choose, precision, probe
 from training.engine.recorder import Record, cuda_recorder
-from training.spec import FAMILIES
+from training.families.registry import trained_here
 from training.tiny_trial import Trial
 
 # Each comparison, and the largest relative difference that rounding explains, in float32 and in lower precision.
@@ -88,7 +88,7 @@ def check_device(
     folder: Path,
     device: str = "auto",
     *,
-    families: Sequence[str] = FAMILIES,
+    families: Sequence[str] | None = None,
     asked_precision: str = "auto",
     deterministic: bool = False,
     record: Record | None = None,
@@ -102,7 +102,9 @@ def check_device(
     report, chosen = probe(device, deterministic=deterministic), choose(device)
     record = cuda_recorder(chosen).record if record is None and chosen.type == "cuda" else record
     dtype = precision(chosen, asked=asked_precision)
-    found = [_checked(name, folder, chosen, dtype, record) for name in families]
+    found = [
+        _checked(name, folder, chosen, dtype, record) for name in trained_here() if families is None or name in families
+    ]
     is_refused = any("recorded" in one.faults for one in found)
     if chosen.type == "cuda":
         torch.cuda.empty_cache()

@@ -2,25 +2,44 @@
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StringConstraints,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from core.numbers import NumbersAreNotBools
-from training.options import Adapter, Data, Objective, Optimization, Validation
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.options import Adapter, Data, Group, Objective, Optimization, Validation
 
-Family = Literal["sd15", "sdxl", "z-image"]
-FAMILIES: tuple[Family, ...] = get_args(Family)  # each has its own queue
+
+class _FamilyName:
+    """Accepts the name of a family that is registered, and lists them all in JSON schemas."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(FAMILIES)}
+
+
+def _is_registered(name: str) -> str:
+    if name not in FAMILIES:
+        *others, last = [f"'{known}'" for known in FAMILIES]
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {
+            "expected": f"{', '.join(others)} or {last}" if others else last
+        })  # fmt: skip
+    return name
+
+
+Family = Annotated[str, AfterValidator(_is_registered), _FamilyName()]
 Backend = Literal["local", "ai-toolkit"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 
@@ -30,26 +49,18 @@ MIN_PICTURES, MAX_PICTURES = 5, 100
 MAX_CAPTION_CHARACTERS = 1000
 
 
-@dataclass(frozen=True)
-class BaseModelName:
-    """A base model with a short name: its family and its default location."""
-
-    family: Family
-    location: str
-
-
-BASE_MODELS: dict[str, BaseModelName] = {
-    "sd15": BaseModelName("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    "sdxl": BaseModelName("sdxl", "stabilityai/stable-diffusion-xl-base-1.0"),
-    "z-image-turbo": BaseModelName("z-image", "Tongyi-MAI/Z-Image-Turbo"),
-    "z-image": BaseModelName("z-image", "Tongyi-MAI/Z-Image"),
-}
-
-
 def base_model_location(base_model: str, configured: Mapping[str, str]) -> str:
     """Where the weights of a base model are: a folder, a file or a hub id. `configured`: IMPRINT_BASE_MODELS."""
     named = BASE_MODELS.get(base_model)
     return configured.get(base_model) or (named.location if named is not None else base_model)
+
+
+def licence_of(base_model: str) -> str | None:
+    """The licence of a base model with a short name, or of its hub id, and what it forbids; None: unknown."""
+    known = BASE_MODELS.get(base_model) or next(
+        (one for one in BASE_MODELS.values() if one.location == base_model), None
+    )
+    return None if known is None else f"{known.licence}{f': {known.terms}' if known.terms else ''}"
 
 
 def is_distilled(*names: str) -> bool:
@@ -60,13 +71,6 @@ def is_distilled(*names: str) -> bool:
     joined = " ".join(names).lower()
     return "turbo" in joined and "de-turbo" not in joined and "deturbo" not in joined
 
-
-# The defaults of each family.
-RECIPES: dict[Family, dict[str, Any]] = {
-    "sd15": {"rank": 4, "alpha": 32.0, "learning_rate": 1e-4, "resolution": 512, "epochs": 100},
-    "sdxl": {"rank": 8, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
-    "z-image": {"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
-}
 
 # Invisible characters outside Unicode's category "format": fillers, and the combining grapheme joiner.
 _BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")
@@ -146,7 +150,9 @@ class TrainSpec(NumbersAreNotBools):
         named = BASE_MODELS.get(str(given.get("base_model")))
         given.setdefault("family", named.family if named else None)
         # The validator of `family` reports an unknown family; any defaults will do, so that it is the only error.
-        recipe = next((recipe for family, recipe in RECIPES.items() if family == given["family"]), RECIPES["sd15"])
+        family = given["family"]
+        known = FAMILIES.get(family) if isinstance(family, str) else None
+        recipe = dict((known or next(iter(FAMILIES.values()))).recipe)
         # Prodigy finds the rate itself and multiplies it with the given one.
         recipe = recipe | ({"learning_rate": 1.0} if given.get("optimizer") == "prodigy" else {})
         return {**recipe, **given}
@@ -171,6 +177,17 @@ class TrainSpec(NumbersAreNotBools):
             raise ValueError("loraplus_ratio: prodigy finds one rate for all weights; leave it at 1, or use adamw")
         return asked
 
+    @field_validator("adapter", "optimization", "objective", "data", "validation")
+    @classmethod
+    def _works_with_the_family(cls, asked: Group, info: ValidationInfo) -> Group:
+        """Options that the family does not have are named. Trainings that were accepted before stay as they are."""
+        family = FAMILIES.get(info.data.get("family", ""))
+        if family is not None and info.context != STORED:
+            for option in asked.to_dict():
+                if (reason := family.refused.get(f"{info.field_name}.{option}")) is not None:
+                    raise ValueError(f"{option}: not for {family.name}: {reason}")
+        return asked
+
     @field_validator("family", mode="before")
     @classmethod
     def _belongs_to_its_base_model(cls, family: Any, info: ValidationInfo) -> Any:
@@ -184,7 +201,7 @@ class TrainSpec(NumbersAreNotBools):
         if family is None:
             raise ValueError(
                 f"base_model is none of {', '.join(BASE_MODELS)}: for a folder or hub id, set family too "
-                f"({', '.join(RECIPES)})"
+                f"({', '.join(FAMILIES)})"
             )
         return family
 

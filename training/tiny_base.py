@@ -1,6 +1,6 @@
 """Tiny base models in diffusers' layout: real block types, small channels, random weights from a seed.
 
-`python -m training.tiny_base OUT [--family sd15|sdxl|z-image] [--seed 0]`
+`python -m training.tiny_base OUT [--family NAME] [--seed 0]`
 
 They cannot draw. Tests train on them: the real code on real modules, but a step takes milliseconds. The same seed gives
 the same weights.
@@ -23,8 +23,11 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
 )
 
@@ -35,7 +38,8 @@ lib: Any = diffusers  # mypy does not see its classes
 _DONE = "model_index.json"  # the last file that save_pretrained writes
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
+    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 
 
@@ -83,11 +87,11 @@ def _vae(channels: int, scaling: float, shift: float = 0.0, **more: Any) -> Any:
         shift_factor=shift or None,
         **more,
     )
-    _normalise(vae, channels, 1.0 / scaling, shift)
+    _normalise(vae, channels, torch.full((channels,), 1.0 / scaling), torch.full((channels,), shift))
     return vae
 
 
-def _normalise(vae: Any, channels: int, size: float, offset: float) -> None:
+def _normalise(vae: Any, channels: int, size: torch.Tensor, offset: torch.Tensor) -> None:
     """Normalise the latents so that pictures differ, as with real weights: mean `offset`, deviation `size` per channel.
 
     Random weights give all pictures nearly the same latents, lost in the noise of their distribution. This measures
@@ -95,10 +99,12 @@ def _normalise(vae: Any, channels: int, size: float, offset: float) -> None:
     """
     coarse = torch.nn.functional.interpolate(torch.rand(16, 3, 4, 4) * 2 - 1, size=64, mode="bilinear")
     last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
+    is_video = last.weight.ndim == 5
     with torch.no_grad():
-        mean = vae.encode(coarse).latent_dist.mean
+        mean = vae.encode(coarse.unsqueeze(2) if is_video else coarse).latent_dist.mean
+        mean = mean.squeeze(2) if is_video else mean
         gain = size / mean.std((0, 2, 3))
-        last.weight[:channels].mul_(gain.view(-1, 1, 1, 1))
+        last.weight[:channels].mul_(gain.view(-1, *[1] * (last.weight.ndim - 1)))
         last.bias[:channels].sub_(mean.mean((0, 2, 3))).mul_(gain).add_(offset)
         last.weight[channels:].zero_()
         last.bias[channels:].fill_(-12.0)  # a log-variance: real ones are between -10 and -20
@@ -192,11 +198,7 @@ def _sdxl(prediction: str) -> Any:
 
 def _z_image(prediction: str) -> Any:
     del prediction  # always flow matching
-    vocabulary, merges = qwen_vocabulary()
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary, merges=cast(Any, merges), model_max_length=512, extra_special_tokens=list(QWEN_MARKS[1:])
-    )
-    tokenizer.chat_template = _CHAT
+    tokenizer = _qwen_tokenizer(512)
     text_encoder = Qwen3Model(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -213,12 +215,9 @@ def _z_image(prediction: str) -> Any:
         in_channels=16, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
         axes_dims=[8, 12, 12], axes_lens=[1024, 64, 64],
     )  # fmt: skip
-    # A random last layer gives three times the magnitude of the flow that it should predict.
-    with torch.no_grad():
-        for parameter in transformer.all_final_layer.parameters():
-            parameter.mul_(0.2)
+    _lessen(transformer.all_final_layer)
     return lib.ZImagePipeline(
-        scheduler=lib.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
+        scheduler=_flow_scheduler(shift=3.0),
         vae=_vae(16, 0.3611, 0.1159, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -226,7 +225,103 @@ def _z_image(prediction: str) -> Any:
     )
 
 
-_MAKERS: dict[str, Callable[[str], Any]] = {"sd15": _sd15, "sdxl": _sdxl, "z-image": _z_image}
+def _qwen_tokenizer(longest: int) -> Any:
+    vocabulary, merges = qwen_vocabulary()
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=cast(Any, merges), model_max_length=longest, extra_special_tokens=list(QWEN_MARKS[1:])
+    )
+    tokenizer.chat_template = _CHAT
+    return tokenizer
+
+
+def _flow_scheduler(**config: Any) -> Any:
+    return lib.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **config)
+
+
+def _lessen(last: torch.nn.Module) -> None:
+    """A random last layer gives three times the magnitude of the flow that it should predict."""
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.mul_(0.2)
+
+
+def _flux2_klein(prediction: str) -> Any:
+    del prediction  # always flow matching
+    tokenizer = _qwen_tokenizer(512)
+    text_encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=28,  # the condition is the hidden states 9, 18 and 27
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+        )
+    )
+    transformer = lib.Flux2Transformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=48,
+        timestep_guidance_channels=32, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+    )  # fmt: skip
+    _lessen(transformer.proj_out)
+    vae = lib.AutoencoderKLFlux2(
+        block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8, sample_size=64
+    )
+    _normalise(vae, 32, torch.full((32,), 1.5), torch.full((32,), 0.25))
+    vae.bn.running_mean.fill_(0.25)
+    vae.bn.running_var.fill_(1.5**2)
+    return lib.Flux2KleinPipeline(
+        scheduler=_flow_scheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )  # fmt: skip
+
+
+def _qwen_image(prediction: str) -> Any:
+    del prediction  # always flow matching
+    tokenizer = _qwen_tokenizer(1024 + 34)
+    text_encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            },
+            vision_config={
+                "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
+                "fullatt_block_indexes": [0],
+            },
+        )
+    )  # fmt: skip
+    transformer = lib.QwenImageTransformer2DModel(
+        num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
+    )
+    _lessen(transformer.proj_out)
+    vae = lib.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+    _normalise(vae, 16, torch.tensor(vae.config.latents_std), torch.tensor(vae.config.latents_mean))
+    return lib.QwenImagePipeline(
+        scheduler=_flow_scheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )  # fmt: skip
+
+
+_MAKERS: dict[str, Callable[[str], Any]] = {
+    "sd15": _sd15, "sdxl": _sdxl, "z-image": _z_image, "flux2-klein-4b": _flux2_klein, "flux2-klein-9b": _flux2_klein,
+    "qwen-image": _qwen_image,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,23 +12,24 @@ from web.bodies import BodyLimits
 from web.limits import RateLimit
 from web.metrics import WebMetrics
 from web.pages import account as account_page
+from web.pages import drawings as drawing_pages
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
 from web.request_middleware import RequestMiddleware
-from web.routes import account, images, pages, service, subjects, trainings
+from web.routes import account, captions, deletions, drawings, images, pages, service, subjects, trainings, turns
 from web.signing import secret
 from web.streams import Streams
 from web.uploads import MAX_BODY_BYTES, Uploads, max_upload_bytes
 
 # What pages of other origins may send and see (CORS). Their calls carry a token, never the page's cookie.
-_METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = (
     "Authorization", "Content-Type", "Idempotency-Key", "Imprint-Owner", "Last-Event-ID", "X-Request-Id",
 )  # fmt: skip
 _RESPONSE_HEADERS = ("Location", "Retry-After", "X-Request-Id")
 
 _DESCRIPTION = """
-Train LoRAs: upload pictures of a subject, start a training, follow it, download the file.
+Train LoRAs: upload pictures of a subject, start a training, follow it, download the file, draw with it.
 
 Every call needs a bearer token. Errors are problem documents (RFC 9457). Starting a training takes an
 `Idempotency-Key`: the same key with the same request returns the same training.
@@ -79,8 +80,8 @@ def create_app(services: Services) -> FastAPI:
             expose_headers=_RESPONSE_HEADERS,
         )
     problems.install(app)
-    for routes in (subjects, images, trainings, account, service, pages):
+    for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
         app.include_router(routes.router)
-    for shown in (account_page, subject_pages, training_pages):
+    for shown in (account_page, subject_pages, training_pages, drawing_pages):
         app.include_router(shown.router)
     return app

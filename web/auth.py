@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from core.actor import identify
 from core.names import owner_name_from_header
 from jobs import tokens
 from jobs.services import Services
@@ -63,6 +64,7 @@ def token_of(
     if token is None:
         headers = {"WWW-Authenticate": f'{_REALM}, error="invalid_token"'}
         raise RequestRefused("unauthorized", "the token is unknown, expired or revoked", headers)
+    identify("token", token.id)
     return token
 
 

@@ -27,7 +27,11 @@ SubjectId = Annotated[
 PictureId = Annotated[str, Path(alias="imageId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 FetchId = Annotated[str, Path(alias="fetchId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 TrainingId = Annotated[str, Path(alias="id", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
+DrawingId = Annotated[str, Path(alias="drawingId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
+DrawnNumber = Annotated[int, Path(alias="number", ge=0, lt=1000)]
 PreviewName = Annotated[str, Path(alias="name", max_length=100)]
+PictureHash = Annotated[str, Path(alias="sha256", pattern=r"^[0-9a-f]{64}$")]
+DeletionId = Annotated[str, Path(alias="deletionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 SessionId = Annotated[str, Path(alias="sessionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 IdempotencyKey = Annotated[
     str | None,
@@ -36,7 +40,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=180,
         pattern=r"^[\x21-\x7e]+$",
-        description="The same key with the same request returns the same training.",
+        description="The same key with the same request starts once, and returns the same training or drawing.",
     ),
 ]
 # A form that starts something has a key of its own: sent twice, it starts once.

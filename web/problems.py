@@ -115,7 +115,7 @@ _DETAILS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (KeyReused, "key_reused", "this Idempotency-Key was used for another request; use a new key for a new request"),
     (InsufficientCredits, "insufficient_credits", None),
     (LoraNotReady, "not_found", None),
-    (NotFound, "not_found", "there is no such training, picture or LoRA, or it belongs to another owner"),
+    (NotFound, "not_found", "there is no such training, drawing, picture or LoRA, or it belongs to another owner"),
     (IllegalMove, "illegal_move", None),
     (TooManyRequests, "rate_limited", None),
     (ObjectExists, "illegal_move", None),

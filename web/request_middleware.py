@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import tracing
+from core.actor import acting
 from core.ids import new_id
 from core.logging import request_context
 from web.bodies import BodyLimits
@@ -63,6 +64,7 @@ class RequestMiddleware:
             await send(message)
 
         with (
+            acting(),
             request_context(request_id, scope["path"]),
             tracing.continue_trace(headers),
             tracing.span("HTTP", "server", request_id=request_id) as seen,

@@ -1,7 +1,8 @@
 """Pictures that come with a request: files of a form, stored at once, or addresses, which a worker fetches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import anyio
 from anyio.to_thread import run_sync
@@ -12,22 +13,21 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from core.errors import FailureCode, ImageInvalid, SpecInvalid
-from core.picture_names import picture_label, plain_name
+from core.errors import FailureCode, IllegalMove, ImageInvalid, SpecInvalid
 from core.settings import Settings
 from jobs.services import Services
-from jobs.subjects import image_fetches, subject_pictures
+from jobs.subjects import image_fetches, picture_uploads, subject_pictures
 from jobs.subjects.image_fetches import FetchProgress
 from web.auth import Caller
 from web.limits import OpenLimit
 from web.models.pictures import ImageAddresses, RefusedImage, StoredImages, image_of
 from web.problems import RequestRefused
 
-MAX_FILES = 20  # of one request
+MAX_FILES = 20  # of one request; an archive counts as one
+_MAX_UNPACKING = 2  # archives that are unpacked at the same time
 MAX_BODY_BYTES = 256 * 1024  # of a request without files
 _TOO_MANY = f"send at most {MAX_FILES} at a time, and the others in further requests"
 _FORM_OVERHEAD_BYTES = 1_000_000  # what multipart puts around the files
-Loader = Callable[[], bytes]
 
 
 def max_upload_bytes(settings: Settings) -> int:
@@ -46,12 +46,15 @@ class Uploads:
         self._bytes = OpenLimit("bytes of uploads", max(in_all // 2, self._max_bytes), in_all)
         # Not the pool of the handlers. A picture takes seconds, and each upload asks for its next one in turn.
         self.threads = anyio.CapacityLimiter(settings.io_concurrency)
+        # Each archive may need twice the space of the largest upload in the temporary folder.
+        self.max_unpacked_bytes = 2 * self._max_bytes
+        self.unpacking = anyio.CapacityLimiter(_MAX_UNPACKING)
 
     @contextmanager
     def hold(self, request: Request, caller: Caller) -> Iterator[None]:
         """Hold the place of an upload while the block receives and stores it. Raises RequestRefused."""
-        told = request.headers.get("content-length", "")
-        size = int(told[:20]) if told.isdigit() else self._max_bytes
+        length = request.headers.get("content-length", "")
+        size = int(length[:20]) if length.isdigit() else self._max_bytes
         with self._count.hold(caller.key), self._bytes.hold(caller.key, size):
             yield
 
@@ -68,8 +71,9 @@ async def store_uploads(
         try:
             async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=10_000) as form:
                 files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
-                loaders = [(file.filename, _from_file(file, services.settings.max_picture_bytes)) for file in files]
-                return await _store(request, services, caller.owner_id, subject_id, loaders, is_mask)
+                if not files:
+                    raise SpecInvalid.of({"files": "the form contains no files"})
+                return await _store(request, services, caller.owner_id, subject_id, files, is_mask)
         except HTTPException as error:
             if error.detail.startswith("Too many files"):
                 raise RequestRefused("bad_request", _TOO_MANY, faults={"files": _TOO_MANY}) from None
@@ -102,16 +106,6 @@ def is_form(request: Request) -> bool:
     return kind == "multipart/form-data"
 
 
-def _from_file(file: UploadFile, limit: int) -> Loader:
-    def load() -> bytes:
-        data = file.file.read(limit + 1)
-        if len(data) > limit:
-            raise ImageInvalid(f"the file is larger than {limit} bytes")
-        return data
-
-    return load
-
-
 def _addresses(body: bytes) -> list[str]:
     try:
         request = ImageAddresses.model_validate_json(body)
@@ -127,40 +121,45 @@ def _addresses(body: bytes) -> list[str]:
 
 
 async def _store(
-    request: Request,
-    services: Services,
-    owner_id: str,
-    subject_id: str,
-    loaders: Sequence[tuple[str | None, Loader]],
-    is_mask: bool,
+    request: Request, services: Services, owner_id: str, subject_id: str, files: Sequence[UploadFile], is_mask: bool
 ) -> StoredImages:
-    """Store what the loaders give, each with the name of its source."""
-    stored, refused = [], []
-    for index, (name, load) in enumerate(loaders):
-        if await request.is_disconnected():
-            break
-
-        def add(load: Loader = load, name: str | None = name) -> str:
-            return subject_pictures.add(services, owner_id, subject_id, load(), is_mask=is_mask, name=name)
-
-        try:
-            stored.append(await run_sync(add, limiter=request.app.state.uploads.threads))
-        except ImageInvalid as error:
-            detail = f"{picture_label(index, plain_name(name))}: {error.message}"
-            refused.append(RefusedImage(index=index, code=error.code, detail=detail))
-    if not stored and not refused:
-        raise SpecInvalid.of({"files": "the form contains no files"})
-    if not stored:
-        raise _none_stored(refused)
+    """Store the pictures of the files and archives, and use the captions beside them."""
+    limits: Uploads = request.app.state.uploads
+    given = [picture_uploads.UploadedFile(file.filename, file.file) for file in files]
+    opened = picture_uploads.opened(given, services.settings, limits.max_unpacked_bytes)
+    upload = await run_sync(opened.__enter__, limiter=limits.unpacking)
+    try:
+        stored: dict[str, picture_uploads.UploadPart] = {}
+        for part in upload.parts:
+            if await request.is_disconnected():
+                break
+            add = partial(picture_uploads.store, services, owner_id, subject_id, part, is_mask=is_mask)
+            try:
+                stored.setdefault(await run_sync(add, limiter=limits.threads), part)
+            except (ImageInvalid, IllegalMove) as error:
+                if isinstance(error, IllegalMove) and not stored:
+                    raise
+                detail = f"{part.label}: {error.message}"
+                upload.refused.append(picture_uploads.Refusal(part.index, str(error.code), detail))
+    finally:
+        await run_sync(opened.__exit__, None, None, None)
+    captioned = {} if is_mask else stored
+    notes = await run_in_threadpool(picture_uploads.finish, services, owner_id, subject_id, upload, captioned)
+    refused = [RefusedImage(index=one.index, code=one.code, detail=one.detail) for one in upload.refused]
+    if not stored and not (upload.captions and not refused):
+        raise _none_stored(refused, notes)
     list_views = subject_pictures.list_masks if is_mask else subject_pictures.list_pictures
     views = await run_in_threadpool(list_views, services, owner_id, subject_id)
     by_id = {view.id: view for view in views}
-    images = [image_of(subject_id, by_id[picture_id]) for picture_id in dict.fromkeys(stored) if picture_id in by_id]
-    return StoredImages(images=images, refused=refused)
+    images = [image_of(subject_id, by_id[picture_id]) for picture_id in stored if picture_id in by_id]
+    return StoredImages(images=images, refused=refused, notes=notes)
 
 
-def _none_stored(refused: Sequence[RefusedImage]) -> RequestRefused:
-    is_invalid = any(one.code == FailureCode.IMAGE_INVALID for one in refused)
-    faults = {f"{one.index}": one.detail for one in refused}
-    code = "image_invalid" if is_invalid else "image_unreachable"
+def _none_stored(refused: Sequence[RefusedImage], notes: Sequence[str] = ()) -> RequestRefused:
+    is_unreachable = refused and all(one.code != FailureCode.IMAGE_INVALID for one in refused)
+    faults: dict[str, str] = {}
+    for one in refused:  # several may be from one archive
+        faults[str(one.index)] = "; ".join(filter(None, (faults.get(str(one.index)), one.detail)))
+    faults |= {"files": "; ".join(notes)} if notes else {}
+    code = "image_unreachable" if is_unreachable else "image_invalid"
     return RequestRefused(code, "none of the pictures was stored", faults=faults)

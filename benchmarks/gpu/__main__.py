@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from benchmarks.gpu.parts import PARTS, WORDS, Part, chosen
+from benchmarks.gpu.parts import PARTS, WORDS, Bench, chosen
 from benchmarks.gpu.report import figure
 
 _LIMIT_S = 540.0  # of 9.5 minutes: the rest is for installing wheels and starting
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return max(codes)
 
 
-def run_parts(parts: Sequence[Part], limit_s: float = _LIMIT_S) -> int:
+def run_parts(parts: Sequence[Bench], limit_s: float = _LIMIT_S) -> int:
     """Run parts one after another, all within `limit_s`. Returns 1 if one failed, was killed or had no time left."""
     deadline, code = time.monotonic() + limit_s - _RESERVE_S, 0
     for part in parts:
@@ -76,7 +76,7 @@ def run_parts(parts: Sequence[Part], limit_s: float = _LIMIT_S) -> int:
     return code
 
 
-def _run(part: Part, limit_s: float) -> int:
+def _run(part: Bench, limit_s: float) -> int:
     """The exit code of a part; 124 if it was killed at its limit."""
     child = subprocess.Popen(part.command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:

@@ -15,14 +15,14 @@ from training.backends.local import train
 from training.engine.engine import Engine
 from training.engine.job_batch import JobBatch, draw
 from training.engine.objective import errors
-from training.spec import FAMILIES
+from training.families.registry import trained_here
 
 _RANK = 4
 
 
 def smoke() -> None:
     """A tiny training of each family, as in a worker."""
-    for family in FAMILIES:
+    for family in trained_here():
         with measuring("smoke", family=family):
             begun = time.monotonic()
             done = train(trainings.run_of(family, f"smoke-{family}-{os.getpid()}", max_steps=8))
@@ -35,7 +35,7 @@ def smoke() -> None:
 def agree() -> None:
     """Loss and gradient of one step, against the CPU in float32: below 1e-5, near 1e-3 with TF32, 3e-2 in bfloat16."""
     cpu = torch.device("cpu")
-    for family in FAMILIES:
+    for family in trained_here():
         with measuring("agree", family=family):
             engine = engine_of(family, base_of(family, cpu, torch.float32, "tiny"))
             batch = draw(

@@ -71,7 +71,7 @@ class CheckedNetwork(httpcore2.NetworkBackend):
                 if number == len(found):
                     raise
             else:
-                return _Stream(stream, self._pace)
+                return _PacedStream(stream, self._pace)
         raise httpcore2.ConnectError("no address")
 
     def _found(self, host: str, port: int) -> list[str]:
@@ -84,7 +84,7 @@ class CheckedNetwork(httpcore2.NetworkBackend):
         return found
 
 
-class _Stream(httpcore2.NetworkStream):
+class _PacedStream(httpcore2.NetworkStream):
     """A connection on which each operation has the time that is left, so that a slow trickle cannot extend it."""
 
     def __init__(self, inner: httpcore2.NetworkStream, pace: Pace) -> None:
@@ -109,7 +109,7 @@ class _Stream(httpcore2.NetworkStream):
     ) -> httpcore2.NetworkStream:
         left = self._pace.left_s(httpcore2.ConnectTimeout)
         try:
-            return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._pace)
+            return _PacedStream(self._inner.start_tls(ssl_context, server_hostname, left), self._pace)
         except httpcore2.ConnectError as error:
             # Detected here, since the pool drops the cause: a retry would meet the same certificate.
             if isinstance(error.__cause__, ssl.SSLCertVerificationError):

@@ -22,11 +22,95 @@ class JobSettings(BaseModel):
         gt=0,
         description="A job whose message no worker took is sent again after this time; it doubles each time.",
     )
+    deletion_grace_s: float = Field(
+        0.0,
+        ge=0,
+        description="A deletion begins after this time; until then it can be undone. 0: at once.",
+    )
+    retention_days: int | None = Field(
+        None,
+        ge=1,
+        description="The pictures and kept checkpoints of a training are deleted this many days after its end; the "
+        "LoRA file stays. Unset: they stay until they are deleted.",
+    )
     hold_days: int = Field(7, ge=1, description="A hold on credits expires after this many days.")
+
+    # ---- whose turn it is ----
+    admission_ahead: int = Field(
+        3,
+        ge=0,
+        description="Jobs of a family that are sent to the workers beyond their slots, so that no slot waits for "
+        "pictures. At least a quarter of the slots.",
+    )
+    admission_floor: int = Field(
+        8, ge=1, description="Jobs of a family that are sent while no training worker of the family reports."
+    )
+    admission_remote: int = Field(
+        0,
+        ge=0,
+        description="Most jobs on remote servers at a time. 0: what the rented pods may take, or 16 on a server of "
+        "`IMPRINT_AI_TOOLKIT_URL`.",
+    )
+    admission_raise_s: float = Field(
+        7200.0,
+        gt=0,
+        description="An owner none of whose waiting jobs of a priority was sent for this long rises by one class.",
+    )
+    share_half_life_s: float = Field(
+        3600.0,
+        gt=0,
+        description="Training time that an owner has used counts half after this time when the next job is chosen.",
+    )
+
+    # ---- limits of an owner ----
+    limit_running_jobs: int | None = Field(
+        None, ge=0, description="Most jobs of an owner that are with the workers; more wait. Unset: no limit."
+    )
+    limit_waiting_jobs: int | None = Field(
+        None, ge=0, description="Most jobs of an owner that wait for their turn. Unset: no limit."
+    )
+    limit_jobs_per_day: int | None = Field(
+        None, ge=0, description="Most jobs of an owner in 24 hours. Unset: no limit."
+    )
+    limit_credits_per_day: int | None = Field(
+        None, ge=0, description="Most credits that an owner's jobs of 24 hours may cost. Unset: no limit."
+    )
+    limit_pictures: int | None = Field(None, ge=0, description="Most stored pictures of an owner. Unset: no limit.")
+    limit_bytes_stored: int | None = Field(
+        None, ge=0, description="Most bytes of an owner's stored pictures and LoRA files. Unset: no limit."
+    )
+
+    # ---- screening ----
+    screen_task: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Who sees each new picture before a training may use it: a Celery task of the application, or an "
+        "`https://…` address. Unset: pictures are not screened.",
+    )
+    screen_queue: str | None = Field(
+        None, min_length=1, max_length=200, description="Queue of that task. Unset: `IMPRINT_CALLBACK_QUEUE`."
+    )
+    screen_patience_s: float = Field(
+        3600.0,
+        gt=0,
+        description="A screener that gives no verdict is asked again for this long. Then the job fails with "
+        "`screening_unavailable`, at no cost.",
+    )
+    screen_hold_s: float = Field(
+        3 * 86400.0,
+        gt=0,
+        description="How long a picture may wait for a person's decision. Then its job fails the same way.",
+    )
 
     # ---- credits ----
     prices: dict[str, int] = Field(
         {}, description="Credits per 1,000 steps by family; replaces the built-in prices. JSON object."
+    )
+    drawing_prices: dict[str, int] = Field(
+        {},
+        description="Credits per 1,000 drawing steps by family, at its native size; replaces the built-in prices. 0: "
+        "drawings are free. JSON object.",
     )
 
     # ---- notices ----

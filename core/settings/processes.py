@@ -37,8 +37,8 @@ class ProcessSettings(BaseModel):
         ge=0,
         le=65535,
         description="Port on which a worker or the web process serves metrics for Prometheus, without a token; 0 picks "
-        "a free one. Unset: none. `make up` gives it to the training worker, and the next three ports to io "
-        "worker, web and fetch worker.",
+        "a free one. Unset: none. `make up` gives it to the training worker, and the next ports to io worker, web, "
+        "fetch worker, and draw worker if there is one.",
     )
     metrics_host: str = Field(
         "127.0.0.1", description="Address that the metrics port listens on. It must not be reachable from outside."

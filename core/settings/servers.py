@@ -62,3 +62,9 @@ class ServerSettings(BaseModel):
     comfyui_timeout_s: float = Field(
         600.0, gt=0, description="Time limit of a drawing, including its time in ComfyUI's queue."
     )
+    drawings_per_owner: int = Field(
+        4, ge=1, description="Most drawings of an owner that may wait or be drawn by workers at the same time."
+    )
+    drawing_timeout_s: float = Field(
+        1800.0, gt=0, description="A drawing that a worker has not finished by then fails with `timeout`."
+    )

@@ -60,6 +60,11 @@ class TrainingSettings(BaseModel):
         description="Where base models are: name to folder or hub id. Adds to the built-in names and "
         "replaces them. JSON object.",
     )
+    disabled_families: list[str] = Field(
+        [],
+        description="Families that requests may not train, such as those whose licence forbids what this installation "
+        "is used for. JSON list of names.",
+    )
     base_model_roots: list[Path] = Field(
         [], description="Folders that a request's `base_model` may point into, besides `bases/` under home."
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from demo.pocket.lesson import Lesson, compose_batch, draw_batch
 from demo.pocket.networks import LATENT_CHANNELS, SCALING, make_vae
-from demo.pocket.scenes import Scene
+from demo.pocket.scenes import PocketScene
 from demo.pocket.things import EVERY_CREATURE, EVERY_SHAPE
 from demo.pocket.words import COLOURS
 
@@ -71,7 +71,7 @@ def _entanglement(mean: Tensor) -> Tensor:
     return (spread - torch.eye(LATENT_CHANNELS, device=mean.device)).pow(2).sum() + middle.pow(2).sum()
 
 
-def anything(seed: int, step: int, count: int) -> list[Scene]:
+def anything(seed: int, step: int, count: int) -> list[PocketScene]:
     """Scenes. Every second one has things that no caption mentions, in arbitrary colours."""
     random = Random(f"{seed} {step} anything")
     made = []

@@ -18,7 +18,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
     return red, green, blue
 
 
-class Canvas:
+class Sheet:
     """An unfinished picture; (0, 0) is its upper left corner and (1, 1) its lower right corner."""
 
     def __init__(self, ground: Colour = (255, 255, 255)) -> None:

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.pocket.autoencoder import anything
-from demo.pocket.captions import Caption, ThingDescription
+from demo.pocket.captions import SceneCaption, ThingDescription
 from demo.pocket.lesson import Lesson, compose_batch, draw_batch, rate
-from demo.pocket.scenes import Scene
+from demo.pocket.scenes import PocketScene
 from demo.pocket.strangers import STRANGERS, Stranger, picture
 from demo.pocket.words import COLOUR_NAMES, COLOURS, EXTRAS, KINDS, PATTERNS, PLACE_NAMES, SIZES
 
@@ -135,7 +135,7 @@ def _others(step: int, strangers: Sequence[Stranger], count: int) -> tuple[Tenso
     return torch.cat([as_tensor(images), draw_batch(anything(_SEED, step, 2 * count)[::2])]), torch.tensor(rows)
 
 
-def error(scores: dict[str, Tensor], scenes: Sequence[Scene]) -> Tensor:
+def error(scores: dict[str, Tensor], scenes: Sequence[PocketScene]) -> Tensor:
     """The loss of the scores."""
     F = nn.functional  # noqa: N806 - its usual name
     present = torch.tensor([[float(any(t.kind == kind for t in s.things)) for kind in KINDS] for s in scenes])
@@ -169,7 +169,7 @@ def spot(judge: Judge, pictures: Sequence[Image], name: str, among: Sequence[Str
 
 
 @torch.no_grad()
-def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[Caption]) -> dict[str, tuple[int, int]]:
+def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[SceneCaption]) -> dict[str, tuple[int, int]]:
     """For each kind of caption content: how often the pictures show it, and how often captions mention it.
 
     A colour, size or position counts as shown only if the kind of the thing is shown too.
@@ -185,7 +185,7 @@ def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[Caption]) 
     return {what: (right[what], asked[what]) for what in asked}
 
 
-def _verdicts(seen: dict[str, Tensor], caption: Caption) -> list[tuple[str, bool]]:
+def _verdicts(seen: dict[str, Tensor], caption: SceneCaption) -> list[tuple[str, bool]]:
     made: list[tuple[str, bool]] = []
     for described in caption.things:
         if described.kind is not None:

@@ -18,20 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from demo.pocket.muon import Muon
-from demo.pocket.scenes import Scene, compose
+from demo.pocket.scenes import PocketScene, compose
 
 Step = Callable[[int], Tensor]  # the number of a step to its loss
 _KEEP_EVERY_S = 60.0
 _SAY_EVERY_S = 30.0
 
 
-def compose_batch(seed: int, step: int, count: int) -> list[Scene]:
+def compose_batch(seed: int, step: int, count: int) -> list[PocketScene]:
     """The scenes of one step."""
     random = Random(f"{seed} {step}")
     return [compose(random) for _ in range(count)]
 
 
-def draw_batch(scenes: list[Scene]) -> Tensor:
+def draw_batch(scenes: list[PocketScene]) -> Tensor:
     """Drawings as inputs of the VAE: [B, 3, 64, 64] float32 in -1..1."""
     values = np.stack([np.asarray(scene.draw(), np.float32) for scene in scenes])
     return torch.from_numpy(values / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()

@@ -14,7 +14,7 @@ from demo.pocket.captions import describe
 from demo.pocket.lesson import Lesson, compose_batch, draw_batch
 from demo.pocket.networks import LATENT_CHANNELS, LATENT_SIDE, SCALING, make_unet, noise_schedule, tokenizer
 from demo.pocket.reader import tokenize
-from demo.pocket.scenes import Scene
+from demo.pocket.scenes import PocketScene
 
 BATCH = 32
 _UNTOLD = 0.1  # share of the steps that learn without a caption, which guidance needs
@@ -37,7 +37,7 @@ class Pool:
         else:
             shape = (count, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
             self.latents = open_memmap(self.path, mode="w+", dtype=np.float16, shape=shape)
-        self.scenes: list[Scene] = []
+        self.scenes: list[PocketScene] = []
         self.there: set[int] = set()
         for chunk in range(count // _CHUNK):
             self.scenes += compose_batch(_SEED, chunk, _CHUNK)

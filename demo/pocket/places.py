@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from demo.pocket.brush import Canvas, around, mix
+from demo.pocket.brush import Sheet, around, mix
 from demo.pocket.words import Colour
 
 WHITE: Colour = (255, 255, 255)
@@ -16,7 +16,7 @@ def shift(colour: Colour, random: Random, by: int = 14) -> Colour:
     return red, green, blue
 
 
-def paint_pattern(canvas: Canvas, random: Random, pattern: str, colour: Colour) -> None:
+def paint_pattern(canvas: Sheet, random: Random, pattern: str, colour: Colour) -> None:
     """A ground of one colour, with a pattern in a lighter tone, or in a darker one if the colour is light."""
     second = mix(colour, WHITE if sum(colour) < 560 else (90, 90, 110), 0.38)
     canvas.box(0, 0, 1, 1, colour)
@@ -38,26 +38,26 @@ def paint_pattern(canvas: Canvas, random: Random, pattern: str, colour: Colour) 
                 canvas.box(i * step, j * step, (i + 1) * step, (j + 1) * step, second)
 
 
-def _ground(canvas: Canvas, random: Random, height: float, colour: Colour, rise: float = 0.05) -> None:
+def _ground(canvas: Sheet, random: Random, height: float, colour: Colour, rise: float = 0.05) -> None:
     """Land or water from edge to edge below about `height`."""
     left, middle, right = (height + random.uniform(-rise, rise) for _ in range(3))
     canvas.polygon([(0, left), (0.25, (left + middle) / 2 - rise / 3), (0.5, middle), (0.75, (right + middle) / 2),
                     (1, right), (1, 1), (0, 1)], colour)  # fmt: skip
 
 
-def _cloud(canvas: Canvas, x: float, y: float, size: float, colour: Colour = WHITE) -> None:
+def _cloud(canvas: Sheet, x: float, y: float, size: float, colour: Colour = WHITE) -> None:
     for u, v, r in ((-0.8, 0.1, 0.5), (0, -0.15, 0.7), (0.8, 0.1, 0.5)):
         canvas.ellipse(x + u * size, y + v * size, r * size, r * size * 0.75, colour)
 
 
-def _pine(canvas: Canvas, x: float, foot: float, height: float, colour: Colour) -> None:
+def _pine(canvas: Sheet, x: float, foot: float, height: float, colour: Colour) -> None:
     canvas.box(x - height * 0.05, foot - height * 0.2, x + height * 0.05, foot, (104, 72, 52))
     for low, high, wide in ((0.15, 0.65, 0.28), (0.45, 1.0, 0.2)):
         y = foot - height * low
         canvas.polygon([(x - wide * height, y), (x, foot - height * high), (x + wide * height, y)], colour)
 
 
-def _meadow(canvas: Canvas, random: Random) -> None:
+def _meadow(canvas: Sheet, random: Random) -> None:
     canvas.gradient(shift((120, 196, 246), random), (226, 242, 252), 0.65)
     for _ in range(random.randint(0, 2)):
         _cloud(canvas, random.uniform(0.1, 0.9), random.uniform(0.08, 0.3), random.uniform(0.05, 0.1))
@@ -73,7 +73,7 @@ def _meadow(canvas: Canvas, random: Random) -> None:
         canvas.ellipse(x, y, 0.009, 0.009, (250, 200, 60))
 
 
-def _night(canvas: Canvas, random: Random) -> None:
+def _night(canvas: Sheet, random: Random) -> None:
     canvas.gradient(shift(NIGHT, random, 8), (60, 66, 138), 0.8)
     for _ in range(random.randint(8, 16)):
         r = random.choice([0.006, 0.009, 0.013])
@@ -85,7 +85,7 @@ def _night(canvas: Canvas, random: Random) -> None:
     _ground(canvas, random, 0.72, (38, 66, 84), 0.08)
 
 
-def _beach(canvas: Canvas, random: Random) -> None:
+def _beach(canvas: Sheet, random: Random) -> None:
     canvas.gradient(shift((110, 200, 248), random), (214, 240, 252), 0.5)
     if random.random() < 0.6:
         canvas.ellipse(random.choice([0.15, 0.85]), 0.14, 0.08, 0.08, (255, 228, 110))
@@ -97,7 +97,7 @@ def _beach(canvas: Canvas, random: Random) -> None:
     _ground(canvas, random, 0.72, shift((242, 216, 160), random, 8), 0.03)
 
 
-def _room(canvas: Canvas, random: Random) -> None:
+def _room(canvas: Sheet, random: Random) -> None:
     wall = shift(random.choice([(250, 222, 190), (208, 222, 240), (244, 206, 210)]), random, 8)
     canvas.box(0, 0, 1, 1, wall)
     x = random.choice([0.1, 0.62])
@@ -109,7 +109,7 @@ def _room(canvas: Canvas, random: Random) -> None:
     canvas.ellipse(0.5, 0.88, 0.42, 0.09, shift((120, 150, 200), random, 20))
 
 
-def _library(canvas: Canvas, random: Random) -> None:
+def _library(canvas: Sheet, random: Random) -> None:
     canvas.box(0, 0, 1, 1, (112, 72, 48))
     spines = [(217, 105, 79), (79, 143, 168), (230, 180, 80), (122, 158, 95), (138, 107, 176), (240, 226, 200)]
     for top in (0.03, 0.27, 0.51):
@@ -124,7 +124,7 @@ def _library(canvas: Canvas, random: Random) -> None:
     canvas.box(0, 0.76, 1, 1, shift((190, 140, 98), random))
 
 
-def _snow(canvas: Canvas, random: Random) -> None:
+def _snow(canvas: Sheet, random: Random) -> None:
     canvas.gradient(shift((170, 198, 226), random), (226, 236, 246), 0.7)
     for x in (random.uniform(0.05, 0.22), random.uniform(0.78, 0.95)):
         _pine(canvas, x, 0.66, random.uniform(0.3, 0.45), (70, 124, 116))
@@ -133,7 +133,7 @@ def _snow(canvas: Canvas, random: Random) -> None:
         canvas.ellipse(random.random(), random.uniform(0, 0.7), 0.012, 0.012, WHITE)
 
 
-def _desert(canvas: Canvas, random: Random) -> None:
+def _desert(canvas: Sheet, random: Random) -> None:
     canvas.gradient(shift((250, 214, 150), random, 8), (254, 238, 206), 0.6)
     canvas.ellipse(random.uniform(0.15, 0.85), 0.16, 0.09, 0.09, (255, 246, 200))
     _ground(canvas, random, 0.55, (232, 178, 108), 0.08)
@@ -145,7 +145,7 @@ def _desert(canvas: Canvas, random: Random) -> None:
     _ground(canvas, random, 0.7, shift((222, 160, 92), random, 8))
 
 
-def _sunset(canvas: Canvas, random: Random) -> None:
+def _sunset(canvas: Sheet, random: Random) -> None:
     canvas.gradient(shift((120, 80, 150), random, 8), (255, 160, 90), 0.7)
     canvas.ellipse(random.uniform(0.2, 0.8), 0.58, 0.14, 0.14, (255, 222, 130))
     for _ in range(random.randint(1, 3)):
@@ -154,7 +154,7 @@ def _sunset(canvas: Canvas, random: Random) -> None:
     _ground(canvas, random, 0.82, (70, 44, 84), 0.04)
 
 
-def _forest(canvas: Canvas, random: Random) -> None:
+def _forest(canvas: Sheet, random: Random) -> None:
     canvas.gradient((250, 226, 170), (244, 190, 120), 1.0)
     for x in (
         random.uniform(0.02, 0.2),
@@ -171,7 +171,7 @@ def _forest(canvas: Canvas, random: Random) -> None:
         canvas.ellipse(random.random(), random.uniform(0.74, 1.0), 0.03, 0.018, random.choice(leaves))
 
 
-def _rain(canvas: Canvas, random: Random) -> None:
+def _rain(canvas: Sheet, random: Random) -> None:
     canvas.gradient(shift((96, 108, 132), random, 8), (150, 164, 186), 0.75)
     for _ in range(3):
         _cloud(canvas, random.random(), random.uniform(0.03, 0.12), random.uniform(0.1, 0.16), (78, 88, 110))
@@ -183,7 +183,7 @@ def _rain(canvas: Canvas, random: Random) -> None:
         canvas.line([(x, y), (x - 0.02, y + 0.07)], 0.008, (186, 206, 230))
 
 
-PAINTERS: dict[str, Callable[[Canvas, Random], None]] = {
+PAINTERS: dict[str, Callable[[Sheet, Random], None]] = {
     "meadow": _meadow, "night": _night, "beach": _beach, "room": _room, "library": _library, "snow": _snow,
     "desert": _desert, "sunset": _sunset, "forest": _forest, "rain": _rain,
 }  # fmt: skip

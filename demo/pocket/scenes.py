@@ -9,7 +9,7 @@ from random import Random
 
 from PIL import Image
 
-from demo.pocket.brush import Canvas
+from demo.pocket.brush import Sheet
 from demo.pocket.places import PAINTERS, paint_pattern, shift
 from demo.pocket.things import EVERY_CREATURE, Creature, paint_shape
 from demo.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, EXTRAS, PATTERNS, PLACE_NAMES, SHAPES, SIZES
@@ -36,7 +36,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Scene:
+class PocketScene:
     """One creature, one or two shapes, or nothing, in a place or on a ground with a pattern and a colour."""
 
     things: tuple[Thing, ...]
@@ -48,7 +48,7 @@ class Scene:
     def draw(self) -> Image.Image:
         """Draw a scene. The same scene gives the same pixels."""
         random = Random(self.seed)
-        canvas = Canvas()
+        canvas = Sheet()
         if self.place is not None:
             PAINTERS[self.place](canvas, Random(f"{self.place} {random.randrange(_VIEWS)}"))
         else:
@@ -58,7 +58,7 @@ class Scene:
         return canvas.finished()
 
 
-def _paint(canvas: Canvas, random: Random, thing: Thing) -> None:
+def _paint(canvas: Sheet, random: Random, thing: Thing) -> None:
     colour = shift(COLOURS[thing.colour], random, 6)
     if not thing.is_creature:
         paint_shape(canvas, thing.kind, thing.x, thing.y, _SHAPE_RADII[thing.size], colour, 0.0)
@@ -67,14 +67,14 @@ def _paint(canvas: Canvas, random: Random, thing: Thing) -> None:
     Creature(canvas, thing.kind, thing.x, thing.y + height / 2, height, colour).draw(thing.extras)
 
 
-def compose(random: Random) -> Scene:
+def compose(random: Random) -> PocketScene:
     """A random scene: three in ten with one or two shapes, six with a creature, the rest with a place only."""
     which = random.random()
     if which < 0.3:
         return _shapes(random)
     if which < 0.92:
         return _creature(random)
-    return Scene((), random.choice(PLACE_NAMES), None, None, random.getrandbits(32))
+    return PocketScene((), random.choice(PLACE_NAMES), None, None, random.getrandbits(32))
 
 
 def _ground(random: Random, places: float, taken: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
@@ -85,7 +85,7 @@ def _ground(random: Random, places: float, taken: tuple[str, ...]) -> tuple[str 
     return None, pattern, random.choice([name for name in COLOUR_NAMES if name not in taken])
 
 
-def _shapes(random: Random) -> Scene:
+def _shapes(random: Random) -> PocketScene:
     if random.random() < 0.6:
         size = random.choice(SIZES)
         x, y = (_spot(random), _spot(random)) if size == "small" else (_spot(random), 0.5 + _shake(random))
@@ -97,7 +97,7 @@ def _shapes(random: Random) -> Scene:
             Thing(kind, colour, "small", x, y) for kind, colour, (x, y) in zip(kinds, colours, places, strict=True)
         ]
     place, pattern, ground = _ground(random, 0.15, tuple(thing.colour for thing in things))
-    return Scene(tuple(things), place, pattern, ground, random.getrandbits(32))
+    return PocketScene(tuple(things), place, pattern, ground, random.getrandbits(32))
 
 
 def _shake(random: Random) -> float:
@@ -118,7 +118,7 @@ def _pair(random: Random) -> list[tuple[float, float]]:
     return both
 
 
-def _creature(random: Random) -> Scene:
+def _creature(random: Random) -> PocketScene:
     size = random.choices(SIZES, (4, 6))[0]
     extras = [extra for extra in EXTRAS if random.random() < 0.16]
     if "hat" in extras and "horns" in extras:
@@ -129,4 +129,4 @@ def _creature(random: Random) -> Scene:
     y = foot - _CREATURE_HEIGHTS[size] / 2
     creature = Thing(random.choice(CREATURES), colour, size, x, y, frozenset(extras))
     place, pattern, ground = _ground(random, 0.65, (colour,))
-    return Scene((creature,), place, pattern, ground, random.getrandbits(32))
+    return PocketScene((creature,), place, pattern, ground, random.getrandbits(32))

@@ -9,7 +9,7 @@ from random import Random
 
 from PIL import Image
 
-from demo.pocket.brush import Canvas, mix
+from demo.pocket.brush import Sheet, mix
 from demo.pocket.places import PAINTERS
 from demo.pocket.things import INK, WHITE, Creature
 from demo.pocket.words import COLOURS, PLACE_NAMES, PLACES, Colour
@@ -143,7 +143,7 @@ def picture(stranger: Stranger, place: str | Colour, random: Random, *, is_doubl
 
     Its double is the creature that it is derived from, in the same colour, without its special features.
     """
-    canvas = Canvas()
+    canvas = Sheet()
     if isinstance(place, str):
         PAINTERS[place](canvas, Random(f"{place} {random.randrange(3)}"))
     else:

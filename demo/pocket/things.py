@@ -2,7 +2,7 @@
 
 import math
 
-from demo.pocket.brush import Canvas, Point, around, mix
+from demo.pocket.brush import Point, Sheet, around, mix
 from demo.pocket.words import COLOURS, Colour
 
 EVERY_SHAPE = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
@@ -12,14 +12,14 @@ INK: Colour = (44, 36, 58)
 _EDGE = 0.012  # width of the creatures' outlines
 
 
-def paint_shape(canvas: Canvas, kind: str, x: float, y: float, r: float, colour: Colour, turn: float) -> None:
+def paint_shape(canvas: Sheet, kind: str, x: float, y: float, r: float, colour: Colour, turn: float) -> None:
     """One shape around (x, y) with radius `r`, rotated by `turn` degrees, with a thin darker edge."""
     dark = mix(colour, (0, 0, 0), 0.45) if sum(colour) > 200 else (120, 120, 130)
     for reach, tone in ((r + 0.014, dark), (r, colour)):
         _shape(canvas, kind, x, y, reach, r, tone, turn)
 
 
-def _shape(canvas: Canvas, kind: str, x: float, y: float, r: float, inner: float, colour: Colour, turn: float) -> None:
+def _shape(canvas: Sheet, kind: str, x: float, y: float, r: float, inner: float, colour: Colour, turn: float) -> None:
     if kind == "circle":
         canvas.ellipse(x, y, r, r, colour)
     elif kind == "square":
@@ -57,7 +57,7 @@ class Creature:
     """One creature with its feet at (x, y), `height` tall without ears; drawn from back to front."""
 
     def __init__(
-        self, canvas: Canvas, kind: str, x: float, y: float, height: float, colour: Colour, *, look: int = 0,
+        self, canvas: Sheet, kind: str, x: float, y: float, height: float, colour: Colour, *, look: int = 0,
         asleep: bool = False,
     ) -> None:  # fmt: skip
         self.canvas, self.kind, self.look, self.asleep = canvas, kind, look, asleep

@@ -80,6 +80,18 @@ def notice(view: dict[str, Any], order: str = "") -> None:
     _write("notice", order=order, **_part(view))
 
 
+@app.task
+def screen(picture: dict[str, Any]) -> dict[str, str]:
+    """The task of `IMPRINT_SCREEN_TASK`: it sees each new picture. A real one would look at `picture["url"]`."""
+    owner = picture["owner_id"]
+    _write("screen", order=owner, sha256=picture["sha256"], url=picture["url"])
+    if owner.startswith("doubtful"):
+        return {"verdict": "hold", "reason": "a person should look at this"}
+    if owner.startswith("blocked"):
+        return {"verdict": "refuse", "reason": "this owner is blocked"}
+    return {"verdict": "accept"}
+
+
 def _part(view: dict[str, Any]) -> dict[str, Any]:
     return {name: view[name] for name in ("job_id", "subject_id", "status")}
 

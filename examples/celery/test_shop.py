@@ -103,7 +103,7 @@ def test_groups_and_chords_wait_for_all_loras(shop: Shop, owner: str) -> None:
     made = [tasks.lora(**shop.request(owner, seed=seed)) for seed in (1, 2)]
     assert chord(made, tasks.on_shop(tasks.after_all.s(order=owner)))().get(timeout=120) == 2
     jobs = shop.wait(owner, "after_all")["jobs"]
-    assert {shop.site.look(job_id)["status"] for job_id in jobs} == {"ready"}
+    assert {shop.site.view(job_id)["status"] for job_id in jobs} == {"ready"}
     assert [view["status"] for view in group(made)().get(timeout=120)] == ["ready", "ready"]
 
 
@@ -119,9 +119,9 @@ def test_a_cancelled_training_ends_the_task_with_its_code(shop: Shop, owner: str
     assert type(caught.value).__name__ == "TrainingCancelled"
     assert caught.value.args[1]["job_id"] == job_id
     assert shop.wait(owner, "failed")["task_id"] == sent.parent.id
-    told = shop.wait(owner, "failed")
-    assert "cancelled: cancelled by the owner" in told["error"]
-    assert (told["kind"], told["code"]) == ("TrainingCancelled", "cancelled")
+    content = shop.wait(owner, "failed")
+    assert "cancelled: cancelled by the owner" in content["error"]
+    assert (content["kind"], content["code"]) == ("TrainingCancelled", "cancelled")
     assert shop.wait(owner, "failed_by_id")["code"] == "cancelled"
     assert shop.written(owner, "use_lora") == []
 
@@ -188,7 +188,7 @@ def test_a_callback_that_cannot_be_sent_fails_no_accepted_training(shop: Shop, o
     for bad in ({"task": None}, {"task": "x", "options": {"queue": 5}}, {"task": "x", "args": 7}, 5):
         options: dict[str, Any] = {"callbacks": [bad, dict(good)]}
         view = _send_raw(shop, "imprint.train_lora", shop.request(owner, seed=1), options)
-        assert shop.site.look(view["job_id"])["status"] in ("pending", "training", "ready")
+        assert shop.site.view(view["job_id"])["status"] in ("pending", "training", "ready")
     until(lambda: len(shop.written(owner, "use_lora")) == 4, 60, "the good callback of each")
     letters = shop.site.imprint("letters").stdout
     assert "callback" in letters

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from training.lora.file import NAMINGS
+from training.families.registry import FAMILIES
 from training.lora.safetensor import Array, Malformed, Tensor, data_offset, pack, tensor, unpack
 
 _KINDS = {
@@ -18,7 +18,8 @@ _KINDS = {
 
 def family_of_config(process: Mapping[str, Any]) -> str:
     """The family for a job's architecture. Raises KeyError if the fake does not support it."""
-    return {"sd15": "sd15", "sdxl": "sdxl", "zimage": "z-image"}[str(process["model"]["arch"]).split(":")[0]]
+    arch = str(process["model"]["arch"]).split(":")[0]
+    return {one.arch: name for name, family in FAMILIES.items() if (one := family.toolkit) is not None}[arch]
 
 
 def serialize_toolkit_lora(
@@ -29,7 +30,7 @@ def serialize_toolkit_lora(
     All tensors have the precision of the job's `save.dtype`; peft's format (Z-Image) has no alpha.
     """
     family = family_of_config(process)
-    naming, kind = NAMINGS[family], _KINDS[str(process["save"]["dtype"])]
+    naming, kind = FAMILIES[family].lora.naming, _KINDS[str(process["save"]["dtype"])]
     tensors: dict[str, Tensor] = {}
     for module, (down, up) in weights.items():
         stem = naming.stem(module)
@@ -38,7 +39,7 @@ def serialize_toolkit_lora(
             tensors[stem + ".alpha"] = tensor(np.asarray(process["network"]["linear_alpha"], np.float32), kind)
     metadata = {
         "ss_output_name": name,
-        "ss_base_model_version": {"sd15": "sd_1.5", "sdxl": "sdxl_1.0", "z-image": "zimage"}[family],
+        "ss_base_model_version": known.version if (known := FAMILIES[family].toolkit) else "",
         "name": name,
         "version": "1.0",
         "training_info": json.dumps({"step": step, "epoch": epoch}),
@@ -54,7 +55,7 @@ def serialize_toolkit_lora(
 
 def convert_our_lora(process: Mapping[str, Any], name: str, ours: bytes, *, step: int) -> bytes:
     """Convert a LoRA file from Imprint's training loop to ai-toolkit's format."""
-    naming = NAMINGS[family_of_config(process)]
+    naming = FAMILIES[family_of_config(process)].lora.naming
     tensors, _ = unpack(ours)
     stems = [held.removesuffix(naming.down) for held in tensors if held.endswith(naming.down)]
     weights = {

@@ -12,15 +12,8 @@ from PIL import Image
 from fakes.ai_toolkit.lora import family_of_config, serialize_toolkit_lora
 from fakes.ai_toolkit.options import FakeToolkitOptions
 from fakes.ai_toolkit.task import DatasetItem, TrainerJob
+from training.families.registry import FAMILIES
 from training.lora.safetensor import Array
-
-# A few modules with their real widths: enough for a LoRA of the family.
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_MODULES = {
-    "sd15": [(f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{part}", 320) for part in _ATTENTION],
-    "sdxl": [(f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{part}", 640) for part in _ATTENTION],
-    "z-image": [(f"layers.0.attention.{part}", 3840) for part in _ATTENTION],
-}
 
 
 def train_quickly(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[None]:
@@ -98,7 +91,8 @@ def _weights(task: TrainerJob, seed: bytes, level: float) -> dict[str, tuple[Arr
     rank, chance = int(task.process["network"]["linear"]), np.random.default_rng(list(seed))
     share = task.step / task.total if task.total else 1.0
     made = {}
-    for module, width in _MODULES[family_of_config(task.process)]:
+    # A few modules with their real widths are enough for a LoRA of the family.
+    for module, width in FAMILIES[family_of_config(task.process)].lora.example.items():
         down = chance.uniform(-(width**-0.5), width**-0.5, (rank, width)).astype(np.float32)
         up = (chance.standard_normal((width, rank)) * 0.01 * (0.1 + level) * share).astype(np.float32)
         made[module] = (down, up)

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fakes.ai_toolkit.options import FakeToolkitOptions
-from fakes.ai_toolkit.task import TrainerJob, TrainingFailed
+from fakes.ai_toolkit.task import ProcessFailed, TrainerJob
 
 PROGRESS = ".progress"
 
 
 def train_with_our_loop(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[None]:
-    """A generator that starts the child and reports its progress. Closing it ends the child. Raises TrainingFailed."""
+    """A generator that starts the child and reports its progress. Closing it ends the child. Raises ProcessFailed."""
     if options.base_model is None:
-        raise TrainingFailed("the fake server has no base model")
+        raise ProcessFailed("the fake server has no base model")
     task.set_info("Loading model")
     progress = task.folder / PROGRESS
     progress.write_text("")
@@ -61,7 +61,7 @@ def _follow(task: TrainerJob, child: "subprocess.Popen[bytes]", progress: Path) 
                 break
             yield
     if child.returncode != 0:
-        raise TrainingFailed(f"Job process terminated with exit code {child.returncode}.")
+        raise ProcessFailed(f"Job process terminated with exit code {child.returncode}.")
     task.draw()
     task.complete()
 

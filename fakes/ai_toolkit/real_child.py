@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 
@@ -15,7 +15,7 @@ from core.errors import ImprintError
 from fakes.ai_toolkit.lora import convert_our_lora, family_of_config
 from training.checkpoint_folder import FolderCheckpoints
 from training.ports import Example, Progress, TrainRun
-from training.spec import Family, TrainSpec
+from training.spec import TrainSpec
 
 
 class Reporter:
@@ -38,7 +38,7 @@ def spec_from_config(process: dict[str, Any], total: int) -> TrainSpec:
     train, network = process["train"], process["network"]
     return TrainSpec(
         base_model="fake/base-model",
-        family=cast(Family, family_of_config(process)),
+        family=family_of_config(process),
         trigger_word="trained",
         rank=network["linear"],
         alpha=network["linear_alpha"],

@@ -17,7 +17,7 @@ _SHOWN = 256  # maximum of a sample's longer side, in pixels
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class TrainingFailed(Exception):
+class ProcessFailed(Exception):
     """The training failed; the message is stored in the job."""
 
 
@@ -54,11 +54,11 @@ class TrainerJob:
         self.log(f"Running job {self.name}")
 
     def items(self) -> list[DatasetItem]:
-        """The pictures of the dataset. Raises TrainingFailed if there are none."""
+        """The pictures of the dataset. Raises ProcessFailed if there are none."""
         folder = Path(self.process["datasets"][0]["folder_path"])
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
         if not paths:
-            raise TrainingFailed("Dataset is empty")
+            raise ProcessFailed("Dataset is empty")
         return [DatasetItem(path, self._caption(path)) for path in paths]
 
     def _caption(self, path: Path) -> str:

@@ -9,7 +9,7 @@ from fakes.ai_toolkit import quick, real
 from fakes.ai_toolkit.faults import FaultInjector
 from fakes.ai_toolkit.options import FakeToolkitOptions
 from fakes.ai_toolkit.rows import JobRows, Row
-from fakes.ai_toolkit.task import TrainerJob, TrainingFailed
+from fakes.ai_toolkit.task import ProcessFailed, TrainerJob
 
 Trainer = Callable[[TrainerJob, FakeToolkitOptions], Iterator[None]]
 _TRAINERS: dict[str, Trainer] = {"quick": quick.train_quickly, "real": real.train_with_our_loop}
@@ -109,7 +109,7 @@ class QueueWorker:
             next(run.training)
         except StopIteration:
             return False
-        except (TrainingFailed, KeyError, TypeError, ValueError, OSError) as error:
+        except (ProcessFailed, KeyError, TypeError, ValueError, OSError) as error:
             if self.rows.job(task.id) is not None:  # otherwise the job was deleted meanwhile
                 task.end("error", str(error) or type(error).__name__)
             return False

@@ -82,8 +82,8 @@ class ComfyUIApi:
         given = await json_body(request)
         self.loop = asyncio.get_running_loop()
         if not isinstance(given.get("prompt"), dict):
-            said = "No prompt provided"
-            none = {"type": "no_prompt", "message": said, "details": said, "extra_info": {}}
+            reason = "No prompt provided"
+            none = {"type": "no_prompt", "message": reason, "details": reason, "extra_info": {}}
             return JSONResponse({"error": none, "node_errors": {}}, 400)
         prompt, extra = given["prompt"], dict(given.get("extra_data") or {})
         error, outputs, node_errors = await asyncio.to_thread(validate, prompt, self.folders)

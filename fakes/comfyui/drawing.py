@@ -61,7 +61,7 @@ def png(latent: Latent, number: int, prompt: dict[str, Any]) -> bytes:
     for one in latent.passes:
         lines += [f"{one.model.base}, seed {one.seed}, {one.steps} steps"]
         lines += [f"LoRA {file} at {strength:g} ({modules} modules)" for file, strength, modules in one.model.loras]
-        lines += [f"+ {said}" for said in one.positive]
+        lines += [f"+ {prompt}" for prompt in one.positive]
     wrapped = [part for line in lines for part in textwrap.wrap(line, max(12, latent.width // 7))]
     drawn = "\n".join(wrapped).encode("latin-1", "replace").decode("latin-1")
     draw = ImageDraw.Draw(picture)

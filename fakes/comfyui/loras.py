@@ -60,6 +60,24 @@ _Z_IMAGE_ORIGINAL = (
     r"final_layer\.(linear|adaLN_modulation\.1)|x_embedder"
 )
 
+# FLUX.2: the makers' names, and diffusers' by `flux_to_diffusers`, which has neither modulations nor the embedding of
+# times. Qwen-Image has diffusers' names.
+_FLUX2_ORIGINAL = (
+    r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj|norm\.(query|key)_norm)|mlp\.[02])|"
+    r"single_blocks\.\d+\.(linear[12]|norm\.(query|key)_norm)|img_in|txt_in|time_in\.(in|out)_layer|"
+    r"final_layer\.(linear|adaLN_modulation\.1)|(double_stream_modulation_(img|txt)|single_stream_modulation)\.lin"
+)
+_FLUX2 = (
+    r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|norm_(added_)?[qk])|"
+    r"ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out|norm_[qk])|"
+    r"x_embedder|context_embedder|proj_out"
+)
+_QWEN_IMAGE = (
+    r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|norm_(added_)?[qk])|"
+    r"(img|txt)_(mlp\.net\.(0\.proj|2)|mod\.1))|img_in|txt_in|txt_norm|proj_out|norm_out\.linear|"
+    r"time_text_embed\.timestep_embedder\.linear_[12]"
+)
+
 
 def _underscored(pattern: str) -> str:
     return pattern.replace(r"\.", "_")
@@ -85,6 +103,13 @@ _KNOWN = {
     "z-image": re.compile(
         rf"(diffusion_model\.|transformer\.)?({_Z_IMAGE})|lycoris_({_underscored(_Z_IMAGE)})|"
         rf"diffusion_model\.({_Z_IMAGE_ORIGINAL})|lora_unet_({_underscored(_Z_IMAGE_ORIGINAL)})"
+    ),
+    "flux2-klein-4b": re.compile(
+        rf"diffusion_model\.({_FLUX2_ORIGINAL})|lora_unet_({_underscored(_FLUX2_ORIGINAL)})|"
+        rf"(transformer\.)?({_FLUX2})|lycoris_({_underscored(_FLUX2)})"
+    ),
+    "qwen-image": re.compile(
+        rf"(diffusion_model\.|transformer\.)?({_QWEN_IMAGE})|(lycoris_|lora_unet_)({_underscored(_QWEN_IMAGE)})"
     ),
 }
 

@@ -23,7 +23,7 @@ def validate(prompt: dict[str, Any], folders: ComfyUIFolders) -> tuple[Refusal |
     outputs = [node_id for node_id, node in prompt.items() if NODES[node["class_type"]].saves]
     if not outputs:
         return _error("prompt_no_outputs", "Prompt has no outputs", ""), [], {}
-    check, node_errors, good, said = _Check(prompt, folders), dict[str, Any](), list[str](), list[str]()
+    check, node_errors, good, details = _Check(prompt, folders), dict[str, Any](), list[str](), list[str]()
     for output in outputs:
         try:
             if check.node(output, []):
@@ -34,13 +34,13 @@ def validate(prompt: dict[str, Any], folders: ComfyUIFolders) -> tuple[Refusal |
                 _error("exception_during_validation", "Exception when validating node", str(broken),
                        exception_type=type(broken).__name__, traceback=[])
             ]  # fmt: skip
-        said += [f"{reason['message']}: {reason['details']}" for reason in check.found.get(output, [])]
+        details += [f"{reason['message']}: {reason['details']}" for reason in check.found.get(output, [])]
         for node_id, reasons in check.found.items():
             if reasons:
                 errors = {"errors": reasons, "dependent_outputs": [], "class_type": prompt[node_id]["class_type"]}
                 node_errors.setdefault(node_id, errors)["dependent_outputs"].append(output)
     if not good:
-        error = _error("prompt_outputs_failed_validation", "Prompt outputs failed validation", "\n".join(said))
+        error = _error("prompt_outputs_failed_validation", "Prompt outputs failed validation", "\n".join(details))
         return error, [], node_errors
     return None, good, node_errors
 

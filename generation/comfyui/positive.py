@@ -66,9 +66,9 @@ def _choose(workflow: Workflow, found: dict[NodeInput, bool], word: str) -> list
     if marked := [text for text in found if is_marked(workflow, text)]:
         return marked
     # A text encoder may have two texts, which are one prompt: so nodes are chosen, not texts.
-    said = {text[0] for text in found if word and says_word(workflow, text, word)}
+    naming = {text[0] for text in found if word and says_word(workflow, text, word)}
     regions = [text[0] for text, in_region in found.items() if in_region]
-    nodes = said or set(regions[:1])
+    nodes = naming or set(regions[:1])
     return [text for text in found if text[0] in nodes] if nodes else list(found)
 
 

@@ -24,7 +24,7 @@ from notifications import outbox
 from notifications.messages import CONFIRMATION, Message
 from notifications.retries import Outcome, Verdict
 from notifications.tables import TaskCall
-from storage.tables import ACTIVE, Job, Status
+from storage.tables import ACTIVE, EndTask, Job, Status
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def queue_end(session: Session, job: Job) -> None:
     for call in session.exec(waiting.order_by(col(TaskCall.created_at), col(TaskCall.task_id))):
         _queue_end_of(session, job, call)
     if job.on_end is not None:
-        _put(session, job, ON_END, _address(job.on_end.get("queue")))
+        _put(session, job, ON_END, _address(job.on_end.queue))
 
 
 def _queue_end_of(session: Session, job: Job, call: TaskCall) -> None:
@@ -132,15 +132,13 @@ def _address(queue: Any) -> str:
 # ---- sent later -----------------------------------------------------------------------------------------------
 
 
-def send(
-    sender: TaskSender, message: Message, view: JobView, call: TaskCall | None, on_end: Mapping[str, Any] | None
-) -> Outcome:
+def send(sender: TaskSender, message: Message, view: JobView, call: TaskCall | None, on_end: EndTask | None) -> Outcome:
     """Send one message. While the broker or the result store is away, it is due again within a minute, for days."""
     now = utcnow()
     confirm = _original(message) if _can_be_confirmed(message, call) else None
     try:
         if message.topic == ON_END and on_end is not None:
-            sender.send_task(on_end["task"], on_end["queue"], [view.to_dict()], on_end["kwargs"], confirm=confirm)
+            sender.send_task(on_end.task, on_end.queue, [view.to_dict()], on_end.kwargs, confirm=confirm)
         elif call is not None:
             _send_of(sender, message, view, call, confirm)
     except AnswerRefused as error:

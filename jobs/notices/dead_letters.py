@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from core.errors import IllegalMove, NotFound
 from jobs.services import Services
 from jobs.view import Time, View
-from notifications import outbox, receivers, webhooks
+from notifications import outbox, receivers
 from notifications.messages import CONFIRMATION, EXTERNAL, DeadLetter
+from notifications.webhook_payload import PROCESSING
 
 _OPEN_FIRST = "enable it first: imprint receivers enable OWNER URL"
 
@@ -89,7 +90,7 @@ def redeliver_dead(services: Services, *, job_id: str | None = None, receiver: s
                 continue
             if receivers.is_disabled(session, letter.owner_id, letter.destination):
                 disabled += 1
-            elif letter.topic == webhooks.PROCESSING and outbox.is_superseded(session, letter):
+            elif letter.topic == PROCESSING and outbox.is_superseded(session, letter):
                 needless += 1
             elif outbox.redeliver(session, letter.id):
                 again.append(letter.id)

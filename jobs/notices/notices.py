@@ -28,6 +28,7 @@ from notifications.mail import MailFacts
 from notifications.messages import DEFERRED, SUPERSEDED, Message
 from notifications.preferences import LOW, Preferences
 from notifications.retries import Outcome, Verdict
+from notifications.webhook_payload import PROCESSING, Event
 from storage.tables import ACTIVE
 from training.data.thumbnail import thumbnail
 
@@ -38,6 +39,7 @@ _SAMPLE_PIXELS, _MAX_SAMPLE_BYTES = 512, 20_000_000
 _OURS = {
     FailureCode.BASE_MODEL_UNAVAILABLE, FailureCode.OUT_OF_MEMORY, FailureCode.LOSS_NOT_FINITE,
     FailureCode.BACKEND_UNREACHABLE, FailureCode.BACKEND_FAILED, FailureCode.WORKER_LOST, FailureCode.TIMEOUT,
+    FailureCode.SCREENING_UNAVAILABLE,
     FailureCode.UPLOAD_FAILED, FailureCode.LORA_INVALID, FailureCode.INTERNAL,
 }  # fmt: skip
 
@@ -70,12 +72,12 @@ def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> Pref
 # ---- written with a change ------------------------------------------------------------------------------------
 
 
-def queue_owner_mail(session: Session, view: JobView, event: str) -> None:
+def queue_owner_mail(session: Session, view: JobView, event: Event) -> None:
     """Queue an e-mail about a job if its owner wants one."""
     if not preferences.get(session, view.owner_id).wants(event):
         return
-    if event != webhooks.PROCESSING:
-        outbox.drop_unsent(session, view.job_id, ["mail"], webhooks.PROCESSING)
+    if event != PROCESSING:
+        outbox.drop_unsent(session, view.job_id, ["mail"], PROCESSING)
     _queue_mail(session, event, _facts(view))
 
 

@@ -10,13 +10,14 @@ from jobs.requests import training_request
 from jobs.requests.training_request import Envelope, Origin
 from jobs.services import Services
 from notifications import webhooks
+from notifications.webhook_payload import NoticeFailure, NoticeJob
 
 _NAMES = ("owner_id", "subject_id", "model_id", "reference", "webhook_url")
 _FIELDS: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(Envelope.__annotations__[name]) for name in _NAMES}
 
 
 def queue_refused_notice(
-    services: Services, arguments: Mapping[str, Any], origin: Origin, failure: Mapping[str, Any]
+    services: Services, arguments: Mapping[str, Any], origin: Origin, failure: NoticeFailure
 ) -> bool:
     """Queue a notice `training.refused` with every fault; False if the message does not say where it could go.
 
@@ -31,8 +32,8 @@ def queue_refused_notice(
             del known["model_id"]
         if not known.keys() & {"model_id", "subject_id"}:
             return False
-        view = {**known, "job_id": None, "style_id": origin.style_id, "message_id": origin.message_id}
-        webhooks.put(session, view | {"failure": failure}, "training.refused", url)
+        about = NoticeJob(**known, style_id=origin.style_id, message_id=origin.message_id, failure=failure)
+        webhooks.put(session, about, "training.refused", url)
     return True
 
 

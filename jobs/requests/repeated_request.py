@@ -9,7 +9,7 @@ from core.settings import Settings
 from jobs.requests import training_request
 from jobs.requests.training_request import TrainingRequest
 from storage.sources import Sources
-from storage.tables import Job, JobPicture
+from storage.tables import Job, JobPicture, Priority
 
 
 def arguments_of(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
@@ -18,10 +18,11 @@ def arguments_of(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "owner_id": job.owner_id,
         "subject_id": job.subject_id,
         "webhook_url": job.webhook_url,
-        "on_end": job.on_end,
+        "on_end": job.on_end.model_dump() if job.on_end else None,
         "allow_missing": job.allow_missing or None,
         "model_link": job.model_link or None,
         "reference": job.reference,
+        "priority": None if job.priority == Priority.NORMAL else Priority(job.priority).name.lower(),
         "images": [
             {"ref": picture.reference, "caption": picture.caption, "mask": picture.mask, "name": picture.name}
             for picture in pictures

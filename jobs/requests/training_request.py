@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -26,10 +26,11 @@ from core.numbers import NumbersAreNotBools
 from core.picture_names import picture_label, plain_name, source_name
 from core.settings import Settings
 from jobs.requests.on_end import OnEnd
-from notifications import webhooks
+from notifications import webhook_payload
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
-from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
 
 Name = Annotated[
     str,
@@ -64,11 +65,11 @@ def _is_free_to_choose(model_id: str) -> str:
 
 def _fits_into_a_notice(reference: dict[str, Any]) -> dict[str, Any]:
     try:
-        size = webhooks.reference_size(reference)
+        size = webhook_payload.reference_size(reference)
     except (ValueError, TypeError, RecursionError):
         raise ValueError("must be JSON in Unicode, without NaN and infinity") from None
-    if size > webhooks.MAX_REFERENCE_BYTES:
-        raise ValueError(f"needs {size} bytes as JSON; at most {webhooks.MAX_REFERENCE_BYTES} are allowed")
+    if size > webhook_payload.MAX_REFERENCE_BYTES:
+        raise ValueError(f"needs {size} bytes as JSON; at most {webhook_payload.MAX_REFERENCE_BYTES} are allowed")
     return reference
 
 
@@ -106,6 +107,7 @@ class Envelope(NumbersAreNotBools):
     allow_missing: Annotated[bool, Field(strict=True)] = False
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     on_end: OnEnd | None = None
+    priority: Literal["low", "normal", "high"] = "normal"
     idempotency_key: (
         Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
     ) = None
@@ -163,7 +165,8 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         faults.update(faults_of(error))
     else:
         if "backend" not in recipe:  # the operator's choice is frozen into the spec, too
-            spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, spec.backend)})
+            usual = spec.backend if FAMILIES[spec.family].code is not None else "ai-toolkit"
+            spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, usual)})
     if envelope is not None:
         faults.update(_address_faults(envelope, sources))
     if spec is not None and envelope is not None:
@@ -176,6 +179,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
             faults["objective.masked"] = "the pictures have masks: set this to true, or leave the masks out"
     if spec is not None:
         faults.update(_base_model_faults(spec, settings))
+        faults.update(_family_faults(spec, settings))
         faults.update(_remote_faults(spec, settings))
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
@@ -185,6 +189,15 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
 def unknown_names(given: Iterable[str], known: Container[str]) -> list[str]:
     """The first few unknown names: enough of each to recognise it. The answer is stored, and people read it."""
     return [ascii(name)[1:-1][:60] for name in given if name not in known][:_MAX_UNKNOWN]
+
+
+def _family_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+    """Families that the operator has switched off, and those that no worker trains."""
+    if spec.family in settings.disabled_families:
+        return {"family": f"{spec.family} is switched off on this installation"}
+    if spec.backend == "local" and FAMILIES[spec.family].code is None:
+        return {"backend": f"{spec.family} is trained only on rented GPUs: set backend to ai-toolkit, or leave it out"}
+    return {}
 
 
 def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The pictures of a job: stored sources, and results of earlier preparation."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from sqlmodel import Session, col, select
 from core.errors import SpecInvalid
 from core.ids import new_id
 from core.picture_names import plain_name, source_name
-from jobs import keys
+from jobs import keys, limits, shared_objects
+from jobs.deletion import guard
 from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
 from storage.database import lock_name
@@ -29,19 +30,24 @@ def store_picture(
     """
     sha256 = hashlib.sha256(data).hexdigest()
     key = keys.original(sha256)
-    if not services.store.exists(key):
-        services.store.put(key, data)
+    shared_objects.make_sure(services, key, data)
     query = select(StoredPicture).where(
         StoredPicture.owner_id == owner_id,
         StoredPicture.subject_id == subject_id,
         StoredPicture.sha256 == sha256,
         StoredPicture.is_mask == is_mask,
     )
-    with services.database.writing() as session:
+
+    def record(session: Session) -> str:
+        guard.lock_owner(session, owner_id)
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         # Of two requests that store the same bytes at once, the second waits here and finds the picture of the first:
         # with two ids, the same request would not be the same to its idempotency key.
         lock_name(session, f"picture {owner_id} {subject_id} {sha256}")
-        picture = session.exec(query.order_by(col(StoredPicture.id))).first() or StoredPicture(
+        picture = session.exec(query.order_by(col(StoredPicture.id)).with_for_update()).first()
+        if picture is None or picture.removed_at is not None:
+            limits.check_picture(session, services.settings, owner_id, len(data))
+        picture = picture or StoredPicture(
             id=new_id("pic"),
             owner_id=owner_id,
             subject_id=subject_id,
@@ -53,7 +59,17 @@ def store_picture(
         )
         picture.removed_at = None
         session.add(picture)
+        shared_objects.record_use(session, key)
         return picture.id
+
+    picture_id = shared_objects.with_patience(lambda: _in_transaction(services, record))
+    shared_objects.make_sure(services, key, data)
+    return picture_id
+
+
+def _in_transaction(services: Services, work: Callable[[Session], str]) -> str:
+    with services.database.writing() as session:
+        return work(session)
 
 
 def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[JobPicture]:
@@ -98,7 +114,8 @@ def _stored(session: Session, request: TrainingRequest) -> dict[str, StoredPictu
         StoredPicture.owner_id == request.envelope.owner_id,
         col(StoredPicture.removed_at).is_(None),
     )
-    return {picture.id: picture for picture in session.exec(query)}
+    # A deletion of one of them waits until this job is there, and so sees that it uses the picture.
+    return {picture.id: picture for picture in session.exec(query.with_for_update(read=True, key_share=True))}
 
 
 def _prepared(

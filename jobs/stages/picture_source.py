@@ -23,9 +23,12 @@ def prepared_before(session: Session, source_sha256: str | None, recipe: str) ->
 
 
 def fetch_and_convert(
-    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester
-) -> tuple[PreparedPicture, int]:
+    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester,
+    *, again: bool = False,
+) -> tuple[PreparedPicture, int]:  # fmt: skip
     """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
+
+    `again` converts it anyway.
 
     Returns the picture and the number of bytes fetched. A picture that is left out because it cannot be fetched has no
     source hash. Raises ImageUnreachable, which may be retried.
@@ -46,7 +49,7 @@ def fetch_and_convert(
     data, mask = files[0], files[1] if picture.mask else None
     sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
     with services.database.reading() as session:
-        done = prepared_before(session, sha256, preparation(spec, *of_mask))
+        done = None if again else prepared_before(session, sha256, preparation(spec, *of_mask))
     return done or convert(services, data, sha256, spec, requester.owner_id, mask), sum(map(len, files))
 
 

@@ -1,4 +1,4 @@
-"""What all steps share: claim the stage, keep the lease, and turn an error into the right transition of the job."""
+"""What all steps share: find what is left to do, claim the stage, keep the lease, turn an error into a transition."""
 
 import logging
 import os
@@ -6,20 +6,24 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from sqlmodel import select
 
 from core import metrics
 from core.errors import HandOver, ImageUnreachable, ImprintError, LeaseLost, OutOfMemory, Stop, StoreUnavailable
 from core.logging import stage_context
-from jobs import keys, transitions
+from jobs import keys, shared_objects, transitions
 from jobs.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
+from jobs.specs import spec_of
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from storage.tables import ACTIVE, Job, Stage, Status
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,32 @@ class NothingToDo(Exception):
 
 class AlreadyDone(NothingToDo):
     """The stage is done and the job is at a later one: the messages that follow may be sent again."""
+
+
+# ---- what is left to do ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RemainingWork:
+    """What is left to do for a job: from which stage on, and which pictures."""
+
+    stage: Stage
+    waiting: Sequence[int]
+    family: str
+    backend: str
+
+
+def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
+    """What is left to do for a job; None if it is final or does not exist."""
+    with services.database.reading() as session:
+        job = session.get(Job, job_id)
+        if job is None or job.status not in ACTIVE:
+            return None
+        waiting = session.exec(
+            select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
+        ).all()
+        spec = spec_of(job)
+        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend)
 
 
 # ---- running a step ----------------------------------------------------------------------------------------
@@ -56,7 +86,8 @@ def holding_lease(services: Services, lease: Lease, limit_s: float | None = None
             raise NothingToDo(str(stop)) from stop
         except Stop as stop:
             log.info("this worker stops work on the stage: %s", stop)
-            clean_up(services, lease.job_id)  # if the job is final by now, nothing that was written is kept
+            # If the job is final or deleted by now, nothing that was written is kept.
+            clean_up(services, lease.job_id, lease.model_id)
             raise NothingToDo(str(stop)) from stop
         except ImprintError as error:
             _retry_or_fail(services, lease, error)
@@ -154,14 +185,18 @@ def work_dir(services: Services, job_id: str) -> Iterator[Path]:
 # ---- clean up ----------------------------------------------------------------------------------------------
 
 
-def clean_up(services: Services, job_id: str) -> None:
+def clean_up(services: Services, job_id: str, model_id: str = "") -> None:
     """Delete what a final job no longer needs; unless it is ready, also its LoRA files and previews.
 
-    A cancelled job has paid for its steps, so it keeps the LoRA files of its checkpoints.
+    A cancelled job has paid for its steps, so it keeps the LoRA files of its checkpoints. Of a deleted job nothing is
+    kept; `model_id` is the id that it had.
     """
     with services.database.reading() as session:
         job = session.get(Job, job_id)
-    if job is None or job.status in ACTIVE:
+    if job is None:
+        delete_files(services, job_id, model_id or job_id)
+        return
+    if job.status in ACTIVE:
         return
     services.store.delete_prefix(keys.checkpoints(job_id))
     services.store.delete_prefix(keys.outputs(job_id))
@@ -170,7 +205,29 @@ def clean_up(services: Services, job_id: str) -> None:
         services.store.delete_prefix(keys.previews(job_id))
     if job.status == Status.FAILED:
         services.store.delete_prefix(keys.kept_loras(job.public_model_id))
-    # Files that a killed worker had unpacked, if the next worker came before the last process of the first ended.
+    _clear_dead_work_dirs_of(services, job_id)
+    if job.dataset_sha256:
+        with services.database.writing() as session:
+            shared_objects.note_unused(session, [keys.manifest(job.dataset_sha256)])
+
+
+def delete_files(services: Services, job_id: str, model_id: str) -> None:
+    """Delete all files of a final or deleted job, except the pictures that it may share with others."""
+    for prefix in (keys.checkpoints(job_id), keys.outputs(job_id), keys.previews(job_id)):
+        services.store.delete_prefix(prefix)
+    with services.database.reading() as session:
+        others = select(Job.id).where(Job.model_id == model_id, Job.id != job_id)
+        is_another = session.exec(others).first() is not None  # the id was free again
+    if not is_another:
+        services.store.delete(keys.lora(model_id))
+        services.store.delete_prefix(keys.kept_loras(model_id))
+    if services.settings.comfyui_loras is not None:
+        (services.settings.comfyui_loras / f"{job_id}.safetensors").unlink(missing_ok=True)
+    _clear_dead_work_dirs_of(services, job_id)
+
+
+def _clear_dead_work_dirs_of(services: Services, job_id: str) -> None:
+    """Delete what a killed worker had unpacked, if the next worker came before the last process of the first ended."""
     for folder in services.work_dir.parent.glob(f"*/{job_id}-*"):
         if not _is_alive(int(folder.parent.name)):
             shutil.rmtree(folder, ignore_errors=True)

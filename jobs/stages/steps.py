@@ -13,6 +13,7 @@ from sqlmodel import Session, col, func, select
 from core.errors import (
     ImagesMissing,
     ImprintError,
+    LeaseLost,
     ObjectExists,
     TooFewImages,
     UploadFailed,
@@ -20,7 +21,7 @@ from core.errors import (
 from core.logging import stage_context
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
-from jobs import keys, transitions
+from jobs import keys, screening, shared_objects, transitions
 from jobs.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
@@ -32,7 +33,7 @@ from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_st
 from jobs.turns import owner_slot
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.quality import near_duplicates
 from training.lora import file as lora_file
@@ -73,12 +74,26 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
         left = services.settings.max_job_bytes - _fetched(session, job_id)
     with holding_lease(services, lease):
         made, size = (known, 0) if known else fetch_and_convert(services, job, picture, spec, left, requester)
-        with services.database.writing() as session:
-            since = None if made.source_sha256 else picture.unreachable_since
-            values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
-            transitions.record_picture(session, lease, **values)
-            if made.source_sha256:
-                insert_if_absent(session, made)
+        try:
+            with services.database.writing() as session:
+                since = None if made.source_sha256 else picture.unreachable_since
+                values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
+                transitions.record_picture(session, lease, **values)
+                if made.source_sha256:
+                    insert_if_absent(session, made)
+                if made.sha256:
+                    shared_objects.record_use(session, keys.prepared(made.sha256))
+        except LeaseLost:
+            _note_prepared(services, made)  # if the job was deleted, nothing else names it
+            raise
+        if made.sha256 and not services.store.exists(keys.prepared(made.sha256)):
+            # It was deleted with its last user while this job found it.
+            fetch_and_convert(services, job, picture, spec, left, requester, again=True)
+
+
+def _note_prepared(services: Services, made: PreparedPicture) -> None:
+    with services.database.writing() as session:
+        shared_objects.note_unused(session, shared_objects.files_of(made.source_sha256, made.sha256))
 
 
 def _fetched(session: Session, job_id: str) -> int:
@@ -91,32 +106,48 @@ def _fetched(session: Session, job_id: str) -> int:
 
 
 def dataset(services: Services, job_id: str) -> None:
-    """Leave out near-duplicates, check that enough pictures are left, and write the manifest."""
+    """Leave out refused pictures and near-duplicates, check that enough are left, and write the manifest.
+
+    A job whose pictures are still being screened is given back and waits.
+    """
     lease, job = claim(services, job_id, Stage.DATASET)
     with holding_lease(services, lease):
         with services.database.reading() as session:
             rows = _list_pictures(session, job_id)
-        duplicates = _leave_out_duplicates(rows)
-        good = [row for row in rows if row.state == PictureState.GOOD]
-        spec = spec_of(job)
-        fewest = MIN_PICTURES + spec.validation.held_out
-        if len(good) < fewest:
-            _record_duplicates(services, lease, duplicates)
-            raise _too_few_images(rows, fewest)
-        manifest = build_manifest(
-            spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+        refused, waits_for = screening.screen(services, lease, rows)
+        if waits_for is None:
+            _build_dataset(services, lease, job, rows, refused)
+    if waits_for is not None:
+        raise NothingToDo(f"{job_id}: {waits_for}")
+
+
+def _build_dataset(
+    services: Services, lease: Lease, job: Job, rows: list[JobPicture], refused: list[JobPicture]
+) -> None:
+    left_out = [*refused, *_leave_out_duplicates(rows)]
+    good = [row for row in rows if row.state == PictureState.GOOD]
+    spec = spec_of(job)
+    fewest = MIN_PICTURES + spec.validation.held_out
+    if len(good) < fewest:
+        _record_left_out(services, lease, left_out)
+        raise _too_few_images(rows, fewest)
+    manifest = build_manifest(
+        spec, [DatasetPicture(row.prepared_sha256 or "", row.width, row.height, row.caption) for row in good]
+    )
+    key, content = keys.manifest(manifest.sha256), manifest.to_json().encode()
+    services.store.put(key, content)
+    _record_left_out(services, lease, left_out)
+    with services.database.writing() as session:
+        transitions.advance(
+            session,
+            lease,
+            services.settings,
+            dataset_sha256=manifest.sha256,
+            waiting_note=None,  # of a picture that was unreachable for a while
+            total_steps=spec.steps(len(good)),
         )
-        services.store.put(keys.manifest(manifest.sha256), manifest.to_json().encode())
-        _record_duplicates(services, lease, duplicates)
-        with services.database.writing() as session:
-            transitions.advance(
-                session,
-                lease,
-                services.settings,
-                dataset_sha256=manifest.sha256,
-                waiting_note=None,  # of a picture that was unreachable for a while
-                total_steps=spec.steps(len(good)),
-            )
+        shared_objects.record_use(session, key)
+    shared_objects.make_sure(services, key, content)
 
 
 def _too_few_images(rows: list[JobPicture], minimum: int) -> ImprintError:
@@ -152,7 +183,7 @@ def _leave_out_duplicates(rows: list[JobPicture]) -> list[JobPicture]:
     return repeats
 
 
-def _record_duplicates(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
+def _record_left_out(services: Services, lease: Lease, rows: list[JobPicture]) -> None:
     if rows:
         with services.database.writing() as session:
             lease.renew(session, services.settings.lease_s)  # raises if the lease is lost: then nothing is written

@@ -17,7 +17,6 @@ from jobs.subjects import loras
 from jobs.subjects.lora_weights import LoraWeights, inspect_weights
 from training.lora import formats as lora_formats
 from training.lora import origin
-from training.lora.formats import HOME_FORMS
 from training.lora.readers import CLOSE, WHOLE, readers
 from training.lora.reading import read_lora
 
@@ -51,7 +50,7 @@ def draw_on_comfyui(
     say: Say = lambda _: None,
     report: OnProgress = lambda _: None,
     **more: Any,
-) -> comfyui.Drawing:
+) -> comfyui.ComfyUIDrawing:
     """Send the weights to a server and draw a workflow with them; `more` is passed to `generation.comfyui.draw`.
 
     A file that ComfyUI would load only in part is converted first. `say` is called with each step; the drawing's
@@ -94,9 +93,9 @@ def _loadable(weights: LoraWeights, folder: Path, notes: list[str]) -> LoraWeigh
         return weights
     lora = read_lora(weights.path)
     how = readers(lora).get("ComfyUI", WHOLE)
-    if how in (WHOLE, CLOSE) or lora.family not in HOME_FORMS:
+    if how in (WHOLE, CLOSE) or lora.family is None:
         return weights
-    form = HOME_FORMS[lora.family]
+    form = lora_formats.home_form(lora.family)
     notes.append(f"ComfyUI reads {lora.form} keys of {lora.family} {how}: the file was converted to {form}")
     path = folder / weights.path.name
     path.write_bytes(lora_formats.serialize_as(lora, form))
@@ -111,7 +110,7 @@ def _family_notes(server: ComfyUIServer, weights: LoraWeights, models: list[tupl
     notes = []
     for node_id, folder, file in models:
         metadata = server.model_metadata(folder, file)
-        family = origin.told_family(metadata) if metadata else None
+        family = origin.declared_family(metadata) if metadata else None
         if family is not None and weights.family is not None and family != weights.family:
             raise WorkflowInvalid(
                 f"node {node_id} loads {file[:120]}, a model of {family} by its metadata, but the LoRA is of "

@@ -15,6 +15,7 @@ from core.numbers import NumbersAreNotBools
 from generation.comfyui.follow import OnProgress
 from generation.comfyui.prompts import contains_word
 from jobs import keys
+from jobs.deletion import guard
 from jobs.requests.training_request import SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
@@ -22,8 +23,12 @@ from jobs.subjects.comfyui_drawing import ComfyUITarget, cancel_drawing, comfyui
 from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weights
 from jobs.turns import owner_slot
 from jobs.view import View
+from storage.database import insert_if_absent
+from storage.deletion_tables import StoredDrawing
 from training.base_family import family_of_base
-from training.spec import BASE_MODELS, base_model_location
+from training.families.record import Drawing
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import base_model_location, is_distilled
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _URL_S = 15 * 60
@@ -32,7 +37,7 @@ _URL_S = 15 * 60
 # ---- the task of applications ----------------------------------------------------------------------------------
 
 
-class DrawingRequest(NumbersAreNotBools):
+class WorkflowRequest(NumbersAreNotBools):
     """The arguments of the task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -88,16 +93,21 @@ def cancel(services: Services, key: str) -> bool:
 
 
 def _generate(
-    services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str, report: OnProgress
+    services: Services, asked: WorkflowRequest, where: ComfyUITarget, key: str, report: OnProgress
 ) -> DrawingResult:
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
             where, asked.workflow, weights, strength=asked.strength, prompt=asked.prompt, seed=asked.seed, key=key,
             report=report,
         )  # fmt: skip
-    prefix = keys.drawing(hashlib.sha256(key.encode()).hexdigest()[:32])
+    drawing_id = hashlib.sha256(key.encode()).hexdigest()[:32]
+    job_id = weights.file.removesuffix(".safetensors")
+    _record(services, StoredDrawing(
+        id=drawing_id, owner_id=asked.owner_id, subject_id=asked.subject_id, job_id=job_id, task_id=key
+    ))  # fmt: skip
+    prefix = keys.drawing(drawing_id)
     return DrawingResult(
-        job_id=weights.file.removesuffix(".safetensors"),
+        job_id=job_id,
         prompt_id=done.prompt_id,
         pictures=[
             _store_picture(services, f"{prefix}{number:03d}", *made) for number, made in enumerate(done.pictures)
@@ -106,9 +116,17 @@ def _generate(
     )
 
 
-def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
+def _record(services: Services, drawing: StoredDrawing) -> None:
+    """Record whose pictures these are, before they are stored: a deletion finds them by this."""
+    with services.database.writing() as session:
+        guard.lock_owner(session, drawing.owner_id)
+        guard.refuse_if_deleting(session, drawing.owner_id, drawing.subject_id)
+        insert_if_absent(session, drawing)
+
+
+def _validate(arguments: Mapping[str, Any]) -> WorkflowRequest:
     try:
-        return DrawingRequest.model_validate(dict(arguments))
+        return WorkflowRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
         faults = {ascii(fault["loc"][0])[1:-1][:60]: fault["msg"].removeprefix("Value error, ") for fault in found}
@@ -125,8 +143,11 @@ def _store_picture(services: Services, stem: str, name: str, data: bytes) -> Dra
 
 # ---- with diffusers ----------------------------------------------------------------------------------------------
 
-# Default steps, guidance and size: those of each family's authors.
-_DEFAULTS = {"sd15": (25, 7.5, 512), "sdxl": (30, 5.0, 1024), "z-image": (9, 0.0, 1024)}
+
+def drawing_defaults(family: str, *names: str) -> Drawing:
+    """How a base model is drawn with if nobody says otherwise. `names`: of the base model, and where it is."""
+    record = FAMILIES[family]
+    return record.few_steps if record.few_steps is not None and is_distilled(*names) else record.drawing
 
 
 @dataclass(frozen=True)
@@ -156,11 +177,11 @@ def draw_locally(
     named = BASE_MODELS.get(base_model)
     of_base = (named.family if named else None) or family_of_base(location)
     family = how.family or of_base or (weights.family if weights else None)
-    if family not in _DEFAULTS:
-        raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(_DEFAULTS)}"})
+    if family not in FAMILIES:
+        raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(FAMILIES)}"})
     if weights is not None and weights.family is not None and weights.family != family:
         raise SpecInvalid.of({"base_model": f"{base_model} is of family {family}, but the LoRA is of {weights.family}"})
-    steps, guidance, side = _DEFAULTS[family]
+    defaults = drawing_defaults(family, base_model, location)
     word = (weights.trigger_word if weights else "") if trigger_word is None else trigger_word
     prompt = how.prompt if not word or contains_word(word, how.prompt) else f"{word}, {how.prompt}"
     from training.sample import draw  # torch takes seconds to import, so errors are found first
@@ -172,9 +193,9 @@ def draw_locally(
         how.seeds,
         lora=weights.path if weights else None,
         strength=strength,
-        steps=how.steps or steps,
-        guidance=guidance if how.guidance is None else how.guidance,
-        size=how.size or (side, side),
+        steps=how.steps or defaults.steps,
+        guidance=defaults.guidance if how.guidance is None else how.guidance,
+        size=how.size or (defaults.side, defaults.side),
         device=how.device,
     )
     return [_png(picture) for picture in pictures]

@@ -18,12 +18,14 @@ from core.ids import new_id
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label, source_name
 from core.settings import Settings
+from jobs.deletion import guard
+from jobs.periodic import each
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.turns import owner_slot
 from notifications import outbox
-from storage.tables import FetchResult, ImageFetch
+from storage.fetch_tables import FetchResult, StoredImageFetch
 
 TOPIC = "fetch"  # of the messages that launch a fetch
 MAX_ADDRESSES = 20  # of one request
@@ -67,7 +69,7 @@ def submit(
     if all(results):
         return _progress("", results, [])
     now = utcnow()
-    fetch = ImageFetch(
+    fetch = StoredImageFetch(
         id=new_id("fetch"),
         owner_id=owner_id,
         subject_id=subject_id,
@@ -79,9 +81,10 @@ def submit(
     )
     with services.database.writing() as session:
         _forget_old(session, owner_id)
-        _lock_owner(session, owner_id)
+        guard.lock_owner(session, owner_id)  # also, so that all requests at once do not pass the limit together
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         open_fetches = select(func.count()).where(
-            ImageFetch.owner_id == owner_id, col(ImageFetch.finished_at).is_(None)
+            StoredImageFetch.owner_id == owner_id, col(StoredImageFetch.finished_at).is_(None)
         )
         most = services.settings.fetches_per_owner
         if session.exec(open_fetches).one() >= most:
@@ -94,7 +97,7 @@ def submit(
 def get(services: Services, owner_id: str, subject_id: str, fetch_id: str) -> FetchProgress:
     """How far a fetch is. Raises NotFound, also a day after it was done."""
     with services.database.reading() as session:
-        fetch = session.get(ImageFetch, fetch_id)
+        fetch = session.get(StoredImageFetch, fetch_id)
         if fetch is None or (fetch.owner_id, fetch.subject_id) != (owner_id, subject_id):
             raise NotFound(f"there is no fetch {fetch_id}")
     views = subject_pictures.list_masks if fetch.is_mask else subject_pictures.list_pictures
@@ -107,7 +110,7 @@ def fetch_images(services: Services, fetch_id: str) -> None:
     Raises RetryLater if the owner's other work takes its share of this worker.
     """
     with services.database.reading() as session:
-        fetch = session.get(ImageFetch, fetch_id)
+        fetch = session.get(StoredImageFetch, fetch_id)
     if fetch is None or fetch.finished_at is not None:
         return
     with owner_slot(services, fetch.owner_id):
@@ -118,27 +121,39 @@ def fetch_images(services: Services, fetch_id: str) -> None:
 
 def repair(services: Services) -> int:
     """Launch the fetches again that no worker works on; returns how many. The sweep calls this."""
+    with services.database.reading() as session:
+        found = session.exec(select(StoredImageFetch.id).where(*_is_lost()).limit(500)).all()
+    return sum(each("repair", found, lambda fetch_id: _repair_one(services, fetch_id)))
+
+
+def _is_lost() -> tuple[sa.ColumnElement[bool], ...]:
+    return col(StoredImageFetch.finished_at).is_(None), col(StoredImageFetch.next_look_at) < utcnow()
+
+
+def _repair_one(services: Services, fetch_id: str) -> bool:
+    """Launch one fetch again, or end it after its last attempt; False if a worker has it meanwhile."""
     with services.database.writing() as session:
-        lost = select(ImageFetch).where(col(ImageFetch.finished_at).is_(None), col(ImageFetch.next_look_at) < utcnow())
-        found = session.exec(lost.limit(500).with_for_update(skip_locked=True)).all()
-        for fetch in found:
-            if fetch.attempt >= _MAX_ATTEMPTS:
-                lost_one = _refusal(FailureCode.WORKER_LOST, "the worker ended while it fetched the picture")
-                _end(fetch, [lost_one] * len(fetch.results))
-            else:
-                _launch(session, fetch, services.settings)
-            session.add(fetch)
-    return len(found)
+        query = select(StoredImageFetch).where(StoredImageFetch.id == fetch_id, *_is_lost())
+        fetch = session.exec(query.with_for_update(skip_locked=True)).one_or_none()
+        if fetch is None:
+            return False
+        if fetch.attempt >= _MAX_ATTEMPTS:
+            refused = _refusal(FailureCode.WORKER_LOST, "the worker ended while it fetched the picture")
+            _end(fetch, [refused] * len(fetch.results))
+        else:
+            _launch(session, fetch, services.settings)
+        session.add(fetch)
+        return True
 
 
 # ---- one fetch ------------------------------------------------------------------------------------------------
 
 
-def _claim(services: Services, fetch_id: str, lease: timedelta) -> ImageFetch | None:
+def _claim(services: Services, fetch_id: str, lease: timedelta) -> StoredImageFetch | None:
     """Take the fetch for this worker; None if another worker has it or it is done."""
     now = utcnow()
     with services.database.writing() as session:
-        fetch = session.get(ImageFetch, fetch_id, with_for_update=True)
+        fetch = session.get(StoredImageFetch, fetch_id, with_for_update=True)
         if fetch is None or fetch.finished_at is not None or (fetch.leased and fetch.next_look_at > now):
             return None
         fetch.leased, fetch.next_look_at, fetch.attempt = True, now + lease, fetch.attempt + 1
@@ -146,22 +161,31 @@ def _claim(services: Services, fetch_id: str, lease: timedelta) -> ImageFetch | 
     return fetch
 
 
-def _fetch_all(services: Services, fetch: ImageFetch, deadline: float) -> None:
+def _fetch_all(services: Services, fetch: StoredImageFetch, deadline: float) -> None:
     results = list(fetch.results)
     for index in range(len(results)):
         if results[index] is None:
             results[index] = _fetch_one(services, fetch, index, deadline - time.monotonic())
-            with services.database.writing() as session:
-                row = session.get_one(ImageFetch, fetch.id, with_for_update=True)
-                row.results = list(results)
-                session.add(row)
+            if not _record(services, fetch.id, results, is_over=False):
+                return
+    _record(services, fetch.id, results, is_over=True)
+
+
+def _record(services: Services, fetch_id: str, results: Sequence[FetchResult | None], *, is_over: bool) -> bool:
+    """Write the results; False if the fetch was deleted meanwhile."""
     with services.database.writing() as session:
-        row = session.get_one(ImageFetch, fetch.id, with_for_update=True)
-        _end(row, results)
+        row = session.get(StoredImageFetch, fetch_id, with_for_update=True)
+        if row is None:
+            return False
+        if is_over:
+            _end(row, results)
+        else:
+            row.results = list(results)
         session.add(row)
+    return True
 
 
-def _fetch_one(services: Services, fetch: ImageFetch, index: int, left_s: float) -> FetchResult:
+def _fetch_one(services: Services, fetch: StoredImageFetch, index: int, left_s: float) -> FetchResult:
     """Fetch and store one picture. Its outcome, also if that is a refusal."""
     address = fetch.addresses[index]
     name = source_name(address)
@@ -181,27 +205,21 @@ def _fetch_one(services: Services, fetch: ImageFetch, index: int, left_s: float)
     return FetchResult(picture_id=added)
 
 
-def _launch(session: Session, fetch: ImageFetch, settings: Settings) -> None:
+def _launch(session: Session, fetch: StoredImageFetch, settings: Settings) -> None:
     fetch.leased, fetch.next_look_at = False, utcnow() + timedelta(seconds=settings.relaunch_after_s)
     outbox.put(session, "launch", job_id=None, topic=TOPIC, owner_id=fetch.owner_id, payload={"fetch_id": fetch.id})
 
 
-def _end(fetch: ImageFetch, results: Sequence[FetchResult | None]) -> None:
+def _end(fetch: StoredImageFetch, results: Sequence[FetchResult | None]) -> None:
     """Record the outcome. Addresses may be presigned, so they are not kept."""
     fetch.results = [old or new for old, new in zip(fetch.results, results, strict=True)]
     fetch.addresses = []
     fetch.finished_at = utcnow()
 
 
-def _lock_owner(session: Session, owner_id: str) -> None:
-    """Let requests of one owner wait for each other, so that all at once do not pass the limit together."""
-    if session.get_bind().dialect.name == "postgresql":  # on SQLite writing transactions wait for each other anyway
-        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 1))"), {"owner": owner_id})
-
-
 def _forget_old(session: Session, owner_id: str) -> None:
-    old = sa.delete(ImageFetch).where(
-        col(ImageFetch.owner_id) == owner_id, col(ImageFetch.finished_at) < utcnow() - _KEPT
+    old = sa.delete(StoredImageFetch).where(
+        col(StoredImageFetch.owner_id) == owner_id, col(StoredImageFetch.finished_at) < utcnow() - _KEPT
     )
     session.connection().execute(old)
 

@@ -1,7 +1,7 @@
 """The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -9,9 +9,9 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
-from core.clock import utcnow
 from core.errors import IllegalMove, ImageInvalid, NotFound
-from jobs import keys
+from jobs import keys, shared_objects
+from jobs.deletion import requests
 from jobs.services import Services
 from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
@@ -19,7 +19,8 @@ from storage.picture_report import StoredReport
 from storage.tables import PreparedPicture, StoredPicture, Subject
 from training.data.quality import near_duplicates
 from training.data.thumbnail import thumbnail
-from training.spec import BASE_MODELS, TrainSpec
+from training.families.registry import BASE_MODELS
+from training.spec import TrainSpec
 
 MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
 
@@ -32,6 +33,7 @@ _WORDS = {
     "near_duplicate": "nearly the same as another picture of this subject",
     "unreadable": "it cannot be read",
     "unreachable": "it could not be fetched",
+    "refused": "the screening refused it",
     "unusable_mask": "its mask could not be fetched or read, or has a different shape",
 }
 
@@ -72,7 +74,7 @@ def add(
         sha256 = hashlib.sha256(data).hexdigest()
         made = session.get(PreparedPicture, (sha256, intake.preparation(spec)))
         if (
-            session.exec(select(func.count()).where(*_belongs_to(owner_id, subject_id, is_mask))).one()
+            session.exec(select(func.count()).where(*belongs_to(owner_id, subject_id, is_mask))).one()
             >= MAX_STORED_PICTURES
         ):
             raise IllegalMove(f"a subject can have at most {MAX_STORED_PICTURES} pictures; remove some first")
@@ -82,15 +84,32 @@ def add(
         raise ImageInvalid(report.error or "the picture cannot be read")
     if is_mask:
         report = report.model_copy(update={"bad": []})  # a mask may be all white, black or flat
-    preview_key = keys.thumbnail(made.sha256)
-    if not services.store.exists(preview_key):
-        services.store.put(preview_key, thumbnail(services.store.get(made.key)))
+    png = _png(services, made, lambda: picture_source.convert(services, data, sha256, spec, owner_id))
+    preview_key, small = keys.thumbnail(made.sha256), thumbnail(png)
+    shared_objects.make_sure(services, preview_key, small)
     picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask, name=name)
     checked = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
-    with services.database.writing() as session:
-        insert_if_absent(session, made)
-        session.connection().execute(checked.values(report=report, preview_key=preview_key))
+
+    def record() -> None:
+        with services.database.writing() as session:
+            shared_objects.record_use(session, keys.prepared(made.sha256 or ""), preview_key)
+            insert_if_absent(session, made)
+            session.connection().execute(checked.values(report=report, preview_key=preview_key))
+
+    shared_objects.with_patience(record)
+    shared_objects.make_sure(services, made.key, png)
+    shared_objects.make_sure(services, preview_key, small)
     return picture_id
+
+
+def _png(services: Services, made: PreparedPicture, convert: Callable[[], PreparedPicture]) -> bytes:
+    """The prepared picture, converted again if it was deleted with its last user a moment ago."""
+    key = str(made.key)
+    try:
+        return services.store.get(key)
+    except NotFound:
+        convert()
+        return services.store.get(key)
 
 
 def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
@@ -102,7 +121,7 @@ def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[Su
 def list_masks(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
     """A subject's masks, in the form of `list_pictures`; a mask has no faults."""
     with services.database.reading() as session:
-        found = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id, is_mask=True)))
+        found = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id, is_mask=True)))
         return [_view(mask, ()) for mask in found]
 
 
@@ -112,25 +131,24 @@ def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
 
 
 def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) -> None:
-    """Remove a picture; trainings that use it continue. Removing it again changes nothing. Raises NotFound."""
+    """Remove a picture; it is deleted as soon as no active training uses it.
+
+    Removing it again changes nothing. Raises NotFound.
+    """
     with services.database.writing() as session:
-        _get(session, owner_id, subject_id, picture_id)
-        gone = sa.update(StoredPicture).where(
-            col(StoredPicture.id) == picture_id, col(StoredPicture.removed_at).is_(None)
-        )
-        session.connection().execute(gone.values(removed_at=utcnow()))
+        is_gone = session.get(StoredPicture, picture_id) is None
+        if is_gone and requests.was_deleted(session, owner_id, picture_id):
+            return
+        picture = _get(session, owner_id, subject_id, picture_id)
+        requests.remove_picture(session, services.settings, picture)
 
 
-def set_caption(
-    services: Services, owner_id: str, subject_id: str, picture_id: str, text: str | None
-) -> SubjectPicture:
-    """Set the caption of a picture for later trainings. Raises NotFound."""
-    with services.database.writing() as session:
-        if _get(session, owner_id, subject_id, picture_id, gone_too=False).is_mask:
-            raise NotFound(f"{picture_id} is a mask, which has no caption")
-        change = sa.update(StoredPicture).where(col(StoredPicture.id) == picture_id)
-        session.connection().execute(change.values(caption=(text or "").strip() or None))
-    return next(view for view in list_pictures(services, owner_id, subject_id) if view.id == picture_id)
+def get(services: Services, owner_id: str, subject_id: str, picture_id: str) -> SubjectPicture:
+    """A picture in the form of `list_pictures`. Raises NotFound."""
+    found = (view for view in list_pictures(services, owner_id, subject_id) if view.id == picture_id)
+    if (view := next(found, None)) is None:
+        raise NotFound(f"there is no picture {picture_id}")
+    return view
 
 
 def preview(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
@@ -153,7 +171,8 @@ def preview_spec(subject: Subject | None) -> TrainSpec:
     return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 0})
 
 
-def _belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
+def belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
+    """The condition of a query for the pictures or masks that a subject has."""
     return (
         col(StoredPicture.owner_id) == owner_id,
         col(StoredPicture.subject_id) == subject_id,
@@ -174,7 +193,7 @@ def _get(session: Session, owner_id: str, subject_id: str, picture_id: str, *, g
 def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple[StoredPicture, list[str]]]:
     """Each picture with its faults. Of near-duplicates the first is good, as in the dataset step."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
-    pictures = session.exec(select(StoredPicture).where(*_belongs_to(owner_id, subject_id)).order_by(*order)).all()
+    pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*order)).all()
     judged = [(picture, list((picture.report and picture.report.bad) or ())) for picture in pictures]
     good = [(picture, faults) for picture, faults in judged if not faults and picture.report]
     for index in near_duplicates([picture.report or StoredReport() for picture, _ in good]):

@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import InsufficientCredits, KeyReused, SpecInvalid
 from jobs import service
+from jobs.deletion import guard
 from jobs.notices import notices
 from jobs.owners import normal_name
 from jobs.requests import training_request
@@ -20,11 +21,13 @@ from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
 from jobs.view import JobView, View
 from notifications import webhooks
+from notifications.webhook_payload import Event, NoticeFailure, NoticeJob
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
-from training.spec import BASE_MODELS, MAX_PICTURES, MIN_PICTURES, Word
+from training.families.registry import BASE_MODELS
+from training.spec import MAX_PICTURES, MIN_PICTURES, Word
 
-NOT_STARTED = "training.not_started"
+NOT_STARTED: Event = "training.not_started"
 _WORD: TypeAdapter[str] = TypeAdapter(Word)
 _NAME: TypeAdapter[str] = TypeAdapter(training_request.SubjectName)
 _KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "webhook_url", "recipe")
@@ -45,6 +48,8 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
     if faults:
         raise SpecInvalid.of(faults)
     with services.database.writing() as session:
+        guard.lock_owner(session, owner_id)
+        guard.refuse_if_deleting(session, owner_id, subject_id)
         insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
         subject = session.get_one(Subject, (owner_id, subject_id), with_for_update=True)
         for name, value in {**changed, "updated_at": utcnow()}.items():
@@ -232,10 +237,6 @@ def _queue_not_started_notices(session: Session, subject: Subject, outcome: _Out
     notices.queue_not_started_mail(session, subject.owner_id, subject.id, outcome.reason or "", outcome.message or "")
     if subject.webhook_url is None:
         return
-    view = {
-        "job_id": None,
-        "owner_id": subject.owner_id,
-        "subject_id": subject.id,
-        "failure": {"code": outcome.reason, "message": outcome.message},
-    }
-    webhooks.put(session, view, NOT_STARTED, subject.webhook_url)
+    failure = NoticeFailure(code=outcome.reason, message=outcome.message)
+    about = NoticeJob(owner_id=subject.owner_id, subject_id=subject.id, failure=failure)
+    webhooks.put(session, about, NOT_STARTED, subject.webhook_url)

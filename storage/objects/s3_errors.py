@@ -39,12 +39,12 @@ def our_errors(key: str, *, final: bool = False) -> Iterator[None]:
 def _of_status(error: ClientError, key: str, final: bool) -> ImprintError:
     status = status_of(error)
     named = _CODE.match(str(error.response.get("Error", {}).get("Code", "")))
-    said = f"{status} {named.group() if named else ''}".strip()
+    answer = f"{status} {named.group() if named else ''}".strip()
     if status == 404 or (final and 400 <= status < 500 and not is_retryable(status)):
-        return NotFound(f"there is no object {key}, or it may not be read ({said})")
+        return NotFound(f"there is no object {key}, or it may not be read ({answer})")
     if status in (409, 412):
         return ObjectExists(f"there is an object {key} already")
-    return StoreUnavailable(f"the object store answered {said}", {"key": key})
+    return StoreUnavailable(f"the object store answered {answer}", {"key": key})
 
 
 def status_of(error: ClientError) -> int:

@@ -53,8 +53,8 @@ def run(made: World, seed: int, seconds: float, console: Console) -> dict[str, f
                 attacks.enter_context(ATTACKS[name](made))
             during = made.measure()
             measured.append(during)
-        said = f"a training in {during.job_s:.1f} s, a page in {during.page_s * 1000:.0f} ms"
-        console.print(f"{time.monotonic() - begun:5.0f} s  {' and '.join(names)}: {said}", highlight=False)
+        text = f"a training in {during.job_s:.1f} s, a page in {during.page_s * 1000:.0f} ms"
+        console.print(f"{time.monotonic() - begun:5.0f} s  {' and '.join(names)}: {text}", highlight=False)
     calm_s = _calm(made, normal)
     delayed = sum(not one.is_normal(normal) for one in measured)
     sums_ok, audit_ok = made.sums_are_right(), made.audit_is_clean()

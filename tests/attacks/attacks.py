@@ -9,7 +9,7 @@ from sqlmodel import col, func, select
 from core.errors import IllegalMove
 from jobs import service
 from jobs.notices import notices
-from storage.tables import ImageFetch
+from storage.fetch_tables import StoredImageFetch
 from tests.attacks.servers import Connections
 from tests.attacks.world import ATTACKER, World
 from tests.site import until
@@ -46,7 +46,7 @@ def slow_addresses(world: World) -> Iterator[None]:
         statuses = list(pool.map(ask, range(45)))
     assert set(statuses) <= {202, 429}, statuses
     with world.site.services.database.reading() as session:
-        waiting = session.exec(select(func.count()).where(col(ImageFetch.finished_at).is_(None))).one()
+        waiting = session.exec(select(func.count()).where(col(StoredImageFetch.finished_at).is_(None))).one()
     assert waiting <= world.site.settings.fetches_per_owner
     yield
 

@@ -87,7 +87,9 @@ class World:
         pages = [self._page_s() for _ in range(_PAGES)]
         view = self.site.wait(job_id)
         assert view["status"] == "ready", view
-        until(lambda: any(one.told["training_status"] == "completed" for one in self.app.about(job_id)), 120, "webhook")
+        until(
+            lambda: any(one.content["training_status"] == "completed" for one in self.app.about(job_id)), 120, "webhook"
+        )
         until(lambda: len(self.box.to(f"{_HONEST}@example.org")) > mails, 120, "e-mail")
         return Times(time.monotonic() - begun, median(pages))
 

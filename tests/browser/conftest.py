@@ -51,7 +51,7 @@ class Visitor:
         page = context.new_page()
         page.on("request", self._note)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda said: self._hear(said.type, said.text))
+        page.on("console", lambda message: self._hear(message.type, message.text))
         return page
 
     def _note(self, request: Request) -> None:

@@ -136,7 +136,7 @@ def test_from_pictures_to_a_file_and_again(visitor: Visitor, shoot: Shoot, tmp_p
     shoot(page, "training-ready")
     check_accessible(page)
 
-    view = visitor.site.look(job_id)
+    view = visitor.site.view(job_id)
     assert (view["spec"]["trigger_word"], view["spec"]["resolution"], view["total_steps"]) == ("sks mascot", 64, 100)
     page.get_by_role("button", name="Copy: Trigger word").click()
     expect(page.get_by_text("Copied")).to_be_visible()
@@ -150,7 +150,7 @@ def test_from_pictures_to_a_file_and_again(visitor: Visitor, shoot: Shoot, tmp_p
     again = id_of(page)
     service.cancel(visitor.services, again)
     expect(page.locator("#outcome")).to_contain_text("was cancelled")
-    assert visitor.site.look(again)["spec"]["seed"] == view["spec"]["seed"]
+    assert visitor.site.view(again)["spec"]["seed"] == view["spec"]["seed"]
 
 
 def test_cancel_says_what_it_costs(visitor: Visitor, shoot: Shoot) -> None:
@@ -171,7 +171,7 @@ def test_cancel_says_what_it_costs(visitor: Visitor, shoot: Shoot) -> None:
     check_accessible(page)
     page.get_by_role("button", name="Cancel the training").click()
     expect(page.locator("#notice")).to_contain_text("Training cancelled")
-    view = visitor.site.look(job_id)
+    view = visitor.site.view(job_id)
     assert view["status"] == "cancelled"
     assert view["credits"]["charged"] > 0
     expect(page.locator("#refund")).to_contain_text(f"{number(view['credits']['refunded'])} credits came back")
@@ -202,7 +202,7 @@ def test_a_failure_in_plain_words(visitor: Visitor, shoot: Shoot) -> None:
     expect(page.locator("#left-out li")).to_have_count(6)
     expect(page.locator("#left-out li").first).to_contain_text("too small: ")
     assert accounts.balance(visitor.services, "fay").available == 10_000
-    assert visitor.site.look(job_id)["failure"]["code"] == "too_few_images"
+    assert visitor.site.view(job_id)["failure"]["code"] == "too_few_images"
     shoot(page, "training-failed")
     check_accessible(page)
 
@@ -289,7 +289,7 @@ def test_by_keyboard_alone(visitor: Visitor) -> None:
     reach("#cancel")
     page.keyboard.press("Enter")
     expect(page.locator("#outcome")).to_contain_text("was cancelled")
-    assert visitor.site.look(job_id)["status"] == "cancelled"
+    assert visitor.site.view(job_id)["status"] == "cancelled"
     reach("#sign-out")
     page.keyboard.press("Enter")
     page.wait_for_url("**/sign-in")
@@ -317,7 +317,7 @@ def test_without_a_script(visitor: Visitor) -> None:
     page.get_by_text("Cancel this training").click()
     page.get_by_role("button", name="Cancel the training").click()
     expect(page.locator("#outcome")).to_contain_text("was cancelled")
-    assert visitor.site.look(job_id)["status"] == "cancelled"
+    assert visitor.site.view(job_id)["status"] == "cancelled"
     page.goto("/trainings/job_of_somebody_else")
     expect(page.get_by_role("heading", name="Not found")).to_be_visible()
     check = visitor.open()

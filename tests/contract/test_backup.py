@@ -105,8 +105,8 @@ def test_what_cannot_be_restored_whole_is_not_begun(services: Services, job_id: 
     made = backup.backup(services.database, services.store, folder)
     fresh, store = Database(f"sqlite:///{tmp_path}/fresh.db"), LocalStore(tmp_path / "fresh")
 
-    def refused(told: str) -> None:
-        with pytest.raises(BackupInvalid, match=told):
+    def refused(content: str) -> None:
+        with pytest.raises(BackupInvalid, match=content):
             backup.restore(fresh, store, folder)
         assert fresh.is_at(None)
 

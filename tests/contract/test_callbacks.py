@@ -16,7 +16,7 @@ from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from notifications import outbox
 from notifications.tables import MESSAGE
-from storage.tables import Stage
+from storage.tables import EndTask, Stage
 from tests.contract.jobs import balances, events, messages, put_at, request, row, task_call
 
 ON_END = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": 7}}
@@ -99,7 +99,7 @@ def test_a_retry_keeps_the_task_of_its_end(services: Services) -> None:
     job_id = service.submit(services, request(services, on_end=ON_END)).job_id
     service.cancel(services, job_id)
     again = service.retry(services, job_id).job_id
-    assert row(services, again).on_end == ON_END
+    assert row(services, again).on_end == EndTask.model_validate(ON_END)
 
 
 # ---- launches that end in an error before a worker has claimed the stage ---------------------------------------

@@ -41,7 +41,7 @@ def test_previews_are_told_and_found_where_the_page_looks(services: Services, jo
     previews = StoredPreviews(services.store, services.database, lease)
     for step, prompt in ((50, 0), (50, 1), (100, 0), (50, 0)):
         previews.save(step, prompt, b"%d %d" % (step, prompt))
-    assert [(told["step"], told["prompt"]) for told in events(services, job_id, "preview")] == [
+    assert [(content["step"], content["prompt"]) for content in events(services, job_id, "preview")] == [
         (50, 0), (50, 1), (100, 0), (50, 0)
     ]  # fmt: skip
     names = job_previews.names(services, job_id)

@@ -15,6 +15,7 @@ from core.clock import utcnow
 from core.errors import IllegalMove, NotFound, OutOfMemory
 from credits import ledger
 from jobs import accounts, invariants, quotes, service, sweeps, transitions
+from jobs.drawings import drawing_transitions, drawings
 from jobs.services import Services
 from notifications.tables import MESSAGE
 from storage.tables import ACTIVE, Job, Stage
@@ -191,14 +192,29 @@ def test_a_leak_is_counted_and_alerts_for_a_day(
 
 # ---- the books of the jobs ------------------------------------------------------------------------------------
 
-# Damage by job (`{ready}`, `{failed}`, `{cancelled}`, `{active}`: its id), and the checks that must name it.
+# Damage by job (`{ready}`, `{failed}`, `{cancelled}`, `{active}`: its id; `{drawn}`: a drawing's), and the checks that
+# must name it.
 DAMAGE = {
     "UPDATE training_job SET hold_id = NULL WHERE id = '{active}'": {"every job has a hold"},
     "UPDATE training_job SET hold_id = (SELECT hold_id FROM training_job WHERE id = '{ready}') WHERE id = '{active}'": {
         "every job has a hold"
     },
     "UPDATE training_job SET owner_id = 'eve' WHERE id = '{ready}'": {"every job has a hold"},
-    "DELETE FROM training_job WHERE id = '{active}'": {"every hold belongs to a job"},
+    "DELETE FROM training_job WHERE id = '{active}'": {"every hold belongs to a job or a drawing"},
+    "INSERT INTO deleted_training (id, deleted_at) SELECT id, created_at FROM training_job WHERE id = '{active}'": {
+        "the hold of a deleted job is resolved"
+    },
+    "DELETE FROM device_drawing WHERE id = '{drawn}'": {"every hold belongs to a job or a drawing"},
+    "UPDATE device_drawing SET owner_id = 'eve' WHERE id = '{drawn}'": {"the hold of a drawing is its owner's"},
+    "UPDATE credit_hold SET state = 'held', settled = 0 WHERE training_id = '{drawn}'": {
+        "the hold of a drawing is its owner's",
+        "a drawing was charged what its hold settled",
+    },
+    "UPDATE device_drawing SET charged = charged + 1 WHERE id = '{drawn}'": {
+        "a drawing was charged what its hold settled"
+    },
+    "UPDATE device_drawing SET status = 'failed' WHERE id = '{drawn}'": {"a drawing was charged what its hold settled"},
+    "UPDATE device_drawing SET finished_at = NULL WHERE id = '{drawn}'": {"a final drawing has an end time"},
     "UPDATE credit_hold SET state = 'released' WHERE training_id = '{active}'": {"the hold of an active job is live"},
     "UPDATE training_job SET status = 'training', finished_at = NULL, charged = NULL WHERE id = '{ready}'": {
         "the hold of an active job is live",
@@ -245,7 +261,10 @@ DAMAGE = {
 
 @pytest.fixture
 def ended(services: Services) -> dict[str, str]:
-    """One job of each end, and an active one: their ids, in good books. A Celery task waits for the first."""
+    """One job of each end, an active one, and a drawing that is ready: their ids, in good books.
+
+    A Celery task waits for the first.
+    """
     on_end = {"task": "shop.notice"}
     calls = {"ready": task_call("a")}
     found = {
@@ -259,6 +278,12 @@ def ended(services: Services) -> dict[str, str]:
         transitions.settle(session, found["ready"], services.settings)
         transitions.fail(session, found["failed"], OutOfMemory("x"))
         transitions.cancel(session, found["cancelled"], services.settings)
+    arguments = {"owner_id": "ada", "job_id": found["ready"], "prompt": "on a beach"}
+    found["drawn"] = drawings.submit(services, arguments).drawing_id
+    with services.database.writing() as session:
+        claimed = drawing_transitions.claim(session, found["drawn"], "worker", 30)
+        assert claimed is not None
+        assert drawing_transitions.finish(session, claimed[0], services.settings)
     assert sweeps.run_audit(services) == []
     return found
 
@@ -295,7 +320,7 @@ def test_what_is_off_with_a_job_is_an_error_of_the_audit(
 
 def without_rules(connection: sa.Connection) -> None:
     """The same tables without keys, checks and triggers, so that anything can be written into them."""
-    tables = ("training_job", "outbox_message", *(table.name for table in reversed(_LEDGER)))
+    tables = ("training_job", "device_drawing", "outbox_message", *(table.name for table in reversed(_LEDGER)))
     cascade = "CASCADE" if connection.dialect.name == "postgresql" else ""
     if not cascade:
         connection.commit()

@@ -26,7 +26,14 @@ from sqlmodel import Session, SQLModel, col, select
 import credits.tables
 import notifications.tables
 import storage.access_tables
+import storage.admission_tables
+import storage.audit_tables
+import storage.caption_tables
+import storage.deletion_tables
+import storage.drawing_tables
+import storage.fetch_tables
 import storage.remote_tables
+import storage.screening_tables
 import storage.stream_positions
 import storage.tables
 from core.clock import utcnow
@@ -47,7 +54,7 @@ from jobs import accounts, repair, service, sweeps, transitions
 from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, remaining_work
 from jobs.turns import RetryLater
 from jobs.view import JobView
 from notifications.tables import OutboxMessage
@@ -98,14 +105,21 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
             credits.tables,
             notifications.tables,
             storage.access_tables,
+            storage.admission_tables,
+            storage.audit_tables,
+            storage.caption_tables,
+            storage.deletion_tables,
+            storage.fetch_tables,
+            storage.drawing_tables,
             storage.remote_tables,
+            storage.screening_tables,
             storage.stream_positions,
             storage.tables,
         )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 20
+    assert len(tables) == 32
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []
@@ -430,7 +444,7 @@ def test_a_job_whose_pictures_were_all_prepared_before_begins_with_its_dataset(s
         session.execute(sa.update(JobPicture).values(state=PictureState.GOOD))
     claim(services, job_id, Stage.DATASET)
     assert (row(services, job_id).status, row(services, job_id).started_at is None) == ("training", False)
-    assert [told["status"] for told in events(services, job_id, "status")] == ["pending", "training"]
+    assert [content["status"] for content in events(services, job_id, "status")] == ["pending", "training"]
     assert messages(services, job_id) == ["launch", "training.processing"]
 
 
@@ -449,7 +463,7 @@ def test_a_transient_failure_comes_again_later_each_time_and_then_fails_the_job(
     assert 1.5 <= delays[0] <= 2.5 < 3 <= delays[1] <= 5
     view = service.get(services, job_id)
     assert (view.status, view.failure.code) == ("failed", "image_unreachable")
-    assert [told["attempt"] for told in events(services, job_id, "retry")] == [1, 2]
+    assert [content["attempt"] for content in events(services, job_id, "retry")] == [1, 2]
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
 
 
@@ -523,7 +537,7 @@ def test_a_final_move_happens_once_under_eight_racers(
 
 
 def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Services, address: str) -> None:
-    """Each round another job; whoever wins, status, money, messages and events agree."""
+    """Each round another job; whichever wins, status, money, messages and events agree."""
     charges = {"ready": 50, "failed": 0, "cancelled": 32}
     for round_ in range(6):
         job_id = service.submit(services, request(services, seed=round_)).job_id
@@ -544,7 +558,7 @@ def test_cancel_fail_and_settle_together_end_the_job_in_one_way(services: Servic
             "held": before["held"] - 50, "spent": before["spent"] + spent, "available": before["available"] + 50 - spent
         }  # fmt: skip
         assert len([name for name in messages(services, job_id) if name.startswith("training.")]) == 1
-        assert [told["status"] for told in events(services, job_id, "status")] == ["pending", view.status]
+        assert [content["status"] for content in events(services, job_id, "status")] == ["pending", view.status]
 
 
 def test_a_final_status_never_changes(services: Services, job_id: str) -> None:
@@ -679,7 +693,7 @@ def test_eight_sweeps_repair_a_job_once(services: Services, job_id: str, address
 
 
 def test_repair_and_a_claim_do_not_both_get_a_dead_lease(services: Services, job_id: str, address: str) -> None:
-    """Whoever comes second changes nothing that the first relied on."""
+    """The second caller changes nothing that the first relied on."""
     for _ in range(5):
         put_at(services, job_id, Stage.TRAIN, attempt=0, lease_until=ago(1), lease_holder="dead", next_look_at=ago(1))
         token = row(services, job_id).lease_token
@@ -728,7 +742,7 @@ def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Service
     assert (left_out.state, left_out.faults) == ("bad", ["unreadable"])
     assert "3 times" in ((left_out.report and left_out.report.error) or "")
     assert row(services, job_id).status in ACTIVE
-    lacking = sweeps.remaining_work(services, job_id)
+    lacking = remaining_work(services, job_id)
     assert lacking is not None
     assert list(lacking.waiting) == [0, 1, 3, 4]
 

@@ -74,7 +74,7 @@ def test_a_hold_ends_once(database: Database, address: str) -> None:
     assert found.spent in (0, 40, 50)
 
 
-def test_a_training_has_one_hold_whoever_pays(database: Database, address: str) -> None:
+def test_a_training_has_one_hold_whichever_owner_pays(database: Database, address: str) -> None:
     owners = [f"owner{n}" for n in range(8)]
     for owner_id in owners:
         granted(database, 10, owner_id)

@@ -1,6 +1,6 @@
 """Each rule that the database itself keeps refuses, by itself, a write that goes past `credits.ledger`.
 
-Every write here breaks one rule only, and once that rule is dropped the same write goes through; so whoever drops
+Every write here breaks one rule only, and once that rule is dropped the same write goes through; so a change that drops
 a rule, or lets another hide it, makes a test fail.
 """
 

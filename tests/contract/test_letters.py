@@ -13,6 +13,7 @@ from jobs import outbox_handlers
 from jobs.notices import dead_letters
 from jobs.services import Services
 from notifications import outbox, webhooks
+from notifications.webhook_payload import PROCESSING, Event, NoticeJob
 from tests.servers.receiver import Receiver, receiver
 
 SECRET = "path-that-nobody-may-see"
@@ -33,9 +34,11 @@ def services(address: str, gone: Receiver, tmp_path: Path) -> Iterator[Services]
     services.database.close()
 
 
-def tell(services: Services, job_id: str, url: str, event: str = "training.completed", owner_id: str = "ada") -> str:
+def queue_notice(
+    services: Services, job_id: str, url: str, event: Event = "training.completed", owner_id: str = "ada"
+) -> str:
     with services.database.writing() as session:
-        return webhooks.put(session, {"job_id": job_id, "owner_id": owner_id}, event, url)
+        return webhooks.put(session, NoticeJob(job_id=job_id, owner_id=owner_id), event, url)
 
 
 def send_due(services: Services) -> None:
@@ -58,14 +61,14 @@ def test_a_receiver_that_is_gone_hears_nothing_until_it_is_enabled_and_then_all_
 ) -> None:
     url = f"{gone.url}/{SECRET}"
     gone.refuse(410)
-    tell(services, "job1", url)
+    queue_notice(services, "job1", url)
     send_due(services)
     # Later notices are dead letters with that reason; another owner's at the same address are not.
     for number in (2, 3):
-        tell(services, f"job{number}", url)
-    tell(services, "job4", url, owner_id="bob")
+        queue_notice(services, f"job{number}", url)
+    queue_notice(services, "job4", url, owner_id="bob")
     send_due(services)
-    assert [one.told["data"]["training_id"] for one in gone.got] == ["job1", "job4"]
+    assert [one.content["data"]["training_id"] for one in gone.got] == ["job1", "job4"]
     assert dead_jobs(services) == ["job1", "job2", "job3"]
     assert [letter.reason for letter in dead_letters.list_dead_letters(services)].count(
         "the receiver answered 410"
@@ -90,12 +93,14 @@ def test_a_receiver_that_is_gone_hears_nothing_until_it_is_enabled_and_then_all_
     send_due(services)
     assert dead_jobs(services) == []
     # The same messages, under their ids.
-    assert {one.told["data"]["training_id"]: one.id for one in gone.got[2:]} == ids
+    assert {one.content["data"]["training_id"]: one.id for one in gone.got[2:]} == ids
 
 
 def test_letters_are_sent_again_by_id_by_job_or_by_receiver(services: Services, gone: Receiver) -> None:
     elsewhere = f"http://{gone.address}/other"
-    messages = [tell(services, job, url) for job, url in (("job1", gone.url), ("job2", gone.url), ("job3", elsewhere))]
+    messages = [
+        queue_notice(services, job, url) for job, url in (("job1", gone.url), ("job2", gone.url), ("job3", elsewhere))
+    ]
 
     def give_up() -> None:
         with services.database.writing() as session:
@@ -122,10 +127,10 @@ def test_letters_are_sent_again_by_id_by_job_or_by_receiver(services: Services, 
 
 
 def test_a_processing_that_was_given_up_stays_so_once_the_end_was_told(services: Services, gone: Receiver) -> None:
-    first = tell(services, "job1", gone.url, webhooks.PROCESSING)
+    first = queue_notice(services, "job1", gone.url, PROCESSING)
     with services.database.writing() as session:
         outbox.mark_failed(session, first, "the receiver answered 404", None)
-    tell(services, "job1", gone.url)
+    queue_notice(services, "job1", gone.url)
     assert dead_letters.redeliver_dead(services) == dead_letters.Redelivery([], 0, 1)
     send_due(services)
-    assert [one.told["training_status"] for one in gone.got] == ["completed"]
+    assert [one.content["training_status"] for one in gone.got] == ["completed"]

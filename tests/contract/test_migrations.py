@@ -11,8 +11,11 @@ import sqlalchemy as sa
 from sqlmodel import select
 
 from core.errors import SchemaUnknown
+from core.settings import Settings
 from credits import ledger
 from credits.audit import audit
+from jobs.drawings import drawings
+from jobs.services import Services
 from storage.database import Database, known_revisions
 from storage.owners import OWNED
 from storage.tables import Job, JobPicture, PreparedPicture, StoredPicture, Subject
@@ -52,9 +55,9 @@ def test_processes_that_start_together_migrate_once(empty: str, tmp_path: Path) 
         )
         for number in range(_PROCESSES)
     ]  # fmt: skip
-    said = [process.communicate(timeout=90)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * _PROCESSES, said
-    ran = [line for text in said for line in text.splitlines() if "Running upgrade" in line]
+    outputs = [process.communicate(timeout=90)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * _PROCESSES, outputs
+    ran = [line for text in outputs for line in text.splitlines() if "Running upgrade" in line]
     assert len(ran) == len(known_revisions()), ran
     database = Database(empty)
     assert database.is_at("head")
@@ -179,7 +182,9 @@ def test_owners_get_their_one_name_and_two_accounts_are_never_merged(
                 connection.execute(sa.text(statement), values | {"at": "2026-01-01 00:00:00.000000"})
     with caplog.at_level("WARNING", logger="storage.migrations"):
         database.migrate()
-    for table in set(OWNED) - {"image_fetch", "page_session"}:
+    later = {"caption_change", "deletion", "device_drawing", "drawing", "image_fetch", "page_session"}
+    later |= {"owner_share", "audit_entry", "usage_limit"}
+    for table in set(OWNED) - later:
         with database.reading() as session:
             column = sa.column("owner_id", sa.String)
             names = session.execute(sa.select(column).select_from(sa.table(table))).scalars().all()
@@ -188,11 +193,11 @@ def test_owners_get_their_one_name_and_two_accounts_are_never_merged(
         assert audit(session) == []
         for number, name in enumerate(_RENAMED.values(), start=1):
             assert ledger.balance(session, name).available == number, ascii(name)
-    told = " / ".join(record.getMessage() for record in caplog.records)
-    assert f"the owner {_READ_AS_LATIN_1!a} is now called {'田中'!a}" in told
-    assert "the owners 'me', 'me ' are spellings of one name; none is renamed (see: imprint owners)" in told
-    assert f"the owners {_ZOE_READ_AS_LATIN_1!a}, {'Zoë'!a} are spellings of one name" in told
-    assert "no request can use the owner's name 'bo\\u200bb'" in told
+    content = " / ".join(record.getMessage() for record in caplog.records)
+    assert f"the owner {_READ_AS_LATIN_1!a} is now called {'田中'!a}" in content
+    assert "the owners 'me', 'me ' are spellings of one name; none is renamed (see: imprint owners)" in content
+    assert f"the owners {_ZOE_READ_AS_LATIN_1!a}, {'Zoë'!a} are spellings of one name" in content
+    assert "no request can use the owner's name 'bo\\u200bb'" in content
     database.close()
 
 
@@ -219,6 +224,7 @@ def test_subjects_of_before_have_no_recipe_and_can_get_one(empty: str) -> None:
 def test_a_worker_of_before_can_insert_a_job_during_an_update(address: str) -> None:
     database = Database(address)
     new = {"family", "backend", "resolution", "batch_size", "waiting_note", "on_end", "failed_launches"}
+    new |= {"queue", "priority", "shape", "expected_s", "admitted_at", "token_id"}
     columns = {column.name: column for column in sa.inspect(Job).columns}
     values = {
         name: value
@@ -311,4 +317,52 @@ def test_files_that_could_not_be_read_before_are_tried_again(empty: str) -> None
     with database.reading() as session:
         assert session.get(PreparedPicture, ("heic", "512")) is None
         assert session.get_one(PreparedPicture, ("jpeg", "512")).sha256 == "a"
+    database.close()
+
+
+def test_jobs_that_were_sent_before_there_was_admission_are_admitted(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0021")
+    columns = (
+        "id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step, total_steps, family, backend,"
+        " lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at"
+    )
+    old = sa.text(
+        f"INSERT INTO training_job ({columns}) VALUES (:id, 'ada', 'dog', '', '{{}}', :status, 'train', 1, 0, 100,"  # noqa: S608
+        " 'sd15', :backend, 0, 0, '2026-01-01 00:00:00', 0.0, 0, '2026-01-01 00:00:00')"
+    )
+    jobs = [("job_1", "pending", "local"), ("job_2", "training", "ai-toolkit"), ("job_3", "ready", "local")]
+    with database.engine.begin() as connection:
+        connection.execute(old, [dict(zip(("id", "status", "backend"), job, strict=True)) for job in jobs])
+    database.migrate()
+    with database.reading() as session:
+        rows = [session.get_one(Job, job_id) for job_id, _, _ in jobs]
+        assert [(row.queue, row.admitted_at is not None, row.priority) for row in rows] == [
+            ("train.sd15", True, 1),
+            ("remote", True, 1),
+            ("", False, 1),
+        ]
+    database.close()
+
+
+def test_a_training_of_before_can_be_drawn_with(empty: str) -> None:
+    database = Database(empty)
+    database.migrate("0019")
+    spec = {"base_model": "sd15", "trigger_word": "sks", "family": "sd15", "resolution": 512, "seed": 7}
+    job = sa.text(
+        "INSERT INTO training_job (id, owner_id, subject_id, request_sha256, spec, status, stage, attempt, step,"
+        " total_steps, lora_key, lease_token, launches, next_look_at, train_seconds, checkpoint_step, created_at)"
+        " VALUES ('job_1', 'ada', 'dog', '', :spec, 'ready', 'settle', 1, 9, 9, 'models/job_1/lora.safetensors',"
+        " 0, 0, '2026-01-01 00:00:00', 0.0, 0, '2026-01-01 00:00:00')"
+    )
+    with database.engine.begin() as connection:
+        connection.execute(job, {"spec": json.dumps(spec)})
+    database.migrate()
+    with database.writing() as session:
+        ledger.grant(session, "ada", 10, key="welcome")
+    services = Services(Settings(_env_file=None, database_url=empty))  # type: ignore[arg-type]
+    made = drawings.submit(services, {"owner_id": "ada", "job_id": "job_1", "prompt": "on a beach", "seed": 2**32 - 1})
+    assert drawings.get(services, made.drawing_id, "ada") == made
+    assert (made.seed, made.pictures, made.credits.held) == (2**32 - 1, [], 2)
+    services.database.close()
     database.close()

@@ -119,13 +119,13 @@ def test_a_mail_server_that_is_away_or_absent_costs_only_time(settings: Settings
 
 
 def test_names_add_no_header_and_no_markup() -> None:
-    told = {
+    content = {
         "subject": "rex\r\nBcc: eve@example.org\r\n\r\n<b>x",
         "owner": "<script>",
         "job_id": "job_1",
         "reason": "a\nb",
     }
-    drafted = mail.draft("training.failed", mail.MailFacts.parse(told), "https://imprint.example", b"jpeg")
+    drafted = mail.draft("training.failed", mail.MailFacts.parse(content), "https://imprint.example", b"jpeg")
     message = mail.compose(drafted, sender="I <i@example.org>", to="a@b.example", message_id="msg_1", at=utcnow())
     assert message["Bcc"] is None
     assert message["Subject"].startswith("rex Bcc: eve@example.org <b>x: the training failed")
@@ -154,10 +154,10 @@ def test_a_storm_of_alerts_is_one_message_to_each_channel(settings: Settings, tm
         notices.deliver_alerts(services, waiting(services, "alert")[0].id)
         for address in {one.destination: one.id for one in waiting(services, "alert")}.values():
             notices.deliver_alerts(services, address)
-        [told] = good.got
-        assert told["title"] == "Imprint: 53 alerts"
-        assert "audit: something is off (50 times)" in told["message"]
-        assert told["message"].count("failed: backend_failed") == 3
+        [content] = good.got
+        assert content["title"] == "Imprint: 53 alerts"
+        assert "audit: something is off (50 times)" in content["message"]
+        assert content["message"].count("failed: backend_failed") == 3
         # The one that does not work has its attempts, the other is not told twice, and nothing names its address.
         left = waiting(services, "alert")
         assert {one.destination for one in left} == {channels.destination(bad.url)}

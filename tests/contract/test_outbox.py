@@ -14,6 +14,7 @@ from notifications import outbox, webhooks
 from notifications.due import AT_ONCE
 from notifications.messages import Kind, Message
 from notifications.retries import Outcome, Verdict
+from notifications.webhook_payload import PROCESSING, Event, NoticeJob
 from storage.database import Database
 from tests import outbox as waiting
 from tests.contract.processes import at_once
@@ -38,9 +39,9 @@ def claim(database: Database, at: datetime | None = None, limit: int = 100) -> l
         return outbox.claim(session, at or utcnow(), ALL, limit, lease=LEASE)
 
 
-def tell(database: Database, event: str, job_id: str = "job", owner_id: str = "ada", url: str = URL) -> str:
+def queue_notice(database: Database, event: Event, job_id: str = "job", owner_id: str = "ada", url: str = URL) -> str:
     with database.writing() as session:
-        return webhooks.put(session, {"job_id": job_id, "owner_id": owner_id}, event, url)
+        return webhooks.put(session, NoticeJob(job_id=job_id, owner_id=owner_id), event, url)
 
 
 def record(database: Database, message: Message, outcome: Outcome) -> None:
@@ -138,8 +139,8 @@ def test_a_receiver_that_is_down_leaves_room_for_others(database: Database) -> N
 
 def test_few_notices_are_on_their_way_to_one_receiver(database: Database) -> None:
     for number in range(10):
-        tell(database, "training.completed", f"job{number}")
-    elsewhere = tell(database, "training.completed", "other", url="https://other.example")
+        queue_notice(database, "training.completed", f"job{number}")
+    elsewhere = queue_notice(database, "training.completed", "other", url="https://other.example")
     claimed = claim(database)
     assert len(claimed) == AT_ONCE + 1
     assert elsewhere in {message.id for message in claimed}
@@ -150,7 +151,7 @@ def test_few_notices_are_on_their_way_to_one_receiver(database: Database) -> Non
 
 def test_a_receiver_that_is_down_is_asked_for_one_notice_at_a_time_and_spared(database: Database) -> None:
     for number in range(10):
-        tell(database, "training.completed", f"job{number}")
+        queue_notice(database, "training.completed", f"job{number}")
     first = claim(database)
     for message in first:
         record(database, message, again(seconds=-1))
@@ -169,9 +170,9 @@ def test_a_receiver_that_is_down_is_asked_for_one_notice_at_a_time_and_spared(da
 
 
 def test_a_refused_message_does_not_spare_its_receiver(database: Database) -> None:
-    tell(database, "training.completed", "job1")
+    queue_notice(database, "training.completed", "job1")
     (refused,) = claim(database)
-    other = tell(database, "training.completed", "job2")
+    other = queue_notice(database, "training.completed", "job2")
     record(database, refused, Outcome(Verdict.RETRY, "the receiver answered 404", utcnow() + LEASE, 404))
     assert [message.id for message in claim(database)] == [other]
 
@@ -195,8 +196,8 @@ def test_failed_attempts_are_counted_and_a_redelivery_starts_anew(database: Data
 
 
 def test_a_final_event_drops_a_processing_that_waits(database: Database) -> None:
-    tell(database, webhooks.PROCESSING)
-    final = tell(database, "training.completed")
+    queue_notice(database, PROCESSING)
+    final = queue_notice(database, "training.completed")
     (message,) = claim(database)
     assert (message.id, message.sequence) == (final, 2)
     with database.reading() as session:
@@ -204,9 +205,9 @@ def test_a_final_event_drops_a_processing_that_waits(database: Database) -> None
 
 
 def test_a_processing_on_its_way_is_not_overtaken(database: Database) -> None:
-    tell(database, webhooks.PROCESSING)
+    queue_notice(database, PROCESSING)
     (processing,) = claim(database)
-    final = tell(database, "training.failed")
+    final = queue_notice(database, "training.failed")
     assert claim(database) == []
     record(database, processing, again())  # it failed, and nobody needs it any more
     assert [message.id for message in claim(database, utcnow() + timedelta(seconds=6))] == [final]
@@ -215,14 +216,14 @@ def test_a_processing_on_its_way_is_not_overtaken(database: Database) -> None:
 
 
 def test_a_processing_with_nothing_after_it_is_tried_again(database: Database) -> None:
-    tell(database, webhooks.PROCESSING)
+    queue_notice(database, PROCESSING)
     (processing,) = claim(database)
     record(database, processing, again(seconds=0))
     assert due(database) == [processing.id]
 
 
 def test_an_attempt_that_got_through_after_all_counts(database: Database) -> None:
-    message_id = tell(database, "training.completed")
+    message_id = queue_notice(database, "training.completed")
     (message,) = claim(database)
     with database.writing() as session:
         outbox.mark_failed(session, message_id, "given up", None)
@@ -233,11 +234,11 @@ def test_an_attempt_that_got_through_after_all_counts(database: Database) -> Non
 
 
 def test_a_receiver_that_is_gone_gets_nothing_more(database: Database) -> None:
-    tell(database, "training.completed", "job1")
+    queue_notice(database, "training.completed", "job1")
     (message,) = claim(database)
-    tell(database, "training.completed", "job2")
-    bobs = tell(database, "training.completed", "job3", owner_id="bob")
-    elsewhere = tell(database, "training.completed", "job4", url="https://other.example")
+    queue_notice(database, "training.completed", "job2")
+    bobs = queue_notice(database, "training.completed", "job3", owner_id="bob")
+    elsewhere = queue_notice(database, "training.completed", "job4", url="https://other.example")
     record(database, message, Outcome(Verdict.DISABLED, "the receiver answered 410", status=410, alert=True))
     assert set(due(database)) == {bobs, elsewhere}
     with database.reading() as session:

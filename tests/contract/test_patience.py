@@ -16,7 +16,7 @@ from jobs.services import Services
 from jobs.stages import intake, steps
 from jobs.stages.stage_runner import NothingToDo, RetryLater
 from jobs.transitions import LONGEST_FETCH_DELAY_S
-from notifications import webhooks
+from notifications.webhook_payload import NoticeJob, webhook_body
 from storage.objects.s3 import S3Store
 from storage.tables import JobPicture, PictureState, Status
 from tests.contract.jobs import GRANTED, REQUEST, balances, events, picture, row
@@ -113,7 +113,7 @@ def test_a_server_that_stays_away_fails_the_job_with_all_credits_back(
     assert view.failure.message.startswith("picture 3 (2.png): http://127.0.0.1:")
     assert view.failure.message.endswith("answered 503; tried for 3600 s")
     assert balances(services) == {"held": 0, "spent": 0, "available": GRANTED}
-    body = webhooks.body(view.to_dict(), "training.failed", sequence=1, at=utcnow())
+    body = webhook_body(NoticeJob.model_validate(view), "training.failed", sequence=1, at=utcnow()).to_bytes()
     assert b'"retryable":true' in body
 
 

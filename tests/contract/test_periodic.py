@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 import celeryconfig
 import tasks.sweeps
@@ -20,6 +20,7 @@ from jobs.remote import polls, runs
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from storage.database import DatabaseAway
+from storage.fetch_tables import StoredImageFetch
 from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
 from storage.tables import Job, Stage
 from tasks.app import app
@@ -104,7 +105,28 @@ def test_one_job_that_cannot_be_repaired_keeps_no_other_from_it(
     assert f"repair failed for {ids[1]}" in caplog.text
 
 
-def refuse_changes(session: Session, job_id: str) -> None:
+def test_one_fetch_that_cannot_be_repaired_keeps_no_other_from_it(
+    services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = utcnow() - timedelta(hours=1)
+    with services.database.writing() as session:
+        for number in range(3):
+            session.add(
+                StoredImageFetch(
+                    id=f"fetch_{number}", owner_id="ada", subject_id="rex", addresses=["https://example.com/1.png"],
+                    results=[None], attempt=1, leased=True, next_look_at=late,
+                )
+            )  # fmt: skip
+        session.flush()
+        refuse_changes(session, "fetch_1", "image_fetch")
+    run_parts(services, [part for part in PARTS["imprint.sweep"] if part.name == "fetches"])
+    with services.database.reading() as session:
+        leased = {fetch.id: fetch.leased for fetch in session.exec(select(StoredImageFetch))}
+    assert leased == {"fetch_0": False, "fetch_1": True, "fetch_2": False}
+    assert "repair failed for fetch_1" in caplog.text
+
+
+def refuse_changes(session: Session, row_id: str, table: str = "training_job") -> None:
     """A row that a rule of the database refuses to change: the defect of one job."""
     if session.get_bind().dialect.name == "sqlite":
         refuse = "BEGIN SELECT RAISE(ABORT, 'refused'); END"
@@ -112,8 +134,8 @@ def refuse_changes(session: Session, job_id: str) -> None:
         body = "BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '23514'; END"
         session.execute(sa.text(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $${body}$$"))
         refuse = "EXECUTE FUNCTION refuse()"
-    when = f"FOR EACH ROW WHEN (OLD.id = '{job_id}')"
-    session.execute(sa.text(f"CREATE TRIGGER refuse BEFORE UPDATE ON training_job {when} {refuse}"))
+    when = f"FOR EACH ROW WHEN (OLD.id = '{row_id}')"
+    session.execute(sa.text(f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} {when} {refuse}"))
 
 
 # ---- absurd numbers of remote servers -------------------------------------------------------------------------

@@ -159,8 +159,8 @@ def test_a_pod_serves_trainings_one_after_another_is_kept_warm_and_goes(
     assert pods.server_of(services, pod.id).ready()
     word = pods.token_of(services, pod)
     assert " " not in word
-    told = running.http.get(f"/v2/pods/{pod.provider_id}", headers={"Authorization": f"Bearer {KEY}"}).json()
-    assert told["env"] == {"AI_TOOLKIT_AUTH": word}
+    content = running.http.get(f"/v2/pods/{pod.provider_id}", headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert content["env"] == {"AI_TOOLKIT_AUTH": word}
 
     change_run(services, job, state=RunState.SUBMITTED, status="running")
     change(services, pod.id, accounted_at=utcnow() - timedelta(hours=1))
@@ -358,8 +358,8 @@ def test_processes_that_race_keep_to_the_ceilings(
         barrier.wait(60)
         found = []
         for _ in range(6):
-            told = place(here)[0]
-            found.append(told.pod.id if told.pod else told.reason)
+            content = place(here)[0]
+            found.append(content.pod.id if content.pod else content.reason)
         results.put(found)
 
     children = [FORK.Process(target=crowd) for _ in range(5)]
@@ -479,7 +479,7 @@ def test_an_answer_that_was_lost_rents_one_pod(make: Callable[..., Services], cl
     assert len(rented(cloud, services)) == 1
 
 
-def test_whoever_wakes_after_its_order_was_given_up_gives_the_pod_back(
+def test_a_worker_that_wakes_after_its_order_was_given_up_gives_the_pod_back(
     make: Callable[..., Services], cloud: RunPodServer
 ) -> None:
     services = make(cloud)
@@ -621,8 +621,8 @@ def test_an_operator_sees_and_closes_a_pod(make: Callable[..., Services], cloud:
     services = make(cloud)
     found, job_id = place(services)
     assert found.pod is not None
-    [told] = trainers.list_pods(services)
-    assert (told.name, told.gpu, told.state, told.jobs) == (found.pod.name, RTX, "starting", [job_id])
+    [content] = trainers.list_pods(services)
+    assert (content.name, content.gpu, content.state, content.jobs) == (found.pod.name, RTX, "starting", [job_id])
     assert trainers.spending(services).per_hour == 0.69
     [account, pod] = trainers.list_trainers(services)
     assert (account.name, account.gpu) == ("runpod", f"{RTX} ($0.69), {A6000} ($0.49), NVIDIA L40S ($0.86)")

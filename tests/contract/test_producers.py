@@ -22,6 +22,7 @@ from jobs.stages.stage_runner import claim
 from jobs.subjects import subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
+from notifications.webhook_payload import FileAddresses, NoticeFile, NoticeJob
 from storage.objects.s3 import S3Store
 from storage.tables import Stage
 from tests.contract.jobs import events, put_at, request, row
@@ -42,7 +43,7 @@ def sent(services: Services, topic: str) -> list[tuple[str, dict[str, Any]]]:
         return 200, {}
 
     for message in found:
-        addresses = outbox_handlers.file_addresses(services, message.payload["job"])
+        addresses = outbox_handlers.file_addresses(services, webhooks.notice_of(message).job)
         webhooks.deliver(message, send, utcnow(), addresses=addresses)
     return calls
 
@@ -137,14 +138,14 @@ def test_a_presigned_address_comes_on_request_and_is_made_for_each_attempt(servi
         bucket="loras", prefix="imprint", endpoint_url="http://127.0.0.1:9", access_key_id="key",
         secret_access_key="secret",
     )  # fmt: skip
-    job = {"lora": {"key": "models/17/lora_weights.safetensors"}, "model_link": True}
+    job = NoticeJob(lora=NoticeFile(key="models/17/lora_weights.safetensors"), model_link=True)
     addresses = outbox_handlers.file_addresses(services, job)
     assert addresses is not None
     assert addresses.uri == "s3://loras/imprint/models/17/lora_weights.safetensors"
     assert "X-Amz-Expires=86400" in (addresses.link or "")
-    plain = outbox_handlers.file_addresses(services, job | {"model_link": False})
-    assert plain == webhooks.FileAddresses(addresses.uri)
-    assert outbox_handlers.file_addresses(services, {"lora": None}) is None
+    plain = outbox_handlers.file_addresses(services, job.model_copy(update={"model_link": False}))
+    assert plain == FileAddresses(addresses.uri)
+    assert outbox_handlers.file_addresses(services, NoticeJob()) is None
 
 
 def test_what_is_about_a_subject_goes_to_the_subject(services: Services) -> None:

@@ -265,7 +265,7 @@ def test_a_submission_overtaken_by_the_owner_is_cleared_again(services: Services
     assert newest(services, job_id).cleared_at is None
 
 
-def test_a_cancelled_job_ends_its_run_whoever_looks(services: Services, job_id: str) -> None:
+def test_a_cancelled_job_ends_its_run_whichever_process_polls(services: Services, job_id: str) -> None:
     submitted(services, job_id)
     poll = taken(services)
     service.cancel(services, job_id)

@@ -61,8 +61,12 @@ def test_a_pod_from_catalogue_to_deletion(cloud: RunPodServer, runpod: RunPod) -
     assert made.cost_microdollars_per_h == gpus[RTX].price_microdollars_per_h == 690_000
     assert made.created_at is not None
     assert runpod.get(made.id) in runpod.pods()
-    told = cloud.http.get(f"/v2/pods/{made.id}", headers={"Authorization": f"Bearer {KEY}"}).json()
-    assert (told["ports"], told["env"], told["disk"]) == (["8675/http"], {"AI_TOOLKIT_AUTH": "secret-word"}, 60)
+    content = cloud.http.get(f"/v2/pods/{made.id}", headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert (content["ports"], content["env"], content["disk"]) == (
+        ["8675/http"],
+        {"AI_TOOLKIT_AUTH": "secret-word"},
+        60,
+    )
     runpod.delete(made.id)
     runpod.delete(made.id)
     assert runpod.get(made.id) is None
@@ -135,7 +139,7 @@ def test_an_error_answer_to_a_create_is_tried_again_only_if_nothing_was_made(
 
 
 def test_a_create_without_answer_is_not_sent_again_when_nothing_is_found(cloud: RunPodServer) -> None:
-    """Whether it was made is not known: whoever asked looks for the name later."""
+    """Whether it was made is not known: the caller looks for the name later."""
     sent: list[str] = []
 
     class Deaf(httpx2.BaseTransport):

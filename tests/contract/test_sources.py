@@ -45,9 +45,9 @@ def test_files_come_from_their_roots(tmp_path: Path) -> None:
 
 def test_no_roots_no_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
-    said = local_sources(tmp_path).refusal_reason(f"file://{tmp_path}/a.png")
-    assert said is not None
-    assert "not under an allowed root" in said
+    text = local_sources(tmp_path).refusal_reason(f"file://{tmp_path}/a.png")
+    assert text is not None
+    assert "not under an allowed root" in text
 
 
 def test_a_picture_comes_over_http(tmp_path: Path, site: PictureServer) -> None:

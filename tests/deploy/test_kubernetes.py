@@ -24,11 +24,12 @@ from tests.servers.databases import postgres
 from tests.servers.postgres import new_database
 from tests.servers.redis import redis_server
 from tests.site import ROOT
+from training.families.registry import trained_here
 
 __all__ = ["postgres", "services", "settings"]
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-FAMILIES = ("sd15", "sdxl", "z-image")
+FAMILIES = tuple(trained_here())
 KUBERNETES = ("1.30", "1.33")  # the oldest that is looked after somewhere, and a common one
 
 
@@ -63,8 +64,8 @@ def test_the_api_takes_them(version: str) -> None:
 
 
 def test_kustomize_renders_them() -> None:
-    told = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-    assert told["namespace"] == "imprint"
+    content = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    assert content["namespace"] == "imprint"
     rendered = objects()
     if shutil.which("kubectl"):  # else the files themselves are what it would render, but for the namespace
         done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, timeout=60, check=False)
@@ -78,7 +79,7 @@ def test_kustomize_renders_them() -> None:
         if one["kind"] in ("Deployment", "Job")
         for container in one["spec"]["template"]["spec"]["containers"]
     }
-    tags = {one["name"]: one["newTag"] for one in told["images"]}
+    tags = {one["name"]: one["newTag"] for one in content["images"]}
     named = {image if ":" in image else f"{image}:{tags[image]}" for image in images}
     assert named == {"imprint-serve:0.1.0", "imprint-train:0.1.0"}
 
@@ -112,7 +113,7 @@ def test_pods_keep_to_the_restricted_standard(name: str) -> None:
 def test_one_deployment_trains_each_family_and_has_time_to_hand_over(family: str) -> None:
     pod = pods()[f"train-{family}"]
     command = pod["containers"][0]["command"]
-    assert command[command.index("-Q") + 1] == f"train.{family}"
+    assert command[command.index("-Q") + 1] == f"train.{family},draw.{family}"
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["terminationGracePeriodSeconds"] >= 90
     assert "replicas" not in of("Deployment", f"train-{family}")["spec"], "the number is KEDA's"
@@ -159,18 +160,18 @@ def test_keda_counts_the_jobs_that_wait_or_train(services: Services) -> None:
 
     submitted = [service.submit(services, request(services, max_steps=10 + number)).job_id for number in range(4)]
     other = service.submit(services, request(services, base_model="sdxl", max_steps=10)).job_id
-    assert counted() == {"sd15": 0, "sdxl": 0, "z-image": 0}, "jobs whose pictures are being prepared need no GPU"
+    assert not any(counted().values()), "jobs whose pictures are being prepared need no GPU"
     for each in (*submitted, other):
         put_at(services, each, Stage.TRAIN)
-    assert counted() == {"sd15": 4, "sdxl": 1, "z-image": 0}
+    assert counted() == dict.fromkeys(FAMILIES, 0) | {"sd15": 4, "sdxl": 1}
     put_at(services, submitted[0], Stage.TRAIN, lease_holder="train@pod", lease_token=1, step=7)  # in mid-training
     put_at(services, submitted[1], Stage.UPLOAD)
     service.cancel(services, submitted[2])
-    assert counted() == {"sd15": 2, "sdxl": 1, "z-image": 0}
+    assert counted() == dict.fromkeys(FAMILIES, 0) | {"sd15": 2, "sdxl": 1}
     with services.database.writing() as session:  # and one that trains on a rented machine needs none of ours
         session.add(RemoteRun(job_id=other, attempt=1, name="run_1", state="submitted"))
         session.execute(sa.update(Job).where(col(Job.id) == submitted[0]).values(status="ready"))
-    assert counted() == {"sd15": 1, "sdxl": 0, "z-image": 0}
+    assert counted() == dict.fromkeys(FAMILIES, 0) | {"sd15": 1}
 
 
 def test_keda_looks_at_the_lists_that_celery_fills(tmp_path: Path) -> None:

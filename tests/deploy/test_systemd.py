@@ -111,10 +111,11 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     debian.do(f"cat >>/etc/imprint/imprint.env <<'END'{SETTINGS}END")
     debian.do(typed(BASE))
     debian.do(typed(START))
-    until(lambda: debian.journal().count(" ready.") >= 3, WAIT_S, "three workers")
+    until(lambda: debian.journal().count(" ready.") >= 4, WAIT_S, "four workers")
     states = debian.do("systemctl list-units --no-legend --plain 'imprint-*.service' | awk '{print $1, $4}'")
     running = {
-        f"imprint-{name}.service running" for name in ("redis", "io", "fetch", "beat", "web", "flower", "train@0")
+        f"imprint-{name}.service running"
+        for name in ("redis", "io", "fetch", "beat", "web", "flower", "train@0", "draw")
     }
     assert set(states.splitlines()) == running | {"imprint-migrate.service exited"}, debian.journal()
     debian.do("curl -fsS http://127.0.0.1:8080/healthz")
@@ -126,8 +127,8 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
 
     # ---- the update: a newer checkout, the same command ----
     debian.do("echo newer >/srv/imprint/NEWER")
-    told = debian.do(typed(UPDATE))
-    assert "handed over" in told
+    content = debian.do(typed(UPDATE))
+    assert "handed over" in content
     debian.do("test -e /opt/imprint/NEWER")
     between = debian.journal()
     assert "Killing" not in between, "something had to be killed at its stop"

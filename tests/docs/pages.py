@@ -50,8 +50,8 @@ def _blocks(page: Path) -> Iterator[Block]:
                 held.append(line)
         elif fence := _FENCE.match(line.lstrip()):
             assert line == line.lstrip(), f"{page}:{number}: an indented block is not seen by the tests"
-            told = _EXCUSE.fullmatch(above)
-            begun, language, held, excuse = number, fence[1], [], told[1] if told else None
+            content = _EXCUSE.fullmatch(above)
+            begun, language, held, excuse = number, fence[1], [], content[1] if content else None
         else:
             above = line
     assert not begun, f"{page}:{begun}: this block does not end"

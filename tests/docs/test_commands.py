@@ -38,7 +38,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Iterator[S
     """A site whose workers may read the pages' folders."""
     shared = tmp_path_factory.getbasetemp()
     base = make_base((shared.parent if shared.name.startswith("popen-") else shared) / "bases")
-    with site(place / "site", base, IMPRINT_FILE_ROOTS=json.dumps([str(place)])) as made:
+    start = ("io", "train", "draw", "beat")
+    with site(place / "site", base, start=start, IMPRINT_FILE_ROOTS=json.dumps([str(place)])) as made:
         made.grant("ada")
         made.grant("me")
         made.start("web")

@@ -20,7 +20,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
         at_work = before.wait(running, lambda view: view["step"] >= 20)
         for name in ("beat", "train", "io"):  # step 1: the stack is stopped
             before.stop(name)
-        kept = before.look(running)
+        kept = before.view(running)
         assert kept["status"] == "training"
         assert kept["step"] >= at_work["step"]
 
@@ -31,8 +31,8 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
         try:
             assert type_in(after, tmp_path, restore).count("the ledger is consistent") == 1
             assert not after.services.database.is_sqlite
-            assert after.look(done["job_id"]) == done
-            assert after.look(running) == kept
+            assert after.view(done["job_id"]) == done
+            assert after.view(running) == kept
             refused = type_in(after, tmp_path, restore.splitlines()[0], fails=True)
             assert "not empty" in refused
 
@@ -42,7 +42,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
             assert (ended["status"], ended["step"]) == ("ready", 400)
             assert went_on_from(after.services, running) > 0
             assert sweeps.run_audit(after.services) == []
-            charged = sum(after.look(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
+            charged = sum(after.view(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))
             assert accounts.balance(after.services, "owner").spent == charged
         finally:
             after.end()

@@ -16,11 +16,10 @@ from cli.main import imprint
 from cli.stack import Supervisor
 from core.errors import FailureCode
 from core.settings import Settings
-from credits.price import RATES
 from jobs.requests.training_request import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
-from notifications.webhooks import EVENTS
+from notifications.webhook_payload import EVENTS
 from storage.tables import Job, JobPicture, PictureState, Stage, Status
 from tests.docs.pages import (
     ALSO_LINKED,
@@ -39,7 +38,8 @@ from tests.docs.pages import (
 )
 from tools.site.nav import sections
 from training.data.pictures import FAULTS
-from training.spec import GROUPS, RECIPES, TrainSpec
+from training.families.registry import FAMILIES
+from training.spec import GROUPS, TrainSpec
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 RECIPE = DOCS / "recipe.md"
@@ -121,7 +121,7 @@ def test_every_failure_code_has_advice_for_operators_and_every_picture_fault_a_s
     assert set(table_rows(section(TROUBLES, "For operators"))) >= {*FailureCode}
     sections_of_page = headings(TROUBLES)
     faults = sections_of_page[sections_of_page.index("Pictures") + 1 : sections_of_page.index("The stack")]
-    assert set(faults) == {*FAULTS, "unreachable", "unusable_mask"}
+    assert set(faults) == {*FAULTS, "refused", "unreachable", "unusable_mask"}
 
 
 class TestTheTask:
@@ -130,15 +130,16 @@ class TestTheTask:
 
     def test_every_argument_has_a_row_with_its_bounds_and_default(self) -> None:
         schema = TrainSpec.model_json_schema()["properties"] | Envelope.model_json_schema()["properties"]
-        for name, told in schema.items():
+        for name, content in schema.items():
             row = self.arguments[name]
-            for part in [told, *told.get("anyOf", [])]:
+            for part in [content, *content.get("anyOf", [])]:
                 for bound in ("minimum", "maximum", "exclusiveMaximum", "maxLength", "minItems", "maxItems"):
                     if bound in part and part[bound] != 2**63:
                         assert f"{part[bound]:g}" in row or str(part[bound]) in row, f"{name}: {bound} {part[bound]}"
-        for name in RECIPES["sd15"]:
-            values = list(dict.fromkeys(f"{recipe[name]:g}" for recipe in RECIPES.values()))
-            wanted = values[0] if len(values) == 1 else " / ".join(f"{recipe[name]:g}" for recipe in RECIPES.values())
+        first, *_ = FAMILIES.values()
+        for name in first.recipe:
+            every = [f"{family.recipe[name]:g}" for family in FAMILIES.values()]
+            wanted = every[0] if len({*every}) == 1 else "[the family's](base-models.md)"
             assert self.arguments[name].rstrip(" |").endswith(f"| {wanted}"), name
 
     @pytest.mark.parametrize("group", GROUPS)
@@ -146,13 +147,13 @@ class TestTheTask:
         rows = table_rows(section(RECIPE, group.capitalize()))
         schema = TrainSpec.model_json_schema()["$defs"][group.capitalize()]["properties"]
         assert set(schema) <= set(rows)
-        for name, told in schema.items():
+        for name, content in schema.items():
             for bound in ("minimum", "maximum", "exclusiveMinimum", "maxItems"):
-                assert bound not in told or f"{told[bound]:.10g}" in rows[name], name
-            assert all(f"`{value}`" in rows[name] for value in told.get("enum", ())), name
-            default = told["default"]
-            said = {str: f"`{default}`", list: "none", bool: json.dumps(default)}.get(type(default))
-            assert f"| {said or f'{default:g}'} |" in rows[name], name
+                assert bound not in content or f"{content[bound]:.10g}" in rows[name], name
+            assert all(f"`{value}`" in rows[name] for value in content.get("enum", ())), name
+            default = content["default"]
+            shown = {str: f"`{default}`", list: "none", bool: json.dumps(default)}.get(type(default))
+            assert f"| {shown or f'{default:g}'} |" in rows[name], name
 
     def test_every_example_of_a_recipe_is_one(self) -> None:
         shown = [json.loads(block.text) for block in blocks(RECIPE) if block.language == "json"]
@@ -175,8 +176,8 @@ class TestTheTask:
         assert all(f"`{status}`" in text for status in Status)
         assert list(table_rows(section(TASK, "Statuses and stages"))) == list(Stage)
         assert all(f"`{status}`" in table_rows(section(TASK, "Webhooks"))[event] for event, status in EVENTS.items())
-        for family, rate in RATES.items():
-            assert f"| {family} | {rate.credits} | {rate.resolution} |" in text
+        for name, family in FAMILIES.items():
+            assert f"| {name} | {family.price.credits} | {family.price.resolution} |" in text
 
     def test_the_receiver_on_the_page_tells_genuine_notices_from_others(self) -> None:
         [source] = [block.text for block in blocks(TASK) if "def is_genuine" in block.text]

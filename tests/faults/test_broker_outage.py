@@ -48,7 +48,7 @@ def test_redis_is_gone_in_mid_training(base_model: Path, tmp_path: Path) -> None
         # The training does not wait for the broker, neither at once nor in the end.
         running.wait(job_id, lambda view: view["step"] > before + 20, timeout_s=60)
         until(lambda: time.monotonic() - gone >= GONE_S, GONE_S + 5, "Redis was away for long enough")
-        at = running.look(job_id)["step"]
+        at = running.view(job_id)["step"]
         running.wait(job_id, lambda view: view["step"] > at or view["stage"] != "train", timeout_s=60)
         running.broker.start()
         view = running.wait(job_id, timeout_s=240)
@@ -97,10 +97,10 @@ def test_a_launch_keeps_no_subscription_that_breaks_the_next_one(base_model: Pat
                 assert launching.stdout is not None
                 assert int(launching.stdout.readline()) == 0
                 made.start("io")  # its pictures are prepared, and their results are there
-                until(lambda: made.look(jobs[0])["stage"] == "train", 60, "the pictures are done")
+                until(lambda: made.view(jobs[0])["stage"] == "train", 60, "the pictures are done")
                 redis.restart()
-                _, said = launching.communicate("\n", timeout=120)
-                assert launching.returncode == 0, said
+                _, message = launching.communicate("\n", timeout=120)
+                assert launching.returncode == 0, message
         finally:
             made.end()
 

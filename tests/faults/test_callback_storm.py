@@ -74,7 +74,7 @@ def test_no_callback_is_lost_and_none_comes_to_another_job(setup: str, base_mode
             result = shop.module.app.AsyncResult(task_id)
             until(result.ready, 60, f"the result of {order}")
             outcome = result.result
-            view = outcome if order not in cancelled else running.look(outcome.args[1]["job_id"])
+            view = outcome if order not in cancelled else running.view(outcome.args[1]["job_id"])
             assert view["subject_id"] == order
             assert view["status"] == ("cancelled" if order in cancelled else "ready")
             for fact in shop.written(order):

@@ -18,7 +18,7 @@ def test_four_jobs_train_as_one_and_outlive_a_kill(base_model: Path, tmp_path: P
             240,
             "all four are past their first checkpoint",
         )
-        assert [running.look(job)["status"] for job in jobs] == ["training"] * 4
+        assert [running.view(job)["status"] for job in jobs] == ["training"] * 4
         assert "4 job(s) in 4 slot(s)" in running.log("train").read_text()
         running.kill("train")
         running.start("train")

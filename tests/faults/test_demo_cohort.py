@@ -24,7 +24,7 @@ def _train(running: Site, images: list[str], seeds: list[int]) -> list[str]:
     """Jobs of the demo with these seeds, cut short, sent at once; what their files hash to."""
     recipe = {**RECIPE, "trigger_word": TRIGGER, "max_steps": 30}
     jobs = [running.send(images=images, seed=seed, **recipe)["job_id"] for seed in seeds]
-    until(lambda: all(running.look(job)["status"] in ("ready", "failed") for job in jobs), 240, "all are done")
-    views = [running.look(job) for job in jobs]
+    until(lambda: all(running.view(job)["status"] in ("ready", "failed") for job in jobs), 240, "all are done")
+    views = [running.view(job) for job in jobs]
     assert [view["status"] for view in views] == ["ready"] * len(seeds), [view["failure"] for view in views]
     return [view["lora"]["sha256"] for view in views]

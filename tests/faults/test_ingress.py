@@ -26,6 +26,7 @@ from tasks.message_queues import REASON, open_queues, queues_of
 from tests.samples import FULL
 from tests.servers.process import ServerProcess
 from tests.servers.rabbitmq import RabbitServer, rabbitmq_server
+from tests.servers.redis import RedisServer, redis_server
 from tests.site import ROOT, Site, until
 
 PICTURES = [f"rex/{number}.png" for number in range(5)]
@@ -41,17 +42,46 @@ QUEUES = queues_of(Settings(_env_file=None))
 MANY = 900 if FULL else 300
 
 
-@pytest.fixture
-def rabbit(tmp_path: Path) -> Iterator[RabbitServer]:
-    with rabbitmq_server(tmp_path / "rabbitmq") as server:
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as server:
         yield server
 
 
 @pytest.fixture
-def place(tmp_path: Path, rabbit: RabbitServer) -> Iterator[Site]:
-    # Its Celery broker is nowhere: jobs are accepted all the same, and wait.
+def rabbit(node: RabbitServer) -> Iterator[RabbitServer]:
+    """The node with none of the queues that a test declares."""
+    if node.pid is None:  # a test failed after it had killed the node
+        node.start()
+    yield node
+    with Connection(node.url) as connection:
+        channel = connection.default_channel
+        for name in ("model_training", "styles", "model_training.dead", "styles.dead"):
+            channel.queue_delete(name)
+            channel.exchange_delete(name)
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path, rabbit: RabbitServer, redis: RedisServer) -> Iterator[Site]:
+    """Its launches go to a broker from which no worker takes them."""
+    yield from make_place(tmp_path, rabbit, redis.url)
+
+
+@pytest.fixture
+def place_without_broker(tmp_path: Path, rabbit: RabbitServer) -> Iterator[Site]:
+    """Its Celery broker is nowhere: jobs are accepted all the same, and wait."""
+    yield from make_place(tmp_path, rabbit, "redis://127.0.0.1:1/0")
+
+
+def make_place(folder: Path, rabbit: RabbitServer, broker_url: str) -> Iterator[Site]:
     made = Site(
-        tmp_path, tmp_path / "no-base", "redis://127.0.0.1:1/0",
+        folder, folder / "no-base", broker_url,
         IMPRINT_INGRESS_URL=rabbit.url, IMPRINT_INGRESS_OWNER="producer",
         IMPRINT_INGRESS_PATHS="https://93.184.215.14/pictures", IMPRINT_PRICES=json.dumps({"sd15": 1}),
     )  # fmt: skip
@@ -91,7 +121,8 @@ def jobs_of(services: Services) -> Counter[str]:
         return Counter(session.exec(select(Job.subject_id)).all())
 
 
-def test_many_messages_a_restart_and_garbage(place: Site, rabbit: RabbitServer) -> None:
+def test_many_messages_a_restart_and_garbage(place_without_broker: Site, rabbit: RabbitServer) -> None:
+    place = place_without_broker
     dice = random.Random(1)
     services = place.services
     named = MANY * 7 // 9
@@ -275,18 +306,18 @@ def test_the_producer_is_told_every_fault_and_the_operators_find_it_in_the_log(
     start(place, "ingress")
     until(lambda: lengths(services)["dead"] == 6, 60, "all refused")
     assert place.stop("ingress") == 0
-    told = [sent(message) for message in refusals(services)]
-    assert [url for url, _ in told] == [
+    answered = [sent(message) for message in refusals(services)]
+    assert [url for url, _ in answered] == [
         f"{webhook}/api/subjects/4711/status", f"{webhook}/api/models/18/status",
         f"{webhook}/api/subjects/4711/status", f"{webhook}/api/subjects/2/status",
     ]  # fmt: skip
-    content = told[0][1]
+    content = answered[0][1]
     assert (content["training_status"], content["type"]) == ("failed", "training.refused")
     assert list(content["data"]["faults"]) == ["colour", "rank", "num_epochs"]
     assert all(f"{name}: " in content["failure_reason"] for name in ("colour", "rank", "num_epochs"))
     given = {"style_id": 4711, "message_id": "m-1", "owner_id": "producer", "reference": {"order": 7}}
     assert given.items() <= content["data"].items()
-    assert told[3][1]["data"]["failure_code"] == "insufficient_credits"
+    assert answered[3][1]["data"]["failure_code"] == "insufficient_credits"
     lines = (place.settings.log_dir / "errors.jsonl").read_text().splitlines()
     logged = [line["message"] for line in map(json.loads, lines) if line["message"].startswith("refused a message")]
     assert len(logged) == 6

@@ -77,7 +77,7 @@ def test_killed_training_goes_on_from_its_last_checkpoint(place: Place, owner: s
     # Past its first checkpoint, which comes after ten epochs of six pictures, and not at its end.
     running.wait(disturbed, lambda view: any(running.services.store.list(f"checkpoints/{disturbed}/")))
     running.kill("train")
-    assert running.look(disturbed)["status"] == "training"
+    assert running.view(disturbed)["status"] == "training"
     running.start("train")
     view = ready_and_charged_once(running, disturbed)
     assert resumed_at(running, disturbed)
@@ -114,13 +114,13 @@ def test_killed_in_a_stage(place: Place, owner: str, stage: str, method: str, pa
     images = running.pictures(owner)
     s3.hold(method, part)
     job_id = running.send(owner_id=owner, images=images)["job_id"]
-    assert s3.reached.wait(60), running.look(job_id)
-    assert running.look(job_id)["stage"] == stage
+    assert s3.reached.wait(60), running.view(job_id)
+    assert running.view(job_id)["stage"] == stage
     running.kill(worker)
     s3.release()
     running.start(worker)
     ready_and_charged_once(running, job_id)
-    assert running.look(job_id)["lora"] is not None
+    assert running.view(job_id)["lora"] is not None
 
 
 def test_killed_while_settling(place: Place, owner: str) -> None:
@@ -149,7 +149,7 @@ def test_cancelled_between_training_and_settling(place: Place, owner: str) -> No
     assert service.cancel(running.services, job_id).status == "cancelled"
     s3.release()
     until(lambda: running.left_behind(job_id) == [], 30, "the file is taken away")
-    view = running.look(job_id)
+    view = running.view(job_id)
     assert (view["status"], view["credits"]["charged"], view["lora"]) == ("cancelled", 0, None)
     assert accounts.balance(running.services, owner).available == 10_000
     assert sweeps.run_audit(running.services) == []

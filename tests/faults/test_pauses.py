@@ -19,7 +19,7 @@ def all_that_is_kept(running: Site, s3: GatedS3, job_id: str) -> dict[str, Any]:
     pages = s3.client().get_paginator("list_objects_v2").paginate(Bucket=s3.bucket)
     objects = [entry for page in pages for entry in page.get("Contents", ()) if job_id in entry["Key"]]
     return {
-        "job": running.look(job_id),
+        "job": running.view(job_id),
         "events": [(event.kind, event.data) for event in service.events(running.services, job_id)],
         "credits": accounts.statement(running.services, "owner"),
         "objects": [(entry["Key"], entry["ETag"], entry["LastModified"]) for entry in objects],

@@ -65,7 +65,7 @@ def test_killed_while_speaking_to_the_server(base_model: Path, tmp_path: Path, p
             for hold in points:
                 gated.hold(hold)
                 job_ids.append(running.send(images=images, max_steps=10)["job_id"])
-                assert gated.reached.wait(90), f"{hold}: {running.look(job_ids[-1])}"
+                assert gated.reached.wait(90), f"{hold}: {running.view(job_ids[-1])}"
                 running.kill("io")
                 gated.release()
                 running.start("io")

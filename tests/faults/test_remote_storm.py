@@ -46,12 +46,12 @@ def all_have_ended(running: Site, job_ids: list[str]) -> None:
 
     def still_active() -> set[str]:
         active.difference_update(
-            [one for one in active if running.look(one)["status"] in ("ready", "failed", "cancelled")]
+            [one for one in active if running.view(one)["status"] in ("ready", "failed", "cancelled")]
         )
         return active
 
     until(lambda: not still_active(), TIME_S, f"the last of {JOBS} jobs ends, seed {SEED}")
-    views = [running.look(job_id) for job_id in job_ids]
+    views = [running.view(job_id) for job_id in job_ids]
     ends = Counter(view["status"] for view in views)
     print(ends, Counter(run["reason"] for job_id in job_ids for run in remote_runs(running, job_id)))
     for view in views:

@@ -35,8 +35,8 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
         result = json.loads(new.imprint("restore", str(kept), "--json").stdout.splitlines()[-1])
         assert result["rows"]["training_job"] == 2
         assert json.loads(new.imprint("audit", "--json").stdout)["ok"]
-        assert new.look(before["job_id"])["status"] == "ready"
-        assert (new.look(job_id)["status"], new.look(job_id)["stage"]) == ("training", "train")
+        assert new.view(before["job_id"])["status"] == "ready"
+        assert (new.view(job_id)["status"], new.view(job_id)["stage"]) == ("training", "train")
         for name in ("io", "train", "beat", "web"):
             new.start(name)
         view = new.wait(job_id)
@@ -45,7 +45,7 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
         assert len(goes_on) == 1
         assert 0 < int(goes_on[0]) < STEPS
         assert accounts.balance(new.services, "owner").spent == sum(
-            new.look(each)["credits"]["charged"] for each in (before["job_id"], job_id)
+            new.view(each)["credits"]["charged"] for each in (before["job_id"], job_id)
         )
         assert json.loads(new.imprint("audit", "--json").stdout)["ok"]
         assert new.services.store.exists(view["lora"]["key"])

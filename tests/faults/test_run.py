@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
+from tests.faults.run.__main__ import main
 from tests.faults.run.plan import KINDS, make_plan
 from tests.samples import FULL
-from tests.site import ROOT
 
 WORDS = ["seed", "jobs", "ready", "failed", "cancelled", "faults", "redelivered", "lost", "stuck", "double_charged",
          "unnotified", "audit_ok", "seconds"]  # fmt: skip
@@ -28,16 +27,14 @@ def test_a_seed_is_one_plan_in_which_every_fault_has_its_turn() -> None:
 
 
 @pytest.mark.timeout(900)
-def test_nothing_is_lost_in_a_short_run() -> None:
+def test_nothing_is_lost_in_a_short_run(base_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dozen trainings, eight faults; twice that in a full run. SEED chooses another plan."""
     jobs, faults, seconds = (24, 10, 30) if FULL else (12, 8, 20)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.run", "--seed", os.environ.get("SEED", "33"),
-         "--jobs", str(jobs), "--faults", str(faults), "--seconds", str(seconds), "--quiet-s", "500"],
-        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=850, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    result = json.loads(done.stdout.splitlines()[-1])
+    asked = {"--seed": os.environ.get("SEED", "33"), "--jobs": jobs, "--faults": faults, "--seconds": seconds}
+    code = main([str(part) for pair in asked.items() for part in pair], base_model)
+    printed = capsys.readouterr()
+    assert code == 0, f"{printed.out}\n{printed.err}"
+    result = json.loads(printed.out.splitlines()[-1])
     assert list(result) == WORDS
     assert result["jobs"] == result["ready"] + result["failed"] + result["cancelled"] == jobs
     assert result["faults"] == faults

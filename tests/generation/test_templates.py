@@ -159,9 +159,9 @@ def test_missing_files_are_named_with_where_to_get_them() -> None:
     workflow = Workflow(TEMPLATES["z_image_turbo"]().nodes)
     with pytest.raises(WorkflowInvalid) as raised:
         require_all(workflow, described(), edited(), "the server")
-    told = raised.value.details["nodes"]
-    assert set(told) == {"57:28"}
-    assert "no file z_image_turbo_bf16.safetensors: get it from https://huggingface.co/Comfy-Org/" in told["57:28"]
+    content = raised.value.details["nodes"]
+    assert set(content) == {"57:28"}
+    assert "no file z_image_turbo_bf16.safetensors: get it from https://huggingface.co/Comfy-Org/" in content["57:28"]
     with pytest.raises(WorkflowInvalid, match=r"node 57:28: the server has no file z_image_turbo_bf16.safetensors$"):
         require_all(workflow, described(), TEMPLATES["z_image_turbo"]().nodes, "the server")
 

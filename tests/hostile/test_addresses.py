@@ -275,7 +275,7 @@ def test_endless_redirects_end_with_the_third(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "content"),
     [
         (body(gzip.compress(bytes(10**6)), "Content-Encoding: gzip"), "sent a compressed body"),
         (body(gzip.compress(bytes(10**6)), "Content-Encoding: gzip, identity"), "sent a compressed body"),
@@ -289,12 +289,12 @@ def test_endless_redirects_end_with_the_third(tmp_path: Path) -> None:
         (body(b"2\r\n12\r\n", "Transfer-Encoding: chunked"), "closed the connection or does not speak HTTP"),
     ],
 )
-def test_bodies_that_lie(answer: bytes, told: str, tmp_path: Path) -> None:
+def test_bodies_that_lie(answer: bytes, content: str, tmp_path: Path) -> None:
     with witness(answer) as front:
         sources = Sources(
             guard=Guard(allow_hosts=[f"127.0.0.1:{front.port}"], timeout_s=20), store=LocalStore(tmp_path)
         )
-        with pytest.raises(ImageUnreachable, match=told):
+        with pytest.raises(ImageUnreachable, match=content):
             sources.fetch(f"http://127.0.0.1:{front.port}/", max_bytes=999)
 
 
@@ -326,8 +326,8 @@ def test_nothing_foreign_is_repeated(answer: bytes, tmp_path: Path) -> None:
             Sources(guard=guard, store=LocalStore(tmp_path)).fetch(
                 f"http://127.0.0.1:{front.port}/secret-path?{SECRET}", max_bytes=1000
             )
-        said = repr(raised.value) + repr(raised.value.details)
+        text = repr(raised.value) + repr(raised.value.details)
         for word in ("FOREIGN", "planted", "secret-path"):
-            assert word not in said
+            assert word not in text
         assert raised.value.__cause__ is None
         assert raised.value.__suppress_context__

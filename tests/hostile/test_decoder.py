@@ -250,17 +250,17 @@ def test_it_reaches_no_file_no_network_and_no_process(tmp_path: Path) -> None:
                 capture_output=True, text=True, timeout=60, env={"LC_ALL": "C.UTF-8"}, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
-            told = json.loads(done.stdout)
+            content = json.loads(done.stdout)
             # A kernel or container without Landlock or user namespaces says so; these are refused by any Linux.
-            assert {"memory", "core", "file size", "open files", "no new rights"} <= set(told["held"])
-            assert told["takes"] == "MemoryError"
+            assert {"memory", "core", "file size", "open files", "no new rights"} <= set(content["held"])
+            assert content["takes"] == "MemoryError"
             assert not (tmp_path / "made").exists() or (tmp_path / "made").stat().st_size == 0
-            if "no files" in told["held"]:
+            if "no files" in content["held"]:
                 names = ("reads", "writes", "lists", "removes", "runs")
-                assert [told[name] for name in names] == ["PermissionError"] * 5
+                assert [content[name] for name in names] == ["PermissionError"] * 5
                 assert secret.read_text() == "for the worker only"
-            if "no network" in told["held"]:
-                assert [told["calls"] == "done", told["tells"] == "done"] == [False, False]
+            if "no network" in content["held"]:
+                assert [content["calls"] == "done", content["tells"] == "done"] == [False, False]
                 assert seen.reached == 0
                 with suppress(BlockingIOError):
                     raise AssertionError(heard.recv(10))

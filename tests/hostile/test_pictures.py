@@ -103,8 +103,8 @@ def test_where_a_picture_was_taken_is_dropped(decoder: Decoder) -> None:
     """GPS in, of every format that can hold it; none out, though the turn that stood beside it is made."""
     for format_ in ("JPEG", "PNG", "WEBP", "AVIF"):
         data = picture(format_, exif=gps())
-        told = Image.open(io.BytesIO(data)).getexif()
-        assert told.get_ifd(0x8825)[2] == (1.0, 2.0, 3.0), "it was there"
+        content = Image.open(io.BytesIO(data)).getexif()
+        assert content.get_ifd(0x8825)[2] == (1.0, 2.0, 3.0), "it was there"
         made = decoder.prepare(data, resolution=64)
         assert (made.report.width, made.report.height) == (80, 120)
         kept = Image.open(io.BytesIO(made.png))

@@ -10,7 +10,7 @@ from core.clock import utcnow
 from core.errors import ImageInvalid
 from core.settings import Settings
 from jobs import accounts, service, transitions
-from jobs.subjects import subject_pictures
+from jobs.subjects import captions
 from notifications import mail
 from notifications.mail import MailFacts
 from notifications.preferences import EVENTS
@@ -79,7 +79,7 @@ def test_on_the_page_and_in_the_api_it_is_text(api: Api, kind: str) -> None:
     stored = api.call("POST", f"{path}/images", secret, headers=named, files=files)
     images = [image["id"] for image in stored.json()["images"]]
     for image in images[:2]:
-        subject_pictures.set_caption(services, owner, subject, image, script)
+        captions.set_all(services, owner, subject, {image: script})
     body = {**RECIPE, "imageIds": images, "triggerWord": f"sks {script}"[:100], "classWord": script}
     started = api.call("POST", f"{path}/lora/train", secret, headers=named, json=body)
     assert started.status_code == 202, started.text

@@ -58,8 +58,8 @@ def test_a_single_file_is_refused(name: str, checkpoint: Path, tmp_path: Path) -
     spoil(file)
     with pytest.raises(BaseModelUnavailable) as raised:
         load(file)
-    told = words.replace("{.parts}", str(file.with_suffix(".parts"))).replace("{}", str(file))
-    assert raised.value.message.startswith(told)
+    content = words.replace("{.parts}", str(file.with_suffix(".parts"))).replace("{}", str(file))
+    assert raised.value.message.startswith(content)
     assert len(raised.value.message) < 700
     assert not RAN.exists()
 

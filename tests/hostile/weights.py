@@ -50,8 +50,8 @@ def headed(header: bytes, data: bytes = b"") -> bytes:
 
 def entry(**lies: Any) -> bytes:
     """A file of one tensor whose header lies."""
-    told = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], **lies}
-    return headed(json.dumps({"a": told}).encode(), bytes(16))
+    content = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], **lies}
+    return headed(json.dumps({"a": content}).encode(), bytes(16))
 
 
 def two(first: list[int], second: list[int], size: int) -> bytes:
@@ -142,15 +142,15 @@ LORAS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a rank of zero": (lambda: changed(put(DOWN, np.ones((0, 32)))), f"the LoRA file's {STEM} has rank 0 and 4"),
     # metadata that lies
     "a rank that is a program": (
-        lambda: changed(metadata=lambda told: told.update(ss_network_dim="__import__('os')")),
+        lambda: changed(metadata=lambda content: content.update(ss_network_dim="__import__('os')")),
         "the LoRA file's metadata names rank __import__('os')",
     ),
     "an alpha told as nan": (
-        lambda: changed(metadata=lambda told: told.update(ss_network_alpha="nan")),
+        lambda: changed(metadata=lambda content: content.update(ss_network_alpha="nan")),
         "the LoRA file's metadata names alpha nan",
     ),
     "a recipe without a bottom": (
-        lambda: changed(metadata=lambda told: told.update(imprint_recipe="[" * 100_000)),
+        lambda: changed(metadata=lambda content: content.update(imprint_recipe="[" * 100_000)),
         "the LoRA file's metadata has an alpha or a recipe that cannot be read",
     ),
 }  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 from tests.site import Site, site
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_site(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One for each test process; each test has an owner of its own on it."""
+    """One for each module: each test has an owner of its own on it."""
     with site(tmp_path_factory.mktemp("site"), base_model) as running:
         yield running

@@ -1,7 +1,5 @@
 """The brokers of docs/brokers.md, each with a real worker: it takes tasks, or says in one sentence why it does not."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from celery import Celery
 from kombu import Connection, Queue
 
 from tests.servers.certificates import Certificates, make_certificates
+from tests.servers.launcher import run
 from tests.servers.process import free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import redis_server
@@ -48,24 +47,21 @@ def quoted(made: Site, application: Celery | None = None) -> Any:
         sent.backend = None
 
 
-def tried(made: Site, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """A command of Celery in this installation."""
-    return subprocess.run(
-        made.celery(*arguments), cwd=ROOT, env=made.surroundings(**environment), capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+DIAGNOSE = """
+from cli import doctor
+from jobs.services import services
+
+for one in doctor.examine(services(), [doctor._broker]):
+    print(one.status, one.name, one.text)
+"""
 
 
 def diagnosed(made: Site, **environment: str) -> str:
     """What `imprint doctor` says of the broker and the workers, without its other checks."""
-    code = (
-        "from cli import doctor; from jobs.services import services\n"
-        "for one in doctor.examine(services(), [doctor._broker]): print(one.status, one.name, one.text)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=made.surroundings(**environment), capture_output=True, text=True,
-        timeout=120, check=True,
-    )  # fmt: skip
+    program = made.folder / "diagnose.py"
+    program.write_text(DIAGNOSE)
+    done = run([str(program)], cwd=ROOT, env=made.surroundings(**environment), folder=made.folder, timeout=120)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -147,13 +143,13 @@ class TestSentinel:
 
     def test_without_the_name_of_the_group_a_worker_does_not_start(self, base_model: Path, tmp_path: Path) -> None:
         with installed(tmp_path, base_model, "sentinel://127.0.0.1:1/0") as made:
-            done = tried(made, "worker")
+            done = made.command("worker")
             assert done.returncode != 0
             wanted = "IMPRINT_BROKER_URL: add ?master_name=…, the name by which the Sentinels know the Redis"
             assert f"this worker cannot start: {wanted}" in done.stderr
             assert "Traceback" not in done.stderr
             submit = ("imprint", "submit", str(ROOT / "demo" / "pictures"), "--trigger", "imp", "--owner", "owner")
-            assert wanted in " ".join(tried(made, *submit).stderr.split()), "the terminal breaks the line"
+            assert wanted in " ".join(made.command(*submit).stderr.split()), "the terminal breaks the line"
 
 
 class TestQuorumQueues:
@@ -164,7 +160,7 @@ class TestQuorumQueues:
         ):
             with Connection(server.url) as connection:
                 Queue("cpu", durable=True, queue_arguments={"x-queue-type": "quorum"})(connection).declare()
-            done = tried(made, "worker", "-Q", "io,cpu,sweep")
+            done = made.command("worker", "-Q", "io,cpu,sweep")
             assert done.returncode != 0
             assert "this worker cannot start: the queue cpu on the broker is not a plain classic queue" in done.stderr
             assert "default queue type is classic" in done.stderr
@@ -186,10 +182,10 @@ class TestPasswords:
                 assert quoted(made) == 2
                 for command in (("graph", "workers"), ("report",), ("inspect", "conf")):
                     for surroundings in ({}, {"IMPRINT_BROKER_URL": server.url}):
-                        done = tried(made, *command, **surroundings)
+                        done = made.command(*command, **surroundings)
                         assert done.returncode == 0, done.stderr
                         assert f"127.0.0.1:{server.port}" in done.stdout
                         assert PASSWORD not in done.stdout + done.stderr, command
-                missing = tried(made, "worker", IMPRINT_BROKER_PASSWORD_FILE=str(tmp_path / "no-such"))
+                missing = made.command("worker", IMPRINT_BROKER_PASSWORD_FILE=str(tmp_path / "no-such"))
                 assert "this worker cannot start: IMPRINT_BROKER_PASSWORD_FILE: " in missing.stderr
                 assert "Traceback" not in missing.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from credits.price import price_of_part
+from credits.price import Rate, price_of_part
 from jobs import accounts, service, sweeps
 from tests.servers.pictures import picture_server
 from tests.site import MASCOT, PHOTOGRAPHS, Site, View, drawing
@@ -209,7 +209,7 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert (before["status"], before["credits"]["charged"]) == ("cancelled", 0)
     during = json.loads(shared_site.imprint("cancel", running["job_id"], "--json").stdout)
     assert during["status"] == "cancelled"
-    assert during["credits"]["charged"] == price_of_part("sd15", during["step"], 64, {})
+    assert during["credits"]["charged"] == price_of_part(Rate(100, 512), during["step"], 64)
     # the worker is free again, and nothing is left of either
     after = shared_site.wait(shared_site.send(owner_id=owner)["job_id"])
     assert after["status"] == "ready"
@@ -247,7 +247,7 @@ def test_pictures_over_http_are_fetched_once_and_an_outage_is_waited_out(base_mo
             server.status.update({f"/away/{n}.png": 503 for n in range(3)})
             job_id = running.send(images=away)["job_id"]
             until(lambda: all(server.asked.get(f"/away/{n}.png", 0) > 4 for n in range(3)), 60, "tried again")
-            assert running.look(job_id)["status"] == "training"
+            assert running.view(job_id)["status"] == "training"
             server.status.clear()
             view = running.wait(job_id)
             assert view["status"] == "ready", view["failure"]

@@ -1,8 +1,6 @@
 """`imprint doctor`, as an operator types it on a running site and on one where much is wrong."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +15,7 @@ from storage.database import Database, known_revisions
 from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import free_port
 from tests.servers.redis import redis_server
-from tests.site import ROOT, Site
+from tests.site import Site
 
 
 def by_name(findings: Any) -> dict[str, dict[str, str]]:
@@ -38,9 +36,9 @@ def test_a_running_site_is_healthy(base_model: Path, tmp_path: Path) -> None:
             site.services.database.migrate()
             site.start("io")
             site.start("train")
-            told = json.loads(site.imprint("doctor", "--json").stdout)
-            found = by_name(told["findings"])
-            assert told["ok"] is True
+            content = json.loads(site.imprint("doctor", "--json").stdout)
+            found = by_name(content["findings"])
+            assert content["ok"] is True
             statuses = {name: finding["status"] for name, finding in found.items()}
             assert set(statuses.values()) == {"ok", "note"}
             for name in ("settings", "broker", "workers", "database", "clock", "object store", "disk", "device"):
@@ -64,13 +62,9 @@ def test_a_running_site_is_healthy(base_model: Path, tmp_path: Path) -> None:
 
 def test_a_new_installation_is_told_what_to_do(tmp_path: Path) -> None:
     """Before anything was started: nothing is made, and each missing thing has its own line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "tasks.app", "imprint", "doctor", "--json"],
-        cwd=ROOT, env=Site(tmp_path, tmp_path, "redis://127.0.0.1:1/0").surroundings(
-            IMPRINT_BROKER_URL="", IMPRINT_BASE_MODELS="{}", IMPRINT_FLOWER_PORT="1", IMPRINT_DEVICE="cpu"
-        ),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    site = Site(tmp_path, tmp_path, "redis://127.0.0.1:1/0")
+    nothing = {"IMPRINT_BROKER_URL": "", "IMPRINT_BASE_MODELS": "{}"}
+    done = site.command("imprint", "doctor", "--json", **nothing, IMPRINT_FLOWER_PORT="1", IMPRINT_DEVICE="cpu")
     found = by_name(json.loads(done.stdout)["findings"])
     assert done.returncode == 1
     assert {name for name, finding in found.items() if finding["status"] == "todo"} == {"broker", "database"}

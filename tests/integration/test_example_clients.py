@@ -82,13 +82,13 @@ class TestTypeScript:
         (tmp_path / "pictures" / "notes.txt").write_text("no picture")
         lora = tmp_path / "anna.safetensors"
         env = login(running, "anna")
-        said = run("npm", "start", "--", "anna", tmp_path / "pictures", lora, cwd=project, env=env)
-        assert said.count(".png: good") == 6
-        assert "status { at: " in said
-        assert "status: 'ready'" in said
+        message = run("npm", "start", "--", "anna", tmp_path / "pictures", lora, cwd=project, env=env)
+        assert message.count(".png: good") == 6
+        assert "status { at: " in message
+        assert "status: 'ready'" in message
         view = trained(running, "anna", lora)
-        assert f"training {view['job_id']}; the trigger word is {view['spec']['trigger_word']}" in said
-        assert f"{view['lora']['bytes']} bytes for {view['credits']['charged']} credits" in said
+        assert f"training {view['job_id']}; the trigger word is {view['spec']['trigger_word']}" in message
+        assert f"{view['lora']['bytes']} bytes for {view['credits']['charged']} credits" in message
 
     def test_what_is_wrong_is_told(self, running: Site, project: Path, tmp_path: Path) -> None:
         (tmp_path / "pictures").mkdir()
@@ -125,9 +125,9 @@ class TestTypeScript:
 class TestPython:
     def test_ten_lines_upload_train_follow_and_download(self, running: Site, tmp_path: Path) -> None:
         script = EXAMPLES / "python" / "train.py"
-        said = run(
+        message = run(
             sys.executable, script, "bert", *pictures(tmp_path / "pictures"), cwd=tmp_path, env=login(running, "bert")
         )
-        assert "event: status" in said
-        assert '"status": "ready"' in said
+        assert "event: status" in message
+        assert '"status": "ready"' in message
         trained(running, "bert", tmp_path / "bert.safetensors")

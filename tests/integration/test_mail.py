@@ -33,8 +33,8 @@ def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Pat
             for owner in ("ada", "bob"):
                 made.grant(owner, 100)
             events = ["training.processing", "training.completed", "training.failed", "credits.low"]
-            told = ["--email", "ada@example.org", "--low-credits", "99", *(f"--event={event}" for event in events)]
-            assert json.loads(made.imprint("notices", "ada", *told, "--json").stdout)["events"] == events
+            content = ["--email", "ada@example.org", "--low-credits", "99", *(f"--event={event}" for event in events)]
+            assert json.loads(made.imprint("notices", "ada", *content, "--json").stdout)["events"] == events
             job_id = made.send(owner_id="ada", subject_id="the imp", max_steps=2)["job_id"]
             made.services.store.put_file(keys.preview(job_id, 1, 2, 0, "png"), sorted(MASCOT.glob("*.png"))[0])
             made.start("train")
@@ -47,9 +47,9 @@ def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Pat
             text, page = done.get_body(("plain",)), done.get_body(("html",))
             assert text is not None
             assert page is not None
-            for said in (job_id, "2 of 2", "2 credits", f"https://imprint.example/trainings/{job_id}"):
-                assert said in text.get_content()
-                assert said in page.get_content()
+            for message in (job_id, "2 of 2", "2 credits", f"https://imprint.example/trainings/{job_id}"):
+                assert message in text.get_content()
+                assert message in page.get_content()
             [picture] = [part for part in done.walk() if part.get_content_type() == "image/jpeg"]
             assert picture["Content-Disposition"].startswith("inline")
             assert f"cid:{picture['Content-ID'].strip('<>')}" in page.get_content()

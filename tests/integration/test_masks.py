@@ -70,8 +70,8 @@ def trained_by_hand(running: Site, folder: Path, out: Path, masked: bool) -> str
     return hashlib.sha256(out.read_bytes()).hexdigest()
 
 
-def is_told_of_masks(told: str) -> bool:
-    return "are not used: add --set objective.masked=true to use them" in " ".join(told.split())
+def is_told_of_masks(content: str) -> bool:
+    return "are not used: add --set objective.masked=true to use them" in " ".join(content.split())
 
 
 def lora(view: View) -> str:
@@ -106,7 +106,7 @@ def test_the_command_takes_the_masks_of_a_folder(
     )  # fmt: skip
     assert is_told_of_masks(done.stderr) == (not masked)
     view = json.loads(done.stdout.splitlines()[-1])
-    assert lora(running.look(view["job_id"])) == by_hand[masked]
+    assert lora(running.view(view["job_id"])) == by_hand[masked]
 
 
 def test_the_command_stores_nothing_of_a_folder_whose_masks_do_not_fit(
@@ -134,7 +134,7 @@ def test_the_task_and_a_training_again(running: Site, folder: Path, by_hand: dic
     assert lora(view) == by_hand[True]
     assert str(folder) not in json.dumps(view)
     again = json.loads(running.imprint("retry", view["job_id"], "--watch", "--json").stdout.splitlines()[-1])
-    assert lora(running.look(again["job_id"])) == by_hand[True]
+    assert lora(running.view(again["job_id"])) == by_hand[True]
 
 
 def test_over_http(running: Site, folder: Path, by_hand: dict[bool, str]) -> None:

@@ -30,7 +30,7 @@ def test_ten_pictures_become_a_lora_on_a_rented_pod_that_is_deleted(base_model: 
         job_id = running.send(images=running.pictures("owner", 10), max_steps=100)["job_id"]
         running.wait(job_id, lambda view: view["step"] > 0, timeout_s=120)
         [pod] = runpod.ledger()
-        assert running.look(job_id)["trained_on"] | {"status": None} == {
+        assert running.view(job_id)["trained_on"] | {"status": None} == {
             "backend": "ai-toolkit", "server": pod["name"], "status": None,
         }  # fmt: skip
         view = ready_and_charged_once(running, job_id)

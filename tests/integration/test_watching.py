@@ -73,7 +73,7 @@ def test_workers_tell_what_they_did_and_it_is_true(watched: Watched) -> None:
     assert trained == 4
     assert 0 < took <= _train_seconds(watched.site)
     # The second training found what the first one had made.
-    pictures = len(watched.site.look(_ready(watched.site)[0]["job_id"])["pictures"])
+    pictures = len(watched.site.view(_ready(watched.site)[0]["job_id"])["pictures"])
     for result in ("made", "found"):
         assert watched.value(train, f'imprint_encodings_total{{kind="picture",result="{result}"}}') == pictures
     for result in ("loaded", "resident"):
@@ -127,7 +127,7 @@ def lines(watched: Watched, name: str) -> list[dict[str, Any]]:
 
 def test_the_web_tells_the_state_of_the_installation(watched: Watched) -> None:
     until(lambda: watched.value("web", 'imprint_jobs{code="",status="ready"}') == 2, 30, "the sums were asked again")
-    charged = sum(watched.site.look(job["job_id"])["credits"]["charged"] for job in _ready(watched.site))
+    charged = sum(watched.site.view(job["job_id"])["credits"]["charged"] for job in _ready(watched.site))
     web = watched.text("web").splitlines()
     for line in (
         'imprint_jobs{code="too_few_images",status="failed"} 1.0',
@@ -165,14 +165,14 @@ def test_metrics_are_formed_as_prometheus_likes_them(watched: Watched) -> None:
 
 
 def test_dashboard_and_alerts_name_only_metrics_that_are_there(watched: Watched) -> None:
-    told = {
+    content = {
         sample for name in watched.ports for sample in re.findall(r"^(imprint_\w+)", watched.text(name), re.MULTILINE)
     }
-    told |= {"imprint_audit_findings", "imprint_audit_time_seconds"}  # hourly: of the table, not of this site
+    content |= {"imprint_audit_findings", "imprint_audit_time_seconds"}  # hourly: of the table, not of this site
     assert {measure.name for measure in metrics.ALL} >= {"imprint_audit_findings", "imprint_audit_time_seconds"}
     asked = {name for query in queries() for name in _METRIC.findall(query)}
     assert len(asked) >= 20
-    assert asked <= told, asked - told
+    assert asked <= content, asked - content
 
 
 def queries() -> list[str]:

@@ -34,8 +34,8 @@ class Client:
     def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         answer = self.http.request(method, path, **options)
         assert answer.status_code < 300, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        content: dict[str, Any] = answer.json()
+        return content
 
     def events(self, job_id: str, last: str | None = None) -> Iterator[dict[str, str]]:
         """The events of one connection, with their numbers; ends where the connection does."""
@@ -209,7 +209,7 @@ def test_events_of_many_jobs_come_in_one_query(served: Site) -> None:
         for job_id in ids:
             write(served.services, job_id, number)
     queries: list[str] = []
-    sa.event.listen(served.services.database.engine, "before_cursor_execute", lambda *told: queries.append(told[2]))
+    sa.event.listen(served.services.database.engine, "before_cursor_execute", lambda *given: queries.append(given[2]))
     middle = service.events(served.services, ids[0])[2].id or 0
     queries.clear()
     found = history.events_of(served.services, {ids[0]: middle, ids[1]: 0})

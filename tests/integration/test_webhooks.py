@@ -76,13 +76,13 @@ def test_processing_then_completed_signed_and_in_order_though_the_first_is_refus
     until(lambda: len(application.about(job_id)) > 0, 60, "the first notice")
     assert application.about(job_id)[0].answered == 500
     # The final notice waits for the first one, which is due again after five seconds; unless it overtook it.
-    until(lambda: any(one.told["training_status"] == "completed" for one in application.about(job_id)), 60, "told")
+    until(lambda: any(one.content["training_status"] == "completed" for one in application.about(job_id)), 60, "told")
     until(lambda: waiting(site, job_id) == 0, 30, "all were sent")
     view = site.wait(job_id)
     got = application.about(job_id)
 
     assert {(one.method, one.path) for one in got} == {("PATCH", f"/app/api/models/{job_id}/status")}
-    statuses = [one.told["training_status"] for one in got]
+    statuses = [one.content["training_status"] for one in got]
     assert statuses == sorted(statuses, key=["processing", "completed"].index), "in order"
     assert (statuses[0], statuses[-1]) == ("processing", "completed")
     # The same message, the same id; another attempt, another signature of its own second.
@@ -91,11 +91,11 @@ def test_processing_then_completed_signed_and_in_order_though_the_first_is_refus
         assert one.verified(SECRET)["data"]["training_id"] == job_id
         with pytest.raises(WebhookVerificationError):
             one.verified("whsec_" + "D" * 40)
-    completed = got[-1].told
+    completed = got[-1].content
     assert completed["model_path"] == site.services.store.uri(view["lora"]["key"])
     assert completed["data"]["artifact"] == view["lora"]
     assert completed["data"]["credits"]["charged"] == view["credits"]["charged"]
-    sequences = [one.told["data"]["sequence"] for one in got]
+    sequences = [one.content["data"]["sequence"] for one in got]
     assert sequences == sorted(sequences)
 
 
@@ -116,18 +116,18 @@ def test_a_refused_final_notice_comes_again_under_the_same_id(running: Running, 
         until(came_again, 30, f"attempt {attempts - 1}")
     until(lambda: waiting(site, job_id) == 0, 30, "sent")
     processing, *failed = application.about(job_id)
-    assert processing.told["training_status"] == "processing"
-    assert [(one.answered, one.told["training_status"]) for one in failed] == [
+    assert processing.content["training_status"] == "processing"
+    assert [(one.answered, one.content["training_status"]) for one in failed] == [
         (503, "failed"), (429, "failed"), (204, "failed")
     ]  # fmt: skip
     assert len({one.id for one in failed}) == 1
     assert len({one.body for one in failed}) == 1
     assert failed[0].verified(SECRET)["data"]["failure_code"] == "cancelled"
     # The steps done are charged, the rest came back; the notice, the view and the books say the same.
-    view = site.look(job_id)
+    view = site.view(job_id)
     assert 0 < view["credits"]["charged"] == view["step"] < 9_000
     assert view["credits"] == {"held": 0, "charged": view["step"], "refunded": 9_000 - view["step"]}
-    assert failed[0].told["data"]["credits"] == view["credits"]
+    assert failed[0].content["data"]["credits"] == view["credits"]
     assert accounts.balance(site.services, owner).spent == view["step"]
     assert sweeps.run_audit(site.services) == []
 
@@ -194,7 +194,7 @@ def test_an_endless_500_of_one_receiver_slows_nobody_else(running: Running, owne
     site.wait(mine)
     before = len(down.got)
     until(lambda: waiting(site, mine) == 0, 60, "told while the other one is down")
-    assert application.about(mine)[-1].told["training_status"] == "failed"
+    assert application.about(mine)[-1].content["training_status"] == "failed"
     assert len(down.got) - before <= 3, "its notices waited for those of a receiver that is down"
     # Nothing is lost meanwhile: all of them wait for their next attempt, and come when it is up again.
     assert all(waiting(site, job_id) > 0 for job_id in asked)
@@ -206,7 +206,7 @@ def test_an_endless_500_of_one_receiver_slows_nobody_else(running: Running, owne
         return all(waiting(site, job_id) == 0 for job_id in asked)
 
     until(all_told, 120, "told at last")
-    assert {one.told["data"]["training_id"] for one in down.got if one.answered == 204} == set(asked)
+    assert {one.content["data"]["training_id"] for one in down.got if one.answered == 204} == set(asked)
 
 
 def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(running: Running, owner: str) -> None:
@@ -222,11 +222,11 @@ def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(runni
     assert (view["status"], view["credits"]) == ("ready", {"held": 0, "charged": 0, "refunded": 200})
     site.services.store.get(view["lora"]["key"])
     until(lambda: waiting(site, job_id) == 0, 30, "told")
-    assert application.about(job_id)[-1].told["data"]["credits"]["charged"] == 0
-    told = json.loads(site.imprint("audit", "--json").stdout)
-    assert told["ok"] is True
-    assert (told["leaks"]["count"], told["leaks"]["credits"]) == (1, 200)
-    assert told["leaks"]["jobs"][0]["job_id"] == job_id
+    assert application.about(job_id)[-1].content["data"]["credits"]["charged"] == 0
+    content = json.loads(site.imprint("audit", "--json").stdout)
+    assert content["ok"] is True
+    assert (content["leaks"]["count"], content["leaks"]["credits"]) == (1, 200)
+    assert content["leaks"]["jobs"][0]["job_id"] == job_id
     # The hourly task alerts: an error in the log that monitoring watches.
     site.application.send_task("imprint.audit", queue="io")
     alerts = site.settings.log_dir / "errors.jsonl"

@@ -30,9 +30,9 @@ class FakeComfyUI(Server):
     def start(self) -> None:
         """On the same port and folder as before; its queue and history are gone, as a real one's are."""
         argv = [sys.executable, "-m", "fakes.comfyui", "--port", str(self.port), "--folder", str(self.folder)]
-        said = self.log.stat().st_size if self.log.exists() else 0
+        size = self.log.stat().st_size if self.log.exists() else 0
         self._process = ServerProcess([*argv, *self.options], log=self.log, cwd=ROOT)
-        self._process.wait_until(lambda: b"fake ComfyUI on" in self.log.read_bytes()[said:], 60)
+        self._process.wait_until(lambda: b"fake ComfyUI on" in self.log.read_bytes()[size:], 60)
 
     def _end(self, *, kill: bool) -> None:
         if self._process is not None:

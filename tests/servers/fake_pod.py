@@ -40,9 +40,9 @@ class FakePod(Server):
     def start(self) -> None:
         """On the same port and folder as before: what it kept is there again."""
         argv = [sys.executable, "-m", "fakes.ai_toolkit", *self.arguments]
-        said = self.log.stat().st_size if self.log.exists() else 0
+        size = self.log.stat().st_size if self.log.exists() else 0
         self._process = ServerProcess(argv, log=self.log, cwd=ROOT)
-        self._process.wait_until(lambda: b"fake ai-toolkit server on" in self.log.read_bytes()[said:], START_S)
+        self._process.wait_until(lambda: b"fake ai-toolkit server on" in self.log.read_bytes()[size:], START_S)
 
     def _end(self, *, kill: bool) -> None:
         if self._process is not None:

@@ -79,7 +79,7 @@ class Gate:
         finally:
             server.close()
         self._stop("after", request)
-        with suppress(OSError):  # whoever asked is dead
+        with suppress(OSError):  # the client is dead
             request.send_response(answer.status)
             for name, value in answer.headers.items():
                 if name.lower() not in ("transfer-encoding", "connection", "date", "server"):

@@ -27,7 +27,7 @@ class Received:
         return self.headers["webhook-id"]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.body)
         return found
 
@@ -78,7 +78,7 @@ class Receiver:
 
     def about(self, job_id: str) -> list[Received]:
         """What came about one job, in order."""
-        return [one for one in self.got if one.told["data"]["training_id"] == job_id]
+        return [one for one in self.got if one.content["data"]["training_id"] == job_id]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers["content-length"]))

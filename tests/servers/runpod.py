@@ -25,8 +25,8 @@ class RunPodServer:
         given = ["--key", KEY, "--seed", str(seed), "--faults", json.dumps(faults), "--pods", json.dumps(pods)]
         self.process = ServerProcess([sys.executable, "-m", "fakes.runpod.server", *given], log=log, cwd=ROOT)
         self.process.wait_until(lambda: b'{"url"' in log.read_bytes(), 60)
-        said = next(line for line in log.read_text().splitlines() if line.startswith('{"url"'))
-        self.base = json.loads(said)["url"]
+        text = next(line for line in log.read_text().splitlines() if line.startswith('{"url"'))
+        self.base = json.loads(text)["url"]
         self.http = httpx2.Client(base_url=self.base, trust_env=False, timeout=30)
 
     @property

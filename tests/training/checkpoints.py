@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from training.families.checkpoint_names import PREFIXES, source
 from training.families.folders import WEIGHTS
+from training.families.record import SingleFile
+from training.families.registry import FAMILIES
 from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 
@@ -18,29 +19,33 @@ def exported(folder: Path, out: Path, family: str, *, only: tuple[str, ...] = ()
     only: the parts with weights that go into the file; the others go beside it.
     """
     tensors: dict[str, Tensor] = {}
+    layout = FAMILIES[family].single_file
+    assert layout is not None
     beside = out.with_suffix(".parts")
     for part in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        is_inside = part in WEIGHTS and part in (only or PREFIXES[family])
+        is_inside = part in WEIGHTS and part in (only or layout.prefixes)
         shutil.copytree(
             folder / part, beside / part, ignore=shutil.ignore_patterns("*.safetensors") if is_inside else None
         )
         if is_inside:
-            tensors |= _renamed(folder / part, family, part)
+            tensors |= _renamed(folder / part, layout, part)
     out.write_bytes(pack(tensors, metadata))
     return out
 
 
-def _renamed(folder: Path, family: str, part: str) -> dict[str, Tensor]:
+def _renamed(folder: Path, layout: SingleFile, part: str) -> dict[str, Tensor]:
     config = json.loads((folder / "config.json").read_text())
     held, _ = unpack((folder / f"{WEIGHTS[part]}.safetensors").read_bytes())
-    prefix = PREFIXES[family][part][0]
+    prefix = layout.prefixes[part][0]
     thirds: dict[str, dict[int, Any]] = {}
     made = {}
     for name, weights in held.items():
-        found = source(family, part, name, config)
+        found = layout.sources[part](name, config)
         values = weights.floats()
         if found.third is not None:
             thirds.setdefault(prefix + found.name, {})[found.third] = values
+        elif found.is_swapped:
+            made[prefix + found.name] = tensor(np.concatenate(np.split(values, 2)[::-1]))
         elif found.is_transposed:
             made[prefix + found.name] = tensor(np.ascontiguousarray(values.T))
         elif part == "vae" and ".mid.attn_1." in found.name and values.ndim == 2:

@@ -1,4 +1,4 @@
-"""A live model with one job in its engine, stepped by the test itself."""
+"""A live model with one job in its engine, stepped by the test itself; the wait for an engine that steps by itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,9 @@ from training.engine.cohort import Cohort
 from training.engine.engine import Engine
 from training.engine.job_batch import JobBatch
 from training.engine.objective import errors
+from training.engine.slot_job import SlotJob
 from training.families.encoders import Encoders
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 from training.lora.safetensor import Array
 from training.ports import TrainRun
 
@@ -22,13 +23,20 @@ def of(schedule: Any) -> Base:
     return Base(lambda: None, Encoders({}), schedule, torch.device("cpu"), torch.float32, "")
 
 
+def wait_until_gone(job: SlotJob) -> None:
+    """Wait until the engine has released the job. A wait that leaves `news` set would take a core from the engine."""
+    while not job.gone:
+        job.news.wait(1.0)
+        job.news.clear()
+
+
 class Live:
     """One job alone in a cohort of `slots` on `base`."""
 
     def __init__(
         self,
         run: TrainRun,
-        family: Family,
+        family: FamilyCode,
         base: Base,
         total: int = 6,
         slots: int = 1,

@@ -124,7 +124,7 @@ def test_peft_draws_a_dora_as_the_live_model_does(runs: Runs, family: str) -> No
     run = runs(family, alpha=5.0, learning_rate=1e-2, adapter={"targets": "all", "dora": True})
     live, result = learnt(run)
     tensors, _ = unpack(result.path.read_bytes())
-    naming = lora_file.NAMINGS[family]
+    naming = lora_file.naming_of(family)
     weights: dict[str, Any] = {}
     for site in live.cohort.layout.sites:
         stem = naming.stem(site.name)

@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu`, at tiny size on the CPU: what each part measures, its limits, and what it may import.
 
-`make test` draws five of the parts, `make test-full` runs all. All together cover every function of the three words,
+`make test` draws three of the parts, `make test-full` runs all. All together cover every function of the three words,
 but not the starting of `exact`'s children, `requests` (which does the same as `jobs` in a process of its own), and
 what only a card has: recording, memory that ends, `pytest -m gpu` itself.
 """
@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.gpu import bench, exactness
 from benchmarks.gpu.__main__ import main, run_parts
-from benchmarks.gpu.parts import PARTS, WORDS, Part, chosen
+from benchmarks.gpu.parts import PARTS, WORDS, Bench, chosen
 from tests.samples import sample
 from tests.site import ROOT
 
@@ -59,7 +59,7 @@ def test_every_word_fits_its_time() -> None:
 MEASURING = [name for name in PARTS if name not in ("tests", "exact", "requests")]
 
 
-@pytest.mark.parametrize("name", sample(MEASURING, 5, "parts of bench-gpu"))
+@pytest.mark.parametrize("name", sample(MEASURING, 3, "parts of bench-gpu"))
 def test_a_part_measures(tiny: Path, name: str) -> None:
     PARTS[name].run()
     found = lines(tiny)
@@ -89,7 +89,7 @@ def test_the_same_file_after_a_cut(tiny: Path) -> None:
     assert 0 < rest["from"] == cut["cut_at"] < 40
 
 
-class Command(Part):
+class Command(Bench):
     """A part that is any command."""
 
     @property

@@ -11,16 +11,8 @@ from demo.pocket.strangers import PRACTICE
 
 
 def test_a_recipe_is_tried_on_subjects_to_practise_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [
-        "--quick",
-        "--practice",
-        "--steps",
-        "2",
-        "--set",
-        "optimization.loraplus_ratio=2",
-        "--learning-rate",
-        "1e-3",
-    ]
+    asked = ["--quick", "--practice", "--sides", "ours", "--steps", "2"]
+    asked += ["--set", "optimization.loraplus_ratio=2", "--learning-rate", "1e-3"]
     assert quality.main([*asked, "--sheet", str(tmp_path / "sheet.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith(PRACTICE[0].name) for line in lines)

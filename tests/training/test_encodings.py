@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from training import families
+from training.backends.encoded_files import delete_unused
 from training.backends.encodings import Encodings
 from training.backends.local import train
 from training.families.family import Where
@@ -17,7 +18,14 @@ Runs = Callable[..., TrainRun]
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("sd15", torch.float32), ("sdxl", torch.bfloat16), ("z-image", torch.bfloat16)]
+    ("family", "dtype"),
+    [
+        ("sd15", torch.float32),
+        ("sdxl", torch.bfloat16),
+        ("z-image", torch.bfloat16),
+        ("flux2-klein-4b", torch.bfloat16),
+        ("qwen-image", torch.bfloat16),
+    ],
 )
 def test_what_comes_back_is_what_was_made(runs: Runs, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     run, found = runs(family, wide=2), families.find(family)
@@ -45,6 +53,15 @@ def test_damaged_files_are_made_again_and_old_ones_go(runs: Runs, tmp_path: Path
         path.write_bytes(path.read_bytes()[: 100 * number])
     assert train(replace(runs(name="second"), encodings=kept)).sha256 == first.sha256
     assert train(replace(runs(name="third"), encodings=kept)).sha256 == first.sha256
+    # Each file names the picture that it was made of, and goes with it.
+    shas = [example.sha256 for example in runs(name="fourth").examples]
+    assert delete_unused(kept, lambda asked: set(asked) & set(shas)) == 0
+    assert delete_unused(kept, lambda asked: set(asked) & set(shas[1:])) >= 1
+    assert len(list(kept.glob("*/*.safetensors"))) >= 5
+    next(kept.glob("*/*.safetensors")).write_bytes(b"of an earlier version")
+    assert delete_unused(kept, lambda asked: asked) == 1
+    assert delete_unused(kept, lambda _: ()) > 0
+    assert list(kept.glob("*/*.safetensors")) == []
     small = Encodings(kept, "c", max_bytes=0)
     small._save("picture", "x", {"moments": torch.zeros(3)})
     assert list(kept.glob("*/*.safetensors")) == []

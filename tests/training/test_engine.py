@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from core.errors import Cancelled, HandOver, ImprintError, LossNotFinite, Stop
 from tests.training.conftest import MemoryCheckpoints, Watcher
-from tests.training.live import Live
+from tests.training.live import Live, wait_until_gone
 from training import families
 from training.backends import resident
 from training.backends.local import train
@@ -54,7 +54,7 @@ def side_by_side(*runs: TrainRun) -> list[TrainResult | BaseException]:
 # ---- one job is what peft would make of it -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image"])
 def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     run, found = runs(family, rank=3, alpha=5.0), families.find(family)
     live = Live(run, found, base_of(run))
@@ -78,7 +78,9 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     assert got == pytest.approx(wanted.item(), rel=1e-6)
     for name, layer in layers.items():
         for end, held in (("down", layer.lora_A), ("up", layer.lora_B)):
-            peft = held["default"].weight.grad.numpy()
+            weight = held["default"].weight
+            # The text stream of Qwen-Image's last block goes nowhere.
+            peft = np.zeros(weight.shape, np.float32) if weight.grad is None else weight.grad.numpy()
             assert np.abs(gradients[f"{name}.{end}"] - peft).max() <= 1e-5 * np.abs(peft).max() + 1e-9, name
 
 
@@ -134,7 +136,7 @@ def test_across_slot_shapes_gradients_agree(runs: Runs) -> None:
         assert (gradient - gradients[0]).norm() < 1e-5 * gradients[0].norm()
 
 
-def test_whoever_fails_or_leaves_changes_nobody_else(runs: Runs) -> None:
+def test_a_job_that_fails_or_leaves_changes_no_other(runs: Runs) -> None:
     mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 60}
     alone = train(runs(name="alone", **mine))
     kept = MemoryCheckpoints()
@@ -187,8 +189,7 @@ def test_on_a_cpu_with_several_threads_a_slot_is_as_good_as_another(
                 for training in trainings:
                     engine.join(training.job)
             for training in trainings:
-                while not training.job.gone:
-                    training.job.news.wait(1.0)
+                wait_until_gone(training.job)
             state = trainings[place].job.snapshots[-1].state()
             learnt.add(b"".join(weights.tobytes() for weights in state.weights.values()))
             engine.close()

@@ -17,6 +17,7 @@ from core.errors import Cancelled, DeviceLost, HandOver, OutOfMemory, Stop, Work
 from jobs.stages import control
 from tasks import worker
 from tests.training.conftest import MemoryCheckpoints, Watcher
+from tests.training.live import wait_until_gone
 from tests.training.test_engine import base_of, side_by_side
 from training import device, device_failure, families
 from training.backends import local_training, resident
@@ -30,7 +31,7 @@ from training.engine.recorder import Recorder, Recording
 from training.engine.slot_job import SlotJob
 from training.engine.step import Step
 from training.families import family as family_module
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 from training.ports import TrainResult, TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -117,7 +118,7 @@ def test_a_device_error_in_a_jobs_own_thread_is_a_lost_device(
 
 @pytest.mark.parametrize("stop", [None, Cancelled(), HandOver()])
 def test_a_thread_that_is_gone_is_noticed(runs: Runs, monkeypatch: pytest.MonkeyPatch, stop: Exception | None) -> None:
-    """Whoever waits for the engine sees that its thread has ended, whatever ended it."""
+    """A caller that waits for the engine sees that its thread has ended, whatever ended it."""
     monkeypatch.setattr(Engine, "_run", lambda self: None)
     run = runs(control=Watcher(0, stop))
     training = LocalTraining(run, Engine(families.find("sd15"), base_of(run)), {"base": ""}, 6, None)
@@ -242,7 +243,7 @@ def test_out_of_memory_while_encoding_is_recovered_and_spoils_nothing(
     """The second job finds a base that is loaded, beside which its encoders do not fit."""
     real, tried = local_training.encode_dataset, []
 
-    def starved(family: Family, base: Base, *given: Any) -> Any:
+    def starved(family: FamilyCode, base: Base, *given: Any) -> Any:
         tried.append(base.is_parked)
         if not base.is_parked:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -272,7 +273,7 @@ def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     encode, move, step = local_training.encode_dataset, family_module.move, Cohort.step
     is_encoding, moves = threading.Event(), list[int]()
 
-    def starved(family: Family, base: Base, *given: Any) -> Any:
+    def starved(family: FamilyCode, base: Base, *given: Any) -> Any:
         if base._denoiser is not None and not base.is_parked:
             is_encoding.set()
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -408,7 +409,7 @@ def test_the_old_base_is_gone_before_the_next_is_loaded(runs: Runs, monkeypatch:
     found: list[Any] = []
     load = Engine.__init__
 
-    def noted(self: Engine, family: Family, base: Base, fingerprint: str = "") -> None:
+    def noted(self: Engine, family: FamilyCode, base: Base, fingerprint: str = "") -> None:
         found.append((old(), thread is not None and thread.is_alive()))
         load(self, family, base, fingerprint)
 
@@ -450,8 +451,7 @@ def test_a_cohort_shrinks_when_half_its_slots_have_been_idle(
         for training in trainings:
             engine.join(training.job)
     for training in trainings:
-        while not training.job.gone:
-            training.job.news.wait(1.0)
+        wait_until_gone(training.job)
     assert [training.job.step for training in trainings] == [12, 12, 12, 60]
     # Not at once, since a job may come at any time; and then to what the last job needs.
     assert following == [(4, 4)] * 12 + [(1, 4)] * 5 + [(1, 1)] * 43

@@ -13,7 +13,7 @@ import torch
 
 from core.errors import Cancelled, DeviceLost, HandOver
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
-from tests.training.live import Live
+from tests.training.live import Live, wait_until_gone
 from tests.training.test_engine import base_of
 from training import device_failure, families
 from training.backends import checkpoint
@@ -111,9 +111,7 @@ def together(engine: Engine, *runs: TrainRun) -> list[SlotJob]:
         for one in trainings:
             engine.join(one.job)
     for one in trainings:
-        while not one.job.gone:
-            one.job.news.wait(1.0)
-            one.job.news.clear()
+        wait_until_gone(one.job)
         if one.job.error is None:
             one._process_results()
     return [one.job for one in trainings]

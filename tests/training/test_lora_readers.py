@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.loaders import (
+    Flux2LoraLoaderMixin,
+    QwenImageLoraLoaderMixin,
     StableDiffusionLoraLoaderMixin,
     StableDiffusionXLLoraLoaderMixin,
     ZImageLoraLoaderMixin,
 )
 
 from tests.lora_layouts import A_B, ALPHA, CASES, FUSED, FUSED_CASES, MODULES, RANK, fused, matrices, written
+from training.families.registry import FAMILIES
 from training.lora.formats import serialize_as
 from training.lora.readers import readers
 from training.lora.reading import ADAPTER, read_lora
@@ -48,10 +51,25 @@ def z_image() -> Any:
     )  # fmt: skip
 
 
+def klein() -> Any:
+    return lib.Flux2Transformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=48,
+        timestep_guidance_channels=32, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+    )  # fmt: skip
+
+
+def qwen_image() -> Any:
+    return lib.QwenImageTransformer2DModel(
+        num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
+    )
+
+
 DENOISERS: dict[str, tuple[Callable[[], Any], Any]] = {
     "sd15": (sd15, StableDiffusionLoraLoaderMixin),
     "sdxl": (sdxl, StableDiffusionXLLoraLoaderMixin),
     "z-image": (z_image, ZImageLoraLoaderMixin),
+    "flux2-klein-4b": (klein, Flux2LoraLoaderMixin),
+    "qwen-image": (qwen_image, QwenImageLoraLoaderMixin),
 }
 
 
@@ -63,11 +81,11 @@ def load(data: bytes, family: str) -> Any:
     state = {name: torch.from_numpy(part.floats().copy()) for name, part in tensors.items()}
     more = {"unet_config": denoiser.config} if family == "sdxl" else {}
     found = mixin.lora_state_dict(state, **more)
-    converted, alphas = (found, None) if family == "z-image" else found
+    part = FAMILIES[family].denoiser
+    converted, alphas = (found, None) if part == "transformer" else found
     if not all("lora" in name for name in converted):
         raise ValueError("not a LoRA")  # as `load_lora_weights` does
     config = json.loads(metadata[ADAPTER]) if ADAPTER in metadata else None
-    part = "transformer" if family == "z-image" else "unet"
     denoiser.load_lora_adapter(
         converted, prefix=part, adapter_name="it", metadata=config, **({"network_alphas": alphas} if alphas else {})
     )

@@ -18,7 +18,7 @@ from training.backends.agreement import Agreement
 from training.engine import memory_count
 from training.engine.memory_count import recipe
 from training.engine.state import State
-from training.families.checkpoint_configs import CONFIGS
+from training.families.registry import FAMILIES
 from training.memory_plan import GIB
 from training.ports import TrainRun
 
@@ -72,9 +72,10 @@ COUNTED: list[tuple[str, int, dict[str, Any]]] = [
 def test_the_table_holds_against_counting(family: str, side: int, given: dict[str, Any]) -> None:
     """A step of a full-size model, counted, with checkpointing and without. `make test` draws two of four."""
     spec, found = recipe(family, resolution=side, **given), families.find(family)
-    config = CONFIGS[family][found.parts[0]]
+    config = FAMILIES[family].configs[found.parts[0]]
+    places = side // found.record.latent_pixels
     for checkpointing in (False, True):
-        made = memory_count.count(found, config, spec, (side // 8, side // 8), checkpointing=checkpointing)
+        made = memory_count.count(found, config, spec, (places, places), checkpointing=checkpointing)
         whole = made.weights + made.adapters + made.step
         planned = memory_plan.needed(spec, checkpointing=checkpointing)
         assert whole < planned < 1.35 * whole + GIB
@@ -135,7 +136,7 @@ def planned(run: TrainRun, agreement: Agreement) -> tuple[Any, Agreement]:
     """What a job's plan is, with a base of the standard size."""
     family = families.find(run.spec.family)
     with pytest.MonkeyPatch.context() as patch:
-        bytes_of = 2 * memory_plan.SIZES[run.spec.family].parameters
+        bytes_of = 2 * memory_plan.sizes_of(run.spec.family).parameters
         patch.setattr(planning, "weights_bytes", lambda *_: bytes_of)
         return planning.fit_to_memory(run, family, Path(run.base_model), torch.device("cuda"), agreement)
 

@@ -15,7 +15,7 @@ from training import families
 from training.data.dataset import class_caption
 from training.engine import objective
 from training.engine.job_batch import draw, offset
-from training.families import diffusion, z_image
+from training.families import diffusion, flow, z_image
 from training.families.family import Base, Draw, Where
 from training.families.latents import mask
 from training.ports import Example, TrainRun
@@ -53,11 +53,11 @@ def test_weights_of_noise_levels(prediction: str, weighting: str) -> None:
 def test_weights_of_flow_with_its_shift() -> None:
     base = of(z_image.FlowSchedule(3.0, 1.0, 0.0))
     # u = 0.1, 0.25 at shift 3: 0.3 / 1.2 = 0.25 and 0.75 / 1.5 = 0.5; SNR = 9 and 1.
-    s = z_image.shifted(torch.tensor([0.1, 0.25]), 3.0)
+    s = flow.shifted(torch.tensor([0.1, 0.25]), 3.0)
     assert s.tolist() == pytest.approx([0.25, 0.5])
     # The error of n - x is that of x over s^2: min(9, 5) * 0.0625 and min(1, 5) * 0.25; 3 * 0.0625 and 1 * 0.25.
-    assert z_image.weigh(base, s, "min_snr").tolist() == pytest.approx([0.3125, 0.25])
-    assert z_image.weigh(base, s, "debiased").tolist() == pytest.approx([0.1875, 0.25])
+    assert flow.weigh(base, s, "min_snr").tolist() == pytest.approx([0.3125, 0.25])
+    assert flow.weigh(base, s, "debiased").tolist() == pytest.approx([0.1875, 0.25])
 
 
 @pytest.mark.parametrize("weighting", ["min_snr", "debiased"])
@@ -70,7 +70,7 @@ def test_one_weighting_is_one_thing_whatever_is_predicted(weighting: str) -> Non
         base = of(diffusion.DiscreteSchedule(ALPHAS, 1.0, prediction))
         clean[prediction] = diffusion.weigh(base, torch.arange(3), weighting).double() * per_clean
     s = 1 / (1 + snr.sqrt())
-    clean["flow"] = z_image.weigh(of(None), s, weighting).double() / s**2
+    clean["flow"] = flow.weigh(of(None), s, weighting).double() / s**2
     wanted = snr.clamp(max=5.0) if weighting == "min_snr" else snr.sqrt()
     for found in clean.values():
         assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
@@ -107,8 +107,8 @@ def test_a_mask_by_hand(tmp_path: Path) -> None:
     found = mask(Example(tmp_path / "a.png", "", "a", 16, 16), (2, 2))
     assert found.flatten().tolist() == pytest.approx([1 / 0.55, 0.2 / 0.55, 1 / 0.55, 0.0])
     # Errors 1, 2, 3, 4 squared at the four places: (1 + 0.2 * 4 + 9) / 0.55 / 4.
-    said = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 2, 2)
-    error = objective.per_sample_error(said, torch.zeros_like(said), found.unsqueeze(0))
+    predicted = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 2, 2)
+    error = objective.per_sample_error(predicted, torch.zeros_like(predicted), found.unsqueeze(0))
     assert error.tolist() == pytest.approx([10.8 / 0.55 / 4])
 
 
@@ -178,7 +178,7 @@ def test_class_captions(trigger: str, word: str, caption: str, wanted: str) -> N
     assert class_caption(spec, caption) == wanted
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image"])
 def test_the_prior_by_hand(runs: Runs, family: str) -> None:
     """Weight times the mean squared difference of what LoRA and base say of the class; nothing while B is zero."""
     run, found = runs(family, objective={"prior_weight": 0.5}, class_word="dog"), families.find(family)
@@ -201,7 +201,7 @@ def test_the_prior_by_hand(runs: Runs, family: str) -> None:
     assert (whole - own).item() == pytest.approx(0.5 * strays.item(), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image"])
 def test_recalled_samples_by_hand(runs: Runs, family: str) -> None:
     """Of some samples it is asked what the base says of the class; the others' losses keep every bit."""
     options: dict[str, Any] = {"batch_size": 4, "class_word": "dog", "objective": {"prior_share": 0.5}}
@@ -216,9 +216,9 @@ def test_recalled_samples_by_hand(runs: Runs, family: str) -> None:
         with live.applied():
             losses = objective.losses(*given, recalls=True)
             plain = objective.losses(*given)
-            said = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
+            predicted = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
         base = found.predict(live.base, found.mix(live.base, batch.made), batch.made.times, batch.conditions)
-        away = (said - base).pow(2).flatten(1).mean(1)
+        away = (predicted - base).pow(2).flatten(1).mean(1)
         for row, is_recalled in enumerate(batch.made.recalled.tolist()):
             recalled += is_recalled
             assert any(batch.conditions[row] is one for one in live.job.extras.classes) == is_recalled

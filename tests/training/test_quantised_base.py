@@ -22,10 +22,10 @@ from training.engine.randomness import generator
 from training.families import quantised
 from training.families.family import Base, Condition, Where
 from training.families.quantised import linears, weight_of
+from training.families.registry import trained_here
 from training.lora import file as lora_file
 from training.options import Quantisation
 from training.ports import TrainResult, TrainRun
-from training.spec import FAMILIES
 
 Runs = Callable[..., TrainRun]
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def sample(run: TrainRun, base: Base) -> tuple[Tensor, Tensor, list[Condition]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", trained_here())
 def test_a_quantised_base_says_nearly_the_same_in_a_fraction_of_the_bytes(
     runs: Runs, family: str, kind: Quantisation
 ) -> None:
@@ -63,8 +63,8 @@ def test_a_quantised_base_says_nearly_the_same_in_a_fraction_of_the_bytes(
     assert names
     given = sample(run, plain)
     with torch.no_grad():
-        said, nearly = (found.predict(base, *given) for base in (plain, small))
-    error = ((said - nearly).norm() / said.norm()).item()
+        text, nearly = (found.predict(base, *given) for base in (plain, small))
+    error = ((text - nearly).norm() / text.norm()).item()
     assert 0 < error < BOUNDS[kind]
     for name, layer in names.items():
         weight: Any = small.denoiser.get_submodule(name).weight
@@ -119,7 +119,7 @@ def gradient(run: TrainRun, base: Base, *, dora: bool) -> Tensor:
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", trained_here())
 def test_gradients_are_those_of_the_dequantised_weights(
     runs: Runs, family: str, kind: Quantisation, dora: bool
 ) -> None:
@@ -191,10 +191,10 @@ def test_the_training_adapter_is_merged_before_and_taken_off_while_drawing(runs:
     plain, merged = loaded(run, "none"), loaded(run, "8bit", training_adapter=adapter)
     given = sample(run, plain)
     with torch.no_grad():
-        said, changed = (found.predict(base, *given) for base in (plain, merged))
+        text, changed = (found.predict(base, *given) for base in (plain, merged))
         with found.as_used(merged):
             used = found.predict(merged, *given)
-    assert (used - said).norm() < 0.2 * (changed - said).norm()
+    assert (used - text).norm() < 0.2 * (changed - text).norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

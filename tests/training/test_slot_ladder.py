@@ -51,7 +51,7 @@ def test_a_file_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> Non
 
 
 def test_a_cohort_grows_no_further_than_pays(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: slots follow the jobs, up to what is known to pay; whoever comes then waits and is trained too."""
+    """As on a GPU: slots follow the jobs, up to what is known to pay; a later job waits and is trained too."""
     made, seen = LocalTraining.__init__, set()
     step = Cohort.step
 

@@ -144,7 +144,7 @@ def test_wrong_arguments_are_all_named(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "content"),
     [
         (["--out", "{tmp}/file/lora.safetensors"], ["--out: cannot be written", "file is not a folder"]),
         (["--out", "{tmp}/lora.ckpt"], ["--out: must end in .safetensors"]),
@@ -156,13 +156,13 @@ def test_wrong_arguments_are_all_named(
     ids=["a file as folder", "suffix", "long", "folder", "checkpoints", "prodigy"],
 )
 def test_what_cannot_end_well_is_refused_before_the_first_step(
-    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, more: list[str], told: list[str]
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, more: list[str], content: list[str]
 ) -> None:
     (tmp_path / "file").touch()
     before = sorted(tmp_path.iterdir())
     assert main(command(*(argument.format(tmp=tmp_path) for argument in more))) == 2
     stderr = " ".join(capsys.readouterr().err.split())
-    assert all(words in stderr for words in told), stderr
+    assert all(words in stderr for words in content), stderr
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -179,9 +179,9 @@ def test_a_changed_option_keeps_the_old_checkpoints_and_says_why(
     steps = sorted(path.name for path in kept.glob("step-*"))
     capsys.readouterr()
     assert main(more) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "restarts at step 0, because of other max_steps (24, now 30); the checkpoint of step 24 is in" in said
-    assert "resumed" not in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert "restarts at step 0, because of other max_steps (24, now 30); the checkpoint of step 24 is in" in message
+    assert "resumed" not in message
     [aside] = [path for path in kept.iterdir() if path.is_dir()]
     assert sorted(path.name for path in aside.glob("step-*")) == steps
     assert [int(path.stem[5:]) for path in sorted(kept.glob("step-*"))][-1] == 30
@@ -217,8 +217,8 @@ def test_files_that_are_not_used_are_noted(
     theirs = shutil.copytree(folder, tmp_path / "theirs")
     (theirs / "other.caption").write_text("a red ball")
     assert main([str(theirs), *command("--max-steps", "1")[1:]]) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "note: no picture has the name of these captions: other.caption" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert "note: no picture has the name of these captions: other.caption" in message
 
 
 def test_a_base_model_on_this_machine_tells_its_family(bases: Callable[..., Path], tmp_path: Path) -> None:

@@ -26,6 +26,16 @@ def test_twice_the_same_bytes(runs: Runs) -> None:
     assert train(runs(name="c", seed=8)).sha256 != first.sha256
 
 
+@pytest.mark.parametrize("family", ["flux2-klein-4b", "qwen-image"])
+def test_a_transformer_resumes_byte_identical(runs: Runs, family: str) -> None:
+    kept = MemoryCheckpoints()
+    run = runs(family, max_steps=4, every=1, count=2, checkpoints=kept)
+    whole = train(run)
+    del kept.held[4]
+    resumed = train(run)
+    assert (resumed.resumed_from, resumed.sha256) == (2, whole.sha256)
+
+
 @pytest.mark.parametrize("damage", [None, "flipped", "cut", "foreign", "garbage"])
 def test_resume_is_byte_identical(runs: Runs, damage: str | None) -> None:
     whole = train(runs(max_steps=12, every=1))

@@ -24,11 +24,12 @@ from tests.training.live import Live, of
 from training import families, tiny_base
 from training.backends.local import train
 from training.engine.objective import errors, per_sample_error
-from training.families import diffusion, z_image
+from training.families import diffusion, flow
 from training.families.encoders import Encoders
-from training.families.family import Base, Draw, Family, Where
+from training.families.family import Base, Draw, FamilyCode, Where
 from training.families.fingerprint import fingerprint
-from training.families.parts import locate
+from training.families.parts import class_of, locate
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.ports import Example, TrainRun
 
@@ -38,7 +39,7 @@ CPU = torch.device("cpu")
 lib: Any = diffusers
 
 
-def loaded(found: Family, folder: Path, dtype: torch.dtype = torch.float32) -> Base:
+def loaded(found: FamilyCode, folder: Path, dtype: torch.dtype = torch.float32) -> Base:
     """The base model in `folder`, on the CPU."""
     return found.load(Where(folder, CPU, dtype))
 
@@ -64,17 +65,17 @@ def test_epsilon_and_v_by_hand() -> None:
     # 0.8 * 0.5 - 0.6 * 1 = -0.2; 0.8 * 1 - 0.6 * -2 = 2.0
     assert diffusion.target(of(velocity), made).flatten().tolist() == pytest.approx([-0.2, 2.0])
     # ((0 + 0.2)^2 + (1 - 2)^2) / 2 = 0.52
-    said = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
-    assert per_sample_error(said, diffusion.target(of(velocity), made)).tolist() == pytest.approx([0.52])
+    predicted = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
+    assert per_sample_error(predicted, diffusion.target(of(velocity), made)).tolist() == pytest.approx([0.52])
 
 
 def test_flow_by_hand() -> None:
     # u = 0.5 at shift 3: 3 * 0.5 / (1 + 2 * 0.5) = 0.75; the ends stay.
-    assert z_image.shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == pytest.approx([0.0, 0.75, 1.0])
+    assert flow.shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == pytest.approx([0.0, 0.75, 1.0])
     made = drawn([1.0, -2.0], [0.5, 1.0], [0.75])
     # 0.25 * 1 + 0.75 * 0.5 = 0.625; 0.25 * -2 + 0.75 * 1 = 0.25
-    assert z_image.mix(of(None), made).flatten().tolist() == pytest.approx([0.625, 0.25])
-    assert z_image.target(of(None), made).flatten().tolist() == pytest.approx([-0.5, 3.0])
+    assert flow.mix(of(None), made).flatten().tolist() == pytest.approx([0.625, 0.25])
+    assert flow.target(of(None), made).flatten().tolist() == pytest.approx([-0.5, 3.0])
 
 
 def test_flow_asks_the_model_in_its_own_signs() -> None:
@@ -112,6 +113,8 @@ GOLDEN = {
     ("sdxl", "epsilon"): (1.227416, 0.988475),
     ("sdxl", "v_prediction"): (1.236964, 1.296150),
     ("z-image", "flow"): (2.052753, 1.927315),
+    ("flux2-klein-4b", "flow"): (1.864513, 1.829143),
+    ("qwen-image", "flow"): (2.399851, 2.019913),
 }
 
 
@@ -161,7 +164,7 @@ def test_sdxl_is_told_the_size_of_the_picture(bases: Bases, pictures: Callable[.
     assert conditions[0]["pooled"].shape == (1, 48)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image"])
 def test_sixteen_bit_bases_keep_full_adapters(runs: Runs, family: str) -> None:
     """What runs on a GPU: a bfloat16 base, float32 adapters, losses near those of float32."""
     found, folder = families.find(family), Path(runs(family).base_model)
@@ -176,40 +179,27 @@ def test_sixteen_bit_bases_keep_full_adapters(runs: Runs, family: str) -> None:
 
 def full_size(family: str) -> Any:
     """The denoiser of the real base model, without weights."""
+    record = FAMILIES[family]
     with torch.device("meta"):
-        if family == "z-image":
-            return lib.ZImageTransformer2DModel()
-        if family == "sd15":
-            return lib.UNet2DConditionModel(
-                cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8
-            )
-        return lib.UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            cross_attention_dim=2048,
-            attention_head_dim=(5, 10, 20),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+        return class_of(record.classes[record.denoiser]).from_config(dict(record.configs[record.denoiser]))
 
 
 # sd15: 16 transformer blocks with two attentions of four linears; sdxl: 70 such; z-image: 30 blocks of seven linears.
 # And all: two linears more in each block, and two projections around each of the 16 transformers of sd15, of the
-# 11 of sdxl; in z-image one modulation in each block.
+# 11 of sdxl; in z-image one modulation in each block. FLUX.2: eight linears in each double block and two in each single
+# one; and all: four more in each double block. Qwen-Image: eight linears in each of 60 blocks; and all: four more.
 @pytest.mark.parametrize(
     ("family", "targeted", "modules"),
     [
         *[("sd15", "attention", 128), ("sdxl", "attention", 560), ("z-image", "attention", 210)],
         *[("sd15", "all", 192), ("sdxl", "all", 722), ("z-image", "all", 240)],
+        *[("flux2-klein-4b", "attention", 80), ("flux2-klein-9b", "attention", 112), ("qwen-image", "attention", 480)],
+        *[("flux2-klein-4b", "all", 100), ("flux2-klein-9b", "all", 144), ("qwen-image", "all", 720)],
     ],
 )
 def test_targets_in_the_real_models(family: str, targeted: str, modules: int) -> None:
     """Every targeted module of the full model is a linear or a 1x1 convolution, and the check knows its name."""
-    naming = lora_file.NAMINGS[family]
+    naming = lora_file.naming_of(family)
     targets = families.find(family).targets[targeted]
     found = {name: part for name, part in full_size(family).named_modules() if re.fullmatch(targets, name)}
     assert len(found) == modules

@@ -18,6 +18,7 @@ from training import families, sample
 from training.backends.local import train
 from training.engine.objective import errors
 from training.families.family import Where
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora.formats import serialize_as
 from training.lora.inspect import inspect
@@ -28,7 +29,7 @@ from training.ports import TrainRun
 Runs = Callable[..., TrainRun]
 # float32 files come back exactly; the rounding of 16-bit ones is a part in 2,000 (float16) or 256 (bfloat16) of the
 # LoRA.
-TOLERANCE = {"sd15": 1e-5, "sdxl": 2e-3, "z-image": 2e-2}
+TOLERANCE = {"sd15": 1e-5, "sdxl": 2e-3, "z-image": 2e-2, "flux2-klein-4b": 2e-2, "qwen-image": 2e-2}
 
 
 def trained(run: TrainRun) -> tuple[Live, Path]:
@@ -62,18 +63,19 @@ def answer(family: str, denoiser: Any, live: Live) -> torch.Tensor:
 def drawn(pipeline: Any) -> Any:
     """A picture of two steps, [64, 64, 3] in 0..255."""
     chance = torch.Generator().manual_seed(1)
-    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "width": 64, "height": 64, "generator": chance}
-    return np.asarray(pipeline("a photo of sks dog", **given).images[0], int)
+    record = next(family for family in FAMILIES.values() if family.pipeline == type(pipeline).__name__)
+    given = {"num_inference_steps": 2, "width": 64, "height": 64, "generator": chance, record.guidance: 3.0}
+    return np.asarray(pipeline(prompt="a photo of sks dog", **given, **record.call).images[0], int)
 
 
 def part_of(pipeline: Any, family: str) -> str:
-    return "transformer" if family == "z-image" else "unet"
+    return FAMILIES[family].denoiser
 
 
 FORMS = [("sd15", "kohya"), ("sd15", "peft"), ("sdxl", "kohya"), ("sdxl", "peft"), ("z-image", "comfyui"),
-         ("z-image", "peft")]  # fmt: skip
+         ("z-image", "peft"), ("flux2-klein-4b", "peft"), ("qwen-image", "peft")]  # fmt: skip
 # Of a picture's 255 levels. The file's rounding of sdxl and z-image moves the picture more, see TOLERANCE.
-LEVELS = {"sd15": 1, "sdxl": 2, "z-image": 4}
+LEVELS = {"sd15": 1, "sdxl": 2, "z-image": 4, "flux2-klein-4b": 3, "qwen-image": 1}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from core.errors import SpecInvalid
@@ -22,11 +23,11 @@ LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "-
           "--dynamo_backend", "no", "--module"]  # fmt: skip
 
 
-def command(base_model: Path, out: Path, *more: str, processes: int = 1) -> list[str]:
+def command(base_model: Path, out: Path, *more: str, processes: int = 1, program: str = "training") -> list[str]:
     launched = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     start = [LAUNCH[0], *launched, *LAUNCH[1:]] if processes > 1 else []
     return [
-        sys.executable, "-m", *start, "training", str(MASCOT), "--base-model", str(base_model),
+        sys.executable, "-m", *start, program, str(MASCOT), "--base-model", str(base_model),
         "--family", "sd15", "--trigger", "imp", "--resolution", "64", "--device", "cpu", "--out", str(out), *more,
     ]  # fmt: skip
 
@@ -60,6 +61,17 @@ def test_two_processes_make_the_lora_of_one(
     assert max(float(np.abs(alone[name] - other[name]).max()) for name in alone) > 10 * apart
 
 
+def test_memory_that_runs_out_in_an_evaluation_of_one_process_ends_neither(base_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "starved.safetensors"
+    recipe = (
+        "--max-steps", "4", "--batch-size", "2", "--set", "validation.held_out=1", "--set", "validation.every_epochs=1",
+    )  # fmt: skip
+    done = run(command(base_model, out, *recipe, processes=2, program="tests.training.starved"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    with safe_open(out, "np") as lora:
+        assert "imprint_validation_loss" in lora.metadata()
+
+
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SpecInvalid, match="3 cannot be shared evenly by 2 processes"), distributed.sharing("cpu", 3):
@@ -72,9 +84,9 @@ def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) 
         base_model, out, "--max-steps", "120", "--batch-size", "2", "--checkpoint-every", "1", processes=2
     )
     kept = tmp_path / "shared.safetensors.checkpoints"
-    with log.open("wb") as said:
+    with log.open("wb") as text:
         process = subprocess.Popen(
-            arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said,
+            arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=text, stderr=text,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:

@@ -60,7 +60,7 @@ def test_the_same_lora_as_at_home(runs: Callable[..., TrainRun], family: str, tm
     sample.add_lora(pipeline, out)
     denoiser = pipeline.unet if family == "sd15" else pipeline.transformer
     theirs, _ = unpack(source.read_bytes())
-    naming, layers = lora_file.NAMINGS[family], 0
+    naming, layers = lora_file.naming_of(family), 0
     for module, layer in denoiser.named_modules():
         if not hasattr(layer, "lora_A"):
             continue

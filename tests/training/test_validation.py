@@ -259,19 +259,19 @@ def test_previews_of_turbo_are_without_its_training_adapter(runs: Runs, tmp_path
     caption = torch.randn(7, merged.denoiser.config.cap_feat_dim, generator=torch.Generator().manual_seed(1))
     mixed = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
 
-    def said(base: Base) -> Tensor:
+    def text(base: Base) -> Tensor:
         with torch.no_grad():
             return found.predict(base, mixed, torch.tensor([0.5]), [{"context": caption}])
 
-    trained = said(merged)
-    assert not torch.allclose(trained, said(plain), atol=1e-3)
+    trained = text(merged)
+    assert not torch.allclose(trained, text(plain), atol=1e-3)
     with found.as_used(merged):
-        assert torch.allclose(said(merged), said(plain), atol=1e-5)
+        assert torch.allclose(text(merged), text(plain), atol=1e-5)
         assert torch.equal(weight, before)
-    assert torch.equal(said(merged), trained)
+    assert torch.equal(text(merged), trained)
     with pytest.raises(ZeroDivisionError), found.as_used(merged):
         1 // 0  # noqa: B018 - whatever happens inside
-    assert torch.equal(said(merged), trained)
+    assert torch.equal(text(merged), trained)
 
 
 # ---- checkpoints of earlier versions -------------------------------------------------------------------------------

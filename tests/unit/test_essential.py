@@ -27,16 +27,16 @@ threading.Event().wait(30)
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [("raise OSError(28, 'No space left on device')", "No space left"), ("return", "it returned")]
+    ("body", "message"), [("raise OSError(28, 'No space left on device')", "No space left"), ("return", "it returned")]
 )
-def test_its_end_is_seen_and_ends_the_process(body: str, said: str) -> None:
+def test_its_end_is_seen_and_ends_the_process(body: str, message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(body=body)], cwd=ROOT, capture_output=True, text=True, timeout=20,
         check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGTERM
     assert "the thread 'leases'" in done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 def test_a_process_that_does_not_end_when_asked_ends_at_once_later() -> None:

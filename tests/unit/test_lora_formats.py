@@ -44,13 +44,13 @@ def pair(stem: str, ends: tuple[str, str] = (".lora_down.weight", ".lora_up.weig
 
 def same(one: bytes, other: bytes) -> None:
     """The same tensors to the bit, under the same names, and the same metadata."""
-    (held, told), (wanted, asked) = unpack(one), unpack(other)
+    (held, content), (wanted, asked) = unpack(one), unpack(other)
     assert set(held) == set(wanted)
     for name, part in wanted.items():
         assert held[name].kind == part.kind, name
         assert held[name].shape == part.shape, name
         assert held[name].elements.tobytes() == part.elements.tobytes(), name
-    assert told == asked
+    assert content == asked
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
@@ -132,10 +132,10 @@ def several() -> dict[str, Tensor]:
 def test_ranks_alphas_text_encoders_dora_and_convolutions_survive() -> None:
     first = serialize_as(read_lora(pack(several(), {"ss_network_dim": "Dynamic", "note": "mine"})), "kohya")
     peft = serialize_as(read_lora(first), "peft")
-    told = json.loads(unpack(peft)[1][ADAPTER])
-    assert told["unet.rank_pattern"] == {"up_blocks.0.attentions.0.proj_in": 8}
-    assert told["text_encoder.lora_alpha"] == 1.0
-    assert told["text_encoder_2.use_dora"] is True
+    content = json.loads(unpack(peft)[1][ADAPTER])
+    assert content["unet.rank_pattern"] == {"up_blocks.0.attentions.0.proj_in": 8}
+    assert content["text_encoder.lora_alpha"] == 1.0
+    assert content["text_encoder_2.use_dora"] is True
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_magnitude_vector" in unpack(peft)[0]
     report = inspect(peft)
     assert report.problems == []
@@ -156,24 +156,24 @@ def test_without_an_alpha_the_scale_is_one() -> None:
     assert inspect(ours).scales == [1.0]
 
 
-@pytest.mark.parametrize(("told", "scale"), [
+@pytest.mark.parametrize(("content", "scale"), [
     ({"unet.r": 4, "unet.lora_alpha": 32}, 8.0),
     ({"unet.r": 4, "unet.lora_alpha": 32, "unet.use_rslora": True}, 16.0),
     ({"unet.r": 8, "unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_q": 2}}, 0.5),
     ({"unet.r": 8, "unet.lora_alpha": 8, "unet.alpha_pattern": {"to_k": 2}}, 2.0),
     ({"transformer.lora_alpha": 8}, 1.0),
 ])  # fmt: skip
-def test_the_scale_that_pefts_metadata_tells(told: dict[str, Any], scale: float) -> None:
+def test_the_scale_that_pefts_metadata_tells(content: dict[str, Any], scale: float) -> None:
     ends = (".lora_A.weight", ".lora_B.weight")
     stem = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    assert inspect(pack(pair(stem, ends), {ADAPTER: json.dumps(told)})).scales == [scale]
+    assert inspect(pack(pair(stem, ends), {ADAPTER: json.dumps(content)})).scales == [scale]
 
 
 @pytest.mark.parametrize(("tensors", "to", "why"), [
     (pair("diffusion_model.layers.0.attention.to_q", alpha=4.0), "kohya", "only in part"),
     ({"diffusion_model.layers.0.attention.qkv.lora_A.weight": tensor(numbers(4, 32)),
       "diffusion_model.layers.0.attention.qkv.lora_B.weight": tensor(numbers(50, 4))}, "comfyui",
-     "no three matrices of one size"),
+     "no 3 matrices of one size"),
     (pair("base_model.model.mid_block.attentions.0.proj_in"), "kohya", "family of the LoRA file is unknown"),
     ({f"lora_unet_{TO_Q}.hada_w1_a": tensor(numbers(2, 2))}, "peft", "LoHa"),
     ({**pair(f"lora_unet_{TO_Q}"), "x.y": tensor(numbers(2))}, "peft", r"unknown tensors \(1\)"),
@@ -223,10 +223,10 @@ BROKEN: list[tuple[dict[str, Tensor], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("tensors", "told"), BROKEN, ids=[told for _, told in BROKEN])
-def test_broken_files_are_told(tensors: dict[str, Tensor], told: str) -> None:
+@pytest.mark.parametrize(("tensors", "content"), BROKEN, ids=[content for _, content in BROKEN])
+def test_broken_files_are_told(tensors: dict[str, Tensor], content: str) -> None:
     report = inspect(pack(tensors, {}))
-    assert any(told in problem for problem in report.problems), report.problems
+    assert any(content in problem for problem in report.problems), report.problems
     assert report.verdict == "broken"
     with pytest.raises(LoraInvalid, match="is broken"):  # the same check stands before every conversion
         serialize_as(read_lora(pack(tensors, {})), "kohya")
@@ -292,8 +292,8 @@ def test_the_commands(tmp_path: Path) -> None:
     shown = run("inspect", ours)
     assert shown.exit_code == 0
     assert all(word in shown.output for word in ("sd15", "kohya", "sks dog", "self-attention", "AUTOMATIC1111: whole"))
-    told = json.loads(run("inspect", ours, "--json").output)
-    assert (told["scales"], told["problems"]) == ([8.0], [])
+    content = json.loads(run("inspect", ours, "--json").output)
+    assert (content["scales"], content["problems"]) == ([8.0], [])
     assert run("convert", ours, peft, "--to", "peft").exit_code == 0
     assert json.loads(run("inspect", peft, "--json").output)["format"] == "peft"
     refused = run("convert", ours, peft, "--to", "peft")

@@ -62,8 +62,6 @@ OTHERS: dict[str, tuple[dict[str, Tensor], dict[str, str], str, str | None]] = {
             "Stable Diffusion 3"),
     "SD3, kohya": (pair("lora_unet_joint_blocks_0_x_block_attn_qkv"), {}, "Stable Diffusion 3", "Stable Diffusion 3"),
     "Qwen-Image": (peft("transformer_blocks.0.img_mlp.net.2"), {}, "Qwen-Image", "Qwen-Image"),
-    "Qwen-Image, attention": (peft("transformer.transformer_blocks.0.attn.add_q_proj", width=3072), {}, "Qwen-Image",
-                              "Qwen-Image"),
     "Wan": (peft("diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.ffn.0"), {}, "Wan", "Wan"),
     "HunyuanVideo": (peft("diffusion_model.double_blocks.0.img_mlp.fc1"), {}, "HunyuanVideo", "HunyuanVideo"),
     "a model of next year": (peft("diffusion_model.hyper_blocks.0.mixer"), {}, "a model that Imprint does not know",
@@ -127,13 +125,13 @@ def test_eight_bits_are_weights(kind: str) -> None:
     assert inspect(pack(shrunk, {})).verdict == "broken"
 
 
-@pytest.mark.parametrize(("data", "told"), [
+@pytest.mark.parametrize(("data", "content"), [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "Git LFS pointer"),
     (b"<!DOCTYPE html>\n<html><head><title>Sign in", "a web page"),
     (b"\xef\xbb\xbf  <html lang=en>" + bytes(40), "a web page"),
 ])  # fmt: skip
-def test_what_downloads_leave_in_the_place_of_weights(data: bytes, told: str) -> None:
-    with pytest.raises(LoraInvalid, match=told):
+def test_what_downloads_leave_in_the_place_of_weights(data: bytes, content: str) -> None:
+    with pytest.raises(LoraInvalid, match=content):
         inspect(data)
 
 
@@ -142,3 +140,53 @@ def test_a_change_that_is_nearly_nothing_is_noted() -> None:
     tiny = {name: tensor(part.floats() * 1e-5) if "lora" in name[9:] else part for name, part in tensors.items()}
     assert any("changes almost nothing" in warning for warning in inspect(pack(tiny, metadata)).warnings)
     assert not any("almost nothing" in warning for warning in inspect(pack(tensors, metadata)).warnings)
+
+
+# ---- families of ours that share names with others -------------------------------------------------------------------
+
+KLEIN = {
+    "diffusion_model.double_blocks.0.img_attn.qkv": 0, "diffusion_model.double_blocks.0.txt_mlp.0": 0,
+    "diffusion_model.single_blocks.3.linear1": 0, "diffusion_model.single_blocks.3.linear2": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "block", "ratio", "family"), [
+    (3072, 0, 4, "flux2-klein-4b"), (4096, 7, 4, "flux2-klein-9b"), (6144, 0, 4, "FLUX.1"),
+    (3072, 9, 4, "FLUX.1"),  # the smaller one has five such blocks
+    (3072, 0, 5, "FLUX.1"),  # FLUX.1 has wider feed-forward layers
+])  # fmt: skip
+def test_flux2_in_the_names_of_its_own_code(width: int, block: int, ratio: int, family: str) -> None:
+    """As ai-toolkit writes them. FLUX.1 has the same names: widths and the number of blocks tell them apart."""
+    tensors: dict[str, Tensor] = {}
+    for stem, is_wide in KLEIN.items():
+        tensors |= pair(
+            stem.replace("double_blocks.0", f"double_blocks.{block}"), width * (ratio if is_wide else 1), "peft"
+        )
+    report = inspect(pack(tensors, {}))
+    assert report.family == family
+    assert (report.verdict == "sound") is family.startswith("flux2")
+    if report.verdict == "sound":
+        assert report.readers == {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "no (0 of 4)"}
+
+
+def test_the_fused_names_of_flux2_become_those_of_diffusers() -> None:
+    tensors = {name: part for stem in KLEIN for name, part in pair(stem, 3072 * (1 + 3 * KLEIN[stem]), "peft").items()}
+    made, metadata = unpack(serialize_as(read_lora(pack(tensors, {"ss_base_model_version": "flux2_klein_4b"})), "peft"))
+    block = "transformer.transformer_blocks.0"
+    assert {name.rsplit(".", 2)[0] for name in made} == {
+        *(f"{block}.attn.to_{part}" for part in "qkv"), f"{block}.ff_context.linear_in",
+        "transformer.single_transformer_blocks.3.attn.to_qkv_mlp_proj",
+        "transformer.single_transformer_blocks.3.attn.to_out",
+    }  # fmt: skip
+    assert made[f"{block}.attn.to_k.lora_B.weight"].shape == (16, 4)
+    assert "lora_adapter_metadata" not in metadata
+
+
+def test_a_scale_is_folded_into_the_matrices_where_programs_refuse_an_alpha() -> None:
+    stem = "transformer.transformer_blocks.0.attn.add_q_proj"
+    tensors = pair(stem, 3072, "peft") | {f"{stem}.alpha": tensor(np.asarray(8.0, np.float32))}
+    lora = read_lora(pack(tensors, {}))
+    assert (lora.family, next(iter(lora.modules.values())).scale) == ("qwen-image", 2.0)
+    made, _ = unpack(serialize_as(lora, "peft"))
+    assert set(made) == {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"}
+    assert (made[f"{stem}.lora_B.weight"].floats() == 2.0).all()

@@ -5,6 +5,7 @@ import pytest
 
 from fakes.comfyui.loras import match
 from tests.lora_layouts import CASES, FUSED, FUSED_CASES, MODULES, fused, written
+from training.families.registry import FAMILIES
 from training.lora.inspect import inspect
 from training.lora.readers import readers
 from training.lora.reading import read_lora
@@ -45,7 +46,7 @@ def test_comfyui_as_its_key_maps_have_it(family: str, layout: str, dora: str) ->
 
 
 def parts(family: str) -> list[tuple[str, str]]:
-    return [("transformer" if family == "z-image" else "unet", module) for module in MODULES[family]]
+    return [(FAMILIES[family].denoiser, module) for module in MODULES[family]]
 
 
 @pytest.mark.parametrize(("modules", "prefix", "ends", "alpha"), FUSED_CASES)

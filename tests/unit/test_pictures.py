@@ -316,8 +316,8 @@ def test_a_mask_has_the_shape_of_its_picture(picture: tuple[int, int], mask: tup
         return
     with pytest.raises(MaskInvalid) as raised:
         with_mask(made, shown)
-    told = "its mask has another shape: {} x {} pixels, and the picture {} x {}".format(*mask, *picture)
-    assert raised.value.message == told
+    content = "its mask has another shape: {} x {} pixels, and the picture {} x {}".format(*mask, *picture)
+    assert raised.value.message == content
 
 
 def test_masks_lie_beside_the_pictures_of_a_folder(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 from random import Random
 
 from demo.pocket.captions import describe
-from demo.pocket.scenes import Scene, compose
+from demo.pocket.scenes import PocketScene, compose
 from demo.pocket.words import CREATURES, KINDS, PLACE_NAMES
 
 
-def scenes(count: int, seed: int = 1) -> list[Scene]:
+def scenes(count: int, seed: int = 1) -> list[PocketScene]:
     random = Random(seed)
     return [compose(random) for _ in range(count)]
 
@@ -39,16 +39,16 @@ def test_what_a_caption_says_is_so() -> None:
     for scene in scenes(1500):
         caption = describe(scene, random)
         by_kind = {thing.kind: thing for thing in scene.things}
-        for said in caption.things:
-            if said.kind is None:
+        for message in caption.things:
+            if message.kind is None:
                 continue
-            thing = by_kind[said.kind]
-            assert said.kind in caption.text
-            assert said.colour in (None, thing.colour)
-            assert said.size in (None, thing.size)
-            assert said.extras <= thing.extras
-        if caption.relation in ("left", "right") and all(said.kind for said in caption.things):
-            one, two = (by_kind[str(said.kind)] for said in caption.things)
+            thing = by_kind[message.kind]
+            assert message.kind in caption.text
+            assert message.colour in (None, thing.colour)
+            assert message.size in (None, thing.size)
+            assert message.extras <= thing.extras
+        if caption.relation in ("left", "right") and all(message.kind for message in caption.things):
+            one, two = (by_kind[str(message.kind)] for message in caption.things)
             assert (one.x < two.x) == (caption.relation == "left"), caption.text
         if caption.name is not None:
             named += 1

@@ -86,14 +86,14 @@ def test_masks_are_looked_at_as_pictures_are() -> None:
     assert set(found) == {f"images.{index}.mask" for index in range(4)}
     assert "hush" not in str(found)
     plain = faults(images=[mask for mask in masks if mask])
-    unlabelled = [[fault.partition(": ")[2] for fault in told.values()] for told in (found, plain)]
+    unlabelled = [[fault.partition(": ")[2] for fault in content.values()] for content in (found, plain)]
     assert unlabelled[0] == unlabelled[1]
     assert found["images.1.mask"].startswith("picture 2: ")
     assert plain["images.0"].startswith("picture 1 (m.png): ")
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "content"),
     [
         ("/srv/a b.jpg", "write file:///srv/a%20b.jpg for a file on the workers' machine"),
         ("C:\\pictures\\a.jpg", "write file:///C:/pictures/a.jpg for a file"),
@@ -101,11 +101,11 @@ def test_masks_are_looked_at_as_pictures_are() -> None:
         ("~/a", "write its whole address"),
     ],
 )
-def test_a_path_is_refused_with_the_address_to_write(path: str, told: str) -> None:
+def test_a_path_is_refused_with_the_address_to_write(path: str, content: str) -> None:
     found = faults(images=[*IMAGES[:4], {"ref": path, "name": "rex 5.jpg"}])
     assert found.keys() == {"images.4"}
     assert found["images.4"].startswith("picture 5 (rex 5.jpg): is a path; write ")
-    assert told in found["images.4"]
+    assert content in found["images.4"]
 
 
 def test_a_remote_trainer_is_refused_a_masked_loss_with_masks_as_without() -> None:
@@ -185,7 +185,7 @@ def test_each_kind_of_fault_is_told_by_its_argument(name: str, values: list[Any]
     for value in values:
         changed = {argument: value} if argument != "family" else {"family": value, "base_model": "someone/model"}
         found = faults(**changed)
-        assert all(f"{told}.".startswith(f"{name}.") for told in found), (value, found)
+        assert all(f"{content}.".startswith(f"{name}.") for content in found), (value, found)
         assert len(found) == 1, (value, found)
 
 

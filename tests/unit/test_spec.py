@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from training.data.dataset import caption_for
+from training.families.registry import BASE_MODELS, FAMILIES
 from training.options import parse_assignments
-from training.spec import BASE_MODELS, RECIPES, STORED, TrainSpec, is_distilled
+from training.spec import STORED, TrainSpec, is_distilled
 
 
 def spec(**given_: Any) -> TrainSpec:
@@ -146,11 +147,11 @@ def test_steps(pictures: int, batch_size: int, epochs: int, max_steps: int | Non
     .filter(lambda text: any(map(str.isalnum, text))),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_a_spec_comes_back_from_its_json(**said: Any) -> None:
+def test_a_spec_comes_back_from_its_json(**message: Any) -> None:
     """What the database keeps of a job is exactly what was accepted, also when a family's defaults change later."""
-    made = TrainSpec.model_validate(said)
+    made = TrainSpec.model_validate(message)
     assert TrainSpec.model_validate_json(made.model_dump_json()) == made
-    assert set(RECIPES[made.family]) <= made.model_dump(exclude_none=True).keys()
+    assert set(FAMILIES[made.family].recipe) <= made.model_dump(exclude_none=True).keys()
 
 
 @pytest.mark.parametrize(("names", "is_distilled_one"), [

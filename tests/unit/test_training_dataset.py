@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.data.dataset import DatasetPicture, Manifest, build_manifest, caption_for
+from training.data.dataset import DatasetPicture, Manifest, build_manifest, caption_for, class_caption, find_trigger
 from training.spec import TrainSpec
 
 
@@ -27,6 +27,32 @@ def spec(**given: object) -> TrainSpec:
 )
 def test_every_caption_has_the_trigger_word(given: str | None, caption: str) -> None:
     assert caption_for(spec(class_word="animal"), given) == caption
+
+
+@pytest.mark.parametrize(
+    ("trigger", "given", "has_it"),
+    [
+        ("猫咪", "一只猫咪在草地上", True),  # Chinese: no spaces between words
+        ("猫咪", "一只狗在草地上", False),
+        ("sks", "一只sks在草地上", True),
+        ("sks", "一只asks在草地上", False),
+        ("レックス", "海辺のレックスが走る", True),  # Japanese
+        ("เร็กซ์", "ภาพถ่ายเร็กซ์บนหญ้า", True),  # Thai
+        ("렉스", "렉스가 잔디 위에 있다", True),  # Korean: endings are attached
+        ("рекс", "фото рекса", False),  # Russian has spaces
+        ("рекс", "Фото: Рекс, трава", True),
+        ("Zoé", "photo of zoe\u0301 on grass", True),  # written as two characters
+    ],
+)
+def test_the_trigger_word_is_found_in_every_script(trigger: str, given: str, has_it: bool) -> None:
+    made = caption_for(spec(trigger_word=trigger), given)
+    assert made.startswith(f"{trigger}, ") != has_it
+    assert find_trigger(spec(trigger_word=trigger), made)
+
+
+def test_a_class_caption_has_the_class_instead() -> None:
+    assert class_caption(spec(trigger_word="猫咪", class_word="猫"), "一只猫咪在草地上") == "一只猫在草地上"
+    assert class_caption(spec(trigger_word="sks", class_word="dog"), "photo of sks dog, asks") == "photo of dog, asks"
 
 
 def test_a_trigger_word_of_odd_letters() -> None:

@@ -106,15 +106,15 @@ def changed(
     rehash: bool = True,
 ) -> bytes:
     """A sound sd15 file with something changed, its hash made right again unless said."""
-    held, told = unpack(made())
+    held, content = unpack(made())
     if tensors is not None:
         tensors(held)
     if rehash:
         plain = pack(held, {})
-        told["sshs_model_hash"] = hashlib.sha256(plain[data_offset(plain) :]).hexdigest()
+        content["sshs_model_hash"] = hashlib.sha256(plain[data_offset(plain) :]).hexdigest()
     if metadata is not None:
-        metadata(told)
-    return pack(held, told)
+        metadata(content)
+    return pack(held, content)
 
 
 def put(name: str, values: Any, kind: str = "F32") -> Callable[[dict[str, Tensor]], object]:
@@ -146,12 +146,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a strange tensor": (lambda: changed(put("lora_unet_other.lora_down.weight", 1.0)), "no sd15 LoRA has"),
     "a path as a name": (lambda: changed(put("../../etc/passwd", 1.0)), "no sd15 LoRA has"),
     "diffusers' keys": (lambda: changed(put("unet.mid_block.attn1.to_q.lora_A.weight", 1.0)), "no sd15 LoRA has"),
-    "no metadata": (lambda: changed(metadata=lambda told: told.clear()), "metadata lacks"),
-    "no trigger word": (lambda: changed(metadata=lambda told: told.pop("imprint_trigger_word")), "trigger_word"),
-    "another rank told": (lambda: changed(metadata=lambda told: told.update(ss_network_dim="8")), "names rank 8"),
-    "another alpha told": (lambda: changed(metadata=lambda told: told.update(ss_network_alpha="4")), "names alpha"),
-    "no number as alpha": (lambda: changed(metadata=lambda told: told.update(ss_network_alpha="x")), "cannot be read"),
-    "a broken recipe": (lambda: changed(metadata=lambda told: told.update(imprint_recipe="{")), "cannot be read"),
+    "no metadata": (lambda: changed(metadata=lambda found: found.clear()), "metadata lacks"),
+    "no trigger word": (lambda: changed(metadata=lambda found: found.pop("imprint_trigger_word")), "trigger_word"),
+    "metadata of rank 8": (lambda: changed(metadata=lambda found: found.update(ss_network_dim="8")), "names rank 8"),
+    "another alpha": (lambda: changed(metadata=lambda found: found.update(ss_network_alpha="4")), "names alpha"),
+    "alpha of text": (lambda: changed(metadata=lambda found: found.update(ss_network_alpha="x")), "cannot be read"),
+    "a broken recipe": (lambda: changed(metadata=lambda found: found.update(imprint_recipe="{")), "cannot be read"),
     "other tensors": (
         lambda: changed(put(f"{STEM}.lora_up.weight", np.ones((48, 4))), rehash=False), "do not match the hash",
     ),
@@ -166,8 +166,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_unsound_files_are_refused(what: str) -> None:
-    make, told = REFUSED[what]
-    with pytest.raises(LoraInvalid, match=told) as caught:
+    make, content = REFUSED[what]
+    with pytest.raises(LoraInvalid, match=content) as caught:
         check_lora_file(make(), family="sd15", rank=4)
     assert caught.value.code is FailureCode.LORA_INVALID
 
@@ -211,5 +211,5 @@ def test_a_recipe_without_options_is_what_it_was_before_there_were_any() -> None
         '"epochs":100,"family":"sd15","learning_rate":0.0001,"max_steps":null,"optimizer":"adamw","rank":4,'
         '"resolution":512,"seed":1,"trigger_word":"x"}'
     )
-    said = TrainSpec.model_validate(spec.model_dump() | {"adapter": {"targets": "all", "dora": False}})
-    assert json.loads(lora_metadata.recipe_json(said))["adapter"] == {"targets": "all"}
+    spelled_out = TrainSpec.model_validate(spec.model_dump() | {"adapter": {"targets": "all", "dora": False}})
+    assert json.loads(lora_metadata.recipe_json(spelled_out))["adapter"] == {"targets": "all"}

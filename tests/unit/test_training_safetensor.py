@@ -28,9 +28,9 @@ def test_the_library_reads_what_we_write(values: dict[str, np.ndarray], metadata
     for name, held in values.items():
         assert read[name].shape == held.shape
         assert read[name].tobytes() == held.tobytes()
-    back, told = unpack(library.save(values, metadata) if values else data)
+    back, content = unpack(library.save(values, metadata) if values else data)
     assert {name: held.elements.tobytes() for name, held in back.items()} == {n: v.tobytes() for n, v in values.items()}
-    assert told == metadata
+    assert content == metadata
 
 
 def test_the_same_arguments_the_same_bytes_in_any_order() -> None:

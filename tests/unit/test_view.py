@@ -22,7 +22,7 @@ SPEC = TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "sks", "s
 
 
 def job(**values: Any) -> Job:
-    told = {
+    content = {
         "id": "job_1",
         "owner_id": "ada",
         "subject_id": "dog",
@@ -36,7 +36,7 @@ def job(**values: Any) -> Job:
         "lease_holder": f"{SECRET}-host/123",
         "hold_id": f"{SECRET}-hold",
     }
-    return Job(**{**told, **hidden, **values})
+    return Job(**{**content, **hidden, **values})
 
 
 def picture(position: int, **values: Any) -> JobPicture:
@@ -59,9 +59,9 @@ def hold(state: str, amount: int = 10, refunded: int = 0) -> Hold:
 def test_no_address_holder_key_or_hash_is_in_it() -> None:
     gone = StoredReport(error="gone")
     pictures = [picture(0), picture(1, state=PictureState.BAD, faults=["unreachable"], report=gone)]
-    told = json.dumps(view_of(job(lease_until=utcnow(), started_at=utcnow()), pictures, hold("held")).to_dict())
-    assert SECRET not in told
-    assert "gone" in told
+    content = json.dumps(view_of(job(lease_until=utcnow(), started_at=utcnow()), pictures, hold("held")).to_dict())
+    assert SECRET not in content
+    assert "gone" in content
 
 
 def test_it_is_json_and_has_the_same_names_at_every_stage() -> None:
@@ -69,9 +69,9 @@ def test_it_is_json_and_has_the_same_names_at_every_stage() -> None:
         frozenset(view_of(job(status=status, stage=stage), [], None).to_dict()) for status in Status for stage in Stage
     }
     assert len(names) == 1
-    told = json.loads(json.dumps(view_of(job(), [], None).to_dict()))
-    assert (told["status"], told["stage"], told["model_id"]) == ("pending", "preprocess", "job_1")
-    assert (told["lora"], told["failure"], told["finished_at"]) == (None, None, None)
+    content = json.loads(json.dumps(view_of(job(), [], None).to_dict()))
+    assert (content["status"], content["stage"], content["model_id"]) == ("pending", "preprocess", "job_1")
+    assert (content["lora"], content["failure"], content["finished_at"]) == (None, None, None)
 
 
 def test_credits_follow_the_hold() -> None:

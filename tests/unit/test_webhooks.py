@@ -6,6 +6,7 @@ import math
 import secrets as random_bytes
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,17 @@ from core.clock import utcnow
 from notifications import retries, webhooks
 from notifications.retries import SCHEDULE_S, Verdict, outcome_of
 from notifications.signing import parse_secrets, sign
+from notifications.webhook_payload import (
+    EVENTS,
+    MAX_BODY_BYTES,
+    Event,
+    FileAddresses,
+    Notice,
+    NoticeJob,
+    WebhookBody,
+    webhook_body,
+)
+from tests.unit.test_view import without_prose
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 JOB: dict[str, Any] = {
@@ -37,9 +49,13 @@ def secret() -> str:
     return "whsec_" + base64.b64encode(random_bytes.token_bytes(32)).decode()
 
 
-def told(job: dict[str, Any], event: str) -> dict[str, Any]:
-    content = json.loads(webhooks.body(job, event, sequence=3, at=NOW))
-    assert isinstance(content, dict)
+def sent(job: dict[str, Any], event: Event, addresses: FileAddresses | None = None) -> bytes:
+    stored = NoticeJob.model_validate(job)
+    return webhook_body(stored, event, sequence=3, at=NOW, addresses=addresses).to_bytes()
+
+
+def body(job: dict[str, Any], event: Event, addresses: FileAddresses | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(sent(job, event, addresses))
     return content
 
 
@@ -47,7 +63,7 @@ def told(job: dict[str, Any], event: str) -> dict[str, Any]:
 
 
 def test_completed_comes_with_the_model() -> None:
-    assert told(JOB, "training.completed") == {
+    assert body(JOB, "training.completed") == {
         "training_status": "completed",
         "model_path": "models/model_1/lora_weights.safetensors",
         "type": "training.completed",
@@ -68,13 +84,13 @@ def test_completed_comes_with_the_model() -> None:
 
 
 def test_a_completed_model_is_named_by_addresses_that_a_backend_can_open() -> None:
-    def sent(addresses: webhooks.FileAddresses) -> dict[str, Any]:
-        found = json.loads(webhooks.body(JOB, "training.completed", sequence=3, at=NOW, addresses=addresses))
+    def named(addresses: FileAddresses) -> dict[str, Any]:
+        found = body(JOB, "training.completed", addresses)
         return {name: found[name] for name in ("model_path", "model_url") if name in found}
 
     uri, link = "s3://bucket/some/models/model_1/lora_weights.safetensors", "https://s3.example/x?X-Amz-Signature=y"
-    assert sent(webhooks.FileAddresses(uri)) == {"model_path": uri}
-    assert sent(webhooks.FileAddresses(uri, link)) == {"model_path": uri, "model_url": link}
+    assert named(FileAddresses(uri)) == {"model_path": uri}
+    assert named(FileAddresses(uri, link)) == {"model_path": uri, "model_url": link}
 
 
 def test_a_notice_returns_what_the_request_gave() -> None:
@@ -82,12 +98,12 @@ def test_a_notice_returns_what_the_request_gave() -> None:
         "style_id": 4711, "message_id": "m-1", "idempotency_key": "k", "reference": {"order": [1, None, "é"]}
     }  # fmt: skip
     for event, job in (("training.processing", JOB), ("training.failed", FAILED), ("training.completed", JOB)):
-        assert given.items() <= told(job | given, event)["data"].items()
-        assert not given.keys() & told(job, event)["data"].keys()
+        assert given.items() <= body(job | given, event)["data"].items()
+        assert not given.keys() & body(job, event)["data"].keys()
 
 
 def test_failed_comes_with_the_reason() -> None:
-    content = told(FAILED, "training.failed")
+    content = body(FAILED, "training.failed")
     assert content["training_status"] == "failed"
     assert content["failure_reason"] == "no worker survived"
     assert (content["data"]["failure_code"], content["data"]["retryable"]) == ("worker_lost", True)
@@ -96,24 +112,101 @@ def test_failed_comes_with_the_reason() -> None:
 
 
 def test_processing_and_cancelled() -> None:
-    assert told(JOB | {"lora": None}, "training.processing")["training_status"] == "processing"
+    assert body(JOB | {"lora": None}, "training.processing")["training_status"] == "processing"
     cancelled = FAILED | {"failure": {"code": "cancelled", "message": "cancelled by the owner"}}
-    content = told(cancelled, "training.cancelled")
+    content = body(cancelled, "training.cancelled")
     assert (content["training_status"], content["type"]) == ("failed", "training.cancelled")
     assert (content["data"]["failure_code"], content["data"]["retryable"]) == ("cancelled", False)
 
 
-def test_only_known_events_are_told() -> None:
+def test_only_known_events_are_sent() -> None:
     with pytest.raises(ValueError, match=r"training\.paused"):
-        webhooks.payload(JOB, "training.paused", "https://app.example")
+        Notice.model_validate({"webhook_url": "https://app.example", "event": "training.paused", "job": JOB})
 
 
-def test_a_notice_keeps_no_more_than_it_tells() -> None:
-    kept = webhooks.payload(JOB, "training.completed", "https://app.example")
-    assert "details" not in kept["job"]
-    assert webhooks.body(kept["job"], kept["event"], sequence=3, at=NOW) == webhooks.body(
-        JOB, "training.completed", sequence=3, at=NOW
-    )
+def test_a_stored_notice_makes_the_same_webhook_and_has_no_more_than_that_needs() -> None:
+    notice = Notice(webhook_url="https://app.example", event="training.completed", job=NoticeJob.model_validate(JOB))
+    stored = json.loads(json.dumps(notice.model_dump()))
+    assert "details" not in stored["job"]
+    assert Notice.model_validate(stored) == notice
+    assert sent(stored["job"], stored["event"]) == sent(JOB, "training.completed")
+
+
+def test_a_notice_of_another_version_is_sent() -> None:
+    stored = {"webhook_url": "https://app.example", "event": "training.processing", "job": {"job_id": "j", "new": 1}}
+    assert body(Notice.model_validate(stored).job.model_dump(), "training.processing")["data"]["training_id"] == "j"
+
+
+RETURNED = {"style_id": 4711, "message_id": "m-1", "idempotency_key": "k", "reference": {"order": [1, None, "é"]}}
+REFUSED = {
+    "job_id": None, "subject_id": "dog", "style_id": "s", "message_id": "m",
+    "failure": {"code": "spec_invalid", "message": "2 faults", "details": {"faults": {"rank": "too small"}}},
+}  # fmt: skip
+LINKED = FileAddresses("s3://b/x", "https://s3.example/x?y")
+HEAD, PAID = (
+    '"timestamp":"2026-11-21T12:00:00.000Z","data":{',
+    '"sequence":3,"credits":{"held":0,"charged":80,"refunded":20}',
+)
+OWNED = '"model_id":"model_1","owner_id":"ada","subject_id":"dog"'
+FROM_REQUEST = f'{OWNED},"style_id":4711,"idempotency_key":"k","message_id":"m-1","reference":{{"order":[1,null,"é"]}}'
+
+
+@pytest.mark.parametrize(
+    ("job", "event", "addresses", "expected"),
+    [
+        (
+            JOB | RETURNED,
+            "training.completed",
+            LINKED,
+            '{"training_status":"completed","model_path":"s3://b/x","model_url":"https://s3.example/x?y",'
+            f'"type":"training.completed",{HEAD}"training_id":"job_1","attempt":1,{PAID},{FROM_REQUEST},'
+            f'"artifact":{{"sha256":"{"ab" * 32}","bytes":3300000,'
+            '"key":"models/model_1/lora_weights.safetensors"}}}',
+        ),
+        (
+            FAILED | RETURNED,
+            "training.failed",
+            None,
+            '{"training_status":"failed","failure_reason":"no worker survived",'
+            f'"type":"training.failed",{HEAD}"training_id":"job_1","attempt":1,{PAID},{FROM_REQUEST},'
+            '"failure_code":"worker_lost","retryable":true}}',
+        ),
+        (
+            JOB | {"lora": None},
+            "training.processing",
+            None,
+            f'{{"training_status":"processing","type":"training.processing",{HEAD}"training_id":"job_1","attempt":1,'
+            f"{PAID},{OWNED}}}}}",
+        ),
+        (
+            REFUSED,
+            "training.refused",
+            None,
+            '{"training_status":"failed","failure_reason":"2 faults","type":"training.refused",'
+            f'{HEAD}"training_id":null,"attempt":null,"sequence":3,"credits":{{"held":0,"charged":0,"refunded":0}},'
+            '"subject_id":"dog","style_id":"s","message_id":"m","failure_code":"spec_invalid","retryable":false,'
+            '"faults":{"rank":"too small"}}}',
+        ),
+        (
+            FAILED | {"reference": {"x": "é" * 1200}, "failure": None},
+            "training.cancelled",
+            None,
+            f'{{"training_status":"failed","failure_reason":null,"type":"training.cancelled",{HEAD}'
+            f'"training_id":"job_1","attempt":1,{PAID},{OWNED},"reference":null,"failure_code":null,"retryable":false}}}}',
+        ),
+    ],
+    ids=["completed", "failed", "processing", "refused", "cancelled"],
+)
+def test_the_bytes_are_those_that_applications_know(
+    job: dict[str, Any], event: Event, addresses: FileAddresses | None, expected: str
+) -> None:
+    assert sent(job, event, addresses).decode() == expected
+
+
+def test_the_schema_is_the_one_that_applications_know() -> None:
+    """A change here is a change for every application: name it in CHANGELOG.md, then write the file anew."""
+    schema = WebhookBody.model_json_schema(mode="serialization")
+    assert without_prose(schema) == json.loads(Path(__file__).with_name("webhook_body.json").read_text())
 
 
 @given(st.text(), st.text(min_size=1), st.sampled_from(["é", "\0", '"', "😀", "\ud800", "\u2028"]))
@@ -125,10 +218,11 @@ def test_a_body_stays_under_20_kb_whatever_a_job_says(reason: str, code: str, le
     )
     failure["details"] = {"faults": {f"{letter * number}": letter * 9000 for number in range(300)}}
     job = JOB | names | {"failure": failure, "lora": lora, "reference": {"x": "é" * 990}}
-    addresses = webhooks.FileAddresses(letter * 9000, "x" * 3000)
-    for event in webhooks.EVENTS:
-        content = webhooks.body(job, event, sequence=10**9, at=NOW, addresses=addresses)
-        assert len(content) < webhooks.MAX_BODY_BYTES
+    addresses = FileAddresses(letter * 9000, "x" * 3000)
+    stored = NoticeJob.model_validate(job)
+    for event in EVENTS:
+        content = webhook_body(stored, event, sequence=10**9, at=NOW, addresses=addresses).to_bytes()
+        assert len(content) < MAX_BODY_BYTES
         json.loads(content)
 
 

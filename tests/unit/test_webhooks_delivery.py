@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -14,17 +13,20 @@ from notifications import webhooks
 from notifications.messages import Message
 from notifications.retries import SCHEDULE_S, Verdict
 from notifications.signing import parse_secrets
+from notifications.webhook_payload import Notice, NoticeJob
 from notifications.webhooks import Sender
 from tests.servers.receiver import Receiver, receiver
 
 KEY = "whsec_" + "A" * 40
-JOB: dict[str, Any] = {
-    "job_id": "job_1",
-    "model_id": "model_1",
-    "attempt": 1,
-    "credits": {"held": 0, "charged": 80, "refunded": 20},
-    "lora": {"key": "models/model_1/lora_weights.safetensors", "sha256": "ab" * 32, "bytes": 3},
-}
+JOB = NoticeJob.model_validate(
+    {
+        "job_id": "job_1",
+        "model_id": "model_1",
+        "attempt": 1,
+        "credits": {"held": 0, "charged": 80, "refunded": 20},
+        "lora": {"key": "models/model_1/lora_weights.safetensors", "sha256": "ab" * 32, "bytes": 3},
+    }
+)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def sender_to(application: Receiver) -> Sender:
 
 def message_to(base: str) -> Message:
     now = utcnow()
-    payload = webhooks.payload(JOB, "training.completed", base)
+    payload = Notice(webhook_url=base, event="training.completed", job=JOB).model_dump()
     return Message("msg_1", "notice", "training.completed", "job_1", "ada", base, 2, payload, now, now, 0)
 
 

@@ -23,7 +23,8 @@ def tasks() -> str:
     periods = {entry["task"]: entry["schedule"] for entry in app.conf.beat_schedule.values()}
     routes = app.conf.task_routes
     for name, task in sorted(ours.items()):
-        queue = "train.{family}" if name == "imprint.train" else routes.get(name, {}).get("queue", "io")
+        own = {"imprint.train": "train.{family}", "imprint.draw_pictures": "draw.{family}"}
+        queue = own.get(name) or routes.get(name, {}).get("queue", "io")
         parameters = inspect.signature(task.run).parameters.values()
         given = [parameter for parameter in parameters if parameter.name != "self"]
         parts.append(f"\n## `{name}`\n\n{inspect.getdoc(task.run) or ''}\n\n")

@@ -8,12 +8,13 @@ from typing import TypeVar
 import torch
 
 from core.errors import TooFewImages
+from training.backends.captions import fit_captions
 from training.backends.encodings import Encodings
 from training.data.dataset import class_caption
 from training.engine.randomness import generator
 from training.engine.slot_job import Extras
 from training.engine.validation import PreviewPrompts, ValidationSet
-from training.families.family import Base, Condition, Family
+from training.families.family import Base, Condition, FamilyCode
 from training.families.latents import mask
 from training.ports import Example
 from training.spec import TrainSpec
@@ -30,6 +31,7 @@ class EncodedDataset:
     extras: Extras
     validation_set: ValidationSet | None
     preview_prompts: PreviewPrompts | None
+    notes: Sequence[str] = ()  # on captions that are not read to their end
 
 
 def split_held_out(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[Example], list[Example]]:
@@ -45,13 +47,14 @@ def split_held_out(examples: Sequence[Example], spec: TrainSpec) -> tuple[list[E
 
 
 def encode_dataset(
-    family: Family, base: Base, encodings: Encodings, spec: TrainSpec, examples: Sequence[Example],
+    family: FamilyCode, base: Base, encodings: Encodings, spec: TrainSpec, examples: Sequence[Example],
     check: Callable[[], None],
 ) -> EncodedDataset:  # fmt: skip
     """Encode everything that the recipe needs: first all captions, then all pictures, so that the text encoders and the
     VAE are each loaded at most once, one after the other. `check` may raise between batches.
     """
-    trained, held = split_held_out(examples, spec)
+    fitted, notes = fit_captions(family, base, spec, examples)
+    trained, held = split_held_out(fitted, spec)
     has_classes = bool(spec.objective.prior_weight or spec.objective.prior_share)
     canvas = Example(Path(), "", "", spec.resolution, spec.resolution)
     conditions = _in_groups(
@@ -89,7 +92,7 @@ def encode_dataset(
         side = spec.resolution * first.shape[-2] // trained[0].height
         *prompts, blank = conditions["previews"]
         preview_prompts = PreviewPrompts(prompts, blank, (len(first) // 2, side, side), spec.seed)
-    return EncodedDataset(moments["trained"], conditions["trained"], extras, validation_set, preview_prompts)
+    return EncodedDataset(moments["trained"], conditions["trained"], extras, validation_set, preview_prompts, notes)
 
 
 def _masks(spec: TrainSpec, examples: Sequence[Example], moments: Sequence[torch.Tensor]) -> list[torch.Tensor]:

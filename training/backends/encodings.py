@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from core import metrics
-from training.families.family import Base, Condition, Family
+from training.backends.encoded_files import MADE_OF
+from training.families.family import Base, Condition, FamilyCode
 from training.families.latents import batches
 from training.lora.file import write_file
 from training.lora.safetensor import Malformed, pack, tensor, unpack
@@ -34,7 +35,7 @@ class Encodings:
         self.made = self.found = 0
 
     def moments(
-        self, family: Family, base: Base, examples: Sequence[Example], check: Callable[[], None]
+        self, family: FamilyCode, base: Base, examples: Sequence[Example], check: Callable[[], None]
     ) -> list[Tensor]:
         """The moments of each picture's latents, [2C, h, w] float32, on the CPU. `check` may raise between batches.
 
@@ -49,10 +50,10 @@ class Encodings:
                     for example, moments in zip(batch, family.encode_pictures(base, batch), strict=True):
                         name = _picture_name(example, base.vae_dtype)
                         known[name] = {"moments": moments}
-                        self._save("picture", name, known[name])
+                        self._save("picture", name, known[name], example.sha256)
         return [known[name]["moments"] for name in names]
 
-    def conditions(self, family: Family, base: Base, examples: Sequence[Example]) -> list[Condition]:
+    def conditions(self, family: FamilyCode, base: Base, examples: Sequence[Example]) -> list[Condition]:
         """The condition for the denoiser of each picture, on the device.
 
         Loads the text encoders if a caption is not cached.
@@ -61,8 +62,8 @@ class Encodings:
         known, missing = self._look_up("caption", names, examples)
         if missing:
             made = family.encode_captions(base, list(missing.values()))
-            for name, condition in zip(missing, made, strict=True):
-                self._save("caption", name, condition)
+            for (name, example), condition in zip(missing.items(), made, strict=True):
+                self._save("caption", name, condition, example.sha256)
                 known[name] = {part: value.cpu() for part, value in condition.items()}
         return [{part: value.to(base.device) for part, value in known[name].items()} for name in names]
 
@@ -98,7 +99,7 @@ class Encodings:
             part: torch.from_numpy(one.elements.copy()).to(getattr(torch, facts[part])) for part, one in held.items()
         }
 
-    def _save(self, kind: str, name: str, values: dict[str, Tensor]) -> None:
+    def _save(self, kind: str, name: str, values: dict[str, Tensor], made_of: str = "") -> None:
         self.made += 1
         metrics.ENCODINGS.add(1, kind, "made")
         path = self._path(kind, name)
@@ -108,7 +109,7 @@ class Encodings:
         arrays = {part: tensor(value.detach().float().cpu().numpy()) for part, value in values.items()}
         kinds = {part: str(value.dtype).removeprefix("torch.") for part, value in values.items()}
         try:
-            write_file(path, pack(arrays, kinds))
+            write_file(path, pack(arrays, kinds | {MADE_OF: made_of}))
             if self.made % _CHECK_SIZE_EVERY == 1:
                 self._make_room()
         except OSError as error:

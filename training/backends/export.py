@@ -59,7 +59,7 @@ def serialize_lora(
         dataset_sha256=run.dataset_sha256,
         base_sha256=identity["base"],
         prediction=state.prediction,
-        look=validation,
+        validation=validation,
         quantisation=state.quantisation,
     )
     data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)

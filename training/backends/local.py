@@ -22,7 +22,7 @@ from training.device import choose, configure
 from training.engine.faults import is_device_error, is_out_of_memory
 from training.engine.state import State
 from training.engine.validation import is_over
-from training.families.family import Family, Where
+from training.families.family import FamilyCode, Where
 from training.families.fingerprint import fingerprint
 from training.families.parts import locate, weights_bytes
 from training.lora import metadata as lora_metadata
@@ -57,7 +57,8 @@ def train(run: TrainRun) -> TrainResult:
     is_few_step = is_distilled(run.spec.base_model, run.base_model)
     where = Where(folder, device, agreement.dtype, run.training_adapter, is_few_step, quantisation)
     with device_errors(run), resident.shared_engine(family, where, identity["base"], run.control.check) as engine:
-        training = LocalTraining(run, engine, identity, total, start, plan)
+        with resident.device_use(run.control.check):
+            training = LocalTraining(run, engine, identity, total, start, plan)
         begun = time.monotonic()
         state = training.train()
         seconds = time.monotonic() - begun
@@ -70,7 +71,7 @@ def _is_finished(run: TrainRun, state: State, total: int) -> bool:
     return state.step >= total or is_over(state.validation_losses, run.spec.validation.patience)
 
 
-def _identity(run: TrainRun, family: Family, folder: Path) -> dict[str, str]:
+def _identity(run: TrainRun, family: FamilyCode, folder: Path) -> dict[str, str]:
     """What identifies this training in its checkpoints. Raises BaseModelUnavailable for a file that cannot be read."""
     adapter = run.training_adapter
     if adapter is not None and not adapter.is_file():

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 
 from core.errors import DeviceLost, HandOver, ImprintError, LossNotFinite, WorkerLost
-from training.backends import checkpoint
+from training.backends import checkpoint, resident
 from training.backends.encoded_dataset import EncodedDataset, encode_dataset, split_held_out
 from training.backends.encodings import Encodings
 from training.backends.export import serialize_lora
@@ -49,6 +49,8 @@ class LocalTraining:
         for warning in engine.base.warnings:
             log.warning("job %s: %s", run.job_id, warning)
         dataset = self._encode()
+        for note in dataset.notes:
+            run.note(note)
         if plan is not None and plan.checkpointing and not engine.base.is_gradient_checkpointing:
             with engine.paused():
                 engine.base.checkpoint_gradients(True)
@@ -81,7 +83,8 @@ class LocalTraining:
         Raises LossNotFinite, WorkerLost, DeviceLost, the error of a step, and what `run.control.check` raises.
         """
         job, control = self.job, self._run.control
-        self._engine.join(job)
+        with resident.device_use(control.check):
+            self._engine.join(job)  # loads the denoiser
         try:
             while not self._is_gone():
                 job.news.wait(_CHECK_EVERY_S)
@@ -140,7 +143,8 @@ class LocalTraining:
         previews, engine = self._run.previews, self._engine
         while self.job.previews and previews is not None:
             step, latents = self.job.previews.popleft()
-            pictures = decoded(engine.family, engine.base, latents)
+            with resident.device_use(self._run.control.check):
+                pictures = decoded(engine.family, engine.base, latents)
             try:
                 for prompt, picture in enumerate(pictures):
                     previews.save(step, prompt, picture)

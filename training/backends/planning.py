@@ -10,7 +10,7 @@ from training import memory_plan
 from training.backends.agreement import Agreement, agreed
 from training.device import max_slots
 from training.engine import distributed
-from training.families.family import Family
+from training.families.family import FamilyCode
 from training.families.parts import weights_bytes
 from training.memory_plan import Plan, share_of
 from training.ports import TrainRun
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_to_memory(
-    run: TrainRun, family: Family, folder: Path, device: torch.device, agreement: Agreement
+    run: TrainRun, family: FamilyCode, folder: Path, device: torch.device, agreement: Agreement
 ) -> tuple[Plan | None, Agreement]:
     """How the job fits into the card's memory. No plan on a CPU, or if several processes share the batch.
 

@@ -1,4 +1,9 @@
-"""Keeps one base model loaded in a worker, shared by all trainings that use it, because loading takes seconds."""
+"""Keeps one base model loaded in a worker, shared by all trainings that use it, because loading takes seconds.
+
+A worker may also draw on the same device. A drawing and the trainings must not run out of memory together, so a drawing
+has the whole device: it waits until no training encodes, loads or decodes (`device_use`), then trainings stop between
+two steps, and their denoiser goes to the host's memory until the drawing ends (`whole_device`).
+"""
 
 import threading
 import time
@@ -10,7 +15,7 @@ from core import metrics
 from core.errors import ImprintError, Stop
 from training.engine.engine import Engine
 from training.engine.faults import free_memory, is_out_of_memory
-from training.families.family import Family, Where
+from training.families.family import FamilyCode, Where
 
 _Key = tuple[str, Where, str]
 
@@ -29,10 +34,12 @@ class _Resident:
 _changed = threading.Condition()
 _resident: _Resident | None = None
 _queue: list[tuple[_Key, float]] = []  # waiting trainings, and since when
+_uses = 0  # threads of trainings that use the device outside the engine's steps
+_is_whole = False  # whether a drawing has the device, or waits for it
 
 
 @contextmanager
-def shared_engine(family: Family, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
+def shared_engine(family: FamilyCode, where: Where, fingerprint: str, check: Callable[[], None]) -> Iterator[Engine]:
     """The engine on the base model in `where` for one training: the loaded one, if it is the same, or a new one.
 
     Several trainings may share it. A training on another base model waits until nothing uses this one, because two
@@ -60,7 +67,7 @@ def shared_engine(family: Family, where: Where, fingerprint: str, check: Callabl
             _changed.notify_all()
 
 
-def _acquire(key: _Key, family: Family, where: Where, check: Callable[[], None]) -> _Resident:
+def _acquire(key: _Key, family: FamilyCode, where: Where, check: Callable[[], None]) -> _Resident:
     """Wait in the queue; then load the base model, unless it is already loaded."""
     global _resident
     ticket = (key, time.monotonic())
@@ -88,6 +95,8 @@ def _acquire(key: _Key, family: Family, where: Where, check: Callable[[], None])
 
 def _is_my_turn(ticket: tuple[_Key, float]) -> bool:
     key, since = ticket
+    if _is_whole:
+        return False
     if _resident is None or _resident.users == 0:
         return _queue[0] == ticket
     if _resident.key != key or _resident.is_spoilt:
@@ -105,3 +114,66 @@ def _release() -> None:
         del engine
         if not has_failed:
             free_memory(device)
+
+
+# ---- the device, shared with drawings ---------------------------------------------------------------------------
+
+
+@contextmanager
+def device_use(check: Callable[[], None]) -> Iterator[None]:
+    """Inside, a training uses the device outside the engine's steps: it encodes, loads the denoiser, or decodes.
+
+    Waits while a drawing has the device. `check` is called while waiting and may raise.
+    """
+    global _uses
+    while not _begin_use():
+        check()
+    try:
+        yield
+    finally:
+        with _changed:
+            _uses -= 1
+            _changed.notify_all()
+
+
+def _begin_use() -> bool:
+    global _uses
+    with _changed:
+        if _is_whole:
+            _changed.wait(0.5)
+        if not _is_whole:
+            _uses += 1
+            return True
+    return False
+
+
+@contextmanager
+def whole_device(check: Callable[[], None]) -> Iterator[bool]:
+    """Inside, the device is the caller's alone. Yields whether trainings wait for its end.
+
+    One caller at a time. `check` is called while waiting and may raise. Raises HandOver if the denoiser of the
+    trainings cannot be moved back.
+    """
+    global _is_whole
+    with _changed:
+        assert not _is_whole, "one drawing at a time"  # noqa: S101
+        _is_whole = True
+    try:
+        while not _is_unused():
+            check()
+        mine = _resident
+        if mine is None or mine.engine.failure is not None:
+            yield False
+        else:
+            with mine.engine.parked():
+                free_memory(mine.engine.base.device)
+                yield mine.users > 0
+    finally:
+        with _changed:
+            _is_whole = False
+            _changed.notify_all()
+
+
+def _is_unused() -> bool:
+    with _changed:
+        return _uses == 0 or (_changed.wait(0.5) and _uses == 0)

@@ -230,7 +230,7 @@ class _Xz:
 
 _OPENERS: dict[str, Callable[[BinaryIO], _Source]] = {
     "a tar archive": lambda file: file,
-    "a gzip archive": lambda file: gzip.GzipFile(fileobj=file),
+    "a gzip archive": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),
     "a bzip2 archive": bz2.BZ2File,
     "an xz archive": _Xz,
 }

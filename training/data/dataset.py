@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -72,17 +73,43 @@ class DatasetPicture:
     caption: str | None = None
 
 
+# Scripts that put no spaces between words, or attach endings to them: Thai, Lao, Burmese, Khmer, kana, Chinese
+# characters, Hangul. A trigger word may begin and end anywhere in them.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_LETTER = rf"[^\W{_UNSPACED}]"  # of a script that puts spaces between words
+
+
 def caption_for(spec: TrainSpec, given: str | None) -> str:
     """The caption that a picture is trained with. It always contains the trigger word, or the word would learn nothing.
 
     If a given caption lacks the trigger word as a whole word, in any case, it is prepended. Without a caption, the
     result is "a photo of {trigger word} {class word}".
     """
-    text = " ".join((given or "").split())
+    text = " ".join(unicodedata.normalize("NFC", given or "").split())
     if not text:
         return " ".join(f"a photo of {spec.trigger_word} {spec.class_word}".split())
-    has_it = re.search(rf"(?<!\w){re.escape(spec.trigger_word)}(?!\w)", text, re.IGNORECASE)
-    return text if has_it else f"{spec.trigger_word}, {text}"
+    return text if find_trigger(spec, text) else with_trigger(spec, text)
+
+
+def with_trigger(spec: TrainSpec, caption: str) -> str:
+    """The caption with the trigger word in front of it."""
+    return f"{spec.trigger_word}, {caption}"
+
+
+def find_trigger(spec: TrainSpec, caption: str) -> re.Match[str] | None:
+    """Where the trigger word is in a caption, as a whole word and in any case."""
+    return re.search(_whole(spec.trigger_word), caption, re.IGNORECASE)
+
+
+def _whole(word: str) -> str:
+    """A regular expression for a word that is no part of a longer one."""
+    word = unicodedata.normalize("NFC", word)
+    before = rf"(?<!{_LETTER})" if re.match(_LETTER, word) else ""
+    after = rf"(?!{_LETTER})" if re.match(_LETTER, word[-1:]) else ""
+    return before + re.escape(word) + after
 
 
 def class_caption(spec: TrainSpec, caption: str) -> str:
@@ -90,9 +117,9 @@ def class_caption(spec: TrainSpec, caption: str) -> str:
 
     "a photo of sks dog" with trigger "sks" or "sks dog" and class "dog" gives "a photo of dog".
     """
-    subject = rf"(?<!\w){re.escape(spec.trigger_word)}(?!\w)"
+    subject = _whole(spec.trigger_word)
     if spec.class_word:
-        subject += rf"(\s+{re.escape(spec.class_word)}(?!\w))?"
+        subject += rf"(\s+{_whole(spec.class_word)})?"
     text = re.sub(subject, lambda _: spec.class_word, caption, flags=re.IGNORECASE)
     return re.sub(r"\s+([,.])", r"\1", " ".join(text.split())).lstrip(",. ")
 

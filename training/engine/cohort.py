@@ -16,7 +16,7 @@ from training.engine.schedule import rate_at
 from training.engine.slot_job import Shape, SlotJob, Snapshot
 from training.engine.state import State
 from training.engine.step import Batch, PendingLosses, Step
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 
 # Losses that may be on their way from a GPU: reading one sooner would make the host wait for the device.
 CUDA_PENDING = 2
@@ -27,7 +27,13 @@ class Cohort:
     """The slots of one shape on one base model. Used by the engine's thread alone."""
 
     def __init__(
-        self, family: Family, base: Base, layers: LoRALayers, shape: Shape, slots: int, recorder: Recorder | None = None
+        self,
+        family: FamilyCode,
+        base: Base,
+        layers: LoRALayers,
+        shape: Shape,
+        slots: int,
+        recorder: Recorder | None = None,
     ) -> None:
         """recorder: records steps as CUDA graphs; None: run them eagerly."""
         self.family, self.base, self.layers, self.shape, self.recorder = family, base, layers, shape, recorder

@@ -19,7 +19,7 @@ from training.engine.memory_layout import lay_out
 from training.engine.recorder import Recorder
 from training.engine.slot_job import Shape, SlotJob
 from training.engine.slot_ladder import SlotLadder
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ SHRINK_AFTER = 50  # steps with at least half the slots idle before a cohort shr
 class Cohorts:
     """The cohorts on one base model, by shape. Used by the engine's thread alone, except `layers`."""
 
-    def __init__(self, family: Family, base: Base, fingerprint: str) -> None:
+    def __init__(self, family: FamilyCode, base: Base, fingerprint: str) -> None:
         """fingerprint: of the base model; the rates of `SlotLadder` are stored under it."""
         self.family, self.base = family, base
         self.recorder: Recorder | None = None

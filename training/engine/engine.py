@@ -20,7 +20,7 @@ from training.engine.faults import is_device_error, is_out_of_memory, without_fr
 from training.engine.lora_layers import LoRALayers
 from training.engine.recorder import Recorder
 from training.engine.slot_job import SlotJob
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _IDLE_S = 10.0  # the thread ends after this time without a job; the next job st
 class Engine:
     """One base model, its wrapped layers, and the jobs that train on it. Safe to use from several threads."""
 
-    def __init__(self, family: Family, base: Base, fingerprint: str = "") -> None:
+    def __init__(self, family: FamilyCode, base: Base, fingerprint: str = "") -> None:
         """fingerprint: of the base model, to store measurements under."""
         self.family, self.base = family, base
         self._cohorts = Cohorts(family, base, fingerprint)

@@ -34,31 +34,45 @@ class Evaluation:
         # A picture's bits depend on its batch, so each picture is alone where results must be reproducible.
         is_exact = self._base.device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
         self._units = self._work(1 if is_exact or job.run.deterministic else CUDA_BATCH_SIZE)
-        # Several processes of one training must do the same units: one of them cannot restart alone.
-        self._may_restart = not distributed.is_shared()
+        self._may_restart = True
+        # What units have finished, until `commit`.
+        self._loss: float | None = None
+        self._latents: list[torch.Tensor] | None = None
         self.advance()  # to the first unit
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the units run on."""
+        return self._base.device
 
     def restart(self) -> bool:
         """Restart what is not finished, with one picture at a time; False if it was restarted before."""
         may, self._may_restart = self._may_restart, False
         if may:
+            self._loss = self._latents = None
             self._units = self._work(1)
         return may
 
     def advance(self) -> bool:
-        """Do one unit; returns whether it was the last one."""
+        """Do one unit; returns whether it was the last one. Changes nothing of the job: see `commit`."""
         with torch.no_grad(), self._layers.applying(self._loras):
             return next(self._units, True) is True
 
     def _work(self, batch_size: int) -> Generator[None, None, None]:
-        """All units, each after a `yield`. Gives the results to the job, which may end earlier because of them."""
+        """All units, each after a `yield`."""
         job, family, base = self.job, self._family, self._base
         if job.validation_set is not None and not self.is_validated:
-            loss = yield from validation_loss(family, base, job.validation_set, batch_size)
-            self._record_validation(loss)
+            self._loss = yield from validation_loss(family, base, job.validation_set, batch_size)
         if job.preview_prompts is not None:
-            latents = yield from draw_previews(family, base, job.preview_prompts, batch_size)
-            job.previews.append((self.step, latents))
+            self._latents = yield from draw_previews(family, base, job.preview_prompts, batch_size)
+
+    def commit(self) -> None:
+        """Give the job what the units have finished. The job may end earlier because of its validation loss."""
+        if self._loss is not None and not self.is_validated:
+            self._record_validation(self._loss)
+        if self._latents is not None:
+            self.job.previews.append((self.step, self._latents))
+            self._latents = None
 
     def _record_validation(self, loss: float) -> None:
         """Give the job its validation loss: it may be the best so far, or end the job early."""
@@ -152,32 +166,47 @@ class Evaluations:
     def advance(self) -> None:
         """Do one unit of each evaluation. An error ends only its job; out of memory, only the second time.
 
-        Raises the error of a device that failed. With several processes, out of memory ends the job the first time.
+        Raises the error of a device that failed.
         """
         for job, evaluation in list(self._pending.items()):
             if job.gone:
                 self.drop(job)
                 continue
-            failure = self._advance(evaluation)
-            if failure is not None:
-                self._recover(job, evaluation, failure)
+            is_last, failure = self._advance(evaluation)
+            # Several processes of one training must do the same units: if memory ran out in one, all begin again.
+            lacks_memory = distributed.any_of(failure is not None and is_out_of_memory(failure), evaluation.device)
+            if failure is not None or lacks_memory:
+                self._recover(job, evaluation, failure, lacks_memory=lacks_memory)
+            else:
+                self._commit(evaluation, is_last=is_last)
 
-    def _advance(self, evaluation: Evaluation) -> BaseException | None:
+    def _advance(self, evaluation: Evaluation) -> tuple[bool, BaseException | None]:
         try:
-            if evaluation.advance():
-                self.drop(evaluation.job)
-                evaluation.release_checkpoints()
+            return evaluation.advance(), None
         except Exception as error:  # noqa: BLE001 - any error is this job's own: the others continue
-            return without_frames(error)
-        return None
+            return False, without_frames(error)
 
-    def _recover(self, job: SlotJob, evaluation: Evaluation, failure: BaseException) -> None:
+    def _commit(self, evaluation: Evaluation, *, is_last: bool) -> None:
+        failure: BaseException | None = None
+        try:
+            evaluation.commit()
+        except Exception as error:  # noqa: BLE001 - any error is this job's own: the others continue
+            failure = without_frames(error)
+        if failure is not None:
+            self._fail(evaluation.job, failure)
+        elif is_last:
+            self.drop(evaluation.job)
+            evaluation.release_checkpoints()
+
+    def _recover(
+        self, job: SlotJob, evaluation: Evaluation, failure: BaseException | None, *, lacks_memory: bool
+    ) -> None:
         """Called outside the `except` block, in which the tensors of the unit are still referenced."""
-        if is_out_of_memory(failure):
+        if lacks_memory:
             self._free_memory()
             if evaluation.restart():
                 return
-        self._fail(job, failure)
+        self._fail(job, failure or torch.OutOfMemoryError("another process of this training ran out of memory"))
 
     def _fail(self, job: SlotJob, failure: BaseException) -> None:
         if is_device_error(failure):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from training.engine.randomness import generator
 from training.engine.slot_job import SlotJob
-from training.families.family import Base, Condition, Draw, Family
+from training.families.family import Base, Condition, Draw, FamilyCode
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class JobBatch:
         return JobBatch(Draw(*(torch.zeros_like(part) for part in self.made.parts)), *zeros)
 
 
-def draw(family: Family, base: Base, job: SlotJob, step: int) -> JobBatch:
+def draw(family: FamilyCode, base: Base, job: SlotJob, step: int) -> JobBatch:
     """The batch of `step`, from 0. The draw is on the CPU, the conditions are on the device."""
     spec, extras = job.run.spec, job.extras
     places = job.order.batch(step)

@@ -17,19 +17,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, Qwen3Model
 
 from training import families
 from training.engine.lora_layers import LoRALayers
 from training.engine.optimizers import OPTIMIZERS
 from training.engine.randomness import generator
 from training.engine.step import Batch, Step
-from training.families.checkpoint_configs import CONFIGS
 from training.families.encoders import Encoders
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
+from training.families.parts import class_of
 from training.families.quantised import linears
-from training.memory_plan import Sizes, padded
-from training.spec import FAMILIES, TrainSpec
+from training.families.record import Family, Sizes
+from training.families.registry import trained_here
+from training.memory_plan import padded
+from training.spec import TrainSpec
 
 _META = torch.device("meta")
 TOKENS = 256  # length of a long caption
@@ -109,7 +110,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def count(
-    family: Family, config: Mapping[str, Any], spec: TrainSpec, size: tuple[int, int], *, slots: int = 1,
+    family: FamilyCode, config: Mapping[str, Any], spec: TrainSpec, size: tuple[int, int], *, slots: int = 1,
     dtype: torch.dtype = torch.bfloat16, checkpointing: bool = False, tokens: int = TOKENS,
 ) -> Count:  # fmt: skip
     """The memory of a step of `spec` on a denoiser with the configuration `config`, with latents of `size` (height,
@@ -126,7 +127,7 @@ def count(
 
 
 def measure(
-    family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], *, slots: int = 1, tokens: int = TOKENS
+    family: FamilyCode, denoiser: Any, spec: TrainSpec, size: tuple[int, int], *, slots: int = 1, tokens: int = TOKENS
 ) -> Count:
     """Like `count`, for an existing denoiser on any device. Wraps its layers."""
     device, dtype = next(denoiser.parameters()).device, denoiser.dtype
@@ -159,12 +160,12 @@ def _checkpoint(module: Any, *given: Any) -> Any:
     return checkpoint(run, *given, use_reentrant=False)
 
 
-def _batch(family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int], slots: int, tokens: int) -> Batch:
+def _batch(family: FamilyCode, denoiser: Any, spec: TrainSpec, size: tuple[int, int], slots: int, tokens: int) -> Batch:
     """A step's batch of zeros on the denoiser's device."""
     samples, device = slots * spec.batch_size, next(denoiser.parameters()).device
     schedule, condition = family.stand_in(denoiser, tokens)
     there = Base(lambda: denoiser, Encoders({}), schedule, torch.device("cpu"), denoiser.dtype, "")
-    moments = torch.zeros(samples, 2 * denoiser.config.in_channels, *size)
+    moments = torch.zeros(samples, 2 * family.record.latent_channels, *size)
     conditions = [{name: value.to(device) for name, value in condition.items()} for _ in range(samples)]
     return Batch(
         family.draw(there, moments, generator(0, "memory", 0)).to(device),
@@ -178,7 +179,7 @@ def _batch(family: Family, denoiser: Any, spec: TrainSpec, size: tuple[int, int]
 def sizes_of(name: Any) -> Sizes:
     """Count the family's standard model."""
     family = families.find(name)
-    config = CONFIGS[name][family.parts[0]]
+    config = family.record.configs[family.parts[0]]
     with _META:
         denoiser = family.denoiser.from_config(dict(config))
     large = [layer.weight.numel() for layer in linears(denoiser, family.quantised).values()]
@@ -186,7 +187,7 @@ def sizes_of(name: Any) -> Sizes:
     return Sizes(
         parameters=sum(part.numel() for part in denoiser.parameters()),
         quantised=(sum(large), max(large)),
-        encoders=_encoders(name),
+        encoders=_encoders(family.record),
         lora={
             targets: sum(site.inputs + site.outputs for site in layers.layout(targets, 4).sites)
             for targets in family.targets
@@ -196,20 +197,21 @@ def sizes_of(name: Any) -> Sizes:
     )
 
 
-def _encoders(name: Any) -> int:
-    """The bytes of the family's text encoders: CLIP in float32, language models in 16 bits."""
+def _encoders(record: Family) -> int:
+    """The bytes of the family's text encoders in the precision in which training loads them."""
     total = 0
-    for part, config in CONFIGS[name].items():
+    for part, config in record.configs.items():
         if part.startswith("text_encoder"):
-            kind: Any
-            kind, each = (Qwen3Model, 2) if "rope_parameters" in config else (CLIPTextModel, 4)
+            kind = class_of(record.classes[part])
             with _META:
                 encoder = kind(kind.config_class(**config))
-            total += sum(part.numel() for part in encoder.parameters()) * each
+            # Training loads a language model without its head.
+            used = encoder.model if record.classes[part].endswith("ForCausalLM") else encoder
+            total += sum(weights.numel() for weights in used.parameters()) * record.encoder_weight_bytes
     return total
 
 
-def _line(family: Family, config: Mapping[str, Any], *, checkpointing: bool) -> tuple[int, int]:
+def _line(family: FamilyCode, config: Mapping[str, Any], *, checkpointing: bool) -> tuple[int, int]:
     """The bytes of a step per sample, and per latent pixel of a sample: a line through two picture sizes."""
     spec = recipe(family.name, rank=4)
     small, large = (
@@ -225,5 +227,5 @@ def recipe(family: Any, **given: Any) -> TrainSpec:
 
 
 if __name__ == "__main__":
-    for each in FAMILIES:
+    for each in trained_here():
         print(f"    {each!r}: {sizes_of(each)!r},")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from training.engine.lora_layers import LoRALayers
-from training.families.family import Base, Condition, Draw, Family
+from training.families.family import Base, Condition, Draw, FamilyCode
 
 
 def losses(
-    family: Family, base: Base, layers: LoRALayers, made: Draw, conditions: Sequence[Condition],
+    family: FamilyCode, base: Base, layers: LoRALayers, made: Draw, conditions: Sequence[Condition],
     classes: Sequence[Condition] = (), *, recalls: bool = False,
 ) -> Tensor:  # fmt: skip
     """The loss of each sample, [B] float32.
@@ -29,7 +29,7 @@ def losses(
 
 
 def errors(
-    family: Family, base: Base, made: Draw, conditions: Sequence[Condition], known: Tensor | None = None
+    family: FamilyCode, base: Base, made: Draw, conditions: Sequence[Condition], known: Tensor | None = None
 ) -> Tensor:
     """The weighted mean squared error of each sample, [B] float32.
 
@@ -48,13 +48,15 @@ def per_sample_error(prediction: Tensor, target: Tensor, weights: Tensor | None 
     return (squares if weights is None else squares * weights).flatten(1).mean(1)
 
 
-def prior_loss(family: Family, base: Base, layers: LoRALayers, made: Draw, classes: Sequence[Condition]) -> Tensor:
+def prior_loss(family: FamilyCode, base: Base, layers: LoRALayers, made: Draw, classes: Sequence[Condition]) -> Tensor:
     """The mean squared difference between the predictions with and without LoRA for the class captions, [B] float32."""
     target = without_lora(family, base, layers, made, classes)
     return per_sample_error(family.predict(base, family.mix(base, made), made.times, classes), target)
 
 
-def without_lora(family: Family, base: Base, layers: LoRALayers, made: Draw, conditions: Sequence[Condition]) -> Tensor:
+def without_lora(
+    family: FamilyCode, base: Base, layers: LoRALayers, made: Draw, conditions: Sequence[Condition]
+) -> Tensor:
     """The predictions of the frozen base, [B, C, h, w], without gradients."""
     with torch.no_grad(), layers.applying(None):
         return family.predict(base, family.mix(base, made), made.times, conditions)

@@ -20,7 +20,7 @@ from training.engine.lora_layers import LoRALayers
 from training.engine.objective import losses
 from training.engine.optimizer import Stack
 from training.engine.recorder import EmptyRecording, Recorder, Recording
-from training.families.family import Base, Condition, Draw, Family
+from training.families.family import Base, Condition, Draw, FamilyCode
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,13 @@ class Step:
     """The step of one stack of slots. Used by the engine's thread alone."""
 
     def __init__(
-        self, family: Family, base: Base, layers: LoRALayers, layout: Layout, stack: Stack, recorder: Recorder | None
+        self,
+        family: FamilyCode,
+        base: Base,
+        layers: LoRALayers,
+        layout: Layout,
+        stack: Stack,
+        recorder: Recorder | None,
     ) -> None:
         """recorder: records steps as CUDA graphs; None: run them eagerly."""
         self.family, self.base, self.layers, self.layout, self.stack = family, base, layers, layout, stack

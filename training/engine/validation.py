@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.engine.objective import errors
 from training.engine.randomness import generator
-from training.families.family import Base, Condition, Draw, Family
+from training.families.family import Base, Condition, Draw, FamilyCode
 
 LEVELS = 8  # noise levels at which every held-out picture is validated
 
@@ -38,7 +38,7 @@ class PreviewPrompts:
 
 
 def validation_loss(
-    family: Family, base: Base, held_out: ValidationSet, batch_size: int = 1
+    family: FamilyCode, base: Base, held_out: ValidationSet, batch_size: int = 1
 ) -> Generator[None, None, float]:
     """The mean loss over all pictures and `LEVELS` fixed times, unweighted except for masks.
 
@@ -55,10 +55,10 @@ def validation_loss(
     return float(torch.cat(losses).double().mean())
 
 
-def _noisy(family: Family, base: Base, held_out: ValidationSet, place: int, levels: Sequence[int]) -> Draw:
+def _noisy(family: FamilyCode, base: Base, held_out: ValidationSet, place: int, levels: Sequence[int]) -> Draw:
     """One picture at some of the levels, each with its own noise."""
-    times = family.levels(base, 2 * LEVELS)[1::2]
     name, moments = held_out.names[place], held_out.moments[place].unsqueeze(0)
+    times = family.levels(base, 2 * LEVELS, (moments.shape[-2], moments.shape[-1]))[1::2]
     drawn = [family.draw(base, moments, generator(0, f"validation {name}", level)) for level in levels]
     made = Draw(*(torch.cat(parts) for parts in zip(*(one.parts for one in drawn), strict=True)))
     made = replace(made, times=times[levels[0] : levels[-1] + 1])
@@ -68,14 +68,14 @@ def _noisy(family: Family, base: Base, held_out: ValidationSet, place: int, leve
 
 
 def draw_previews(
-    family: Family, base: Base, prompts: PreviewPrompts, batch_size: int = 1
+    family: FamilyCode, base: Base, prompts: PreviewPrompts, batch_size: int = 1
 ) -> Generator[None, None, list[Tensor]]:
     """Draw every prompt with guidance and the LoRAs that are applied; returns latents [C, h, w] on the CPU.
 
     `batch_size` prompts go into one forward pass.
     """
     steps, guidance = base.drawing
-    times = family.levels(base, steps).to(base.device)
+    times = family.levels(base, steps, (prompts.shape[-2], prompts.shape[-1])).to(base.device)
     drawn: list[Tensor] = []
     for first in range(0, len(prompts.conditions), batch_size):
         conditions = prompts.conditions[first : first + batch_size]

@@ -2,43 +2,15 @@
 
 Such files have the names of the original training code of Stable Diffusion: blocks are numbered consecutively,
 attention in the VAE is a 1 x 1 convolution, and OpenCLIP has query, key and value in one matrix. This module reads no
-file: it only has, for each weight of a module, the tensor that it comes from and how to convert it.
+file: its functions only find, for a weight of a module, the tensor that it comes from and how to convert it. The
+families' records name the function for each of their parts.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Source:
-    """The tensor in the file that a weight comes from."""
-
-    name: str
-    third: int | None = None  # use only this third of the rows, from 0
-    is_transposed: bool = False
-
-
-# The prefixes of the names of each family's parts. If programs differ, all variants, the usual one first.
-PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
-    "sd15": {
-        "unet": ("model.diffusion_model.",),
-        "vae": ("first_stage_model.", "vae."),
-        "text_encoder": ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."),
-    },
-    "sdxl": {
-        "unet": ("model.diffusion_model.",),
-        "vae": ("first_stage_model.", "vae."),
-        "text_encoder": ("conditioner.embedders.0.transformer.text_model.",),
-        "text_encoder_2": ("conditioner.embedders.1.model.",),
-    },
-    "z-image": {
-        "transformer": ("model.diffusion_model.", "diffusion_model.", ""),
-        "vae": ("vae.", "first_stage_model."),
-        "text_encoder": ("text_encoders.qwen3_4b.transformer.model.",),
-    },
-}
+from training.families.record import Source
 
 # Tensors in files besides the weights: averaged copies, tables that are computed, and heads that are not used.
 LEFT_OVER = re.compile(
@@ -62,19 +34,13 @@ _Z_IMAGE = (("all_final_layer.2-1.", "final_layer."), ("all_x_embedder.2-1.", "x
             (".attention.norm_q.", ".attention.q_norm."))  # fmt: skip
 
 
-def source(family: str, part: str, name: str, config: Mapping[str, Any]) -> Source:
-    """The source of weight `name` of `part`, without the part's prefix. Raises KeyError for an unknown name."""
-    if family == "sdxl" and part == "text_encoder_2":
-        return _open_clip(name)
-    return _FINDERS[part](name, config)
-
-
 def _end(name: str) -> tuple[str, str]:
     stem, _, end = name.rpartition(".")
     return stem, end
 
 
-def _unet(name: str, config: Mapping[str, Any]) -> Source:
+def unet(name: str, config: Mapping[str, Any]) -> Source:
+    """The UNet of Stable Diffusion."""
     stem, end = _end(name)
     if stem in _UNET:
         return Source(f"{_UNET[stem]}.{end}")
@@ -97,7 +63,8 @@ def _unet(name: str, config: Mapping[str, Any]) -> Source:
     return Source(f"output_blocks.{block * layers + layer}.{int(kind == 'attentions')}.{inside}.{end}")
 
 
-def _vae(name: str, config: Mapping[str, Any]) -> Source:
+def vae(name: str, config: Mapping[str, Any]) -> Source:
+    """diffusers' AutoencoderKL."""
     name = name.replace(".conv_norm_out.", ".norm_out.").replace(".conv_shortcut.", ".nin_shortcut.")
     if found := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(.+)\.(\w+)", name):
         return Source(f"{found[1]}.mid.attn_1.{_VAE_ATTENTION[found[2]]}.{found[3]}")
@@ -112,11 +79,13 @@ def _vae(name: str, config: Mapping[str, Any]) -> Source:
     return Source(name)
 
 
-def _text(name: str, _config: Mapping[str, Any]) -> Source:
+def text(name: str, _config: Mapping[str, Any]) -> Source:
+    """CLIP, as the text encoder of Stable Diffusion."""
     return Source(name.removeprefix("text_model."))
 
 
-def _open_clip(name: str) -> Source:
+def open_clip(name: str, _config: Mapping[str, Any]) -> Source:
+    """OpenCLIP, as SDXL's second text encoder."""
     name = name.removeprefix("text_model.")
     if name == "text_projection.weight":
         return Source("text_projection", is_transposed=True)
@@ -129,7 +98,8 @@ def _open_clip(name: str) -> Source:
     return Source(name.replace("embeddings.token_embedding", "token_embedding").replace("final_layer_norm", "ln_final"))
 
 
-def _transformer(name: str, _config: Mapping[str, Any]) -> Source:
+def z_image(name: str, _config: Mapping[str, Any]) -> Source:
+    """The transformer of Z-Image."""
     if found := re.fullmatch(r"(.+\.attention)\.to_([qkv])\.weight", name):
         return Source(f"{found[1]}.qkv.weight", third="qkv".index(found[2]))
     for ours, theirs in _Z_IMAGE:
@@ -137,9 +107,47 @@ def _transformer(name: str, _config: Mapping[str, Any]) -> Source:
     return Source(name)
 
 
-_FINDERS: dict[str, Callable[[str, Mapping[str, Any]], Source]] = {
-    "unet": _unet,
-    "vae": _vae,
-    "text_encoder": _text,
-    "transformer": _transformer,
-}
+def same(name: str, _config: Mapping[str, Any]) -> Source:
+    """A part whose names are the same in the file."""
+    return Source(name)
+
+
+_FLUX2 = (
+    (r"x_embedder", "img_in"),
+    (r"context_embedder", "txt_in"),
+    (r"proj_out", "final_layer.linear"),
+    (r"norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"(\w+_stream_modulation\w*)\.linear", r"\1.lin"),
+    (r"time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
+    (r"time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.norm_q", r"single_blocks.\1.norm.query_norm"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.norm_k", r"single_blocks.\1.norm.key_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.to_[qkv]", r"double_blocks.\1.img_attn.qkv"),
+    (r"transformer_blocks\.(\d+)\.attn\.add_[qkv]_proj", r"double_blocks.\1.txt_attn.qkv"),
+    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
+    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_q", r"double_blocks.\1.img_attn.norm.query_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_k", r"double_blocks.\1.img_attn.norm.key_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_added_q", r"double_blocks.\1.txt_attn.norm.query_norm"),
+    (r"transformer_blocks\.(\d+)\.attn\.norm_added_k", r"double_blocks.\1.txt_attn.norm.key_norm"),
+    (r"transformer_blocks\.(\d+)\.ff\.linear_in", r"double_blocks.\1.img_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff\.linear_out", r"double_blocks.\1.img_mlp.2"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_out", r"double_blocks.\1.txt_mlp.2"),
+)
+
+
+def flux2(name: str, _config: Mapping[str, Any]) -> Source:
+    """The transformer of FLUX.2. Raises KeyError for an unknown name."""
+    stem, end = _end(name)
+    for pattern, theirs in _FLUX2:
+        if (found := re.fullmatch(pattern, stem)) is not None:
+            written = found.expand(theirs)
+            end = "scale" if written.endswith("_norm") else end
+            third = (
+                "qkv".index(re.sub(r".*(to|add)_([qkv])(_proj)?", r"\2", stem)) if written.endswith(".qkv") else None
+            )
+            return Source(f"{written}.{end}", third=third, is_swapped=stem == "norm_out.linear")
+    raise KeyError(name)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.errors import BaseModelUnavailable
 from training.families.family import Base, Draw, Where
-from training.families.latents import sample
+from training.families.latents import sample, vae_decode
 from training.families.parts import load_part, vae_number
 from training.options import MIN_SNR_GAMMA
 
@@ -101,7 +101,7 @@ def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
 # ---- drawing -----------------------------------------------------------------------------------------------------
 
 
-def levels(base: Base, count: int) -> Tensor:
+def levels(base: Base, count: int, _size: tuple[int, int]) -> Tensor:
     """`count` times from T - 1 down, evenly spaced ("trailing" in https://arxiv.org/abs/2305.08891, table 2)."""
     last = len(base.schedule.alphas)
     return torch.tensor([round(last * (count - place) / count) - 1 for place in range(count)])
@@ -122,7 +122,7 @@ def denoise(base: Base, noisy: Tensor, predicted: Tensor, now: Tensor, then: Ten
     return b.sqrt() * clean + (1 - b).sqrt() * noise
 
 
-def unscale(base: Base, latents: Tensor) -> Tensor:
-    """Latents for the VAE's decoder, from scaled latents."""
+def decode(base: Base, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, height, width] from scaled latents [B, C, h, w]."""
     schedule: DiscreteSchedule = base.schedule
-    return latents / schedule.scaling
+    return vae_decode(base, latents / schedule.scaling)

@@ -1,4 +1,4 @@
-"""The record that describes a family of base models, and the types that it uses. Each family's module has one."""
+"""What a family's module provides for training, and the types that it uses. Data without torch is in its record."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.families.encoders import Encoders
 from training.families.quantised import move
+from training.families.record import Family
 from training.options import Quantisation
 from training.ports import Example
 
@@ -145,14 +146,10 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One kind of base model."""
+class FamilyCode:
+    """What a training calls of a family, beside its record."""
 
-    name: str
-    parts: tuple[str, ...]  # subfolders of its diffusers layout that training reads
-    # The layers that get a LoRA, by the names of options.Targets: regular expressions over full module names.
-    targets: Mapping[str, str]
-    quantised: str  # the linears that a quantised base has in fewer bits: a regular expression over full module names
+    record: Family
     load: Callable[[Where], Base]
     denoiser: Any  # diffusers' class
     # For counting memory: a schedule, and the condition for a caption of so many tokens. Only the shapes are right.
@@ -162,6 +159,8 @@ class Family:
     encode_pictures: Callable[[Base, Sequence[Example]], list[Tensor]]
     # The condition for each picture. Wakes the text encoders.
     encode_captions: Callable[[Base, Sequence[Example]], list[Condition]]
+    # Whether the text encoders read a caption to its end, by the family's own tokenizers.
+    reads_whole: Callable[[Base, str], bool]
     # Draws latents, noise and times of a step from moments [B, 2C, h, w], on the CPU, so that all devices get the same.
     draw: Callable[[Base, Tensor, torch.Generator], Draw]
     # The noisy latents of a draw, [B, C, h, w] float32.
@@ -172,14 +171,36 @@ class Family:
     target: Callable[[Base, Draw], Tensor]
     # The loss weights of samples at times [B] for a weighting of options.Weighting, [B] float32 on the CPU.
     weigh: Callable[[Base, Tensor, str], Tensor]
-    # n times from pure noise to little noise, evenly spaced, [n] on the CPU.
-    levels: Callable[[Base, int], Tensor]
+    # n times from pure noise to little noise for latents of a size (h, w), [n] on the CPU.
+    levels: Callable[[Base, int, tuple[int, int]], Tensor]
     # One step of drawing: noisy latents [B, C, h, w], the prediction for them, their time and the next time (None: the
     # finished picture), to less noisy latents.
     denoise: Callable[[Base, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    # Scaled latents [B, C, h, w], as they are trained on, to latents that the VAE decodes.
-    unscale: Callable[[Base, Tensor], Tensor]
+    # Pictures [B, 3, height, width] from scaled latents [B, C, h, w], as they are trained on. The caller wakes the VAE.
+    decode: Callable[[Base, Tensor], Tensor]
     # Inside, the base draws as it does for users: without an adapter that is merged only for training.
     as_used: Callable[[Base], AbstractContextManager[None]] = lambda _: nullcontext()
-    # Whether several jobs share a step. Not if one job fills the device, or if captions change the shape.
-    shares_steps: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The subfolders of its diffusers layout that training reads."""
+        return self.record.parts
+
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """The layers that get a LoRA, by the names of options.Targets: regular expressions over full module names."""
+        return self.record.targets
+
+    @property
+    def quantised(self) -> str:
+        """The linears that a quantised base has in fewer bits: a regular expression over full module names."""
+        return self.record.quantised
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether several jobs share a step. Not if one job fills the device, or if captions change the shape."""
+        return self.record.shares_steps

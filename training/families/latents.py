@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.errors import ImageInvalid
-from training.families.family import Base, Family
+from training.families.family import Base, FamilyCode
 from training.ports import Example
 
 TILE = 1024  # side in pixels of the tiles that the VAE processes
@@ -99,16 +99,19 @@ def tiled(vae: Any, size: Sequence[int]) -> Iterator[None]:
         vae.disable_tiling()
 
 
-def decoded(family: Family, base: Base, drawn: Sequence[Tensor]) -> list[bytes]:
+def vae_decode(base: Base, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, height, width] from latents [B, C, h, w] of diffusers' AutoencoderKL."""
+    vae = base.encoders["vae"]
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    with tiled(vae, [factor * side for side in latents.shape[-2:]]):
+        made: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return made
+
+
+def decoded(family: FamilyCode, base: Base, drawn: Sequence[Tensor]) -> list[bytes]:
     """Decode scaled latents [C, h, w], each to a PNG. Wakes the VAE."""
-    pictures = []
     with base.encoders.awake("vae"), torch.no_grad():
-        vae = base.encoders["vae"]
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        for latents in drawn:
-            scaled = family.unscale(base, latents.unsqueeze(0).to(base.device))
-            with tiled(vae, [factor * side for side in latents.shape[-2:]]):
-                pictures.append(vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float().cpu())
+        pictures = [family.decode(base, latents.unsqueeze(0).to(base.device))[0].float().cpu() for latents in drawn]
     return [_png(picture) for picture in pictures]
 
 

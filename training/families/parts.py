@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
@@ -86,6 +88,12 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
     except soundness.Unsound as error:
         raise BaseModelUnavailable(f"the {part} of the base model in {folder} {error}: download it again") from error
     return _ready(network)
+
+
+def class_of(name: str) -> Any:
+    """A class of diffusers or transformers by the name in a record, such as `diffusers.AutoencoderKL`."""
+    library, _, kind = name.partition(".")
+    return getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
 
 
 def _ready(network: torch.nn.Module) -> torch.nn.Module:

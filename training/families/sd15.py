@@ -12,23 +12,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from core.errors import BaseModelUnavailable
 from training.families import diffusion
 from training.families.encoders import Encoders
-from training.families.family import Base, Condition, Family, Where
+from training.families.family import Base, Condition, FamilyCode, Where
 from training.families.latents import encode_pictures
 from training.families.parts import config_of, load_part
 from training.families.quantised import place
+from training.families.record import Family
 from training.ports import Example
 
-# The standard set of kohya and diffusers: q, k, v and output of each attention layer, 128 modules in the full model.
-ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
 CLIP_TOKENS = 77
-TARGETS = {
-    "attention": ATTENTION,
-    # Also the feed-forward layers and the projections around each transformer: 192 modules.
-    "all": ATTENTION + r"|.*\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))",
-}
 
 
-def load(where: Where) -> Base:
+def load(record: Family, where: Where) -> Base:
     """The frozen base model in `where.folder`. Loads only its schedule. Raises BaseModelUnavailable."""
     config = config_of(where.folder, "unet")
     # Stable Diffusion 1 has convolutions there; Stable Diffusion 2 has linears under the same names.
@@ -43,7 +37,7 @@ def load(where: Where) -> Base:
     schedule = diffusion.load_schedule(where)
     return Base(
         lambda: place(
-            load_part(UNet2DConditionModel, where.folder, "unet", where.dtype), TARGETS["all"], where.quantisation,
+            load_part(UNet2DConditionModel, where.folder, "unet", where.dtype), record.quantised, where.quantisation,
             where.device,
         ),
         Encoders(
@@ -54,7 +48,8 @@ def load(where: Where) -> Base:
             },
             where.device,
         ),
-        schedule, where.device, where.dtype, schedule.prediction, quantisation=where.quantisation,
+        schedule, where.device, where.dtype, schedule.prediction, drawing=record.previews,
+        quantisation=where.quantisation,
     )  # fmt: skip
 
 
@@ -76,6 +71,16 @@ def tokenize(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
         caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
     return ids
+
+
+def reads_whole(base: Base, caption: str) -> bool:
+    """Whether the text encoder reads a caption to its end: it reads 77 tokens, of which two mark begin and end."""
+    return has_room(base.encoders["tokenizer"], caption)
+
+
+def has_room(tokenizer: Any, caption: str) -> bool:
+    """Whether a caption has no more tokens than its text encoder reads."""
+    return bool(len(tokenizer(caption, verbose=False).input_ids) <= tokenizer.model_max_length)
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
@@ -101,22 +106,22 @@ def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condit
     return schedule, {"context": torch.zeros(1, CLIP_TOKENS, unet.config.cross_attention_dim, dtype=unet.dtype)}
 
 
-FAMILY = Family(
-    name="sd15",
-    parts=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
-    targets=TARGETS,
-    quantised=TARGETS["all"],
-    load=load,
-    denoiser=UNet2DConditionModel,
-    stand_in=stand_in,
-    encode_pictures=encode_pictures,
-    encode_captions=encode_captions,
-    draw=diffusion.draw,
-    mix=diffusion.mix,
-    predict=predict,
-    target=diffusion.target,
-    weigh=diffusion.weigh,
-    levels=diffusion.levels,
-    denoise=diffusion.denoise,
-    unscale=diffusion.unscale,
-)
+def family(record: Family) -> FamilyCode:
+    """The code of the family."""
+    return FamilyCode(
+        record,
+        load=partial(load, record),
+        denoiser=UNet2DConditionModel,
+        stand_in=stand_in,
+        encode_pictures=encode_pictures,
+        encode_captions=encode_captions,
+        reads_whole=reads_whole,
+        draw=diffusion.draw,
+        mix=diffusion.mix,
+        predict=predict,
+        target=diffusion.target,
+        weigh=diffusion.weigh,
+        levels=diffusion.levels,
+        denoise=diffusion.denoise,
+        decode=diffusion.decode,
+    )

@@ -6,6 +6,7 @@ equal and the offset is (0, 0).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +18,15 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from core.errors import BaseModelUnavailable
 from training.families import diffusion, sd15
 from training.families.encoders import Encoders
-from training.families.family import Base, Condition, Family, Where
-from training.families.latents import encode_pictures
+from training.families.family import Base, Condition, FamilyCode, Where
 from training.families.parts import config_of, load_part
 from training.families.quantised import place
-from training.families.sd15 import TARGETS, tokenize
+from training.families.record import Family
+from training.families.sd15 import has_room, tokenize
 from training.ports import Example
 
 
-def load(where: Where) -> Base:
+def load(record: Family, where: Where) -> Base:
     """The frozen base model in `where.folder`. Loads only its schedule. Raises BaseModelUnavailable."""
     config = config_of(where.folder, "unet")
     if config.get("addition_embed_type") != "text_time" or config.get("in_channels") != 4:
@@ -43,15 +44,21 @@ def load(where: Where) -> Base:
     schedule = diffusion.load_schedule(where)
     return Base(
         lambda: place(
-            load_part(UNet2DConditionModel, where.folder, "unet", where.dtype), TARGETS["all"], where.quantisation,
+            load_part(UNet2DConditionModel, where.folder, "unet", where.dtype), record.quantised, where.quantisation,
             where.device,
         ),
         Encoders(
             {part: partial(load_part, kind, where.folder, part, dtype) for part, (kind, dtype) in kinds.items()},
             where.device,
         ),
-        schedule, where.device, where.dtype, schedule.prediction, quantisation=where.quantisation,
+        schedule, where.device, where.dtype, schedule.prediction, drawing=record.previews,
+        quantisation=where.quantisation,
     )  # fmt: skip
+
+
+def reads_whole(base: Base, caption: str) -> bool:
+    """Whether both text encoders read a caption to its end."""
+    return all(has_room(base.encoders[part], caption) for part in ("tokenizer", "tokenizer_2"))
 
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
@@ -103,22 +110,9 @@ def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condit
     return schedule, condition | {"pooled": torch.zeros(1, pooled, dtype=unet.dtype), "sizes": torch.zeros(1, 6)}
 
 
-FAMILY = Family(
-    name="sdxl",
-    parts=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
-    targets=TARGETS,
-    quantised=TARGETS["all"],
-    load=load,
-    denoiser=UNet2DConditionModel,
-    stand_in=stand_in,
-    encode_pictures=encode_pictures,
-    encode_captions=encode_captions,
-    draw=diffusion.draw,
-    mix=diffusion.mix,
-    predict=predict,
-    target=diffusion.target,
-    weigh=diffusion.weigh,
-    levels=diffusion.levels,
-    denoise=diffusion.denoise,
-    unscale=diffusion.unscale,
-)
+def family(record: Family) -> FamilyCode:
+    """The code of the family."""
+    return replace(
+        sd15.family(record), load=partial(load, record), stand_in=stand_in, encode_captions=encode_captions,
+        reads_whole=reads_whole, predict=predict,
+    )  # fmt: skip

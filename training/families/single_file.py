@@ -18,10 +18,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from core.errors import BaseModelUnavailable
-from training.base_family import family_of_names, has_part
+from training.base_family import family_of_names
 from training.families import folders, soundness
-from training.families.checkpoint_configs import CONFIGS, HOMES
-from training.families.checkpoint_names import LEFT_OVER, PREFIXES, Source, source
+from training.families.checkpoint_names import LEFT_OVER
+from training.families.record import Family, Source
+from training.families.registry import FAMILIES
 from training.lora import safetensor
 
 # The largest family's model has 25 GB in float32 with all parts.
@@ -31,11 +32,11 @@ _V = ("v", "v_prediction", "v-prediction")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointFile:
     """The facts in the header of a single file."""
 
     path: Path
-    family: str
+    family: Family
     kinds: Mapping[str, str]  # the dtype of each tensor
     prefixes: Mapping[str, str]  # of the names, for each part that the file has
     prediction: str  # epsilon or v_prediction
@@ -50,19 +51,21 @@ class Checkpoint:
         """The configuration of a part. Raises BaseModelUnavailable if the family has no such part."""
         if (self.beside / part / "config.json").is_file():
             return folders.config_of(self.beside, part)
-        if part not in CONFIGS[self.family]:
-            raise BaseModelUnavailable(f"the base model {self.path} is of family {self.family}, which has no {part}")
-        return dict(CONFIGS[self.family][part])
+        if part not in self.family.configs:
+            raise BaseModelUnavailable(
+                f"the base model {self.path} is of family {self.family.name}, which has no {part}"
+            )
+        return dict(self.family.configs[part])
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path) -> CheckpointFile:
     """Read and check the header of the file. Raises BaseModelUnavailable."""
     found = path.stat()
     return _read(path, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, _changed: int, size: int) -> Checkpoint:
+def _read(path: Path, _changed: int, size: int) -> CheckpointFile:
     if path.suffix != ".safetensors":
         raise BaseModelUnavailable(
             f"the base model {path} is not a .safetensors file: others, such as .ckpt, can run code and are not read. "
@@ -76,27 +79,29 @@ def _read(path: Path, _changed: int, size: int) -> Checkpoint:
         raise BaseModelUnavailable(
             f"the base model {path} is not sound: {error}; download it again from a source that you trust"
         ) from error
-    family = family_of_names(path, kinds)
+    family = FAMILIES[family_of_names(path, kinds)]
+    layout = family.single_file
+    assert layout is not None  # noqa: S101 - only families with a layout are found
     prefixes = {
         part: prefix
-        for part, forms in PREFIXES[family].items()
-        for prefix in [next((form for form in forms if has_part(kinds, part, form)), None)]
+        for part, forms in layout.prefixes.items()
+        for prefix in [next((form for form in forms if any(form + mark in kinds for mark in layout.marks[part])), None)]
         if prefix is not None
     }
     is_v = "v_pred" in kinds or metadata.get("modelspec.prediction_type", "").lower() in _V
-    return Checkpoint(path, family, kinds, prefixes, "v_prediction" if is_v else "epsilon", "ztsnr" in kinds)
+    return CheckpointFile(path, family, kinds, prefixes, "v_prediction" if is_v else "epsilon", "ztsnr" in kinds)
 
 
 def require(path: Path, parts: Sequence[str]) -> None:
     """Check that a file is a base model with these parts and without unknown tensors. Raises BaseModelUnavailable."""
     held = read(path)
-    if strange := [part for part in parts if part not in CONFIGS[held.family] and not part.startswith("tokenizer")]:
-        raise BaseModelUnavailable(f"the base model {path} is of family {held.family}, which has no {strange[0]}")
+    if strange := [part for part in parts if part not in held.family.classes]:
+        raise BaseModelUnavailable(f"the base model {path} is of family {held.family.name}, which has no {strange[0]}")
     prefixes = tuple(held.prefixes.values())
     refuse_unknown(held, [name for name in held.kinds if not name.startswith(prefixes)])
 
 
-def refuse_unknown(held: Checkpoint, names: Sequence[str]) -> None:
+def refuse_unknown(held: CheckpointFile, names: Sequence[str]) -> None:
     """Raise BaseModelUnavailable if any of the names is neither a weight nor known from checkpoints."""
     if unknown := [name for name in names if not LEFT_OVER.fullmatch(name)]:
         raise BaseModelUnavailable(
@@ -115,10 +120,10 @@ def folder_of(path: Path, part: str) -> Path | None:
     if part in held.prefixes or part == "scheduler":
         return None
     try:
-        return folders.from_hub(HOMES[held.family], [part])
+        return folders.from_hub(held.family.home, [part])
     except BaseModelUnavailable as error:
         raise BaseModelUnavailable(
-            f"the file {path} has no {part}, and it cannot be taken from {HOMES[held.family]}: give this machine "
+            f"the file {path} has no {part}, and it cannot be taken from {held.family.home}: give this machine "
             f"access to the model hub once, or put it, in diffusers' layout, into {held.beside / part}"
         ) from error
 
@@ -126,8 +131,8 @@ def folder_of(path: Path, part: str) -> Path | None:
 def scheduler(path: Path) -> dict[str, Any]:
     """The scheduler's configuration for a file without one beside it."""
     held = read(path)
-    config = dict(CONFIGS[held.family]["scheduler"])
-    if held.family != "z-image":
+    config = dict(held.family.configs["scheduler"])
+    if held.family.denoiser == "unet":
         config |= {"prediction_type": held.prediction, "rescale_betas_zero_snr": held.is_zero_snr}
     return config
 
@@ -167,11 +172,13 @@ def empty(kind: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _weights(
-    held: Checkpoint, part: str, config: Mapping[str, Any], wanted: Mapping[str, Tensor], dtype: torch.dtype
+    held: CheckpointFile, part: str, config: Mapping[str, Any], wanted: Mapping[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The part's weights by the module's names, in `dtype`. Raises Unsound for missing or wrong ones."""
     prefix = held.prefixes[part]
-    sources = {name: source(held.family, part, name, config) for name in wanted}
+    layout = held.family.single_file
+    assert layout is not None  # noqa: S101 - see `read`
+    sources = {name: layout.sources[part](name, config) for name in wanted}
     if missing := sorted(name for name, found in sources.items() if prefix + found.name not in held.kinds):
         raise soundness.Unsound(f"lacks {len(missing)} weights, such as {missing[0]}")
     made = {}
@@ -199,6 +206,8 @@ def _taken(file: Any, prefix: str, found: Source, name: str, shape: tuple[int, .
     if held != expected and held != (*expected, 1, 1) and (*held, 1, 1) != expected:
         raise soundness.Unsound(f"has {name} with shape {held}; models of this family have {expected}")
     taken: Tensor = part[:] if found.third is None else part[found.third * rows : (found.third + 1) * rows]
+    if found.is_swapped:
+        taken = torch.cat(taken.chunk(2)[::-1])
     return taken.t().contiguous() if found.is_transposed else taken.reshape(shape)
 
 

@@ -1,9 +1,7 @@
 """Z-Image: a single-stream flow-matching transformer over 16-channel latents, conditioned by a Qwen3 language model.
 
-Flow matching (https://arxiv.org/abs/2210.02747; with the shift of https://arxiv.org/abs/2403.03206, section 5.3.2):
-x_s = (1 - s) x + s n, and the target is n - x. Diffusers' model takes 1 - s as its time and predicts x - n: see the
-signs in `predict`. s is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0
-by default.
+Flow matching as in `flow`. Diffusers' model takes 1 - s as its time and predicts x - n: see the signs in `predict`. s
+is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0 by default.
 
 Z-Image-Turbo draws in 8 steps because it was distilled, and plain training destroys that. If a de-distilling training
 adapter (a LoRA) is merged during training, the new LoRA fits the distilled model. The LoRA file never contains the
@@ -24,19 +22,18 @@ from torch.nn import functional
 from transformers import Qwen2Tokenizer, Qwen3Model
 
 from core.errors import BaseModelUnavailable, LoraInvalid
+from training.families import flow
 from training.families.encoders import Encoders
-from training.families.family import Base, Condition, Draw, Family, Where
-from training.families.latents import encode_pictures, sample
+from training.families.family import Base, Condition, Draw, FamilyCode, Where
+from training.families.latents import encode_pictures, sample, vae_decode
 from training.families.parts import load_part, vae_number
 from training.families.quantised import place
+from training.families.record import Family
 from training.lora import formats
 from training.lora.reading import read_lora
-from training.options import MIN_SNR_GAMMA
 from training.ports import Example
 
 MAX_TOKENS = 512  # as in diffusers' pipeline
-# The linears of the main blocks and of the two refiners before them.
-QUANTISED = r"(layers|noise_refiner|context_refiner)\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class FlowSchedule:
     offset: float
 
 
-def load(where: Where) -> Base:
+def load(record: Family, where: Where) -> Base:
     """The frozen base model in `where.folder`, with the training adapter merged. Raises BaseModelUnavailable."""
     shift = float(load_part(FlowMatchEulerDiscreteScheduler, where.folder, "scheduler").config.shift)
     scaling, offset = (vae_number(where.folder, name) for name in ("scaling_factor", "shift_factor"))
@@ -59,9 +56,9 @@ def load(where: Where) -> Base:
             "file of the de-distilling training adapter, or train on the undistilled Z-Image base"
         )
     # As its makers recommend: no guidance with the few-step model.
-    drawing = (9, 1.0) if where.distilled else (28, 5.0)
+    drawing = (9, 1.0) if where.distilled else record.previews
     return Base(
-        partial(_load_transformer, where),
+        partial(_load_transformer, record, where),
         Encoders(
             {
                 "tokenizer": partial(load_part, Qwen2Tokenizer, where.folder, "tokenizer"),
@@ -75,11 +72,11 @@ def load(where: Where) -> Base:
     )  # fmt: skip
 
 
-def _load_transformer(where: Where) -> Any:
+def _load_transformer(record: Family, where: Where) -> Any:
     transformer = load_part(ZImageTransformer2DModel, where.folder, "transformer", where.dtype)
     if where.training_adapter is not None:
         merge_adapter(transformer, where.training_adapter)
-    return place(transformer, QUANTISED, where.quantisation, where.device)
+    return place(transformer, record.quantised, where.quantisation, where.device)
 
 
 def merge_adapter(transformer: Any, path: Path) -> int:
@@ -145,20 +142,32 @@ def _without(a: Tensor, b: Tensor, _: Any, inputs: tuple[Tensor], output: Tensor
     return output - functional.linear(functional.linear(inputs[0], a), b)
 
 
+def _as_message(tokenizer: Any, caption: str) -> str:
+    """A caption as the text encoder, a language model, gets it."""
+    message: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": caption}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    return message
+
+
+def reads_whole(base: Base, caption: str) -> bool:
+    """Whether the text encoder reads a caption to its end."""
+    tokenizer = base.encoders["tokenizer"]
+    return bool(len(tokenizer(_as_message(tokenizer, caption), verbose=False).input_ids) <= MAX_TOKENS)
+
+
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """The condition of each picture: `context` [tokens of the caption, width], computed as in diffusers' pipeline."""
     tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
     made: dict[str, Tensor] = {}
     with base.encoders.awake("text_encoder"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": caption}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=True,
-            )
             tokens = tokenizer(
-                [text], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+                [_as_message(tokenizer, caption)],
+                padding="max_length",
+                max_length=MAX_TOKENS,
+                truncation=True,
+                return_tensors="pt",
             ).to(base.device)
             mask = tokens.attention_mask.bool()
             output = encoder(input_ids=tokens.input_ids, attention_mask=mask, output_hidden_states=True)
@@ -171,23 +180,7 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     schedule: FlowSchedule = base.schedule
     latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
     noise = torch.randn(latents.shape, generator=generator)
-    return Draw.plain(latents, noise, shifted(torch.rand(len(latents), generator=generator), schedule.shift))
-
-
-def shifted(uniform: Tensor, shift: float) -> Tensor:
-    """s = f u / (1 + (f - 1) u): 0 and 1 stay, and values between move towards noise if the shift f is above 1."""
-    return shift * uniform / (1 + (shift - 1) * uniform)
-
-
-def mix(base: Base, made: Draw) -> Tensor:
-    """x_s of each sample, [B, C, h, w]."""
-    s = made.times.view(-1, 1, 1, 1)
-    return (1 - s) * made.latents + s * made.noise
-
-
-def target(base: Base, made: Draw) -> Tensor:
-    """n - x of each sample, [B, C, h, w]."""
-    return made.noise - made.latents
+    return Draw.plain(latents, noise, flow.shifted(torch.rand(len(latents), generator=generator), schedule.shift))
 
 
 def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
@@ -198,32 +191,15 @@ def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condi
     return -torch.stack(list(predicted)).squeeze(2)
 
 
-def weigh(base: Base, times: Tensor, weighting: str) -> Tensor:
-    """The loss weights of samples at these times, [B] float32; as in diffusion.py, with SNR = ((1 - s) / s)^2.
-
-    The squared error of n - x is that of the clean latents divided by s^2, and that of the noise divided by (1 - s)^2.
-    So min_snr is min((1 - s)^2, 5 s^2), and debiased is s (1 - s).
-    """
-    s = times.cpu().double()
-    if weighting == "min_snr":
-        return torch.minimum((1 - s) ** 2, MIN_SNR_GAMMA * s**2).float()
-    return (s * (1 - s)).float() if weighting == "debiased" else torch.ones(len(s))
-
-
-def levels(base: Base, count: int) -> Tensor:
+def levels(base: Base, count: int, _size: tuple[int, int]) -> Tensor:
     """`count` times from 1 down, evenly spaced before the shift."""
-    return shifted(1 - torch.arange(count) / count, base.schedule.shift)
+    return flow.shifted(1 - torch.arange(count) / count, base.schedule.shift)
 
 
-def denoise(base: Base, mixed: Tensor, predicted: Tensor, now: Tensor, then: Tensor | None) -> Tensor:
-    """One Euler step along the flow, all [B, C, h, w]."""
-    return mixed + ((0.0 if then is None else then) - now) * predicted.float()
-
-
-def unscale(base: Base, latents: Tensor) -> Tensor:
-    """Latents for the VAE's decoder, from scaled latents."""
+def decode(base: Base, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, height, width] from scaled latents [B, C, h, w]."""
     schedule: FlowSchedule = base.schedule
-    return latents / schedule.scaling + schedule.offset
+    return vae_decode(base, latents / schedule.scaling + schedule.offset)
 
 
 def stand_in(transformer: Any, tokens: int) -> tuple[FlowSchedule, Condition]:
@@ -232,28 +208,23 @@ def stand_in(transformer: Any, tokens: int) -> tuple[FlowSchedule, Condition]:
     return FlowSchedule(3.0, 1.0, 0.0), {"context": torch.zeros(tokens, width, dtype=transformer.dtype)}
 
 
-FAMILY = Family(
-    name="z-image",
-    parts=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
-    # The linears of the main blocks, without the two refiners before them, as in ai-toolkit's LoRAs.
-    targets={
-        "attention": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])",
-        "all": r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",
-    },
-    quantised=QUANTISED,
-    load=load,
-    denoiser=ZImageTransformer2DModel,
-    stand_in=stand_in,
-    encode_pictures=encode_pictures,
-    encode_captions=encode_captions,
-    draw=draw,
-    mix=mix,
-    predict=predict,
-    target=target,
-    weigh=weigh,
-    levels=levels,
-    denoise=denoise,
-    unscale=unscale,
-    as_used=as_used,
-    shares_steps=False,
-)
+def family(record: Family) -> FamilyCode:
+    """The code of the family."""
+    return FamilyCode(
+        record,
+        load=partial(load, record),
+        denoiser=ZImageTransformer2DModel,
+        stand_in=stand_in,
+        encode_pictures=encode_pictures,
+        encode_captions=encode_captions,
+        reads_whole=reads_whole,
+        draw=draw,
+        mix=flow.mix,
+        predict=predict,
+        target=flow.target,
+        weigh=flow.weigh,
+        levels=levels,
+        denoise=flow.denoise,
+        decode=decode,
+        as_used=as_used,
+    )

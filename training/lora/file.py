@@ -1,12 +1,12 @@
 """LoRA files: written atomically, and checked before an owner is charged. Does not import torch.
 
-diffusers, ComfyUI and AUTOMATIC1111-style loaders all load every key. Each module has an explicit `.alpha`: without it
-loaders assume alpha = rank, and a LoRA of rank 4 and alpha 32 would have an eighth of its strength.
+diffusers, ComfyUI and AUTOMATIC1111-style loaders all load every key. Programs that find no `.alpha` assume alpha =
+rank, and a LoRA of rank 4 and alpha 32 would have an eighth of its strength. So each module has an explicit `.alpha`,
+except in families whose readers refuse one: there the scale is multiplied into the up matrices.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,39 +16,12 @@ import numpy as np
 
 from core.errors import LoraInvalid
 from core.files import atomic_file
+from training.families.record import Naming
+from training.families.registry import FAMILIES
 from training.lora.safetensor import Array, Malformed, Tensor, data_offset, pack, tensor, unpack
 
 DEFAULT_MAX_BYTES = 2 * 2**30
 
-
-@dataclass(frozen=True)
-class Naming:
-    """How the files of a family name the tensors of a module, and the precision of the two matrices."""
-
-    prefix: str
-    down: str
-    up: str
-    underscores: bool  # kohya writes a module's dots as underscores
-    modules: re.Pattern[str]  # valid module names in a file, after the prefix
-    kind: str
-
-    def stem(self, module: str) -> str:
-        """The name in a file of a module with diffusers' name `module`, without the suffix of a tensor."""
-        return self.prefix + (module.replace(".", "_") if self.underscores else module)
-
-
-_UNET = re.compile(
-    r"(down_blocks_\d+|mid_block|up_blocks_\d+)_attentions_\d+_"
-    r"(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_0_proj|ff_net_2))"
-)
-_Z_IMAGE = re.compile(r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)")
-
-# sd15 uses float32: 3 MB at rank 4. The larger families use the precision in which their base models draw.
-NAMINGS: dict[str, Naming] = {
-    "sd15": Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _UNET, "F32"),
-    "sdxl": Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _UNET, "F16"),
-    "z-image": Naming("diffusion_model.", ".lora_A.weight", ".lora_B.weight", False, _Z_IMAGE, "BF16"),
-}
 
 # DoRA's magnitudes, one per output (https://arxiv.org/abs/2402.09353). They also scale the frozen weights, so they are
 # always float32.
@@ -90,6 +63,11 @@ class LoraReport:
         return {name: value for name, value in vars(self).items() if name != "metadata"}
 
 
+def naming_of(family: str) -> Naming:
+    """How the files that a training of the family writes name their tensors."""
+    return FAMILIES[family].lora.naming
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -99,14 +77,16 @@ def serialize_lora(family: str, weights: Mapping[str, Matrices], alpha: float, m
     weights: the matrices of each module, by diffusers' name. alpha: loaders scale the LoRA by alpha / rank. The hashes
     by which user interfaces recognise files are added to `metadata`.
     """
-    naming = NAMINGS[family]
+    naming = naming_of(family)
     tensors: dict[str, Tensor] = {}
     for module, (down, up, *magnitude) in weights.items():
         stem = naming.stem(module)
+        if not naming.alpha:
+            up = up * np.float32(alpha / down.shape[0])
         tensors[stem + naming.down] = tensor(down, naming.kind)
         tensors[stem + naming.up] = tensor(up, naming.kind)
-        # Always float32: an alpha rounded to 16 bits would change the strength.
-        tensors[stem + ".alpha"] = tensor(np.asarray(alpha, np.float32))
+        if naming.alpha:  # always float32: rounded to 16 bits it would change the strength
+            tensors[stem + ".alpha"] = tensor(np.asarray(alpha, np.float32))
         for held in magnitude:  # a column, so that it broadcasts over the outputs of the weights
             tensors[stem + MAGNITUDE] = tensor(np.reshape(held, (-1, *[1] * (down.ndim - 1))).astype(np.float32))
     return pack(tensors, {**metadata, **hashes(tensors, metadata)})
@@ -146,13 +126,12 @@ def check_lora_file(
         tensors, metadata = unpack(data)
     except Malformed as error:
         raise LoraInvalid(f"the LoRA file is damaged: {error}") from error
-    naming = NAMINGS[family]
+    naming = naming_of(family)
     stems = _stems(tensors, naming, family)
-    alphas = {_check_module(tensors, naming, stem, rank) for stem in stems}
-    if len(alphas) != 1:
+    alphas = {alpha for stem in stems if (alpha := _check_module(tensors, naming, stem, rank)) is not None}
+    if len(alphas) > 1:
         raise LoraInvalid(f"the LoRA file has {len(alphas)} different alphas: {sorted(alphas)[:5]}")
-    alpha = alphas.pop()
-    _check_metadata(metadata, data, rank, alpha)
+    alpha = _check_metadata(metadata, data, rank, alphas.pop() if alphas else None)
     parameters = sum(tensors[stem + end].elements.size for stem in stems for end in (naming.down, naming.up))
     return LoraReport(
         family, rank, alpha, len(stems), parameters, len(data), hashlib.sha256(data).hexdigest(), metadata
@@ -176,8 +155,8 @@ def read_bytes(path_or_bytes: Path | str | bytes, max_bytes: int = DEFAULT_MAX_B
 
 
 def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[str]:
-    """The modules of a file. Each must have all three tensors, and a DoRA its magnitudes; others are not allowed."""
-    ends: tuple[str, ...] = (naming.down, naming.up, ".alpha")
+    """The modules of a file. Each must have all its tensors, and a DoRA its magnitudes; others are not allowed."""
+    ends: tuple[str, ...] = (naming.down, naming.up, ".alpha") if naming.alpha else (naming.down, naming.up)
     if any(name.endswith(MAGNITUDE) for name in tensors):
         ends = (*ends, MAGNITUDE)
     stems: dict[str, set[str]] = {}
@@ -196,9 +175,9 @@ def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[s
     return list(stems)
 
 
-def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank: int) -> float:
-    """Check the tensors of one module; returns its alpha."""
-    down, up, alpha = tensors[stem + naming.down], tensors[stem + naming.up], tensors[stem + ".alpha"]
+def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank: int) -> float | None:
+    """Check the tensors of one module; returns its alpha, None in a family whose files have none."""
+    down, up, alpha = tensors[stem + naming.down], tensors[stem + naming.up], tensors.get(stem + ".alpha")
     # A 1x1 convolution, such as proj_in of sd15, has two more dimensions of size 1.
     if any(len(part.shape) not in (2, 4) or part.shape[2:] not in ((), (1, 1)) for part in (down, up)):
         raise LoraInvalid(f"the LoRA file's {stem} has shapes {down.shape} and {up.shape}, which do not fit")
@@ -206,9 +185,11 @@ def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank
         raise LoraInvalid(f"the LoRA file's {stem} has rank {down.shape[0]} and {up.shape[1]}, {rank} was asked for")
     if not down.elements.size or not up.elements.size:
         raise LoraInvalid(f"the LoRA file's {stem} is empty")
-    if alpha.elements.size != 1:
-        raise LoraInvalid(f"the LoRA file's {stem}.alpha is not a single number")
-    parts = [(down, naming.down), (up, naming.up), (alpha, ".alpha")]
+    parts = [(down, naming.down), (up, naming.up)]
+    if alpha is not None:
+        parts.append((alpha, ".alpha"))
+        if alpha.elements.size != 1:
+            raise LoraInvalid(f"the LoRA file's {stem}.alpha is not a single number")
     if (magnitude := tensors.get(stem + MAGNITUDE)) is not None:
         parts.append((magnitude, MAGNITUDE))
         if magnitude.shape[:1] != up.shape[:1] or magnitude.elements.size != up.shape[0]:
@@ -218,13 +199,16 @@ def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank
             raise LoraInvalid(f"the LoRA file's {stem}{what} has type {part.kind}, which weights cannot have")
         if not np.isfinite(part.floats()).all():
             raise LoraInvalid(f"the LoRA file's {stem}{what} has values that are not finite")
+    if alpha is None:
+        return None
     value = float(alpha.floats().reshape(-1)[0])
     if value <= 0:
         raise LoraInvalid(f"the LoRA file's {stem}.alpha is {value}")
     return value
 
 
-def _check_metadata(metadata: Mapping[str, str], data: bytes, rank: int, alpha: float) -> None:
+def _check_metadata(metadata: Mapping[str, str], data: bytes, rank: int, alpha: float | None) -> float:
+    """Check the metadata of a file whose tensors have `alpha`; returns the alpha of the training."""
     missing = [name for name in REQUIRED_METADATA if not metadata.get(name)]
     if missing:
         raise LoraInvalid(f"the LoRA file's metadata lacks {', '.join(missing)}")
@@ -236,7 +220,8 @@ def _check_metadata(metadata: Mapping[str, str], data: bytes, rank: int, alpha: 
         json.loads(metadata["imprint_recipe"])
     except (ValueError, RecursionError) as error:
         raise LoraInvalid("the LoRA file's metadata has an alpha or a recipe that cannot be read") from error
-    if np.float32(named_alpha) != np.float32(alpha):  # a tensor holds 0.1 rounded to float32
+    if alpha is not None and np.float32(named_alpha) != np.float32(alpha):  # a tensor holds 0.1 rounded to float32
         raise LoraInvalid(f"the LoRA file's metadata names alpha {named_alpha}, but its tensors have alpha {alpha}")
     if metadata["sshs_model_hash"] != hashlib.sha256(memoryview(data)[data_offset(data) :]).hexdigest():
         raise LoraInvalid("the LoRA file's tensors do not match the hash in its metadata")
+    return named_alpha if alpha is None else alpha

@@ -6,20 +6,26 @@ Most converters lose the scale. Does not import torch.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from core.errors import LoraInvalid
+from training.families.record import Family, Form
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import soundness
+from training.lora.names import of_original
 from training.lora.reading import ADAPTER, Module, ParsedLora
 from training.lora.safetensor import Tensor, pack, tensor
 from training.lora.suffixes import ALPHA, DORA_SCALE
 
-FORMATS = ("kohya", "peft", "comfyui")
-# The form that a training writes: what most programs read whole.
-HOME_FORMS = {"sd15": "kohya", "sdxl": "kohya", "z-image": "comfyui"}
+FORMATS: tuple[Form, ...] = get_args(Form)
+
+
+def home_form(family: str) -> str:
+    """The form that a training of the family writes: what most programs read whole."""
+    return FAMILIES[family].lora.form
 
 
 def serialize_as(lora: ParsedLora, to: str) -> bytes:
@@ -28,20 +34,21 @@ def serialize_as(lora: ParsedLora, to: str) -> bytes:
     Raises LoraInvalid if that format cannot express the LoRA, or the file has problems.
     """
     refuse_other(lora)
-    family = lora.family
-    if family is None:
+    if lora.family is None:
         raise LoraInvalid("the family of the LoRA file is unknown, so its names cannot be converted")
-    if to == "kohya" and family == "z-image":
-        raise LoraInvalid("ComfyUI reads kohya's names of z-image only in part: convert to comfyui or peft instead")
+    family = FAMILIES[lora.family]
+    if (reason := family.lora.refused.get(to)) is not None:
+        raise LoraInvalid(reason)
+    is_folded = not family.lora.naming.alpha
     metadata = {key: value for key, value in lora.metadata.items() if key != ADAPTER}
     tensors: dict[str, Tensor] = {}
     modules = [part for held in lora.modules.values() for part in _split(held)]
     for module in modules:
         if to == "peft":
-            tensors |= _peft(module)
+            tensors |= _peft(_folded(module) if is_folded else module)
         else:
             tensors |= _with_alpha(module, family)
-    if to == "peft":
+    if to == "peft" and not is_folded:
         metadata[ADAPTER] = adapter_metadata(modules)
     return pack(tensors, {**metadata, **lora_file.hashes(tensors, metadata)})
 
@@ -54,35 +61,45 @@ def refuse_other(lora: ParsedLora) -> None:
 
 
 def _split(module: Module) -> list[Module]:
-    """Z-Image's fused query, key and value as three modules, which have the same down matrix; others as they are."""
+    """A fused module (query, key and value in one) as several with the same down matrix; others as they are."""
     name = module.name.module
-    if not name.endswith(".attention.qkv"):
+    names = of_original(name) or ()
+    if len(names) < 2:
         return [module]
-    if module.up.shape[0] % 3:
-        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no three matrices of one size")
+    if module.up.shape[0] % len(names):
+        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no {len(names)} matrices of one size")
 
-    def third(part: Tensor, number: int) -> Tensor:
-        return Tensor(part.kind, np.split(part.elements, 3)[number])
+    def share(part: Tensor, number: int) -> Tensor:
+        return Tensor(part.kind, np.split(part.elements, len(names))[number])
 
     made = []
-    for number, letter in enumerate("qkv"):
-        own = replace(module.name, module=name.removesuffix("qkv") + f"to_{letter}")
+    for number, own in enumerate(names):
         lengths = module.magnitude
         if lengths is not None and module.axis == "output":
-            lengths = third(lengths, number)
-        made.append(replace(module, name=own, up=third(module.up, number), magnitude=lengths))
+            lengths = share(lengths, number)
+        made.append(
+            replace(module, name=replace(module.name, module=own), up=share(module.up, number), magnitude=lengths)
+        )
     return made
 
 
-def _with_alpha(module: Module, family: str) -> dict[str, Tensor]:
-    """The tensors in kohya's format; for z-image in ComfyUI's, which differs only in the names."""
+def _folded(module: Module) -> Module:
+    """A module with its scale multiplied into the up matrix, for programs that refuse an alpha."""
+    if module.magnitude is not None:
+        raise LoraInvalid(f"{module.name.full} has DoRA lengths, which no program reads for this family")
+    if module.scale == 1:
+        return replace(module, alpha=None)
+    return replace(module, alpha=None, up=tensor(module.up.floats() * np.float32(module.scale), module.up.kind))
+
+
+def _with_alpha(module: Module, family: Family) -> dict[str, Tensor]:
+    """The tensors in kohya's format; for a transformer in ComfyUI's, which differs only in the names."""
     name = module.name
     if name.part == "transformer":
         stem, down, up = f"diffusion_model.{name.module}", ".lora_A.weight", ".lora_B.weight"
     else:
-        first = {"unet": "unet", "text_encoder": "te" if family == "sd15" else "te1", "text_encoder_2": "te2"}[
-            name.part
-        ]
+        has_two = "text_encoder_2" in family.classes
+        first = {"unet": "unet", "text_encoder": "te1" if has_two else "te", "text_encoder_2": "te2"}[name.part]
         stem, down, up = f"lora_{first}_{name.module.replace('.', '_')}", ".lora_down.weight", ".lora_up.weight"
     made = {stem + down: module.down, stem + up: module.up}
     alpha = module.rank if module.alpha is None else module.alpha

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import soundness
-from training.lora.formats import HOME_FORMS
+from training.lora.formats import home_form
 from training.lora.names import kind_of
 from training.lora.readers import CLOSE, WHOLE, WITHOUT_LENGTHS, WITHOUT_SCALE, WRONG, readers
 from training.lora.reading import Module, ParsedLora, read_lora
@@ -100,7 +101,8 @@ def _warnings(lora: ParsedLora, modules: list[Module], kinds: Mapping[str, Mappi
     warnings = []
     if lora.contains:
         warnings.append(f"it contains {', '.join(lora.contains)}, which Imprint neither converts nor draws with")
-    if silent := [module for module in modules if module.alpha is None]:
+    needs_alpha = lora.family is None or FAMILIES[lora.family].lora.naming.alpha
+    if needs_alpha and (silent := [module for module in modules if module.alpha is None]):
         warnings.append(
             f"{len(silent)} modules have no alpha: programs load them at strength 1, whatever they were trained with"
         )
@@ -127,7 +129,7 @@ def _reader_warnings(lora: ParsedLora, found: Mapping[str, str]) -> list[str]:
     warnings = []
     how = found.get("ComfyUI", WHOLE)
     if how not in (WHOLE, CLOSE) and lora.family is not None:
-        form = HOME_FORMS[lora.family]
+        form = home_form(lora.family)
         silent = ", and only its log says so" if "(" in how else ""
         warnings.append(f"ComfyUI loads this form {how}{silent}: convert the file to {form}")
     if WITHOUT_SCALE in how:

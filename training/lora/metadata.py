@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
 
+from training.families.registry import FAMILIES
 from training.options import MIN_SNR_GAMMA, Quantisation
 from training.ports import Example
 from training.spec import TrainSpec
@@ -18,12 +19,6 @@ from training.spec import TrainSpec
 # The initialisation of the LoRA: peft's default, but drawn from the job's seed, so that no library version changes it.
 START = "kaiming-uniform"
 
-_ARCHITECTURE = {
-    "sd15": "stable-diffusion-v1/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-    "z-image": "z-image/lora",
-}
-_BASE_VERSION = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "z-image": "z_image"}
 # In kohya's format: a class with its arguments, except the rate.
 _OPTIMIZER = {
     "adamw": "torch.optim.adamw.AdamW(weight_decay={})",
@@ -76,17 +71,19 @@ def build_metadata(
     dataset_sha256: str,
     base_sha256: str,
     prediction: str,
-    look: tuple[int, float] | None = None,
+    validation: tuple[int, float] | None = None,
     quantisation: Quantisation = "none",
 ) -> dict[str, str]:
     """The metadata of a finished LoRA, all texts. A pure function of its arguments and of our version.
 
-    `look` is (step, validation loss) of the weights in the file, where pictures were held out; `quantisation`, of the
+    `validation` is (step, loss) of the weights in the file, where pictures were held out; `quantisation`, of the
     base that it was trained on.
     """
-    looked = {} if look is None else {"imprint_step": str(look[0]), "imprint_validation_loss": repr(look[1])}
+    validated = {}
+    if validation is not None:
+        validated = {"imprint_step": str(validation[0]), "imprint_validation_loss": repr(validation[1])}
     return {
-        **looked,
+        **validated,
         **({"imprint_base_quantisation": quantisation} if quantisation != "none" else {}),
         **_kohya(spec, examples, steps),
         **({"ss_network_args": _json(spec.adapter.to_dict())} if spec.adapter.to_dict() else {}),
@@ -109,7 +106,7 @@ def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(spec.rank),
         "ss_network_alpha": repr(spec.file_alpha),
-        "ss_base_model_version": _BASE_VERSION[spec.family],
+        "ss_base_model_version": FAMILIES[spec.family].lora.version,
         "ss_sd_model_name": Path(spec.base_model).name if Path(spec.base_model).is_absolute() else spec.base_model,
         "ss_v2": "False",
         "ss_learning_rate": repr(spec.learning_rate),
@@ -151,7 +148,7 @@ def _modelspec(spec: TrainSpec, prediction: str) -> dict[str, str]:
     """The fields of Stability's ModelSpec, but for its date."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": _ARCHITECTURE[spec.family],
+        "modelspec.architecture": FAMILIES[spec.family].lora.architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.title": spec.trigger_word,
         "modelspec.resolution": f"{spec.resolution}x{spec.resolution}",

@@ -6,17 +6,19 @@ A module's canonical name is diffusers', with its part in front of it: `unet.mid
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
-# Words of module names, to restore the dots of names that were written with underscores only.
+from training.families.registry import FAMILIES
+
+# Words of module names of UNets and text encoders, to restore the dots of names that were written with underscores
+# only. The records of the other families have theirs.
 _WORDS = """
 down_blocks up_blocks mid_block input_blocks output_blocks middle_block attentions resnets downsamplers upsamplers
 transformer_blocks attn1 attn2 to_q to_k to_v to_out ff net proj_in proj_out proj conv1 conv2 conv_shortcut
 time_emb_proj conv_in conv_out conv time_embedding add_embedding linear_1 linear_2 in_layers out_layers emb_layers
 skip_connection op out time_embed label_emb text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1
-fc2 text_projection attention qkv feed_forward w1 w2 w3 adaLN_modulation noise_refiner context_refiner cap_embedder
-t_embedder x_embedder final_layer all_x_embedder all_final_layer linear 2-1
-""".split()  # noqa: SIM905 - sixty quoted words read worse
-_WORD = re.compile("(" + "|".join([*sorted(_WORDS, key=len, reverse=True), r"\d+"]) + ")(?:_|$)")
+fc2 text_projection
+""".split()  # noqa: SIM905 - fifty quoted words read worse
 # What a name begins with: the part of the model, and the form of the file.
 _UNDERSCORED = {
     "lora_unet_": ("unet", "kohya"),
@@ -34,13 +36,6 @@ _DOTTED = {
     "text_encoder_2.": ("text_encoder_2", "peft"),
     "text_encoder.": ("text_encoder", "peft"),
 }
-# One pattern per family whose denoiser is a transformer: its modules by diffusers' names and by the original ones.
-_TRANSFORMERS = (
-    re.compile(
-        r"(layers|noise_refiner|context_refiner)\.\d+\.(attention|feed_forward|adaLN_modulation)\b.*|"
-        r"(all_)?(x_embedder|final_layer)\b.*|cap_embedder\.\d|t_embedder\.mlp\.\d"
-    ),
-)
 _LDM = re.compile(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)|middle_block\.(\d)\.(.+)")
 _LDM_SINGLE = {
     "input_blocks.0.0": "conv_in", "out.2": "conv_out", "time_embed.0": "time_embedding.linear_1",
@@ -49,6 +44,32 @@ _LDM_SINGLE = {
 }  # fmt: skip
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
            "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Transformers:
+    """The names of modules of all families whose denoiser is a transformer."""
+
+    word: re.Pattern[str]
+    modules: tuple[re.Pattern[str], ...]
+    original: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]
+
+
+@lru_cache(maxsize=8)
+def _transformers(_names: tuple[str, ...]) -> _Transformers:
+    """From the records of the families that are registered, by whose names it is cached."""
+    names = [family.lora for family in FAMILIES.values()]
+    words = {*_WORDS, *(word for one in names for word in one.words)}
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    return _Transformers(
+        re.compile("(" + "|".join([*map(re.escape, longest_first), r"\d+"]) + ")(?:_|$)"),
+        tuple(one.modules for one in names if one.modules is not None),
+        tuple((re.compile(pattern), module) for one in names for pattern, module in one.original),
+    )
+
+
+def _known() -> _Transformers:
+    return _transformers(tuple(FAMILIES))
 
 
 @dataclass(frozen=True)
@@ -86,8 +107,12 @@ def split_prefix(stem: str) -> tuple[str, str, str]:
 
 def _named(part: str, written: str, form: str, prefix: str) -> ModuleName | None:
     module = written.replace(".processor.", ".").replace("adaLN.modulation", "adaLN_modulation")
-    if part in ("unet", "transformer") and any(known.fullmatch(module) for known in _TRANSFORMERS):
-        return ModuleName("transformer", _of_original(module), form, prefix, module)
+    if part in ("unet", "transformer"):
+        if (modules := of_original(module)) is not None:
+            # A fused module has no name in diffusers, and keeps its own.
+            return ModuleName("transformer", modules[0] if len(modules) == 1 else module, form, prefix, module)
+        if any(known.fullmatch(module) for known in _known().modules):
+            return ModuleName("transformer", module, form, prefix, module)
     if part.startswith("text_encoder"):
         module = module if module.startswith("text_model.") or module == "text_projection" else f"text_model.{module}"
         is_known = re.fullmatch(
@@ -106,17 +131,19 @@ def _named(part: str, written: str, form: str, prefix: str) -> ModuleName | None
     return ModuleName(part, module, form, prefix, written) if re.fullmatch(f"{known}|{others}", module) else None
 
 
-def _of_original(module: str) -> str:
-    """diffusers' name of a module of Z-Image's own code. Its fused query, key and value have none, and keep theirs."""
-    module = re.sub(r"\.attention\.out$", ".attention.to_out.0", module)
-    return re.sub(r"^(x_embedder|final_layer)(?=\.|$)", r"all_\1.2-1", module)
+def of_original(module: str) -> tuple[str, ...] | None:
+    """diffusers' names of a module of a family's own code: several for a fused one; None for any other module."""
+    for pattern, modules in _known().original:
+        if (found := pattern.fullmatch(module)) is not None:
+            return tuple(found.expand(one) for one in modules)
+    return None
 
 
 def _dotted(text: str) -> str | None:
     """Restore the dots of `down_blocks_0_attentions_1_proj_in`; None if a word is unknown."""
-    words, place = [], 0
+    words, place, word = [], 0, _known().word
     while place < len(text):
-        found = _WORD.match(text, place)
+        found = word.match(text, place)
         if found is None:
             return None
         words.append(found[1])

@@ -6,7 +6,8 @@ Names of modules tell most; shapes tell those apart that share names; metadata d
 import re
 from collections.abc import Iterable, Mapping
 
-from training.lora.file import NAMINGS
+from training.families.records.stable_diffusion import context_widths
+from training.families.registry import FAMILIES
 
 # Modules that only one kind of model has, of names with underscores. The first that matches decides.
 _OTHERS = (
@@ -31,9 +32,6 @@ _WORDS = {
     "hunyuan": "HunyuanVideo", "lumina": "Lumina 2", "cascade": "Stable Cascade", "ltx": "LTX-Video",
     "pixart": "PixArt",
 }  # fmt: skip
-_OURS = {"sdxl": "sdxl", "stable-diffusion-xl": "sdxl", "sd_v1": "sd15", "stable-diffusion-v1": "sd15",
-         "z_image": "z-image", "z-image": "z-image", "zimage": "z-image"}  # fmt: skip
-
 Widths = Mapping[str, int]  # the number of inputs of each module, by its full canonical name
 
 
@@ -44,38 +42,32 @@ def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, st
         if any(pattern.search(stem) for stem in plain):
             # Attention alone has the same names in both; Qwen-Image's is as wide as nothing of Stable Diffusion 3.
             is_wide = name == "Stable Diffusion 3" and 3072 in widths.values()
-            return "Qwen-Image" if is_wide else name
-    if _context_widths(widths) == {1024}:
+            kind = "Qwen-Image" if is_wide else name
+            # Families of ours whose names are also another model's: what the metadata says counts, then the widths.
+            declared = declared_family(metadata)
+            ours = {known: family.lora for known, family in FAMILIES.items() if family.lora.kind}
+            is_ours = declared in ours or (declared is None and any(known.is_of(widths) for known in ours.values()))
+            return None if is_ours else kind
+    if context_widths(widths) == {1024}:
         return "Stable Diffusion 2"
-    named = told_family(metadata)
+    named = declared_family(metadata)
     return named if named in _WORDS.values() else None
 
 
-def told_family(metadata: Mapping[str, str]) -> str | None:
+def declared_family(metadata: Mapping[str, str]) -> str | None:
     """The family that the metadata of a LoRA or a checkpoint names, one of ours or another; None if it names none."""
-    told = " ".join(str(metadata.get(name, "")) for name in ("ss_base_model_version", "modelspec.architecture")).lower()
-    return next((name for word, name in (_OURS | _WORDS).items() if word in told), None)
+    keys = ("ss_base_model_version", "modelspec.architecture")
+    declared = " ".join(str(metadata.get(key, "")) for key in keys).lower()
+    ours = [(word, name) for name, family in FAMILIES.items() for word in family.lora.declared]
+    return next((name for word, name in [*ours, *_WORDS.items()] if word in declared), None)
 
 
 def family_of(names: Iterable[str], widths: Widths, metadata: Mapping[str, str]) -> str | None:
     """The family of modules with these full canonical names; None if it is unknown."""
-    if (named := metadata.get("imprint_family")) in NAMINGS:
+    if (named := metadata.get("imprint_family")) in FAMILIES:
         return named
-    held = list(names)
-    if any(name.startswith("transformer.") for name in held):
-        return "z-image"
-    if any(re.match(r"unet\.(down_blocks\.0\.attentions|up_blocks\.3)\.", name) for name in held):
-        return "sd15"
-    if any(name.startswith(("text_encoder_2.", "unet.up_blocks.0.attentions.")) for name in held):
-        return "sdxl"
-    by_width = {768: "sd15", 2048: "sdxl"}
-    contexts = _context_widths(widths)
-    if len(contexts) == 1 and (found := by_width.get(next(iter(contexts)))) is not None:
+    inputs = {name: widths.get(name, 0) for name in names}
+    if (found := next((name for name, family in FAMILIES.items() if family.lora.is_of(inputs)), None)) is not None:
         return found
-    named = told_family(metadata)
-    return named if named in NAMINGS else None
-
-
-def _context_widths(widths: Widths) -> set[int]:
-    """The width of captions, which cross-attention reads."""
-    return {width for name, width in widths.items() if name.endswith(("attn2.to_k", "attn2.to_v"))}
+    named = declared_family(metadata)
+    return named if named in FAMILIES else None

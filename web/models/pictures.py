@@ -1,14 +1,16 @@
 """Pictures of a subject: what a client sends, and what the API answers."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from jobs.subjects.captions import Caption
 from jobs.subjects.image_fetches import MAX_ADDRESSES, FetchProgress
-from jobs.subjects.subject_pictures import SubjectPicture
+from jobs.subjects.subject_pictures import MAX_STORED_PICTURES, SubjectPicture
 from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES
 from web.models.common import FETCH, PICTURE, RequestModel, ResponseModel
 
@@ -63,6 +65,9 @@ class Images(ResponseModel):
     """The pictures of a subject."""
 
     images: list[Image]
+    notes: list[str] = Field(
+        description="What was noted about files of uploads that were not used, one line each, until it is dismissed."
+    )
     good: int = Field(description="How many of them a training can use.")
     needed: int = Field(MIN_PICTURES, description="How many good pictures a training needs at least.")
 
@@ -80,6 +85,7 @@ class StoredImages(ResponseModel):
 
     images: list[Image]
     refused: list[RefusedImage]
+    notes: list[str] = Field([], description="Every other file that was not used, and why, one line each.")
 
 
 class ImageFetch(StoredImages):
@@ -94,6 +100,7 @@ class ImageFetch(StoredImages):
                 "url": f"/api/influencer/rex/images/fetches/{FETCH}",
                 "images": [],
                 "refused": [],
+                "notes": [],
             }
         }
     )
@@ -102,6 +109,69 @@ class ImageFetch(StoredImages):
     status: Literal["waiting", "done"]
     waiting: int = Field(description="How many addresses have neither a picture nor a refusal yet.")
     url: str = Field(description="Where to ask again.")
+
+
+class ImageCaption(ResponseModel):
+    """The caption of a picture; without one it is trained with "a photo of", the trigger word and the class word."""
+
+    id: str
+    name: str | None = Field(description="The name of its file, if that is known.")
+    caption: str | None
+
+
+class Captions(ResponseModel):
+    """The captions of a subject's pictures."""
+
+    captions: list[ImageCaption]
+
+
+_Text = Annotated[str, StringConstraints(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")]
+
+
+class CaptionsChange(RequestModel):
+    """One change of captions: `captions`, `find` with `replace`, or `prepend`."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"find": "puppy", "replace": "sks dog"}})
+
+    captions: dict[str, _Text | None] | None = Field(
+        None, min_length=1, max_length=MAX_STORED_PICTURES, description="New captions by image id; null removes one."
+    )
+    find: _Text | None = Field(None, description="A text to replace; upper and lower case count.")
+    replace: _Text | None = Field(None, description="What it is replaced with.")
+    prepend: _Text | None = Field(None, description="A text to put in front of captions, as it is: with its space.")
+    image_ids: list[str] | None = Field(
+        None, max_length=MAX_STORED_PICTURES, description="The pictures to change. Default: all of the subject."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_change(self) -> Self:
+        changes = [self.captions is not None, self.find is not None, self.prepend is not None]
+        if sum(changes) != 1:
+            raise ValueError("give one of captions, find and prepend")
+        if (self.find is None) != (self.replace is None):
+            raise ValueError("give find and replace together")
+        if self.captions is not None and self.image_ids is not None:
+            raise ValueError("captions name their images themselves; leave imageIds out")
+        return self
+
+
+class CaptionsChanged(Captions):
+    """The captions that were changed, as they are now."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "kind": "replace", "captions": [{"id": PICTURE, "name": "rex1.jpg", "caption": "sks dog on a sofa"}]
+            }
+        }
+    )  # fmt: skip
+
+    kind: Literal["set", "replace", "prepend", "undo"]
+
+
+def captions_of(found: Sequence[Caption]) -> list[ImageCaption]:
+    """The response for captions."""
+    return [ImageCaption(id=one.picture_id, name=one.name, caption=one.caption) for one in found]
 
 
 class ImageChange(RequestModel):

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from training.families.registry import BASE_MODELS
 from training.spec import MAX_PICTURES, MIN_PICTURES
 from web.models.common import PICTURE, RequestModel, as_in_spec
 
@@ -70,8 +71,8 @@ class TrainRequest(Recipe):
             "maxItems": MAX_PICTURES,
         },
     )
-    base_model: Any = as_in_spec("base_model", "`sd15`, `sdxl`, `z-image-turbo`, `z-image`, a path or a hub id.")
-    family: Any = as_in_spec("family", "Needed for a folder or hub id: `sd15`, `sdxl` or `z-image`.")
+    base_model: Any = as_in_spec("base_model", f"{', '.join(f'`{name}`' for name in BASE_MODELS)}, a path or a hub id.")
+    family: Any = as_in_spec("family", "Needed for a folder or hub id.")
     trigger_word: Any = as_in_spec(
         "trigger_word",
         "The word that stands for the subject in prompts. Default: the subject's; a subject without one gets one that "
@@ -87,4 +88,5 @@ class TrainRequest(Recipe):
     )
     model_link: Any = as_in_spec("model_link", "Whether the last webhook has an address that needs no credentials.")
     reference: Any = as_in_spec("reference", "A small object that webhooks repeat.")
+    priority: Any = as_in_spec("priority", "`low`, `normal` or `high`; `high` needs a token with the scope `priority`.")
     allow_missing: Any = as_in_spec("allow_missing", "Train without pictures that stay unreachable.")

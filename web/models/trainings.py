@@ -1,7 +1,7 @@
 """Trainings: the quote, the state, the finished LoRA and the previews."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -85,6 +85,10 @@ class Training(ResponseModel):
                 "loss": 0.0912,
                 "validationLoss": None,
                 "secondsLeft": 118.5,
+                "priority": "normal",
+                "place": None,
+                "expectedStart": None,
+                "expectedEnd": "2026-11-22T10:04:00+00:00",
                 "credits": {"held": 60, "charged": 0, "refunded": 0},
                 "failure": None,
                 "pictures": [],
@@ -116,6 +120,12 @@ class Training(ResponseModel):
     loss: float | None
     validation_loss: float | None = Field(description="The loss on the held-out pictures, if there are any.")
     seconds_left: float | None
+    priority: Literal["low", "normal", "high"]
+    place: int | None = Field(description="While it waits for its turn: 1 is the next one.")
+    expected_start: datetime | None = Field(
+        description="When the training is expected to begin. Null once it has, or if no worker reports."
+    )
+    expected_end: datetime | None
     spec: Spec
     credits: Paid
     failure: Failure | None
@@ -185,6 +195,7 @@ class Quoted(ResponseModel):
                 "seconds": 150.0,
                 "measured": False,
                 "memoryGb": 6.4,
+                "licence": "CreativeML OpenRAIL-M",
             }
         }
     )
@@ -196,10 +207,11 @@ class Quoted(ResponseModel):
     steps: int
     seconds: float
     measured: bool = Field(description="Whether `seconds` is based on trainings that finished on this installation.")
-    memory_gb: float = Field(
+    memory_gb: float | None = Field(
         description="The least GPU memory in GiB that a worker needs for it: with gradient checkpointing and a base "
-        "model in 16 bits."
+        "model in 16 bits. null: it trains only on rented GPUs."
     )
+    licence: str | None = Field(description="The licence of the base model, and what it forbids; null if unknown.")
 
 
 class Preview(ResponseModel):

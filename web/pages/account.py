@@ -1,20 +1,32 @@
 """Sign-in and sign-out, static files, an owner's account, and the operators' page."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from core.errors import NotFound, SpecInvalid
-from jobs import accounts, overview
+from jobs import accounts, audit_log, overview, screening
 from jobs import sessions as kept_sessions
+from jobs.admission import pauses
+from jobs.deletion import requests
 from jobs.remote import trainers
 from tasks import fleet
 from web.auth import ServicesDep
+from web.files import picture_response
 from web.pages import session as sessions
 from web.pages.render import STATIC, render
-from web.pages.session import COOKIE, LASTS_S, PageOperatorDep, PageReaderDep, PageRoute, SessionDep, check_origin
-from web.parameters import SessionId
+from web.pages.session import (
+    COOKIE,
+    LASTS_S,
+    PageOperatorDep,
+    PageReaderDep,
+    PageRoute,
+    PageTrainerDep,
+    SessionDep,
+    check_origin,
+)
+from web.parameters import DeletionId, PictureHash, SessionId
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -90,7 +102,26 @@ def account(
         before=before,
         sessions=kept_sessions.list_sessions(services, caller.owner_id),
         session_id=caller.session_id,
+        deletions=requests.list_open(services, caller.owner_id),
+        may_train="train" in caller.token.scopes,
+        faults={},
     )
+
+
+@router.post("/account/delete")
+def delete(
+    request: Request, services: ServicesDep, caller: PageTrainerDep, confirm: Annotated[str, Form(max_length=300)] = ""
+) -> Response:
+    if confirm.strip() != caller.owner_id:
+        raise SpecInvalid.of({"confirm": "write your owner's name as it is shown"})
+    requests.delete_owner(services, caller.owner_id)
+    return RedirectResponse("/sign-in", 303)
+
+
+@router.post("/deletions/{deletionId}/undo")
+def undo_deletion(services: ServicesDep, caller: PageTrainerDep, deletion_id: DeletionId) -> Response:
+    requests.undo(services, deletion_id, caller.owner_id)
+    return RedirectResponse("/account?notice=undone", 303)
 
 
 @router.post("/account/sessions/{sessionId}/end")
@@ -120,6 +151,26 @@ def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Re
         active=overview.active_jobs(services),
         problems=overview.problems(services),
         credits=accounts.totals(services),
+        held=screening.list_held(services),
+        pauses=pauses.list_pauses(services),
+        log=audit_log.list_entries(services, limit=30),
         flower_url=services.settings.flower_url,
         rents=services.runpod is not None,
     )
+
+
+@router.get("/operators/pictures/{sha256}")
+def held_picture(services: ServicesDep, _: PageOperatorDep, sha256: PictureHash) -> Response:
+    return picture_response(screening.held_picture(services, sha256), "picture.png")
+
+
+@router.post("/operators/pictures/{sha256}/decide")
+def decide(
+    services: ServicesDep,
+    _: PageOperatorDep,
+    sha256: PictureHash,
+    verdict: Annotated[Literal["accept", "refuse"], Form()],
+    reason: Annotated[str, Form(max_length=500)] = "",
+) -> Response:
+    screening.decide(services, sha256, accept=verdict == "accept", reason=reason)
+    return RedirectResponse("/operators", 303)

@@ -24,6 +24,7 @@ HEADERS = {
 STATUSES = {
     "pending": "Waiting",
     "training": "Training",
+    "drawing": "Drawing",
     "ready": "Ready",
     "failed": "Failed",
     "cancelled": "Cancelled",
@@ -54,6 +55,10 @@ _NOTICES = {
     "started": "Training started.",
     "cancelled": "Training cancelled.",
     "ended": "Signed out there.",
+    "drawing": "Drawing started.",
+    "undrawn": "Drawing cancelled.",
+    "deleting": "The deletion is under way.",
+    "undone": "The deletion is undone.",
 }
 
 

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from core.actor import identify
 from core.errors import ImprintError, SpecInvalid
 from core.names import owner_name
 from jobs import sessions, tokens
@@ -110,6 +111,7 @@ def session_of(request: Request, services: Annotated[Services, Depends(services_
     if request.method != "GET":
         check_origin(request)
     request.state.session = session
+    identify("token", session.token.id)
     check_rate(request, f"{session.token.id} {session.owner_id}")
     return session
 

@@ -9,29 +9,25 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import IllegalMove, SpecInvalid
 from jobs import accounts, overview, quotes, service
+from jobs.deletion import requests
 from jobs.quotes import Quote
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
-from jobs.subjects import subject_pictures, subject_recipe, subject_settings
+from jobs.subjects import captions, subject_notes, subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables import ACTIVE, Subject
-from training.spec import BASE_MODELS, MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, RECIPES
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES
 from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.parameters import FormKey, PictureId, SubjectId, page_key
 from web.problems import refusal
-from web.uploads import store_uploads
+from web.uploads import max_upload_bytes, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
-_DESCRIPTIONS = {
-    "sd15": ("Stable Diffusion 1.5", "Small and fast; runs on every GPU."),
-    "sdxl": ("Stable Diffusion XL", "Larger pictures with finer detail."),
-    "z-image-turbo": ("Z-Image Turbo", "The newest model; draws in eight steps."),
-    "z-image": ("Z-Image", "Z-Image before distillation: draws more slowly, trains best."),
-}
 _MAX_TRAININGS = 20
 _PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger word
 
@@ -101,6 +97,8 @@ def subject(
         most=MAX_PICTURES,
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
+        most_upload_bytes=max_upload_bytes(services.settings),
+        notes=subject_notes.get(services, owner_id, subject_id),
         bases=_bases(services, kept, good),
         chosen=form,
         quote=quote,
@@ -145,10 +143,11 @@ class BaseChoice:
 def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoice]:
     made = []
     for name, base in BASE_MODELS.items():
-        title, about = _DESCRIPTIONS[name]
+        if base.family in services.settings.disabled_families:
+            continue
         quote, _ = _quoted(services, kept, TrainForm(name), good)
-        resolution = (kept.recipe or {}).get("resolution", RECIPES[base.family]["resolution"])
-        made.append(BaseChoice(name, title, about, resolution, quote))
+        resolution = (kept.recipe or {}).get("resolution", FAMILIES[base.family].recipe["resolution"])
+        made.append(BaseChoice(name, base.title, base.about, resolution, quote))
     return made
 
 
@@ -258,6 +257,12 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
     return _redirect(subject_id, "some" if stored.refused else "uploaded")
 
 
+@router.post("/subjects/{id}/delete")
+def delete(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
+    requests.delete_subject(services, caller.owner_id, subject_id)
+    return RedirectResponse("/account?notice=deleting", 303)
+
+
 @router.get("/subjects/{id}/images/{imageId}")
 def picture(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
     data = subject_pictures.preview(services, caller.owner_id, subject_id, picture_id)
@@ -272,8 +277,14 @@ def caption(
     picture_id: PictureId,
     text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
-    subject_pictures.set_caption(services, caller.owner_id, subject_id, picture_id, text)
+    captions.set_all(services, caller.owner_id, subject_id, {picture_id: text})
     return _redirect(subject_id, "captioned")
+
+
+@router.post("/subjects/{id}/notes/dismiss")
+def dismiss_notes(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
+    subject_notes.dismiss(services, caller.owner_id, subject_id)
+    return _redirect(subject_id)
 
 
 @router.post("/subjects/{id}/images/{imageId}/remove")

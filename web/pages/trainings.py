@@ -10,14 +10,18 @@ from fastapi.responses import RedirectResponse
 
 from core.advice import ADVICE
 from core.errors import SpecInvalid
-from jobs import history, previews, service
+from jobs import accounts, history, previews, service
+from jobs.deletion import requests
 from jobs.quotes import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.view import JobView
+from storage.drawing_tables import OPEN
 from storage.tables import ACTIVE, JobEvent, Stage, Status
+from training.families.registry import FAMILIES
 from web.auth import ServicesDep
 from web.files import download_response, picture_response
+from web.pages import drawings
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
@@ -28,14 +32,27 @@ router = APIRouter(prefix="/trainings/{id}", route_class=PageRoute, include_in_s
 
 
 @router.get("")
-def training(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
+def training(
+    request: Request,
+    services: ServicesDep,
+    caller: PageReaderDep,
+    job_id: TrainingId,
+    chosen: drawings.ChoiceDep,
+) -> Response:
     owner_id = caller.owner_id
     newest = history.newest_event(services, job_id, owner_id)  # read first: what happens meanwhile is sent again
     view = service.get(services, job_id, owner_id)
     active = view.status in ACTIVE
+    drawn = drawings.list_drawings(services, job_id, owner_id)
     return render(
         request,
         "training.html",
+        drawings=drawn,
+        drawing_now=any(view.status in OPEN for view in drawn),
+        draw_chosen=chosen,
+        draw_counts=drawings.COUNTS,
+        draw_price=drawings.price(services, view, chosen),
+        available=accounts.balance(services, owner_id).available,
         job=view,
         active=active,
         newest=newest,
@@ -99,7 +116,7 @@ def _usage(view: JobView) -> list[tuple[str, str, str]]:
         ),
         ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
     ]
-    if spec.family != "z-image":
+    if FAMILIES[spec.family].lora.form == "kohya":  # the form that it reads
         place = "Put the file into models/Lora, and use this prompt:"
         lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
     return lines
@@ -112,6 +129,12 @@ def _usage(view: JobView) -> list[tuple[str, str, str]]:
 def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     service.cancel(services, job_id, caller.owner_id)
     return RedirectResponse(f"/trainings/{job_id}?notice=cancelled", 303)
+
+
+@router.post("/delete")
+def delete(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    requests.delete_training(services, job_id, caller.owner_id)
+    return RedirectResponse("/account?notice=deleting", 303)
 
 
 @router.post("/again")

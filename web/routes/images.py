@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from jobs.subjects import image_fetches, subject_pictures
+from jobs.subjects import captions, image_fetches, subject_notes, subject_pictures
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.files import picture_response
 from web.models.pictures import (
@@ -56,11 +56,13 @@ _BODY = {
     status_code=201,
     response_model=StoredImages,
     summary="Store pictures from files or addresses",
-    description="Files are stored at once: the answer is 201. Addresses are fetched by a worker: the answer is 202, "
-    "and `url` (also in `Location`) says how far it is. Files that are not pictures, and addresses that cannot be "
-    "fetched, are listed in `refused`; if no picture is left, the answer is 422. Each picture gets a verdict. The same "
-    "picture gets the same id again. With `masks=true` the files are masks, which a training names in `maskIds`: they "
-    "are not listed among the subject's pictures, and every mask that can be decoded is good.",
+    description="Files are stored at once: the answer is 201. A file may be a ZIP or tar archive of pictures. Caption "
+    "files (`rex1.txt` for `rex1.jpg`) give pictures of this and of earlier uploads their captions. `refused` has the "
+    "pictures that cannot be used, and `notes` a line for every other file that was not used; if nothing is left, the "
+    "answer is 422. Addresses are fetched by a worker: the answer is 202, and `url` (also in `Location`) says how far "
+    "it is. Each picture gets a verdict. The same picture gets the same id again. With `masks=true` the files are "
+    "masks, which a training names in `maskIds`: they are not listed among the subject's pictures, and every mask that "
+    "can be decoded is good.",
     openapi_extra=_BODY,
     responses={
         202: {
@@ -106,7 +108,18 @@ def available_images(services: ServicesDep, caller: ReaderDep, subject_id: Subje
     images = [
         image_of(subject_id, view) for view in subject_pictures.list_pictures(services, caller.owner_id, subject_id)
     ]
-    return Images(images=images, good=sum(image.verdict != "bad" for image in images))
+    notes = subject_notes.get(services, caller.owner_id, subject_id)
+    return Images(images=images, notes=notes, good=sum(image.verdict != "bad" for image in images))
+
+
+@router.delete(
+    "/images/notes",
+    status_code=204,
+    summary="Dismiss the notes on files that were not used",
+    responses=responses(*ALWAYS),
+)
+def dismiss_notes(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId) -> None:
+    subject_notes.dismiss(services, caller.owner_id, subject_id)
 
 
 @router.patch(
@@ -117,9 +130,8 @@ def available_images(services: ServicesDep, caller: ReaderDep, subject_id: Subje
 def caption_image(
     services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId, body: ImageChange
 ) -> Image:
-    return image_of(
-        subject_id, subject_pictures.set_caption(services, caller.owner_id, subject_id, picture_id, body.caption)
-    )
+    captions.set_all(services, caller.owner_id, subject_id, {picture_id: body.caption})
+    return image_of(subject_id, subject_pictures.get(services, caller.owner_id, subject_id, picture_id))
 
 
 @router.delete(

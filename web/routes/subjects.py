@@ -42,6 +42,8 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
             images = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
     if reason := _on_end_refusal(services, caller, arguments.get("on_end")):
         faults["on_end"] = reason
+    if arguments.get("priority") == "high" and "priority" not in caller.token.scopes:
+        faults["priority"] = "high needs a token with the scope priority"
     arguments["images"] = images
     if faults:
         try:

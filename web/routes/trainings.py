@@ -68,9 +68,9 @@ def retry(
 @router.get(
     "/events",
     summary="Follow a training as server-sent events",
-    description="The events are `status`, `stage`, `progress`, `retry` and `preview`, each with a number as its id. A "
-    "client that reconnects with `Last-Event-ID` misses none. The stream ends after the final status; after that the "
-    "answer is 204, which tells a browser not to reconnect.",
+    description="The events are `queued`, `admitted`, `status`, `stage`, `progress`, `retry` and `preview`, each with "
+    "a number as its id. A client that reconnects with `Last-Event-ID` misses none. The stream ends after the final "
+    "status; after that the answer is 204, which tells a browser not to reconnect.",
     response_class=StreamingResponse,  # FastAPI's EventSourceResponse runs a generator and three tasks for each stream
     responses={
         200: {"content": {"text/event-stream": {"schema": _EVENT}}},

@@ -17,6 +17,7 @@ const shape = (region) => {
   const copy = region.cloneNode(true);
   copy.querySelectorAll("details").forEach((one) => one.removeAttribute("open"));
   copy.querySelectorAll("input[name=key]").forEach((one) => one.remove());
+  copy.querySelectorAll("#price, output").forEach((one) => one.replaceChildren()); // these follow the choices in a form
   prepare(copy);
   return copy.outerHTML;
 };
@@ -85,7 +86,10 @@ async function send(form, button) {
     else if (!answer.ok) trouble();
     else if (new URL(answer.url).pathname !== location.pathname) location.assign(answer.url);
     else {
-      form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
+      // What was typed is now what the server has, except in a form for one more of the same.
+      if (!form.matches("[data-keeps]")) form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
+      const key = form.id && fresh.querySelector(`#${form.id} input[name=key]`);
+      if (key) form.elements.key.value = key.value; // sent again, it is a new request
       await settle(fresh);
       byId("notice").replaceChildren(...fresh.getElementById("notice").childNodes);
     }
@@ -105,7 +109,7 @@ async function ask(form) {
   asking?.abort();
   asking = new AbortController();
   const wanted = new URLSearchParams();
-  for (const name of ["base_model", "max_steps", "resolution"]) wanted.set(name, new FormData(form).get(name) ?? "");
+  for (const name of form.dataset.quote.split(" ")) wanted.set(name, new FormData(form).get(name) ?? "");
   try {
     const { answer, fresh } = await load(`${location.pathname}?${wanted}`, { signal: asking.signal });
     if (answer.ok) replace(fresh, "#price");
@@ -113,10 +117,21 @@ async function ask(form) {
 }
 document.addEventListener("change", (event) => {
   const form = event.target.closest("[data-quote]");
-  if (form && ["base_model", "max_steps", "resolution"].includes(event.target.name)) ask(form);
+  if (form?.dataset.quote.split(" ").includes(event.target.name)) ask(form);
 });
 
 // ---- uploads ------------------------------------------------------------------------------------------------------
+
+// What to say about a file that was stored: of a picture its verdict, of an archive how many of its pictures are good.
+function outcome({ images = [], refused = [], notes = [] }) {
+  const bad = images.filter((image) => image.faults.length);
+  const more = [...refused.map((one) => one.detail), ...notes];
+  if (images.length === 1 && !more.length) return bad.length
+    ? ["bad", `Stored, but not usable: ${bad[0].faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"];
+  if (!images.length) return more.length ? ["bad", more.join("; ")] : ["good", "Captions read"];
+  const count = `${images.length} stored, ${images.length - bad.length} of them good`;
+  return [more.length || bad.length ? "bad" : "good", [count, ...more].join("; ")];
+}
 
 function put(form, file, line) {
   return new Promise((done) => {
@@ -131,17 +146,19 @@ function put(form, file, line) {
     request.onload = () => {
       let answer = {};
       try { answer = JSON.parse(request.responseText); } catch { /* not JSON: handled below */ }
-      const [image] = answer.images ?? [];
-      if (image) done(image.faults.length
-        ? ["bad", `Stored, but not usable: ${image.faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"]);
-      else done(["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored. Sign in again and retry."]);
+      done(request.status === 201 ? outcome(answer)
+        : ["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored. Sign in again and retry."]);
     };
     request.send(body);
   });
 }
 
 let queue = Promise.resolve();
+const isCaption = (file) => /\.(txt|caption|jsonl|csv)$/i.test(file.name);
+const isArchive = (file) => /\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz)$/i.test(file.name);
+
 function upload(form, files) {
+  files.sort((a, b) => isCaption(a) - isCaption(b)); // captions after the pictures that they belong to
   for (const file of files) {
     const line = document.createElement("li"), name = document.createElement("span"), state = document.createElement("span");
     const bar = document.createElement("progress");
@@ -152,7 +169,7 @@ function upload(form, files) {
     line.append(name, state);
     byId("uploads").append(line);
     queue = queue.then(async () => {
-      const [kind, text] = file.size > Number(form.dataset.mostBytes)
+      const [kind, text] = file.size > Number(isArchive(file) ? form.dataset.mostUploadBytes : form.dataset.mostBytes)
         ? ["bad", "The file is too large."] : await put(form, file, line);
       state.className = kind;
       state.textContent = text;
@@ -182,9 +199,24 @@ function prepareUpload(form) {
 // ---- events -------------------------------------------------------------------------------------------------------
 
 const AT_MOST_EVERY_MS = 1000;
-let source, due;
+let source, due, polling;
+
+// Drawings have no events: while one is open, its region says how often to look.
+function poll() {
+  clearTimeout(polling);
+  const every = document.querySelector("[data-poll]")?.dataset.poll;
+  if (every) polling = setTimeout(async () => {
+    try {
+      const { answer, fresh } = await load(location.pathname + location.search);
+      if (answer.redirected) location.reload(); // the session has ended
+      else if (answer.ok) replace(fresh, "[data-live]:not(#price)"); // it calls this function again
+      else poll();
+    } catch { poll(); }
+  }, Number(every));
+}
 
 function follow() {
+  poll();
   const address = document.querySelector("[data-events]")?.dataset.events;
   if (!address || source) {
     if (!address) { source?.close(); source = undefined; }
@@ -192,7 +224,7 @@ function follow() {
   }
   source = new EventSource(address);
   const news = () => { due ??= setTimeout(() => { due = undefined; refresh().catch(() => {}); }, AT_MOST_EVERY_MS); };
-  for (const kind of ["status", "stage", "progress", "retry", "preview"]) source.addEventListener(kind, news);
+  for (const kind of ["queued", "admitted", "status", "stage", "progress", "retry", "preview"]) source.addEventListener(kind, news);
   source.onerror = () => { byId("connection").textContent = "The connection was lost. Reconnecting."; news(); };
   source.onopen = () => { byId("connection").textContent = ""; };
 }
@@ -211,6 +243,11 @@ document.addEventListener("click", async (event) => {
   button.textContent = "Copied";
   byId("notice").replaceChildren();
   setTimeout(() => { button.textContent = "Copy"; }, 2000);
+});
+
+document.addEventListener("input", (event) => {
+  const shown = event.target.form?.querySelector(`[data-shows="${event.target.name}"]`);
+  if (shown) shown.textContent = event.target.value;
 });
 
 function prepare(root) {

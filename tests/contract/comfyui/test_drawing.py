@@ -69,9 +69,9 @@ def job_id(services: Services, lora: Path) -> str:
 
 def test_a_subject_is_drawn_once_for_each_key(services: Services, fake: FakeComfyUI, job_id: str) -> None:
     given = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15"), "seed": 3, "strength": 0.7}
-    told = drawing.generate(services, given, "task-1")
-    assert told.job_id == job_id
-    [picture] = told.pictures
+    content = drawing.generate(services, given, "task-1")
+    assert content.job_id == job_id
+    [picture] = content.pictures
     data = services.store.get(picture.key)
     assert Path(unquote(urlsplit(picture.url).path)).read_bytes() == data
     [one] = stated(data)["passes"]
@@ -80,16 +80,16 @@ def test_a_subject_is_drawn_once_for_each_key(services: Services, fake: FakeComf
     assert (fake.loras / f"{job_id}.safetensors").is_file()
     assert list(services.work_dir.glob("*")) == []
     saved = sorted((fake.folder / "output").iterdir())
-    assert drawing.generate(services, given, "task-1") == told  # a message that came twice
+    assert drawing.generate(services, given, "task-1") == content  # a message that came twice
     assert sorted((fake.folder / "output").iterdir()) == saved
-    assert drawing.generate(services, given | {"prompt": "on a boat"}, "task-2").prompt_id != told.prompt_id
+    assert drawing.generate(services, given | {"prompt": "on a boat"}, "task-2").prompt_id != content.prompt_id
 
 
 def test_the_task_draws_under_its_own_id(services: Services, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress, "services", lambda: services)
     given = {"owner_id": "ada", "subject_id": "dog", "workflow": workflow("sd15")}
-    told = [ingress.generate.apply(kwargs=given, task_id=id_).get() for id_ in ("one", "one", "two")]
-    assert told[0] == told[1] != told[2]
+    content = [ingress.generate.apply(kwargs=given, task_id=id_).get() for id_ in ("one", "one", "two")]
+    assert content[0] == content[1] != content[2]
     assert ingress.resolve.apply(args=("ada", "dog", "sd15")).get()["job_id"] == job_id
     with pytest.raises(LoraNotReady):
         ingress.resolve.apply(args=("bob", "dog")).get()
@@ -140,12 +140,12 @@ class TestTheCommand:
 
     def test_a_file_and_a_folder_of_pictures(self, fake: FakeComfyUI, lora: Path) -> None:
         common = ("generate", "--comfyui", fake.url, "--workflow", "workflow.json", "--out", "drawn")
-        told = json.loads(self.run(*common, "--lora", str(lora), "--strength", "0.5", "--seed", "9", "--json"))
-        assert (told["loaders"], told["added"], told["texts"]) == (["1"], ["30"], ["8", "9"])
-        assert told["prompted"] == ["8", "9"]
-        assert (told["seeds"], told["strengths"]) == (["19", "22"], ["30"])
-        assert any("cannot say which family" in note for note in told["notes"])
-        [path] = told["pictures"]
+        content = json.loads(self.run(*common, "--lora", str(lora), "--strength", "0.5", "--seed", "9", "--json"))
+        assert (content["loaders"], content["added"], content["texts"]) == (["1"], ["30"], ["8", "9"])
+        assert content["prompted"] == ["8", "9"]
+        assert (content["seeds"], content["strengths"]) == (["19", "22"], ["30"])
+        assert any("cannot say which family" in note for note in content["notes"])
+        [path] = content["pictures"]
         first, second = stated(Path(path).read_bytes())["passes"]
         assert first["model"]["loras"] == second["model"]["loras"]
         [[file, strength, _]] = first["model"]["loras"]
@@ -180,8 +180,8 @@ class TestTheCommand:
         ],
     )  # fmt: skip
     def test_what_does_not_go_together(self, arguments: list[str], named: list[str]) -> None:
-        said = self.run("generate", *arguments, code=2)
-        assert all(f"{name}:" in said for name in named), said
+        text = self.run("generate", *arguments, code=2)
+        assert all(f"{name}:" in text for name in named), text
 
     def test_failures_have_a_code_and_a_sentence(
         self, fake: FakeComfyUI, lora: Path, make: Callable[..., Path]

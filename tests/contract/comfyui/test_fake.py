@@ -129,13 +129,13 @@ def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unr
     simple["3"]["inputs"]["steps"] = 5000
     with fake_comfyui(tmp_path / "mortal") as mortal:
         server = ComfyUIServer(mortal.url, http)
-        told: list[GeneratorError] = []
+        content: list[GeneratorError] = []
 
         def follow() -> None:
             try:
                 draw(server, simple, None)
             except GeneratorError as error:
-                told.append(error)
+                content.append(error)
 
         for again, kind, why in (
             (True, GeneratorError, "does not know the prompt"),
@@ -148,8 +148,8 @@ def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unr
             if again:
                 mortal.start()
             thread.join(30)
-            assert isinstance(told[-1], kind), told
-            assert why in told[-1].message
+            assert isinstance(content[-1], kind), content
+            assert why in content[-1].message
     with pytest.raises(GeneratorUnreachable, match="cannot be reached"):
         server.loras()
 

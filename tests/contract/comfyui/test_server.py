@@ -42,9 +42,9 @@ def test_a_file_is_listed_and_drawn_with(
     picture = Image.open(io.BytesIO(data))
     assert (picture.format, picture.size) == ("PNG", (256, 256))
     assert re.fullmatch(r"imprint_\d{5}_\.png", file)
-    told = json.loads(picture.text["prompt"])  # type: ignore[attr-defined]
-    assert told["10"]["inputs"]["lora_name"] == name
-    assert told["6"]["inputs"]["text"].startswith("sks dog, ")
+    content = json.loads(picture.text["prompt"])  # type: ignore[attr-defined]
+    assert content["10"]["inputs"]["lora_name"] == name
+    assert content["6"]["inputs"]["text"].startswith("sks dog, ")
     assert {step for progress in seen if progress.total == 4 for step in [progress.step]} >= {1, 2, 3, 4}
     assert server.queued() == ([], [])
 

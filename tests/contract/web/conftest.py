@@ -96,12 +96,12 @@ def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     """The answer is this problem, whole and in the one shape; its content."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    told: dict[str, Any] = answer.json()
-    assert (told["status"], told["code"], told["type"]) == (status, code, f"urn:imprint:problem:{code}")
-    assert told["title"]
-    assert told["detail"]
-    assert told["requestId"] == answer.headers["x-request-id"]
-    return told
+    content: dict[str, Any] = answer.json()
+    assert (content["status"], content["code"], content["type"]) == (status, code, f"urn:imprint:problem:{code}")
+    assert content["title"]
+    assert content["detail"]
+    assert content["requestId"] == answer.headers["x-request-id"]
+    return content
 
 
 __all__ = ["RECIPE", "REX", "Api", "make_api", "problem", "served"]

@@ -16,7 +16,7 @@ from core.errors import ImprintError
 from core.settings import Settings
 from jobs import accounts, service, tokens, transitions
 from jobs.stages import intake
-from storage.tables import Job, Stage, Status, StoredPicture
+from storage.tables import EndTask, Job, Stage, Status, StoredPicture
 from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
@@ -64,8 +64,8 @@ class TestPictures:
         problem(api.call("GET", listed["images"][0]["previewUrl"], ada), 404, "not_found")
         listed = api.call("GET", f"{REX}/lora/available-images", ada).json()
         assert first not in [image["id"] for image in listed["images"]]
-        told = problem(api.train(ada, [*ids, *stored(api, 4)]), 422, "spec_invalid")
-        assert set(told["faults"]) == {"imageIds.0"}
+        answered = problem(api.train(ada, [*ids, *stored(api, 4)]), 422, "spec_invalid")
+        assert set(answered["faults"]) == {"imageIds.0"}
         assert api.upload(ada, 1) == [first]  # uploaded once more, it is there again
 
     def test_a_copy_of_a_picture_is_a_near_duplicate(self, api: Api, ada: str) -> None:
@@ -81,9 +81,9 @@ class TestPictures:
         with picture_server() as server:
             address = server.put("/a.png", png(Image.new("RGB", (600, 600), "blue")))
             asked = {"url": f"{address}?signature=hush"}
-            told = problem(api.call("POST", f"{REX}/images", ada, json=asked), 422, "image_unreachable")
-            assert told["faults"]["0"].startswith("picture 1 (a.png): http://127.0.0.1:")
-            assert "hush" not in json.dumps(told)
+            answered = problem(api.call("POST", f"{REX}/images", ada, json=asked), 422, "image_unreachable")
+            assert answered["faults"]["0"].startswith("picture 1 (a.png): http://127.0.0.1:")
+            assert "hush" not in json.dumps(answered)
             assert server.asked == {}  # a private address is not even dialled
         for url in ("http://169.254.169.254/latest", "file:///etc/passwd", "s3://other/key", "gopher://x/"):
             problem(api.call("POST", f"{REX}/images", ada, json={"urls": [url]}), 422, "image_unreachable")
@@ -94,8 +94,8 @@ class TestPictures:
 
     def test_sizes_are_capped_whether_they_are_told_or_not(self, api: Api, ada: str) -> None:
         long = b"{" + b" " * MAX_BODY_BYTES
-        told = api.call("PATCH", f"{REX}/lora/settings", ada, content=long)
-        problem(told, 413, "too_large")
+        answered = api.call("PATCH", f"{REX}/lora/settings", ada, content=long)
+        problem(answered, 413, "too_large")
         trickled = api.call(
             "PATCH", f"{REX}/lora/settings", ada, content=(long[at : at + 9000] for at in range(0, len(long), 9000))
         )
@@ -104,12 +104,12 @@ class TestPictures:
         answer = api.call("POST", f"{REX}/images", ada, files=[("files", ("a.png", bytes(large)))])
         problem(answer, 422, "image_invalid")
         many = [("files", (f"{number}.png", b"x")) for number in range(21)]
-        told = problem(api.call("POST", f"{REX}/images", ada, files=many), 400, "bad_request")
-        assert told["faults"] == {"files": told["detail"]}
-        assert told["detail"] == "send at most 20 at a time, and the others in further requests"
+        answered = problem(api.call("POST", f"{REX}/images", ada, files=many), 400, "bad_request")
+        assert answered["faults"] == {"files": answered["detail"]}
+        assert answered["detail"] == "send at most 20 at a time, and the others in further requests"
         urls = {"urls": ["https://pictures.example/1.png"] * 21}
         faults = problem(api.call("POST", f"{REX}/images", ada, json=urls), 422, "spec_invalid")["faults"]
-        assert faults == {"urls": told["detail"]}
+        assert faults == {"urls": answered["detail"]}
 
 
 class TestTrain:
@@ -129,8 +129,8 @@ class TestTrain:
         assert (training["status"], training["credits"]["held"]) == ("pending", quote.json()["credits"])
         assert training["spec"]["triggerWord"] == "sks"
         assert api.call("POST", path, ada, json=body, headers=key).json()["id"] == training["id"]
-        told = problem(api.call("POST", path, ada, json={**body, "rank": 8}, headers=key), 409, "key_reused")
-        assert "invoice-17" not in json.dumps(told)
+        answered = problem(api.call("POST", path, ada, json={**body, "rank": 8}, headers=key), 409, "key_reused")
+        assert "invoice-17" not in json.dumps(answered)
         assert api.call("POST", path, ada, json=body).json()["id"] != training["id"]
 
         status = api.call("GET", f"{REX}/lora/status", ada).json()
@@ -149,13 +149,13 @@ class TestTrain:
             "adapter": {"targets": "hush"},
             "optimization": {"warmupSteps": -1, **{f"<script>{number}": 1 for number in range(99)}},
         }  # fmt: skip
-        told = problem(api.call("POST", f"{REX}/lora/train", ada, json=body), 422, "spec_invalid")
+        answered = problem(api.call("POST", f"{REX}/lora/train", ada, json=body), 422, "spec_invalid")
         wanted = {"imageIds.0", "family", "rank", "epochs", "maxSteps", "webhookUrl", "triggerWord", "?", "baseModel"}
         wanted |= {"adapter.targets", "optimization.warmupSteps", "optimization.?"}
-        assert set(told["faults"]) == wanted
-        assert "base_model" not in told["faults"]["family"]
+        assert set(answered["faults"]) == wanted
+        assert "base_model" not in answered["faults"]["family"]
         for word in ("script", "secret", "hush", "many", "no-such"):
-            assert word not in json.dumps(told)
+            assert word not in json.dumps(answered)
         headers = {"content-type": "application/json"}
         problem(api.call("POST", f"{REX}/lora/train", ada, content=b"\xff", headers=headers), 400, "bad_request")
         for junk in (b"", b"[", b"null", b"[]", b'"x"'):
@@ -177,8 +177,8 @@ class TestTrain:
         assert (spec["triggerWord"], spec["classWord"], spec["maxSteps"]) == ("imp", "dog", 3)
         assert api.call("PATCH", f"{REX}/lora/settings", ada, json={"classWord": None}).json()["classWord"] is None
         bad = {"baseModel": "sd9", "triggerWord": "a\nb", "webhookUrl": "http://127.0.0.1/"}
-        told = problem(api.call("PATCH", f"{REX}/lora/settings", ada, json=bad), 422, "spec_invalid")
-        assert set(told["faults"]) == set(bad)
+        answered = problem(api.call("PATCH", f"{REX}/lora/settings", ada, json=bad), 422, "spec_invalid")
+        assert set(answered["faults"]) == set(bad)
 
     def test_without_a_trigger_word_a_subject_gets_one_of_its_own(self, api: Api, ada: str) -> None:
         """The seed's own call, as it stands there."""
@@ -230,8 +230,8 @@ class TestTrain:
         cleared = api.call("PATCH", f"{REX}/lora/settings", ada, json={"recipe": None}).json()
         assert cleared["recipe"] is None
         bad = {"rank": 0, "optimization": {"warmupSteps": -1, "what": 1}, "colour": "red", "baseModel": "sdxl"}
-        told = problem(api.call("PATCH", f"{REX}/lora/settings", ada, json={"recipe": bad}), 422, "spec_invalid")
-        assert set(told["faults"]) == {
+        answered = problem(api.call("PATCH", f"{REX}/lora/settings", ada, json={"recipe": bad}), 422, "spec_invalid")
+        assert set(answered["faults"]) == {
             "recipe.rank", "recipe.optimization.warmupSteps", "recipe.optimization.what", "recipe.colour",
             "recipe.baseModel",
         }  # fmt: skip
@@ -391,12 +391,12 @@ def test_a_token_of_one_owner_may_only_name_the_tasks_that_the_operator_lists(se
     for api in make_api(listed):
         own, service_token = api.token("ada"), api.token()
         images = api.upload(own, 5)
-        told = problem(api.train(own, images, onEnd=on_end), 422, "spec_invalid")
-        assert "IMPRINT_ON_END_TASKS" in told["faults"]["onEnd"]
+        answered = problem(api.train(own, images, onEnd=on_end), 422, "spec_invalid")
+        assert "IMPRINT_ON_END_TASKS" in answered["faults"]["onEnd"]
         accepted = [
             api.train(own, images, onEnd={"task": "shop.listed"}),
             api.train(service_token, images, onEnd=on_end, headers={"Imprint-Owner": "ada"}),
         ]
         assert [answer.status_code for answer in accepted] == [202, 202]
         kept = [row(api.services, answer.json()["id"]).on_end for answer in accepted]
-        assert kept == [{"task": "shop.listed", "queue": None, "kwargs": {}}, on_end]
+        assert kept == [EndTask(task="shop.listed"), EndTask.model_validate(on_end)]

@@ -56,11 +56,11 @@ class TestHead:
         """Case 23: `curl -I`. A server that sees another length than was announced closes the connection."""
         made = Site(tmp_path / "site", tmp_path, "redis://127.0.0.1:1/0")
         made.start("web")
-        said = ServerProcess(
+        process = ServerProcess(
             ["curl", "--silent", "--head", f"{made.web_url}/healthz", f"{made.web_url}/docs"],
             log=tmp_path / "curl", cwd=tmp_path,
         )  # fmt: skip
-        said._server.wait(30)
+        process._server.wait(30)
         assert (tmp_path / "curl").read_text().count("HTTP/1.1 200 OK") == 2
         assert "Traceback" not in made.log("web").read_text()
         made.end()
@@ -147,8 +147,8 @@ class TestSubjectIds:
             for door in (loras.resolve, subject_settings.profile_set_completed):
                 with pytest.raises(subject_settings.SpecInvalid):
                     door(services, "ada", broken)
-        told = problem(lone_api.call("GET", "/api/influencer/re%EF%BF%BDx/lora/status", ada), 422, "spec_invalid")
-        assert told["faults"] == {"id": "is not UTF-8 text"}
+        content = problem(lone_api.call("GET", "/api/influencer/re%EF%BF%BDx/lora/status", ada), 422, "spec_invalid")
+        assert content["faults"] == {"id": "is not UTF-8 text"}
 
 
 def _images(api: Api, at: str, secret: str) -> list[dict[str, str]]:

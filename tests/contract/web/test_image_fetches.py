@@ -13,7 +13,7 @@ from core.clock import utcnow
 from core.settings import Settings
 from jobs.subjects import image_fetches
 from notifications import outbox
-from storage.tables import ImageFetch
+from storage.fetch_tables import StoredImageFetch
 from tasks import relay
 from tests.contract.web.conftest import REX, Api, make_api, problem
 from tests.servers.pictures import PictureServer, picture_server
@@ -53,17 +53,17 @@ def test_accepted_at_once_fetched_by_a_worker_and_read_by_polling(calling: Api, 
     urls = [mascot(files, 0), noise, "http://10.0.0.1/private.png", mascot(files, 1), mascot(files, 0)]
     answer = calling.call("POST", f"{REX}/images", ada, json={"urls": urls})
     assert answer.status_code == 202, answer.text
-    told = answer.json()
+    content = answer.json()
     assert files.asked == {}  # nothing is fetched in the web process
-    assert (told["status"], told["waiting"], told["images"]) == ("waiting", 4, [])
-    assert [(one["index"], one["code"]) for one in told["refused"]] == [(2, "image_unreachable")]
-    assert answer.headers["location"] == told["url"]
-    assert calling.call("GET", told["url"], ada).json() == told
+    assert (content["status"], content["waiting"], content["images"]) == ("waiting", 4, [])
+    assert [(one["index"], one["code"]) for one in content["refused"]] == [(2, "image_unreachable")]
+    assert answer.headers["location"] == content["url"]
+    assert calling.call("GET", content["url"], ada).json() == content
 
     [fetch_id] = launched(calling)
-    assert fetch_id == told["id"]
+    assert fetch_id == content["id"]
     image_fetches.fetch_images(calling.services, fetch_id)
-    done = calling.call("GET", told["url"], ada).json()
+    done = calling.call("GET", content["url"], ada).json()
     assert (done["status"], done["waiting"]) == ("done", 0)
     assert len(done["images"]) == 2  # the same picture twice is one
     assert [(one["index"], one["code"]) for one in done["refused"]] == [
@@ -75,9 +75,9 @@ def test_accepted_at_once_fetched_by_a_worker_and_read_by_polling(calling: Api, 
     image_fetches.fetch_images(calling.services, fetch_id)  # a message that came twice
     assert files.asked == asked
     with calling.services.database.reading() as session:
-        assert session.get_one(ImageFetch, fetch_id).addresses == []  # they may be presigned
-    problem(calling.call("GET", told["url"], calling.token("bob")), 404, "not_found")
-    problem(calling.call("GET", told["url"].replace("rex", "tom"), ada), 404, "not_found")
+        assert session.get_one(StoredImageFetch, fetch_id).addresses == []  # they may be presigned
+    problem(calling.call("GET", content["url"], calling.token("bob")), 404, "not_found")
+    problem(calling.call("GET", content["url"].replace("rex", "tom"), ada), 404, "not_found")
 
 
 def test_masks_come_by_address_too(calling: Api, files: PictureServer) -> None:
@@ -85,9 +85,9 @@ def test_masks_come_by_address_too(calling: Api, files: PictureServer) -> None:
     white = io.BytesIO()
     Image.new("L", (512, 512), 255).save(white, "PNG")
     url = files.put("/mask.png", white.getvalue())
-    told = calling.call("POST", f"{REX}/images?masks=true", ada, json={"url": url}).json()
+    content = calling.call("POST", f"{REX}/images?masks=true", ada, json={"url": url}).json()
     image_fetches.fetch_images(calling.services, *launched(calling))
-    [mask] = calling.call("GET", told["url"], ada).json()["images"]
+    [mask] = calling.call("GET", content["url"], ada).json()["images"]
     assert mask["verdict"] == "good"
     assert calling.call("GET", f"{REX}/lora/available-images", ada).json()["images"] == []
 
@@ -107,11 +107,11 @@ def test_an_owner_has_few_that_are_not_done(calling: Api, files: PictureServer) 
 
 def test_one_time_limit_holds_for_all_addresses_of_a_request(calling: Api, files: PictureServer) -> None:
     ada = calling.token("ada")
-    told = calling.call("POST", f"{REX}/images", ada, json={"urls": [mascot(files, 0), mascot(files, 1)]}).json()
+    content = calling.call("POST", f"{REX}/images", ada, json={"urls": [mascot(files, 0), mascot(files, 1)]}).json()
     hurried = calling.services.settings.model_copy(update={"fetch_images_s": 1e-9})
     object.__setattr__(calling.services, "settings", hurried)
     image_fetches.fetch_images(calling.services, *launched(calling))
-    done = calling.call("GET", told["url"], ada).json()
+    done = calling.call("GET", content["url"], ada).json()
     assert done["status"] == "done"
     assert ["took more than" in one["detail"] for one in done["refused"]] == [True, True]
     assert files.asked == {}
@@ -119,22 +119,22 @@ def test_one_time_limit_holds_for_all_addresses_of_a_request(calling: Api, files
 
 def test_what_a_dead_worker_left_is_continued_and_given_up_in_the_end(calling: Api, files: PictureServer) -> None:
     ada, services = calling.token("ada"), calling.services
-    told = calling.call("POST", f"{REX}/images", ada, json={"urls": [mascot(files, 0), mascot(files, 1)]}).json()
+    content = calling.call("POST", f"{REX}/images", ada, json={"urls": [mascot(files, 0), mascot(files, 1)]}).json()
 
     def pass_time() -> None:
         with services.database.writing() as session:
-            session.execute(sa.update(ImageFetch).values(next_look_at=utcnow() - timedelta(seconds=1)))
+            session.execute(sa.update(StoredImageFetch).values(next_look_at=utcnow() - timedelta(seconds=1)))
 
     assert image_fetches.repair(services) == 0  # it was launched just now
-    assert launched(calling) == [told["id"]]
+    assert launched(calling) == [content["id"]]
     for _ in range(3):
-        assert image_fetches._claim(services, told["id"], timedelta(seconds=150)) is not None
-        assert image_fetches._claim(services, told["id"], timedelta(seconds=150)) is None  # another worker has it
+        assert image_fetches._claim(services, content["id"], timedelta(seconds=150)) is not None
+        assert image_fetches._claim(services, content["id"], timedelta(seconds=150)) is None  # another worker has it
         assert image_fetches.repair(services) == 0
         pass_time()
         assert image_fetches.repair(services) == 1
-    assert launched(calling) == [told["id"], told["id"]]
-    done = calling.call("GET", told["url"], ada).json()
+    assert launched(calling) == [content["id"], content["id"]]
+    done = calling.call("GET", content["url"], ada).json()
     assert [one["code"] for one in done["refused"]] == ["worker_lost", "worker_lost"]
     with services.database.reading() as session:
-        assert session.exec(select(ImageFetch).where(col(ImageFetch.finished_at).is_(None))).all() == []
+        assert session.exec(select(StoredImageFetch).where(col(StoredImageFetch.finished_at).is_(None))).all() == []

@@ -61,8 +61,8 @@ class Shop:
         headers = {"Idempotency-Key": key}
         answer = self.api.call("POST", path, self.secret, headers=headers, **({"json": body} if body else {}))
         assert answer.status_code in (200, 202), answer.text
-        told = answer.json()
-        return str(told["training"]["id"] if "training" in told else told["id"])
+        content = answer.json()
+        return str(content["training"]["id"] if "training" in content else content["id"])
 
     def send_form(self, path: str, key: str, **form: str) -> str:
         headers = {"origin": "http://testserver", "cookie": f"{COOKIE}={self.cookie}"}
@@ -91,8 +91,8 @@ class Shop:
 
     def task(self, work: Callable[[], dict[str, Any]]) -> str:
         self.here()
-        told = work()
-        return str((told.get("training") or told)["job_id"])
+        content = work()
+        return str((content.get("training") or content)["job_id"])
 
     def message(self, key: str) -> str:
         self.here()
@@ -164,28 +164,28 @@ def start(shop: Shop, door: Door, keys: Sequence[str]) -> list[str]:
     """What the door says for each key, all at once: in threads, or in processes of their own."""
     if door.forks:
         return processes_at_once([partial(door.start, shop, key) for key in keys])
-    said: list[Any] = [None] * len(keys)
+    answers: list[Any] = [None] * len(keys)
 
     def call(number: int) -> None:
         try:
-            said[number] = door.start(shop, keys[number])
+            answers[number] = door.start(shop, keys[number])
         except AssertionError as error:
-            said[number] = error
+            answers[number] = error
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(len(keys))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    return said
+    return answers
 
 
 @doors
 def test_twice_and_sixteen_at_once_start_one(shop: Shop, door: Door) -> None:
     before = shop.holds()
-    said = start(shop, door, [KEY] * AT_ONCE)
+    answers = start(shop, door, [KEY] * AT_ONCE)
     new = shop.holds() - before
-    assert said == [*new] * AT_ONCE, said
+    assert answers == [*new] * AT_ONCE, answers
     assert start(shop, door, [KEY]) == [*new]  # after them, as a client that heard no answer asks again
     assert shop.holds() - before == new
     # The key was all that kept them together: without it, each would be a training of its own.
@@ -293,6 +293,6 @@ def test_sixteen_grants_or_refunds_with_one_key_are_one(shop: Shop, name: str) -
     before = api.call("GET", "/api/account", shop.secret).json()["available"]
     arguments = ("grant", "ada", "1") if name == "grant" else ("refund", job_id, "1")
     door = Door(name, lambda shop, key: shop.command(*arguments, "--key", key), forks=True)
-    said = start(shop, door, [KEY] * AT_ONCE)
-    assert said == ["None"] * AT_ONCE, said
+    answers = start(shop, door, [KEY] * AT_ONCE)
+    assert answers == ["None"] * AT_ONCE, answers
     assert api.call("GET", "/api/account", shop.secret).json()["available"] == before + 1

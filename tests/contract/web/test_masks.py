@@ -29,18 +29,18 @@ def upload(api: Api, secret: str, *files: bytes) -> dict[str, Any]:
     named = [("files", ("m.png", data)) for data in files]
     answer = api.call("POST", f"{REX}/images?masks=true", secret, files=named)
     assert answer.status_code == 201, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    content: dict[str, Any] = answer.json()
+    return content
 
 
 def test_masks_are_stored_beside_the_pictures(api: Api, ada: str) -> None:
     images = api.upload(ada, 5)
-    told = upload(api, ada, png(255), png(0), b"<svg>")
-    masks = [image["id"] for image in told["images"]]
-    assert [(image["verdict"], image["faults"]) for image in told["images"]] == [
+    content = upload(api, ada, png(255), png(0), b"<svg>")
+    masks = [image["id"] for image in content["images"]]
+    assert [(image["verdict"], image["faults"]) for image in content["images"]] == [
         ("good", [])
     ] * 2  # as flat as they are
-    assert [(one["index"], one["code"]) for one in told["refused"]] == [(2, "image_invalid")]
+    assert [(one["index"], one["code"]) for one in content["refused"]] == [(2, "image_invalid")]
     assert [image["id"] for image in upload(api, ada, png(255))["images"]] == masks[:1]
 
     listed = api.call("GET", f"{REX}/lora/available-images", ada).json()
@@ -49,12 +49,12 @@ def test_masks_are_stored_beside_the_pictures(api: Api, ada: str) -> None:
         assert (
             subject_pictures.usable_ids(session, "ada", "rex") == images
         )  # no training that starts by itself takes a mask
-    assert api.call("GET", told["images"][0]["previewUrl"], ada).status_code == 200
+    assert api.call("GET", content["images"][0]["previewUrl"], ada).status_code == 200
     one = f"{REX}/images/{masks[0]}"
     problem(api.call("PATCH", one, ada, json={"caption": "a mask"}), 404, "not_found")
     assert api.call("DELETE", one, ada).status_code == 204
-    told = problem(api.train(ada, images, maskIds=[masks[0], *[None] * 4], **MASKED), 422, "spec_invalid")
-    assert set(told["faults"]) == {"maskIds.0"}
+    content = problem(api.train(ada, images, maskIds=[masks[0], *[None] * 4], **MASKED), 422, "spec_invalid")
+    assert set(content["faults"]) == {"maskIds.0"}
 
 
 def test_a_training_names_a_mask_for_each_picture_or_none(api: Api, ada: str) -> None:
@@ -80,8 +80,8 @@ def test_faults_are_named_by_the_place_of_the_mask(api: Api, ada: str) -> None:
     [mask] = [image["id"] for image in upload(api, ada, png(128))["images"]]
 
     def faults(masks: Any, **more: Any) -> dict[str, str]:
-        told = problem(api.train(ada, images, maskIds=masks, **{**MASKED, **more}), 422, "spec_invalid")
-        found: dict[str, str] = told["faults"]
+        content = problem(api.train(ada, images, maskIds=masks, **{**MASKED, **more}), 422, "spec_invalid")
+        found: dict[str, str] = content["faults"]
         return found
 
     nothing: list[Any] = [None] * 5

@@ -14,6 +14,7 @@ from sqlmodel import col
 
 from core.clock import utcnow
 from jobs import keys, tokens, transitions
+from jobs.deletion import requests
 from storage.access_tables import ApiToken
 from storage.tables import Job, Status
 from tests.contract.web import test_page_matrix
@@ -35,6 +36,7 @@ class Row:
 TRAIN = {"json": {"baseModel": "sd15", "triggerWord": "hush", "resolution": 64, "maxSteps": 2, "imageIds": []}}
 ONE = "/api/trainings/{id}"
 OF = "/api/influencer/{id}"
+DRAWN = "/api/drawings/{drawingId}"
 ROWS = [
     Row("GET", "/healthz", None, 200),
     Row("GET", "/readyz", None, 503),  # no broker here
@@ -43,6 +45,12 @@ ROWS = [
     Row("GET", f"{ONE}/file", None, 403, options={"params": {"expires": "1", "signature": "0" * 64}}),
     Row("GET", "/metrics", "operate", 200),
     Row("GET", "/api/account", "read", 200, {"granted": 0, "entries": [], "holds": []}),
+    Row("GET", "/api/account/limits", "read", 200, 200),
+    Row("GET", "/api/operate/turns", "operate", 200),
+    Row("GET", "/api/operate/log", "operate", 200),
+    Row("PUT", "/api/operate/limits", "operate", 422, options={"json": {"name": "unknown", "owner": "ada"}}),
+    Row("PUT", "/api/operate/pauses/{scope}", "operate", 422, options={"json": {}}),
+    Row("DELETE", "/api/operate/pauses/{scope}", "operate", 422),
     Row("GET", "/api/account/notices", "read", 200, {"email": None}),
     Row("PATCH", "/api/account/notices", "train", 200, {"email": None}, {"json": {"lowCredits": 5}}),
     Row("GET", "/api/account/sessions", "read", 200, {"sessions": []}),
@@ -60,6 +68,11 @@ ROWS = [
     Row("GET", f"{ONE}/checkpoints", "read", 200),
     Row("GET", f"{ONE}/checkpoints/{{step}}", "read", 200),
     Row("GET", f"{ONE}/download", "read", 307),
+    Row("GET", f"{ONE}/drawings", "read", 200),
+    Row("POST", f"{ONE}/drawings", "train", 202, options={"json": {"prompt": "on a beach"}}),
+    Row("GET", DRAWN, "read", 200),
+    Row("GET", f"{DRAWN}/images/{{number}}", "read", 200),
+    Row("POST", f"{DRAWN}/cancel", "train", 409),
     Row("POST", f"{OF}/lora/train", "train", 202, 422, TRAIN),
     Row("PATCH", f"{OF}/lora/settings", "train", 200, {"triggerWord": None}, {"json": {"classWord": "dog"}}),
     Row("POST", f"{OF}/profile-set/completed", "train", 200, {"started": False, "training": None}),
@@ -69,6 +82,12 @@ ROWS = [
     Row("POST", f"{ONE}/cancel", "train", 409),
     Row("POST", f"{ONE}/retry", "train", 202),
     Row("DELETE", f"{OF}/images/{{imageId}}", "train", 204),
+    Row("DELETE", "/api/account", "train", 422, 422),  # the owner's name is not repeated
+    Row("GET", "/api/deletions", "read", 200, {"deletions": []}),
+    Row("GET", "/api/deletions/{deletionId}", "read", 200),
+    Row("DELETE", "/api/deletions/{deletionId}", "train", 409),  # it has begun
+    Row("DELETE", OF, "train", 202),
+    Row("DELETE", ONE, "train", 202),
 ]
 GUARDED = [row for row in ROWS if row.scope is not None]
 
@@ -83,20 +102,24 @@ class World:
     image_ids: list[str]
     fetch_id: str
     session_id: str
+    drawing_id: str
+    deletion_id: str
 
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
         path = path.replace("{fetchId}", self.fetch_id)
-        path = path.replace("{step}", "50")
-        path = path.replace("{id}", "rex" if row.path.startswith(OF) else self.job_id)
-        path = path.replace("{sessionId}", self.session_id)
+        path = path.replace("{step}", "50").replace("{drawingId}", self.drawing_id).replace("{number}", "0")
+        subject = "old" if (row.method, row.path) == ("DELETE", OF) else "rex"
+        path = path.replace("{id}", subject if row.path.startswith(OF) else self.job_id)
+        path = path.replace("{deletionId}", self.deletion_id)
+        path = path.replace("{sessionId}", self.session_id).replace("{scope}", "family:unknown")
         options: dict[str, Any] = {**row.options, **more}
         if "/lora/train" in path:
             options["json"] = {**options["json"], "imageIds": self.image_ids[:6]}
         return self.api.call(row.method, path, secret, **options)
 
     def is_told_in(self, answer: httpx2.Response) -> bool:
-        return any(secret in answer.text for secret in (self.job_id, *self.image_ids, "hush"))
+        return any(secret in answer.text for secret in (self.job_id, self.drawing_id, *self.image_ids, "hush"))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +142,10 @@ def world(lone_api: Api) -> World:
         transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
     fetch = lone_api.call("POST", f"{REX}/images", ada, json={"url": "https://pictures.example/rex.jpg"})
     session_id = test_page_matrix.a_session(lone_api, ada)
-    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id)
+    drawing_id = test_page_matrix.a_drawing(lone_api, job_id)
+    gone = lone_api.upload(ada, 2, subject="old")[0]
+    deletion = requests.delete_picture(services, gone)
+    return World(lone_api, ada, job_id, images, fetch.json()["id"], session_id, drawing_id, deletion.id)
 
 
 def routes(api: Api) -> set[tuple[str, str]]:
@@ -226,10 +252,10 @@ def change(api: Api, secret: str, **values: Any) -> None:
 
 def test_the_newest_lora_comes_with_an_address_or_with_why_not(world: World) -> None:
     api = world.api
-    told = api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sd15"}).json()
-    assert (told["trainingId"], told["triggerWord"], told["strength"]) == (world.job_id, "sks", 1.0)
-    assert told["file"] == f"{world.job_id}.safetensors"
-    assert api.call("GET", told["url"]).content == b"a file"
+    content = api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sd15"}).json()
+    assert (content["trainingId"], content["triggerWord"], content["strength"]) == (world.job_id, "sks", 1.0)
+    assert content["file"] == f"{world.job_id}.safetensors"
+    assert api.call("GET", content["url"]).content == b"a file"
     none = problem(api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": "sdxl"}), 404, "not_found")
     assert none["detail"] == "this subject was never trained on this base model"
     problem(api.call("GET", f"{REX}/lora", world.ada, params={"baseModel": ""}), 422, "spec_invalid")

@@ -8,10 +8,16 @@ from typing import Any
 
 import httpx2
 import pytest
+import sqlalchemy as sa
+from sqlmodel import col
 
 from core.clock import utcnow
 from jobs import keys, service, sessions, tokens
+from jobs.deletion import requests
+from jobs.drawings import drawing_transitions, drawings
 from storage.access_tables import ApiToken
+from storage.drawing_tables import DrawnFile
+from storage.tables import Job, Status
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
 
@@ -48,6 +54,8 @@ ROWS = [
     Row("GET", "/trainings/{id}/download", "read", 409),
     Row("GET", "/account", "read", 200, 200),
     Row("GET", "/operators", "operate", 200),
+    Row("GET", "/operators/pictures/{sha256}", "operate", 404),
+    Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
@@ -56,25 +64,38 @@ ROWS = [
     Row("POST", "/subjects/{id}/images/{imageId}/remove", "train", 303),
     Row("POST", "/trainings/{id}/cancel", "train", 303),
     Row("POST", "/trainings/{id}/again", "train", 303, form={"key": "2" * 32}),
+    Row("POST", "/trainings/{id}/draw", "train", 409, form={"key": "3" * 32, "prompt": "hush"}),
+    Row("GET", "/drawings/{drawingId}", "read", 303),
+    Row("GET", "/drawings/{drawingId}/images/{number}", "read", 200),
+    Row("POST", "/drawings/{drawingId}/cancel", "train", 409),
     Row("POST", "/account/sessions/{sessionId}/end", "read", 303),
     Row("POST", "/account/sessions/end-others", "read", 303, 303),
+    Row("POST", "/account/delete", "train", 422, 422),  # the owner's name is not repeated
+    Row("POST", "/deletions/{deletionId}/undo", "train", 409),  # it has begun
+    Row("POST", "/subjects/{id}/delete", "train", 303),
+    Row("POST", "/trainings/{id}/delete", "train", 303),
 ]
 GUARDED = [row for row in ROWS if row.scope is not None]
 
 
 @dataclass
 class Page:
-    """Ada's pictures and her cancelled training, and a way to call a row with a cookie."""
+    """Ada's pictures, her cancelled training and her drawing, and a way to call a row with a cookie."""
 
     api: Api
     job_id: str
     image_ids: list[str]
     session_id: str
+    drawing_id: str
+    deletion_id: str
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
+        path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
-        path = path.replace("{id}", "rex" if row.path.startswith("/subjects") else self.job_id) + row.query
+        subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
+        path = path.replace("{deletionId}", self.deletion_id).replace("{sha256}", "0" * 64)
+        path = path.replace("{id}", subject if row.path.startswith("/subjects") else self.job_id) + row.query
         files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
         data = None if row.method == "GET" else row.form
         cookies = {"cookie": f"{COOKIE}={cookie}"} if cookie is not None else {}
@@ -102,7 +123,9 @@ def page(lone_api: Api) -> Page:
     images = lone_api.upload(ada, 7)
     job_id = lone_api.train(ada, images[:6]).json()["id"]
     service.cancel(lone_api.services, job_id)
-    return Page(lone_api, job_id, images, a_session(lone_api, ada))
+    deletion = requests.delete_picture(lone_api.services, lone_api.upload(ada, 2, subject="old")[0])
+    drawing_id = a_drawing(lone_api, a_ready_training(lone_api, ada))
+    return Page(lone_api, job_id, images, a_session(lone_api, ada), drawing_id, deletion.id)
 
 
 def a_session(api: Api, secret: str) -> str:
@@ -110,6 +133,29 @@ def a_session(api: Api, secret: str) -> str:
     token = tokens.authenticate(api.services, secret)
     assert token is not None
     return sessions.begin(api.services, token, token.owner_id)
+
+
+def a_ready_training(api: Api, secret: str) -> str:
+    """The id of a training whose LoRA can be drawn with."""
+    job_id = api.train(secret, api.upload(secret, 6)).json()["id"]
+    ready = {"status": Status.READY, "lora_key": keys.lora(job_id), "lora_sha256": "0" * 64, "lora_bytes": 6}
+    api.services.store.put(keys.lora(job_id), b"a file")
+    with api.services.database.writing() as session:
+        session.connection().execute(sa.update(Job).where(col(Job.id) == job_id).values(**ready))
+    return str(job_id)
+
+
+def a_drawing(api: Api, job_id: str) -> str:
+    """A ready drawing of Ada's with one picture; its id."""
+    made = drawings.submit(api.services, {"owner_id": "ada", "job_id": job_id, "prompt": "on a beach", "seed": 7})
+    api.services.store.put(f"{keys.drawing(made.drawing_id)}000.png", b"a drawn picture")
+    with api.services.database.writing() as session:
+        claimed = drawing_transitions.claim(session, made.drawing_id, "worker", 30)
+        assert claimed is not None
+        file = DrawnFile(number=0, seed=7, with_lora=True, sha256="0" * 64, bytes=15)
+        claimed[0].write(session, pictures=[file])
+        assert drawing_transitions.finish(session, claimed[0], api.services.settings)
+    return made.drawing_id
 
 
 def of(row: Row) -> str | None:
@@ -194,7 +240,7 @@ def test_a_session_is_a_cookie_that_only_the_server_reads(page: Page) -> None:
 
 def test_a_refused_sign_in_says_why(page: Page) -> None:
     service_token = page.api.token(None, "read")
-    for secret, owner, said in (
+    for secret, owner, message in (
         ("imp_" + "x" * 43, "", "unknown, expired or revoked"),
         ("x" * 400, "", "unknown, expired or revoked"),
         (page.api.token("ada"), "bob", "belongs to another owner"),
@@ -202,7 +248,7 @@ def test_a_refused_sign_in_says_why(page: Page) -> None:
     ):
         answer = page.sign_in(secret, owner)
         assert answer.status_code == 422
-        assert said in answer.text
+        assert message in answer.text
         assert secret not in answer.text
     assert page.sign_in(service_token, "ada").status_code == 303
     operator = page.sign_in(page.api.token(None, "operate"))

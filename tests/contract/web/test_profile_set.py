@@ -14,6 +14,7 @@ from jobs.stages import intake
 from jobs.subjects import subject_recipe, subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
+from notifications.webhook_payload import webhook_body
 from storage.tables import StoredPicture, Subject
 from tests.contract.processes import processes_at_once
 from tests.contract.web.conftest import REX, Api
@@ -39,8 +40,8 @@ def settle_on(api: Api, ada: str, **change: Any) -> None:
 def completed(api: Api, ada: str) -> dict[str, Any]:
     answer = api.call("POST", f"{REX}/profile-set/completed", ada)
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    content: dict[str, Any] = answer.json()
+    return content
 
 
 def notices(api: Api) -> list[dict[str, Any]]:
@@ -49,7 +50,9 @@ def notices(api: Api) -> list[dict[str, Any]]:
         rows = session.exec(select(OutboxMessage).where(OutboxMessage.topic == subject_settings.NOT_STARTED)).all()
         messages = [message for row in rows if (message := outbox.find(session, row.id))]
     bodies = [
-        webhooks.body(one.payload["job"], subject_settings.NOT_STARTED, sequence=one.sequence, at=one.created_at)
+        webhook_body(
+            webhooks.notice_of(one).job, subject_settings.NOT_STARTED, sequence=one.sequence, at=one.created_at
+        ).to_bytes()
         for one in messages
     ]
     return [json.loads(body) for body in bodies]
@@ -76,16 +79,16 @@ def test_twice_starts_one_and_more_pictures_are_another_set(api: Api, ada: str) 
     assert [notice["data"]["failure_code"] for notice in notices(api)] == ["running"]
 
 
-def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) -> None:
+def test_the_caller_and_the_webhook_get_the_reason(api: Api, ada: str) -> None:
     assert completed(api, ada)["reason"] == "disabled"
     assert notices(api) == []  # nobody has said where to tell
 
     def reason(**change: Any) -> str:
         settle_on(api, ada, **change)
-        told = completed(api, ada)
-        assert (told["started"], told["training"]) == (False, None)
-        assert told["message"]
-        return str(told["reason"])
+        content = completed(api, ada)
+        assert (content["started"], content["training"]) == (False, None)
+        assert content["message"]
+        return str(content["reason"])
 
     assert reason(trainAutomatically=False) == "disabled"
     assert reason(baseModel=None) == "not_set_up"
@@ -96,10 +99,10 @@ def test_why_not_is_told_to_whoever_asks_and_to_the_webhook(api: Api, ada: str) 
     service.cancel(api.services, service.jobs(api.services, owner_id="ada")[0].job_id)
     assert accounts.balance(api.services, "ada") == balance
     poor = Services(api.services.settings.model_copy(update={"prices": {"sd15": 1_000_000}}))
-    told = subject_settings.profile_set_completed(poor, "ada", "rex")
+    content = subject_settings.profile_set_completed(poor, "ada", "rex")
     poor.database.close()
-    assert (told.started, told.reason) == (False, "insufficient_credits")
-    assert "1000 are available" in str(told.message)
+    assert (content.started, content.reason) == (False, "insufficient_credits")
+    assert "1000 are available" in str(content.message)
     assert accounts.balance(api.services, "ada") == balance
 
     told_outside = notices(api)
@@ -140,9 +143,9 @@ def test_it_trains_with_the_whole_recipe_of_the_subject(api: Api, ada: str) -> N
 def test_a_recipe_that_does_not_fit_the_pictures_is_told(api: Api, ada: str) -> None:
     settle_on(api, ada, recipe={"validation": {"heldOut": 3}})
     store(api, range(5))
-    told = completed(api, ada)
-    assert (told["started"], told["reason"], told["training"]) == (False, "spec_invalid", None)
-    assert "validation.held_out" in told["message"]
+    content = completed(api, ada)
+    assert (content["started"], content["reason"], content["training"]) == (False, "spec_invalid", None)
+    assert "validation.held_out" in content["message"]
     assert [notice["data"]["failure_code"] for notice in notices(api)] == ["spec_invalid"]
 
 

@@ -20,6 +20,7 @@ from schemathesis.checks import (
 
 from jobs import service
 from tests.contract.web.conftest import Api, served
+from tests.contract.web.test_page_matrix import a_drawing, a_ready_training
 
 EXAMPLES = 6  # of each operation, and as many that break the document
 CHECKS = [
@@ -42,7 +43,8 @@ def described(lone_api: Api) -> Iterator[tuple[Any, There, dict[str, str]]]:
     images = lone_api.upload(owner, 5)
     job_id = lone_api.train(owner, images).json()["id"]
     service.cancel(lone_api.services, job_id)
-    there = {"trainings": job_id, "influencer": "rex", "imageId": images[0]}
+    drawing_id = a_drawing(lone_api, a_ready_training(lone_api, owner))
+    there = {"trainings": job_id, "influencer": "rex", "imageId": images[0], "drawingId": drawing_id}
     headers = {"Authorization": f"Bearer {secret}", "Imprint-Owner": "ada"}
     with served(lone_api, web_rate_per_s=1e6) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json"), there, headers
@@ -83,6 +85,8 @@ def aim(case: Any, there: There) -> None:
         given["id"] = there[case.path.split("/")[2]]
         if "imageId" in given:
             given["imageId"] = there["imageId"]
+    if len(str(given.get("drawingId", ""))) % 2:
+        given["drawingId"] = there["drawingId"]
 
 
 def test_every_reference_leads_to_a_component(described: tuple[Any, There, dict[str, str]]) -> None:

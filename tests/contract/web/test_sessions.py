@@ -33,7 +33,7 @@ def sign_in(api: Api, secret: str, owner: str = "", browser: str = "a browser") 
     return cookie
 
 
-def look(api: Api, cookie: str, path: str = "/account") -> httpx2.Response:
+def open_page(api: Api, cookie: str, path: str = "/account") -> httpx2.Response:
     return api.call("GET", path, headers={"cookie": f"{COOKIE}={cookie}"})
 
 
@@ -42,7 +42,7 @@ def post(api: Api, cookie: str, path: str) -> httpx2.Response:
 
 
 def is_in(api: Api, cookie: str) -> bool:
-    answer = look(api, cookie)
+    answer = open_page(api, cookie)
     assert answer.status_code == 200 or answer.headers["location"].startswith("/sign-in"), answer.text
     return answer.status_code == 200
 
@@ -59,7 +59,7 @@ def test_they_are_listed_and_ended_on_the_page(api: Api) -> None:
     secret = api.token("ada")
     mine, stolen = sign_in(api, secret, browser="Mine/1.0"), sign_in(api, secret, browser='<script>"Theirs"/2.0')
     bobs = sign_in(api, api.token("bob"), browser="Bobs/3.0")
-    page = look(api, mine).text
+    page = open_page(api, mine).text
     assert "Mine/1.0" in page
     assert "&lt;script&gt;" in page
     assert "<script>" not in page.replace('<script type="module"', "")
@@ -108,9 +108,9 @@ def test_they_are_listed_and_ended_by_command(api: Api, monkeypatch: pytest.Monk
     command("end", ada.split(".")[0])
     command("end", "--owner", "bob")
     assert (is_in(api, ada), is_in(api, bob)) == (False, False)
-    assert look(api, operator, "/operators").status_code == 200
+    assert open_page(api, operator, "/operators").status_code == 200
     assert "1 session(s) ended" in command("end", "--all")
-    assert look(api, operator, "/operators").status_code == 303
+    assert open_page(api, operator, "/operators").status_code == 303
     assert "no session is open" in command()
 
 

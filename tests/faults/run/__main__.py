@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +27,14 @@ from tests.faults.run.owners import Owners
 from tests.faults.run.plan import OWNERS, Fault, Plan, make_plan
 from tests.faults.run.verdict import Verdict, judge, waits
 from tests.faults.run.world import World, world
-from tests.site import until
+from tests.site import make_base, until
 
 _SNAPSHOT_S = 4.0
 _LOOK_S = 0.2
 
 
-def main() -> int:
-    """Plan, run and judge; print the result."""
+def main(arguments: Sequence[str] | None = None, base_model: Path | None = None) -> int:
+    """Plan, run and judge; print the result. Without `base_model`, the run makes one of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given = os.environ.get("SEED") or random.SystemRandom().randrange(10**6)
     parser.add_argument("--seed", type=int, default=int(given))
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=540.0, help="over which orders and faults are spread")
     parser.add_argument("--quiet-s", type=float, default=600.0, help="what may be left to heal after the last fault")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs, also of a good run")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 110)
     plan = make_plan(options.seed, options.jobs, options.seconds, options.faults)
     console.print(
@@ -53,7 +53,7 @@ def main() -> int:
     )
     folder = Path(tempfile.mkdtemp(prefix="imprint-faults-"))
     begun = time.monotonic()
-    with world(folder) as made:
+    with world(folder, base_model or make_base(folder / "bases")) as made:
         run = Run(made, plan, folder, console)
         run.go(options.quiet_s)
         made.site.end()

@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 
 from core.errors import ImprintError
 from credits.audit import audit
-from credits.price import price
+from credits.price import Rate, price
 from credits.tables import CreditAccount, CreditEntry, CreditHold
 from jobs.specs import spec_of
 from jobs.stages import stage_runner
@@ -28,6 +28,7 @@ from storage.tables import ACTIVE, Job, Status
 from tests.faults.run.owners import Owners
 from tests.faults.run.plan import Plan
 from tests.faults.run.world import World
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 
 _WEBHOOK_STATUS = {Status.READY: "completed", Status.FAILED: "failed", Status.CANCELLED: "failed"}
@@ -169,4 +170,5 @@ def _most(job: Job) -> int:
     """What a job may be charged: the price of its steps; nothing for one that failed, was never begun, or goes on."""
     steps = {Status.READY: job.total_steps, Status.CANCELLED: job.step}.get(Status(job.status), 0)
     spec = spec_of(job)
-    return price(spec.family, steps, spec.resolution, {}) if steps else 0
+    known = FAMILIES[spec.family].price
+    return price(Rate(known.credits, known.resolution), steps, spec.resolution) if steps else 0

@@ -17,7 +17,7 @@ from tests.servers.postgres import PostgresServer, new_database, postgres_node
 from tests.servers.process import Server
 from tests.servers.receiver import Receiver, receiver
 from tests.servers.redis import RedisServer, redis_server
-from tests.site import Site, make_base
+from tests.site import Site
 
 SECRET = "whsec_" + "F" * 40
 TROUBLES: dict[str, Trouble] = {
@@ -122,17 +122,16 @@ class World:
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[World]:
+def world(folder: Path, base_model: Path) -> Iterator[World]:
     """Everything started and ready, for a `with` block; nothing of it runs afterwards."""
     with ExitStack() as stack:
-        base = make_base(folder / "bases")
         postgres = stack.enter_context(postgres_node())
         redis = stack.enter_context(redis_server(folder / "redis", appendonly=False))
         s3 = stack.enter_context(gated_s3())
         webhooks = stack.enter_context(receiver())
         site = Site(
             folder / "site",
-            base,
+            base_model,
             redis.url,
             IMPRINT_DATABASE_URL=new_database(postgres.address),
             IMPRINT_FETCH_ALLOW_HOSTS=json.dumps([webhooks.address]),

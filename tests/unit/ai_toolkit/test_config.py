@@ -75,7 +75,7 @@ def test_a_caption_survives_the_way_the_trainer_joins_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         ({"optimization": {"schedule": "cosine", "weight_decay": 0.1}},
          {"lr_scheduler": "cosine", "optimizer_params": {"weight_decay": 0.1}}),
@@ -89,11 +89,11 @@ def test_a_caption_survives_the_way_the_trainer_joins_it() -> None:
         ({"objective": {"weighting": "min_snr", "noise_offset": 0.1}}, {"min_snr_gamma": 5.0, "noise_offset": 0.1}),
     ],
 )  # fmt: skip
-def test_options_that_are_carried_over(asked: dict[str, Any], said: dict[str, Any]) -> None:
+def test_options_that_are_carried_over(asked: dict[str, Any], message: dict[str, Any]) -> None:
     spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, **asked)
     assert unsupported_options(spec) == {}
     [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
-    assert said.items() <= process["train"].items()
+    assert message.items() <= process["train"].items()
 
 
 def test_layers_scale_captions_and_prompts_are_carried_over() -> None:

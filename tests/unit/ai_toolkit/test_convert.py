@@ -69,7 +69,7 @@ def test_the_same_delta_under_our_names(family: str, kind: str, tmp_path: Path) 
     assert report == lora_file.check_lora_file(data, family=family, rank=4)
     assert report.alpha == spec(family).alpha
     ours, metadata = unpack(data)
-    naming = lora_file.NAMINGS[family]
+    naming = lora_file.naming_of(family)
     wanted = product(tensors, MODULES[family], (naming.down, naming.up))
     got = product(ours, MODULES[family], (naming.down, naming.up))
     assert np.array_equal(wanted, got)  # to the bit: ours is never narrower than what was ordered
@@ -105,7 +105,7 @@ REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("family", "changed", "why"), [case[1:] for case in REFUSALS], ids=[c[0] for c in REFUSALS])
 def test_refused(family: str, changed: dict[str, Any], why: str, tmp_path: Path) -> None:
-    source = written(tmp_path / "theirs", theirs(family, lora_file.NAMINGS[family].kind, **changed))
+    source = written(tmp_path / "theirs", theirs(family, lora_file.naming_of(family).kind, **changed))
     with pytest.raises(LoraInvalid, match=why):
         convert_lora(source, tmp_path / "ours", spec(family), EXAMPLES, dataset_sha256="d" * 64)
     assert not (tmp_path / "ours").exists()

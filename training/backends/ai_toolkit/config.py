@@ -2,9 +2,9 @@
 
 Differences from Imprint's own training loop:
 - training has no seed: `spec.seed` only seeds the sample pictures, so two trainings differ;
-- Z-Image adapters have no alpha (scale 1), so alpha must equal rank;
-- AdamW's epsilon is 1e-6 instead of 1e-8; Z-Image draws times uniformly and weights the loss ("weighted") instead of
-  shifting them; the base model of Z-Image is quantised to 8 bits;
+- adapters of transformers have no alpha (scale 1), so alpha must equal rank;
+- AdamW's epsilon is 1e-6 instead of 1e-8; flow matching draws times uniformly and weights the loss ("weighted") instead
+  of shifting them; the base model is quantised to 8 bits where the family's record says so;
 - sd15 and sdxl base models are assumed to predict noise: v-prediction models are not detected.
 """
 
@@ -16,10 +16,9 @@ from typing import Any
 from core.errors import SpecInvalid
 from training.backends.ai_toolkit import options
 from training.backends.ai_toolkit.answers import ServerFolders
+from training.backends.ai_toolkit.options import toolkit_of
 from training.spec import TrainSpec, base_model_location, is_distilled
 
-ZIMAGE_ADAPTER = "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
-SAVE_KINDS = {"sd15": "float32", "sdxl": "float16", "z-image": "bf16"}  # as lora_file.NAMINGS keeps them
 PROMPTS = ("a photo of {}", "{}, portrait, soft light", "{} in the snow, wide shot")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -72,8 +71,8 @@ def job_config(
 ) -> dict[str, Any]:
     """The `job_config` of POST /api/jobs for a training with `pictures` pictures.
 
-    name: of the job, and of the dataset unless `dataset` is given. training_adapter: owner/name/file on the hub, for
-    Z-Image-Turbo; None: ai-toolkit's default. Raises SpecInvalid if ai-toolkit cannot train the recipe.
+    name: of the job, and of the dataset unless `dataset` is given. training_adapter: owner/name/file on the hub, for a
+    few-step model; None: ai-toolkit's default. Raises SpecInvalid if ai-toolkit cannot train the recipe.
     """
     check_base_model(base_model)
     if wrong := options.unsupported_options(spec):
@@ -90,7 +89,7 @@ def job_config(
         "performance_log_every": 10,
         "network": _network(spec),
         "save": {
-            "dtype": SAVE_KINDS[spec.family],
+            "dtype": toolkit_of(spec).precision,
             "save_every": every,
             "max_step_saves_to_keep": 1,
             "save_format": "diffusers",
@@ -109,9 +108,9 @@ def job_config(
     }
 
 
-def is_turbo(spec: TrainSpec, base_model: str) -> bool:
-    """Whether a Z-Image base model is the distilled one, which needs a training adapter."""
-    return spec.family == "z-image" and is_distilled(base_model.split("/")[-1])
+def needs_adapter(spec: TrainSpec, base_model: str) -> bool:
+    """Whether a base model is a few-step one of a family that needs a training adapter for it."""
+    return toolkit_of(spec).distilled is not None and is_distilled(base_model.split("/")[-1])
 
 
 def _network(spec: TrainSpec) -> dict[str, Any]:
@@ -144,38 +143,22 @@ def _train(spec: TrainSpec, steps: int) -> dict[str, Any]:
         "gradient_accumulation": 1,
         "train_unet": True,
         "train_text_encoder": False,
-        "gradient_checkpointing": spec.family != "sd15",
-        "noise_scheduler": "ddpm",
+        "gradient_checkpointing": True,
         **options.train_section(spec),
         "dtype": "bf16",
         "loss_type": "mse",
         "skip_first_sample": True,
         "disable_sampling": False,
     }
-    if spec.family == "z-image":
-        train |= {
-            "noise_scheduler": "flowmatch",
-            "timestep_type": "weighted",
-            "content_or_style": "balanced",
-            "cache_text_embeddings": True,
-        }
-    return train
+    return train | dict(toolkit_of(spec).train)
 
 
 def _model(spec: TrainSpec, base_model: str, training_adapter: str | None) -> dict[str, Any]:
-    if spec.family != "z-image":
-        return {"name_or_path": base_model, "arch": spec.family, "quantize": False, "quantize_te": False}
-    model: dict[str, Any] = {
-        "name_or_path": base_model,
-        "arch": "zimage",
-        "quantize": True,
-        "qtype": "qfloat8",
-        "quantize_te": True,
-        "qtype_te": "qfloat8",
-        "low_vram": True,
-    }
-    if is_turbo(spec, base_model):
-        model |= {"arch": "zimage:turbo", "assistant_lora_path": training_adapter or ZIMAGE_ADAPTER}
+    known = toolkit_of(spec)
+    model: dict[str, Any] = {"name_or_path": base_model, "arch": known.arch, **known.model}
+    if known.distilled is not None and needs_adapter(spec, base_model):
+        model |= known.distilled
+        model |= {"assistant_lora_path": training_adapter} if training_adapter else {}
     return model
 
 
@@ -183,11 +166,8 @@ def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
     """Previews after each quarter of the steps: of the recipe's prompts, or of three default ones."""
     subject = escape_prompt(f"{spec.trigger_word} {spec.class_word}".strip())
     prompts = [escape_prompt(one) for one in spec.validation.previews] or [one.format(subject) for one in PROMPTS]
-    guidance, drawing_steps = (6.0, 20) if spec.family != "z-image" else (4.0, 30)
-    if is_turbo(spec, base_model):
-        guidance, drawing_steps = 1.0, 9
+    known = toolkit_of(spec)
     return {
-        "sampler": "flowmatch" if spec.family == "z-image" else "ddpm",
         "sample_every": every,
         "width": spec.resolution,
         "height": spec.resolution,
@@ -195,6 +175,6 @@ def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
         "neg": "",
         "seed": spec.seed % 2**32,
         "walk_seed": True,
-        "guidance_scale": guidance,
-        "sample_steps": drawing_steps,
+        **known.sample,
+        **(known.distilled_sample if needs_adapter(spec, base_model) else {}),
     }

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import LoraInvalid, StoreUnavailable
+from training.backends.ai_toolkit.options import toolkit_of
+from training.families.record import Naming
 from training.lora import file as lora_file
 from training.lora import metadata as lora_metadata
-from training.lora.file import DEFAULT_MAX_BYTES, NAMINGS, LoraReport, Naming
+from training.lora.file import DEFAULT_MAX_BYTES, LoraReport
 from training.lora.safetensor import Array, Malformed, Tensor, tensor, unpack
 from training.ports import Example
 from training.spec import TrainSpec
-
-_PREDICTION = {"sd15": "epsilon", "sdxl": "epsilon", "z-image": "flow"}
 
 
 def convert_lora(
@@ -56,7 +56,7 @@ def _read_tensors(source: Path) -> dict[str, Tensor]:
 
 def _weights(tensors: Mapping[str, Tensor], spec: TrainSpec) -> dict[str, tuple[Array, Array]]:
     """Down and up of every module, by its name without the prefix. Raises LoraInvalid for other contents."""
-    naming = NAMINGS[spec.family]
+    naming = lora_file.naming_of(spec.family)
     weights: dict[str, tuple[Array, Array]] = {}
     used: set[str] = set()
     for name in tensors:
@@ -98,7 +98,12 @@ def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpe
 def _metadata(spec: TrainSpec, examples: Sequence[Example], dataset_sha256: str, base_model: str) -> dict[str, str]:
     steps = spec.steps(len(examples))
     metadata = lora_metadata.build_metadata(
-        spec, examples, steps=steps, dataset_sha256=dataset_sha256, base_sha256="", prediction=_PREDICTION[spec.family]
+        spec,
+        examples,
+        steps=steps,
+        dataset_sha256=dataset_sha256,
+        base_sha256="",
+        prediction=toolkit_of(spec).prediction,
     )
     # Only Imprint's own loop knows the hash of the base model, and initialises the LoRA from the job's seed.
     del metadata["imprint_base_sha256"], metadata["imprint_start"]

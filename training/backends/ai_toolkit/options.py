@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from training.families.record import AiToolkit
+from training.families.registry import FAMILIES
 from training.options import MIN_SNR_GAMMA
 from training.spec import TrainSpec
 
-_ATTENTION = ["attn1.to_", "attn2.to_"]
-_REST = ["ff.net.", "proj_in", "proj_out"]  # of transformer blocks; residual blocks have no such names
 # The supported options of each group. Any other option that differs from its default is an error.
 _KNOWN = {
     "adapter": {"targets", "rslora"},
@@ -17,7 +17,11 @@ _KNOWN = {
 }
 
 
-_FAMILIES = ("sd15", "sdxl", "z-image")  # supported by config.py and convert.py
+def toolkit_of(spec: TrainSpec) -> AiToolkit:
+    """How ai-toolkit trains the spec's family. `unsupported_options` has refused those that it does not train."""
+    known = FAMILIES[spec.family].toolkit
+    assert known is not None, spec.family  # noqa: S101
+    return known
 
 
 def unsupported_options(spec: TrainSpec) -> dict[str, str]:
@@ -30,25 +34,24 @@ def unsupported_options(spec: TrainSpec) -> dict[str, str]:
     }
     if spec.keep_checkpoints:
         found["keep_checkpoints"] = "ai-toolkit keeps no checkpoints: leave it out, or use the local backend"
-    if spec.family not in _FAMILIES:
-        found["backend"] = f"{spec.family} cannot be trained on ai-toolkit: use the local backend"
-    if spec.family == "z-image" and spec.file_alpha != spec.rank:
-        found["alpha"] = f"ai-toolkit trains Z-Image only with alpha = rank: set alpha to {spec.rank}"
+    family = FAMILIES[spec.family]
+    if family.toolkit is None:
+        return found | {"backend": f"{spec.family} cannot be trained on ai-toolkit: use the local backend"}
+    if not family.toolkit.has_alpha and spec.file_alpha != spec.rank:
+        found["alpha"] = f"ai-toolkit trains {family.title} only with alpha = rank: set alpha to {spec.rank}"
     if spec.optimizer == "prodigy" and spec.learning_rate < 0.1:
         found["learning_rate"] = "with prodigy, ai-toolkit replaces a rate below 0.1 by 1: set at least 0.1"
     if spec.optimization.warmup_steps and spec.optimization.schedule != "constant":
         found["optimization.warmup_steps"] = "ai-toolkit supports warm-up only with a constant schedule"
-    # Its other weightings differ from Imprint's, and none of these applies to flow matching.
-    if spec.objective.weighting == "debiased" or (spec.objective.weighting != "none" and spec.family == "z-image"):
+    if spec.objective.weighting not in family.toolkit.weightings:
         found["objective.weighting"] = f"ai-toolkit does not support {spec.objective.weighting} for {spec.family}"
     return found
 
 
 def layer_names(spec: TrainSpec) -> list[str] | None:
-    """A UNet layer gets a LoRA if its name contains one of these; None for Z-Image: all layers get one."""
-    if spec.family == "z-image":
-        return None
-    return [*_ATTENTION, *(_REST if spec.adapter.targets == "all" else [])]
+    """A layer gets a LoRA if its name contains one of these; None: all layers that ai-toolkit trains get one."""
+    layers = toolkit_of(spec).layers
+    return None if layers is None else list(layers[spec.adapter.targets])
 
 
 def train_section(spec: TrainSpec) -> dict[str, Any]:

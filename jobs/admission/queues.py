@@ -1,0 +1,31 @@
+"""Which queue a job waits for, and what it has in common with the jobs of one training step."""
+
+import sqlalchemy as sa
+from sqlmodel import col
+
+from storage.tables import ACTIVE, Job
+from training.families.registry import FAMILIES
+from training.memory_plan import padded
+from training.spec import TrainSpec
+
+REMOTE = "remote"  # not a queue of Celery: jobs of remote backends share one window
+QUEUES = (*(f"train.{family}" for family in FAMILIES), REMOTE)
+
+
+def queue_of(spec: TrainSpec) -> str:
+    """The queue whose window a job takes a place of."""
+    return f"train.{spec.family}" if spec.backend == "local" else REMOTE
+
+
+def shape_of(spec: TrainSpec) -> str:
+    """The same text for jobs that may train in one step."""
+    parts = (
+        spec.base_model, spec.resolution, spec.aspect_buckets, spec.batch_size, padded(spec.rank),
+        spec.objective.prior_weight > 0, spec.adapter.targets, spec.adapter.dora, spec.optimizer,
+    )  # fmt: skip
+    return " ".join(map(str, parts))
+
+
+def is_waiting() -> sa.ColumnElement[bool]:
+    """The SQL condition that an active job waits for its turn."""
+    return sa.and_(col(Job.status).in_(ACTIVE), col(Job.admitted_at).is_(None), col(Job.queue) != "")

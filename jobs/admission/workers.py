@@ -1,0 +1,97 @@
+"""The live training workers: each reports the queues that it takes from and its slots."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from core.clock import utcnow
+from core.errors import NotFound
+from jobs import audit_log
+from jobs.admission import due
+from jobs.admission.decide import ALIVE_S
+from jobs.services import Services
+from jobs.view import Time, View
+from storage.admission_tables import TrainingWorker
+
+BEAT_S = 10.0
+
+
+class WorkerView(View):
+    """A training worker as it reported last."""
+
+    worker: str
+    queues: list[str]
+    slots: int
+    draining: bool
+    alive: bool
+    seen_at: Time
+
+
+def beat(services: Services, worker: str, queues: Sequence[str], slots: int) -> bool:
+    """Report a live worker. Returns whether it is to drain: take no further job."""
+    with services.database.writing() as session:
+        known = {row.queue: row for row in _rows(session, worker)}
+        now = utcnow()
+        for queue in sorted(queues):
+            row = known.pop(queue, None) or TrainingWorker(worker=worker, queue=queue, slots=0)
+            if row.slots != slots or row.seen_at < now - timedelta(seconds=ALIVE_S):
+                due.ask(session, queue)
+            row.slots, row.seen_at = slots, now
+            session.add(row)
+        for row in known.values():
+            session.delete(row)
+        session.flush()
+        return any(row.draining for row in _rows(session, worker))
+
+
+def leave(services: Services, worker: str) -> None:
+    """A worker stops: its slots are gone."""
+    with services.database.writing() as session:
+        session.connection().execute(sa.delete(TrainingWorker).where(col(TrainingWorker.worker) == worker))
+
+
+def drain(services: Services, worker: str, draining: bool = True) -> WorkerView:
+    """Have a worker take no further job, or take jobs again. Raises NotFound for one that does not report."""
+    with services.database.writing() as session:
+        rows = _rows(session, worker)
+        if not rows:
+            raise NotFound(f"there is no training worker {worker}; see: imprint workers")
+        for row in rows:
+            row.draining = draining
+            session.add(row)
+            due.ask(session, row.queue)
+        audit_log.record(session, "worker.drained" if draining else "worker.undrained", worker=worker)
+        return _view(rows)
+
+
+def list_workers(services: Services) -> list[WorkerView]:
+    """All training workers that have reported and not left, by name."""
+    with services.database.reading() as session:
+        rows = session.exec(select(TrainingWorker).order_by(TrainingWorker.worker, TrainingWorker.queue)).all()
+    names = dict.fromkeys(row.worker for row in rows)
+    return [_view([row for row in rows if row.worker == name]) for name in names]
+
+
+def forget_dead(services: Services) -> None:
+    """Delete workers that have not reported for a day."""
+    with services.database.writing() as session:
+        old = sa.delete(TrainingWorker).where(col(TrainingWorker.seen_at) < utcnow() - timedelta(days=1))
+        session.connection().execute(old)
+
+
+def _rows(session: Session, worker: str) -> Sequence[TrainingWorker]:
+    query = select(TrainingWorker).where(TrainingWorker.worker == worker)
+    return session.exec(query.order_by(TrainingWorker.queue)).all()
+
+
+def _view(rows: Sequence[TrainingWorker]) -> WorkerView:
+    return WorkerView(
+        worker=rows[0].worker,
+        queues=[row.queue for row in rows],
+        slots=rows[0].slots,
+        draining=any(row.draining for row in rows),
+        alive=rows[0].seen_at > utcnow() - timedelta(seconds=ALIVE_S),
+        seen_at=rows[0].seen_at,
+    )

@@ -1,0 +1,1 @@
+"""Deletion of what an owner gave: requests, the work on one of them, and retention."""

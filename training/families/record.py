@@ -1,0 +1,192 @@
+"""The record that describes a family of base models. Everything outside the family's own module reads it.
+
+A record is data without torch, so the page, the command line and a price can read it. What needs torch is in the module
+that `Family.code` names, which is imported when a job trains. A family without such a module trains only on rented
+servers.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Config = Mapping[str, Any]
+Form = Literal["kohya", "peft", "comfyui"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model with a short name."""
+
+    name: str  # in requests
+    family: str
+    location: str  # a hub id
+    title: str  # as people call it
+    about: str  # a sentence for the page
+    licence: str
+    terms: str = ""  # what its licence forbids, if that concerns people who train; empty: nothing
+    is_gated: bool = False  # the hub asks for a token of an account that has accepted the licence
+
+
+@dataclass(frozen=True)
+class Price:
+    """Credits for 1,000 steps at the family's native resolution (in pixels, of a square)."""
+
+    credits: int
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Steps, guidance scale and side in pixels with which the family's authors draw."""
+
+    steps: int
+    guidance: float
+    side: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a family's standard model with a base in 16 bits."""
+
+    parameters: int  # of the denoiser
+    quantised: tuple[int, int]  # parameters in the layers that may be quantised; and in the largest of these layers
+    encoders: int  # bytes of the text encoders that are loaded together, before the denoiser
+    lora: Mapping[str, int]  # parameters of a LoRA of rank 1, by target set
+    sample: tuple[int, int]  # bytes of a step per sample, and per latent pixel of a sample
+    checkpointed: tuple[int, int]  # the same with gradient checkpointing
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the files of a family name the tensors of a module, and the precision of the two matrices."""
+
+    prefix: str
+    down: str
+    up: str
+    underscores: bool  # kohya writes a module's dots as underscores
+    modules: re.Pattern[str]  # valid module names in a file, after the prefix
+    kind: str
+    # Whether each module has an `.alpha`. Without, the scale is multiplied into the up matrices, because a program that
+    # finds no alpha loads the file at scale 1.
+    alpha: bool = True
+
+    def stem(self, module: str) -> str:
+        """The name in a file of a module with diffusers' name `module`, without the suffix of a tensor."""
+        return self.prefix + (module.replace(".", "_") if self.underscores else module)
+
+
+@dataclass(frozen=True)
+class LoraNames:
+    """How LoRA files of a family name its modules, for reading files of all trainers."""
+
+    naming: Naming  # what a training writes
+    form: Form  # the name of that form: what most programs read whole
+    # The module that knows which programs read which names: `diffusers`, `comfyui` and `automatic1111`.
+    readers: str
+    # Whether modules are of this family: full canonical names (`transformer.layers.0.attention.to_q`), with the number
+    # of inputs of each.
+    is_of: Callable[[Mapping[str, int]], bool]
+    example: Mapping[str, int]  # a few modules of the standard model that training targets, with their number of inputs
+    modules: re.Pattern[str] | None = None  # diffusers' names in the denoiser; None: those of a UNet
+    # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
+    original: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    words: tuple[str, ...] = ()  # of names that were written with underscores only
+    declared: tuple[str, ...] = ()  # words of `ss_base_model_version` and `modelspec.architecture`, in lower case
+    kind: str = ""  # the usual name of the kind of model, if files of it may also be of another family
+    refused: Mapping[str, str] = field(default_factory=dict)  # forms that cannot be written, with the reason
+    architecture: str = ""  # `modelspec.architecture` of files
+    version: str = ""  # `ss_base_model_version` of files
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensor in a single file that a weight comes from."""
+
+    name: str
+    third: int | None = None  # use only this third of the rows, from 0
+    is_transposed: bool = False
+    is_swapped: bool = False  # the two halves of the rows change places
+
+
+# Finds the source of a weight by diffusers' name, from the configuration of its part. Raises KeyError.
+Finder = Callable[[str, Config], Source]
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """How one checkpoint file names the weights of a family's parts."""
+
+    # The prefixes of each part's names. If programs differ, all variants, the usual one first.
+    prefixes: Mapping[str, tuple[str, ...]]
+    marks: Mapping[str, tuple[str, ...]]  # names by which each part is recognised: all parts of the kind have one
+    sources: Mapping[str, Finder]
+    # Whether a file with tensors of these names holds the family's denoiser.
+    is_of: Callable[[Mapping[str, str]], bool]
+
+
+@dataclass(frozen=True)
+class AiToolkit:
+    """How ai-toolkit trains the family. `model`, `train` and `sample` add to the sections of its job."""
+
+    arch: str
+    precision: str  # of the file: ai-toolkit's name for `Naming.kind`
+    prediction: str  # epsilon or flow
+    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    # For each target set, parts of the names of layers that get a LoRA; None: all layers that ai-toolkit trains.
+    layers: Mapping[str, tuple[str, ...]] | None = None
+    has_alpha: bool = False  # False: it trains at scale 1 and writes no alpha, so alpha must equal the rank
+    weightings: frozenset[str] = frozenset({"none"})  # that it trains as Imprint does
+    distilled: Mapping[str, Any] | None = None  # changes to `model` for a few-step model; `sample` for its samples
+    distilled_sample: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""  # `ss_base_model_version` of its files
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of base model."""
+
+    name: str  # in requests, in files and of the queue `train.<name>`
+    title: str
+    base_models: tuple[BaseModel, ...]
+    recipe: Mapping[str, Any]  # defaults of a training
+    price: Price
+    seconds_per_step: float  # on one consumer GPU, until an installation has measured its own
+    drawing: Drawing
+    previews: tuple[int, float]  # steps and guidance scale of previews while training
+    lora: LoraNames
+    # The parts of its folder in diffusers' layout that training and drawing read, the denoiser first, each with its
+    # class in diffusers or transformers.
+    classes: Mapping[str, str]
+    pipeline: str  # diffusers' class
+    configs: Mapping[str, Config]  # of the standard model, as diffusers and transformers have them
+    home: str  # hub id of a model with the parts that a single file lacks
+    code: str | None = None  # the module with its FamilyCode; None: it trains only on rented servers
+    code_arguments: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)  # see FamilyCode
+    quantised: str = ""
+    few_steps: Drawing | None = None  # how its few-step models are drawn with, if it has some
+    shares_steps: bool = True
+    latent_channels: int = 4
+    latent_pixels: int = 8  # the side of a place of the latents, in pixels of the picture
+    caption_tokens: int = 77  # the most that it reads of a caption
+    sizes: Sizes | None = None  # None: the memory of a training is not planned
+    encoder_weight_bytes: int = 4  # of one weight of its text encoders, as training loads them
+    pipeline_arguments: Mapping[str, Any] = field(default_factory=dict)
+    guidance: str = "guidance_scale"  # the pipeline's argument for the guidance scale
+    call: Mapping[str, Any] = field(default_factory=dict)  # other arguments of a call of the pipeline
+    single_file: SingleFile | None = None  # None: a base model in one file is refused
+    toolkit: AiToolkit | None = None  # None: rented servers cannot train it
+    refused: Mapping[str, str] = field(default_factory=dict)  # options that do not work, by name, with the reason
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts, the denoiser first."""
+        return tuple(self.classes)
+
+    @property
+    def denoiser(self) -> str:
+        """The name of the denoiser's part: unet or transformer."""
+        return self.parts[0]
