@@ -36,9 +36,8 @@ def from_hub(name: str, parts: Sequence[str]) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=_wanted(parts), etag_timeout=_HUB_TIMEOUT_S))
         if halves := [part for part in parts if part in WEIGHTS and not has_part(folder, part)]:
-            patterns = [
-                f"{part}/{WEIGHTS[part]}*.fp16*" for part in halves
-            ]  # the only ones that some repositories have
+            # Some repositories have no others.
+            patterns = [f"{part}/{WEIGHTS[part]}*.fp16*" for part in halves]
             snapshot_download(name, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BaseModelUnavailable(
