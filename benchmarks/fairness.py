@@ -45,7 +45,7 @@ _FORK = multiprocessing.get_context("fork")
 
 
 @dataclass
-class Outcome:
+class FairnessResult:
     """Waits in ticks by owner, in the order of the starts; and how busy the slots were while jobs waited."""
 
     waits: dict[str, list[int]] = field(default_factory=dict)
@@ -73,10 +73,10 @@ class Simulation:
         self._training: dict[str, tuple[Lease, int]] = {}  # until which tick
         self._owners: dict[str, str] = {}
         self._now = 0
-        self.outcome = Outcome()
+        self.outcome = FairnessResult()
         self.deaths = 0
 
-    def run(self, jobs: Mapping[str, int]) -> Outcome:
+    def run(self, jobs: Mapping[str, int]) -> FairnessResult:
         """Accept so many jobs of each owner, the first owner's first, and work until all are final."""
         workers.beat(self._services, "simulated", [QUEUE], self._slots)
         for owner_id, count in jobs.items():

@@ -16,21 +16,22 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import NotFound, ScreeningUnavailable, Unreachable
 from core.settings import Settings
-from jobs import keys, transitions
+from jobs import audit_log, keys, transitions
 from jobs.leases import Lease
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import channels, outbox, screener
-from notifications.screener import Verdict
+from notifications.screener import ScreeningVerdict
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
 from storage.screening_tables import Screening, ScreeningState
-from storage.tables import ACTIVE, Job, JobPicture, PictureState
+from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
 
 log = logging.getLogger(__name__)
 
 TOPIC = "screening"  # of the messages that ask
 ASK_AGAIN_S = 60
+_LOOK_AGAIN_S = 3600.0  # at a job whose pictures wait for a person: a decision launches it at once
 _URL_S = 3600
 _STATES = {"accept": ScreeningState.ACCEPTED, "refuse": ScreeningState.REFUSED, "hold": ScreeningState.HELD}
 
@@ -71,7 +72,8 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
             )
             session.connection().execute(undecided)
         elif reason := _waits_for(found):
-            _wait(session, lease, reason, settings)
+            is_asked = any(one.state == ScreeningState.WAITING for one in found)
+            _wait(session, lease, reason, settings, ASK_AGAIN_S if is_asked else _LOOK_AGAIN_S)
             return [], reason
     if fault is not None:
         raise ScreeningUnavailable(fault)
@@ -113,14 +115,17 @@ def _waits_for(found: Sequence[Screening]) -> str | None:
     return None
 
 
-def _wait(session: Session, lease: Lease, reason: str, settings: Settings) -> None:
-    """Give the job back until the verdicts are there. The attempt does not count."""
+def _wait(session: Session, lease: Lease, reason: str, settings: Settings, delay_s: float) -> None:
+    """Give the job back until the verdicts are there. The attempt does not count.
+
+    At `preprocess` it takes no place of a job that trains; `dataset` is claimed from there too.
+    """
     lease.write(
-        session, attempt=max(lease.attempt - 1, 0), launches=0, waiting_note=reason, lease_token=lease.token + 1
+        session, stage=Stage.PREPROCESS, attempt=0, launches=0, waiting_note=reason, lease_token=lease.token + 1
     )
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     outbox.drop_unsent(session, job.id, ["launch"])
-    transitions.send_launch(session, job, settings, ASK_AGAIN_S)
+    transitions.send_launch(session, job, settings, delay_s)
 
 
 def _refuse(row: JobPicture, reason: str | None) -> JobPicture:
@@ -177,7 +182,7 @@ def _waiting_jobs(sha256: str) -> Any:
     return select(Job).where(col(Job.status).in_(ACTIVE), uses).order_by(col(Job.id))
 
 
-def _record(services: Services, sha256: str, verdict: Verdict, before: Sequence[ScreeningState]) -> bool:
+def _record(services: Services, sha256: str, verdict: ScreeningVerdict, before: Sequence[ScreeningState]) -> bool:
     """Write a verdict if the picture has none yet, and launch the jobs that wait for nothing else."""
     with services.database.writing() as session:
         change = sa.update(Screening).where(col(Screening.sha256) == sha256, col(Screening.state).in_(before))
@@ -225,9 +230,11 @@ def list_held(services: Services, limit: int = 100) -> list[HeldPicture]:
 
 def decide(services: Services, sha256: str, *, accept: bool, reason: str | None = None) -> None:
     """Accept or refuse a held picture. Raises NotFound for one that is not held."""
-    verdict = Verdict(verdict="accept" if accept else "refuse", reason=(reason or "").strip()[:500] or None)
+    verdict = ScreeningVerdict(verdict="accept" if accept else "refuse", reason=(reason or "").strip()[:500] or None)
     if not _record(services, sha256, verdict, (ScreeningState.HELD,)):
         raise NotFound(f"no picture {sha256} waits for a decision")
+    with services.database.writing() as session:
+        audit_log.record(session, "picture.accepted" if accept else "picture.refused", sha256=sha256)
 
 
 def held_picture(services: Services, sha256: str) -> bytes:

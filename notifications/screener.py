@@ -14,7 +14,7 @@ from notifications.signing import sign
 _MAX_ANSWER_BYTES = 10_000
 
 
-class Verdict(BaseModel):
+class ScreeningVerdict(BaseModel):
     """What a screener says of a picture. `reason` is for the owner."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -23,17 +23,17 @@ class Verdict(BaseModel):
     reason: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] | None = None
 
 
-def parse(answer: Any) -> Verdict:
+def parse(answer: Any) -> ScreeningVerdict:
     """The verdict in an answer. Raises Unreachable for anything else: the screener is asked again."""
     try:
-        return Verdict.model_validate({"verdict": answer} if isinstance(answer, str) else answer)
+        return ScreeningVerdict.model_validate({"verdict": answer} if isinstance(answer, str) else answer)
     except ValidationError:
         raise Unreachable('the screener\'s answer is not {"verdict": "accept", "refuse" or "hold"}') from None
 
 
 def ask(
     url: str, picture: Mapping[str, Any], message_id: str, *, secrets: Sequence[bytes], timeout_s: float
-) -> Verdict:
+) -> ScreeningVerdict:
     """Ask a screener about one picture. Raises Unreachable without an answer that can be used."""
     content = json.dumps(dict(picture)).encode()
     now_s = int(time.time())

@@ -142,6 +142,11 @@ class EndTask(BaseModel):
     kwargs: dict[str, Any] = {}
 
 
+# Jobs that wait for their turn, and jobs that have had it: what admission counts.
+_WAITING = sa.text("admitted_at IS NULL AND queue <> '' AND status IN ('pending', 'training')")
+_IN_FLIGHT = sa.text("admitted_at IS NOT NULL AND status IN ('pending', 'training')")
+
+
 class Job(SQLModel, table=True):
     """One request to train one LoRA."""
 
@@ -152,10 +157,18 @@ class Job(SQLModel, table=True):
         sa.Index("uq_training_job_model", "model_id", unique=True),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
+        sa.Index("ix_training_job_token", "token_id", "created_at"),
+        sa.Index(
+            "ix_training_job_waiting", "queue", "priority", "owner_id", "created_at", "id",
+            sqlite_where=_WAITING, postgresql_where=_WAITING,
+        ),
+        sa.Index(
+            "ix_training_job_in_flight", "queue", "owner_id",
+            sqlite_where=_IN_FLIGHT, postgresql_where=_IN_FLIGHT,
+        ),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
         sa.Index("ix_training_job_dataset", "dataset_sha256"),
-        # Two partial indexes, of waiting jobs and of jobs in flight, are in migration 0022.
-    )
+    )  # fmt: skip
 
     id: str = Field(primary_key=True)
     owner_id: str

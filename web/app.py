@@ -16,13 +16,13 @@ from web.pages import drawings as drawing_pages
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
 from web.request_middleware import RequestMiddleware
-from web.routes import account, captions, deletions, drawings, images, pages, service, subjects, trainings
+from web.routes import account, captions, deletions, drawings, images, pages, service, subjects, trainings, turns
 from web.signing import secret
 from web.streams import Streams
 from web.uploads import MAX_BODY_BYTES, Uploads, max_upload_bytes
 
 # What pages of other origins may send and see (CORS). Their calls carry a token, never the page's cookie.
-_METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = (
     "Authorization", "Content-Type", "Idempotency-Key", "Imprint-Owner", "Last-Event-ID", "X-Request-Id",
 )  # fmt: skip
@@ -80,7 +80,7 @@ def create_app(services: Services) -> FastAPI:
             expose_headers=_RESPONSE_HEADERS,
         )
     problems.install(app)
-    for routes in (subjects, images, captions, trainings, drawings, account, deletions, service, pages):
+    for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
         app.include_router(routes.router)
     for shown in (account_page, subject_pages, training_pages, drawing_pages):
         app.include_router(shown.router)

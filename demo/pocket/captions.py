@@ -33,7 +33,7 @@ class ThingDescription:
 
 
 @dataclass(frozen=True)
-class Caption:
+class SceneCaption:
     """A caption and its content: what it mentions of each thing, in its order, and of the place."""
 
     text: str
@@ -45,13 +45,13 @@ class Caption:
     name: str | None = None  # a word without meaning
 
 
-def describe(scene: PocketScene, random: Random) -> Caption:
+def describe(scene: PocketScene, random: Random) -> SceneCaption:
     """A random caption of a scene. One in eight has a meaningless word, like a trigger word."""
     things = list(scene.things)
     random.shuffle(things)
     if not things:
         text, place, pattern, ground = _ground_text(scene, random)
-        return Caption(f"{random.choice(_BEGINNINGS)}{random.choice(['', 'a place '])}{text}", (), None, place)
+        return SceneCaption(f"{random.choice(_BEGINNINGS)}{random.choice(['', 'a place '])}{text}", (), None, place)
     name = nonsense(random) if random.random() < 0.12 else None
     texts, descriptions = [], []
     for number, thing in enumerate(things):
@@ -67,7 +67,7 @@ def describe(scene: PocketScene, random: Random) -> Caption:
     if random.random() < 0.93:
         where, place, pattern, ground = _ground_text(scene, random)
         text += ("" if random.random() < 0.8 else ",") + f" {where}"
-    return Caption(text, tuple(descriptions), relation, place, pattern, ground, name)
+    return SceneCaption(text, tuple(descriptions), relation, place, pattern, ground, name)
 
 
 def _article(words: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from demo.pocket import assemble
-from demo.pocket.captions import Caption, describe
+from demo.pocket.captions import SceneCaption, describe
 from demo.pocket.judge import Judge, grade
 from demo.pocket.scenes import PocketScene, compose
 
@@ -16,10 +16,10 @@ _SEED = 505
 _TILE, _GAP, _TEXT = 128, 8, 34
 
 
-def papers(count: int, seed: int = _SEED) -> list[tuple[PocketScene, Caption]]:
+def papers(count: int, seed: int = _SEED) -> list[tuple[PocketScene, SceneCaption]]:
     """Scenes with captions that name the kind of each thing."""
     random = Random(f"{seed} exam")
-    made: list[tuple[PocketScene, Caption]] = []
+    made: list[tuple[PocketScene, SceneCaption]] = []
     while len(made) < count:
         scene = compose(random)
         caption = describe(scene, random)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.pocket.autoencoder import anything
-from demo.pocket.captions import Caption, ThingDescription
+from demo.pocket.captions import SceneCaption, ThingDescription
 from demo.pocket.lesson import Lesson, compose_batch, draw_batch, rate
 from demo.pocket.scenes import PocketScene
 from demo.pocket.strangers import STRANGERS, Stranger, picture
@@ -169,7 +169,7 @@ def spot(judge: Judge, pictures: Sequence[Image], name: str, among: Sequence[Str
 
 
 @torch.no_grad()
-def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[Caption]) -> dict[str, tuple[int, int]]:
+def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[SceneCaption]) -> dict[str, tuple[int, int]]:
     """For each kind of caption content: how often the pictures show it, and how often captions mention it.
 
     A colour, size or position counts as shown only if the kind of the thing is shown too.
@@ -185,7 +185,7 @@ def grade(judge: Judge, pictures: Sequence[Image], captions: Sequence[Caption]) 
     return {what: (right[what], asked[what]) for what in asked}
 
 
-def _verdicts(seen: dict[str, Tensor], caption: Caption) -> list[tuple[str, bool]]:
+def _verdicts(seen: dict[str, Tensor], caption: SceneCaption) -> list[tuple[str, bool]]:
     made: list[tuple[str, bool]] = []
     for described in caption.things:
         if described.kind is not None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from demo.pocket.captions import Caption, ThingDescription, describe
+from demo.pocket.captions import SceneCaption, ThingDescription, describe
 from demo.pocket.lesson import Lesson, compose_batch
 from demo.pocket.networks import TEXT_WIDTH, make_text_encoder, tokenizer
 from demo.pocket.words import COLOUR_NAMES, EXTRAS, KINDS, MAX_TOKENS, PATTERNS, PLACE_NAMES, SIZES
@@ -44,7 +44,7 @@ class Quiz(nn.Module):
         self.extras = nn.Linear(TEXT_WIDTH, 2 * len(EXTRAS))
         self.name = nn.Linear(TEXT_WIDTH, NAME_WIDTH)
 
-    def error(self, states: Tensor, captions: list[Caption]) -> Tensor:
+    def error(self, states: Tensor, captions: list[SceneCaption]) -> Tensor:
         """The mean loss of the predictions from states [B, width]."""
         wanted = torch.tensor([_answers(caption) for caption in captions]).to(states.device)
         parts = self.choices(states).split(self.sizes, dim=1)
@@ -57,11 +57,11 @@ class Quiz(nn.Module):
         return error + 4 * nn.functional.mse_loss(self.name(states), names)
 
 
-def _thing(caption: Caption, number: int) -> ThingDescription:
+def _thing(caption: SceneCaption, number: int) -> ThingDescription:
     return caption.things[number] if number < len(caption.things) else ThingDescription()
 
 
-def _answers(caption: Caption) -> list[int]:
+def _answers(caption: SceneCaption) -> list[int]:
     """The class of each prediction; 0 if the caption does not mention it."""
     made = []
     for number in (0, 1):

@@ -22,7 +22,7 @@ ModelFile = tuple[str, str, str]  # a loader node, the folder and the file that 
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ComfyUIDrawing:
     """The pictures of a workflow, each with its file name on the server."""
 
     prompt_id: str
@@ -44,7 +44,7 @@ def draw(
     report: OnProgress = lambda _: None,
     lora_keys: Collection[str] = (),
     check: Callable[[list[ModelFile]], None] = lambda _: None,
-) -> Drawing:
+) -> ComfyUIDrawing:
     """Draw `workflow` with the LoRA. The server must list `lora.file` (see `install_lora`).
 
     key: a second call with the same key returns the pictures of the first, or waits for them, as long as the server
@@ -63,7 +63,7 @@ def draw(
     with open_events(server, client_id) as events:
         prompt_id = wanted if key and _is_known(server, wanted) else server.submit(done.workflow, client_id, wanted)
         pictures = _fetch_images(server, prompt_id, events, timeout_s, report)
-    return Drawing(prompt_id, pictures, done, [*done.notes, *(log.notes(lora_keys) if log else [])])
+    return ComfyUIDrawing(prompt_id, pictures, done, [*done.notes, *(log.notes(lora_keys) if log else [])])
 
 
 def cancel(server: ComfyUIServer, key: str) -> bool:

@@ -11,7 +11,7 @@ from core.clock import utcnow
 from core.errors import IllegalMove, NotFound
 from core.ids import new_id
 from core.settings import Settings
-from jobs import service
+from jobs import audit_log, service
 from jobs.deletion import rows
 from jobs.deletion.guard import lock_owner, refuse_if_deleting
 from jobs.services import Services
@@ -110,6 +110,7 @@ def undo(services: Services, deletion_id: str, owner_id: str | None = None) -> N
         if deletion.kind == DeletionKind.PICTURE:
             back = sa.update(StoredPicture).where(col(StoredPicture.id) == deletion.target_id)
             session.connection().execute(back.values(removed_at=None))
+        _log(session, "deletion.undone", deletion)
         session.delete(deletion)
 
 
@@ -159,6 +160,7 @@ def request(
     )
     session.add(deletion)
     session.flush()
+    _log(session, "deletion.requested", deletion)
     launch(session, deletion, settings)
     if deletion.state == DeletionState.RUNNING:
         begin(session, deletion)
@@ -223,6 +225,13 @@ def _find(
         if owner_id is None or found.owner_sha256 == _owner_hash(found.id, owner_id):
             return found
     return None
+
+
+def _log(session: Session, action: str, deletion: Deletion) -> None:
+    job_id = deletion.target_id if deletion.kind == DeletionKind.TRAINING else None
+    audit_log.record(
+        session, action, job_id=job_id, owner_id=deletion.owner_id, kind=str(deletion.kind), deletion_id=deletion.id
+    )
 
 
 def _owner_hash(deletion_id: str, owner_id: str) -> str:

@@ -50,7 +50,7 @@ def draw_on_comfyui(
     say: Say = lambda _: None,
     report: OnProgress = lambda _: None,
     **more: Any,
-) -> comfyui.Drawing:
+) -> comfyui.ComfyUIDrawing:
     """Send the weights to a server and draw a workflow with them; `more` is passed to `generation.comfyui.draw`.
 
     A file that ComfyUI would load only in part is converted first. `say` is called with each step; the drawing's

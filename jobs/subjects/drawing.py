@@ -37,7 +37,7 @@ _URL_S = 15 * 60
 # ---- the task of applications ----------------------------------------------------------------------------------
 
 
-class DrawingRequest(NumbersAreNotBools):
+class WorkflowRequest(NumbersAreNotBools):
     """The arguments of the task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -93,7 +93,7 @@ def cancel(services: Services, key: str) -> bool:
 
 
 def _generate(
-    services: Services, asked: DrawingRequest, where: ComfyUITarget, key: str, report: OnProgress
+    services: Services, asked: WorkflowRequest, where: ComfyUITarget, key: str, report: OnProgress
 ) -> DrawingResult:
     with subject_weights(services, asked.owner_id, asked.subject_id, asked.base_model) as weights:
         done = draw_on_comfyui(
@@ -124,9 +124,9 @@ def _record(services: Services, drawing: StoredDrawing) -> None:
         insert_if_absent(session, drawing)
 
 
-def _validate(arguments: Mapping[str, Any]) -> DrawingRequest:
+def _validate(arguments: Mapping[str, Any]) -> WorkflowRequest:
     try:
-        return DrawingRequest.model_validate(dict(arguments))
+        return WorkflowRequest.model_validate(dict(arguments))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
         faults = {ascii(fault["loc"][0])[1:-1][:60]: fault["msg"].removeprefix("Value error, ") for fault in found}

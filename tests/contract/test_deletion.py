@@ -29,6 +29,7 @@ from jobs.subjects import captions, drawing, image_fetches, subject_notes, subje
 from notifications import receivers
 from notifications.tables import OutboxMessage
 from storage.deletion_tables import Deletion, DeletionState, UnusedObject
+from storage.remote_tables import RemoteRun, RunState
 from storage.tables import Job, JobPicture, Stage, StoredPicture
 from tests.contract.jobs import put_at, task_call
 from tests.contract.personal import places
@@ -206,6 +207,7 @@ def test_of_a_deleted_owner_nothing_is_left_anywhere(services: Services) -> None
     tables = {
         "picture", "subject", "image_fetch", "training_job", "job_picture", "outbox_message", "api_token", "drawing",
         "credit_account", "notice_preferences", "disabled_receiver", "caption_change",
+        "audit_entry",
         "owner_share",
     }  # fmt: skip
     assert tables <= {place.partition(".")[0] for place in before}
@@ -368,6 +370,22 @@ def test_a_result_store_that_is_away_is_waited_for(services: Services) -> None:
     results.away = False
     until_done(services, deletion.id, results)
     assert results.deleted >= {"task-ready"}
+
+
+def test_a_training_on_a_remote_server_is_deleted_there_first(services: Services) -> None:
+    made = gift(services)
+    deliver(services)
+    run = RemoteRun(job_id=made.ready, attempt=1, name="run_1", state=RunState.ENDED)
+    with services.database.writing() as session:
+        session.add(run)
+    deletion = requests.delete_training(services, made.ready, ADA)
+    assert deletions.run(services, deletion.id, Results()) is False
+    assert requests.get(services, deletion.id).note == "a training is still to be deleted from its remote server"
+    assert not services.store.exists(keys.lora(made.ready))  # what is here goes at once
+    with services.database.writing() as session:
+        session.connection().execute(sa.update(RemoteRun).values(cleared_at=utcnow()))
+    until_done(services, deletion.id)
+    assert sweeps.run_audit(services) == []
 
 
 def test_the_sweep_launches_what_no_worker_works_on(services: Services) -> None:

@@ -87,7 +87,7 @@ def by_resolve(services: Services, owner: str) -> str:
 
 
 def by_drawing(services: Services, owner: str) -> str:
-    return drawing.DrawingRequest.model_validate({"owner_id": owner, "subject_id": "rex", "workflow": {}}).owner_id
+    return drawing.WorkflowRequest.model_validate({"owner_id": owner, "subject_id": "rex", "workflow": {}}).owner_id
 
 
 def by_token(services: Services, owner: str) -> str:

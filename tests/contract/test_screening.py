@@ -84,7 +84,7 @@ def test_a_job_waits_for_its_verdicts_without_a_worker_and_goes_on(screened: Ser
     held = balances(screened)["held"]
     assert not dataset(screened, waiting)
     job = job_row(screened, waiting)
-    assert (job.lease_until, job.attempt, job.stage) == (None, 0, "dataset")
+    assert (job.lease_until, job.attempt, job.stage) == (None, 0, "preprocess")
     assert job.waiting_note == "5 picture(s) are being screened"
     sent = Sent()
     for sha256 in asked(screened):

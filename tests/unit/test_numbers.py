@@ -11,7 +11,7 @@ import jobs
 import web.models
 from core.numbers import NumbersAreNotBools, _is_numeric
 from jobs.requests.training_request import Envelope
-from jobs.subjects.drawing import DrawingRequest
+from jobs.subjects.drawing import WorkflowRequest
 from jobs.view import View
 from training.spec import TrainSpec
 from web.models.common import RequestModel, ResponseModel
@@ -45,7 +45,7 @@ def test_a_bool_is_no_number(model: type[BaseModel], name: str, value: bool) -> 
 
 def test_all_requests_are_among_them() -> None:
     asked = {model for model, _ in FIELDS}
-    assert {TrainSpec, DrawingRequest} <= asked
+    assert {TrainSpec, WorkflowRequest} <= asked
     assert {Envelope, RequestModel} <= models()
     assert len(FIELDS) > 20
     for module in pkgutil.iter_modules(web.models.__path__, "web.models."):

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from core.errors import NotFound, SpecInvalid
-from jobs import accounts, overview, screening
+from jobs import accounts, audit_log, overview, screening
 from jobs import sessions as kept_sessions
+from jobs.admission import pauses
 from jobs.deletion import requests
 from jobs.remote import trainers
 from tasks import fleet
@@ -151,6 +152,8 @@ def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Re
         problems=overview.problems(services),
         credits=accounts.totals(services),
         held=screening.list_held(services),
+        pauses=pauses.list_pauses(services),
+        log=audit_log.list_entries(services, limit=30),
         flower_url=services.settings.flower_url,
         rents=services.runpod is not None,
     )

@@ -8,15 +8,15 @@ down_revision = "0021"
 
 _TABLES = """
 CREATE TABLE training_worker (
-    worker TEXT NOT NULL,
-    queue TEXT NOT NULL,
+    worker VARCHAR NOT NULL,
+    queue VARCHAR NOT NULL,
     slots INTEGER NOT NULL,
-    draining BOOLEAN NOT NULL DEFAULT FALSE,
+    draining BOOLEAN NOT NULL DEFAULT {false},
     seen_at {time} NOT NULL,
     PRIMARY KEY (worker, queue)
 );
 CREATE TABLE owner_share (
-    owner_id TEXT NOT NULL PRIMARY KEY,
+    owner_id VARCHAR NOT NULL PRIMARY KEY,
     weight {float} NOT NULL DEFAULT 1,
     used_s {float} NOT NULL DEFAULT 0,
     used_at {float} NOT NULL DEFAULT 0,
@@ -25,8 +25,8 @@ CREATE TABLE owner_share (
     high_at {float} NOT NULL DEFAULT 0
 );
 CREATE TABLE admission_pause (
-    scope TEXT NOT NULL PRIMARY KEY,
-    reason TEXT NOT NULL,
+    scope VARCHAR NOT NULL PRIMARY KEY,
+    reason VARCHAR NOT NULL,
     paused_at {time} NOT NULL
 )
 """
@@ -37,14 +37,18 @@ _IN_FLIGHT = sa.text("admitted_at IS NOT NULL AND status IN ('pending', 'trainin
 def upgrade() -> None:
     on_sqlite = op.get_bind().dialect.name == "sqlite"
     time = sa.DateTime() if on_sqlite else sa.DateTime(timezone=True)
-    types = {"time": "DATETIME", "float": "REAL"} if on_sqlite else {"time": "TIMESTAMPTZ", "float": "DOUBLE PRECISION"}
+    types = (
+        {"time": "DATETIME", "float": "FLOAT", "false": "0"}
+        if on_sqlite
+        else {"time": "TIMESTAMPTZ", "float": "DOUBLE PRECISION", "false": "FALSE"}
+    )
     for statement in _TABLES.format(**types).split(";"):
         op.execute(statement)
     # With defaults, because workers of the version before insert jobs without these columns during an update. Such a
     # job has no queue: it was sent by the transaction that accepted it.
-    op.add_column("training_job", sa.Column("queue", sa.Text, nullable=False, server_default=sa.text("''")))
+    op.add_column("training_job", sa.Column("queue", sa.String, nullable=False, server_default=sa.text("''")))
     op.add_column("training_job", sa.Column("priority", sa.SmallInteger, nullable=False, server_default="1"))
-    op.add_column("training_job", sa.Column("shape", sa.Text, nullable=False, server_default=sa.text("''")))
+    op.add_column("training_job", sa.Column("shape", sa.String, nullable=False, server_default=sa.text("''")))
     op.add_column("training_job", sa.Column("expected_s", sa.Float, nullable=False, server_default="0"))
     op.add_column("training_job", sa.Column("admitted_at", time))
     op.create_index(

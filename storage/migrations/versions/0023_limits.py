@@ -8,21 +8,21 @@ down_revision = "0022"
 
 _TABLES = """
 CREATE TABLE usage_limit (
-    id TEXT NOT NULL PRIMARY KEY,
-    owner_id TEXT,
-    token_id TEXT,
-    name TEXT NOT NULL,
+    id VARCHAR NOT NULL PRIMARY KEY,
+    owner_id VARCHAR,
+    token_id VARCHAR,
+    name VARCHAR NOT NULL,
     value BIGINT NOT NULL CHECK (value >= 0)
 );
 CREATE TABLE audit_entry (
-    id TEXT NOT NULL PRIMARY KEY,
+    id VARCHAR NOT NULL PRIMARY KEY,
     at {time} NOT NULL,
-    actor TEXT NOT NULL,
-    actor_id TEXT NOT NULL,
-    action TEXT NOT NULL,
-    job_id TEXT,
-    owner_id TEXT,
-    data TEXT NOT NULL
+    actor VARCHAR NOT NULL,
+    actor_id VARCHAR NOT NULL,
+    action VARCHAR NOT NULL,
+    job_id VARCHAR,
+    owner_id VARCHAR,
+    data VARCHAR NOT NULL
 )
 """
 _COLUMNS = "id, at, actor, actor_id, action, job_id, data"
@@ -52,5 +52,5 @@ def upgrade() -> None:
     op.create_index("ix_audit_entry_at", "audit_entry", ["at"])
     op.create_index("ix_audit_entry_job", "audit_entry", ["job_id"])
     op.create_index("ix_audit_entry_owner", "audit_entry", ["owner_id", "at"])
-    op.add_column("training_job", sa.Column("token_id", sa.Text))
+    op.add_column("training_job", sa.Column("token_id", sa.String))
     op.create_index("ix_training_job_token", "training_job", ["token_id", "created_at"])

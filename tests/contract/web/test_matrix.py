@@ -45,6 +45,12 @@ ROWS = [
     Row("GET", f"{ONE}/file", None, 403, options={"params": {"expires": "1", "signature": "0" * 64}}),
     Row("GET", "/metrics", "operate", 200),
     Row("GET", "/api/account", "read", 200, {"granted": 0, "entries": [], "holds": []}),
+    Row("GET", "/api/account/limits", "read", 200, 200),
+    Row("GET", "/api/operate/turns", "operate", 200),
+    Row("GET", "/api/operate/log", "operate", 200),
+    Row("PUT", "/api/operate/limits", "operate", 422, options={"json": {"name": "unknown", "owner": "ada"}}),
+    Row("PUT", "/api/operate/pauses/{scope}", "operate", 422, options={"json": {}}),
+    Row("DELETE", "/api/operate/pauses/{scope}", "operate", 422),
     Row("GET", "/api/account/notices", "read", 200, {"email": None}),
     Row("PATCH", "/api/account/notices", "train", 200, {"email": None}, {"json": {"lowCredits": 5}}),
     Row("GET", "/api/account/sessions", "read", 200, {"sessions": []}),
@@ -106,7 +112,7 @@ class World:
         subject = "old" if (row.method, row.path) == ("DELETE", OF) else "rex"
         path = path.replace("{id}", subject if row.path.startswith(OF) else self.job_id)
         path = path.replace("{deletionId}", self.deletion_id)
-        path = path.replace("{sessionId}", self.session_id)
+        path = path.replace("{sessionId}", self.session_id).replace("{scope}", "family:unknown")
         options: dict[str, Any] = {**row.options, **more}
         if "/lora/train" in path:
             options["json"] = {**options["json"], "imageIds": self.image_ids[:6]}
