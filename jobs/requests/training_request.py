@@ -162,9 +162,8 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
     }
     try:
         base_model = recipe.get("base_model")
-        base_model = base_model.strip() if isinstance(base_model, str) else base_model
-        if not _base_model_faults(base_model, settings):
-            recipe = with_recipe_of(base_model_location(base_model, settings.base_models), recipe)
+        if isinstance(base_model, str) and not _base_model_faults(base_model.strip(), settings):
+            recipe = with_recipe_of(base_model_location(base_model.strip(), settings.base_models), recipe)
         spec = TrainSpec.model_validate(recipe)
     except SpecInvalid as error:
         faults |= error.faults
@@ -274,10 +273,8 @@ def webhook_fault(url: str, sources: Sources) -> str | None:
     return sources.refusal_reason(url)
 
 
-def _base_model_faults(base_model: Any, settings: Settings) -> dict[str, str]:
+def _base_model_faults(base_model: str, settings: Settings) -> dict[str, str]:
     """A request may name a folder, but only below the folders that the operator allows."""
-    if not isinstance(base_model, str):
-        return {"base_model": "is not a text"}
     if base_model in BASE_MODELS or base_model in settings.base_models:
         return {}
     if re.search(_CONTROL, base_model):
