@@ -17,7 +17,6 @@ const shape = (region) => {
   const copy = region.cloneNode(true);
   copy.querySelectorAll("details").forEach((one) => one.removeAttribute("open"));
   copy.querySelectorAll("input[name=key]").forEach((one) => one.remove());
-  copy.querySelectorAll("#price, output").forEach((one) => one.replaceChildren()); // these follow the choices in a form
   prepare(copy);
   return copy.outerHTML;
 };
@@ -25,6 +24,8 @@ const shape = (region) => {
 function replace(fresh, only) {
   for (const region of document.querySelectorAll(only)) {
     const next = fresh.getElementById(region.id);
+    // A form for one more of the same keeps what was typed, which the server does not know.
+    if (next?.querySelector("[data-keeps]") && region.querySelector("[data-keeps]")) continue;
     if (!next || isTyping(region) || shape(region) === shape(next)) continue;
     const focused = region.contains(document.activeElement) ? document.activeElement.id : "";
     const open = [...region.querySelectorAll("details[open] > summary[id]")].map((summary) => summary.id);
