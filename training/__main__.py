@@ -21,6 +21,7 @@ from rich.markup import escape
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
 from training.base_family import family_of_base
+from training.base_recipe import with_recipe_of
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
 from training.data.file_kinds import ACCEPTED
 from training.data.folder import FolderDataset, load_folder
@@ -160,7 +161,7 @@ def parse_spec(given: argparse.Namespace) -> TrainSpec:
         if "family" not in asked and (family := family_of_base(asked["base_model"])) is not None:
             asked["family"] = family
     try:
-        return TrainSpec(**asked)
+        return TrainSpec(**with_recipe_of(base_model_location(asked["base_model"], settings().base_models), asked))
     except ValidationError as error:
         faults = {_argument(fault["loc"]): fault["msg"] for fault in error.errors(include_url=False)}
         raise SpecInvalid.of(faults) from error
