@@ -103,6 +103,7 @@ class Simulation:
         }  # fmt: skip
         for _ in range(count):
             self._owners[service.submit(self._services, asked).job_id] = owner_id
+            self._take_messages()  # a relay runs all the time, and a job is prepared within seconds
 
     def _is_over(self) -> bool:
         with self._services.database.reading() as session:

@@ -36,9 +36,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from demo.pocket import MODEL, RECIPE
+from demo.pocket import MODEL
 from demo.pocket.strangers import PRACTICE, STRANGERS, Stranger, album, picture
 from demo.pocket.words import COLOUR_NAMES, COLOURS, CREATURES, PLACE_NAMES, PLACES, SHAPES
+from training.base_recipe import with_recipe_of
 from training.options import parse_assignments
 
 SAMPLES = 32
@@ -121,7 +122,7 @@ def _asked(given: argparse.Namespace) -> dict[str, Any]:
     """The recipe for Imprint: the pocket model's, or options from the command line."""
     rate = {"learning_rate": given.learning_rate} if given.learning_rate else {}
     recipe = parse_assignments(given.set) | rate
-    return recipe or RECIPE
+    return recipe or with_recipe_of(str(MODEL), {})
 
 
 def _practised(plan: QualityRun, folder: Path, steps: int) -> Path:

@@ -23,7 +23,9 @@ from core.private import is_private
 from jobs.services import Services, open_store, services
 from storage.database import AWAY, Database, known_revisions
 from tasks import fleet
+from tasks.app import app
 from tasks.device_check import FOLDER
+from tasks.queue_types import eviction_policy
 from training.families.registry import BASE_MODELS, FAMILIES
 
 DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB; base models and LoRAs need more
@@ -99,7 +101,8 @@ def _broker(here: Services) -> Iterator[CheckResult]:
         hint = fleet.UNTRUSTED if fleet.UNTRUSTED in found.trouble else "start it, or correct IMPRINT_BROKER_URL"
         yield CheckResult("broker", "todo", f"{address} does not answer: {hint}")
         return
-    yield CheckResult("broker", "ok", address)
+    policy = eviction_policy(app)
+    yield CheckResult("broker", "todo" if policy else "ok", f"{address}: {policy}" if policy else address)
     yield from _workers(here, found)
 
 

@@ -9,6 +9,8 @@ import click
 from rich.table import Table
 
 from cli.backends import BACKENDS
+from cli.captions import captions
+from cli.check import check
 from cli.deletion import delete
 from cli.doctor import doctor
 from cli.fakes import FAKES
@@ -130,6 +132,7 @@ def download(job_id: str, path: Path, *, checkpoint: int | None, as_json: bool) 
 
 
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
+imprint.add_section("Pictures", (check, captions))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
 imprint.add_section("Owners", (owners, sessions, delete, screening))

@@ -9,17 +9,21 @@ from typing import Any, get_args
 
 import click
 
+from cli.check import decoder_of, fitting, limits_of
 from cli.owners import OWNER
 from cli.show import follow, show
 from cli.terminal import answers, err, out, print_json, report_unsent
 from core.errors import SpecInvalid
 from jobs import quotes, service
 from jobs.requests import training_request
+from jobs.requests.training_request import Origin
 from jobs.services import Services, services
 from jobs.stages import intake
 from jobs.view import JobView
-from training.data.archives import UnpackLimits, opened
+from training.data.archives import opened
 from training.data.file_kinds import ARCHIVE_SUFFIXES
+from training.data.folder_check import check_pictures
+from training.data.framing import Frame
 from training.data.picture_folder import read_folder
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.options import parse_assignments
@@ -75,7 +79,7 @@ def submit(
     except ValueError as error:
         raise SpecInvalid.of({"--set": str(error)}) from error
     arguments.setdefault("subject_id", _name_of(folder))
-    with opened(folder, UnpackLimits(here.settings.max_picture_bytes, here.settings.max_job_bytes)) as place:
+    with opened(folder, limits_of(here.settings)) as place:
         view = _submit(here, place, arguments, dry_run=dry_run, as_json=as_json)
     if view is None:
         return
@@ -115,7 +119,12 @@ def _submit(here: Services, folder: Path, arguments: dict[str, Any], *, dry_run:
             found = read_folder(folder, masked=True)
     finally:  # the notes explain why there are too few pictures
         for note in found.notes:
-            err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            _print_note(note)
+    with decoder_of(here.settings) as decoder:
+        frame = Frame(request.spec.resolution, request.spec.aspect_buckets)
+        notes = fitting(check_pictures(found.pictures, frame, decoder), request)
+    for note in notes:
+        _print_note(note)
     if dry_run:
         _quote(asked, as_json)
         return None
@@ -127,7 +136,11 @@ def _submit(here: Services, folder: Path, arguments: dict[str, Any], *, dry_run:
         if picture.mask:
             image["mask"] = store(picture.mask.read_bytes(), is_mask=True)
         images.append(image)
-    return service.submit(here, arguments | {"images": images})
+    return service.submit(here, arguments | {"images": images}, Origin(notes=(*found.notes, *notes)))
+
+
+def _print_note(note: str) -> None:
+    err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _quote(arguments: dict[str, Any], as_json: bool) -> None:

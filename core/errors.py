@@ -2,6 +2,7 @@
 
 ImprintError                     code internal
 ├── SpecInvalid                  spec_invalid            a request with invalid values, all of them named
+│   └── ImagesUnfit              too_few_images          too few of its pictures fit its base model and resolution
 ├── KeyReused                    spec_invalid            an idempotency key of another request
 ├── InsufficientCredits          insufficient_credits
 ├── NotFound                     spec_invalid            a job, picture or account that does not exist
@@ -110,6 +111,10 @@ class SpecInvalid(ImprintError):
         """One error for all `faults`, with each of them in the message."""
         listed = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
         return cls(f"the request has {len(faults)} fault(s): {listed}", {"faults": faults})
+
+
+class ImagesUnfit(SpecInvalid):
+    code = FailureCode.TOO_FEW_IMAGES
 
 
 class KeyReused(ImprintError):

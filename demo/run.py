@@ -32,7 +32,9 @@ RECIPE = {
     "alpha": 64.0,
     "learning_rate": 1e-3,
     "adapter": {"targets": "all"},
-    "optimization": {"schedule": "cosine"},
+    # Not the rest of the recipe that the model carries (model/recipe.json).
+    "optimization": {"schedule": "cosine", "loraplus_ratio": 1.0, "ema_decay": 0.0},
+    "objective": {"weighting": "none", "prior_share": 0.0},
 }
 SEED = 7
 GRANTED = 1000

@@ -31,6 +31,7 @@ from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
 from storage.deletion_tables import DeletedTraining
 from storage.tables import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
+from training.data import trigger_words
 
 
 def submit(
@@ -155,7 +156,9 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     job.token_id = actor.current().token_id
     price = credits_for(spec, steps, settings)
     limits.check_job(session, settings, job.owner_id, job.token_id, price)
-    pictures = intake.rows_for(session, job.id, request)
+    pictures, of_pictures = intake.rows_for(session, job.id, request)
+    of_word = trigger_words.advice(spec.trigger_word)
+    job.notes = [*origin.notes, *([of_word] if of_word else []), *of_pictures] or None
     job.hold_id = ledger.hold(
         session,
         envelope.owner_id,

@@ -117,6 +117,7 @@ class JobView(View):
     credits: CreditsView
     failure: FailureView | None
     pictures: list[PictureView]
+    notes: list[str]  # on pictures, captions and the trigger word, one line each
     lora: FileView | None
     trained_on: TrainedOnView
     train_seconds: float
@@ -161,6 +162,7 @@ def view_of(
         credits=CreditsView(held=held, charged=charged, refunded=refunded),
         failure=_failure(job),
         pictures=[picture_view(picture) for picture in pictures],
+        notes=job.notes or [],
         lora=FileView(key=job.lora_key, sha256=job.lora_sha256, bytes=job.lora_bytes) if job.lora_key else None,
         trained_on=TrainedOnView(backend=spec.backend, server=server, status=_activity(run)),
         train_seconds=round(job.train_seconds, 3),

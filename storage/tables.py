@@ -81,6 +81,8 @@ class StoredPicture(SQLModel, table=True):
     # The quality report; None until the picture has been checked.
     report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
     preview_key: str | None = Field(default=None, index=True)  # of the thumbnail
+    # The part that its owner wants trained, as shares of width and height: left, top, right, bottom. None: the whole.
+    crop: list[float] | None = Field(default=None, sa_column=_json(list[float]))
     # A mask for another picture. Masks are not trained on.
     is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
@@ -214,6 +216,7 @@ class Job(SQLModel, table=True):
     failure_code: str | None = None
     failure_message: str | None = None
     details: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))  # of the failure
+    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))  # on its pictures and captions
     waiting_note: str | None = None  # active jobs: what the job waits for, or why its last attempt ended
 
     hold_id: str | None = None
@@ -261,6 +264,7 @@ class JobPicture(SQLModel, table=True):
     name: str | None = None  # of its source, for people: never an address
     caption: str | None = None
     mask: str | None = None  # an address or an id too
+    crop: list[float] | None = Field(default=None, sa_column=_json(list[float]))  # as the stored picture's
     state: str = PictureState.WAITING
     source_sha256: str | None = None
     source_bytes: int = Field(default=0, sa_type=sa.BigInteger)  # downloaded for this picture

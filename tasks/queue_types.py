@@ -1,9 +1,10 @@
-"""The type of our queues on RabbitMQ. A worker on quorum queues would end with an error of the protocol."""
+"""What the broker must be like: classic queues on RabbitMQ, and a Redis that keeps its messages."""
 
 from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 _PRECONDITION_FAILED = 406
 _ANSWER_S = 3
@@ -29,6 +30,24 @@ def check_queue_types(app: Celery) -> None:
                     )
     except (OperationalError, OSError):
         return  # the worker waits for the broker, as ever
+
+
+def eviction_policy(app: Celery) -> str | None:
+    """Why Redis may throw messages away, as a sentence; None if it does not, or is away, or does not say.
+
+    Keys with an end, which `volatile-…` policies evict, are results only.
+    """
+    try:
+        with app.connection_for_read() as connection:
+            if connection.transport.driver_type != "redis":
+                return None
+            connection.ensure_connection(max_retries=1, timeout=_ANSWER_S)
+            policy = str(connection.default_channel.client.info("memory").get("maxmemory_policy", ""))
+    except (OperationalError, OSError, RedisError):
+        return None
+    if not policy.startswith("allkeys-"):
+        return None
+    return f"Redis may evict messages (maxmemory-policy {policy}): set maxmemory-policy noeviction"
 
 
 def _is_classic(connection: Any, queue: Any) -> bool:

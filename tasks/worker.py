@@ -33,7 +33,7 @@ from tasks import device_check, metrics
 from tasks.app import app
 from tasks.device_check import DeviceState
 from tasks.heartbeat import Heartbeat
-from tasks.queue_types import check_queue_types
+from tasks.queue_types import check_queue_types, eviction_policy
 from tasks.sweeps import PARTS
 from training.device_failure import on_device_failure
 
@@ -70,6 +70,8 @@ def _prepare(**_: Any) -> None:
         services().database.migrate()
     except (ValueError, ImprintError) as error:
         raise SystemExit(f"this worker cannot start: {error}") from None  # Celery logs any other error and continues
+    if policy := eviction_policy(app):
+        log.error("%s", policy)
     services().database.close()  # children of a prefork pool open their own
     clear_dead_work_dirs(services())
     metrics.begin(settings())

@@ -21,6 +21,7 @@ from rich.markup import escape
 from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFewImages
 from core.settings import settings
 from training.base_family import family_of_base
+from training.base_recipe import with_recipe_of
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
 from training.data.file_kinds import ACCEPTED
 from training.data.folder import FolderDataset, load_folder
@@ -39,7 +40,7 @@ _ARGUMENTS = frozenset(TrainSpec.model_fields) - set(GROUPS)
 
 _EPILOG = f"""
 pictures:
-  {ACCEPTED}, 5 to 100 of one subject. Captions are text files of
+  {ACCEPTED}, 5 to 1,000 of one subject. Captions are text files of
   the same name (dog1.jpg, dog1.txt), or as other trainers write them: dog1.caption, dog1.jpg.txt, metadata.jsonl. If a
   caption lacks the trigger word, it is put in front; without a caption it is "a photo of TRIGGER CLASS". Blurred,
   small, badly exposed and repeated pictures are left out and listed.
@@ -160,7 +161,7 @@ def parse_spec(given: argparse.Namespace) -> TrainSpec:
         if "family" not in asked and (family := family_of_base(asked["base_model"])) is not None:
             asked["family"] = family
     try:
-        return TrainSpec(**asked)
+        return TrainSpec(**with_recipe_of(base_model_location(asked["base_model"], settings().base_models), asked))
     except ValidationError as error:
         faults = {_argument(fault["loc"]): fault["msg"] for fault in error.errors(include_url=False)}
         raise SpecInvalid.of(faults) from error

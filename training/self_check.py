@@ -7,7 +7,7 @@ training with an uninterrupted one. `imprint doctor` runs the same check, also w
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from training.device import DeviceReport, card_facts, choose, precision, probe
 from training.engine.recorder import Record, cuda_recorder
-from training.families.registry import trained_here
+from training.families.registry import FAMILIES, trained_here
 from training.tiny_trial import Trial
 
 # Each comparison, and the largest relative difference that rounding explains, in float32 and in lower precision.
@@ -102,9 +102,12 @@ def check_device(
     report, chosen = probe(device, deterministic=deterministic), choose(device)
     record = cuda_recorder(chosen).record if record is None and chosen.type == "cuda" else record
     dtype = precision(chosen, asked=asked_precision)
-    found = [
-        _checked(name, folder, chosen, dtype, record) for name in trained_here() if families is None or name in families
-    ]
+    found: list[FamilyCheck] = []
+    checked: dict[str | None, FamilyCheck] = {}  # by the code: the sizes of one model are checked once
+    for name in trained_here() if families is None else families:
+        if FAMILIES[name].code not in checked:
+            checked[FAMILIES[name].code] = _checked(name, folder, chosen, dtype, record)
+        found.append(replace(checked[FAMILIES[name].code], family=name))
     is_refused = any("recorded" in one.faults for one in found)
     if chosen.type == "cuda":
         torch.cuda.empty_cache()

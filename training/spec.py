@@ -45,7 +45,7 @@ Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 
 MOST_RATE = 0.1  # for AdamW
 LEAST_PRODIGY_RATE = 0.01
-MIN_PICTURES, MAX_PICTURES = 5, 100
+MIN_PICTURES, MAX_PICTURES = 5, 1000
 MAX_CAPTION_CHARACTERS = 1000
 
 

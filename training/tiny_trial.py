@@ -115,7 +115,9 @@ class Trial:
             weight.data.copy_(torch.from_numpy(weights[name]))
         loss = self._loss(oracle, batch)
         (loss * _LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
-        return loss, {name: (weight.grad / _LOSS_SCALE).cpu().numpy() for name, weight in held.items()}
+        # A layer whose output goes nowhere has no gradient, such as the text stream of Qwen-Image's last block.
+        gradients = {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in held.items()}
+        return loss, {name: (gradient / _LOSS_SCALE).cpu().numpy() for name, gradient in gradients.items()}
 
     def _loss(self, base: Base, batch: JobBatch) -> Tensor:
         conditions = [

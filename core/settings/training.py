@@ -50,6 +50,7 @@ class TrainingSettings(BaseModel):
     )
     max_picture_bytes: int = Field(20_000_000, gt=0, description="Largest picture file.")
     max_picture_pixels: int = Field(50_000_000, gt=0, description="Largest picture, in pixels, before decoding.")
+    max_pictures: int = Field(1000, ge=5, le=1000, description="Most pictures of one job.")
     max_job_bytes: int = Field(
         500_000_000, gt=0, description="Largest total size of the files of one job, pictures and masks."
     )

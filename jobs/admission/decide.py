@@ -99,7 +99,7 @@ candidate AS (
 best AS (
     SELECT c.owner_id, c.priority, c.id, c.created_at
     FROM candidate c CROSS JOIN load CROSS JOIN room
-    WHERE (load.training + load.fresh < room.places
+    WHERE ((load.training + load.fresh < room.places AND c.here < 2 * room.places)
             OR (c.here = 0 AND load.training + load.owners < room.places))
         AND c.jobs < coalesce((SELECT value FROM limits l WHERE l.owner_id = c.owner_id), :most_running)
         AND NOT EXISTS (SELECT 1 FROM paused WHERE scope IN ('all', 'queue:' || :queue))

@@ -29,8 +29,9 @@ from jobs.requests.on_end import OnEnd
 from notifications import webhook_payload
 from storage.sources import Sources
 from training.backends.ai_toolkit import config, options
+from training.base_recipe import with_recipe_of
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec
+from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES, TrainSpec, base_model_location
 
 Name = Annotated[
     str,
@@ -115,10 +116,15 @@ class Envelope(NumbersAreNotBools):
 
 @dataclass(frozen=True)
 class Origin:
-    """What notices about a message from RabbitMQ repeat: its id, and its `style_id` as it was written."""
+    """What a request came with beside its arguments.
+
+    `message_id` and `style_id`: notices about a message from RabbitMQ repeat its id, and its `style_id` as it was
+    written. `notes`: on files beside the pictures that are not used.
+    """
 
     message_id: str | None = None
     style_id: str | int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,12 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         name: value for name, value in arguments.items() if name in _RECIPE and value is not None
     }
     try:
+        base_model = recipe.get("base_model")
+        if isinstance(base_model, str) and not _base_model_faults(base_model.strip(), settings):
+            recipe = with_recipe_of(base_model_location(base_model.strip(), settings.base_models), recipe)
         spec = TrainSpec.model_validate(recipe)
+    except SpecInvalid as error:
+        faults |= error.faults
     except ValidationError as error:
         faults.update(faults_of(error))
     else:
@@ -169,6 +180,11 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
             spec = spec.model_copy(update={"backend": settings.backends.get(spec.family, usual)})
     if envelope is not None:
         faults.update(_address_faults(envelope, sources))
+    if envelope is not None and len(envelope.images) > settings.max_pictures:
+        faults["images"] = (
+            f"has {len(envelope.images)} pictures; this installation accepts {settings.max_pictures} "
+            "(IMPRINT_MAX_PICTURES)"
+        )
     if spec is not None and envelope is not None:
         left = len(envelope.images) - spec.validation.held_out
         if left < MIN_PICTURES:
@@ -178,7 +194,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         if not spec.objective.masked and any(image.mask for image in envelope.images):
             faults["objective.masked"] = "the pictures have masks: set this to true, or leave the masks out"
     if spec is not None:
-        faults.update(_base_model_faults(spec, settings))
+        faults.update(_base_model_faults(spec.base_model, settings))
         faults.update(_family_faults(spec, settings))
         faults.update(_remote_faults(spec, settings))
     if faults or envelope is None or spec is None:
@@ -267,16 +283,16 @@ def webhook_fault(url: str, sources: Sources) -> str | None:
     return sources.refusal_reason(url)
 
 
-def _base_model_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+def _base_model_faults(base_model: str, settings: Settings) -> dict[str, str]:
     """A request may name a folder, but only below the folders that the operator allows."""
-    if spec.base_model in BASE_MODELS or spec.base_model in settings.base_models:
+    if base_model in BASE_MODELS or base_model in settings.base_models:
         return {}
-    if re.search(_CONTROL, spec.base_model):
+    if re.search(_CONTROL, base_model):
         return {"base_model": "contains a control character"}
-    if _HUB_ID.fullmatch(spec.base_model):
+    if _HUB_ID.fullmatch(base_model):
         return {}
     roots = [*settings.base_model_roots, settings.home / "bases"]
-    folder = Path(spec.base_model).resolve()
+    folder = Path(base_model).resolve()
     if any(folder.is_relative_to(root.resolve()) for root in roots):
         return {}
     return {"base_model": "is neither a hub id (name/name) nor a folder below one of IMPRINT_BASE_MODEL_ROOTS"}

@@ -82,6 +82,18 @@ class JobControl:
         except AWAY as error:
             log.warning("progress is not written: the database does not answer (%s)", error)
 
+    def note(self, text: str) -> None:
+        """Add a note to the job. Raises if the lease is lost."""
+        try:
+            with self._database.writing() as session:
+                job = session.get_one(Job, self._lease.job_id)
+                if text not in (job.notes or ()):  # a resumed training notes the same again
+                    self._lease.write(session, notes=[*(job.notes or ()), text])
+        except LeaseLost:
+            self._raise_why()
+        except AWAY as error:
+            log.warning("a note is not written: the database does not answer (%s)", error)
+
     def _raise_why(self) -> None:
         with self._database.reading() as session:
             job = session.get(Job, self._lease.job_id)

@@ -1,7 +1,7 @@
 """The pictures of a job: stored sources, and results of earlier preparation."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jobs import keys, limits, shared_objects
 from jobs.deletion import guard
 from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
+from jobs.stages import preflight
 from storage.database import lock_name
 from storage.tables import JobPicture, PictureState, PreparedPicture, StoredPicture
 from training.data.dataset import Manifest
@@ -72,8 +73,12 @@ def _in_transaction(services: Services, work: Callable[[Session], str]) -> str:
         return work(session)
 
 
-def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[JobPicture]:
-    """The rows for a job's pictures. A stored picture that was prepared for this recipe before is done already."""
+def rows_for(session: Session, job_id: str, request: TrainingRequest) -> tuple[list[JobPicture], list[str]]:
+    """The rows for a job's pictures, and notes on pictures that do not fit the recipe.
+
+    A stored picture that was prepared for this recipe before is done already. Raises ImagesUnfit if too few pictures
+    fit, and SpecInvalid for ids that the owner does not have.
+    """
     images = request.envelope.images
     stored = _stored(session, request)
     if missing := {
@@ -91,19 +96,21 @@ def rows_for(session: Session, job_id: str, request: TrainingRequest) -> list[Jo
             row.name = row.name or stored[image.ref].name
             row.caption = image.caption or stored[image.ref].caption
             row.source_sha256 = stored[image.ref].sha256
+            row.crop = stored[image.ref].crop
         rows.append(row)
     # The result for a picture with a mask depends on both files: it is known if both are stored.
     recipes = {
-        row.position: preparation(request.spec, stored[row.mask].sha256 if row.mask else None)
+        row.position: preparation(request.spec, stored[row.mask].sha256 if row.mask else None, row.crop)
         for row in rows
         if row.source_sha256 and (row.mask is None or row.mask in stored)
     }
     prepared = _prepared(session, {picture.sha256 for picture in stored.values()}, recipes.values())
+    measured = {row.position: stored[row.reference].report for row in rows if row.reference in stored}
     for row in rows:
         if done := prepared.get((row.source_sha256, recipes.get(row.position))):
             for name, value in picture_values(done).items():
                 setattr(row, name, value)
-    return rows
+    return rows, preflight.check(request, rows, measured)
 
 
 def _stored(session: Session, request: TrainingRequest) -> dict[str, StoredPicture]:
@@ -127,11 +134,12 @@ def _prepared(
     return {(row.source_sha256, row.recipe): row for row in session.exec(query)}
 
 
-def preparation(spec: TrainSpec, mask_sha256: str | None = None) -> str:
-    """The name of the preparation for this spec and mask. A file is prepared once for each name."""
+def preparation(spec: TrainSpec, mask_sha256: str | None = None, crop: Sequence[float] | None = None) -> str:
+    """The name of the preparation for this spec, mask and crop. A file is prepared once for each name."""
     buckets = "-buckets" if spec.aspect_buckets else ""
     masked = "-masked" if spec.objective.masked else ""
-    return f"{spec.resolution}{buckets}{masked}{f'-{mask_sha256}' if mask_sha256 else ''}"
+    cropped = "-crop" + ",".join(f"{share:.4f}" for share in crop) if crop else ""
+    return f"{spec.resolution}{buckets}{masked}{f'-{mask_sha256}' if mask_sha256 else ''}{cropped}"
 
 
 def picture_values(done: PreparedPicture) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The source of one picture: fetched, decoded and prepared for a recipe."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqlmodel import Session
@@ -47,10 +48,11 @@ def fetch_and_convert(
         report = StoredReport(error=reason, code=error.code, bad=[fault])
         return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
     data, mask = files[0], files[1] if picture.mask else None
-    sha256, *of_mask = (hashlib.sha256(file).hexdigest() for file in files)
+    sha256, of_mask = hashlib.sha256(data).hexdigest(), hashlib.sha256(mask).hexdigest() if mask is not None else None
     with services.database.reading() as session:
-        done = None if again else prepared_before(session, sha256, preparation(spec, *of_mask))
-    return done or convert(services, data, sha256, spec, requester.owner_id, mask), sum(map(len, files))
+        done = None if again else prepared_before(session, sha256, preparation(spec, of_mask, picture.crop))
+    made = done or convert(services, data, sha256, spec, requester.owner_id, mask, picture.crop)
+    return made, sum(map(len, files))
 
 
 def _source(services: Services, reference: str, left: int, requester: Requester) -> bytes:
@@ -73,13 +75,14 @@ def _source(services: Services, reference: str, left: int, requester: Requester)
 
 
 def convert(
-    services: Services, data: bytes, sha256: str, spec: TrainSpec, owner_id: str, mask: bytes | None = None
-) -> PreparedPicture:
+    services: Services, data: bytes, sha256: str, spec: TrainSpec, owner_id: str, mask: bytes | None = None,
+    crop: Sequence[float] | None = None,
+) -> PreparedPicture:  # fmt: skip
     """Decode and prepare a file of an owner for `spec`, and put the result into the store. The caller stores the row.
 
     If the file or its mask cannot be read, the row's report says why.
     """
-    recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None)
+    recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None, crop)
     try:
         made = services.decoder.prepare(
             data,
@@ -87,6 +90,7 @@ def convert(
             aspect_buckets=spec.aspect_buckets,
             masked=spec.objective.masked,
             mask=mask,
+            crop=crop,
             owner_id=owner_id,
         )
     except ImageInvalid as error:

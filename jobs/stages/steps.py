@@ -70,7 +70,11 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
             transitions.begin(session, job_id)
         spec, requester = spec_of(job), Requester(job.owner_id, job_id)
         # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
-        known = None if picture.mask else prepared_before(session, picture.source_sha256, preparation(spec))
+        known = (
+            None
+            if picture.mask
+            else prepared_before(session, picture.source_sha256, preparation(spec, crop=picture.crop))
+        )
         left = services.settings.max_job_bytes - _fetched(session, job_id)
     with holding_lease(services, lease):
         made, size = (known, 0) if known else fetch_and_convert(services, job, picture, spec, left, requester)
@@ -231,6 +235,7 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
         rows = _list_pictures(session, job.id)
     labels = {row.prepared_sha256: picture_label(row.position, row.name) for row in rows if row.prepared_sha256}
     manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
+    control = JobControl(services.database, lease, held, services.settings.training_timeout_s)
     return train_here(
         TrainRun(
             job_id=job.id,
@@ -243,7 +248,8 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             checkpoint_every_epochs=spec.checkpoint_every,
             loras=_kept_loras(services, lease, job) if spec.keep_checkpoints else None,
             previews=StoredPreviews(services.store, services.database, lease),
-            control=JobControl(services.database, lease, held, services.settings.training_timeout_s),
+            control=control,
+            note=control.note,
             device=services.settings.device,
             precision=services.settings.precision,
             quantise=services.settings.quantise_base,

@@ -1,7 +1,7 @@
 """The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -17,25 +17,14 @@ from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
 from storage.tables import PreparedPicture, StoredPicture, Subject
+from training.data.framing import Frame, View
 from training.data.quality import near_duplicates
 from training.data.thumbnail import thumbnail
+from training.data.verdict import Verdict, describe_fault, judge
 from training.families.registry import BASE_MODELS
 from training.spec import TrainSpec
 
-MAX_STORED_PICTURES = 500  # of one subject; a training uses at most 100
-
-_WORDS = {
-    "too_small": "too small: {width} by {height} pixels",
-    "blurred": "blurred: no part of it is sharp",
-    "noise": "nothing but noise",
-    "over_exposed": "too bright: it has no dark area",
-    "under_exposed": "too dark: it has no bright area",
-    "near_duplicate": "nearly the same as another picture of this subject",
-    "unreadable": "it cannot be read",
-    "unreachable": "it could not be fetched",
-    "refused": "the screening refused it",
-    "unusable_mask": "its mask could not be fetched or read, or has a different shape",
-}
+MAX_STORED_PICTURES = 2000  # of one subject; a training uses at most half as many
 
 
 @dataclass(frozen=True)
@@ -48,11 +37,18 @@ class PictureFault:
 
 @dataclass(frozen=True)
 class SubjectPicture:
-    """A stored picture of a subject, and whether a training would use it."""
+    """A stored picture of a subject, and whether a training would use it at the resolution that was asked for.
+
+    `view` is the part that the training sees, in pixels of the picture, and its size there. Warnings leave nothing out.
+    """
 
     id: str
+    name: str | None
     verdict: Literal["good", "bad", "unknown"]
     faults: list[PictureFault]
+    warnings: list[str]
+    view: View | None
+    is_cropped: bool  # whether the owner has chosen the part
     caption: str | None
     width: int
     height: int
@@ -84,7 +80,7 @@ def add(
         raise ImageInvalid(report.error or "the picture cannot be read")
     if is_mask:
         report = report.model_copy(update={"bad": []})  # a mask may be all white, black or flat
-    png = _png(services, made, lambda: picture_source.convert(services, data, sha256, spec, owner_id))
+    png = prepared_png(services, made, lambda: picture_source.convert(services, data, sha256, spec, owner_id))
     preview_key, small = keys.thumbnail(made.sha256), thumbnail(png)
     shared_objects.make_sure(services, preview_key, small)
     picture_id = intake.store_picture(services, owner_id, subject_id, data, is_mask=is_mask, name=name)
@@ -102,7 +98,7 @@ def add(
     return picture_id
 
 
-def _png(services: Services, made: PreparedPicture, convert: Callable[[], PreparedPicture]) -> bytes:
+def prepared_png(services: Services, made: PreparedPicture, convert: Callable[[], PreparedPicture]) -> bytes:
     """The prepared picture, converted again if it was deleted with its last user a moment ago."""
     key = str(made.key)
     try:
@@ -112,22 +108,26 @@ def _png(services: Services, made: PreparedPicture, convert: Callable[[], Prepar
         return services.store.get(key)
 
 
-def list_pictures(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
-    """A subject's pictures with their verdicts, oldest first."""
+def list_pictures(
+    services: Services, owner_id: str, subject_id: str, frame: Frame | None = None
+) -> list[SubjectPicture]:
+    """A subject's pictures, oldest first, with their verdicts at `frame`, or as the subject's settings have it."""
     with services.database.reading() as session:
-        return [_view(picture, faults) for picture, faults in _with_faults(session, owner_id, subject_id)]
+        frame = frame or frame_of(preview_spec(session.get(Subject, (owner_id, subject_id))))
+        return [_view(picture, verdict) for picture, verdict in _judged(session, owner_id, subject_id, frame)]
 
 
 def list_masks(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
     """A subject's masks, in the form of `list_pictures`; a mask has no faults."""
     with services.database.reading() as session:
         found = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id, is_mask=True)))
-        return [_view(mask, ()) for mask in found]
+        return [_view(mask, Verdict([], [], [], None)) for mask in found]
 
 
 def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
-    """The ids of the pictures that a training would use."""
-    return [picture.id for picture, faults in _with_faults(session, owner_id, subject_id) if not faults]
+    """The ids of the pictures that a training with the subject's settings would use."""
+    frame = frame_of(preview_spec(session.get(Subject, (owner_id, subject_id))))
+    return [picture.id for picture, verdict in _judged(session, owner_id, subject_id, frame) if not verdict.faults]
 
 
 def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) -> None:
@@ -139,7 +139,7 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
         is_gone = session.get(StoredPicture, picture_id) is None
         if is_gone and requests.was_deleted(session, owner_id, picture_id):
             return
-        picture = _get(session, owner_id, subject_id, picture_id)
+        picture = get_row(session, owner_id, subject_id, picture_id)
         requests.remove_picture(session, services.settings, picture)
 
 
@@ -154,21 +154,23 @@ def get(services: Services, owner_id: str, subject_id: str, picture_id: str) -> 
 def preview(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
     """A small JPEG of a picture. Raises NotFound, also for a picture without a first check."""
     with services.database.reading() as session:
-        picture = _get(session, owner_id, subject_id, picture_id, gone_too=False)
+        picture = get_row(session, owner_id, subject_id, picture_id, gone_too=False)
     if picture.preview_key is None:
         raise NotFound(f"there is no preview of {picture_id}")
     return services.store.get(picture.preview_key)
 
 
-def describe_fault(fault: str, width: int = 0, height: int = 0) -> str:
-    """The text of a fault of a picture with this size."""
-    return _WORDS[fault].format(width=width, height=height)
-
-
 def preview_spec(subject: Subject | None) -> TrainSpec:
-    """A recipe with the resolution at which the subject's pictures are checked."""
+    """A recipe with the size at which the subject's pictures are checked."""
     base_model = subject.base_model if subject is not None and subject.base_model in BASE_MODELS else "sd15"
-    return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 0})
+    recipe = (subject.recipe if subject is not None else None) or {}
+    size = {name: recipe[name] for name in ("resolution", "aspect_buckets") if name in recipe}
+    return TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 0, **size})
+
+
+def frame_of(spec: TrainSpec) -> Frame:
+    """The size at which a recipe trains pictures."""
+    return Frame(spec.resolution, spec.aspect_buckets)
 
 
 def belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
@@ -181,7 +183,10 @@ def belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[s
     )
 
 
-def _get(session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True) -> StoredPicture:
+def get_row(
+    session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True
+) -> StoredPicture:
+    """The row of a picture or mask; `gone_too`: also of one that was removed. Raises NotFound."""
     picture = session.get(StoredPicture, picture_id)
     if picture is None or (picture.owner_id, picture.subject_id) != (owner_id, subject_id):
         raise NotFound(f"there is no picture {picture_id}")
@@ -190,27 +195,31 @@ def _get(session: Session, owner_id: str, subject_id: str, picture_id: str, *, g
     return picture
 
 
-def _with_faults(session: Session, owner_id: str, subject_id: str) -> list[tuple[StoredPicture, list[str]]]:
-    """Each picture with its faults. Of near-duplicates the first is good, as in the dataset step."""
+def _judged(session: Session, owner_id: str, subject_id: str, frame: Frame) -> list[tuple[StoredPicture, Verdict]]:
+    """Each picture with its verdict. Of near-duplicates the first is good, as in the dataset step."""
     order = (col(StoredPicture.created_at), col(StoredPicture.id))
     pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*order)).all()
-    judged = [(picture, list((picture.report and picture.report.bad) or ())) for picture in pictures]
-    good = [(picture, faults) for picture, faults in judged if not faults and picture.report]
+    judged = [(picture, judge(picture.report or StoredReport(), frame, picture.crop)) for picture in pictures]
+    good = [(picture, verdict) for picture, verdict in judged if not verdict.faults and picture.report]
     for index in near_duplicates([picture.report or StoredReport() for picture, _ in good]):
-        good[index][1].append("near_duplicate")
+        good[index][1].faults.append("near_duplicate")
+        good[index][1].texts.append(describe_fault("near_duplicate"))
     return judged
 
 
-def _view(picture: StoredPicture, faults: Sequence[str]) -> SubjectPicture:
+def _view(picture: StoredPicture, verdict: Verdict) -> SubjectPicture:
     report = picture.report or StoredReport()
-    width, height = report.width or 0, report.height or 0
     return SubjectPicture(
         id=picture.id,
-        verdict="bad" if faults else "good" if picture.report else "unknown",
-        faults=[PictureFault(fault, describe_fault(fault, width, height)) for fault in faults],
+        name=picture.name,
+        verdict="bad" if verdict.faults else "good" if picture.report else "unknown",
+        faults=[PictureFault(*pair) for pair in zip(verdict.faults, verdict.texts, strict=True)],
+        warnings=[] if verdict.faults else verdict.warnings,
+        view=verdict.view,
+        is_cropped=picture.crop is not None,
         caption=picture.caption,
-        width=width,
-        height=height,
+        width=report.width or 0,
+        height=report.height or 0,
         bytes=picture.size_bytes,
         has_preview=picture.preview_key is not None,
         created_at=picture.created_at,

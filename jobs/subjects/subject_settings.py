@@ -25,7 +25,7 @@ from notifications.webhook_payload import Event, NoticeFailure, NoticeJob
 from storage.database import insert_if_absent
 from storage.tables import ACTIVE, Job, Subject
 from training.families.registry import BASE_MODELS
-from training.spec import MAX_PICTURES, MIN_PICTURES, Word
+from training.spec import MIN_PICTURES, Word
 
 NOT_STARTED: Event = "training.not_started"
 _WORD: TypeAdapter[str] = TypeAdapter(Word)
@@ -177,7 +177,7 @@ def _start(session: Session, services: Services, subject: Subject, key: str | No
     if not subject.base_model:
         return _Outcome(reason="not_set_up", message="the subject's settings have no base model")
     good = sorted(subject_pictures.usable_ids(session, subject.owner_id, subject.id))[
-        -MAX_PICTURES:
+        -services.settings.max_pictures :
     ]  # ids sort by time
     if len(good) < MIN_PICTURES:
         message = f"{len(good)} good pictures; a training needs at least {MIN_PICTURES}"

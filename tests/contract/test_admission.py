@@ -208,6 +208,14 @@ def test_pictures_that_take_long_hold_up_no_other_owner(services: Services) -> N
     assert admitted(services)[-WINDOW] == "bob"  # after ten seconds the slow ones leave room for others
 
 
+def test_an_owner_whose_pictures_take_long_has_twice_the_window_in_flight_at_most(services: Services) -> None:
+    submit(services, "slow", 3 * WINDOW)
+    for _ in range(4):
+        change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=11))
+        sweeps.admit_jobs(services)
+    assert len(in_flight(services)) == 2 * WINDOW
+
+
 def test_a_full_train_queue_holds_up_everybody(services: Services) -> None:
     for job_id in submit(services, "big", WINDOW):
         put_at(services, job_id, Stage.TRAIN)

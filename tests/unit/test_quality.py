@@ -23,11 +23,11 @@ def test_every_bad_fault_is_a_fault() -> None:
     assert set(FAULTS) >= BAD_FAULTS
 
 
-def test_too_small_is_below_half_the_resolution() -> None:
+def test_too_small_is_what_would_be_enlarged_1_3_times() -> None:
     image = drawing(1, 300)
-    assert "too_small" not in report(image, 600).faults
-    assert "too_small" in report(image, 602).faults
-    assert "too_small" in report(image.resize((2000, 250)), 512).faults
+    assert "too_small" not in report(image, 389).faults
+    assert "too_small" in report(image, 390).faults
+    assert "too_small" in report(image.resize((2000, 390)), 512).faults
 
 
 def test_drawings_are_sharp_and_well_exposed() -> None:

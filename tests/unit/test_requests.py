@@ -152,7 +152,7 @@ def test_every_picture_and_the_webhook_are_looked_at_once_the_rest_can_be_read()
     [
         ("owner_id", [..., None, "", "  ", 5, "a\nb", "a\x00b", "x" * 201]),
         ("subject_id", [..., "", ["dog"], "x" * 201]),
-        ("images", [..., None, "pic_1", {}, [], IMAGES[:4], [f"pic_{n}" for n in range(101)]]),
+        ("images", [..., None, "pic_1", {}, [], IMAGES[:4], [f"pic_{n}" for n in range(1001)]]),
         ("images.2", [["a", "b", None, "d", "e"], ["a", "b", 7, "d", "e"], ["a", "b", "x" * 4001, "d", "e"]]),
         ("images.2.ref", [["a", "b", {"caption": "c"}, "d", "e"]]),
         ("images.2.caption", [["a", "b", {"ref": "c", "caption": "x" * 1001}, "d", "e"]]),

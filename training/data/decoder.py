@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
@@ -104,6 +105,7 @@ class Decoder:
         aspect_buckets: bool = False,
         masked: bool = False,
         mask: bytes | None = None,
+        crop: Sequence[float] | None = None,
         owner_id: str = "",
     ) -> PreparedImage:
         """Like `training.data.pictures.prepare`; with `masked`, the file `mask` replaces the alpha channel.
@@ -111,7 +113,12 @@ class Decoder:
         Raises ImageInvalid, also if the picture crashes, hangs or exhausts its decoder; MaskInvalid if the mask does,
         or has another shape; WorkerLost if a decoder cannot be started. Owners take turns if more pictures wait.
         """
-        asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": masked and mask is None}
+        asked: dict[str, Any] = {
+            "resolution": resolution,
+            "aspect_buckets": aspect_buckets,
+            "masked": masked and mask is None,
+        }
+        asked |= {"crop": list(crop)} if crop else {}
         with self._turns.hold(owner_id):
             made = self._decoded(asked, data)
             if not masked or mask is None:

@@ -10,7 +10,9 @@ from training.data import pictures
 from training.data.archives import opened
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.decoder import Decoder
+from training.data.framing import Frame
 from training.data.picture_folder import FolderPicture, read_folder
+from training.data.verdict import judge
 from training.ports import Example
 from training.spec import MAX_PICTURES, MIN_PICTURES, TrainSpec
 
@@ -43,7 +45,7 @@ def _load(folder: Path, place: Path, spec: TrainSpec, into: Path) -> FolderDatas
         raise SpecInvalid.of(
             {"FOLDER": f"{folder} has {len(found.pictures)} pictures; at most {MAX_PICTURES} are accepted"}
         )
-    prepared, reasons = _prepared(found.pictures, spec)
+    prepared, reasons, notes = _prepared(found.pictures, spec)
     repeats = pictures.near_duplicates([made.report for _, made in prepared])
     for repeat, first in repeats.items():
         reasons[prepared[repeat][0].path] = f"nearly the same as {prepared[first][0].path.name}"
@@ -61,28 +63,30 @@ def _load(folder: Path, place: Path, spec: TrainSpec, into: Path) -> FolderDatas
             + "".join(f"\n  {line}" for line in lines),
             {"left_out": left_out},
         )
-    return _laid_out(good, spec, into, left_out, found.notes)
+    return _laid_out(good, spec, into, left_out, (*found.notes, *notes))
 
 
 def _prepared(
     found: Sequence[FolderPicture], spec: TrainSpec
-) -> tuple[list[tuple[FolderPicture, pictures.PreparedImage]], dict[Path, str]]:
-    """The good pictures, and why others are left out."""
+) -> tuple[list[tuple[FolderPicture, pictures.PreparedImage]], dict[Path, str], list[str]]:
+    """The good pictures, why others are left out, and notes on pictures that are enlarged."""
     prepared: list[tuple[FolderPicture, pictures.PreparedImage]] = []
     left_out: dict[Path, str] = {}
+    notes: list[str] = []
     with Decoder() as decoder:
-        for picture in found:
+        for place, picture in enumerate(found):
             try:
                 made = _prepare(decoder, picture.path, picture.mask, spec)
             except (ImageInvalid, OSError) as error:
                 left_out[picture.path] = str(error)
                 continue
-            bad = [fault for fault in made.report.faults if fault in pictures.BAD_FAULTS]
-            if bad:
-                left_out[picture.path] = ", ".join(bad).replace("_", " ")
+            verdict = judge(made.report, Frame(spec.resolution, spec.aspect_buckets))
+            if verdict.faults:
+                left_out[picture.path] = "; ".join(verdict.texts)
             else:
                 prepared.append((picture, made))
-    return prepared, left_out
+                notes += [f"{picture_label(place, picture.path.name)}: {warning}" for warning in verdict.warnings]
+    return prepared, left_out, notes
 
 
 def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -> pictures.PreparedImage:

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,12 @@ class Remark:
     @property
     def line(self) -> str:
         """The remark for people, with the first few names."""
-        return self.text.replace("{}", _names(self.names))
+        return self.text.replace("{}", _names(self.names, _MOST_NAMES))
+
+    @property
+    def whole(self) -> str:
+        """The remark with all names."""
+        return self.text.replace("{}", _names(self.names, len(self.names)))
 
 
 @dataclass(frozen=True)
@@ -163,10 +168,9 @@ def _stem(path: Path) -> str:
     return _plain(path.stem)
 
 
-def _names(names: Iterable[str]) -> str:
+def _names(names: Sequence[str], most: int) -> str:
     listed = [plain_name(name) or "a file without a name" for name in names]
-    shown = ", ".join(listed[:_MOST_NAMES])
-    return shown + (f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else "")
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 # ---- masks ----

@@ -6,10 +6,9 @@ Only the pixels of a file survive: every picture is decoded, converted to sRGB, 
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
-from math import log
 
 import numpy as np
 import pi_heif
@@ -19,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from core.errors import ImageInvalid
 from training.data import file_kinds
 from training.data.colour import DECODE_FAULTS, flatten, over, resizable
+from training.data.framing import WHOLE, Crop, Frame, View, buckets, view_of
 from training.data.quality import BAD_FAULTS, FAULTS, WHITE, PictureReport, assess, near_duplicates
 
 __all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "PreparedImage", "buckets", "near_duplicates", "prepare"]
@@ -57,13 +57,15 @@ def prepare(
     resolution: int,
     aspect_buckets: bool = False,
     masked: bool = False,
+    crop: Sequence[float] | None = None,
     max_pixels: int = 50_000_000,
     max_bytes: int = 20_000_000,
 ) -> PreparedImage:
     """Decode `data` safely and fit it to `resolution` pixels, with a report on its quality.
 
     The result is `resolution` × `resolution`, scaled to the shorter side and cropped around the centre; with
-    `aspect_buckets` it has the size of the nearest bucket of `buckets(resolution)`. With `masked` a picture with
+    `aspect_buckets` it has the size of the nearest bucket of `buckets(resolution)`. `crop` has the shares of width and
+    height (left, top, right, bottom) of the part to use instead of the whole picture. With `masked` a picture with
     transparency keeps its alpha channel as the mask of the loss; its colours are still blended. Pictures with faults
     are prepared too: to leave them out, compare `report.faults` with BAD_FAULTS.
 
@@ -75,15 +77,17 @@ def prepare(
     if len(data) > max_bytes:
         raise ImageInvalid(f"the file has {len(data)} bytes; at most {max_bytes} are accepted")
     notes: list[str] = []
-    image, format_ = _decode(data, max(2 * resolution, _DRAFT_SIDE), max_pixels, notes)
+    part = Crop(*crop) if crop else WHOLE
+    share = max(0.01, min(part.right - part.left, part.bottom - part.top))
+    image, format_ = _decode(data, round(max(2 * resolution, _DRAFT_SIDE) / share), max_pixels, notes)
     width, height = _stored_size(image)
     orientation = _orientation(image, notes)
     if orientation in _SIDEWAYS:
         width, height = height, width
     image = _oriented(image, orientation)
     seen, background = _seen(image, notes)
-    target = _nearest_bucket(width / height, resolution) if aspect_buckets else (resolution, resolution)
-    small = _fit(image, target)
+    frame = Frame(resolution, aspect_buckets)
+    small = _fit(image, view_of(image.width, image.height, frame, part))
     picture = flatten(small, image, background, notes)
     if masked and small.mode == "RGBA":
         picture.putalpha(small.getchannel("A"))
@@ -91,7 +95,8 @@ def prepare(
     # Level 3 is three times as fast as level 6 and a tenth larger; these files are read only a few times.
     picture.save(out, "PNG", compress_level=3)
     png = out.getvalue()
-    report = assess(seen, picture, width, height, format_, resolution, tuple(notes))
+    enlargement = view_of(width, height, frame, part).enlargement
+    report = assess(seen, picture, width, height, format_, enlargement, tuple(notes))
     return PreparedImage(png, *picture.size, sha256(png).hexdigest(), report)
 
 
@@ -211,37 +216,12 @@ def _oriented(image: Image.Image, orientation: int) -> Image.Image:
 # ---- size ----
 
 
-@cache
-def buckets(resolution: int) -> tuple[tuple[int, int], ...]:
-    """The sizes (width, height) of about `resolution`² pixels, with sides that are multiples of 64.
-
-    From 1:4 to 4:1; each width has the height that comes nearest to the area. Very small resolutions have only the
-    square.
-    """
-    sides = range(64, 2 * resolution + 1, 64)
-    found = {(resolution, resolution)}
-    for width in sides:
-        height = max(64, round(resolution * resolution / width / 64) * 64)
-        # At small resolutions rounding may change the area a lot: allow up to a quarter.
-        if resolution // 2 <= width and height in sides and 0.8 <= width * height / resolution**2 <= 1.25:
-            found |= {(width, height), (height, width)}
-    return tuple(sorted(found))
-
-
-def _nearest_bucket(aspect: float, resolution: int) -> tuple[int, int]:
-    return min(buckets(resolution), key=lambda b: (abs(log(b[0] / b[1] / aspect)), -b[0] * b[1], b))
-
-
-def _fit(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """`image` scaled to cover `target` and cropped around its centre, in one step.
+def _fit(image: Image.Image, view: View) -> Image.Image:
+    """The box of `view` scaled to its size, in one step.
 
     The crop is a box in source coordinates, so a picture of 1 × 50,000,000 is never enlarged as a whole.
     """
-    scale = min(image.width / target[0], image.height / target[1])
-    width, height = target[0] * scale, target[1] * scale
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    box = (max(0.0, left), max(0.0, top), min(image.width, left + width), min(image.height, top + height))
-    return resizable(image).resize(target, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return resizable(image).resize((view.width, view.height), Image.Resampling.LANCZOS, box=view.box, reducing_gap=3.0)
 
 
 def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:

@@ -4,7 +4,7 @@ The thresholds were chosen on 34 photographs of six subjects and 40 flat drawing
 drawings), each also blurred, re-encoded, resized and brightened. The comment at each threshold has the results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.framing import MAX_ENLARGEMENT
+
 Fault = Literal["too_small", "blurred", "noise", "over_exposed", "under_exposed", "near_duplicate", "unreadable"]
 FAULTS: tuple[str, ...] = get_args(Fault)
 
 # Pictures with any of these are left out: the thresholds catch only clear cases.
 BAD_FAULTS: frozenset[str] = frozenset(FAULTS)
-
-# Below half the resolution, enlarging would invent more than three of four pixels.
-_TOO_SMALL = 0.5
 
 # Sharpness (see `_sharpness`) of sharp photographs: 0.5 to 9; of drawings: 0.75 to 57, even at a fifth of the
 # contrast. With a Gaussian blur of 0.6 % of the side (3 px at 512): 0.01 to 0.13; of 0.8 %: below 0.07.
@@ -67,6 +66,11 @@ class PictureReport:
     notes: tuple[str, ...] = ()
     colours: str = ""  # 16 mean colours of the prepared picture, RGB, 96 hex digits; empty in older reports
 
+    @property
+    def bad(self) -> list[str]:
+        """The faults for which the picture is left out."""
+        return [fault for fault in self.faults if fault in BAD_FAULTS]
+
 
 class Fingerprint(Protocol):
     """What tells near-duplicates; see PictureReport. Both are empty for a picture that could not be decoded."""
@@ -84,12 +88,13 @@ def assess(
     width: int,
     height: int,
     format_: str,
-    resolution: int,
+    enlargement: float,
     notes: tuple[str, ...],
 ) -> PictureReport:
     """The report for a picture of `width` × `height`.
 
-    `grey` is the whole picture, shrunk to about 256 pixels; `prepared` is the RGB picture that is trained.
+    `grey` is the whole picture, shrunk to about 256 pixels; `prepared` is the RGB picture that is trained, and
+    `enlargement` how much it was enlarged.
     """
     levels = np.asarray(grey, dtype=np.float32)
     sharpness = _sharpness(levels)
@@ -97,7 +102,7 @@ def assess(
     faults = [
         fault
         for fault, is_so in (
-            ("too_small", min(width, height) < resolution * _TOO_SMALL),
+            ("too_small", is_too_small(enlargement)),
             ("blurred", sharpness < _BLURRED),
             ("noise", abs(_correlation(levels)) < _NOISE),
             ("over_exposed", dark >= WHITE),
@@ -116,6 +121,17 @@ def assess(
         notes=notes,
         colours=prepared.convert("RGB").resize((4, 4), Image.Resampling.BOX).tobytes().hex(),
     )
+
+
+def is_too_small(enlargement: float) -> bool:
+    """Whether a picture that is enlarged so much is left out."""
+    return round(enlargement, 3) >= MAX_ENLARGEMENT
+
+
+def faults_at(faults: Iterable[str], enlargement: float) -> list[str]:
+    """The faults of a measured picture where it is enlarged so much. All but `too_small` hold at every size."""
+    measured = [fault for fault in faults if fault != "too_small"]
+    return ["too_small", *measured] if is_too_small(enlargement) else measured
 
 
 def _correlation(levels: NDArray[np.float32]) -> float:
@@ -163,26 +179,35 @@ def near_duplicates(reports: Sequence[Fingerprint]) -> dict[int, int]:
 
     A variant in another colour is no repeat. Pictures that could not be decoded are ignored.
     """
-    firsts: list[tuple[int, int, NDArray[np.float32]]] = []
+    hashed = [index for index, report in enumerate(reports) if report.dhash]
+    bits = np.array([[*bytes.fromhex(reports[index].dhash.ljust(128, "0"))] for index in hashed], np.uint8)
+    chromas = [_chroma(reports[index].colours) for index in hashed]
+    firsts: list[int] = []  # positions in `hashed`
     repeats: dict[int, int] = {}
-    for index, report in enumerate(reports):
-        if not report.dhash:
-            continue
-        bits, chroma = int(report.dhash, 16), _chroma(report.colours)
-        first = next((i for i, b, c in firsts if _is_same(bits, b) and not _is_recoloured(chroma, c)), None)
+    for place, index in enumerate(hashed):
+        alike = np.flatnonzero(_are_same(bits[place], bits[firsts])) if firsts else ()
+        first = next((firsts[at] for at in alike if not _is_recoloured(chromas[place], chromas[firsts[at]])), None)
         if first is None:
-            firsts.append((index, bits, chroma))
+            firsts.append(place)
         else:
-            repeats[index] = first
+            repeats[index] = hashed[first]
     return repeats
 
 
-def _is_same(a: int, b: int) -> bool:
-    only_a, only_b, either = (a & ~b).bit_count(), (b & ~a).bit_count(), (a | b).bit_count()
-    differing = (only_a + only_b) / max(1, either)
-    fewest = max(1, min(a.bit_count(), b.bit_count()))
-    one_sided = min(only_a, only_b) <= _NEW_EDGES * fewest
-    return differing <= _SAME or (one_sided and differing <= _SAME_ONE_SIDED)
+def _are_same(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether a hash, [bytes], is nearly the same as each of others, [n, bytes]: [n]."""
+    only_one, only_other, either = (_count(part) for part in (one & ~others, others & ~one, one | others))
+    differing = (only_one + only_other) / np.maximum(1, either)
+    fewest = np.maximum(1, np.minimum(_count(one), _count(others)))
+    is_one_sided = np.minimum(only_one, only_other) <= _NEW_EDGES * fewest
+    same: NDArray[np.bool_] = (differing <= _SAME) | (is_one_sided & (differing <= _SAME_ONE_SIDED))
+    return same
+
+
+def _count(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many bits are set in each row."""
+    count: NDArray[np.int64] = np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
+    return count
 
 
 def _chroma(colours: str) -> NDArray[np.float32]:

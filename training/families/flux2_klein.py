@@ -163,7 +163,10 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     latents = moments.chunk(2, dim=1)[0]
     noise = torch.randn(latents.shape, generator=generator)
     tokens = latents.shape[-2] * latents.shape[-1]
-    return Draw.plain(latents, noise, flow.logit_normal(len(latents), generator, exp(flow.on_line(tokens, _LINE))))
+    times = flow.logit_normal(len(latents), generator, exp(flow.on_line(tokens, _LINE)))
+    # The network multiplies the time by 1,000 in the precision of the base. Only times that bfloat16 holds are drawn,
+    # so that it is told the noise that it sees: 0.8466 would become 0.848.
+    return Draw.plain(latents, noise, (1000 * times).bfloat16().float() / 1000)
 
 
 def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:

@@ -35,6 +35,10 @@ def from_hub(name: str, parts: Sequence[str]) -> Path:
         return folder
     try:
         folder = Path(snapshot_download(name, allow_patterns=_wanted(parts), etag_timeout=_HUB_TIMEOUT_S))
+        if halves := [part for part in parts if part in WEIGHTS and not has_part(folder, part)]:
+            # Some repositories have no others.
+            patterns = [f"{part}/{WEIGHTS[part]}*.fp16*" for part in halves]
+            snapshot_download(name, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BaseModelUnavailable(
             f"the base model {name} is not in the cache of this machine, and cannot be downloaded from the model hub "
@@ -100,9 +104,8 @@ def require(folder: Path, parts: Sequence[str]) -> None:
 
 def variant(folder: Path, part: str) -> str | None:
     """`fp16` if a part has its weights only in this variant, as in many downloads; else None."""
-    plain = folder / part / f"{WEIGHTS[part]}.safetensors"
-    half = folder / part / f"{WEIGHTS[part]}.fp16.safetensors"
-    return "fp16" if half.is_file() and not plain.is_file() else None
+    weights = [path.name for path in (folder / part).glob(f"{WEIGHTS[part]}*.safetensors")]
+    return "fp16" if weights and all(".fp16" in name for name in weights) else None
 
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from jobs.subjects.captions import Caption
 from jobs.subjects.image_fetches import MAX_ADDRESSES, FetchProgress
 from jobs.subjects.subject_pictures import MAX_STORED_PICTURES, SubjectPicture
+from training.data.framing import View
 from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES
 from web.models.common import FETCH, PICTURE, RequestModel, ResponseModel
 
@@ -31,6 +32,33 @@ class Fault(ResponseModel):
     text: str
 
 
+class Box(ResponseModel):
+    """A part of a picture, in its pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Seen(Box):
+    """The part of a picture that a training sees, and its size there."""
+
+    trained_width: int
+    trained_height: int
+
+
+class CropChange(RequestModel):
+    """The part of a picture to train on, in its pixels."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"left": 0, "top": 120, "width": 1080, "height": 1080}})
+
+    left: float = Field(ge=0, le=1e6)
+    top: float = Field(ge=0, le=1e6)
+    width: float = Field(gt=0, le=1e6)
+    height: float = Field(gt=0, le=1e6)
+
+
 class Image(ResponseModel):
     """A stored picture of a subject."""
 
@@ -38,11 +66,22 @@ class Image(ResponseModel):
         json_schema_extra={
             "example": {
                 "id": PICTURE,
-                "verdict": "bad",
-                "faults": [{"code": "too_small", "text": "too small: 200 by 150 pixels"}],
+                "name": "rex1.jpg",
+                "verdict": "good",
+                "faults": [],
+                "warnings": [],
+                "seen": {
+                    "left": 200,
+                    "top": 0,
+                    "width": 1200,
+                    "height": 1200,
+                    "trainedWidth": 512,
+                    "trainedHeight": 512,
+                },
+                "isCropped": False,
                 "caption": None,
-                "width": 200,
-                "height": 150,
+                "width": 1600,
+                "height": 1200,
                 "bytes": 48211,
                 "previewUrl": f"/api/influencer/rex/images/{PICTURE}/preview",
                 "createdAt": "2026-11-22T10:00:00+00:00",
@@ -51,8 +90,12 @@ class Image(ResponseModel):
     )
 
     id: str
+    name: str | None = Field(description="The name of its file, if that is known.")
     verdict: Literal["good", "bad", "unknown"]
     faults: list[Fault]
+    warnings: list[str] = Field(description="What does not leave it out, such as that it is enlarged.")
+    seen: Seen | None = Field(description="The part that a training sees. Null for a picture that was not checked yet.")
+    is_cropped: bool = Field(description="Whether that part was set by its owner.")
     caption: str | None
     width: int
     height: int
@@ -198,4 +241,19 @@ def image_of(subject_id: str, picture: SubjectPicture) -> Image:
     """The response for one of a subject's pictures."""
     address = f"/api/influencer/{quote(subject_id, safe='')}/images/{picture.id}/preview"
     preview_url = address if picture.has_preview else None
-    return Image.model_validate({**asdict(picture), "preview_url": preview_url})
+    values = asdict(picture) | {"preview_url": preview_url, "seen": _seen(picture.view)}
+    return Image.model_validate(values)
+
+
+def _seen(view: View | None) -> Seen | None:
+    if view is None:
+        return None
+    left, top, right, bottom = (round(side, 1) for side in view.box)
+    return Seen(
+        left=left,
+        top=top,
+        width=round(right - left, 1),
+        height=round(bottom - top, 1),
+        trained_width=view.width,
+        trained_height=view.height,
+    )

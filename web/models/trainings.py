@@ -92,6 +92,7 @@ class Training(ResponseModel):
                 "credits": {"held": 60, "charged": 0, "refunded": 0},
                 "failure": None,
                 "pictures": [],
+                "notes": [],
                 "lora": None,
                 "trainSeconds": 0.0,
                 "createdAt": "2026-11-22T10:00:00+00:00",
@@ -130,6 +131,7 @@ class Training(ResponseModel):
     credits: Paid
     failure: Failure | None
     pictures: list[UsedPicture] = Field(description="Empty in lists.")
+    notes: list[str] = Field(description="On pictures, captions and the trigger word, one line each.")
     lora: LoraFile | None
     train_seconds: float
     created_at: datetime

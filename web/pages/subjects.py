@@ -1,11 +1,13 @@
 """The list of subjects, and the page of one: its pictures, settings, prices and trainings."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
+from pydantic import ValidationError
 
 from core.errors import IllegalMove, SpecInvalid
 from jobs import accounts, overview, quotes, service
@@ -16,8 +18,9 @@ from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables import ACTIVE, Subject
+from training.data.framing import Frame
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import MAX_CAPTION_CHARACTERS, MAX_PICTURES, MIN_PICTURES
+from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES, TrainSpec
 from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
@@ -80,9 +83,9 @@ def subject(
 ) -> Response:
     owner_id = caller.owner_id
     kept = subject_settings.get(services, owner_id, subject_id)
-    pictures = subject_pictures.list_pictures(services, owner_id, subject_id)
-    good = _good(pictures)
     form = TrainForm(base_model or kept.base_model or "sd15", max_steps, resolution)
+    pictures = subject_pictures.list_pictures(services, owner_id, subject_id, _frame(kept, form))
+    good = _good(services, pictures)
     quote, faults = _quoted(services, kept, form, good)
     usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
     trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS)
@@ -94,7 +97,7 @@ def subject(
         pictures=pictures,
         good=len(good),
         needed=MIN_PICTURES,
-        most=MAX_PICTURES,
+        most=services.settings.max_pictures,
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
         most_upload_bytes=max_upload_bytes(services.settings),
@@ -114,9 +117,21 @@ def subject(
     )
 
 
-def _good(pictures: list[SubjectPicture]) -> list[str]:
-    """Ids of the pictures that a training would use: at most the newest MAX_PICTURES."""
-    return [picture.id for picture in pictures if picture.verdict != "bad"][-MAX_PICTURES:]
+def _frame(kept: Subject, form: TrainForm) -> Frame:
+    """The size that pictures are judged for: the form's, or the subject's where the form has none that is valid."""
+    spec = subject_pictures.preview_spec(kept)
+    with suppress(ValidationError, SpecInvalid):
+        asked = form.arguments()
+        if asked["base_model"] != spec.base_model:
+            spec = TrainSpec.model_validate({"base_model": asked["base_model"], "trigger_word": "x", "seed": 0})
+        if "resolution" in asked:
+            spec = TrainSpec.model_validate(spec.model_dump() | {"resolution": asked["resolution"]})
+    return subject_pictures.frame_of(spec)
+
+
+def _good(services: Services, pictures: list[SubjectPicture]) -> list[str]:
+    """Ids of the pictures that a training would use: the newest, as many as a job may have."""
+    return [picture.id for picture in pictures if picture.verdict != "bad"][-services.settings.max_pictures :]
 
 
 def _quoted(services: Services, kept: Subject, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
@@ -199,7 +214,7 @@ def automatic(
 ) -> Response:
     kept = subject_settings.get(services, caller.owner_id, subject_id)
     if on == "yes":
-        good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
+        good = _good(services, subject_pictures.list_pictures(services, caller.owner_id, subject_id))
         usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
         if obstacles := [*_not_set_up(kept), *_obstacles(good, usual)]:
             raise IllegalMove(" ".join(obstacles))
@@ -223,9 +238,10 @@ def start(
     """Save the settings and start a training, unless it costs more than the page has shown."""
     if not trigger_word.strip():
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
-    good = _good(subject_pictures.list_pictures(services, caller.owner_id, subject_id))
     form = TrainForm(base_model, max_steps, resolution)
     kept = subject_settings.get(services, caller.owner_id, subject_id)
+    pictures = subject_pictures.list_pictures(services, caller.owner_id, subject_id, _frame(kept, form))
+    good = _good(services, pictures)
     quote, faults = _quoted(services, kept, form, good)
     if quote is None:
         raise SpecInvalid.of(faults)

@@ -14,10 +14,10 @@ from jobs import accounts, history, previews, service
 from jobs.deletion import requests
 from jobs.quotes import Quote
 from jobs.services import Services
-from jobs.subjects import subject_pictures
 from jobs.view import JobView
 from storage.drawing_tables import OPEN
 from storage.tables import ACTIVE, JobEvent, Stage, Status
+from training.data.verdict import describe_fault
 from training.families.registry import FAMILIES
 from web.auth import ServicesDep
 from web.files import download_response, picture_response
@@ -99,7 +99,7 @@ def _left_out(view: JobView) -> list[tuple[str, str]]:
     found = []
     for picture in view.pictures:
         width, height = (picture.report.width or 0, picture.report.height or 0) if picture.report else (0, 0)
-        if words := [subject_pictures.describe_fault(fault, width, height) for fault in picture.faults]:
+        if words := [describe_fault(fault, width, height) for fault in picture.faults]:
             found.append((picture.label, "; ".join(words)))
     return found
 

@@ -1,14 +1,19 @@
 """A subject's pictures: `/api/influencer/{id}/images`."""
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from jobs.subjects import captions, image_fetches, subject_notes, subject_pictures
+from jobs.services import Services
+from jobs.subjects import captions, crops, image_fetches, subject_notes, subject_pictures, subject_settings
+from training.families.registry import BASE_MODELS
+from training.spec import TrainSpec
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.files import picture_response
 from web.models.pictures import (
+    CropChange,
     Image,
     ImageAddresses,
     ImageChange,
@@ -101,13 +106,49 @@ def image_fetch(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId,
     return image_fetch_of(subject_id, image_fetches.get(services, caller.owner_id, subject_id, fetch_id))
 
 
+_BaseModel = Annotated[
+    str | None,
+    Query(
+        alias="baseModel",
+        pattern="^(" + "|".join(map(re.escape, BASE_MODELS)) + ")$",
+        description="The base model to judge for. Default: the subject's, or `sd15`.",
+    ),
+]
+_Resolution = Annotated[
+    int | None,
+    Query(ge=64, le=2048, multiple_of=64, description="The resolution to judge for. Default: the base model's."),
+]
+_Buckets = Annotated[
+    bool | None, Query(alias="aspectBuckets", description="Whether pictures keep shapes near their own.")
+]
+
+
+def _spec(
+    services: Services, owner_id: str, subject_id: str, base_model: str | None, resolution: int | None,
+    aspect_buckets: bool | None,
+) -> TrainSpec:  # fmt: skip
+    """The recipe to judge pictures for: what is asked, completed by the subject's settings."""
+    usual = subject_pictures.preview_spec(subject_settings.get(services, owner_id, subject_id))
+    if base_model is not None and base_model != usual.base_model:
+        usual = TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 0})
+    asked = {"resolution": resolution, "aspect_buckets": aspect_buckets}
+    return usual.model_copy(update={name: value for name, value in asked.items() if value is not None})
+
+
 @router.get(
-    "/lora/available-images", summary="List the pictures of a subject with their verdicts", responses=responses(*ALWAYS)
+    "/lora/available-images",
+    summary="List the pictures of a subject with their verdicts",
+    description="A picture is measured once, and judged for the base model and resolution that are asked for: one that "
+    "is good for `sd15` may be too small for `sdxl`. `seen` is the part of it that such a training sees.",
+    responses=responses(*ALWAYS),
 )
-def available_images(services: ServicesDep, caller: ReaderDep, subject_id: SubjectId) -> Images:
-    images = [
-        image_of(subject_id, view) for view in subject_pictures.list_pictures(services, caller.owner_id, subject_id)
-    ]
+def available_images(
+    services: ServicesDep, caller: ReaderDep, subject_id: SubjectId,
+    base_model: _BaseModel = None, resolution: _Resolution = None, aspect_buckets: _Buckets = None,
+) -> Images:  # fmt: skip
+    spec = _spec(services, caller.owner_id, subject_id, base_model, resolution, aspect_buckets)
+    views = subject_pictures.list_pictures(services, caller.owner_id, subject_id, subject_pictures.frame_of(spec))
+    images = [image_of(subject_id, view) for view in views]
     notes = subject_notes.get(services, caller.owner_id, subject_id)
     return Images(images=images, notes=notes, good=sum(image.verdict != "bad" for image in images))
 
@@ -142,6 +183,43 @@ def caption_image(
 )
 def remove_image(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId) -> None:
     subject_pictures.remove(services, caller.owner_id, subject_id, picture_id)
+
+
+@router.put(
+    "/images/{imageId}/crop",
+    summary="Choose the part of a picture to train on",
+    description="In pixels of the picture, after rotation. Later trainings see the middle of this part, in the shape "
+    "that they train at.",
+    responses=responses(*ALWAYS, "not_found", "too_large", "illegal_move"),
+)
+def set_crop(
+    services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId, body: CropChange
+) -> Image:
+    box = (body.left, body.top, body.width, body.height)
+    return image_of(subject_id, crops.set_crop(services, caller.owner_id, subject_id, picture_id, box))
+
+
+@router.delete(
+    "/images/{imageId}/crop",
+    summary="Train on the whole picture again",
+    responses=responses(*ALWAYS, "not_found", "illegal_move"),
+)
+def reset_crop(services: ServicesDep, caller: TrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Image:
+    return image_of(subject_id, crops.set_crop(services, caller.owner_id, subject_id, picture_id, None))
+
+
+@router.get(
+    "/images/{imageId}/crop",
+    summary="Get a small JPEG of the part of a picture that a training sees",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}}, **responses(*ALWAYS, "not_found", "illegal_move")},
+)
+def show_crop(
+    services: ServicesDep, caller: ReaderDep, subject_id: SubjectId, picture_id: PictureId,
+    base_model: _BaseModel = None, resolution: _Resolution = None, aspect_buckets: _Buckets = None,
+) -> Response:  # fmt: skip
+    spec = _spec(services, caller.owner_id, subject_id, base_model, resolution, aspect_buckets)
+    return picture_response(crops.show_crop(services, caller.owner_id, subject_id, picture_id, spec), "crop.jpg")
 
 
 @router.get(

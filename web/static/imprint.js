@@ -113,7 +113,7 @@ async function ask(form) {
   for (const name of form.dataset.quote.split(" ")) wanted.set(name, new FormData(form).get(name) ?? "");
   try {
     const { answer, fresh } = await load(`${location.pathname}?${wanted}`, { signal: asking.signal });
-    if (answer.ok) replace(fresh, "#price");
+    if (answer.ok) replace(fresh, "#price, #pictures, #pictures-head"); // pictures are judged for the base model
   } catch (error) { if (error.name !== "AbortError") trouble(); }
 }
 document.addEventListener("change", (event) => {

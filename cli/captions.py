@@ -1,0 +1,96 @@
+"""The captions of a subject's pictures: `imprint captions list`, `set`, `replace`, `prepend` and `undo`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.table import Table
+
+from cli.owners import OWNER
+from cli.terminal import answers, out, print_json
+from jobs.requests.training_request import subject_name
+from jobs.services import services
+from jobs.subjects import captions as subject_captions
+from jobs.subjects.captions import Caption, CaptionsChanged
+
+
+@click.group()
+def captions() -> None:
+    """List and change the captions of a subject's pictures."""
+
+
+def _of_subject(command: Callable[..., Any]) -> Callable[..., Any]:
+    owner = click.option(
+        "--owner", "owner_id", type=OWNER, default="me", show_default=True, help="Whose subject it is."
+    )
+    return click.argument("subject_id")(owner(command))
+
+
+_PICTURES = click.option("--picture", "ids", multiple=True, metavar="ID", help="Only this picture; may be repeated.")
+
+
+@captions.command(name="list")
+@_of_subject
+@answers
+def list_captions(subject_id: str, *, owner_id: str, as_json: bool) -> None:
+    """List the pictures of SUBJECT_ID with their captions."""
+    _show(subject_captions.list_captions(services(), owner_id, subject_name(subject_id)), as_json)
+
+
+@captions.command(name="set")
+@_of_subject
+@click.argument("picture_id")
+@click.argument("text")
+@answers
+def set_caption(subject_id: str, picture_id: str, text: str, *, owner_id: str, as_json: bool) -> None:
+    """Set the caption of a picture of SUBJECT_ID; an empty TEXT removes it."""
+    _done(subject_captions.set_all(services(), owner_id, subject_name(subject_id), {picture_id: text}), as_json)
+
+
+@captions.command()
+@_of_subject
+@click.argument("find")
+@click.argument("replacement")
+@_PICTURES
+@answers
+def replace(subject_id: str, find: str, replacement: str, *, owner_id: str, ids: Sequence[str], as_json: bool) -> None:
+    """Replace the text FIND in the captions of SUBJECT_ID."""
+    name = subject_name(subject_id)
+    _done(subject_captions.replace(services(), owner_id, name, find, replacement, ids or None), as_json)
+
+
+@captions.command()
+@_of_subject
+@click.argument("text")
+@_PICTURES
+@answers
+def prepend(subject_id: str, text: str, *, owner_id: str, ids: Sequence[str], as_json: bool) -> None:
+    """Put TEXT in front of the captions of SUBJECT_ID, as it is: with its comma and space."""
+    _done(subject_captions.prepend(services(), owner_id, subject_name(subject_id), text, ids or None), as_json)
+
+
+@captions.command()
+@_of_subject
+@answers
+def undo(subject_id: str, *, owner_id: str, as_json: bool) -> None:
+    """Take back the last change of the captions of SUBJECT_ID; repeat it for the one before."""
+    _done(subject_captions.undo(services(), owner_id, subject_name(subject_id)), as_json)
+
+
+def _done(done: CaptionsChanged, as_json: bool) -> None:
+    if not as_json:
+        count = len(done.changed)
+        out.print(f"{count} caption{'s' * (count != 1)} changed", highlight=False)
+    _show(done.changed, as_json)
+
+
+def _show(found: Sequence[Caption], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    table = Table("picture", "file", "caption", box=None)
+    for one in found:
+        table.add_row(one.picture_id, one.name or "", one.caption or "")
+    if found:
+        out.print(table, markup=False)

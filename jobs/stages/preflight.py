@@ -1,0 +1,45 @@
+"""What is known of a request's pictures before credits are held: pictures that do not fit its base and resolution."""
+
+from collections.abc import Mapping
+
+from core.errors import ImagesUnfit
+from core.picture_names import picture_label
+from jobs.requests.training_request import TrainingRequest
+from storage.picture_report import StoredReport
+from storage.tables import JobPicture, PictureState
+from training.data.framing import Frame
+from training.data.verdict import judge
+from training.spec import MIN_PICTURES
+
+
+def check(request: TrainingRequest, rows: list[JobPicture], measured: Mapping[int, StoredReport | None]) -> list[str]:
+    """Notes on pictures that will be left out or enlarged, one line each.
+
+    `measured` has the reports of stored pictures by position, at whatever resolution they were checked. Pictures that
+    are not fetched yet count as good. Raises ImagesUnfit if fewer pictures are left than a training needs.
+    """
+    spec = request.spec
+    frame = Frame(spec.resolution, spec.aspect_buckets)
+    faults: dict[int, str] = {}
+    notes = []
+    for row in rows:
+        report = row.report or measured.get(row.position)
+        label = picture_label(row.position, row.name)
+        if report is None:
+            continue
+        verdict = judge(report, frame, row.crop)
+        bad = verdict.faults if row.state == PictureState.WAITING else row.faults
+        if bad:
+            reason = report.error or "; ".join(verdict.texts) or ", ".join(bad).replace("_", " ")
+            faults[row.position] = f"{label}: {reason}"
+            notes.append(f"{label} will be left out: {reason}")
+        notes += [f"{label}: {warning}" for warning in verdict.warnings if not bad]
+    fewest = MIN_PICTURES + spec.validation.held_out
+    if len(rows) - len(faults) < fewest:
+        named = {f"images.{position}": fault for position, fault in faults.items()}
+        raise ImagesUnfit(
+            f"{len(rows) - len(faults)} of {len(rows)} pictures can be trained on at {spec.resolution} pixels; at "
+            f"least {fewest} are needed ({'; '.join(faults.values())})",
+            {"faults": named},
+        )
+    return notes
