@@ -97,7 +97,8 @@ def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = ""
         f"bench-{seed}", spec, examples, "d" * 64, "random", nowhere, FolderCheckpoints(nowhere), recipes.NoControl()
     )
     chance = torch.Generator().manual_seed(1000 + seed)
-    channels, side = 16 if family == "z-image" else 4, pixels // 8
+    record = families.find(family).record
+    channels, side = record.latent_channels, pixels // record.latent_pixels
     moments = [torch.randn(2 * channels, side, side, generator=chance) for _ in examples]
     for one in moments:
         one[channels:] = _LOG_VARIANCE
@@ -118,15 +119,13 @@ def _condition(family: str, base: Base, chance: torch.Generator, pixels: int) ->
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=chance).to(base.device, base.dtype)
 
-    config = base.denoiser.config
-    if family == "z-image":
-        return {"context": drawn(48, config.cap_feat_dim)}
-    found = {"context": drawn(1, 77, config.cross_attention_dim)}
-    if family == "sdxl":
-        found["pooled"] = drawn(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+    tokens = 48  # of a caption, where the family's captions differ in length
+    found = families.find(family).stand_in(base.denoiser, tokens)[1]
+    made = {name: drawn(*value.shape) for name, value in found.items() if name != "sizes"}
+    if "sizes" in found:
         sizes = [[pixels, pixels, 0, 0, pixels, pixels]]
-        found["sizes"] = torch.tensor(sizes, dtype=torch.float32, device=base.device)
-    return found
+        made["sizes"] = torch.tensor(sizes, dtype=torch.float32, device=base.device)
+    return made
 
 
 def cohort_of(

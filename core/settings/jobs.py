@@ -85,7 +85,7 @@ class JobSettings(BaseModel):
         None,
         min_length=1,
         max_length=1000,
-        description="Who sees each new picture before a training may use it: a Celery task of the application, or an "
+        description="What sees each new picture before a training may use it: a Celery task of the application, or an "
         "`https://…` address. Unset: pictures are not screened.",
     )
     screen_queue: str | None = Field(

@@ -57,7 +57,7 @@ def test_an_hour_in_mid_training(jump: str, base_model: Path, tmp_path: Path) ->
         if jump == "-1h":
             # A worker that dies afterwards: its lease ends by the clock of now. After a jump ahead no sweep would run,
             # because a sweep has an end by beat's clock, which is not faked here.
-            step = running.look(job_id)["step"]
+            step = running.view(job_id)["step"]
             running.wait(job_id, lambda view: view["step"] > step or view["stage"] != "train")
             running.kill("train")
             running.start("train")

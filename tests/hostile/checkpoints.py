@@ -9,12 +9,14 @@ import numpy as np
 
 from tests.hostile.weights import LFS_POINTER, Runs, doubled, headed, relabel, two, zipped
 from tests.unit.test_training_lora_file import made
+from training.families.registry import FAMILIES
 from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 UNET = "model.diffusion_model."
 FIRST = UNET + "input_blocks.0.0.weight"
 NOT_SOUND = "the base model {} is not sound: "
-NONE = "the base model {} has no names of a checkpoint of sd15, sdxl, z-image"
+_READ = ", ".join(name for name, family in FAMILIES.items() if family.single_file is not None)
+NONE = "the base model {} has no names of a checkpoint of " + _READ
 STRANGE = "the base model {} has 1 unknown weights, such as "
 
 

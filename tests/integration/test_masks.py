@@ -71,7 +71,7 @@ def trained_by_hand(running: Site, folder: Path, out: Path, masked: bool) -> str
 
 
 def is_told_of_masks(content: str) -> bool:
-    return "are not used: add --set objective.masked=true to use them" in " ".join(content.split())
+    return "masks are not used: set objective.masked to use them" in " ".join(content.split())
 
 
 def lora(view: View) -> str:

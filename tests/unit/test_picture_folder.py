@@ -119,7 +119,7 @@ def test_every_other_file_is_named_once(tmp_path: Path) -> None:
     accepted = "save as JPEG or PNG (accepted: JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP and JPEG 2000)"
     assert found.notes == (
         "no picture has the name of these captions: old.caption, other.txt",
-        "masks are not used, because objective.masked is not set: masks/dog.png",
+        "masks are not used: set objective.masked to use them: masks/dog.png",
         "skipped 4 hidden files, such as a computer writes beside pictures: .DS_Store, ._dog.jpg, ._dog.txt, Thumbs.db",
         f"left out a.jxl: JPEG XL is not read; {accepted}",
         f"left out b.psd: Photoshop is not read; {accepted}",

@@ -129,7 +129,7 @@ def _read_part(folder: Path, *, masked: bool) -> PictureFolder:
         )
     if masks and not masked:
         names = tuple(sorted(f"{_MASKS}/{mask.name}" for mask in masks.values()))
-        remarks.append(Remark("masks are not used, because objective.masked is not set: {}", names))
+        remarks.append(Remark("masks are not used: set objective.masked to use them: {}", names))
     remarks += _hidden(sorted(folder.iterdir())) + _other_files(entries) + _other_folders(folder, [folder / _MASKS])
     return PictureFolder(
         tuple(
