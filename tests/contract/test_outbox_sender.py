@@ -75,7 +75,7 @@ def test_two_hundred_jobs_at_once_are_launched_once_each(settings: Settings) -> 
             launched.extend(one.job_id for one in outbox.claim(session, utcnow(), ["launch"], 1000, lease=CLAIM))
         return True
 
-    services = sending(settings, send)
+    services = sending(settings.model_copy(update={"admission_floor": 200}), send)
     with ThreadPoolExecutor(8) as pool:
         views = list(pool.map(lambda seed: service.submit(services, request(services, seed=seed)), range(200)))
     assert flushed(services)
