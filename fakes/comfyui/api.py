@@ -1,6 +1,7 @@
 """The HTTP API and the websocket of the fake server; every path also exists under /api."""
 
 import asyncio
+import hashlib
 import json
 import re
 import uuid
@@ -205,8 +206,13 @@ class ComfyUIApi:
         name = Path(str(form.get("name") or file.filename)).name
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             return _refused(400, "INVALID_BODY", "unsupported file name")
-        (self.folders.models(kinds[0]) / name).write_bytes(await file.read())
-        return JSONResponse({"id": str(uuid.uuid4()), "name": name, "tags": tags, "loader_path": name}, 201)
+        content = await file.read()
+        digest = hashlib.sha256(content).hexdigest()  # a real one takes BLAKE3, which Python does not have
+        stored = f"{digest}.safetensors"
+        (self.folders.models(kinds[0]) / stored).write_bytes(content)
+        about = {"user_metadata": {"filename": stored}} if self.options.old_assets else {"loader_path": stored}
+        asset = {"id": str(uuid.uuid4()), "name": name, "asset_hash": f"blake3:{digest}", "tags": tags}
+        return JSONResponse(asset | about, 201)
 
     # ---- events ----
 

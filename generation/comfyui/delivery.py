@@ -21,6 +21,8 @@ _POLL_S = 0.5
 def install_lora(server: ComfyUIServer, path: Path, name: str, *, folder: Path | None, timeout_s: float = 60.0) -> str:
     """Install the file on `server` as `name`; returns the name by which the server lists it.
 
+    The assets API names files by their content, so there it is another one.
+
     folder: the server's `models/loras` as seen from this machine; None: upload through the assets API. Raises
     GeneratorError if the server has neither, GeneratorTimeout if it does not list the file in time.
     """
@@ -30,11 +32,14 @@ def install_lora(server: ComfyUIServer, path: Path, name: str, *, folder: Path |
         return listed
     if folder is not None:
         copy_into_folder(path, folder, name)
-    elif not server.upload_lora(path, name):
-        raise GeneratorError(
-            f"{server.place} does not accept uploads: start it with --enable-assets, or give its models/loras folder, "
-            "as seen from this machine, with IMPRINT_COMFYUI_LORAS or --loras"
-        )
+    else:
+        stored = server.upload_lora(path, name)
+        if stored is None:
+            raise GeneratorError(
+                f"{server.place} does not accept uploads: start it with --enable-assets, or give its models/loras "
+                "folder, as seen from this machine, with IMPRINT_COMFYUI_LORAS or --loras"
+            )
+        name = _last_part(stored)
     deadline = time.monotonic() + timeout_s
     while (listed := _listed(server, name)) is None:
         if time.monotonic() > deadline:
@@ -58,4 +63,8 @@ def copy_into_folder(path: Path, folder: Path, name: str) -> None:
 
 def _listed(server: ComfyUIServer, name: str) -> str | None:
     """The listed name whose last part is `name`: the server may store assets in a subfolder."""
-    return next((listed for listed in server.loras() if re.split(r"[/\\]", listed)[-1] == name), None)
+    return next((listed for listed in server.loras() if _last_part(listed) == name), None)
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[/\\]", name)[-1]

@@ -89,8 +89,9 @@ def follow(
     try:
         return _pictures(server, _ended(server, prompt_id, events, time.monotonic() + timeout_s, report))
     except BaseException as error:
-        # Also on Ctrl-C, and on errors from `report`. Cancelling has no effect on a prompt that has ended.
-        if not isinstance(error, GeneratorError) or isinstance(error, GeneratorTimeout):
+        # Also on Ctrl-C, on errors from `report`, and on answers that ComfyUI does not give. Cancelling has no effect
+        # on a prompt that has ended.
+        if not isinstance(error, GeneratorUnreachable):
             with suppress(GeneratorError):
                 server.cancel(prompt_id)
         raise

@@ -21,6 +21,7 @@ class NodeClass:
 
 
 _SEED: Kind = ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF})
+_WHOLE: Kind = ("INT", {"min": -0x7FFFFFFFFFFFFFFF, "max": 0x7FFFFFFFFFFFFFFF})
 _STEPS: Kind = ("INT", {"default": 20, "min": 1, "max": 10_000})
 _SIDE: Kind = ("INT", {"default": 512, "min": 16, "max": 16_384, "step": 8})
 _BATCH: Kind = ("INT", {"default": 1, "min": 1, "max": 4096})
@@ -78,7 +79,7 @@ NODES: dict[str, NodeClass] = {
     "FreeU_V2": NodeClass({"model": "MODEL", "b1": _GAIN, "b2": _GAIN, "s1": _GAIN, "s2": _GAIN}, ("MODEL",)),
     "ModelMergeSimple": NodeClass({"model1": "MODEL", "model2": "MODEL", "ratio": _SHARE}, ("MODEL",)),
     # ---- texts and numbers ----
-    "PrimitiveInt": NodeClass({"value": _SEED}, ("INT",)),
+    "PrimitiveInt": NodeClass({"value": _WHOLE}, ("INT",)),
     "PrimitiveString": NodeClass({"value": ("STRING", {})}, ("STRING",)),
     "PrimitiveStringMultiline": NodeClass({"value": _TEXT}, ("STRING",)),
     "StringConcatenate": NodeClass({"string_a": _TEXT, "string_b": _TEXT, "delimiter": ("STRING", {})}, ("STRING",)),

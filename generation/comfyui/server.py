@@ -61,8 +61,11 @@ class ComfyUIServer:
         except (KeyError, TypeError, IndexError):
             raise self._unexpected_answer() from None
 
-    def upload_lora(self, path: Path, name: str) -> bool:
-        """Upload a file through the assets API; False if the server has none or it is disabled."""
+    def upload_lora(self, path: Path, name: str) -> str | None:
+        """Upload a file through the assets API; returns the name of the stored file, which may be that of its hash.
+
+        None if the server has no assets API, or it is disabled.
+        """
         for tag in ("model_type:loras", "loras"):  # older builds reject the first and need the second
             with path.open("rb") as file:
                 answer = self._send(
@@ -72,8 +75,10 @@ class ComfyUIServer:
                     files={"file": (name, file, "application/octet-stream")},
                     data={"name": name, "tags": ["models", tag]},
                 )
+            if answer.status_code in (200, 201):
+                return _stored_name(self._parse(answer)) or name
             if answer.status_code != 400:
-                return answer.status_code in (200, 201)
+                return None
         raise GeneratorError(f"{self.place} rejects {name} as a LoRA file", {"status": 400})
 
     def model_metadata(self, folder: str, file: str) -> dict[str, Any] | None:
@@ -234,3 +239,17 @@ def open_comfyui_client(timeout_s: float = 60.0) -> httpx2.Client:
         timeout=httpx2.Timeout(timeout_s, connect=min(10.0, timeout_s)),
         headers={"User-Agent": "imprint"},
     )
+
+
+def _stored_name(asset: Any) -> str | None:
+    """The file's name in an answer of the assets API: builds since 2026 give it, older ones give what it is made of."""
+    if not isinstance(asset, dict):
+        return None
+    about = asset.get("user_metadata")
+    digest = str(asset.get("asset_hash") or "").partition(":")[2]
+    names = (
+        asset.get("loader_path"),
+        about.get("filename") if isinstance(about, dict) else None,
+        f"{digest}.safetensors" if digest else None,
+    )
+    return next((name for name in names if isinstance(name, str) and name), None)

@@ -7,6 +7,7 @@ from core.errors import GeneratorError
 from generation.comfyui.server import ComfyUIServer
 
 _NOT_LOADED = re.compile(r"lora key not loaded: (\S+)")
+_KEPT_LINES = 300  # of ComfyUI's log: after so many the first are gone
 _NO_FIT = re.compile(r"ERROR (lora|loha|lokr|glora|oft|boft) (\S+)")  # a layer of another shape
 
 
@@ -33,8 +34,10 @@ def lora_notes(lines: Collection[str], keys: Collection[str]) -> list[str]:
     notes = []
     missed = {found[1] for line in lines if (found := _NOT_LOADED.search(line))} & set(keys)
     if missed:
+        least = "at least " if len(lines) >= _KEPT_LINES else ""
         notes.append(
-            f"the server did not load {len(missed)} of the {len(keys)} tensors of the LoRA, such as {min(missed)[:120]}"
+            f"the server did not load {least}{len(missed)} of the {len(keys)} tensors of the LoRA, such as "
+            f"{min(missed)[:120]}"
         )
     misfits = {found[2] for line in lines if (found := _NO_FIT.search(line))}
     if misfits:

@@ -114,8 +114,9 @@ def test_without_a_websocket_and_without_assets(
 def test_the_assets_api_of_older_builds(tmp_path: Path, http: httpx2.Client, make: Callable[..., Path]) -> None:
     with fake_comfyui(tmp_path / "old", "--old-assets") as old:
         server, path = ComfyUIServer(old.url, http), make()
-        assert install_lora(server, path, path.name, folder=None) == path.name
-        assert (old.loras / path.name).read_bytes() == path.read_bytes()
+        stored = install_lora(server, path, path.name, folder=None)
+        assert stored != path.name  # named by its content
+        assert (old.loras / stored).read_bytes() == path.read_bytes()
         odd = path.rename(path.with_name("odd name.safetensors"))
         with pytest.raises(GeneratorError, match="rejects odd name"):
             server.upload_lora(odd, odd.name)
