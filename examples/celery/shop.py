@@ -62,7 +62,8 @@ def after_all(job_ids: list[Any], order: str = "") -> int:
 @app.task
 def failed(request: Any, exc: BaseException, traceback: Any, order: str = "") -> None:
     """An error callback that Celery calls with request, exception and traceback."""
-    failure = request.headers["imprint"]
+    # Where Celery itself calls it, as for the body of a chord, there are no such headers.
+    failure = (request.headers or {}).get("imprint", {"type": type(exc).__name__})
     _write("failed", order=order, task_id=request.id, error=str(exc), kind=failure["type"], code=failure.get("code"))
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from sqlmodel import select
 
 from core.advice import ADVICE
 from jobs import accounts, service
 from jobs.subjects import subject_pictures, subject_settings
+from storage.tables import StoredPicture
 from tests.browser.conftest import DESKTOP, PHONE, WAIT_MS, Visitor, check_accessible
 from tests.site import MASCOT, until
 from web.pages.render import number
@@ -183,7 +185,7 @@ def test_cancel_says_what_it_costs(visitor: Visitor, shoot: Shoot) -> None:
 
 
 def test_a_failure_in_plain_words(visitor: Visitor, shoot: Shoot) -> None:
-    """Good pictures for 512 pixels, and a training that asks for more than they have."""
+    """Pictures that are too small are named before the start; a training whose pictures were measured wrongly fails."""
     equip(visitor, "fay")
     page = visitor.open()
     visitor.sign_in(page, "fay")
@@ -193,8 +195,16 @@ def test_a_failure_in_plain_words(visitor: Visitor, shoot: Shoot) -> None:
     page.get_by_role("textbox", name="Steps").fill("1")
     page.get_by_role("textbox", name="Steps").press("Tab")
     expect(page.locator("#price .sum")).to_contain_text("2 credits")
-    page.get_by_role("button", name="Start training").click()
-    job_id = id_of(page)
+    expect(page.locator("#start-why")).to_be_visible()
+    expect(page.get_by_role("button", name="Start training")).to_be_disabled()
+    shoot(page, "training-unfit")
+    check_accessible(page)
+    with visitor.services.database.writing() as session:
+        for stored in session.exec(select(StoredPicture).where(StoredPicture.owner_id == "fay")):
+            assert stored.report is not None
+            stored.report = stored.report.model_copy(update={"width": 4096, "height": 4096})
+    job_id = begin(visitor, "fay", resolution=2048, max_steps=1)
+    page.goto(f"/trainings/{job_id}")
     outcome = page.locator("#outcome")
     expect(outcome).to_contain_text(ADVICE["too_few_images"].what)
     expect(outcome).to_contain_text(ADVICE["too_few_images"].do)

@@ -145,7 +145,7 @@ MESSAGES: dict[str, Message] = {
     "a lora of nobody's subject": call("LoraNotReady: this subject was never trained", "imprint.resolve", "bob", "rex"),
     "a lora of a table": call(ODD + "owner_id: must be one line of text", "imprint.resolve", {"$ne": None}, "rex"),
     "a lora of a line break": call(ODD + "base_model: must be one line", "imprint.resolve", "bob", "rex", "sd15\n"),
-    "a drawing of nothing": call("SpecInvalid: the request has 3 fault(s): owner_id: ", "imprint.generate"),
+    "a drawing of nothing": call("SpecInvalid: the request has 2 fault(s): owner_id: ", "imprint.generate"),
     "a drawing on a server of the sender's": call(
         ODD + "comfyui_url: ", "imprint.generate", owner_id="bob", subject_id="rex", workflow={}, comfyui_url=SECRET
     ),
