@@ -1,6 +1,7 @@
 """What holds for every test, wherever it runs."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _service() -> Iterator[None]:
+    """The service acts in each test: a command that a test runs in its own process names the user for good."""
+    from core.actor import acting
+
+    with acting():
+        yield
 
 
 @pytest.fixture(scope="session")
