@@ -1,6 +1,6 @@
 """Launches and events of jobs: what every module that changes a job writes."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,10 +25,15 @@ def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
     session.add(JobEvent(job_id=job_id, kind=kind, data=data))
 
 
+def next_check(due: datetime, launches: int, settings: Settings) -> datetime:
+    """When the sweep checks that a worker took a message that is due at `due`: later after each launch."""
+    return due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(launches, 6))
+
+
 def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
     """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
     due = utcnow() + timedelta(seconds=delay_s)
-    look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(job.launches, 6))
+    look = next_check(due, job.launches, settings)
     session.connection().execute(
         sa.update(Job)
         .where(col(Job.id) == job.id)

@@ -242,7 +242,7 @@ def open_comfyui_client(timeout_s: float = 60.0) -> httpx2.Client:
 
 
 def _stored_name(asset: Any) -> str | None:
-    """The file's name in an answer of the assets API: builds since 2026 give it, older ones give what it is made of."""
+    """The file's name in an answer of the assets API: newer builds give it, older ones what it is made of."""
     if not isinstance(asset, dict):
         return None
     about = asset.get("user_metadata")

@@ -71,13 +71,17 @@ def _expect(session: Session, queue: str, settings: Settings) -> dict[str, Expec
     ).all()  # fmt: skip
     free = [0.0] * slots
     found: dict[str, Expected] = {}
-    begun = [job for job in flying if job.stage == Stage.TRAIN and job.step > 0]
-    for job in [*begun, *(job for job in flying if job not in begun)]:
-        left_s = job.seconds_left if job in begun and job.seconds_left is not None else job.expected_s
-        found[job.id] = _take(free, left_s, now, None, has_begun=job in begun)
+    for job in sorted(flying, key=_has_begun, reverse=True):
+        begun = _has_begun(job)
+        left_s = job.seconds_left if begun and job.seconds_left is not None else job.expected_s
+        found[job.id] = _take(free, left_s, now, None, has_begun=begun)
     for place, waiting in enumerate(order, 1):
         found[waiting.id] = _take(free, waiting.seconds, now, place)
     return found
+
+
+def _has_begun(job: Job) -> bool:
+    return job.stage == Stage.TRAIN and job.step > 0
 
 
 def _take(free: list[float], seconds: float, now: datetime, place: int | None, has_begun: bool = False) -> Expected:

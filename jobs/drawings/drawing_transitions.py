@@ -19,6 +19,7 @@ from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_drawing, price_of_drawing_part
 from jobs.drawings.drawing_request import size_of
+from jobs.launches import next_check
 from jobs.notices import notices
 from jobs.prices import drawing_rate_of
 from notifications import outbox
@@ -64,7 +65,7 @@ class DrawingLease:
 def send_launch(session: Session, row: DrawingRow, settings: Settings, delay_s: float = 0.0) -> None:
     """Queue the message that launches a drawing, and set when the sweep checks that a worker took it."""
     due = utcnow() + timedelta(seconds=delay_s)
-    look = due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(row.launches, 6))
+    look = next_check(due, row.launches, settings)
     session.connection().execute(
         sa.update(DrawingRow)
         .where(col(DrawingRow.id) == row.id)
