@@ -58,8 +58,7 @@ class Shown:
     refused: str
 
     def ask(self, path: str, login: str | None = LOGIN) -> httpx2.Response:
-        name, _, password = (login or "").partition(":")
-        return httpx2.get(self.stack.flower_url + path, auth=(name, password) if login else None, timeout=20)
+        return httpx2.get(self.stack.flower_url + path, auth=_login(login) if login else None, timeout=20)
 
     def tasks(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("/api/tasks?limit=1000").json()
@@ -92,7 +91,8 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
                 env=made.surroundings(**member.environment), fresh=True,
             )  # fmt: skip
             made.start_together("io", "train", "beat")
-            until(lambda: _answers(stack.flower_url), 60, "Flower answers")
+            # Flower serves pages before it receives events: what happens in between it never knows of.
+            until(lambda: {"io@test", "train@test"} <= _heard(stack.flower_url), 60, "Flower hears both workers")
             made.grant("owner")
             urls = [server.put(f"/{n}.png", drawing(folder / f"{n}.png", n).read_bytes()) for n in range(6)]
             secret = [f"{url}?X-Amz-Signature={SIGNATURE}" for url in urls]
@@ -109,11 +109,18 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
             )  # fmt: skip
 
 
-def _answers(url: str) -> bool:
+def _heard(url: str) -> set[str]:
+    """The workers whose events have reached Flower."""
     try:
-        return bool(httpx2.get(f"{url}/healthcheck", timeout=5).status_code == 200)
+        answer = httpx2.get(f"{url}/api/workers?status=true", auth=_login(LOGIN), timeout=5)
     except httpx2.TransportError:
-        return False
+        return set()
+    return {name for name, alive in answer.json().items() if alive} if answer.status_code == 200 else set()
+
+
+def _login(login: str) -> tuple[str, str]:
+    name, _, password = login.partition(":")
+    return name, password
 
 
 def _refused(site: Site, images: list[str]) -> str:
