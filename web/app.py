@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from jobs.services import Services
@@ -13,6 +14,7 @@ from web.limits import RateLimit
 from web.metrics import WebMetrics
 from web.pages import account as account_page
 from web.pages import drawings as drawing_pages
+from web.pages import errors, training_list
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
 from web.request_middleware import RequestMiddleware
@@ -80,8 +82,9 @@ def create_app(services: Services) -> FastAPI:
             expose_headers=_RESPONSE_HEADERS,
         )
     problems.install(app)
+    app.add_exception_handler(HTTPException, errors.as_asked)  # an address that no route has
     for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
         app.include_router(routes.router)
-    for shown in (account_page, subject_pages, training_pages, drawing_pages):
+    for shown in (account_page, subject_pages, training_list, training_pages, drawing_pages):
         app.include_router(shown.router)
     return app

@@ -1,6 +1,6 @@
 """The live training workers: each reports the queues that it takes from and its slots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from jobs.admission.decide import ALIVE_S
 from jobs.services import Services
 from jobs.view import Time, View
 from storage.admission_tables import TrainingWorker
+from training.families.registry import BASE_MODELS
 
 BEAT_S = 10.0
 
@@ -24,13 +25,21 @@ class WorkerView(View):
     worker: str
     queues: list[str]
     slots: int
+    device: str
+    bases: list[str]  # base models that it has
     draining: bool
     alive: bool
     seen_at: Time
 
 
-def beat(services: Services, worker: str, queues: Sequence[str], slots: int) -> bool:
-    """Report a live worker. Returns whether it is to drain: take no further job."""
+def beat(
+    services: Services, worker: str, queues: Sequence[str], slots: int, device: str = "",
+    bases: Mapping[str, str] | None = None,
+) -> bool:  # fmt: skip
+    """Report a live worker. Returns whether it is to drain: take no further job.
+
+    `bases`: the base models that it has (`here`) or can download (`download`), by name; None: it does not say.
+    """
     with services.database.writing() as session:
         known = {row.queue: row for row in _rows(session, worker)}
         now = utcnow()
@@ -38,7 +47,9 @@ def beat(services: Services, worker: str, queues: Sequence[str], slots: int) -> 
             row = known.pop(queue, None) or TrainingWorker(worker=worker, queue=queue, slots=0)
             if row.slots != slots or row.seen_at < now - timedelta(seconds=ALIVE_S):
                 due.ask(session, queue)
-            row.slots, row.seen_at = slots, now
+            row.slots, row.seen_at, row.device = slots, now, device
+            of_queue = {name: where for name, where in (bases or {}).items() if _queue(name) == queue}
+            row.bases = None if bases is None else of_queue
             session.add(row)
         for row in known.values():
             session.delete(row)
@@ -81,6 +92,10 @@ def forget_dead(services: Services) -> None:
         session.connection().execute(old)
 
 
+def _queue(base_model: str) -> str:
+    return f"train.{BASE_MODELS[base_model].family}" if base_model in BASE_MODELS else ""
+
+
 def _rows(session: Session, worker: str) -> Sequence[TrainingWorker]:
     query = select(TrainingWorker).where(TrainingWorker.worker == worker)
     return session.exec(query.order_by(TrainingWorker.queue)).all()
@@ -91,6 +106,8 @@ def _view(rows: Sequence[TrainingWorker]) -> WorkerView:
         worker=rows[0].worker,
         queues=[row.queue for row in rows],
         slots=rows[0].slots,
+        device=rows[0].device,
+        bases=sorted(name for row in rows for name, where in (row.bases or {}).items() if where == "here"),
         draining=any(row.draining for row in rows),
         alive=rows[0].seen_at > utcnow() - timedelta(seconds=ALIVE_S),
         seen_at=rows[0].seen_at,
