@@ -145,10 +145,10 @@ def sent_form(
     trigger_word: Annotated[str, Form(max_length=500)] = "",
     class_word: Annotated[str, Form(max_length=500)] = "",
     base_model: Annotated[str, Form(max_length=300)] = "",
-    max_steps: Annotated[str | None, Form(max_length=20)] = None,
-    resolution: Annotated[str | None, Form(max_length=20)] = None,
-) -> dict[str, str | None]:
-    """A dependency: the fields of the form; None: was not sent."""
+    max_steps: Annotated[str, Form(max_length=20)] = "",
+    resolution: Annotated[str, Form(max_length=20)] = "",
+) -> dict[str, str]:
+    """A dependency: the fields of the form. An empty field is one that was emptied."""
     return {
         "like": like,
         "trigger_word": trigger_word,
@@ -159,12 +159,12 @@ def sent_form(
     }
 
 
-SentForm = Annotated[dict[str, str | None], Depends(sent_form)]
+SentForm = Annotated[dict[str, str], Depends(sent_form)]
 
 
-def _form_of(services: Services, kept: Subject, sent: dict[str, str | None]) -> TrainForm:
+def _form_of(services: Services, kept: Subject, sent: dict[str, str]) -> TrainForm:
     """The form as it was sent, with the options that it has no fields for."""
-    return _prefilled(services, kept, sent["like"] or "", ()).typed(**sent)
+    return _prefilled(services, kept, sent["like"], ()).typed(**sent)
 
 
 @router.post("/subjects/{id}/settings")
@@ -202,7 +202,7 @@ def start(
 ) -> Response:
     """Save the settings and start a training, unless it costs more than the page has shown."""
     owner_id = caller.owner_id
-    if not (sent["trigger_word"] or "").strip():
+    if not sent["trigger_word"].strip():
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
     kept = subject_settings.get(services, owner_id, subject_id)
     form = _form_of(services, kept, sent)

@@ -16,6 +16,7 @@ class Visit:
     """The page as one owner's browser loads it, without a script."""
 
     api: Api
+    owner: str
     cookie: str
 
     @classmethod
@@ -25,7 +26,7 @@ class Visit:
         form = {"token": api.token(None, *scopes), "owner": owner}
         answer = api.call("POST", "/sign-in", headers=HERE, data=form)
         assert answer.status_code == 303, answer.text
-        return cls(api, str(answer.cookies[COOKIE]))
+        return cls(api, owner, str(answer.cookies[COOKIE]))
 
     def get(self, path: str) -> httpx2.Response:
         """Load an address as a browser does."""

@@ -7,13 +7,12 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import col, select
 
-from core.settings import Settings
 from jobs import accounts, service, sign_in_links
 from jobs.admission import pauses, workers
 from jobs.subjects import subject_settings
 from storage.access_tables import ApiToken
 from storage.tables import Job, Status
-from tests.contract.web.conftest import make_api
+from tests.contract.web.conftest import Api
 from tests.contract.web.page import HERE, Visit
 from web.pages.session import COOKIE
 
@@ -22,11 +21,16 @@ FORM = {"trigger_word": "sks", "class_word": "", "base_model": "sd15", "credits_
 
 
 @pytest.fixture
-def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
-    """Ada with six good pictures of rex and 1,000 credits."""
-    for api in make_api(Settings(_env_file=None, home=tmp_path_factory.mktemp("home"))):
-        api.upload(api.token("ada"), 6)
-        yield Visit.of(api, "ada")
+def visit(lone_api: Api, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    """An owner of each test with six good pictures of rex and 1,000 credits."""
+    owner = request.node.name
+    accounts.grant(lone_api.services, owner, 1000)
+    lone_api.upload(lone_api.token(owner), 6)  # only the first ones are decoded
+    yield Visit.of(lone_api, owner)
+    for worker in workers.list_workers(lone_api.services):
+        workers.leave(lone_api.services, worker.worker)
+    for pause in pauses.list_pauses(lone_api.services):
+        pauses.resume(lone_api.services, pause.scope)
 
 
 def value_of(text: str, name: str) -> str:
@@ -47,23 +51,23 @@ def start(visit: Visit, key: str, **more: object) -> str:
 
 
 def test_save_keeps_the_whole_recipe(visit: Visit) -> None:
-    subject_settings.change(visit.api.services, "ada", "rex", {"base_model": "sd15", "recipe": {"rank": 32}})
+    subject_settings.change(visit.api.services, visit.owner, "rex", {"base_model": "sd15", "recipe": {"rank": 32}})
     assert visit.post(f"{REX}/settings", **FORM, max_steps="120", resolution="128").status_code == 303
-    kept = subject_settings.get(visit.api.services, "ada", "rex")
+    kept = subject_settings.get(visit.api.services, visit.owner, "rex")
     assert kept.recipe == {"rank": 32, "max_steps": 120, "resolution": 128}
     text = visit.get(REX).text
     assert (value_of(text, "max_steps"), value_of(text, "resolution")) == ("120", "128")
     assert "Also in this recipe: rank 32." in text
     visit.post(f"{REX}/settings", **FORM, max_steps="", resolution="128")
-    assert subject_settings.get(visit.api.services, "ada", "rex").recipe == {"rank": 32, "resolution": 128}
+    assert subject_settings.get(visit.api.services, visit.owner, "rex").recipe == {"rank": 32, "resolution": 128}
     assert value_of(visit.get(f"{REX}?like=plain").text, "resolution") == ""
 
 
 def test_the_form_is_prefilled_from_the_last_training(visit: Visit) -> None:
     """Also from one that was started over the API."""
-    images = visit.api.upload(visit.api.token("ada"), 6)
+    images = visit.api.upload(visit.api.token(visit.owner), 6)
     more = {"maxSteps": 33, "resolution": 128, "adapter": {"dora": True}, "triggerWord": "fred"}
-    job_id = visit.api.train(visit.api.token("ada"), images, **more).json()["id"]
+    job_id = visit.api.train(visit.api.token(visit.owner), images, **more).json()["id"]
     service.cancel(visit.api.services, job_id)
     for text in (visit.get(REX).text, visit.get(f"{REX}?like={job_id}").text):
         found = {name: value_of(text, name) for name in ("trigger_word", "max_steps", "resolution")}
@@ -98,14 +102,14 @@ def test_a_second_training_is_asked_about(visit: Visit) -> None:
         assert asked.status_code == 409
         assert "Start another training?" in asked.text
         assert f'href="/trainings/{job_id}"' in asked.text
-    assert len(service.jobs(visit.api.services, owner_id="ada")) == 1
+    assert len(service.jobs(visit.api.services, owner_id=visit.owner)) == 1
     fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.text))
     assert fields["max_steps"] == "11"
     answer = visit.post(f"{REX}/train", **fields)
     assert answer.status_code == 303
-    assert len(service.jobs(visit.api.services, owner_id="ada")) == 2
+    assert len(service.jobs(visit.api.services, owner_id=visit.owner)) == 2
     visit.post(f"{REX}/train", **fields)
-    assert len(service.jobs(visit.api.services, owner_id="ada")) == 2, "the answer, sent twice"
+    assert len(service.jobs(visit.api.services, owner_id=visit.owner)) == 2, "the answer, sent twice"
     service.cancel(visit.api.services, job_id)
     asked = visit.post(f"/trainings/{job_id}/again", key="c" * 32)
     assert (asked.status_code, "Start another training?" in asked.text) == (409, True)
