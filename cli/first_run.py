@@ -9,12 +9,12 @@ from pathlib import Path
 from sqlmodel import select
 
 from core.settings import settings
-from jobs import accounts, sign_in_links
 from jobs.admission import workers
+from jobs.owners import accounts, sign_in_links
 from jobs.services import Services
 from jobs.subjects import subject_pictures
-from storage.access_tables import ApiToken
-from storage.tables import Job, Subject
+from storage.tables.access import ApiToken
+from storage.tables.jobs import Job, Subject
 
 OWNER = "me"
 CREDITS = 10_000

@@ -7,11 +7,11 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
 from core.clock import utcnow
-from jobs import invariants
+from jobs.lifecycle import invariants
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import outbox
-from storage.tables import ACTIVE, Job, Status, StoredPicture, Subject
+from storage.tables.jobs import ACTIVE, Job, Status, StoredPicture, Subject
 
 _MAX_JOBS = 100
 _DAY = timedelta(days=1)

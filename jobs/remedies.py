@@ -8,7 +8,7 @@ from core.errors import FailureCode
 from jobs.services import Services
 from jobs.view import JobView
 from storage.picture_report import StoredReport
-from storage.tables import JobPicture, Status
+from storage.tables.jobs import JobPicture, Status
 from training.data.framing import Frame
 from training.data.verdict import judge
 from training.spec import MIN_PICTURES

@@ -6,13 +6,13 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, select
 
+from core.brokers.queues import TRAIN
 from core.clock import utcnow
-from core.queues import TRAIN
 from jobs.admission.decide import ALIVE_S
 from jobs.admission.queues import REMOTE
 from jobs.services import Services
 from jobs.view import JobView
-from storage.admission_tables import AdmissionPause, TrainingWorker
+from storage.tables.admission import AdmissionPause, TrainingWorker
 from training.families.registry import BASE_MODELS
 
 

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from core.errors import SpecInvalid
 from jobs.requests import training_request
-from storage.tables import Subject
+from storage.tables.jobs import Subject
 from training.families.registry import BASE_MODELS
 from training.spec import GROUPS, TrainSpec
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from jobs import service, sessions
+from jobs import service
+from jobs.owners import sessions
 from jobs.subjects import subject_pictures, subject_settings
 from tests.browser.conftest import PHONE, WAIT_MS, Visitor, check_accessible
 from tests.browser.test_page import LONG, begin, equip, id_of

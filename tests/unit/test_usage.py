@@ -3,7 +3,7 @@
 from core.clock import utcnow
 from jobs.specs import spec_columns
 from jobs.view import JobView, view_of
-from storage.tables import Job
+from storage.tables.jobs import Job
 from training.spec import TrainSpec
 from web.pages.usage import usage_of
 

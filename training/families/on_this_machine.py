@@ -8,9 +8,9 @@ from huggingface_hub import constants
 
 from core.errors import ImprintError
 from training import families
-from training.families import folders
-from training.families.parts import locate
 from training.families.registry import BASE_MODELS, FAMILIES
+from training.families.weights import folders
+from training.families.weights.parts import locate
 
 Presence = Literal["here", "download"]
 

@@ -8,14 +8,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.errors import SpecInvalid
-from jobs import quotes
 from jobs.admission.live import live_bases
-from jobs.quotes import Quote
+from jobs.requests import quotes
+from jobs.requests.quotes import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
 from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.view import JobView
-from storage.tables import Subject
+from storage.tables.jobs import Subject
 from training.data.framing import Frame
 from training.families.registry import BASE_MODELS
 from training.spec import MIN_PICTURES, TrainSpec

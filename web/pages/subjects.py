@@ -9,13 +9,14 @@ from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import IllegalMove, KeyReused, SpecInvalid
-from jobs import accounts, overview, service
+from jobs import overview, service
 from jobs.deletion import requests
+from jobs.owners import accounts
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
 from jobs.view import JobView
-from storage.tables import ACTIVE, Status, Subject
+from storage.tables.jobs import ACTIVE, Status, Subject
 from training.spec import MAX_CAPTION_CHARACTERS
 from web.auth import ServicesDep
 from web.files import picture_response

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 
 from jobs import overview, service
-from storage.tables import Status
+from storage.tables.jobs import Status
 from web.auth import ServicesDep
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute

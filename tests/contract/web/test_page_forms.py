@@ -7,11 +7,12 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import col, select
 
-from jobs import accounts, service, sign_in_links
+from jobs import service
 from jobs.admission import pauses, workers
+from jobs.owners import accounts, sign_in_links
 from jobs.subjects import subject_settings
-from storage.access_tables import ApiToken
-from storage.tables import Job, Status
+from storage.tables.access import ApiToken
+from storage.tables.jobs import Job, Status
 from tests.contract.web.conftest import Api
 from tests.contract.web.page import HERE, Visit
 from web.pages.session import COOKIE
