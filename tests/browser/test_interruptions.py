@@ -52,6 +52,10 @@ def test_uploads_survive_dropped_connections(visitor: Visitor, shoot: Shoot, tmp
     pages = [one for one in visitor.asked if re.search(r"/subjects/mascot(\?|$)", one)]
     print(f"{len(visitor.asked)} requests for {len(files)} files, {len(pages)} of them for the page")
     assert len(pages) <= 6, "the page is loaded now and then, not for each file"
+    first = page.locator(".picture img").first
+    first.scroll_into_view_if_needed()
+    assert first.evaluate("one => one.decode().then(() => one.naturalWidth)") > 0
+    shoot(page, "uploaded-phone")
 
     # What fails for good can be sent again, all at once.
     page.unroute("**/subjects/mascot/images")
