@@ -23,6 +23,7 @@ from core.errors import StoreUnavailable
 from jobs import keys
 from jobs.periodic import each
 from jobs.services import Services
+from storage.caption_tables import GeneratedCaption
 from storage.database import insert_if_absent, lock_name
 from storage.deletion_tables import UnusedObject
 from storage.screening_tables import Screening
@@ -137,8 +138,9 @@ def _collect_one(services: Services, key: str) -> None:
             session.connection().execute(sa.delete(UnusedObject).where(col(UnusedObject.key) == key))
             return
         if key.startswith("prepared/"):
-            screened = sa.delete(Screening).where(col(Screening.sha256) == key.rpartition("/")[2].partition(".")[0])
-            session.connection().execute(screened)
+            sha256 = key.rpartition("/")[2].partition(".")[0]
+            for table in (Screening, GeneratedCaption):
+                session.connection().execute(sa.delete(table).where(col(table.sha256) == sha256))
         mark = sa.update(UnusedObject).where(col(UnusedObject.key) == key)
         session.connection().execute(mark.values(deleting_since=utcnow()))
     services.store.delete(key)
