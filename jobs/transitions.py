@@ -33,7 +33,7 @@ from jobs.specs import spec_of
 from jobs.view import JobView, view_of
 from notifications import channels, outbox, webhooks
 from notifications.webhook_payload import Event, NoticeJob
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from storage.tables import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,14 @@ def begin(session: Session, job_id: str) -> None:
 def record_start(session: Session, job: Job) -> None:
     record_event(session, job.id, "status", status=Status.TRAINING)
     notify(session, job, "training.processing")
+
+
+def record_stage(session: Session, job_id: str, stage: Stage) -> None:
+    """Record that a job is at a stage, unless its last event of this kind says so."""
+    stages = sa.select(col(JobEvent.data)).where(col(JobEvent.job_id) == job_id, col(JobEvent.kind) == "stage")
+    last = session.connection().execute(stages.order_by(col(JobEvent.id).desc()).limit(1)).scalar()
+    if last is None or last.get("stage") != stage:
+        record_event(session, job_id, "stage", stage=stage)
 
 
 def record_picture(session: Session, lease: Lease, state: PictureState, **values: Any) -> None:

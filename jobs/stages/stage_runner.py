@@ -162,8 +162,7 @@ def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
         if claimed is None:
             raise _why_not_claimed(session.get(Job, job_id), stage)
         transitions.begin(session, job_id)  # if all pictures were prepared before, this is the first stage with work
-        if stage in (Stage.CAPTION, Stage.DATASET) and claimed[0].attempt == 1:
-            transitions.record_event(session, job_id, "stage", stage=stage)  # `advance` records the other stages
+        transitions.record_stage(session, job_id, stage)
         return claimed
 
 

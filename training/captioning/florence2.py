@@ -49,6 +49,7 @@ class Florence2:
             ) from error
         self._network = network.requires_grad_(False).eval().to(device)
         self._tokenizer = tokenizer
+        self._most_tokens = min(network.generation_config.max_new_tokens or _MOST_TOKENS, _MOST_TOKENS)
         question = f"{_IMAGE * self._tokens}{tokenizer.bos_token}{_QUESTION}{tokenizer.eos_token}"
         self._question = tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids.to(device)
 
@@ -59,7 +60,7 @@ class Florence2:
         with torch.inference_mode():
             said = self._network.generate(
                 input_ids=self._question.expand(len(pictures), -1), pixel_values=pixels,
-                max_new_tokens=_MOST_TOKENS, num_beams=3, do_sample=False,
+                max_new_tokens=self._most_tokens, num_beams=3, do_sample=False,
             )  # fmt: skip
         texts: list[str] = self._tokenizer.batch_decode(said, skip_special_tokens=True)
         return texts
