@@ -9,13 +9,13 @@ import click
 from pydantic import ValidationError
 
 from cli.check import decoder_of
-from cli.terminal import answers, err, out, print_json
+from cli.output.terminal import answers, err, out, print_json
 from core.errors import ImageInvalid, SpecInvalid
 from core.settings import settings
 from jobs.requests import training_request
 from training.captioning import wording
 from training.captioning.instructions import prompt_for
-from training.data.picture_folder import FolderPicture, read_folder
+from training.data.folders.picture_folder import FolderPicture, read_folder
 from training.spec import Learns, TrainSpec
 
 _PIXELS = 768  # what the captioner looks at

@@ -7,9 +7,9 @@ from typing import Any
 import click
 from rich.table import Table
 
-from cli.owners import OWNER
-from cli.show import show
-from cli.terminal import answers, out, print_json
+from cli.operations.owners import OWNER
+from cli.output.show import show
+from cli.output.terminal import answers, out, print_json
 from jobs.captioning import review
 from jobs.requests.training_request import subject_name
 from jobs.services import services

@@ -9,13 +9,13 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
-from jobs import audit_log
 from jobs.admission import due
 from jobs.admission.decide import ALIVE_S
 from jobs.admission.queues import queue_of
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
-from storage.admission_tables import TrainingWorker
+from storage.tables.admission import TrainingWorker
 from training.spec import TrainSpec
 
 BEAT_S = 10.0

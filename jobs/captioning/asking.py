@@ -16,15 +16,16 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from core.clock import utcnow
 from core.errors import CaptionsUnavailable, Unreachable
-from jobs import keys, transitions
-from jobs.leases import Lease
+from jobs import keys
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import Lease
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import application, outbox
 from notifications.application import SendTask
-from storage.caption_tables import GeneratedCaption
 from storage.database import insert_if_absent
-from storage.tables import ACTIVE, Job, JobPicture
+from storage.tables.captions import GeneratedCaption
+from storage.tables.jobs import ACTIVE, Job, JobPicture
 from training.captioning.instructions import Prompt, prompt_for
 from training.spec import MAX_CAPTION_CHARACTERS
 
@@ -74,8 +75,8 @@ def ask_for(
 def _ask(session: Session, job: Job, prompt: Prompt, hashes: Sequence[str], now: datetime) -> list[GeneratedCaption]:
     """The captions of these pictures; the captioner is asked for those that are not there."""
     for sha256 in sorted(hashes):
-        key = {"owner_id": job.owner_id, "sha256": sha256, "prompt_sha256": prompt.sha256}
-        insert_if_absent(session, GeneratedCaption(**key))
+        one = GeneratedCaption(owner_id=job.owner_id, sha256=sha256, prompt_sha256=prompt.sha256)
+        insert_if_absent(session, one)
     query = select(GeneratedCaption).where(
         GeneratedCaption.owner_id == job.owner_id,
         GeneratedCaption.prompt_sha256 == prompt.sha256,

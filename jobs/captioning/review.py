@@ -11,12 +11,14 @@ from sqlmodel import Session, col, select
 from core.errors import IllegalMove, SpecInvalid
 from core.picture_names import picture_label
 from core.settings import Settings
-from jobs import audit_log, service, transitions
-from jobs.leases import Lease
+from jobs import service
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import Lease
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.subjects import captions as subject_captions
 from jobs.view import JobView, Time, View
-from storage.tables import Job, JobPicture, PictureState, Stage, StoredPicture
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage, StoredPicture
 from training.spec import MAX_CAPTION_CHARACTERS
 
 

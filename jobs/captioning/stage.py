@@ -12,16 +12,17 @@ from sqlmodel import Session, col, select
 
 from core.errors import LeaseLost
 from core.picture_names import picture_label
-from jobs import keys, screening, transitions
+from jobs import keys, screening
 from jobs.captioning import asking, review
-from jobs.leases import HeldLease, Lease
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import HeldLease, Lease
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages.control import JobControl
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, work_dir
-from storage.caption_tables import GeneratedCaption
 from storage.database import insert_if_absent
-from storage.tables import Job, JobPicture, PictureState, Stage
+from storage.tables.captions import GeneratedCaption
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage
 from training.captioning import wording
 from training.captioning.instructions import Prompt, prompt_for
 from training.spec import TrainSpec
@@ -99,8 +100,8 @@ def _caption_here(
                 control.check()
                 raise
             for sha256, text in texts.items():
-                key = {"owner_id": job.owner_id, "sha256": sha256, "prompt_sha256": prompt.sha256}
-                insert_if_absent(session, GeneratedCaption(**key, text=text))
+                one = GeneratedCaption(owner_id=job.owner_id, sha256=sha256, prompt_sha256=prompt.sha256, text=text)
+                insert_if_absent(session, one)
         said.update(texts)
 
     with work_dir(services, job.id) as folder:

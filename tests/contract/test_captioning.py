@@ -12,16 +12,18 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.errors import CaptionsUnavailable, IllegalMove, SpecInvalid, Unreachable
-from jobs import accounts, service, sweeps
+from jobs import service
 from jobs.admission import workers
 from jobs.captioning import asking, review, stage
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import stage_runner, steps
 from jobs.subjects import captions as subject_captions
 from jobs.subjects import subject_pictures
 from notifications.tables import OutboxMessage
-from storage.caption_tables import GeneratedCaption
-from storage.tables import Job, JobPicture, PictureState, StoredPicture
+from storage.tables.captions import GeneratedCaption
+from storage.tables.jobs import Job, JobPicture, PictureState, StoredPicture
 from tasks import pipeline
 from tests.contract.jobs import balances, events, messages, request
 from tests.contract.jobs import row as job_row

@@ -6,6 +6,7 @@ Its processor in transformers needs torchvision, so the picture and the question
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, Florence2ForConditionalGeneration
 
 from core.errors import BaseModelUnavailable
 from training.device import precision
-from training.families import soundness
+from training.families.weights import soundness
 
 _QUESTION = "Describe in detail what is shown in the image."  # what the task <DETAILED_CAPTION> stands for
 _IMAGE = "<image>"
@@ -31,7 +32,8 @@ class Florence2:
         self.batch = 8 if device.type == "cuda" else 1
         try:
             soundness.check_files(folder, "model")
-            network, report = Florence2ForConditionalGeneration.from_pretrained(
+            kind: Any = Florence2ForConditionalGeneration
+            network, report = kind.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=self._dtype, output_loading_info=True
             )
             soundness.check_loaded(network, report)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from storage.tables import PictureState, Stage, Status
+from storage.tables.jobs import PictureState, Stage, Status
 from training.spec import MAX_PICTURES, Backend, CaptionSource, Family, Learns
 from web.models.common import JOB, PICTURE, Options, RequestModel, ResponseModel
 
