@@ -7,14 +7,17 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from core.clock import utcnow
-from core.errors import NotFound
+from core.errors import NotFound, SpecInvalid
+from core.settings import Settings
 from jobs.admission import due
 from jobs.admission.decide import ALIVE_S
+from jobs.admission.queues import queue_of
 from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from storage.tables.admission import TrainingWorker
 from training.families.registry import BASE_MODELS
+from training.spec import TrainSpec
 
 BEAT_S = 10.0
 
@@ -34,11 +37,12 @@ class WorkerView(View):
 
 def beat(
     services: Services, worker: str, queues: Sequence[str], slots: int, device: str = "",
-    bases: Mapping[str, str] | None = None,
+    bases: Mapping[str, str] | None = None, *, captions: bool = False,
 ) -> bool:  # fmt: skip
     """Report a live worker. Returns whether it is to drain: take no further job.
 
-    `bases`: the base models that it has (`here`) or can download (`download`), by name; None: it does not say.
+    `captions`: whether it has a captioner. `bases`: by name the base models that it has (`here`) or can download
+    (`download`); None: it does not say.
     """
     with services.database.writing() as session:
         known = {row.queue: row for row in _rows(session, worker)}
@@ -50,6 +54,7 @@ def beat(
             row.slots, row.seen_at, row.device = slots, now, device
             of_queue = {name: where for name, where in (bases or {}).items() if _queue(name) == queue}
             row.bases = None if bases is None else of_queue
+            row.captions = captions
             session.add(row)
         for row in known.values():
             session.delete(row)
@@ -83,6 +88,21 @@ def list_workers(services: Services) -> list[WorkerView]:
         rows = session.exec(select(TrainingWorker).order_by(TrainingWorker.worker, TrainingWorker.queue)).all()
     names = dict.fromkeys(row.worker for row in rows)
     return [_view([row for row in rows if row.worker == name]) for name in names]
+
+
+def check_captioner(session: Session, spec: TrainSpec, settings: Settings) -> None:
+    """Raise SpecInvalid if the workers that would caption the pictures of a request have all reported no captioner."""
+    if spec.captions != "auto" or settings.caption_task is not None:
+        return
+    query = select(TrainingWorker.captions).where(TrainingWorker.queue == queue_of(spec))
+    found = session.exec(query).all()
+    if found and not any(found):
+        raise SpecInvalid.of(
+            {
+                "captions": f"no training worker of {spec.family} has the weights of the captioner "
+                f"({settings.captioner}); their logs say what is missing. Give captions, or set this to template"
+            }
+        )
 
 
 def forget_dead(services: Services) -> None:

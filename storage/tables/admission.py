@@ -22,6 +22,7 @@ class TrainingWorker(SQLModel, table=True):
     # The base models of the queue's family by name: `here`, or `download` before the first job. None: not reported.
     bases: dict[str, str] | None = Field(default=None, sa_column=sa.Column(JsonColumn(dict[str, str])))
     draining: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    captions: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})  # whether it has a captioner
     seen_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 

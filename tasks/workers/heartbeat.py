@@ -23,8 +23,12 @@ _LOOK_EVERY_S = 300.0  # at the base models on this machine: they may come and g
 class Heartbeat:
     """Reports one worker from a thread until it leaves."""
 
-    def __init__(self, worker: str, queues: Sequence[str], slots: int, device: str = "") -> None:
+    def __init__(
+        self, worker: str, queues: Sequence[str], slots: int, device: str = "", *, captions: bool = False
+    ) -> None:
+        """captions: whether the worker has a captioner."""
         self._worker, self._queues, self._slots, self._device = worker, queues, slots, device
+        self._captions = captions
         self._bases: Mapping[str, str] | None = None
         self._looked_at = -_LOOK_EVERY_S
         self._left = threading.Event()
@@ -59,7 +63,9 @@ class Heartbeat:
             families = [queue.removeprefix(TRAIN) for queue in self._queues]
             self._bases = on_this_machine.find(families, services().settings.base_models)
             self._looked_at = time.monotonic()
-        return workers.beat(services(), self._worker, self._queues, self._slots, self._device, self._bases)
+        return workers.beat(
+            services(), self._worker, self._queues, self._slots, self._device, self._bases, captions=self._captions
+        )
 
     def _follow(self, drains: bool) -> None:
         """Stop taking jobs, or take them again."""

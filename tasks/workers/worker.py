@@ -36,6 +36,7 @@ from tasks.sweeps import PARTS
 from tasks.workers import device_check, metrics
 from tasks.workers.device_check import DeviceState
 from tasks.workers.heartbeat import Heartbeat
+from training.captioning import weights
 from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
@@ -147,12 +148,28 @@ def _check_device(instance: Any, **_: Any) -> None:
         import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
         trained = [queues.TRAIN + family for family in families if family not in _trains_on.refused]
         control.device.name = _trains_on.name
-        _heartbeat = Heartbeat(instance.hostname, trained, instance.concurrency, _trains_on.name)
+        has_captioner = _has_captioner()
+        _heartbeat = Heartbeat(
+            instance.hostname, trained, instance.concurrency, _trains_on.name, captions=has_captioner
+        )
         dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
         for name in set(drawn) & set(dropped):
             taken.deselect(name)
     if set(drawn) & set(taken.consume_from):
         import_module("training.backends.drawing")
+
+
+def _has_captioner() -> bool:
+    """Whether this worker can write captions. Without, requests that ask for them are refused."""
+    location = settings().captioner
+    if location is None:
+        return False
+    try:
+        weights.locate(location)
+    except ImprintError as error:
+        log.error("this worker writes no captions: %s", error)
+        return False
+    return True
 
 
 def _end(reason: str) -> None:

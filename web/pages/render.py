@@ -34,6 +34,8 @@ STATUSES = {
 }
 STAGES = {
     "preprocess": "Check pictures",
+    "caption": "Write captions",
+    "review": "Review captions",
     "dataset": "Build dataset",
     "train": "Train",
     "upload": "Check and upload",
@@ -60,6 +62,7 @@ _NOTICES = {
     "some": "Some files were not stored, because they are not pictures.",  # see `_BAD`
     "started": "Training started.",
     "cancelled": "Training cancelled.",
+    "accepted": "Captions accepted.",
     "ended": "Signed out there.",
     "drawing": "Drawing started.",
     "undrawn": "Drawing cancelled.",

@@ -23,6 +23,7 @@ from web.pages.render import count, number
 from web.problems import refusal
 
 _NUMBERS = ("max_steps", "resolution")
+_FIELDS = (*_NUMBERS, "captions")  # of the recipe, that the form has
 PLAIN = "plain"  # in place of the id of a training whose recipe to show
 _PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger word
 
@@ -39,6 +40,7 @@ class TrainForm:
     class_word: str = ""
     max_steps: str = ""
     resolution: str = ""
+    captions: str = ""  # empty: the recipe's default
     like: str = ""
     others: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,6 +66,8 @@ class TrainForm:
     def recipe(self) -> dict[str, Any]:
         """The options of the recipe, with the form's numbers. Raises SpecInvalid for text that is not a number."""
         recipe, faults = dict(self.others), {}
+        if self.captions not in ("", "given"):
+            recipe["captions"] = self.captions
         for name in _NUMBERS:
             value = getattr(self, name).strip()
             if value and not (value.isascii() and value.isdigit()):
@@ -97,8 +101,8 @@ class TrainForm:
 
 def _split(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as the form's fields and the other options."""
-    typed = {name: str(recipe[name]) for name in _NUMBERS if recipe.get(name) is not None}
-    return {**typed, "others": {name: value for name, value in recipe.items() if name not in _NUMBERS}}
+    typed = {name: str(recipe[name]) for name in _FIELDS if recipe.get(name) is not None}
+    return {**typed, "others": {name: value for name, value in recipe.items() if name not in _FIELDS}}
 
 
 def _lines(name: str, value: Any) -> list[str]:

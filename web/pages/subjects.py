@@ -17,7 +17,7 @@ from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
 from jobs.view import JobView
 from storage.tables.jobs import ACTIVE, Status, Subject
-from training.spec import MAX_CAPTION_CHARACTERS
+from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages import subject_form
@@ -113,6 +113,7 @@ def subject(
         trainings=trainings[:_MAX_TRAININGS],
         has_more=len(trainings) > _MAX_TRAININGS,
         available=accounts.balance(services, owner_id).available,
+        caption_sources=_caption_sources(services),
         key=uuid4().hex,
         may_train="train" in caller.token.scopes,
     )
@@ -148,6 +149,7 @@ def sent_form(
     base_model: Annotated[str, Form(max_length=300)] = "",
     max_steps: Annotated[str, Form(max_length=20)] = "",
     resolution: Annotated[str, Form(max_length=20)] = "",
+    captions: Annotated[CaptionSource | Literal[""], Form()] = "",
 ) -> dict[str, str]:
     """A dependency: the fields of the form. An empty field is one that was emptied."""
     return {
@@ -157,6 +159,7 @@ def sent_form(
         "base_model": base_model,
         "max_steps": max_steps,
         "resolution": resolution,
+        "captions": captions,
     }
 
 
@@ -199,6 +202,7 @@ def start(
     key: FormKey,
     credits_shown: Annotated[int, Form(ge=0)],
     sent: SentForm,
+    review: Annotated[str, Form(max_length=20)] = "",
     beside: Annotated[str, Form(max_length=3)] = "",
 ) -> Response:
     """Save the settings and start a training, unless it costs more than the page has shown."""
@@ -224,13 +228,17 @@ def start(
         )
 
     def ask() -> Response | None:
-        action, fields = f"/subjects/{segment(subject_id)}/train", {**sent, "credits_shown": credits_shown}
+        action, fields = (
+            f"/subjects/{segment(subject_id)}/train",
+            {**sent, "credits_shown": credits_shown, "review": review},
+        )
         return ask_before_second(request, services, owner_id, subject_id, action, fields)
 
     if not started and not beside and (question := ask()):
         return question
     subject_settings.change(services, owner_id, subject_id, form.settings())
-    given = subject_settings.training_arguments(services, owner_id, subject_id, {**form.arguments(), "images": good})
+    asked = {**form.arguments(), "review": bool(review) or None}
+    given = subject_settings.training_arguments(services, owner_id, subject_id, {**asked, "images": good})
     try:
         view = service.submit(services, {**given, "idempotency_key": page_key(key)})
     except KeyReused:  # after "Back", with other values: the form's key has started a training already
@@ -238,6 +246,14 @@ def start(
             return question
         view = service.submit(services, {**given, "idempotency_key": page_key(uuid4().hex)})
     return _started(view.job_id)
+
+
+def _caption_sources(services: Services) -> list[tuple[CaptionSource, str]]:
+    """What the owner can choose for captions, in words."""
+    sources: list[tuple[CaptionSource, str]] = [("given", "Mine, where I wrote some")]
+    if services.settings.captioner or services.settings.caption_task:
+        sources.append(("auto", "Write those that are missing"))
+    return [*sources, ("template", "The same for all pictures")]
 
 
 def _started(job_id: str) -> Response:
