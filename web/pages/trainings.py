@@ -30,7 +30,7 @@ from web.pages.chart import Point, loss_curve
 from web.pages.question import ask_before_second
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.pages.usage import usage_of
+from web.pages.usage import Usage, usage_of
 from web.parameters import FormKey, PreviewName, TrainingId, page_key
 from web.streams import event_response
 
@@ -75,7 +75,7 @@ def training(
         key=uuid4().hex,
         advice=ADVICE[view.failure.code] if view.failure else None,
         left_out=_left_out(view),
-        usage=usage_of(view, loras.readers_of(services, job_id)) if view.lora else [],
+        usage=_usage(services, view) if view.lora else [],
         may_train="train" in caller.token.scopes,
         seconds_trained=view.train_seconds,
     )
@@ -96,6 +96,11 @@ def _losses(events: Sequence[JobEvent]) -> list[Point]:
     progress = [event.data for event in events if event.kind == "progress"]
     losses = {data["step"]: data["loss"] for data in progress if data.get("loss") is not None}
     return sorted((step, loss) for step, loss in losses.items() if math.isfinite(loss))
+
+
+def _usage(services: Services, view: JobView) -> list[Usage]:
+    file = lora_files.find(services, view.job_id, view.owner_id).name
+    return usage_of(view, loras.readers_of(services, view.job_id), file)
 
 
 def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None:

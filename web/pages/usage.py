@@ -18,14 +18,14 @@ class Usage:
     warning: str = ""
 
 
-def usage_of(view: JobView, verdicts: Mapping[str, str] | None) -> list[Usage]:
-    """The programs that read the LoRA. `verdicts`: the inspector's, by program; None: not inspected."""
-    spec, name = view.spec, view.job_id
+def usage_of(view: JobView, verdicts: Mapping[str, str] | None, file: str) -> list[Usage]:
+    """The programs that read the LoRA in `file`. `verdicts`: the inspector's, by program; None: not inspected."""
+    spec, name = view.spec, file.removesuffix(".safetensors")
     prompt = " ".join(filter(None, ("a photo of", spec.trigger_word, spec.class_word)))
     in_comfyui = "Put the file into models/loras, add a Load LoRA node with strength 1.0, and use this prompt:"
     found = [
         ("ComfyUI", in_comfyui, prompt),
-        ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
+        ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{file}")'),
     ]
     reads_it = FAMILIES[spec.family].lora.form == "kohya" if verdicts is None else "AUTOMATIC1111" in verdicts
     if reads_it:
@@ -44,7 +44,9 @@ def _warning(program: str, verdict: str) -> str:
     if words.WRONG in verdict:
         return f"{program} reads the lengths of this DoRA along the wrong axis and draws wrong pictures."
     if words.WITHOUT_LENGTHS in verdict:
-        return f"{program} ignores the lengths of this DoRA, so its pictures differ: convert the file to peft for it."
+        return (
+            f"{program} ignores the lengths of this DoRA, so its pictures differ: use the download for {program} there."
+        )
     if words.CLOSE in verdict:
         return f"{program} computes the lengths of this DoRA slightly differently, so pictures may differ a little."
     if words.WITHOUT_SCALE in verdict:
