@@ -12,7 +12,7 @@ from core.settings import settings
 from jobs.admission import workers
 from jobs.owners import accounts, sign_in_links
 from jobs.services import Services
-from jobs.subjects import subject_pictures
+from jobs.subjects import subject_pictures, subject_settings
 from storage.tables.access import ApiToken
 from storage.tables.jobs import Job, Subject
 
@@ -20,6 +20,7 @@ OWNER = "me"
 CREDITS = 10_000
 _SUBJECT = "mascot"
 _PICTURES = Path(__file__).resolve().parent.parent / "demo" / "pictures"
+_POCKET = _PICTURES.parent / "pocket" / "model"
 _WAIT_S = 120.0
 
 
@@ -57,7 +58,15 @@ def sign_in_link(services: Services) -> str | None:
     if not subject_pictures.list_pictures(services, OWNER, _SUBJECT) and _PICTURES.is_dir():
         for file in sorted(_PICTURES.glob("*.png")):
             subject_pictures.add(services, OWNER, _SUBJECT, file.read_bytes(), name=file.name)
+        subject_settings.change(services, OWNER, _SUBJECT, _settings())
     return sign_in_links.create(services, OWNER)
+
+
+def _settings() -> dict[str, object]:
+    """The settings of the subject to begin with: ready to start, and with the pocket model done in minutes."""
+    pocket = Path(settings().base_models.get("sd15", ".")).resolve() == _POCKET
+    recipe = {"resolution": 64, "epochs": 60, "rank": 16} if pocket else None
+    return {"trigger_word": "imp mascot", "class_word": "creature", "base_model": "sd15", "recipe": recipe}
 
 
 def _has_others(services: Services) -> bool:

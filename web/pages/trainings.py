@@ -75,7 +75,7 @@ def training(
         key=uuid4().hex,
         advice=ADVICE[view.failure.code] if view.failure else None,
         left_out=_left_out(view),
-        usage=_usage(services, view) if view.lora else [],
+        usage=_usage(services, view) if view.lora and view.status == Status.READY else [],
         may_train="train" in caller.token.scopes,
         seconds_trained=view.train_seconds,
     )

@@ -44,9 +44,7 @@ def _warning(program: str, verdict: str) -> str:
     if words.WRONG in verdict:
         return f"{program} reads the lengths of this DoRA along the wrong axis and draws wrong pictures."
     if words.WITHOUT_LENGTHS in verdict:
-        return (
-            f"{program} ignores the lengths of this DoRA, so its pictures differ: use the download for {program} there."
-        )
+        return f"{program} ignores the lengths of this DoRA, so its pictures differ: download the form for it."
     if words.CLOSE in verdict:
         return f"{program} computes the lengths of this DoRA slightly differently, so pictures may differ a little."
     if words.WITHOUT_SCALE in verdict:
