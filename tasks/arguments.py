@@ -19,6 +19,7 @@ _ID = {
 }
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
 REFUSED_DELAY = "imprint_refused_delay"  # a header of `tasks.consumer`: how many seconds the task should have waited
+OWN_DELAY = "imprint_delay_s"  # a header of tasks that our workers send again: the delay, whatever the clocks say
 LONGEST_DELAY_S = 3600  # how far ahead the time of a task may be that an application sends
 
 
