@@ -2,7 +2,7 @@
 
 from kombu import Exchange, Queue
 
-from core import broker, queues
+from core.brokers import broker, queues
 from core.settings import settings
 from training.families.registry import FAMILIES
 
@@ -43,7 +43,7 @@ worker_send_task_events = True
 task_acks_late = True
 worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = False
-worker_consumer = "tasks.consumer:SteadyConsumer"
+worker_consumer = "tasks.rabbitmq.consumer:SteadyConsumer"
 worker_proc_alive_timeout = 60
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
@@ -72,7 +72,7 @@ task_routes = {
 }
 
 # ---- sweeps ----
-# Seconds between two runs. None has `expires`, which would compare the clocks of two machines: `tasks.consumer` drops
+# Seconds between two runs. None has `expires`, which would compare the clocks of two machines: `tasks.rabbitmq.consumer` drops
 # a backlog.
 _sweeps = {"sweep": _settings.sweep_s, "poll_remote": _settings.remote_poll_s, "audit": 3600.0}
 # `shadow` is the name in Flower, in events and in Celery's log: there, sweeps sort apart from the tasks of jobs.

@@ -50,7 +50,7 @@ def send_again(task: "Task[..., Any]", again: RetryLater) -> NoReturn:
 
 
 def _retry(task: "Task[..., Any]", delay_s: float, most: int, error: Exception) -> NoReturn:
-    """The message carries the delay too, beside the time by this machine's clock (`tasks.consumer`)."""
+    """The message carries the delay too, beside the time by this machine's clock (`tasks.rabbitmq.consumer`)."""
     headers = {**(task.request.headers or {}), OWN_DELAY: delay_s}
     raise task.retry(countdown=delay_s, max_retries=most, exc=error, headers=headers) from error
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from jobs import accounts, sweeps
-from storage.tables import Job
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
+from storage.tables.jobs import Job
 from tests.servers.process import ServerProcess
 from tests.site import Site, site, until
 

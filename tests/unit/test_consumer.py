@@ -9,7 +9,7 @@ import pytest
 import celeryconfig
 from core.clock import utcnow
 from tasks.arguments import OWN_DELAY
-from tasks.consumer import _limit_own_delay, _PeriodicTasks
+from tasks.rabbitmq.consumer import _limit_own_delay, _PeriodicTasks
 
 SWEEP, AUDIT = "imprint.sweep", "imprint.audit"
 
