@@ -72,8 +72,8 @@ task_routes = {
 }
 
 # ---- sweeps ----
-# Seconds between two runs. None has `expires`, which would compare the clocks of two machines: `tasks.rabbitmq.consumer` drops
-# a backlog.
+# Seconds between two runs. None has `expires`, which would compare the clocks of two machines: the worker's consumer
+# drops a backlog.
 _sweeps = {"sweep": _settings.sweep_s, "poll_remote": _settings.remote_poll_s, "audit": 3600.0}
 # `shadow` is the name in Flower, in events and in Celery's log: there, sweeps sort apart from the tasks of jobs.
 beat_schedule = {
