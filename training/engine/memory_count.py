@@ -192,6 +192,7 @@ def sizes_of(name: Any) -> Sizes:
             targets: sum(site.inputs + site.outputs for site in layers.layout(targets, 4).sites)
             for targets in family.targets
         },
+        modules={targets: len(layers.layout(targets, 4).sites) for targets in family.targets},
         sample=_line(family, config, checkpointing=False),
         checkpointed=_line(family, config, checkpointing=True),
     )
