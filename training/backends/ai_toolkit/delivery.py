@@ -23,8 +23,8 @@ File = tuple[str, bytes]
 def upload_dataset(server: ToolkitServer, dataset: str, examples: Sequence[Example], *, masked: bool = False) -> None:
     """Upload every picture that the dataset lacks as 0001.png, with its caption in 0001.txt.
 
-    masked: give every picture an alpha channel, which ai-toolkit takes as the mask of its loss. Afterwards the server is
-    asked for its files. Raises BackendFailed if they differ from these pictures and captions.
+    masked: give every picture an alpha channel, which ai-toolkit takes as the mask of its loss. Afterwards the server
+    is asked for its files. Raises BackendFailed if they differ from these pictures and captions.
     """
     numbers = range(1, len(examples) + 1)
     sizes = {number: len(_picture(examples[number - 1], masked)) for number in numbers}
