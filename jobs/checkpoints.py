@@ -8,7 +8,7 @@ from core.errors import NotFound
 from jobs import service
 from jobs.services import Services
 from jobs.view import FileView, View
-from storage.tables import JobEvent, Status
+from storage.tables.jobs import JobEvent, Status
 
 
 class CheckpointView(View):
@@ -18,6 +18,7 @@ class CheckpointView(View):
     key: str
     sha256: str
     bytes: int
+    validation_loss: float | None = None  # on held-out pictures, if they were validated at this step
 
 
 def kept(services: Services, job_id: str, owner_id: str | None = None) -> list[CheckpointView]:

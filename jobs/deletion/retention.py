@@ -8,9 +8,9 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from jobs import keys, shared_objects
 from jobs.deletion import rows
-from jobs.periodic import each
+from jobs.lifecycle.periodic import each
 from jobs.services import Services
-from storage.tables import ACTIVE, Job, JobPicture, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, JobPicture, StoredPicture
 
 
 def sweep(services: Services) -> int:
@@ -35,7 +35,9 @@ def _is_old(before: datetime) -> sa.ColumnElement[bool]:
 def _thin(services: Services, job_id: str, before: datetime) -> None:
     with services.database.reading() as session:
         job = session.get_one(Job, job_id)
-    services.store.delete_prefix(keys.kept_loras(job.public_model_id))
+    for key in list(services.store.list(keys.kept_loras(job.public_model_id))):
+        if key != job.lora_key:  # its owner delivers this one
+            services.store.delete(key)
     services.store.delete_prefix(keys.checkpoints(job_id))
     with services.database.writing() as session:
         job = session.get_one(Job, job_id, with_for_update=True)

@@ -22,7 +22,7 @@ from core.ids import new_id
 from core.settings import Settings
 from jobs.remote import pod_costs
 from jobs.services import Services
-from storage.remote_tables import PodState, RentedPod
+from storage.tables.remote import PodState, RentedPod
 from training.backends.ai_toolkit import cards
 from training.backends.runpod import GpuType, Pod, PodRequest, RunPod
 from training.spec import TrainSpec, base_model_location

@@ -6,12 +6,13 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.errors import LoraNotReady
-from jobs.owners import normal_name
+from jobs import keys
+from jobs.owners.unusable_names import normal_name
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.view import Time, View
-from storage.tables import ACTIVE, Job, Status
+from storage.tables.jobs import ACTIVE, Job, Status
 from training.spec import TrainSpec
 
 # The scale of a LoRA is in its file (`.alpha`), so every LoRA was trained for strength 1.0.
@@ -59,7 +60,7 @@ def resolve(services: Services, owner_id: str, subject_id: str, base_model: str 
         trigger_word=spec.trigger_word,
         class_word=spec.class_word,
         strength=STRENGTH,
-        file=f"{job.id}.safetensors",
+        file=f"{job.id}.safetensors" if (step := keys.step_of(key)) is None else f"{job.id}-{step}.safetensors",
         key=key,
         sha256=job.lora_sha256,
         bytes=job.lora_bytes,

@@ -17,10 +17,10 @@ from core.picture_names import picture_label, plain_name
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures
-from storage.tables import StoredPicture
-from training.data.archives import UnpackLimits, unpack
+from storage.tables.jobs import StoredPicture
 from training.data.file_kinds import CAPTION_SUFFIXES, CAPTION_TABLES, SUFFIXES, archive_kind
-from training.data.picture_folder import is_hidden, read_folder
+from training.data.folders.archives import UnpackLimits, unpack
+from training.data.folders.picture_folder import is_hidden, read_folder
 
 _MAX_CAPTION_FILE_BYTES = 16 * 2**20
 _START_BYTES = 512  # of a file, which tell what it is
@@ -101,12 +101,25 @@ def _sort(upload: Upload, index: int, file: UploadedFile, folder: Path, limits: 
 
 def _add_archive(upload: Upload, index: int, archive: str, folder: Path) -> None:
     found = read_folder(folder, masked=False)
+    if not found.pictures and (texts := _caption_files(folder)):
+        upload.captions |= texts  # of pictures of earlier uploads
+        return
     upload.notes += [f"{archive}: {note}" for note in found.notes]
     if not found.pictures:
         upload.refused.append(Refusal(index, str(ImageInvalid.code), f"{archive}: there are no pictures in it"))
     for position, picture in enumerate(found.pictures):
         label = f"{archive}, {picture_label(position, plain_name(picture.path.name))}"
         upload.parts.append(UploadPart(index, label, picture.path.name, picture.path.read_bytes, picture.caption))
+
+
+def _caption_files(folder: Path) -> dict[str, bytes]:
+    """The caption files of an archive without pictures, by name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_hidden(path))
+    return {
+        path.name: path.read_bytes()[:_MAX_CAPTION_FILE_BYTES]
+        for path in files
+        if path.name.lower().endswith(CAPTION_SUFFIXES) or path.name.lower() in CAPTION_TABLES
+    }
 
 
 def _message(error: ImageInvalid | SpecInvalid) -> str:

@@ -20,10 +20,10 @@ from training.families import flow
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.latents import encode_pictures, sample, vae_decode
-from training.families.parts import load_part, vae_number
-from training.families.quantised import place
 from training.families.record import Family
 from training.families.training_adapter import as_used, merge_adapter
+from training.families.weights.parts import load_part, vae_number
+from training.families.weights.quantised import place
 from training.ports import Example
 
 MAX_TOKENS = 512  # as in diffusers' pipeline

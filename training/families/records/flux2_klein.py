@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from training.families import checkpoint_names
 from training.families.record import (
     AiToolkit,
     BaseModel,
@@ -18,6 +17,7 @@ from training.families.record import (
 )
 from training.families.records.encoder_configs import QWEN3_4B, QWEN3_8B, autoencoder
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
+from training.families.weights import checkpoint_names
 
 _ATTENTION = (
     r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)|"

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 
-from training.families import checkpoint_names
 from training.families.record import (
     AiToolkit,
     BaseModel,
@@ -18,6 +17,7 @@ from training.families.record import (
 )
 from training.families.records.encoder_configs import QWEN2_5_VL_7B
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
+from training.families.weights import checkpoint_names
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)"
 _ALL = _ATTENTION + r"|transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)"
