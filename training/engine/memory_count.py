@@ -224,6 +224,7 @@ def _line(family: FamilyCode, config: Mapping[str, Any], *, checkpointing: bool)
 
 def recipe(family: Any, **given: Any) -> TrainSpec:
     """A recipe of the family, for counting."""
+    given = {"optimizer": "adamw", **given}
     return TrainSpec(base_model="counted", family=family, trigger_word="counted", seed=0, **given)
 
 

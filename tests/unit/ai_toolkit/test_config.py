@@ -141,6 +141,9 @@ def test_masks_and_mirrored_pictures_are_carried_over() -> None:
     spec = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, objective={"masked": True}, data={"flip": True})
     [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
     assert {"alpha_mask": True, "flip_x": True}.items() <= process["datasets"][0].items()
+    spec = TrainSpec(base_model="sdxl", trigger_word="sks", seed=0, data={"resolutions": [512, 1024]})
+    [process] = job_config(spec, "imprint_x", FOLDERS, pictures=5, base_model="a/b")["config"]["process"]
+    assert process["datasets"][0]["resolution"] == [512, 1024]
     plain = made("sd15")["config"]["process"][0]["datasets"][0]
     assert not {"alpha_mask", "flip_x"} & set(plain)
 

@@ -130,7 +130,7 @@ def _dataset(spec: TrainSpec, folder: str) -> dict[str, Any]:
         "cache_latents_to_disk": True,
         "is_reg": False,
         "network_weight": 1,
-        "resolution": [spec.resolution],
+        "resolution": list(spec.data.resolutions) or [spec.resolution],
         "num_repeats": 1,
         "num_frames": 1,
         **({"flip_x": True} if spec.data.flip else {}),

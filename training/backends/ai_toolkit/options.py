@@ -12,7 +12,7 @@ _KNOWN = {
     "adapter": {"targets", "rslora"},
     "optimization": {"schedule", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"},
     "objective": {"weighting", "noise_offset", "masked"},
-    "data": {"caption_dropout", "flip"},
+    "data": {"caption_dropout", "flip", "resolutions"},
     "validation": {"previews"},
 }
 

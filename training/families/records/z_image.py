@@ -61,7 +61,15 @@ FAMILY = Family(
             "Apache-2.0",
         ),
     ),
-    recipe={"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
+    # Prodigy: with AdamW at 1e-4 Z-Image did not converge in a comparison of models on 24 photos (modl.run, 2026-03).
+    recipe={
+        "rank": 16,
+        "alpha": 16.0,
+        "optimizer": "prodigy",
+        "learning_rate": 1.0,
+        "resolution": 1024,
+        "epochs": 100,
+    },
     price=Price(800, 1024),
     seconds_per_step=1.1,
     drawing=Drawing(28, 4.0, 1024),
