@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from core.clock import utcnow
-from jobs import keys, shared_objects
+from jobs import audit_log, keys, shared_objects
 from jobs.deletion import rows
 from jobs.periodic import each
 from jobs.services import Services
@@ -46,6 +46,7 @@ def _thin(services: Services, job_id: str, before: datetime) -> None:
             rows.erase_job_picture(session, picture, job)
         job.thinned_at = utcnow()
         session.add(job)
+        audit_log.record(session, "job.thinned", job_id=job_id, owner_id=job.owner_id)
 
 
 def _erase_if_old(session: Session, picture_id: str, owner_id: str, before: datetime) -> None:

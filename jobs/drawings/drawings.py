@@ -12,7 +12,7 @@ from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, TooManyRequests
 from core.ids import new_id
 from credits import ledger
-from jobs import keys
+from jobs import audit_log, keys
 from jobs.deletion import guard
 from jobs.drawings import drawing_request
 from jobs.drawings import drawing_transitions as transitions
@@ -177,6 +177,9 @@ def _create(session: Session, services: Services, request: DrawingRequest, job_i
     session.add(row)
     session.flush()
     transitions.send_launch(session, row, settings)
+    audit_log.record(
+        session, "drawing.accepted", job_id=row.job_id, owner_id=row.owner_id, drawing_id=row.id, credits=made.credits
+    )
     notices.check_low_credits(session, row.owner_id)
     session.refresh(row)
     return row
