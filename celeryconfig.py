@@ -2,7 +2,7 @@
 
 from kombu import Exchange, Queue
 
-from core import broker, queues
+from core.brokers import broker, queues
 from core.settings import settings
 from training.families.registry import FAMILIES
 
@@ -43,7 +43,7 @@ worker_send_task_events = True
 task_acks_late = True
 worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = False
-worker_consumer = "tasks.consumer:SteadyConsumer"
+worker_consumer = "tasks.rabbitmq.consumer:SteadyConsumer"
 worker_proc_alive_timeout = 60
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False

@@ -71,6 +71,7 @@ class FailureCode(StrEnum):
     BACKEND_FAILED = "backend_failed"
     WORKER_LOST = "worker_lost"
     SCREENING_UNAVAILABLE = "screening_unavailable"
+    NOT_APPROVED = "not_approved"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
     LORA_INVALID = "lora_invalid"
@@ -210,6 +211,12 @@ class DeviceLost(WorkerLost):
 
 class ScreeningUnavailable(ImprintError):
     code = FailureCode.SCREENING_UNAVAILABLE
+
+
+class NotApproved(ImprintError):
+    """An operator refused the training, or none approved it in time."""
+
+    code = FailureCode.NOT_APPROVED
 
 
 class TrainingTimeout(ImprintError):

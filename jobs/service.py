@@ -8,29 +8,31 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from core import actor, tracing
+from core import actor
 from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
-from core.tracing import span
+from core.telemetry import tracing
+from core.telemetry.tracing import span
 from credits import ledger
-from jobs import audit_log, limits, quotes, transitions
-from jobs.admission import due
-from jobs.admission.queues import queue_of, shape_of
+from jobs.admission import approvals, due
+from jobs.admission.queues import HELD, queue_of, shape_of
 from jobs.deletion import guard
+from jobs.lifecycle import transitions
 from jobs.notices import callbacks, notices
-from jobs.prices import credits_for
+from jobs.owners import audit_log, limits
 from jobs.remote import pods, runs
-from jobs.requests import repeated_request, training_request
+from jobs.requests import quotes, repeated_request, training_request
+from jobs.requests.prices import credits_for
 from jobs.requests.training_request import Origin, TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
-from storage.deletion_tables import DeletedTraining
-from storage.tables import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
+from storage.tables.deletions import DeletedTraining
+from storage.tables.jobs import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
 from training.data import trigger_words
 
 
@@ -132,6 +134,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     guard.refuse_if_deleting(session, envelope.owner_id, envelope.subject_id)
     _check_model_id(session, envelope.model_id)
     steps = spec.steps(len(envelope.images))
+    price = credits_for(spec, steps, settings)
+    hold_reason = approvals.reason_to_hold(session, settings, envelope.owner_id, price)
     job = Job(
         id=new_id("job"),
         owner_id=envelope.owner_id,
@@ -139,7 +143,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         idempotency_key=envelope.idempotency_key,
         request_sha256=request.sha256,
         **spec_columns(spec),
-        queue=queue_of(spec),
+        queue=HELD if hold_reason else queue_of(spec),
+        waiting_note=hold_reason or None,
         shape=shape_of(spec),
         expected_s=quotes.expected_seconds(session, spec, steps),
         priority=Priority[envelope.priority.upper()],
@@ -154,7 +159,6 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         total_steps=steps,
     )
     job.token_id = actor.current().token_id
-    price = credits_for(spec, steps, settings)
     limits.check_job(session, settings, job.owner_id, job.token_id, price)
     pictures, of_pictures = intake.rows_for(session, job.id, request)
     of_word = trigger_words.advice(spec.trigger_word)
@@ -173,10 +177,13 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "status", status=Status.PENDING)
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    due.accept(session, job.id, job.queue)
+    if not hold_reason:
+        due.accept(session, job.id, job.queue)
     audit_log.record(
         session, "job.accepted", job_id=job.id, owner_id=job.owner_id, priority=envelope.priority, credits=price
     )
+    if hold_reason:
+        approvals.hold(session, job, hold_reason)
     notices.check_low_credits(session, job.owner_id)
     return job
 

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from core.picture_names import picture_label
 from credits.ledger import Hold
 from jobs.admission.expected import Expected
+from jobs.admission.queues import HELD
 from jobs.specs import spec_of
 from storage.picture_report import is_absent
-from storage.remote_tables import RemoteRun
-from storage.tables import Job, JobPicture, PictureState, Priority, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Priority, Stage, Status
+from storage.tables.remote import RemoteRun
 from training.spec import TrainSpec
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.
@@ -110,6 +111,7 @@ class JobView(View):
     validation_loss: float | None
     seconds_left: float | None
     priority: str
+    awaits_approval: bool  # of an operator; until then it has no place in the order
     place: int | None  # in the order, while the job waits for its turn; 1 is the next one
     expected_start: Time | None  # of the train stage; None once that has begun, or if no worker reports
     expected_end: Time | None
@@ -155,6 +157,7 @@ def view_of(
         validation_loss=_finite(job.validation_loss),
         seconds_left=_finite(job.seconds_left),
         priority=Priority(job.priority).name.lower(),
+        awaits_approval=job.queue == HELD and job.status in ACTIVE,
         place=expected.place,
         expected_start=expected.start,
         expected_end=expected.end,

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from jobs import sweeps
+from jobs.admission import approvals
 from jobs.deletion import retention
 from jobs.deletion import run as deletions
 from jobs.drawings import drawings
-from jobs.periodic import Part, run_parts
+from jobs.lifecycle import sweeps
+from jobs.lifecycle.periodic import Part, run_parts
 from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
 from jobs.subjects import image_fetches
@@ -17,6 +18,7 @@ from tasks.relay import relay
 PARTS: Mapping[str, Sequence[Part]] = {
     "imprint.sweep": (
         Part("repair", sweeps.repair_jobs),
+        Part("approvals", approvals.expire),
         Part("admission", sweeps.admit_jobs),
         Part("fetches", image_fetches.repair),
         Part("drawings", drawings.repair),

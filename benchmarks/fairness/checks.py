@@ -4,10 +4,10 @@ from collections import Counter
 
 from sqlmodel import col, select
 
-from jobs import sweeps
+from jobs.lifecycle import sweeps
 from jobs.services import Services
-from storage.audit_tables import AuditEntry
-from storage.tables import Job, JobEvent, Stage, Status
+from storage.tables.audit import AuditEntry
+from storage.tables.jobs import Job, JobEvent, Stage, Status
 
 
 def check(services: Services, jobs: int) -> None:

@@ -13,13 +13,15 @@ from sqlmodel import col, select
 from benchmarks.fairness.kills import Kill, KillPlan
 from benchmarks.fairness.workers import Step, Steps, patiently
 from core.clock import utcnow
-from jobs import accounts, service, sweeps
+from jobs import service
 from jobs.admission import workers
-from jobs.leases import Lease
+from jobs.lifecycle import sweeps
+from jobs.lifecycle.leases import Lease
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
 from notifications import outbox
-from storage.tables import Job, Stage, Status
+from storage.tables.jobs import Job, Stage, Status
 
 QUEUE = "train.sd15"
 TICKS = 4  # of a training, give or take one

@@ -14,17 +14,17 @@ from sqlmodel import col
 
 from core.errors import LeaseLost
 from core.settings import Settings
-from jobs import sweeps, transitions
-from jobs.leases import Lease, claim_stage
+from jobs.lifecycle import sweeps, transitions
+from jobs.lifecycle.leases import Lease, claim_stage
 from jobs.services import Services
 from storage.database import AWAY
-from storage.tables import JobPicture, PictureState, Stage
+from storage.tables.jobs import JobPicture, PictureState, Stage
 
 LEASE_S = 3600.0  # far longer than a run: the simulation ends leases itself
 _PATIENCE_S = 60.0
 # Children come from a server that has the modules and no connection: those do not survive a fork.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["benchmarks.fairness.workers"])
+_FORKS.set_forkserver_preload(["benchmarks.fairness.simulation", "tests.servers.postgres"])
 
 Result = TypeVar("Result")
 

@@ -12,20 +12,21 @@ from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, TooManyRequests
 from core.ids import new_id
 from credits import ledger
-from jobs import audit_log, keys
+from jobs import keys
 from jobs.deletion import guard
 from jobs.drawings import drawing_request
 from jobs.drawings import drawing_transitions as transitions
 from jobs.drawings.drawing_request import DrawingPlan, DrawingRequest
 from jobs.drawings.drawing_view import DrawingView, view_of
+from jobs.lifecycle.periodic import each
 from jobs.notices import notices
-from jobs.periodic import each
+from jobs.owners import audit_log
 from jobs.service import get_job
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.subjects import loras
-from storage.drawing_tables import OPEN, DrawingRow, DrawingStatus
-from storage.tables import Job, Status
+from storage.tables.drawings import OPEN, DrawingRow, DrawingStatus
+from storage.tables.jobs import Job, Status
 from training.families.registry import trained_here
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlmodel import Session
 
 from core.errors import IllegalMove, NotFound
-from jobs import audit_log
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import outbox, receivers

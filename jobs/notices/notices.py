@@ -19,7 +19,8 @@ from core.errors import (
     Unreachable,
 )
 from credits import ledger
-from jobs import audit_log, keys
+from jobs import keys
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.turns import owner_slot
 from jobs.view import JobView
@@ -29,7 +30,7 @@ from notifications.messages import DEFERRED, SUPERSEDED, Message
 from notifications.preferences import LOW, Preferences
 from notifications.retries import Outcome, Verdict
 from notifications.webhook_payload import PROCESSING, Event
-from storage.tables import ACTIVE
+from storage.tables.jobs import ACTIVE
 from training.data.thumbnail import thumbnail
 
 _CLAIM = timedelta(seconds=60)

@@ -19,10 +19,10 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendFull, BackendUnreachable
 from core.ids import new_id
 from core.settings import Settings
-from jobs import audit_log
+from jobs.owners import audit_log
 from jobs.remote import pod_costs
 from jobs.services import Services
-from storage.remote_tables import PodState, RentedPod
+from storage.tables.remote import PodState, RentedPod
 from training.backends.runpod import GpuType, Pod, PodRequest, RunPod
 
 log = logging.getLogger(__name__)

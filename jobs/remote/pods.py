@@ -16,13 +16,13 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
-from jobs import audit_log
+from jobs.owners import audit_log
 from jobs.remote import pod_costs, pod_rental
 from jobs.remote.pod_costs import lock_pods, runs_on_pod, share_out_cost
 from jobs.remote.pod_rental import Assign
 from jobs.services import Services
 from storage.database import AWAY
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import DEAD, Pod, RunPod
 from training.spec import TrainSpec

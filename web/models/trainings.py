@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from storage.tables import PictureState, Stage, Status
+from storage.tables.jobs import PictureState, Stage, Status
 from training.spec import Backend, Family
 from web.models.common import JOB, Options, ResponseModel
 
@@ -86,6 +86,7 @@ class Training(ResponseModel):
                 "validationLoss": None,
                 "secondsLeft": 118.5,
                 "priority": "normal",
+                "awaitsApproval": False,
                 "place": None,
                 "expectedStart": None,
                 "expectedEnd": "2026-11-22T10:04:00+00:00",
@@ -122,6 +123,7 @@ class Training(ResponseModel):
     validation_loss: float | None = Field(description="The loss on the held-out pictures, if there are any.")
     seconds_left: float | None
     priority: Literal["low", "normal", "high"]
+    awaits_approval: bool = Field(description="Whether it waits for an operator's approval first.")
     place: int | None = Field(description="While it waits for its turn: 1 is the next one.")
     expected_start: datetime | None = Field(
         description="When the training is expected to begin. Null once it has, or if no worker reports."
