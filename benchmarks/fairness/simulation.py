@@ -87,9 +87,10 @@ class Simulation:
 
     def run(self, jobs: Mapping[str, int]) -> Outcome:
         """Accept so many jobs of each owner, the first owner's first, and work until all are final."""
-        self._beat()
         for owner_id, count in jobs.items():
+            self._beat()
             self._submit(owner_id, count)
+        self._beat()
         self._note_expected()
         while not patiently(self._is_over):
             self._tick += 1

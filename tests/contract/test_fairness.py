@@ -37,6 +37,7 @@ def test_the_many_jobs_of_one_owner_hold_up_no_other(services: Services) -> None
     )  # alone, the last of nine jobs on two slots starts at 17
     assert outcome.busy >= 0.95
     # What owners were told when all jobs waited: a tenth of the wait is off, and trainings are a quarter off.
+    assert len(outcome.errors["start"]) > 25
     assert outcome.mean_error("start") < 0.25
     assert outcome.mean_error("end") < 0.25
 
