@@ -70,6 +70,14 @@ ADVICE: dict[str, Advice] = {
         "The service's operator refused the training, or did not approve it in time. It cost nothing.",
         "Ask the operator, or start a training that costs less.",
     ),
+    FailureCode.CAPTIONS_UNAVAILABLE: Advice(
+        "The captioner did not write captions in time.",
+        "Start the training again later, or give captions yourself.",
+    ),
+    FailureCode.REVIEW_EXPIRED: Advice(
+        "The captions waited for a review, and were not accepted in time.",
+        "Start the training again and accept the captions, or train without a review.",
+    ),
     FailureCode.TIMEOUT: Advice(
         "The training took longer than the operator allows.",
         "Choose fewer steps or a smaller resolution.",

@@ -26,6 +26,8 @@ ImprintError                     code internal
 ├── WorkerLost                   worker_lost             may be retried
 │   └── DeviceLost               worker_lost             the GPU of a worker failed; may be retried elsewhere
 ├── ScreeningUnavailable         screening_unavailable   the pictures were not screened in time
+├── CaptionsUnavailable          captions_unavailable    the captioner did not answer in time
+├── ReviewExpired                review_expired          the owner did not accept the captions in time
 ├── TrainingTimeout              timeout
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
@@ -72,6 +74,8 @@ class FailureCode(StrEnum):
     WORKER_LOST = "worker_lost"
     SCREENING_UNAVAILABLE = "screening_unavailable"
     NOT_APPROVED = "not_approved"
+    CAPTIONS_UNAVAILABLE = "captions_unavailable"
+    REVIEW_EXPIRED = "review_expired"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
     LORA_INVALID = "lora_invalid"
@@ -217,6 +221,14 @@ class NotApproved(ImprintError):
     """An operator refused the training, or none approved it in time."""
 
     code = FailureCode.NOT_APPROVED
+
+
+class CaptionsUnavailable(ImprintError):
+    code = FailureCode.CAPTIONS_UNAVAILABLE
+
+
+class ReviewExpired(ImprintError):
+    code = FailureCode.REVIEW_EXPIRED
 
 
 class TrainingTimeout(ImprintError):

@@ -112,6 +112,8 @@ class JobView(View):
     seconds_left: float | None
     priority: str
     awaits_approval: bool  # of an operator; until then it has no place in the order
+    review: bool  # whether it waits with its captions for their owner
+    review_until: Time | None  # while it does
     place: int | None  # in the order, while the job waits for its turn; 1 is the next one
     expected_start: Time | None  # of the train stage; None once that has begun, or if no worker reports
     expected_end: Time | None
@@ -132,6 +134,14 @@ class JobView(View):
     def id(self) -> str:
         """The job's id under the name that it has in the HTTP API."""
         return self.job_id
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages that the job goes through, in order."""
+        skipped = set() if self.review else {Stage.REVIEW}
+        if self.spec.captions != "auto":
+            skipped.add(Stage.CAPTION)
+        return [stage for stage in Stage if stage not in skipped or stage == self.stage]
 
 
 def view_of(
@@ -158,6 +168,8 @@ def view_of(
         seconds_left=_finite(job.seconds_left),
         priority=Priority(job.priority).name.lower(),
         awaits_approval=job.queue == HELD and job.status in ACTIVE,
+        review=job.review,
+        review_until=job.next_look_at if job.stage == Stage.REVIEW and job.status in ACTIVE else None,
         place=expected.place,
         expected_start=expected.start,
         expected_end=expected.end,

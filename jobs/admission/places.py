@@ -29,7 +29,7 @@ _CACHE_S = 3.0
 _LEAST_AGE_S = 0.2  # also for a job that is not known yet
 _AGE_PER_COST = 20.0  # a result is kept for at least so many times the seconds that it took
 _MOST = 20_000  # jobs whose places are computed
-_EARLY = (Stage.PREPROCESS, Stage.DATASET, Stage.TRAIN)
+_EARLY = (Stage.PREPROCESS, Stage.CAPTION, Stage.DATASET, Stage.TRAIN)
 # What jobs are ordered by: rank, used seconds of the owner, time and id.
 _Key = tuple[int, float, datetime, str]
 

@@ -11,18 +11,20 @@ from fastapi.responses import RedirectResponse
 from core.advice import ADVICE
 from core.errors import SpecInvalid
 from jobs import history, previews, service
+from jobs.captioning import review
 from jobs.deletion import requests
 from jobs.owners import accounts
 from jobs.requests.quotes import Quote
+from jobs.results import delivery, lora_files
 from jobs.services import Services
 from jobs.view import JobView
 from storage.tables.drawings import OPEN
-from storage.tables.jobs import ACTIVE, JobEvent, Stage, Status
+from storage.tables.jobs import ACTIVE, JobEvent, Status
 from training.data.verdict import describe_fault
 from training.families.registry import FAMILIES
 from web.auth import ServicesDep
-from web.files import download_response, picture_response
-from web.pages import drawings
+from web.files import picture_response
+from web.pages import drawings, results
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
@@ -59,7 +61,9 @@ def training(
         newest=newest,
         stages_done=_stages(view),
         chart=loss_curve(_losses(service.events(services, job_id, owner_id=owner_id))),
-        samples=previews.by_prompt(previews.names(services, job_id, owner_id)),
+        samples=results.grid_of(view, previews.names(services, job_id, owner_id)),
+        forms=lora_files.forms(view.spec.family) if view.lora else [],
+        checkpoints=delivery.choices(services, job_id, owner_id),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
         again=None if active else _quote_again(services, job_id, owner_id),
         key=uuid4().hex,
@@ -73,7 +77,7 @@ def training(
 
 def _stages(view: JobView) -> list[tuple[str, str]]:
     """Each stage with its state: done, now, waiting, or stopped where the training ended early."""
-    names = [stage.value for stage in Stage]
+    names = [stage.value for stage in view.stages]
     if view.status == Status.READY:
         return [(name, "done") for name in names]
     at = names.index(view.stage)
@@ -132,6 +136,12 @@ def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) ->
     return RedirectResponse(f"/trainings/{job_id}?notice=cancelled", 303)
 
 
+@router.post("/review")
+def accept_captions(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    review.accept(services, job_id, caller.owner_id)
+    return RedirectResponse(f"/trainings/{job_id}?notice=accepted", 303)
+
+
 @router.post("/delete")
 def delete(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     requests.delete_training(services, job_id, caller.owner_id)
@@ -162,8 +172,3 @@ async def events(
 @router.get("/previews/{name}")
 def preview(services: ServicesDep, caller: PageReaderDep, job_id: TrainingId, name: PreviewName) -> Response:
     return picture_response(previews.get(services, job_id, name, caller.owner_id), name)
-
-
-@router.get("/download")
-def download(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
-    return download_response(request, services, job_id, caller.owner_id)
