@@ -36,13 +36,15 @@ _QUIET_COMMANDS = {
     **dict.fromkeys(("approvals", "captions list", "delete status", "ingress", "ingress status", "owners"), "reads"),
     **dict.fromkeys(("pauses", "screening", "sessions", "balance", "backends", "pods", "receivers"), "reads"),
     **dict.fromkeys(("audit", "check", "doctor", "download", "inspect", "letters", "limits", "list", "log"), "reads"),
-    **dict.fromkeys(("resolve", "status", "token list", "workers"), "reads"),
-    **dict.fromkeys(("backup", "convert", "generate", "migrate", "restore"), "works on files or on the whole database"),
+    **dict.fromkeys(("captions review", "resolve", "status", "token list", "workers"), "reads"),
+    **dict.fromkeys(
+        ("backup", "caption", "convert", "generate", "migrate", "restore"), "works on files or on the whole database"
+    ),
     **dict.fromkeys(("fake-comfyui", "fake-pod", "fake-runpod"), "stand-ins for development"),
     "ingress replay": "sends a message again; the job that it brings is accepted as any other",
 }
 _COMMANDS = {
-    "approvals accept": "job.approved", "approvals refuse": "job.refused", "cancel": "job.cancelled",
+    "captions accept": "job.reviewed", "approvals accept": "job.approved", "approvals refuse": "job.refused", "cancel": "job.cancelled",
     "delete owner": "deletion.requested", "delete picture": "deletion.requested",
     "delete subject": "deletion.requested", "delete training": "deletion.requested", "delete undo": "deletion.undone",
     "drain": "worker.drained", "grant": "credits.granted", "limit": "limit.changed", "notices": "preferences.changed",
@@ -53,6 +55,8 @@ _COMMANDS = {
     "token create": "token.created", "token revoke": "token.revoked", "weight": "weight.changed",
 }  # fmt: skip
 _ENDS = {  # of the last parts of a path that is not a GET
+    "/trainings/{id}/review": "job.reviewed", "/checkpoints/{step}/deliver": "checkpoint.delivered",
+    "/account/tokens": "token.created", "/account/tokens/{tokenId}/revoke": "token.revoked",
     "/train": "job.accepted", "/retry": "job.accepted", "/again": "job.accepted", "/completed": "job.accepted",
     "/trainings/{id}/cancel": "job.cancelled", "/drawings": "drawing.accepted", "/draw": "drawing.accepted",
     "/drawings/{drawingId}/cancel": "drawing.cancelled", "/account/notices": "preferences.changed",
@@ -69,7 +73,8 @@ _ENDS = {  # of the last parts of a path that is not a GET
     "/images/{imageId}/remove": "deletion.requested",
 }  # fmt: skip
 _QUIET_ENDS = (
-    "/settings", "/automatic", "/images", "/caption", "/captions", "/captions/undo", "/crop", "/notes", "/dismiss",
+    "/settings", "/automatic", "/images", "/caption", "/captions", "/captions/undo", "/captions/{imageId}",
+    "/captions/all/replace", "/captions/all/prepend", "/captions/all/undo", "/captions/all/import", "/uncrop", "/crop", "/notes", "/dismiss",
     "PATCH /api/influencer/{id}/images/{imageId}",
 )  # fmt: skip
 
