@@ -44,7 +44,8 @@ _QUIET_COMMANDS = {
     "ingress replay": "sends a message again; the job that it brings is accepted as any other",
 }
 _COMMANDS = {
-    "captions accept": "job.reviewed", "approvals accept": "job.approved", "approvals refuse": "job.refused", "cancel": "job.cancelled",
+    "captions accept": "job.reviewed",
+    "approvals accept": "job.approved", "approvals refuse": "job.refused", "cancel": "job.cancelled",
     "delete owner": "deletion.requested", "delete picture": "deletion.requested",
     "delete subject": "deletion.requested", "delete training": "deletion.requested", "delete undo": "deletion.undone",
     "drain": "worker.drained", "grant": "credits.granted", "limit": "limit.changed", "notices": "preferences.changed",
@@ -74,7 +75,8 @@ _ENDS = {  # of the last parts of a path that is not a GET
 }  # fmt: skip
 _QUIET_ENDS = (
     "/settings", "/automatic", "/images", "/caption", "/captions", "/captions/undo", "/captions/{imageId}",
-    "/captions/all/replace", "/captions/all/prepend", "/captions/all/undo", "/captions/all/import", "/uncrop", "/crop", "/notes", "/dismiss",
+    "/captions/all/replace", "/captions/all/prepend", "/captions/all/undo", "/captions/all/import", "/uncrop",
+    "/crop", "/notes", "/dismiss",
     "PATCH /api/influencer/{id}/images/{imageId}",
 )  # fmt: skip
 
