@@ -13,6 +13,7 @@ _redis_options = {
     # Look for messages of dead workers right after the timeout, not up to 100 s later.
     "unacked_restore_interval": 2,
     "unacked_restore_throttle": 1,
+    "queue_order_strategy": "tasks.queue_order:FinishFirst",
     "socket_keepalive": True,
     "health_check_interval": 30,
 }
@@ -62,10 +63,12 @@ task_queues = [
     for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in FAMILIES))
 ]
 task_create_missing_queues = False
-# Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Tasks that call
-# addresses of owners have queues and a worker of their own, because a slow host holds a slot.
+# Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Only the last
+# stages of trained jobs go first (tasks/queue_order.py). Tasks that call addresses of owners have queues and a worker
+# of their own, because a slow host holds a slot.
 task_routes = {
     "imprint.dataset": {"queue": "cpu"},
+    **{f"imprint.{name}": {"queue": queues.FINISH} for name in ("upload", "settle")},
     **{f"imprint.{name}": {"queue": "fetch"} for name in ("preprocess", "fetch_images", "draw", "screen")},
     **{f"imprint.{name}": {"queue": "notices"} for name in ("notify", "send_mail", "send_alerts")},
     **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},

@@ -45,14 +45,14 @@ def send_again(task: "Task[..., Any]", again: RetryLater) -> NoReturn:
 
     The database counts the attempts, so Celery must not. Its None would be the task's own limit, three.
     """
-    raise task.retry(countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
+    raise task.retry(args=again.arguments, countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
 
 
 @app.task(name="imprint.preprocess", bind=True, ignore_result=False, throws=(ImprintError,))
-def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
-    """Fetch and prepare one picture."""
+def preprocess(self: "Task[..., Any]", job_id: str, position: int, *more: int) -> None:
+    """Fetch and prepare some pictures of a job, one after the other."""
     try:
-        run(self, lambda: steps.preprocess(services(), job_id, position))
+        run(self, lambda: steps.preprocess(services(), job_id, position, *more))
     except Ignore:
         return  # the chord counts the tasks of its header: an ignored one would block it
 
