@@ -2,7 +2,7 @@
 
 from kombu import Exchange, Queue
 
-from core import broker, queues
+from core.brokers import broker, queues
 from core.settings import settings
 from training.families.registry import FAMILIES
 
@@ -13,7 +13,7 @@ _redis_options = {
     # Look for messages of dead workers right after the timeout, not up to 100 s later.
     "unacked_restore_interval": 2,
     "unacked_restore_throttle": 1,
-    "queue_order_strategy": "tasks.queue_order:FinishFirst",
+    "queue_order_strategy": "tasks.messages.queue_order:FinishFirst",
     "socket_keepalive": True,
     "health_check_interval": 30,
 }
@@ -44,7 +44,7 @@ worker_send_task_events = True
 task_acks_late = True
 worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = False
-worker_consumer = "tasks.consumer:SteadyConsumer"
+worker_consumer = "tasks.rabbitmq.consumer:SteadyConsumer"
 worker_proc_alive_timeout = 60
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
@@ -64,8 +64,8 @@ task_queues = [
 ]
 task_create_missing_queues = False
 # Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Only the last
-# stages of trained jobs go first (tasks/queue_order.py). Tasks that call addresses of owners have queues and a worker
-# of their own, because a slow host holds a slot.
+# stages of trained jobs go first (tasks/messages/queue_order.py). Tasks that call addresses of owners have queues and a
+# worker of their own, because a slow host holds a slot.
 task_routes = {
     "imprint.dataset": {"queue": "cpu"},
     **{f"imprint.{name}": {"queue": queues.FINISH} for name in ("upload", "settle")},

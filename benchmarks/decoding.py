@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from training.data.decoder import Decoder
+from training.data.decoding.decoder import Decoder
 from training.data.pictures import prepare
 
 TRIES = 15

@@ -13,7 +13,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     task_ignore_result=True,
     task_default_queue="empty",
-    worker_consumer="tasks.consumer:SteadyConsumer",
+    worker_consumer="tasks.rabbitmq.consumer:SteadyConsumer",
 )
 
 

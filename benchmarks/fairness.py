@@ -29,13 +29,15 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import accounts, service, sweeps, transitions
+from jobs import service
 from jobs.admission import workers
-from jobs.leases import Lease, claim_stage
+from jobs.lifecycle import sweeps, transitions
+from jobs.lifecycle.leases import Lease, claim_stage
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
 from notifications import outbox
-from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage, Status
 from tests.servers.postgres import new_database, postgres_server
 
 QUEUE = "train.sd15"

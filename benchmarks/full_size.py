@@ -33,10 +33,10 @@ from jobs.stages import intake
 from tests.servers.redis import redis_server
 from tests.site import Site
 from training.device import choose, precision
-from training.families import single_file
-from training.families.parts import class_of
 from training.families.registry import FAMILIES
-from training.tiny_words import clip_vocabulary
+from training.families.weights import single_file
+from training.families.weights.parts import class_of
+from training.tiny.words import clip_vocabulary
 
 PICTURES = 10
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

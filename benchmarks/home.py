@@ -18,7 +18,7 @@ def clear_settings() -> None:
 def settle(folder: Path, **settings: str) -> None:
     """Set up this process and the stack with a tiny base model for sd15. Call it before the settings are read."""
     base = folder / "base"
-    subprocess.run([sys.executable, "-m", "training.tiny_base", str(base)], check=True, cwd=ROOT, capture_output=True)
+    subprocess.run([sys.executable, "-m", "training.tiny.base", str(base)], check=True, cwd=ROOT, capture_output=True)
     clear_settings()
     os.environ.update(
         IMPRINT_HOME=str(folder / "home"),

@@ -75,7 +75,7 @@ def _set_up(folder: Path, application: Receiver) -> None:
 def _run(application: Receiver, count: int, burst: int) -> dict[str, Any]:
     from cli.stack import running
     from core.settings import settings
-    from jobs import accounts
+    from jobs.owners import accounts
     from jobs.services import services
 
     result: dict[str, Any] = {"jobs": count}
@@ -182,7 +182,7 @@ def _wait_until_ready(jobs: Sequence[str]) -> None:
     from sqlmodel import col
 
     from jobs.services import services
-    from storage.tables import Job
+    from storage.tables.jobs import Job
 
     query = sa.select(col(Job.status), sa.func.count()).where(col(Job.id).in_(jobs)).group_by(col(Job.status))
     while True:

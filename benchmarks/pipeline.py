@@ -39,7 +39,7 @@ def main() -> int:
 
 def _run(folder: Path, count: int, *, stages: bool) -> dict[str, Any]:
     from cli.stack import running
-    from core import embedded_broker
+    from core.brokers import embedded_broker
     from core.settings import settings
 
     with running(settings(), flower=False):
@@ -105,7 +105,8 @@ def _empty(shape: str, count: int) -> float:
 def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
     """The seconds of each job from submission to ready, and of all jobs together."""
     import tasks.relay  # noqa: F401 - sends what is submitted here
-    from jobs import accounts, service
+    from jobs import service
+    from jobs.owners import accounts
     from jobs.services import services
 
     accounts.grant(services(), OWNER, 100 * count)
@@ -142,7 +143,7 @@ def _ended(job_ids: list[str]) -> dict[str, int]:
     import sqlalchemy as sa
 
     from jobs.services import services
-    from storage.tables import Job
+    from storage.tables.jobs import Job
 
     with services().database.reading() as session:
         query = sa.select(Job.status, sa.func.count()).where(sa.column("id").in_(job_ids)).group_by(Job.status)
@@ -169,7 +170,8 @@ def picture(name: str, job: int, number: int) -> bytes:
 
 def _stages(count: int) -> None:
     """CPU milliseconds of each stage per job, with all stages run in this process."""
-    from jobs import accounts, service
+    from jobs import service
+    from jobs.owners import accounts
     from jobs.services import services
     from jobs.stages import stage_runner, steps
     from training.backends import local

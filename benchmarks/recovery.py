@@ -24,7 +24,7 @@ from sqlmodel import col, select
 
 from core.settings import Settings
 from jobs import service
-from storage.tables import Job, JobEvent, JobPicture
+from storage.tables.jobs import Job, JobEvent, JobPicture
 from tests.servers.redis import redis_server
 from tests.site import Site, make_base, until
 

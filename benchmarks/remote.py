@@ -83,8 +83,8 @@ def _bring(services: "Services", picture: Path, count: int) -> None:
     """Write the rows of jobs in the stage `train`, submitted, and create the server's jobs, all on one dataset."""
     from core.clock import utcnow
     from jobs.remote import pods
-    from storage.remote_tables import RemoteRun, RunState
-    from storage.tables import Job, Stage, Status
+    from storage.tables.jobs import Job, Stage, Status
+    from storage.tables.remote import RemoteRun, RunState
     from training.backends.ai_toolkit.config import find_base_model, job_config
     from training.backends.ai_toolkit.work import remote_name
     from training.spec import TrainSpec
@@ -127,7 +127,7 @@ def _wait_until_all_have_moved(services: "Services") -> None:
     from sqlmodel import select
 
     from jobs.remote import pods
-    from storage.remote_tables import RemoteRun
+    from storage.tables.remote import RemoteRun
 
     with services.database.writing() as session:
         session.execute(sa.update(RemoteRun).values(looked_at=None))

@@ -47,7 +47,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
         place = Path(folder)
         base = place / "base"
-        run([sys.executable, "-m", "training.tiny_base", str(base)])
+        run([sys.executable, "-m", "training.tiny.base", str(base)])
         result = {"steps": steps, **_ours(place, base, steps), **_plain(place, base, steps)}
     print(json.dumps({"ours_error": result.pop("ours_error"), "plain_error": result.pop("plain_error"), **result}))
     return 0

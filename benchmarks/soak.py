@@ -59,7 +59,9 @@ def _name_bases(folder: Path, count: int) -> list[str]:
 def _run(count: int, bases: list[str]) -> dict[str, Any]:
     from cli.stack import running
     from core.settings import settings
-    from jobs import accounts, service, sweeps
+    from jobs import service
+    from jobs.lifecycle import sweeps
+    from jobs.owners import accounts
     from jobs.services import services
 
     begun = time.monotonic()
@@ -179,7 +181,7 @@ def _ended() -> Counter[str]:
     import sqlalchemy as sa
 
     from jobs.services import services
-    from storage.tables import Job
+    from storage.tables.jobs import Job
 
     with services().database.reading() as session:
         return Counter(map(str, session.execute(sa.select(Job.status)).scalars()))

@@ -14,17 +14,18 @@ from PIL import Image
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training import families, tiny_base
+from training import families
 from training.backends.local_training import LocalTraining
 from training.checkpoint_folder import FolderCheckpoints
-from training.engine.cohort import Cohort
+from training.engine.cohorts.cohort import Cohort
 from training.engine.engine import Engine
 from training.families.diffusion import DiscreteSchedule
 from training.families.encoders import Encoders
 from training.families.family import Base, Where, vae_dtype
 from training.ports import Example, Progress, TrainRun
 from training.spec import TrainSpec
-from training.tiny_words import clip_vocabulary
+from training.tiny import base as tiny_base
+from training.tiny.words import clip_vocabulary
 
 Step = Callable[[], Any]
 lib: Any = diffusers  # its classes are untyped to the checker

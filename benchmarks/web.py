@@ -46,7 +46,7 @@ def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
     from core.settings import settings
     from jobs import service
     from jobs.services import services
-    from storage.tables import Stage
+    from storage.tables.jobs import Stage
 
     with running(settings(), flower=False, web=True) as stack:
         callers = [_caller(f"owner-{number}") for number in range(OWNERS)]
@@ -79,7 +79,8 @@ def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
 
 def _caller(owner: str) -> tuple[str, str]:
     """Create a token, and a training that takes longer than the benchmark."""
-    from jobs import accounts, service, tokens
+    from jobs import service
+    from jobs.owners import accounts, tokens
     from jobs.services import services
     from jobs.stages import intake
 

@@ -7,8 +7,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from cli.owners import OWNER
-from cli.terminal import answers, out, print_json
+from cli.operations.owners import OWNER
+from cli.output.terminal import answers, out, print_json
 from jobs.requests.training_request import subject_name
 from jobs.services import services
 from jobs.subjects import captions as subject_captions

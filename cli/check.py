@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from cli.terminal import answers, out, print_json
+from cli.output.terminal import answers, out, print_json
 from core.errors import SpecInvalid
 from core.settings import Settings, settings
 from jobs.requests import training_request
-from training.data.archives import UnpackLimits, opened
-from training.data.decoder import Decoder
-from training.data.folder_check import CheckedPicture, check_pictures
+from training.data.decoding.decoder import Decoder
+from training.data.folders.archives import UnpackLimits, opened
+from training.data.folders.check import CheckedPicture, check_pictures
+from training.data.folders.picture_folder import PictureFolder, read_folder
 from training.data.framing import Frame
-from training.data.picture_folder import PictureFolder, read_folder
 from training.families.registry import FAMILIES
 from training.spec import MIN_PICTURES
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cli.terminal import err, out, print_json
+from cli.output.terminal import err, out, print_json
 from core.errors import FailureCode, ImprintError, StoreUnavailable
 from jobs.drawings import drawings
 from jobs.drawings.drawing_view import DrawingView
 from jobs.services import services
-from storage.drawing_tables import OPEN, DrawingStatus
+from storage.tables.drawings import OPEN, DrawingStatus
 
 _POLL_S = 0.25
 _WORDS = {DrawingStatus.PENDING: "waiting for a worker", DrawingStatus.DRAWING: "drawing"}

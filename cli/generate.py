@@ -13,8 +13,8 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from cli import drawings
-from cli.owners import OWNER
-from cli.terminal import answers, err, out, print_json
+from cli.operations.owners import OWNER
+from cli.output.terminal import answers, err, out, print_json
 from core.errors import SpecInvalid, StoreUnavailable, WorkflowInvalid
 from generation.comfyui.follow import PromptProgress
 from jobs.services import services

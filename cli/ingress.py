@@ -2,11 +2,11 @@
 
 import click
 
-from cli.terminal import answers, out, print_json
-from core import logging
+from cli.output.terminal import answers, out, print_json
 from core.private import keep_private
+from core.telemetry import logging
 from jobs.services import services
-from tasks.ingress_queue import Ingress, lengths, replay
+from tasks.rabbitmq.ingress_queue import Ingress, lengths, replay
 
 
 @click.group(invoke_without_command=True)

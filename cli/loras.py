@@ -8,7 +8,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from cli.terminal import answers, err, out, print_json
+from cli.output.terminal import answers, err, out, print_json
 from core.errors import SpecInvalid, StoreUnavailable
 from training.lora import file as lora_file
 from training.lora import formats as lora_formats

@@ -8,28 +8,28 @@ from typing import Any
 import click
 from rich.table import Table
 
-from cli.backends import BACKENDS
 from cli.captions import captions
 from cli.check import check
 from cli.deletion import delete
-from cli.doctor import doctor
 from cli.fakes import FAKES
 from cli.generate import GENERATION
 from cli.ingress import ingress
-from cli.limits import LIMITS
 from cli.loras import LORAS
 from cli.notices import notices
-from cli.operators import CREDITS, NOTICES
-from cli.owners import OWNER, owners
-from cli.screening import screening
-from cli.sections import SectionedGroup
-from cli.sessions import sessions
-from cli.show import coloured, follow, show
+from cli.operations.accounts import CREDITS, NOTICES
+from cli.operations.backends import BACKENDS
+from cli.operations.doctor import doctor
+from cli.operations.limits import LIMITS
+from cli.operations.owners import OWNER, owners
+from cli.operations.screening import screening
+from cli.operations.sessions import sessions
+from cli.operations.tokens import token
+from cli.operations.turns import TURNS
+from cli.operations.upkeep import UPKEEP
+from cli.output.sections import SectionedGroup
+from cli.output.show import coloured, follow, show
+from cli.output.terminal import answers, out, print_json, report_unsent
 from cli.submit import submit
-from cli.terminal import answers, out, print_json, report_unsent
-from cli.tokens import token
-from cli.turns import TURNS
-from cli.upkeep import UPKEEP
 from core.actor import act_as
 from core.errors import SpecInvalid
 from core.private import make_private
@@ -38,7 +38,7 @@ from jobs import checkpoints, service
 from jobs.remote.run_views import list_runs
 from jobs.requests import training_request
 from jobs.services import services
-from storage.tables import Status
+from storage.tables.jobs import Status
 
 
 @click.group(cls=SectionedGroup)

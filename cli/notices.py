@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from cli.owners import OWNER
-from cli.terminal import answers, err, out, print_json
+from cli.operations.owners import OWNER
+from cli.output.terminal import answers, err, out, print_json
 from jobs.notices import notices as preferences
 from jobs.services import services
 from notifications.preferences import EVENTS

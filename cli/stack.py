@@ -20,8 +20,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from core import essential, queues
-from core.embedded_broker import EmbeddedRedis, die_with_parent
+from core import essential
+from core.brokers import queues
+from core.brokers.embedded_broker import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
 from core.free_port import free_port
 from core.private import UMASK, keep_private, make_private

@@ -10,21 +10,21 @@ from typing import Any, get_args
 import click
 
 from cli.check import decoder_of, fitting, limits_of
-from cli.owners import OWNER
-from cli.show import follow, show
-from cli.terminal import answers, err, out, print_json, report_unsent
+from cli.operations.owners import OWNER
+from cli.output.show import follow, show
+from cli.output.terminal import answers, err, out, print_json, report_unsent
 from core.errors import SpecInvalid
-from jobs import quotes, service
-from jobs.requests import training_request
+from jobs import service
+from jobs.requests import quotes, training_request
 from jobs.requests.training_request import Origin
 from jobs.services import Services, services
 from jobs.stages import intake
 from jobs.view import JobView
-from training.data.archives import opened
 from training.data.file_kinds import ARCHIVE_SUFFIXES
-from training.data.folder_check import check_pictures
+from training.data.folders.archives import opened
+from training.data.folders.check import check_pictures
+from training.data.folders.picture_folder import read_folder
 from training.data.framing import Frame
-from training.data.picture_folder import read_folder
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.options import parse_assignments
 from training.spec import Optimizer

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.embedded_broker import die_with_parent
+from core.brokers.embedded_broker import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 

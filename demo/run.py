@@ -8,14 +8,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cli.output.watch import watch
 from cli.stack import running
-from cli.watch import watch
 from core.errors import ImprintError
 from core.settings import settings
 from demo import pictures_of_it
 from demo.cloud import Cloud
-from jobs import accounts, quotes, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.remote.run_views import list_runs
+from jobs.requests import quotes
 from jobs.services import services
 from jobs.stages import intake
 from jobs.view import JobView

@@ -8,7 +8,7 @@ from core.errors import NotFound
 from jobs import service
 from jobs.services import Services
 from jobs.view import FileView, View
-from storage.tables import JobEvent, Status
+from storage.tables.jobs import JobEvent, Status
 
 
 class CheckpointView(View):

@@ -7,7 +7,7 @@ from sqlmodel import col, func, select
 
 from jobs import service
 from jobs.services import Services
-from storage.tables import ACTIVE, JobEvent
+from storage.tables.jobs import ACTIVE, JobEvent
 
 MAX_EVENTS = 2000  # in one answer; a caller that gets so many asks again
 

@@ -7,11 +7,11 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
 from core.clock import utcnow
-from jobs import invariants
+from jobs.lifecycle import invariants
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import outbox
-from storage.tables import ACTIVE, Job, Status, StoredPicture, Subject
+from storage.tables.jobs import ACTIVE, Job, Status, StoredPicture, Subject
 
 MAX_SUBJECTS = 500
 _MAX_JOBS = 100

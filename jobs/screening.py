@@ -16,16 +16,18 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import NotFound, ScreeningUnavailable, Unreachable
 from core.settings import Settings
-from jobs import audit_log, keys, transitions
-from jobs.leases import Lease
+from jobs import keys
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import Lease
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import channels, outbox, screener
 from notifications.screener import ScreeningVerdict
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.screening_tables import Screening, ScreeningState
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage
+from storage.tables.screening import Screening, ScreeningState
 
 log = logging.getLogger(__name__)
 

@@ -8,29 +8,31 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from core import actor, tracing
+from core import actor
 from core.clock import utcnow
 from core.errors import IllegalMove, InsufficientCredits, KeyReused, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
-from core.tracing import span
+from core.telemetry import tracing
+from core.telemetry.tracing import span
 from credits import ledger
-from jobs import audit_log, limits, quotes, transitions
 from jobs.admission import due
 from jobs.admission.queues import queue_of, shape_of
 from jobs.deletion import guard
+from jobs.lifecycle import transitions
 from jobs.notices import callbacks, notices
-from jobs.prices import credits_for
+from jobs.owners import audit_log, limits
 from jobs.remote import pods, runs
-from jobs.requests import repeated_request, training_request
+from jobs.requests import quotes, repeated_request, training_request
+from jobs.requests.prices import credits_for
 from jobs.requests.training_request import Origin, TrainingRequest
 from jobs.services import Services
 from jobs.specs import spec_columns, spec_of
 from jobs.stages import intake
 from jobs.view import FileView, JobView, view_of
 from notifications.tables import TaskCall
-from storage.deletion_tables import DeletedTraining
-from storage.tables import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
+from storage.tables.deletions import DeletedTraining
+from storage.tables.jobs import ACTIVE, EndTask, Job, JobEvent, JobPicture, Priority, Stage, Status
 from training.data import trigger_words
 
 

@@ -10,16 +10,17 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import SecretStr
 
-from core import broker, queues, tracing
+from core.brokers import broker, queues
+from core.fairness.slot_shares import SlotShares
 from core.outbound.download_budget import DownloadBudget
 from core.outbound.guard import Guard
 from core.settings import Settings, settings
-from core.slot_shares import SlotShares
+from core.telemetry import tracing
 from jobs.admission.decide import decide_due
 from jobs.admission.due import DUE
 from jobs.admission.places import Places
-from jobs.leases import LeaseKeeper
-from jobs.outbox_sender import OutboxSender
+from jobs.lifecycle.leases import LeaseKeeper
+from jobs.notices.outbox_sender import OutboxSender
 from notifications import channels, mail, outbox, signing
 from storage.database import Database
 from storage.objects import ObjectStore
@@ -27,7 +28,7 @@ from storage.objects.local import LocalStore
 from storage.sources import Sources
 from training.backends.ai_toolkit.connection import open_toolkit_client
 from training.backends.runpod import RunPod
-from training.data.decoder import Decoder
+from training.data.decoding.decoder import Decoder
 
 
 @dataclass(frozen=True)

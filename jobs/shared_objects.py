@@ -21,12 +21,12 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import StoreUnavailable
 from jobs import keys
-from jobs.periodic import each
+from jobs.lifecycle.periodic import each
 from jobs.services import Services
 from storage.database import insert_if_absent, lock_name
-from storage.deletion_tables import UnusedObject
-from storage.screening_tables import Screening
-from storage.tables import ACTIVE, Job, JobPicture, PreparedPicture, StoredPicture
+from storage.tables.deletions import UnusedObject
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PreparedPicture, StoredPicture
+from storage.tables.screening import Screening
 
 log = logging.getLogger(__name__)
 

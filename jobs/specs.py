@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from storage.tables import Job
+from storage.tables.jobs import Job
 from training.spec import STORED, TrainSpec
 
 

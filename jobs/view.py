@@ -12,8 +12,8 @@ from credits.ledger import Hold
 from jobs.admission.expected import Expected
 from jobs.specs import spec_of
 from storage.picture_report import is_absent
-from storage.remote_tables import RemoteRun
-from storage.tables import Job, JobPicture, PictureState, Priority, Stage, Status
+from storage.tables.jobs import Job, JobPicture, PictureState, Priority, Stage, Status
+from storage.tables.remote import RemoteRun
 from training.spec import TrainSpec
 
 # With an offset, as `datetime.isoformat` writes it; pydantic alone would write `Z`.

@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core import tracing
 from core.clock import utcnow
 from core.ids import new_id
 from core.settings import settings
+from core.telemetry import tracing
 from notifications.due import is_due, is_unclaimed, ready
 from notifications.messages import COLUMNS, EXTERNAL, SUPERSEDED, WAITING, DeadLetter, Kind, Message
 from notifications.tables import MESSAGE

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
-from core.http_status import is_retryable
+from core.outbound.http_status import is_retryable
 
 # Seconds before each attempt: ten of them over three days and three hours.
 SCHEDULE_S = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))

@@ -14,9 +14,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from sqlalchemy.orm import Session
 
-from core import tracing
 from core.clock import utcnow
 from core.errors import ImprintError
+from core.telemetry import tracing
 from notifications import destinations, outbox, receivers, retries
 from notifications.messages import SUPERSEDED, Message
 from notifications.retries import Outcome, Verdict

@@ -4,10 +4,10 @@ from typing import Any
 
 from celery import Celery
 
-from core import broker
+from core.brokers import broker
 from core.settings import settings
-from tasks import tracing  # registers its signals in every process that sends or runs tasks
-from tasks.routing import AMQP, with_foreign_errbacks
+from tasks.messages import tracing  # registers its signals in every process that sends or runs tasks
+from tasks.messages.routing import AMQP, with_foreign_errbacks
 
 
 class ImprintCelery(Celery):  # type: ignore[misc]
@@ -34,7 +34,7 @@ app = ImprintCelery(
         "tasks.relay",
         "tasks.steps",
         "tasks.sweeps",
-        "tasks.worker",
+        "tasks.workers.worker",
     ],
 )
 app.config_from_object("celeryconfig")

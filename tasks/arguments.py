@@ -8,7 +8,7 @@ from typing import Any
 from celery import Task
 
 from core.errors import ImprintError, SpecInvalid
-from core.logging import job_context, task_context
+from core.telemetry.logging import job_context, task_context
 
 _ID = {
     "job_id": ("job", "a job"),
@@ -18,7 +18,9 @@ _ID = {
     "drawing_id": ("draw", "a drawing"),
 }
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
-REFUSED_DELAY = "imprint_refused_delay"  # a header of `tasks.consumer`: how many seconds the task should have waited
+REFUSED_DELAY = (
+    "imprint_refused_delay"  # a header of `tasks.rabbitmq.consumer`: how many seconds the task should have waited
+)
 LONGEST_DELAY_S = 3600  # how far ahead the time of a task may be that an application sends
 
 

@@ -4,13 +4,14 @@ from typing import Any
 
 from celery import Task
 
-from jobs import outbox_handlers, screening, sweeps
+from jobs import screening
 from jobs.deletion.run import run as run_deletion
-from jobs.notices import notices
+from jobs.lifecycle import sweeps
+from jobs.notices import notices, outbox_handlers
 from jobs.services import services
 from jobs.subjects import image_fetches
 from tasks.app import app
-from tasks.canvas import CelerySender, forget_results, send_screen_task
+from tasks.messages.canvas import CelerySender, forget_results, send_screen_task
 from tasks.steps import run
 
 

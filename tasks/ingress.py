@@ -7,16 +7,17 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from core.errors import SpecInvalid
-from jobs import quotes, service
+from jobs import service
 from jobs.drawings import drawings
+from jobs.requests import quotes
 from jobs.services import services
 from jobs.subjects import drawing, loras, subject_settings
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from tasks import canvas
 from tasks.app import app
 from tasks.arguments import CheckedTask, named_arguments
 from tasks.drawing_state import DrawingState
+from tasks.messages import canvas
 from tasks.steps import send_again
 
 
@@ -32,7 +33,7 @@ class PatientTask(CheckedTask):
 class PublicTask(PatientTask):
     """Its arguments may contain presigned addresses, so logs and events do not show them."""
 
-    Request = "tasks.request:RedactedRequest"
+    Request = "tasks.messages.request:RedactedRequest"
     trail = False  # the result must not list the internal messages that a request causes
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from jobs.services import Services
 from jobs.stages import stage_runner
-from storage.tables import Stage
+from storage.tables.jobs import Stage
 from tasks.app import app
 
 # The stages after preprocess, in their order.

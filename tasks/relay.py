@@ -10,10 +10,10 @@ from datetime import timedelta
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from core import queues
+from core.brokers import queues
 from core.clock import utcnow
-from core.logging import job_context
-from core.tracing import continue_trace
+from core.telemetry.logging import job_context
+from core.telemetry.tracing import continue_trace
 from jobs.drawings.drawing_transitions import TOPIC as DRAWING
 from jobs.services import Services, send_outbox_with
 from notifications import outbox

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from jobs import sweeps
 from jobs.deletion import retention
 from jobs.deletion import run as deletions
 from jobs.drawings import drawings
-from jobs.periodic import Part, run_parts
+from jobs.lifecycle import sweeps
+from jobs.lifecycle.periodic import Part, run_parts
 from jobs.remote import pod_reaper, pods, polls
 from jobs.services import services
 from jobs.subjects import image_fetches

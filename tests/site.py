@@ -17,7 +17,8 @@ from celery import Celery
 from PIL import Image, ImageDraw
 
 from core.settings import Settings
-from jobs import accounts, service
+from jobs import service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
 from tests.servers.gated_s3 import gated_s3
@@ -278,7 +279,7 @@ def make_base(shared: Path) -> Path:
     with (shared / "base.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            done = run(["training.tiny_base", str(made)], cwd=ROOT, env=os.environ, folder=shared, timeout=240)
+            done = run(["training.tiny.base", str(made)], cwd=ROOT, env=os.environ, folder=shared, timeout=240)
             assert done.returncode == 0, done.stderr
     return made
 

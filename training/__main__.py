@@ -24,7 +24,7 @@ from training.base_family import family_of_base
 from training.base_recipe import with_recipe_of
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
 from training.data.file_kinds import ACCEPTED
-from training.data.folder import FolderDataset, load_folder
+from training.data.folders.prepare import FolderDataset, load_folder
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints

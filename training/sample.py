@@ -13,10 +13,10 @@ from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
 from training.device import choose, precision
-from training.families import folders, single_file
-from training.families.parts import class_of, load_part, locate
 from training.families.record import Family
 from training.families.sd15 import require_pair
+from training.families.weights import folders, single_file
+from training.families.weights.parts import class_of, load_part, locate
 from training.lora import formats as lora_formats
 from training.lora import soundness
 from training.lora.readers import WHOLE, readers

@@ -16,7 +16,7 @@ import torch
 from training.device import DeviceReport, card_facts, choose, precision, probe
 from training.engine.recorder import Record, cuda_recorder
 from training.families.registry import FAMILIES, trained_here
-from training.tiny_trial import Trial
+from training.tiny.trial import Trial
 
 # Each comparison, and the largest relative difference that rounding explains, in float32 and in lower precision.
 _COMPARISONS = {

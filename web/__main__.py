@@ -9,14 +9,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from core.errors import ImprintError
-from core.logging import set_up
 from core.private import keep_private
 from core.settings import Settings, settings
+from core.telemetry.logging import set_up
 from jobs.services import services
 from storage.database import AWAY
 from web.app import create_app
-from web.idle_connections import IdleConnections
-from web.open_files import raise_open_files_limit
+from web.server.idle_connections import IdleConnections
+from web.server.open_files import raise_open_files_limit
 from web.streams import Streams
 
 _TICKS = 20  # of 0.1 s, between two looks at idle connections

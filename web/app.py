@@ -8,15 +8,15 @@ from starlette.middleware.cors import CORSMiddleware
 
 from jobs.services import Services
 from web import problems
-from web.bodies import BodyLimits
-from web.limits import RateLimit
 from web.metrics import WebMetrics
 from web.pages import account as account_page
 from web.pages import drawings as drawing_pages
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
-from web.request_middleware import RequestMiddleware
 from web.routes import account, captions, deletions, drawings, images, pages, service, subjects, trainings, turns
+from web.server.bodies import BodyLimits
+from web.server.limits import RateLimit
+from web.server.request_middleware import RequestMiddleware
 from web.signing import secret
 from web.streams import Streams
 from web.uploads import MAX_BODY_BYTES, Uploads, max_upload_bytes

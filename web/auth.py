@@ -10,11 +10,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from core.actor import identify
 from core.names import owner_name_from_header
-from jobs import tokens
+from jobs.owners import tokens
+from jobs.owners.sessions import Credential
 from jobs.services import Services
-from jobs.sessions import Credential
-from web.limits import RateLimit
 from web.problems import RequestRefused
+from web.server.limits import RateLimit
 
 _bearer = HTTPBearer(
     auto_error=False,

@@ -18,13 +18,13 @@ from core.clock import utcnow
 from core.errors import FailureCode
 from credits import ledger
 from credits.tables import ENTRY
-from jobs import sweeps
+from jobs.lifecycle import sweeps
 from jobs.remote import pod_costs
 from jobs.services import Services
 from notifications import outbox
 from notifications.tables import MESSAGE
-from storage.remote_tables import PodState, RemoteRun, RentedPod
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture, Stage, Status
+from storage.tables.remote import PodState, RemoteRun, RentedPod
 
 _CACHE_S = 15.0
 _DOLLAR = 1_000_000

@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 
 from core.settings import Settings
 from jobs.services import Services
-from tasks.fleet import lengths
+from tasks.workers.fleet import lengths
 from web.installation_metrics import InstallationMetrics
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,9 @@
 """Event streams: one poller per process serves all streams, with one query per round.
 
-An event's id is its number in the database. A client that reconnects with `Last-Event-ID`, to this process or another,
-continues after that event. Events of one job become visible in the order of their numbers (`jobs.transitions`); events
-of different jobs need not, so each stream keeps its own position and the poller queries job by job.
+An event's id is its number in the database. A client that reconnects with `Last-Event-ID`, to this process or
+another, continues after that event. Events of one job become visible in the order of their numbers
+(`jobs.lifecycle.transitions`); events of different jobs need not, so each stream keeps its own position and the
+poller queries job by job.
 """
 
 import asyncio
@@ -20,15 +21,16 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from core import essential
-from jobs import history, sessions
+from jobs import history
+from jobs.owners import sessions
+from jobs.owners.sessions import Credential
 from jobs.services import Services
-from jobs.sessions import Credential
 from storage.database import AWAY
-from storage.tables import ACTIVE, JobEvent
+from storage.tables.jobs import ACTIVE, JobEvent
 from web.auth import Caller
-from web.limits import OpenLimit
 from web.models.common import camel_keys
-from web.open_files import open_files_limit
+from web.server.limits import OpenLimit
+from web.server.open_files import open_files_limit
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from jobs.services import Services
 from jobs.subjects import image_fetches, picture_uploads, subject_pictures
 from jobs.subjects.image_fetches import FetchProgress
 from web.auth import Caller
-from web.limits import OpenLimit
 from web.models.pictures import ImageAddresses, RefusedImage, StoredImages, image_of
 from web.problems import RequestRefused
+from web.server.limits import OpenLimit
 
 MAX_FILES = 20  # of one request; an archive counts as one
 _MAX_UNPACKING = 2  # archives that are unpacked at the same time

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from benchmarks import training_recipes as recipes
 from benchmarks.gpu.bench import setup
-from training import families, tiny_base
+from training import families
 from training.checkpoint_folder import FolderCheckpoints
-from training.engine.cohort import Cohort
+from training.engine.cohorts.cohort import Cohort
+from training.engine.cohorts.slot_job import Shape, SlotJob
 from training.engine.engine import Engine
 from training.engine.randomness import SampleOrder
 from training.engine.recorder import cuda_recorder, is_allowed
-from training.engine.slot_job import Shape, SlotJob
 from training.families.diffusion import DiscreteSchedule
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Where
@@ -25,6 +25,7 @@ from training.families.z_image import FlowSchedule
 from training.memory_plan import padded
 from training.ports import Example, TrainRun
 from training.spec import TrainSpec
+from training.tiny import base as tiny_base
 
 lib: Any = diffusers  # its classes are untyped to the checker
 

@@ -12,8 +12,8 @@ from benchmarks.gpu.bench import difference, free, gib, measuring, memory, setup
 from benchmarks.gpu.cohorts import base_of, cohort_of, engine_of, job_of, walk
 from benchmarks.gpu.report import figure
 from training.backends.local import train
+from training.engine.cohorts.job_batch import JobBatch, draw
 from training.engine.engine import Engine
-from training.engine.job_batch import JobBatch, draw
 from training.engine.objective import errors
 from training.families.registry import trained_here
 

@@ -10,7 +10,7 @@ from torch.profiler import profile as profiler
 from benchmarks.gpu.bench import free, measuring, setup, synchronize, timed
 from benchmarks.gpu.cohorts import cohort_of, engine_of
 from benchmarks.gpu.report import figure, out_folder
-from training.engine.cohort import Cohort
+from training.engine.cohorts.cohort import Cohort
 
 _STEPS = 5
 _NORMS = ("groupnorm", "group_norm", "layer_norm", "layernorm", "rowwisemoments", "computefused", "gradinput")

@@ -9,7 +9,7 @@ from benchmarks import training_recipes as recipes
 from benchmarks.gpu.bench import TFLOP, free, measuring, memory, setup, synchronize, timed, warnings
 from benchmarks.gpu.cohorts import cohort_of, engine_of
 from benchmarks.gpu.report import figure
-from training.engine.cohort import LADDER, Cohort
+from training.engine.cohorts.cohort import LADDER, Cohort
 from training.engine.engine import Engine
 
 JOB_STEPS = 1000  # 10 pictures, 100 epochs

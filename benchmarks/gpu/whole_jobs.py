@@ -12,7 +12,7 @@ from benchmarks.gpu.rates import JOB_STEPS
 from benchmarks.gpu.report import figure
 from training import families
 from training.backends.local import train
-from training.engine.slot_ladder import FILE
+from training.engine.cohorts.slot_ladder import FILE
 from training.families.family import Where
 
 

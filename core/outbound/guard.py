@@ -17,10 +17,10 @@ from http import HTTPStatus
 import httpcore2
 
 from core.errors import AnswerRefused, Unreachable
-from core.http_status import is_retryable
 from core.outbound.addresses import Address, parse_address, parse_host_ports
 from core.outbound.connection_limiter import ConnectionLimiter
 from core.outbound.download_budget import NOBODY, DownloadBudget, Requester
+from core.outbound.http_status import is_retryable
 from core.outbound.network import CheckedNetwork, Pace, Resolver, look_up
 
 _MAX_REDIRECTS = 3

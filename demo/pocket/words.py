@@ -2,7 +2,7 @@
 
 from random import Random
 
-from training.tiny_words import CLIP_MARKS, Merge, byte_letters, learn_merges
+from training.tiny.words import CLIP_MARKS, Merge, byte_letters, learn_merges
 
 Colour = tuple[int, int, int]
 

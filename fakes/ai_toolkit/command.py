@@ -61,7 +61,7 @@ def fake_pod(host: str, port: int, **given: Any) -> None:
 
     if given["trainer"] == "real" and given["base_model"] is None:
         raise click.UsageError(
-            "--trainer real needs --base-model: python -m training.tiny_base FOLDER makes a tiny one"
+            "--trainer real needs --base-model: python -m training.tiny.base FOLDER makes a tiny one"
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn listens to it: temporary folders go
     with tempfile.TemporaryDirectory(prefix="fake-pod-") as temporary:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.embedded_broker import die_with_parent
+from core.brokers.embedded_broker import die_with_parent
 from core.free_port import free_port
 
 PodOptions = dict[str, Any]  # of fakes.ai_toolkit.options, as JSON; `faults` is a seed, increased by one per pod

@@ -10,8 +10,8 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from core import wire
 from core.errors import GeneratorError, GeneratorTimeout, GeneratorUnreachable
+from core.outbound import wire
 from generation.comfyui.server import MAX_ANSWER_BYTES, ComfyUIServer, OutputImage
 from generation.comfyui.text import one_line
 

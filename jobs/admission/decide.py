@@ -16,9 +16,9 @@ from core.settings import Settings
 from credits import ledger
 from jobs.admission.due import DUE, Due
 from jobs.admission.queues import QUEUES, REMOTE
-from jobs.launches import record_event, send_launch
+from jobs.lifecycle.launches import record_event, send_launch
 from storage.database import lock_name
-from storage.tables import Job, Priority
+from storage.tables.jobs import Job, Priority
 
 PREPARING_S = 10.0  # how long a job that is being prepared counts for the window
 COHORT_WAIT_S = 600.0  # an owner's oldest job is overtaken by others of the owner until it has waited so long

@@ -5,17 +5,17 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
-from jobs import audit_log
 from jobs.admission import due
 from jobs.admission.decide import LOCK
 from jobs.admission.queues import QUEUES
-from jobs.launches import record_event
+from jobs.lifecycle.launches import record_event
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
-from storage.admission_tables import AdmissionPause
 from storage.database import insert_if_absent, lock_name
-from storage.remote_tables import RemoteRun, RunState
-from storage.tables import ACTIVE, Job, Stage
+from storage.tables.admission import AdmissionPause
+from storage.tables.jobs import ACTIVE, Job, Stage
+from storage.tables.remote import RemoteRun, RunState
 from training.families.registry import FAMILIES
 
 SCOPES = ("all", *(f"queue:{queue}" for queue in QUEUES), *(f"family:{family}" for family in FAMILIES))

@@ -19,8 +19,8 @@ from core.settings import Settings
 from jobs.admission.decide import ALIVE_S, decay_of
 from jobs.admission.expected import Expected
 from jobs.admission.queues import is_waiting
-from storage.admission_tables import OwnerShare, TrainingWorker
-from storage.tables import ACTIVE, Job, Stage
+from storage.tables.admission import OwnerShare, TrainingWorker
+from storage.tables.jobs import ACTIVE, Job, Stage
 
 _CACHE_S = 3.0
 _LEAST_AGE_S = 0.2  # also for a job that is not known yet

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from sqlmodel import col
 
-from storage.tables import ACTIVE, Job
+from storage.tables.jobs import ACTIVE, Job
 from training.families.registry import FAMILIES
 from training.memory_plan import padded
 from training.spec import TrainSpec

@@ -4,12 +4,12 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from core.errors import SpecInvalid
-from jobs import audit_log
 from jobs.admission.decide import LOCK
-from jobs.owners import normal_name
+from jobs.owners import audit_log
+from jobs.owners.unusable_names import normal_name
 from jobs.services import Services
-from storage.admission_tables import OwnerShare
 from storage.database import insert_if_absent, lock_name
+from storage.tables.admission import OwnerShare
 
 _MOST = 1000.0
 

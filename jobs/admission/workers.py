@@ -8,12 +8,12 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import NotFound
-from jobs import audit_log
 from jobs.admission import due
 from jobs.admission.decide import ALIVE_S
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
-from storage.admission_tables import TrainingWorker
+from storage.tables.admission import TrainingWorker
 
 BEAT_S = 10.0
 

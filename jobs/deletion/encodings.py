@@ -9,8 +9,8 @@ from sqlmodel import col, func, select
 
 from jobs.services import Services
 from storage.database import AWAY
-from storage.deletion_tables import DeletedTraining, Deletion
-from storage.tables import Job, JobPicture
+from storage.tables.deletions import DeletedTraining, Deletion
+from storage.tables.jobs import Job, JobPicture
 from training.backends.encoded_files import delete_unused as delete_unused_files
 
 log = logging.getLogger(__name__)

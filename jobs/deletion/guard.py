@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 
 from core.errors import IllegalMove, KeyReused
 from storage.database import lock_name
-from storage.deletion_tables import DeletedTraining, Deletion, DeletionKind, DeletionState
+from storage.tables.deletions import DeletedTraining, Deletion, DeletionKind, DeletionState
 
 
 def lock_owner(session: Session, owner_id: str) -> None:

@@ -11,16 +11,17 @@ from core.clock import utcnow
 from core.errors import IllegalMove, NotFound
 from core.ids import new_id
 from core.settings import Settings
-from jobs import audit_log, service
+from jobs import service
 from jobs.deletion import rows
 from jobs.deletion.guard import lock_owner, refuse_if_deleting
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import outbox
-from storage.access_tables import ApiToken, StoredSession
-from storage.deletion_tables import Deletion, DeletionKind, DeletionState
 from storage.owners import names_in_use
-from storage.tables import StoredPicture
+from storage.tables.access import ApiToken, StoredSession
+from storage.tables.deletions import Deletion, DeletionKind, DeletionState
+from storage.tables.jobs import StoredPicture
 
 TOPIC = "deletion"  # of the messages that launch one
 

@@ -8,9 +8,9 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from jobs import keys, shared_objects
 from jobs.deletion import rows
-from jobs.periodic import each
+from jobs.lifecycle.periodic import each
 from jobs.services import Services
-from storage.tables import ACTIVE, Job, JobPicture, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, JobPicture, StoredPicture
 
 
 def sweep(services: Services) -> int:

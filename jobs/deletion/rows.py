@@ -12,15 +12,15 @@ from jobs import shared_objects
 from jobs.deletion.guard import key_hash
 from notifications.messages import CONFIRMATION, EXTERNAL, WAITING
 from notifications.tables import DisabledReceiver, NoticePreferences, OutboxMessage, TaskCall
-from storage.access_tables import ApiToken, StoredSession
-from storage.admission_tables import OwnerShare
-from storage.audit_tables import AuditEntry, UsageLimit
-from storage.caption_tables import CaptionChange
 from storage.database import insert_if_absent
-from storage.deletion_tables import DeletedTraining, Deletion, StoredDrawing
-from storage.fetch_tables import StoredImageFetch
-from storage.remote_tables import RemoteRun
-from storage.tables import ACTIVE, Job, JobEvent, JobPicture, StoredPicture, Subject
+from storage.tables.access import ApiToken, StoredSession
+from storage.tables.admission import OwnerShare
+from storage.tables.audit import AuditEntry, UsageLimit
+from storage.tables.captions import CaptionChange
+from storage.tables.deletions import DeletedTraining, Deletion, StoredDrawing
+from storage.tables.fetches import StoredImageFetch
+from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture, StoredPicture, Subject
+from storage.tables.remote import RemoteRun
 
 _GONE = "deleted"  # in place of a picture's address or id
 

@@ -13,15 +13,16 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import ImprintError
-from core.logging import job_context
-from jobs import keys, shared_objects, transitions
+from core.telemetry.logging import job_context
+from jobs import keys, shared_objects
 from jobs.deletion import requests, rows
 from jobs.drawings import deletion as drawings
+from jobs.lifecycle import transitions
 from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
-from storage.deletion_tables import DeletedTraining, Deletion, DeletionKind, DeletionState, StoredDrawing
-from storage.tables import ACTIVE, Job, StoredPicture
+from storage.tables.deletions import DeletedTraining, Deletion, DeletionKind, DeletionState, StoredDrawing
+from storage.tables.jobs import ACTIVE, Job, StoredPicture
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from jobs import keys
 from jobs.drawings import drawing_transitions as transitions
 from jobs.services import Services
 from notifications.tables import OutboxMessage
-from storage.deletion_tables import DeletedTraining
-from storage.drawing_tables import DrawingRow
+from storage.tables.deletions import DeletedTraining
+from storage.tables.drawings import DrawingRow
 
 
 def stop(session: Session, services: Services, job_id: str) -> bool:

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from core import metrics
 from core.errors import (
     Cancelled,
     HandOver,
@@ -25,19 +24,20 @@ from core.errors import (
     Stop,
     TrainingTimeout,
 )
-from core.logging import stage_context
+from core.telemetry import metrics
+from core.telemetry.logging import stage_context
 from jobs import keys
 from jobs.drawings import drawing_transitions as transitions
 from jobs.drawings.drawing_request import size_of
 from jobs.drawings.drawing_transitions import DrawingLease
-from jobs.leases import HeldLease
+from jobs.lifecycle.leases import HeldLease
 from jobs.services import Services
 from jobs.stages.control import leaving
 from jobs.stages.stage_runner import NothingToDo, work_dir, worker_name
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from storage.drawing_tables import DrawingRow, DrawingStatus, DrawnFile
-from storage.tables import Job
+from storage.tables.drawings import DrawingRow, DrawingStatus, DrawnFile
+from storage.tables.jobs import Job
 from training.spec import base_model_location
 
 log = logging.getLogger(__name__)

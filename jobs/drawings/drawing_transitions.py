@@ -19,11 +19,11 @@ from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_drawing, price_of_drawing_part
 from jobs.drawings.drawing_request import size_of
-from jobs.launches import next_check
+from jobs.lifecycle.launches import next_check
 from jobs.notices import notices
-from jobs.prices import drawing_rate_of
+from jobs.requests.prices import drawing_rate_of
 from notifications import outbox
-from storage.drawing_tables import OPEN, DrawingRow, DrawingStatus
+from storage.tables.drawings import OPEN, DrawingRow, DrawingStatus
 
 TOPIC = "drawing"  # of the messages that launch a drawing
 HOLD = timedelta(days=1)  # a drawing that no worker has finished by then fails

@@ -2,7 +2,7 @@
 
 from credits.ledger import Hold
 from jobs.view import CreditsView, FailureView, Time, View
-from storage.drawing_tables import DrawingRow, DrawingStatus
+from storage.tables.drawings import DrawingRow, DrawingStatus
 
 
 class DrawnPictureView(View):

@@ -18,14 +18,14 @@ from jobs.drawings import drawing_request
 from jobs.drawings import drawing_transitions as transitions
 from jobs.drawings.drawing_request import DrawingPlan, DrawingRequest
 from jobs.drawings.drawing_view import DrawingView, view_of
+from jobs.lifecycle.periodic import each
 from jobs.notices import notices
-from jobs.periodic import each
 from jobs.service import get_job
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.subjects import loras
-from storage.drawing_tables import OPEN, DrawingRow, DrawingStatus
-from storage.tables import Job, Status
+from storage.tables.drawings import OPEN, DrawingRow, DrawingStatus
+from storage.tables.jobs import Job, Status
 from training.families.registry import trained_here
 
 log = logging.getLogger(__name__)

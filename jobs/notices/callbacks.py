@@ -15,16 +15,16 @@ from urllib.parse import quote
 
 from sqlmodel import Session, col, select
 
+from core.brokers.queues import is_own_queue
 from core.clock import utcnow
 from core.errors import AnswerRefused, ImprintError, TrainingCancelled, TrainingFailed, Unreachable
-from core.queues import is_own_queue
 from core.settings import settings
 from jobs.view import JobView
 from notifications import outbox
 from notifications.messages import CONFIRMATION, Message
 from notifications.retries import Outcome, Verdict
 from notifications.tables import TaskCall
-from storage.tables import ACTIVE, EndTask, Job, Status
+from storage.tables.jobs import ACTIVE, EndTask, Job, Status
 
 log = logging.getLogger(__name__)
 

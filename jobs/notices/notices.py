@@ -29,7 +29,7 @@ from notifications.messages import DEFERRED, SUPERSEDED, Message
 from notifications.preferences import LOW, Preferences
 from notifications.retries import Outcome, Verdict
 from notifications.webhook_payload import PROCESSING, Event
-from storage.tables import ACTIVE
+from storage.tables.jobs import ACTIVE
 from training.data.thumbnail import thumbnail
 
 _CLAIM = timedelta(seconds=60)

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.settings import Settings
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit.answers import RUNNING
 
 _MICRO = 1_000_000

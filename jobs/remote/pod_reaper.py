@@ -9,10 +9,10 @@ from sqlmodel import select
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
 from core.ids import made_at
+from jobs.lifecycle.periodic import each
 from jobs.notices import notices
-from jobs.periodic import each
 from jobs.services import Services
-from storage.remote_tables import PodState, RentedPod
+from storage.tables.remote import PodState, RentedPod
 from training.backends.runpod import Pod, RunPod
 
 log = logging.getLogger(__name__)

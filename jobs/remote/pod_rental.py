@@ -21,7 +21,7 @@ from core.ids import new_id
 from core.settings import Settings
 from jobs.remote import pod_costs
 from jobs.services import Services
-from storage.remote_tables import PodState, RentedPod
+from storage.tables.remote import PodState, RentedPod
 from training.backends.runpod import GpuType, Pod, PodRequest, RunPod
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from jobs.remote.pod_costs import lock_pods, runs_on_pod, share_out_cost
 from jobs.remote.pod_rental import Assign
 from jobs.services import Services
 from storage.database import AWAY
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import DEAD, Pod, RunPod
 from training.spec import TrainSpec

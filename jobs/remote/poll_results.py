@@ -10,11 +10,11 @@ from sqlmodel import Session
 
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable, ImprintError, OutOfMemory, TrainingTimeout
-from core.logging import job_context
 from core.settings import Settings
-from jobs import transitions
+from core.telemetry.logging import job_context
+from jobs.lifecycle import transitions
 from jobs.remote import runs
-from storage.remote_tables import RemoteRun
+from storage.tables.remote import RemoteRun
 from training.backends.ai_toolkit.work import PollResult
 
 log = logging.getLogger(__name__)

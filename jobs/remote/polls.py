@@ -18,16 +18,16 @@ from typing import Any
 from sqlmodel import col, select
 
 from core.errors import BackendFailed, BackendUnreachable, ImprintError
-from core.logging import job_context
+from core.telemetry.logging import job_context
 from jobs import keys
-from jobs.periodic import each
+from jobs.lifecycle.periodic import each
 from jobs.remote import pods, runs, waiting_jobs
 from jobs.remote.pod_costs import lock_pods
 from jobs.remote.poll_results import LOST, PolledRun, PollOutcome, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import clean_up
 from storage.database import AWAY
-from storage.remote_tables import RemoteRun, RentedPod
+from storage.tables.remote import RemoteRun, RentedPod
 from training.backends.ai_toolkit import work
 from training.backends.ai_toolkit.answers import RemoteJob
 from training.backends.ai_toolkit.server import ToolkitServer

@@ -5,8 +5,8 @@ from sqlmodel import Session, col, select
 from jobs.remote.pods import server_name
 from jobs.services import Services
 from jobs.view import Time, View
-from storage.remote_tables import RemoteRun, RunState
-from storage.tables import ACTIVE, Job
+from storage.tables.jobs import ACTIVE, Job
+from storage.tables.remote import RemoteRun, RunState
 
 
 class RemoteRunView(View):

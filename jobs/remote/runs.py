@@ -19,11 +19,11 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs import transitions
-from jobs.leases import Lease
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import Lease
 from jobs.remote import pod_costs, pods
-from storage.remote_tables import RemoteRun, RentedPod, RunState
-from storage.tables import ACTIVE, Job, Stage
+from storage.tables.jobs import ACTIVE, Job, Stage
+from storage.tables.remote import RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit.work import remote_name
 
 

@@ -12,15 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from core.errors import BackendFailed, BackendUnreachable, ImprintError, LeaseLost, LoraInvalid
-from jobs import keys, transitions
-from jobs.leases import Lease
+from jobs import keys
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import Lease
 from jobs.remote import pods, runs, waiting_jobs
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages import intake
 from jobs.stages.stage_runner import NothingToDo, holding_lease, work_dir
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
-from storage.tables import Job
+from storage.tables.jobs import Job
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit import convert, work
 from training.backends.ai_toolkit.config import find_base_model
 from training.data.dataset import Manifest

@@ -10,7 +10,7 @@ from core.errors import BackendFailed, BackendUnreachable
 from jobs.remote import pod_costs, pods
 from jobs.remote.pod_costs import cost, per_hour, runs_on_pod, spent_in_a_day
 from jobs.services import Services
-from storage.remote_tables import PodState, RentedPod
+from storage.tables.remote import PodState, RentedPod
 from training.backends.ai_toolkit.server import ToolkitServer
 from training.backends.runpod import RunPod
 

@@ -8,12 +8,12 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import repair, transitions
-from jobs.leases import Lease
+from jobs.lifecycle import repair, transitions
+from jobs.lifecycle.leases import Lease
 from jobs.remote import pods
 from notifications import outbox
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
-from storage.tables import ACTIVE, Job, Stage
+from storage.tables.jobs import ACTIVE, Job, Stage
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 
 # A job that waits for a server tries again after so many polls; a poll that finds room wakes it sooner.
 _WAIT_POLLS = 10

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from core.queues import is_own_queue, is_own_task
+from core.brokers.queues import is_own_queue, is_own_task
 
 MAX_KWARGS_BYTES = 10_000
 _NAME = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f\x7f]+$")]

@@ -9,7 +9,7 @@ from core.settings import Settings
 from jobs.requests import training_request
 from jobs.requests.training_request import TrainingRequest
 from storage.sources import Sources
-from storage.tables import Job, JobPicture, Priority
+from storage.tables.jobs import Job, JobPicture, Priority
 
 
 def arguments_of(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:

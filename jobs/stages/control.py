@@ -9,11 +9,12 @@ from contextlib import suppress
 
 from core.clock import utcnow
 from core.errors import Cancelled, HandOver, LeaseLost, NotFound, TrainingTimeout
-from jobs import keys, transitions
-from jobs.leases import HeldLease, Lease
+from jobs import keys
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import HeldLease, Lease
 from storage.database import AWAY, Database
 from storage.objects import ObjectStore
-from storage.tables import Job, JobEvent, Status
+from storage.tables.jobs import Job, JobEvent, Status
 from training.ports import Progress
 
 log = logging.getLogger(__name__)

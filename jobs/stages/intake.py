@@ -10,13 +10,14 @@ from sqlmodel import Session, col, select
 from core.errors import SpecInvalid
 from core.ids import new_id
 from core.picture_names import plain_name, source_name
-from jobs import keys, limits, shared_objects
+from jobs import keys, shared_objects
 from jobs.deletion import guard
+from jobs.owners import limits
 from jobs.requests.training_request import TrainingRequest, label_of
 from jobs.services import Services
 from jobs.stages import preflight
 from storage.database import lock_name
-from storage.tables import JobPicture, PictureState, PreparedPicture, StoredPicture
+from storage.tables.jobs import JobPicture, PictureState, PreparedPicture, StoredPicture
 from training.data.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec

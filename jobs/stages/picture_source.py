@@ -9,11 +9,12 @@ from sqlmodel import Session
 from core.errors import ImageInvalid, ImageRefused, ImageUnreachable, MaskInvalid, NotFound, StoreUnavailable
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
-from jobs import keys, transitions
+from jobs import keys
+from jobs.lifecycle import transitions
 from jobs.services import Services
 from jobs.stages.intake import preparation
 from storage.picture_report import StoredReport
-from storage.tables import Job, JobPicture, PreparedPicture, StoredPicture
+from storage.tables.jobs import Job, JobPicture, PreparedPicture, StoredPicture
 from training.data.pictures import BAD_FAULTS
 from training.spec import TrainSpec
 

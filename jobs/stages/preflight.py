@@ -6,7 +6,7 @@ from core.errors import ImagesUnfit
 from core.picture_names import picture_label
 from jobs.requests.training_request import TrainingRequest
 from storage.picture_report import StoredReport
-from storage.tables import JobPicture, PictureState
+from storage.tables.jobs import JobPicture, PictureState
 from training.data.framing import Frame
 from training.data.verdict import judge
 from training.spec import MIN_PICTURES

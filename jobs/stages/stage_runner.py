@@ -14,16 +14,17 @@ from typing import NoReturn
 
 from sqlmodel import col, select
 
-from core import metrics
 from core.errors import HandOver, ImageUnreachable, ImprintError, LeaseLost, OutOfMemory, Stop, StoreUnavailable
-from core.logging import stage_context
-from jobs import keys, shared_objects, transitions
-from jobs.leases import HeldLease, Lease, claim_stage
+from core.telemetry import metrics
+from core.telemetry.logging import stage_context
+from jobs import keys, shared_objects
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status, StoredPicture
 
 log = logging.getLogger(__name__)
 

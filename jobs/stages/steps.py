@@ -19,11 +19,12 @@ from core.errors import (
     TooFewImages,
     UploadFailed,
 )
-from core.logging import stage_context
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
-from jobs import keys, screening, shared_objects, transitions
-from jobs.leases import HeldLease, Lease, claim_picture
+from core.telemetry.logging import stage_context
+from jobs import keys, screening, shared_objects
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of
@@ -34,7 +35,7 @@ from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_st
 from jobs.turns import RetryLater, owner_slot
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables import Job, JobPicture, PictureState, PreparedPicture, Stage, Status
+from storage.tables.jobs import Job, JobPicture, PictureState, PreparedPicture, Stage, Status
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.quality import near_duplicates
 from training.lora import file as lora_file

@@ -12,9 +12,9 @@ from core.ids import new_id
 from jobs.deletion import guard
 from jobs.services import Services
 from jobs.subjects import subject_pictures
-from storage.caption_tables import CaptionChange
 from storage.database import lock_name
-from storage.tables import StoredPicture
+from storage.tables.captions import CaptionChange
+from storage.tables.jobs import StoredPicture
 from training.spec import MAX_CAPTION_CHARACTERS
 
 Kind = Literal["set", "replace", "prepend", "upload"]

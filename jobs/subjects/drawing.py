@@ -24,7 +24,7 @@ from jobs.subjects.lora_weights import LoraWeights, require_lora, subject_weight
 from jobs.turns import owner_slot
 from jobs.view import View
 from storage.database import insert_if_absent
-from storage.deletion_tables import StoredDrawing
+from storage.tables.deletions import StoredDrawing
 from training.base_family import family_of_base
 from training.families.record import Drawing
 from training.families.registry import BASE_MODELS, FAMILIES

@@ -19,13 +19,13 @@ from core.outbound.download_budget import Requester
 from core.picture_names import picture_label, source_name
 from core.settings import Settings
 from jobs.deletion import guard
-from jobs.periodic import each
+from jobs.lifecycle.periodic import each
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.turns import owner_slot
 from notifications import outbox
-from storage.fetch_tables import FetchResult, StoredImageFetch
+from storage.tables.fetches import FetchResult, StoredImageFetch
 
 TOPIC = "fetch"  # of the messages that launch a fetch
 MAX_ADDRESSES = 20  # of one request

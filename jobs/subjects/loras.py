@@ -6,12 +6,12 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.errors import LoraNotReady
-from jobs.owners import normal_name
+from jobs.owners.unusable_names import normal_name
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.view import Time, View
-from storage.tables import ACTIVE, Job, Status
+from storage.tables.jobs import ACTIVE, Job, Status
 from training.spec import TrainSpec
 
 # The scale of a LoRA is in its file (`.alpha`), so every LoRA was trained for strength 1.0.

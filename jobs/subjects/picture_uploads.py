@@ -17,10 +17,10 @@ from core.picture_names import picture_label, plain_name
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures
-from storage.tables import StoredPicture
-from training.data.archives import UnpackLimits, unpack
+from storage.tables.jobs import StoredPicture
 from training.data.file_kinds import CAPTION_SUFFIXES, CAPTION_TABLES, SUFFIXES, archive_kind
-from training.data.picture_folder import is_hidden, read_folder
+from training.data.folders.archives import UnpackLimits, unpack
+from training.data.folders.picture_folder import is_hidden, read_folder
 
 _MAX_CAPTION_FILE_BYTES = 16 * 2**20
 _START_BYTES = 512  # of a file, which tell what it is

@@ -16,7 +16,7 @@ from jobs.services import Services
 from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables import PreparedPicture, StoredPicture, Subject
+from storage.tables.jobs import PreparedPicture, StoredPicture, Subject
 from training.data.framing import Frame, View
 from training.data.quality import near_duplicates
 from training.data.thumbnail import thumbnail

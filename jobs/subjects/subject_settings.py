@@ -15,7 +15,7 @@ from core.errors import InsufficientCredits, KeyReused, SpecInvalid
 from jobs import service
 from jobs.deletion import guard
 from jobs.notices import notices
-from jobs.owners import normal_name
+from jobs.owners.unusable_names import normal_name
 from jobs.requests import training_request
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
@@ -23,7 +23,7 @@ from jobs.view import JobView, View
 from notifications import webhooks
 from notifications.webhook_payload import Event, NoticeFailure, NoticeJob
 from storage.database import insert_if_absent
-from storage.tables import ACTIVE, Job, Subject
+from storage.tables.jobs import ACTIVE, Job, Subject
 from training.families.registry import BASE_MODELS
 from training.spec import MIN_PICTURES, Word
 

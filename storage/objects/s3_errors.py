@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core.errors import ImprintError, NotFound, ObjectExists, StoreUnavailable
-from core.http_status import is_retryable
+from core.outbound.http_status import is_retryable
 from storage.objects.s3_deadline import Deadline
 
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,60}")

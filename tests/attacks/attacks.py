@@ -9,7 +9,7 @@ from sqlmodel import col, func, select
 from core.errors import IllegalMove
 from jobs import service
 from jobs.notices import notices
-from storage.fetch_tables import StoredImageFetch
+from storage.tables.fetches import StoredImageFetch
 from tests.attacks.servers import Connections
 from tests.attacks.world import ATTACKER, World
 from tests.site import until

@@ -11,8 +11,8 @@ from statistics import median
 import httpx2
 import sqlalchemy as sa
 
-from jobs import tokens
 from jobs.notices import notices
+from jobs.owners import tokens
 from tests.attacks.servers import SlowHost, slow_host
 from tests.servers.mail import Mailbox, mail_server
 from tests.servers.pictures import PictureServer, picture_server

@@ -14,7 +14,8 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from core.errors import IllegalMove
-from jobs import service, tokens
+from jobs import service
+from jobs.owners import tokens
 from jobs.services import Services
 from tests.site import ROOT, Site, site
 

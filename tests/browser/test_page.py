@@ -13,9 +13,10 @@ from playwright.sync_api import Page, expect
 from sqlmodel import select
 
 from core.advice import ADVICE
-from jobs import accounts, service
+from jobs import service
+from jobs.owners import accounts
 from jobs.subjects import subject_pictures, subject_settings
-from storage.tables import StoredPicture
+from storage.tables.jobs import StoredPicture
 from tests.browser.conftest import DESKTOP, PHONE, WAIT_MS, Visitor, check_accessible
 from tests.site import MASCOT, until
 from web.pages.render import number

@@ -10,11 +10,13 @@ import sqlalchemy as sa
 from sqlmodel import col, select
 
 from core.settings import Settings
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
 from notifications.tables import OutboxMessage, TaskCall
-from storage.tables import Job, JobPicture, PictureState, Stage
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage
 
 GRANTED = 1000
 REQUEST: dict[str, Any] = {"owner_id": "ada", "subject_id": "dog", "base_model": "sd15", "trigger_word": "sks"}

@@ -14,13 +14,15 @@ from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
-from jobs import accounts, service, sweeps, transitions
+from jobs import service
 from jobs.admission import pauses, workers
-from jobs.leases import claim_picture, claim_stage
+from jobs.lifecycle import sweeps, transitions
+from jobs.lifecycle.leases import claim_picture, claim_stage
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
-from storage.admission_tables import OwnerShare
-from storage.tables import Job, Stage, Status
+from storage.tables.admission import OwnerShare
+from storage.tables.jobs import Job, Stage, Status
 from tests.contract.jobs import REQUEST, events, messages, put_at, row
 
 SLOTS, AHEAD = 2, 3

@@ -10,13 +10,15 @@ import sqlalchemy as sa
 from core.clock import utcnow
 from core.errors import BackupInvalid
 from core.settings import Settings
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.services import Services
 from storage import backup
 from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
-from storage.tables import JobEvent, Stage
+from storage.tables.jobs import JobEvent, Stage
 from tests.contract.jobs import put_at
 from tests.servers.postgres import new_database
 from tests.servers.s3 import s3_server

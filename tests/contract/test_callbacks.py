@@ -10,13 +10,14 @@ import sqlalchemy as sa
 from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs import outbox_handlers, service, sweeps, transitions
-from jobs.notices import callbacks, dead_letters
+from jobs import service
+from jobs.lifecycle import sweeps, transitions
+from jobs.notices import callbacks, dead_letters, outbox_handlers
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from notifications import outbox
 from notifications.tables import MESSAGE
-from storage.tables import EndTask, Stage
+from storage.tables.jobs import EndTask, Stage
 from tests.contract.jobs import balances, events, messages, put_at, request, row, task_call
 
 ON_END = {"task": "shop.notice", "queue": "shop", "kwargs": {"order": 7}}

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from core import metrics
 from core.errors import LeaseLost
-from core.metrics import Measure
-from jobs.leases import LeaseKeeper, claim_stage
+from core.telemetry import metrics
+from core.telemetry.metrics import Measure
+from jobs.lifecycle.leases import LeaseKeeper, claim_stage
 from jobs.services import Services
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
-from storage.tables import Stage
+from storage.tables.jobs import Stage
 from tests.contract.jobs import put_at
 from tests.site import until
 

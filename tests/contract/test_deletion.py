@@ -19,18 +19,20 @@ from sqlmodel import col, select
 from core.clock import utcnow
 from core.errors import IllegalMove, KeyReused, NotFound, SpecInvalid, Unreachable
 from core.settings import Settings
-from jobs import accounts, keys, service, shared_objects, sweeps, tokens, transitions
+from jobs import keys, service, shared_objects
 from jobs.deletion import encodings, requests, retention
 from jobs.deletion import run as deletions
+from jobs.lifecycle import sweeps, transitions
 from jobs.notices import notices
+from jobs.owners import accounts, tokens
 from jobs.services import Services
 from jobs.stages import control, intake, stage_runner, steps
 from jobs.subjects import captions, drawing, image_fetches, subject_notes, subject_pictures, subject_settings
 from notifications import receivers
 from notifications.tables import OutboxMessage
-from storage.deletion_tables import Deletion, DeletionState, UnusedObject
-from storage.remote_tables import RemoteRun, RunState
-from storage.tables import Job, JobPicture, Stage, StoredPicture
+from storage.tables.deletions import Deletion, DeletionState, UnusedObject
+from storage.tables.jobs import Job, JobPicture, Stage, StoredPicture
+from storage.tables.remote import RemoteRun, RunState
 from tests.contract.jobs import put_at, task_call
 from tests.contract.personal import places
 from tests.contract.processes import FORK

@@ -24,19 +24,21 @@ from core.errors import (
 )
 from core.settings import Settings
 from credits.price import Rate, price_of_drawing, price_of_drawing_part
-from jobs import accounts, keys, service, sweeps, transitions
+from jobs import keys, service
 from jobs.deletion import requests as deletion_requests
 from jobs.deletion import run as deletions
 from jobs.drawings import drawing_transitions as moves
 from jobs.drawings import drawings
 from jobs.drawings.drawing_transitions import DrawingLease
 from jobs.drawings.drawing_view import DrawingView
-from jobs.prices import drawing_rate_of
+from jobs.lifecycle import sweeps, transitions
+from jobs.owners import accounts
+from jobs.requests.prices import drawing_rate_of
 from jobs.services import Services
 from notifications.tables import OutboxMessage
-from storage.deletion_tables import Deletion
-from storage.drawing_tables import DrawingRow, DrawnFile
-from storage.tables import Stage
+from storage.tables.deletions import Deletion
+from storage.tables.drawings import DrawingRow, DrawnFile
+from storage.tables.jobs import Stage
 from tests.contract.jobs import GRANTED, put_at, request
 
 JOB_COST = 100  # what `ready_job` was charged, by the default price of sd15

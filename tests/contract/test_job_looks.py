@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from core.errors import NotFound
-from jobs import history, keys, service, transitions
+from jobs import history, keys, service
 from jobs import previews as job_previews
-from jobs.leases import HeldLease, Lease, claim_stage
+from jobs.lifecycle import transitions
+from jobs.lifecycle.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
-from storage.tables import Stage
+from storage.tables.jobs import Stage
 from tests.contract.jobs import balances, events, put_at
 from training.ports import Progress
 

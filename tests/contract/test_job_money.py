@@ -14,11 +14,14 @@ import credits.tables
 from core.clock import utcnow
 from core.errors import IllegalMove, NotFound, OutOfMemory
 from credits import ledger
-from jobs import accounts, invariants, quotes, service, sweeps, transitions
+from jobs import service
 from jobs.drawings import drawing_transitions, drawings
+from jobs.lifecycle import invariants, sweeps, transitions
+from jobs.owners import accounts
+from jobs.requests import quotes
 from jobs.services import Services
 from notifications.tables import MESSAGE
-from storage.tables import ACTIVE, Job, Stage
+from storage.tables.jobs import ACTIVE, Job, Stage
 from tests.contract import jobs
 from tests.contract.jobs import GRANTED, messages, put_at, request, row, task_call
 from tests.contract.processes import Work, at_once, killed_at

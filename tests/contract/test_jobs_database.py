@@ -25,17 +25,17 @@ from sqlmodel import Session, SQLModel, col, select
 
 import credits.tables
 import notifications.tables
-import storage.access_tables
-import storage.admission_tables
-import storage.audit_tables
-import storage.caption_tables
-import storage.deletion_tables
-import storage.drawing_tables
-import storage.fetch_tables
-import storage.remote_tables
-import storage.screening_tables
-import storage.stream_positions
-import storage.tables
+import storage.tables.access
+import storage.tables.admission
+import storage.tables.audit
+import storage.tables.captions
+import storage.tables.deletions
+import storage.tables.drawings
+import storage.tables.fetches
+import storage.tables.jobs
+import storage.tables.remote
+import storage.tables.screening
+import storage.tables.stream_positions
 from core.clock import utcnow
 from core.errors import (
     IllegalMove,
@@ -50,8 +50,10 @@ from core.errors import (
 )
 from core.settings import Settings
 from credits import ledger
-from jobs import accounts, repair, service, sweeps, transitions
-from jobs.leases import Lease, LeaseKeeper, claim_picture, claim_stage
+from jobs import service
+from jobs.lifecycle import repair, sweeps, transitions
+from jobs.lifecycle.leases import Lease, LeaseKeeper, claim_picture, claim_stage
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, remaining_work
@@ -59,7 +61,7 @@ from jobs.turns import RetryLater
 from jobs.view import JobView
 from notifications.tables import OutboxMessage
 from storage.database import Database
-from storage.tables import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status
 from tests.contract.jobs import GRANTED, balances, events, messages, picture, put_at, request, row
 from tests.contract.processes import Work, at_once
 from tests.servers.databases import BOTH
@@ -104,17 +106,17 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
         for module in (
             credits.tables,
             notifications.tables,
-            storage.access_tables,
-            storage.admission_tables,
-            storage.audit_tables,
-            storage.caption_tables,
-            storage.deletion_tables,
-            storage.fetch_tables,
-            storage.drawing_tables,
-            storage.remote_tables,
-            storage.screening_tables,
-            storage.stream_positions,
-            storage.tables,
+            storage.tables.access,
+            storage.tables.admission,
+            storage.tables.audit,
+            storage.tables.captions,
+            storage.tables.deletions,
+            storage.tables.fetches,
+            storage.tables.drawings,
+            storage.tables.remote,
+            storage.tables.screening,
+            storage.tables.stream_positions,
+            storage.tables.jobs,
         )
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel

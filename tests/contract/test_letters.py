@@ -9,8 +9,7 @@ import pytest
 from core.clock import utcnow
 from core.errors import IllegalMove, NotFound
 from core.settings import Settings
-from jobs import outbox_handlers
-from jobs.notices import dead_letters
+from jobs.notices import dead_letters, outbox_handlers
 from jobs.services import Services
 from notifications import outbox, webhooks
 from notifications.webhook_payload import PROCESSING, Event, NoticeJob

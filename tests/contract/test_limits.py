@@ -11,11 +11,13 @@ from sqlmodel import select
 from core.actor import acting
 from core.errors import LimitReached, NotFound, SpecInvalid
 from core.settings import Settings
-from jobs import accounts, audit_log, limits, service, sweeps, tokens
+from jobs import service
 from jobs.admission import pauses, shares
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts, audit_log, limits, tokens
 from jobs.services import Services
 from jobs.stages import intake
-from storage.tables import Job
+from storage.tables.jobs import Job
 from tests.contract.jobs import request, row
 
 _SPAWN = get_context("fork")

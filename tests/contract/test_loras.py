@@ -11,10 +11,11 @@ from sqlmodel import col
 
 from core.clock import utcnow
 from core.errors import LoraNotReady
-from jobs import accounts, keys, service
+from jobs import keys, service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.subjects import loras
-from storage.tables import Job, Stage, Status
+from storage.tables.jobs import Job, Stage, Status
 from tests.contract.jobs import put_at, request
 
 

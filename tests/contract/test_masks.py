@@ -9,13 +9,14 @@ from PIL import Image
 
 from core.errors import SpecInvalid
 from core.settings import Settings
-from jobs import accounts, keys, service
+from jobs import keys, service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake, steps
 from jobs.subjects import subject_pictures
 from jobs.turns import RetryLater
 from storage.picture_report import StoredReport
-from storage.tables import PictureState
+from storage.tables.jobs import PictureState
 from tests.contract.jobs import GRANTED, REQUEST, picture, row
 from tests.servers.pictures import picture_server
 from tests.unit.drawings import drawing, encoded, opened

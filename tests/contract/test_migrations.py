@@ -18,7 +18,7 @@ from jobs.drawings import drawings
 from jobs.services import Services
 from storage.database import Database, known_revisions
 from storage.owners import OWNED
-from storage.tables import Job, JobPicture, PreparedPicture, StoredPicture, Subject
+from storage.tables.jobs import Job, JobPicture, PreparedPicture, StoredPicture, Subject
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT

@@ -12,8 +12,10 @@ from pydantic import SecretStr
 from core.clock import utcnow
 from core.errors import BackendFailed, ImageInvalid, SpecInvalid
 from core.settings import Settings
-from jobs import accounts, service, transitions
+from jobs import service
+from jobs.lifecycle import transitions
 from jobs.notices import notices
+from jobs.owners import accounts
 from jobs.services import Services
 from notifications import channels, mail, outbox
 from notifications.tables import MESSAGE

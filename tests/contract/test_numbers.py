@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import cli.output.terminal
 import cli.submit
-import cli.terminal
 from cli.main import imprint
 from core.errors import SpecInvalid
 from core.settings import Settings
 from jobs import service
 from jobs.stages import intake
-from tasks.model_training import parse_message
+from tasks.rabbitmq.model_training import parse_message
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.site import MASCOT
 
@@ -80,7 +80,7 @@ def test_true_is_named_as_a_fault(api: Api, door: Callable[[Api, dict[str, Any]]
 
 
 def test_of_a_command(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cli.submit, cli.terminal):
+    for module in (cli.submit, cli.output.terminal):
         monkeypatch.setattr(module, "services", lambda: api.services)
     for file in sorted(MASCOT.glob("*.png"))[:5]:
         (tmp_path / file.name).write_bytes(file.read_bytes())

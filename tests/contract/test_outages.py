@@ -22,19 +22,20 @@ from pydantic import SecretStr
 from sqlmodel import col
 
 import cli.main
-import cli.terminal
+import cli.output.terminal
 import tasks.ingress
 import tasks.steps
 from core.clock import utcnow
-from jobs import accounts, service, tokens
-from jobs.leases import LeaseKeeper
-from jobs.periodic import run_parts
+from jobs import service
+from jobs.lifecycle.leases import LeaseKeeper
+from jobs.lifecycle.periodic import run_parts
+from jobs.owners import accounts, tokens
 from jobs.services import Services
 from jobs.stages.control import JobControl
 from jobs.stages.stage_runner import claim
 from storage.database import AWAY, Database, DatabaseAway
-from storage.tables import Job, Stage
-from tasks.ingress_queue import Ingress
+from storage.tables.jobs import Job, Stage
+from tasks.rabbitmq.ingress_queue import Ingress
 from tasks.sweeps import PARTS
 from tests.contract.jobs import balances, events, put_at, request, row
 from tests.servers.databases import postgres
@@ -182,7 +183,7 @@ def test_a_sweep_goes_on_in_the_next_round(services: Services, operator: sa.Engi
 def test_a_command_says_so_in_one_line(
     services: Services, operator: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cli.main, cli.terminal):
+    for module in (cli.main, cli.output.terminal):
         monkeypatch.setattr(module, "services", lambda: services)
     monkeypatch.setattr(cli.main, "make_private", lambda _: None)
     for sqlstate in STATES:

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import accounts, service
-from jobs.outbox_sender import OutboxSender
+from jobs import service
+from jobs.notices.outbox_sender import OutboxSender
+from jobs.owners import accounts
 from jobs.services import Services
 from notifications import outbox
 from tasks.relay import CLAIM, relay
@@ -152,7 +153,7 @@ def test_a_forked_child_sends_by_itself(tmp_path: Path) -> None:
 
 _POOL_CHILD = """
 import os
-import tasks.worker
+import tasks.workers.worker
 from celery.concurrency.prefork import process_destructor
 from jobs.services import send_outbox_with, services
 from notifications import outbox

@@ -14,21 +14,24 @@ from sqlmodel import SQLModel
 import cli.generate
 import cli.main
 import cli.notices
-import cli.operators
-import cli.owners
-import cli.sessions
-import cli.terminal
-import cli.tokens
+import cli.operations.accounts
+import cli.operations.owners
+import cli.operations.sessions
+import cli.operations.tokens
+import cli.output.terminal
 from core.errors import IllegalMove, LoraNotReady, NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
-from jobs import accounts, owners, quotes, service, tokens
+from jobs import service
 from jobs.notices import notices
+from jobs.owners import accounts, tokens
+from jobs.owners import unusable_names as owners
+from jobs.requests import quotes
 from jobs.services import Services
 from jobs.stages import intake
 from jobs.subjects import drawing, loras, subject_settings
 from storage.owners import OWNED
-from tasks.model_training import parse_message
+from tasks.rabbitmq.model_training import parse_message
 from tests.contract.jobs import balances
 from tests.contract.web.conftest import Api, make_api, served
 
@@ -169,7 +172,15 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_commands_take_every_spelling(services: Services, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cli.main, cli.operators, cli.notices, cli.tokens, cli.generate, cli.terminal, cli.sessions):
+    for module in (
+        cli.main,
+        cli.operations.accounts,
+        cli.notices,
+        cli.operations.tokens,
+        cli.generate,
+        cli.output.terminal,
+        cli.operations.sessions,
+    ):
         monkeypatch.setattr(module, "services", lambda: services)
     for spelling in SPELLINGS:
         done = CliRunner().invoke(cli.main.imprint, [word.format(spelling) for word in command])
@@ -215,7 +226,7 @@ def test_odd_names_are_listed_and_renamed_but_never_merged(services: Services) -
 
 
 def test_the_command_lists_and_renames_them(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cli.owners, cli.terminal):
+    for module in (cli.operations.owners, cli.output.terminal):
         monkeypatch.setattr(module, "services", lambda: services)
     store_odd(services, "bo\u200bb", 2)
     listed = CliRunner().invoke(cli.main.imprint, ["owners"])

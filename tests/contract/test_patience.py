@@ -11,14 +11,16 @@ from sqlmodel import col
 from core.clock import utcnow
 from core.errors import ImageUnreachable
 from core.settings import Settings
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.lifecycle.transitions import LONGEST_FETCH_DELAY_S
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake, steps
 from jobs.stages.stage_runner import NothingToDo, RetryLater
-from jobs.transitions import LONGEST_FETCH_DELAY_S
 from notifications.webhook_payload import NoticeJob, webhook_body
 from storage.objects.s3 import S3Store
-from storage.tables import JobPicture, PictureState, Status
+from storage.tables.jobs import JobPicture, PictureState, Status
 from tests.contract.jobs import GRANTED, REQUEST, balances, events, picture, row
 from tests.servers.pictures import PictureServer, picture_server
 from tests.unit.drawings import drawing, encoded

@@ -14,15 +14,16 @@ import celeryconfig
 import tasks.sweeps
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import accounts, service
-from jobs.periodic import Part, run_parts
+from jobs import service
+from jobs.lifecycle.periodic import Part, run_parts
+from jobs.owners import accounts
 from jobs.remote import polls, runs
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
 from storage.database import DatabaseAway
-from storage.fetch_tables import StoredImageFetch
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
-from storage.tables import Job, Stage
+from storage.tables.fetches import StoredImageFetch
+from storage.tables.jobs import Job, Stage
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from tasks.app import app
 from tasks.sweeps import PARTS
 from tests.contract.jobs import balances, events, put_at, request, row

@@ -12,7 +12,7 @@ import pytest
 
 from core.database_address import engine_arguments
 from core.settings import Settings
-from jobs import accounts
+from jobs.owners import accounts
 from jobs.services import Services
 from tests.servers.pgbouncer import pgbouncer
 from tests.servers.postgres import new_database

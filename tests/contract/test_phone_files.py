@@ -14,13 +14,14 @@ from PIL import Image
 
 from cli.main import imprint
 from core.settings import Settings
-from jobs import accounts, service
+from jobs import service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import steps
 from tests.contract.web.conftest import Api, make_api
 from tests.servers.s3 import s3_server
 from tests.unit.drawings import drawing, encoded
-from training.data.picture_folder import read_folder
+from training.data.folders.picture_folder import read_folder
 
 GOOD = {
     "IMG_0001.JPG": ("JPEG", {"quality": 90}), "IMG_0002.HEIC": ("HEIF", {}), "IMG_0003.png": ("PNG", {}),

@@ -19,8 +19,8 @@ from core.settings import Settings
 from jobs.remote import pod_costs, pod_reaper, pods, trainers
 from jobs.remote.pod_rental import ORDER_GRACE_S
 from jobs.services import Services
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
-from storage.tables import Job
+from storage.tables.jobs import Job
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from tests.contract.processes import FORK
 from tests.servers.runpod import KEY, RunPodServer, runpod_server
 from tests.site import until

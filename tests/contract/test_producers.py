@@ -13,7 +13,9 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
-from jobs import checkpoints, keys, outbox_handlers, service, transitions
+from jobs import checkpoints, keys, service
+from jobs.lifecycle import transitions
+from jobs.notices import outbox_handlers
 from jobs.requests.training_request import Origin
 from jobs.services import Services
 from jobs.stages import stage_runner, steps
@@ -24,7 +26,7 @@ from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from notifications.webhook_payload import FileAddresses, NoticeFile, NoticeJob
 from storage.objects.s3 import S3Store
-from storage.tables import Stage
+from storage.tables.jobs import Stage
 from tests.contract.jobs import events, put_at, request, row
 from tests.contract.processes import at_once
 from tests.site import ROOT

@@ -3,10 +3,11 @@
 from datetime import timedelta
 
 from core.clock import utcnow
-from jobs import quotes, service
+from jobs import service
+from jobs.requests import quotes
 from jobs.services import Services
 from jobs.specs import spec_columns
-from storage.tables import Job, Status
+from storage.tables.jobs import Job, Status
 from tests.contract.jobs import request
 from training.spec import TrainSpec
 

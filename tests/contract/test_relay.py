@@ -6,10 +6,11 @@ import pytest
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import accounts, service
+from jobs import service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages.stage_runner import AlreadyDone, NothingToDo, claim
-from storage.tables import Stage
+from storage.tables.jobs import Stage
 from tasks.relay import relay
 from tasks.steps import run
 from tests.contract.jobs import GRANTED, put_at, request

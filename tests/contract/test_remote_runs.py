@@ -14,14 +14,15 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable, LeaseLost, SpecInvalid
 from core.settings import Settings
 from credits.tables import HOLD
-from jobs import service, sweeps
-from jobs.leases import Lease
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.lifecycle.leases import Lease
 from jobs.remote import runs, waiting_jobs
 from jobs.remote.poll_results import LOST, PolledRun, record_result
 from jobs.services import Services
 from jobs.stages.stage_runner import claim
-from storage.remote_tables import RemoteRun, RunState
-from storage.tables import Job, Stage
+from storage.tables.jobs import Job, Stage
+from storage.tables.remote import RemoteRun, RunState
 from tests.contract.jobs import REQUEST, balances, events, messages, put_at, request, row
 from training.backends.ai_toolkit.work import PollResult
 

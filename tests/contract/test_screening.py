@@ -14,14 +14,15 @@ from sqlmodel import col, select
 from core.clock import utcnow
 from core.errors import NotFound, ScreeningUnavailable, TooFewImages, Unreachable
 from core.settings import Settings
-from jobs import screening, service, sweeps
+from jobs import screening, service
 from jobs.deletion import requests
 from jobs.deletion import run as deletions
+from jobs.lifecycle import sweeps
 from jobs.services import Services
 from jobs.stages import stage_runner, steps
 from notifications.tables import OutboxMessage
-from storage.screening_tables import Screening, ScreeningState
-from storage.tables import Job, JobPicture, PictureState
+from storage.tables.jobs import Job, JobPicture, PictureState
+from storage.tables.screening import Screening, ScreeningState
 from tests.contract.jobs import balances, request
 from tests.contract.jobs import row as job_row
 

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from sqlmodel import col, select
 
+import cli.output.terminal
 import cli.submit
-import cli.terminal
 from cli.main import imprint
 from jobs.services import Services
-from storage.tables import Job, JobPicture
+from storage.tables.jobs import Job, JobPicture
 from tests.unit.drawings import drawing, encoded
 
 
@@ -47,7 +47,7 @@ def packed(folder: Path, suffix: str) -> Path:
 def test_a_folder_and_its_archives_are_one(
     services: Services, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cli.submit, cli.terminal):
+    for module in (cli.submit, cli.output.terminal):
         monkeypatch.setattr(module, "services", lambda: services)
     folder = fill(tmp_path / "my rex")
     given = packed(folder, suffix) if suffix else folder
@@ -74,7 +74,7 @@ def test_a_folder_and_its_archives_are_one(
 def test_an_archive_that_is_not_accepted_ends_the_command(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cli.submit, cli.terminal):
+    for module in (cli.submit, cli.output.terminal):
         monkeypatch.setattr(module, "services", lambda: services)
     bad = tmp_path / "bad.zip"
     with zipfile.ZipFile(bad, "w") as archive:

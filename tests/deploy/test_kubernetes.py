@@ -17,8 +17,8 @@ from sqlmodel import col
 from core.settings import Settings
 from jobs import service
 from jobs.services import Services
-from storage.remote_tables import RemoteRun
-from storage.tables import Job, Stage
+from storage.tables.jobs import Job, Stage
+from storage.tables.remote import RemoteRun
 from tests.contract.jobs import put_at, request, services, settings
 from tests.servers.databases import postgres
 from tests.servers.postgres import new_database

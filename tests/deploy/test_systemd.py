@@ -53,10 +53,10 @@ database = sqlite3.connect('file:/var/lib/imprint/imprint.db?mode=ro', uri=True)
 print(*database.execute('SELECT status, step FROM training_job').fetchone())"
 """
 
-# What the walls around the decoder's child are, seen from inside a unit (training/data/confinement.py).
+# What the walls around the decoder's child are, seen from inside a unit (training/data/decoding/confinement.py).
 WALLS = """
 import json, os
-from training.data.confinement import confine
+from training.data.decoding.confinement import confine
 reading, writing = os.pipe()
 if os.fork() == 0:
     os.write(writing, json.dumps(confine(1 << 30)).encode())

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.services import Services
 from tests.docs.pages import ROOT, blocks
 from tests.servers.postgres import new_database, postgres_server

@@ -20,7 +20,7 @@ from jobs.requests.training_request import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
 from notifications.webhook_payload import EVENTS, status_of
-from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage, Status
 from tests.docs.pages import (
     ALSO_LINKED,
     PAGES,

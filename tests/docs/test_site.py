@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core import metrics
+from core.telemetry import metrics
 from tasks.app import app
 from tests.docs.pages import ROOT
 from tools.site.nav import MOVED, sections

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import accounts, service
-from storage.tables import Job
+from jobs import service
+from jobs.owners import accounts
+from storage.tables.jobs import Job
 from tests.samples import FULL
 from tests.servers.redis import redis_server
 from tests.site import RECIPE, ROOT, Site, site, until

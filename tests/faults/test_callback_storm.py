@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 from celery import chain
 
-from jobs import service, sweeps, transitions
-from storage.tables import Stage
+from jobs import service
+from jobs.lifecycle import sweeps, transitions
+from storage.tables.jobs import Stage
 from tests.contract.jobs import put_at
 from tests.samples import FULL, SEED, sample
 from tests.servers.shop import Shop

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from jobs import accounts, sweeps
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.servers.process import ServerProcess
 from tests.site import Site, site
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from jobs import accounts, sweeps
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.site import site, until
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.stages import intake
 from tests.samples import FULL, sample
 from tests.servers.pictures import PictureServer, picture_server

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from notifications.tables import MESSAGE
 from storage.objects.local import LocalStore
 from tests.servers.process import ServerProcess

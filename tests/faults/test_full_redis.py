@@ -4,7 +4,9 @@ from pathlib import Path
 
 import redis
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.site import RECIPE, Site, site, until
 
 

@@ -14,15 +14,16 @@ from kombu import Connection
 from sqlmodel import col, select
 
 from core.settings import Settings
-from jobs import accounts, sweeps
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.services import Services
 from notifications import outbox, webhooks
 from notifications.messages import Message
 from notifications.tables import OutboxMessage
-from storage import stream_positions
-from storage.tables import Job, JobPicture
-from tasks.ingress_queue import lengths, replay
-from tasks.message_queues import REASON, open_queues, queues_of
+from storage.tables import stream_positions
+from storage.tables.jobs import Job, JobPicture
+from tasks.rabbitmq.ingress_queue import lengths, replay
+from tasks.rabbitmq.message_queues import REASON, open_queues, queues_of
 from tests.samples import FULL
 from tests.servers.process import ServerProcess
 from tests.servers.rabbitmq import RabbitServer, rabbitmq_server

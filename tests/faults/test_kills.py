@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.servers.gated_s3 import GatedS3, gated_s3
 from tests.servers.pictures import PictureServer, picture_server
 from tests.site import Site, View, drawing, site, until

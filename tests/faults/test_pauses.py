@@ -8,7 +8,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.servers.gated_s3 import GatedS3, gated_s3
 from tests.servers.process import ServerProcess
 from tests.site import Site, site, until

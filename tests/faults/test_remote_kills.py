@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import accounts, sweeps
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.samples import FULL, sample
 from tests.servers.fake_pod import FakePod, fake_pod
 from tests.servers.gate import Hold, gate

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import accounts, sweeps
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.samples import FULL, sample
 from tests.servers.fake_pod import fake_pod
 from tests.servers.remote import ENVIRONMENT, START, done_twice, is_cleared, remote_runs

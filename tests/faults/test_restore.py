@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import accounts
+from jobs.owners import accounts
 from storage import backup
 from tests.site import ROOT, site, until
 

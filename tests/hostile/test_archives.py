@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import ArchiveInvalid
-from training.data.archives import UnpackLimits, opened, unpack
-from training.data.picture_folder import read_folder
+from training.data.folders.archives import UnpackLimits, opened, unpack
+from training.data.folders.picture_folder import read_folder
 
 SMALL = UnpackLimits(file_bytes=1000, bytes=5000, members=20)
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

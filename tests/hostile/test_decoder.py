@@ -17,17 +17,18 @@ import pytest
 
 from core.errors import ImageInvalid, WorkerLost
 from core.settings import Settings
-from jobs import accounts, service
+from jobs import service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake, steps
 from storage.picture_report import StoredReport
-from storage.tables import JobPicture, PictureState
+from storage.tables.jobs import JobPicture, PictureState
 from tests.contract.jobs import REQUEST
 from tests.hostile.pictures import flat, jpeg_of_scans, picture
 from tests.hostile.witness import witness
 from tests.site import ROOT, until
 from training.data import pictures
-from training.data.decoder import Decoder
+from training.data.decoding.decoder import Decoder
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits that only Linux has")
 
@@ -54,7 +55,7 @@ def child_of(decoder: Decoder) -> int:
 def children() -> set[int]:
     """Decoders that this process has started, whatever they do."""
     found = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "training.data.decoder_child"],
+        ["pgrep", "-P", str(os.getpid()), "-f", "training.data.decoding.decoder_child"],
         capture_output=True,
         text=True,
         check=False,
@@ -165,7 +166,7 @@ def test_a_decoder_that_somebody_ended_costs_nothing(decoder: Decoder) -> None:
 
 def test_a_machine_that_cannot_start_one_blames_no_picture(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     for nowhere, words in (("/nowhere/python", "does not start"), ("/bin/false", "ended at its start with status 1")):
-        monkeypatch.setattr("training.data.decoder.sys.executable", nowhere)
+        monkeypatch.setattr("training.data.decoding.decoder.sys.executable", nowhere)
         with pytest.raises(WorkerLost, match=words) as raised:
             decoder.prepare(picture("PNG"), resolution=64)
         assert raised.value.retryable
@@ -190,7 +191,7 @@ def test_what_a_taken_over_decoder_says_is_not_believed(answer: str, monkeypatch
     """A child that a picture has made its own answers what it likes; played by a program that does."""
     program = (
         "import json, socket, sys; sys.path[:] = json.loads(sys.argv[1])['path']\n"
-        "from training.data import decoder_protocol as frames\n"
+        "from training.data.decoding import decoder_protocol as frames\n"
         "channel = socket.socket(fileno=0)\n"
         "REPORT = dict(width=9, height=9, format='PNG', sharpness=1, brightness=1, dhash='', faults=[], notes=[])\n"
         "PNG = bytes.fromhex('89504e470d0a1a0a0000000d49484452000000400000004008020000')\n"
@@ -198,7 +199,7 @@ def test_what_a_taken_over_decoder_says_is_not_believed(answer: str, monkeypatch
         f"frames.receive_frame(channel, 10**8)\n{answer}\n"
         "frames.receive_frame(channel, 0)"
     )
-    monkeypatch.setattr("training.data.decoder._START", program)
+    monkeypatch.setattr("training.data.decoding.decoder._START", program)
     with Decoder(wall_s=20) as decoder, pytest.raises(ImageInvalid, match="crashes the decoder"):
         decoder.prepare(b"x", resolution=64)
 
@@ -208,7 +209,7 @@ def test_what_a_taken_over_decoder_says_is_not_believed(answer: str, monkeypatch
 TRIES = """
 import json, os, signal, socket, sys, threading
 sys.path.insert(0, sys.argv[1])
-from training.data.confinement import confine
+from training.data.decoding.confinement import confine
 held = confine(100_000_000)
 def of(what):
     try:
@@ -324,7 +325,8 @@ def test_a_fork_has_its_own(decoder: Decoder) -> None:
 def test_it_ends_with_its_worker(tmp_path: Path) -> None:
     """However that ends: here by kill -9."""
     image, program = tmp_path / "a.png", (
-        "import sys, time; from pathlib import Path; from training.data.decoder import Decoder; made = Decoder()\n"
+        "import sys, time; from pathlib import Path\n"
+        "from training.data.decoding.decoder import Decoder\nmade = Decoder()\n"
         "made.prepare(Path(sys.argv[1]).read_bytes(), resolution=64)\n"
         "print(made._idle[0]._process.pid, flush=True); time.sleep(600)"
     )  # fmt: skip

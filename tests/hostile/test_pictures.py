@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.errors import ImageInvalid, MaskInvalid
 from tests.hostile.pictures import CLEANED, PNG, REFUSED, SECRET, gps, picture, png
-from training.data.decoder import Decoder
+from training.data.decoding.decoder import Decoder
 from training.data.pictures import FORMATS, prepare
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from core.settings import Settings
-from jobs import accounts
+from jobs.owners import accounts
 from tests.contract.web.conftest import Api, make_api, served
 from tests.hostile.requests import HARMLESS, HIDDEN, REFUSED
 

@@ -9,7 +9,9 @@ import pytest
 from core.clock import utcnow
 from core.errors import ImageInvalid
 from core.settings import Settings
-from jobs import accounts, service, transitions
+from jobs import service
+from jobs.lifecycle import transitions
+from jobs.owners import accounts
 from jobs.subjects import captions
 from notifications import mail
 from notifications.mail import MailFacts

@@ -29,7 +29,7 @@ def test_a_base_model_is_refused(name: str, base_model: Path, tmp_path: Path) ->
     import torch
     from diffusers import UNet2DConditionModel
 
-    from training.families.parts import load_part, locate
+    from training.families.weights.parts import load_part, locate
 
     spoil, words = BASES[name]
     folder = tmp_path / "base"
@@ -68,8 +68,8 @@ def load(file: Path) -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from training.families.parts import config_of, load_part, locate
     from training.families.registry import FAMILIES
+    from training.families.weights.parts import config_of, load_part, locate
 
     found = locate(str(file), FAMILIES["sd15"].parts)
     config_of(found, "unet")

@@ -9,8 +9,8 @@ from sqlmodel import Session
 
 from core.ids import new_id
 from jobs.remote import pods
-from storage.remote_tables import RemoteRun, RentedPod
-from storage.tables import Job
+from storage.tables.jobs import Job
+from storage.tables.remote import RemoteRun, RentedPod
 from tests.samples import sample
 from tests.servers.process import free_port
 from tests.servers.rabbitmq import rabbitmq_server

@@ -48,7 +48,7 @@ def quoted(made: Site, application: Celery | None = None) -> Any:
 
 
 DIAGNOSE = """
-from cli import doctor
+from cli.operations import doctor
 from jobs.services import services
 
 for one in doctor.examine(services(), [doctor._broker]):

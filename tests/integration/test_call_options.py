@@ -12,7 +12,8 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
-from jobs import accounts, service
+from jobs import service
+from jobs.owners import accounts
 from tests.docs.pages import section, table_rows
 from tests.site import RECIPE, ROOT, Site, View, site, until
 

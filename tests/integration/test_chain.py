@@ -10,7 +10,9 @@ import pytest
 from safetensors import safe_open
 
 from credits.price import Rate, price_of_part
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.servers.pictures import picture_server
 from tests.site import MASCOT, PHOTOGRAPHS, Site, View, drawing
 

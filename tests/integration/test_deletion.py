@@ -10,8 +10,9 @@ import httpx2
 import pytest
 import redis
 
-from jobs import accounts, sweeps, tokens
 from jobs.deletion import requests
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts, tokens
 from tests.contract.personal import places
 from tests.site import Site, drawing, site, until
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs import accounts, service, sweeps
+from jobs import service
 from jobs.drawings import drawings
 from jobs.drawings.drawing_view import DrawingView
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.site import Site, site, until
 
 LONG = 100  # steps of a picture: it ends when it is cancelled or its worker is killed

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from cli import doctor
+from cli.operations import doctor
 from core.settings import Settings
 from jobs.services import Services
 from storage.database import Database, known_revisions

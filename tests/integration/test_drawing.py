@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from jobs import keys, service
-from storage.tables import Job, Status
+from storage.tables.jobs import Job, Status
 from tests.generation.templates import default
 from tests.lora_layouts import written
 from tests.servers.fake_comfyui import fake_comfyui

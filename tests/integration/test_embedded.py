@@ -10,7 +10,7 @@ import psutil
 import pytest
 import redis
 
-from core.embedded_broker import EmbeddedRedis, address, server_binary
+from core.brokers.embedded_broker import EmbeddedRedis, address, server_binary
 from core.settings import Settings
 from tests.site import until
 

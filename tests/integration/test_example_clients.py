@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from jobs import service, tokens
+from jobs import service
+from jobs.owners import tokens
 from jobs.subjects import subject_settings
-from storage.tables import Status
+from storage.tables.jobs import Status
 from tests.site import MASCOT, ROOT, Site, site
 
 EXAMPLES = ROOT / "examples"

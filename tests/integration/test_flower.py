@@ -18,7 +18,7 @@ from sqlmodel import select
 from cli.stack import Supervisor
 from jobs import service
 from notifications.tables import MESSAGE
-from storage.tables import JobPicture
+from storage.tables.jobs import JobPicture
 from tests.servers.gated_s3 import SECRET as S3_SECRET
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.pictures import picture_server

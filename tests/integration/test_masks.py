@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 from sqlmodel import select
 
-from storage.tables import StoredPicture
-from tasks.model_training import parse_message
+from storage.tables.jobs import StoredPicture
+from tasks.rabbitmq.model_training import parse_message
 from tests.integration.test_web import Client
 from tests.servers.launcher import run
 from tests.site import MASCOT, ROOT, Site, View, site

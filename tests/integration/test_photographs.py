@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from jobs import accounts
+from jobs.owners import accounts
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.pictures import picture_server
 from tests.site import PHOTOGRAPHS, Site, site

@@ -11,8 +11,8 @@ from core.clock import utcnow
 from core.settings import Settings
 from jobs.remote import pods, polls
 from jobs.services import Services
-from storage.remote_tables import PodState, RemoteRun, RentedPod, RunState
-from storage.tables import Job, Stage, Status
+from storage.tables.jobs import Job, Stage, Status
+from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from tests.servers.fake_pod import FakePod, fake_pod
 from training.backends.ai_toolkit.config import job_config
 from training.spec import TrainSpec

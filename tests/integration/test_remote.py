@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.servers.remote import ENVIRONMENT, START, is_cleared, remote_runs
 from tests.servers.runpod import runpod_server
 from tests.site import Site, View, site, until

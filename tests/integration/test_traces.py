@@ -13,7 +13,7 @@ import httpx2
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from jobs import tokens
+from jobs.owners import tokens
 from tests.servers.receiver import Receiver, receiver
 from tests.site import site, until
 
@@ -111,7 +111,7 @@ def _attribute(span: Span, name: str) -> str:
 
 def test_without_the_setting_there_is_no_trace_of_it() -> None:
     code = (
-        "import sys, tasks.app, web.app\nfrom core import tracing\n"
+        "import sys, tasks.app, web.app\nfrom core.telemetry import tracing\n"
         "with tracing.span('x') as begun: assert begun is None\n"
         "assert tracing.current_headers() == {} and tracing.trace_id() is None\n"
         "assert tracing._provider.cache_info().currsize == 0"

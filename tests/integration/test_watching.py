@@ -14,9 +14,11 @@ import pytest
 import yaml
 from sqlmodel import col, func, select
 
-from core import metrics
-from jobs import service, sweeps, tokens
-from storage.tables import Job, Stage
+from core.telemetry import metrics
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import tokens
+from storage.tables.jobs import Job, Stage
 from tests.servers.process import ServerProcess, free_port
 from tests.servers.receiver import receiver
 from tests.site import ROOT, Site, site, until

@@ -14,7 +14,9 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from jobs import history, service, tokens, transitions
+from jobs import history, service
+from jobs.lifecycle import transitions
+from jobs.owners import tokens
 from jobs.services import Services
 from tests.servers.databases import address, postgres
 from tests.site import MASCOT, Site, site, until

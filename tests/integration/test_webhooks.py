@@ -11,7 +11,9 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from core.clock import utcnow
 from credits import ledger
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from jobs.stages import intake
 from notifications.outbox import dead_letters
 from notifications.tables import MESSAGE

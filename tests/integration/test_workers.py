@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from pytest_celery import CeleryTestSetup
 
-from jobs import accounts, service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
+from jobs.owners import accounts
 from tests.integration.cluster import (
     celery_backend_cluster,
     celery_broker_cluster,

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # The launcher imports these, and what a child of it finds that the programs below import besides.
 _SHARED = ("jobs.service", "training.backends.local")
-_PROGRAMS = ("tasks.app", "tasks.steps", "tasks.sweeps", "tasks.worker", "cli.main", "web.app")
+_PROGRAMS = ("tasks.app", "tasks.steps", "tasks.sweeps", "tasks.workers.worker", "cli.main", "web.app")
 # Each program's own: what reads settings when it is imported, and what is beside it.
 _OWN = {"celeryconfig", "cli", "tasks", "web", "__main__"}
 _MAX_REQUEST = 1 << 20
@@ -187,7 +187,7 @@ def _keep(request: dict[str, object], stdout: int, stderr: int, status: int) -> 
     sys.path[:1] = [str(request["cwd"]), *also]
     if threads := os.environ.get("OMP_NUM_THREADS"):  # this process's torch has read the launcher's
         sys.modules["torch"].set_num_threads(int(threads))
-        sys.modules["training.engine.cohorts"].__dict__["THREADS"] = int(threads)
+        sys.modules["training.engine.cohorts.assignment"].__dict__["THREADS"] = int(threads)
     return list(request["argv"])  # type: ignore[call-overload]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from training.families.folders import WEIGHTS
 from training.families.record import SingleFile
 from training.families.registry import FAMILIES
+from training.families.weights.folders import WEIGHTS
 from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import tiny_base
 from training.ports import Example, Progress, TrainRun
 from training.spec import TrainSpec
+from training.tiny import base as tiny_base
 
 
 class MemoryCheckpoints:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from training.backends.local_training import LocalTraining
-from training.engine.cohort import Cohort
+from training.engine.cohorts.cohort import Cohort
+from training.engine.cohorts.job_batch import JobBatch
+from training.engine.cohorts.slot_job import SlotJob
 from training.engine.engine import Engine
-from training.engine.job_batch import JobBatch
 from training.engine.objective import errors
-from training.engine.slot_job import SlotJob
 from training.families.encoders import Encoders
 from training.families.family import Base, FamilyCode
 from training.lora.safetensor import Array

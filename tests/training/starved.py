@@ -6,7 +6,7 @@ import sys
 import torch
 
 from training.__main__ import main
-from training.engine.evaluations import Evaluation
+from training.engine.evaluation.evaluations import Evaluation
 
 _UNIT = 4  # in the middle of the first validation
 _advance = Evaluation.advance

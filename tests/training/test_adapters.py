@@ -17,7 +17,7 @@ from tests.training.test_engine import base_of, side_by_side
 from tests.training.test_training_reload import TOLERANCE
 from training import families, sample
 from training.backends.local import train
-from training.engine.job_batch import draw
+from training.engine.cohorts.job_batch import draw
 from training.engine.objective import errors
 from training.families.family import Base
 from training.lora import file as lora_file

@@ -18,8 +18,8 @@ from training import families
 from training.backends import resident
 from training.backends.local import train
 from training.backends.local_training import LocalTraining
-from training.engine import cohorts
-from training.engine.cohort import Cohort
+from training.engine.cohorts import assignment
+from training.engine.cohorts.cohort import Cohort
 from training.engine.engine import Engine
 from training.engine.objective import errors
 from training.families.family import Base, Where
@@ -176,7 +176,7 @@ def test_on_a_cpu_with_several_threads_a_slot_is_as_good_as_another(
 ) -> None:
     """Two threads divide the four rows of a small product between them, and a kernel sums two rows in its own order."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(cohorts, "THREADS", 2)
+    monkeypatch.setattr(assignment, "THREADS", 2)
     torch.set_num_threads(2)
     try:
         learnt = set()

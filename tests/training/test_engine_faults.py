@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.errors import Cancelled, DeviceLost, HandOver, OutOfMemory, Stop, WorkerLost
 from jobs.stages import control
-from tasks import worker
+from tasks.workers import worker
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from tests.training.live import wait_until_gone
 from tests.training.test_engine import base_of, side_by_side
@@ -23,12 +23,12 @@ from training import device, device_failure, families
 from training.backends import local_training, resident
 from training.backends.local import train
 from training.backends.local_training import LocalTraining
-from training.engine import cohorts
 from training.engine import engine as engine_module
-from training.engine.cohort import Cohort
+from training.engine.cohorts import assignment
+from training.engine.cohorts.cohort import Cohort
+from training.engine.cohorts.slot_job import SlotJob
 from training.engine.engine import Engine
 from training.engine.recorder import Recorder, Recording
-from training.engine.slot_job import SlotJob
 from training.engine.step import Step
 from training.families import family as family_module
 from training.families.family import Base, FamilyCode
@@ -443,7 +443,7 @@ def following(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]
 def test_a_cohort_shrinks_when_half_its_slots_have_been_idle(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, following: list[tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(cohorts, "SHRINK_AFTER", 5)
+    monkeypatch.setattr(assignment, "SHRINK_AFTER", 5)
     many = [runs(name=str(n), seed=n, slots=4, max_steps=60 if n == 3 else 12) for n in range(4)]
     engine = Engine(families.find("sd15"), base_of(many[0]))
     trainings = [LocalTraining(run, engine, {"base": ""}, run.spec.max_steps or 0, None) for run in many]
@@ -459,7 +459,7 @@ def test_a_cohort_shrinks_when_half_its_slots_have_been_idle(
 
 
 def test_on_a_cpu_the_shape_stays(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cohorts, "SHRINK_AFTER", 0)
+    monkeypatch.setattr(assignment, "SHRINK_AFTER", 0)
     step, seen = Cohort.step, set()
 
     def noted(self: Cohort) -> None:

@@ -18,12 +18,12 @@ from tests.training.test_engine import base_of
 from training import device_failure, families
 from training.backends import checkpoint
 from training.backends.local_training import LocalTraining
-from training.engine import evaluations
-from training.engine.cohort import Cohort
+from training.engine.cohorts.cohort import Cohort
+from training.engine.cohorts.slot_job import SlotJob
 from training.engine.engine import Engine
-from training.engine.evaluations import Evaluation
-from training.engine.slot_job import SlotJob
-from training.engine.validation import LEVELS, draw_previews, validation_loss
+from training.engine.evaluation import evaluations
+from training.engine.evaluation.evaluations import Evaluation
+from training.engine.evaluation.validation import LEVELS, draw_previews, validation_loss
 from training.families.family import Base
 from training.ports import TrainRun
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from training.families import folders
 from training.families.registry import FAMILIES
+from training.families.weights import folders
 
 
 @pytest.mark.parametrize("sharded", [False, True])

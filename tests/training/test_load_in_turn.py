@@ -12,15 +12,16 @@ from PIL import Image
 
 from core.errors import BaseModelUnavailable
 from tests.training.conftest import MemoryPreviews
-from training import families, tiny_base
+from training import families
 from training.backends import resident
 from training.backends.encodings import Encodings
 from training.backends.local import train
 from training.families import latents
 from training.families.encoders import Encoders
 from training.families.family import Base, Where
-from training.families.parts import load_part
+from training.families.weights.parts import load_part
 from training.ports import Example, TrainRun
+from training.tiny import base as tiny_base
 
 Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]

@@ -14,7 +14,7 @@ from tests.training.live import Live, of
 from training import families
 from training.data.dataset import class_caption
 from training.engine import objective
-from training.engine.job_batch import draw, offset
+from training.engine.cohorts.job_batch import draw, offset
 from training.families import diffusion, flow, z_image
 from training.families.family import Base, Draw, Where
 from training.families.latents import mask

@@ -16,12 +16,12 @@ from tests.training.conftest import MemoryCheckpoints
 from tests.training.test_engine import side_by_side
 from training.backends import resident
 from training.backends.local import train
-from training.engine import optimizer
-from training.engine.adamw8bit import AdamW8bit, codes
-from training.engine.optimizer import AdamW, OptimizerParams, Stack
-from training.engine.optimizers import OPTIMIZERS
-from training.engine.prodigy import Prodigy
-from training.engine.schedule import rate_at
+from training.engine.optimizers import stack as stack_module
+from training.engine.optimizers.adamw8bit import AdamW8bit, codes
+from training.engine.optimizers.by_name import OPTIMIZERS
+from training.engine.optimizers.prodigy import Prodigy
+from training.engine.optimizers.schedule import rate_at
+from training.engine.optimizers.stack import AdamW, OptimizerParams, Stack
 from training.lora.safetensor import unpack
 from training.ports import TrainResult, TrainRun
 from training.spec import TrainSpec
@@ -338,7 +338,7 @@ def test_a_row_that_overflows_stays_and_halves_its_scale_and_no_other_does(kind:
 
 
 def test_a_loss_scale_grows_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "LOSS_SCALE_GROWS_AFTER", 3)
+    monkeypatch.setattr(stack_module, "LOSS_SCALE_GROWS_AFTER", 3)
     stack = stack_of(AdamW)
     stack.is_scaled = True
     for gradient in gradients(4):

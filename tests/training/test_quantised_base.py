@@ -19,10 +19,10 @@ from training.backends import resident
 from training.backends.local import train
 from training.engine.lora_layers import LoRALayers
 from training.engine.randomness import generator
-from training.families import quantised
 from training.families.family import Base, Condition, Where
-from training.families.quantised import linears, weight_of
 from training.families.registry import trained_here
+from training.families.weights import quantised
+from training.families.weights.quantised import linears, weight_of
 from training.lora import file as lora_file
 from training.options import Quantisation
 from training.ports import TrainResult, TrainRun

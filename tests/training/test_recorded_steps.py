@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.training.live import Live
 from tests.training.test_engine import base_of
 from training import families
-from training.engine.job_batch import draw
+from training.engine.cohorts.job_batch import draw
 from training.engine.recorder import Recorder, Recording
 from training.engine.step import WARM_STEPS
 from training.families.family import Where

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import metrics
 from core.errors import BackendFailed
 from core.settings import Settings
-from tasks import device_check
+from core.telemetry import metrics
+from tasks.workers import device_check
 from training import self_check
 from training.device import DeviceReport
-from training.engine import cohort, recorder
+from training.engine import recorder
+from training.engine.cohorts import cohort
 from training.engine.layout import Layout
 from training.self_check import FamilyCheck, SelfCheck
 

@@ -19,11 +19,11 @@ from tests.training.checkpoints import exported
 from training import families, sample
 from training.backends.local import train
 from training.base_family import family_of_base
-from training.families import single_file
 from training.families.family import Base, FamilyCode, Where
-from training.families.fingerprint import fingerprint
-from training.families.parts import class_of, locate
 from training.families.registry import FAMILIES
+from training.families.weights import single_file
+from training.families.weights.fingerprint import fingerprint
+from training.families.weights.parts import class_of, locate
 from training.lora.safetensor import unpack
 from training.ports import TrainRun
 

@@ -10,8 +10,8 @@ import torch
 from tests.training.test_engine import side_by_side
 from training.backends import resident
 from training.backends.local_training import LocalTraining
-from training.engine.cohort import Cohort
-from training.engine.slot_ladder import FILE, SlotLadder
+from training.engine.cohorts.cohort import Cohort
+from training.engine.cohorts.slot_ladder import FILE, SlotLadder
 from training.ports import TrainResult, TrainRun
 
 Runs = Callable[..., TrainRun]

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import tiny_base
 from training.__main__ import main, parse_spec, parser
 from training.base_family import family_of_base
 from training.lora import file as lora_file
+from training.tiny import base as tiny_base
 
 ROOT = Path(__file__).parents[2]
 MASCOT = ROOT / "demo" / "pictures"

@@ -21,17 +21,18 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import BaseModelUnavailable, ImageInvalid
 from tests.training.live import Live, of
-from training import families, tiny_base
+from training import families
 from training.backends.local import train
 from training.engine.objective import errors, per_sample_error
 from training.families import diffusion, flow
 from training.families.encoders import Encoders
 from training.families.family import Base, Draw, FamilyCode, Where
-from training.families.fingerprint import fingerprint
-from training.families.parts import class_of, locate
 from training.families.registry import FAMILIES
+from training.families.weights.fingerprint import fingerprint
+from training.families.weights.parts import class_of, locate
 from training.lora import file as lora_file
 from training.ports import Example, TrainRun
+from training.tiny import base as tiny_base
 
 Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]
@@ -366,7 +367,7 @@ def test_a_base_model_whose_weights_the_worker_may_not_read(bases: Bases, monkey
 def test_offline_the_hub_fails_at_once(tmp_path: Path) -> None:
     """In a process of its own: huggingface_hub reads HF_HUB_OFFLINE when it is imported."""
     code = (
-        "from training.families.parts import locate\n"
+        "from training.families.weights.parts import locate\n"
         "from core.errors import BaseModelUnavailable\n"
         "import time; begun = time.monotonic()\n"
         "try: locate('nobody/nothing', ('unet',))\n"

@@ -14,7 +14,7 @@ from core.errors import BackendFailed, LossNotFinite, OutOfMemory, StoreUnavaila
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training import device
 from training.backends.local import train
-from training.engine.cohort import Cohort
+from training.engine.cohorts.cohort import Cohort
 from training.engine.randomness import SampleOrder
 from training.ports import Example, TrainRun
 

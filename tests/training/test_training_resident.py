@@ -7,7 +7,7 @@ import pytest
 from core.errors import LossNotFinite
 from training.backends import resident
 from training.backends.local import train
-from training.engine.cohort import Cohort
+from training.engine.cohorts.cohort import Cohort
 from training.ports import TrainRun
 
 Runs = Callable[..., TrainRun]

@@ -20,8 +20,8 @@ from training.backends import checkpoint
 from training.backends.encoded_dataset import split_held_out
 from training.backends.local import train
 from training.checkpoint_folder import FolderCheckpoints, FolderPreviews
+from training.engine.evaluation.validation import is_best, is_over
 from training.engine.state import State
-from training.engine.validation import is_best, is_over
 from training.families.family import Base, Where
 from training.lora import file as lora_file
 from training.lora.safetensor import pack, unpack

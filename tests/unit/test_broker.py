@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core import broker
+from core.brokers import broker
 from core.settings import Settings
 
 

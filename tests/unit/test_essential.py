@@ -71,7 +71,7 @@ def test_every_thread_of_the_service_is_essential_or_may_end() -> None:
 
 
 def test_every_handler_of_logs_is_one_of_ours() -> None:
-    """A handler that raises into its caller could end any thread, so only core/logging.py makes handlers.
+    """A handler that raises into its caller could end any thread, so only core/telemetry/logging.py makes handlers.
 
     `python -m training` has no such threads, and a console only.
     """
@@ -83,4 +83,4 @@ def test_every_handler_of_logs_is_one_of_ours() -> None:
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith(("basicConfig", "addHandler", "StreamHandler", "FileHandler"))
     }
-    assert made <= {"core/logging.py", "training/__main__.py"}
+    assert made <= {"core/telemetry/logging.py", "training/__main__.py"}

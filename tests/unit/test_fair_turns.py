@@ -3,7 +3,7 @@
 import threading
 from contextlib import ExitStack
 
-from core.fair_turns import FairTurns
+from core.fairness.fair_turns import FairTurns
 from tests.site import until
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from core.logging import ConsoleLines, JsonLines, SharedRotatingFile, set_up, stage_context
-from jobs.leases import Lease, LeaseKeeper
+from core.telemetry.logging import ConsoleLines, JsonLines, SharedRotatingFile, set_up, stage_context
+from jobs.lifecycle.leases import Lease, LeaseKeeper
 from storage.database import Database
-from storage.tables import Stage
+from storage.tables.jobs import Stage
 
 PROCESSES, LINES = 4, 400
 

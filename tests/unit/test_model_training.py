@@ -10,7 +10,7 @@ from core.outbound.guard import Guard
 from core.settings import Settings
 from storage.objects.local import LocalStore
 from storage.sources import Sources
-from tasks.model_training import MAX_BODY_BYTES, MessageRejected, TrainingMessage, parse_message, reference
+from tasks.rabbitmq.model_training import MAX_BODY_BYTES, MessageRejected, TrainingMessage, parse_message, reference
 
 SETTINGS = Settings(_env_file=None, ingress_owner="house", ingress_paths="https://cdn.example/pictures/")
 MESSAGE: dict[str, Any] = {"style_id": 12, "image_paths": ["a/b c%2e.png"], "webhook_url": None, "num_epochs": 20}

@@ -8,8 +8,8 @@ import pytest
 
 from core.errors import SpecInvalid, TooFewImages
 from tests.unit.drawings import drawing
-from training.data.folder import load_folder
-from training.data.picture_folder import PictureFolder, read_folder
+from training.data.folders.picture_folder import PictureFolder, read_folder
+from training.data.folders.prepare import load_folder
 from training.spec import TrainSpec
 
 SPEC = TrainSpec(base_model="sd15", trigger_word="sks", seed=0, resolution=64)  # type: ignore[call-arg]

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, ImageDraw
 
 from core.errors import ImageInvalid, MaskInvalid, SpecInvalid
 from tests.unit.drawings import drawing, encoded, opened
-from training.data.folder import load_folder
+from training.data.folders.prepare import load_folder
 from training.data.masks import with_mask
 from training.data.pictures import FORMATS, buckets, prepare
 from training.spec import TrainSpec

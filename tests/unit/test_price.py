@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from core.errors import SpecInvalid
 from core.settings import Settings
 from credits.price import Rate, price, price_of_part, price_per_step
-from jobs.prices import rate_of
+from jobs.requests.prices import rate_of
 from training.families.registry import FAMILIES
 
 SD15, SDXL = Rate(100, 512), Rate(400, 1024)

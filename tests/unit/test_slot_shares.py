@@ -1,6 +1,6 @@
 """Turns between owners for the slots of a worker."""
 
-from core.slot_shares import SlotShares
+from core.fairness.slot_shares import SlotShares
 
 
 def taken(shares: SlotShares, owner_id: str, most: int = 100) -> int:

@@ -13,7 +13,7 @@ from core.json_column import JsonColumn
 from credits.ledger import Hold
 from jobs.view import JobView, view_of
 from storage.picture_report import StoredReport
-from storage.tables import Job, JobPicture, PictureState, Stage, Status
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage, Status
 from training.spec import TrainSpec
 
 SCHEMA = Path(__file__).with_name("job_view.json")

@@ -8,11 +8,11 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-import web.bodies
-from web.bodies import BodyLimits
-from web.idle_connections import IdleConnections
-from web.limits import OpenLimit
+import web.server.bodies
 from web.problems import RequestRefused
+from web.server.bodies import BodyLimits
+from web.server.idle_connections import IdleConnections
+from web.server.limits import OpenLimit
 
 
 def test_each_caller_and_all_callers_have_a_limit() -> None:
@@ -80,7 +80,7 @@ def receive(limits: BodyLimits, chunks: list[bytes], pause_s: float, limit: int 
 
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web.bodies, "_GRACE_S", 0.1)
+    monkeypatch.setattr(web.server.bodies, "_GRACE_S", 0.1)
 
 
 @pytest.mark.usefixtures("no_grace")

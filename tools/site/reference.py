@@ -81,8 +81,8 @@ def _fields(schema: dict[str, Any]) -> str:
 
 
 def metrics() -> str:
-    """Every metric: those of workers from core/metrics.py, those of the web process as it registers them."""
-    from core import metrics
+    """Every metric: those of workers from core/telemetry/metrics.py, those of the web process as it registers them."""
+    from core.telemetry import metrics
     from tools.site.scrape import families
 
     parts = ["# Metrics", _NOTE, "[Monitoring](../monitoring.md) says how to collect and show them.\n"]

@@ -11,7 +11,7 @@ import torch
 
 from training.device import can_hold, precision
 from training.engine.state import State
-from training.families.quantised import is_available
+from training.families.weights.quantised import is_available
 from training.memory_plan import QUANTISATIONS
 from training.options import Quantisation
 from training.ports import TrainRun

@@ -11,9 +11,9 @@ from core.errors import TooFewImages
 from training.backends.captions import fit_captions
 from training.backends.encodings import Encodings
 from training.data.dataset import class_caption
+from training.engine.cohorts.slot_job import Extras
+from training.engine.evaluation.validation import PreviewPrompts, ValidationSet
 from training.engine.randomness import generator
-from training.engine.slot_job import Extras
-from training.engine.validation import PreviewPrompts, ValidationSet
 from training.families.family import Base, Condition, FamilyCode
 from training.families.latents import mask
 from training.ports import Example

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import metrics
+from core.telemetry import metrics
 from training.backends.encoded_files import MADE_OF
 from training.families.family import Base, Condition, FamilyCode
 from training.families.latents import batches

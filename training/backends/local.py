@@ -19,12 +19,12 @@ from training.backends.export import export_lora
 from training.backends.local_training import LocalTraining
 from training.backends.planning import fit_to_memory
 from training.device import choose, configure
+from training.engine.evaluation.validation import is_over
 from training.engine.faults import is_device_error, is_out_of_memory
 from training.engine.state import State
-from training.engine.validation import is_over
 from training.families.family import FamilyCode, Where
-from training.families.fingerprint import fingerprint
-from training.families.parts import locate, weights_bytes
+from training.families.weights.fingerprint import fingerprint
+from training.families.weights.parts import locate, weights_bytes
 from training.lora import metadata as lora_metadata
 from training.ports import TrainResult, TrainRun
 from training.spec import is_distilled

@@ -15,10 +15,10 @@ from training.backends.encodings import Encodings
 from training.backends.export import serialize_lora
 from training.backends.meter import Meter
 from training.device import max_slots
+from training.engine.cohorts.slot_job import Shape, SlotJob
 from training.engine.engine import Engine
 from training.engine.faults import is_out_of_memory
 from training.engine.randomness import SampleOrder
-from training.engine.slot_job import Shape, SlotJob
 from training.engine.state import State
 from training.families.latents import decoded
 from training.lora import metadata as lora_metadata

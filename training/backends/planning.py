@@ -11,7 +11,7 @@ from training.backends.agreement import Agreement, agreed
 from training.device import max_slots
 from training.engine import distributed
 from training.families.family import FamilyCode
-from training.families.parts import weights_bytes
+from training.families.weights.parts import weights_bytes
 from training.memory_plan import Plan, share_of
 from training.ports import TrainRun
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from core import metrics
 from core.errors import ImprintError, Stop
+from core.telemetry import metrics
 from training.engine.engine import Engine
 from training.engine.faults import free_memory, is_out_of_memory
 from training.families.family import FamilyCode, Where

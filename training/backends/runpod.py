@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import httpx2
 
-from core import wire
 from core.errors import BackendFailed, BackendFull, BackendUnreachable
-from core.http_status import is_retryable
+from core.outbound import wire
+from core.outbound.http_status import is_retryable
 
 DEAD = ("EXITED", "ERROR", "TERMINATED")  # nothing trains there any more; the first two may still cost money
 PORT = 8675  # of ai-toolkit's web UI in its image

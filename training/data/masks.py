@@ -7,7 +7,7 @@ from hashlib import sha256
 from PIL import Image
 
 from core.errors import MaskInvalid
-from training.data.colour import DECODE_FAULTS
+from training.data.decoding.colour import DECODE_FAULTS
 from training.data.pictures import PreparedImage
 from training.data.quality import PictureReport
 

@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from core.errors import ImageInvalid
 from training.data import file_kinds
-from training.data.colour import DECODE_FAULTS, flatten, over, resizable
+from training.data.decoding.colour import DECODE_FAULTS, flatten, over, resizable
 from training.data.framing import WHOLE, Crop, Frame, View, buckets, view_of
 from training.data.quality import BAD_FAULTS, FAULTS, WHITE, PictureReport, assess, near_duplicates
 

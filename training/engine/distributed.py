@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from core.errors import SpecInvalid
-from training.engine.job_batch import JobBatch
+from training.engine.cohorts.job_batch import JobBatch
 from training.families.family import Draw
 
 STOP_EVERY = 20  # steps between two checks whether any process was asked to stop: each check waits for all

@@ -13,13 +13,13 @@ from core.errors import DeviceLost, HandOver
 from training import device_failure
 from training.device import make_current
 from training.engine import distributed
-from training.engine.cohort import Cohort
-from training.engine.cohorts import Cohorts
-from training.engine.evaluations import Evaluations
+from training.engine.cohorts.assignment import Cohorts
+from training.engine.cohorts.cohort import Cohort
+from training.engine.cohorts.slot_job import SlotJob
+from training.engine.evaluation.evaluations import Evaluations
 from training.engine.faults import is_device_error, is_out_of_memory, without_frames
 from training.engine.lora_layers import LoRALayers
 from training.engine.recorder import Recorder
-from training.engine.slot_job import SlotJob
 from training.families.family import Base, FamilyCode
 
 log = logging.getLogger(__name__)

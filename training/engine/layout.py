@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.engine.randomness import generator
-from training.families.quantised import weight_of
+from training.families.weights.quantised import weight_of
 from training.lora.file import Matrices
 from training.lora.safetensor import Array
 

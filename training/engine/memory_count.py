@@ -20,15 +20,15 @@ from torch.utils.checkpoint import checkpoint
 
 from training import families
 from training.engine.lora_layers import LoRALayers
-from training.engine.optimizers import OPTIMIZERS
+from training.engine.optimizers.by_name import OPTIMIZERS
 from training.engine.randomness import generator
 from training.engine.step import Batch, Step
 from training.families.encoders import Encoders
 from training.families.family import Base, FamilyCode
-from training.families.parts import class_of
-from training.families.quantised import linears
 from training.families.record import Family, Sizes
 from training.families.registry import trained_here
+from training.families.weights.parts import class_of
+from training.families.weights.quantised import linears
 from training.memory_plan import padded
 from training.spec import TrainSpec
 

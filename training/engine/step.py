@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from training.engine import distributed
-from training.engine.job_batch import JobBatch
+from training.engine.cohorts.job_batch import JobBatch
 from training.engine.layout import Layout
 from training.engine.lora_layers import LoRALayers
 from training.engine.objective import losses
-from training.engine.optimizer import Stack
+from training.engine.optimizers.stack import Stack
 from training.engine.recorder import EmptyRecording, Recorder, Recording
 from training.families.family import Base, Condition, Draw, FamilyCode
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from core.errors import BaseModelUnavailable
 from training.families.family import Base, Draw, Where
 from training.families.latents import sample, vae_decode
-from training.families.parts import load_part, vae_number
+from training.families.weights.parts import load_part, vae_number
 from training.options import MIN_SNR_GAMMA
 
 PREDICTIONS = ("epsilon", "v_prediction")

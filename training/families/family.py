@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from training.families.encoders import Encoders
-from training.families.quantised import move
 from training.families.record import Family
+from training.families.weights.quantised import move
 from training.options import Quantisation
 from training.ports import Example
 

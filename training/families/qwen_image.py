@@ -27,9 +27,9 @@ from training.families import flow
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.latents import TILE, pixels, sample
-from training.families.parts import config_of, load_part
-from training.families.quantised import place
 from training.families.record import Family
+from training.families.weights.parts import config_of, load_part
+from training.families.weights.quantised import place
 from training.ports import Example
 
 MAX_TOKENS = 1024  # of a caption, as in diffusers' pipeline

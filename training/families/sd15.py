@@ -14,9 +14,9 @@ from training.families import diffusion
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, FamilyCode, Where
 from training.families.latents import encode_pictures
-from training.families.parts import config_of, load_part
-from training.families.quantised import place
 from training.families.record import Family
+from training.families.weights.parts import config_of, load_part
+from training.families.weights.quantised import place
 from training.ports import Example
 
 CLIP_TOKENS = 77

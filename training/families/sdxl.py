@@ -19,10 +19,10 @@ from core.errors import BaseModelUnavailable
 from training.families import diffusion, sd15
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, FamilyCode, Where
-from training.families.parts import config_of, load_part
-from training.families.quantised import place
 from training.families.record import Family
 from training.families.sd15 import has_room, tokenize
+from training.families.weights.parts import config_of, load_part
+from training.families.weights.quantised import place
 from training.ports import Example
 
 

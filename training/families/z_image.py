@@ -26,9 +26,9 @@ from training.families import flow
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.latents import encode_pictures, sample, vae_decode
-from training.families.parts import load_part, vae_number
-from training.families.quantised import place
 from training.families.record import Family
+from training.families.weights.parts import load_part, vae_number
+from training.families.weights.quantised import place
 from training.lora import formats
 from training.lora.reading import read_lora
 from training.ports import Example

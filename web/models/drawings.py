@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from jobs.drawings.drawing_request import MAX_COUNT, MAX_PROMPT, MAX_SEED, DrawingPlan
 from jobs.drawings.drawing_view import DrawingView
-from storage.drawing_tables import DrawingStatus
+from storage.tables.drawings import DrawingStatus
 from web.models.common import JOB, RequestModel, ResponseModel
 from web.models.trainings import Failure, Paid
 

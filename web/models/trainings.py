@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from storage.tables import PictureState, Stage, Status
+from storage.tables.jobs import PictureState, Stage, Status
 from training.spec import Backend, Family
 from web.models.common import JOB, Options, ResponseModel
 

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from core.errors import NotFound, SpecInvalid
-from jobs import accounts, audit_log, overview, screening
-from jobs import sessions as kept_sessions
+from jobs import overview, screening
 from jobs.admission import pauses
 from jobs.deletion import requests
+from jobs.owners import accounts, audit_log
+from jobs.owners import sessions as kept_sessions
 from jobs.remote import trainers
-from tasks import fleet
+from tasks.workers import fleet
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages import session as sessions

@@ -12,7 +12,7 @@ from jobs.drawings.drawing_request import MAX_PROMPT, DrawingPlan
 from jobs.drawings.drawing_view import DrawingView
 from jobs.services import Services
 from jobs.view import JobView
-from storage.tables import Status
+from storage.tables.jobs import Status
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep

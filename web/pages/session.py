@@ -1,7 +1,7 @@
 """Sessions of the page: a signed cookie that names a session and contains no secret.
 
-Every request looks up the session and its token, so it ends with either (`jobs.sessions`). Forms are accepted from our
-own pages only: the cookie is SameSite=Strict, and the origin of every POST is checked.
+Every request looks up the session and its token, so it ends with either (`jobs.owners.sessions`). Forms are accepted
+from our own pages only: the cookie is SameSite=Strict, and the origin of every POST is checked.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from core.actor import identify
 from core.errors import ImprintError, SpecInvalid
 from core.names import owner_name
-from jobs import sessions, tokens
+from jobs.owners import sessions, tokens
 from jobs.services import Services
 from storage.database import AWAY
 from web.auth import Caller, check_rate, services_of

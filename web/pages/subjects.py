@@ -10,14 +10,16 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import ValidationError
 
 from core.errors import IllegalMove, SpecInvalid
-from jobs import accounts, overview, quotes, service
+from jobs import overview, service
 from jobs.deletion import requests
-from jobs.quotes import Quote
+from jobs.owners import accounts
+from jobs.requests import quotes
+from jobs.requests.quotes import Quote
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_recipe, subject_settings
 from jobs.subjects.subject_pictures import SubjectPicture
-from storage.tables import ACTIVE, Subject
+from storage.tables.jobs import ACTIVE, Subject
 from training.data.framing import Frame
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES, TrainSpec

@@ -10,13 +10,14 @@ from fastapi.responses import RedirectResponse
 
 from core.advice import ADVICE
 from core.errors import SpecInvalid
-from jobs import accounts, history, previews, service
+from jobs import history, previews, service
 from jobs.deletion import requests
-from jobs.quotes import Quote
+from jobs.owners import accounts
+from jobs.requests.quotes import Quote
 from jobs.services import Services
 from jobs.view import JobView
-from storage.drawing_tables import OPEN
-from storage.tables import ACTIVE, JobEvent, Stage, Status
+from storage.tables.drawings import OPEN
+from storage.tables.jobs import ACTIVE, JobEvent, Stage, Status
 from training.data.verdict import describe_fault
 from training.families.registry import FAMILIES
 from web.auth import ServicesDep

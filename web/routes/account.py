@@ -5,8 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from jobs import accounts, sessions
 from jobs.notices import notices
+from jobs.owners import accounts, sessions
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.models.account import Account, Entry, HoldNow, Notices, NoticesChange, Session, Sessions
 from web.parameters import SessionId

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from core.clock import utcnow
 from core.errors import StoreUnavailable
-from jobs import sweeps
+from jobs.lifecycle import sweeps
 from jobs.services import Services
 from storage.database import AWAY
 from tasks.relay import broker_answers

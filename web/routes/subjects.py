@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from core.errors import SpecInvalid
-from jobs import quotes, service
-from jobs.requests import training_request
+from jobs import service
+from jobs.requests import quotes, training_request
 from jobs.services import Services
 from jobs.subjects import loras, subject_settings
 from web import signing

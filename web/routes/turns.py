@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from jobs import audit_log
-from jobs import limits as job_limits
 from jobs.admission import pauses, workers
+from jobs.owners import audit_log
+from jobs.owners import limits as job_limits
 from web.auth import OperatorDep, ReaderDep, ServicesDep
 from web.models.turns import Entry, Limit, LimitChange, Limits, Log, Pause, PauseRequest, Text, Turns, Worker
 from web.problems import ALWAYS, responses

@@ -17,11 +17,12 @@ from cli import generate as generate_commands
 from cli.main import imprint
 from core.errors import GeneratorError, LoraNotReady, SpecInvalid, WorkflowInvalid
 from core.settings import Settings
-from jobs import accounts, keys, service
+from jobs import keys, service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.subjects import comfyui_drawing, drawing
 from jobs.subjects.lora_weights import inspect_weights
-from storage.tables import Job, Status
+from storage.tables.jobs import Job, Status
 from tasks import ingress
 from tests.contract.comfyui.conftest import URL
 from tests.contract.comfyui.test_fake import stated

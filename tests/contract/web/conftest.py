@@ -11,13 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from core.settings import Settings
-from jobs import accounts, tokens
+from jobs.owners import accounts, tokens
 from jobs.services import Services
 from tests.servers.process import free_port
 from tests.site import MASCOT, until
 from web.__main__ import WebServer, server_config
 from web.app import create_app
-from web.limits import RateLimit
+from web.server.limits import RateLimit
 
 RECIPE: dict[str, Any] = {"baseModel": "sd15", "triggerWord": "sks", "resolution": 64, "maxSteps": 10}
 REX = "/api/influencer/rex"

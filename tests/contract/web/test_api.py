@@ -14,13 +14,15 @@ from sqlmodel import col
 
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs import accounts, service, tokens, transitions
+from jobs import service
+from jobs.lifecycle import transitions
+from jobs.owners import accounts, tokens
 from jobs.stages import intake
-from storage.tables import EndTask, Job, Stage, Status, StoredPicture
+from storage.tables.jobs import EndTask, Job, Stage, Status, StoredPicture
 from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server
-from web.limits import RateLimit
+from web.server.limits import RateLimit
 from web.uploads import MAX_BODY_BYTES
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from PIL import Image
 from sqlmodel import select
 
-from jobs import accounts
-from storage.tables import Job
+from jobs.owners import accounts
+from storage.tables.jobs import Job
 from tests.contract.web.conftest import RECIPE, REX, Api, problem
 from tests.contract.web.test_uploads import send
 from tests.unit.drawings import drawing, encoded

@@ -11,7 +11,7 @@ from core.settings import Settings
 from jobs import service
 from jobs.services import Services
 from jobs.subjects import loras, subject_settings
-from storage.tables import Status
+from storage.tables.jobs import Status
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.process import ServerProcess
 from tests.site import Site

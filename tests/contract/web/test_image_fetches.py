@@ -13,7 +13,7 @@ from core.clock import utcnow
 from core.settings import Settings
 from jobs.subjects import image_fetches
 from notifications import outbox
-from storage.fetch_tables import StoredImageFetch
+from storage.tables.fetches import StoredImageFetch
 from tasks import relay
 from tests.contract.web.conftest import REX, Api, make_api, problem
 from tests.servers.pictures import PictureServer, picture_server

@@ -21,14 +21,15 @@ import tasks.relay  # noqa: F401 - it sets what `Shop.here` replaces
 from cli.main import imprint
 from core import settings as core_settings
 from credits.tables import CreditHold
-from jobs import service, sweeps
+from jobs import service
+from jobs.lifecycle import sweeps
 from jobs.services import send_outbox_with, services
 from jobs.stages import intake
 from jobs.subjects import subject_settings
-from storage.tables import Stage
+from storage.tables.jobs import Stage
 from tasks.app import app
 from tasks.ingress import profile_set_completed, train_lora
-from tasks.model_training import parse_message
+from tasks.rabbitmq.model_training import parse_message
 from tests.contract.jobs import put_at
 from tests.contract.processes import processes_at_once
 from tests.contract.web import test_matrix, test_page_matrix

@@ -8,8 +8,9 @@ import sqlalchemy as sa
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import sweeps, tokens
-from storage.tables import PeriodicRun
+from jobs.lifecycle import sweeps
+from jobs.owners import tokens
+from storage.tables.jobs import PeriodicRun
 from tests.contract.web.conftest import REX, Api, make_api, problem
 from tests.site import MASCOT
 from web.routes.service import Readiness, _check

@@ -8,7 +8,7 @@ from PIL import Image
 from sqlmodel import select
 
 from jobs.subjects import subject_pictures
-from storage.tables import JobPicture
+from storage.tables.jobs import JobPicture
 from tests.contract.web.conftest import RECIPE, REX, Api, problem
 
 MASKED = {"objective": {"masked": True}}

@@ -13,10 +13,12 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from core.clock import utcnow
-from jobs import keys, tokens, transitions
+from jobs import keys
 from jobs.deletion import requests
-from storage.access_tables import ApiToken
-from storage.tables import Job, Status
+from jobs.lifecycle import transitions
+from jobs.owners import tokens
+from storage.tables.access import ApiToken
+from storage.tables.jobs import Job, Status
 from tests.contract.web import test_page_matrix
 from tests.contract.web.conftest import REX, Api, problem
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from core.errors import SpecInvalid
-from jobs import quotes, service
-from jobs.requests import training_request
+from jobs import service
+from jobs.requests import quotes, training_request
 from tests.contract.web.conftest import Api
 from tests.made_up_family import FAR_AWAY, MADE_UP, registered
 

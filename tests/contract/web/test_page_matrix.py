@@ -12,12 +12,13 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from core.clock import utcnow
-from jobs import keys, service, sessions, tokens
+from jobs import keys, service
 from jobs.deletion import requests
 from jobs.drawings import drawing_transitions, drawings
-from storage.access_tables import ApiToken
-from storage.drawing_tables import DrawnFile
-from storage.tables import Job, Status
+from jobs.owners import sessions, tokens
+from storage.tables.access import ApiToken
+from storage.tables.drawings import DrawnFile
+from storage.tables.jobs import Job, Status
 from tests.contract.web.conftest import Api
 from web.pages.session import COOKIE
 

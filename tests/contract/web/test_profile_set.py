@@ -8,14 +8,15 @@ import pytest
 from sqlmodel import select
 
 from core.settings import Settings
-from jobs import accounts, service
+from jobs import service
+from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
 from jobs.subjects import subject_recipe, subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from notifications.webhook_payload import webhook_body
-from storage.tables import StoredPicture, Subject
+from storage.tables.jobs import StoredPicture, Subject
 from tests.contract.processes import processes_at_once
 from tests.contract.web.conftest import REX, Api
 

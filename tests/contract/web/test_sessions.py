@@ -9,12 +9,13 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from cli import sessions as session_commands
+from cli.operations import sessions as session_commands
 from core.clock import utcnow
 from core.settings import Settings
-from jobs import service, sessions, tokens
+from jobs import service
+from jobs.owners import sessions, tokens
 from jobs.stages import intake
-from storage.access_tables import StoredSession
+from storage.tables.access import StoredSession
 from tests.contract.web.conftest import RECIPE, Api, problem, served
 from tests.site import until
 from web.pages.session import COOKIE

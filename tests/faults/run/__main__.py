@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jobs import accounts
+from jobs.owners import accounts
 from tests.faults.run.owners import Owners
 from tests.faults.run.plan import OWNERS, Fault, Plan, make_plan
 from tests.faults.run.verdict import Verdict, judge, waits

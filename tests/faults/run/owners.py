@@ -18,7 +18,7 @@ from core.errors import IllegalMove, StoreUnavailable
 from jobs import service
 from jobs.stages import intake
 from storage.database import AWAY
-from storage.tables import Job
+from storage.tables.jobs import Job
 from tests.faults.run.plan import PICTURES, PlannedTraining, Resend
 from tests.faults.run.world import World
 from tests.site import RECIPE, drawing

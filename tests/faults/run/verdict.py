@@ -24,7 +24,7 @@ from credits.price import Rate, price
 from credits.tables import CreditAccount, CreditEntry, CreditHold
 from jobs.specs import spec_of
 from jobs.stages import stage_runner
-from storage.tables import ACTIVE, Job, Status
+from storage.tables.jobs import ACTIVE, Job, Status
 from tests.faults.run.owners import Owners
 from tests.faults.run.plan import Plan
 from tests.faults.run.world import World

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from core.errors import BackendFailed, BackendUnreachable
-from core.http_status import is_retryable
+from core.outbound.http_status import is_retryable
 
 T = TypeVar("T")
 

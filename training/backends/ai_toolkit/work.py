@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from core import wire
 from core.errors import BackendFailed, BackendUnreachable
+from core.outbound import wire
 from training.backends.ai_toolkit import config
 from training.backends.ai_toolkit.answers import COMPLETED, ERROR, QUEUED, RUNNING, STOPPED, RemoteJob, SampleImage
 from training.backends.ai_toolkit.delivery import upload_dataset

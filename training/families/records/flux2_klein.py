@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from training.families import checkpoint_names
 from training.families.record import (
     BaseModel,
     Drawing,
@@ -16,6 +15,7 @@ from training.families.record import (
     Sizes,
 )
 from training.families.records.encoder_configs import QWEN3_4B, QWEN3_8B, autoencoder
+from training.families.weights import checkpoint_names
 
 _ATTENTION = (
     r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)|"

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 
-from training.families import checkpoint_names
 from training.families.record import (
     BaseModel,
     Drawing,
@@ -15,6 +14,7 @@ from training.families.record import (
     Sizes,
 )
 from training.families.records.encoder_configs import QWEN2_5_VL_7B
+from training.families.weights import checkpoint_names
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)"
 _ALL = _ATTENTION + r"|transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)"

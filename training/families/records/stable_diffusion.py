@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from training.families import checkpoint_names
 from training.families.record import (
     AiToolkit,
     BaseModel,
@@ -17,6 +16,7 @@ from training.families.record import (
     Sizes,
 )
 from training.families.records.encoder_configs import CLIP_BIG_G, CLIP_L, autoencoder
+from training.families.weights import checkpoint_names
 
 _MODULES = re.compile(
     r"(down_blocks_\d+|mid_block|up_blocks_\d+)_attentions_\d+_"

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 
-from training.families import checkpoint_names
 from training.families.record import (
     AiToolkit,
     BaseModel,
@@ -16,6 +15,7 @@ from training.families.record import (
     Sizes,
 )
 from training.families.records.encoder_configs import QWEN3_4B, autoencoder
+from training.families.weights import checkpoint_names
 
 _TRAINED = r"attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]"
 _MODULES = re.compile(

@@ -1,0 +1,1 @@
+"""Commands for operators: owners, credits, limits, access, pauses, and the installation itself."""

@@ -1,0 +1,1 @@
+"""How commands print: tables, progress, JSON, and errors with their exit codes."""

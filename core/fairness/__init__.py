@@ -1,0 +1,1 @@
+"""Turns between owners on what only a few can use at once."""

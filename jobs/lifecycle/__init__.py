@@ -1,0 +1,1 @@
+"""How a job changes: leases, transitions, launches, and the periodic repair of what no worker works on."""

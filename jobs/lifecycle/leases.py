@@ -1,0 +1,234 @@
+"""Leases: workers' claims on stages and pictures. Each claim has a higher token; writes with an old one are refused."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import sqlalchemy as sa
+from sqlmodel import Session, col
+
+from core import essential
+from core.clock import utcnow
+from core.errors import LeaseLost
+from core.telemetry import metrics
+from storage.database import AWAY, Database
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage
+
+log = logging.getLogger(__name__)
+
+_AFTER_OUTAGE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A claim on one stage of a job, or on one of its pictures."""
+
+    job_id: str
+    stage: Stage
+    token: int
+    attempt: int
+    position: int | None = None  # of the picture, in preprocess
+    model_id: str = ""  # for the files of a job that is deleted meanwhile; not of a picture's lease
+
+    @property
+    def _row(self) -> type[Job] | type[JobPicture]:
+        return Job if self.position is None else JobPicture
+
+    def is_current(self) -> sa.ColumnElement[bool]:
+        """The SQL condition that this lease is still the newest claim."""
+        if self.position is None:
+            return sa.and_(
+                col(Job.id) == self.job_id,
+                col(Job.lease_token) == self.token,
+                col(Job.stage) == self.stage,
+                col(Job.status).in_(ACTIVE),
+            )
+        return sa.and_(
+            col(JobPicture.job_id) == self.job_id,
+            col(JobPicture.position) == self.position,
+            col(JobPicture.lease_token) == self.token,
+            col(JobPicture.state) == PictureState.WAITING,
+            sa.exists().where(col(Job.id) == self.job_id, col(Job.status).in_(ACTIVE)),
+        )
+
+    def write(self, session: Session, **values: object) -> None:
+        """Write `values` to the leased row, or raise LeaseLost and write nothing."""
+        update = sa.update(self._row).where(self.is_current()).values(**values)
+        if session.connection().execute(update).rowcount != 1:
+            raise LeaseLost(f"{self.job_id} {self.stage}: token {self.token} is not the newest")
+
+    def is_held(self, session: Session) -> bool:
+        """Whether a write under this lease would succeed now."""
+        found = session.connection().execute(sa.select(sa.literal(1)).select_from(self._row).where(self.is_current()))
+        return found.first() is not None
+
+    def renew(self, session: Session, lease_s: float) -> None:
+        """Extend the lease by `lease_s` seconds from now. Raises LeaseLost if another claim has replaced it."""
+        self.write(session, lease_until=utcnow() + timedelta(seconds=lease_s))
+
+
+def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_s: float) -> tuple[Lease, Job] | None:
+    """Claim `stage` of a job that is at this stage and not leased; else None.
+
+    `dataset` may also be claimed while the job is at `preprocess`, once no picture waits; `train` only by a job that
+    is admitted.
+    """
+    now = utcnow()
+    claim = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE), _free(Job, now))
+    if stage is Stage.DATASET:
+        waiting = sa.exists().where(col(JobPicture.job_id) == job_id, col(JobPicture.state) == PictureState.WAITING)
+        claim = claim.where(col(Job.stage).in_((Stage.PREPROCESS, Stage.DATASET)), ~waiting)
+    else:
+        claim = claim.where(col(Job.stage) == stage)
+    if stage is Stage.TRAIN:
+        claim = claim.where(sa.or_(col(Job.admitted_at).is_not(None), col(Job.queue) == ""))
+    job = session.scalars(
+        claim.values(
+            stage=stage,
+            attempt=sa.case((col(Job.stage) == stage, col(Job.attempt) + 1), else_=1),
+            lease_token=col(Job.lease_token) + 1,
+            lease_holder=holder,
+            lease_until=now + timedelta(seconds=lease_s),
+        ).returning(Job),
+        execution_options={"synchronize_session": False, "populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        return None
+    return Lease(job_id, stage, job.lease_token, job.attempt, model_id=job.public_model_id), job
+
+
+def claim_picture(
+    session: Session, job_id: str, position: int, holder: str, lease_s: float
+) -> tuple[Lease, JobPicture] | None:
+    """Claim one waiting picture of an active job; None if it does not wait or is leased."""
+    now = utcnow()
+    active = sa.exists().where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
+    picture = session.scalars(
+        sa.update(JobPicture)
+        .where(
+            col(JobPicture.job_id) == job_id,
+            col(JobPicture.position) == position,
+            col(JobPicture.state) == PictureState.WAITING,
+            _free(JobPicture, now),
+            active,
+        )
+        .values(
+            lease_token=col(JobPicture.lease_token) + 1,
+            lease_holder=holder,
+            lease_until=now + timedelta(seconds=lease_s),
+            attempt=col(JobPicture.attempt) + 1,
+        )
+        .returning(JobPicture),
+        execution_options={"synchronize_session": False, "populate_existing": True},
+    ).one_or_none()
+    if picture is None:
+        return None
+    return Lease(job_id, Stage.PREPROCESS, picture.lease_token, picture.attempt, position), picture
+
+
+def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[bool]:
+    until = col(row.lease_until)
+    return sa.or_(until.is_(None), until < now)
+
+
+class Renewable(Protocol):
+    """A lease that `LeaseKeeper` can keep: of a job, a picture, or a drawing (`jobs.drawings`)."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def stage(self) -> str: ...
+
+    def renew(self, session: Session, lease_s: float) -> None:
+        """Extend the lease by `lease_s` seconds from now. Raises LeaseLost if another claim has replaced it."""
+
+
+class HeldLease:
+    """A lease that is being renewed; `lost` is set once another worker has claimed it, or its time is over."""
+
+    def __init__(self, lease: Renewable, limit_s: float = math.inf) -> None:
+        self.lease, self.limit_s = lease, limit_s
+        self.until = time.monotonic() + limit_s
+        self.lost = threading.Event()
+        self.renewing = threading.Lock()
+
+
+class LeaseKeeper:
+    """Renews all leases of this process from one thread while their steps work.
+
+    A database outage loses no lease: no other worker can claim it either, and the next renewal that gets through
+    finds the token still valid. A step that hangs keeps its lease only for its time limit.
+    """
+
+    def __init__(self, database: Database, lease_s: float) -> None:
+        self._database, self._lease_s = database, lease_s
+        self._all_held: set[HeldLease] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_away = False  # whether the database could not be used in the last round
+
+    @contextmanager
+    def keeping(self, lease: Renewable, limit_s: float = math.inf) -> Iterator[HeldLease]:
+        """Keep `lease` alive inside the block, for at most `limit_s` seconds."""
+        held = HeldLease(lease, limit_s)
+        with self._lock:
+            self._all_held.add(held)
+            if self._thread is None:
+                self._thread = essential.start("leases", self._run)
+        try:
+            yield held
+        finally:
+            # Wait for a renewal in progress: it must not take the lease again after the step has given it back.
+            with held.renewing:
+                self._forget(held)
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        pause_s = self._lease_s / 3
+        while True:
+            pause.wait(pause_s)
+            with self._lock:
+                all_held = list(self._all_held)
+            self._is_away = not all(self._renew(held) for held in all_held)
+            # Soon after an outage, so that no sweep finds an expired lease before its renewal.
+            pause_s = min(self._lease_s / 3, _AFTER_OUTAGE_S) if self._is_away else self._lease_s / 3
+
+    def _renew(self, held: HeldLease) -> bool:
+        """Renew one lease if its step still works. Returns False if the database cannot be used."""
+        with held.renewing:
+            if held not in self._all_held:
+                return True  # its step has ended
+            if time.monotonic() > held.until:
+                log.error(
+                    "the %s of %s takes longer than %.0f s: another worker may try",
+                    held.lease.stage, held.lease.job_id, held.limit_s,
+                )  # fmt: skip
+                metrics.STAGES_OVERDUE.add(1, held.lease.stage)
+                held.lost.set()
+                self._forget(held)
+                return True
+            try:
+                with self._database.writing() as session:
+                    held.lease.renew(session, self._lease_s)
+            except LeaseLost:
+                held.lost.set()
+                self._forget(held)
+            except AWAY as error:
+                if not self._is_away:  # once for each outage
+                    log.warning("leases are not renewed: the database does not answer (%s)", error)
+                self._is_away = True
+                return False
+            except Exception:  # this thread renews every lease of the process, so it must not end
+                log.exception("the lease of %s is not renewed", held.lease.job_id)
+            return True
+
+    def _forget(self, held: HeldLease) -> None:
+        with self._lock:
+            self._all_held.discard(held)

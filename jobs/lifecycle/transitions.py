@@ -1,0 +1,277 @@
+"""The transitions of a job. Each runs in one transaction: status, credits and messages change together.
+
+    pending -> training -> ready | failed | cancelled          a final status never changes
+    preprocess -> dataset -> train -> upload -> settle          a stage only goes forward
+
+A leased transition needs a valid lease, a final one an active job. So of two callers the second changes nothing, and
+every transition may be tried again.
+"""
+
+import logging
+import random
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col
+
+from core.clock import utcnow
+from core.errors import ImprintError
+from core.settings import Settings
+from credits import ledger
+from credits.price import price_of_part
+from jobs.admission import due
+from jobs.lifecycle.launches import record_event as record_event
+from jobs.lifecycle.launches import send_launch as send_launch
+from jobs.lifecycle.leases import Lease
+from jobs.notices import callbacks, notices
+from jobs.owners import audit_log
+from jobs.requests.prices import credits_for, rate_of
+from jobs.specs import spec_of
+from jobs.view import JobView, view_of
+from notifications import channels, outbox, webhooks
+from notifications.webhook_payload import Event, NoticeJob
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+
+log = logging.getLogger(__name__)
+
+FINAL_NOTICES: dict[Status, Event] = {
+    Status.READY: "training.completed",
+    Status.FAILED: "training.failed",
+    Status.CANCELLED: "training.cancelled",
+}
+KEY_PREFIXES = ("http:", "model_training:")  # keep the idempotency keys of the doors apart
+LONGEST_FETCH_DELAY_S = 60.0
+NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
+
+
+def notify(session: Session, job: Job, event: Event) -> None:
+    """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
+    view = view_of(job, [], ledger.hold_of(session, job.id))
+    if job.webhook_url:
+        webhooks.put(session, _notice_job(job, view), event, job.webhook_url)
+    notices.queue_owner_mail(session, view, event)
+
+
+def _notice_job(job: Job, view: JobView) -> NoticeJob:
+    """What a webhook has of a job: some of its public view, and what its receiver finds its own records by."""
+    key = job.idempotency_key
+    for door in KEY_PREFIXES:
+        key = key.removeprefix(door) if key else key
+    return NoticeJob.model_validate(view).model_copy(
+        update={
+            "idempotency_key": key,
+            "message_id": job.message_id,
+            "style_id": job.style_id,
+            "model_link": job.model_link,
+        }
+    )
+
+
+# ---- leased transitions ---------------------------------------------------------------------------------------------
+
+
+def begin(session: Session, job_id: str) -> None:
+    """Move a pending job to `training`, when a worker first works on it."""
+    job = session.scalars(
+        sa.update(Job)
+        .where(col(Job.id) == job_id, col(Job.status) == Status.PENDING)
+        .values(status=Status.TRAINING, started_at=utcnow())
+        .returning(Job)
+    ).one_or_none()
+    if job is not None:
+        record_start(session, job)
+
+
+def record_start(session: Session, job: Job) -> None:
+    record_event(session, job.id, "status", status=Status.TRAINING)
+    notify(session, job, "training.processing")
+
+
+def record_picture(session: Session, lease: Lease, state: PictureState, **values: Any) -> None:
+    """Record the state of the leased picture and release its lease."""
+    lease.write(session, state=state, lease_holder=None, lease_until=None, **values)
+
+
+def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -> None:
+    """End the leased stage: record `values` and move the job to the next stage."""
+    stage = NEXT_STAGE[lease.stage]
+    lease.write(
+        session,
+        stage=stage,
+        attempt=0,
+        launches=0,
+        failed_launches=0,
+        lease_holder=None,
+        lease_until=None,
+        next_look_at=utcnow() + timedelta(seconds=settings.relaunch_after_s),
+        **values,
+    )
+    record_event(session, lease.job_id, "stage", stage=stage)
+    if lease.stage is Stage.TRAIN:
+        _free_place(session, session.get_one(Job, lease.job_id, populate_existing=True))
+
+
+def _free_place(session: Session, job: Job) -> None:
+    """A job leaves the train stage, or ends before: count what it used, and let the next one start."""
+    done_s = job.train_seconds or job.step * (job.seconds_per_step or 0.0)
+    due.add_used(session, job.owner_id, done_s)
+    due.ask(session, job.queue)
+
+
+def postpone(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float | None:
+    """Release the lease for another attempt; returns the delay in seconds (exponential, with jitter)."""
+    delay_s: float = settings.retry_base_s * 2 ** (lease.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    values: dict[str, Any] = {"lease_holder": None, "lease_until": None}
+    if lease.position is None:
+        values["next_look_at"] = utcnow() + timedelta(seconds=delay_s + settings.relaunch_after_s)
+        values["waiting_note"] = error.message
+    lease.write(session, **values)
+    record_event(
+        session, lease.job_id, "retry", stage=lease.stage, attempt=lease.attempt,
+        reason=error.message, delay_s=round(delay_s, 1),
+    )  # fmt: skip
+    return delay_s
+
+
+def postpone_picture(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float | None:
+    """Release the lease of a picture that cannot be fetched now; returns the delay of the next attempt in seconds.
+
+    None, and nothing is written, if `fetch_patience_s` is over. The delays double until a minute. The attempt does not
+    count: attempts count the workers that died with the picture.
+    """
+    now = utcnow()
+    picture = session.get_one(JobPicture, (lease.job_id, lease.position), populate_existing=True)
+    if is_patience_over(picture, settings):
+        return None
+    since = picture.unreachable_since or now
+    waited_s = (now - since).total_seconds()
+    delay_s = min(max(waited_s, settings.retry_base_s), LONGEST_FETCH_DELAY_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    delay_s = min(delay_s, settings.fetch_patience_s - waited_s)
+    # The job first, then its picture: `repair_job` locks them in this order too.
+    check_at = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
+    session.connection().execute(
+        sa.update(Job)
+        .where(col(Job.id) == lease.job_id, col(Job.status).in_(ACTIVE))
+        .values(next_look_at=check_at, waiting_note=error.message)
+    )
+    lease.write(
+        session, lease_holder=None, lease_until=None, attempt=max(lease.attempt - 1, 0), unreachable_since=since
+    )
+    if since == now:  # once for each picture: a hundred pictures in an hour would be thousands of events
+        record_event(session, lease.job_id, "retry", stage=lease.stage, reason=error.message, delay_s=round(delay_s, 1))
+    return delay_s
+
+
+def is_patience_over(picture: JobPicture, settings: Settings) -> bool:
+    """Whether the picture's server has not answered for `fetch_patience_s`."""
+    since = picture.unreachable_since
+    return since is not None and (utcnow() - since).total_seconds() >= settings.fetch_patience_s
+
+
+def hand_over(session: Session, lease: Lease, settings: Settings, reason: str) -> None:
+    """Release the lease of a worker that cannot go on. The attempt does not count; another worker gets the job."""
+    lease.write(session, attempt=max(lease.attempt - 1, 0))
+    job = session.get_one(Job, lease.job_id, populate_existing=True)
+    send_launch(session, job, settings)
+    record_event(session, lease.job_id, "retry", stage=lease.stage, reason=reason, delay_s=0)
+
+
+# ---- final transitions ----------------------------------------------------------------------------------------------
+
+
+def settle(session: Session, job_id: str, settings: Settings) -> bool:
+    """Charge for the steps that were trained, mark the job ready, queue the notice. False if it was final already.
+
+    If the hold has been resolved already (it expired before the training ended), nothing is charged and the LoRA is
+    delivered.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.stage != Stage.SETTLE or job.status not in ACTIVE or job.hold_id is None:
+        return False
+    spec = spec_of(job)
+    charge = credits_for(spec, job.total_steps, settings)
+    hold = ledger.hold_of(session, job_id)
+    if hold is None or hold.state != "held":
+        reason = "the hold was resolved before the training ended; nothing is charged"
+        record_event(session, job_id, "leak", reason=reason, credits=charge)
+        channels.alert(session, "leak", f"leak: {job_id} was delivered, but {charge} credits were not charged")
+        log.error("leak: %s was delivered, but %d credits were not charged", job_id, charge)
+    return _end(session, job_id, Status.READY, charge=charge, seconds_left=0.0)
+
+
+def fail(session: Session, job_id: str, error: ImprintError) -> bool:
+    """Fail the job, release its hold, queue the notice. False if it was final already. A failed job costs nothing."""
+    return _end(
+        session, job_id, Status.FAILED,
+        failure_code=error.code, failure_message=error.message, details=error.details,
+    )  # fmt: skip
+
+
+def fail_leased(session: Session, lease: Lease, error: ImprintError) -> bool:
+    """Fail the job if the lease is still valid."""
+    return lease.is_held(session) and fail(session, lease.job_id, error)
+
+
+def cancel(session: Session, job_id: str, settings: Settings) -> bool:
+    """Cancel the job, charge the steps done, release the rest, queue the notice. False if it was final already.
+
+    A worker that holds the job's lease loses it.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.status not in ACTIVE:
+        return False
+    return _end(
+        session, job_id, Status.CANCELLED, charge=price_of_steps_done(job, settings),
+        failure_code="cancelled", failure_message="cancelled by the owner",
+    )  # fmt: skip
+
+
+def price_of_steps_done(job: Job, settings: Settings) -> int:
+    """What a cancelled job costs: its recorded steps, rounded down; nothing before the training begins."""
+    if job.stage not in (Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE):
+        return 0
+    spec = spec_of(job)
+    steps = max(0, min(job.step, job.total_steps))
+    return price_of_part(rate_of(spec.family, settings), steps, spec.resolution)
+
+
+def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:
+    """End an active job: charge `charge` credits of its hold, if that is live, and release the rest."""
+    if status is Status.READY:  # what went wrong on the way no longer matters
+        values |= {"waiting_note": None}
+    job = session.scalars(
+        sa.update(Job)
+        .where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
+        .values(
+            status=status,
+            finished_at=utcnow(),
+            lease_token=col(Job.lease_token) + 1,
+            lease_holder=None,
+            lease_until=None,
+            charged=0,
+            **values,
+        )
+        .returning(Job),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        return False
+    if job.stage not in (Stage.UPLOAD, Stage.SETTLE):
+        _free_place(session, job)
+    hold = ledger.hold_of(session, job_id)
+    if hold is not None and hold.state == "held":
+        job.charged = min(charge, hold.amount)
+        ledger.settle(session, hold.id, job.charged)  # settling 0 credits is a release
+    record_event(session, job_id, "status", status=status, code=job.failure_code)
+    audit_log.record(
+        session, f"job.{status}", job_id=job_id, owner_id=job.owner_id, code=job.failure_code, charged=job.charged
+    )
+    outbox.drop_unsent(session, job_id, ["launch"])
+    notify(session, job, FINAL_NOTICES[status])
+    callbacks.queue_end(session, job)
+    notices.check_low_credits(session, job.owner_id)
+    if status is Status.FAILED:
+        notices.alert_failure(session, job_id, job.owner_id, job.failure_code)
+    outbox.put(session, "cleanup", job_id=job_id, owner_id=job.owner_id, payload={})
+    return True

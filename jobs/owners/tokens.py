@@ -1,0 +1,126 @@
+"""Bearer tokens of the HTTP API. Only a token's hash is stored, so a copy of the database contains no usable token."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlmodel import col, select
+
+from core.clock import utcnow
+from core.errors import NotFound, SpecInvalid
+from core.ids import new_id
+from core.names import is_owner_name, owner_name
+from jobs.owners import audit_log
+from jobs.services import Services
+from storage.tables.access import ApiToken
+
+# Get and list; start, change and cancel; start with high priority; see and change the whole installation.
+SCOPES = ("read", "train", "priority", "operate")
+_PREFIX = "imp_"
+_BYTES = 32
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token and its scopes. Without an owner it is a service token, whose calls name the owner."""
+
+    id: str
+    name: str
+    owner_id: str | None
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def is_valid(self, now: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
+
+    @property
+    def has_odd_owner(self) -> bool:
+        """Whether an earlier version accepted the owner's name, and no lookup finds it (`unusable_names`)."""
+        return self.owner_id is not None and not is_owner_name(self.owner_id)
+
+
+def create(
+    services: Services, name: str, *, owner_id: str | None = None, scopes: Sequence[str] = ("read", "train"),
+    days: int | None = None,
+) -> tuple[str, Token]:  # fmt: skip
+    """Create a token. Returns its secret, which is not stored, and the token. Raises SpecInvalid."""
+    faults = {}
+    if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
+        faults["name"] = f"1 to {_MAX_NAME} characters"
+    if not scopes or not set(scopes) <= set(SCOPES):
+        faults["scopes"] = f"must be some of {', '.join(SCOPES)}"
+    elif owner_id is not None and "operate" in scopes:
+        faults["scopes"] = "operate shows the data of all owners, so only a service token can have it"
+    if owner_id is not None:
+        try:
+            owner_id = owner_name(owner_id)
+        except ValueError as error:
+            faults["owner"] = str(error)
+    if days is not None and not 1 <= days <= 3650:
+        faults["days"] = "1 to 3650"
+    if faults:
+        raise SpecInvalid.of(faults)
+    secret = _PREFIX + secrets.token_urlsafe(_BYTES)
+    row = ApiToken(
+        id=new_id("token"),
+        sha256=_hash(secret),
+        name=name.strip(),
+        owner_id=owner_id,
+        scopes=" ".join(scope for scope in SCOPES if scope in scopes),
+        expires_at=utcnow() + timedelta(days=days) if days is not None else None,
+    )
+    with services.database.writing() as session:
+        session.add(row)
+        audit_log.record(session, "token.created", owner_id=owner_id, token_id=row.id, scopes=row.scopes)
+    return secret, token_of(row)
+
+
+def authenticate(services: Services, secret: str) -> Token | None:
+    """The token with this secret; None if it is unknown, expired or revoked."""
+    if not secret.startswith(_PREFIX) or len(secret) > 100 or not secret.isascii():
+        return None
+    digest = _hash(secret)
+    with services.database.reading() as session:
+        row = session.exec(select(ApiToken).where(ApiToken.sha256 == digest)).one_or_none()
+    # The index compares hashes, which reveal nothing about a secret; this comparison takes constant time.
+    if row is None or not hmac.compare_digest(row.sha256, digest):
+        return None
+    token = token_of(row)
+    return token if token.is_valid(utcnow()) else None
+
+
+def revoke(services: Services, token_id: str) -> Token:
+    """Revoke a token: the next call with it is refused, and its sessions and event streams end.
+
+    Revoking again changes nothing. Raises NotFound.
+    """
+    with services.database.writing() as session:
+        row = session.get(ApiToken, token_id)
+        if row is None:
+            raise NotFound(f"there is no token {token_id}")
+        row.revoked_at = row.revoked_at or utcnow()
+        session.add(row)
+        audit_log.record(session, "token.revoked", owner_id=row.owner_id, token_id=row.id)
+    return token_of(row)
+
+
+def list_tokens(services: Services) -> list[Token]:
+    """All tokens, newest first, including expired and revoked ones."""
+    with services.database.reading() as session:
+        return [token_of(row) for row in session.exec(select(ApiToken).order_by(col(ApiToken.created_at).desc()))]
+
+
+def token_of(row: ApiToken) -> Token:
+    """The token that a row stores."""
+    kept = {name: getattr(row, name) for name in Token.__dataclass_fields__}
+    return Token(**kept | {"scopes": tuple(row.scopes.split())})
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

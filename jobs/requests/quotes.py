@@ -1,0 +1,84 @@
+"""What a training would cost, how long it would take, and the memory it would need."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from credits import ledger
+from credits.price import price_of_part, price_per_step
+from jobs.requests import training_request
+from jobs.requests.prices import credits_for, rate_of
+from jobs.services import Services
+from storage.tables.jobs import Job, Status
+from training import memory_plan
+from training.families.registry import FAMILIES
+from training.spec import TrainSpec, licence_of
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a training would cost and how long it would take.
+
+    Cancelling before the first step costs nothing; after that the steps done cost `credits_per_step`, rounded down.
+    """
+
+    credits: int
+    credits_per_step: float
+    cancelled_half_way: int  # credits charged if it is cancelled after half of its steps
+    available: int
+    steps: int
+    seconds: float
+    measured: bool  # whether `seconds` is based on trainings that finished here
+    # The least GiB of GPU memory it needs: with gradient checkpointing, the base in 16 bits. None: it trains only on
+    # rented GPUs.
+    memory_gb: float | None
+    licence: str | None  # of the base model, with what it forbids; None: unknown
+
+
+def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
+    """Price and duration of a request; nothing is started. Raises SpecInvalid."""
+    request = training_request.parse(arguments, services.settings, services.sources)
+    steps = request.spec.steps(len(request.envelope.images))
+    spec, family = request.spec, FAMILIES[request.spec.family]
+    rate = rate_of(spec.family, services.settings)
+    with services.database.reading() as session:
+        seconds_per_step = _measured(session, request.spec)
+        available = ledger.balance(session, request.envelope.owner_id).available
+    return Quote(
+        credits=credits_for(spec, steps, services.settings),
+        credits_per_step=float(price_per_step(rate, spec.resolution)),
+        cancelled_half_way=price_of_part(rate, steps // 2, spec.resolution),
+        available=available,
+        steps=steps,
+        seconds=round(steps * (seconds_per_step or family.seconds_per_step), 1),
+        measured=seconds_per_step is not None,
+        memory_gb=_memory_gb(spec),
+        licence=licence_of(spec.base_model),
+    )
+
+
+def expected_seconds(session: Session, spec: TrainSpec, steps: int) -> float:
+    """How long the train stage of a job will take, as far as it is known."""
+    return steps * (_measured(session, spec) or FAMILIES[spec.family].seconds_per_step)
+
+
+def _memory_gb(spec: TrainSpec) -> float | None:
+    if FAMILIES[spec.family].sizes is None:
+        return None
+    return round(memory_plan.needed(spec, checkpointing=True) / memory_plan.GIB, 1)
+
+
+def _measured(session: Session, spec: TrainSpec) -> float | None:
+    """Median seconds per step of the newest 9 trainings with this family, backend, resolution and batch size."""
+    rows = session.exec(
+        select(Job.seconds_per_step)
+        .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))
+        .where(Job.family == spec.family, Job.backend == spec.backend)
+        .where(Job.resolution == spec.resolution, Job.batch_size == spec.batch_size)
+        .order_by(col(Job.finished_at).desc())
+        .limit(9)
+    ).all()
+    seconds = sorted(row for row in rows if row is not None)
+    return seconds[len(seconds) // 2] if seconds else None

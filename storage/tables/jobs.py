@@ -1,0 +1,295 @@
+"""The tables for pictures, subjects and jobs.
+
+The other modules of this package have the rest. `credits/` and `notifications/` have tables of their own.
+"""
+
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict
+from sqlmodel import Field, SQLModel
+
+from core.clock import UtcDateTime, utcnow
+from core.json_column import JsonColumn
+from storage.picture_report import StoredReport
+
+
+class Status(StrEnum):
+    """`pending -> training -> ready | failed | cancelled`; the last three are final and never change."""
+
+    PENDING = "pending"
+    TRAINING = "training"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ACTIVE = (Status.PENDING, Status.TRAINING)
+
+
+class Priority(IntEnum):
+    """The classes of jobs: a higher one goes first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+
+
+class Stage(StrEnum):
+    """The stage of the pipeline that a job is in, or waits for."""
+
+    PREPROCESS = "preprocess"
+    DATASET = "dataset"
+    TRAIN = "train"
+    UPLOAD = "upload"
+    SETTLE = "settle"
+
+
+class PictureState(StrEnum):
+    """Whether one picture of a job can be used."""
+
+    WAITING = "waiting"
+    GOOD = "good"
+    BAD = "bad"
+
+
+def time_column(nullable: bool = True) -> Any:
+    return sa.Column(UtcDateTime(), nullable=nullable)
+
+
+def _json(kind: Any, nullable: bool = True) -> Any:
+    return sa.Column(JsonColumn(kind), nullable=nullable)
+
+
+class StoredPicture(SQLModel, table=True):
+    """A picture that an owner has uploaded. Requests name it by its id."""
+
+    __tablename__ = "picture"
+
+    id: str = Field(primary_key=True)
+    owner_id: str = Field(index=True)
+    subject_id: str
+    sha256: str = Field(index=True)
+    key: str
+    size_bytes: int = Field(sa_type=sa.BigInteger)
+    name: str | None = None  # of the file that it came from
+    caption: str | None = None
+    # The quality report; None until the picture has been checked.
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
+    preview_key: str | None = Field(default=None, index=True)  # of the thumbnail
+    # The part that its owner wants trained, as shares of width and height: left, top, right, bottom. None: the whole.
+    crop: list[float] | None = Field(default=None, sa_column=_json(list[float]))
+    # A mask for another picture. Masks are not trained on.
+    is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    removed_at: datetime | None = Field(default=None, sa_column=time_column())  # by its owner; jobs keep using it
+
+
+class Subject(SQLModel, table=True):
+    """What an owner wants to train: a character, a person, a product or a style, with its settings."""
+
+    __tablename__ = "subject"
+
+    owner_id: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    trigger_word: str | None = None
+    class_word: str | None = None
+    base_model: str | None = None
+    webhook_url: str | None = None
+    # Other fields of a TrainSpec that its trainings use, where a request does not say otherwise.
+    recipe: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    train_automatically: bool = False
+    # What was noted about the files of its uploads, until the owner dismisses it.
+    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))
+    profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
+    updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+
+
+class PeriodicRun(SQLModel, table=True):
+    """When a periodic task last ran to its end."""
+
+    __tablename__ = "periodic_run"
+
+    name: str = Field(primary_key=True)
+    finished_at: datetime = Field(sa_column=time_column(nullable=False))
+
+
+class PreparedPicture(SQLModel, table=True):
+    """A source file prepared for one recipe (resolution, cropping, mask), once for all jobs that use it."""
+
+    __tablename__ = "prepared_picture"
+
+    source_sha256: str = Field(primary_key=True)
+    recipe: str = Field(primary_key=True)
+    key: str | None = None  # of the PNG in the store; None if the file cannot be decoded
+    sha256: str | None = Field(default=None, index=True)  # of the PNG
+    width: int = 0
+    height: int = 0
+    # The quality report, or why the file cannot be decoded.
+    report: StoredReport = Field(sa_column=_json(StoredReport, nullable=False))
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+
+
+class EndTask(BaseModel):
+    """The application's task that gets the final view of a job, its queue and its other keyword arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    queue: str | None = None
+    kwargs: dict[str, Any] = {}
+
+
+# Jobs that wait for their turn, and jobs that have had it: what admission counts.
+_WAITING = sa.text("admitted_at IS NULL AND queue <> '' AND status IN ('pending', 'training')")
+_IN_FLIGHT = sa.text("admitted_at IS NOT NULL AND status IN ('pending', 'training')")
+
+
+class Job(SQLModel, table=True):
+    """One request to train one LoRA."""
+
+    __tablename__ = "training_job"
+    __table_args__ = (
+        sa.UniqueConstraint("owner_id", "idempotency_key", name="uq_training_job_owner_key"),
+        sa.Index("uq_training_job_report_key", "owner_id", "report_key", unique=True),
+        sa.Index("uq_training_job_model", "model_id", unique=True),
+        sa.Index("ix_training_job_owner", "owner_id", "created_at"),
+        sa.Index("ix_training_job_status", "status", "next_look_at"),
+        sa.Index("ix_training_job_token", "token_id", "created_at"),
+        sa.Index(
+            "ix_training_job_waiting", "queue", "priority", "owner_id", "created_at", "id",
+            sqlite_where=_WAITING, postgresql_where=_WAITING,
+        ),
+        sa.Index(
+            "ix_training_job_in_flight", "queue", "owner_id",
+            sqlite_where=_IN_FLIGHT, postgresql_where=_IN_FLIGHT,
+        ),
+        sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
+        sa.Index("ix_training_job_dataset", "dataset_sha256"),
+    )  # fmt: skip
+
+    id: str = Field(primary_key=True)
+    owner_id: str
+    subject_id: str
+    idempotency_key: str | None = None
+    # The caller's key of the report that started the job; the idempotency key of such a job is its set of pictures.
+    report_key: str | None = None
+    request_sha256: str
+    # The fields of a TrainSpec, parsed by `jobs.specs`; the four columns below repeat the fields that queries use.
+    spec: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
+    family: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    batch_size: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    # Admission. `queue`: which workers train it; empty for a job of an earlier version, which is not admitted.
+    queue: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    priority: int = Field(default=1, sa_type=sa.SmallInteger, sa_column_kwargs={"server_default": "1"})
+    shape: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})  # what one step has in common
+    expected_s: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})  # of its train stage
+    admitted_at: datetime | None = Field(default=None, sa_column=time_column())  # None: it waits for its turn
+    token_id: str | None = None  # of the HTTP API, with which it was started
+    webhook_url: str | None = None
+    on_end: EndTask | None = Field(default=None, sa_column=_json(EndTask))
+    model_id: str | None = None  # as the request gave it; None: the job's id
+    # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
+    reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    message_id: str | None = None
+    style_id: str | int | None = Field(default=None, sa_column=_json(str | int))
+    # Whether it may train without pictures that stay unreachable, and whether its last notice has a presigned address.
+    allow_missing: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    model_link: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+
+    status: str = Status.PENDING
+    stage: str = Stage.PREPROCESS
+    attempt: int = 0  # at the current stage; 0 before the first
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    validation_loss: float | None = None  # of the last validation; at the end, of the delivered weights
+    seconds_left: float | None = None
+    seconds_per_step: float | None = None
+
+    failure_code: str | None = None
+    failure_message: str | None = None
+    details: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))  # of the failure
+    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))  # on its pictures and captions
+    waiting_note: str | None = None  # active jobs: what the job waits for, or why its last attempt ended
+
+    hold_id: str | None = None
+    charged: int | None = Field(default=None, sa_type=sa.BigInteger)
+
+    # The lease on the current stage. The token only grows, so a write with an old token changes nothing.
+    lease_token: int = 0
+    lease_holder: str | None = None
+    lease_until: datetime | None = Field(default=None, sa_column=time_column())
+    launches: int = 0
+    # Launches of this stage that ended in an error before a worker had claimed it.
+    failed_launches: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    next_look_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+
+    dataset_sha256: str | None = None
+    lora_sha256: str | None = None
+    lora_bytes: int | None = Field(default=None, sa_type=sa.BigInteger)
+    lora_key: str | None = None  # set once the upload has been read back
+    train_seconds: float = 0.0
+    checkpoint_step: int = 0
+
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    started_at: datetime | None = Field(default=None, sa_column=time_column())
+    finished_at: datetime | None = Field(default=None, sa_column=time_column())
+    thinned_at: datetime | None = Field(default=None, sa_column=time_column())  # when retention deleted its pictures
+
+    @property
+    def public_model_id(self) -> str:
+        """The id of the model in notices, and in the key of its file."""
+        return self.model_id or self.id
+
+
+class JobPicture(SQLModel, table=True):
+    """One picture of one job, and the result of preparing it."""
+
+    __tablename__ = "job_picture"
+    __table_args__ = (
+        sa.Index("ix_job_picture_source", "source_sha256"),
+        sa.Index("ix_job_picture_prepared", "prepared_sha256"),
+    )
+
+    job_id: str = Field(primary_key=True, foreign_key="training_job.id")
+    position: int = Field(primary_key=True)
+    reference: str  # an address, or the id of a stored picture; may be presigned, so it never leaves the database
+    name: str | None = None  # of its source, for people: never an address
+    caption: str | None = None
+    mask: str | None = None  # an address or an id too
+    crop: list[float] | None = Field(default=None, sa_column=_json(list[float]))  # as the stored picture's
+    state: str = PictureState.WAITING
+    source_sha256: str | None = None
+    source_bytes: int = Field(default=0, sa_type=sa.BigInteger)  # downloaded for this picture
+    prepared_sha256: str | None = None
+    width: int = 0
+    height: int = 0
+    faults: list[str] = Field(default_factory=list, sa_column=_json(list[str], nullable=False))
+    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
+
+    lease_token: int = 0
+    lease_holder: str | None = None
+    lease_until: datetime | None = Field(default=None, sa_column=time_column())
+    attempt: int = 0
+    unreachable_since: datetime | None = Field(default=None, sa_column=time_column())  # None once it has been fetched
+
+
+class JobEvent(SQLModel, table=True):
+    """What happened to a job, in order: for `--watch`, the loss curve and the event stream."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (sa.Index("ix_job_event_job", "job_id", "id"),)
+
+    id: int | None = Field(
+        default=None,
+        sa_column=sa.Column(sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    )
+    job_id: str = Field(foreign_key="training_job.id")
+    at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+    kind: str  # status, stage, progress, retry
+    data: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))

@@ -1,0 +1,1 @@
+"""The messages of tasks: how they are routed, traced, and continued by a canvas."""

@@ -1,0 +1,1 @@
+"""What a worker does beside its tasks: start and stop, device check, heartbeat, metrics."""

@@ -1,0 +1,1 @@
+"""Decoding of untrusted pictures in a confined child process."""

@@ -1,0 +1,321 @@
+"""Archives of pictures: a ZIP or tar file (also .tar.gz, .tar.bz2 and .tar.xz) is unpacked into a temporary folder.
+
+An archive comes from outside. Nothing is written outside the folder, memory and disk space are bounded whatever the
+archive says about itself, and only pictures, captions and masks are unpacked; of other files the folder gets the name.
+"""
+
+import bz2
+import gzip
+import lzma
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+from core.errors import ArchiveInvalid
+from core.picture_names import plain_name
+from training.data.file_kinds import ARCHIVE_SUFFIXES, CAPTION_SUFFIXES, CAPTION_TABLES, SUFFIXES, archive_kind
+from training.data.folders.picture_folder import is_hidden, is_special_folder
+
+MAX_MEMBERS = 10_000  # a thousand pictures, each with a caption, a mask and the hidden files that a Mac adds
+MAX_FILE_BYTES, MAX_BYTES = 20_000_000, 500_000_000  # as the settings' defaults for pictures and jobs
+_MAX_NAME_PARTS = 10
+_PIECE = 2**18  # bytes that are read or unpacked at a time
+_MAX_DIRECTORY_BYTES = 4 * 2**20  # the table of contents of a ZIP file, which is read as a whole
+_MAX_HEADER_BYTES = 2**20  # what a tar file says about one member
+_XZ_MEMORY = 128 * 2**20  # `xz -9` needs 65 MiB
+_ENCRYPTED = 0x1  # flag of a ZIP member
+_READ = frozenset((*SUFFIXES, *CAPTION_SUFFIXES))
+# What the standard library raises on damaged or hostile archives.
+_FAULTS = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, IndexError,
+    KeyError, NotImplementedError, OverflowError, RecursionError, RuntimeError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UnpackLimits:
+    """How much an archive may hold: bytes of one file, and of all files together once they are unpacked.
+
+    Of a larger picture one byte more is unpacked, so that the check of pictures names it as too large.
+    """
+
+    file_bytes: int = MAX_FILE_BYTES
+    bytes: int = MAX_BYTES
+    members: int = MAX_MEMBERS
+
+
+@contextmanager
+def opened(place: Path, limits: UnpackLimits | None = None) -> Iterator[Path]:
+    """The folder with the pictures of `place`: `place` itself, or if it is an archive, a temporary folder.
+
+    Raises ArchiveInvalid for an archive that is not accepted.
+    """
+    if not place.is_file():
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="imprint-") as temporary, place.open("rb") as file:
+        yield unpack(file, Path(temporary), limits or UnpackLimits())
+
+
+def unpack(file: BinaryIO, into: Path, limits: UnpackLimits) -> Path:
+    """Unpack an archive into the empty folder `into`; returns the folder in it that has the pictures.
+
+    Raises ArchiveInvalid if the archive is damaged, of another kind, larger than `limits` allows, or if it has a member
+    that is encrypted, a link, an archive, or outside the folder.
+    """
+    start = file.read(512)
+    file.seek(0)
+    kind = archive_kind(start)
+    target = _Target(into, limits)
+    try:
+        if kind == "a ZIP archive":
+            _unpack_zip(file, target)
+        elif kind in _OPENERS:
+            _unpack_tar(_Stream(_OPENERS[kind](file), limits.bytes), target)
+        else:
+            raise ArchiveInvalid(f"the file is {kind or 'no archive'}; send a ZIP or tar archive, or a folder")
+    except _FAULTS as error:
+        # Do not quote the message: it may quote the file.
+        raise ArchiveInvalid(f"the archive is damaged or incomplete ({type(error).__name__})") from error
+    return _picture_root(into)
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a file has a name as archives have."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+class _Source(Protocol):
+    """What pieces are read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Target:
+    """The folder that is filled. It counts members and bytes."""
+
+    def __init__(self, into: Path, limits: UnpackLimits) -> None:
+        self._into, self._limits = into, limits
+        self._members = self._bytes = 0
+
+    def place(self, name: str) -> Path:
+        """Where the next member goes. Raises ArchiveInvalid."""
+        self._members += 1
+        if self._members > self._limits.members:
+            raise ArchiveInvalid(f"the archive has more than {self._limits.members} files")
+        shown = _shown(name)
+        path = PurePosixPath(name.replace("\\", "/"))
+        parts = [part for part in path.parts if part != "."]
+        if path.is_absolute() or ".." in parts or (parts and ":" in parts[0]):
+            raise ArchiveInvalid(f"{shown} would be unpacked outside its folder")
+        if not name.isprintable() or len(parts) > _MAX_NAME_PARTS or any(len(part.encode()) > 255 for part in parts):
+            raise ArchiveInvalid(f"{shown} is not a name that a file can have here")
+        return self._into.joinpath(*parts)
+
+    def is_wanted(self, path: Path) -> bool:
+        """Whether the content of a file is needed. Raises ArchiveInvalid for an archive."""
+        if is_archive_name(path.name) and not is_hidden(path):
+            raise ArchiveInvalid(f"{_shown(path.name)} is an archive in the archive; unpack it first")
+        return path.suffix.lower() in _READ or path.name.lower() in CAPTION_TABLES
+
+    def add_folder(self, path: Path) -> None:
+        """Make a folder. Raises ArchiveInvalid."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ArchiveInvalid(f"{_shown(path.name)} is both a file and a folder") from None
+
+    def add(self, path: Path, source: _Source | None) -> None:
+        """Write a file, at most a byte more than the limit; without a source an empty one. Raises ArchiveInvalid."""
+        self.add_folder(path.parent)
+        if path.exists():
+            raise ArchiveInvalid(f"the archive has two files named {_shown(path.name)}")
+        left = self._limits.file_bytes + 1
+        with path.open("xb") as out:
+            while source is not None and left > 0 and (piece := source.read(min(left, _PIECE))):
+                self._bytes += len(piece)
+                if self._bytes > self._limits.bytes:
+                    raise _too_large(self._limits.bytes)
+                left -= len(piece)
+                out.write(piece)
+
+
+def _too_large(limit: int) -> ArchiveInvalid:
+    return ArchiveInvalid(f"the archive has more than {limit} bytes when it is unpacked; send it in parts")
+
+
+def _shown(name: str) -> str:
+    """A member's name for messages."""
+    return plain_name(name) or "a file without a name"
+
+
+# ---- ZIP ----
+
+
+class _ZipFile:
+    """A file as `ZipFile` reads it, which reads the table of contents as a whole: never more than it may have."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._file = file.seek, file.tell, file
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        most = _MAX_DIRECTORY_BYTES + 1
+        data = self._file.read(most if size < 0 else min(size, most))
+        if len(data) == most:
+            raise ArchiveInvalid(f"the archive has more than {MAX_MEMBERS} files")
+        return data
+
+
+def _unpack_zip(file: BinaryIO, target: _Target) -> None:
+    with zipfile.ZipFile(_ZipFile(file)) as archive:
+        for member in archive.infolist():
+            path = target.place(member.filename)
+            if member.is_dir():
+                target.add_folder(path)
+                continue
+            mode = member.external_attr >> 16
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+                raise ArchiveInvalid(f"{_shown(member.filename)} is a link or a device, not a file")
+            if member.flag_bits & _ENCRYPTED:
+                raise ArchiveInvalid(f"{_shown(member.filename)} is encrypted; send an archive without a password")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ArchiveInvalid(
+                    f"{_shown(member.filename)} is compressed by method {member.compress_type}; only deflate is read"
+                )
+            if not target.is_wanted(path):
+                target.add(path, None)
+                continue
+            with archive.open(member) as source:
+                target.add(path, source)
+
+
+# ---- tar ----
+
+
+class _Xz:
+    """The unpacked content of an xz file, with a limit on the decoder's memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._machine = file, self._new()
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+    def read(self, size: int, /) -> bytes:
+        while True:
+            if self._machine.eof:  # another stream may follow
+                rest = self._machine.unused_data.lstrip(b"\0") or self._file.read(_PIECE).lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._machine = self._new()
+            else:
+                rest = self._file.read(_PIECE) if self._machine.needs_input else b""
+                if self._machine.needs_input and not rest:
+                    raise EOFError("the end is missing")
+            if data := self._machine.decompress(rest, size):
+                return data
+
+
+_OPENERS: dict[str, Callable[[BinaryIO], _Source]] = {
+    "a tar archive": lambda file: file,
+    "a gzip archive": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),
+    "a bzip2 archive": bz2.BZ2File,
+    "an xz archive": _Xz,
+}
+
+
+class _Stream:
+    """A tar file as `tarfile` reads it. It counts what is unpacked, also of members that are passed over.
+
+    `header_left` limits what is read at once for one member's header: `tarfile` keeps all of it in memory.
+    """
+
+    def __init__(self, source: _Source, limit: int) -> None:
+        self._source, self._limit = source, limit
+        self._at, self._held = 0, b""
+        self.header_left = _MAX_HEADER_BYTES
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, /) -> int:
+        """Pass over everything up to `offset`."""
+        if offset < self._at:
+            raise tarfile.ReadError("seeking backwards")
+        while self._at < offset and self._next(min(_PIECE, offset - self._at)):
+            pass
+        return self._at
+
+    def read(self, size: int, /) -> bytes:
+        self.header_left -= size
+        if self.header_left < 0:
+            raise ArchiveInvalid("the archive has a member whose header is too large")
+        pieces = []
+        while size > 0 and (piece := self._next(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def _next(self, size: int) -> bytes:
+        if not self._held:
+            try:
+                self._held = self._source.read(_PIECE)
+            except OSError as error:  # what gzip and bz2 raise on damaged files
+                raise tarfile.ReadError("the compression is damaged") from error
+        piece, self._held = self._held[:size], self._held[size:]
+        self._at += len(piece)
+        # Headers and padding are counted too, so allow for them.
+        if self._at > self._limit + 2 * 512 * MAX_MEMBERS:
+            raise _too_large(self._limit)
+        return piece
+
+
+class _Content:
+    """The content of the current member of a tar file."""
+
+    def __init__(self, stream: _Stream, content: _Source) -> None:
+        self._stream, self._content = stream, content
+
+    def read(self, size: int, /) -> bytes:
+        self._stream.header_left = 4 * _PIECE  # it is read through a buffer
+        return self._content.read(size)
+
+
+def _unpack_tar(stream: _Stream, target: _Target) -> None:
+    with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]  # it only reads and seeks
+        stream.header_left = _MAX_HEADER_BYTES
+        while (member := archive.next()) is not None:
+            path = target.place(member.name)
+            if member.isdir():
+                target.add_folder(path)
+            elif not member.isreg() or member.issparse():
+                raise ArchiveInvalid(f"{_shown(member.name)} is a link or a device, not a file")
+            elif target.is_wanted(path) and (content := archive.extractfile(member)) is not None:
+                target.add(path, _Content(stream, content))
+            else:
+                target.add(path, None)
+            archive.members.clear()
+            stream.header_left = _MAX_HEADER_BYTES
+
+
+# ---- folders ----
+
+
+def _picture_root(folder: Path) -> Path:
+    """The folder that was packed: an archive of one folder has nothing else, apart from hidden files."""
+    seen = [path for path in folder.iterdir() if not is_hidden(path)]
+    if len(seen) == 1 and seen[0].is_dir() and not is_special_folder(seen[0]):
+        return _picture_root(seen[0])
+    return folder

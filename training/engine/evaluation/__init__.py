@@ -1,0 +1,1 @@
+"""Evaluations between two steps: validation on held-out pictures, and previews."""

@@ -1,0 +1,1 @@
+"""The files of base models: find, check, fingerprint, quantise and load them."""

@@ -1,0 +1,1 @@
+"""Tiny base models with random weights, and tiny trainings on them."""

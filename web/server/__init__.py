@@ -1,0 +1,1 @@
+"""What holds for every request: middleware, limits, and bodies."""
