@@ -12,6 +12,7 @@ from jobs.deletion import history
 from jobs.lifecycle import sweeps
 from jobs.services import Services
 from notifications import outbox
+from notifications.messages import WAITING
 from notifications.tables import MESSAGE
 from storage.tables.jobs import Job, JobEvent, JobPicture
 from tests.contract.jobs import request
@@ -26,7 +27,9 @@ def cancelled(services: Services, *, delivered: bool = True) -> str:
     with services.database.writing() as session:
         session.execute(sa.update(Job).where(col(Job.id) == job_id).values(finished_at=utcnow() - OLD))
         if delivered:
-            session.execute(sa.update(MESSAGE).where(MESSAGE.c.job_id == job_id).values(sent_at=utcnow() - OLD))
+            session.execute(
+                sa.update(MESSAGE).where(MESSAGE.c.job_id == job_id, WAITING).values(sent_at=utcnow() - OLD)
+            )
     return job_id
 
 
