@@ -233,6 +233,50 @@ def entries(session: Session, owner_id: str, limit: int = 50, before_seq: int | 
     return [LedgerEntry(*row) for row in session.execute(query)]
 
 
+@dataclass(frozen=True)
+class AccountLine:
+    """An entry with what it did to the available credits, and how many were available after it.
+
+    `held`: the credits of the hold that it is about.
+    """
+
+    entry: LedgerEntry
+    change: int
+    available: int
+    held: int | None
+
+
+def lines(session: Session, owner_id: str, limit: int = 50, before_seq: int | None = None) -> list[AccountLine]:
+    """An owner's entries as `entries` lists them, each with the balance after it."""
+    change = sa.case(
+        (ENTRY.c.kind == "hold", -ENTRY.c.amount),
+        (ENTRY.c.kind == "settle", HOLD.c.amount - ENTRY.c.amount),
+        else_=ENTRY.c.amount,
+    )
+    # Summed over all entries of the account, before the page is cut out.
+    summed = (
+        sa.select(
+            *(ENTRY.c[name] for name in LedgerEntry.__dataclass_fields__),
+            change.label("change"),
+            sa.func.sum(change).over(order_by=ENTRY.c.seq).label("available"),
+            HOLD.c.amount.label("held"),
+        )
+        .join(ACCOUNT, ACCOUNT.c.id == ENTRY.c.account_id)
+        .outerjoin(HOLD, HOLD.c.id == ENTRY.c.hold_id)
+        .where(ACCOUNT.c.owner_id == owner_id)
+        .subquery()
+    )
+    query = sa.select(summed).order_by(summed.c.seq.desc()).limit(limit)
+    if before_seq is not None:
+        query = query.where(summed.c.seq < before_seq)
+    return [AccountLine(LedgerEntry(*row[:-3]), *map(_whole, row[-3:])) for row in session.execute(query)]  # type: ignore[arg-type]
+
+
+def _whole(number: int | None) -> int | None:
+    """PostgreSQL's sums of 64-bit integers are decimals."""
+    return None if number is None else int(number)
+
+
 def hold_of(session: Session, training_id: str) -> Hold | None:
     """The hold of a training; None if it has none."""
     row = session.execute(_HOLDS.where(HOLD.c.training_id == training_id)).one_or_none()

@@ -18,6 +18,7 @@ class CheckpointView(View):
     key: str
     sha256: str
     bytes: int
+    validation_loss: float | None = None  # on held-out pictures, if they were validated at this step
 
 
 def kept(services: Services, job_id: str, owner_id: str | None = None) -> list[CheckpointView]:

@@ -46,6 +46,12 @@ def kept_lora(model_id: str, step: int) -> str:
     return f"{kept_loras(model_id)}{step:08d}.safetensors"
 
 
+def step_of(lora_key: str) -> int | None:
+    """The step of a LoRA file that is a checkpoint's; None for the finished file."""
+    folder, _, name = lora_key.rpartition("/")
+    return int(name.removesuffix(".safetensors")) if folder.endswith("/checkpoints") else None
+
+
 def previews(job_id: str) -> str:
     """Prefix of the samples that a remote trainer drew while training."""
     return f"previews/{job_id}/"

@@ -10,7 +10,10 @@ from jobs.services import Services
 from web import problems
 from web.metrics import WebMetrics
 from web.pages import account as account_page
+from web.pages import captions as caption_pages
 from web.pages import drawings as drawing_pages
+from web.pages import picture as picture_pages
+from web.pages import results as result_pages
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
 from web.routes import account, captions, deletions, drawings, images, pages, service, subjects, trainings, turns
@@ -82,6 +85,14 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
         app.include_router(routes.router)
-    for shown in (account_page, subject_pages, training_pages, drawing_pages):
+    for shown in (
+        account_page,
+        subject_pages,
+        training_pages,
+        result_pages,
+        drawing_pages,
+        caption_pages,
+        picture_pages,
+    ):
         app.include_router(shown.router)
     return app

@@ -48,6 +48,11 @@ def file_address(key: bytes, job_id: str, stored_at: str) -> str:
     """An address of a LoRA file that needs no token: `stored_at`, or for a local file one of this service."""
     if urlsplit(stored_at).scheme != "file":
         return stored_at
+    return own_address(key, job_id)
+
+
+def own_address(key: bytes, job_id: str) -> str:
+    """An address of a LoRA file in this service that needs no token."""
     return f"/api/trainings/{job_id}/file?{urlencode(sign(key, job_id))}"
 
 

@@ -39,6 +39,13 @@ class WebSettings(BaseModel):
         "Unset: a random one, stored under home.",
     )
 
+    web_top_up_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s]+$",
+        description="Address of a page on which owners buy credits, for a link on their accounts. `{owner}` in it is "
+        "replaced by the owner's name.",
+    )
+
     upload_timeout_s: float = Field(600.0, gt=0, description="Time limit of sending the body of a request.")
     upload_min_bytes_per_s: int = Field(
         10_000,

@@ -35,7 +35,9 @@ def _is_old(before: datetime) -> sa.ColumnElement[bool]:
 def _thin(services: Services, job_id: str, before: datetime) -> None:
     with services.database.reading() as session:
         job = session.get_one(Job, job_id)
-    services.store.delete_prefix(keys.kept_loras(job.public_model_id))
+    for key in list(services.store.list(keys.kept_loras(job.public_model_id))):
+        if key != job.lora_key:  # its owner delivers this one
+            services.store.delete(key)
     services.store.delete_prefix(keys.checkpoints(job_id))
     with services.database.writing() as session:
         job = session.get_one(Job, job_id, with_for_update=True)

@@ -1,6 +1,11 @@
 """Owners' credits: grant, refund, balance, holds, entries."""
 
+import csv
+import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from sqlmodel import col, select
 
 from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
@@ -10,6 +15,11 @@ from jobs.owners import audit_log
 from jobs.owners.unusable_names import normal_name
 from jobs.services import Services
 from jobs.view import Time, View
+from storage.tables.drawings import DrawingRow
+from storage.tables.jobs import Job
+
+_CSV_PAGE = 500
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that begins so
 
 
 class HoldView(View):
@@ -28,6 +38,9 @@ class EntryView(View):
     amount: int
     training_id: str | None
     created_at: Time
+    change: int  # of the credits that are available
+    available: int  # after it
+    held: int | None  # the credits of the hold that it is about
 
 
 def grant(services: Services, owner_id: str, amount: int, key: str | None = None) -> ledger.Balance:
@@ -79,14 +92,51 @@ def statement(services: Services, owner_id: str, limit: int = 50, before_seq: in
     with services.database.reading() as session:
         return [
             EntryView(
-                seq=entry.seq,
-                kind=entry.kind,
-                amount=entry.amount,
-                training_id=entry.training_id,
-                created_at=entry.created_at,
+                seq=line.entry.seq,
+                kind=line.entry.kind,
+                amount=line.entry.amount,
+                training_id=line.entry.training_id,
+                created_at=line.entry.created_at,
+                change=line.change,
+                available=line.available,
+                held=line.held,
             )
-            for entry in ledger.entries(session, owner_id, limit, before_seq)
+            for line in ledger.lines(session, owner_id, limit, before_seq)
         ]
+
+
+def subjects_of(services: Services, owner_id: str, ids: Iterable[str]) -> dict[str, str]:
+    """The subjects of an owner's trainings and drawings, by their ids. Deleted ones are left out."""
+    wanted = set(ids)
+    of_drawings = (
+        select(DrawingRow.id, Job.subject_id)
+        .join(Job, col(Job.id) == col(DrawingRow.job_id))
+        .where(DrawingRow.owner_id == owner_id, col(DrawingRow.id).in_(wanted))
+    )
+    of_jobs = select(Job.id, Job.subject_id).where(Job.owner_id == owner_id, col(Job.id).in_(wanted))
+    with services.database.reading() as session:
+        return dict(session.exec(of_jobs).all()) | dict(session.exec(of_drawings).all())
+
+
+def csv_lines(services: Services, owner_id: str) -> Iterator[str]:
+    """All entries of an owner's account as lines of a CSV file, newest first."""
+    yield _csv("no", "at", "kind", "change", "available", "amount", "training", "subject")
+    before: int | None = None
+    while entries := statement(services, owner_id, _CSV_PAGE, before):
+        subjects = subjects_of(services, owner_id, filter(None, (entry.training_id for entry in entries)))
+        for entry in entries:
+            subject = subjects.get(entry.training_id or "", "")
+            yield _csv(
+                entry.seq, entry.created_at.isoformat(), entry.kind, entry.change, entry.available, entry.amount,
+                entry.training_id or "", f"'{subject}" if subject.startswith(_FORMULA) else subject,
+            )  # fmt: skip
+        before = entries[-1].seq
+
+
+def _csv(*cells: object) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n").writerow(cells)
+    return out.getvalue()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sqlmodel import col, select
 
 from core.clock import utcnow
-from core.errors import NotFound, SpecInvalid
+from core.errors import IllegalMove, NotFound, SpecInvalid
 from core.ids import new_id
 from core.names import is_owner_name, owner_name
 from jobs.owners import audit_log
@@ -22,6 +22,8 @@ SCOPES = ("read", "train", "priority", "operate")
 _PREFIX = "imp_"
 _BYTES = 32
 _MAX_NAME = 200
+_OWN_SCOPES = ("read", "train", "priority")  # that an owner may give a token
+MAX_OWN = 50  # valid tokens of an owner who creates them
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,28 @@ def authenticate(services: Services, secret: str) -> Token | None:
     return token if token.is_valid(utcnow()) else None
 
 
-def revoke(services: Services, token_id: str) -> Token:
+def create_own(
+    services: Services, creator: Token, owner_id: str, name: str, days: int | None = None
+) -> tuple[str, Token]:
+    """Create a token of an owner, who is signed in with another one: it may do what that one may, and acts for the
+    owner alone. Raises SpecInvalid, and IllegalMove if the owner has as many as an owner may have.
+    """
+    valid = [token for token in list_tokens(services, owner_id) if token.is_valid(utcnow())]
+    if len(valid) >= MAX_OWN:
+        raise IllegalMove(f"you have {len(valid)} tokens; revoke one first")
+    scopes = [scope for scope in creator.scopes if scope in _OWN_SCOPES]
+    return create(services, name, owner_id=owner_id, scopes=scopes, days=days)
+
+
+def revoke(services: Services, token_id: str, owner_id: str | None = None) -> Token:
     """Revoke a token: the next call with it is refused, and its sessions and event streams end.
 
-    Revoking again changes nothing. Raises NotFound.
+    Revoking again changes nothing. `owner_id` is the caller; None is an operator. Raises NotFound, also for a token of
+    another owner.
     """
     with services.database.writing() as session:
         row = session.get(ApiToken, token_id)
-        if row is None:
+        if row is None or owner_id not in (None, row.owner_id):
             raise NotFound(f"there is no token {token_id}")
         row.revoked_at = row.revoked_at or utcnow()
         session.add(row)
@@ -110,10 +126,13 @@ def revoke(services: Services, token_id: str) -> Token:
     return token_of(row)
 
 
-def list_tokens(services: Services) -> list[Token]:
-    """All tokens, newest first, including expired and revoked ones."""
+def list_tokens(services: Services, owner_id: str | None = None) -> list[Token]:
+    """All tokens, or those of an owner, newest first, including expired and revoked ones."""
+    query = select(ApiToken).order_by(col(ApiToken.created_at).desc())
+    if owner_id is not None:
+        query = query.where(ApiToken.owner_id == owner_id)
     with services.database.reading() as session:
-        return [token_of(row) for row in session.exec(select(ApiToken).order_by(col(ApiToken.created_at).desc()))]
+        return [token_of(row) for row in session.exec(query)]
 
 
 def token_of(row: ApiToken) -> Token:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from core.clock import utcnow
 from core.errors import Cancelled, HandOver, LeaseLost, NotFound, TrainingTimeout
@@ -15,6 +16,7 @@ from jobs.lifecycle.leases import HeldLease, Lease
 from storage.database import AWAY, Database
 from storage.objects import ObjectStore
 from storage.tables.jobs import Job, JobEvent, Status
+from training.lora import metadata as lora_metadata
 from training.ports import Progress
 
 log = logging.getLogger(__name__)
@@ -145,7 +147,14 @@ class StoredLoras:
     def save(self, step: int, data: bytes) -> None:
         key = keys.kept_lora(self._model_id, step)
         self._store.put(key, data)
-        facts = {"step": step, "key": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        facts: dict[str, Any] = {
+            "step": step,
+            "key": key,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+        }
+        if (loss := lora_metadata.validation_loss(data)) is not None:
+            facts["validation_loss"] = loss
         try:
             with self._database.writing() as session:
                 if self._lease.is_held(session):

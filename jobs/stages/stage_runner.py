@@ -248,7 +248,8 @@ def delete_files(services: Services, job_id: str, model_id: str) -> None:
         services.store.delete(keys.lora(model_id))
         services.store.delete_prefix(keys.kept_loras(model_id))
     if services.settings.comfyui_loras is not None:
-        (services.settings.comfyui_loras / f"{job_id}.safetensors").unlink(missing_ok=True)
+        for path in services.settings.comfyui_loras.glob(f"{job_id}*.safetensors"):  # also of a delivered checkpoint
+            path.unlink(missing_ok=True)
     _clear_dead_work_dirs_of(services, job_id)
 
 

@@ -6,6 +6,7 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.errors import LoraNotReady
+from jobs import keys
 from jobs.owners.unusable_names import normal_name
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
@@ -59,7 +60,7 @@ def resolve(services: Services, owner_id: str, subject_id: str, base_model: str 
         trigger_word=spec.trigger_word,
         class_word=spec.class_word,
         strength=STRENGTH,
-        file=f"{job.id}.safetensors",
+        file=f"{job.id}.safetensors" if (step := keys.step_of(key)) is None else f"{job.id}-{step}.safetensors",
         key=key,
         sha256=job.lora_sha256,
         bytes=job.lora_bytes,

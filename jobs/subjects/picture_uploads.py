@@ -101,12 +101,25 @@ def _sort(upload: Upload, index: int, file: UploadedFile, folder: Path, limits: 
 
 def _add_archive(upload: Upload, index: int, archive: str, folder: Path) -> None:
     found = read_folder(folder, masked=False)
+    if not found.pictures and (texts := _caption_files(folder)):
+        upload.captions |= texts  # of pictures of earlier uploads
+        return
     upload.notes += [f"{archive}: {note}" for note in found.notes]
     if not found.pictures:
         upload.refused.append(Refusal(index, str(ImageInvalid.code), f"{archive}: there are no pictures in it"))
     for position, picture in enumerate(found.pictures):
         label = f"{archive}, {picture_label(position, plain_name(picture.path.name))}"
         upload.parts.append(UploadPart(index, label, picture.path.name, picture.path.read_bytes, picture.caption))
+
+
+def _caption_files(folder: Path) -> dict[str, bytes]:
+    """The caption files of an archive without pictures, by name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_hidden(path))
+    return {
+        path.name: path.read_bytes()[:_MAX_CAPTION_FILE_BYTES]
+        for path in files
+        if path.name.lower().endswith(CAPTION_SUFFIXES) or path.name.lower() in CAPTION_TABLES
+    }
 
 
 def _message(error: ImageInvalid | SpecInvalid) -> str:

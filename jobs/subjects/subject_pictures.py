@@ -25,6 +25,7 @@ from training.data.verdict import Verdict, describe_fault, judge
 from training.families.registry import BASE_MODELS
 from training.spec import TrainSpec
 
+LARGE_SIDE = 1280  # pixels
 MAX_STORED_PICTURES = 2000  # of one subject; a training uses at most half as many
 
 
@@ -170,6 +171,22 @@ def preview(services: Services, owner_id: str, subject_id: str, picture_id: str)
     if picture.preview_key is None:
         raise NotFound(f"there is no preview of {picture_id}")
     return services.store.get(picture.preview_key)
+
+
+def large(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
+    """A JPEG of the whole picture, at most LARGE_SIDE pixels a side, as its owner looks at it.
+
+    Raises NotFound, and IllegalMove for a picture that cannot be read.
+    """
+    with services.database.reading() as session:
+        picture = get_row(session, owner_id, subject_id, picture_id, gone_too=False)
+    try:
+        made = services.decoder.prepare(
+            services.store.get(picture.key), resolution=LARGE_SIDE, whole=True, owner_id=owner_id
+        )
+    except ImageInvalid as error:
+        raise IllegalMove(error.message) from None
+    return thumbnail(made.png, LARGE_SIDE)
 
 
 def preview_spec(subject: Subject | None) -> TrainSpec:

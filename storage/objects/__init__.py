@@ -62,8 +62,11 @@ class ObjectStore(Protocol):
     def uri(self, key: str) -> str:
         """The address of the object for programs with access to the store: `s3://…` or `file://…`. No secret."""
 
-    def url(self, key: str, expires_s: int) -> str:
-        """An address where anyone can read the object for `expires_s` seconds: a secret, never log it."""
+    def url(self, key: str, expires_s: int, name: str | None = None) -> str:
+        """An address where anyone can read the object for `expires_s` seconds: a secret, never log it.
+
+        `name`: what a browser saves the object as, where the address can say that.
+        """
 
 
 @runtime_checkable

@@ -82,8 +82,8 @@ class LocalStore:
     def uri(self, key: str) -> str:
         return self._path(key).as_uri()
 
-    def url(self, key: str, expires_s: int) -> str:
-        """A `file://` address. It does not expire; the permissions of the folder protect the file."""
+    def url(self, key: str, expires_s: int, name: str | None = None) -> str:
+        """A `file://` address, without `name`. It does not expire; the permissions of the folder protect the file."""
         return self._path(key).as_uri()
 
     def _path(self, key: str) -> Path:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Literal
+from urllib.parse import quote
 
 from boto3.session import Session
 from botocore.config import Config
@@ -145,9 +146,12 @@ class S3Store:
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{checked_key(key)}"
 
-    def url(self, key: str, expires_s: int) -> str:
+    def url(self, key: str, expires_s: int, name: str | None = None) -> str:
+        saved_as = {} if name is None else {"ResponseContentDisposition": f"attachment; filename*=UTF-8''{quote(name)}"}
         with self._calling(key):
-            address: str = self._client.generate_presigned_url("get_object", Params=self._at(key), ExpiresIn=expires_s)
+            address: str = self._client.generate_presigned_url(
+                "get_object", Params={**self._at(key), **saved_as}, ExpiresIn=expires_s
+            )
         return address
 
     def read_foreign(self, bucket: str, key: str, max_bytes: int) -> bytes:

@@ -58,6 +58,7 @@ def prepare(
     aspect_buckets: bool = False,
     masked: bool = False,
     crop: Sequence[float] | None = None,
+    whole: bool = False,
     max_pixels: int = 50_000_000,
     max_bytes: int = 20_000_000,
 ) -> PreparedImage:
@@ -67,7 +68,8 @@ def prepare(
     `aspect_buckets` it has the size of the nearest bucket of `buckets(resolution)`. `crop` has the shares of width and
     height (left, top, right, bottom) of the part to use instead of the whole picture. With `masked` a picture with
     transparency keeps its alpha channel as the mask of the loss; its colours are still blended. Pictures with faults
-    are prepared too: to leave them out, compare `report.faults` with BAD_FAULTS.
+    are prepared too: to leave them out, compare `report.faults` with BAD_FAULTS. With `whole` nothing is cropped, and
+    `resolution` is the most pixels of the longer side: for people, not for training.
 
     A picture with transparency is blended over white, or over black if all that shows is nearly white. Of several
     frames or pages the first is used.
@@ -87,7 +89,8 @@ def prepare(
     image = _oriented(image, orientation)
     seen, background = _seen(image, notes)
     frame = Frame(resolution, aspect_buckets)
-    small = _fit(image, view_of(image.width, image.height, frame, part))
+    view = _whole(image, resolution) if whole else view_of(image.width, image.height, frame, part)
+    small = _fit(image, view)
     picture = flatten(small, image, background, notes)
     if masked and small.mode == "RGBA":
         picture.putalpha(small.getchannel("A"))
@@ -214,6 +217,13 @@ def _oriented(image: Image.Image, orientation: int) -> Image.Image:
 
 
 # ---- size ----
+
+
+def _whole(image: Image.Image, side: int) -> View:
+    """The whole picture, at most `side` pixels on its longer side, and never enlarged."""
+    scale = min(1.0, side / max(image.size))
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    return View(0.0, 0.0, float(image.width), float(image.height), width, height)
 
 
 def _fit(image: Image.Image, view: View) -> Image.Image:

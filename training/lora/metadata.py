@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 
 from training.families.registry import FAMILIES
+from training.lora.safetensor import Malformed, read_header
 from training.options import MIN_SNR_GAMMA, Quantisation
 from training.ports import Example
 from training.spec import TrainSpec
@@ -156,3 +157,12 @@ def _modelspec(spec: TrainSpec, prediction: str) -> dict[str, str]:
         "modelspec.trigger_phrase": spec.trigger_word,
         "modelspec.usage_hint": f"say {spec.trigger_word!r} in the prompt",
     }
+
+
+def validation_loss(data: bytes) -> float | None:
+    """The loss on held-out pictures of the weights in a LoRA file of ours; None if they were not validated."""
+    try:
+        written = read_header(data)[0].get("__metadata__", {}).get("imprint_validation_loss")
+    except Malformed:
+        return None
+    return None if written is None else float(written)

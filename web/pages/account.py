@@ -3,20 +3,24 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Path, Query, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 
+from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from jobs import overview, screening
 from jobs.admission import pauses
 from jobs.deletion import requests
-from jobs.owners import accounts, audit_log
+from jobs.notices import notices
+from jobs.owners import accounts, audit_log, tokens
 from jobs.owners import sessions as kept_sessions
 from jobs.remote import trainers
+from jobs.services import Services
+from notifications.preferences import EVENTS
 from tasks.workers import fleet
-from web.auth import ServicesDep
+from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages import session as sessions
-from web.pages.render import STATIC, render
+from web.pages.render import STATIC, render, segment
 from web.pages.session import (
     COOKIE,
     LASTS_S,
@@ -27,11 +31,21 @@ from web.pages.session import (
     SessionDep,
     check_origin,
 )
-from web.parameters import DeletionId, PictureHash, SessionId
+from web.parameters import DeletionId, PictureHash, SessionId, TokenId
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
 _PAGE = 25  # entries
+_EVENT_TEXTS = {
+    "training.processing": "A training begins",
+    "training.completed": "A training is ready",
+    "training.failed": "A training failed",
+    "training.cancelled": "A training was cancelled",
+    "training.not_started": "An automatic training was not started",
+    "training.refused": "A request by message was refused",
+    "credits.low": "Few credits are left",
+}
+_EVENTS = {event: _EVENT_TEXTS.get(event, event) for event in EVENTS}
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -95,18 +109,80 @@ def account(
     caller: PageReaderDep,
     before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
 ) -> Response:
-    page = accounts.account_page(services, caller.owner_id, _PAGE, before)
+    return _account(request, services, caller, before)
+
+
+def _account(
+    request: Request, services: Services, caller: Caller, before: int | None = None, secret: str | None = None
+) -> Response:
+    """The page of an owner's account. `secret`: of a token that was just created."""
+    owner_id = caller.owner_id
+    page = accounts.account_page(services, owner_id, _PAGE, before)
+    ids = [*(entry.training_id for entry in page.entries), *(hold.training_id for hold in page.holds)]
+    top_up = services.settings.web_top_up_url
     return render(
         request,
         "account.html",
         account=page,
+        subjects=accounts.subjects_of(services, owner_id, filter(None, ids)),
         before=before,
-        sessions=kept_sessions.list_sessions(services, caller.owner_id),
+        top_up=top_up.replace("{owner}", segment(owner_id)) if top_up else None,
+        notices=notices.get(services, owner_id),
+        events=_EVENTS,
+        sends_mail=services.settings.smtp_url is not None,
+        tokens=[token for token in tokens.list_tokens(services, owner_id) if token.is_valid(utcnow())],
+        own_token=caller.token.id,
+        secret=secret,
+        sessions=kept_sessions.list_sessions(services, owner_id),
         session_id=caller.session_id,
-        deletions=requests.list_open(services, caller.owner_id),
+        deletions=requests.list_open(services, owner_id),
         may_train="train" in caller.token.scopes,
         faults={},
     )
+
+
+@router.get("/account/entries.csv")
+def entries(services: ServicesDep, caller: PageReaderDep) -> Response:
+    headers = {"Content-Disposition": 'attachment; filename="imprint-account.csv"'}
+    lines = accounts.csv_lines(services, caller.owner_id)
+    return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+@router.post("/account/notices")
+def change_notices(
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    email: Annotated[str, Form(max_length=320)] = "",
+    event: Annotated[list[str] | None, Form(max_length=20)] = None,
+    low_credits: Annotated[str, Form(max_length=20)] = "",
+) -> Response:
+    low = low_credits.strip()
+    if low and not (low.isascii() and low.isdigit()):
+        raise SpecInvalid.of({"low_credits": "must be a whole number"})
+    values = {"email": email.strip() or None, "events": event or [], "low_credits": int(low) if low else None}
+    notices.change(services, caller.owner_id, values)
+    return RedirectResponse("/account?notice=notices", 303)
+
+
+@router.post("/account/tokens")
+def create_token(
+    request: Request,
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    name: Annotated[str, Form(max_length=300)] = "",
+    days: Annotated[int | None, Form(ge=1, le=3650)] = None,
+) -> Response:
+    """The page with the secret of a new token, which is shown this once."""
+    secret, _ = tokens.create_own(services, caller.token, caller.owner_id, name, days)
+    answer = _account(request, services, caller, secret=secret)
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+@router.post("/account/tokens/{tokenId}/revoke")
+def revoke_token(services: ServicesDep, caller: PageTrainerDep, token_id: TokenId) -> Response:
+    tokens.revoke(services, token_id, caller.owner_id)
+    return RedirectResponse("/account?notice=revoked#tokens", 303)
 
 
 @router.post("/account/delete")

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 _HERE = Path(__file__).parent.parent
 STATIC = _HERE / "static"
@@ -49,6 +50,9 @@ _NOTICES = {
     "on": "Automatic training is on.",
     "off": "Automatic training is off.",
     "captioned": "Caption saved.",
+    "imported": "Captions read from the files.",
+    "cropped": "Later trainings see this part.",
+    "uncropped": "Later trainings see the whole picture.",
     "removed": "Picture removed. Trainings that use it continue.",
     "uploaded": "Pictures stored.",
     "some": "Some files were not stored, because they are not pictures.",
@@ -57,8 +61,11 @@ _NOTICES = {
     "ended": "Signed out there.",
     "drawing": "Drawing started.",
     "undrawn": "Drawing cancelled.",
+    "delivered": "Downloads and drawings use this checkpoint now.",
     "deleting": "The deletion is under way.",
     "undone": "The deletion is undone.",
+    "notices": "Notices saved.",
+    "revoked": "The token is revoked.",
 }
 
 
@@ -100,6 +107,17 @@ def at(value: datetime | None) -> str:
     return "" if value is None else f"{value:%Y-%m-%d %H:%M} UTC"
 
 
+def when(value: datetime | None) -> Markup:
+    """A time as an element, which the script of the page shows in the time zone of the browser."""
+    return Markup("") if value is None else Markup('<time datetime="{}">{}</time>').format(value.isoformat(), at(value))
+
+
+def signed(value: int) -> str:
+    """A change of credits, with its sign: +100, −60, 0."""
+    sign = {1: "+", -1: "−"}.get((value > 0) - (value < 0), "")  # noqa: RUF001 - a minus sign
+    return f"{sign}{number(abs(value))}"
+
+
 def size(value: int) -> str:
     """The size of a file."""
     return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
@@ -121,5 +139,6 @@ def _templates() -> Environment:
     folder = FileSystemLoader(_HERE / "templates" / "page")
     made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
+    made.filters |= {"when": when, "signed": signed}
     made.globals |= {"asset": asset, "count": count, "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES}
     return made

@@ -14,6 +14,7 @@ from jobs import history, previews, service
 from jobs.deletion import requests
 from jobs.owners import accounts
 from jobs.requests.quotes import Quote
+from jobs.results import delivery, lora_files
 from jobs.services import Services
 from jobs.view import JobView
 from storage.tables.drawings import OPEN
@@ -21,8 +22,8 @@ from storage.tables.jobs import ACTIVE, JobEvent, Stage, Status
 from training.data.verdict import describe_fault
 from training.families.registry import FAMILIES
 from web.auth import ServicesDep
-from web.files import download_response, picture_response
-from web.pages import drawings
+from web.files import picture_response
+from web.pages import drawings, results
 from web.pages.chart import Point, loss_curve
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
@@ -59,7 +60,9 @@ def training(
         newest=newest,
         stages_done=_stages(view),
         chart=loss_curve(_losses(service.events(services, job_id, owner_id=owner_id))),
-        samples=previews.by_prompt(previews.names(services, job_id, owner_id)),
+        samples=results.grid_of(view, previews.names(services, job_id, owner_id)),
+        forms=lora_files.forms(view.spec.family) if view.lora else [],
+        checkpoints=delivery.choices(services, job_id, owner_id),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
         again=None if active else _quote_again(services, job_id, owner_id),
         key=uuid4().hex,
@@ -162,8 +165,3 @@ async def events(
 @router.get("/previews/{name}")
 def preview(services: ServicesDep, caller: PageReaderDep, job_id: TrainingId, name: PreviewName) -> Response:
     return picture_response(previews.get(services, job_id, name, caller.owner_id), name)
-
-
-@router.get("/download")
-def download(request: Request, services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
-    return download_response(request, services, job_id, caller.owner_id)

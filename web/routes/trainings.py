@@ -1,7 +1,6 @@
 """One training: `/api/trainings/{id}`."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, StreamingResponse
@@ -9,9 +8,11 @@ from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse,
 from jobs import checkpoints as job_checkpoints
 from jobs import history, service
 from jobs import previews as job_previews
+from jobs.results import delivery, lora_files, model_card
+from training.lora.formats import FORMATS
 from web import signing
 from web.auth import ReaderDep, ServicesDep, TrainerDep
-from web.files import download_response, picture_response, stored_file
+from web.files import card_response, download_response, lora_response, picture_response
 from web.models.trainings import Checkpoint, Checkpoints, Preview, Previews, Training
 from web.parameters import IdempotencyKey, PreviewName, TrainingId, api_key
 from web.problems import ALWAYS, RequestRefused, responses
@@ -20,6 +21,15 @@ from web.streams import event_response
 router = APIRouter(prefix="/api/trainings/{id}", tags=["trainings"])
 
 _ONE = (*ALWAYS, "not_found")
+Step = Annotated[int, Path(ge=1, le=100_000)]
+Form = Annotated[
+    str | None,
+    Query(
+        max_length=20, pattern=f"^({'|'.join(FORMATS)})$",
+        description=f"The form of the file: {', '.join(f'`{form}`' for form in FORMATS)}. Default: the one that the "
+        "training has written, which most programs read. A form that the family does not have is a fault.",
+    ),
+]  # fmt: skip
 _EVENT = {
     "type": "object",
     "properties": {
@@ -123,14 +133,21 @@ def checkpoints(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) ->
         **responses(*_ONE),
     },
 )
-def checkpoint(
-    services: ServicesDep, caller: ReaderDep, job_id: TrainingId, step: Annotated[int, Path(ge=1, le=100_000)]
-) -> Response:
-    kept = job_checkpoints.get(services, job_id, step, caller.owner_id)
-    address = services.store.url(kept.key, signing.MAX_AGE_S)
-    if urlsplit(address).scheme != "file":
-        return RedirectResponse(address, 307)
-    return stored_file(address, f"{job_id}-{step}.safetensors")
+def checkpoint(services: ServicesDep, caller: ReaderDep, job_id: TrainingId, step: Step) -> Response:
+    return lora_response(
+        services, lora_files.find(services, job_id, caller.owner_id, step=step), f"{job_id}-{step}.safetensors"
+    )
+
+
+@router.post(
+    "/checkpoints/{step}/deliver",
+    summary="Deliver the LoRA of a kept checkpoint instead of the last one",
+    description="From then on, downloads and drawings use the LoRA of this checkpoint. The LoRA of the last step is "
+    "kept among the checkpoints, so it can be delivered again. Only for a training that is ready.",
+    responses=responses(*_ONE, "illegal_move"),
+)
+def deliver(services: ServicesDep, caller: TrainerDep, job_id: TrainingId, step: Step) -> Training:
+    return Training.model_validate(delivery.deliver(services, job_id, step, caller.owner_id))
 
 
 # ---- results ------------------------------------------------------------------------------------------------
@@ -164,8 +181,22 @@ def preview(services: ServicesDep, caller: ReaderDep, job_id: TrainingId, name: 
         **responses(*_ONE, "illegal_move"),
     },
 )
-def download(request: Request, services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> RedirectResponse:
-    return download_response(request, services, job_id, caller.owner_id)
+def download(
+    request: Request, services: ServicesDep, caller: ReaderDep, job_id: TrainingId, form: Form = None
+) -> RedirectResponse:
+    return download_response(request, services, job_id, caller.owner_id, form)
+
+
+@router.get(
+    "/card",
+    summary="Get the model card of the finished file",
+    description="Markdown with the fields that Hugging Face reads: trigger word, prompts, pictures, recipe, base model "
+    "and licence.",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/markdown": {}}}, **responses(*_ONE, "illegal_move")},
+)
+def card(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Response:
+    return card_response(*model_card.build(services, job_id, caller.owner_id))
 
 
 @router.get(
@@ -184,10 +215,11 @@ def file(
     job_id: TrainingId,
     expires: Annotated[int, Query(ge=0, le=2**53)],
     signature: Annotated[str, Query(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")],
-) -> FileResponse:
+    form: Form = None,
+) -> Response:
     if not signing.is_signed(request.app.state.secret, job_id, expires, signature):
         raise RequestRefused(
             "forbidden", "the signature of this address is wrong or has expired; get a new address from `download`"
         )
-    address = services.store.url(service.get_lora(services, job_id).key, signing.MAX_AGE_S)
-    return stored_file(address, f"{job_id}.safetensors")
+    found = lora_files.find(services, job_id, form=form)
+    return lora_response(services, found, f"{job_id}{f'-{found.form}' if found.form else ''}.safetensors")

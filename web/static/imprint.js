@@ -251,7 +251,17 @@ document.addEventListener("input", (event) => {
   if (shown) shown.textContent = event.target.value;
 });
 
+// The server writes times in UTC.
+const times = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+function localize(time) {
+  const at = new Date(time.dateTime);
+  if (time.title || Number.isNaN(at.valueOf())) return;
+  time.title = time.textContent;
+  time.textContent = times.format(at);
+}
+
 function prepare(root) {
+  root.querySelectorAll("time[datetime]").forEach(localize);
   root.querySelectorAll("[data-copy], .with-script").forEach((one) => { one.hidden = false; });
   root.querySelectorAll(".without-script").forEach((one) => { one.hidden = true; });
 }

@@ -72,6 +72,7 @@ ROWS = [
     Row("GET", f"{ONE}/checkpoints", "read", 200),
     Row("GET", f"{ONE}/checkpoints/{{step}}", "read", 200),
     Row("GET", f"{ONE}/download", "read", 307),
+    Row("GET", f"{ONE}/card", "read", 200),
     Row("GET", f"{ONE}/drawings", "read", 200),
     Row("POST", f"{ONE}/drawings", "train", 202, options={"json": {"prompt": "on a beach"}}),
     Row("GET", DRAWN, "read", 200),
@@ -96,6 +97,7 @@ ROWS = [
     Row("GET", f"{OF}/images/fetches/{{fetchId}}", "read", 200),
     Row("POST", f"{ONE}/cancel", "train", 409),
     Row("POST", f"{ONE}/retry", "train", 202),
+    Row("POST", f"{ONE}/checkpoints/{{step}}/deliver", "train", 404),  # there is no checkpoint of this step
     Row("DELETE", f"{OF}/images/{{imageId}}", "train", 204),
     Row("DELETE", "/api/account", "train", 422, 422),  # the owner's name is not repeated
     Row("GET", "/api/deletions", "read", 200, {"deletions": []}),
@@ -123,7 +125,11 @@ class World:
     def call(self, row: Row, secret: str | None, **more: Any) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{name}", "1-000000010_0.png")
         path = path.replace("{fetchId}", self.fetch_id)
-        path = path.replace("{step}", "50").replace("{drawingId}", self.drawing_id).replace("{number}", "0")
+        path = (
+            path.replace("{step}", "7" if path.endswith("/deliver") else "50")
+            .replace("{drawingId}", self.drawing_id)
+            .replace("{number}", "0")
+        )
         subject = "old" if (row.method, row.path) == ("DELETE", OF) else "rex"
         path = path.replace("{id}", subject if row.path.startswith(OF) else self.job_id)
         path = path.replace("{deletionId}", self.deletion_id)

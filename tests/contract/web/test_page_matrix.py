@@ -40,6 +40,7 @@ class Row:
 
 
 _START = {"key": "0" * 32, "credits_shown": "9999", "trigger_word": "hush", "base_model": "sd15"}
+_CROP = {"left": "0", "top": "0", "width": "400", "height": "400"}
 ROWS = [
     Row("GET", "/sign-in", None, 200),
     Row("POST", "/sign-in", None, 422),
@@ -53,6 +54,13 @@ ROWS = [
     Row("GET", "/trainings/{id}/events", "read", 200),
     Row("GET", "/trainings/{id}/previews/{name}", "read", 404),
     Row("GET", "/trainings/{id}/download", "read", 409),
+    Row("GET", "/trainings/{id}/card", "read", 409),
+    Row("GET", "/trainings/{id}/samples", "read", 404),
+    Row("POST", "/trainings/{id}/checkpoints/{step}/deliver", "train", 404),
+    Row("GET", "/subjects/{id}/captions", "read", 200, 200),
+    Row("GET", "/subjects/{id}/images/{imageId}/large", "read", 200),
+    Row("GET", "/subjects/{id}/images/{imageId}/seen", "read", 200),
+    Row("GET", "/subjects/{id}/images/{imageId}/edit", "read", 200),
     Row("GET", "/account", "read", 200, 200),
     Row("GET", "/operators", "operate", 200),
     Row("GET", "/operators/pictures/{sha256}", "operate", 404),
@@ -61,6 +69,13 @@ ROWS = [
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
     Row("POST", "/subjects/{id}/images/{imageId}/caption", "train", 303, form={"text": "hush"}),
+    Row("POST", "/subjects/{id}/captions/{imageId}", "train", 303, form={"text": "hush, hush", "then": "next"}),
+    Row("POST", "/subjects/{id}/captions/all/replace", "train", 303, 303, {"find": "hush, ", "replacement": ""}),
+    Row("POST", "/subjects/{id}/captions/all/prepend", "train", 303, 303, {"text": "hush "}),
+    Row("POST", "/subjects/{id}/captions/all/undo", "train", 303, 409),
+    Row("POST", "/subjects/{id}/captions/all/import", "train", 422, 422),
+    Row("POST", "/subjects/{id}/images/{imageId}/crop", "train", 303, form=_CROP),
+    Row("POST", "/subjects/{id}/images/{imageId}/uncrop", "train", 303),
     Row("POST", "/subjects/{id}/train", "train", 303, 409, _START),
     Row("POST", "/subjects/{id}/images/{imageId}/remove", "train", 303),
     Row("POST", "/subjects/{id}/notes/dismiss", "train", 303, 303),
@@ -72,6 +87,10 @@ ROWS = [
     Row("POST", "/drawings/{drawingId}/cancel", "train", 409),
     Row("POST", "/account/sessions/{sessionId}/end", "read", 303),
     Row("POST", "/account/sessions/end-others", "read", 303, 303),
+    Row("GET", "/account/entries.csv", "read", 200, 200),
+    Row("POST", "/account/notices", "train", 303, 303),
+    Row("POST", "/account/tokens", "train", 200, 200, {"name": "shop", "days": "30"}),
+    Row("POST", "/account/tokens/{tokenId}/revoke", "train", 303),
     Row("POST", "/account/delete", "train", 422, 422),  # the owner's name is not repeated
     Row("POST", "/deletions/{deletionId}/undo", "train", 409),  # it has begun
     Row("POST", "/subjects/{id}/delete", "train", 303),
@@ -90,15 +109,17 @@ class Page:
     session_id: str
     drawing_id: str
     deletion_id: str
+    token_id: str
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
-        path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0")
+        path = path.replace("{tokenId}", self.token_id)
+        path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0").replace("{step}", "50")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
         subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
         path = path.replace("{deletionId}", self.deletion_id).replace("{sha256}", "0" * 64)
         path = path.replace("{id}", subject if row.path.startswith("/subjects") else self.job_id) + row.query
-        files = [("files", ("a.png", b"no picture"))] if path.endswith("/images") else None
+        files = [("files", ("a.png", b"no picture"))] if path.endswith(("/images", "/import")) else None
         data = None if row.method == "GET" else row.form
         cookies = {"cookie": f"{COOKIE}={cookie}"} if cookie is not None else {}
         sent = {**({} if row.method == "GET" else HERE), **cookies, **headers}
@@ -127,7 +148,8 @@ def page(lone_api: Api) -> Page:
     service.cancel(lone_api.services, job_id)
     deletion = requests.delete_picture(lone_api.services, lone_api.upload(ada, 2, subject="old")[0])
     drawing_id = a_drawing(lone_api, a_ready_training(lone_api, ada))
-    return Page(lone_api, job_id, images, a_session(lone_api, ada), drawing_id, deletion.id)
+    _, token = tokens.create(lone_api.services, "another", owner_id="ada")
+    return Page(lone_api, job_id, images, a_session(lone_api, ada), drawing_id, deletion.id, token.id)
 
 
 def a_session(api: Api, secret: str) -> str:
@@ -290,20 +312,23 @@ def test_what_people_typed_is_text(page: Page) -> None:
     page.call(Row("POST", "/subjects/{id}/settings", "train", 303, form=restored), cookie)
 
 
-def test_previews_stand_in_a_row_for_each_prompt(page: Page) -> None:
+def test_samples_stand_in_a_row_for_each_prompt(page: Page) -> None:
     """By step; of a step that was made again in a later attempt, the later."""
     for attempt, step, prompt in ((1, 0, 0), (1, 250, 0), (2, 250, 0), (1, 0, 1)):
         page.api.services.store.put(keys.preview(page.job_id, attempt, step, prompt, "png"), b"a picture")
     cookie = page.cookie(page.api.token("ada"))
     text = page.call(next(row for row in ROWS if row.path == "/trainings/{id}"), cookie).text
-    rows = [re.findall(r'previews/([^"]+)" alt="([^"]+)"', row) for row in text.split('<ul class="strip"')[1:]]
+    rows = [re.findall(r'previews/([^"]+)" alt="([^"]+)"', row) for row in text.split('<th scope="row">')[1:]]
     assert rows == [
         [
-            ("1-000000000_0.png", "Preview of prompt 1 after step 0"),
-            ("2-000000250_0.png", "Preview of prompt 1 after step 250"),
+            ("1-000000000_0.png", "Prompt 1, after step 0"),
+            ("2-000000250_0.png", "Prompt 1, after step 250"),
         ],
-        [("1-000000000_1.png", "Preview of prompt 2 after step 0")],
+        [("1-000000000_1.png", "Prompt 2, after step 0")],
     ]
     shown = page.api.call("GET", f"/trainings/{page.job_id}/previews/2-000000250_0.png",
                           headers={"cookie": f"{COOKIE}={cookie}"})  # fmt: skip
     assert (shown.status_code, shown.content) == (200, b"a picture")
+    large = page.api.call("GET", f"/trainings/{page.job_id}/samples?prompt=0&step=250",
+                          headers={"cookie": f"{COOKIE}={cookie}"}).text  # fmt: skip
+    assert re.findall(r'<img src="[^"]*/previews/([^"]+)"', large) == ["1-000000000_0.png", "2-000000250_0.png"]

@@ -106,6 +106,7 @@ class Decoder:
         masked: bool = False,
         mask: bytes | None = None,
         crop: Sequence[float] | None = None,
+        whole: bool = False,
         owner_id: str = "",
     ) -> PreparedImage:
         """Like `training.data.pictures.prepare`; with `masked`, the file `mask` replaces the alpha channel.
@@ -119,6 +120,7 @@ class Decoder:
             "masked": masked and mask is None,
         }
         asked |= {"crop": list(crop)} if crop else {}
+        asked |= {"whole": True} if whole else {}
         with self._turns.hold(owner_id):
             made = self._decoded(asked, data)
             if not masked or mask is None:
@@ -268,7 +270,12 @@ def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> Prepa
         report = _Report.model_validate(answer.get("report"))
     except ValidationError as error:
         raise decoder_protocol.ProtocolError("the report is invalid") from error
-    if not isinstance(width, int) or not isinstance(height, int) or (width, height) not in sizes:
+    if not isinstance(width, int) or not isinstance(height, int):
+        raise decoder_protocol.ProtocolError("the picture has no size")
+    is_asked = (
+        1 <= min(width, height) <= max(width, height) <= resolution if "whole" in asked else (width, height) in sizes
+    )
+    if not is_asked:
         raise decoder_protocol.ProtocolError("the picture has another size")
     size = _PNG_SIGNATURE + width.to_bytes(4, "big") + height.to_bytes(4, "big")
     colours = (2, 6) if asked["masked"] else (2,)  # RGB, RGBA

@@ -27,7 +27,8 @@ class Evaluation:
 
     def __init__(self, cohort: Cohort, job: SlotJob) -> None:
         self.job, self.step = job, job.step
-        self.is_validated = job.validation_set is None  # or there is nothing to validate on
+        # Nothing to validate on; or before the first step, when only the base model's previews are due.
+        self.is_validated = job.validation_set is None or not job.step
         self.checkpoints: list[Snapshot] = []  # held back until this evaluation is finished
         self._family, self._base, self._layers, self._layout = cohort.family, cohort.base, cohort.layers, cohort.layout
         self._weights, self._loras = cohort.loras_of(job)
@@ -105,7 +106,7 @@ class Evaluations:
             job for job in cohort.jobs if job is not None and job.attended != job.step and self._begin(cohort, job)
         ]
         for job in attended:
-            if not job.is_done and job.step % job.checkpoint_every == 0:
+            if job.step and not job.is_done and job.step % job.checkpoint_every == 0:
                 self._keep(job, cohort.copied(job))
                 job.news.set()
             elif job.step == job.start + 1:
