@@ -51,13 +51,10 @@ def _trim_jobs(session: Session, before: datetime) -> int:
     ids = [row[0] for row in found]
     # Of a training whose pictures retention has deleted, the rows of its pictures say nothing any more.
     thinned = [row[0] for row in found if row[1] is not None]
-    for column, of in (
-        (col(JobEvent.job_id), ids),
-        (MESSAGE.c.job_id, ids),
-        (col(TaskCall.job_id), ids),
-        (col(JobPicture.job_id), thinned),
-    ):
-        session.execute(sa.delete(column.table).where(column.in_(of)))
+    session.execute(sa.delete(JobEvent).where(col(JobEvent.job_id).in_(ids)))
+    session.execute(sa.delete(MESSAGE).where(MESSAGE.c.job_id.in_(ids)))
+    session.execute(sa.delete(TaskCall).where(col(TaskCall.job_id).in_(ids)))
+    session.execute(sa.delete(JobPicture).where(col(JobPicture.job_id).in_(thinned)))
     session.execute(sa.update(Job).where(col(Job.id).in_(ids)).values(trimmed_at=utcnow()))
     return len(ids)
 

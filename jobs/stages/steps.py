@@ -75,9 +75,9 @@ def preprocess(services: Services, job_id: str, *positions: int) -> None:
             except RetryLater as again:
                 later.append((position, again))
     if left or later:
-        again = later[0][1] if later else RetryLater("other work gets a turn", 0.0)
-        delay_s = 0.0 if left else min(one.delay_s for _, one in later)
-        raise RetryLater(str(again.args[0]), delay_s, (job_id, *left, *(position for position, _ in later))) from again
+        first = later[0][1] if later else RetryLater("other work gets a turn", 0.0)
+        delay_s = 0.0 if left else min(retry.delay_s for _, retry in later)
+        raise RetryLater(str(first.args[0]), delay_s, (job_id, *left, *(position for position, _ in later))) from first
     if not is_any_done:
         raise reason
 

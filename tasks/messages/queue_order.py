@@ -7,7 +7,7 @@ from kombu.utils.scheduling import round_robin_cycle
 from core.brokers import queues
 
 
-class FinishFirst(round_robin_cycle):  # type: ignore[misc]
+class FinishFirst(round_robin_cycle):
     """The last stages of trained jobs first, then the other queues in turn.
 
     RabbitMQ has no such order: there, a worker gets from each of its queues in turn, so a last stage waits for a few
@@ -21,5 +21,5 @@ class FinishFirst(round_robin_cycle):  # type: ignore[misc]
     def rotate(self, last_used: str) -> str:
         """Put a queue that gave a message at the end."""
         if last_used != queues.FINISH:
-            super().rotate(last_used)
+            super().rotate(last_used)  # type: ignore[no-untyped-call]
         return last_used
