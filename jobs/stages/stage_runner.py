@@ -51,13 +51,15 @@ class RemainingWork:
     groups: Sequence[Sequence[int]]  # the waiting pictures, by the messages that they are prepared with
     family: str
     backend: str
+    captions: bool = False  # whether the stage `caption` is to come
+    caption_here: bool = False  # whether that needs a training worker
 
 
 def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
-    """What is left to do for a job; None if it is final or does not exist."""
+    """What is left to do for a job; None if it is final, waits for its owner's review, or does not exist."""
     with services.database.reading() as session:
         job = session.get(Job, job_id)
-        if job is None or job.status not in ACTIVE:
+        if job is None or job.status not in ACTIVE or job.stage == Stage.REVIEW:
             return None
         waiting = session.execute(
             select(JobPicture.position, JobPicture.reference, JobPicture.mask, StoredPicture.size_bytes)
@@ -67,7 +69,8 @@ def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
         )
         groups = picture_groups([(row[0], "://" in row[1] or "://" in (row[2] or ""), row[3] or 0) for row in waiting])
         spec = spec_of(job)
-        return RemainingWork(Stage(job.stage), groups, spec.family, spec.backend)
+        here = spec.captions == "auto" and services.settings.caption_task is None
+        return RemainingWork(Stage(job.stage), groups, spec.family, spec.backend, job.needs_captions, here)
 
 
 def picture_groups(pictures: Iterable[tuple[int, bool, int]]) -> list[list[int]]:
@@ -185,8 +188,7 @@ def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
         if claimed is None:
             raise _why_not_claimed(session.get(Job, job_id), stage)
         transitions.begin(session, job_id)  # if all pictures were prepared before, this is the first stage with work
-        if stage is Stage.DATASET and claimed[0].attempt == 1:
-            transitions.record_event(session, job_id, "stage", stage=stage)  # `advance` records the other stages
+        transitions.record_stage(session, job_id, stage)
         return claimed
 
 

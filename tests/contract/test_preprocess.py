@@ -12,7 +12,8 @@ from jobs import service
 from jobs.services import Services
 from jobs.stages import intake, steps
 from jobs.stages.stage_runner import NothingToDo, RetryLater, picture_groups, remaining_work
-from storage.tables.jobs import JobPicture
+from storage.picture_report import StoredReport
+from storage.tables.jobs import JobPicture, StoredPicture
 from tests.contract.jobs import REQUEST, picture
 from tests.contract.processes import FORK
 from tests.unit.drawings import drawing, encoded
@@ -99,3 +100,18 @@ def test_what_takes_too_long_gives_others_a_turn(
     assert caught.value.arguments == (job_id, 1, 2, 3, 4)
     assert caught.value.delay_s == 0.0
     assert [state for state, _ in states(services, job_id)] == ["good", *["waiting"] * 4]
+
+
+def test_a_picture_measured_for_another_resolution_is_not_decoded_to_be_left_out(services: Services) -> None:
+    images = [intake.store_picture(services, "ada", "dog", b"no picture %d" % number) for number in range(7)]
+    with services.database.writing() as session:
+        for number, (side, bad) in {1: (300, []), 3: (2000, ["blurred"]), 5: (2000, [])}.items():
+            report = StoredReport(width=side, height=side, dhash=f"{number:0128x}", bad=bad)
+            session.get_one(StoredPicture, images[number]).report = report
+    job_id = service.submit(services, {**REQUEST, "images": images, "resolution": 512}).job_id
+    rows = [picture(services, job_id, position) for position in range(7)]
+    assert [row.state for row in rows] == ["waiting", "bad", "waiting", "bad", "waiting", "waiting", "waiting"]
+    assert [rows[1].faults, rows[3].faults] == [["too_small"], ["blurred"]]
+    left = remaining_work(services, job_id)
+    assert left is not None
+    assert left.groups == [[0, 2, 4, 5, 6]]
