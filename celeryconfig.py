@@ -4,7 +4,7 @@ from kombu import Exchange, Queue
 
 from core.brokers import broker, queues
 from core.settings import settings
-from training.families.registry import FAMILIES
+from training.families.registry import trained_here
 
 _settings = settings()
 _broker, _results = broker.broker(_settings), broker.results(_settings)
@@ -60,7 +60,7 @@ worker_max_tasks_per_child = 2000
 task_default_queue = "io"
 task_queues = [
     Queue(name, Exchange(name), routing_key=name)
-    for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in FAMILIES))
+    for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in trained_here()))
 ]
 task_create_missing_queues = False
 _on_fetch = ("preprocess", "fetch_images", "draw", "screen", "ask_caption")
@@ -76,20 +76,13 @@ task_routes = {
 }
 
 # ---- sweeps ----
-# name: seconds between two runs, and after how many an unstarted one is dropped
-_sweeps = {
-    "sweep": (_settings.sweep_s, _settings.sweep_s * 0.9),
-    "poll_remote": (_settings.remote_poll_s, _settings.remote_poll_s * 0.9),
-    "audit": (3600.0, 3000),
-}
+# Seconds between two runs. None has `expires`, which would compare the clocks of two machines: the worker's consumer
+# drops a backlog.
+_sweeps = {"sweep": _settings.sweep_s, "poll_remote": _settings.remote_poll_s, "audit": 3600.0}
 # `shadow` is the name in Flower, in events and in Celery's log: there, sweeps sort apart from the tasks of jobs.
 beat_schedule = {
-    name: {
-        "task": f"imprint.{name}",
-        "schedule": period_s,
-        "options": {"expires": expires_s, "shadow": f"sweep.{name}"},
-    }
-    for name, (period_s, expires_s) in _sweeps.items()
+    name: {"task": f"imprint.{name}", "schedule": period_s, "options": {"shadow": f"sweep.{name}"}}
+    for name, period_s in _sweeps.items()
 }
 beat_schedule_filename = str(_settings.run_dir / "beat")
 timezone = "UTC"

@@ -88,6 +88,8 @@ def _give_up(services: Services, lease: Lease, run: RemoteRun, error: ImprintErr
 def _submit(services: Services, lease: Lease, job: Job, run: RemoteRun, folder: Path) -> bool:
     spec = spec_of(job)
     pod = _pod_of(services, run)
+    if pods.is_lost(pod) and run.remote_id is not None:
+        return _give_up(services, lease, run, BackendUnreachable("the rented machine is gone"))
     if run.pod_id is None or pods.is_lost(pod):
         place = pods.place(services, spec, partial(runs.assign, lease, run, services.settings))
         if not place.found:

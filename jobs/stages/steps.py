@@ -35,7 +35,7 @@ from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_st
 from jobs.turns import RetryLater, owner_slot
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables.jobs import Job, JobPicture, PictureState, PreparedPicture, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, PreparedPicture, Stage, Status
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.quality import near_duplicates
 from training.lora import file as lora_file
@@ -59,12 +59,14 @@ def preprocess(services: Services, job_id: str, *positions: int) -> None:
     Raises RetryLater for the pictures that are left, also if the owner's other pictures take its share of this worker.
     """
     with services.database.reading() as session:
-        owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id))
+        owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id, col(Job.status).in_(ACTIVE)))
+    if owner_id is None:  # do not let it wait for a slot
+        raise NothingToDo(f"{job_id} is final or deleted")
     until = time.monotonic() + _GROUP_S
     later: list[tuple[int, RetryLater]] = []
     left, reason = list(positions), NothingToDo(f"{job_id}: no picture is waiting")
     is_any_done = False
-    with owner_slot(services, owner_id or ""):
+    with owner_slot(services, owner_id):
         while left and (time.monotonic() < until or left == list(positions)):
             position = left.pop(0)
             try:
