@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from jobs import overview, screening
-from jobs.admission import pauses
+from jobs.admission import approvals, pauses
 from jobs.deletion import requests
 from jobs.notices import notices
 from jobs.owners import accounts, audit_log, tokens
@@ -31,7 +31,7 @@ from web.pages.session import (
     SessionDep,
     check_origin,
 )
-from web.parameters import DeletionId, PictureHash, SessionId, TokenId
+from web.parameters import DeletionId, PictureHash, SessionId, TokenId, TrainingId
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -229,6 +229,7 @@ def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Re
         problems=overview.problems(services),
         credits=accounts.totals(services),
         held=screening.list_held(services),
+        held_trainings=approvals.list_held(services),
         pauses=pauses.list_pauses(services),
         log=audit_log.list_entries(services, limit=30),
         flower_url=services.settings.flower_url,
@@ -250,4 +251,19 @@ def decide(
     reason: Annotated[str, Form(max_length=500)] = "",
 ) -> Response:
     screening.decide(services, sha256, accept=verdict == "accept", reason=reason)
+    return RedirectResponse("/operators", 303)
+
+
+@router.post("/operators/trainings/{id}/decide")
+def decide_training(
+    services: ServicesDep,
+    _: PageOperatorDep,
+    training_id: TrainingId,
+    verdict: Annotated[Literal["accept", "refuse"], Form()],
+    reason: Annotated[str, Form(max_length=500)] = "",
+) -> Response:
+    if verdict == "accept":
+        approvals.approve(services, training_id)
+    else:
+        approvals.refuse(services, training_id, reason)
     return RedirectResponse("/operators", 303)

@@ -159,9 +159,11 @@ class BaseChoice:
 
 
 def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoice]:
-    made = []
+    made, settings = [], services.settings
+    has_servers = settings.ai_toolkit_url is not None or settings.runpod_api_key is not None
     for name, base in BASE_MODELS.items():
-        if base.family in services.settings.disabled_families:
+        is_trained = FAMILIES[base.family].code is not None or has_servers or name == kept.base_model
+        if base.family in settings.disabled_families or not is_trained:
             continue
         quote, _ = _quoted(services, kept, TrainForm(name), good)
         resolution = (kept.recipe or {}).get("resolution", FAMILIES[base.family].recipe["resolution"])

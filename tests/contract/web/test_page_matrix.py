@@ -65,6 +65,7 @@ ROWS = [
     Row("GET", "/operators", "operate", 200),
     Row("GET", "/operators/pictures/{sha256}", "operate", 404),
     Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
+    Row("POST", "/operators/trainings/{id}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
