@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from jobs.services import Services
@@ -12,6 +13,7 @@ from web.metrics import WebMetrics
 from web.pages import account as account_page
 from web.pages import captions as caption_pages
 from web.pages import drawings as drawing_pages
+from web.pages import errors, training_list
 from web.pages import picture as picture_pages
 from web.pages import results as result_pages
 from web.pages import subjects as subject_pages
@@ -83,11 +85,13 @@ def create_app(services: Services) -> FastAPI:
             expose_headers=_RESPONSE_HEADERS,
         )
     problems.install(app)
+    app.add_exception_handler(HTTPException, errors.as_asked)  # an address that no route has
     for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
         app.include_router(routes.router)
     for shown in (
         account_page,
         subject_pages,
+        training_list,
         training_pages,
         result_pages,
         drawing_pages,
