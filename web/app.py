@@ -12,6 +12,7 @@ from web.metrics import WebMetrics
 from web.pages import account as account_page
 from web.pages import captions as caption_pages
 from web.pages import drawings as drawing_pages
+from web.pages import operators as operator_pages
 from web.pages import picture as picture_pages
 from web.pages import results as result_pages
 from web.pages import subjects as subject_pages
@@ -87,6 +88,7 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(routes.router)
     for shown in (
         account_page,
+        operator_pages,
         subject_pages,
         training_pages,
         result_pages,

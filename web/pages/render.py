@@ -65,6 +65,12 @@ _NOTICES = {
     "deleting": "The deletion is under way.",
     "undone": "The deletion is undone.",
     "notices": "Notices saved.",
+    "granted": "Credits granted.",
+    "refunded": "Credits refunded.",
+    "paused": "Paused: nothing new starts.",
+    "resumed": "The pause has ended.",
+    "draining": "The worker takes no further training.",
+    "undrained": "The worker takes trainings again.",
     "revoked": "The token is revoked.",
 }
 

@@ -65,6 +65,18 @@ ROWS = [
     Row("GET", "/operators", "operate", 200),
     Row("GET", "/operators/pictures/{sha256}", "operate", 404),
     Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
+    Row("GET", "/operators/search", "operate", 200, query="?q=ada"),
+    Row("GET", "/operators/jobs/{id}", "operate", 200),
+    Row("GET", "/operators/owners/{owner}", "operate", 200),
+    Row("POST", "/operators/jobs/{id}/cancel", "operate", 303),
+    Row("POST", "/operators/jobs/{id}/retry", "operate", 303, form={"key": "4" * 32}),
+    Row("POST", "/operators/jobs/{id}/refund", "operate", 409, form={"key": "5" * 32, "amount": "1"}),
+    Row("POST", "/operators/owners/{owner}/grant", "operate", 303, form={"key": "6" * 32, "amount": "1"}),
+    Row("POST", "/operators/owners/{owner}/tokens", "operate", 200, form={"name": "browser"}),
+    Row("POST", "/operators/tokens/{tokenId}/revoke", "operate", 303),
+    Row("POST", "/operators/pauses", "operate", 303, form={"scope": "family:sdxl", "reason": "upgrade"}),
+    Row("POST", "/operators/pauses/end", "operate", 303, form={"scope": "family:sdxl"}),
+    Row("POST", "/operators/workers/drain", "operate", 404, form={"worker": "nobody"}),
     Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
@@ -113,7 +125,7 @@ class Page:
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
-        path = path.replace("{tokenId}", self.token_id)
+        path = path.replace("{tokenId}", self.token_id).replace("{owner}", "ada")
         path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0").replace("{step}", "50")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
         subject = "old" if row.path == "/subjects/{id}/delete" else "rex"
