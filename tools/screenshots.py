@@ -169,6 +169,8 @@ def pages(world: World) -> dict[str, dict[str, str]]:
             "training-waiting": f"/trainings/{world.waiting}",
             "training-ready": ready,
             "training-failed": f"/trainings/{world.failed}",
+            "recipe": f"{subject}/recipe",
+            "compare": f"{ready}/compare?with={world.earlier}",
             "samples": f"{ready}/samples?prompt=0&step=1000&beside=0",
             "account": "/account",
             "not-found": "/trainings/job_0",

@@ -65,6 +65,7 @@ _NOTICES = {
     "deleting": "The deletion is under way.",
     "undone": "The deletion is undone.",
     "notices": "Notices saved.",
+    "recipe": "Recipe saved. The next training uses it.",
     "granted": "Credits granted.",
     "refunded": "Credits refunded.",
     "paused": "Paused: nothing new starts.",
@@ -129,6 +130,11 @@ def size(value: int) -> str:
     return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
 
 
+def in_group(name: str, prefix: str) -> bool:
+    """Whether an option of a recipe belongs to the group with this prefix; to none of them for an empty one."""
+    return name.startswith(prefix) if prefix else "." not in name
+
+
 def segment(value: str) -> str:
     """A name as one part of a path."""
     return quote(value, safe="")
@@ -146,5 +152,6 @@ def _templates() -> Environment:
     made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
     made.filters |= {"when": when, "signed": signed}
+    made.tests |= {"in_group": in_group}
     made.globals |= {"asset": asset, "count": count, "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES}
     return made
