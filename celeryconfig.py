@@ -62,11 +62,12 @@ task_queues = [
     for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in FAMILIES))
 ]
 task_create_missing_queues = False
+_on_fetch = ("preprocess", "fetch_images", "draw", "screen", "ask_caption")
 # Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Tasks that call
 # addresses of owners have queues and a worker of their own, because a slow host holds a slot.
 task_routes = {
-    "imprint.dataset": {"queue": "cpu"},
-    **{f"imprint.{name}": {"queue": "fetch"} for name in ("preprocess", "fetch_images", "draw", "screen")},
+    **{f"imprint.{name}": {"queue": "cpu"} for name in ("caption", "dataset")},
+    **{f"imprint.{name}": {"queue": "fetch"} for name in _on_fetch},
     **{f"imprint.{name}": {"queue": "notices"} for name in ("notify", "send_mail", "send_alerts")},
     **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},
 }

@@ -1,4 +1,4 @@
-"""The captions of a subject's pictures: `imprint captions list`, `set`, `replace`, `prepend` and `undo`."""
+"""Captions of a subject's pictures and of trainings that wait for their review: `imprint captions …`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -8,7 +8,9 @@ import click
 from rich.table import Table
 
 from cli.operations.owners import OWNER
+from cli.output.show import show
 from cli.output.terminal import answers, out, print_json
+from jobs.captioning import review
 from jobs.requests.training_request import subject_name
 from jobs.services import services
 from jobs.subjects import captions as subject_captions
@@ -76,6 +78,34 @@ def prepend(subject_id: str, text: str, *, owner_id: str, ids: Sequence[str], as
 def undo(subject_id: str, *, owner_id: str, as_json: bool) -> None:
     """Take back the last change of the captions of SUBJECT_ID; repeat it for the one before."""
     _done(subject_captions.undo(services(), owner_id, subject_name(subject_id)), as_json)
+
+
+@captions.command(name="review")
+@click.argument("job_id")
+@answers
+def review_captions(job_id: str, *, as_json: bool) -> None:
+    """Show the captions that the job JOB_ID waits with, until they are accepted."""
+    found = review.get(services(), job_id)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    out.print(
+        f"{job_id} waits until {found.until:%Y-%m-%d %H:%M}; accept with: imprint captions accept {job_id}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("number", "picture", "file", "caption", box=None)
+    for one in found.captions:
+        table.add_row(str(one.position + 1), one.picture_id or "", one.name or "", one.caption or "")
+    out.print(table, markup=False)
+
+
+@captions.command()
+@click.argument("job_id")
+@answers
+def accept(job_id: str, *, as_json: bool) -> None:
+    """Train the job JOB_ID with the captions as they are now."""
+    show(review.accept(services(), job_id), as_json)
 
 
 def _done(done: CaptionsChanged, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from cli.caption import caption
 from cli.captions import captions
 from cli.check import check
 from cli.deletion import delete
@@ -132,7 +133,7 @@ def download(job_id: str, path: Path, *, checkpoint: int | None, as_json: bool) 
 
 
 imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, download))
-imprint.add_section("Pictures", (check, captions))
+imprint.add_section("Pictures", (check, caption, captions))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
 imprint.add_section("Owners", (owners, sessions, delete, screening))

@@ -27,7 +27,7 @@ from training.data.folders.picture_folder import read_folder
 from training.data.framing import Frame
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.options import parse_assignments
-from training.spec import Optimizer
+from training.spec import CaptionSource, Learns, Optimizer
 
 
 @click.command()
@@ -42,6 +42,15 @@ from training.spec import Optimizer
     help="The word that stands for the subject in prompts. Default: that of 10_WORD in FOLDER.",
 )
 @click.option("--class-word", "class_word", help="What the subject is: dog, woman, mug …")
+@click.option(
+    "--captions",
+    type=click.Choice(get_args(CaptionSource)),
+    help="given: yours; auto: have missing ones written; template: the template for all. Default: given.",
+)
+@click.option(
+    "--learns", type=click.Choice(get_args(Learns)), help="What written captions leave out. Default: by the class word."
+)
+@click.option("--review", is_flag=True, default=None, help="Wait with the captions until they are accepted.")
 @click.option("--rank", type=int, help="Default: the family's.")
 @click.option("--alpha", type=float, help="Default: the family's.")
 @click.option("--learning-rate", type=float, help="Default: the family's.")

@@ -66,6 +66,14 @@ ADVICE: dict[str, Advice] = {
         "that it held.",
         "Start the training again later. The operator finds the cause in the log and on the operators' page.",
     ),
+    FailureCode.CAPTIONS_UNAVAILABLE: Advice(
+        "The captioner did not write captions in time.",
+        "Start the training again later, or give captions yourself.",
+    ),
+    FailureCode.REVIEW_EXPIRED: Advice(
+        "The captions waited for a review, and were not accepted in time.",
+        "Start the training again and accept the captions, or train without a review.",
+    ),
     FailureCode.TIMEOUT: Advice(
         "The training took longer than the operator allows.",
         "Choose fewer steps or a smaller resolution.",

@@ -26,6 +26,8 @@ ImprintError                     code internal
 ├── WorkerLost                   worker_lost             may be retried
 │   └── DeviceLost               worker_lost             the GPU of a worker failed; may be retried elsewhere
 ├── ScreeningUnavailable         screening_unavailable   the pictures were not screened in time
+├── CaptionsUnavailable          captions_unavailable    the captioner did not answer in time
+├── ReviewExpired                review_expired          the owner did not accept the captions in time
 ├── TrainingTimeout              timeout
 ├── UploadFailed                 upload_failed
 ├── StoreUnavailable             upload_failed           the object store did not answer, or is full; may be retried
@@ -71,6 +73,8 @@ class FailureCode(StrEnum):
     BACKEND_FAILED = "backend_failed"
     WORKER_LOST = "worker_lost"
     SCREENING_UNAVAILABLE = "screening_unavailable"
+    CAPTIONS_UNAVAILABLE = "captions_unavailable"
+    REVIEW_EXPIRED = "review_expired"
     TIMEOUT = "timeout"
     UPLOAD_FAILED = "upload_failed"
     LORA_INVALID = "lora_invalid"
@@ -210,6 +214,14 @@ class DeviceLost(WorkerLost):
 
 class ScreeningUnavailable(ImprintError):
     code = FailureCode.SCREENING_UNAVAILABLE
+
+
+class CaptionsUnavailable(ImprintError):
+    code = FailureCode.CAPTIONS_UNAVAILABLE
+
+
+class ReviewExpired(ImprintError):
+    code = FailureCode.REVIEW_EXPIRED
 
 
 class TrainingTimeout(ImprintError):

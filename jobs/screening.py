@@ -6,7 +6,7 @@ once. The screener is a Celery task or an HTTP address (`screen_task`).
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,11 +22,12 @@ from jobs.lifecycle.leases import Lease
 from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
-from notifications import channels, outbox, screener
+from notifications import application, channels, outbox, screener
+from notifications.application import SendTask
 from notifications.screener import ScreeningVerdict
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState
 from storage.tables.screening import Screening, ScreeningState
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,6 @@ ASK_AGAIN_S = 60
 _LOOK_AGAIN_S = 3600.0  # at a job whose pictures wait for a person: a decision launches it at once
 _URL_S = 3600
 _STATES = {"accept": ScreeningState.ACCEPTED, "refuse": ScreeningState.REFUSED, "hold": ScreeningState.HELD}
-
-# Sends the application's task with a picture; the answer comes back as `imprint.screened`. Raises Unreachable.
-SendTask = Callable[[str, str | None, Mapping[str, Any], str], None]
 
 
 class HeldPicture(View):
@@ -75,7 +73,8 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
             session.connection().execute(undecided)
         elif reason := _waits_for(found):
             is_asked = any(one.state == ScreeningState.WAITING for one in found)
-            _wait(session, lease, reason, settings, ASK_AGAIN_S if is_asked else _LOOK_AGAIN_S)
+            delay_s = ASK_AGAIN_S if is_asked else _LOOK_AGAIN_S
+            transitions.give_back(session, lease, reason, settings, delay_s)
             return [], reason
     if fault is not None:
         raise ScreeningUnavailable(fault)
@@ -117,19 +116,6 @@ def _waits_for(found: Sequence[Screening]) -> str | None:
     return None
 
 
-def _wait(session: Session, lease: Lease, reason: str, settings: Settings, delay_s: float) -> None:
-    """Give the job back until the verdicts are there. The attempt does not count.
-
-    At `preprocess` it takes no place of a job that trains; `dataset` is claimed from there too.
-    """
-    lease.write(
-        session, stage=Stage.PREPROCESS, attempt=0, launches=0, waiting_note=reason, lease_token=lease.token + 1
-    )
-    job = session.get_one(Job, lease.job_id, populate_existing=True)
-    outbox.drop_unsent(session, job.id, ["launch"])
-    transitions.send_launch(session, job, settings, delay_s)
-
-
 def _refuse(row: JobPicture, reason: str | None) -> JobPicture:
     row.state, row.faults = PictureState.BAD, ["refused"]
     error = reason or "the screening refused it"
@@ -147,16 +133,15 @@ def ask(services: Services, sha256: str, send_task: SendTask) -> None:
         return
     try:
         if "://" not in name:
-            send_task(name, services.settings.screen_queue, picture, sha256)
+            send_task(name, services.settings.screen_queue, picture, (sha256,))
             return
-        verdict = screener.ask(
+        given = application.ask(
             name, picture, f"screen_{sha256}", secrets=services.webhook_secrets,
             timeout_s=services.settings.webhook_timeout_s,
         )  # fmt: skip
+        answer(services, given, sha256)
     except Unreachable as error:
         log.warning("a picture is not screened yet: %s", error.message)
-        return
-    _record(services, sha256, verdict, (ScreeningState.WAITING,))
 
 
 def answer(services: Services, given: Any, sha256: str) -> None:

@@ -16,7 +16,7 @@ from core.settings import Settings
 from core.telemetry import tracing
 from core.telemetry.tracing import span
 from credits import ledger
-from jobs.admission import due
+from jobs.admission import due, workers
 from jobs.admission.queues import queue_of, shape_of
 from jobs.deletion import guard
 from jobs.lifecycle import transitions
@@ -133,6 +133,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     guard.lock_owner(session, envelope.owner_id)
     guard.refuse_if_deleting(session, envelope.owner_id, envelope.subject_id)
     _check_model_id(session, envelope.model_id)
+    workers.check_captioner(session, spec, settings)
     steps = spec.steps(len(envelope.images))
     job = Job(
         id=new_id("job"),
@@ -150,6 +151,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         allow_missing=envelope.allow_missing,
         model_id=envelope.model_id,
         model_link=envelope.model_link,
+        review=envelope.review,
+        needs_captions=envelope.review or spec.captions == "auto",
         reference=envelope.reference,
         message_id=origin.message_id,
         style_id=origin.style_id,

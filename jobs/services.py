@@ -148,21 +148,21 @@ class Services:
                 f"IMPRINT_CALLBACK_QUEUE: {self.settings.callback_queue} is a queue of Imprint's workers; "
                 "name a queue of the application"
             )
-        self._check_screening()
+        self._check_application_tasks()
         broker.check(self.settings)
         try:
             tracing.check()
         except ValueError as error:
             raise ValueError(f"IMPRINT_TRACING: {error}") from None
 
-    def _check_screening(self) -> None:
-        name, queue = self.settings.screen_task, self.settings.screen_queue
-        if name is not None and queues.is_own_task(name):
-            raise ValueError(
-                f"IMPRINT_SCREEN_TASK: {name} is a task of Imprint or Celery; name one of your application"
-            )
-        if queue is not None and queues.is_own_queue(queue):
-            raise ValueError(f"IMPRINT_SCREEN_QUEUE: {queue} is a queue of Imprint's workers; name one of your own")
+    def _check_application_tasks(self) -> None:
+        for kind in ("screen", "caption"):
+            name, queue = (getattr(self.settings, f"{kind}_{what}") for what in ("task", "queue"))
+            setting = f"IMPRINT_{kind.upper()}"
+            if name is not None and queues.is_own_task(name):
+                raise ValueError(f"{setting}_TASK: {name} is a task of Imprint or Celery; name one of your application")
+            if queue is not None and queues.is_own_queue(queue):
+                raise ValueError(f"{setting}_QUEUE: {queue} is a queue of Imprint's workers; name one of your own")
 
     @cached_property
     def runpod(self) -> RunPod | None:

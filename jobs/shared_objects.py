@@ -24,6 +24,7 @@ from jobs import keys
 from jobs.lifecycle.periodic import each
 from jobs.services import Services
 from storage.database import insert_if_absent, lock_name
+from storage.tables.captions import GeneratedCaption
 from storage.tables.deletions import UnusedObject
 from storage.tables.jobs import ACTIVE, Job, JobPicture, PreparedPicture, StoredPicture
 from storage.tables.screening import Screening
@@ -137,8 +138,9 @@ def _collect_one(services: Services, key: str) -> None:
             session.connection().execute(sa.delete(UnusedObject).where(col(UnusedObject.key) == key))
             return
         if key.startswith("prepared/"):
-            screened = sa.delete(Screening).where(col(Screening.sha256) == key.rpartition("/")[2].partition(".")[0])
-            session.connection().execute(screened)
+            sha256 = key.rpartition("/")[2].partition(".")[0]
+            for table in (Screening, GeneratedCaption):
+                session.connection().execute(sa.delete(table).where(col(table.sha256) == sha256))
         mark = sa.update(UnusedObject).where(col(UnusedObject.key) == key)
         session.connection().execute(mark.values(deleting_since=utcnow()))
     services.store.delete(key)

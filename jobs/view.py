@@ -12,7 +12,7 @@ from credits.ledger import Hold
 from jobs.admission.expected import Expected
 from jobs.specs import spec_of
 from storage.picture_report import is_absent
-from storage.tables.jobs import Job, JobPicture, PictureState, Priority, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Priority, Stage, Status
 from storage.tables.remote import RemoteRun
 from training.spec import TrainSpec
 
@@ -110,6 +110,8 @@ class JobView(View):
     validation_loss: float | None
     seconds_left: float | None
     priority: str
+    review: bool  # whether it waits with its captions for their owner
+    review_until: Time | None  # while it does
     place: int | None  # in the order, while the job waits for its turn; 1 is the next one
     expected_start: Time | None  # of the train stage; None once that has begun, or if no worker reports
     expected_end: Time | None
@@ -130,6 +132,14 @@ class JobView(View):
     def id(self) -> str:
         """The job's id under the name that it has in the HTTP API."""
         return self.job_id
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages that the job goes through, in order."""
+        skipped = set() if self.review else {Stage.REVIEW}
+        if self.spec.captions != "auto":
+            skipped.add(Stage.CAPTION)
+        return [stage for stage in Stage if stage not in skipped or stage == self.stage]
 
 
 def view_of(
@@ -155,6 +165,8 @@ def view_of(
         validation_loss=_finite(job.validation_loss),
         seconds_left=_finite(job.seconds_left),
         priority=Priority(job.priority).name.lower(),
+        review=job.review,
+        review_until=job.next_look_at if job.stage == Stage.REVIEW and job.status in ACTIVE else None,
         place=expected.place,
         expected_start=expected.start,
         expected_end=expected.end,

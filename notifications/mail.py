@@ -21,6 +21,7 @@ _SHUTTING_DOWN = 421  # the server closes the connection, whatever it answered l
 
 _SUBJECTS = {
     "training.processing": "{subject}: the training has started",
+    "training.review": "{subject}: please look at the captions",
     "training.completed": "{subject}: your LoRA is ready",
     "training.failed": "{subject}: the training failed",
     "training.cancelled": "{subject}: the training was cancelled",
@@ -29,6 +30,8 @@ _SUBJECTS = {
 }
 _OPENINGS = {
     "training.processing": "The training of {subject} has started.",
+    "training.review": "The captions of {subject} are written. The training waits until you have looked at them and "
+    "accepted them, and costs nothing meanwhile.",
     "training.completed": "The training of {subject} is done and its LoRA is ready.",
     "training.failed": "The training of {subject} failed. It costs nothing, and the credits held for it are "
     "available again.",

@@ -15,6 +15,7 @@ from core.errors import FailureCode
 
 Event = Literal[
     "training.processing",
+    "training.review",  # the captions wait for their owner
     "training.completed",
     "training.failed",
     "training.cancelled",
@@ -35,6 +36,7 @@ _WORTH_RETRYING = {
     FailureCode.IMAGE_UNREACHABLE,
     FailureCode.BACKEND_UNREACHABLE,
     FailureCode.SCREENING_UNAVAILABLE,
+    FailureCode.CAPTIONS_UNAVAILABLE,
     FailureCode.WORKER_LOST,
     FailureCode.TIMEOUT,
     FailureCode.UPLOAD_FAILED,
@@ -164,7 +166,7 @@ class FileAddresses:
 
 def status_of(event: Event) -> Literal["processing", "completed", "failed"]:
     """The status that an event gives the receiver's model."""
-    if event == PROCESSING:
+    if event in (PROCESSING, "training.review"):
         return "processing"
     return "completed" if event == "training.completed" else "failed"
 

@@ -85,7 +85,7 @@ def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
         return None
     if value is None and parameter.annotation == str | None:
         return None
-    if name == "answer":  # of the application's screening task: `notifications.screener` checks it
+    if name == "answer":  # of an application's task about a picture: `jobs.screening` and `jobs.captioning` check it
         return None
     if name == "sha256":
         is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

@@ -5,13 +5,14 @@ from typing import Any
 from celery import Task
 
 from jobs import screening
+from jobs.captioning import asking
 from jobs.deletion.run import run as run_deletion
 from jobs.lifecycle import sweeps
 from jobs.notices import notices, outbox_handlers
 from jobs.services import services
 from jobs.subjects import image_fetches
 from tasks.app import app
-from tasks.messages.canvas import CelerySender, forget_results, send_screen_task
+from tasks.messages.canvas import CelerySender, forget_results, send_caption_task, send_screen_task
 from tasks.steps import run
 
 
@@ -73,6 +74,18 @@ def screen(sha256: str) -> None:
 def screened(answer: Any, sha256: str) -> None:
     """Record the answer of the application's screening task, which calls this back."""
     screening.answer(services(), answer, sha256)
+
+
+@app.task(name="imprint.ask_caption")
+def ask_caption(job_id: str, sha256: str) -> None:
+    """Ask the application's captioner about a picture."""
+    asking.ask(services(), job_id, sha256, send_caption_task)
+
+
+@app.task(name="imprint.captioned")
+def captioned(answer: Any, job_id: str, sha256: str) -> None:
+    """Record the answer of the application's captioning task, which calls this back."""
+    asking.answer(services(), answer, job_id, sha256)
 
 
 @app.task(name="imprint.delete", bind=True)

@@ -13,7 +13,7 @@ from storage.tables.jobs import Stage
 from tasks.app import app
 
 # The stages after preprocess, in their order.
-_CHAIN = (Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE)
+_CHAIN = (Stage.CAPTION, Stage.DATASET, Stage.TRAIN, Stage.UPLOAD, Stage.SETTLE)
 
 
 def launch(services: Services, job_id: str, message_id: str) -> None:
@@ -24,12 +24,13 @@ def launch(services: Services, job_id: str, message_id: str) -> None:
     lacks = stage_runner.remaining_work(services, job_id)
     if lacks is None:
         return
-    first = 0 if lacks.stage is Stage.PREPROCESS else _CHAIN.index(lacks.stage)
+    first = Stage.DATASET if lacks.stage is Stage.PREPROCESS else lacks.stage
+    stages = _CHAIN if lacks.captions else _CHAIN[_CHAIN.index(first) :]
     trainer = f"train.{lacks.family}" if lacks.backend == "local" else "io"  # a remote training needs no GPU here
     # Each step and the chord's body call it. Linked to the whole chain, it would come to the chord, which does the
     # same, and warn of a default that may change: a line in the log for each job.
     on_error = app.signature("imprint.step_failed", (job_id, message_id), immutable=True)
-    steps = [_step(stage, job_id, trainer) for stage in _CHAIN[first:]]
+    steps = [_step(stage, job_id, trainer, caption_here=lacks.caption_here) for stage in stages]
     for step in steps:
         step.link_error(on_error)
     if lacks.waiting:
@@ -60,6 +61,7 @@ def _forget(result: AsyncResult) -> None:
         one.backend = None
 
 
-def _step(stage: Stage, job_id: str, trainer: str) -> Signature:
+def _step(stage: Stage, job_id: str, trainer: str, *, caption_here: bool) -> Signature:
     step = app.signature(f"imprint.{stage}", (job_id,), immutable=True)
-    return step.set(queue=trainer) if stage is Stage.TRAIN else step
+    needs_trainer = stage is Stage.TRAIN or (stage is Stage.CAPTION and caption_here)
+    return step.set(queue=trainer) if needs_trainer else step

@@ -95,6 +95,8 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
             return "imprint.delete", (message.payload["deletion_id"],)
         case "launch" if message.topic == "screening":
             return "imprint.screen", (message.payload["sha256"],)
+        case "launch" if message.topic == "caption":
+            return "imprint.ask_caption", (message.payload["job_id"], message.payload["sha256"])
         case "launch":  # of no job
             return "imprint.fetch_images", (message.payload["fetch_id"],)
     return "imprint.clean_up", (message.job_id, message.id)

@@ -9,6 +9,7 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from core.errors import ImprintError
+from jobs.captioning import stage as captioning_stage
 from jobs.services import services
 from jobs.stages import steps
 from jobs.stages.stage_runner import AlreadyDone, NothingToDo
@@ -55,6 +56,12 @@ def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
         run(self, lambda: steps.preprocess(services(), job_id, position))
     except Ignore:
         return  # the chord counts the tasks of its header: an ignored one would block it
+
+
+@app.task(name="imprint.caption", bind=True, throws=(ImprintError,))
+def caption(self: "Task[..., Any]", job_id: str) -> None:
+    """Have captions written for the pictures without one."""
+    run(self, lambda: captioning_stage.caption(services(), job_id))
 
 
 @app.task(name="imprint.dataset", bind=True, throws=(ImprintError,))

@@ -12,7 +12,7 @@ from core.errors import SpecInvalid
 from training.spec import GROUPS, TrainSpec
 
 _NAME, _MAX_BYTES = "recipe.json", 2**16
-_NOT_IN_IT = {"base_model", "family", "trigger_word", "class_word", "seed", "backend"}
+_NOT_IN_IT = {"base_model", "family", "trigger_word", "class_word", "seed", "backend", "captions", "learns"}
 
 
 def with_recipe_of(location: str, given: Mapping[str, Any]) -> dict[str, Any]:

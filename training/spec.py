@@ -42,6 +42,8 @@ def _is_registered(name: str) -> str:
 Family = Annotated[str, AfterValidator(_is_registered), _FamilyName()]
 Backend = Literal["local", "ai-toolkit"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
+CaptionSource = Literal["given", "auto", "template"]
+Learns = Literal["character", "object", "style"]
 
 MOST_RATE = 0.1  # for AdamW
 LEAST_PRODIGY_RATE = 0.01
@@ -105,9 +107,12 @@ Word = Annotated[
     AfterValidator(_visible),
 ]
 
+PERSON_WORDS = frozenset(
+    "person people man woman boy girl child kid baby lady guy character face human model actor actress".split()  # noqa: SIM905
+)
 GROUPS = ("adapter", "optimization", "objective", "data", "validation")
-# Fields that change no weight: they are not part of the recipe in files and checkpoints.
-_NOT_IN_RECIPE = frozenset({"checkpoint_every", "keep_checkpoints"})
+# Fields that change no weight, or only through the dataset: they are not part of the recipe in files and checkpoints.
+_NOT_IN_RECIPE = frozenset({"checkpoint_every", "keep_checkpoints", "captions", "learns"})
 # The context for validating the recipe of an existing training, which later rules for requests must not refuse.
 STORED = "stored"
 
@@ -121,6 +126,8 @@ class TrainSpec(NumbersAreNotBools):
     family: Family
     trigger_word: Annotated[Word, StringConstraints(min_length=1), AfterValidator(_has_letters)]
     class_word: Word = ""
+    captions: CaptionSource = "given"
+    learns: Learns | None = None  # what captions leave out; None: `learnt` tells it from the class word
     rank: int = Field(ge=1, le=256)
     alpha: float = Field(gt=0, le=1024)
     optimizer: Optimizer = "adamw"
@@ -213,6 +220,16 @@ class TrainSpec(NumbersAreNotBools):
         fields = self.model_dump(mode="json", exclude={*GROUPS, *_NOT_IN_RECIPE})
         groups: dict[str, dict[str, Any]] = {name: getattr(self, name).to_dict() for name in GROUPS}
         return fields | {name: group for name, group in groups.items() if group}
+
+    @property
+    def learnt(self) -> Learns:
+        """What the LoRA learns, as asked, or by the class word."""
+        words = set(self.class_word.lower().split())
+        if self.learns is not None:
+            return self.learns
+        if "style" in words:
+            return "style"
+        return "character" if not words or words & PERSON_WORDS else "object"
 
     @property
     def scale(self) -> float:

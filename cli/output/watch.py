@@ -18,6 +18,8 @@ from storage.tables.jobs import ACTIVE, PictureState, Stage
 _POLL_S = 0.25
 _WORDS = {
     Stage.PREPROCESS: "fetch and check pictures",
+    Stage.CAPTION: "write captions",
+    Stage.REVIEW: "wait for the review of the captions",
     Stage.DATASET: "build the dataset",
     Stage.TRAIN: "train",
     Stage.UPLOAD: "check and upload",
@@ -63,8 +65,8 @@ def _live(services: Services, job_id: str, console: Console) -> JobView:
 def _screen(view: JobView) -> Group:
     """The stages from top to bottom, the current one with its progress."""
     table = Table.grid(padding=(0, 1))
-    present = list(Stage).index(view.stage)
-    for index, stage in enumerate(Stage):
+    present = view.stages.index(view.stage)
+    for index, stage in enumerate(view.stages):
         if index < present or view.status == "ready":
             table.add_row(Text("✓", "green"), Text(_WORDS[stage], "green"), _details(view, stage))
         elif index == present and view.status in ACTIVE:

@@ -103,6 +103,30 @@ class JobSettings(BaseModel):
         description="How long a picture may wait for a person's decision. Then its job fails the same way.",
     )
 
+    # ---- captions ----
+    caption_task: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="What writes captions for trainings that ask for them, in place of `IMPRINT_CAPTIONER`: a Celery "
+        "task of the application, or an `https://…` address.",
+    )
+    caption_queue: str | None = Field(
+        None, min_length=1, max_length=200, description="Queue of that task. Unset: `IMPRINT_CALLBACK_QUEUE`."
+    )
+    caption_patience_s: float = Field(
+        3600.0,
+        gt=0,
+        description="A captioner of the application that does not answer is asked again for this long. Then the job "
+        "fails with `captions_unavailable`, at no cost.",
+    )
+    review_s: float = Field(
+        3 * 86400.0,
+        gt=0,
+        description="How long a job with `review` waits for its owner to accept the captions. Then it fails with "
+        "`review_expired`, at no cost.",
+    )
+
     # ---- credits ----
     prices: dict[str, int] = Field(
         {}, description="Credits per 1,000 steps by family; replaces the built-in prices. JSON object."

@@ -85,6 +85,13 @@ class TrainingSettings(BaseModel):
         description="Whether the attention and feed-forward weights of the frozen base model are kept in 8 or 4 bits "
         "while training, by bitsandbytes. `auto`: only where the GPU's memory is too small without.",
     )
+    captioner: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Weights of the captioner on training workers, for trainings with `captions: auto`: a folder or a "
+        "hub id of a Florence-2 model, such as `florence-community/Florence-2-base`. Unset: no such trainings.",
+    )
     deterministic: bool = Field(
         False,
         description="On GPUs of one model: the LoRA file is the same to the bit, whatever jobs train in the same step "

@@ -93,6 +93,13 @@ def screen(picture: dict[str, Any]) -> dict[str, str]:
     return {"verdict": "accept"}
 
 
+@app.task
+def caption(picture: dict[str, Any]) -> dict[str, str]:
+    """The task of `IMPRINT_CAPTION_TASK`. A real one would show `picture["url"]` and the instruction to a model."""
+    _write("caption", order=picture["owner_id"], instruction=picture["instruction"])
+    return {"caption": f"{picture['trigger_word']} {picture['class_word']} on a wall"}
+
+
 def _part(view: dict[str, Any]) -> dict[str, Any]:
     return {name: view[name] for name in ("job_id", "subject_id", "status")}
 

@@ -37,7 +37,7 @@ _COMMON = f"""
 WITH RECURSIVE
 flight AS (
     SELECT queue, owner_id, token_id, shape, stage, admitted_at, expected_s FROM training_job
-    WHERE {_IN_FLIGHT} AND stage IN ('preprocess', 'dataset', 'train')
+    WHERE {_IN_FLIGHT} AND stage IN ('preprocess', 'caption', 'dataset', 'train')
 ),
 load AS (
     SELECT coalesce(sum(CASE WHEN stage <> 'preprocess' THEN 1 ELSE 0 END), 0) AS training,

@@ -75,7 +75,7 @@ def _take_back(session: Session, scope: str) -> None:
         sa.or_(
             col(Job.stage) == Stage.PREPROCESS,
             sa.and_(
-                col(Job.stage).in_((Stage.DATASET, Stage.TRAIN)),
+                col(Job.stage).in_((Stage.CAPTION, Stage.DATASET, Stage.TRAIN)),
                 sa.or_(col(Job.lease_until).is_(None), col(Job.lease_until) < utcnow()),
             ),
         ),

@@ -25,7 +25,7 @@ from storage.tables.jobs import ACTIVE, Job, Stage
 _CACHE_S = 3.0
 _LEAST_AGE_S = 0.2  # also for a job that is not known yet
 _MOST = 20_000  # jobs whose places are computed
-_EARLY = (Stage.PREPROCESS, Stage.DATASET, Stage.TRAIN)
+_EARLY = (Stage.PREPROCESS, Stage.CAPTION, Stage.DATASET, Stage.TRAIN)
 
 
 @dataclass(frozen=True)

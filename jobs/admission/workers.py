@@ -7,13 +7,16 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from core.clock import utcnow
-from core.errors import NotFound
+from core.errors import NotFound, SpecInvalid
+from core.settings import Settings
 from jobs.admission import due
 from jobs.admission.decide import ALIVE_S
+from jobs.admission.queues import queue_of
 from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from storage.tables.admission import TrainingWorker
+from training.spec import TrainSpec
 
 BEAT_S = 10.0
 
@@ -29,8 +32,8 @@ class WorkerView(View):
     seen_at: Time
 
 
-def beat(services: Services, worker: str, queues: Sequence[str], slots: int) -> bool:
-    """Report a live worker. Returns whether it is to drain: take no further job."""
+def beat(services: Services, worker: str, queues: Sequence[str], slots: int, *, captions: bool = False) -> bool:
+    """Report a live worker, and whether it has a captioner. Returns whether it is to drain: take no further job."""
     with services.database.writing() as session:
         known = {row.queue: row for row in _rows(session, worker)}
         now = utcnow()
@@ -38,7 +41,7 @@ def beat(services: Services, worker: str, queues: Sequence[str], slots: int) -> 
             row = known.pop(queue, None) or TrainingWorker(worker=worker, queue=queue, slots=0)
             if row.slots != slots or row.seen_at < now - timedelta(seconds=ALIVE_S):
                 due.ask(session, queue)
-            row.slots, row.seen_at = slots, now
+            row.slots, row.seen_at, row.captions = slots, now, captions
             session.add(row)
         for row in known.values():
             session.delete(row)
@@ -72,6 +75,21 @@ def list_workers(services: Services) -> list[WorkerView]:
         rows = session.exec(select(TrainingWorker).order_by(TrainingWorker.worker, TrainingWorker.queue)).all()
     names = dict.fromkeys(row.worker for row in rows)
     return [_view([row for row in rows if row.worker == name]) for name in names]
+
+
+def check_captioner(session: Session, spec: TrainSpec, settings: Settings) -> None:
+    """Raise SpecInvalid if the workers that would caption the pictures of a request have all reported no captioner."""
+    if spec.captions != "auto" or settings.caption_task is not None:
+        return
+    query = select(TrainingWorker.captions).where(TrainingWorker.queue == queue_of(spec))
+    found = session.exec(query).all()
+    if found and not any(found):
+        raise SpecInvalid.of(
+            {
+                "captions": f"no training worker of {spec.family} has the weights of the captioner "
+                f"({settings.captioner}); their logs say what is missing. Give captions, or set this to template"
+            }
+        )
 
 
 def forget_dead(services: Services) -> None:

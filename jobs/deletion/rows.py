@@ -1,6 +1,6 @@
 """The rows that a deletion removes. Every function works in the caller's transaction; files are noted and go later."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from storage.database import insert_if_absent
 from storage.tables.access import ApiToken, StoredSession
 from storage.tables.admission import OwnerShare
 from storage.tables.audit import AuditEntry, UsageLimit
-from storage.tables.captions import CaptionChange
+from storage.tables.captions import CaptionChange, GeneratedCaption
 from storage.tables.deletions import DeletedTraining, Deletion, StoredDrawing
 from storage.tables.fetches import StoredImageFetch
 from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture, StoredPicture, Subject
@@ -71,9 +71,16 @@ def delete_job(session: Session, job: Job, deletion_id: str) -> None:
     _delete(session, Job, col(Job.id) == job.id)
 
 
-def _note_files(session: Session, pictures: Iterable[JobPicture], job: Job) -> None:
-    """Note what a job's pictures use in the object store."""
+def _note_files(session: Session, pictures: Sequence[JobPicture], job: Job) -> None:
+    """Note what a job's pictures use in the object store, and forget what a captioner said of them."""
     found = shared_objects.files_of(None, None, job.dataset_sha256)
+    hashes = {picture.prepared_sha256 for picture in pictures}
+    _delete(
+        session,
+        GeneratedCaption,
+        col(GeneratedCaption.owner_id) == job.owner_id,
+        col(GeneratedCaption.sha256).in_(hashes),
+    )
     for picture in pictures:
         found += shared_objects.files_of(picture.source_sha256, picture.prepared_sha256)
     shared_objects.note_unused(session, found)

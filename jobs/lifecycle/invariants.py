@@ -75,7 +75,8 @@ CHECKS = {
         WHERE j.status = 'failed' AND (j.charged <> 0 OR h.settled <> 0)""",
     "a job cancelled before its first step is charged nothing": """
         SELECT id, 'charged 0', 'charged ' || charged FROM training_job
-        WHERE status = 'cancelled' AND charged <> 0 AND (step = 0 OR stage IN ('preprocess', 'dataset'))""",
+        WHERE status = 'cancelled' AND charged <> 0
+            AND (step = 0 OR stage IN ('preprocess', 'caption', 'review', 'dataset'))""",
     "a ready job is charged, or its hold had expired": """
         SELECT j.id, 'hold settled or expired', 'hold ' || h.state
         FROM training_job j JOIN credit_hold h ON h.training_id = j.id

@@ -76,14 +76,17 @@ class Lease:
 def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_s: float) -> tuple[Lease, Job] | None:
     """Claim `stage` of a job that is at this stage and not leased; else None.
 
-    `dataset` may also be claimed while the job is at `preprocess`, once no picture waits; `train` only by a job that
-    is admitted.
+    The stage after `preprocess`, which is `caption` or `dataset`, may also be claimed while the job is there, once no
+    picture waits; `train` only by a job that is admitted.
     """
     now = utcnow()
     claim = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE), _free(Job, now))
-    if stage is Stage.DATASET:
+    if stage in (Stage.CAPTION, Stage.DATASET):
         waiting = sa.exists().where(col(JobPicture.job_id) == job_id, col(JobPicture.state) == PictureState.WAITING)
-        claim = claim.where(col(Job.stage).in_((Stage.PREPROCESS, Stage.DATASET)), ~waiting)
+        claim = claim.where(
+            col(Job.stage).in_((Stage.PREPROCESS, stage)), ~waiting,
+            col(Job.needs_captions).is_(stage is Stage.CAPTION),
+        )  # fmt: skip
     else:
         claim = claim.where(col(Job.stage) == stage)
     if stage is Stage.TRAIN:

@@ -7,13 +7,13 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from core.clock import UtcDateTime, utcnow
-from core.errors import ImprintError, TrainingTimeout, WorkerLost
+from core.errors import ImprintError, ReviewExpired, TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
 from jobs.lifecycle import transitions
 from notifications import outbox
 from storage.picture_report import StoredReport
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage
 from storage.tables.remote import RemoteRun, RunState
 
 MAX_FAILED_LAUNCHES = 3  # in one stage
@@ -33,6 +33,9 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
     leases = _leases(session, job)
     if any(until >= now for until in leases) or (not leases and job.next_look_at > now):
         return False
+    if job.stage == Stage.REVIEW:
+        days = settings.review_s / 86400
+        return transitions.fail(session, job_id, ReviewExpired(f"its captions were not accepted in {days:g} days"))
     if not leases and session.scalar(select(Job.id).where(Job.id == job_id, is_polled(settings))):
         return False
     if expire_overdue_hold(session, job):

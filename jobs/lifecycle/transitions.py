@@ -1,7 +1,9 @@
 """The transitions of a job. Each runs in one transaction: status, credits and messages change together.
 
     pending -> training -> ready | failed | cancelled          a final status never changes
-    preprocess -> dataset -> train -> upload -> settle          a stage only goes forward
+    preprocess -> caption -> review -> dataset -> train -> upload -> settle       a stage only goes forward
+
+Most jobs have no `caption`, and only those that wait for their owner a `review`.
 
 A leased transition needs a valid lease, a final one an active job. So of two callers the second changes nothing, and
 every transition may be tried again.
@@ -31,7 +33,7 @@ from jobs.specs import spec_of
 from jobs.view import JobView, view_of
 from notifications import channels, outbox, webhooks
 from notifications.webhook_payload import Event, NoticeJob
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture, PictureState, Stage, Status
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,9 @@ FINAL_NOTICES: dict[Status, Event] = {
 }
 KEY_PREFIXES = ("http:", "model_training:")  # keep the idempotency keys of the doors apart
 LONGEST_FETCH_DELAY_S = 60.0
-NEXT_STAGE = dict(zip(list(Stage)[:-1], list(Stage)[1:], strict=True))
+NEXT_STAGE = {
+    Stage.CAPTION: Stage.DATASET, Stage.DATASET: Stage.TRAIN, Stage.TRAIN: Stage.UPLOAD, Stage.UPLOAD: Stage.SETTLE,
+}  # fmt: skip
 
 
 def notify(session: Session, job: Job, event: Event) -> None:
@@ -88,6 +92,14 @@ def record_start(session: Session, job: Job) -> None:
     notify(session, job, "training.processing")
 
 
+def record_stage(session: Session, job_id: str, stage: Stage) -> None:
+    """Record that a job is at a stage, unless its last event of this kind says so."""
+    stages = sa.select(col(JobEvent.data)).where(col(JobEvent.job_id) == job_id, col(JobEvent.kind) == "stage")
+    last = session.connection().execute(stages.order_by(col(JobEvent.id).desc()).limit(1)).scalar()
+    if last is None or last.get("stage") != stage:
+        record_event(session, job_id, "stage", stage=stage)
+
+
 def record_picture(session: Session, lease: Lease, state: PictureState, **values: Any) -> None:
     """Record the state of the leased picture and release its lease."""
     lease.write(session, state=state, lease_holder=None, lease_until=None, **values)
@@ -110,6 +122,52 @@ def advance(session: Session, lease: Lease, settings: Settings, **values: Any) -
     record_event(session, lease.job_id, "stage", stage=stage)
     if lease.stage is Stage.TRAIN:
         _free_place(session, session.get_one(Job, lease.job_id, populate_existing=True))
+
+
+def give_back(session: Session, lease: Lease, reason: str, settings: Settings, delay_s: float) -> None:
+    """Give a job back that waits for an answer of the application, and launch it again. The attempt does not count.
+
+    At `preprocess` it takes no place of a job that trains, and the stage is claimed from there again.
+    """
+    lease.write(
+        session, stage=Stage.PREPROCESS, attempt=0, launches=0, waiting_note=reason, lease_token=lease.token + 1
+    )
+    job = session.get_one(Job, lease.job_id, populate_existing=True)
+    outbox.drop_unsent(session, job.id, ["launch"])
+    send_launch(session, job, settings, delay_s)
+    due.ask(session, job.queue)
+
+
+def begin_review(session: Session, lease: Lease, settings: Settings) -> None:
+    """End the stage `caption` of a job whose owner wants to see the captions first.
+
+    It waits without a worker and without a place. Its hold stays until the time for the review is over.
+    """
+    until = utcnow() + timedelta(seconds=settings.review_s)
+    lease.write(
+        session, stage=Stage.REVIEW, attempt=0, launches=0, failed_launches=0, lease_holder=None, lease_until=None,
+        needs_captions=False, waiting_note="the captions wait for their owner's review", next_look_at=until,
+    )  # fmt: skip
+    job = session.get_one(Job, lease.job_id, populate_existing=True)
+    if job.hold_id is not None:
+        ledger.extend(session, job.hold_id, until + timedelta(days=settings.hold_days))
+    record_event(session, job.id, "stage", stage=Stage.REVIEW)
+    notify(session, job, "training.review")
+    due.ask(session, job.queue)
+
+
+def end_review(session: Session, job: Job, settings: Settings) -> None:
+    """The owner has accepted the captions: the job waits for its turn again. The caller has locked its row."""
+    session.connection().execute(
+        sa.update(Job).where(col(Job.id) == job.id).values(
+            stage=Stage.DATASET, admitted_at=None, waiting_note=None, next_look_at=utcnow(),
+        )
+    )  # fmt: skip
+    session.refresh(job)
+    if job.hold_id is not None:
+        ledger.extend(session, job.hold_id, utcnow() + timedelta(days=settings.hold_days))
+    record_event(session, job.id, "stage", stage=Stage.DATASET)
+    due.accept(session, job.id, job.queue)
 
 
 def _free_place(session: Session, job: Job) -> None:

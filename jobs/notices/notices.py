@@ -40,6 +40,7 @@ _OURS = {
     FailureCode.BASE_MODEL_UNAVAILABLE, FailureCode.OUT_OF_MEMORY, FailureCode.LOSS_NOT_FINITE,
     FailureCode.BACKEND_UNREACHABLE, FailureCode.BACKEND_FAILED, FailureCode.WORKER_LOST, FailureCode.TIMEOUT,
     FailureCode.SCREENING_UNAVAILABLE,
+    FailureCode.CAPTIONS_UNAVAILABLE,
     FailureCode.UPLOAD_FAILED, FailureCode.LORA_INVALID, FailureCode.INTERNAL,
 }  # fmt: skip
 

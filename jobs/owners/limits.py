@@ -103,7 +103,7 @@ def _used(
     if name == "waiting_jobs":
         return _count(session, sa.select(func.count()).select_from(Job).where(whose, is_waiting())), None
     if name == "running_jobs":
-        early = col(Job.stage).in_((Stage.PREPROCESS, Stage.DATASET, Stage.TRAIN))
+        early = col(Job.stage).in_((Stage.PREPROCESS, Stage.CAPTION, Stage.DATASET, Stage.TRAIN))
         running = (whose, col(Job.status).in_(ACTIVE), col(Job.admitted_at).is_not(None), early)
         return _count(session, sa.select(func.count()).select_from(Job).where(*running)), None
     since = utcnow() - _DAY

@@ -20,6 +20,7 @@ def arguments_of(job: Job, pictures: Sequence[JobPicture]) -> dict[str, Any]:
         "webhook_url": job.webhook_url,
         "on_end": job.on_end.model_dump() if job.on_end else None,
         "allow_missing": job.allow_missing or None,
+        "review": job.review or None,
         "model_link": job.model_link or None,
         "reference": job.reference,
         "priority": None if job.priority == Priority.NORMAL else Priority(job.priority).name.lower(),

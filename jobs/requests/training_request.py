@@ -106,6 +106,7 @@ class Envelope(NumbersAreNotBools):
     model_link: Annotated[bool, Field(strict=True)] = False
     images: list[RequestedImage] = Field(min_length=MIN_PICTURES, max_length=MAX_PICTURES)
     allow_missing: Annotated[bool, Field(strict=True)] = False
+    review: Annotated[bool, Field(strict=True)] = False
     webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     on_end: OnEnd | None = None
     priority: Literal["low", "normal", "high"] = "normal"
@@ -197,6 +198,7 @@ def parse(arguments: Mapping[str, Any], settings: Settings, sources: Sources) ->
         faults.update(_base_model_faults(spec.base_model, settings))
         faults.update(_family_faults(spec, settings))
         faults.update(_remote_faults(spec, settings))
+        faults.update(_caption_faults(spec, settings))
     if faults or envelope is None or spec is None:
         raise SpecInvalid.of(faults)
     return TrainingRequest(envelope, spec, _sha256(arguments))
@@ -230,6 +232,23 @@ def _remote_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
     except SpecInvalid as error:
         faults |= error.faults
     return faults
+
+
+def _caption_faults(spec: TrainSpec, settings: Settings) -> dict[str, str]:
+    """Why this installation has no captions for a request that asks for them."""
+    if spec.captions != "auto" or settings.caption_task is not None:
+        return {}
+    if settings.captioner is None:
+        return {
+            "captions": "this installation has no captioner: its operator sets IMPRINT_CAPTIONER or "
+            "IMPRINT_CAPTION_TASK; or give captions, or set this to template"
+        }
+    if spec.backend != "local":
+        return {
+            "captions": "the captioner runs on the training workers of this installation, and this training goes to a "
+            "remote server: give captions, or have the operator set IMPRINT_CAPTION_TASK"
+        }
+    return {}
 
 
 def _address_faults(envelope: Envelope, sources: Sources) -> dict[str, str]:

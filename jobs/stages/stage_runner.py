@@ -48,19 +48,22 @@ class RemainingWork:
     waiting: Sequence[int]
     family: str
     backend: str
+    captions: bool = False  # whether the stage `caption` is to come
+    caption_here: bool = False  # whether that needs a training worker
 
 
 def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
-    """What is left to do for a job; None if it is final or does not exist."""
+    """What is left to do for a job; None if it is final, waits for its owner's review, or does not exist."""
     with services.database.reading() as session:
         job = session.get(Job, job_id)
-        if job is None or job.status not in ACTIVE:
+        if job is None or job.status not in ACTIVE or job.stage == Stage.REVIEW:
             return None
         waiting = session.exec(
             select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
         ).all()
         spec = spec_of(job)
-        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend)
+        here = spec.captions == "auto" and services.settings.caption_task is None
+        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend, job.needs_captions, here)
 
 
 # ---- running a step ----------------------------------------------------------------------------------------
@@ -160,8 +163,7 @@ def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
         if claimed is None:
             raise _why_not_claimed(session.get(Job, job_id), stage)
         transitions.begin(session, job_id)  # if all pictures were prepared before, this is the first stage with work
-        if stage is Stage.DATASET and claimed[0].attempt == 1:
-            transitions.record_event(session, job_id, "stage", stage=stage)  # `advance` records the other stages
+        transitions.record_stage(session, job_id, stage)
         return claimed
 
 

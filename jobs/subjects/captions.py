@@ -1,6 +1,6 @@
 """The captions of a subject's pictures: listed, set, changed many at a time, and changed back."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from storage.tables.captions import CaptionChange
 from storage.tables.jobs import StoredPicture
 from training.spec import MAX_CAPTION_CHARACTERS
 
-Kind = Literal["set", "replace", "prepend", "upload"]
+Kind = Literal["set", "replace", "prepend", "upload", "auto"]
 MAX_KEPT = 20  # changes of a subject that can be undone
 
 
@@ -124,27 +124,40 @@ def _change(
         pictures = _pictures(session, owner_id, subject_id)
         if ids is not None and (missing := sorted(ids - {picture.id for picture in pictures})):
             raise NotFound(f"the subject has no picture {missing[0]}")
-        before: dict[str, str | None] = {}
-        changed = []
-        for picture in pictures:
-            if ids is not None and picture.id not in ids:
-                continue
-            text = (caption_of(picture) or "").strip() or None
-            if text is not None and len(text) > MAX_CAPTION_CHARACTERS:
-                fault = f"would have {len(text)} characters; a caption has at most {MAX_CAPTION_CHARACTERS}"
-                raise SpecInvalid.of({picture.id: fault})
-            if text != picture.caption:
-                before[picture.id] = picture.caption
-                picture.caption = text
-                session.add(picture)
-                changed.append(_view(picture))
-        if before:
-            session.add(
-                CaptionChange(id=new_id("cap"), owner_id=owner_id, subject_id=subject_id, kind=kind, before=before)
-            )
-            session.flush()
-            for old in session.exec(_changes(owner_id, subject_id).offset(MAX_KEPT)).all():
-                session.delete(old)
+        chosen = [picture for picture in pictures if ids is None or picture.id in ids]
+        return _set(session, owner_id, subject_id, kind, [(picture, caption_of(picture)) for picture in chosen])
+
+
+def record(
+    session: Session, owner_id: str, subject_id: str, texts: Mapping[str, str | None], *, kind: Kind
+) -> CaptionsChanged:
+    """Set captions by picture id, as one change, in the caller's transaction. Removed pictures are passed over."""
+    _lock(session, owner_id, subject_id)
+    chosen = [picture for picture in _pictures(session, owner_id, subject_id) if picture.id in texts]
+    return _set(session, owner_id, subject_id, kind, [(picture, texts[picture.id]) for picture in chosen])
+
+
+def _set(
+    session: Session, owner_id: str, subject_id: str, kind: Kind, texts: Iterable[tuple[StoredPicture, str | None]]
+) -> CaptionsChanged:
+    """Give each picture its caption, and remember the old ones."""
+    before: dict[str, str | None] = {}
+    changed = []
+    for picture, given in texts:
+        text = (given or "").strip() or None
+        if text is not None and len(text) > MAX_CAPTION_CHARACTERS:
+            fault = f"would have {len(text)} characters; a caption has at most {MAX_CAPTION_CHARACTERS}"
+            raise SpecInvalid.of({picture.id: fault})
+        if text != picture.caption:
+            before[picture.id] = picture.caption
+            picture.caption = text
+            session.add(picture)
+            changed.append(_view(picture))
+    if before:
+        session.add(CaptionChange(id=new_id("cap"), owner_id=owner_id, subject_id=subject_id, kind=kind, before=before))
+        session.flush()
+        for old in session.exec(_changes(owner_id, subject_id).offset(MAX_KEPT)).all():
+            session.delete(old)
     return CaptionsChanged(kind, changed)
 
 

@@ -18,6 +18,7 @@ class TrainingWorker(SQLModel, table=True):
     queue: str = Field(primary_key=True)
     slots: int
     draining: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    captions: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})  # whether it has a captioner
     seen_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 

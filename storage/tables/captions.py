@@ -1,4 +1,4 @@
-"""The table of changes of captions, so that they can be taken back."""
+"""The tables of changes of captions, so that they can be taken back, and of captions that a captioner wrote."""
 
 from datetime import datetime
 
@@ -19,8 +19,24 @@ class CaptionChange(SQLModel, table=True):
     id: str = Field(primary_key=True)
     owner_id: str
     subject_id: str
-    kind: str  # set, replace, prepend, upload
+    kind: str  # set, replace, prepend, upload, auto
     before: dict[str, str | None] = Field(  # by the picture's id
         sa_column=sa.Column(JsonColumn(dict[str, str | None]), nullable=False)
     )
+    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
+
+
+class GeneratedCaption(SQLModel, table=True):
+    """What a captioner said of one prepared picture, by the picture's content and the prompt.
+
+    For all trainings of an owner: the prompt names the trigger word, so the text may.
+    """
+
+    __tablename__ = "generated_caption"
+
+    owner_id: str = Field(primary_key=True)
+    sha256: str = Field(primary_key=True, index=True)  # of the prepared PNG
+    prompt_sha256: str = Field(primary_key=True)  # of the captioner and its instruction
+    text: str | None = None  # None: an application's captioner was asked and has not answered
+    asked_at: datetime | None = Field(default=None, sa_column=time_column())
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))

@@ -41,6 +41,8 @@ class Stage(StrEnum):
     """The stage of the pipeline that a job is in, or waits for."""
 
     PREPROCESS = "preprocess"
+    CAPTION = "caption"
+    REVIEW = "review"
     DATASET = "dataset"
     TRAIN = "train"
     UPLOAD = "upload"
@@ -200,6 +202,9 @@ class Job(SQLModel, table=True):
     # Whether it may train without pictures that stay unreachable, and whether its last notice has a presigned address.
     allow_missing: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     model_link: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    # Whether the stage `caption` is still to come, and whether the job waits there for its owner.
+    needs_captions: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    review: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
 
     status: str = Status.PENDING
     stage: str = Stage.PREPROCESS

@@ -13,7 +13,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from core.errors import AnswerRefused, ImprintError, Unreachable
-from jobs.screening import ASK_AGAIN_S
+from jobs import screening
+from jobs.captioning import asking
 from notifications.tables import TaskCall
 from storage.database import AWAY
 from tasks.app import app
@@ -115,13 +116,25 @@ def forget_results(task_ids: Iterable[str]) -> None:
         _try(lambda task_id=task_id: app.backend.forget(task_id))  # type: ignore[misc]
 
 
-def send_screen_task(name: str, queue: str | None, picture: Mapping[str, Any], sha256: str) -> None:
-    """Send the application's screening task. Its result comes back as an argument of `imprint.screened`.
+def send_screen_task(name: str, queue: str | None, picture: Mapping[str, Any], back: Sequence[str]) -> None:
+    """Send the application's screening task; its answer comes back to `imprint.screened`. Raises Unreachable."""
+    _send_and_call_back("imprint.screened", name, queue, picture, back, screening.ASK_AGAIN_S)
 
-    An expired one is not worked on: the picture is asked for again. Raises Unreachable.
+
+def send_caption_task(name: str, queue: str | None, picture: Mapping[str, Any], back: Sequence[str]) -> None:
+    """Send the application's captioning task; its answer comes back to `imprint.captioned`. Raises Unreachable."""
+    _send_and_call_back("imprint.captioned", name, queue, picture, back, asking.ASK_AGAIN_S)
+
+
+def _send_and_call_back(
+    ours: str, name: str, queue: str | None, picture: Mapping[str, Any], back: Sequence[str], expires_s: float
+) -> None:
+    """Send an application's task about a picture. Its result is the first argument of our task, before `back`.
+
+    An expired one is not worked on: the picture is asked for again.
     """
-    back = app.signature("imprint.screened", (sha256,), queue="io")
-    options: dict[str, Any] = {"link": back, "expires": ASK_AGAIN_S} | ({} if queue is None else {"queue": queue})
+    link = app.signature(ours, tuple(back), queue="io")
+    options: dict[str, Any] = {"link": link, "expires": expires_s} | ({} if queue is None else {"queue": queue})
     _try(lambda: app.send_task(name, args=[dict(picture)], **options))
 
 

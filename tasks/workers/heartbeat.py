@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 class Heartbeat:
     """Reports one worker from a thread until it leaves."""
 
-    def __init__(self, worker: str, queues: Sequence[str], slots: int) -> None:
-        self._worker, self._queues, self._slots = worker, queues, slots
+    def __init__(self, worker: str, queues: Sequence[str], slots: int, *, captions: bool = False) -> None:
+        """captions: whether the worker has a captioner."""
+        self._worker, self._queues, self._slots, self._captions = worker, queues, slots, captions
         self._left = threading.Event()
         self._drains = False
 
@@ -35,7 +36,8 @@ class Heartbeat:
     def _run(self) -> None:
         while True:
             try:
-                self._follow(workers.beat(services(), self._worker, self._queues, self._slots))
+                drains = workers.beat(services(), self._worker, self._queues, self._slots, captions=self._captions)
+                self._follow(drains)
             except AWAY as error:
                 log.warning("the slots of this worker are not reported: the database does not answer (%s)", error)
             except Exception:  # reporting must not end a worker that trains

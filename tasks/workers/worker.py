@@ -36,6 +36,7 @@ from tasks.sweeps import PARTS
 from tasks.workers import device_check, metrics
 from tasks.workers.device_check import DeviceState
 from tasks.workers.heartbeat import Heartbeat
+from training.captioning import weights
 from training.device_failure import on_device_failure
 
 log = logging.getLogger(__name__)
@@ -146,12 +147,25 @@ def _check_device(instance: Any, **_: Any) -> None:
             taken.deselect(queues.TRAIN + family)
         import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
         trained = [queues.TRAIN + family for family in families if family not in _trains_on.refused]
-        _heartbeat = Heartbeat(instance.hostname, trained, instance.concurrency)
+        _heartbeat = Heartbeat(instance.hostname, trained, instance.concurrency, captions=_has_captioner())
         dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
         for name in set(drawn) & set(dropped):
             taken.deselect(name)
     if set(drawn) & set(taken.consume_from):
         import_module("training.backends.drawing")
+
+
+def _has_captioner() -> bool:
+    """Whether this worker can write captions. Without, requests that ask for them are refused."""
+    location = settings().captioner
+    if location is None:
+        return False
+    try:
+        weights.locate(location)
+    except ImprintError as error:
+        log.error("this worker writes no captions: %s", error)
+        return False
+    return True
 
 
 def _end(reason: str) -> None:

@@ -121,7 +121,7 @@ def test_migrations_make_what_all_the_classes_say(database: Database) -> None:
         for table in vars(module).values()
         if isinstance(table, type) and issubclass(table, SQLModel) and table is not SQLModel
     }
-    assert len(tables) == 32
+    assert len(tables) == 33
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, SQLModel.metadata) == []

@@ -58,8 +58,8 @@ class Sent:
     def __init__(self) -> None:
         self.pictures: list[dict[str, Any]] = []
 
-    def __call__(self, name: str, queue: str | None, picture: Any, sha256: str) -> None:
-        assert (name, queue, sha256) == ("shop.screen", "shop", picture["sha256"])
+    def __call__(self, name: str, queue: str | None, picture: Any, back: Any) -> None:
+        assert (name, queue, *back) == ("shop.screen", "shop", picture["sha256"])
         self.pictures.append(picture)
 
 

@@ -2,16 +2,14 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import DeviceLost, OutOfMemory
-from training import device_failure
 from training.backends import resident
+from training.backends.device_errors import device_errors
 from training.device import choose, make_current
-from training.engine.faults import free_memory, is_device_error, is_out_of_memory
+from training.engine.faults import free_memory
 from training.sample import DrawingPipeline
 
 log = logging.getLogger(__name__)
@@ -52,7 +50,9 @@ def draw_pictures(
     device = choose(order.device)
     with resident.whole_device(check) as trainings_waited:
         try:
-            with _device_errors(order):
+            width, height = order.size
+            too_small = f"memory ran out while drawing {order.family} at {width} by {height} pixels: use a smaller size"
+            with device_errors(too_small):
                 make_current(device)
                 _draw(order, on_step, save)
         finally:
@@ -71,20 +71,3 @@ def _draw(order: DrawingOrder, on_step: Callable[[], None], save: Callable[[int,
         out = io.BytesIO()
         made.save(out, "PNG")
         save(picture.number, out.getvalue())
-
-
-@contextmanager
-def _device_errors(order: DrawingOrder) -> Iterator[None]:
-    """Translate errors of torch and Python, without the frames that reference the tensors of the drawing."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if is_device_error(error):
-            device_failure.report(f"{type(error).__name__}: {str(error)[:200]}")
-            raise DeviceLost("the device of the worker failed; another worker continues") from None
-        if not is_out_of_memory(error):
-            raise
-        width, height = order.size
-        raise OutOfMemory(
-            f"memory ran out while drawing {order.family} at {width} by {height} pixels: use a smaller size"
-        ) from None

@@ -1,8 +1,8 @@
 """Keeps one base model loaded in a worker, shared by all trainings that use it, because loading takes seconds.
 
-A worker may also draw on the same device. A drawing and the trainings must not run out of memory together, so a drawing
-has the whole device: it waits until no training encodes, loads or decodes (`device_use`), then trainings stop between
-two steps, and their denoiser goes to the host's memory until the drawing ends (`whole_device`).
+A worker may also draw or write captions on the same device. That and the trainings must not run out of memory together,
+so a drawing has the whole device: it waits until no training encodes, loads or decodes (`device_use`), then trainings
+stop between two steps, and their denoiser goes to the host's memory until the drawing ends (`whole_device`).
 """
 
 import threading
@@ -35,7 +35,7 @@ _changed = threading.Condition()
 _resident: _Resident | None = None
 _queue: list[tuple[_Key, float]] = []  # waiting trainings, and since when
 _uses = 0  # threads of trainings that use the device outside the engine's steps
-_is_whole = False  # whether a drawing has the device, or waits for it
+_is_whole = False  # whether a drawing or a captioner has the device, or waits for it
 
 
 @contextmanager
@@ -151,13 +151,12 @@ def _begin_use() -> bool:
 def whole_device(check: Callable[[], None]) -> Iterator[bool]:
     """Inside, the device is the caller's alone. Yields whether trainings wait for its end.
 
-    One caller at a time. `check` is called while waiting and may raise. Raises HandOver if the denoiser of the
-    trainings cannot be moved back.
+    One caller at a time: others wait. `check` is called while waiting and may raise. Raises HandOver if the denoiser of
+    the trainings cannot be moved back.
     """
     global _is_whole
-    with _changed:
-        assert not _is_whole, "one drawing at a time"  # noqa: S101
-        _is_whole = True
+    while not _begin_whole():
+        check()
     try:
         while not _is_unused():
             check()
@@ -172,6 +171,17 @@ def whole_device(check: Callable[[], None]) -> Iterator[bool]:
         with _changed:
             _is_whole = False
             _changed.notify_all()
+
+
+def _begin_whole() -> bool:
+    global _is_whole
+    with _changed:
+        if _is_whole:
+            _changed.wait(0.5)
+        if not _is_whole:
+            _is_whole = True
+            return True
+    return False
 
 
 def _is_unused() -> bool:

@@ -128,7 +128,12 @@ def build_manifest(spec: TrainSpec, pictures: Iterable[DatasetPicture]) -> Manif
     """The manifest of `pictures` in their order, with their final captions."""
     return Manifest(
         tuple(
-            ManifestExample(picture.sha256, caption_for(spec, picture.caption), picture.width, picture.height)
+            ManifestExample(
+                picture.sha256,
+                caption_for(spec, None if spec.captions == "template" else picture.caption),
+                picture.width,
+                picture.height,
+            )
             for picture in pictures
         )
     )

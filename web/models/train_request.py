@@ -29,6 +29,16 @@ class Recipe(RequestModel):
     max_steps: Any = as_in_spec("max_steps", "The number of steps; replaces `epochs`.")
     checkpoint_every: Any = as_in_spec("checkpoint_every", "Epochs between checkpoints.")
     keep_checkpoints: Any = as_in_spec("keep_checkpoints", "Keep the LoRA file of every checkpoint.")
+    captions: Any = as_in_spec(
+        "captions",
+        "`given`: yours, and the template for pictures without one. `auto`: a captioner writes those that are missing. "
+        "`template`: the template for all.",
+    )
+    learns: Any = as_in_spec(
+        "learns",
+        "What captions written for you leave out, because the LoRA learns it: `character`, `object` or `style`. "
+        "Default: by the class word.",
+    )
     seed: Any = as_in_spec("seed", "The same seed gives the same LoRA.")
     backend: Any = as_in_spec("backend", "Where it is trained: `local` or `ai-toolkit`.")
     adapter: Any = as_in_spec("adapter", "The kind of adapter, and the layers that get one.")
@@ -89,4 +99,5 @@ class TrainRequest(Recipe):
     model_link: Any = as_in_spec("model_link", "Whether the last webhook has an address that needs no credentials.")
     reference: Any = as_in_spec("reference", "A small object that webhooks repeat.")
     priority: Any = as_in_spec("priority", "`low`, `normal` or `high`; `high` needs a token with the scope `priority`.")
+    review: Any = as_in_spec("review", "Wait with the captions until you have accepted them.")
     allow_missing: Any = as_in_spec("allow_missing", "Train without pictures that stay unreachable.")

@@ -1,13 +1,13 @@
 """Trainings: the quote, the state, the finished LoRA and the previews."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from storage.tables.jobs import PictureState, Stage, Status
-from training.spec import Backend, Family
-from web.models.common import JOB, Options, ResponseModel
+from training.spec import MAX_PICTURES, Backend, CaptionSource, Family, Learns
+from web.models.common import JOB, PICTURE, Options, RequestModel, ResponseModel
 
 
 class Spec(ResponseModel):
@@ -17,6 +17,8 @@ class Spec(ResponseModel):
     family: Family
     trigger_word: str
     class_word: str
+    captions: CaptionSource
+    learns: Learns | None
     rank: int
     alpha: float
     learning_rate: float
@@ -86,6 +88,8 @@ class Training(ResponseModel):
                 "validationLoss": None,
                 "secondsLeft": 118.5,
                 "priority": "normal",
+                "review": False,
+                "reviewUntil": None,
                 "place": None,
                 "expectedStart": None,
                 "expectedEnd": "2026-11-22T10:04:00+00:00",
@@ -100,10 +104,10 @@ class Training(ResponseModel):
                 "finishedAt": None,
                 "reference": None,
                 "spec": {
-                    "baseModel": "sd15", "family": "sd15", "triggerWord": "sks dog", "classWord": "dog", "rank": 4,
-                    "alpha": 32.0, "learningRate": 0.0001, "optimizer": "adamw", "batchSize": 1, "resolution": 512,
-                    "aspectBuckets": False, "epochs": 100, "maxSteps": None, "seed": 7, "backend": "local",
-                    "checkpointEvery": 10, "keepCheckpoints": False,
+                    "baseModel": "sd15", "family": "sd15", "triggerWord": "sks dog", "classWord": "dog",
+                    "captions": "given", "learns": None, "rank": 4, "alpha": 32.0, "learningRate": 0.0001,
+                    "optimizer": "adamw", "batchSize": 1, "resolution": 512, "aspectBuckets": False, "epochs": 100,
+                    "maxSteps": None, "seed": 7, "backend": "local", "checkpointEvery": 10, "keepCheckpoints": False,
                     "adapter": {}, "optimization": {}, "objective": {}, "data": {}, "validation": {},
                 },
             }
@@ -122,6 +126,8 @@ class Training(ResponseModel):
     validation_loss: float | None = Field(description="The loss on the held-out pictures, if there are any.")
     seconds_left: float | None
     priority: Literal["low", "normal", "high"]
+    review: bool = Field(description="Whether it waits with its captions until you accept them.")
+    review_until: datetime | None = Field(description="While it does: when it fails if you have not.")
     place: int | None = Field(description="While it waits for its turn: 1 is the next one.")
     expected_start: datetime | None = Field(
         description="When the training is expected to begin. Null once it has, or if no worker reports."
@@ -138,6 +144,45 @@ class Training(ResponseModel):
     started_at: datetime | None
     finished_at: datetime | None
     reference: dict[str, Any] | None = Field(description="As the request had it.")
+
+
+class ReviewedCaption(ResponseModel):
+    """The caption of one picture of a training; `position` is its index in `imageIds`, from 0."""
+
+    position: int
+    name: str | None
+    picture_id: str | None = Field(description="The stored picture, whose caption you can change.")
+    caption: str | None = Field(description="Null: it is trained with the template.")
+
+
+class Review(ResponseModel):
+    """The captions that a training waits with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "jobId": JOB,
+                "until": "2026-11-25T10:00:00+00:00",
+                "captions": [{"position": 0, "name": "rex1.jpg", "pictureId": PICTURE, "caption": "sks dog on a sofa"}],
+            }
+        }
+    )
+
+    job_id: str
+    until: datetime = Field(description="When the training fails if you have not accepted them.")
+    captions: list[ReviewedCaption]
+
+
+class ReviewAccepted(RequestModel):
+    """Accept the captions of a training."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"captions": {"0": "sks dog on a sofa"}}})
+
+    captions: dict[Annotated[int, Field(ge=0, lt=MAX_PICTURES)], Annotated[str, Field(max_length=1000)] | None] = Field(
+        default_factory=dict,
+        max_length=MAX_PICTURES,
+        description="Other captions for this training, by the picture's position; null for the template.",
+    )
 
 
 class Lora(ResponseModel):

@@ -32,6 +32,8 @@ STATUSES = {
 }
 STAGES = {
     "preprocess": "Check pictures",
+    "caption": "Write captions",
+    "review": "Review captions",
     "dataset": "Build dataset",
     "train": "Train",
     "upload": "Check and upload",
@@ -58,6 +60,7 @@ _NOTICES = {
     "some": "Some files were not stored, because they are not pictures.",
     "started": "Training started.",
     "cancelled": "Training cancelled.",
+    "accepted": "Captions accepted.",
     "ended": "Signed out there.",
     "drawing": "Drawing started.",
     "undrawn": "Drawing cancelled.",

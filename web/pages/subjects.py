@@ -22,7 +22,7 @@ from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables.jobs import ACTIVE, Subject
 from training.data.framing import Frame
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES, TrainSpec
+from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES, CaptionSource, TrainSpec
 from web.auth import Caller, ServicesDep
 from web.files import picture_response
 from web.pages.render import count, number, render, segment
@@ -114,6 +114,7 @@ def subject(
         running=next((view for view in trainings if view.status in ACTIVE), None),
         trainings=trainings,
         available=accounts.balance(services, owner_id).available,
+        caption_sources=_caption_sources(services),
         key=uuid4().hex,
         may_train="train" in caller.token.scopes,
     )
@@ -236,6 +237,8 @@ def start(
     base_model: Annotated[str, Form(max_length=300)] = "",
     max_steps: Annotated[str, Form(max_length=20)] = "",
     resolution: Annotated[str, Form(max_length=20)] = "",
+    captions: Annotated[CaptionSource | None, Form()] = None,
+    review: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
     """Save the settings and start a training, unless it costs more than the page has shown."""
     if not trigger_word.strip():
@@ -257,9 +260,19 @@ def start(
             "pictures or settings have changed. Reload the page, check the price, and start again."
         )
     _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    given = {**form.arguments(), "images": good, "idempotency_key": page_key(key)}
+    given = {**form.arguments(), "images": good, "idempotency_key": page_key(key), "review": bool(review) or None}
+    if captions is not None:
+        given["captions"] = captions
     view = service.submit(services, subject_settings.training_arguments(services, caller.owner_id, subject_id, given))
     return _started(view.job_id)
+
+
+def _caption_sources(services: Services) -> list[tuple[CaptionSource, str]]:
+    """What the owner can choose for captions, in words."""
+    sources: list[tuple[CaptionSource, str]] = [("given", "Mine, where I wrote some")]
+    if services.settings.captioner or services.settings.caption_task:
+        sources.append(("auto", "Write those that are missing"))
+    return [*sources, ("template", "The same for all pictures")]
 
 
 def _started(job_id: str) -> Response:

@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 from core.advice import ADVICE
 from core.errors import SpecInvalid
 from jobs import history, previews, service
+from jobs.captioning import review
 from jobs.deletion import requests
 from jobs.owners import accounts
 from jobs.requests.quotes import Quote
@@ -18,7 +19,7 @@ from jobs.results import comparison, delivery, lora_files
 from jobs.services import Services
 from jobs.view import JobView
 from storage.tables.drawings import OPEN
-from storage.tables.jobs import ACTIVE, JobEvent, Stage, Status
+from storage.tables.jobs import ACTIVE, JobEvent, Status
 from training.data.verdict import describe_fault
 from training.families.registry import FAMILIES
 from web.auth import ServicesDep
@@ -77,7 +78,7 @@ def training(
 
 def _stages(view: JobView) -> list[tuple[str, str]]:
     """Each stage with its state: done, now, waiting, or stopped where the training ended early."""
-    names = [stage.value for stage in Stage]
+    names = [stage.value for stage in view.stages]
     if view.status == Status.READY:
         return [(name, "done") for name in names]
     at = names.index(view.stage)
@@ -140,6 +141,12 @@ def _usage(view: JobView) -> list[tuple[str, str, str]]:
 def cancel(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
     service.cancel(services, job_id, caller.owner_id)
     return RedirectResponse(f"/trainings/{job_id}?notice=cancelled", 303)
+
+
+@router.post("/review")
+def accept_captions(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    review.accept(services, job_id, caller.owner_id)
+    return RedirectResponse(f"/trainings/{job_id}?notice=accepted", 303)
 
 
 @router.post("/delete")

@@ -8,12 +8,13 @@ from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse,
 from jobs import checkpoints as job_checkpoints
 from jobs import history, service
 from jobs import previews as job_previews
+from jobs.captioning import review
 from jobs.results import delivery, lora_files, model_card
 from training.lora.formats import FORMATS
 from web import signing
 from web.auth import ReaderDep, ServicesDep, TrainerDep
 from web.files import card_response, download_response, lora_response, picture_response
-from web.models.trainings import Checkpoint, Checkpoints, Preview, Previews, Training
+from web.models.trainings import Checkpoint, Checkpoints, Preview, Previews, Review, ReviewAccepted, Training
 from web.parameters import IdempotencyKey, PreviewName, TrainingId, api_key
 from web.problems import ALWAYS, RequestRefused, responses
 from web.streams import event_response
@@ -70,6 +71,30 @@ def retry(
     view = service.retry(services, job_id, caller.owner_id, api_key(key))
     response.headers["Location"] = f"/api/trainings/{view.job_id}"
     return Training.model_validate(view)
+
+
+# ---- the review of captions ----------------------------------------------------------------------------------
+
+
+@router.get(
+    "/review",
+    summary="Get the captions that a training waits with",
+    description="Only while its stage is `review`. Change the captions of stored pictures under "
+    "`/api/influencer/{id}/captions`, as often as you like.",
+    responses=responses(*_ONE, "illegal_move"),
+)
+def captions_to_review(services: ServicesDep, caller: ReaderDep, job_id: TrainingId) -> Review:
+    return Review.model_validate(review.get(services, job_id, caller.owner_id))
+
+
+@router.post(
+    "/review",
+    summary="Accept the captions of a training",
+    description="It trains with the captions that its pictures have now. Accepting again changes nothing.",
+    responses=responses(*_ONE, "illegal_move", "too_large"),
+)
+def accept_captions(services: ServicesDep, caller: TrainerDep, job_id: TrainingId, body: ReviewAccepted) -> Training:
+    return Training.model_validate(review.accept(services, job_id, caller.owner_id, body.captions))
 
 
 # ---- events ---------------------------------------------------------------------------------------------------

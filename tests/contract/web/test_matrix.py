@@ -95,6 +95,8 @@ ROWS = [
     Row("DELETE", f"{OF}/images/notes", "train", 204, 204),
     Row("POST", f"{OF}/images", "train", 422, 422, {"json": {"url": "file:///etc/passwd"}}),
     Row("GET", f"{OF}/images/fetches/{{fetchId}}", "read", 200),
+    Row("GET", f"{ONE}/review", "read", 409),
+    Row("POST", f"{ONE}/review", "train", 409, options={"json": {}}),
     Row("POST", f"{ONE}/cancel", "train", 409),
     Row("POST", f"{ONE}/retry", "train", 202),
     Row("POST", f"{ONE}/checkpoints/{{step}}/deliver", "train", 404),  # there is no checkpoint of this step

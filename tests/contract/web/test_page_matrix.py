@@ -98,6 +98,7 @@ ROWS = [
     Row("POST", "/subjects/{id}/images/{imageId}/remove", "train", 303),
     Row("POST", "/subjects/{id}/notes/dismiss", "train", 303, 303),
     Row("POST", "/trainings/{id}/cancel", "train", 303),
+    Row("POST", "/trainings/{id}/review", "train", 409),
     Row("POST", "/trainings/{id}/again", "train", 303, form={"key": "2" * 32}),
     Row("POST", "/trainings/{id}/draw", "train", 409, form={"key": "3" * 32, "prompt": "hush"}),
     Row("GET", "/drawings/{drawingId}", "read", 303),
