@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import Learns, TrainSpec
 
-_STYLES = {"style", "painting", "drawing", "illustration", "art", "artwork", "photography", "watercolour", "comic"}
-_CHARACTERS = {
-    "person", "woman", "man", "girl", "boy", "child", "character", "mascot", "animal", "dog", "cat", "horse", "bird",
-    "creature", "monster", "robot", "face",
-}  # fmt: skip
 _EPOCHS = 100  # the default of every family
 
 
@@ -18,7 +14,7 @@ _EPOCHS = 100  # the default of every family
 class Preset:
     """A recipe for one kind of subject. `prompts` have `{word}` for the trigger word with the class word."""
 
-    kind: str
+    kind: Learns
     title: str
     about: str
     recipe: Mapping[str, Any]
@@ -62,24 +58,24 @@ PRESETS = (
 BY_KIND = {preset.kind: preset for preset in PRESETS}
 
 
-def kind_of(class_word: str | None) -> str:
+def kind_of(class_word: str | None) -> Learns:
     """The kind of a subject that is described by this class word."""
-    words = set((class_word or "").lower().split())
-    if words & _STYLES:
-        return "style"
-    return "object" if words and not words & _CHARACTERS else "character"
+    given = {"base_model": "sd15", "trigger_word": "x", "seed": 0, "class_word": class_word or ""}
+    return TrainSpec.model_validate(given).learnt
 
 
-def prompts_for(kind: str, trigger_word: str | None, class_word: str | None) -> list[str]:
+def prompts_for(kind: Learns, trigger_word: str | None, class_word: str | None) -> list[str]:
     """Sample prompts for a subject of this kind."""
     word = " ".join(filter(None, (trigger_word or "sks", None if kind == "style" else class_word)))
     return [prompt.format(word=word) for prompt in BY_KIND[kind].prompts]
 
 
-def recipe_for(kind: str, base_model: str | None, trigger_word: str | None, class_word: str | None) -> dict[str, Any]:
+def recipe_for(
+    kind: Learns, base_model: str | None, trigger_word: str | None, class_word: str | None
+) -> dict[str, Any]:
     """The recipe of a preset on a base model, with its sample prompts, without options that the family refuses."""
     refused = FAMILIES[BASE_MODELS[base_model or "sd15"].family].refused
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = {"learns": kind}
     for name, value in BY_KIND[kind].recipe.items():
         if isinstance(value, dict):
             kept = {option: one for option, one in value.items() if f"{name}.{option}" not in refused}

@@ -14,7 +14,7 @@ from jobs.services import Services
 from jobs.subjects import presets, subject_recipe, subject_settings
 from storage.tables.jobs import Subject
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import GROUPS, TrainSpec
+from training.spec import GROUPS, Learns, TrainSpec
 from web.auth import Caller, ServicesDep
 from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
@@ -92,6 +92,7 @@ def _choices(name: str) -> tuple[str, ...]:
     kind: Any = TrainSpec.model_fields[group].annotation
     if option:
         kind = kind.model_fields[option].annotation
+    kind = next((one for one in get_args(kind) if get_origin(one) is Literal), kind)  # of an optional one
     if kind is bool:
         return ("yes", "no")
     return get_args(kind) if get_origin(kind) is Literal else ()
@@ -155,7 +156,7 @@ def preset(
     services: ServicesDep,
     caller: PageTrainerDep,
     subject_id: SubjectId,
-    kind: Annotated[Literal["character", "object", "style"], Form()],
+    kind: Annotated[Learns, Form()],
 ) -> Response:
     kept = subject_settings.get(services, caller.owner_id, subject_id)
     made = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
