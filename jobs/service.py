@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
@@ -215,10 +216,18 @@ def jobs(
     statuses: Sequence[str] = (),
     active: bool = False,
     limit: int = 20,
+    before: str | None = None,
 ) -> list[JobView]:
-    """Jobs without their pictures, newest first. `statuses` and `active` together: jobs that fulfil both."""
+    """Jobs without their pictures, newest first. `statuses` and `active` together: jobs that fulfil both.
+
+    `before`: the id of the last job of the page before this one.
+    """
     with services.database.reading() as session:
-        query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
+        query = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
+        if before is not None:
+            last = select(Job.created_at).where(Job.id == before).scalar_subquery()
+            is_older = sa.and_(col(Job.created_at) == last, col(Job.id) < before)
+            query = query.where(sa.or_(col(Job.created_at) < last, is_older))
         if owner_id is not None:
             query = query.where(Job.owner_id == owner_id)
         if subject_id is not None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from jobs.services import Services
@@ -13,6 +14,7 @@ from web.pages import account as account_page
 from web.pages import captions as caption_pages
 from web.pages import compare as compare_pages
 from web.pages import drawings as drawing_pages
+from web.pages import errors, training_list
 from web.pages import operators as operator_pages
 from web.pages import picture as picture_pages
 from web.pages import recipe as recipe_pages
@@ -86,12 +88,14 @@ def create_app(services: Services) -> FastAPI:
             expose_headers=_RESPONSE_HEADERS,
         )
     problems.install(app)
+    app.add_exception_handler(HTTPException, errors.as_asked)  # an address that no route has
     for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
         app.include_router(routes.router)
     for shown in (
         account_page,
         operator_pages,
         subject_pages,
+        training_list,
         training_pages,
         result_pages,
         compare_pages,

@@ -27,7 +27,7 @@ from jobs.lifecycle.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of
-from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews
+from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews, device
 from jobs.stages.intake import picture_values, preparation, unpack
 from jobs.stages.picture_source import fetch_and_convert, prepared_before
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
@@ -38,6 +38,8 @@ from storage.tables.jobs import Job, JobPicture, PictureState, PreparedPicture, 
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.quality import near_duplicates
 from training.lora import file as lora_file
+from training.lora.readers import readers
+from training.lora.reading import read_lora
 from training.ports import TrainResult, TrainRun
 from training.spec import MIN_PICTURES, base_model_location
 
@@ -225,6 +227,7 @@ def train(services: Services, job_id: str) -> None:
                 lora_sha256=result.sha256,
                 lora_bytes=result.size_bytes,
                 train_seconds=col(Job.train_seconds) + result.train_seconds,
+                device=device.name,
             )
 
 
@@ -285,7 +288,7 @@ def upload(services: Services, job_id: str) -> None:
             log.info("%s exists already and is compared", key)
         _compare(services.store.get(key), sha256, key)
         with services.database.writing() as session:
-            transitions.advance(session, lease, services.settings, lora_key=key)
+            transitions.advance(session, lease, services.settings, lora_key=key, readers=readers(read_lora(data)))
 
 
 def _compare(data: bytes, sha256: str, what: str) -> None:

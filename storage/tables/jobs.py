@@ -215,6 +215,7 @@ class Job(SQLModel, table=True):
     validation_loss: float | None = None  # of the last validation; at the end, of the delivered weights
     seconds_left: float | None = None
     seconds_per_step: float | None = None
+    device: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})  # that it was trained on
 
     failure_code: str | None = None
     failure_message: str | None = None
@@ -237,6 +238,7 @@ class Job(SQLModel, table=True):
     dataset_sha256: str | None = None
     lora_sha256: str | None = None
     lora_bytes: int | None = Field(default=None, sa_type=sa.BigInteger)
+    readers: dict[str, str] | None = Field(default=None, sa_column=_json(dict[str, str]))  # how programs read the file
     lora_key: str | None = None  # set once the upload has been read back
     train_seconds: float = 0.0
     checkpoint_step: int = 0

@@ -147,7 +147,11 @@ def _check_device(instance: Any, **_: Any) -> None:
             taken.deselect(queues.TRAIN + family)
         import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
         trained = [queues.TRAIN + family for family in families if family not in _trains_on.refused]
-        _heartbeat = Heartbeat(instance.hostname, trained, instance.concurrency, captions=_has_captioner())
+        control.device.name = _trains_on.name
+        has_captioner = _has_captioner()
+        _heartbeat = Heartbeat(
+            instance.hostname, trained, instance.concurrency, _trains_on.name, captions=has_captioner
+        )
         dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
         for name in set(drawn) & set(dropped):
             taken.deselect(name)

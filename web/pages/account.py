@@ -9,7 +9,7 @@ from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from jobs.deletion import requests
 from jobs.notices import notices
-from jobs.owners import accounts, tokens
+from jobs.owners import accounts, sign_in_links, tokens
 from jobs.owners import sessions as kept_sessions
 from jobs.services import Services
 from notifications.preferences import EVENTS
@@ -30,6 +30,7 @@ from web.parameters import DeletionId, SessionId, TokenId
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
 _PAGE = 25  # entries
+LinkSecret = Annotated[str, Path(min_length=20, max_length=60, pattern=r"^[A-Za-z0-9_-]+$")]
 _EVENT_TEXTS = {
     "training.processing": "A training begins",
     "training.completed": "A training is ready",
@@ -64,11 +65,37 @@ def begin_session(
         session, cookie = sessions.begin(request, services, token, owner)
     except SpecInvalid as error:
         return render(request, "sign_in.html", 422, back=_safe_path(back), owner=owner, faults=error.faults)
-    home = "/operators" if session.owner_id is None else _safe_path(back)
+    return _with_cookie(request, "/operators" if session.owner_id is None else _safe_path(back), cookie)
+
+
+def _with_cookie(request: Request, home: str, cookie: str) -> Response:
     answer = RedirectResponse(home, 303)
     secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, cookie, max_age=LASTS_S, secure=secure, httponly=True, samesite="strict")
     return answer
+
+
+@router.get("/sign-in/{secret}")
+def follow_link(request: Request, services: ServicesDep, secret: LinkSecret) -> Response:
+    """Ask before the link is used up: what only fetches it, such as a preview in a chat, must not use it."""
+    owner_id = sign_in_links.owner_of(services, secret)
+    return render(request, "sign_in_link.html", 200 if owner_id else 404, owner=owner_id)
+
+
+@router.post("/sign-in/{secret}")
+def use_link(request: Request, services: ServicesDep, secret: LinkSecret) -> Response:
+    check_origin(request)
+    token = sign_in_links.redeem(services, secret)
+    if token is None or token.owner_id is None:
+        return render(request, "sign_in_link.html", 404, owner=None)
+    session_id = kept_sessions.begin(services, token, token.owner_id, request.headers.get("user-agent", ""))
+    return _with_cookie(request, "/", sessions.signed(request, session_id))
+
+
+@router.get("/signed-in")
+def signed_in(request: Request, _: SessionDep) -> Response:
+    """Where the tab arrives that was opened because the session of another tab had ended."""
+    return render(request, "signed_in.html")
 
 
 @router.post("/sign-out")

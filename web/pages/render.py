@@ -12,6 +12,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from web.pages.wording import label, sentence
+
 _HERE = Path(__file__).parent.parent
 STATIC = _HERE / "static"
 HEADERS = {
@@ -57,7 +59,7 @@ _NOTICES = {
     "uncropped": "Later trainings see the whole picture.",
     "removed": "Picture removed. Trainings that use it continue.",
     "uploaded": "Pictures stored.",
-    "some": "Some files were not stored, because they are not pictures.",
+    "some": "Some files were not stored, because they are not pictures.",  # see `_BAD`
     "started": "Training started.",
     "cancelled": "Training cancelled.",
     "accepted": "Captions accepted.",
@@ -79,11 +81,15 @@ _NOTICES = {
 }
 
 
+_BAD = frozenset({"some"})  # notices of something that was not done
+
+
 def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
     """The response for a page."""
     session = getattr(request.state, "session", None)
-    notice = _NOTICES.get(request.query_params.get("notice", ""), "")
-    text = _templates().get_template(template).render(session=session, path=request.url.path, notice=notice, **values)
+    named = request.query_params.get("notice", "")
+    told = {"notice": _NOTICES.get(named, ""), "notice_is_bad": named in _BAD}
+    text = _templates().get_template(template).render(session=session, path=request.url.path, **told, **values)
     return HTMLResponse(text, status, HEADERS)
 
 
@@ -154,6 +160,7 @@ def _templates() -> Environment:
     folder = FileSystemLoader(_HERE / "templates" / "page")
     made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
+    made.filters |= {"label": label, "sentence": sentence}
     made.filters |= {"when": when, "signed": signed}
     made.tests |= {"in_group": in_group}
     made.globals |= {"asset": asset, "count": count, "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES}
