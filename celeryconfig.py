@@ -63,7 +63,7 @@ task_queues = [
 ]
 task_create_missing_queues = False
 _on_fetch = ("preprocess", "fetch_images", "draw", "screen", "ask_caption")
-# Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Tasks that call
+# Workers alternate between their queues, so a sweep does not wait behind a backlog of other tasks. Tasks that call
 # addresses of owners have queues and a worker of their own, because a slow host holds a slot.
 task_routes = {
     **{f"imprint.{name}": {"queue": "cpu"} for name in ("caption", "dataset")},
@@ -73,20 +73,13 @@ task_routes = {
 }
 
 # ---- sweeps ----
-# name: seconds between two runs, and after how many an unstarted one is dropped
-_sweeps = {
-    "sweep": (_settings.sweep_s, _settings.sweep_s * 0.9),
-    "poll_remote": (_settings.remote_poll_s, _settings.remote_poll_s * 0.9),
-    "audit": (3600.0, 3000),
-}
+# Seconds between two runs. None has `expires`, which would compare the clocks of two machines: the worker's consumer
+# drops a backlog.
+_sweeps = {"sweep": _settings.sweep_s, "poll_remote": _settings.remote_poll_s, "audit": 3600.0}
 # `shadow` is the name in Flower, in events and in Celery's log: there, sweeps sort apart from the tasks of jobs.
 beat_schedule = {
-    name: {
-        "task": f"imprint.{name}",
-        "schedule": period_s,
-        "options": {"expires": expires_s, "shadow": f"sweep.{name}"},
-    }
-    for name, (period_s, expires_s) in _sweeps.items()
+    name: {"task": f"imprint.{name}", "schedule": period_s, "options": {"shadow": f"sweep.{name}"}}
+    for name, period_s in _sweeps.items()
 }
 beat_schedule_filename = str(_settings.run_dir / "beat")
 timezone = "UTC"

@@ -6,10 +6,13 @@ errors are sorted by PostgreSQL's SQLSTATE and by SQLite's result code.
 """
 
 import sqlite3
+import time
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import ExceptionContext
+
+from core.clock import server_clock
 
 # SQLSTATEs, or classes of them (two characters), after which the same transaction may succeed later.
 _RETRYABLE = (
@@ -46,6 +49,10 @@ class DatabaseAway(Exception):
 
 # What code outside of this package catches: a pool without a free connection is an outage too.
 AWAY = (DatabaseAway, sa.exc.TimeoutError)
+
+
+# In place of a ping: one round trip.
+_ASK = "SELECT current_setting('transaction_read_only'), extract(epoch FROM clock_timestamp())::float8"
 
 
 def watch(engine: sa.Engine) -> None:
@@ -90,12 +97,16 @@ def _replace_stale(connection: Any, record: Any, _proxy: Any) -> None:
     """Replace a pooled connection that is broken, or that is read-only: a new one may reach a server that is not.
 
     A session keeps `default_transaction_read_only` from its start, and a connection to a server that is a standby since
-    a failover stays on it. This costs one round trip, like SQLAlchemy's own ping, whose place it takes.
+    a failover stays on it. This costs one round trip, like SQLAlchemy's own ping, whose place it takes. It
+    also asks for the server's time, by which all machines go.
     """
     is_new = record.info.pop("is_new", False)
     try:
         connection.autocommit = True  # one round trip, and no transaction is left open
-        is_read_only = connection.execute("SHOW transaction_read_only").fetchone()[0] == "on"
+        asked = time.monotonic()
+        setting, there = connection.execute(_ASK).fetchone()
+        server_clock.follow(there, asked, time.monotonic())
+        is_read_only = setting == "on"
         connection.autocommit = False
     except Exception as error:
         if is_new:

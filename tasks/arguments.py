@@ -18,9 +18,10 @@ _ID = {
     "drawing_id": ("draw", "a drawing"),
 }
 _MAX_TEXT, _MAX_NUMBER = 200, 10_000
-REFUSED_DELAY = (
-    "imprint_refused_delay"  # a header of `tasks.rabbitmq.consumer`: how many seconds the task should have waited
-)
+# Headers of `tasks.rabbitmq.consumer` and of tasks that our workers send again: how many seconds the task should have
+# waited, and how long it waits, whatever the clocks say.
+REFUSED_DELAY = "imprint_refused_delay"
+OWN_DELAY = "imprint_delay_s"
 LONGEST_DELAY_S = 3600  # how far ahead the time of a task may be that an application sends
 
 

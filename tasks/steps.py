@@ -16,6 +16,7 @@ from jobs.stages.stage_runner import AlreadyDone, NothingToDo
 from jobs.turns import RetryLater
 from storage.database import AWAY
 from tasks.app import app
+from tasks.arguments import OWN_DELAY
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def run(task: "Task[..., Any]", step: Callable[[], object]) -> None:
     except RetryLater as again:
         send_again(task, again)
     except AWAY as error:
-        raise task.retry(countdown=_DATABASE_AWAY_S, max_retries=_DATABASE_AWAY_RETRIES, exc=error) from error
+        _retry(task, _DATABASE_AWAY_S, _DATABASE_AWAY_RETRIES, error)
 
 
 def send_again(task: "Task[..., Any]", again: RetryLater) -> NoReturn:
@@ -46,7 +47,13 @@ def send_again(task: "Task[..., Any]", again: RetryLater) -> NoReturn:
 
     The database counts the attempts, so Celery must not. Its None would be the task's own limit, three.
     """
-    raise task.retry(countdown=again.delay_s, max_retries=sys.maxsize, exc=again) from again
+    _retry(task, again.delay_s, sys.maxsize, again)
+
+
+def _retry(task: "Task[..., Any]", delay_s: float, most: int, error: Exception) -> NoReturn:
+    """The message carries the delay too, beside the time by this machine's clock (`tasks.rabbitmq.consumer`)."""
+    headers = {**(task.request.headers or {}), OWN_DELAY: delay_s}
+    raise task.retry(countdown=delay_s, max_retries=most, exc=error, headers=headers) from error
 
 
 @app.task(name="imprint.preprocess", bind=True, ignore_result=False, throws=(ImprintError,))

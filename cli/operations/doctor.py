@@ -29,7 +29,7 @@ from tasks.workers.device_check import FOLDER
 from training.families.registry import BASE_MODELS, FAMILIES
 
 DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB; base models and LoRAs need more
-CLOCK_OFF_S = 5.0  # leases last 25 s by default: a larger difference of clocks would end leases of live workers
+CLOCK_OFF_S = 5.0  # Imprint goes by the database server's clock, but logs, Celery and signed addresses do not
 _FLOWER_ANSWER_S = 2.0
 _COLOURS = {"ok": "green", "note": "cyan", "todo": "red"}
 

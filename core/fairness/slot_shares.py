@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 _SHARE = 3  # an owner alone gets three quarters of the slots; with more owners, each gets less
-_GAP_S, _LONGEST_WAIT_S = 0.05, 60.0
+_SHORTEST_GAP_S, _LONGEST_GAP_S, _LONGEST_WAIT_S = 0.05, 1.0, 60.0
 _MAX_WAITING = 10_000  # owners whose work was turned away; the one that waited longest is forgotten first
 
 
@@ -21,21 +21,24 @@ class SlotShares:
         self.total = total
         self._clock = clock
         self._taken: Counter[str] = Counter()
+        self._moved_at: dict[str, float] = {}  # when an owner that has slots gave one back, or took its first one
         self._comes_back: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, owner_id: str) -> float:
         """Take a slot for `owner_id`; 0.0, or the seconds after which the owner may ask again.
 
-        What is turned away comes back one by one, so that a thousand requests of an owner do not come back at once.
+        What is turned away comes back one by one, so that a thousand requests of an owner do not come back at once. It
+        comes as often as the owner's slots become free: each time costs the worker as much as a small task.
         """
         with self._lock:
+            now = self._clock()
             if self.total is None or self._taken[owner_id] < _SHARE * max(self.total - self._taken.total(), 0):
                 self._taken[owner_id] += 1
+                self._moved_at.setdefault(owner_id, now)
                 return 0.0
             self._taken += Counter()  # drop the owner that has no slot
-            now = self._clock()
-            at = max(self._comes_back.pop(owner_id, now), now) + _GAP_S
+            at = max(self._comes_back.pop(owner_id, now), now) + self._gap_s(owner_id, now)
             self._comes_back[owner_id] = min(at, now + _LONGEST_WAIT_S)
             while len(self._comes_back) > _MAX_WAITING:
                 self._comes_back.popitem(last=False)
@@ -46,3 +49,13 @@ class SlotShares:
         with self._lock:
             self._taken[owner_id] -= 1
             self._taken += Counter()
+            if owner_id in self._taken:
+                self._moved_at[owner_id] = self._clock()
+            else:
+                self._moved_at.pop(owner_id, None)
+
+    def _gap_s(self, owner_id: str, now: float) -> float:
+        """How long one of the owner's slots takes to become free, as far as the past says."""
+        slots = self._taken[owner_id]
+        gap_s = (now - self._moved_at.get(owner_id, now)) / slots if slots else 0.0
+        return min(max(gap_s, _SHORTEST_GAP_S), _LONGEST_GAP_S)

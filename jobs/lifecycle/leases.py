@@ -4,8 +4,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -199,38 +199,70 @@ class LeaseKeeper:
             pause.wait(pause_s)
             with self._lock:
                 all_held = list(self._all_held)
-            self._is_away = not all(self._renew(held) for held in all_held)
+            self._is_away = not self._renew_all(all_held)
             # Soon after an outage, so that no sweep finds an expired lease before its renewal.
             pause_s = min(self._lease_s / 3, _AFTER_OUTAGE_S) if self._is_away else self._lease_s / 3
 
-    def _renew(self, held: HeldLease) -> bool:
-        """Renew one lease if its step still works. Returns False if the database cannot be used."""
-        with held.renewing:
-            if held not in self._all_held:
-                return True  # its step has ended
-            if time.monotonic() > held.until:
-                log.error(
-                    "the %s of %s takes longer than %.0f s: another worker may try",
-                    held.lease.stage, held.lease.job_id, held.limit_s,
-                )  # fmt: skip
-                metrics.STAGES_OVERDUE.add(1, held.lease.stage)
-                held.lost.set()
-                self._forget(held)
-                return True
+    def _renew_all(self, all_held: Sequence[HeldLease]) -> bool:
+        """Renew the leases. Returns False if the database cannot be used.
+
+        SQLite lets one writer in at a time and writes to the disk at each commit, so there one transaction renews all:
+        with one for each, the slow downloads of one owner delay the writes of everybody. On PostgreSQL a transaction
+        with many rows could meet another one that locks them in another order.
+        """
+        if self._database.is_sqlite and len(all_held) > 1:
             try:
-                with self._database.writing() as session:
-                    held.lease.renew(session, self._lease_s)
-            except LeaseLost:
-                held.lost.set()
-                self._forget(held)
+                return self._renew_together(all_held)
+            except Exception:  # of one of them: the others must be renewed
+                log.exception("the leases are renewed one by one")
+        return all(self._renew_together([held]) for held in all_held)
+
+    def _renew_together(self, all_held: Sequence[HeldLease]) -> bool:
+        """Renew in one transaction the leases whose steps still work. Returns False if the database cannot be used."""
+        with ExitStack() as locks:
+            for held in all_held:
+                locks.enter_context(held.renewing)
+            kept = [held for held in all_held if held in self._all_held and not self._is_overdue(held)]
+            try:
+                lost = self._write(kept) if kept else []
             except AWAY as error:
                 if not self._is_away:  # once for each outage
                     log.warning("leases are not renewed: the database does not answer (%s)", error)
                 self._is_away = True
                 return False
             except Exception:  # this thread renews every lease of the process, so it must not end
-                log.exception("the lease of %s is not renewed", held.lease.job_id)
+                if len(kept) > 1:
+                    raise
+                log.exception("the lease of %s is not renewed", kept[0].lease.job_id)
+                return True
+            for held in lost:
+                held.lost.set()
+                self._forget(held)
             return True
+
+    def _is_overdue(self, held: HeldLease) -> bool:
+        """Whether the step takes longer than it may; if so, its lease is given up."""
+        if time.monotonic() <= held.until:
+            return False
+        log.error(
+            "the %s of %s takes longer than %.0f s: another worker may try",
+            held.lease.stage, held.lease.job_id, held.limit_s,
+        )  # fmt: skip
+        metrics.STAGES_OVERDUE.add(1, held.lease.stage)
+        held.lost.set()
+        self._forget(held)
+        return True
+
+    def _write(self, all_held: Sequence[HeldLease]) -> list[HeldLease]:
+        """Renew leases in one transaction. Returns those that other claims have replaced."""
+        lost = []
+        with self._database.writing() as session:
+            for held in all_held:
+                try:
+                    held.lease.renew(session, self._lease_s)
+                except LeaseLost:
+                    lost.append(held)
+        return lost
 
     def _forget(self, held: HeldLease) -> None:
         with self._lock:

@@ -34,7 +34,7 @@ from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_st
 from jobs.turns import owner_slot
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables.jobs import Job, JobPicture, PictureState, PreparedPicture, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, PreparedPicture, Stage, Status
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.quality import near_duplicates
 from training.lora import file as lora_file
@@ -57,8 +57,10 @@ def preprocess(services: Services, job_id: str, position: int) -> None:
     Raises RetryLater if the owner's other pictures take its share of this worker.
     """
     with services.database.reading() as session:
-        owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id))
-    with owner_slot(services, owner_id or ""):
+        owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id, col(Job.status).in_(ACTIVE)))
+    if owner_id is None:  # do not let it wait for a slot
+        raise NothingToDo(f"{job_id} is final or deleted")
+    with owner_slot(services, owner_id):
         _preprocess(services, job_id, position)
 
 

@@ -1,6 +1,9 @@
 """A consumer that survives the loss of its broker, and messages that are made to end the worker."""
 
 import logging
+import time
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -10,7 +13,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.clock import utcnow
-from tasks.arguments import LONGEST_DELAY_S, REFUSED_DELAY
+from tasks.arguments import LONGEST_DELAY_S, OWN_DELAY, REFUSED_DELAY
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,7 @@ _FAULTS = (
 
 
 _MAX_DEPTH = 20
+_LONGEST_GAP_S = 60.0  # an operator may send the hourly audit once more
 
 
 class _Headers(BaseModel):
@@ -51,7 +55,11 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
 
     A message whose body is `5`, or that has no id, ends the worker. It is not acknowledged, so it comes back and ends
     the next worker. Here it is checked first, and dropped. `tests/hostile/test_messages.py` fails without this.
+
+    And it compares no times of two machines: each may have a clock of its own.
     """
+
+    _periodic: "_PeriodicTasks | None" = None
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         if self.connection is not None:
@@ -64,7 +72,11 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
         def on_task_received(message: Any) -> None:
             try:
                 _check(message)
+                if self._is_backlog(message):
+                    message.ack_log_error(log, self.connection_errors)
+                    return
                 self._refuse_long_delay(message)
+                _limit_own_delay(message)
                 take_in(message)
             except _FAULTS as fault:
                 # Not the error's text, which quotes the message: it may contain addresses and keys.
@@ -72,6 +84,11 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
                 message.reject_log_error(log, self.connection_errors)
 
         return on_task_received
+
+    def _is_backlog(self, message: Any) -> bool:
+        """Whether this is one of many runs of a periodic task that waited while no worker took them."""
+        self._periodic = self._periodic or _PeriodicTasks(self.app.conf.beat_schedule)
+        return self._periodic.is_too_soon(message.headers["task"], time.monotonic())
 
     def _refuse_long_delay(self, message: Any) -> None:
         """Let a task with a long countdown run at once, so that it refuses the delay (`CheckedTask`).
@@ -85,6 +102,39 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
         delay_s = (maybe_make_aware(maybe_iso8601(headers["eta"])) - utcnow()).total_seconds()
         if delay_s > LONGEST_DELAY_S:
             headers |= {"eta": None, REFUSED_DELAY: round(delay_s)}
+
+
+class _PeriodicTasks:
+    """When this worker last took each task that beat sends.
+
+    A backlog is told by this worker's own clock. An `expires` is a time of beat's clock, and a worker on a machine
+    whose clock is ahead would drop every sweep.
+    """
+
+    def __init__(self, schedule: Mapping[str, Mapping[str, Any]]) -> None:
+        self._shortest_s = {
+            entry["task"]: min(float(entry["schedule"]) / 2, _LONGEST_GAP_S) for entry in schedule.values()
+        }
+        self._taken: dict[str, float] = {}
+
+    def is_too_soon(self, task: str, now: float) -> bool:
+        """Whether `task` is periodic and was taken less than half a period ago; if not, it is taken now."""
+        if task not in self._shortest_s:
+            return False
+        if task in self._taken and now - self._taken[task] < self._shortest_s[task]:
+            return True
+        self._taken[task] = now
+        return False
+
+
+def _limit_own_delay(message: Any) -> None:
+    """Let a task that a worker of ours sent again wait at most its delay: the sender's clock may be ahead of ours."""
+    delay_s = message.headers.get(OWN_DELAY)
+    if not message.headers.get("eta") or type(delay_s) not in (int, float) or not 0 <= delay_s <= LONGEST_DELAY_S:
+        return
+    latest = utcnow() + timedelta(seconds=delay_s)
+    if maybe_make_aware(maybe_iso8601(message.headers["eta"])) > latest:
+        message.headers["eta"] = latest.isoformat()
 
 
 def _check(message: Any) -> None:

@@ -52,7 +52,7 @@ from core.settings import Settings
 from credits import ledger
 from jobs import service
 from jobs.lifecycle import repair, sweeps, transitions
-from jobs.lifecycle.leases import Lease, LeaseKeeper, claim_picture, claim_stage
+from jobs.lifecycle.leases import HeldLease, Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
@@ -397,6 +397,42 @@ def test_one_heart_keeps_many_leases_and_goes_on_when_one_is_lost(services: Serv
         seen = row(services, other).lease_until
         assert seen is not None
         wait(lambda: (row(services, other).lease_until or seen) > seen + timedelta(seconds=0.6))
+
+
+class BrokenLease(Lease):
+    """A defect: every renewal raises."""
+
+    def renew(self, session: Session, lease_s: float) -> None:
+        raise RuntimeError("as the test wants it")
+
+
+def three_leases(services: Services, job_id: str) -> list[Lease]:
+    jobs = [job_id, *(service.submit(services, request(services, seed=seed)).job_id for seed in (2, 3))]
+    for one in jobs:
+        put_at(services, one, Stage.TRAIN)
+    return [lease_of(services, one, lease_s=0.6) for one in jobs]
+
+
+def test_a_lease_that_cannot_be_renewed_keeps_no_other_from_it(services: Services, job_id: str) -> None:
+    keeper = LeaseKeeper(services.database, 0.6)
+    broken, *good = three_leases(services, job_id)
+    before = [row(services, lease.job_id).lease_until for lease in good]
+    with keeper.keeping(BrokenLease(**vars(broken))) as held, keeper.keeping(good[0]), keeper.keeping(good[1]):
+        for lease, until in zip(good, before, strict=True):
+            wait(lambda lease=lease, until=until: row(services, lease.job_id).lease_until > until)  # type: ignore[misc]
+        assert not held.lost.is_set()
+
+
+def test_sqlite_renews_all_leases_of_a_process_in_one_transaction(services: Services, job_id: str) -> None:
+    """It writes to the disk at each commit, and everybody's writes wait for that."""
+    keeper, leases, commits = LeaseKeeper(services.database, 0.6), three_leases(services, job_id), list[object]()
+    held = [HeldLease(lease) for lease in leases]
+    keeper._all_held.update(held)
+    sa.event.listen(services.database.engine, "commit", commits.append)
+    first = [row(services, lease.job_id).lease_until for lease in leases]
+    assert keeper._renew_all(held)
+    assert len(commits) == (1 if services.database.is_sqlite else 3)
+    assert all(row(services, lease.job_id).lease_until != until for lease, until in zip(leases, first, strict=True))
 
 
 class SlowLease(Lease):

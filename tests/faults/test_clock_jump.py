@@ -1,5 +1,6 @@
-"""The clock jumps by an hour, ahead or back, as when it is set after a start: nothing ends, nothing is paid twice."""
+"""The clock jumps by an hour as when it is set after a start, or is an hour off on one machine of several."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
+from storage.tables.jobs import Job
 from tests.servers.process import ServerProcess
-from tests.site import Site, site
+from tests.site import Site, site, until
 
 # libfaketime changes what a process reads as the time; it reads a file for the offset at every call.
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -16,6 +18,8 @@ LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 class SiteWithClock(Site):
     """A site whose processes read the time with an offset that the test sets."""
+
+    fakes = ("io", "train")  # not beat: libfaketime 0.9.10 breaks the `time.sleep` of Python 3.11, which beat ends with
 
     def __init__(self, folder: Path, *arguments: Any, **environment: str) -> None:
         self._is_faked = True
@@ -35,14 +39,19 @@ class SiteWithClock(Site):
         return super().surroundings(**environment) if self._is_faked else super().surroundings(LD_PRELOAD="")
 
     def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
-        # Not beat: libfaketime 0.9.10 breaks the `time.sleep` of Python 3.11, which beat ends with.
-        self._is_faked = name != "beat"
+        self._is_faked = name in self.fakes
         return super().start(name, wait=wait, **environment)
 
     def set_clock(self, offset: str) -> None:
         part = self._offset.with_suffix(".part")
         part.write_text(f"{offset}\n")
         part.replace(self._offset)
+
+
+class SiteWithOneClock(SiteWithClock):
+    """The machine of the io worker has a clock of its own."""
+
+    fakes = ("io",)
 
 
 @pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime: apt-get install libfaketime")
@@ -55,13 +64,11 @@ def test_an_hour_in_mid_training(jump: str, base_model: Path, tmp_path: Path) ->
         running.wait(job_id, lambda view: view["step"] > 0)
         running.set_clock(jump)
         other = running.send()["job_id"]
-        if jump == "-1h":
-            # A worker that dies afterwards: its lease ends by the clock of now. After a jump ahead no sweep would run,
-            # because a sweep has an end by beat's clock, which is not faked here.
-            step = running.view(job_id)["step"]
-            running.wait(job_id, lambda view: view["step"] > step or view["stage"] != "train")
-            running.kill("train")
-            running.start("train")
+        # A worker that dies afterwards: its lease ends by the clock of now, and a sweep finds it.
+        step = running.view(job_id)["step"]
+        running.wait(job_id, lambda view: view["step"] > step or view["stage"] != "train")
+        running.kill("train")
+        running.start("train")
         for one in (job_id, other):
             view = running.wait(one, timeout_s=240)
             assert view["status"] == "ready", view["failure"]
@@ -70,3 +77,41 @@ def test_an_hour_in_mid_training(jump: str, base_model: Path, tmp_path: Path) ->
         for name, process in running.processes.items():
             assert process.alive, f"{name} ended with {process.returncode}: {process.tail()}"
         assert sweeps.run_audit(running.services) == []
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime: apt-get install libfaketime")
+@pytest.mark.parametrize("off", ["+1h", "-1h"])
+def test_one_machine_is_an_hour_off(off: str, base_model: Path, tmp_path: Path) -> None:
+    """Its sweeps run, take no work from a worker that lives, and find the work of one that has died."""
+    with site(
+        tmp_path, base_model, kind=SiteWithOneClock, start=("train", "beat"), database="postgresql", IMPRINT_SWEEP_S="1"
+    ) as running:
+        assert isinstance(running, SiteWithOneClock)
+        running.set_clock(off)
+        running.start("io")
+        running.grant("owner")
+        job_id = running.send(max_steps=200)["job_id"]
+        running.wait(job_id, lambda view: view["step"] > 0)
+        token = lease_token(running, job_id)
+        for _ in range(3):
+            before = last_sweep(running)
+            until(lambda before=before: last_sweep(running) > before, 20, "a sweep")  # type: ignore[misc]
+        assert lease_token(running, job_id) == token
+        assert running.view(job_id)["stage"] == "train", "the training must still run: give it more steps"
+        running.kill("train")
+        running.start("train")
+        assert running.wait(job_id, timeout_s=240)["status"] == "ready"
+        assert lease_token(running, job_id) > token
+        how = "ahead of" if off == "+1h" else "behind"
+        assert f"this machine's clock is 3600 s {how} the database server's" in running.log("io").read_text()
+        assert sweeps.run_audit(running.services) == []
+
+
+def last_sweep(running: Site) -> datetime:
+    with running.services.database.reading() as session:
+        return sweeps.last_sweep(session) or datetime.min.replace(tzinfo=UTC)
+
+
+def lease_token(running: Site, job_id: str) -> int:
+    with running.services.database.reading() as session:
+        return session.get_one(Job, job_id).lease_token

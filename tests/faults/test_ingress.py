@@ -5,7 +5,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,17 +255,7 @@ def test_a_queue_that_exists_is_consumed_as_it_is(place: Site, rabbit: RabbitSer
 
 def test_a_stream_is_read_from_where_the_last_reader_stopped(place: Site, rabbit: RabbitServer) -> None:
     """It keeps its messages: those before the first start count, and after a restart only new ones."""
-    with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
-        channel = connection.default_channel
-        arguments = {"x-queue-type": "stream", "x-max-length-bytes": 10_000_000}
-        channel.queue_declare("model_training", durable=True, auto_delete=False, arguments=arguments)
-        producer = connection.Producer(channel)
-
-        def put(*bodies: bytes) -> None:
-            for body in bodies:
-                producer.publish(body, exchange="", routing_key="model_training", content_type="application/json",
-                                 content_encoding="utf-8")  # fmt: skip
-
+    with stream_producer(rabbit) as put:
         put(good(1), GARBAGE[0], good(2))
         start(place, "ingress")
         until(lambda: jobs_of(place.services) == Counter({"1": 1, "2": 1}), 60, "the jobs of before the start")
@@ -281,6 +272,48 @@ def test_a_stream_is_read_from_where_the_last_reader_stopped(place: Site, rabbit
         start(place, "ingress")
         until(lambda: lengths(place.services)["dead"] == 2, 60, "refused again")
         assert place.stop("ingress") == 0
+
+
+def test_a_stream_is_read_on_after_a_kill_of_its_broker(place_without_broker: Site, rabbit: RabbitServer) -> None:
+    """The position is in the database, so a message is worked on twice at most, and then it is the same job."""
+    place, services = place_without_broker, place_without_broker.services
+    with stream_producer(rabbit) as put:
+        for first in range(0, MANY, 30):
+            put(*(good(number) for number in range(first, first + 30)), GARBAGE[first // 30 % len(GARBAGE)])
+    sent = MANY + len(range(0, MANY, 30))
+    process = start(place, "ingress")
+    until(lambda: sum(jobs_of(services).values()) > MANY // 6, 120, "some jobs")
+    rabbit.kill()
+    assert sum(jobs_of(services).values()) < MANY, "killed in mid-stream"
+    rabbit.start()
+    with stream_producer(rabbit) as put:
+        put(good(MANY), GARBAGE[0])
+    until(lambda: position(services) == sent + 2, 180, "every message was read")
+    assert process.alive, place.log("ingress").read_text()
+    assert place.stop("ingress") == 0
+    assert jobs_of(services) == Counter({str(number): 1 for number in range(MANY + 1)})
+    dead = [body for body, _ in letters(rabbit)]
+    assert set(dead) == set(GARBAGE)
+    # The letter of the message that was worked on at the kill may have been written twice.
+    assert sent - MANY + 1 <= len(dead) <= sent - MANY + 2
+    assert sweeps.run_audit(services) == []
+
+
+@contextmanager
+def stream_producer(rabbit: RabbitServer) -> Iterator[Callable[..., None]]:
+    """Publishes bodies to a stream that it has declared, and waits until RabbitMQ has confirmed each."""
+    with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
+        channel = connection.default_channel
+        arguments = {"x-queue-type": "stream", "x-max-length-bytes": 10_000_000}
+        channel.queue_declare("model_training", durable=True, auto_delete=False, arguments=arguments)
+        producer = connection.Producer(channel)
+
+        def put(*bodies: bytes) -> None:
+            for body in bodies:
+                producer.publish(body, exchange="", routing_key="model_training", content_type="application/json",
+                                 content_encoding="utf-8")  # fmt: skip
+
+        yield put
 
 
 def position(services: Services) -> int | None:

@@ -7,6 +7,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from celery import _state
+
 from tests.servers.process import ServerProcess
 from tests.site import RECIPE, ROOT, Site, until
 
@@ -29,18 +31,23 @@ class Shop:
         self.module = self._load()
 
     def _load(self) -> ModuleType:
-        """The module with an app of its own, for this site's broker."""
+        """The module with an app of its own, for this site's broker.
+
+        Celery gives the tasks of every app to each app of the process that is made later, also to the shop of the next
+        test. Here, as where an application has a process of its own, they belong to their own app.
+        """
         spec = importlib.util.spec_from_file_location("shop", FOLDER / "shop.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        kept = dict(os.environ)
+        kept, shared = dict(os.environ), set(_state._on_app_finalizers)
         os.environ.update(self.environment)
         try:
             spec.loader.exec_module(module)
         finally:
             os.environ.clear()
             os.environ.update(kept)
+            _state._on_app_finalizers.intersection_update(shared)
         return module
 
     def start(self, name: str = "shop") -> None:

@@ -107,8 +107,8 @@ def test_a_dead_worker_is_found_within_a_minute_whatever_the_broker_does() -> No
     none = Settings()
     assert none.lease_s + none.sweep_s < 60
     assert celeryconfig.beat_schedule["sweep"]["schedule"] == module.settings().sweep_s
-    # A sweep that waited longer than a period is dropped, and the next one comes: it does not pile up behind others.
-    assert celeryconfig.beat_schedule["sweep"]["options"]["expires"] < module.settings().sweep_s
+    # Nothing that beat sends ends at a time: its clock may not be the worker's.
+    assert not any("expires" in entry["options"] for entry in celeryconfig.beat_schedule.values())
     # The broker's own redelivery is no part of it: it comes after the longest training only.
     assert none.visibility_timeout_s > none.training_timeout_s
     # A message that nobody took, or that died with its worker before the stage was claimed, has no lease to miss.
