@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from sqlmodel import select
+from sqlmodel import col, select
 
 from core.settings import settings
 from jobs.admission import workers
@@ -73,6 +73,6 @@ def _has_others(services: Services) -> bool:
     """Whether somebody but the owner `me` uses this installation."""
     with services.database.reading() as session:
         return any(
-            session.exec(select(table).where(table.owner_id.is_distinct_from(OWNER)).limit(1)).first() is not None  # type: ignore[attr-defined]
+            session.exec(select(table).where(col(table.owner_id).is_distinct_from(OWNER)).limit(1)).first() is not None
             for table in (ApiToken, Job, Subject)
         )

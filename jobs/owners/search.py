@@ -1,7 +1,7 @@
 """For operators: find any job, drawing, owner or picture, and see all that is known of one job or owner."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, col, func, select
@@ -58,13 +58,13 @@ def search(services: Services, text: str) -> Found:
     return Found([service.get(services, job.id) for job in jobs], owners, pictures, drawings)
 
 
-def _rows(session: Session, table: type[_Row], text: str, *columns: sa.ColumnElement[str]) -> list[_Row]:
+def _rows(session: Session, table: type[_Row], text: str, *columns: Any) -> list[_Row]:
     identity = table.id  # type: ignore[attr-defined]
     query = select(table).where(_matches(identity, text, *columns)).order_by(identity.desc())
     return list(session.exec(query.limit(MAX_FOUND)).all())
 
 
-def _matches(identity: sa.ColumnElement[str], text: str, *columns: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+def _matches(identity: Any, text: str, *columns: Any) -> sa.ColumnElement[bool]:
     begins = [column.istartswith(text, autoescape=True) for column in (identity, *columns)]
     return sa.or_(*begins)
 
@@ -125,7 +125,7 @@ def owner_history(services: Services, owner_id: str) -> OwnerHistory:
         accounts.statement(services, owner_id, 20),
         service.jobs(services, owner_id=owner_id, limit=20),
         tokens.list_tokens(services, owner_id),
-        limits.list_limits(services, owner_id),
+        list(limits.list_limits(services, owner_id)),
         audit_log.list_entries(services, owner_id=owner_id, limit=50),
         pictures,
     )

@@ -61,7 +61,8 @@ class TrainForm:
 
     def typed(self, **fields: str | None) -> "TrainForm":
         """The form with the fields that were sent; None: was not sent."""
-        return replace(self, **{name: value for name, value in fields.items() if value is not None})
+        given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        return replace(self, **given)
 
     def recipe(self) -> dict[str, Any]:
         """The options of the recipe, with the form's numbers. Raises SpecInvalid for text that is not a number."""
